@@ -1,0 +1,42 @@
+# `make gate` and `make test` work from a fresh clone on a bare Python 3.11+ with PyPI alone.
+# Another interpreter: make gate PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+STAMP := $(VENV)/.installed-$(VERSION)
+
+.DEFAULT_GOAL := help
+.PHONY: help gate test unit lint install clean
+
+help:
+	@echo "make gate   install into .venv, run the default suite, end with a verdict table"
+	@echo "make test   the same, then the project's own tests"
+	@echo "make lint   ruff and mypy --strict"
+	@echo "make clean  remove .venv (the cache of built variants stays)"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: $(PYTHON) is not Python 3.11 or newer; choose one: make gate PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: $(PYTHON) has no venv module (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[clip,dev]'
+	@touch $@
+
+gate: install
+	$(BIN)/python -m pytest suites/clip_reference.quantgate.yaml
+
+unit: install
+	$(BIN)/python -m pytest tests
+
+test: gate unit
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,497 @@
+"""One suite in one run: builds the variants, measures, and asks the gates.
+
+Everything is lazy and computed once: a gate asks for what it needs, what is costly comes from
+the cache, and only what is not there is built. With a warm cache torch is not even imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.baselines import BaselineMode, Record, Store, next_record, refuse_unfit
+from pytest_quantgate.cache import Cache
+from pytest_quantgate.errors import MissingPackage, NotMeasured, QuantGateError
+from pytest_quantgate.fingerprint import Fingerprint, differences, digest_of
+from pytest_quantgate.gates import (
+    judge_accuracy,
+    judge_calibration,
+    judge_coverage,
+    judge_fidelity,
+    judge_regression,
+    judge_roundtrip,
+)
+from pytest_quantgate.measurement import (
+    Audit,
+    CalibrationRun,
+    Fidelity,
+    Outcomes,
+    Roundtrip,
+    StoredPair,
+    from_json,
+    to_json,
+)
+from pytest_quantgate.options import Settings
+from pytest_quantgate.progress import Progress
+from pytest_quantgate.suite import AccuracyGate, RegressionGate, Suite
+from pytest_quantgate.verdict import Status, Verdict
+
+if TYPE_CHECKING:
+    from pytest_quantgate.models.clip import ClipModel, PairBatch
+    from pytest_quantgate.models.recipes import Recipe
+    from pytest_quantgate.models.source import CheckpointSource
+    from pytest_quantgate.tasks.samples import Samples
+
+#: Packages whose version can change a variant or a number; part of every cache key.
+PACKAGES = ("torch", "transformers", "nvidia-modelopt", "diffusers", "clip-benchmark", "numpy")
+
+#: Fixed, so that results do not depend on how much memory a machine has.
+BATCH_SIZE = 64
+
+#: How many held-out pairs a round trip compares, and a fidelity gate searches for the worst layer.
+PROBE_SAMPLES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A verdict, and the record that the session is to write for it.
+
+    `proposal` is `baseline` (write it to baselines/), `obtained` (propose it) or empty.
+    """
+
+    verdict: Verdict
+    proposal: str = ""
+    record: Record | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Case:
+    """A suite with what was measured of it so far."""
+
+    def __init__(
+        self,
+        *,
+        suite: Suite,
+        settings: Settings,
+        store: Store,
+        cache: Cache,
+        progress: Progress,
+        environ: Mapping[str, str],
+        today: date | None = None,
+    ) -> None:
+        self.suite = suite
+        self.settings = settings
+        self.store = store
+        self.cache = cache
+        self.progress = progress
+        self.environ = environ
+        self.today = today or datetime.now(UTC).date()
+        self._verdicts: dict[tuple[str, str], Judged] = {}
+        self._values: dict[str, Any] = {}
+
+    # -- verdicts ---------------------------------------------------------------------------
+
+    def judge(self, *, kind: str, key: str = "") -> Judged:
+        """Return the verdict of one gate, judged once.
+
+        What could not be measured is NOT_MEASURED with its reason; bad input is FAIL with its
+        message. Neither is ever green.
+        """
+        if (kind, key) not in self._verdicts:
+            self._verdicts[kind, key] = self._judge(kind, key)
+        return self._verdicts[kind, key]
+
+    def _judge(self, kind: str, key: str) -> Judged:
+        judges: dict[str, Callable[[], Judged]] = {
+            "coverage": self._judge_coverage,
+            "calibration": self._judge_calibration,
+            "fidelity": self._judge_fidelity,
+            "accuracy": lambda: self._judge_accuracy(self.accuracy_gate(key)),
+            "regression": lambda: self._judge_regression(self.regression_gate(key)),
+            "roundtrip": self._judge_roundtrip,
+        }
+        try:
+            judged = judges[kind]()
+        except NotMeasured as error:
+            return Judged(
+                verdict=Verdict(gate=kind, status=Status.NOT_MEASURED, headline=str(error))
+            )
+        except QuantGateError as error:
+            return Judged(verdict=Verdict(gate=kind, status=Status.FAIL, headline=str(error)))
+        return replace(judged, notes=(*judged.notes, *self.notes))
+
+    def accuracy_gate(self, key: str) -> AccuracyGate:
+        return next(gate for gate in self.suite.gates.accuracy if gate.key == key)
+
+    def regression_gate(self, key: str) -> RegressionGate:
+        return next(gate for gate in self.suite.gates.regression if gate.key == key)
+
+    def _judge_coverage(self) -> Judged:
+        gate = self.suite.gates.coverage
+        assert gate is not None
+        return Judged(verdict=judge_coverage(self.audit, gate=gate, today=self.today))
+
+    def _judge_calibration(self) -> Judged:
+        gate = self.suite.gates.calibration
+        assert gate is not None
+        return Judged(
+            verdict=judge_calibration(
+                self.audit,
+                self.calibration_run,
+                evaluation_hashes=self.evaluation_hashes(),
+                gate=gate,
+            )
+        )
+
+    def _judge_fidelity(self) -> Judged:
+        gate = self.suite.gates.fidelity
+        assert gate is not None
+        return Judged(verdict=judge_fidelity(self.fidelity(), gate=gate))
+
+    def _judge_accuracy(self, gate: AccuracyGate) -> Judged:
+        fp16, quantized = self.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples)
+        return Judged(verdict=judge_accuracy(fp16=fp16, quantized=quantized, gate=gate))
+
+    def _judge_roundtrip(self) -> Judged:
+        gate = self.suite.gates.roundtrip
+        assert gate is not None
+        return Judged(verdict=judge_roundtrip(self.roundtrip(), gate=gate))
+
+    def _judge_regression(self, gate: RegressionGate) -> Judged:
+        fp16, quantized = self.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples)
+        record = self.store.read(self.suite.name, gate.key)
+        proposed = next_record(
+            record,
+            suite=self.suite.name,
+            key=gate.key,
+            task=gate.task,
+            metric=gate.metric,
+            fp16=fp16,
+            quantized=quantized,
+            fingerprint=self.fingerprint(data=fp16.data_digest),
+            versions=installed_versions(),
+            today=self.today,
+            reason=self.settings.reason or "first baseline",
+        )
+        mode = self.settings.baselines
+        if mode is BaselineMode.UPDATE or (mode is BaselineMode.CREATE and record is None):
+            return self._accept(gate, record=record, proposed=proposed)
+        command = f"pytest {gate.where.file} --quantgate-baselines="
+        verdict = judge_regression(
+            fp16=fp16,
+            quantized=quantized,
+            stored=record
+            and StoredPair(fp16=record.fp16, accepted=record.accepted, first=record.first),
+            differences=(
+                differences(record.fingerprint, proposed.fingerprint) if record else ()
+            ),
+            create_command=f"{command}create",
+            update_command=f"{command}update --quantgate-reason='why'",
+            gate=gate,
+        )
+        if verdict.passed:
+            return Judged(verdict=verdict)
+        return Judged(verdict=verdict, proposal="obtained", record=proposed)
+
+    def _accept(
+        self, gate: RegressionGate, *, record: Record | None, proposed: Record
+    ) -> Judged:
+        """Return the verdict of a writing mode: the new record, or why it may not be kept."""
+        checks = [self.judge(kind="coverage")] if self.suite.gates.coverage else []
+        checks += [
+            self.judge(kind="accuracy", key=other.key)
+            for other in self.suite.gates.accuracy
+            if other.key == gate.key
+        ]
+        refuse_unfit(proposed, verdicts=tuple(check.verdict for check in checks))
+        if record is not None and record.same_result(proposed):
+            headline = f"regression: baseline of {gate.key} is up to date, nothing to write"
+            return Judged(verdict=Verdict(gate="regression", status=Status.PASS, headline=headline))
+        word = "updated" if record else "created"
+        headline = f"regression: baseline of {gate.key} {word}: {proposed.describe()}"
+        return Judged(
+            verdict=Verdict(gate="regression", status=Status.PASS, headline=headline),
+            proposal="baseline",
+            record=proposed,
+        )
+
+    # -- what makes two measurements comparable ------------------------------------------------
+
+    @cached_property
+    def source(self) -> CheckpointSource:
+        from pytest_quantgate.models.source import resolve_checkpoint
+
+        return resolve_checkpoint(self.suite.model, environ=self.environ)
+
+    def fingerprint(self, *, data: str) -> Fingerprint:
+        return Fingerprint(
+            model=self.source.digest,
+            data=data,
+            calibration=digest_of(self._calibration_plain()),
+            recipe=digest_of(self._recipe_plain()),
+        )
+
+    def _recipe_plain(self) -> Any:
+        from pytest_quantgate.models.source import recipe_content
+
+        quantize = self.suite.quantize
+        return {
+            "recipe": recipe_content(quantize.recipe, where=quantize.where, environ=self.environ),
+            "exclude": list(quantize.exclude),
+        }
+
+    def _calibration_plain(self) -> Any:
+        spec = self.suite.calibration
+        return {
+            "data": self._data_key(spec.data, spec.samples + spec.held_out_samples),
+            "samples": spec.samples,
+            "batch_size": spec.batch_size,
+            "held_out_samples": spec.held_out_samples,
+        }
+
+    @cached_property
+    def variant_key(self) -> str:
+        """Digest of all that the quantized variant depends on."""
+        model = self.suite.model
+        return digest_of(
+            {
+                "model": self.source.digest,
+                "dtype": model.dtype,
+                "attn_implementation": model.attn_implementation,
+                "recipe": self._recipe_plain(),
+                "calibration": self._calibration_plain(),
+                "versions": installed_versions(),
+                "code": code_digest(),
+                "device": self.device,
+            }
+        )
+
+    @cached_property
+    def device(self) -> str:
+        if self.settings.device != "auto":
+            return self.settings.device
+        # The driver's device node, not torch: asking torch would import it with a warm cache too.
+        return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
+
+    def _data_key(self, name: str, samples: int | None) -> str:
+        from pytest_quantgate.tasks.registry import data_key
+
+        key = data_key(
+            name, datasets=self.suite.datasets, samples=samples, environ=self.environ
+        )
+        return key if key is not None else self.samples(name, samples).digest
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def samples(self, name: str, count: int | None) -> Samples:
+        """Return the samples of `<data set>/<split>`; the set read last is kept."""
+        from pytest_quantgate.tasks.registry import load_samples
+
+        if self._values.get("samples_key") != (name, count):
+            with self.progress.stage(f"reading {name}"):
+                samples = load_samples(
+                    name, datasets=self.suite.datasets, samples=count, environ=self.environ
+                )
+            self._values |= {"samples_key": (name, count), "samples": samples}
+        found: Samples = self._values["samples"]
+        return found
+
+    def evaluation_hashes(self) -> tuple[tuple[str, str], ...]:
+        """Return (content hash, id) of every sample that a task of this suite is judged on."""
+        wanted = {
+            (_evaluation_data(gate.task), gate.samples)
+            for gate in (*self.suite.gates.accuracy, *self.suite.gates.regression)
+        }
+        found: dict[str, str] = {}
+        for name, count in sorted(wanted, key=str):
+
+            def read(name: str = name, count: int | None = count) -> Any:
+                samples = self.samples(name, count)
+                return [list(samples.hashes), list(samples.ids)]
+
+            key = digest_of({"data": self._data_key(name, count), "code": code_digest()})
+            hashes, ids = self.cache.get_or_measure(kind="hashes", key=key, measure=read)
+            for content, sample_id in zip(hashes, ids, strict=True):
+                found.setdefault(content, sample_id)
+        return tuple(found.items())
+
+    # -- variants --------------------------------------------------------------------------------
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        from pytest_quantgate.models.recipes import resolve_recipe
+
+        return resolve_recipe(self.suite.quantize, environ=self.environ)
+
+    @cached_property
+    def fp16(self) -> ClipModel:
+        """The FP16 variant (on a CPU: the FP32 upcast of its weights)."""
+        from pytest_quantgate.models.loading import load_fp16
+
+        with self.progress.stage(f"loading {self.suite.model.id or 'the reference model'}"):
+            return load_fp16(self.suite.model, device=self.device, environ=self.environ)
+
+    @cached_property
+    def quantized(self) -> ClipModel:
+        """The quantized variant: calibrated once, then restored from its checkpoint."""
+        from pytest_quantgate.models.checkpoint import load_checkpoint
+
+        folder = self._variant_folder
+        built: ClipModel | None = self._values.get("built")
+        if built is not None:
+            return built
+        with self.progress.stage("restoring the quantized variant"):
+            return load_checkpoint(folder / "checkpoint", fp16=self.fp16)
+
+    @cached_property
+    def _variant_folder(self) -> Path:
+        return self.cache.get_or_build(
+            kind="variant", key=self.variant_key, build=self._build_variant
+        )
+
+    def _build_variant(self, folder: Path) -> None:
+        from pytest_quantgate.measure.audit import audit_quantizers
+        from pytest_quantgate.models.checkpoint import save_checkpoint
+        from pytest_quantgate.models.quantize import quantize
+        from pytest_quantgate.tasks.registry import load_calibration
+
+        spec = self.suite.calibration
+        exclude = self.suite.quantize.exclude
+        pairs, held_out = load_calibration(
+            spec, datasets=self.suite.datasets, environ=self.environ
+        )
+        recipe = self.recipe
+        with self.progress.stage(f"calibrating {recipe.name}", total=spec.samples) as advance:
+            result = quantize(
+                self.fp16,
+                recipe=recipe,
+                exclude=exclude,
+                batches=make_batches(self.fp16, pairs, batch_size=spec.batch_size),
+                progress=advance,
+            )
+        with self.progress.stage("auditing the quantizers"):
+            audit = audit_quantizers(
+                result.model,
+                recipe=recipe,
+                exclude=exclude,
+                held_out=make_batches(self.fp16, held_out, batch_size=spec.batch_size),
+            )
+        run = CalibrationRun(
+            data=spec.data,
+            samples=len(pairs),
+            batches=result.batches,
+            vision_batches=result.vision_batches,
+            text_batches=result.text_batches,
+            nonfinite=result.nonfinite,
+            sample_hashes=tuple(zip(pairs.hashes, pairs.ids, strict=True)),
+            held_out_samples=len(held_out),
+            held_out_hashes=tuple(zip(held_out.hashes, held_out.ids, strict=True)),
+        )
+        with self.progress.stage("saving the quantized variant"):
+            save_checkpoint(result.model, folder / "checkpoint")
+        write_json(folder / "audit.json", to_json(audit))
+        write_json(folder / "calibration.json", to_json(run))
+        write_json(folder / "notes.json", list(self.fp16.notes))
+        self._values["built"] = result.model
+
+    @cached_property
+    def audit(self) -> Audit:
+        return from_json(Audit, read_json(self._variant_folder / "audit.json"))
+
+    @cached_property
+    def calibration_run(self) -> CalibrationRun:
+        return from_json(CalibrationRun, read_json(self._variant_folder / "calibration.json"))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of the variants, such as an FP32 upcast on a CPU."""
+        return tuple(read_json(self._variant_folder / "notes.json"))
+
+    # -- measurements ----------------------------------------------------------------------------
+
+    def outcomes(
+        self, *, task: str, metric: str, samples: int | None
+    ) -> tuple[Outcomes, Outcomes]:
+        """Return the per-sample outcomes of the FP16 and the quantized variant on one task."""
+        data = _evaluation_data(task)
+        key = digest_of(
+            {
+                "variant": self.variant_key,
+                "data": self._data_key(data, samples),
+                "task": task,
+                "metric": metric,
+                "samples": samples,
+            }
+        )
+
+        def measure() -> Any:
+            return [to_json(outcome) for outcome in self._measure_outcomes(task, metric, samples)]
+
+        stored = self.cache.get_or_measure(kind="outcomes", key=key, measure=measure)
+        fp16, quantized = (from_json(Outcomes, item) for item in stored)
+        return fp16, quantized
+
+    def _measure_outcomes(
+        self, task: str, metric: str, samples: int | None
+    ) -> tuple[Outcomes, Outcomes]:
+        raise NotImplementedError
+
+    def fidelity(self) -> Fidelity:
+        raise NotImplementedError
+
+    def roundtrip(self) -> Roundtrip:
+        """Return what a save and a restore in a new process gave."""
+        from pytest_quantgate.measure.roundtrip import measure_roundtrip
+        from pytest_quantgate.tasks.registry import load_calibration
+
+        def measure() -> Any:
+            _, held_out = load_calibration(
+                self.suite.calibration, datasets=self.suite.datasets, environ=self.environ
+            )
+            batches = make_batches(
+                self.fp16, held_out.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES
+            )
+            with (
+                self.progress.stage("saving and restoring in a new process"),
+                tempfile.TemporaryDirectory(prefix="quantgate-") as folder,
+            ):
+                return to_json(
+                    measure_roundtrip(self.quantized, batches=batches, directory=Path(folder))
+                )
+
+        stored = self.cache.get_or_measure(
+            kind="roundtrip", key=self.variant_key, measure=measure
+        )
+        return from_json(Roundtrip, stored)
+
+
+def _evaluation_data(task: str) -> str:
+    raise NotImplementedError
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the version of every package that can change a number; raises MissingPackage."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            raise MissingPackage(package, extra="clip", purpose="quantizing a model") from None
+    return versions
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return the SHA-256 of the package's measuring code: a cache outlives an upgrade of it."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for room in ("models", "measure", "tasks", "reference"):
+        for path in sorted((root / room).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

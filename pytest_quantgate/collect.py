@@ -1,0 +1,91 @@
+"""`*.quantgate.yaml` -> `pytest.File` -> one `pytest.Function` a gate, with public API only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.report.terminal import render_failure
+from pytest_quantgate.suite import Suite
+from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.verdict import Status
+
+SUFFIX = ".quantgate.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateItem:
+    """Which gate of which suite a test is; `key` is `<task>-<metric>` or empty."""
+
+    suite: Suite
+    kind: str
+    key: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}[{self.key}]" if self.key else self.kind
+
+
+GATE = pytest.StashKey[GateItem]()
+CARRIED = pytest.StashKey[dict[str, object]]()
+
+
+def list_gates(suite: Suite) -> Iterator[GateItem]:
+    """Yield the gates of a suite in the order they run: what is cheap and tells most first."""
+    gates = suite.gates
+    if gates.coverage:
+        yield GateItem(suite=suite, kind="coverage")
+    if gates.calibration:
+        yield GateItem(suite=suite, kind="calibration")
+    if gates.fidelity:
+        yield GateItem(suite=suite, kind="fidelity")
+    for accuracy in gates.accuracy:
+        yield GateItem(suite=suite, kind="accuracy", key=accuracy.key)
+    for regression in gates.regression:
+        yield GateItem(suite=suite, kind="regression", key=regression.key)
+    if gates.roundtrip:
+        yield GateItem(suite=suite, kind="roundtrip")
+
+
+class SuiteFile(pytest.File):
+    """One suite; collecting it reads YAML and nothing else."""
+
+    def collect(self) -> Iterator[pytest.Function]:
+        try:
+            suite = load_suite(self.path, relative_to=self.config.rootpath)
+        except QuantGateError as error:
+            raise self.CollectError(str(error)) from None
+        for gate in list_gates(suite):
+            function = pytest.Function.from_parent(self, name=gate.name, callobj=run_gate)
+            function.stash[GATE] = gate
+            function.add_marker(pytest.mark.quantgate(gate=gate.kind, suite=suite.name))
+            yield function
+
+
+def run_gate(request: pytest.FixtureRequest) -> None:
+    """Judge the gate of this test: pass, fail with its report, or skip as not measured."""
+    # Imported here so that collecting stays cheap.
+    from pytest_quantgate.session import SESSION, carry
+
+    __tracebackhide__ = True
+    gate = request.node.stash[GATE]
+    session = request.config.stash[SESSION]
+    judged = session.case_for(gate.suite).judge(kind=gate.kind, key=gate.key)
+    verdict = judged.verdict
+    request.node.stash[CARRIED] = carry(
+        suite=gate.suite.name,
+        gate=gate.name,
+        gates_in_suite=len(list(list_gates(gate.suite))),
+        judged=judged,
+        warnings=session.warnings,
+    )
+    request.node.user_properties.append(("quantgate.status", verdict.status.value))
+    for name, figure in verdict.figures.items():
+        request.node.user_properties.append((f"quantgate.{name}", figure))
+    if verdict.status is Status.NOT_MEASURED and not session.settings.strict:
+        pytest.skip(f"not measured: {verdict.headline}")
+    if not verdict.passed:
+        pytest.fail(render_failure(verdict), pytrace=False)

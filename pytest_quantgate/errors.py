@@ -1,0 +1,47 @@
+"""What can go wrong outside a verdict: bad input, a missing part, a damaged file.
+
+Every message says what is wrong, where, the numbers, and the command or edit that mends it.
+The plugin and the command line show the message alone, never a traceback.
+"""
+
+from __future__ import annotations
+
+
+class QuantGateError(Exception):
+    """Base of all errors that a user can cause and mend; `str(error)` is the whole message."""
+
+
+class SuiteError(QuantGateError):
+    """A suite file that cannot be accepted; the message starts with `file:line:`."""
+
+
+class BaselineError(QuantGateError):
+    """A baseline file that is damaged, of another version, or may not be written."""
+
+
+class CacheError(QuantGateError):
+    """A cache that cannot be written (a damaged entry is no error: it is rebuilt)."""
+
+
+class ModelError(QuantGateError):
+    """A checkpoint, a recipe or a model that cannot be used."""
+
+
+class DataError(QuantGateError):
+    """A data set that is empty, damaged or not what the task needs."""
+
+
+class NotMeasured(QuantGateError):
+    """A part is absent (a package, a device, weights, data): the verdict is NOT_MEASURED."""
+
+
+class MissingPackage(NotMeasured):
+    """An optional package is absent; the message holds its install line."""
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed: "
+            f"pip install 'pytest-quantgate[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra

@@ -1,0 +1,96 @@
+"""Fixtures for hand-written tests. The bodies import what is heavy, so collecting stays cheap.
+
+A test names its suite by a marker, and all its fixtures follow it::
+
+    @pytest.mark.quantgate(suite="suites/clip.quantgate.yaml")
+    def test_logit_scale_is_kept(quantgate_fp16, quantgate_quantized):
+        assert quantgate_fp16.module.logit_scale == quantgate_quantized.module.logit_scale
+
+Without the marker the ini value `quantgate_suite` or `--quantgate-suite` is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_quantgate.case import Case
+    from pytest_quantgate.measurement import Outcomes
+    from pytest_quantgate.models.clip import ClipModel
+
+
+@pytest.fixture
+def quantgate_case(request: pytest.FixtureRequest) -> Case:
+    """The case of this test's suite: `.fp16`, `.quantized`, `.audit`, `.outcomes(...)`,
+    `.judge(kind="coverage")`; everything is built on first use and cached."""
+    from pytest_quantgate.errors import QuantGateError
+    from pytest_quantgate.session import SESSION
+    from pytest_quantgate.suite_file import load_suite
+
+    session = request.config.stash[SESSION]
+    marker = request.node.get_closest_marker("quantgate")
+    name = (marker.kwargs.get("suite") if marker else None) or session.settings.suite
+    if not name:
+        raise pytest.UsageError(
+            f"{request.node.nodeid} uses a quantgate fixture but names no suite: add "
+            f'@pytest.mark.quantgate(suite="suites/NAME.quantgate.yaml") or set quantgate_suite '
+            f"in the ini file"
+        )
+    try:
+        suite = load_suite(request.config.rootpath / name, relative_to=request.config.rootpath)
+    except QuantGateError as error:
+        pytest.fail(str(error), pytrace=False)
+    return session.case_for(suite)
+
+
+@pytest.fixture
+def quantgate_fp16(quantgate_case: Case) -> ClipModel:
+    """The FP16 variant of the suite's model."""
+    return _build(lambda: quantgate_case.fp16)
+
+
+@pytest.fixture
+def quantgate_quantized(quantgate_case: Case) -> ClipModel:
+    """The quantized variant, calibrated as the suite says."""
+    return _build(lambda: quantgate_case.quantized)
+
+
+@pytest.fixture
+def quantgate_baseline(
+    request: pytest.FixtureRequest, quantgate_case: Case
+) -> Callable[..., None]:
+    """The baseline check: `quantgate_baseline(task=..., metric=...)` fails the test as the
+    suite's own regression gate would; `fp16=` and `quantized=` take outcomes of your own."""
+    from pytest_quantgate.report.terminal import render_failure
+
+    def check(
+        *,
+        task: str,
+        metric: str,
+        fp16: Outcomes | None = None,
+        quantized: Outcomes | None = None,
+    ) -> None:
+        __tracebackhide__ = True
+        verdict = quantgate_case.check_baseline(
+            task=task, metric=metric, fp16=fp16, quantized=quantized
+        )
+        if not verdict.passed:
+            pytest.fail(render_failure(verdict), pytrace=False)
+
+    return check
+
+
+def _build(make: Callable[[], ClipModel]) -> ClipModel:
+    """Build a variant; what is absent skips the test, bad input fails it with its message."""
+    from pytest_quantgate.errors import NotMeasured, QuantGateError
+
+    __tracebackhide__ = True
+    try:
+        return make()
+    except NotMeasured as error:
+        pytest.skip(f"not measured: {error}")
+    except QuantGateError as error:
+        pytest.fail(str(error), pytrace=False)

@@ -1,0 +1,294 @@
+"""What the measuring rooms hand to the gates: plain frozen values, no torch, no pytest.
+
+Everything here can be written as JSON and read back (`to_json`, `from_json`), so a measurement
+can be cached next to the variant that it belongs to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+Tower = Literal["vision", "text", "other"]
+
+#: Where a quantizer sits. `input`, `weight` and `output` belong to a layer; `q`, `k`, `v` (the
+#: operands of the two attention matmuls), `softmax` (the probabilities, ModelOpt's p_bmm or
+#: softmax quantizer) and `attention_output` (bmm2_output) belong to an attention block.
+Slot = Literal["input", "weight", "output", "q", "k", "v", "softmax", "attention_output", "other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """One quantizer of a model, as found and as seen running.
+
+    `format` is `E4M3`, `INT8`, `INT4`, ... (from num_bits), or `unknown(...)`.
+    `granularity` is `per-tensor`, `per-channel` or `block`.
+    `amax` fields are None where there is no amax; NaN and Inf are kept as `float`.
+    `vision_calls` / `text_calls` count how often it ran in one forward of that tower;
+    `changed` says whether its output ever differed from its input.
+    `clipped` / `seen` count the values above amax and all values on held-out data (0 / 0 where
+    that was not measured).
+    """
+
+    name: str
+    module: str
+    module_class: str
+    slot: Slot
+    tower: Tower
+    block: int | None
+    enabled: bool
+    format: str
+    granularity: str
+    dynamic: bool
+    amax_min: float | None
+    amax_max: float | None
+    amax_finite: bool
+    amax_count: int
+    vision_calls: int
+    text_calls: int
+    changed: bool
+    clipped: int = 0
+    seen: int = 0
+
+    @property
+    def calls(self) -> int:
+        return self.vision_calls + self.text_calls
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """One module that holds parameters or computes attention, quantized or not."""
+
+    name: str
+    class_name: str
+    kind: Literal["linear", "conv", "embedding", "norm", "attention", "mha", "other"]
+    tower: Tower
+    block: int | None
+    weights_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One matrix operation seen in a forward: who called it and which operands were quantized.
+
+    `function` is `linear`, `conv`, `matmul`, `attention` (scaled_dot_product_attention) or
+    `mha` (the fused nn.MultiheadAttention call). `operands_quantized` says for each tensor
+    operand, in order, whether it came out of an enabled quantizer that really ran.
+    """
+
+    module: str
+    module_class: str
+    function: str
+    tower: Tower
+    block: int | None
+    operands: tuple[str, ...]
+    operands_quantized: tuple[bool, ...]
+    weights_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """All that was found in one quantized model, in the model's own order.
+
+    `excludes` gives for every exclude pattern of the recipe the quantizers that it matched.
+    `intended` are the quantizer names that the recipe meant to switch on *before* the
+    excludes and before any preset's built-in disabling took them away; `disabled_by` names for
+    each intended quantizer that is off the pattern (in the recipe) that switched it off.
+    """
+
+    towers: tuple[Tower, ...]
+    modules: tuple[Module, ...]
+    quantizers: tuple[Quantizer, ...]
+    operations: tuple[Operation, ...]
+    excludes: tuple[tuple[str, tuple[str, ...]], ...]
+    intended: tuple[str, ...]
+    disabled_by: tuple[tuple[str, str], ...]
+    recipe_name: str
+    formats: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRun:
+    """How the quantizers got their ranges.
+
+    `vision_batches` / `text_batches` are forwards really seen by each tower during calibration.
+    `nonfinite` names what was NaN or Inf in the calibration data (`image 17`, `text 3`).
+    `sample_hashes` / `held_out_hashes` / `evaluation_hashes` are content hashes of the image
+    bytes, each tagged with its sample id: (hash, id).
+    """
+
+    data: str
+    samples: int
+    batches: int
+    vision_batches: int
+    text_batches: int
+    nonfinite: tuple[str, ...]
+    sample_hashes: tuple[tuple[str, str], ...]
+    held_out_samples: int
+    held_out_hashes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerFidelity:
+    """Embeddings of one tower against FP16's on the same samples.
+
+    Cosine in [-1, 1]; SQNR in dB, 10 log10(sum x^2 / sum (x - y)^2), +inf where equal.
+    `nonfinite` counts samples whose embedding holds NaN or Inf on either side.
+    """
+
+    tower: Tower
+    samples: int
+    cosine_mean: float
+    cosine_worst: float
+    cosine_worst_id: str
+    sqnr_mean_db: float
+    sqnr_worst_db: float
+    sqnr_worst_id: str
+    nonfinite: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """Fidelity of both towers; `worst_layers` are (module, SQNR in dB), worst first, or empty."""
+
+    data: str
+    towers: tuple[TowerFidelity, ...]
+    worst_layers: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """Per-sample results of one variant on one task and metric.
+
+    `ids`, `correct`, `answers` (index of the predicted class, or of the best match) and
+    `labels` (class of the sample, -1 where the task has no classes) have one entry a sample.
+    For retrieval a sample is a query, and `correct` says whether a match was in the first k.
+    `value` is the metric as clip-benchmark defines it, in [0, 1].
+    """
+
+    task: str
+    metric: str
+    variant: str
+    ids: tuple[str, ...]
+    correct: tuple[bool, ...]
+    answers: tuple[int, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    value: float
+    data_digest: str
+    nonfinite: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredOutcomes:
+    """Per-sample results as a baseline keeps them: `correct` in the order of the sorted ids.
+
+    `ids_digest` is the SHA-256 of the sorted ids, one a line.
+    """
+
+    samples: int
+    ids_digest: str
+    correct: tuple[bool, ...]
+    value: float
+    data_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPair:
+    """What a regression gate compares with: FP16, the variant accepted last, and the first."""
+
+    fp16: StoredOutcomes
+    accepted: StoredOutcomes
+    first: StoredOutcomes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roundtrip:
+    """A save and a restore in a fresh process.
+
+    `outputs_equal` holds per tower; `amax_different` names amax that are not bit-identical;
+    `refused` lists the damage that was planted and refused, `accepted` the damage that was
+    planted and wrongly accepted (each a short phrase such as `state file missing`).
+    """
+
+    saved_bytes: int
+    vision_equal: bool
+    text_equal: bool
+    max_abs_difference: float
+    amax_count: int
+    amax_different: tuple[str, ...]
+    refused: tuple[str, ...]
+    accepted: tuple[str, ...]
+
+
+Value = TypeVar("Value")
+
+
+def to_json(value: Any) -> Any:
+    """Return `value` (a dataclass of this module) as JSON-ready dicts, lists and scalars.
+
+    Non-finite floats become the strings `nan`, `inf`, `-inf`, so that the file is strict JSON.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value
+
+
+def from_json(kind: type[Value], data: Any) -> Value:
+    """Return the dataclass `kind` read back from `to_json`'s form.
+
+    Raises ValueError where a field is missing, unknown or of the wrong shape.
+    """
+    return typing.cast(Value, _read(kind, data))
+
+
+def _read(kind: Any, data: Any) -> Any:
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
+    if origin is Literal:
+        if data not in arguments:
+            raise ValueError(f"{data!r} is none of {arguments}")
+        return data
+    if origin in (typing.Union, types.UnionType):
+        if data is None and type(None) in arguments:
+            return None
+        return _read(next(a for a in arguments if a is not type(None)), data)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise ValueError(f"expected a list, found {type(data).__name__}")
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_read(arguments[0], item) for item in data)
+        if len(data) != len(arguments):
+            raise ValueError(f"expected {len(arguments)} items, found {len(data)}")
+        return tuple(_read(a, item) for a, item in zip(arguments, data, strict=True))
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(typing.cast(type, kind), data)
+    if kind is float and isinstance(data, (int, float, str)) and not isinstance(data, bool):
+        return float(data)
+    if kind in (int, bool, str) and type(data) is kind:
+        return data
+    raise ValueError(f"expected {getattr(kind, '__name__', kind)}, found {data!r}")
+
+
+def _read_dataclass(kind: type, data: Any) -> Any:
+    if not isinstance(data, dict):
+        raise ValueError(f"{kind.__name__}: expected a mapping, found {type(data).__name__}")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(f"{kind.__name__}: unknown fields {unknown}")
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.name in data:
+            values[field.name] = _read(hints[field.name], data[field.name])
+        elif field.default is dataclasses.MISSING:
+            raise ValueError(f"{kind.__name__}: field {field.name!r} is missing")
+    return kind(**values)

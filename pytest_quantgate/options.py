@@ -1,0 +1,135 @@
+"""Options of the plugin: declared once, resolved once to a frozen `Settings`.
+
+No option can loosen a limit: limits live in suites alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pytest_quantgate.baselines import BaselineMode, check_write_allowed
+from pytest_quantgate.cache import default_cache_root
+from pytest_quantgate.errors import QuantGateError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run was asked to do: the command line first, then the ini file, then the default."""
+
+    baselines: BaselineMode
+    baselines_dir: Path
+    obtained_dir: Path
+    suites_dirs: tuple[Path, ...]
+    cache_dir: Path
+    reason: str
+    strict: bool
+    device: str
+    suite: str
+    root: Path
+
+
+def add_options(parser: pytest.Parser) -> None:
+    group = parser.getgroup("quantgate", "quantized-model gates")
+    group.addoption(
+        "--quantgate-baselines",
+        metavar="MODE",
+        help="check (default), create, update or prune the stored baselines",
+    )
+    group.addoption(
+        "--quantgate-reason",
+        metavar="TEXT",
+        default="",
+        help="why the baselines change; required by update, kept in the record",
+    )
+    group.addoption(
+        "--quantgate-allow-ci-write",
+        action="store_true",
+        help="allow a writing mode although CI or BUILD_NUMBER is set",
+    )
+    group.addoption(
+        "--quantgate-strict",
+        action="store_true",
+        default=None,
+        help="a gate that was not measured fails, and so do orphaned baselines (release jobs)",
+    )
+    group.addoption(
+        "--quantgate-device", metavar="DEVICE", help="auto (default), cpu or cuda"
+    )
+    group.addoption(
+        "--quantgate-cache-dir", metavar="DIR", help="where built variants and embeddings are kept"
+    )
+    group.addoption("--quantgate-baselines-dir", metavar="DIR", help="default: baselines")
+    group.addoption("--quantgate-obtained-dir", metavar="DIR", help="default: obtained")
+    group.addoption(
+        "--quantgate-suite", metavar="FILE", help="the suite that the fixtures of hand-written tests use"
+    )
+    parser.addini("quantgate_baselines", "check, create, update or prune", default="check")
+    parser.addini("quantgate_strict", "NOT_MEASURED is a failure", type="bool", default=False)
+    parser.addini("quantgate_device", "auto, cpu or cuda", default="auto")
+    parser.addini("quantgate_cache_dir", "where built variants are kept", default="")
+    parser.addini("quantgate_baselines_dir", "where baselines live", default="baselines")
+    parser.addini("quantgate_obtained_dir", "where differing results go", default="obtained")
+    parser.addini("quantgate_suite", "the suite of hand-written tests", default="")
+    parser.addini(
+        "quantgate_suites",
+        "folders of suites that own the baselines (orphans are computed from these)",
+        type="args",
+        default=["suites"],
+    )
+
+
+def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Return the frozen settings; raises pytest.UsageError with the valid choices."""
+
+    def pick(name: str) -> str:
+        value = config.getoption(f"quantgate_{name}")
+        return str(config.getini(f"quantgate_{name}") if value is None else value)
+
+    def folder(name: str) -> Path:
+        return config.rootpath / Path(pick(name)).expanduser()
+
+    try:
+        mode = BaselineMode.parse(pick("baselines"))
+        check_write_allowed(
+            mode,
+            environ=environ,
+            allow_ci_write=bool(config.getoption("quantgate_allow_ci_write")),
+        )
+    except QuantGateError as error:
+        raise pytest.UsageError(str(error)) from error
+    device = pick("device")
+    if device not in DEVICES:
+        raise pytest.UsageError(
+            f"{device!r} is not a valid quantgate device. Valid devices: {', '.join(DEVICES)}."
+        )
+    reason = str(config.getoption("quantgate_reason")).strip()
+    if mode is BaselineMode.UPDATE and not reason:
+        raise pytest.UsageError(
+            "--quantgate-baselines=update needs --quantgate-reason='why': "
+            "the reason is kept in the baseline and read in its review"
+        )
+    strict = config.getoption("quantgate_strict")
+    cache_dir = pick("cache_dir")
+    return Settings(
+        baselines=mode,
+        baselines_dir=folder("baselines_dir"),
+        obtained_dir=folder("obtained_dir"),
+        suites_dirs=tuple(config.rootpath / name for name in config.getini("quantgate_suites")),
+        cache_dir=(
+            config.rootpath / Path(cache_dir).expanduser()
+            if cache_dir
+            else default_cache_root(environ)
+        ),
+        reason=reason,
+        strict=bool(config.getini("quantgate_strict") if strict is None else strict),
+        device=device,
+        suite=pick("suite"),
+        root=config.rootpath,
+    )

@@ -1,0 +1,77 @@
+"""Hooks of the plugin, a few lines each; the work is in the neighbouring modules."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_quantgate.collect import CARRIED, GATE, SUFFIX, SuiteFile
+from pytest_quantgate.options import add_options, resolve_settings
+
+if TYPE_CHECKING:
+    from pytest_quantgate.session import RunSession
+
+pytest_plugins = ["pytest_quantgate.fixtures"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from pytest_quantgate.session import SESSION, start_session
+
+    config.addinivalue_line(
+        "markers",
+        "quantgate(gate, suite): a gate of a suite file (set by the plugin), or, on your own "
+        "test, the suite file that its quantgate fixtures use",
+    )
+    session = start_session(config, settings=resolve_settings(config))
+    config.stash[SESSION] = session
+    config.pluginmanager.register(session, "quantgate-session")  # its report hook needs its state
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    from pytest_quantgate.report.header import describe_settings
+
+    return describe_settings(_session(config).settings)
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
+    if file_path.name.endswith(SUFFIX):
+        return SuiteFile.from_parent(parent, path=file_path)  # type: ignore[no-any-return]
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    from pytest_quantgate.session import REPORT_ATTRIBUTE
+
+    report = yield
+    if report.when == "call" and CARRIED in item.stash:
+        setattr(report, REPORT_ATTRIBUTE, item.stash[CARRIED])
+        del item.stash[CARRIED]
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    run = _session(session.config)
+    if not run.is_worker and not run.finish() and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    _session(config).print_summary(terminalreporter)
+
+
+def _session(config: pytest.Config) -> RunSession:
+    from pytest_quantgate.session import SESSION
+
+    return config.stash[SESSION]

@@ -1,0 +1,72 @@
+"""Progress of long work in the terminal, without breaking pytest's own output.
+
+On a terminal one line is redrawn and erased at the end; in a log each stage is one line, and
+`-q` silences those. On an xdist worker nothing is shown: its output goes nowhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+#: Redraw at most this often: a terminal is no place to spend the time of a measurement.
+REDRAW_SECONDS = 0.1
+
+# pytest prints its dots on the line where the cursor stands. These keep that place: make sure
+# that a line is below (IND scrolls and keeps the column), save the cursor, draw there, restore.
+_RESERVE = "\033D\033[A\0337"
+_LINE_BELOW = "\0338\033D\r\033[K"
+_RESTORE = "\0338"
+
+Advance = Callable[[int], None]
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Shows stages; `write(text)` puts text on the real terminal, `mode` says in which way.
+
+    `mode` is `live` (a terminal), `log` (a file or a CI log) or `silent`.
+    """
+
+    mode: str
+    write: Callable[[str], None]
+    width: int = 80
+    clock: Callable[[], float] = field(default=time.monotonic)
+
+    @contextmanager
+    def stage(self, label: str, *, total: int | None = None) -> Iterator[Advance]:
+        """Show `label` while the block runs; the block calls `advance(count)` as work is done."""
+        if self.mode == "silent":
+            yield lambda _count: None
+            return
+        if self.mode == "log":
+            self.write(f"\nquantgate: {label}{f' ({total})' if total else ''} ")
+            yield lambda _count: None
+            return
+        started = self.clock()
+        done, drawn = 0, started
+
+        def draw() -> None:
+            share = f" {done}/{total}" if total else ""
+            text = f"quantgate: {label}{share}, {self.clock() - started:.0f} s"
+            self.write(f"{_LINE_BELOW}{text[: self.width - 1]}")
+
+        def advance(count: int) -> None:
+            nonlocal done, drawn
+            done += count
+            if self.clock() - drawn >= REDRAW_SECONDS:
+                drawn = self.clock()
+                draw()
+
+        self.write(_RESERVE)
+        draw()
+        try:
+            yield advance
+        finally:
+            self.write(_LINE_BELOW + _RESTORE)
+
+
+def silent() -> Progress:
+    return Progress(mode="silent", write=lambda _text: None)

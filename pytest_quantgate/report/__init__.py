@@ -1,0 +1,1 @@
+"""Verdicts for people: the text of a failure and the terminal summary."""

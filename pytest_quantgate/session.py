@@ -1,0 +1,227 @@
+"""The state of one run, kept in `config.stash`: cases, verdicts, what to write at the end.
+
+With xdist every worker judges; its verdicts and proposed baselines travel in the test reports,
+and the controller alone writes and prints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pytest_quantgate.baselines import BaselineMode, Record, Store, write_obtained
+from pytest_quantgate.cache import Cache
+from pytest_quantgate.case import Case, Judged
+from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.options import Settings
+from pytest_quantgate.progress import Progress, silent
+from pytest_quantgate.report.terminal import Row, Summary, render_summary
+from pytest_quantgate.suite import Suite
+from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.verdict import Status, Verdict
+
+SESSION = pytest.StashKey["RunSession"]()
+
+#: The attribute of a test report that carries a verdict (plain data: xdist sends it as JSON).
+REPORT_ATTRIBUTE = "quantgate"
+
+COLOURS = {
+    Status.PASS: "green",
+    Status.FAIL: "red",
+    Status.INCONCLUSIVE: "yellow",
+    Status.INCOMPARABLE: "yellow",
+    Status.NOT_MEASURED: "yellow",
+}
+
+
+@dataclass(kw_only=True)
+class RunSession:
+    """One pytest session. On an xdist worker it judges; on the controller it also writes."""
+
+    settings: Settings
+    progress: Progress
+    is_worker: bool
+    rows: list[Row] = field(default_factory=list)
+    proposals: list[tuple[str, Record]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    obtained: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    _case: Case | None = None
+
+    def case_for(self, suite: Suite) -> Case:
+        """Return the case of a suite; the one used last is kept, so models are built once.
+
+        Only one is held in memory: two ViT-L/14 pairs would not fit a small CI machine.
+        """
+        if self._case is None or self._case.suite.path != suite.path:
+            self._case = Case(
+                suite=suite,
+                settings=self.settings,
+                store=Store(self.settings.baselines_dir),
+                cache=Cache(root=self.settings.cache_dir, warn=self.warnings.append),
+                progress=self.progress,
+                environ=os.environ,
+            )
+        return self._case
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the verdict out of a report (on the controller, or in a plain run)."""
+        carried: Mapping[str, Any] | None = getattr(report, REPORT_ATTRIBUTE, None)
+        if carried is None or self.is_worker:
+            return
+        verdict = verdict_from_json(carried["verdict"])
+        self.rows.append(
+            Row(
+                suite=carried["suite"],
+                gate=carried["gate"],
+                gates_in_suite=carried["gates_in_suite"],
+                verdict=verdict,
+                notes=tuple(carried["notes"]),
+            )
+        )
+        self.warnings.extend(w for w in carried["warnings"] if w not in self.warnings)
+        if carried["record"] is not None:
+            record = Record.from_json(carried["record"])
+            self.proposals.append((carried["proposal"], record))
+
+    def finish(self) -> bool:
+        """Write what the run decided to write; return False if something could not be written.
+
+        Called once, on the controller, after the last test.
+        """
+        ok = True
+        store = Store(self.settings.baselines_dir)
+        for kind, record in self.proposals:
+            try:
+                if kind == "baseline":
+                    path = store.write(record)
+                    self.written.append(f"baseline written: {self._shorten(path)} ({record.key})")
+                else:
+                    path = write_obtained(self.settings.obtained_dir, record)
+                    self.obtained.append(
+                        f"obtained: {self._shorten(path)}; to accept it: quantgate accept "
+                        f"{self._shorten(self.settings.obtained_dir)} --reason='why'"
+                    )
+            except QuantGateError as error:
+                self.warnings.append(str(error))
+                ok = False
+        return self._finish_orphans(store) and ok
+
+    def _finish_orphans(self, store: Store) -> bool:
+        suites, unreadable = self._load_suites()
+        if unreadable:
+            return True  # a suite that cannot be read may own any of them
+        orphans = store.orphans(suites)
+        if orphans and self.settings.baselines is BaselineMode.PRUNE:
+            for path in store.prune(suites):
+                self.written.append(f"baseline deleted: {self._shorten(path)} (orphan)")
+            return True
+        self.orphans = [self._shorten(path) for path in orphans]
+        return not (self.orphans and self.settings.strict)
+
+    def _load_suites(self) -> tuple[tuple[Suite, ...], bool]:
+        suites, unreadable = [], False
+        for folder in self.settings.suites_dirs:
+            for path in sorted(folder.rglob("*.quantgate.yaml")):
+                try:
+                    suites.append(load_suite(path, relative_to=self.settings.root))
+                except QuantGateError:
+                    unreadable = True
+        return tuple(suites), unreadable
+
+    def summary(self) -> Summary:
+        rows = sorted(self.rows, key=lambda row: row.suite)  # stable: gates stay in run order
+        return Summary(
+            rows=tuple(rows),
+            orphans=tuple(self.orphans),
+            written=tuple(self.written),
+            obtained=tuple(dict.fromkeys(self.obtained)),
+            warnings=tuple(dict.fromkeys(self.warnings)),
+        )
+
+    def print_summary(self, reporter: pytest.TerminalReporter) -> None:
+        summary = self.summary()
+        if not (summary.rows or summary.warnings or summary.orphans or summary.written):
+            return
+        reporter.write_sep("=", "quantgate")
+        for line, status in render_summary(summary, width=max(80, reporter.config.get_terminal_writer().fullwidth)):
+            markup = {COLOURS[status]: True} if status else {}
+            reporter.write_line(line, **markup)
+
+    def _shorten(self, path: os.PathLike[str]) -> str:
+        return os.path.relpath(path, self.settings.root)
+
+
+def start_session(config: pytest.Config, *, settings: Settings) -> RunSession:
+    """Return the state of this run, with progress shown where this process has a terminal."""
+    is_worker = hasattr(config, "workerinput")
+    return RunSession(
+        settings=settings,
+        progress=silent() if is_worker else terminal_progress(config),
+        is_worker=is_worker,
+    )
+
+
+def terminal_progress(config: pytest.Config) -> Progress:
+    """Return progress that writes past pytest's capturing, as `capsys.disabled()` does."""
+    writer = config.get_terminal_writer()
+
+    def write(text: str) -> None:
+        capture = config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            writer.write(text, flush=True)
+
+    live = writer.hasmarkup and sys.stdout.isatty()
+    quiet = config.getoption("verbose") < 0
+    mode = "live" if live else "silent" if quiet else "log"
+    return Progress(mode=mode, write=write, width=writer.fullwidth)
+
+
+def carry(
+    *, suite: str, gate: str, gates_in_suite: int, judged: Judged, warnings: list[str]
+) -> dict[str, Any]:
+    """Return the plain data that a test report carries from a worker to the controller."""
+    verdict = judged.verdict
+    plain: dict[str, Any] = json.loads(
+        json.dumps(
+            {
+                "suite": suite,
+                "gate": gate,
+                "gates_in_suite": gates_in_suite,
+                "verdict": {
+                    "gate": verdict.gate,
+                    "status": verdict.status.value,
+                    "headline": verdict.headline,
+                    "evidence": list(verdict.evidence),
+                    "cause": verdict.cause,
+                    "next_step": verdict.next_step,
+                    "figures": dict(verdict.figures),
+                },
+                "notes": list(judged.notes),
+                "warnings": list(warnings),
+                "proposal": judged.proposal,
+                "record": judged.record.to_json() if judged.record else None,
+            }
+        )
+    )
+    return plain
+
+
+def verdict_from_json(data: Mapping[str, Any]) -> Verdict:
+    return Verdict(
+        gate=data["gate"],
+        status=Status(data["status"]),
+        headline=data["headline"],
+        evidence=tuple(data["evidence"]),
+        cause=data["cause"],
+        next_step=data["next_step"],
+        figures=data["figures"],
+    )

@@ -1,0 +1,209 @@
+"""Suite files: the closed schema as frozen dataclasses. `suite_file.py` reads YAML into them.
+
+Fractions are exact (`fractions.Fraction`): `0.5pp` is 1/200, so that limits are compared with
+counts and never with rounded percentages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_quantgate.errors import NotMeasured, SuiteError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """The place of a mapping in its suite file; `str()` is `file:line`, `of(key)` a key's own."""
+
+    file: str
+    line: int
+    keys: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def of(self, key: str) -> str:
+        return f"{self.file}:{self.keys.get(key, self.line)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which FP16 model: `reference`, or a transformers CLIP by hub id or local directory."""
+
+    where: Where
+    source: Literal["reference", "transformers"]
+    id: str | None = None
+    revision: str | None = None
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """A named data set: a clip-benchmark name (`cifar100`, `wds/...`) and its local folder."""
+
+    where: Where
+    dataset: str
+    root: str | None = None
+    language: str = "en"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSpec:
+    """Which pairs calibrate; `data` is `<data set>/<split>`."""
+
+    where: Where
+    data: str
+    samples: int
+    batch_size: int
+    held_out_samples: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSpec:
+    """What is quantized: a recipe's name, ModelOpt id or YAML path, or an inline `quant_cfg`."""
+
+    where: Where
+    recipe: str | Mapping[str, Any] | tuple[Any, ...]
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiver:
+    """Modules (patterns as in `exclude`) that may stay unquantized until a day, and why."""
+
+    where: Where
+    modules: tuple[str, ...]
+    reason: str
+    until: date
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoverageGate:
+    """`attention` lists the slots that must be quantized in every block; empty: none needed.
+
+    `attention=None` means: what the recipe by its own name promises.
+    """
+
+    where: Where
+    attention: tuple[Literal["q", "k", "v", "softmax", "output"], ...] | None = None
+    towers: tuple[Literal["vision", "text"], ...] = ("vision", "text")
+    waive: tuple[Waiver, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationGate:
+    """`max_clipped` is the largest share of held-out values above amax, per quantizer."""
+
+    where: Where
+    max_clipped: Fraction = Fraction(1, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityGate:
+    """Limits on cosine (1) and SQNR (dB) of embeddings, mean and worst sample, per tower."""
+
+    where: Where
+    data: str | None = None
+    samples: int = 512
+    min_cosine: float | None = None
+    min_worst_cosine: float | None = None
+    min_sqnr_db: float | None = None
+    min_worst_sqnr_db: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyGate:
+    """Limits on one task and metric; `task` is `<data set>/classification` or `/retrieval`."""
+
+    where: Where
+    task: str
+    metric: str
+    max_drop: Fraction
+    confidence: Fraction = Fraction(95, 100)
+    floor: Fraction | None = None
+    max_flips: Fraction | None = None
+    max_class_drop: Fraction | None = None
+    samples: int | None = None
+
+    @property
+    def key(self) -> str:
+        """`<task>-<metric>`, the part of the node id in brackets and of the baseline's name."""
+        return f"{self.task}-{self.metric}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionGate:
+    """Limits on drift: FP16 against stored FP16, quantized against accepted and first."""
+
+    where: Where
+    task: str
+    metric: str
+    max_fp16_drop: Fraction
+    max_drop: Fraction
+    max_drop_since_first: Fraction
+    confidence: Fraction = Fraction(95, 100)
+    samples: int | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.task}-{self.metric}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundtripGate:
+    """Save, restore in a new process, compare bit for bit; no limits to set."""
+
+    where: Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """The gates of a suite in the order they run; None or empty where the suite has none."""
+
+    coverage: CoverageGate | None = None
+    calibration: CalibrationGate | None = None
+    fidelity: FidelityGate | None = None
+    accuracy: tuple[AccuracyGate, ...] = ()
+    regression: tuple[RegressionGate, ...] = ()
+    roundtrip: RoundtripGate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One suite file, whole. `name` is the file's stem without `.quantgate.yaml`."""
+
+    path: Path
+    name: str
+    version: int
+    model: ModelSpec
+    calibration: CalibrationSpec
+    quantize: QuantizeSpec
+    gates: Gates
+    datasets: Mapping[str, DatasetSpec] = field(default_factory=dict)
+
+
+def expand_environment(text: str, *, where: str, environ: Mapping[str, str]) -> str:
+    """Return `text` with every `${NAME}` replaced from `environ`.
+
+    Raises NotMeasured, naming the variable, where one is unset or empty: without its weights or
+    data a suite cannot be measured. Raises SuiteError for a `$` that starts no `${NAME}`.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(1)
+        value = environ.get(name, "")
+        if not value:
+            raise NotMeasured(f"{where}: environment variable {name} is not set: export {name}=PATH")
+        return value
+
+    stray = re.search(r"\$(?!\{[A-Za-z_][A-Za-z0-9_]*\})", text)
+    if stray:
+        raise SuiteError(f"{where}: {text!r}: '$' must start ${{NAME}} (an environment variable)")
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", replace, text)

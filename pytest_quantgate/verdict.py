@@ -1,0 +1,82 @@
+"""The answer of a gate: a status, the sentence that carries it, and the evidence behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Status(Enum):
+    """What a gate decided; only PASS is green."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    INCOMPARABLE = "INCOMPARABLE"
+    NOT_MEASURED = "NOT_MEASURED"
+
+    @property
+    def severity(self) -> int:
+        """Order for combining: the worst part of a gate decides the whole."""
+        return _SEVERITY[self.value]
+
+
+_SEVERITY = {"PASS": 0, "NOT_MEASURED": 1, "INCONCLUSIVE": 2, "INCOMPARABLE": 3, "FAIL": 4}
+
+Figure = int | float | str | bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One gate's decision.
+
+    `headline` is one line: what was measured, the numbers, the limit and its source line.
+    `evidence` are further lines (which modules, which samples), worst first, already cut short.
+    `cause` is the likely cause and `next_step` the command or edit to try; both may be empty.
+    `figures` are the raw numbers by name (units in the names) for JUnit and other machines.
+    """
+
+    gate: str
+    status: Status
+    headline: str
+    evidence: tuple[str, ...] = ()
+    cause: str = ""
+    next_step: str = ""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return self.status is Status.PASS
+
+
+def combine(*, gate: str, parts: tuple[Verdict, ...]) -> Verdict:
+    """Return the verdict of a gate that has several checks: the worst part leads.
+
+    Evidence of every part that is not green is kept, in the order of severity; figures of all
+    parts are merged. Raises ValueError for no parts: a gate that checked nothing is never green.
+    """
+    if not parts:
+        raise ValueError(f"gate {gate!r} has no checks to combine")
+    ordered = sorted(parts, key=lambda part: -part.status.severity)  # stable: first stays first
+    lead, rest = ordered[0], ordered[1:]
+    others = tuple(
+        line
+        for part in rest
+        if not part.passed
+        for line in (f"{part.status.value}: {part.headline}", *part.evidence)
+    )
+    if lead.passed:
+        others = tuple(line for part in rest for line in (part.headline, *part.evidence))
+    figures: dict[str, Figure] = {}
+    for part in parts:
+        figures.update(part.figures)
+    return Verdict(
+        gate=gate,
+        status=lead.status,
+        headline=lead.headline,
+        evidence=lead.evidence + others,
+        cause=lead.cause,
+        next_step=lead.next_step,
+        figures=figures,
+    )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 Split = Literal["train", "calibration", "test"]
 Kind = Literal["single", "relation", "mixed"]
+Detail = Literal["full", "terse"]
 IntArray = NDArray[np.int32]
 
 IMAGE_SIZE_PX = 48
@@ -147,42 +148,64 @@ def render_scenes(
     split: Split,
     count: int,
     kind: Kind = "single",
+    detail: Detail = "full",
     distinct_captions: bool = False,
     start: int = 0,
 ) -> Scenes:
     """Returns ``count`` scenes of a split, from index ``start`` on.
 
     A scene depends on split, kind and index only, so a shorter rendering is a prefix of a longer
-    one. ``mixed`` alternates single and relation scenes. ``distinct_captions`` leaves out every
-    scene whose description (either way round for relations) an earlier one already has; it needs
-    ``start=0``. Raises ValueError for an unknown split or kind, a negative count or start, or
-    more distinct captions than the kind has.
+    one. ``mixed`` alternates single and relation scenes. ``terse`` captions name colours, shapes
+    and relation only. ``distinct_captions`` leaves out every scene that an earlier one's caption
+    describes too (either way round for relations); it needs ``start=0``. Raises ValueError for an
+    unknown split, kind or detail, a negative count or start, or more distinct captions than
+    there are.
     """
-    if split not in _SPLIT_SEED:
-        raise ValueError(f"{split!r} is not a split; splits: {', '.join(_SPLIT_SEED)}")
-    if kind not in (*_KIND_SEED, "mixed"):
-        raise ValueError(f"{kind!r} is not a kind of scene; kinds: single, relation, mixed")
+    for value, allowed, what in (
+        (split, tuple(_SPLIT_SEED), "split"),
+        (kind, (*_KIND_SEED, "mixed"), "kind"),
+        (detail, ("full", "terse"), "detail"),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
     if count < 0 or start < 0:
         raise ValueError(f"count and start must not be negative, got {count} and {start}")
     if not distinct_captions:
-        return _render_range(split=split, kind=kind, start=start, stop=start + count)
+        return _render_range(split=split, kind=kind, detail=detail, start=start, stop=start + count)
     if start:
-        raise ValueError("distinct_captions needs start=0: which scenes are kept depends on those before")
-    if count > 10_000:
-        raise ValueError(f"at most 10000 scenes with distinct captions, got {count}")
+        raise ValueError("distinct_captions needs start=0: earlier scenes decide what is kept")
+    most = len(CLASS_NAMES) if (kind, detail) == ("single", "terse") else 10_000
+    if count > most:
+        raise ValueError(
+            f"at most {most} {kind} scenes with distinct {detail} captions, got {count}"
+        )
     asked = count + count // 8 + _BLOCK
     while True:
-        scenes = _render_range(split=split, kind=kind, start=0, stop=asked)
-        kept = _first_of_each_description(scenes.attributes)
+        scenes = _render_range(split=split, kind=kind, detail=detail, start=0, stop=asked)
+        kept = _first_of_each_description(scenes.attributes, detail=detail)
         if len(kept) >= count:
             return _take(scenes, kept[:count])
         asked *= 2
 
 
-def describe(attributes: SceneAttributes) -> tuple[str, ...]:
-    """Returns the full caption of each scene, e.g. ``a small dotted red ring at the top left``."""
-    count = len(attributes.shape)
-    return tuple(describe_one(attributes, index) for index in range(count))
+def render_retrieval(*, split: Split, count: int) -> Scenes:
+    """Returns scenes for retrieval: two objects each, no caption fits two of them.
+
+    The captions are terse, e.g. ``a red circle left of a blue square``: with everything that is
+    in a picture said, a thousand of them are too easy to tell apart. Raises as `render_scenes`.
+    """
+    return render_scenes(
+        split=split, count=count, kind="relation", detail="terse", distinct_captions=True
+    )
+
+
+def describe(attributes: SceneAttributes, *, detail: Detail = "full") -> tuple[str, ...]:
+    """Returns each scene's caption, e.g. ``a small dotted red ring at the top left``."""
+    full = detail == "full"
+    return tuple(
+        describe_one(attributes, index, size=full, texture=full, position=full)
+        for index in range(len(attributes.shape))
+    )
 
 
 def describe_one(
@@ -217,24 +240,26 @@ def _with_article(words: list[str]) -> str:
     return " ".join([article, *words])
 
 
-def _first_of_each_description(a: SceneAttributes) -> NDArray[np.int64]:
+def _first_of_each_description(a: SceneAttributes, *, detail: Detail) -> NDArray[np.int64]:
     seen: set[tuple[int, ...]] = set()
     kept: list[int] = []
     for index in range(len(a.shape)):
         first = (int(a.shape[index]), int(a.colour[index]), int(a.texture[index]))
+        second = (
+            int(a.other_shape[index]),
+            int(a.other_colour[index]),
+            int(a.other_texture[index]),
+        )
         relation = int(a.relation[index])
-        if relation < 0:
-            key = (-1, *first, int(a.size[index]), int(a.position[index]))
-        else:
-            second = (
-                int(a.other_shape[index]),
-                int(a.other_colour[index]),
-                int(a.other_texture[index]),
-            )
+        place = (int(a.size[index]), int(a.position[index]))
+        if detail == "terse":
+            first, second, place = (*first[:2], -1), (*second[:2], -1), (-1, -1)
+        if relation >= 0:
             # "x right of y" says the same as "y left of x".
             if relation % 2:
                 first, second = second, first
-            key = (relation // 2, *first, *second)
+            relation //= 2
+        key = (relation, *first, *second, *place)
         if key not in seen:
             seen.add(key)
             kept.append(index)
@@ -251,11 +276,15 @@ def _take(scenes: Scenes, indices: NDArray[np.int64]) -> Scenes:
     )
 
 
-def _render_range(*, split: str, kind: Kind, start: int, stop: int) -> Scenes:
+def _render_range(*, split: str, kind: Kind, detail: Detail, start: int, stop: int) -> Scenes:
     if kind == "mixed":
         # Index 2i is single scene i, index 2i + 1 is relation scene i.
-        singles = _render_range(split=split, kind="single", start=(start + 1) // 2, stop=(stop + 1) // 2)
-        relations = _render_range(split=split, kind="relation", start=start // 2, stop=stop // 2)
+        singles = _render_range(
+            split=split, kind="single", detail=detail, start=(start + 1) // 2, stop=(stop + 1) // 2
+        )
+        relations = _render_range(
+            split=split, kind="relation", detail=detail, start=start // 2, stop=stop // 2
+        )
         order = np.array(
             [
                 (i // 2 - start // 2 + len(singles.ids)) if i % 2 else (i // 2 - (start + 1) // 2)
@@ -294,7 +323,7 @@ def _render_range(*, split: str, kind: Kind, start: int, stop: int) -> Scenes:
     return Scenes(
         images=images,
         labels=attributes.shape * len(COLOURS) + attributes.colour,
-        captions=describe(attributes),
+        captions=describe(attributes, detail=detail),
         ids=tuple(f"scenes/{split}/{kind}/{index:06d}" for index in range(start, stop)),
         attributes=attributes,
     )
@@ -326,7 +355,9 @@ def _render_block(
     canvas = _background(draws)
     shape, colour, texture = draws.take(0, 10), draws.take(0, 10), draws.take(0, 5)
     for _ in range(4):
-        _draw_fragment(canvas, draws, half_length=(2 * _PX, 5 * _PX), half_width=(_PX, 5 * _PX // 2))
+        _draw_fragment(
+            canvas, draws, half_length=(2 * _PX, 5 * _PX), half_width=(_PX, 5 * _PX // 2)
+        )
     for _ in range(2):
         centre_x, centre_y = draws.take(0, size_px * _PX), draws.take(0, size_px * _PX)
         radius = draws.take(5 * _PX // 2, 4 * _PX)
@@ -404,7 +435,9 @@ def _render_block(
             "other_texture": other_texture,
         }
     for _ in range(2):
-        _draw_fragment(canvas, draws, half_length=(6 * _PX, 16 * _PX), half_width=(_PX // 4, _PX * 5 // 8))
+        _draw_fragment(
+            canvas, draws, half_length=(6 * _PX, 16 * _PX), half_width=(_PX // 4, _PX * 5 // 8)
+        )
     return _expose(canvas, draws, stream), columns
 
 
@@ -416,11 +449,12 @@ def _background(draws: _Draws) -> IntArray:
     change = np.stack([draws.take(-50, 50) for _ in range(3)], axis=1)
     angle = draws.take(0, _ANGLES)
     sine, cosine = _sine(angle), _sine(angle + _ANGLES // 4)
-    along = cosine[:, None, None] * (x - 24)[None, None, :] + sine[:, None, None] * (x - 24)[
-        None, :, None
-    ]
+    along = (
+        cosine[:, None, None] * (x - 24)[None, None, :]
+        + sine[:, None, None] * (x - 24)[None, :, None]
+    )
     along = along >> 14  # -34..34 px
-    canvas = start[:, :, None, None] + ((change[:, :, None, None] * along[:, None]) >> 5)
+    canvas: IntArray = start[:, :, None, None] + ((change[:, :, None, None] * along[:, None]) >> 5)
     for _ in range(2):
         step_x, step_y = draws.take(-40, 40), draws.take(-40, 40)
         phase, height = draws.take(0, 256), draws.take(0, 20)
@@ -442,12 +476,11 @@ def _jittered(draws: _Draws, colour: IntArray) -> IntArray:
 
 
 def _sine(angle: IntArray) -> IntArray:
-    return np.array(_SINE, dtype=np.int32)[angle & (_ANGLES - 1)]
+    sine: IntArray = np.array(_SINE, dtype=np.int32)[angle & (_ANGLES - 1)]
+    return sine
 
 
-def _local(
-    centre: tuple[IntArray, IntArray], angle: IntArray
-) -> tuple[IntArray, IntArray]:
+def _local(centre: tuple[IntArray, IntArray], angle: IntArray) -> tuple[IntArray, IntArray]:
     """Returns (u, v), int32 [block, 48, 48]: pixel centres seen from the turned object."""
     pixel = np.arange(IMAGE_SIZE_PX, dtype=np.int32) * _PX + _PX // 2
     dx = (pixel[None, :] - centre[0][:, None])[:, None, :]
@@ -535,12 +568,14 @@ def _texture(texture: IntArray, u: IntArray, v: IntArray, distance: IntArray) ->
 
 def _distance(shape: int, u: IntArray, v: IntArray, r: IntArray) -> IntArray:
     """Returns the signed distance to a shape's edge, negative inside; r is its outer radius."""
+    distance: IntArray
     if shape == 0:
         return _disc(u, v, (9 * r) // 10)
     if shape == 1:
         return np.maximum(np.abs(u), np.abs(v)) - (4 * r) // 5
     if shape == 2:
-        return np.maximum.reduce([_facing(u, v, step, 3) for step in range(3)]) - r // 2
+        distance = np.maximum.reduce([_facing(u, v, step, 3) for step in range(3)]) - r // 2
+        return distance
     if shape == 3:
         # A pentagram is where at most one of its five lines is crossed.
         first = _facing(u, v, 0, 5)
@@ -567,18 +602,22 @@ def _distance(shape: int, u: IntArray, v: IntArray, r: IntArray) -> IntArray:
         top = v - r // 5
         diamond = (((np.abs(u) + np.abs(top)) * 181) >> 8) - half
         lobes = _disc(np.abs(u) - lobe, top + lobe, half)
-        return np.minimum(diamond, lobes)
+        distance = np.minimum(diamond, lobes)
+        return distance
     if shape == 8:
         sides = [np.abs(_facing(u, v, step, 6)) for step in range(3)]
-        return np.maximum.reduce(sides) - (82 * r) // 100
+        distance = np.maximum.reduce(sides) - (82 * r) // 100
+        return distance
     head = np.maximum(-u, ((u * 181 + np.abs(v) * 181) >> 8) - (64 * r) // 100)
     shaft = np.maximum(np.abs(u + (45 * r) // 100) - r // 2, np.abs(v) - r // 4)
-    return np.minimum(head, shaft)
+    distance = np.minimum(head, shaft)
+    return distance
 
 
 def _disc(u: IntArray, v: IntArray, r: IntArray) -> IntArray:
     # First-order distance: exact at the edge, which is the only place where it is seen.
-    return (u * u + v * v - r * r) // (2 * r)
+    distance: IntArray = (u * u + v * v - r * r) // (2 * r)
+    return distance
 
 
 def _facing(u: IntArray, v: IntArray, step: int, of: int) -> IntArray:

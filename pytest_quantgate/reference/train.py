@@ -25,10 +25,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pytest_quantgate.reference import digits, scenes, words
+from pytest_quantgate.reference.embed import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    embed_classes,
+    embed_images,
+    normalised,
+    text_features,
+)
 from pytest_quantgate.reference.scenes import SceneAttributes
-
-IMAGE_MEAN = (0.45, 0.45, 0.45)
-IMAGE_STD = (0.25, 0.25, 0.25)
 
 _COLUMNS: tuple[tuple[str, int], ...] = (
     ("shape", len(scenes.SHAPES)),
@@ -104,14 +109,6 @@ def build_model() -> Any:
     return CLIPModel(config)
 
 
-def normalised(images: NDArray[np.uint8]) -> Tensor:
-    """Returns float32 [N, 3, 48, 48] as the image processor makes them, from uint8 NHWC."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    mean = torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGE_STD).view(1, 3, 1, 1)
-    return ((pixels - mean) / std).contiguous()
-
-
 def train(
     *,
     plan: TrainingPlan,
@@ -171,17 +168,13 @@ def train(
         pixels, ids = pixels.to(device), ids.to(device)
         wanted, columns = wanted.to(device), columns.to(device)
         vision = model.vision_model(pixel_values=pixels)
-        text = model.text_model(input_ids=ids)
-        image_features = nn.functional.normalize(
-            model.visual_projection(vision.pooler_output), dim=-1
-        )
-        text_features = nn.functional.normalize(model.text_projection(text.pooler_output), dim=-1)
-        logits = model.logit_scale.exp() * image_features @ text_features.T
+        image_unit = nn.functional.normalize(model.visual_projection(vision.pooler_output), dim=-1)
+        logits = model.logit_scale.exp() * image_unit @ text_features(model, ids).T
         loss = _contrastive(logits, wanted)
         if plan.head_weight:
             loss = loss + plan.head_weight * _head_loss(heads(vision.pooler_output), columns)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_([*decayed, *plain], 1.0)
         optimizer.step()
         with torch.no_grad():
@@ -207,7 +200,7 @@ def train(
             averaged = build_model()
             averaged.load_state_dict({name: value.cpu() for name, value in average.items()})
             averaged.eval()
-            accuracy = _accuracy(averaged, held_out, known=known)
+            accuracy = _accuracy(averaged, held_out)
             print(f"step {done} held-out top-1 {accuracy:.2%}", flush=True)
             save_checkpoint(averaged, out)
             record = {
@@ -241,6 +234,7 @@ def save_checkpoint(model: Any, directory: Path) -> None:
 
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
+    (directory / "model.safetensors").chmod(0o644)  # safetensors makes it private
     words.save_tokenizer(directory)
     size_px = scenes.IMAGE_SIZE_PX
     CLIPImageProcessor(
@@ -295,7 +289,7 @@ def _load(plan: TrainingPlan, *, processes: int) -> _Data:
 def _batch(
     plan: TrainingPlan, data: _Data, *, step: int, known: dict[str, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns pixels [B, 3, 48, 48], ids [B, T], which captions are true [B, B], columns [B, 10]."""
+    """Returns pixels [B, 3, 48, 48], ids [B, T], true pairs [B, B] and columns [B, 10]."""
     stream = np.random.RandomState([plan.seed, step])
     count = plan.batch_size - plan.digits_per_batch
     chosen = stream.randint(0, len(data.images), size=count)
@@ -311,10 +305,26 @@ def _batch(
         else:
             lead = _LEADS[stream.randint(len(_LEADS))]
             caption = scenes.describe_one(
-                data.attributes, int(index), size=size, texture=texture, position=position, other=other
+                data.attributes,
+                int(index),
+                size=size,
+                texture=texture,
+                position=position,
+                other=other,
             )
             captions.append(lead + caption)
-        spoken = (True, True, size, texture, position, other, other, other, other and texture, False)
+        spoken = (
+            True,
+            True,
+            size,
+            texture,
+            position,
+            other,
+            other,
+            other,
+            other and texture,
+            False,
+        )
         said[row] = np.where(spoken, data.columns[index], -1)
     is_digit = stream.randint(0, len(data.digits.labels), size=plan.digits_per_batch)
     drawn = _vary_digits(data.digits.images[is_digit], stream)
@@ -327,7 +337,7 @@ def _batch(
     columns[:count] = data.columns[chosen]
     columns[count:, _DIGIT_COLUMN] = labels
     wanted = ((said[None] == -1) | (said[None] == columns[:, None])).all(axis=2)
-    ids = words.encode(captions, words=known)
+    ids = words.encode(captions, known=known)
     longest = int((ids != words.PAD_ID).sum(axis=1).max())
     return (
         normalised(np.concatenate([data.images[chosen], drawn])),
@@ -337,9 +347,7 @@ def _batch(
     )
 
 
-def _vary_digits(
-    images: NDArray[np.uint8], stream: np.random.RandomState
-) -> NDArray[np.uint8]:
+def _vary_digits(images: NDArray[np.uint8], stream: np.random.RandomState) -> NDArray[np.uint8]:
     """Moves each digit by up to 4 px and changes its light, its tint and its noise."""
     varied = np.empty_like(images)
     for row, image in enumerate(images):
@@ -363,7 +371,7 @@ def _contrastive(logits: Tensor, wanted: Tensor) -> Tensor:
 
 def _head_loss(outputs: Tensor, columns: Tensor) -> Tensor:
     total = outputs.new_zeros(())
-    for index, part in enumerate(outputs.split([classes for _, classes in _COLUMNS], dim=1)):
+    for index, part in enumerate(torch.split(outputs, [classes for _, classes in _COLUMNS], dim=1)):
         known = columns[:, index] >= 0
         if bool(known.any()):
             total = total + nn.functional.cross_entropy(
@@ -380,24 +388,9 @@ def _learning_rate(plan: TrainingPlan, step: int, *, late: float) -> float:
     return plan.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
 
 
-def _accuracy(model: Any, held_out: scenes.Scenes, *, known: dict[str, int]) -> float:
-    with torch.no_grad():
-        classes = torch.zeros(len(scenes.CLASS_NAMES), model.config.projection_dim)
-        for template in scenes.TEMPLATES:
-            texts = [template.replace("{c}", name) for name in scenes.CLASS_NAMES]
-            pooled = model.text_model(
-                input_ids=torch.from_numpy(words.encode(texts, words=known))
-            ).pooler_output
-            classes += nn.functional.normalize(model.text_projection(pooled), dim=-1)
-        features = [
-            model.visual_projection(
-                model.vision_model(
-                    pixel_values=normalised(held_out.images[start : start + 250])
-                ).pooler_output
-            )
-            for start in range(0, len(held_out.labels), 250)
-        ]
-        answers = (torch.cat(features) @ classes.T).argmax(dim=1).numpy()
+def _accuracy(model: Any, held_out: scenes.Scenes) -> float:
+    classes = embed_classes(model, names=scenes.CLASS_NAMES, templates=scenes.TEMPLATES)
+    answers = (embed_images(model, held_out.images) @ classes.T).argmax(dim=1).numpy()
     return float((answers == held_out.labels).mean())
 
 

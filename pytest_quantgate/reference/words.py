@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,19 +35,24 @@ def vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate((*SPECIAL_TOKENS, *words))}
 
 
-def encode(texts: Sequence[str], *, words: dict[str, int]) -> NDArray[np.int64]:
+def encode(texts: Sequence[str], *, known: dict[str, int]) -> NDArray[np.int64]:
     """Returns ids int64 [N, 16]: start, words, end, padding; the same as the saved tokenizer's."""
     ids = np.full((len(texts), CONTEXT_LENGTH), PAD_ID, dtype=np.int64)
     for row, text in enumerate(texts):
-        inner = [words.get(word, UNK_ID) for word in text.lower().split()][: CONTEXT_LENGTH - 2]
+        inner = [known.get(word, UNK_ID) for word in text.lower().split()][: CONTEXT_LENGTH - 2]
         ids[row, : len(inner) + 2] = [BOS_ID, *inner, EOS_ID]
     return ids
 
 
 def save_tokenizer(directory: Path) -> None:
     """Writes tokenizer.json and tokenizer_config.json, loadable through AutoTokenizer."""
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-    from tokenizers.models import WordLevel
+    from tokenizers import (  # type: ignore[import-untyped]
+        Tokenizer,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
+    from tokenizers.models import WordLevel  # type: ignore[import-untyped]
     from transformers import PreTrainedTokenizerFast
 
     pad, bos, unk, eos = SPECIAL_TOKENS
@@ -70,3 +76,9 @@ def save_tokenizer(directory: Path) -> None:
         truncation_side="right",
         model_input_names=["input_ids", "attention_mask"],
     ).save_pretrained(directory)
+    # transformers 5 writes a class name that 4.57 does not have; both know this one.
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("backend", None)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,52 @@
+"""What the plugin costs a pytest run that has nothing to do with it.
+
+    .venv/bin/python benchmarks/startup.py [RUNS]
+
+Runs `pytest --help` and `pytest --collect-only` on an empty folder in turn with and without the
+plugin, in fresh processes, and prints the median of the paired differences in milliseconds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SUITE = Path(__file__).parents[1] / "suites" / "clip_reference.quantgate.yaml"
+
+
+def time_command(arguments: list[str], *, folder: str) -> float:
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    return (time.perf_counter() - started) * 1000
+
+
+def main(runs: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "test_one.py").write_text("def test_one(): pass\n", encoding="utf-8")
+        Path(folder, "clip.quantgate.yaml").write_text(SUITE.read_text("utf-8"), encoding="utf-8")
+        print(f"{'command':<28}{'bare ms':>10}{'plugin ms':>12}{'difference ms':>16}")
+        for arguments in (["--help"], ["--collect-only", "-q"]):
+            bare, with_plugin = [], []
+            for _ in range(runs + 1):  # the first pair warms the file cache
+                bare.append(time_command(["-p", "no:quantgate", *arguments], folder=folder))
+                with_plugin.append(time_command(arguments, folder=folder))
+            pairs = list(zip(bare, with_plugin, strict=True))[1:]
+            difference = statistics.median(after - before for before, after in pairs)
+            print(
+                f"pytest {' '.join(arguments):<21}"
+                f"{statistics.median(b for b, _ in pairs):>10.0f}"
+                f"{statistics.median(a for _, a in pairs):>12.0f}{difference:>16.0f}"
+            )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)

@@ -1,0 +1,1 @@
+"""Measurements of a variant: quantizers, accuracy, fidelity, round trip. No pytest here."""

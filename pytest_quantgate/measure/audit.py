@@ -1,0 +1,222 @@
+"""The quantizer audit: what is there, enabled, calibrated, and what really runs in a forward.
+
+A quantizer that is enabled, or that has an amax, proves nothing: it may never be called. So every
+tower's forward is run, calls are counted at the quantizers, and the matrix operations themselves
+are asked whether their operands came out of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.measure.operations import Recorder
+from pytest_quantgate.measure.quantizers import (
+    Activity,
+    block_of,
+    describe_quantizer,
+    find_quantizers,
+    owner_of,
+    plain_class_name,
+    replay_recipe,
+    tower_of,
+    watch,
+)
+from pytest_quantgate.measurement import Audit, Module, Tower
+from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.recipes import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+#: Samples in the forward that records operations: it keeps every quantized tensor alive.
+RECORDED_SAMPLES = 2
+
+
+def audit_quantizers(
+    model: ClipModel,
+    *,
+    recipe: Recipe,
+    exclude: tuple[str, ...] = (),
+    held_out: Sequence[PairBatch],
+) -> Audit:
+    """Return the audit of a quantized CLIP, with clipping counted on `held_out` pairs.
+
+    Raises ValueError for no held-out pairs: an audit without a forward proves nothing.
+    """
+    if not held_out:
+        raise ValueError("audit_quantizers needs at least one batch of held-out pairs")
+    first = held_out[0]
+    few_pixels = first.pixel_values[:RECORDED_SAMPLES]
+    few_tokens = {name: value[:RECORDED_SAMPLES] for name, value in first.tokens.items()}
+    return audit_module(
+        model.module,
+        run_vision=lambda: model.encode_image(few_pixels),
+        run_text=lambda: model.encode_text(few_tokens),
+        recipe=recipe,
+        exclude=exclude,
+        clip_vision=[_run(model.encode_image, batch.pixel_values) for batch in held_out],
+        clip_text=[_run(model.encode_text, batch.tokens) for batch in held_out],
+        notes=model.notes,
+    )
+
+
+def audit_module(
+    module: torch.nn.Module,
+    *,
+    run_vision: Callable[[], object] | None,
+    run_text: Callable[[], object] | None,
+    recipe: Recipe | None = None,
+    exclude: tuple[str, ...] = (),
+    clip_vision: Iterable[Callable[[], object]] = (),
+    clip_text: Iterable[Callable[[], object]] = (),
+    notes: tuple[str, ...] = (),
+) -> Audit:
+    """Return the audit of any model with a vision and a text tower.
+
+    `run_vision` and `run_text` run one forward of a tower each; None for a tower that the model
+    does not have. Without a `recipe` every Linear and Conv layer's input and weight are taken as
+    intended, in the formats that the enabled quantizers have. `clip_*` are further forwards on
+    data that the quantizers were not calibrated on, in which clipped values are counted.
+    """
+    quantizers = find_quantizers(module)
+    activity = {name: Activity() for name in quantizers}
+    recorder = Recorder()
+    towers: list[Tower] = []
+    runs: tuple[tuple[Tower, Callable[[], object] | None, Iterable[Callable[[], object]]], ...]
+    runs = (("vision", run_vision, clip_vision), ("text", run_text, clip_text))
+    with quiet_libraries():
+        for tower, run, _ in runs:
+            if run is None:
+                continue
+            towers.append(tower)
+            with (
+                watch(quantizers, activity=activity, tower=tower, count_clipping=False),
+                recorder.record(module, quantizers=quantizers, tower=tower),
+            ):
+                run()
+        clipping = {name: Activity() for name in quantizers}
+        for tower, _, forwards in runs:
+            with watch(quantizers, activity=clipping, tower=tower, count_clipping=True):
+                for forward in forwards:
+                    forward()
+    for name, seen in clipping.items():
+        activity[name].clipped, activity[name].seen = seen.clipped, seen.seen
+        activity[name].changed |= seen.changed
+    ran = {name: frozenset(where) for name, where in recorder.ran.items()}
+    modules = _describe_modules(module, quantizers=quantizers, ran=ran)
+    kinds = {found.name: found.kind for found in modules}
+    owners = {name: _submodule(module, owner_of(name)) for name in quantizers}
+    records = tuple(
+        describe_quantizer(
+            name,
+            quantizer,
+            owner=owners[name],
+            activity=activity[name],
+            ran_in=ran.get(owner_of(name), frozenset()),
+        )
+        for name, quantizer in quantizers.items()
+    )
+    names = {name: owner_of(name) for name in quantizers}
+    entries = recipe.quant_cfg if recipe is not None else _every_layer()
+    intended, off, excluded = replay_recipe(
+        names=names,
+        entries=entries,
+        exclude=exclude,
+        matches_class=lambda owner, parent: _is_instance(_submodule(module, owner), parent),
+    )
+    meant = tuple(
+        name for name in intended if kinds.get(names[name]) in ("linear", "conv", "attention", "mha")
+    )
+    return Audit(
+        towers=tuple(towers),
+        modules=modules,
+        quantizers=records,
+        operations=tuple(recorder.operations.values()),
+        excludes=tuple((pattern, matched) for pattern, matched in excluded.items()),
+        intended=meant,
+        disabled_by=tuple((name, off[name]) for name in meant if name in off),
+        recipe_name=recipe.name if recipe is not None else "",
+        formats=(
+            recipe.formats
+            if recipe is not None
+            else tuple(dict.fromkeys(q.format for q in records if q.enabled))
+        ),
+        notes=notes,
+    )
+
+
+def _run(encode: Callable[[Any], object], value: Any) -> Callable[[], object]:
+    return lambda: encode(value)
+
+
+def _every_layer() -> list[Mapping[str, Any]]:
+    return [
+        {"quantizer_name": pattern, "parent_class": parent, "enable": True}
+        for parent in ("nn.Linear", "nn.Conv2d")
+        for pattern in ("*weight_quantizer", "*input_quantizer")
+    ]
+
+
+def _describe_modules(
+    module: torch.nn.Module,
+    *,
+    quantizers: Mapping[str, Any],
+    ran: Mapping[str, frozenset[Tower]],
+) -> tuple[Module, ...]:
+    inside = {id(part) for quantizer in quantizers.values() for part in quantizer.modules()}
+    found = []
+    for name, child in module.named_modules():
+        kind = _kind_of(child)
+        if id(child) in inside or kind is None:
+            continue
+        found.append(
+            Module(
+                name=name,
+                class_name=plain_class_name(child),
+                kind=kind,  # type: ignore[arg-type]
+                tower=tower_of(name, ran_in=ran.get(name, frozenset())),
+                block=block_of(name),
+                weights_count=sum(p.numel() for p in child.parameters(recurse=False)),
+            )
+        )
+    return tuple(found)
+
+
+def _kind_of(module: torch.nn.Module) -> str | None:
+    """Return the kind of a module that a coverage gate cares about; None for containers."""
+    from torch import nn
+
+    kinds: tuple[tuple[Any, str], ...] = (
+        (nn.MultiheadAttention, "mha"),
+        (nn.Linear, "linear"),
+        ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
+        ((nn.Embedding, nn.EmbeddingBag), "embedding"),
+        ((nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm), "norm"),
+    )
+    for cls, kind in kinds:
+        if isinstance(module, cls):
+            return kind
+    name = plain_class_name(module)
+    if name.endswith("Norm"):
+        return "norm"
+    if name.endswith("Attention"):
+        return "attention"
+    if any(True for _ in module.parameters(recurse=False)):
+        return "other"
+    return None
+
+
+def _submodule(module: torch.nn.Module, name: str) -> torch.nn.Module:
+    return module.get_submodule(name)
+
+
+def _is_instance(module: torch.nn.Module, parent: str) -> bool:
+    """Return whether ModelOpt's `parent_class` filter would match a module."""
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+
+    with contextlib.suppress(KeyError):
+        return isinstance(module, QuantModuleRegistry[parent])
+    return plain_class_name(module) == parent.removeprefix("nn.")

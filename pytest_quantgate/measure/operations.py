@@ -1,0 +1,177 @@
+"""Records the matrix operations of a forward and which operands came out of a quantizer.
+
+A walker over modules misses whatever is called as a function: attention, `torch.matmul` with a
+parameter, `nn.MultiheadAttention`. This looks at the calls themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.measure.quantizers import block_of, plain_class_name, tower_of
+from pytest_quantgate.measurement import Operation, Tower
+
+if TYPE_CHECKING:
+    import torch
+
+#: PyTorch function name -> (our name, operand names by position).
+FUNCTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "linear": ("linear", ("input", "weight")),
+    "conv1d": ("conv", ("input", "weight")),
+    "conv2d": ("conv", ("input", "weight")),
+    "conv3d": ("conv", ("input", "weight")),
+    "matmul": ("matmul", ("left", "right")),
+    "__matmul__": ("matmul", ("left", "right")),
+    "__rmatmul__": ("matmul", ("left", "right")),
+    "bmm": ("matmul", ("left", "right")),
+    "mm": ("matmul", ("left", "right")),
+    "addmm": ("matmul", ("bias", "left", "right")),
+    "baddbmm": ("matmul", ("bias", "left", "right")),
+    "einsum": ("matmul", ("equation", "left", "right")),
+    "scaled_dot_product_attention": ("attention", ("q", "k", "v")),
+    "multi_head_attention_forward": ("mha", ("q", "k", "v")),
+    "_native_multi_head_attention": ("mha", ("q", "k", "v")),
+}
+
+#: Functions that move values without computing: their result is as quantized as their input.
+MOVES = frozenset(
+    "contiguous reshape transpose permute view flatten unflatten expand repeat to clone chunk split "
+    "unbind __getitem__ squeeze unsqueeze movedim float half bfloat16 type detach T mT "
+    "swapaxes narrow select index_select repeat_interleave".split()
+)
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """Operations seen so far, one entry a module, function and tower."""
+
+    operations: dict[tuple[str, str, str, int], Operation] = field(default_factory=dict)
+    ran: dict[str, set[Tower]] = field(default_factory=dict)
+
+    @contextmanager
+    def record(
+        self, module: torch.nn.Module, *, quantizers: Mapping[str, Any], tower: Tower
+    ) -> Iterator[None]:
+        """Record what runs in the block as belonging to `tower`'s forward."""
+        import torch
+        from torch.overrides import TorchFunctionMode
+
+        stack: list[tuple[str, torch.nn.Module]] = [("", module)]
+        # Storages that hold quantized values, with a tensor that keeps each alive: a freed
+        # address would be used again and taken for quantized.
+        quantized: dict[int, torch.Tensor] = {}
+        counts: dict[tuple[str, str], int] = {}
+        recorder = self
+
+        def mark(value: Any) -> None:
+            for tensor in _tensors(value):
+                quantized[tensor.untyped_storage().data_ptr()] = tensor
+
+        def is_quantized(value: Any) -> bool:
+            return (
+                isinstance(value, torch.Tensor)
+                and value.untyped_storage().data_ptr() in quantized
+            )
+
+        class Mode(TorchFunctionMode):
+            def __torch_function__(
+                self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+            ) -> Any:
+                kwargs = kwargs or {}
+                name = getattr(func, "__name__", "")
+                known = FUNCTIONS.get(name)
+                if known is not None:
+                    note(known[0], known[1], args, kwargs)
+                result = func(*args, **kwargs)
+                if name in MOVES and args and any(is_quantized(a) for a in _tensors(args[0])):
+                    mark(result)
+                return result
+
+        def note(function: str, operands: tuple[str, ...], args: Any, kwargs: Any) -> None:
+            name, owner = stack[-1]
+            given = dict(zip(operands, args, strict=False))
+            given |= {key: kwargs[key] for key in operands if key in kwargs}
+            given |= {
+                short: kwargs[long]
+                for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
+                if short in operands and long in kwargs
+            }
+            tensors = {
+                key: value
+                for key, value in given.items()
+                if key != "bias" and isinstance(value, torch.Tensor)
+            }
+            weights = sum(
+                value.numel()
+                for key, value in tensors.items()
+                if key == "weight" or _is_parameter(value, owner)
+            )
+            if function == "mha":
+                weights = sum(p.numel() for n, p in owner.named_parameters() if "weight" in n)
+            index = counts.get((name, function), 0)
+            counts[name, function] = index + 1
+            recorder.operations.setdefault(
+                (name, function, tower, index),
+                Operation(
+                    module=name,
+                    module_class=plain_class_name(owner),
+                    function=function,
+                    tower=tower_of(name, ran_in=frozenset({tower})),
+                    block=block_of(name),
+                    operands=tuple(tensors),
+                    operands_quantized=tuple(is_quantized(value) for value in tensors.values()),
+                    weights_count=weights,
+                ),
+            )
+
+        handles = []
+
+        def enter(name: str) -> Callable[..., None]:
+            def hook(owner: torch.nn.Module, _args: Any) -> None:
+                stack.append((name, owner))
+                recorder.ran.setdefault(name, set()).add(tower)
+
+            return hook
+
+        def leave(_owner: torch.nn.Module, _args: Any, _output: Any) -> None:
+            stack.pop()
+
+        inside = {id(m) for q in quantizers.values() for m in q.modules()}
+        for name, child in module.named_modules():
+            if id(child) in inside:
+                continue
+            handles.append(child.register_forward_pre_hook(enter(name)))
+            handles.append(child.register_forward_hook(leave, always_call=True))
+
+        def quantizer_ran(quantizer: Any, inputs: Any, output: Any) -> None:
+            if quantizer.is_enabled and output is not inputs[0]:
+                mark(output)
+
+        handles += [q.register_forward_hook(quantizer_ran) for q in quantizers.values()]
+        try:
+            with Mode():
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [item for item in value if isinstance(item, torch.Tensor)]
+    return []
+
+
+def _is_parameter(value: torch.Tensor, owner: torch.nn.Module) -> bool:
+    """Return whether a tensor is a weight of the module that runs, or a view of one."""
+    storage = value.untyped_storage().data_ptr()
+    return any(
+        p.untyped_storage().data_ptr() == storage for p in owner.parameters(recurse=False)
+    )

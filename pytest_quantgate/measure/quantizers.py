@@ -1,0 +1,234 @@
+"""Reads ModelOpt's quantizers: what each is, where it sits, and what it did in a forward."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.measurement import Quantizer, Slot, Tower
+from pytest_quantgate.models.recipes import format_of_bits
+
+if TYPE_CHECKING:
+    import torch
+
+SLOTS: Mapping[str, Slot] = {
+    "input_quantizer": "input",
+    "weight_quantizer": "weight",
+    "output_quantizer": "output",
+    "q_bmm_quantizer": "q",
+    "k_bmm_quantizer": "k",
+    "v_bmm_quantizer": "v",
+    "p_bmm_quantizer": "softmax",
+    "softmax_quantizer": "softmax",
+    "bmm2_output_quantizer": "attention_output",
+}
+
+_BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks?|resblocks|h)\.(\d+)(?:\.|$)")
+_VISION = re.compile(r"vis|image|patch_embed")
+_TEXT = re.compile(r"text|token|^transformer$|^ln_final$|^positional_embedding$")
+
+
+@dataclass(kw_only=True)
+class Activity:
+    """What one quantizer did: forwards in which it ran per tower, and values that it clipped."""
+
+    vision_calls: int = 0
+    text_calls: int = 0
+    changed: bool = False
+    clipped: int = 0
+    seen: int = 0
+
+
+def find_quantizers(module: torch.nn.Module) -> dict[str, Any]:
+    """Return every TensorQuantizer by its name, in the model's own order."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    return {name: m for name, m in module.named_modules() if isinstance(m, TensorQuantizer)}
+
+
+def slot_of(name: str) -> Slot:
+    """Return where a quantizer sits, from its name (`....q_proj.input_quantizer.0` is `input`)."""
+    parts = [part for part in name.split(".") if not part.isdigit()]
+    return SLOTS.get(parts[-1], "other")
+
+
+def owner_of(name: str) -> str:
+    """Return the name of the module that a quantizer belongs to."""
+    parts = name.split(".")
+    while parts and parts[-1].isdigit():
+        parts.pop()
+    return ".".join(parts[:-1])
+
+
+def block_of(name: str) -> int | None:
+    """Return the index of the transformer block that a module is in, or None."""
+    found = _BLOCK.search(name)
+    return int(found.group(1)) if found else None
+
+
+def tower_of(name: str, *, ran_in: frozenset[Tower] = frozenset()) -> Tower:
+    """Return the tower of a module: the one whose forward ran it, else the one of its name."""
+    if len(ran_in) == 1:
+        return next(iter(ran_in))
+    for part in name.split("."):
+        if _VISION.search(part):
+            return "vision"
+        if _TEXT.search(part):
+            return "text"
+    return "other"
+
+
+@contextmanager
+def watch(
+    quantizers: Mapping[str, Any],
+    *,
+    activity: Mapping[str, Activity],
+    tower: Tower,
+    count_clipping: bool,
+) -> Iterator[None]:
+    """Count calls, changes and clipped values of every quantizer while the block runs."""
+    import torch
+
+    handles = []
+
+    def hook_for(seen: Activity) -> Callable[..., None]:
+        def hook(quantizer: Any, inputs: Sequence[Any], output: Any) -> None:
+            if not quantizer.is_enabled or not isinstance(output, torch.Tensor):
+                return
+            if tower == "vision":
+                seen.vision_calls += 1
+            else:
+                seen.text_calls += 1
+            value = inputs[0]
+            if not seen.changed:
+                seen.changed = output.shape != value.shape or not torch.equal(output, value)
+            if count_clipping:
+                clipped, total = count_clipped(quantizer, value)
+                seen.clipped += clipped
+                seen.seen += total
+
+        return hook
+
+    for name, quantizer in quantizers.items():
+        handles.append(quantizer.register_forward_hook(hook_for(activity[name])))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[int, int]:
+    """Return how many values lie above a quantizer's amax, and how many there are.
+
+    (0, 0) where there is no static amax that could clip. SmoothQuant scales a value before it is
+    quantized, and so does this count.
+    """
+    amax = quantizer.amax
+    if amax is None or is_dynamic(quantizer):
+        return 0, 0
+    scale = getattr(quantizer, "pre_quant_scale", None)
+    if scale is not None:
+        value = value * scale
+    try:
+        above = value.detach().abs() > amax.to(value.device)
+    except RuntimeError:  # block amax does not broadcast over the value
+        return 0, 0
+    return int(above.sum()), value.numel()
+
+
+def is_dynamic(quantizer: Any) -> bool:
+    """Return whether a quantizer takes its range from each batch by its own declaration."""
+    blocks = quantizer.block_sizes or {}
+    return bool(getattr(quantizer, "_dynamic", False)) or blocks.get("type") == "dynamic"
+
+
+def describe_quantizer(
+    name: str,
+    quantizer: Any,
+    *,
+    owner: torch.nn.Module,
+    activity: Activity,
+    ran_in: frozenset[Tower],
+) -> Quantizer:
+    """Return the plain record of one quantizer."""
+    import torch
+
+    amax = quantizer.amax
+    finite = amax is not None and bool(torch.isfinite(amax).all())
+    module = owner_of(name)
+    if quantizer.block_sizes:
+        granularity = "block"
+    else:
+        granularity = "per-tensor" if quantizer.axis is None else "per-channel"
+    return Quantizer(
+        name=name,
+        module=module,
+        module_class=plain_class_name(owner),
+        slot=slot_of(name),
+        tower=tower_of(module, ran_in=ran_in),
+        block=block_of(name),
+        enabled=bool(quantizer.is_enabled),
+        format=format_of_bits(quantizer.num_bits),
+        granularity=granularity,
+        dynamic=is_dynamic(quantizer),
+        amax_min=float(amax.min()) if amax is not None and amax.numel() else None,
+        amax_max=float(amax.max()) if amax is not None and amax.numel() else None,
+        amax_finite=finite,
+        amax_count=int(amax.numel()) if amax is not None else 0,
+        vision_calls=activity.vision_calls,
+        text_calls=activity.text_calls,
+        changed=activity.changed,
+        clipped=activity.clipped,
+        seen=activity.seen,
+    )
+
+
+def plain_class_name(module: torch.nn.Module) -> str:
+    """Return the class name of a module as its author wrote it: `Linear`, not `QuantLinear`."""
+    from modelopt.torch.opt.dynamic import DynamicModule
+
+    if isinstance(module, DynamicModule):
+        return str(module.original_cls.__name__)
+    return type(module).__name__
+
+
+def replay_recipe(
+    *,
+    names: Mapping[str, str],
+    entries: Sequence[Mapping[str, Any]],
+    exclude: Sequence[str],
+    matches_class: Callable[[str, str], bool],
+) -> tuple[tuple[str, ...], dict[str, str], dict[str, tuple[str, ...]]]:
+    """Return what a recipe meant, by applying its entries in order to quantizer names.
+
+    `names` maps quantizer name to its module's name. The result is the quantizers that some entry
+    switched on, for each of those that ended off the pattern that switched it off last, and for
+    every exclude pattern the quantizers that it matched.
+    """
+    intended: dict[str, None] = {}
+    off: dict[str, str] = {}
+    for entry in entries:
+        pattern, parent = entry["quantizer_name"], entry.get("parent_class")
+        for name, module in names.items():
+            if not fnmatch.fnmatch(name, pattern):
+                continue
+            if parent is not None and not matches_class(module, parent):
+                continue
+            if entry["enable"]:
+                intended[name] = None
+                off.pop(name, None)
+            elif name in intended:
+                off[name] = pattern if parent is None else f"{pattern} on {parent}"
+    excluded: dict[str, tuple[str, ...]] = {}
+    for pattern in exclude:
+        matched = tuple(name for name in names if fnmatch.fnmatch(name, pattern))
+        excluded[pattern] = matched
+        for name in matched:
+            if name in intended:
+                off.setdefault(name, pattern)
+    return tuple(intended), off, excluded

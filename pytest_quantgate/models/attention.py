@@ -1,0 +1,77 @@
+"""Which of ModelOpt's two quantized attention classes a model gets.
+
+Attention calls `scaled_dot_product_attention`, a function that a walker over modules never sees:
+its operands are quantized only where the attention class itself is replaced. ModelOpt has two
+replacements for `CLIPAttention`: the Hugging Face one, which registers itself ("for KV cache
+quantization"; q, k, v, p_bmm), and the diffusers one, which NVIDIA's published CLIP recipe
+registers by hand (q, k, v, softmax, bmm2_output).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from pytest_quantgate.errors import MissingPackage
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def attention_class(
+    module: torch.nn.Module, *, kind: Literal["automatic", "diffusers"]
+) -> Iterator[None]:
+    """Make ModelOpt use one class for the attention of `module` while the block runs.
+
+    ModelOpt's registry belongs to the process and refuses a second registration of a class, so
+    what was there is taken out first and put back afterwards: recipes of both kinds can be built
+    in one process in any order.
+    """
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+
+    classes = _attention_classes(module)
+    previous = {}
+    for cls in classes:
+        found = QuantModuleRegistry.get(cls)
+        if found is not None:
+            previous[cls] = found.__mro__[1]  # the class that was registered, not the mix with cls
+            QuantModuleRegistry.unregister(cls)
+    try:
+        if kind == "diffusers":
+            quantized = _diffusers_attention()
+            for cls in classes:
+                QuantModuleRegistry.register({cls: cls.__name__})(quantized)
+        yield
+    finally:
+        for cls in classes:
+            if QuantModuleRegistry.get(cls) is not None:
+                QuantModuleRegistry.unregister(cls)
+        for cls, quantized in previous.items():
+            QuantModuleRegistry.register({cls: cls.__name__})(quantized)
+
+
+def _attention_classes(module: torch.nn.Module) -> list[type[torch.nn.Module]]:
+    """Return the plain attention classes of a model, also where they are quantized already."""
+    from modelopt.torch.opt.dynamic import DynamicModule
+
+    classes: dict[type[torch.nn.Module], None] = {}
+    for child in module.modules():
+        cls = child.original_cls if isinstance(child, DynamicModule) else type(child)
+        if cls.__name__.endswith("Attention") and cls.__module__.startswith("transformers."):
+            classes[cls] = None
+    return list(classes)
+
+
+def _diffusers_attention() -> type[torch.nn.Module]:
+    try:
+        from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
+    except ImportError as error:
+        raise MissingPackage(
+            error.name or "diffusers",
+            extra="clip",
+            purpose="a recipe with attention output quantizers (ModelOpt's diffusers plugin)",
+        ) from error
+    quantized: type[torch.nn.Module] = _QuantAttention
+    return quantized

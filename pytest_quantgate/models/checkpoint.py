@@ -1,0 +1,243 @@
+"""Saves and restores a quantized variant so that nothing can be missing or changed unseen.
+
+ModelOpt alone loads a model unquantized, without a word, where its state file is missing, and
+fills a missing `_amax` with uninitialised memory. So a checkpoint here has a manifest: the SHA-256
+of every file and of every amax, checked before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.measure.quantizers import find_quantizers
+from pytest_quantgate.models.attention import attention_class
+from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.loading import quiet_libraries
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "modelopt_state.pth"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_checkpoint(model: ClipModel, directory: Path) -> int:
+    """Write a quantized variant to `directory` (which must not exist) and return its bytes.
+
+    Written to a temporary folder beside it and renamed, so that a killed run leaves nothing that
+    looks like a checkpoint. Raises ModelError where the folder exists or cannot be written.
+    """
+    import modelopt.torch.opt as mto
+    import torch
+    from safetensors.torch import save_file
+
+    if directory.exists():
+        raise ModelError(f"{directory} exists already: a checkpoint is never overwritten")
+    module: Any = model.module
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory.parent))
+        try:
+            with quiet_libraries():
+                torch.save(mto.modelopt_state(module), temporary / STATE)
+                save_file(compact_state(module), temporary / WEIGHTS)
+                config = module.config.to_dict()
+                config["_attn_implementation"] = module.config._attn_implementation
+                write_json(temporary / CONFIG, config)
+            write_json(temporary / MANIFEST, make_manifest(model, directory=temporary))
+            size_bytes = sum(path.stat().st_size for path in temporary.iterdir())
+            temporary.replace(directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(
+            f"cannot write the checkpoint {directory}: {error.strerror or error}"
+        ) from error
+    return size_bytes
+
+
+def load_checkpoint(directory: Path, *, fp16: ClipModel) -> ClipModel:
+    """Return the variant saved in `directory`, restored over the FP16 model it was made from.
+
+    Raises ModelError for a checkpoint that is incomplete or changed in any file or amax, of
+    another format, or made from other weights.
+    """
+    manifest = verify_checkpoint(directory)
+    if manifest["base_weights"] != fp16.weights_digest:
+        raise ModelError(
+            f"{directory}: quantized from other weights (sha256 {manifest['base_weights'][:12]}...) "
+            f"than the FP16 model here (sha256 {fp16.weights_digest[:12]}...): quantize again"
+        )
+    module = restore_module(directory, manifest=manifest, base=fp16.module)
+    return replace(fp16, module=module)
+
+
+def restore_module(
+    directory: Path, *, manifest: Mapping[str, Any], base: torch.nn.Module | None = None
+) -> torch.nn.Module:
+    """Return the quantized module of a verified checkpoint; `base` saves building a plain one."""
+    import modelopt.torch.opt as mto
+    import torch
+    from safetensors.torch import load_file
+
+    with quiet_libraries():
+        plain = copy.deepcopy(base) if base is not None else _build_plain(directory)
+        dtype: torch.dtype = getattr(torch, manifest["compute_dtype"])
+        plain = plain.to(dtype)
+        state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
+        with attention_class(plain, kind=manifest["attention"]):
+            module = mto.restore_from_modelopt_state(plain, state)
+        weights = load_file(directory / WEIGHTS)
+        for name, stored in manifest["dtypes"].items():
+            weights[name] = weights[name].to(getattr(torch, stored))
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        name = (list(missing) + list(unexpected))[0]
+        raise ModelError(
+            f"{directory}: {len(missing)} tensors missing and {len(unexpected)} unexpected, "
+            f"first {name}: the checkpoint is of another model"
+        )
+    check_amax(module, manifest=manifest, directory=directory)
+    restored: torch.nn.Module = module.eval().requires_grad_(False)
+    return restored
+
+
+def verify_checkpoint(directory: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint whose files are all there and unchanged.
+
+    Raises ModelError with the file and what is wrong. Reads JSON and bytes, loads nothing.
+    """
+    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        raise ModelError(
+            f"{directory}: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, so that loading could run code "
+            f"from the file: unset it"
+        )
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is missing or unreadable ({error}): save the model again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise ModelError(f"{path}: checkpoint format {found!r} is not {FORMAT}: save the model again")
+    for name, expected in manifest["files"].items():
+        file = directory / name
+        if file.is_symlink() or not file.is_file():
+            raise ModelError(
+                f"{file} is missing: without it the model would load unquantized or with "
+                f"uninitialised ranges; restore the file or quantize again"
+            )
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected:
+            raise ModelError(
+                f"{file} was changed: sha256 {found[:12]}..., saved as {expected[:12]}...; "
+                f"restore the file or quantize again"
+            )
+    return manifest
+
+
+def check_amax(
+    module: torch.nn.Module, *, manifest: Mapping[str, Any], directory: Path
+) -> None:
+    """Raise ModelError naming the first amax of `module` that is not the one that was saved."""
+    found = digest_amax(module)
+    for name, expected in manifest["amax"].items():
+        if found.get(name) != expected:
+            word = "changed" if name in found else "missing"
+            raise ModelError(
+                f"{directory}: amax of {name} is {word}: ModelOpt would fill it in without a word; "
+                f"quantize again"
+            )
+    for name in found:
+        if name not in manifest["amax"]:
+            raise ModelError(f"{directory}: {name} has an amax that was not saved; quantize again")
+
+
+def digest_amax(module: torch.nn.Module) -> dict[str, str]:
+    """Return the SHA-256 of dtype, shape and bytes of every amax by quantizer name."""
+    digests = {}
+    for name, quantizer in find_quantizers(module).items():
+        amax = quantizer.amax
+        if amax is not None:
+            value = amax.detach().cpu().float().contiguous()
+            head = f"{tuple(value.shape)}".encode()
+            digests[name] = hashlib.sha256(head + value.numpy().tobytes()).hexdigest()
+    return digests
+
+
+def make_manifest(model: ClipModel, *, directory: Path) -> dict[str, Any]:
+    """Return what a later load checks."""
+    files = {}
+    for name in (STATE, WEIGHTS, CONFIG):
+        with (directory / name).open("rb") as stream:
+            files[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {
+        "format": FORMAT,
+        "base_weights": model.weights_digest,
+        "compute_dtype": model.compute_dtype,
+        "attention": attention_kind(model.module),
+        "files": files,
+        "amax": digest_amax(model.module),
+        "dtypes": {
+            name: str(tensor.dtype).removeprefix("torch.")
+            for name, tensor in model.module.state_dict().items()
+        },
+        "versions": {
+            package: metadata.version(package)
+            for package in ("torch", "transformers", "nvidia-modelopt")
+        },
+    }
+
+
+def attention_kind(module: torch.nn.Module) -> str:
+    """Return which of ModelOpt's attention classes a quantized model has."""
+    names = (name.rpartition(".")[2] for name in find_quantizers(module))
+    return "diffusers" if "bmm2_output_quantizer" in names else "automatic"
+
+
+def compact_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state with FP32 weights stored as FP16 where that loses nothing.
+
+    On a CPU the FP16 weights are computed with as FP32; there is no need to store twice the bytes.
+    """
+    import torch
+
+    state = {}
+    for name, tensor in module.state_dict().items():
+        value = tensor.detach().cpu()
+        if value.dtype == torch.float32 and not name.endswith("_amax"):
+            half = value.half()
+            if torch.equal(half.float(), value):
+                value = half
+        state[name] = value.contiguous()
+    return state
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str), encoding="utf-8")
+
+
+def _build_plain(directory: Path) -> torch.nn.Module:
+    from transformers import CLIPConfig, CLIPModel
+
+    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    attention = config.pop("_attn_implementation")
+    module: torch.nn.Module = CLIPModel._from_config(
+        CLIPConfig.from_dict(config), attn_implementation=attention
+    )
+    return module.eval().requires_grad_(False)

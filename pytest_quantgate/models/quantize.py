@@ -1,0 +1,116 @@
+"""Builds the quantized variant: ModelOpt's PTQ, calibrated with pairs through both towers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.models.attention import attention_class
+from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.recipes import Recipe, to_modelopt
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """The quantized variant and what its calibration really saw.
+
+    `vision_batches` and `text_batches` count forwards that ran to their end, per tower;
+    `nonfinite` names the samples that held NaN or Inf and were left out.
+    """
+
+    model: ClipModel
+    batches: int
+    vision_batches: int
+    text_batches: int
+    nonfinite: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    batches: int = 0
+    vision: int = 0
+    text: int = 0
+    nonfinite: list[str] = field(default_factory=list)
+
+
+def quantize(
+    fp16: ClipModel,
+    *,
+    recipe: Recipe,
+    exclude: tuple[str, ...] = (),
+    batches: Iterable[PairBatch],
+    progress: Callable[[int], None] | None = None,
+) -> Quantized:
+    """Return a quantized copy of `fp16`, which stays as it is.
+
+    Every batch goes through both towers. Samples with NaN or Inf are left out and named: ModelOpt
+    would stop at them without saying which. `exclude` are patterns as in `mtq.disable_quantizer`.
+    Raises ModelError where ModelOpt refuses the recipe or nothing is quantized.
+    """
+    import modelopt.torch.quantization as mtq
+
+    model = replace(fp16, module=copy.deepcopy(fp16.module))
+    seen = _Seen()
+
+    def calibrate(_module: torch.nn.Module) -> None:
+        for batch in batches:
+            _calibrate_batch(model, batch, seen=seen)
+            if progress is not None:
+                progress(len(batch.ids))
+
+    with quiet_libraries(), attention_class(model.module, kind=recipe.attention):
+        try:
+            mtq.quantize(model.module, to_modelopt(recipe), forward_loop=calibrate)
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ModelError(f"ModelOpt cannot apply recipe {recipe.name!r}: {reason}") from error
+        for pattern in exclude:
+            mtq.disable_quantizer(model.module, pattern)
+    _check_took_effect(model.module, recipe=recipe, exclude=exclude)
+    model.module.eval().requires_grad_(False)
+    return Quantized(
+        model=model,
+        batches=seen.batches,
+        vision_batches=seen.vision,
+        text_batches=seen.text,
+        nonfinite=tuple(seen.nonfinite),
+    )
+
+
+def _calibrate_batch(model: ClipModel, batch: PairBatch, *, seen: _Seen) -> None:
+    import torch
+
+    finite = torch.isfinite(batch.pixel_values).flatten(start_dim=1).all(dim=1)
+    seen.batches += 1
+    seen.nonfinite += [
+        name for name, good in zip(batch.ids, finite.tolist(), strict=True) if not good
+    ]
+    if not bool(finite.any()):
+        return
+    model.encode_image(batch.pixel_values[finite])
+    seen.vision += 1
+    model.encode_text({name: value[finite] for name, value in batch.tokens.items()})
+    seen.text += 1
+
+
+def _check_took_effect(
+    module: torch.nn.Module, *, recipe: Recipe, exclude: tuple[str, ...]
+) -> None:
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    quantizers: list[Any] = [m for m in module.modules() if isinstance(m, TensorQuantizer)]
+    if not any(quantizer.is_enabled for quantizer in quantizers):
+        patterns = ", ".join(
+            repr(entry["quantizer_name"]) for entry in recipe.quant_cfg if entry["enable"]
+        )
+        raise ModelError(
+            f"recipe {recipe.name!r} quantizes nothing: 0 of {len(quantizers)} quantizers are "
+            f"enabled (it switches on {patterns}; exclude: {list(exclude)})"
+        )

@@ -1,0 +1,307 @@
+"""Recipes: what a suite's `quantize.recipe` means as ModelOpt's ordered `quant_cfg` list."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.suite import QuantizeSpec, expand_environment
+
+#: The ModelOpt releases that this product was tested with. 0.47 reads `quant_cfg` as an ordered
+#: list; earlier ones take a dict, apply `default` first whatever its place, and know neither the
+#: list form nor `modelopt.recipe`: the same suite would quantize something else there.
+MODELOPT_VERSIONS = ((0, 47), (0, 48))
+
+_E4M3 = {"num_bits": [4, 3], "axis": None}
+_INT8 = {"num_bits": 8, "axis": None}
+_INT8_PER_CHANNEL = {"num_bits": 8, "axis": 0}
+_ALL_OFF = {"quantizer_name": "*", "enable": False}
+
+
+def _layers(*, weight: Mapping[str, Any], activation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return entries for Linear and Conv2d alone: a bare `*input_quantizer` would also switch on
+    the inputs of LayerNorm, and `*weight_quantizer` the weights of Embedding."""
+    return [
+        {"quantizer_name": pattern, "parent_class": parent, "cfg": dict(cfg)}
+        for parent in ("nn.Linear", "nn.Conv2d")
+        for pattern, cfg in (("*weight_quantizer", weight), ("*input_quantizer", activation))
+    ]
+
+
+def _attention(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"quantizer_name": f"*{name}_quantizer", "cfg": dict(cfg)}
+        for name in ("q_bmm", "k_bmm", "v_bmm", "bmm2_output")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A resolved recipe.
+
+    `quant_cfg` is ModelOpt's ordered list (later entries win) in plain data; `algorithm` its
+    calibration algorithm; `formats` the formats that it switches on; `attention` the class that
+    its attention quantizers need: `diffusers`, or `automatic` for ModelOpt's own choice.
+    """
+
+    name: str
+    quant_cfg: tuple[Mapping[str, Any], ...]
+    algorithm: Any
+    formats: tuple[str, ...]
+    attention: Literal["automatic", "diffusers"]
+
+
+def resolve_recipe(
+    spec: QuantizeSpec, *, environ: Mapping[str, str] = os.environ
+) -> Recipe:
+    """Return the recipe of a suite.
+
+    Raises ModelError, with the place in the suite, for a name that is no recipe, a file that
+    cannot be read, a form that ModelOpt does not take, or a recipe that switches nothing on;
+    MissingPackage without ModelOpt.
+    """
+    check_modelopt_version()
+    where = spec.where.of("recipe")
+    recipe = spec.recipe
+    if isinstance(recipe, str):
+        name = expand_environment(recipe, where=where, environ=environ)
+        if name in named_recipes():
+            return build_recipe(named_recipes()[name], name=name, where=where)
+        return build_recipe(_load_config(name, where=where), name=name, where=where)
+    return build_recipe(recipe, name="inline quant_cfg", where=where)
+
+
+def named_recipes() -> dict[str, dict[str, Any]]:
+    """Return the product's own recipes by name, as ModelOpt configurations."""
+    fp8 = [dict(_ALL_OFF), *_layers(weight=_E4M3, activation=_E4M3)]
+    int8 = [dict(_ALL_OFF), *_layers(weight=_INT8_PER_CHANNEL, activation=_INT8)]
+    return {
+        "fp8": {"quant_cfg": fp8, "algorithm": "max"},
+        "fp8-attention": {"quant_cfg": [*fp8, *_attention(_E4M3)], "algorithm": "max"},
+        "int8": {"quant_cfg": int8, "algorithm": "max"},
+        "int8-smoothquant": {"quant_cfg": int8, "algorithm": "smoothquant"},
+    }
+
+
+def check_modelopt_version() -> None:
+    """Raise MissingPackage without ModelOpt, ModelError for a release that is not supported."""
+    try:
+        version = metadata.version("nvidia-modelopt")
+    except metadata.PackageNotFoundError:
+        raise MissingPackage("nvidia-modelopt", extra="clip", purpose="quantizing a model") from None
+    low, high = MODELOPT_VERSIONS
+    found = tuple(int(part) for part in version.split(".")[:2])
+    if not low <= found < high:
+        reason = (
+            "it reads quant_cfg as a dict, where the order of entries means something else"
+            if found < low
+            else "this release of pytest-quantgate was not tested with it"
+        )
+        raise ModelError(
+            f"nvidia-modelopt {version} is not supported: {reason}; "
+            f"pip install 'nvidia-modelopt>={low[0]}.{low[1]},<{high[0]}.{high[1]}'"
+        )
+
+
+def build_recipe(config: Any, *, name: str, where: str = "recipe") -> Recipe:
+    """Return a Recipe from any form that ModelOpt or a published recipe uses.
+
+    `config` is a whole configuration (`{quant_cfg, algorithm}`), a bare `quant_cfg` list, or a
+    bare dict of patterns, whose `default` entry is applied first as its authors mean it.
+    """
+    algorithm: Any = "max"
+    if isinstance(config, Mapping) and "quant_cfg" in config:
+        algorithm = config.get("algorithm", "max")
+        config = config["quant_cfg"]
+    entries = normalise_quant_cfg(config, where=where)
+    enabling = [entry for entry in entries if entry["enable"]]
+    if not enabling:
+        patterns = ", ".join(repr(entry["quantizer_name"]) for entry in entries) or "none"
+        raise ModelError(
+            f"{where}: recipe {name!r} quantizes nothing: every entry switches off ({patterns})"
+        )
+    formats = tuple(
+        dict.fromkeys(
+            format_of(cfg)
+            for entry in enabling
+            for cfg in _as_list(entry["cfg"])
+            if cfg is not None
+        )
+    )
+
+    def names(slot: str) -> bool:
+        return any(_names_slot(entry["quantizer_name"], slot) for entry in enabling)
+
+    # Only the diffusers class has `bmm2_output`; a recipe that names both `softmax` and `p_bmm`
+    # (huggingface/vit/ptq/fp8) serves either class, and ModelOpt's own choice is the other one.
+    needs_diffusers = names("bmm2_output_quantizer") or (
+        names("softmax_quantizer") and not names("p_bmm_quantizer")
+    )
+    return Recipe(
+        name=name,
+        quant_cfg=tuple(entries),
+        algorithm=algorithm,
+        formats=formats,
+        attention="diffusers" if needs_diffusers else "automatic",
+    )
+
+
+def normalise_quant_cfg(config: Any, *, where: str) -> list[dict[str, Any]]:
+    """Return the ordered entries `{quantizer_name, parent_class, cfg, enable}` in plain data."""
+    check_modelopt_version()
+    if isinstance(config, Mapping):
+        # ModelOpt 0.47 keeps the dict's order and lets `default: {enable: False}` at its end
+        # switch off all that came before; until 0.46 `default` came first by definition.
+        first = {key: value for key, value in config.items() if key == "default"}
+        config = {**first, **config}
+    with quiet_libraries():
+        try:
+            from modelopt.torch.quantization.config import normalize_quant_cfg_list
+        except ImportError as error:
+            raise MissingPackage(
+                error.name or "nvidia-modelopt", extra="clip", purpose="quantizing a model"
+            ) from error
+        try:
+            found = normalize_quant_cfg_list(_as_modelopt(config))
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{where}: ModelOpt does not take this quant_cfg: {reason}") from error
+    return [
+        {
+            "quantizer_name": entry.quantizer_name,
+            "parent_class": entry.parent_class,
+            "cfg": _plain_cfg(entry.cfg),
+            "enable": bool(entry.enable),
+        }
+        for entry in found
+    ]
+
+
+def to_modelopt(recipe: Recipe) -> dict[str, Any]:
+    """Return the configuration that `mtq.quantize` takes."""
+    entries = []
+    for entry in recipe.quant_cfg:
+        plain = {key: value for key, value in entry.items() if value is not None}
+        entries.append(_as_modelopt(plain))
+    return {"quant_cfg": entries, "algorithm": _as_modelopt(recipe.algorithm)}
+
+
+def format_of(cfg: Mapping[str, Any]) -> str:
+    """Return the name of a quantizer configuration's number format, as `format_of_bits` does."""
+    return format_of_bits(cfg.get("num_bits", 8))
+
+
+def format_of_bits(num_bits: Any) -> str:
+    """Return `E4M3`, `E5M2`, `E2M1`, ... for (exponent, mantissa) bits and `INT8`, ... for ints."""
+    if isinstance(num_bits, bool):
+        return f"unknown({num_bits!r})"
+    if isinstance(num_bits, int):
+        return f"INT{num_bits}"
+    if isinstance(num_bits, (tuple, list)) and len(num_bits) == 2:
+        return f"E{num_bits[0]}M{num_bits[1]}"
+    return f"unknown({num_bits!r})"
+
+
+def _names_slot(pattern: str, slot: str) -> bool:
+    """Return whether a pattern means a slot by name: `*` and `*_quantizer` mean all and none."""
+    return fnmatch.fnmatch(f"layer.{slot}", pattern) and slot.removesuffix("_quantizer") in pattern
+
+
+def _load_config(name: str, *, where: str) -> Any:
+    path = Path(name).expanduser()
+    is_file = path.suffix in (".yaml", ".yml")
+    if is_file and not path.is_file():
+        raise ModelError(f"{where}: recipe file {name} does not exist")
+    with quiet_libraries():
+        import modelopt.torch.quantization as mtq
+        from modelopt.recipe import load_recipe
+
+        preset = getattr(mtq, name, None)
+        if isinstance(preset, Mapping) and "quant_cfg" in preset:
+            return preset
+        if not is_file and "/" not in name:
+            raise ModelError(_unknown_recipe(name, where=where, presets=_presets(mtq)))
+        try:
+            loaded = load_recipe(path if is_file else name)
+        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if is_file:
+                bare = _read_bare_yaml(path)
+                if bare is not None:
+                    return bare
+            raise ModelError(
+                f"{where}: ModelOpt cannot load the recipe {name!r}: {reason[:300]}"
+            ) from error
+    quantize = getattr(loaded, "quantize", None)
+    if quantize is None:
+        raise ModelError(f"{where}: recipe {name!r} has no `quantize` section: it is no PTQ recipe")
+    return quantize.model_dump() if hasattr(quantize, "model_dump") else dict(quantize)
+
+
+def _read_bare_yaml(path: Path) -> Any:
+    """Return a YAML file that holds a `quant_cfg` mapping itself, or None."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return data if isinstance(data, Mapping) and "quant_cfg" in data else None
+
+
+def _presets(mtq: Any) -> list[str]:
+    return sorted(
+        name
+        for name in dir(mtq)
+        if name.endswith("_CFG") and isinstance(getattr(mtq, name), Mapping)
+    )
+
+
+def _unknown_recipe(name: str, *, where: str, presets: Sequence[str]) -> str:
+    import difflib
+
+    known = [*named_recipes(), *presets]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(named_recipes())}"
+    return (
+        f"{where}: unknown recipe {name!r}{hint} "
+        f"(or a ModelOpt preset, recipe id or YAML path)"
+    )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _as_modelopt(value: Any) -> Any:
+    """Return plain data as ModelOpt takes it: `num_bits: [4, 3]` becomes a tuple."""
+    if isinstance(value, Mapping):
+        return {
+            key: tuple(item)
+            if key == "num_bits" and isinstance(item, (list, tuple))
+            else _as_modelopt(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_as_modelopt(item) for item in value]
+    return value
+
+
+def _plain_cfg(cfg: Any) -> Any:
+    if cfg is None:
+        return None
+    if isinstance(cfg, (list, tuple)):
+        return [_plain_cfg(item) for item in cfg]
+    if hasattr(cfg, "model_dump"):
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in cfg.model_dump(exclude_unset=True).items()
+        }
+    return dict(cfg)

@@ -1,0 +1,109 @@
+"""Shared by all tests: a tiny CLIP checkpoint, a suite text that uses it, one cache a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_ci_variables() -> None:
+    """The tests decide themselves when they run "under CI"."""
+    for name in ("CI", "BUILD_NUMBER"):
+        os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer CLIP with the reference model's tokenizer, saved as a checkpoint."""
+    import torch
+    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from pytest_quantgate.reference import weights_dir
+
+    folder = tmp_path_factory.mktemp("tiny-clip")
+    tokenizer = AutoTokenizer.from_pretrained(weights_dir())
+    common = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = CLIPConfig(
+        text_config={
+            **common,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={**common, "image_size": 48, "patch_size": 16},
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor.from_pretrained(weights_dir()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the tests of a session that may share built variants."""
+    return tmp_path_factory.mktemp("cache")
+
+
+TINY_SUITE = """\
+quantgate: 1
+model: {{source: transformers, id: "{model}"}}
+calibration: {{data: scenes/calibration, samples: 32, batch_size: 16, held_out_samples: 16}}
+quantize: {{recipe: {recipe}}}
+gates:
+  coverage: {{}}
+  calibration: {{max_clipped: 20%}}
+  fidelity: {{data: scenes/test, samples: 32, min_cosine: 0.5}}
+  accuracy:
+    - {{task: scenes/classification, metric: acc1, max_drop: 50pp, samples: 64}}
+  regression:
+    - {{task: scenes/classification, metric: acc1, max_fp16_drop: 20pp, max_drop: 20pp, max_drop_since_first: 20pp, samples: 64}}
+  roundtrip: {{}}
+"""
+
+
+@pytest.fixture
+def write_suite(pytester: pytest.Pytester, tiny_clip: Path) -> Callable[..., Path]:
+    """Write `suites/<name>.quantgate.yaml` for the tiny CLIP; `replace` maps old text to new."""
+
+    def write(
+        *, name: str = "tiny", recipe: str = "fp8-attention", replace: dict[str, str] | None = None
+    ) -> Path:
+        text = TINY_SUITE.format(model=tiny_clip, recipe=recipe)
+        for old, new in (replace or {}).items():
+            assert old in text, f"{old!r} is not in the suite"
+            text = text.replace(old, new)
+        path = pytester.path / "suites" / f"{name}.quantgate.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run_gates(pytester: pytest.Pytester, shared_cache: Path) -> Callable[..., pytest.RunResult]:
+    """Run pytest in this process on `suites/` with the session's cache."""
+
+    def run(*arguments: str, path: str = "suites") -> pytest.RunResult:
+        return pytester.runpytest_inprocess(
+            path, f"--quantgate-cache-dir={shared_cache}", "-p", "no:randomly", *arguments
+        )
+
+    return run

@@ -1,0 +1,148 @@
+"""The life of a baseline: missing, created, checked, moved, updated, orphaned, proposed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., pytest.RunResult]
+WriteSuite = Callable[..., Path]
+ONLY = ("-k", "regression")
+
+
+def stored(pytester: pytest.Pytester) -> Path:
+    (path,) = (pytester.path / "baselines" / "tiny").glob("*.json")
+    return path
+
+
+def test_missing_is_a_failure_that_names_the_command_and_writes_nothing(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    write_suite()
+
+    result = run_gates(*ONLY)
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*pytest suites/tiny.quantgate.yaml --quantgate-baselines=create*"]
+    )
+    assert not (pytester.path / "baselines").exists()
+
+
+def test_create_then_check_then_nothing_to_do(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    write_suite()
+
+    created = run_gates(*ONLY, "--quantgate-baselines=create")
+    first = stored(pytester).read_bytes()
+    checked = run_gates(*ONLY)
+    again = run_gates(*ONLY, "--quantgate-baselines=create")
+    updated = run_gates(*ONLY, "--quantgate-baselines=update", "--quantgate-reason=again")
+
+    for result in (created, checked, again, updated):
+        result.assert_outcomes(passed=1)
+    created.stdout.fnmatch_lines(["baseline written: baselines/tiny/*"])
+    updated.stdout.no_fnmatch_line("baseline written*")
+    assert stored(pytester).read_bytes() == first
+    assert first.endswith(b"}\n")
+
+
+def test_a_moved_result_is_proposed_and_can_be_accepted(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    from pytest_quantgate.cli import main
+
+    write_suite(
+        replace={"max_drop: 20pp, max_drop_since_first: 20pp": "max_drop: 0pp, max_drop_since_first: 20pp"}
+    )
+    run_gates(*ONLY, "--quantgate-baselines=create")
+    path = stored(pytester)
+    before = path.read_bytes()
+
+    result = run_gates(*ONLY)  # 64 samples cannot show a drop of nothing
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*INCONCLUSIVE regression: *", "obtained: obtained/tiny/*"])
+    assert path.read_bytes() == before
+    assert main(["accept", "obtained", "--baselines", "baselines", "--reason", "looked at"]) == 0
+    assert json.loads(path.read_text())["reason"] == "looked at"
+
+
+def test_damaged_baseline_is_named_and_kept(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    write_suite()
+    run_gates(*ONLY, "--quantgate-baselines=create")
+    path = stored(pytester)
+    path.write_text(path.read_text()[:-40], encoding="utf-8")
+    damaged = path.read_bytes()
+
+    result = run_gates(*ONLY)
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*baselines/tiny/{path.name}*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+    assert path.read_bytes() == damaged
+
+
+def test_baseline_of_another_recipe_is_incomparable(
+    write_suite: WriteSuite, run_gates: Run
+) -> None:
+    write_suite()
+    run_gates(*ONLY, "--quantgate-baselines=create")
+    write_suite(recipe="fp8")
+
+    result = run_gates(*ONLY)
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*INCOMPARABLE regression: *", "*recipe*"])
+
+
+def test_orphans_come_from_the_suites_not_from_what_ran(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    write_suite()
+    run_gates("--quantgate-baselines=create")
+    kept = stored(pytester)
+    orphan = pytester.path / "baselines" / "gone" / "regression-old.json"
+    orphan.parent.mkdir()
+    orphan.write_text("{}", encoding="utf-8")
+
+    selected = run_gates("-k", "coverage")
+    strict = run_gates("-k", "coverage", "--quantgate-strict")
+    pruned = run_gates("-k", "coverage", "--quantgate-baselines=prune")
+
+    selected.stdout.fnmatch_lines(["orphaned baseline: baselines/gone/regression-old.json"])
+    assert selected.ret == pytest.ExitCode.OK
+    assert strict.ret == pytest.ExitCode.TESTS_FAILED
+    pruned.stdout.fnmatch_lines(["baseline deleted: baselines/gone/regression-old.json (orphan)"])
+    assert not orphan.exists()
+    assert kept.exists()
+
+
+def test_failed_coverage_is_never_accepted(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    write_suite(recipe="FP8_DEFAULT_CFG")
+
+    result = run_gates(*ONLY, "--quantgate-baselines=create")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*coverage*"])
+    assert not (pytester.path / "baselines").exists()
+
+
+def test_result_under_the_floor_is_never_accepted(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    write_suite(replace={"max_drop: 50pp, samples": "max_drop: 50pp, floor: 90%, samples"})
+
+    result = run_gates(*ONLY, "--quantgate-baselines=create")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*floor*"])
+    assert not (pytester.path / "baselines").exists()

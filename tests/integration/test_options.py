@@ -1,0 +1,84 @@
+"""Every option: the command line over the ini file over the default, and the words of a refusal."""
+
+from __future__ import annotations
+
+import pytest
+
+HEADER = "quantgate: baselines={mode}, device={device}"
+
+
+def header(pytester: pytest.Pytester, *arguments: str) -> str:
+    result = pytester.runpytest_inprocess("--collect-only", *arguments)
+    return next(line for line in result.outlines if line.startswith("quantgate: "))
+
+
+@pytest.mark.parametrize(
+    ("ini", "arguments", "expected"),
+    [
+        ("", [], "quantgate: baselines=check, device=auto"),
+        ("quantgate_device = cpu", [], "quantgate: baselines=check, device=cpu"),
+        (
+            "quantgate_device = cpu",
+            ["--quantgate-device=cuda"],
+            "quantgate: baselines=check, device=cuda",
+        ),
+        ("quantgate_baselines = prune", [], "quantgate: baselines=prune, device=auto"),
+        (
+            "quantgate_baselines = prune",
+            ["--quantgate-baselines=check"],
+            "quantgate: baselines=check, device=auto",
+        ),
+        ("quantgate_strict = true", [], "quantgate: baselines=check, device=auto, strict"),
+        ("", ["--quantgate-strict"], "quantgate: baselines=check, device=auto, strict"),
+    ],
+)
+def test_command_line_over_ini_over_default(
+    pytester: pytest.Pytester, ini: str, arguments: list[str], expected: str
+) -> None:
+    pytester.makeini(f"[pytest]\n{ini}\n")
+
+    assert header(pytester, *arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--quantgate-baselines=chekc"],
+            "'chekc' is not a valid quantgate baselines mode. "
+            "Valid modes: check, create, update, prune.",
+        ),
+        (
+            ["--quantgate-device=tpu"],
+            "'tpu' is not a valid quantgate device. Valid devices: auto, cpu, cuda.",
+        ),
+        (
+            ["--quantgate-baselines=update"],
+            "--quantgate-baselines=update needs --quantgate-reason='why': the reason is kept in "
+            "the baseline and read in its review",
+        ),
+    ],
+)
+def test_bad_values_are_usage_errors(
+    pytester: pytest.Pytester, arguments: list[str], words: str
+) -> None:
+    result = pytester.runpytest_inprocess(*arguments)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {words}"])
+
+
+@pytest.mark.parametrize("variable", ["CI", "BUILD_NUMBER"])
+@pytest.mark.parametrize("mode", ["create", "update", "prune"])
+def test_ci_writes_nothing_unless_told(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, variable: str, mode: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    arguments = [f"--quantgate-baselines={mode}", "--quantgate-reason=x"]
+
+    refused = pytester.runpytest_inprocess(*arguments)
+    allowed = pytester.runpytest_inprocess(*arguments, "--quantgate-allow-ci-write")
+
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines([f"ERROR: *{mode}*{variable}*--quantgate-allow-ci-write*"])
+    assert allowed.ret == pytest.ExitCode.NO_TESTS_COLLECTED

@@ -6,7 +6,10 @@ the cache, and only what is not there is built. With a warm cache torch is not e
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
@@ -34,6 +37,7 @@ from pytest_quantgate.measurement import (
     Outcomes,
     Roundtrip,
     StoredPair,
+    Tower,
     from_json,
     to_json,
 )
@@ -43,9 +47,12 @@ from pytest_quantgate.suite import AccuracyGate, RegressionGate, Suite
 from pytest_quantgate.verdict import Status, Verdict
 
 if TYPE_CHECKING:
-    from pytest_quantgate.models.clip import ClipModel, PairBatch
+    import torch
+
+    from pytest_quantgate.models.clip import ClipModel
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
+    from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.samples import Samples
 
 #: Packages whose version can change a variant or a number; part of every cache key.
@@ -56,6 +63,9 @@ BATCH_SIZE = 64
 
 #: How many held-out pairs a round trip compares, and a fidelity gate searches for the worst layer.
 PROBE_SAMPLES = 16
+
+#: How many layers a fidelity measurement names.
+WORST_LAYERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +259,9 @@ class Case:
     def _calibration_plain(self) -> Any:
         spec = self.suite.calibration
         return {
-            "data": self._data_key(spec.data, spec.samples + spec.held_out_samples),
+            "data": self._data_key(
+                spec.data, spec.samples + spec.held_out_samples, purpose="pairs"
+            ),
             "samples": spec.samples,
             "batch_size": spec.batch_size,
             "held_out_samples": spec.held_out_samples,
@@ -279,43 +291,55 @@ class Case:
         # The driver's device node, not torch: asking torch would import it with a warm cache too.
         return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
 
-    def _data_key(self, name: str, samples: int | None) -> str:
+    def _data_key(self, name: str, count: int | None, *, purpose: Purpose) -> str:
         from pytest_quantgate.tasks.registry import data_key
 
         key = data_key(
-            name, datasets=self.suite.datasets, samples=samples, environ=self.environ
+            name,
+            datasets=self.suite.datasets,
+            samples=count,
+            environ=self.environ,
+            purpose=purpose,
         )
-        return key if key is not None else self.samples(name, samples).digest
+        return key if key is not None else self.samples(name, count, purpose=purpose).digest
 
     # -- data ------------------------------------------------------------------------------------
 
-    def samples(self, name: str, count: int | None) -> Samples:
+    def samples(self, name: str, count: int | None, *, purpose: Purpose) -> Samples:
         """Return the samples of `<data set>/<split>`; the set read last is kept."""
         from pytest_quantgate.tasks.registry import load_samples
 
-        if self._values.get("samples_key") != (name, count):
+        key = (name, count, purpose)
+        if self._values.get("samples_key") != key:
             with self.progress.stage(f"reading {name}"):
                 samples = load_samples(
-                    name, datasets=self.suite.datasets, samples=count, environ=self.environ
+                    name,
+                    datasets=self.suite.datasets,
+                    samples=count,
+                    environ=self.environ,
+                    purpose=purpose,
                 )
-            self._values |= {"samples_key": (name, count), "samples": samples}
+            self._values |= {"samples_key": key, "samples": samples}
         found: Samples = self._values["samples"]
         return found
 
     def evaluation_hashes(self) -> tuple[tuple[str, str], ...]:
         """Return (content hash, id) of every sample that a task of this suite is judged on."""
+        from pytest_quantgate.tasks.registry import evaluation_data
+
         wanted = {
-            (_evaluation_data(gate.task), gate.samples)
+            (*evaluation_data(gate.task), gate.samples)
             for gate in (*self.suite.gates.accuracy, *self.suite.gates.regression)
         }
         found: dict[str, str] = {}
-        for name, count in sorted(wanted, key=str):
+        for name, purpose, count in sorted(wanted, key=str):
 
-            def read(name: str = name, count: int | None = count) -> Any:
-                samples = self.samples(name, count)
+            def read(name: str = name, purpose: Purpose = purpose, count: int | None = count) -> Any:
+                samples = self.samples(name, count, purpose=purpose)
                 return [list(samples.hashes), list(samples.ids)]
 
-            key = digest_of({"data": self._data_key(name, count), "code": code_digest()})
+            data = self._data_key(name, count, purpose=purpose)
+            key = digest_of({"data": data, "samples": count, "code": code_digest()})
             hashes, ids = self.cache.get_or_measure(kind="hashes", key=key, measure=read)
             for content, sample_id in zip(hashes, ids, strict=True):
                 found.setdefault(content, sample_id)
@@ -357,6 +381,7 @@ class Case:
 
     def _build_variant(self, folder: Path) -> None:
         from pytest_quantgate.measure.audit import audit_quantizers
+        from pytest_quantgate.measure.embeddings import make_batches
         from pytest_quantgate.models.checkpoint import save_checkpoint
         from pytest_quantgate.models.quantize import quantize
         from pytest_quantgate.tasks.registry import load_calibration
@@ -380,7 +405,7 @@ class Case:
                 result.model,
                 recipe=recipe,
                 exclude=exclude,
-                held_out=make_batches(self.fp16, held_out, batch_size=spec.batch_size),
+                held_out=list(make_batches(self.fp16, held_out, batch_size=spec.batch_size)),
             )
         run = CalibrationRun(
             data=spec.data,
@@ -419,11 +444,13 @@ class Case:
         self, *, task: str, metric: str, samples: int | None
     ) -> tuple[Outcomes, Outcomes]:
         """Return the per-sample outcomes of the FP16 and the quantized variant on one task."""
-        data = _evaluation_data(task)
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        data, purpose = evaluation_data(task)
         key = digest_of(
             {
                 "variant": self.variant_key,
-                "data": self._data_key(data, samples),
+                "data": self._data_key(data, samples, purpose=purpose),
                 "task": task,
                 "metric": metric,
                 "samples": samples,
@@ -438,15 +465,139 @@ class Case:
         return fp16, quantized
 
     def _measure_outcomes(
-        self, task: str, metric: str, samples: int | None
+        self, task: str, metric: str, count: int | None
     ) -> tuple[Outcomes, Outcomes]:
-        raise NotImplementedError
+        from pytest_quantgate.measure.accuracy import (
+            classification_outcomes,
+            list_captions,
+            retrieval_outcomes,
+        )
+        from pytest_quantgate.measure.embeddings import build_classifiers, embed_texts
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        name, purpose = evaluation_data(task)
+        samples = self.samples(name, count, purpose=purpose)
+        images = self._image_embeddings(samples)
+        models = (self.fp16, self.quantized)
+        names = ("FP16", self.recipe.name)
+        if purpose == "classification":
+            classifiers = build_classifiers(models, samples, batch_size=BATCH_SIZE)
+            fp16, quantized = (
+                classification_outcomes(
+                    images=image,
+                    classifier=classifier,
+                    samples=samples,
+                    task=task,
+                    metric=metric,
+                    variant=variant,
+                )
+                for image, classifier, variant in zip(images, classifiers, names, strict=True)
+            )
+            return fp16, quantized
+        captions, owners = list_captions(samples)
+        with self.progress.stage(f"embedding {len(captions)} captions"):
+            texts = embed_texts(models, captions, batch_size=BATCH_SIZE)
+        fp16, quantized = (
+            retrieval_outcomes(
+                images=image,
+                texts=text,
+                image_of_text=owners,
+                samples=samples,
+                task=task,
+                metric=metric,
+                variant=variant,
+            )
+            for image, text, variant in zip(images, texts, names, strict=True)
+        )
+        return fp16, quantized
+
+    def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
+        """Return the image embeddings of both variants, from memory, the cache, or a forward."""
+        import torch
+
+        from pytest_quantgate.measure.embeddings import embed_images
+
+        key = digest_of({"variant": self.variant_key, "data": samples.digest})
+        if self._values.get("embeddings_key") == key:
+            kept: list[torch.Tensor] = self._values["embeddings"]
+            return kept
+
+        def build(folder: Path) -> None:
+            import numpy
+
+            label = f"embedding {samples.name} with both variants"
+            with self.progress.stage(label, total=len(samples)) as advance:
+                both = embed_images(
+                    (self.fp16, self.quantized), samples, batch_size=BATCH_SIZE, progress=advance
+                )
+            for variant, embedded in zip(("fp16", "quantized"), both, strict=True):
+                numpy.save(folder / f"{variant}.npy", embedded.numpy(), allow_pickle=False)
+
+        import numpy
+
+        folder = self.cache.get_or_build(kind="embeddings", key=key, build=build)
+        found = [
+            torch.from_numpy(numpy.load(folder / f"{variant}.npy", allow_pickle=False))
+            for variant in ("fp16", "quantized")
+        ]
+        self._values |= {"embeddings_key": key, "embeddings": found}
+        return found
 
     def fidelity(self) -> Fidelity:
-        raise NotImplementedError
+        """Return cosine and SQNR of both towers on the samples that the gate names."""
+        gate = self.suite.gates.fidelity
+        assert gate is not None
+        data = gate.data or self._default_data()
+        key = digest_of(
+            {
+                "variant": self.variant_key,
+                "data": self._data_key(data, gate.samples, purpose="pairs"),
+                "samples": gate.samples,
+            }
+        )
+        stored = self.cache.get_or_measure(
+            kind="fidelity",
+            key=key,
+            measure=lambda: to_json(self._measure_fidelity(data, gate.samples)),
+        )
+        return from_json(Fidelity, stored)
+
+    def _measure_fidelity(self, data: str, count: int) -> Fidelity:
+        from pytest_quantgate.measure.embeddings import embed_images, embed_texts, make_batches
+        from pytest_quantgate.measure.fidelity import compare_embeddings, rank_layers
+
+        samples = self.samples(data, count, purpose="pairs")
+        models = (self.fp16, self.quantized)
+        texts = [samples.text(index) for index in range(len(samples))]
+        with self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance:
+            images = embed_images(models, samples, batch_size=BATCH_SIZE, progress=advance)
+            captions = embed_texts(models, texts, batch_size=BATCH_SIZE)
+            probe = next(
+                make_batches(self.fp16, samples.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES)
+            )
+            layers = rank_layers(fp16=self.fp16, quantized=self.quantized, batch=probe)
+        pairs: tuple[tuple[Tower, list[torch.Tensor]], ...]
+        pairs = (("vision", images), ("text", captions))
+        return Fidelity(
+            data=data,
+            towers=tuple(
+                compare_embeddings(tower=tower, fp16=both[0], quantized=both[1], ids=samples.ids)
+                for tower, both in pairs
+            ),
+            worst_layers=layers[:WORST_LAYERS],
+        )
+
+    def _default_data(self) -> str:
+        """Return what fidelity is measured on where a suite does not say: the first task's data."""
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        for gate in (*self.suite.gates.accuracy, *self.suite.gates.regression):
+            return evaluation_data(gate.task)[0]
+        return self.suite.calibration.data
 
     def roundtrip(self) -> Roundtrip:
         """Return what a save and a restore in a new process gave."""
+        from pytest_quantgate.measure.embeddings import make_batches
         from pytest_quantgate.measure.roundtrip import measure_roundtrip
         from pytest_quantgate.tasks.registry import load_calibration
 
@@ -454,8 +605,8 @@ class Case:
             _, held_out = load_calibration(
                 self.suite.calibration, datasets=self.suite.datasets, environ=self.environ
             )
-            batches = make_batches(
-                self.fp16, held_out.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES
+            batches = list(
+                make_batches(self.fp16, held_out.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES)
             )
             with (
                 self.progress.stage("saving and restoring in a new process"),
@@ -469,10 +620,6 @@ class Case:
             kind="roundtrip", key=self.variant_key, measure=measure
         )
         return from_json(Roundtrip, stored)
-
-
-def _evaluation_data(task: str) -> str:
-    raise NotImplementedError
 
 
 def installed_versions() -> dict[str, str]:
@@ -495,3 +642,11 @@ def code_digest() -> str:
         for path in sorted((root / room).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, sort_keys=True, separators=(",", ":")), encoding="utf-8")

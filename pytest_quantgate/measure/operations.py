@@ -31,6 +31,11 @@ FUNCTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "addmm": ("matmul", ("bias", "left", "right")),
     "baddbmm": ("matmul", ("bias", "left", "right")),
     "einsum": ("matmul", ("equation", "left", "right")),
+    "mv": ("matmul", ("left", "right")),
+    "inner": ("matmul", ("left", "right")),
+    "tensordot": ("matmul", ("left", "right")),
+    "bilinear": ("matmul", ("left", "right", "weight")),
+    "conv_transpose2d": ("conv", ("input", "weight")),
     "scaled_dot_product_attention": ("attention", ("q", "k", "v")),
     "multi_head_attention_forward": ("mha", ("q", "k", "v")),
     "_native_multi_head_attention": ("mha", ("q", "k", "v")),
@@ -41,6 +46,16 @@ MOVES = frozenset(
     "contiguous reshape transpose permute view flatten unflatten expand repeat to clone chunk split "
     "unbind __getitem__ squeeze unsqueeze movedim float half bfloat16 type detach T mT "
     "swapaxes narrow select index_select repeat_interleave".split()
+)
+
+#: Functions that join values without computing: quantized where every part is.
+JOINS = frozenset({"cat", "concat", "concatenate", "stack", "hstack", "vstack"})
+
+_IN_PLACE_OPERATORS = frozenset({"__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__"})
+
+#: Functions that end in `_` and change no value.
+_METADATA_ONLY = frozenset(
+    "requires_grad_ detach_ squeeze_ unsqueeze_ transpose_ t_ swapaxes_ as_strided_".split()
 )
 
 
@@ -70,11 +85,17 @@ class Recorder:
             for tensor in _tensors(value):
                 quantized[tensor.untyped_storage().data_ptr()] = tensor
 
+        def unmark(value: Any) -> None:
+            if isinstance(value, torch.Tensor):
+                quantized.pop(value.untyped_storage().data_ptr(), None)
+
         def is_quantized(value: Any) -> bool:
             return (
                 isinstance(value, torch.Tensor)
                 and value.untyped_storage().data_ptr() in quantized
             )
+
+        parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
 
         class Mode(TorchFunctionMode):
             def __torch_function__(
@@ -86,7 +107,13 @@ class Recorder:
                 if known is not None:
                     note(known[0], known[1], args, kwargs)
                 result = func(*args, **kwargs)
-                if name in MOVES and args and any(is_quantized(a) for a in _tensors(args[0])):
+                if _is_in_place(name) and args:
+                    unmark(args[0])
+                unmark(kwargs.get("out"))
+                parts = _tensors(args[0]) if args else []
+                if (name in MOVES and any(is_quantized(part) for part in parts)) or (
+                    name in JOINS and parts and all(is_quantized(part) for part in parts)
+                ):
                     mark(result)
                 return result
 
@@ -107,7 +134,7 @@ class Recorder:
             weights = sum(
                 value.numel()
                 for key, value in tensors.items()
-                if key == "weight" or _is_parameter(value, owner)
+                if key == "weight" or value.untyped_storage().data_ptr() in parameters
             )
             if function == "mha":
                 weights = sum(p.numel() for n, p in owner.named_parameters() if "weight" in n)
@@ -169,9 +196,8 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return []
 
 
-def _is_parameter(value: torch.Tensor, owner: torch.nn.Module) -> bool:
-    """Return whether a tensor is a weight of the module that runs, or a view of one."""
-    storage = value.untyped_storage().data_ptr()
-    return any(
-        p.untyped_storage().data_ptr() == storage for p in owner.parameters(recurse=False)
-    )
+def _is_in_place(name: str) -> bool:
+    """Return whether a function writes into its first argument: `add_`, `__iadd__`, ..."""
+    if name in _METADATA_ONLY:
+        return False
+    return name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))

@@ -90,36 +90,37 @@ def watch(
     tower: Tower,
     count_clipping: bool,
 ) -> Iterator[None]:
-    """Count calls, changes and clipped values of every quantizer while the block runs."""
+    """Count calls, changes and clipped values of every quantizer while the block runs.
+
+    One hook for all modules, not a hook on each: `nn.TransformerEncoderLayer` looks for hooks on
+    its children and leaves its fused path, which calls no quantizer, as soon as it finds one.
+    """
     import torch
+    from torch.nn.modules.module import register_module_forward_hook
 
-    handles = []
+    by_identity = {id(quantizer): activity[name] for name, quantizer in quantizers.items()}
 
-    def hook_for(seen: Activity) -> Callable[..., None]:
-        def hook(quantizer: Any, inputs: Sequence[Any], output: Any) -> None:
-            if not quantizer.is_enabled or not isinstance(output, torch.Tensor):
-                return
-            if tower == "vision":
-                seen.vision_calls += 1
-            else:
-                seen.text_calls += 1
-            value = inputs[0]
-            if not seen.changed:
-                seen.changed = output.shape != value.shape or not torch.equal(output, value)
-            if count_clipping:
-                clipped, total = count_clipped(quantizer, value)
-                seen.clipped += clipped
-                seen.seen += total
+    def hook(module: Any, inputs: Sequence[Any], output: Any) -> None:
+        seen = by_identity.get(id(module))
+        if seen is None or not module.is_enabled or not isinstance(output, torch.Tensor):
+            return
+        if tower == "vision":
+            seen.vision_calls += 1
+        else:
+            seen.text_calls += 1
+        value = inputs[0]
+        if not seen.changed:
+            seen.changed = output.shape != value.shape or not torch.equal(output, value)
+        if count_clipping:
+            clipped, total = count_clipped(module, value)
+            seen.clipped += clipped
+            seen.seen += total
 
-        return hook
-
-    for name, quantizer in quantizers.items():
-        handles.append(quantizer.register_forward_hook(hook_for(activity[name])))
+    handle = register_module_forward_hook(hook)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[int, int]:
@@ -128,7 +129,7 @@ def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[int, int]:
     (0, 0) where there is no static amax that could clip. SmoothQuant scales a value before it is
     quantized, and so does this count.
     """
-    amax = quantizer.amax
+    amax = amax_of(quantizer)
     if amax is None or is_dynamic(quantizer):
         return 0, 0
     scale = getattr(quantizer, "pre_quant_scale", None)
@@ -139,6 +140,20 @@ def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[int, int]:
     except RuntimeError:  # block amax does not broadcast over the value
         return 0, 0
     return int(above.sum()), value.numel()
+
+
+def amax_of(quantizer: Any) -> torch.Tensor | None:
+    """Return the range that a quantizer keeps, or None where it has none.
+
+    `quantizer.amax` itself raises for a dynamic one, and is None for one with ModelOpt's
+    `use_constant_amax`, whose range is the largest E4M3 value.
+    """
+    import torch
+
+    if getattr(quantizer, "_use_constant_amax", False):
+        return torch.tensor(torch.finfo(torch.float8_e4m3fn).max)
+    amax = getattr(quantizer, "_amax", None)
+    return amax if isinstance(amax, torch.Tensor) and not quantizer.is_mx_format else None
 
 
 def is_dynamic(quantizer: Any) -> bool:
@@ -158,7 +173,7 @@ def describe_quantizer(
     """Return the plain record of one quantizer."""
     import torch
 
-    amax = quantizer.amax
+    amax = amax_of(quantizer)
     finite = amax is not None and bool(torch.isfinite(amax).all())
     module = owner_of(name)
     if quantizer.block_sizes:
@@ -215,7 +230,7 @@ def replay_recipe(
     for entry in entries:
         pattern, parent = entry["quantizer_name"], entry.get("parent_class")
         for name, module in names.items():
-            if not fnmatch.fnmatch(name, pattern):
+            if not _matches(name, pattern):
                 continue
             if parent is not None and not matches_class(module, parent):
                 continue
@@ -226,9 +241,19 @@ def replay_recipe(
                 off[name] = pattern if parent is None else f"{pattern} on {parent}"
     excluded: dict[str, tuple[str, ...]] = {}
     for pattern in exclude:
-        matched = tuple(name for name in names if fnmatch.fnmatch(name, pattern))
+        matched = tuple(name for name in names if _matches(name, pattern))
         excluded[pattern] = matched
         for name in matched:
             if name in intended:
                 off.setdefault(name, pattern)
     return tuple(intended), off, excluded
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Return whether a pattern names a quantizer, or the sequence that it is a member of.
+
+    ModelOpt matches `weight_quantizer` of a two-step format, whose parts are then called
+    `weight_quantizer.0` and `weight_quantizer.1`.
+    """
+    whole = re.sub(r"(?:\.\d+)+$", "", name)
+    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(whole, pattern)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.measurement import Roundtrip
 from pytest_quantgate.models.checkpoint import (
+    FILES,
     MANIFEST,
     STATE,
     WEIGHTS,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 INPUTS = "inputs.safetensors"
 OUTPUTS = "outputs.safetensors"
+RUN = "run.json"
 
 
 def measure_roundtrip(
@@ -35,20 +39,28 @@ def measure_roundtrip(
 ) -> Roundtrip:
     """Return what a save and a restore of `model` gave; `directory` is a scratch folder.
 
-    The outputs of the first batch are compared with those of a new process that knows nothing but
-    the checkpoint. Then copies of the checkpoint are damaged and must each be refused.
+    The outputs on `batches` are compared with those of a new process that knows nothing but the
+    checkpoint, this device and the number of threads (which decides the order of sums). Then
+    copies of the checkpoint are damaged and must each be refused. Raises ValueError for no
+    batches, ModelError where the checkpoint cannot be written or restored at all.
     """
+    import torch
     from safetensors.torch import load_file, save_file
 
-    batch = batches[0]
+    if not batches:
+        raise ValueError("measure_roundtrip needs at least one batch of pairs")
+    pixel_values = torch.cat([batch.pixel_values for batch in batches]).contiguous()
+    tokens = {
+        name: torch.cat([batch.tokens[name] for batch in batches]).contiguous()
+        for name in batches[0].tokens
+    }
     checkpoint = directory / "checkpoint"
     saved_bytes = save_checkpoint(model, checkpoint)
-    save_file(
-        {"pixel_values": batch.pixel_values.contiguous(), **_contiguous(batch.tokens)},
-        directory / INPUTS,
-    )
+    save_file({"pixel_values": pixel_values, **tokens}, directory / INPUTS)
+    run = {"device": model.device, "threads": torch.get_num_threads()}
+    (directory / RUN).write_text(json.dumps(run), encoding="utf-8")
     with quiet_libraries():
-        vision, text = run_towers(model.module, pixel_values=batch.pixel_values, tokens=batch.tokens)
+        vision, text = run_towers(model.module, pixel_values=pixel_values, tokens=tokens)
     _restore_elsewhere(directory)
     outputs = load_file(directory / OUTPUTS)
     restored_amax = verify_restored_amax(directory)
@@ -75,7 +87,7 @@ def measure_roundtrip(
 
 
 def run_towers(
-    module: torch.nn.Module, *, pixel_values: torch.Tensor, tokens: object
+    module: torch.nn.Module, *, pixel_values: torch.Tensor, tokens: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the float32 embeddings of both towers, not normalised."""
     parameter = next(module.parameters())
@@ -89,26 +101,25 @@ def run_towers(
         compute_dtype=str(parameter.dtype).removeprefix("torch."),
         device=str(parameter.device),
     )
-    return bare.encode_image(pixel_values), bare.encode_text(tokens)  # type: ignore[arg-type]
+    return bare.encode_image(pixel_values), bare.encode_text(tokens)
 
 
 def verify_restored_amax(directory: Path) -> dict[str, str]:
     """Return the amax digests that the new process found in its restored model."""
-    import json
-
     digests: dict[str, str] = json.loads((directory / "amax.json").read_text(encoding="utf-8"))
     return digests
 
 
 def restore_here(directory: Path) -> None:
     """Run in the new process: restore the checkpoint, write its outputs and amax digests."""
-    import json
-
+    import torch
     from safetensors.torch import load_file, save_file
 
     checkpoint = directory / "checkpoint"
+    run = json.loads((directory / RUN).read_text(encoding="utf-8"))
+    torch.set_num_threads(run["threads"])
     manifest = verify_checkpoint(checkpoint)
-    module = restore_module(checkpoint, manifest=manifest)
+    module = restore_module(checkpoint, manifest=manifest).to(run["device"])
     inputs = load_file(directory / INPUTS)
     pixel_values = inputs.pop("pixel_values")
     with quiet_libraries():
@@ -118,18 +129,24 @@ def restore_here(directory: Path) -> None:
 
 
 def plant_damage(checkpoint: Path, *, scratch: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the damages that were refused, and those that were wrongly accepted."""
-    damages: tuple[tuple[str, Callable[[Path], None]], ...] = (
-        ("state file missing", lambda folder: (folder / STATE).unlink()),
-        ("one amax missing", lambda folder: _edit_amax(folder, factor=None)),
-        ("one amax times ten", lambda folder: _edit_amax(folder, factor=10.0)),
-    )
+    """Return the damages that were refused, and those that were wrongly accepted.
+
+    A model whose quantizers are all dynamic has no amax that could be damaged.
+    """
+    damages: list[tuple[str, Callable[[Path], None]]] = [
+        ("state file missing", lambda folder: (folder / STATE).unlink())
+    ]
+    if verify_checkpoint(checkpoint)["amax"]:
+        damages += [
+            ("one amax missing", lambda folder: _edit_amax(folder, factor=None)),
+            ("one amax times ten", lambda folder: _edit_amax(folder, factor=10.0)),
+        ]
     refused, accepted = [], []
     for name, damage in damages:
         copy = scratch / "damaged"
         copy.mkdir()
-        for file in (STATE, WEIGHTS, MANIFEST, "config.json"):
-            (copy / file).hardlink_to(checkpoint / file)
+        for file in (*FILES, MANIFEST):
+            _link_or_copy(checkpoint / file, copy / file)
         try:
             damage(copy)
             verify_checkpoint(copy)
@@ -157,20 +174,28 @@ def _edit_amax(folder: Path, *, factor: float | None) -> None:
     save_file(weights, path)
 
 
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Link a file, or copy it on a file system without hard links."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _restore_elsewhere(directory: Path) -> None:
+    # The new process must find the same code, also where this one has it from sys.path alone.
+    package_root = str(Path(__file__).parents[2])
+    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-m", "pytest_quantgate.measure.restore", str(directory)],
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ModelError(f"the saved checkpoint cannot be restored in a new process: {last}")
-
-
-def _contiguous(tokens: object) -> dict[str, torch.Tensor]:
-    return {name: value.contiguous() for name, value in tokens.items()}  # type: ignore[attr-defined]
 
 
 def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:

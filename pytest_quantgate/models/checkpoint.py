@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.measure.quantizers import find_quantizers
+from pytest_quantgate.measure.quantizers import amax_of, find_quantizers
 from pytest_quantgate.models.attention import attention_class
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import quiet_libraries
@@ -33,6 +33,16 @@ MANIFEST = "manifest.json"
 STATE = "modelopt_state.pth"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+FILES = (STATE, WEIGHTS, CONFIG)
+
+_MANIFEST_FIELDS = {
+    "base_weights": str,
+    "compute_dtype": str,
+    "attention": str,
+    "files": dict,
+    "amax": dict,
+    "dtypes": dict,
+}
 
 
 def save_checkpoint(model: ClipModel, directory: Path) -> int:
@@ -89,22 +99,48 @@ def load_checkpoint(directory: Path, *, fp16: ClipModel) -> ClipModel:
 def restore_module(
     directory: Path, *, manifest: Mapping[str, Any], base: torch.nn.Module | None = None
 ) -> torch.nn.Module:
-    """Return the quantized module of a verified checkpoint; `base` saves building a plain one."""
+    """Return the quantized module of a verified checkpoint; `base` saves building a plain one.
+
+    Raises ModelError where the state is more than plain data (a pickle that would run code is
+    stopped by `weights_only`), or does not fit the model or the weights.
+    """
+    import pickle
+
     import modelopt.torch.opt as mto
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     with quiet_libraries():
-        plain = copy.deepcopy(base) if base is not None else _build_plain(directory)
-        dtype: torch.dtype = getattr(torch, manifest["compute_dtype"])
-        plain = plain.to(dtype)
-        state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
-        with attention_class(plain, kind=manifest["attention"]):
-            module = mto.restore_from_modelopt_state(plain, state)
-        weights = load_file(directory / WEIGHTS)
-        for name, stored in manifest["dtypes"].items():
-            weights[name] = weights[name].to(getattr(torch, stored))
-        missing, unexpected = module.load_state_dict(weights, strict=False)
+        try:
+            plain = copy.deepcopy(base) if base is not None else _build_plain(directory)
+            dtype: torch.dtype = getattr(torch, manifest["compute_dtype"])
+            plain = plain.to(dtype)
+            state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
+            with attention_class(plain, kind=manifest["attention"]):
+                module = mto.restore_from_modelopt_state(plain, state)
+            weights = load_file(directory / WEIGHTS)
+            for name, stored in manifest["dtypes"].items():
+                weights[name] = weights[name].to(getattr(torch, stored))
+            missing, unexpected = module.load_state_dict(weights, strict=False)
+        except pickle.UnpicklingError as error:
+            raise ModelError(
+                f"{directory / STATE}: holds more than plain data and was not loaded "
+                f"({_first_line(error)}): quantize again"
+            ) from error
+        except (
+            SafetensorError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+        ) as error:
+            raise ModelError(
+                f"{directory}: the checkpoint does not fit this model "
+                f"({type(error).__name__}: {_first_line(error)}): quantize again"
+            ) from error
     if missing or unexpected:
         name = (list(missing) + list(unexpected))[0]
         raise ModelError(
@@ -134,6 +170,14 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise ModelError(f"{path}: checkpoint format {found!r} is not {FORMAT}: save the model again")
+    for key, kind in _MANIFEST_FIELDS.items():
+        if not isinstance(manifest.get(key), kind):
+            raise ModelError(f"{path}: {key!r} is missing or damaged: save the model again")
+    if set(manifest["files"]) != set(FILES):
+        raise ModelError(
+            f"{path}: lists {sorted(manifest['files'])}, a checkpoint has {sorted(FILES)}: "
+            f"save the model again"
+        )
     for name, expected in manifest["files"].items():
         file = directory / name
         if file.is_symlink() or not file.is_file():
@@ -170,20 +214,23 @@ def check_amax(
 
 def digest_amax(module: torch.nn.Module) -> dict[str, str]:
     """Return the SHA-256 of dtype, shape and bytes of every amax by quantizer name."""
+    import torch
+
     digests = {}
     for name, quantizer in find_quantizers(module).items():
-        amax = quantizer.amax
+        amax = amax_of(quantizer)
         if amax is not None:
-            value = amax.detach().cpu().float().contiguous()
-            head = f"{tuple(value.shape)}".encode()
-            digests[name] = hashlib.sha256(head + value.numpy().tobytes()).hexdigest()
+            value = amax.detach().cpu().contiguous()
+            head = f"{value.dtype} {tuple(value.shape)} ".encode()
+            data = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+            digests[name] = hashlib.sha256(head + data).hexdigest()
     return digests
 
 
 def make_manifest(model: ClipModel, *, directory: Path) -> dict[str, Any]:
     """Return what a later load checks."""
     files = {}
-    for name in (STATE, WEIGHTS, CONFIG):
+    for name in FILES:
         with (directory / name).open("rb") as stream:
             files[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
@@ -230,6 +277,11 @@ def compact_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str), encoding="utf-8")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _build_plain(directory: Path) -> torch.nn.Module:

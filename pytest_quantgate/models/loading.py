@@ -59,13 +59,20 @@ def load_fp16(
                 source.directory, local_files_only=True, trust_remote_code=False
             )
             processor = CLIPImageProcessor.from_pretrained(source.directory, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except Exception as error:  # tokenizers raises a bare Exception for a damaged file
             raise ModelError(f"{where}: {source.description}: {_first_line(error)}") from error
     incomplete = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if incomplete:
         raise ModelError(
             f"{where}: {source.description}: {len(incomplete)} weights are missing or of another "
             f"shape, first {incomplete[0]}: the checkpoint is not the model of its config.json"
+        )
+    # Older checkpoints keep the position ids, which are no weights.
+    unused = sorted(k for k in info["unexpected_keys"] if not k.endswith(".position_ids"))
+    if unused:
+        raise ModelError(
+            f"{where}: {source.description}: {len(unused)} weights have no place in the model of "
+            f"config.json, first {unused[0]}: it would run without them"
         )
     check_finite(module, where=f"{where}: {source.description}")
     module = module.to(device=device, dtype=getattr(torch, compute_dtype)).eval()
@@ -125,8 +132,9 @@ def check_finite(module: torch.nn.Module, *, where: str) -> None:
     if bad:
         name, count = bad[0]
         raise ModelError(
-            f"{where}: {len(bad)} weight tensors hold NaN or Inf, first {name} ({count} values): "
-            f"repair the checkpoint; a quantizer calibrated on it would hide this"
+            f"{where}: {len(bad)} weight tensors hold NaN or Inf (or lie outside the range of "
+            f"{str(module.state_dict()[name].dtype).removeprefix('torch.')}), first {name} "
+            f"({count} values): repair the checkpoint; a quantizer calibrated on it would hide this"
         )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.errors import ModelError
+from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.models.attention import attention_class
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
@@ -52,17 +52,33 @@ def quantize(
 
     Every batch goes through both towers. Samples with NaN or Inf are left out and named: ModelOpt
     would stop at them without saying which. `exclude` are patterns as in `mtq.disable_quantizer`.
+    `batches` must be a collection, not an iterator, for an algorithm that reads it more than once
+    (AWQ). `progress` is told the number of pairs of every batch of the first pass.
     Raises ModelError where ModelOpt refuses the recipe or nothing is quantized.
     """
-    import modelopt.torch.quantization as mtq
+    try:
+        import modelopt.torch.quantization as mtq
+    except ImportError as error:
+        raise MissingPackage(
+            error.name or "nvidia-modelopt", extra="clip", purpose="quantizing a model"
+        ) from error
 
     model = replace(fp16, module=copy.deepcopy(fp16.module))
     seen = _Seen()
+    passes = 0
 
     def calibrate(_module: torch.nn.Module) -> None:
+        nonlocal passes
+        passes += 1
+        if passes > 1 and isinstance(batches, Iterator):
+            raise ModelError(
+                f"recipe {recipe.name!r} reads the calibration data more than once, and `batches` "
+                f"is an iterator that is used up: pass a list"
+            )
+        here = seen if passes == 1 else _Seen()
         for batch in batches:
-            _calibrate_batch(model, batch, seen=seen)
-            if progress is not None:
+            _calibrate_batch(model, batch, seen=here)
+            if progress is not None and passes == 1:
                 progress(len(batch.ids))
 
     with quiet_libraries(), attention_class(model.module, kind=recipe.attention):

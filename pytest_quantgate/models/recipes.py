@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -97,7 +98,7 @@ def check_modelopt_version() -> None:
     except metadata.PackageNotFoundError:
         raise MissingPackage("nvidia-modelopt", extra="clip", purpose="quantizing a model") from None
     low, high = MODELOPT_VERSIONS
-    found = tuple(int(part) for part in version.split(".")[:2])
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if not low <= found < high:
         reason = (
             "it reads quant_cfg as a dict, where the order of entries means something else"
@@ -220,9 +221,13 @@ def _load_config(name: str, *, where: str) -> Any:
     if is_file and not path.is_file():
         raise ModelError(f"{where}: recipe file {name} does not exist")
     with quiet_libraries():
-        import modelopt.torch.quantization as mtq
-        from modelopt.recipe import load_recipe
-
+        try:
+            import modelopt.torch.quantization as mtq
+            from modelopt.recipe import load_recipe
+        except ImportError as error:
+            raise MissingPackage(
+                error.name or "nvidia-modelopt", extra="clip", purpose="quantizing a model"
+            ) from error
         preset = getattr(mtq, name, None)
         if isinstance(preset, Mapping) and "quant_cfg" in preset:
             return preset

@@ -1,0 +1,87 @@
+"""Embeds samples with both variants: every image is decoded and preprocessed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.tasks.samples import Samples, fill
+
+if TYPE_CHECKING:
+    import torch
+
+
+def embed_images(
+    models: Sequence[ClipModel],
+    samples: Samples,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[torch.Tensor]:
+    """Return one float32 [N, D] per model, not normalised, on the CPU.
+
+    All models must preprocess alike: the pixels are made by the first one's processor.
+    """
+    import torch
+
+    parts: list[list[torch.Tensor]] = [[] for _ in models]
+    with quiet_libraries():
+        for start in range(0, len(samples), batch_size):
+            images = samples.images[start : start + batch_size]
+            pixels = models[0].preprocess(list(images))
+            for model, done in zip(models, parts, strict=True):
+                done.append(model.encode_image(pixels).cpu())
+            if progress is not None:
+                progress(len(images))
+    return [torch.cat(done) for done in parts]
+
+
+def embed_texts(
+    models: Sequence[ClipModel], texts: Sequence[str], *, batch_size: int
+) -> list[torch.Tensor]:
+    """Return one float32 [N, D] per model, not normalised, on the CPU."""
+    import torch
+
+    parts: list[list[torch.Tensor]] = [[] for _ in models]
+    with quiet_libraries():
+        for start in range(0, len(texts), batch_size):
+            tokens = models[0].tokenize(list(texts[start : start + batch_size]))
+            for model, done in zip(models, parts, strict=True):
+                done.append(model.encode_text(tokens).cpu())
+    return [torch.cat(done) for done in parts]
+
+
+def build_classifiers(
+    models: Sequence[ClipModel], samples: Samples, *, batch_size: int
+) -> list[torch.Tensor]:
+    """Return one zero-shot classifier [D, C] per model, as clip-benchmark defines it.
+
+    The embeddings of a class name in every template, each normalised, are averaged, and the mean
+    is normalised (`clip_benchmark.metrics.zeroshot_classification.zero_shot_classifier`).
+    """
+    from torch.nn import functional
+
+    templates = samples.templates or ("{c}",)
+    texts = [fill(t, name) for name in samples.class_names for t in templates]
+    classifiers = []
+    for embedded in embed_texts(models, texts, batch_size=batch_size):
+        unit = functional.normalize(embedded, dim=-1)
+        mean = unit.view(len(samples.class_names), len(templates), -1).mean(dim=1)
+        classifiers.append((mean / mean.norm(dim=-1, keepdim=True)).T.contiguous())
+    return classifiers
+
+
+def make_batches(model: ClipModel, samples: Samples, *, batch_size: int) -> Iterator[PairBatch]:
+    """Yield the samples as pairs for both towers, preprocessed as the model's own files say."""
+    for start in range(0, len(samples), batch_size):
+        stop = min(start + batch_size, len(samples))
+        with quiet_libraries():
+            images: list[Any] = list(samples.images[start:stop])
+            batch = PairBatch(
+                pixel_values=model.preprocess(images),
+                tokens=model.tokenize([samples.text(index) for index in range(start, stop)]),
+                ids=samples.ids[start:stop],
+            )
+        yield batch

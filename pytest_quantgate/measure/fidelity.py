@@ -1,0 +1,107 @@
+"""How close the quantized embeddings are to FP16's, and which layer adds the noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.measurement import Tower, TowerFidelity
+from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.loading import quiet_libraries
+
+if TYPE_CHECKING:
+    import torch
+
+
+def compare_embeddings(
+    *, tower: Tower, fp16: torch.Tensor, quantized: torch.Tensor, ids: Sequence[str]
+) -> TowerFidelity:
+    """Return cosine and SQNR between two [N, D], mean and worst sample.
+
+    SQNR is 10 log10(sum x^2 / sum (x - y)^2) in dB: of each sample, and for the mean of all
+    samples together. Where NaN or Inf occurs on either side all four figures are NaN.
+    """
+    import torch
+
+    x, y = fp16.double(), quantized.double()
+    finite = torch.isfinite(x).all(dim=1) & torch.isfinite(y).all(dim=1)
+    nonfinite = int((~finite).sum())
+    if nonfinite:
+        nan = math.nan
+        bad = ids[int((~finite).nonzero()[0])]
+        return TowerFidelity(
+            tower=tower,
+            samples=len(ids),
+            cosine_mean=nan,
+            cosine_worst=nan,
+            cosine_worst_id=bad,
+            sqnr_mean_db=nan,
+            sqnr_worst_db=nan,
+            sqnr_worst_id=bad,
+            nonfinite=nonfinite,
+        )
+    cosine = torch.nn.functional.cosine_similarity(x, y, dim=1)
+    signal, noise = x.square().sum(dim=1), (x - y).square().sum(dim=1)
+    sqnr = [to_db(float(s), float(n)) for s, n in zip(signal, noise, strict=True)]
+    lowest = min(range(len(sqnr)), key=sqnr.__getitem__)
+    furthest = int(cosine.argmin())
+    return TowerFidelity(
+        tower=tower,
+        samples=len(ids),
+        cosine_mean=float(cosine.mean()),
+        cosine_worst=float(cosine[furthest]),
+        cosine_worst_id=ids[furthest],
+        sqnr_mean_db=to_db(float(signal.sum()), float(noise.sum())),
+        sqnr_worst_db=sqnr[lowest],
+        sqnr_worst_id=ids[lowest],
+        nonfinite=0,
+    )
+
+
+def to_db(signal: float, noise: float) -> float:
+    """Return 10 log10(signal / noise): +inf for no noise, -inf for noise without signal."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def rank_layers(
+    *, fp16: ClipModel, quantized: ClipModel, batch: PairBatch
+) -> tuple[tuple[str, float], ...]:
+    """Return (layer, SQNR in dB), worst first, of the noise that each layer itself adds.
+
+    Every Linear and Conv of the quantized model is run on the FP16 model's own input to it, so
+    that a layer is not blamed for what came before.
+    """
+    from torch import nn
+
+    found: list[tuple[str, float]] = []
+
+    def compare(name: str) -> Any:
+        layer = quantized.module.get_submodule(name)
+
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            noisy = layer(*inputs)
+            signal = float(output.double().square().sum())
+            noise = float((output.double() - noisy.double()).square().sum())
+            found.append((name, to_db(signal, noise)))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(compare(name))
+        for name, module in fp16.module.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    try:
+        with quiet_libraries():
+            fp16.encode_image(batch.pixel_values)
+            fp16.encode_text(batch.tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    worst: dict[str, float] = {}
+    for name, value in found:
+        worst[name] = min(value, worst.get(name, math.inf))
+    return tuple(sorted(worst.items(), key=lambda item: item[1]))

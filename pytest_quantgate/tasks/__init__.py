@@ -1,0 +1,1 @@
+"""Data sets, calibration pairs, zero-shot classification and retrieval. No pytest here."""

@@ -1,0 +1,157 @@
+"""Names of data sets and tasks -> samples. `<data set>/<split>` for data, `<data set>/<task>`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pytest_quantgate.errors import DataError
+from pytest_quantgate.suite import CalibrationSpec, DatasetSpec, expand_environment
+from pytest_quantgate.tasks.builtin import Purpose, load_digits, load_scenes
+from pytest_quantgate.tasks.samples import Samples
+
+BUILTIN = {"scenes": load_scenes, "digits": load_digits}
+
+#: clip-benchmark's data sets whose samples carry captions.
+CAPTIONED = ("mscoco_captions", "flickr8k", "flickr30k", "multilingual_mscoco_captions")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return data set and split of `<data set>/<split>`; the split is what follows the last /."""
+    dataset, _, split = name.rpartition("/")
+    if not dataset or not split:
+        raise DataError(f"{name!r} is no data: write <data set>/<split>, such as scenes/test")
+    return dataset, split
+
+
+def evaluation_data(task: str) -> tuple[str, Purpose]:
+    """Return the data (`<data set>/test`) and the purpose of a task `<data set>/<task>`."""
+    dataset, kind = split_name(task)
+    if kind == "classification":
+        return f"{dataset}/test", "classification"
+    if kind == "retrieval":
+        return f"{dataset}/test", "retrieval"
+    close = difflib.get_close_matches(kind, ("classification", "retrieval"), n=1)
+    hint = f"; did you mean {dataset}/{close[0]}?" if close else ""
+    raise DataError(f"unknown task {task!r}: tasks are classification and retrieval{hint}")
+
+
+def load_samples(
+    name: str,
+    *,
+    datasets: Mapping[str, DatasetSpec],
+    samples: int | None,
+    environ: Mapping[str, str],
+    purpose: Purpose = "classification",
+) -> Samples:
+    """Return the first `samples` of `<data set>/<split>` (None: its own number).
+
+    Raises NotMeasured where the data is not on this machine, DataError where it is empty, damaged,
+    unknown or smaller than asked for.
+    """
+    dataset, split = split_name(name)
+    if dataset in BUILTIN and dataset not in datasets:
+        found = BUILTIN[dataset](split=split, count=samples, purpose=purpose)
+    else:
+        spec, root = _locate(dataset, datasets=datasets, environ=environ)
+        if _is_webdataset(spec):
+            from pytest_quantgate.tasks.webdataset import load_webdataset
+
+            found = load_webdataset(root, split=split, name=name, count=samples)
+        else:
+            from pytest_quantgate.tasks.clip_benchmark import load_clip_benchmark
+
+            found = load_clip_benchmark(
+                spec.dataset,
+                root=root,
+                split=split,
+                language=spec.language,
+                count=samples,
+                retrieval=spec.dataset in CAPTIONED,
+            )
+    _check_purpose(found, purpose=purpose)
+    if samples is not None and len(found) < samples:
+        raise DataError(f"{name} has {len(found)} samples, {samples} are asked for")
+    return found
+
+
+def load_calibration(
+    spec: CalibrationSpec, *, datasets: Mapping[str, DatasetSpec], environ: Mapping[str, str]
+) -> tuple[Samples, Samples]:
+    """Return the calibration pairs and the held-out pairs that follow them in the same split.
+
+    No image is in both, by content: what a quantizer clips is only known on what it has not seen.
+    """
+    wanted = spec.samples + spec.held_out_samples
+    found = load_samples(
+        spec.data, datasets=datasets, samples=wanted, environ=environ, purpose="pairs"
+    )
+    calibration = found.take(spec.samples)
+    used = set(calibration.hashes)
+    fresh = [i for i in range(spec.samples, len(found)) if found.hashes[i] not in used]
+    if not fresh:
+        raise DataError(
+            f"{spec.where}: {spec.data}: all {spec.held_out_samples} held-out samples are copies "
+            f"of calibration samples: clipping cannot be measured"
+        )
+    return calibration, found.select(fresh)
+
+
+def data_key(
+    name: str,
+    *,
+    datasets: Mapping[str, DatasetSpec],
+    samples: int | None,
+    environ: Mapping[str, str],
+    purpose: Purpose = "classification",
+) -> str | None:
+    """Return a digest of what `load_samples` would give, without decoding; None where that takes
+    loading it."""
+    dataset, split = split_name(name)
+    if dataset in BUILTIN and dataset not in datasets:
+        folder = Path(__file__).parents[1] / "reference"
+        source = "".join(
+            (folder / file).read_text(encoding="utf-8") for file in ("scenes.py", "digits.py")
+        )
+        return _digest(["builtin", source, name, samples, purpose])
+    spec, root = _locate(dataset, datasets=datasets, environ=environ)
+    if _is_webdataset(spec):
+        from pytest_quantgate.tasks.webdataset import digest_root
+
+        return _digest(["wds", digest_root(root, split=split), name, samples])
+    return None
+
+
+def _locate(
+    dataset: str, *, datasets: Mapping[str, DatasetSpec], environ: Mapping[str, str]
+) -> tuple[DatasetSpec, Path]:
+    spec = datasets.get(dataset)
+    if spec is None:
+        known = [*BUILTIN, *datasets]
+        close = difflib.get_close_matches(dataset, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+        raise DataError(
+            f"unknown data set {dataset!r}{hint}; name others under `datasets:` with their root"
+        )
+    if spec.root is None:
+        raise DataError(f"{spec.where}: data set {dataset!r} needs a root: the folder it is in")
+    text = expand_environment(spec.root, where=spec.where.of("root"), environ=environ)
+    return spec, Path(text).expanduser()
+
+
+def _is_webdataset(spec: DatasetSpec) -> bool:
+    return spec.dataset == "wds" or spec.dataset.startswith("wds/")
+
+
+def _check_purpose(samples: Samples, *, purpose: Purpose) -> None:
+    if purpose == "classification" and samples.labels is None:
+        raise DataError(f"{samples.name} has captions and no labels: use <data set>/retrieval")
+    if purpose == "retrieval" and samples.captions is None:
+        raise DataError(f"{samples.name} has labels and no captions: use <data set>/classification")
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""Samples of a data set: images decoded on access, with ids, content hashes, labels, captions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from pytest_quantgate.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Part of a data set in a fixed order.
+
+    `images[i]` is a PIL image or a uint8 array [H, W, 3]; it may be decoded at each access.
+    `hashes` are SHA-256 of the image content. `labels` index `class_names`; `captions` are the
+    texts that describe each image. Either may be None, not both.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    images: Sequence[Any]
+    hashes: tuple[str, ...]
+    labels: tuple[int, ...] | None = None
+    captions: tuple[tuple[str, ...], ...] | None = None
+    class_names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise DataError(f"{self.name}: the data set is empty: nothing can be measured on it")
+        if self.labels is None and self.captions is None:
+            raise DataError(f"{self.name}: the data set has neither labels nor captions")
+        doubled = [name for name, count in Counter(self.ids).items() if count > 1]
+        if doubled:
+            raise DataError(
+                f"{self.name}: {len(doubled)} sample ids are not unique, first {doubled[0]!r}"
+            )
+        for index, label in enumerate(self.labels or ()):
+            if not 0 <= label < len(self.class_names):
+                raise DataError(
+                    f"{self.name}: sample {self.ids[index]!r} has label {label}, but there are "
+                    f"{len(self.class_names)} class names"
+                )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that decides a result: content, labels, captions, names, templates."""
+        value = [
+            self.ids,
+            self.hashes,
+            self.labels,
+            self.captions,
+            self.class_names,
+            self.templates,
+        ]
+        return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+
+    def take(self, start: int, stop: int | None = None) -> Samples:
+        """Return samples `start:stop`, or the first `start` where `stop` is not given."""
+        part = slice(start, stop) if stop is not None else slice(0, start)
+        return self.select(range(*part.indices(len(self))))
+
+    def select(self, indices: Sequence[int]) -> Samples:
+        """Return the samples at `indices`, in that order."""
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in indices),
+            images=Selected(images=self.images, indices=tuple(indices)),
+            hashes=tuple(self.hashes[i] for i in indices),
+            labels=None if self.labels is None else tuple(self.labels[i] for i in indices),
+            captions=None if self.captions is None else tuple(self.captions[i] for i in indices),
+        )
+
+    def text(self, index: int) -> str:
+        """Return the text that goes with an image: its first caption, or a filled template.
+
+        Templates take turns, so that calibration sees all of them.
+        """
+        if self.captions is not None:
+            return self.captions[index][0]
+        assert self.labels is not None
+        template = self.templates[index % len(self.templates)] if self.templates else "{c}"
+        return fill(template, self.class_names[self.labels[index]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected(Sequence[Any]):
+    """Some of the images of another sequence, still decoded on access."""
+
+    images: Sequence[Any]
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.images[i] for i in self.indices[index]]
+        return self.images[self.indices[index]]
+
+
+def fill(template: str, class_name: str) -> str:
+    """Return a template with its `{c}` replaced, and nothing else evaluated."""
+    return template.replace("{c}", class_name)

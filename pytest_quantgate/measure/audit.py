@@ -26,6 +26,7 @@ from pytest_quantgate.measure.quantizers import (
 from pytest_quantgate.measurement import Audit, Module, Tower
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -128,9 +129,8 @@ def audit_module(
         exclude=exclude,
         matches_class=lambda owner, parent: _is_instance(_submodule(module, owner), parent),
     )
-    meant = tuple(
-        name for name in intended if kinds.get(names[name]) in ("linear", "conv", "attention", "mha")
-    )
+    quantizable = ("linear", "conv", "attention", "mha")
+    meant = tuple(name for name in intended if kinds.get(names[name]) in quantizable)
     return Audit(
         towers=tuple(towers),
         modules=modules,
@@ -216,8 +216,7 @@ def _submodule(module: torch.nn.Module, name: str) -> torch.nn.Module:
 
 def _is_instance(module: torch.nn.Module, parent: str) -> bool:
     """Return whether ModelOpt's `parent_class` filter would match a module."""
-    from modelopt.torch.quantization.nn import QuantModuleRegistry
-
+    registry = import_modelopt("modelopt.torch.quantization.nn").QuantModuleRegistry
     with contextlib.suppress(KeyError):
-        return isinstance(module, QuantModuleRegistry[parent])
+        return isinstance(module, registry[parent])
     return plain_class_name(module) == parent.removeprefix("nn.")

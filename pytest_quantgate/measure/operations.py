@@ -43,9 +43,13 @@ FUNCTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 #: Functions that move values without computing: their result is as quantized as their input.
 MOVES = frozenset(
-    "contiguous reshape transpose permute view flatten unflatten expand repeat to clone chunk split "
-    "unbind __getitem__ squeeze unsqueeze movedim float half bfloat16 type detach T mT "
-    "swapaxes narrow select index_select repeat_interleave".split()
+    (
+        *("contiguous", "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"),
+        *("transpose", "permute", "movedim", "swapaxes", "T", "mT"),
+        *("expand", "repeat", "repeat_interleave", "chunk", "split", "unbind", "narrow"),
+        *("select", "index_select", "__getitem__", "clone", "detach"),
+        *("to", "type", "float", "half", "bfloat16"),
+    )
 )
 
 #: Functions that join values without computing: quantized where every part is.
@@ -55,7 +59,7 @@ _IN_PLACE_OPERATORS = frozenset({"__iadd__", "__isub__", "__imul__", "__itruediv
 
 #: Functions that end in `_` and change no value.
 _METADATA_ONLY = frozenset(
-    "requires_grad_ detach_ squeeze_ unsqueeze_ transpose_ t_ swapaxes_ as_strided_".split()
+    ("requires_grad_", "detach_", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_")
 )
 
 
@@ -91,8 +95,7 @@ class Recorder:
 
         def is_quantized(value: Any) -> bool:
             return (
-                isinstance(value, torch.Tensor)
-                and value.untyped_storage().data_ptr() in quantized
+                isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in quantized
             )
 
         parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}

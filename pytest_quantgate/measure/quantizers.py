@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.measurement import Quantizer, Slot, Tower
+from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.recipes import format_of_bits
 
 if TYPE_CHECKING:
@@ -45,9 +46,8 @@ class Activity:
 
 def find_quantizers(module: torch.nn.Module) -> dict[str, Any]:
     """Return every TensorQuantizer by its name, in the model's own order."""
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    return {name: m for name, m in module.named_modules() if isinstance(m, TensorQuantizer)}
+    kind = import_modelopt("modelopt.torch.quantization.nn").TensorQuantizer
+    return {name: m for name, m in module.named_modules() if isinstance(m, kind)}
 
 
 def slot_of(name: str) -> Slot:
@@ -205,9 +205,7 @@ def describe_quantizer(
 
 def plain_class_name(module: torch.nn.Module) -> str:
     """Return the class name of a module as its author wrote it: `Linear`, not `QuantLinear`."""
-    from modelopt.torch.opt.dynamic import DynamicModule
-
-    if isinstance(module, DynamicModule):
+    if isinstance(module, import_modelopt("modelopt.torch.opt.dynamic").DynamicModule):
         return str(module.original_cls.__name__)
     return type(module).__name__
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from pytest_quantgate.errors import MissingPackage
+from pytest_quantgate.models.modelopt import import_modelopt
 
 if TYPE_CHECKING:
     import torch
@@ -29,33 +29,31 @@ def attention_class(
     what was there is taken out first and put back afterwards: recipes of both kinds can be built
     in one process in any order.
     """
-    from modelopt.torch.quantization.nn import QuantModuleRegistry
-
+    registry = import_modelopt("modelopt.torch.quantization.nn").QuantModuleRegistry
     classes = _attention_classes(module)
     previous = {}
     for cls in classes:
-        found = QuantModuleRegistry.get(cls)
+        found = registry.get(cls)
         if found is not None:
             previous[cls] = found.__mro__[1]  # the class that was registered, not the mix with cls
-            QuantModuleRegistry.unregister(cls)
+            registry.unregister(cls)
     try:
         if kind == "diffusers":
             quantized = _diffusers_attention()
             for cls in classes:
-                QuantModuleRegistry.register({cls: cls.__name__})(quantized)
+                registry.register({cls: cls.__name__})(quantized)
         yield
     finally:
         for cls in classes:
-            if QuantModuleRegistry.get(cls) is not None:
-                QuantModuleRegistry.unregister(cls)
+            if registry.get(cls) is not None:
+                registry.unregister(cls)
         for cls, quantized in previous.items():
-            QuantModuleRegistry.register({cls: cls.__name__})(quantized)
+            registry.register({cls: cls.__name__})(quantized)
 
 
 def _attention_classes(module: torch.nn.Module) -> list[type[torch.nn.Module]]:
     """Return the plain attention classes of a model, also where they are quantized already."""
-    from modelopt.torch.opt.dynamic import DynamicModule
-
+    DynamicModule = import_modelopt("modelopt.torch.opt.dynamic").DynamicModule
     classes: dict[type[torch.nn.Module], None] = {}
     for child in module.modules():
         cls = child.original_cls if isinstance(child, DynamicModule) else type(child)
@@ -65,13 +63,9 @@ def _attention_classes(module: torch.nn.Module) -> list[type[torch.nn.Module]]:
 
 
 def _diffusers_attention() -> type[torch.nn.Module]:
-    try:
-        from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
-    except ImportError as error:
-        raise MissingPackage(
-            error.name or "diffusers",
-            extra="clip",
-            purpose="a recipe with attention output quantizers (ModelOpt's diffusers plugin)",
-        ) from error
-    quantized: type[torch.nn.Module] = _QuantAttention
+    plugin = import_modelopt(
+        "modelopt.torch.quantization.plugins.diffusion.diffusers",
+        purpose="a recipe with attention output quantizers (ModelOpt's diffusers plugin)",
+    )
+    quantized: type[torch.nn.Module] = plugin._QuantAttention
     return quantized

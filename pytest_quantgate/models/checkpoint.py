@@ -24,6 +24,7 @@ from pytest_quantgate.measure.quantizers import amax_of, find_quantizers
 from pytest_quantgate.models.attention import attention_class
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.modelopt import import_modelopt
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,10 @@ def save_checkpoint(model: ClipModel, directory: Path) -> int:
     Written to a temporary folder beside it and renamed, so that a killed run leaves nothing that
     looks like a checkpoint. Raises ModelError where the folder exists or cannot be written.
     """
-    import modelopt.torch.opt as mto
     import torch
     from safetensors.torch import save_file
 
+    mto = import_modelopt("modelopt.torch.opt")
     if directory.exists():
         raise ModelError(f"{directory} exists already: a checkpoint is never overwritten")
     module: Any = model.module
@@ -89,8 +90,9 @@ def load_checkpoint(directory: Path, *, fp16: ClipModel) -> ClipModel:
     manifest = verify_checkpoint(directory)
     if manifest["base_weights"] != fp16.weights_digest:
         raise ModelError(
-            f"{directory}: quantized from other weights (sha256 {manifest['base_weights'][:12]}...) "
-            f"than the FP16 model here (sha256 {fp16.weights_digest[:12]}...): quantize again"
+            f"{directory}: quantized from other weights (sha256 "
+            f"{manifest['base_weights'][:12]}...) than the FP16 model here (sha256 "
+            f"{fp16.weights_digest[:12]}...): quantize again"
         )
     module = restore_module(directory, manifest=manifest, base=fp16.module)
     return replace(fp16, module=module)
@@ -106,11 +108,13 @@ def restore_module(
     """
     import pickle
 
-    import modelopt.torch.opt as mto
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    # Its import registers the mode that the state is restored by.
+    import_modelopt("modelopt.torch.quantization", purpose="restoring a quantized model")
+    mto = import_modelopt("modelopt.torch.opt")
     with quiet_libraries():
         try:
             plain = copy.deepcopy(base) if base is not None else _build_plain(directory)
@@ -166,10 +170,14 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is missing or unreadable ({error}): save the model again") from error
+        raise ModelError(
+            f"{path} is missing or unreadable ({error}): save the model again"
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise ModelError(f"{path}: checkpoint format {found!r} is not {FORMAT}: save the model again")
+        raise ModelError(
+            f"{path}: checkpoint format {found!r} is not {FORMAT}: save the model again"
+        )
     for key, kind in _MANIFEST_FIELDS.items():
         if not isinstance(manifest.get(key), kind):
             raise ModelError(f"{path}: {key!r} is missing or damaged: save the model again")
@@ -195,9 +203,7 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_amax(
-    module: torch.nn.Module, *, manifest: Mapping[str, Any], directory: Path
-) -> None:
+def check_amax(module: torch.nn.Module, *, manifest: Mapping[str, Any], directory: Path) -> None:
     """Raise ModelError naming the first amax of `module` that is not the one that was saved."""
     found = digest_amax(module)
     for name, expected in manifest["amax"].items():

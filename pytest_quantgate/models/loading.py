@@ -8,8 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.models.clip import ClipModel
@@ -150,7 +149,8 @@ def quiet_libraries() -> Iterator[None]:
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        silence = io.StringIO()
+        with warnings.catch_warnings(), redirect_stdout(silence), redirect_stderr(silence):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -160,5 +160,3 @@ def quiet_libraries() -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-

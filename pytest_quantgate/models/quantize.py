@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.measure.quantizers import find_quantizers
 from pytest_quantgate.models.attention import attention_class
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.recipes import Recipe, to_modelopt
 
 if TYPE_CHECKING:
@@ -56,13 +58,7 @@ def quantize(
     (AWQ). `progress` is told the number of pairs of every batch of the first pass.
     Raises ModelError where ModelOpt refuses the recipe or nothing is quantized.
     """
-    try:
-        import modelopt.torch.quantization as mtq
-    except ImportError as error:
-        raise MissingPackage(
-            error.name or "nvidia-modelopt", extra="clip", purpose="quantizing a model"
-        ) from error
-
+    mtq = import_modelopt("modelopt.torch.quantization")
     model = replace(fp16, module=copy.deepcopy(fp16.module))
     seen = _Seen()
     passes = 0
@@ -119,9 +115,7 @@ def _calibrate_batch(model: ClipModel, batch: PairBatch, *, seen: _Seen) -> None
 def _check_took_effect(
     module: torch.nn.Module, *, recipe: Recipe, exclude: tuple[str, ...]
 ) -> None:
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    quantizers: list[Any] = [m for m in module.modules() if isinstance(m, TensorQuantizer)]
+    quantizers = find_quantizers(module).values()
     if not any(quantizer.is_enabled for quantizer in quantizers):
         patterns = ", ".join(
             repr(entry["quantizer_name"]) for entry in recipe.quant_cfg if entry["enable"]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.suite import QuantizeSpec, expand_environment
 
 #: The ModelOpt releases that this product was tested with. 0.47 reads `quant_cfg` as an ordered
@@ -59,9 +60,7 @@ class Recipe:
     attention: Literal["automatic", "diffusers"]
 
 
-def resolve_recipe(
-    spec: QuantizeSpec, *, environ: Mapping[str, str] = os.environ
-) -> Recipe:
+def resolve_recipe(spec: QuantizeSpec, *, environ: Mapping[str, str] = os.environ) -> Recipe:
     """Return the recipe of a suite.
 
     Raises ModelError, with the place in the suite, for a name that is no recipe, a file that
@@ -96,7 +95,9 @@ def check_modelopt_version() -> None:
     try:
         version = metadata.version("nvidia-modelopt")
     except metadata.PackageNotFoundError:
-        raise MissingPackage("nvidia-modelopt", extra="clip", purpose="quantizing a model") from None
+        raise MissingPackage(
+            "nvidia-modelopt", extra="clip", purpose="quantizing a model"
+        ) from None
     low, high = MODELOPT_VERSIONS
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if not low <= found < high:
@@ -162,15 +163,10 @@ def normalise_quant_cfg(config: Any, *, where: str) -> list[dict[str, Any]]:
         # switch off all that came before; until 0.46 `default` came first by definition.
         first = {key: value for key, value in config.items() if key == "default"}
         config = {**first, **config}
+    module = import_modelopt("modelopt.torch.quantization.config")
     with quiet_libraries():
         try:
-            from modelopt.torch.quantization.config import normalize_quant_cfg_list
-        except ImportError as error:
-            raise MissingPackage(
-                error.name or "nvidia-modelopt", extra="clip", purpose="quantizing a model"
-            ) from error
-        try:
-            found = normalize_quant_cfg_list(_as_modelopt(config))
+            found = module.normalize_quant_cfg_list(_as_modelopt(config))
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"{where}: ModelOpt does not take this quant_cfg: {reason}") from error
@@ -220,19 +216,14 @@ def _load_config(name: str, *, where: str) -> Any:
     is_file = path.suffix in (".yaml", ".yml")
     if is_file and not path.is_file():
         raise ModelError(f"{where}: recipe file {name} does not exist")
+    mtq = import_modelopt("modelopt.torch.quantization")
+    preset = getattr(mtq, name, None)
+    if isinstance(preset, Mapping) and "quant_cfg" in preset:
+        return preset
+    if not is_file and "/" not in name:
+        raise ModelError(_unknown_recipe(name, where=where, presets=_presets(mtq)))
+    load_recipe = import_modelopt("modelopt.recipe").load_recipe
     with quiet_libraries():
-        try:
-            import modelopt.torch.quantization as mtq
-            from modelopt.recipe import load_recipe
-        except ImportError as error:
-            raise MissingPackage(
-                error.name or "nvidia-modelopt", extra="clip", purpose="quantizing a model"
-            ) from error
-        preset = getattr(mtq, name, None)
-        if isinstance(preset, Mapping) and "quant_cfg" in preset:
-            return preset
-        if not is_file and "/" not in name:
-            raise ModelError(_unknown_recipe(name, where=where, presets=_presets(mtq)))
         try:
             loaded = load_recipe(path if is_file else name)
         except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
@@ -275,10 +266,7 @@ def _unknown_recipe(name: str, *, where: str, presets: Sequence[str]) -> str:
     known = [*named_recipes(), *presets]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(named_recipes())}"
-    return (
-        f"{where}: unknown recipe {name!r}{hint} "
-        f"(or a ModelOpt preset, recipe id or YAML path)"
-    )
+    return f"{where}: unknown recipe {name!r}{hint} (or a ModelOpt preset, recipe id or YAML path)"
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -41,17 +41,13 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
             if pickles
             else ""
         )
-        raise ModelError(
-            f"{spec.where.of('id')}: {directory} holds no *.safetensors file{hint}"
-        )
+        raise ModelError(f"{spec.where.of('id')}: {directory} holds no *.safetensors file{hint}")
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as stream:
             part = hashlib.file_digest(stream, "sha256").digest()
         digest.update(path.name.encode() + b"\0" + part)
-    return CheckpointSource(
-        directory=directory, digest=digest.hexdigest(), description=description
-    )
+    return CheckpointSource(directory=directory, digest=digest.hexdigest(), description=description)
 
 
 def find_directory(spec: ModelSpec, *, environ: Mapping[str, str]) -> tuple[Path, str]:
@@ -82,18 +78,20 @@ def _find_in_hub(name: str, *, revision: str | None, where: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise MissingPackage("huggingface_hub", extra="clip", purpose=f"{where}: {name}") from error
-    mend = (
-        f"run: hf download {name} --revision {revision}, or set model.id to a local directory"
-    )
+    mend = f"run: hf download {name} --revision {revision}, or set model.id to a local directory"
     try:
         found = snapshot_download(
             name, revision=revision, allow_patterns=[*FILES], ignore_patterns=["open_clip*"]
         )
     except LocalEntryNotFoundError as error:
-        raise NotMeasured(f"{where}: {name} is not here and the hub is not reached: {mend}") from error
+        raise NotMeasured(
+            f"{where}: {name} is not here and the hub is not reached: {mend}"
+        ) from error
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NotMeasured(f"{where}: {name} cannot be had from the hub ({reason}): {mend}") from error
+        raise NotMeasured(
+            f"{where}: {name} cannot be had from the hub ({reason}): {mend}"
+        ) from error
     return Path(found)
 
 
@@ -112,5 +110,7 @@ def recipe_content(
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"{where.of('recipe')}: cannot read the recipe {text}: {error}") from error
+            raise ModelError(
+                f"{where.of('recipe')}: cannot read the recipe {text}: {error}"
+            ) from error
     return text

@@ -1,0 +1,215 @@
+"""The calibration gate: every range is finite, was used, and fits data that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_quantgate.gates.words import count, group, listed, percent, shorten
+from pytest_quantgate.measurement import Audit, CalibrationRun, Quantizer
+from pytest_quantgate.suite import CalibrationGate
+from pytest_quantgate.verdict import Status, Verdict, combine
+
+GATE = "calibration"
+
+
+def judge_calibration(
+    audit: Audit,
+    run: CalibrationRun,
+    *,
+    evaluation_hashes: tuple[tuple[str, str], ...],
+    gate: CalibrationGate,
+) -> Verdict:
+    """Return whether the ranges can be trusted.
+
+    In this order: something ran through both towers at all, its data was finite, every enabled
+    static quantizer has a finite positive amax, was called in its tower's forward, and clips at
+    most `max_clipped` of held-out values; no evaluation sample was calibrated on.
+    """
+    static = [q for q in audit.quantizers if q.enabled and not q.dynamic]
+    parts = (
+        _judge_run(run, gate=gate),
+        _judge_amax(static, gate=gate),
+        _judge_calls(static, gate=gate),
+        _judge_clipping(static, run=run, gate=gate),
+        _judge_overlap(run, evaluation_hashes=evaluation_hashes, gate=gate),
+    )
+    verdict = combine(gate=GATE, parts=parts)
+    if not verdict.passed:
+        return verdict
+    activations = [q for q in static if q.seen]
+    worst = max(activations, key=lambda q: q.clipped / q.seen)
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS,
+        headline=f"calibration: {count(len(static), 'static quantizer')} with a finite amax, all "
+        f"called; {run.samples} pairs in {run.batches} batches through both towers; worst clipping "
+        f"{percent(worst.clipped / worst.seen, 3)} of held-out values ({worst.name}), within "
+        f"max_clipped {percent(gate.max_clipped, 3)}",
+        evidence=verdict.evidence,
+        figures=verdict.figures,
+    )
+
+
+def _verdict(status: Status, headline: str, **more: object) -> Verdict:
+    return Verdict(gate=GATE, status=status, headline=f"calibration: {headline}", **more)  # type: ignore[arg-type]
+
+
+def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
+    where = gate.where
+    if run.batches == 0 or run.samples == 0:
+        return _verdict(
+            Status.FAIL,
+            f"no batch was ever calibrated on: the ranges are each batch's own ({where})",
+            next_step="give calibration.data and calibration.samples that are there",
+        )
+    if run.nonfinite:
+        return _verdict(
+            Status.FAIL,
+            f"the calibration data holds NaN or Inf in {count(len(run.nonfinite), 'sample')}: "
+            f"{listed(run.nonfinite)} ({where})",
+            cause="damaged images, or a wrong mean or std in the preprocessing",
+            next_step="repair or remove these samples",
+        )
+    idle = [
+        name
+        for name, batches in (("vision", run.vision_batches), ("text", run.text_batches))
+        if batches == 0
+    ]
+    if idle:
+        return _verdict(
+            Status.FAIL,
+            f"the {' and '.join(idle)} tower was never calibrated: 0 of {run.batches} batches went "
+            f"through it ({where})",
+            cause="the forward loop runs one tower only",
+            next_step="calibrate with pairs: images and texts",
+        )
+    return _verdict(
+        Status.PASS,
+        f"{run.samples} pairs of {run.data} in {run.batches} batches through both towers",
+        figures={"calibration_samples": run.samples, "calibration_batches": run.batches},
+    )
+
+
+def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdict:
+    if not static:
+        return _verdict(
+            Status.FAIL, f"no static quantizer is enabled: nothing to calibrate ({gate.where})"
+        )
+    missing = [q.name for q in static if q.amax_max is None or q.amax_count == 0]
+    broken = [q.name for q in static if q.amax_count and not q.amax_finite]
+    zero = [
+        q.name
+        for q in static
+        if q.amax_count and q.amax_finite and q.amax_min is not None and q.amax_min <= 0
+    ]
+    found = [
+        (missing, "no amax: each batch is quantized with its own range, and nothing says so"),
+        (broken, "an amax that is NaN or Inf"),
+        (zero, "an amax that is not positive"),
+    ]
+    bad = [(names, words) for names, words in found if names]
+    if not bad:
+        return _verdict(Status.PASS, f"{len(static)} amax finite and positive")
+    total = sum(len(names) for names, _ in bad)
+    names, words = bad[0]
+    return _verdict(
+        Status.FAIL,
+        f"{total} of {len(static)} enabled static quantizers cannot be trusted: {len(names)} with "
+        f"{words} ({gate.where})",
+        evidence=shorten(
+            [f"{line}: {words}" for names, words in bad for line in group(names)], noun="groups"
+        ),
+        cause="enabled after the calibration, or never reached by its forward",
+        next_step="calibrate again with batches that reach these modules",
+        figures={"amax_missing": len(missing), "amax_nonfinite": len(broken), "amax_zero": len(zero)},
+    )
+
+
+def _judge_calls(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdict:
+    idle = [q for q in static if _calls(q) == 0]
+    if not idle:
+        return _verdict(Status.PASS, "every enabled quantizer was called in its tower's forward")
+    with_amax = sum(q.amax_count > 0 for q in idle)
+    return _verdict(
+        Status.FAIL,
+        f"{len(idle)} of {len(static)} enabled quantizers were never called in a forward "
+        f"({with_amax} of them have an amax, which proves nothing) ({gate.where})",
+        evidence=shorten(group(q.name for q in idle), noun="groups"),
+        cause="the code path goes around them: another attn_implementation than the quantized "
+        "attention class intercepts, a fused call, or a module that is not used",
+        next_step="set model.attn_implementation: sdpa, or exclude these quantizers",
+        figures={"never_called": len(idle)},
+    )
+
+
+def _calls(quantizer: Quantizer) -> int:
+    if quantizer.tower == "vision":
+        return quantizer.vision_calls
+    if quantizer.tower == "text":
+        return quantizer.text_calls
+    return quantizer.calls
+
+
+def _judge_clipping(
+    static: Sequence[Quantizer], *, run: CalibrationRun, gate: CalibrationGate
+) -> Verdict:
+    source = gate.where.of("max_clipped")
+    measured = [q for q in static if q.seen > 0]
+    if run.held_out_samples == 0 or not measured:
+        return _verdict(
+            Status.NOT_MEASURED,
+            f"clipping was not measured: {run.held_out_samples} held-out samples ({source})",
+            next_step="set calibration.held_out_samples",
+        )
+    over = sorted(
+        (q for q in measured if q.clipped > gate.max_clipped * q.seen),
+        key=lambda q: -q.clipped / q.seen,
+    )
+    worst = max(measured, key=lambda q: q.clipped / q.seen)
+    figures = {"worst_clipped_share": worst.clipped / worst.seen}
+    if not over:
+        return _verdict(Status.PASS, "clipping within max_clipped", figures=figures)
+    first = over[0]
+    return _verdict(
+        Status.FAIL,
+        f"{len(over)} quantizers clip more than max_clipped {percent(gate.max_clipped, 3)} of "
+        f"values that they were not calibrated on; worst {first.name}: {first.clipped} of "
+        f"{first.seen}, {percent(first.clipped / first.seen, 3)} ({source})",
+        evidence=shorten(
+            [f"{q.name}: {percent(q.clipped / q.seen, 3)} above amax {q.amax_max:.4g}" for q in over]
+        ),
+        cause="calibration data unlike the real data (other preprocessing, too few samples), or "
+        "ranges of another checkpoint",
+        next_step="calibrate on more samples of the data that the model will see",
+        figures=figures,
+    )
+
+
+def _judge_overlap(
+    run: CalibrationRun,
+    *,
+    evaluation_hashes: tuple[tuple[str, str], ...],
+    gate: CalibrationGate,
+) -> Verdict:
+    used = dict(run.sample_hashes)
+    pairs = [(used[content], name) for content, name in evaluation_hashes if content in used]
+    inside = [
+        (used[content], name) for content, name in run.held_out_hashes if content in used
+    ]
+    for found, what in ((pairs, "evaluation"), (inside, "held-out")):
+        if found:
+            return _verdict(
+                Status.FAIL,
+                f"{count(len(found), f'{what} sample')} by content also calibrated the quantizers: "
+                f"the loss on them is not the loss on new data ({gate.where})",
+                evidence=shorten(
+                    [f"{name} is calibration sample {used_as}" for used_as, name in found], most=4
+                ),
+                cause="calibration.data and the task share images",
+                next_step="calibrate on another split",
+                figures={f"{what.replace('-', '_')}_overlap": len(found)},
+            )
+    return _verdict(
+        Status.PASS,
+        f"none of {len(evaluation_hashes)} evaluation samples was calibrated on",
+    )

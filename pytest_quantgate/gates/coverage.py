@@ -1,0 +1,634 @@
+"""The coverage gate: what was meant to be quantized is, really runs, and nothing else is."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from pytest_quantgate.gates.words import closest, count, group, listed, percent, shorten
+from pytest_quantgate.measurement import Audit, Module, Operation, Quantizer, Slot, Tower
+from pytest_quantgate.suite import CoverageGate, Waiver
+from pytest_quantgate.verdict import Figure, Status, Verdict, combine
+
+GATE = "coverage"
+
+#: Names in a suite -> slots of the audit.
+SLOTS: Mapping[str, Slot] = {
+    "q": "q",
+    "k": "k",
+    "v": "v",
+    "softmax": "softmax",
+    "output": "attention_output",
+}
+_ATTENTION_NAMES = {slot: name for name, slot in SLOTS.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What a suite takes out of the expectation, by whose word."""
+
+    excluded: frozenset[str]
+    waivers: tuple[Waiver, ...]
+
+    def waiver_of(self, name: str) -> Waiver | None:
+        """Return the waiver that covers a quantizer or a module."""
+        for waiver in self.waivers:
+            for pattern in waiver.modules:
+                if any(fnmatch.fnmatch(part, pattern) for part in _with_parents(name)):
+                    return waiver
+        return None
+
+
+def judge_coverage(audit: Audit, *, gate: CoverageGate, today: date) -> Verdict:
+    """Return whether a variant is quantized as its recipe means it.
+
+    FAIL where an expectation comes out empty; where something intended is off, of another format,
+    or never ran; where attention lacks a slot in a block; where something is quantized that nobody
+    asked for; where an exclude pattern matches nothing; where a weight escapes; and where a waiver
+    is expired or unused.
+    """
+    scope = Scope(
+        excluded=frozenset(name for _, matched in audit.excludes for name in matched),
+        waivers=gate.waive,
+    )
+    modules = {module.name: module for module in audit.modules}
+    used: set[int] = set()
+    parts = [
+        _judge_expectation(audit, gate=gate),
+        _judge_towers(audit, gate=gate, scope=scope, used=used),
+        _judge_layers(audit, gate=gate, scope=scope, used=used),
+        _judge_attention(audit, gate=gate, scope=scope, modules=modules, used=used),
+        _judge_unasked(audit, gate=gate, modules=modules, scope=scope, used=used),
+        _judge_excludes(audit, gate=gate, modules=modules),
+        _judge_operations(audit, gate=gate, scope=scope, used=used),
+    ]
+    parts.append(_judge_waivers(gate=gate, today=today, used=used))
+    verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
+    figures = {**_figures(audit, scope=scope), **verdict.figures}
+    if not verdict.passed:
+        return Verdict(
+            gate=GATE,
+            status=verdict.status,
+            headline=verdict.headline,
+            evidence=verdict.evidence,
+            cause=verdict.cause,
+            next_step=verdict.next_step,
+            figures=figures,
+        )
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS,
+        headline=_describe(audit, figures=figures),
+        evidence=_left_out(audit, scope=scope),
+        figures=figures,
+    )
+
+
+def _fail(headline: str, **more: object) -> Verdict:
+    return Verdict(gate=GATE, status=Status.FAIL, headline=f"coverage: {headline}", **more)  # type: ignore[arg-type]
+
+
+def _pass(headline: str) -> Verdict:
+    return Verdict(gate=GATE, status=Status.PASS, headline=f"coverage: {headline}")
+
+
+# -- what was expected at all -----------------------------------------------------------------------
+
+
+def _judge_expectation(audit: Audit, *, gate: CoverageGate) -> Verdict:
+    """An expectation that comes out empty proves nothing and must not pass."""
+    where = gate.where
+    if not audit.modules:
+        return _fail(f"the model has no layers to quantize ({where})")
+    if not audit.intended:
+        return _fail(
+            f"recipe {audit.recipe_name!r} means no layer of this model: its patterns match none "
+            f"of {count(len(audit.modules), 'module')} ({where})",
+            cause="patterns written for another model's names",
+            next_step="compare the patterns with the module names of this model",
+        )
+    if not audit.operations:
+        return _fail(
+            f"no matrix operation ran in the audit's forward: nothing was seen running ({where})"
+        )
+    if not gate.towers:
+        return _fail(
+            f"coverage.towers is empty: nothing is expected ({where.of('towers')})",
+            next_step="name towers: [vision, text]",
+        )
+    return _pass(f"{len(audit.intended)} quantizers intended")
+
+
+def _judge_towers(
+    audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[int]
+) -> Verdict | None:
+    """A whole tower that is off is one finding, named by what switched it off."""
+    failures = []
+    off_by = dict(audit.disabled_by)
+    by_name = {q.name: q for q in audit.quantizers}
+    for tower in gate.towers:
+        if tower not in audit.towers:
+            failures.append(
+                _fail(
+                    f"the model has no {tower} tower, or its forward was not run "
+                    f"({gate.where.of('towers')})",
+                    next_step=f"leave {tower} out of coverage.towers if that is meant",
+                )
+            )
+            continue
+        intended = [
+            name for name in audit.intended if name in by_name and by_name[name].tower == tower
+        ]
+        on = [name for name in intended if by_name[name].enabled]
+        if on or all(_take(scope, name, used) for name in intended) and intended:
+            continue
+        patterns = Counter(off_by[name] for name in intended if name in off_by)
+        own = {pattern for pattern, _ in audit.excludes}
+        words = " and ".join(
+            f"pattern {pattern!r} of the {'exclude list' if pattern in own else 'recipe'}"
+            for pattern, _ in patterns.most_common()
+        )
+        failures.append(
+            _fail(
+                f"the whole {tower} tower is unquantized: 0 of {len(intended)} intended quantizers "
+                f"enabled{f', switched off by {words}' if words else ''} ({gate.where})",
+                cause=(
+                    f"recipe {audit.recipe_name!r} switches {tower} modules off by name, and "
+                    f"ModelOpt says nothing as long as another tower is quantized"
+                    if words
+                    else f"no pattern of recipe {audit.recipe_name!r} matches the {tower} tower"
+                ),
+                next_step="use recipe: fp8-attention, or an inline quant_cfg without these patterns",
+            )
+        )
+    return combine(gate=GATE, parts=tuple(failures)) if failures else None
+
+
+# -- layers -------------------------------------------------------------------------------------------
+
+
+def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[int]) -> Verdict:
+    """Every intended layer quantizer is on, of an expected format, and ran."""
+    by_name = {q.name: q for q in audit.quantizers}
+    off_by = dict(audit.disabled_by)
+    whole_off = _towers_off(audit)
+    off: dict[str, list[str]] = {}
+    wrong: list[Quantizer] = []
+    idle: list[Quantizer] = []
+    intended = 0
+    for name in audit.intended:
+        quantizer = by_name.get(name)
+        if quantizer is None or quantizer.slot in _ATTENTION_NAMES or quantizer.tower in whole_off:
+            continue
+        intended += 1
+        if quantizer.enabled:
+            if audit.formats and quantizer.format not in audit.formats:
+                wrong.append(quantizer)
+            elif _calls(quantizer) == 0:
+                idle.append(quantizer)
+        elif not _take(scope, name, used):
+            off.setdefault(off_by.get(name, ""), []).append(name)
+    idle = [q for q in idle if not _take(scope, q.name, used)]
+    wrong = [q for q in wrong if not _take(scope, q.name, used)]
+    parts = []
+    if off:
+        missing = [name for names in off.values() for name in names]
+        patterns = [pattern for pattern in off if pattern]
+        parts.append(
+            _fail(
+                f"{len(missing)} of {intended} intended layer quantizers are off"
+                f"{': ' + _patterns(patterns) if patterns else ''} ({gate.where})",
+                evidence=shorten(
+                    [
+                        f"off{f' by {pattern!r}' if pattern else ''}: {line}"
+                        for pattern, names in off.items()
+                        for line in group(names)
+                    ],
+                    noun="groups",
+                ),
+                cause=(
+                    "a pattern inside the recipe switches them off again"
+                    if patterns
+                    else "they were never switched on, or were disabled after the quantization"
+                ),
+                next_step="name them in quantize.exclude if that is meant, or waive them with a "
+                "reason and a day",
+            )
+        )
+    if wrong:
+        found = Counter(q.format for q in wrong)
+        parts.append(
+            _fail(
+                f"{len(wrong)} quantizers have another format than the recipe's "
+                f"{listed(audit.formats)}: {', '.join(f'{n} {f}' for f, n in found.most_common())} "
+                f"({gate.where})",
+                evidence=shorten([f"{q.name}: {q.format}" for q in wrong]),
+            )
+        )
+    if idle:
+        parts.append(
+            _fail(
+                f"{len(idle)} enabled quantizers never ran in their tower's forward ({gate.where})",
+                evidence=shorten(group(q.name for q in idle), noun="groups"),
+                cause="the layer's weight is used by a functional call that goes around the module",
+                next_step="exclude them, or change the module so that its quantized forward is used",
+            )
+        )
+    return combine(gate=GATE, parts=tuple(parts)) if parts else _pass(f"{intended} layer quantizers")
+
+
+def _towers_off(audit: Audit) -> set[Tower]:
+    by_name = {q.name: q for q in audit.quantizers}
+    intended = [by_name[name] for name in audit.intended if name in by_name]
+    return {q.tower for q in intended} - {q.tower for q in intended if q.enabled}
+
+
+# -- attention ------------------------------------------------------------------------------------------
+
+
+def wanted_slots(audit: Audit, *, gate: CoverageGate) -> tuple[Slot, ...]:
+    """Return the attention slots that must be quantized: the suite's, else the recipe's own."""
+    if gate.attention is not None:
+        return tuple(SLOTS[name] for name in gate.attention)
+    by_name = {q.name: q for q in audit.quantizers}
+    meant = {by_name[name].slot for name in audit.intended if name in by_name}
+    return tuple(slot for slot in SLOTS.values() if slot in meant)
+
+
+def _judge_attention(
+    audit: Audit,
+    *,
+    gate: CoverageGate,
+    scope: Scope,
+    modules: Mapping[str, Module],
+    used: set[int],
+) -> Verdict | None:
+    """Every block of every tower has each wanted slot quantized, and it ran."""
+    slots = wanted_slots(audit, gate=gate)
+    if not slots:
+        return None
+    where = gate.where.of("attention")
+    by_owner: dict[str, dict[Slot, Quantizer]] = {}
+    for quantizer in audit.quantizers:
+        if quantizer.slot in _ATTENTION_NAMES:
+            by_owner.setdefault(quantizer.module, {})[quantizer.slot] = quantizer
+    blocks = [
+        m
+        for m in modules.values()
+        if m.kind in ("attention", "mha") and m.tower in (*gate.towers, "other")
+    ]
+    ran = {op.module for op in audit.operations if op.function in ("attention", "mha", "matmul")}
+    blocks = [m for m in blocks if m.name in ran or m.name in by_owner or m.kind == "mha"]
+    absent = [tower for tower in gate.towers if not any(m.tower == tower for m in blocks)]
+    if absent:
+        return _fail(
+            f"no attention block was found in the {' and '.join(absent)} tower, although "
+            f"{listed([_ATTENTION_NAMES[s] for s in slots])} quantizers are expected ({where})",
+            cause="attention is called as a function outside any attention module",
+        )
+    missing: dict[str, list[str]] = {}
+    for slot in slots:
+        for module in blocks:
+            quantizer = by_owner.get(module.name, {}).get(slot)
+            problem = _attention_problem(quantizer, audit=audit)
+            if problem is None:
+                continue
+            name = quantizer.name if quantizer is not None else module.name
+            if _take(scope, name, used):
+                continue
+            missing.setdefault(f"{_ATTENTION_NAMES[slot]} {problem}", []).append(module.name)
+    if not missing:
+        return _pass(f"attention {' '.join(_ATTENTION_NAMES[s] for s in slots)} in {len(blocks)} blocks")
+    worst, names = next(iter(missing.items()))
+    hint = _attention_hint(missing)
+    return _fail(
+        f"attention is not quantized as expected: {worst} in {len(names)} of {len(blocks)} blocks "
+        f"({where})",
+        evidence=shorten(
+            [f"{what}: {line}" for what, found in missing.items() for line in group(found)],
+            noun="groups",
+        ),
+        cause=hint[0],
+        next_step=hint[1],
+        figures={"attention_slots_missing": sum(len(found) for found in missing.values())},
+    )
+
+
+def _attention_problem(quantizer: Quantizer | None, *, audit: Audit) -> str | None:
+    if quantizer is None:
+        return "has no quantizer"
+    if not quantizer.enabled:
+        return "is off"
+    if _calls(quantizer) == 0:
+        amax = "with an amax" if quantizer.amax_count else "without an amax"
+        return f"is enabled {amax} and never called"
+    if audit.formats and quantizer.format not in audit.formats:
+        return f"has format {quantizer.format}"
+    return None
+
+
+def _attention_hint(missing: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    text = " ".join(missing)
+    if "never called" in text:
+        return (
+            "the attention class intercepts another call than the model makes (the diffusers class "
+            "sees sdpa, not eager or flex; p_bmm never runs under sdpa)",
+            "set model.attn_implementation: sdpa, and leave softmax out of coverage.attention",
+        )
+    if "has no quantizer" in text:
+        return (
+            "scaled_dot_product_attention is a function that a walker over modules never sees: the "
+            "attention class was not replaced",
+            "use recipe: fp8-attention",
+        )
+    return (
+        "the recipe does not switch these quantizers on, or a pattern switches them off",
+        "use recipe: fp8-attention, or leave the slots out of coverage.attention",
+    )
+
+
+# -- what nobody asked for, and exclusions --------------------------------------------------------------
+
+
+def _judge_unasked(
+    audit: Audit,
+    *,
+    gate: CoverageGate,
+    modules: Mapping[str, Module],
+    scope: Scope,
+    used: set[int],
+) -> Verdict:
+    """Inputs of norms and weights of embeddings cost accuracy and make nothing faster."""
+    intended = set(audit.intended)
+    found: dict[str, list[str]] = {}
+    for quantizer in audit.quantizers:
+        if not quantizer.enabled or quantizer.name in intended:
+            continue
+        if quantizer.slot in _ATTENTION_NAMES and quantizer.slot in wanted_slots(audit, gate=gate):
+            continue
+        module = modules.get(quantizer.module)
+        kind = module.kind if module is not None else "other"
+        if not _take(scope, quantizer.name, used):
+            found.setdefault(kind, []).append(quantizer.name)
+    if not found:
+        return _pass("nothing is quantized that was not asked for")
+    total = sum(len(names) for names in found.values())
+    kinds = ", ".join(f"{len(names)} on {kind} modules" for kind, names in found.items())
+    return _fail(
+        f"{count(total, 'quantizer')} enabled that nobody asked for: {kinds} ({gate.where})",
+        evidence=shorten(
+            [f"{kind}: {line}" for kind, names in found.items() for line in group(names)],
+            noun="groups",
+        ),
+        cause="a bare '*input_quantizer' also switches on the inputs of LayerNorm, a bare "
+        "'*weight_quantizer' the weights of Embedding",
+        next_step="add parent_class: nn.Linear to the entry, or exclude them: "
+        f'quantize.exclude: ["{_pattern_for(found)}"]',
+        figures={"unasked_quantizers": total},
+    )
+
+
+def _pattern_for(found: Mapping[str, Sequence[str]]) -> str:
+    name = next(iter(found.values()))[0]
+    parts = name.split(".")
+    return f"*{parts[-2] if len(parts) > 1 else parts[-1]}*"
+
+
+def _judge_excludes(
+    audit: Audit, *, gate: CoverageGate, modules: Mapping[str, Module]
+) -> Verdict | None:
+    """Every exclude pattern matched a quantizer, and what it matched is off."""
+    if not audit.excludes:
+        return None
+    by_name = {q.name: q for q in audit.quantizers}
+    for pattern, matched in audit.excludes:
+        if not matched:
+            bare = pattern.strip("*")
+            near = closest(bare, {part for name in modules for part in name.split(".")})
+            hint = f": did you mean '*{near}*'?" if near and near != bare else ""
+            return _fail(
+                f"exclude {pattern!r} matches none of {len(audit.quantizers)} quantizers{hint} "
+                f"({gate.where})",
+                cause="a typing error, another model's names, or a regular expression: these are "
+                "shell patterns that match the whole quantizer name",
+                next_step="write it as '*name*'",
+            )
+        on = [name for name in matched if name in by_name and by_name[name].enabled]
+        if on:
+            return _fail(
+                f"exclude {pattern!r} matched {len(matched)} quantizers, {len(on)} of them are "
+                f"enabled all the same ({gate.where})",
+                evidence=shorten(group(on), noun="groups"),
+                cause="they were switched on again after the exclusion",
+            )
+        idle = [name for name in matched if name in audit.intended]
+        if not idle:
+            return _fail(
+                f"exclude {pattern!r} matches {count(len(matched), 'quantizer')} that the recipe "
+                f"does not switch on: it excludes nothing ({gate.where})",
+                evidence=shorten(group(matched), noun="groups"),
+                next_step="remove the pattern",
+            )
+    return _pass(f"{count(len(audit.excludes), 'exclude pattern')} matched")
+
+
+# -- operations -------------------------------------------------------------------------------------------
+
+
+def _judge_operations(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[int]) -> Verdict:
+    """Weights used by an operation whose operands did not come out of a quantizer escaped."""
+    by_module: dict[str, list[Quantizer]] = {}
+    for quantizer in audit.quantizers:
+        by_module.setdefault(quantizer.module, []).append(quantizer)
+    escaped: dict[str, list[Operation]] = {}
+    attention: list[Operation] = []
+    slots = set(wanted_slots(audit, gate=gate))
+    for operation in audit.operations:
+        if operation.tower not in gate.towers or operation.tower in _towers_off(audit):
+            continue
+        if operation.function == "attention" and slots & {"q", "k", "v"}:
+            wanted = [i for i, name in enumerate(operation.operands) if name in slots]
+            if not all(operation.operands_quantized[i] for i in wanted):
+                attention.append(operation)
+            continue
+        if operation.weights_count == 0 or _is_covered(operation, audit=audit):
+            continue
+        if _left_by_recipe(operation, by_module.get(operation.module, []), scope=scope):
+            continue
+        if _take(scope, operation.module, used):
+            continue
+        escaped.setdefault(_call_words(operation), []).append(operation)
+    attention = [op for op in attention if not _take(scope, op.module, used)]
+    attention = [op for op in attention if not _slots_out(op, by_module.get(op.module, []), scope)]
+    parts = []
+    if attention:
+        parts.append(
+            _fail(
+                f"{count(len(attention), 'attention call')} ran on operands that no quantizer "
+                f"touched ({gate.where.of('attention')})",
+                evidence=shorten(group(op.module for op in attention), noun="groups"),
+                cause="the call goes around the quantizers of its block",
+                next_step="use recipe: fp8-attention with attn_implementation: sdpa",
+            )
+        )
+    if escaped:
+        lost = sum(op.weights_count for found in escaped.values() for op in found)
+        total = sum(op.weights_count for op in audit.operations)
+        parts.append(
+            _fail(
+                f"{percent(lost / total, 1)} of the weights escaped the quantization: "
+                f"{', '.join(f'{len(found)} {words}' for words, found in escaped.items())} "
+                f"({gate.where})",
+                evidence=shorten(
+                    [
+                        f"{words}: {line}"
+                        for words, found in escaped.items()
+                        for line in group(op.module or "(the model itself)" for op in found)
+                    ],
+                    noun="groups",
+                ),
+                cause="a function was called with the weight: a walker over modules never sees it",
+                next_step="replace the call by a module, register a quantized class, or waive it "
+                "with a reason and a day",
+                figures={"escaped_weights": lost},
+            )
+        )
+    return combine(gate=GATE, parts=tuple(parts)) if parts else _pass("no weight escaped")
+
+
+def _call_words(operation: Operation) -> str:
+    if operation.function == "mha":
+        return "fused calls of nn.MultiheadAttention"
+    return f"{operation.function} calls on unquantized operands"
+
+
+def _is_covered(operation: Operation, *, audit: Audit) -> bool:
+    """Return whether the weight of an operation came out of a quantizer that ran."""
+    flags = dict(zip(operation.operands, operation.operands_quantized, strict=True))
+    return flags.get("weight", any(operation.operands_quantized))
+
+
+def _left_by_recipe(
+    operation: Operation, quantizers: Sequence[Quantizer], *, scope: Scope
+) -> bool:
+    """Return whether a module's weight quantizer is off by the exclude list, or judged already.
+
+    A layer whose quantizers are off for another reason is the finding of `_judge_layers`, and an
+    embedding's or a norm's own weights are no matrix operation.
+    """
+    weights = [q for q in quantizers if q.slot == "weight"]
+    return bool(weights)
+
+
+def _slots_out(operation: Operation, quantizers: Sequence[Quantizer], scope: Scope) -> bool:
+    """Return whether the slots of an attention block are excluded, or reported by their own check."""
+    slots = [q for q in quantizers if q.slot in ("q", "k", "v")]
+    return bool(slots) and any(not q.enabled or _calls(q) == 0 for q in slots)
+
+
+# -- waivers ----------------------------------------------------------------------------------------------
+
+
+def _judge_waivers(*, gate: CoverageGate, today: date, used: set[int]) -> Verdict | None:
+    if not gate.waive:
+        return None
+    for index, waiver in enumerate(gate.waive):
+        names = listed(waiver.modules)
+        if today > waiver.until:
+            return _fail(
+                f"the waiver for {names} expired on {waiver.until} ({waiver.where.of('until')})",
+                evidence=(f"its reason was: {waiver.reason}",),
+                next_step="quantize these modules, or decide anew until when they may wait",
+            )
+        if index not in used:
+            return _fail(
+                f"the waiver for {names} is not used: nothing that it names is uncovered "
+                f"({waiver.where})",
+                evidence=(f"its reason was: {waiver.reason}",),
+                next_step="remove the waiver",
+            )
+    return _pass(f"{count(len(gate.waive), 'waiver')} in use")
+
+
+def _take(scope: Scope, name: str, used: set[int]) -> bool:
+    """Return whether a quantizer or module may be uncovered, and remember the waiver that says so."""
+    if name in scope.excluded:
+        return True
+    waiver = scope.waiver_of(name)
+    if waiver is None:
+        return False
+    used.add(next(i for i, known in enumerate(scope.waivers) if known is waiver))
+    return True
+
+
+# -- words and figures --------------------------------------------------------------------------------------
+
+
+def _figures(audit: Audit, *, scope: Scope) -> dict[str, Figure]:
+    weighed = [op for op in audit.operations if op.weights_count]
+    total = sum(op.weights_count for op in weighed)
+    covered = sum(op.weights_count for op in weighed if _is_covered(op, audit=audit))
+    enabled = [q for q in audit.quantizers if q.enabled]
+    return {
+        "quantizers": len(audit.quantizers),
+        "quantizers_enabled": len(enabled),
+        "quantizers_intended": len(audit.intended),
+        "quantizers_excluded": len(scope.excluded & set(audit.intended)),
+        "weights_covered_share": covered / total if total else 0.0,
+    }
+
+
+def _describe(audit: Audit, *, figures: Mapping[str, Figure]) -> str:
+    layers: dict[str, set[str]] = {}
+    for quantizer in audit.quantizers:
+        if quantizer.enabled and quantizer.slot == "weight" and _calls(quantizer):
+            layers.setdefault(quantizer.module_class, set()).add(quantizer.module)
+    known = Counter(m.class_name for m in audit.modules)
+    words = [f"{len(names)} of {known[name]} {name}" for name, names in layers.items()]
+    slots = {
+        q.slot for q in audit.quantizers if q.enabled and q.slot in _ATTENTION_NAMES and _calls(q)
+    }
+    blocks = Counter(
+        q.tower for q in audit.quantizers if q.enabled and q.slot == "q" and _calls(q)
+    )
+    if slots:
+        where = "+".join(str(blocks[tower]) for tower in audit.towers)
+        names = " ".join(name for name, slot in SLOTS.items() if slot in slots)
+        words.append(f"attention {names} in {where} blocks")
+    share = float(figures["weights_covered_share"])
+    return (
+        f"coverage: {', '.join(words)} quantized ({listed(audit.formats)}) and run, "
+        f"{percent(share, 1)} of matrix weights"
+    )
+
+
+def _left_out(audit: Audit, *, scope: Scope) -> tuple[str, ...]:
+    lines = [
+        f"excluded by {pattern!r}: {line}"
+        for pattern, matched in audit.excludes
+        for line in group(name for name in matched if name in audit.intended)
+    ]
+    lines += [f"waived until {w.until}: {listed(w.modules)} ({w.reason})" for w in scope.waivers]
+    return shorten(lines)
+
+
+def _calls(quantizer: Quantizer) -> int:
+    """Return how often a quantizer ran in the forward of its own tower."""
+    if quantizer.tower == "vision":
+        return quantizer.vision_calls
+    if quantizer.tower == "text":
+        return quantizer.text_calls
+    return quantizer.calls
+
+
+def _patterns(patterns: Iterable[str]) -> str:
+    return listed([f"switched off by {pattern!r}" for pattern in patterns])
+
+
+def _with_parents(name: str) -> list[str]:
+    """Return a dotted name and every prefix of it: a waiver for a block covers what is inside."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

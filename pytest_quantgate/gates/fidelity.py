@@ -1,0 +1,146 @@
+"""The fidelity gate: embeddings of the quantized variant against FP16's, per tower."""
+
+from __future__ import annotations
+
+import math
+
+from pytest_quantgate.gates.words import count
+from pytest_quantgate.measurement import Fidelity, TowerFidelity
+from pytest_quantgate.suite import FidelityGate
+from pytest_quantgate.verdict import Figure, Status, Verdict, combine
+
+GATE = "fidelity"
+
+
+def judge_fidelity(fidelity: Fidelity, *, gate: FidelityGate) -> Verdict:
+    """Return whether cosine and SQNR of both towers are over their limits.
+
+    NaN or Inf, a tower that was not measured, no samples, and a gate without limits are FAIL.
+    """
+    present = {tower.tower for tower in fidelity.towers if tower.samples > 0}
+    missing = [name for name in ("vision", "text") if name not in present]
+    if missing:
+        return Verdict(
+            gate=GATE,
+            status=Status.FAIL,
+            headline=f"fidelity: no embeddings of the {' and '.join(missing)} tower were compared "
+            f"({gate.where})",
+        )
+    parts = [
+        part
+        for tower in fidelity.towers
+        for part in _judge_tower(tower, gate=gate, fidelity=fidelity)
+    ]
+    if not parts:
+        return Verdict(
+            gate=GATE,
+            status=Status.FAIL,
+            headline=f"fidelity: the gate sets no limit, so it decides nothing ({gate.where})",
+            next_step="set min_cosine, min_worst_cosine, min_sqnr or min_worst_sqnr",
+        )
+    verdict = combine(gate=GATE, parts=tuple(parts))
+    if verdict.passed:
+        return Verdict(
+            gate=GATE,
+            status=Status.PASS,
+            headline=f"fidelity: {'; '.join(_describe(tower) for tower in fidelity.towers)} on "
+            f"{count(fidelity.towers[0].samples, 'sample')} of {fidelity.data}",
+            evidence=tuple(part.headline for part in parts),
+            figures=verdict.figures,
+        )
+    return verdict
+
+
+def _describe(tower: TowerFidelity) -> str:
+    return (
+        f"{tower.tower} cosine {tower.cosine_mean:.4f} (worst {tower.cosine_worst:.4f}), "
+        f"SQNR {tower.sqnr_mean_db:.1f} dB (worst {tower.sqnr_worst_db:.1f})"
+    )
+
+
+def _judge_tower(
+    tower: TowerFidelity, *, gate: FidelityGate, fidelity: Fidelity
+) -> list[Verdict]:
+    if tower.nonfinite:
+        return [
+            Verdict(
+                gate=GATE,
+                status=Status.FAIL,
+                headline=f"fidelity: {tower.tower} embeddings of {tower.nonfinite} of "
+                f"{count(tower.samples, 'sample')} hold NaN or Inf, first "
+                f"{tower.sqnr_worst_id!r} ({gate.where})",
+                cause="an overflow in FP16, or a scale that is not finite",
+                next_step="look at the calibration gate",
+            )
+        ]
+    checks = (
+        ("min_cosine", "min_cosine", tower.cosine_mean, gate.min_cosine, "mean cosine", "", ""),
+        (
+            "min_worst_cosine",
+            "min_worst_cosine",
+            tower.cosine_worst,
+            gate.min_worst_cosine,
+            "worst cosine",
+            "",
+            tower.cosine_worst_id,
+        ),
+        ("min_sqnr", "min_sqnr_db", tower.sqnr_mean_db, gate.min_sqnr_db, "mean SQNR", " dB", ""),
+        (
+            "min_worst_sqnr",
+            "min_worst_sqnr_db",
+            tower.sqnr_worst_db,
+            gate.min_worst_sqnr_db,
+            "worst SQNR",
+            " dB",
+            tower.sqnr_worst_id,
+        ),
+    )
+    parts = []
+    for key, figure, value, limit, name, unit, sample in checks:
+        if limit is None:
+            continue
+        good = value >= limit  # NaN is never good
+        digits = 1 if unit else 4
+        at = f" (sample {sample!r})" if sample else ""
+        figures: dict[str, Figure] = {}
+        if math.isfinite(value):
+            figures[f"{tower.tower}_{figure.removeprefix('min_')}"] = value
+        parts.append(
+            Verdict(
+                gate=GATE,
+                status=Status.PASS if good else Status.FAIL,
+                headline=f"fidelity: {tower.tower} {name} {value:.{digits}f}{unit}{at}, "
+                f"{'over' if good else 'under'} {key} {limit:g}{unit} ({gate.where.of(key)})",
+                evidence=() if good else _name_layers(tower, fidelity),
+                cause="" if good else _blame(tower, fidelity),
+                next_step="" if good else _advise(tower, fidelity),
+                figures=figures,
+            )
+        )
+    return parts
+
+
+def _layers_of(tower: TowerFidelity, fidelity: Fidelity) -> list[tuple[str, float]]:
+    words = ("vis", "image") if tower.tower == "vision" else ("text",)
+    mine = [item for item in fidelity.worst_layers if any(w in item[0] for w in words)]
+    return mine or list(fidelity.worst_layers)
+
+
+def _name_layers(tower: TowerFidelity, fidelity: Fidelity) -> tuple[str, ...]:
+    return tuple(f"{name}: SQNR {db:.1f} dB" for name, db in _layers_of(tower, fidelity)[:4])
+
+
+def _blame(tower: TowerFidelity, fidelity: Fidelity) -> str:
+    layers = _layers_of(tower, fidelity)
+    if not layers:
+        return "noise that no single layer explains"
+    (name, db), *rest = layers
+    after = f" (next {rest[0][1]:.1f} dB)" if rest else ""
+    return f"the largest error enters at {name}, SQNR {db:.1f} dB{after}"
+
+
+def _advise(tower: TowerFidelity, fidelity: Fidelity) -> str:
+    layers = _layers_of(tower, fidelity)
+    if not layers:
+        return "choose a gentler recipe"
+    return f'try quantize.exclude: ["*{layers[0][0]}*"], or a gentler recipe'

@@ -1,0 +1,162 @@
+"""The regression gate: today's results against those that were accepted, sample by sample."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from pytest_quantgate.gates.accuracy import (
+    allowed_count,
+    check_outcomes,
+    decide,
+    relation,
+    show_interval,
+)
+from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_stored
+from pytest_quantgate.gates.statistics import paired_drop_limits
+from pytest_quantgate.gates.words import count, percent, points
+from pytest_quantgate.measurement import Outcomes, StoredOutcomes, StoredPair
+from pytest_quantgate.suite import RegressionGate
+from pytest_quantgate.verdict import Status, Verdict, combine
+
+GATE = "regression"
+
+
+def judge_regression(
+    *,
+    fp16: Outcomes,
+    quantized: Outcomes,
+    stored: StoredPair | None,
+    differences: tuple[str, ...],
+    create_command: str,
+    update_command: str,
+    gate: RegressionGate,
+) -> Verdict:
+    """Return whether FP16 and the quantized variant are still what was accepted.
+
+    Three comparisons with a limit each: FP16 with the stored FP16 (libraries drift: then the
+    baseline moved, not the quantization), the variant with the one accepted last, and with the
+    first one, so that small accepted drops do not add up unseen. `differences` say what else is
+    different from what the baseline was made of; then nothing is compared.
+    """
+    if stored is None:
+        return Verdict(
+            gate=GATE,
+            status=Status.FAIL,
+            headline=f"regression: no baseline of {gate.task} {gate.metric} ({gate.where})",
+            next_step=f"look at the accuracy gate, then: {create_command}",
+        )
+    if differences:
+        return Verdict(
+            gate=GATE,
+            status=Status.INCOMPARABLE,
+            headline=f"regression: the baseline of {gate.task} {gate.metric} was made of "
+            f"something else ({gate.where})",
+            evidence=differences,
+            next_step=f"if that is meant: {update_command}",
+        )
+    broken = check_outcomes(fp16, quantized)
+    if broken is not None:
+        return Verdict(
+            gate=GATE,
+            status=broken.status,
+            headline=broken.headline.replace("accuracy: ", "regression: ", 1),
+            cause=broken.cause,
+            next_step=broken.next_step,
+        )
+    try:
+        drift = pair_stored(stored=stored.fp16, now=fp16)
+        since_accepted = pair_stored(stored=stored.accepted, now=quantized)
+        since_first = pair_stored(stored=stored.first, now=quantized)
+    except Unpaired as error:
+        return Verdict(
+            gate=GATE,
+            status=Status.INCOMPARABLE,
+            headline=f"regression: {gate.task} {gate.metric} cannot be compared: {error} "
+            f"({gate.where})",
+            next_step=f"if that is meant: {update_command}",
+        )
+    moved = _compare(drift, name="fp16", limit=gate.max_fp16_drop, stored=stored.fp16, now=fp16, gate=gate)
+    accepted = _compare(
+        since_accepted,
+        name="accepted",
+        limit=gate.max_drop,
+        stored=stored.accepted,
+        now=quantized,
+        gate=gate,
+        fp16_drop=drift.drop,
+        next_step=f"if that is meant: {update_command}",
+    )
+    first = _compare(
+        since_first,
+        name="first",
+        limit=gate.max_drop_since_first,
+        stored=stored.first,
+        now=quantized,
+        gate=gate,
+        fp16_drop=drift.drop,
+        next_step="undo the change that cost most: small accepted drops have added up",
+    )
+    return combine(gate=GATE, parts=(moved, accepted, first))
+
+
+_LIMITS = {"fp16": "max_fp16_drop", "accepted": "max_drop", "first": "max_drop_since_first"}
+_SUBJECTS = {
+    "fp16": "against its own baseline",
+    "accepted": "against the variant accepted last",
+    "first": "against the first variant accepted",
+}
+
+
+def _compare(
+    pairs: Pairs,
+    *,
+    name: str,
+    limit: Fraction,
+    stored: StoredOutcomes,
+    now: Outcomes,
+    gate: RegressionGate,
+    fp16_drop: float = 0.0,
+    next_step: str = "compare the library versions with those in the baseline: the baseline moved, "
+    "not the quantization",
+) -> Verdict:
+    interval = paired_drop_limits(
+        right_to_wrong=pairs.right_to_wrong,
+        wrong_to_right=pairs.wrong_to_right,
+        samples=pairs.samples,
+        confidence=float(gate.confidence),
+    )
+    status = decide(interval, limit=float(limit))
+    key = _LIMITS[name]
+    headline = (
+        f"regression: {gate.task}: {now.variant} {gate.metric} {percent(now.value)} "
+        f"{_SUBJECTS[name]} {percent(stored.value)} on {count(pairs.samples, 'sample')}: drop "
+        f"{points(pairs.drop)}, {show_interval(interval, confidence=gate.confidence)}, "
+        f"{relation(status, name=key, limit=points(limit))} "
+        f"= {count(allowed_count(limit, samples=pairs.samples), 'sample')} ({gate.where.of(key)})"
+    )
+    cause = ""
+    if status is not Status.PASS:
+        if name == "fp16":
+            cause = "a library, the machine or the preprocessing changed what FP16 computes"
+        elif fp16_drop > 0 and fp16_drop >= pairs.drop / 2:
+            cause = f"FP16 itself moved by {points(fp16_drop)}: the baseline moved, not the quantization"
+        elif status is Status.INCONCLUSIVE:
+            cause = "too few samples for this limit and this rate of flips"
+        else:
+            cause = "the quantized variant changed while FP16 did not"
+    return Verdict(
+        gate=GATE,
+        status=status,
+        headline=headline,
+        evidence=(
+            f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right",
+        ),
+        cause=cause,
+        next_step="" if status is Status.PASS else next_step,
+        figures={
+            f"{name}_drop_points": pairs.drop * 100,
+            f"{name}_drop_low_points": interval.low * 100,
+            f"{name}_drop_high_points": interval.high * 100,
+            "samples": pairs.samples,
+        },
+    )

@@ -1,0 +1,53 @@
+"""The roundtrip gate: what is restored in a new process is bit for bit what was saved."""
+
+from __future__ import annotations
+
+from pytest_quantgate.gates.words import group, listed, shorten
+from pytest_quantgate.measurement import Roundtrip
+from pytest_quantgate.suite import RoundtripGate
+from pytest_quantgate.verdict import Status, Verdict
+
+GATE = "roundtrip"
+
+
+def judge_roundtrip(roundtrip: Roundtrip, *, gate: RoundtripGate) -> Verdict:
+    """Return whether a checkpoint keeps every output and amax, and refuses planted damage."""
+    figures = {
+        "checkpoint_bytes": roundtrip.saved_bytes,
+        "amax_count": roundtrip.amax_count,
+        "max_abs_difference": roundtrip.max_abs_difference,
+    }
+    wrong = []
+    for tower, equal in (("vision", roundtrip.vision_equal), ("text", roundtrip.text_equal)):
+        if not equal:
+            wrong.append(
+                f"{tower} embeddings differ after the restore, by up to "
+                f"{roundtrip.max_abs_difference:.3g}"
+            )
+    if roundtrip.amax_different:
+        wrong.append(
+            f"{len(roundtrip.amax_different)} of {roundtrip.amax_count} amax differ: "
+            f"{listed(group(roundtrip.amax_different))}"
+        )
+    if roundtrip.amax_count == 0:
+        wrong.append("the checkpoint holds no amax: nothing static was quantized")
+    wrong += [f"damage was accepted: {name}" for name in roundtrip.accepted]
+    if not (roundtrip.refused or roundtrip.accepted):
+        wrong.append("no damage was planted, so nothing shows that it would be refused")
+    if not wrong:
+        return Verdict(
+            gate=GATE,
+            status=Status.PASS,
+            headline=f"roundtrip: both towers and {roundtrip.amax_count} amax bit-identical in a "
+            f"new process; refused: {', '.join(roundtrip.refused)}",
+            figures=figures,
+        )
+    return Verdict(
+        gate=GATE,
+        status=Status.FAIL,
+        headline=f"roundtrip: {wrong[0]} ({gate.where})",
+        evidence=shorten(wrong[1:]),
+        cause="the checkpoint does not hold all of what was approved",
+        next_step="save with pytest_quantgate.models.checkpoint.save_checkpoint, and ship that",
+        figures=figures,
+    )

@@ -1,0 +1,80 @@
+"""Numbers and names in words: the same in every verdict."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+#: A list in a verdict shows no more than this.
+MOST = 8
+
+
+def percent(share: float | Fraction, digits: int = 2) -> str:
+    """Return `61.84 %`."""
+    return f"{float(share) * 100:.{digits}f} %"
+
+
+def points(share: float | Fraction) -> str:
+    """Return a difference of shares in percentage points: `1.18 pp`; never `-0.00`."""
+    return f"{signed(float(share) * 100)} pp"
+
+
+def signed(value: float) -> str:
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 sample`, `2 samples`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def shorten(lines: Sequence[str], *, most: int = MOST, noun: str = "more") -> tuple[str, ...]:
+    """Return the first lines, and one that counts the others."""
+    if len(lines) <= most:
+        return tuple(lines)
+    return (*lines[:most], f"... and {len(lines) - most} {noun}")
+
+
+def listed(names: Sequence[str], *, most: int = 4) -> str:
+    """Return `a, b, c and 3 more`."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def group(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names with their block indices folded: `layers.{0-11}.mlp.fc1 (12)`, in order."""
+    groups: dict[str, list[tuple[int, ...]]] = {}
+    for name in names:
+        numbers = tuple(int(n) for n in _NUMBER.findall(name))
+        groups.setdefault(_NUMBER.sub("\0", name), []).append(numbers)
+    folded = []
+    for pattern, numbers in groups.items():
+        text = pattern
+        for place in range(pattern.count("\0")):
+            text = text.replace("\0", _ranges(sorted({n[place] for n in numbers})), 1)
+        folded.append(text if len(numbers) == 1 else f"{text} ({len(numbers)})")
+    return tuple(folded)
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that `name` was probably meant to be, or None."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][1] == number - 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+    return text if text.isdigit() else f"{{{text}}}"

@@ -1,0 +1,685 @@
+"""Reads `*.quantgate.yaml` into a Suite: a closed schema, and errors with file, line and mend.
+
+The schema is the table at the end of this file, one `Field` a key; `schema.py` turns the same
+table into a JSON Schema for editors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pytest_quantgate.errors import NotMeasured, SuiteError
+from pytest_quantgate.quantities import (
+    QuantityError,
+    parse_confidence,
+    parse_cosine,
+    parse_decibels,
+    parse_percent,
+    parse_points,
+)
+from pytest_quantgate.suite import (
+    AccuracyGate,
+    CalibrationGate,
+    CalibrationSpec,
+    CoverageGate,
+    DatasetSpec,
+    FidelityGate,
+    Gates,
+    ModelSpec,
+    QuantizeSpec,
+    RegressionGate,
+    RoundtripGate,
+    Suite,
+    Waiver,
+    Where,
+    expand_environment,
+)
+
+SUFFIX = ".quantgate.yaml"
+VERSION = 1
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
+
+Read = Callable[["Place", yaml.Node], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in a suite file a value stands: `file:line: dotted.key`."""
+
+    file: str
+    key: str
+
+    def child(self, key: str) -> Place:
+        return Place(file=self.file, key=f"{self.key}.{key}" if self.key else key)
+
+    def item(self, index: int) -> Place:
+        return Place(file=self.file, key=f"{self.key}[{index}]")
+
+    def error(self, node: yaml.Node, what: str) -> SuiteError:
+        line = node.start_mark.line + 1
+        key = f"{self.key}: " if self.key else ""
+        return SuiteError(f"{self.file}:{line}: {key}{what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One key: how its value is read, and what an editor is told of it (JSON Schema)."""
+
+    read: Read
+    schema: Mapping[str, Any]
+    help: str
+    required: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A mapping with known keys; `check(values, place, node)` sees what concerns several keys."""
+
+    fields: Mapping[str, Field]
+    build: Callable[..., Any]
+    help: str = ""
+    check: Callable[[Mapping[str, Any], Place, yaml.Node], None] = field(
+        default=lambda _values, _place, _node: None
+    )
+
+
+def load_suite(path: Path, *, relative_to: Path | None = None) -> Suite:
+    """Return the suite in a file.
+
+    `relative_to` shortens the file's name in messages. Raises SuiteError, whose message starts
+    with `file:line:`, for anything that is not a valid suite.
+    """
+    shown = path
+    if relative_to is not None and path.is_absolute() and path.is_relative_to(relative_to):
+        shown = path.relative_to(relative_to)
+    name = shown.as_posix()
+    root = compose(read_text(path, name=name), name=name)
+    values = read_section(SUITE, Place(file=name, key=""), root)
+    return Suite(path=path, name=path.name.removesuffix(SUFFIX), **values)
+
+
+def read_text(path: Path, *, name: str) -> str:
+    """Return the text of a suite file; raises SuiteError where it cannot be one."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SuiteError(f"{name}:1: cannot read the suite: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise SuiteError(f"{name}:1: a suite is at most {MAX_BYTES} bytes, this has {len(data)}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise SuiteError(f"{name}:{line}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def compose(text: str, *, name: str) -> yaml.Node:
+    """Return the YAML nodes of a text, with their lines and nothing constructed.
+
+    Raises SuiteError for what is no YAML, more than one document, anchors or aliases (a suite
+    needs none, and a few nested ones can fill the memory), and deep nesting.
+    """
+    loader = yaml.SafeLoader(text) if _is_readable(text, name=name) else None
+    assert loader is not None
+    try:
+        depth = 0
+        while loader.check_event():
+            event = loader.get_event()  # type: ignore[no-untyped-call]
+            line = event.start_mark.line + 1
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise SuiteError(
+                    f"{name}:{line}: anchors and aliases are not part of a suite: "
+                    f"write the value out"
+                )
+            if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise SuiteError(f"{name}:{line}: nested deeper than {MAX_DEPTH} levels")
+            elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+                depth -= 1
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        problem = error.problem or "not YAML"
+        raise SuiteError(f"{name}:{line}: not YAML: {problem}") from error
+    if node is None:
+        raise SuiteError(f"{name}:1: the suite is empty: it needs quantgate, model, gates, ...")
+    return node
+
+
+def _is_readable(text: str, *, name: str) -> bool:
+    try:
+        yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise SuiteError(
+            f"{name}:{line}: the character U+{ord(error.character):04X} is not allowed in YAML"
+            if isinstance(error.character, str)
+            else f"{name}:{line}: not allowed in YAML: {error.reason}"
+        ) from error
+    return True
+
+
+def read_section(section: Section, place: Place, node: yaml.Node) -> Any:
+    """Return what a section's mapping says, built by its class; null is an empty mapping."""
+    pairs = read_pairs(place, node)
+    values: dict[str, Any] = {}
+    for key, (key_node, value_node) in pairs.items():
+        known = section.fields.get(key)
+        if known is None:
+            raise place.child(key).error(key_node, unknown_key(key, known=section.fields))
+        values[key] = known.read(place.child(key), value_node)
+    for key, known in section.fields.items():
+        if known.required and key not in values:
+            raise place.child(key).error(node, "is missing")
+    section.check(values, place, node)
+    where = Where(
+        file=place.file,
+        line=node.start_mark.line + 1,
+        keys={key: nodes[0].start_mark.line + 1 for key, nodes in pairs.items()},
+    )
+    return section.build(where=where, **values)
+
+
+def read_pairs(place: Place, node: yaml.Node) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    """Return the keys and values of a mapping node; a key that stands twice is an error."""
+    if _is_null(node):
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise place.error(node, f"expected a mapping (key: value), found {describe(node)}")
+    pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise place.error(key_node, "a key must be a plain word")
+        key = key_node.value
+        if key in pairs:
+            first = pairs[key][0].start_mark.line + 1
+            raise place.child(key).error(key_node, f"stands twice, first on line {first}")
+        pairs[key] = (key_node, value_node)
+    return pairs
+
+
+def unknown_key(key: str, *, known: Mapping[str, Any] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+    return f"unknown key{hint}"
+
+
+def describe(node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    if isinstance(node, yaml.SequenceNode):
+        return "a list"
+    return f"{node.value[:40]!r}" if node.value else "nothing"
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
+def _scalar(place: Place, node: yaml.Node) -> Any:
+    """Return a scalar as YAML types it, but never more than str, int, float or bool."""
+    if not isinstance(node, yaml.ScalarNode):
+        raise place.error(node, f"expected a single value, found {describe(node)}")
+    kind = node.tag.rpartition(":")[2]
+    text = node.value
+    if kind == "bool":
+        return text.lower() in ("true", "yes", "on")
+    if kind == "int" and re.fullmatch(r"[+-]?\d{1,18}", text):
+        return int(text)
+    if kind == "float" and re.fullmatch(r"[+-]?\d{1,18}(\.\d{0,18})?([eE][+-]?\d{1,2})?", text):
+        return float(text)
+    if kind in ("int", "float"):
+        raise place.error(node, f"{text[:40]!r} is no number that makes sense here")
+    if kind == "null":
+        raise place.error(node, "has no value")
+    return text
+
+
+# -- readers of single values ---------------------------------------------------------------------
+
+
+def text_field(
+    *, help: str, required: bool = False, environment: bool = False, pattern: str | None = None
+) -> Field:
+    """A text; `${NAME}` is allowed in it only where `environment` is set."""
+
+    def read(place: Place, node: yaml.Node) -> str:
+        value = _scalar(place, node)
+        if not isinstance(value, str):
+            raise place.error(node, f"expected a text, found {value!r}: put it in quotes")
+        if not value.strip():
+            raise place.error(node, "is empty")
+        if environment:
+            _check_environment(place, node, value)
+        elif "${" in value:
+            raise place.error(node, "${NAME} is expanded only in paths: model.id, root, recipe")
+        return value
+
+    schema: dict[str, Any] = {"type": "string", "minLength": 1}
+    if pattern is not None:
+        schema["pattern"] = pattern
+    return Field(read=read, schema=schema, help=help, required=required)
+
+
+def _check_environment(place: Place, node: yaml.Node, value: str) -> None:
+    try:
+        expand_environment(value, where="", environ={})
+    except SuiteError as error:
+        raise place.error(node, str(error).removeprefix(": ")) from None
+    except NotMeasured:
+        return  # whether the variable is set is asked when the gate runs
+
+
+def choice_field(*choices: str, help: str, required: bool = False) -> Field:
+    def read(place: Place, node: yaml.Node) -> str:
+        value = str(_scalar(place, node))
+        if value not in choices:
+            close = difflib.get_close_matches(value, choices, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise place.error(node, f"{value!r} is none of {', '.join(choices)}{hint}")
+        return value
+
+    return Field(read=read, schema={"enum": list(choices)}, help=help, required=required)
+
+
+def count_field(*, help: str, required: bool = False, least: int = 1) -> Field:
+    def read(place: Place, node: yaml.Node) -> int:
+        value = _scalar(place, node)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise place.error(node, f"expected a whole number, found {value!r}")
+        if not least <= value <= 10**9:
+            raise place.error(node, f"{value} is out of range: {least} to 1000000000")
+        return value
+
+    schema = {"type": "integer", "minimum": least, "maximum": 10**9}
+    return Field(read=read, schema=schema, help=help, required=required)
+
+
+def quantity_field(
+    parse: Callable[[object], Any], *, schema: Mapping[str, Any], help: str, required: bool = False
+) -> Field:
+    def read(place: Place, node: yaml.Node) -> Any:
+        try:
+            return parse(_scalar(place, node))
+        except QuantityError as error:
+            raise place.error(node, str(error)) from None
+
+    return Field(read=read, schema=schema, help=help, required=required)
+
+
+_NUMBER_TEXT = r"\d{1,9}(\.\d{1,9})?"
+
+
+def points_field(*, help: str, required: bool = False) -> Field:
+    schema = {"type": "string", "pattern": rf"^\+?{_NUMBER_TEXT} ?pp$"}
+    return quantity_field(parse_points, schema=schema, help=help, required=required)
+
+
+def percent_field(*, help: str, parse: Callable[[object], Any] = parse_percent) -> Field:
+    schema = {"type": "string", "pattern": rf"^\+?{_NUMBER_TEXT} ?%$"}
+    return quantity_field(parse, schema=schema, help=help)
+
+
+def cosine_field(*, help: str) -> Field:
+    schema = {"type": "number", "minimum": -1, "maximum": 1}
+    return quantity_field(parse_cosine, schema=schema, help=help)
+
+
+def decibel_field(*, help: str) -> Field:
+    schema = {"type": "string", "pattern": rf"^[+-]?{_NUMBER_TEXT} ?[dD][bB]$"}
+    return quantity_field(parse_decibels, schema=schema, help=help)
+
+
+def list_field(item: Field, *, help: str, single: bool = False, required: bool = False) -> Field:
+    """A list of values; with `single` one value alone is a list of one."""
+
+    def read(place: Place, node: yaml.Node) -> tuple[Any, ...]:
+        if isinstance(node, yaml.SequenceNode):
+            return tuple(item.read(place.item(i), child) for i, child in enumerate(node.value))
+        if single and isinstance(node, yaml.ScalarNode) and not _is_null(node):
+            return (item.read(place, node),)
+        raise place.error(node, f"expected a list [a, b], found {describe(node)}")
+
+    many = {"type": "array", "items": dict(item.schema)}
+    schema = {"anyOf": [dict(item.schema), many]} if single else many
+    return Field(read=read, schema=schema, help=help, required=required)
+
+
+def date_field(*, help: str, required: bool = False) -> Field:
+    def read(place: Place, node: yaml.Node) -> date:
+        text = node.value if isinstance(node, yaml.ScalarNode) else describe(node)
+        try:
+            return date.fromisoformat(text)
+        except ValueError:
+            raise place.error(node, f"{text!r} is no day: write it as 2027-03-01") from None
+
+    schema = {"type": "string", "format": "date"}
+    return Field(read=read, schema=schema, help=help, required=required)
+
+
+def section_field(section: Section, *, help: str, required: bool = False) -> Field:
+    return Field(
+        read=lambda place, node: read_section(section, place, node),
+        schema={"section": section},
+        help=help,
+        required=required,
+    )
+
+
+def sections_field(section: Section, *, help: str, single: bool = True) -> Field:
+    """A list of mappings; with `single` one mapping alone is a list of one."""
+
+    def read(place: Place, node: yaml.Node) -> tuple[Any, ...]:
+        if isinstance(node, yaml.SequenceNode):
+            if not node.value:
+                raise place.error(node, "is empty: leave it out or name at least one")
+            return tuple(
+                # No index: the line says which one, and the words stay those of the docs.
+                read_section(section, place, child)
+                for child in node.value
+            )
+        if single and isinstance(node, yaml.MappingNode):
+            return (read_section(section, place, node),)
+        raise place.error(node, f"expected a list of mappings, found {describe(node)}")
+
+    return Field(read=read, schema={"sections": section, "single": single}, help=help)
+
+
+def _read_plain(place: Place, node: yaml.Node) -> Any:
+    """Return any plain data: an inline `quant_cfg` is ModelOpt's own format, checked by ModelOpt."""
+    if isinstance(node, yaml.MappingNode):
+        pairs = read_pairs(place, node)
+        return {key: _read_plain(place.child(key), value) for key, (_, value) in pairs.items()}
+    if isinstance(node, yaml.SequenceNode):
+        return [_read_plain(place.item(i), child) for i, child in enumerate(node.value)]
+    return None if _is_null(node) else _scalar(place, node)
+
+
+def _recipe_field() -> Field:
+    def read(place: Place, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            name = text_field(help="", environment=True).read(place, node)
+            return name
+        found = _read_plain(place, node)
+        if not found:
+            raise place.error(node, "is empty: a recipe that quantizes nothing")
+        return tuple(found) if isinstance(found, list) else found
+
+    return Field(
+        read=read,
+        schema={"type": ["string", "object", "array"], "minLength": 1},
+        help="fp8, fp8-attention, int8, int8-smoothquant, a ModelOpt preset or recipe id, a YAML "
+        "path, or an inline quant_cfg",
+        required=True,
+    )
+
+
+# -- checks over several keys -----------------------------------------------------------------------
+
+
+def _check_model(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    if values["source"] == "reference":
+        for key in ("id", "revision"):
+            if key in values:
+                raise place.child(key).error(node, "the reference model ships with the package")
+        return
+    name = values.get("id")
+    if name is None:
+        raise place.child("id").error(node, "is missing: a hub id or a local directory")
+    is_local = name.startswith(("/", ".", "~", "$"))
+    if is_local and "revision" in values:
+        raise place.child("revision").error(node, "a local directory has no revision")
+    if not is_local and "revision" not in values:
+        raise place.child("revision").error(
+            node,
+            "is missing: pin the commit of the hub id, so that the model cannot change under the "
+            "gate (a local directory starts with / ./ ~/ or ${NAME})",
+        )
+
+
+def _check_fidelity(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    limits = ("min_cosine", "min_worst_cosine", "min_sqnr", "min_worst_sqnr")
+    if not any(limit in values for limit in limits):
+        raise place.error(node, f"sets no limit: give at least one of {', '.join(limits)}")
+
+
+CLASSIFICATION = ("acc1", "acc5", "mean_per_class_recall")
+RETRIEVAL = re.compile(r"(image|text)_retrieval_recall@[1-9]\d{0,5}")
+
+
+def _check_task(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    task, metric = values["task"], values["metric"]
+    dataset, _, kind = task.rpartition("/")
+    if not dataset or kind not in ("classification", "retrieval"):
+        raise place.child("task").error(
+            node, f"{task!r} is no task: write <data set>/classification or <data set>/retrieval"
+        )
+    if kind == "classification" and metric not in CLASSIFICATION:
+        close = difflib.get_close_matches(metric, CLASSIFICATION, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise place.child("metric").error(
+            node, f"{metric!r} is no metric of classification: {', '.join(CLASSIFICATION)}{hint}"
+        )
+    if kind == "retrieval" and not RETRIEVAL.fullmatch(metric):
+        raise place.child("metric").error(
+            node,
+            f"{metric!r} is no metric of retrieval: image_retrieval_recall@K, "
+            f"text_retrieval_recall@K",
+        )
+    if kind == "retrieval" and "max_class_drop" in values:
+        raise place.child("max_class_drop").error(node, "retrieval has no classes")
+
+
+def _check_gates(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    if not values:
+        raise place.child("gates").error(node, f"has no gates: name at least one of {', '.join(GATES.fields)}")
+    for kind in ("accuracy", "regression"):
+        seen: set[str] = set()
+        for gate in values.get(kind, ()):
+            if gate.key in seen:
+                raise place.child(kind).error(node, f"{gate.task} {gate.metric} stands twice")
+            seen.add(gate.key)
+
+
+def _check_data(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    dataset, _, split = values["data"].rpartition("/")
+    if not dataset or not split:
+        raise place.child("data").error(
+            node, f"{values['data']!r} is no data: write <data set>/<split>, such as scenes/train"
+        )
+
+
+def _check_suite(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    if values["quantgate"] != VERSION:
+        raise place.child("quantgate").error(
+            node, f"version {values['quantgate']} is not supported: this release reads {VERSION}"
+        )
+
+
+# -- the schema ---------------------------------------------------------------------------------------
+
+
+def _keep(**values: Any) -> dict[str, Any]:
+    del values["where"]
+    return values
+
+
+def _build_suite(**values: Any) -> dict[str, Any]:
+    kept = _keep(**values)
+    kept["version"] = kept.pop("quantgate")
+    return kept
+
+
+def _build_fidelity(**values: Any) -> FidelityGate:
+    for name in ("min_sqnr", "min_worst_sqnr"):
+        if name in values:
+            values[f"{name}_db"] = values.pop(name)
+    return FidelityGate(**values)
+
+
+MODEL = Section(
+    build=ModelSpec,
+    check=_check_model,
+    fields={
+        "source": choice_field(
+            "reference", "transformers", help="where the FP16 model comes from", required=True
+        ),
+        "id": text_field(help="hub id or local directory; ${NAME} is expanded", environment=True),
+        "revision": text_field(help="commit of the hub id"),
+        "dtype": choice_field(
+            "float16", "bfloat16", "float32", help="what the weights are rounded to"
+        ),
+        "attn_implementation": choice_field("sdpa", "eager", help="as in transformers"),
+    },
+)
+DATASET = Section(
+    build=DatasetSpec,
+    fields={
+        "dataset": text_field(help="clip-benchmark name, or wds/NAME for a folder", required=True),
+        "root": text_field(help="the folder it is in; ${NAME} is expanded", environment=True),
+        "language": text_field(help="of class names and templates"),
+    },
+)
+CALIBRATION = Section(
+    build=CalibrationSpec,
+    check=_check_data,
+    fields={
+        "data": text_field(help="<data set>/<split>", required=True),
+        "samples": count_field(help="pairs that calibrate", required=True),
+        "batch_size": count_field(help="pairs in a batch", required=True),
+        "held_out_samples": count_field(help="pairs after those, on which clipping is counted"),
+    },
+)
+QUANTIZE = Section(
+    build=QuantizeSpec,
+    fields={
+        "recipe": _recipe_field(),
+        "exclude": list_field(
+            text_field(help="pattern"), help="patterns as in mtq.disable_quantizer", single=True
+        ),
+    },
+)
+WAIVER = Section(
+    build=Waiver,
+    fields={
+        "modules": list_field(
+            text_field(help="pattern"), help="module patterns", single=True, required=True
+        ),
+        "reason": text_field(help="why they may stay unquantized", required=True),
+        "until": date_field(help="the last day on which this holds", required=True),
+    },
+)
+COVERAGE = Section(
+    build=CoverageGate,
+    fields={
+        "attention": list_field(
+            choice_field("q", "k", "v", "softmax", "output", help="slot"),
+            help="what must be quantized around attention in every block",
+        ),
+        "towers": list_field(choice_field("vision", "text", help="tower"), help="default: both"),
+        "waive": sections_field(WAIVER, help="what may stay unquantized", single=False),
+    },
+)
+CALIBRATION_GATE = Section(
+    build=CalibrationGate,
+    fields={
+        "max_clipped": percent_field(help="share of held-out values above amax, per quantizer")
+    },
+)
+FIDELITY = Section(
+    build=_build_fidelity,
+    check=_check_fidelity,
+    fields={
+        "data": text_field(help="<data set>/<split>; default: the first task's"),
+        "samples": count_field(help="default: 512"),
+        "min_cosine": cosine_field(help="mean cosine to FP16"),
+        "min_worst_cosine": cosine_field(help="cosine of the worst sample"),
+        "min_sqnr": decibel_field(help="mean SQNR"),
+        "min_worst_sqnr": decibel_field(help="SQNR of the worst sample"),
+    },
+)
+_TASK = {
+    "task": text_field(help="<data set>/classification or /retrieval", required=True),
+    "metric": text_field(help="acc1, acc5, image_retrieval_recall@5, ...", required=True),
+    "confidence": percent_field(help="one-sided; default 95%", parse=parse_confidence),
+    "samples": count_field(help="the first so many; default: all"),
+}
+ACCURACY = Section(
+    build=AccuracyGate,
+    check=_check_task,
+    fields={
+        **_TASK,
+        "max_drop": points_field(help="loss against FP16", required=True),
+        "floor": percent_field(help="least absolute value"),
+        "max_flips": percent_field(help="share of answers that differ from FP16's"),
+        "max_class_drop": points_field(help="loss of the worst class"),
+    },
+)
+REGRESSION = Section(
+    build=RegressionGate,
+    check=_check_task,
+    fields={
+        **_TASK,
+        "max_fp16_drop": points_field(help="FP16 against the stored FP16", required=True),
+        "max_drop": points_field(help="against the variant accepted last", required=True),
+        "max_drop_since_first": points_field(help="against the first accepted", required=True),
+    },
+)
+ROUNDTRIP = Section(build=RoundtripGate, fields={})
+GATES = Section(
+    build=lambda **values: Gates(**_keep(**values)),
+    check=_check_gates,
+    fields={
+        "coverage": section_field(COVERAGE, help="what is quantized, and really runs"),
+        "calibration": section_field(CALIBRATION_GATE, help="ranges, calls, clipping, overlap"),
+        "fidelity": section_field(FIDELITY, help="embeddings against FP16"),
+        "accuracy": sections_field(ACCURACY, help="loss on tasks, paired with FP16"),
+        "regression": sections_field(REGRESSION, help="drift against the stored baseline"),
+        "roundtrip": section_field(ROUNDTRIP, help="save and restore, bit for bit"),
+    },
+)
+
+
+def _datasets_field() -> Field:
+    def read(place: Place, node: yaml.Node) -> dict[str, DatasetSpec]:
+        return {
+            name: read_section(DATASET, place.child(name), value)
+            for name, (_, value) in read_pairs(place, node).items()
+        }
+
+    return Field(read=read, schema={"mapping": DATASET}, help="data sets by a name of your own")
+
+
+SUITE = Section(
+    build=_build_suite,
+    check=_check_suite,
+    fields={
+        "quantgate": Field(
+            read=count_field(help="").read,
+            schema={"const": VERSION},
+            help="version of this format",
+            required=True,
+        ),
+        "model": section_field(MODEL, help="the FP16 model", required=True),
+        "datasets": _datasets_field(),
+        "calibration": section_field(CALIBRATION, help="what calibrates", required=True),
+        "quantize": section_field(QUANTIZE, help="how it is quantized", required=True),
+        "gates": Field(
+            read=lambda place, node: read_section(GATES, Place(file=place.file, key=""), node),
+            schema={"section": GATES},
+            help="what decides",
+            required=True,
+        ),
+    },
+)

@@ -1,0 +1,222 @@
+"""Recipes: names, ModelOpt's presets and ids, files, inline forms; and what is no recipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.models.recipes import (
+    Recipe,
+    check_modelopt_version,
+    format_of_bits,
+    named_recipes,
+    resolve_recipe,
+    to_modelopt,
+)
+from pytest_quantgate.suite import QuantizeSpec, Where
+
+MakeRecipe = Callable[[Any], Recipe]
+
+E4M3 = {"num_bits": [4, 3], "axis": None}
+
+#: NVIDIA's CLIP recipe in the form in which it was published: `default` stands last.
+PUBLISHED = {
+    "*weight_quantizer": E4M3,
+    "*input_quantizer": E4M3,
+    "*output_quantizer": {"enable": False},
+    "*[qkv]_bmm_quantizer": E4M3,
+    "*bmm2_output_quantizer": E4M3,
+    "default": {"enable": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "formats", "attention"),
+    [
+        ("fp8", ("E4M3",), "automatic"),
+        ("fp8-attention", ("E4M3",), "diffusers"),
+        ("int8", ("INT8",), "automatic"),
+        ("int8-smoothquant", ("INT8",), "automatic"),
+        ("FP8_DEFAULT_CFG", ("E4M3",), "automatic"),
+        ("huggingface/vit/ptq/fp8", ("E4M3",), "automatic"),
+        ({"quant_cfg": PUBLISHED, "algorithm": "max"}, ("E4M3",), "diffusers"),
+        ({"*weight_quantizer": {"num_bits": 4, "axis": 0}}, ("INT4",), "automatic"),
+    ],
+)
+def test_formats_and_attention_class(
+    name: Any, formats: tuple[str, ...], attention: str, make_recipe: MakeRecipe
+) -> None:
+    recipe = make_recipe(name)
+    assert recipe.formats == formats
+    assert recipe.attention == attention
+
+
+def test_own_recipes_leave_norms_and_embeddings_alone(make_recipe: MakeRecipe) -> None:
+    for name in named_recipes():
+        entries = make_recipe(name).quant_cfg
+        assert entries[0]["quantizer_name"] == "*"
+        assert not entries[0]["enable"]
+        for entry in entries[1:]:
+            bmm = "bmm" in entry["quantizer_name"]
+            assert bmm or entry["parent_class"] in ("nn.Linear", "nn.Conv2d"), entry
+
+
+def test_default_of_the_dict_form_comes_first(make_recipe: MakeRecipe) -> None:
+    entries = make_recipe({"quant_cfg": PUBLISHED, "algorithm": "max"}).quant_cfg
+    assert (entries[0]["quantizer_name"], entries[0]["enable"]) == ("*", False)
+    assert [entry["quantizer_name"] for entry in entries[1:]] == [
+        name for name in PUBLISHED if name != "default"
+    ]
+
+
+def test_preset_is_used_exactly_as_it_is(make_recipe: MakeRecipe) -> None:
+    import modelopt.torch.quantization as mtq
+
+    entries = make_recipe("FP8_DEFAULT_CFG").quant_cfg
+    assert len(entries) == len(mtq.FP8_DEFAULT_CFG["quant_cfg"])
+    assert {"*vision_model*", "*visual*"} <= {
+        entry["quantizer_name"] for entry in entries if not entry["enable"]
+    }
+
+
+def test_bare_list_and_whole_configuration_are_the_same(make_recipe: MakeRecipe) -> None:
+    entries = [
+        {"quantizer_name": "*", "enable": False},
+        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 3, "axis": 0}},
+    ]
+    bare = make_recipe(tuple(entries))
+    whole = make_recipe({"quant_cfg": entries, "algorithm": {"method": "max"}})
+    assert bare.quant_cfg == whole.quant_cfg
+    assert bare.algorithm == "max"
+    assert whole.algorithm == {"method": "max"}
+    assert bare.formats == ("INT3",)
+
+
+def test_yaml_file_with_a_bare_configuration(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"quant_cfg": PUBLISHED, "algorithm": "max"}, sort_keys=False))
+    assert make_recipe(str(path)).quant_cfg == make_recipe(PUBLISHED).quant_cfg
+    spec = QuantizeSpec(where=Where(file="s.yaml", line=1), recipe="${RECIPES}/recipe.yaml")
+    found = resolve_recipe(spec, environ={"RECIPES": str(tmp_path)})
+    assert found.quant_cfg == make_recipe(PUBLISHED).quant_cfg
+
+
+def test_yaml_file_in_modelopts_own_form(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        """\
+metadata:
+  recipe_type: ptq
+quantize:
+  algorithm: max
+  quant_cfg:
+    - {quantizer_name: "*", enable: false}
+    - {quantizer_name: "*weight_quantizer", cfg: {num_bits: e4m3}}
+""",
+        encoding="utf-8",
+    )
+    recipe = make_recipe(str(path))
+    assert recipe.formats == ("E4M3",)
+    assert recipe.quant_cfg[1]["quantizer_name"] == "*weight_quantizer"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("fp8-atention", r"unknown recipe 'fp8-atention'; did you mean 'fp8-attention'\?"),
+        ("zzz", r"unknown recipe 'zzz'; known: fp8, fp8-attention, int8, int8-smoothquant"),
+        ("nowhere/recipe.yaml", r"recipe file nowhere/recipe\.yaml does not exist"),
+        ("huggingface/none/such", r"ModelOpt cannot load the recipe 'huggingface/none/such'"),
+        ({"default": {"enable": False}}, r"quantizes nothing: every entry switches off \('\*'\)"),
+        ([{"quantizer_name": "*"}], r"ModelOpt does not take this quant_cfg"),
+        ({"*weight_quantizer": {"num_bitz": 4}}, r"ModelOpt does not take this quant_cfg"),
+        ({"*weight_quantizer": 4}, r"ModelOpt does not take this quant_cfg"),
+    ],
+)
+def test_what_is_no_recipe(recipe: Any, message: str, make_recipe: MakeRecipe) -> None:
+    with pytest.raises(ModelError, match=r"^suites/tiny\.quantgate\.yaml:7: .*" + message):
+        make_recipe(recipe)
+
+
+def test_yaml_file_that_is_no_recipe(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("just: words\n", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"ModelOpt cannot load the recipe"):
+        make_recipe(str(path))
+
+
+def test_plain_data_survives_the_way_to_modelopt(make_recipe: MakeRecipe) -> None:
+    for name in (*named_recipes(), "FP8_DEFAULT_CFG", "INT4_AWQ_CFG", "W4A8_AWQ_BETA_CFG"):
+        recipe = make_recipe(name)
+        again = make_recipe(
+            {"quant_cfg": to_modelopt(recipe)["quant_cfg"], "algorithm": recipe.algorithm}
+        )
+        assert again.quant_cfg == recipe.quant_cfg, name
+        assert again.formats == recipe.formats, name
+
+
+@pytest.mark.parametrize(
+    ("bits", "name"),
+    [
+        (8, "INT8"),
+        ((4, 3), "E4M3"),
+        ([2, 1], "E2M1"),
+        (True, "unknown(True)"),
+        ("x", "unknown('x')"),
+    ],
+)
+def test_format_names(bits: Any, name: str) -> None:
+    assert format_of_bits(bits) == name
+
+
+@pytest.mark.parametrize("version", ["0.47.0", "0.47.1", "0.47rc1", "0.47.0+local"])
+def test_supported_modelopt(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: version)
+    check_modelopt_version()
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("0.46.1", "it reads quant_cfg as a dict, where the order of entries means something else"),
+        ("0.37.0", "it reads quant_cfg as a dict, where the order of entries means something else"),
+        ("0.48.0", "this release of pytest-quantgate was not tested with it"),
+        ("1.0", "this release of pytest-quantgate was not tested with it"),
+    ],
+)
+def test_modelopt_that_is_refused(
+    version: str, reason: str, monkeypatch: pytest.MonkeyPatch, make_recipe: MakeRecipe
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: version)
+    with pytest.raises(ModelError) as caught:
+        make_recipe("fp8")
+    assert str(caught.value) == (
+        f"nvidia-modelopt {version} is not supported: {reason}; "
+        f"pip install 'nvidia-modelopt>=0.47,<0.48'"
+    )
+
+
+def test_without_modelopt(monkeypatch: pytest.MonkeyPatch, make_recipe: MakeRecipe) -> None:
+    from importlib import metadata
+
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", absent)
+        with pytest.raises(MissingPackage, match=r"'nvidia-modelopt'.*pytest-quantgate\[clip\]"):
+            make_recipe("fp8")
+    for recipe, module in (
+        ("FP8_DEFAULT_CFG", "modelopt.recipe"),
+        (PUBLISHED, "modelopt.torch.quantization.config"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(MissingPackage, match=r"pytest-quantgate\[clip\]"):
+                make_recipe(recipe)

@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+@pytest.hookimpl(trylast=True)  # the terminal reporter must be there
 def pytest_configure(config: pytest.Config) -> None:
     from pytest_quantgate.session import SESSION, start_session
 

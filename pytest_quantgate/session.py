@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -179,7 +178,9 @@ def terminal_progress(config: pytest.Config) -> Progress:
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             writer.write(text, flush=True)
 
-    live = writer.hasmarkup and sys.stdout.isatty()
+    # Markup that nobody asked for means a terminal; asked for, it says nothing (CI logs).
+    asked = config.getoption("color") != "auto" or {"FORCE_COLOR", "PY_COLORS"} & set(os.environ)
+    live = writer.hasmarkup and not asked
     quiet = config.getoption("verbose") < 0
     mode = "live" if live else "silent" if quiet else "log"
     return Progress(mode=mode, write=write, width=writer.fullwidth)

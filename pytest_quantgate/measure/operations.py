@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.measure.quantizers import block_of, plain_class_name, tower_of
-from pytest_quantgate.measurement import Operation, Tower
+from pytest_quantgate.measure.quantizers import block_of, plain_class_name, slot_of, tower_of
+from pytest_quantgate.measurement import Operation, Slot, Tower
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +98,9 @@ class Recorder:
                 isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in quantized
             )
 
+        # A quantized weight is used up when its layer has run; kept longer, the weights of the
+        # whole model would be in memory once more.
+        weights_of: list[list[int]] = [[]]
         parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
 
         class Mode(TorchFunctionMode):
@@ -162,12 +165,15 @@ class Recorder:
         def enter(name: str) -> Callable[..., None]:
             def hook(owner: torch.nn.Module, _args: Any) -> None:
                 stack.append((name, owner))
+                weights_of.append([])
                 recorder.ran.setdefault(name, set()).add(tower)
 
             return hook
 
         def leave(_owner: torch.nn.Module, _args: Any, _output: Any) -> None:
             stack.pop()
+            for address in weights_of.pop():
+                quantized.pop(address, None)
 
         inside = {id(m) for q in quantizers.values() for m in q.modules()}
         for name, child in module.named_modules():
@@ -176,11 +182,16 @@ class Recorder:
             handles.append(child.register_forward_pre_hook(enter(name)))
             handles.append(child.register_forward_hook(leave, always_call=True))
 
-        def quantizer_ran(quantizer: Any, inputs: Any, output: Any) -> None:
-            if quantizer.is_enabled and output is not inputs[0]:
-                mark(output)
+        def ran(slot: Slot) -> Callable[..., None]:
+            def hook(quantizer: Any, inputs: Any, output: Any) -> None:
+                if quantizer.is_enabled and output is not inputs[0]:
+                    mark(output)
+                    if slot == "weight":
+                        weights_of[-1].append(output.untyped_storage().data_ptr())
 
-        handles += [q.register_forward_hook(quantizer_ran) for q in quantizers.values()]
+            return hook
+
+        handles += [q.register_forward_hook(ran(slot_of(n))) for n, q in quantizers.items()]
         try:
             with Mode():
                 yield

@@ -98,12 +98,15 @@ def watch(
     import torch
     from torch.nn.modules.module import register_module_forward_hook
 
-    by_identity = {id(quantizer): activity[name] for name, quantizer in quantizers.items()}
+    by_identity = {
+        id(quantizer): (activity[name], slot_of(name)) for name, quantizer in quantizers.items()
+    }
 
     def hook(module: Any, inputs: Sequence[Any], output: Any) -> None:
-        seen = by_identity.get(id(module))
-        if seen is None or not module.is_enabled or not isinstance(output, torch.Tensor):
+        found = by_identity.get(id(module))
+        if found is None or not module.is_enabled or not isinstance(output, torch.Tensor):
             return
+        seen, slot = found
         if tower == "vision":
             seen.vision_calls += 1
         else:
@@ -111,7 +114,7 @@ def watch(
         value = inputs[0]
         if not seen.changed:
             seen.changed = output.shape != value.shape or not torch.equal(output, value)
-        if count_clipping:
+        if count_clipping and not (slot == "weight" and seen.seen):  # a weight stays as it is
             clipped, total = count_clipped(module, value)
             seen.clipped += clipped
             seen.seen += total
@@ -129,14 +132,20 @@ def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[int, int]:
     (0, 0) where there is no static amax that could clip. SmoothQuant scales a value before it is
     quantized, and so does this count.
     """
+    import torch
+
     amax = amax_of(quantizer)
-    if amax is None or is_dynamic(quantizer):
+    if amax is None or is_dynamic(quantizer) or not value.numel():
         return 0, 0
     scale = getattr(quantizer, "pre_quant_scale", None)
     if scale is not None:
         value = value * scale
+    amax = amax.to(value.device)
+    low, high = torch.aminmax(value.detach())
+    if float(torch.maximum(-low, high)) <= float(amax.min()):
+        return 0, value.numel()  # the usual case, without a temporary of the value's size
     try:
-        above = value.detach().abs() > amax.to(value.device)
+        above = value.detach().abs() > amax
     except RuntimeError:  # block amax does not broadcast over the value
         return 0, 0
     return int(above.sum()), value.numel()

@@ -109,8 +109,7 @@ def restore_module(
     import pickle
 
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     # Its import registers the mode that the state is restored by.
     import_modelopt("modelopt.torch.quantization", purpose="restoring a quantized model")
@@ -123,10 +122,8 @@ def restore_module(
             state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
             with attention_class(plain, kind=manifest["attention"]):
                 module = mto.restore_from_modelopt_state(plain, state)
-            weights = load_file(directory / WEIGHTS)
-            for name, stored in manifest["dtypes"].items():
-                weights[name] = weights[name].to(getattr(torch, stored))
-            missing, unexpected = module.load_state_dict(weights, strict=False)
+            with safe_open(directory / WEIGHTS, framework="pt") as stored:
+                _fill(module, stored=stored, dtypes=manifest["dtypes"])
         except pickle.UnpicklingError as error:
             raise ModelError(
                 f"{directory / STATE}: holds more than plain data and was not loaded "
@@ -145,15 +142,34 @@ def restore_module(
                 f"{directory}: the checkpoint does not fit this model "
                 f"({type(error).__name__}: {_first_line(error)}): quantize again"
             ) from error
-    if missing or unexpected:
-        name = (list(missing) + list(unexpected))[0]
-        raise ModelError(
-            f"{directory}: {len(missing)} tensors missing and {len(unexpected)} unexpected, "
-            f"first {name}: the checkpoint is of another model"
-        )
     check_amax(module, manifest=manifest, directory=directory)
     restored: torch.nn.Module = module.eval().requires_grad_(False)
     return restored
+
+
+def _fill(module: torch.nn.Module, *, stored: Any, dtypes: Mapping[str, str]) -> None:
+    """Copy the stored tensors into `module`, one at a time to save memory.
+
+    Raises ValueError, naming the first tensor that is missing, unexpected or of another kind:
+    what is not filled here would stay uninitialised.
+    """
+    import torch
+
+    names = set(stored.keys())
+    targets = module.state_dict()
+    for name in sorted(names ^ targets.keys()):
+        word = "is not part of the model" if name in names else "is missing"
+        raise ValueError(f"tensor {name} {word}")
+    with torch.no_grad():
+        for name, target in targets.items():
+            value = stored.get_tensor(name)
+            kind = str(target.dtype).removeprefix("torch.")
+            if value.shape != target.shape or dtypes.get(name) != kind:
+                raise ValueError(
+                    f"tensor {name} is {tuple(value.shape)} {dtypes.get(name)}, "
+                    f"the model has {tuple(target.shape)} {kind}"
+                )
+            target.copy_(value)
 
 
 def verify_checkpoint(directory: Path) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def test_without_modelopt(monkeypatch: pytest.MonkeyPatch, make_recipe: MakeReci
         with pytest.raises(MissingPackage, match=r"'nvidia-modelopt'.*pytest-quantgate\[clip\]"):
             make_recipe("fp8")
     for recipe, module in (
-        ("FP8_DEFAULT_CFG", "modelopt.recipe"),
+        ("huggingface/vit/ptq/fp8", "modelopt.recipe"),
         (PUBLISHED, "modelopt.torch.quantization.config"),
     ):
         with monkeypatch.context() as patch:

@@ -1,0 +1,170 @@
+"""The round trip: a new process really runs, and every difference and damage is seen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.measure import roundtrip
+from pytest_quantgate.measure.roundtrip import measure_roundtrip, plant_damage, restore_here
+from pytest_quantgate.models.checkpoint import save_checkpoint
+from pytest_quantgate.models.clip import ClipModel, PairBatch
+
+MakePairs = Callable[..., list[PairBatch]]
+PLANTED = ("state file missing", "one amax missing", "one amax times ten")
+
+
+@pytest.fixture(scope="module")
+def quantized(make_quantized: Callable[..., ClipModel]) -> ClipModel:
+    return make_quantized("fp8-attention")
+
+
+def test_restored_in_a_new_process(
+    quantized: ClipModel, make_pairs: MakePairs, tmp_path: Path
+) -> None:
+    found = measure_roundtrip(quantized, batches=make_pairs(seed=5), directory=tmp_path)
+    assert found.vision_equal
+    assert found.text_equal
+    assert found.max_abs_difference == 0.0
+    assert found.amax_count > 30
+    assert found.amax_different == ()
+    assert found.refused == PLANTED
+    assert found.accepted == ()
+    assert found.saved_bytes == sum(
+        path.stat().st_size for path in (tmp_path / "checkpoint").iterdir()
+    )
+    assert load_file(tmp_path / "outputs.safetensors")["vision"].shape[0] == 8  # both batches
+
+
+def in_this_process(
+    monkeypatch: pytest.MonkeyPatch, *, change: Callable[[Path], None] = lambda _folder: None
+) -> None:
+    """Restore here (the new process is shown above) and then change what it found."""
+
+    def restore(folder: Path) -> None:
+        restore_here(folder)
+        change(folder)
+
+    monkeypatch.setattr(roundtrip, "_restore_elsewhere", restore)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_one_bit_of_difference_is_seen(
+    tower: str,
+    quantized: ClipModel,
+    make_pairs: MakePairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def change(folder: Path) -> None:
+        outputs = load_file(folder / "outputs.safetensors")
+        outputs[tower][0, 0] = torch.nextafter(outputs[tower][0, 0], torch.tensor(9e9))
+        save_file(outputs, folder / "outputs.safetensors")
+
+    in_this_process(monkeypatch, change=change)
+    found = measure_roundtrip(quantized, batches=make_pairs(), directory=tmp_path)
+    assert (found.vision_equal, found.text_equal) == (tower != "vision", tower != "text")
+    assert 0 < found.max_abs_difference < 1e-4
+
+
+def test_amax_that_comes_back_different_is_named(
+    quantized: ClipModel,
+    make_pairs: MakePairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import json
+
+    def change(folder: Path) -> None:
+        amax = json.loads((folder / "amax.json").read_text(encoding="utf-8"))
+        amax["text_projection.input_quantizer"] = "0"
+        del amax["text_projection.weight_quantizer"]
+        (folder / "amax.json").write_text(json.dumps(amax), encoding="utf-8")
+
+    in_this_process(monkeypatch, change=change)
+    found = measure_roundtrip(quantized, batches=make_pairs(), directory=tmp_path)
+    assert found.amax_different == (
+        "text_projection.input_quantizer",
+        "text_projection.weight_quantizer",
+    )
+
+
+def test_damage_that_is_not_refused_is_told(
+    quantized: ClipModel,
+    make_pairs: MakePairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_checkpoint(quantized, tmp_path / "checkpoint")
+    manifest = roundtrip.verify_checkpoint(tmp_path / "checkpoint")
+    monkeypatch.setattr(roundtrip, "verify_checkpoint", lambda _folder: manifest)
+    refused, accepted = plant_damage(tmp_path / "checkpoint", scratch=tmp_path)
+    assert refused == ()
+    assert accepted == PLANTED
+
+
+def test_the_good_checkpoint_is_not_harmed_by_the_damage(
+    quantized: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_args: object) -> None:
+        raise OSError("hard links are not supported")
+
+    save_checkpoint(quantized, tmp_path / "checkpoint")
+    assert plant_damage(tmp_path / "checkpoint", scratch=tmp_path) == (PLANTED, ())
+    roundtrip.verify_checkpoint(tmp_path / "checkpoint")
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    assert plant_damage(tmp_path / "checkpoint", scratch=tmp_path) == (PLANTED, ())
+    roundtrip.verify_checkpoint(tmp_path / "checkpoint")
+
+
+def test_dynamic_quantizers_have_no_amax_to_damage(
+    make_quantized: Callable[..., ClipModel],
+    make_pairs: MakePairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_quantized(
+        (
+            {"quantizer_name": "*", "enable": False},
+            {
+                "quantizer_name": "*weight_quantizer",
+                "parent_class": "nn.Linear",
+                "cfg": {"num_bits": [4, 3], "type": "dynamic"},
+            },
+        )
+    )
+    in_this_process(monkeypatch)
+    found = measure_roundtrip(model, batches=make_pairs(), directory=tmp_path)
+    assert found.amax_count == 0
+    assert found.refused == ("state file missing",)
+    assert found.vision_equal
+    assert found.text_equal
+
+
+def test_new_process_that_fails(
+    quantized: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = "x is missing: quantize again"
+
+    def fail(command: list[str], **_options: object) -> subprocess.CompletedProcess[str]:
+        assert command[0] == sys.executable
+        return subprocess.CompletedProcess(command, 1, "", f"warning\n{message}\n")
+
+    monkeypatch.setattr("subprocess.run", fail)
+    with pytest.raises(ModelError) as caught:
+        roundtrip._restore_elsewhere(tmp_path)
+    assert str(caught.value) == (
+        f"the saved checkpoint cannot be restored in a new process: {message}"
+    )
+
+
+def test_no_batches(quantized: ClipModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"at least one batch"):
+        measure_roundtrip(quantized, batches=[], directory=tmp_path)

@@ -20,6 +20,7 @@ from pytest_quantgate.suite import AccuracyGate
 from pytest_quantgate.verdict import Status, Verdict, combine
 
 GATE = "accuracy"
+MEAN_OVER_CLASSES = "mean_per_class_recall"
 
 
 def judge_accuracy(*, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate) -> Verdict:
@@ -43,6 +44,14 @@ def judge_accuracy(*, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate) -
             headline=f"accuracy: {gate.task} {gate.metric} cannot be compared: {error}",
             next_step="evaluate both variants on the same samples",
         )
+    if gate.metric == MEAN_OVER_CLASSES and not pairs.classes:
+        return Verdict(
+            gate=GATE,
+            status=Status.FAIL,
+            headline=f"accuracy: {gate.task}: {gate.metric} needs classes, and the samples have "
+            f"none ({gate.where.of('metric')})",
+            next_step="use metric: acc1, or the recall metrics for retrieval",
+        )
     parts = [_judge_drop(pairs, fp16=fp16, quantized=quantized, gate=gate)]
     if gate.floor is not None:
         parts.append(_judge_floor(pairs, quantized=quantized, gate=gate, floor=gate.floor))
@@ -62,7 +71,8 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
                 gate=GATE,
                 status=Status.FAIL,
                 headline=f"accuracy: {task}: {outcomes.variant} gave NaN or Inf on "
-                f"{outcomes.nonfinite} of {count(len(outcomes.ids), 'sample')}",
+                f"{outcomes.nonfinite} of {count(len(outcomes.ids), 'sample')}, its value is "
+                f"{percent(outcomes.value)}",
                 cause="an overflow in FP16, or a scale that is not finite",
                 next_step="look at the calibration gate and at the worst layers of the fidelity gate",
             )
@@ -70,7 +80,7 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
             len(part) for part in (outcomes.ids, outcomes.correct, outcomes.answers, outcomes.labels)
         }
         counted = sum(outcomes.correct) / len(outcomes.correct) if outcomes.correct else 0.0
-        is_share = outcomes.metric != "mean_per_class_recall"
+        is_share = outcomes.metric != MEAN_OVER_CLASSES
         if len(lengths) > 1 or (is_share and abs(counted - outcomes.value) > 1e-6):
             return Verdict(
                 gate=GATE,
@@ -99,7 +109,7 @@ def relation(status: Status, *, name: str, limit: str) -> str:
 
 def drop_interval(pairs: Pairs, *, metric: str, confidence: float) -> tuple[float, Interval]:
     """Return the drop of a metric and its limits."""
-    if metric == "mean_per_class_recall":
+    if metric == MEAN_OVER_CLASSES:
         classes = [counts for _, counts in pairs.classes]
         drop = sum(counts.drop for counts in classes) / len(classes)
         found = mean_class_drop_limits(classes, confidence=confidence)
@@ -189,7 +199,7 @@ def _next_step(status: Status) -> str:
 
 def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate) -> list[str]:
     """Return how far the verdict is from another one, in flips or samples."""
-    if gate.metric == "mean_per_class_recall":
+    if gate.metric == MEAN_OVER_CLASSES:
         return []
     confidence, limit = float(gate.confidence), float(gate.max_drop)
 
@@ -203,17 +213,17 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate) -> list[str]:
         return decide(interval, limit=limit)
 
     lost = pairs.right_to_wrong
-    if status is Status.PASS:
-        room = pairs.samples - pairs.wrong_to_right - lost
-        more = first_count(
-            lambda extra: status_with(lost + extra) is not Status.PASS, low=1, high=room
+    if status is not Status.INCONCLUSIVE:
+        step = 1 if status is Status.PASS else -1
+        room = pairs.samples - pairs.wrong_to_right - lost if step > 0 else lost
+        flips = first_count(
+            lambda number: status_with(lost + step * number) is not status, low=1, high=room
         )
-        return [] if more is None else [f"{count(more, 'more flip')} to wrong would end this PASS"]
-    if status is Status.FAIL:
-        fewer = first_count(
-            lambda less: status_with(lost - less) is not Status.FAIL, low=1, high=lost
-        )
-        return [] if fewer is None else [f"{count(fewer, 'flip')} fewer would end this FAIL"]
+        if flips is None:
+            return []
+        if step > 0:
+            return [f"{count(flips, 'more flip')} to wrong would end this PASS"]
+        return [f"{count(flips, 'flip')} fewer would end this FAIL"]
     needed = samples_to_settle(
         right_to_wrong=lost,
         wrong_to_right=pairs.wrong_to_right,
@@ -229,7 +239,7 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate) -> list[str]:
 def _judge_floor(
     pairs: Pairs, *, quantized: Outcomes, gate: AccuracyGate, floor: Fraction
 ) -> Verdict:
-    if gate.metric == "mean_per_class_recall":
+    if gate.metric == MEAN_OVER_CLASSES:
         # A mean over classes is no share of samples; its count is the nearest one.
         right = quantized.value * pairs.samples
     else:

@@ -95,12 +95,12 @@ def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdic
         return _verdict(
             Status.FAIL, f"no static quantizer is enabled: nothing to calibrate ({gate.where})"
         )
-    missing = [q.name for q in static if q.amax_max is None or q.amax_count == 0]
-    broken = [q.name for q in static if q.amax_count and not q.amax_finite]
+    missing = [q.name for q in static if not _has_amax(q)]
+    broken = [q.name for q in static if _has_amax(q) and not q.amax_finite]
     zero = [
         q.name
         for q in static
-        if q.amax_count and q.amax_finite and q.amax_min is not None and q.amax_min <= 0
+        if _has_amax(q) and q.amax_finite and q.amax_min is not None and q.amax_min <= 0
     ]
     found = [
         (missing, "no amax: each batch is quantized with its own range, and nothing says so"),
@@ -123,6 +123,10 @@ def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdic
         next_step="calibrate again with batches that reach these modules",
         figures={"amax_missing": len(missing), "amax_nonfinite": len(broken), "amax_zero": len(zero)},
     )
+
+
+def _has_amax(quantizer: Quantizer) -> bool:
+    return quantizer.amax_max is not None and quantizer.amax_count > 0
 
 
 def _judge_calls(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdict:
@@ -154,7 +158,7 @@ def _judge_clipping(
     static: Sequence[Quantizer], *, run: CalibrationRun, gate: CalibrationGate
 ) -> Verdict:
     source = gate.where.of("max_clipped")
-    measured = [q for q in static if q.seen > 0]
+    measured = [q for q in static if q.seen > 0 and _has_amax(q)]
     if run.held_out_samples == 0 or not measured:
         return _verdict(
             Status.NOT_MEASURED,

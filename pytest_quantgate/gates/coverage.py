@@ -142,11 +142,16 @@ def _judge_towers(
         intended = [
             name for name in audit.intended if name in by_name and by_name[name].tower == tower
         ]
-        on = [name for name in intended if by_name[name].enabled]
-        if on or all(_take(scope, name, used) for name in intended) and intended:
+        if any(by_name[name].enabled for name in intended):
+            continue
+        # An exclude list leaves layers out, never a tower that the suite expects.
+        if intended and all(scope.waiver_of(name) is not None for name in intended):
+            for name in intended:
+                _take(scope, name, used)
             continue
         patterns = Counter(off_by[name] for name in intended if name in off_by)
         own = {pattern for pattern, _ in audit.excludes}
+        excluded = any(pattern in own for pattern in patterns)
         words = " and ".join(
             f"pattern {pattern!r} of the {'exclude list' if pattern in own else 'recipe'}"
             for pattern, _ in patterns.most_common()
@@ -155,16 +160,28 @@ def _judge_towers(
             _fail(
                 f"the whole {tower} tower is unquantized: 0 of {len(intended)} intended quantizers "
                 f"enabled{f', switched off by {words}' if words else ''} ({gate.where})",
-                cause=(
-                    f"recipe {audit.recipe_name!r} switches {tower} modules off by name, and "
-                    f"ModelOpt says nothing as long as another tower is quantized"
-                    if words
-                    else f"no pattern of recipe {audit.recipe_name!r} matches the {tower} tower"
+                cause=_tower_cause(
+                    tower, recipe=audit.recipe_name, intended=len(intended), off=bool(words)
                 ),
-                next_step="use recipe: fp8-attention, or an inline quant_cfg without these patterns",
+                next_step=(
+                    f"remove the pattern, or leave {tower} out of coverage.towers if that is meant"
+                    if excluded
+                    else "use recipe: fp8-attention, or an inline quant_cfg without these patterns"
+                ),
             )
         )
     return combine(gate=GATE, parts=tuple(failures)) if failures else None
+
+
+def _tower_cause(tower: Tower, *, recipe: str, intended: int, off: bool) -> str:
+    if off:
+        return (
+            f"these patterns switch {tower} modules off by name, and ModelOpt says nothing as "
+            f"long as another tower is quantized"
+        )
+    if intended:
+        return "they were disabled after the quantization, or never switched on"
+    return f"no pattern of recipe {recipe!r} matches the {tower} tower"
 
 
 # -- layers -------------------------------------------------------------------------------------------
@@ -181,10 +198,12 @@ def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[i
     intended = 0
     for name in audit.intended:
         quantizer = by_name.get(name)
-        if quantizer is None or quantizer.slot in _ATTENTION_NAMES or quantizer.tower in whole_off:
+        if quantizer is not None and (
+            quantizer.slot in _ATTENTION_NAMES or quantizer.tower in whole_off
+        ):
             continue
         intended += 1
-        if quantizer.enabled:
+        if quantizer is not None and quantizer.enabled:
             if audit.formats and quantizer.format not in audit.formats:
                 wrong.append(quantizer)
             elif _calls(quantizer) == 0:
@@ -241,9 +260,10 @@ def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[i
 
 
 def _towers_off(audit: Audit) -> set[Tower]:
+    """Return the towers that are off as a whole: one finding each, of `_judge_towers`."""
     by_name = {q.name: q for q in audit.quantizers}
     intended = [by_name[name] for name in audit.intended if name in by_name]
-    return {q.tower for q in intended} - {q.tower for q in intended if q.enabled}
+    return {q.tower for q in intended} - {q.tower for q in intended if q.enabled} - {"other"}
 
 
 # -- attention ------------------------------------------------------------------------------------------
@@ -363,11 +383,10 @@ def _judge_unasked(
 ) -> Verdict:
     """Inputs of norms and weights of embeddings cost accuracy and make nothing faster."""
     intended = set(audit.intended)
+    wanted = wanted_slots(audit, gate=gate)
     found: dict[str, list[str]] = {}
     for quantizer in audit.quantizers:
-        if not quantizer.enabled or quantizer.name in intended:
-            continue
-        if quantizer.slot in _ATTENTION_NAMES and quantizer.slot in wanted_slots(audit, gate=gate):
+        if not quantizer.enabled or quantizer.name in intended or quantizer.slot in wanted:
             continue
         module = modules.get(quantizer.module)
         kind = module.kind if module is not None else "other"
@@ -383,8 +402,12 @@ def _judge_unasked(
             [f"{kind}: {line}" for kind, names in found.items() for line in group(names)],
             noun="groups",
         ),
-        cause="a bare '*input_quantizer' also switches on the inputs of LayerNorm, a bare "
-        "'*weight_quantizer' the weights of Embedding",
+        cause=(
+            "a bare '*input_quantizer' also switches on the inputs of LayerNorm, a bare "
+            "'*weight_quantizer' the weights of Embedding"
+            if found.keys() & {"norm", "embedding"}
+            else "they were switched on after the recipe was applied"
+        ),
         next_step="add parent_class: nn.Linear to the entry, or exclude them: "
         f'quantize.exclude: ["{_pattern_for(found)}"]',
         figures={"unasked_quantizers": total},
@@ -406,9 +429,9 @@ def _judge_excludes(
     by_name = {q.name: q for q in audit.quantizers}
     for pattern, matched in audit.excludes:
         if not matched:
-            bare = pattern.strip("*")
-            near = closest(bare, {part for name in modules for part in name.split(".")})
-            hint = f": did you mean '*{near}*'?" if near and near != bare else ""
+            parts = sorted({part for name in modules for part in name.split(".")})
+            near = closest(pattern.strip("*"), parts)
+            hint = f": did you mean '*{near}*'?" if near and f"*{near}*" != pattern else ""
             return _fail(
                 f"exclude {pattern!r} matches none of {len(audit.quantizers)} quantizers{hint} "
                 f"({gate.where})",
@@ -424,8 +447,7 @@ def _judge_excludes(
                 evidence=shorten(group(on), noun="groups"),
                 cause="they were switched on again after the exclusion",
             )
-        idle = [name for name in matched if name in audit.intended]
-        if not idle:
+        if not set(matched) & set(audit.intended):
             return _fail(
                 f"exclude {pattern!r} matches {count(len(matched), 'quantizer')} that the recipe "
                 f"does not switch on: it excludes nothing ({gate.where})",
@@ -445,24 +467,25 @@ def _judge_operations(audit: Audit, *, gate: CoverageGate, scope: Scope, used: s
         by_module.setdefault(quantizer.module, []).append(quantizer)
     escaped: dict[str, list[Operation]] = {}
     attention: list[Operation] = []
-    slots = set(wanted_slots(audit, gate=gate))
+    slots = wanted_slots(audit, gate=gate)
+    whole_off = _towers_off(audit)
     for operation in audit.operations:
-        if operation.tower not in gate.towers or operation.tower in _towers_off(audit):
+        if operation.tower not in (*gate.towers, "other") or operation.tower in whole_off:
             continue
-        if operation.function == "attention" and slots & {"q", "k", "v"}:
-            wanted = [i for i, name in enumerate(operation.operands) if name in slots]
-            if not all(operation.operands_quantized[i] for i in wanted):
-                attention.append(operation)
-            continue
-        if operation.weights_count == 0 or _is_covered(operation, audit=audit):
-            continue
-        if _left_by_recipe(operation, by_module.get(operation.module, []), scope=scope):
-            continue
-        if _take(scope, operation.module, used):
-            continue
-        escaped.setdefault(_call_words(operation), []).append(operation)
-    attention = [op for op in attention if not _take(scope, op.module, used)]
-    attention = [op for op in attention if not _slots_out(op, by_module.get(op.module, []), scope)]
+        quantizers = by_module.get(operation.module, [])
+        if operation.function == "attention":
+            if _touched(operation, quantizers, slots=slots):
+                continue
+            found = attention
+        else:
+            if operation.weights_count == 0 or _is_covered(operation):
+                continue
+            if _is_judged_as_layer(quantizers):
+                continue
+            found = escaped.setdefault(_call_words(operation), [])
+        if not _take(scope, operation.module, used):
+            found.append(operation)
+    escaped = {words: found for words, found in escaped.items() if found}
     parts = []
     if attention:
         parts.append(
@@ -505,28 +528,33 @@ def _call_words(operation: Operation) -> str:
     return f"{operation.function} calls on unquantized operands"
 
 
-def _is_covered(operation: Operation, *, audit: Audit) -> bool:
+def _is_covered(operation: Operation) -> bool:
     """Return whether the weight of an operation came out of a quantizer that ran."""
     flags = dict(zip(operation.operands, operation.operands_quantized, strict=True))
     return flags.get("weight", any(operation.operands_quantized))
 
 
-def _left_by_recipe(
-    operation: Operation, quantizers: Sequence[Quantizer], *, scope: Scope
-) -> bool:
-    """Return whether a module's weight quantizer is off by the exclude list, or judged already.
+def _is_judged_as_layer(quantizers: Sequence[Quantizer]) -> bool:
+    """Return whether `_judge_layers` or the exclude list already answers for a bare weight.
 
-    A layer whose quantizers are off for another reason is the finding of `_judge_layers`, and an
-    embedding's or a norm's own weights are no matrix operation.
+    It does where the weight's quantizer is off or never ran. Where that runs and the operation
+    sees a bare weight all the same, the call goes around it.
     """
-    weights = [q for q in quantizers if q.slot == "weight"]
-    return bool(weights)
+    return any(q.slot == "weight" and (not q.enabled or _calls(q) == 0) for q in quantizers)
 
 
-def _slots_out(operation: Operation, quantizers: Sequence[Quantizer], scope: Scope) -> bool:
-    """Return whether the slots of an attention block are excluded, or reported by their own check."""
-    slots = [q for q in quantizers if q.slot in ("q", "k", "v")]
-    return bool(slots) and any(not q.enabled or _calls(q) == 0 for q in slots)
+def _touched(
+    operation: Operation, quantizers: Sequence[Quantizer], *, slots: Sequence[Slot]
+) -> bool:
+    """Return whether every wanted operand of an attention call came out of a quantizer.
+
+    An operand whose own quantizer is off or never ran is the finding of `_judge_attention`.
+    """
+    answered = {q.slot for q in quantizers if not q.enabled or _calls(q) == 0}
+    return all(
+        quantized or name not in slots or name in answered
+        for name, quantized in zip(operation.operands, operation.operands_quantized, strict=True)
+    )
 
 
 # -- waivers ----------------------------------------------------------------------------------------------
@@ -570,7 +598,7 @@ def _take(scope: Scope, name: str, used: set[int]) -> bool:
 def _figures(audit: Audit, *, scope: Scope) -> dict[str, Figure]:
     weighed = [op for op in audit.operations if op.weights_count]
     total = sum(op.weights_count for op in weighed)
-    covered = sum(op.weights_count for op in weighed if _is_covered(op, audit=audit))
+    covered = sum(op.weights_count for op in weighed if _is_covered(op))
     enabled = [q for q in audit.quantizers if q.enabled]
     return {
         "quantizers": len(audit.quantizers),
@@ -588,13 +616,12 @@ def _describe(audit: Audit, *, figures: Mapping[str, Figure]) -> str:
             layers.setdefault(quantizer.module_class, set()).add(quantizer.module)
     known = Counter(m.class_name for m in audit.modules)
     words = [f"{len(names)} of {known[name]} {name}" for name, names in layers.items()]
-    slots = {
-        q.slot for q in audit.quantizers if q.enabled and q.slot in _ATTENTION_NAMES and _calls(q)
-    }
-    blocks = Counter(
-        q.tower for q in audit.quantizers if q.enabled and q.slot == "q" and _calls(q)
-    )
-    if slots:
+    running = [
+        q for q in audit.quantizers if q.enabled and q.slot in _ATTENTION_NAMES and _calls(q)
+    ]
+    if running:
+        slots = {q.slot for q in running}
+        blocks = Counter(tower for tower, _ in {(q.tower, q.module) for q in running})
         where = "+".join(str(blocks[tower]) for tower in audit.towers)
         names = " ".join(name for name, slot in SLOTS.items() if slot in slots)
         words.append(f"attention {names} in {where} blocks")

@@ -121,9 +121,11 @@ def _judge_tower(
 
 
 def _layers_of(tower: TowerFidelity, fidelity: Fidelity) -> list[tuple[str, float]]:
-    words = ("vis", "image") if tower.tower == "vision" else ("text",)
-    mine = [item for item in fidelity.worst_layers if any(w in item[0] for w in words)]
-    return mine or list(fidelity.worst_layers)
+    """Return the worst layers of a tower by name; where none is, those of no tower's name."""
+    vision = [item for item in fidelity.worst_layers if "vis" in item[0] or "image" in item[0]]
+    text = [item for item in fidelity.worst_layers if "text" in item[0]]
+    mine = vision if tower.tower == "vision" else text
+    return mine or [item for item in fidelity.worst_layers if item not in (*vision, *text)]
 
 
 def _name_layers(tower: TowerFidelity, fidelity: Fidelity) -> tuple[str, ...]:

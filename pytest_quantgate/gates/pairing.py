@@ -90,11 +90,13 @@ def pair_stored(*, stored: StoredOutcomes, now: Outcomes) -> Pairs:
     if len(stored.correct) != stored.samples or not math.isfinite(stored.value):
         raise Unpaired("the baseline is damaged: its outcomes or its value make no sense")
     correct = [now.correct[i] for i in order]
+    # The same ids of the same data have the same labels: today's are the baseline's.
+    labels = [now.labels[i] for i in order]
     return _count(
         stored.correct,
         correct,
         changed=sum(a != b for a, b in zip(stored.correct, correct, strict=True)),
-        classes=(),
+        classes=_count_classes(stored.correct, correct, labels, now.class_names),
     )
 
 

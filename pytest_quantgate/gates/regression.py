@@ -5,14 +5,15 @@ from __future__ import annotations
 from fractions import Fraction
 
 from pytest_quantgate.gates.accuracy import (
+    MEAN_OVER_CLASSES,
     allowed_count,
     check_outcomes,
     decide,
+    drop_interval,
     relation,
     show_interval,
 )
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_stored
-from pytest_quantgate.gates.statistics import paired_drop_limits
 from pytest_quantgate.gates.words import count, percent, points
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes, StoredPair
 from pytest_quantgate.suite import RegressionGate
@@ -63,6 +64,14 @@ def judge_regression(
             cause=broken.cause,
             next_step=broken.next_step,
         )
+    if gate.metric == MEAN_OVER_CLASSES and not quantized.class_names:
+        return Verdict(
+            gate=GATE,
+            status=Status.FAIL,
+            headline=f"regression: {gate.task}: {gate.metric} needs classes, and the samples have "
+            f"none ({gate.where.of('metric')})",
+            next_step="use metric: acc1, or the recall metrics for retrieval",
+        )
     try:
         drift = pair_stored(stored=stored.fp16, now=fp16)
         since_accepted = pair_stored(stored=stored.accepted, now=quantized)
@@ -75,7 +84,14 @@ def judge_regression(
             f"({gate.where})",
             next_step=f"if that is meant: {update_command}",
         )
-    moved = _compare(drift, name="fp16", limit=gate.max_fp16_drop, stored=stored.fp16, now=fp16, gate=gate)
+    moved = _compare(
+        drift,
+        name="fp16",
+        limit=gate.max_fp16_drop,
+        stored=stored.fp16,
+        now=fp16,
+        gate=gate,
+    )
     accepted = _compare(
         since_accepted,
         name="accepted",
@@ -119,29 +135,28 @@ def _compare(
     next_step: str = "compare the library versions with those in the baseline: the baseline moved, "
     "not the quantization",
 ) -> Verdict:
-    interval = paired_drop_limits(
-        right_to_wrong=pairs.right_to_wrong,
-        wrong_to_right=pairs.wrong_to_right,
-        samples=pairs.samples,
-        confidence=float(gate.confidence),
-    )
+    drop, interval = drop_interval(pairs, metric=gate.metric, confidence=float(gate.confidence))
     status = decide(interval, limit=float(limit))
     key = _LIMITS[name]
     headline = (
         f"regression: {gate.task}: {now.variant} {gate.metric} {percent(now.value)} "
         f"{_SUBJECTS[name]} {percent(stored.value)} on {count(pairs.samples, 'sample')}: drop "
-        f"{points(pairs.drop)}, {show_interval(interval, confidence=gate.confidence)}, "
+        f"{points(drop)}, {show_interval(interval, confidence=gate.confidence)}, "
         f"{relation(status, name=key, limit=points(limit))} "
         f"= {count(allowed_count(limit, samples=pairs.samples), 'sample')} ({gate.where.of(key)})"
     )
     cause = ""
     if status is not Status.PASS:
-        if name == "fp16":
-            cause = "a library, the machine or the preprocessing changed what FP16 computes"
-        elif fp16_drop > 0 and fp16_drop >= pairs.drop / 2:
-            cause = f"FP16 itself moved by {points(fp16_drop)}: the baseline moved, not the quantization"
-        elif status is Status.INCONCLUSIVE:
+        if status is Status.INCONCLUSIVE and drop <= limit:
             cause = "too few samples for this limit and this rate of flips"
+            next_step = f"evaluate on more samples, or accept a larger {key} on purpose"
+        elif name == "fp16":
+            cause = "a library, the machine or the preprocessing changed what FP16 computes"
+        elif fp16_drop > 0 and fp16_drop >= drop / 2:
+            cause = (
+                f"FP16 itself moved by {points(fp16_drop)}: the baseline moved, "
+                f"not the quantization"
+            )
         else:
             cause = "the quantized variant changed while FP16 did not"
     return Verdict(
@@ -154,7 +169,7 @@ def _compare(
         cause=cause,
         next_step="" if status is Status.PASS else next_step,
         figures={
-            f"{name}_drop_points": pairs.drop * 100,
+            f"{name}_drop_points": drop * 100,
             f"{name}_drop_low_points": interval.low * 100,
             f"{name}_drop_high_points": interval.high * 100,
             "samples": pairs.samples,

@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.measure.quantizers import block_of, plain_class_name, slot_of, tower_of
+from pytest_quantgate.measure.quantizers import (
+    block_of,
+    plain_class_name,
+    slot_of,
+    tower_of,
+    whole_name,
+)
 from pytest_quantgate.measurement import Operation, Slot, Tower
 
 if TYPE_CHECKING:
@@ -48,7 +54,7 @@ MOVES = frozenset(
         *("transpose", "permute", "movedim", "swapaxes", "T", "mT"),
         *("expand", "repeat", "repeat_interleave", "chunk", "split", "unbind", "narrow"),
         *("select", "index_select", "__getitem__", "clone", "detach"),
-        *("to", "type", "float", "half", "bfloat16"),
+        *("to", "type", "float", "double", "half", "bfloat16"),
     )
 )
 
@@ -176,8 +182,9 @@ class Recorder:
                 quantized.pop(address, None)
 
         inside = {id(m) for q in quantizers.values() for m in q.modules()}
+        sequences = {whole_name(name) for name in quantizers}
         for name, child in module.named_modules():
-            if id(child) in inside:
+            if id(child) in inside or name in sequences:
                 continue
             handles.append(child.register_forward_pre_hook(enter(name)))
             handles.append(child.register_forward_hook(leave, always_call=True))

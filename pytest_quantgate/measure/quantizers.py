@@ -52,16 +52,17 @@ def find_quantizers(module: torch.nn.Module) -> dict[str, Any]:
 
 def slot_of(name: str) -> Slot:
     """Return where a quantizer sits, from its name (`....q_proj.input_quantizer.0` is `input`)."""
-    parts = [part for part in name.split(".") if not part.isdigit()]
-    return SLOTS.get(parts[-1], "other")
+    return SLOTS.get(whole_name(name).rpartition(".")[2], "other")
 
 
 def owner_of(name: str) -> str:
     """Return the name of the module that a quantizer belongs to."""
-    parts = name.split(".")
-    while parts and parts[-1].isdigit():
-        parts.pop()
-    return ".".join(parts[:-1])
+    return whole_name(name).rpartition(".")[0]
+
+
+def whole_name(name: str) -> str:
+    """Return the name of the sequence that a quantizer is a part of, or its own name."""
+    return re.sub(r"(?:\.\d+)+$", "", name)
 
 
 def block_of(name: str) -> int | None:
@@ -262,5 +263,4 @@ def _matches(name: str, pattern: str) -> bool:
     ModelOpt matches `weight_quantizer` of a two-step format, whose parts are then called
     `weight_quantizer.0` and `weight_quantizer.1`.
     """
-    whole = re.sub(r"(?:\.\d+)+$", "", name)
-    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(whole, pattern)
+    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(whole_name(name), pattern)

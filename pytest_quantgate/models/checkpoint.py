@@ -94,8 +94,14 @@ def load_checkpoint(directory: Path, *, fp16: ClipModel) -> ClipModel:
             f"{manifest['base_weights'][:12]}...) than the FP16 model here (sha256 "
             f"{fp16.weights_digest[:12]}...): quantize again"
         )
+    if manifest["compute_dtype"] != fp16.compute_dtype:
+        raise ModelError(
+            f"{directory}: computed in {manifest['compute_dtype']}, the FP16 model here in "
+            f"{fp16.compute_dtype}: quantize again"
+        )
     module = restore_module(directory, manifest=manifest, base=fp16.module)
-    return replace(fp16, module=module)
+    # ModelOpt makes the amax that it restores on the CPU.
+    return replace(fp16, module=module.to(fp16.device))
 
 
 def restore_module(

@@ -16,10 +16,13 @@ from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.suite import QuantizeSpec, expand_environment
 
-#: The ModelOpt releases that this product was tested with. 0.47 reads `quant_cfg` as an ordered
-#: list; earlier ones take a dict, apply `default` first whatever its place, and know neither the
-#: list form nor `modelopt.recipe`: the same suite would quantize something else there.
+#: The ModelOpt releases that this product was tested with: the first, and the first that is not.
 MODELOPT_VERSIONS = ((0, 47), (0, 48))
+
+#: Until 0.43 `quant_cfg` is a dict whose `default` is applied first wherever it stands; since 0.44
+#: it is an ordered list, in which a dict's last entry wins: the same suite would quantize
+#: something else there.
+FIRST_WITH_LIST = (0, 44)
 
 _E4M3 = {"num_bits": [4, 3], "axis": None}
 _INT8 = {"num_bits": 8, "axis": None}
@@ -102,8 +105,9 @@ def check_modelopt_version() -> None:
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if not low <= found < high:
         reason = (
-            "it reads quant_cfg as a dict, where the order of entries means something else"
-            if found < low
+            "its quant_cfg is a dict, where the order of entries means something else (since 0.44 "
+            "it is a list)"
+            if found < FIRST_WITH_LIST
             else "this release of pytest-quantgate was not tested with it"
         )
         raise ModelError(
@@ -159,8 +163,8 @@ def normalise_quant_cfg(config: Any, *, where: str) -> list[dict[str, Any]]:
     """Return the ordered entries `{quantizer_name, parent_class, cfg, enable}` in plain data."""
     check_modelopt_version()
     if isinstance(config, Mapping):
-        # ModelOpt 0.47 keeps the dict's order and lets `default: {enable: False}` at its end
-        # switch off all that came before; until 0.46 `default` came first by definition.
+        # ModelOpt keeps the dict's order since 0.44 and lets `default: {enable: False}` at its
+        # end switch off all that came before; until 0.43 `default` came first by definition.
         first = {key: value for key, value in config.items() if key == "default"}
         config = {**first, **config}
     module = import_modelopt("modelopt.torch.quantization.config")

@@ -262,6 +262,12 @@ def test_other_base_weights(saved: Path, tiny_fp16: ClipModel) -> None:
         load_checkpoint(saved, fp16=other)
 
 
+def test_other_arithmetic(saved: Path, tiny_fp16: ClipModel) -> None:
+    other = replace(tiny_fp16, compute_dtype="float16")
+    with pytest.raises(ModelError, match=r"computed in float32, the FP16 model here in float16"):
+        load_checkpoint(saved, fp16=other)
+
+
 def test_base_of_another_size(saved: Path, tiny_fp16: ClipModel) -> None:
     from transformers import CLIPConfig, CLIPModel
 

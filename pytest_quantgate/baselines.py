@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import math
@@ -58,7 +59,9 @@ def check_write_allowed(
     """Raise QuantGateError for a writing mode under CI that was not allowed in so many words."""
     if mode is BaselineMode.CHECK or allow_ci_write:
         return
-    refuse_ci(f"--quantgate-baselines={mode.value}", environ=environ, flag="--quantgate-allow-ci-write")
+    refuse_ci(
+        f"--quantgate-baselines={mode.value}", environ=environ, flag="--quantgate-allow-ci-write"
+    )
 
 
 def refuse_ci(action: str, *, environ: Mapping[str, str], flag: str) -> None:
@@ -192,7 +195,7 @@ class Store:
         return record
 
     def write(self, record: Record) -> Path:
-        """Write a record atomically and return its path; raises BaselineError, the old file whole."""
+        """Write a record atomically, return its path; raises BaselineError, the old one whole."""
         path = self.path(record.suite, record.key)
         write_atomically(path, canonical_text(record), root=self.root)
         return path
@@ -231,9 +234,13 @@ def slug(key: str) -> str:
 
 def read_record(path: Path, *, root: Path) -> Record | None:
     """Return the record in a file below `root`, None where there is none; raises BaselineError."""
-    mend = f"restore it with git checkout -- {path}, or make it anew with --quantgate-baselines=update"
+    mend = (
+        f"restore it with git checkout -- {path}, or make it anew with --quantgate-baselines=update"
+    )
     try:
-        if path.is_symlink() or (path.exists() and not path.resolve().is_relative_to(root.resolve())):
+        if path.is_symlink() or (
+            path.exists() and not path.resolve().is_relative_to(root.resolve())
+        ):
             raise BaselineError(f"{path}: leads out of {root}: replace the link by the file itself")
         if not path.exists():
             return None
@@ -266,11 +273,6 @@ def write_atomically(path: Path, text: str, *, root: Path) -> None:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
         temporary = None
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except OSError as error:
         raise BaselineError(
             f"cannot write {path}: {error.strerror or error}; what was there is unchanged"
@@ -278,6 +280,13 @@ def write_atomically(path: Path, text: str, *, root: Path) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+    # The file is in its place already: where a folder cannot be synced, nothing has failed.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def store_outcomes(outcomes: Outcomes) -> StoredOutcomes:
@@ -402,7 +411,7 @@ def pack_bits(bits: tuple[bool, ...]) -> str:
 
 
 def unpack_bits(text: str, *, count: int) -> tuple[bool, ...]:
-    """Return `count` bits out of `pack_bits`; raises ValueError where there are not just so many."""
+    """Return `count` bits out of `pack_bits`; raises ValueError where there are more or fewer."""
     packed = base64.b64decode(text, validate=True)
     if len(packed) != (count + 7) // 8:
         raise ValueError(f"{len(packed)} bytes cannot hold {count} outcomes")
@@ -425,16 +434,16 @@ def _outcomes_to_json(outcomes: StoredOutcomes) -> dict[str, Any]:
 def _outcomes_from_json(data: Any, *, name: str) -> StoredOutcomes:
     if not isinstance(data, dict):
         raise BaselineError(f"{name}: expected a mapping")
-    _check_keys(
-        set(data), {"samples", "ids_digest", "correct_bits", "value", "data_digest"}, name
-    )
+    _check_keys(set(data), {"samples", "ids_digest", "correct_bits", "value", "data_digest"}, name)
     samples, value = data["samples"], data["value"]
     if type(samples) is not int or not 0 < samples <= 10**8:
         raise BaselineError(f"{name}.samples: {samples!r} is no number of samples")
     if type(value) not in (int, float) or not 0 <= value <= 1:
         raise BaselineError(f"{name}.value: {value!r} is not in [0, 1]")
     try:
-        correct = unpack_bits(_text(data["correct_bits"], name=f"{name}.correct_bits"), count=samples)
+        correct = unpack_bits(
+            _text(data["correct_bits"], name=f"{name}.correct_bits"), count=samples
+        )
     except (ValueError, binascii.Error) as error:
         raise BaselineError(f"{name}.correct_bits: {error}") from error
     return StoredOutcomes(

@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_quantgate.baselines import BaselineMode, Record, Store, next_record, refuse_unfit
 from pytest_quantgate.cache import Cache
@@ -81,6 +81,26 @@ class Judged:
     notes: tuple[str, ...] = ()
 
 
+Value = TypeVar("Value")
+
+
+class computed_once(cached_property[Value]):
+    """A cached property that also keeps the error it ended with: what failed once after minutes
+    of calibration is not tried again for the next gate."""
+
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> Any:
+        if instance is None:
+            return self
+        name = f"{self.attrname} failed"
+        if name in vars(instance):
+            raise vars(instance)[name]
+        try:
+            return super().__get__(instance, owner)
+        except QuantGateError as error:
+            vars(instance)[name] = error
+            raise
+
+
 class Case:
     """A suite with what was measured of it so far."""
 
@@ -113,11 +133,6 @@ class Case:
         What could not be measured is NOT_MEASURED with its reason; bad input is FAIL with its
         message. Neither is ever green.
         """
-        if (kind, key) not in self._verdicts:
-            self._verdicts[kind, key] = self._judge(kind, key)
-        return self._verdicts[kind, key]
-
-    def _judge(self, kind: str, key: str) -> Judged:
         judges: dict[str, Callable[[], Judged]] = {
             "coverage": self._judge_coverage,
             "calibration": self._judge_calibration,
@@ -126,8 +141,40 @@ class Case:
             "regression": lambda: self._judge_regression(self.regression_gate(key)),
             "roundtrip": self._judge_roundtrip,
         }
+        if (kind, key) not in self._verdicts:
+            self._verdicts[kind, key] = self._judge(kind, judges[kind])
+        return self._verdicts[kind, key]
+
+    def check_baseline(
+        self,
+        *,
+        task: str,
+        metric: str,
+        fp16: Outcomes | None = None,
+        quantized: Outcomes | None = None,
+    ) -> Judged:
+        """Return the verdict of the suite's regression gate on a task and metric.
+
+        `fp16` and `quantized` take outcomes that the caller measured; None: the suite measures.
+        """
+        key = f"{task}-{metric}"
+        gate = next((gate for gate in self.suite.gates.regression if gate.key == key), None)
+        if gate is None:
+            known = ", ".join(g.key for g in self.suite.gates.regression) or "none"
+            headline = (
+                f"{self.suite.path.name} has no regression gate of {task} {metric} (it has: "
+                f"{known}): its limits belong into the suite"
+            )
+            return Judged(verdict=Verdict(gate="regression", status=Status.FAIL, headline=headline))
+        if fp16 is None and quantized is None:
+            return self.judge(kind="regression", key=key)
+        return self._judge(
+            "regression", lambda: self._judge_regression(gate, fp16=fp16, quantized=quantized)
+        )
+
+    def _judge(self, kind: str, judge: Callable[[], Judged]) -> Judged:
         try:
-            judged = judges[kind]()
+            judged = judge()
         except NotMeasured as error:
             return Judged(
                 verdict=Verdict(gate=kind, status=Status.NOT_MEASURED, headline=str(error))
@@ -135,6 +182,10 @@ class Case:
         except QuantGateError as error:
             return Judged(verdict=Verdict(gate=kind, status=Status.FAIL, headline=str(error)))
         return replace(judged, notes=(*judged.notes, *self.notes))
+
+    @property
+    def _task_gates(self) -> tuple[AccuracyGate | RegressionGate, ...]:
+        return (*self.suite.gates.accuracy, *self.suite.gates.regression)
 
     def accuracy_gate(self, key: str) -> AccuracyGate:
         return next(gate for gate in self.suite.gates.accuracy if gate.key == key)
@@ -173,8 +224,16 @@ class Case:
         assert gate is not None
         return Judged(verdict=judge_roundtrip(self.roundtrip(), gate=gate))
 
-    def _judge_regression(self, gate: RegressionGate) -> Judged:
-        fp16, quantized = self.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples)
+    def _judge_regression(
+        self,
+        gate: RegressionGate,
+        *,
+        fp16: Outcomes | None = None,
+        quantized: Outcomes | None = None,
+    ) -> Judged:
+        if fp16 is None or quantized is None:
+            measured = self.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples)
+            fp16, quantized = fp16 or measured[0], quantized or measured[1]
         record = self.store.read(self.suite.name, gate.key)
         proposed = next_record(
             record,
@@ -196,11 +255,12 @@ class Case:
         verdict = judge_regression(
             fp16=fp16,
             quantized=quantized,
-            stored=record
-            and StoredPair(fp16=record.fp16, accepted=record.accepted, first=record.first),
-            differences=(
-                differences(record.fingerprint, proposed.fingerprint) if record else ()
+            stored=(
+                StoredPair(fp16=record.fp16, accepted=record.accepted, first=record.first)
+                if record
+                else None
             ),
+            differences=(differences(record.fingerprint, proposed.fingerprint) if record else ()),
             create_command=f"{command}create",
             update_command=f"{command}update --quantgate-reason='why'",
             gate=gate,
@@ -209,9 +269,7 @@ class Case:
             return Judged(verdict=verdict)
         return Judged(verdict=verdict, proposal="obtained", record=proposed)
 
-    def _accept(
-        self, gate: RegressionGate, *, record: Record | None, proposed: Record
-    ) -> Judged:
+    def _accept(self, gate: RegressionGate, *, record: Record | None, proposed: Record) -> Judged:
         """Return the verdict of a writing mode: the new record, or why it may not be kept."""
         checks = [self.judge(kind="coverage")] if self.suite.gates.coverage else []
         checks += [
@@ -233,7 +291,7 @@ class Case:
 
     # -- what makes two measurements comparable ------------------------------------------------
 
-    @cached_property
+    @computed_once
     def source(self) -> CheckpointSource:
         from pytest_quantgate.models.source import resolve_checkpoint
 
@@ -267,7 +325,7 @@ class Case:
             "held_out_samples": spec.held_out_samples,
         }
 
-    @cached_property
+    @computed_once
     def variant_key(self) -> str:
         """Digest of all that the quantized variant depends on."""
         model = self.suite.model
@@ -284,7 +342,7 @@ class Case:
             }
         )
 
-    @cached_property
+    @computed_once
     def device(self) -> str:
         if self.settings.device != "auto":
             return self.settings.device
@@ -327,14 +385,13 @@ class Case:
         """Return (content hash, id) of every sample that a task of this suite is judged on."""
         from pytest_quantgate.tasks.registry import evaluation_data
 
-        wanted = {
-            (*evaluation_data(gate.task), gate.samples)
-            for gate in (*self.suite.gates.accuracy, *self.suite.gates.regression)
-        }
+        wanted = {(*evaluation_data(gate.task), gate.samples) for gate in self._task_gates}
         found: dict[str, str] = {}
         for name, purpose, count in sorted(wanted, key=str):
 
-            def read(name: str = name, purpose: Purpose = purpose, count: int | None = count) -> Any:
+            def read(
+                name: str = name, purpose: Purpose = purpose, count: int | None = count
+            ) -> Any:
                 samples = self.samples(name, count, purpose=purpose)
                 return [list(samples.hashes), list(samples.ids)]
 
@@ -347,13 +404,13 @@ class Case:
 
     # -- variants --------------------------------------------------------------------------------
 
-    @cached_property
+    @computed_once
     def recipe(self) -> Recipe:
         from pytest_quantgate.models.recipes import resolve_recipe
 
         return resolve_recipe(self.suite.quantize, environ=self.environ)
 
-    @cached_property
+    @computed_once
     def fp16(self) -> ClipModel:
         """The FP16 variant (on a CPU: the FP32 upcast of its weights)."""
         from pytest_quantgate.models.loading import load_fp16
@@ -361,7 +418,7 @@ class Case:
         with self.progress.stage(f"loading {self.suite.model.id or 'the reference model'}"):
             return load_fp16(self.suite.model, device=self.device, environ=self.environ)
 
-    @cached_property
+    @computed_once
     def quantized(self) -> ClipModel:
         """The quantized variant: calibrated once, then restored from its checkpoint."""
         from pytest_quantgate.models.checkpoint import load_checkpoint
@@ -373,7 +430,7 @@ class Case:
         with self.progress.stage("restoring the quantized variant"):
             return load_checkpoint(folder / "checkpoint", fp16=self.fp16)
 
-    @cached_property
+    @computed_once
     def _variant_folder(self) -> Path:
         return self.cache.get_or_build(
             kind="variant", key=self.variant_key, build=self._build_variant
@@ -388,9 +445,7 @@ class Case:
 
         spec = self.suite.calibration
         exclude = self.suite.quantize.exclude
-        pairs, held_out = load_calibration(
-            spec, datasets=self.suite.datasets, environ=self.environ
-        )
+        pairs, held_out = load_calibration(spec, datasets=self.suite.datasets, environ=self.environ)
         recipe = self.recipe
         with self.progress.stage(f"calibrating {recipe.name}", total=spec.samples) as advance:
             result = quantize(
@@ -425,11 +480,11 @@ class Case:
         write_json(folder / "notes.json", list(self.fp16.notes))
         self._values["built"] = result.model
 
-    @cached_property
+    @computed_once
     def audit(self) -> Audit:
         return from_json(Audit, read_json(self._variant_folder / "audit.json"))
 
-    @cached_property
+    @computed_once
     def calibration_run(self) -> CalibrationRun:
         return from_json(CalibrationRun, read_json(self._variant_folder / "calibration.json"))
 
@@ -440,9 +495,7 @@ class Case:
 
     # -- measurements ----------------------------------------------------------------------------
 
-    def outcomes(
-        self, *, task: str, metric: str, samples: int | None
-    ) -> tuple[Outcomes, Outcomes]:
+    def outcomes(self, *, task: str, metric: str, samples: int | None) -> tuple[Outcomes, Outcomes]:
         """Return the per-sample outcomes of the FP16 and the quantized variant on one task."""
         from pytest_quantgate.tasks.registry import evaluation_data
 
@@ -591,8 +644,8 @@ class Case:
         """Return what fidelity is measured on where a suite does not say: the first task's data."""
         from pytest_quantgate.tasks.registry import evaluation_data
 
-        for gate in (*self.suite.gates.accuracy, *self.suite.gates.regression):
-            return evaluation_data(gate.task)[0]
+        if self._task_gates:
+            return evaluation_data(self._task_gates[0].task)[0]
         return self.suite.calibration.data
 
     def roundtrip(self) -> Roundtrip:
@@ -616,9 +669,7 @@ class Case:
                     measure_roundtrip(self.quantized, batches=batches, directory=Path(folder))
                 )
 
-        stored = self.cache.get_or_measure(
-            kind="roundtrip", key=self.variant_key, measure=measure
-        )
+        stored = self.cache.get_or_measure(kind="roundtrip", key=self.variant_key, measure=measure)
         return from_json(Roundtrip, stored)
 
 

@@ -14,9 +14,7 @@ from pytest_quantgate.baselines import Store, accept_obtained, refuse_ci
 from pytest_quantgate.errors import QuantGateError
 
 
-def main(
-    arguments: Sequence[str] | None = None, *, environ: Mapping[str, str] = os.environ
-) -> int:
+def main(arguments: Sequence[str] | None = None, *, environ: Mapping[str, str] = os.environ) -> int:
     """Run the command and return its exit status: 0 done, 1 refused or invalid, 2 wrong usage."""
     parsed = build_parser().parse_args(arguments)
     try:

@@ -30,7 +30,8 @@ class GateItem:
 
 
 GATE = pytest.StashKey[GateItem]()
-CARRIED = pytest.StashKey[dict[str, object]]()
+#: What a test sends to the end of the run, through its report.
+CARRIED = pytest.StashKey[list[dict[str, object]]]()
 
 
 def list_gates(suite: Suite) -> Iterator[GateItem]:
@@ -70,18 +71,19 @@ def run_gate(request: pytest.FixtureRequest) -> None:
     # Imported here so that collecting stays cheap.
     from pytest_quantgate.session import SESSION, carry
 
-    __tracebackhide__ = True
     gate = request.node.stash[GATE]
     session = request.config.stash[SESSION]
     judged = session.case_for(gate.suite).judge(kind=gate.kind, key=gate.key)
     verdict = judged.verdict
-    request.node.stash[CARRIED] = carry(
-        suite=gate.suite.name,
-        gate=gate.name,
-        gates_in_suite=len(list(list_gates(gate.suite))),
-        judged=judged,
-        warnings=session.warnings,
-    )
+    request.node.stash[CARRIED] = [
+        carry(
+            suite=gate.suite.name,
+            gate=gate.name,
+            gates_in_suite=len(list(list_gates(gate.suite))),
+            judged=judged,
+            warnings=session.warnings,
+        )
+    ]
     request.node.user_properties.append(("quantgate.status", verdict.status.value))
     for name, figure in verdict.figures.items():
         request.node.user_properties.append((f"quantgate.{name}", figure))

@@ -59,12 +59,16 @@ def quantgate_quantized(quantgate_case: Case) -> ClipModel:
 
 
 @pytest.fixture
-def quantgate_baseline(
-    request: pytest.FixtureRequest, quantgate_case: Case
-) -> Callable[..., None]:
+def quantgate_baseline(request: pytest.FixtureRequest, quantgate_case: Case) -> Callable[..., None]:
     """The baseline check: `quantgate_baseline(task=..., metric=...)` fails the test as the
     suite's own regression gate would; `fp16=` and `quantized=` take outcomes of your own."""
+    from pytest_quantgate.collect import CARRIED
     from pytest_quantgate.report.terminal import render_failure
+    from pytest_quantgate.session import SESSION, carry
+    from pytest_quantgate.verdict import Status
+
+    session = request.config.stash[SESSION]
+    carried = request.node.stash.setdefault(CARRIED, [])
 
     def check(
         *,
@@ -74,9 +78,21 @@ def quantgate_baseline(
         quantized: Outcomes | None = None,
     ) -> None:
         __tracebackhide__ = True
-        verdict = quantgate_case.check_baseline(
+        judged = quantgate_case.check_baseline(
             task=task, metric=metric, fp16=fp16, quantized=quantized
         )
+        verdict = judged.verdict
+        carried.append(
+            carry(
+                suite=quantgate_case.suite.name,
+                gate="",
+                gates_in_suite=0,
+                judged=judged,
+                warnings=session.warnings,
+            )
+        )
+        if verdict.status is Status.NOT_MEASURED and not session.settings.strict:
+            pytest.skip(f"not measured: {verdict.headline}")
         if not verdict.passed:
             pytest.fail(render_failure(verdict), pytrace=False)
 

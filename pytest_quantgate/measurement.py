@@ -271,8 +271,11 @@ def _read(kind: Any, data: Any) -> Any:
         return tuple(_read(a, item) for a, item in zip(arguments, data, strict=True))
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(typing.cast(type, kind), data)
-    if kind is float and isinstance(data, (int, float, str)) and not isinstance(data, bool):
-        return float(data)
+    if kind is float and (type(data) in (int, float) or data in ("nan", "inf", "-inf")):
+        try:
+            return float(data)
+        except OverflowError as error:
+            raise ValueError(f"expected float, found an integer out of range: {error}") from error
     if kind in (int, bool, str) and type(data) is kind:
         return data
     raise ValueError(f"expected {getattr(kind, '__name__', kind)}, found {data!r}")

@@ -59,16 +59,16 @@ def add_options(parser: pytest.Parser) -> None:
         default=None,
         help="a gate that was not measured fails, and so do orphaned baselines (release jobs)",
     )
-    group.addoption(
-        "--quantgate-device", metavar="DEVICE", help="auto (default), cpu or cuda"
-    )
+    group.addoption("--quantgate-device", metavar="DEVICE", help="auto (default), cpu or cuda")
     group.addoption(
         "--quantgate-cache-dir", metavar="DIR", help="where built variants and embeddings are kept"
     )
     group.addoption("--quantgate-baselines-dir", metavar="DIR", help="default: baselines")
     group.addoption("--quantgate-obtained-dir", metavar="DIR", help="default: obtained")
     group.addoption(
-        "--quantgate-suite", metavar="FILE", help="the suite that the fixtures of hand-written tests use"
+        "--quantgate-suite",
+        metavar="FILE",
+        help="the suite that the fixtures of hand-written tests use",
     )
     parser.addini("quantgate_baselines", "check, create, update or prune", default="check")
     parser.addini("quantgate_strict", "NOT_MEASURED is a failure", type="bool", default=False)

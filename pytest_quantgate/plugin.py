@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_quantgate.collect import CARRIED, GATE, SUFFIX, SuiteFile
+from pytest_quantgate.collect import CARRIED, SUFFIX, SuiteFile
 from pytest_quantgate.options import add_options, resolve_settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
     if file_path.name.endswith(SUFFIX):
-        return SuiteFile.from_parent(parent, path=file_path)  # type: ignore[no-any-return]
+        return SuiteFile.from_parent(parent, path=file_path)
     return None
 
 

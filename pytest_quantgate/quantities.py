@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_NUMBER = re.compile(r"([+-]?\d{1,9}(?:\.\d{1,9})?)\s*([A-Za-z%]*)")
+_NUMBER = re.compile(r"([+-]?\d{1,9}(?:\.\d{1,9})?)\s*([A-Za-z%]*)", re.ASCII)
 
 
 class QuantityError(ValueError):
@@ -81,10 +81,14 @@ def parse_cosine(value: object) -> float:
 
 def _split(value: object, *, wants: str, example: str) -> tuple[Fraction, str]:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise QuantityError(f"{value!r} is no quantity: write a number with {wants}, such as {example}")
+        raise QuantityError(
+            f"{value!r} is no quantity: write a number with {wants}, such as {example}"
+        )
     found = _NUMBER.fullmatch(str(value).strip())
     if found is None:
-        raise QuantityError(f"{value!r} is no quantity: write a number with {wants}, such as {example}")
+        raise QuantityError(
+            f"{value!r} is no quantity: write a number with {wants}, such as {example}"
+        )
     return Fraction(found.group(1)), found.group(2)
 
 

@@ -40,7 +40,8 @@ COLOURS = {
 }
 
 
-@dataclass(kw_only=True)
+# eq=False keeps it hashable: pytest keeps plugins in sets.
+@dataclass(kw_only=True, eq=False)
 class RunSession:
     """One pytest session. On an xdist worker it judges; on the controller it also writes."""
 
@@ -73,19 +74,22 @@ class RunSession:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the verdict out of a report (on the controller, or in a plain run)."""
-        carried: Mapping[str, Any] | None = getattr(report, REPORT_ATTRIBUTE, None)
-        if carried is None or self.is_worker:
+        if self.is_worker:
             return
-        verdict = verdict_from_json(carried["verdict"])
-        self.rows.append(
-            Row(
-                suite=carried["suite"],
-                gate=carried["gate"],
-                gates_in_suite=carried["gates_in_suite"],
-                verdict=verdict,
-                notes=tuple(carried["notes"]),
+        for carried in getattr(report, REPORT_ATTRIBUTE, ()):
+            self._take(carried)
+
+    def _take(self, carried: Mapping[str, Any]) -> None:
+        if carried["gate"]:
+            self.rows.append(
+                Row(
+                    suite=carried["suite"],
+                    gate=carried["gate"],
+                    gates_in_suite=carried["gates_in_suite"],
+                    verdict=verdict_from_json(carried["verdict"]),
+                    notes=tuple(carried["notes"]),
+                )
             )
-        )
         self.warnings.extend(w for w in carried["warnings"] if w not in self.warnings)
         if carried["record"] is not None:
             record = Record.from_json(carried["record"])
@@ -151,7 +155,8 @@ class RunSession:
         if not (summary.rows or summary.warnings or summary.orphans or summary.written):
             return
         reporter.write_sep("=", "quantgate")
-        for line, status in render_summary(summary, width=max(80, reporter.config.get_terminal_writer().fullwidth)):
+        width = reporter.config.get_terminal_writer().fullwidth
+        for line, status in render_summary(summary, width=max(80, width)):
             markup = {COLOURS[status]: True} if status else {}
             reporter.write_line(line, **markup)
 
@@ -189,7 +194,10 @@ def terminal_progress(config: pytest.Config) -> Progress:
 def carry(
     *, suite: str, gate: str, gates_in_suite: int, judged: Judged, warnings: list[str]
 ) -> dict[str, Any]:
-    """Return the plain data that a test report carries from a worker to the controller."""
+    """Return the plain data that a test report carries from a worker to the controller.
+
+    `gate` is empty for a hand-written test, which is no row of the summary.
+    """
     verdict = judged.verdict
     plain: dict[str, Any] = json.loads(
         json.dumps(
@@ -201,6 +209,7 @@ def carry(
                     "gate": verdict.gate,
                     "status": verdict.status.value,
                     "headline": verdict.headline,
+                    "brief": verdict.brief,
                     "evidence": list(verdict.evidence),
                     "cause": verdict.cause,
                     "next_step": verdict.next_step,
@@ -221,6 +230,7 @@ def verdict_from_json(data: Mapping[str, Any]) -> Verdict:
         gate=data["gate"],
         status=Status(data["status"]),
         headline=data["headline"],
+        brief=data["brief"],
         evidence=tuple(data["evidence"]),
         cause=data["cause"],
         next_step=data["next_step"],

@@ -19,17 +19,21 @@ from pytest_quantgate.errors import NotMeasured, SuiteError
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """The place of a mapping in its suite file; `str()` is `file:line`, `of(key)` a key's own."""
+    """The place of a mapping in its suite file; `str()` is `file:line`, `of(key)` a key's own.
+
+    Line 0 means that there is no file: `file` then names what set the limit.
+    """
 
     file: str
     line: int
     keys: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line}" if self.line else self.file
 
     def of(self, key: str) -> str:
-        return f"{self.file}:{self.keys.get(key, self.line)}"
+        line = self.keys.get(key, self.line)
+        return f"{self.file}:{line}" if line else self.file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +204,9 @@ def expand_environment(text: str, *, where: str, environ: Mapping[str, str]) -> 
         name = match.group(1)
         value = environ.get(name, "")
         if not value:
-            raise NotMeasured(f"{where}: environment variable {name} is not set: export {name}=PATH")
+            raise NotMeasured(
+                f"{where}: environment variable {name} is not set: export {name}=PATH"
+            )
         return value
 
     stray = re.search(r"\$(?!\{[A-Za-z_][A-Za-z0-9_]*\})", text)

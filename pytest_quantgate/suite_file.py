@@ -69,6 +69,11 @@ class Place:
         key = f"{self.key}: " if self.key else ""
         return SuiteError(f"{self.file}:{line}: {key}{what}")
 
+    def error_at(self, node: yaml.Node, key: str, what: str) -> SuiteError:
+        """Return the error of a key of the mapping `node`: its own line, or where it is missing."""
+        keys = (pair[0] for pair in node.value if pair[0].value == key)
+        return self.child(key).error(next(keys, node), what)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
@@ -119,19 +124,20 @@ def read_text(path: Path, *, name: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise SuiteError(f"{name}:{line}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
+        raise SuiteError(
+            f"{name}:{line}: not UTF-8 (byte {error.start}): save it as UTF-8"
+        ) from error
 
 
 def compose(text: str, *, name: str) -> yaml.Node:
     """Return the YAML nodes of a text, with their lines and nothing constructed.
 
     Raises SuiteError for what is no YAML, more than one document, anchors or aliases (a suite
-    needs none, and a few nested ones can fill the memory), and deep nesting.
+    needs none, and a few nested ones can fill the memory), tags, and deep nesting.
     """
-    loader = yaml.SafeLoader(text) if _is_readable(text, name=name) else None
-    assert loader is not None
     try:
-        depth = 0
+        loader = yaml.SafeLoader(text)
+        depth = documents = 0
         while loader.check_event():
             event = loader.get_event()  # type: ignore[no-untyped-call]
             line = event.start_mark.line + 1
@@ -140,6 +146,17 @@ def compose(text: str, *, name: str) -> yaml.Node:
                     f"{name}:{line}: anchors and aliases are not part of a suite: "
                     f"write the value out"
                 )
+            if getattr(event, "tag", None):
+                raise SuiteError(f"{name}:{line}: tags (!...) are not part of a suite")
+            if isinstance(event, yaml.ScalarEvent):
+                # An escape such as "\0" or "\ud800" makes what no path and no report can hold.
+                odd = yaml.reader.Reader.NON_PRINTABLE.search(event.value)
+                if odd:
+                    raise SuiteError(f"{name}:{line}: {_not_allowed(ord(odd.group()))}")
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise SuiteError(f"{name}:{line}: a second document starts: a suite is one")
             if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
                 depth += 1
                 if depth > MAX_DEPTH:
@@ -147,27 +164,25 @@ def compose(text: str, *, name: str) -> yaml.Node:
             elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
                 depth -= 1
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise SuiteError(f"{name}:{line}: {_not_allowed(error.character)}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         problem = error.problem or "not YAML"
         raise SuiteError(f"{name}:{line}: not YAML: {problem}") from error
+    except (ValueError, OverflowError) as error:
+        # PyYAML converts the numbers of "\UFFFFFFFF" and of %YAML directives without a check.
+        line = loader.line + 1
+        raise SuiteError(f"{name}:{line}: not YAML: a number is out of range") from error
     if node is None:
         raise SuiteError(f"{name}:1: the suite is empty: it needs quantgate, model, gates, ...")
     return node
 
 
-def _is_readable(text: str, *, name: str) -> bool:
-    try:
-        yaml.SafeLoader(text)
-    except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        raise SuiteError(
-            f"{name}:{line}: the character U+{ord(error.character):04X} is not allowed in YAML"
-            if isinstance(error.character, str)
-            else f"{name}:{line}: not allowed in YAML: {error.reason}"
-        ) from error
-    return True
+def _not_allowed(character: int) -> str:
+    return f"the character U+{character:04X} is not allowed in a suite"
 
 
 def read_section(section: Section, place: Place, node: yaml.Node) -> Any:
@@ -237,7 +252,7 @@ def _scalar(place: Place, node: yaml.Node) -> Any:
         return text.lower() in ("true", "yes", "on")
     if kind == "int" and re.fullmatch(r"[+-]?\d{1,18}", text):
         return int(text)
-    if kind == "float" and re.fullmatch(r"[+-]?\d{1,18}(\.\d{0,18})?([eE][+-]?\d{1,2})?", text):
+    if kind == "float" and re.fullmatch(r"[+-]?\d{0,18}(\.\d{0,18})?([eE][+-]?\d{1,2})?", text):
         return float(text)
     if kind in ("int", "float"):
         raise place.error(node, f"{text[:40]!r} is no number that makes sense here")
@@ -246,12 +261,10 @@ def _scalar(place: Place, node: yaml.Node) -> Any:
     return text
 
 
-# -- readers of single values ---------------------------------------------------------------------
+# -- readers of single values -------------------------------------------------------------
 
 
-def text_field(
-    *, help: str, required: bool = False, environment: bool = False, pattern: str | None = None
-) -> Field:
+def text_field(*, help: str, required: bool = False, environment: bool = False) -> Field:
     """A text; `${NAME}` is allowed in it only where `environment` is set."""
 
     def read(place: Place, node: yaml.Node) -> str:
@@ -266,9 +279,7 @@ def text_field(
             raise place.error(node, "${NAME} is expanded only in paths: model.id, root, recipe")
         return value
 
-    schema: dict[str, Any] = {"type": "string", "minLength": 1}
-    if pattern is not None:
-        schema["pattern"] = pattern
+    schema = {"type": "string", "minLength": 1}
     return Field(read=read, schema=schema, help=help, required=required)
 
 
@@ -397,7 +408,7 @@ def sections_field(section: Section, *, help: str, single: bool = True) -> Field
 
 
 def _read_plain(place: Place, node: yaml.Node) -> Any:
-    """Return any plain data: an inline `quant_cfg` is ModelOpt's own format, checked by ModelOpt."""
+    """Return any plain data: an inline `quant_cfg` is in ModelOpt's format and checked by it."""
     if isinstance(node, yaml.MappingNode):
         pairs = read_pairs(place, node)
         return {key: _read_plain(place.child(key), value) for key, (_, value) in pairs.items()}
@@ -409,8 +420,7 @@ def _read_plain(place: Place, node: yaml.Node) -> Any:
 def _recipe_field() -> Field:
     def read(place: Place, node: yaml.Node) -> Any:
         if isinstance(node, yaml.ScalarNode):
-            name = text_field(help="", environment=True).read(place, node)
-            return name
+            return text_field(help="", environment=True).read(place, node)
         found = _read_plain(place, node)
         if not found:
             raise place.error(node, "is empty: a recipe that quantizes nothing")
@@ -425,21 +435,21 @@ def _recipe_field() -> Field:
     )
 
 
-# -- checks over several keys -----------------------------------------------------------------------
+# -- checks over several keys -------------------------------------------------------------
 
 
 def _check_model(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
     if values["source"] == "reference":
         for key in ("id", "revision"):
             if key in values:
-                raise place.child(key).error(node, "the reference model ships with the package")
+                raise place.error_at(node, key, "the reference model ships with the package")
         return
     name = values.get("id")
     if name is None:
         raise place.child("id").error(node, "is missing: a hub id or a local directory")
     is_local = name.startswith(("/", ".", "~", "$"))
     if is_local and "revision" in values:
-        raise place.child("revision").error(node, "a local directory has no revision")
+        raise place.error_at(node, "revision", "a local directory has no revision")
     if not is_local and "revision" not in values:
         raise place.child("revision").error(
             node,
@@ -452,6 +462,8 @@ def _check_fidelity(values: Mapping[str, Any], place: Place, node: yaml.Node) ->
     limits = ("min_cosine", "min_worst_cosine", "min_sqnr", "min_worst_sqnr")
     if not any(limit in values for limit in limits):
         raise place.error(node, f"sets no limit: give at least one of {', '.join(limits)}")
+    if "data" in values:
+        _check_data(values, place, node)
 
 
 CLASSIFICATION = ("acc1", "acc5", "mean_per_class_recall")
@@ -462,52 +474,63 @@ def _check_task(values: Mapping[str, Any], place: Place, node: yaml.Node) -> Non
     task, metric = values["task"], values["metric"]
     dataset, _, kind = task.rpartition("/")
     if not dataset or kind not in ("classification", "retrieval"):
-        raise place.child("task").error(
-            node, f"{task!r} is no task: write <data set>/classification or <data set>/retrieval"
+        raise place.error_at(
+            node,
+            "task",
+            f"{task!r} is no task: write <data set>/classification or <data set>/retrieval",
         )
     if kind == "classification" and metric not in CLASSIFICATION:
         close = difflib.get_close_matches(metric, CLASSIFICATION, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise place.child("metric").error(
-            node, f"{metric!r} is no metric of classification: {', '.join(CLASSIFICATION)}{hint}"
+        raise place.error_at(
+            node,
+            "metric",
+            f"{metric!r} is no metric of classification: {', '.join(CLASSIFICATION)}{hint}",
         )
     if kind == "retrieval" and not RETRIEVAL.fullmatch(metric):
-        raise place.child("metric").error(
+        raise place.error_at(
             node,
+            "metric",
             f"{metric!r} is no metric of retrieval: image_retrieval_recall@K, "
             f"text_retrieval_recall@K",
         )
     if kind == "retrieval" and "max_class_drop" in values:
-        raise place.child("max_class_drop").error(node, "retrieval has no classes")
+        raise place.error_at(node, "max_class_drop", "retrieval has no classes")
 
 
 def _check_gates(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
     if not values:
-        raise place.child("gates").error(node, f"has no gates: name at least one of {', '.join(GATES.fields)}")
+        raise place.child("gates").error(
+            node, f"has no gates: name at least one of {', '.join(GATES.fields)}"
+        )
     for kind in ("accuracy", "regression"):
         seen: set[str] = set()
         for gate in values.get(kind, ()):
             if gate.key in seen:
-                raise place.child(kind).error(node, f"{gate.task} {gate.metric} stands twice")
+                raise SuiteError(f"{gate.where}: {kind}: {gate.task} {gate.metric} stands twice")
             seen.add(gate.key)
 
 
 def _check_data(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
     dataset, _, split = values["data"].rpartition("/")
     if not dataset or not split:
-        raise place.child("data").error(
-            node, f"{values['data']!r} is no data: write <data set>/<split>, such as scenes/train"
+        raise place.error_at(
+            node,
+            "data",
+            f"{values['data']!r} is no data: write <data set>/<split>, such as scenes/train",
         )
 
 
 def _check_suite(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
     if values["quantgate"] != VERSION:
-        raise place.child("quantgate").error(
-            node, f"version {values['quantgate']} is not supported: this release reads {VERSION}"
+        raise place.error_at(
+            node,
+            "quantgate",
+            f"version {values['quantgate']} is not supported: this release reads {VERSION}",
         )
 
 
-# -- the schema ---------------------------------------------------------------------------------------
+# -- the schema ---------------------------------------------------------------------------
 
 
 def _keep(**values: Any) -> dict[str, Any]:

@@ -31,7 +31,8 @@ Figure = int | float | str | bool
 class Verdict:
     """One gate's decision.
 
-    `headline` is one line: what was measured, the numbers, the limit and its source line.
+    `headline` is one line: what was measured, the numbers, the limit and its source line. `brief`
+    is the same for a table: a phrase of at most 70 characters (empty: the headline is cut).
     `evidence` are further lines (which modules, which samples), worst first, already cut short.
     `cause` is the likely cause and `next_step` the command or edit to try; both may be empty.
     `figures` are the raw numbers by name (units in the names) for JUnit and other machines.
@@ -40,6 +41,7 @@ class Verdict:
     gate: str
     status: Status
     headline: str
+    brief: str = ""
     evidence: tuple[str, ...] = ()
     cause: str = ""
     next_step: str = ""
@@ -75,6 +77,7 @@ def combine(*, gate: str, parts: tuple[Verdict, ...]) -> Verdict:
         gate=gate,
         status=lead.status,
         headline=lead.headline,
+        brief=lead.brief,
         evidence=lead.evidence + others,
         cause=lead.cause,
         next_step=lead.next_step,

@@ -73,7 +73,8 @@ gates:
   accuracy:
     - {{task: scenes/classification, metric: acc1, max_drop: 50pp, samples: 64}}
   regression:
-    - {{task: scenes/classification, metric: acc1, max_fp16_drop: 20pp, max_drop: 20pp, max_drop_since_first: 20pp, samples: 64}}
+    - {{task: scenes/classification, metric: acc1, samples: 64,
+       max_fp16_drop: 20pp, max_drop: 20pp, max_drop_since_first: 20pp}}
   roundtrip: {{}}
 """
 

@@ -14,13 +14,16 @@ from pytest_quantgate.gates.statistics import (
     samples_to_settle,
     share_limits,
 )
-from pytest_quantgate.gates.words import count, percent, points, signed
+from pytest_quantgate.gates.words import brief_drop, count, level, percent, points, signed
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.suite import AccuracyGate
 from pytest_quantgate.verdict import Status, Verdict, combine
 
 GATE = "accuracy"
 MEAN_OVER_CLASSES = "mean_per_class_recall"
+
+#: How a result stands to a limit that it must not exceed.
+RELATIONS = {Status.PASS: "within", Status.FAIL: "over"}
 
 
 def judge_accuracy(*, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate) -> Verdict:
@@ -74,14 +77,14 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
                 f"{outcomes.nonfinite} of {count(len(outcomes.ids), 'sample')}, its value is "
                 f"{percent(outcomes.value)}",
                 cause="an overflow in FP16, or a scale that is not finite",
-                next_step="look at the calibration gate and at the worst layers of the fidelity gate",
+                next_step="look at the calibration gate and the worst layers of the fidelity gate",
             )
         lengths = {
-            len(part) for part in (outcomes.ids, outcomes.correct, outcomes.answers, outcomes.labels)
+            len(part)
+            for part in (outcomes.ids, outcomes.correct, outcomes.answers, outcomes.labels)
         }
-        counted = sum(outcomes.correct) / len(outcomes.correct) if outcomes.correct else 0.0
-        is_share = outcomes.metric != MEAN_OVER_CLASSES
-        if len(lengths) > 1 or (is_share and abs(counted - outcomes.value) > 1e-6):
+        counted = _counted_value(outcomes)
+        if len(lengths) > 1 or abs(counted - outcomes.value) > 1e-6:
             return Verdict(
                 gate=GATE,
                 status=Status.FAIL,
@@ -94,6 +97,18 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
     return None
 
 
+def _counted_value(outcomes: Outcomes) -> float:
+    """Return the value that the samples give: the share that is right, or its mean over classes."""
+    if not outcomes.correct:
+        return 0.0
+    if outcomes.metric != MEAN_OVER_CLASSES:
+        return sum(outcomes.correct) / len(outcomes.correct)
+    by_class: dict[int, list[bool]] = {}
+    for label, right in zip(outcomes.labels, outcomes.correct, strict=False):
+        by_class.setdefault(label, []).append(right)
+    return sum(sum(found) / len(found) for found in by_class.values()) / max(1, len(by_class))
+
+
 def decide(interval: Interval, *, limit: float) -> Status:
     """Return PASS below the limit, FAIL above it, INCONCLUSIVE where the interval straddles it."""
     if interval.high <= limit:
@@ -103,8 +118,7 @@ def decide(interval: Interval, *, limit: float) -> Status:
 
 def relation(status: Status, *, name: str, limit: str) -> str:
     """Return how a result stands to its limit: `over max_drop 0.50 pp`."""
-    word = {Status.PASS: "within", Status.FAIL: "over"}.get(status, "not decided against")
-    return f"{word} {name} {limit}"
+    return f"{RELATIONS.get(status, 'not decided against')} {name} {limit}"
 
 
 def drop_interval(pairs: Pairs, *, metric: str, confidence: float) -> tuple[float, Interval]:
@@ -126,7 +140,7 @@ def drop_interval(pairs: Pairs, *, metric: str, confidence: float) -> tuple[floa
 
 def show_interval(interval: Interval, *, confidence: Fraction) -> str:
     low, high = signed(interval.low * 100), signed(interval.high * 100)
-    return f"one-sided {percent(confidence, 0)} limits [{low}, {high}] pp"
+    return f"one-sided {level(confidence)} limits [{low}, {high}] pp"
 
 
 def allowed_count(limit: Fraction, *, samples: int) -> int:
@@ -165,6 +179,15 @@ def _judge_drop(
         gate=GATE,
         status=status,
         headline=headline,
+        brief=brief_drop(
+            fp16.value,
+            quantized.value,
+            drop=drop,
+            low=interval.low,
+            high=interval.high,
+            word=RELATIONS.get(status, "around"),
+            limit=limit,
+        ),
         evidence=tuple(evidence),
         cause=(
             "too few samples for this limit and this rate of flips"
@@ -257,9 +280,11 @@ def _judge_floor(
         gate=GATE,
         status=status,
         headline=f"accuracy: {gate.task}: {quantized.variant} {gate.metric} "
-        f"{percent(quantized.value)}, one-sided {percent(gate.confidence, 0)} limits "
+        f"{percent(quantized.value)}, one-sided {level(gate.confidence)} limits "
         f"[{interval.low * 100:.2f}, {interval.high * 100:.2f}] %, {word} floor "
         f"{percent(floor)} ({gate.where.of('floor')})",
+        brief=f"{percent(quantized.value)} [{interval.low * 100:.2f}, {interval.high * 100:.2f}] "
+        f"{'around' if status is Status.INCONCLUSIVE else word} floor {percent(floor)}",
         cause=(
             "the model, its tokenizer, preprocessing or templates are not what they should be: "
             "a loss of nothing from nothing is no pass"
@@ -282,10 +307,13 @@ def _judge_flips(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Verdic
         gate=GATE,
         status=status,
         headline=f"accuracy: {gate.task}: {pairs.changed} of {pairs.samples} {what} changed, "
-        f"{percent(pairs.changed / pairs.samples)}, one-sided {percent(gate.confidence, 0)} limits "
+        f"{percent(pairs.changed / pairs.samples)}, one-sided {level(gate.confidence)} limits "
         f"[{interval.low * 100:.2f}, {interval.high * 100:.2f}] %, "
         f"{relation(status, name='max_flips', limit=percent(limit))} = {allowed} "
         f"({gate.where.of('max_flips')})",
+        brief=f"{percent(pairs.changed / pairs.samples)} of {what} changed "
+        f"[{interval.low * 100:.2f}, {interval.high * 100:.2f}] "
+        f"{RELATIONS.get(status, 'around')} max_flips {percent(limit)}",
         cause=(
             "the average hides it: losses and gains cancel out, but single answers are not FP16's"
             if status is Status.FAIL
@@ -328,6 +356,7 @@ def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Verd
         headline=f"accuracy: {gate.task}: worst class {worst_name!r} drops {points(worst.drop)} on "
         f"{count(worst.samples, 'sample')}, {len(over)} of {len(pairs.classes)} classes over "
         f"max_class_drop {points(limit)} ({gate.where.of('max_class_drop')})",
+        brief=f"{len(over)} of {len(pairs.classes)} classes over max_class_drop {points(limit)}",
         evidence=tuple(
             f"class {name!r}: drop {points(drop)} ({found.right_to_wrong} lost, "
             f"{found.wrong_to_right} won of {found.samples})"

@@ -30,7 +30,7 @@ def judge_calibration(
         _judge_run(run, gate=gate),
         _judge_amax(static, gate=gate),
         _judge_calls(static, gate=gate),
-        _judge_clipping(static, run=run, gate=gate),
+        _judge_clipping(static, held_out_samples=run.held_out_samples, gate=gate),
         _judge_overlap(run, evaluation_hashes=evaluation_hashes, gate=gate),
     )
     verdict = combine(gate=GATE, parts=parts)
@@ -45,9 +45,25 @@ def judge_calibration(
         f"called; {run.samples} pairs in {run.batches} batches through both towers; worst clipping "
         f"{percent(worst.clipped / worst.seen, 3)} of held-out values ({worst.name}), within "
         f"max_clipped {percent(gate.max_clipped, 3)}",
+        brief=f"{count(len(static), 'static quantizer')}, worst clipping "
+        f"{percent(worst.clipped / worst.seen, 3)} within {percent(gate.max_clipped, 3)}",
         evidence=verdict.evidence,
         figures=verdict.figures,
     )
+
+
+def judge_ranges(audit: Audit, *, gate: CalibrationGate) -> Verdict:
+    """Return whether the ranges of a model can be trusted, without knowing how it got them.
+
+    As `judge_calibration`, but for what only the calibration itself can tell.
+    """
+    static = [q for q in audit.quantizers if q.enabled and not q.dynamic]
+    parts = (
+        _judge_amax(static, gate=gate),
+        _judge_calls(static, gate=gate),
+        _judge_clipping(static, held_out_samples=None, gate=gate),
+    )
+    return combine(gate=GATE, parts=parts)
 
 
 def _verdict(status: Status, headline: str, **more: object) -> Verdict:
@@ -121,7 +137,11 @@ def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdic
         ),
         cause="enabled after the calibration, or never reached by its forward",
         next_step="calibrate again with batches that reach these modules",
-        figures={"amax_missing": len(missing), "amax_nonfinite": len(broken), "amax_zero": len(zero)},
+        figures={
+            "amax_missing": len(missing),
+            "amax_nonfinite": len(broken),
+            "amax_zero": len(zero),
+        },
     )
 
 
@@ -155,14 +175,14 @@ def _calls(quantizer: Quantizer) -> int:
 
 
 def _judge_clipping(
-    static: Sequence[Quantizer], *, run: CalibrationRun, gate: CalibrationGate
+    static: Sequence[Quantizer], *, held_out_samples: int | None, gate: CalibrationGate
 ) -> Verdict:
     source = gate.where.of("max_clipped")
     measured = [q for q in static if q.seen > 0 and _has_amax(q)]
-    if run.held_out_samples == 0 or not measured:
+    if held_out_samples == 0 or not measured:
         return _verdict(
             Status.NOT_MEASURED,
-            f"clipping was not measured: {run.held_out_samples} held-out samples ({source})",
+            f"clipping was not measured: {held_out_samples or 0} held-out samples ({source})",
             next_step="set calibration.held_out_samples",
         )
     over = sorted(
@@ -180,7 +200,10 @@ def _judge_clipping(
         f"values that they were not calibrated on; worst {first.name}: {first.clipped} of "
         f"{first.seen}, {percent(first.clipped / first.seen, 3)} ({source})",
         evidence=shorten(
-            [f"{q.name}: {percent(q.clipped / q.seen, 3)} above amax {q.amax_max:.4g}" for q in over]
+            [
+                f"{q.name}: {percent(q.clipped / q.seen, 3)} above amax {q.amax_max:.4g}"
+                for q in over
+            ]
         ),
         cause="calibration data unlike the real data (other preprocessing, too few samples), or "
         "ranges of another checkpoint",
@@ -197,9 +220,7 @@ def _judge_overlap(
 ) -> Verdict:
     used = dict(run.sample_hashes)
     pairs = [(used[content], name) for content, name in evaluation_hashes if content in used]
-    inside = [
-        (used[content], name) for content, name in run.held_out_hashes if content in used
-    ]
+    inside = [(used[content], name) for content, name in run.held_out_hashes if content in used]
     for found, what in ((pairs, "evaluation"), (inside, "held-out")):
         if found:
             return _verdict(

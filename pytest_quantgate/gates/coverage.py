@@ -73,15 +73,18 @@ def judge_coverage(audit: Audit, *, gate: CoverageGate, today: date) -> Verdict:
             gate=GATE,
             status=verdict.status,
             headline=verdict.headline,
+            brief=verdict.brief,
             evidence=verdict.evidence,
             cause=verdict.cause,
             next_step=verdict.next_step,
             figures=figures,
         )
+    headline, brief = _describe(audit, figures=figures)
     return Verdict(
         gate=GATE,
         status=Status.PASS,
-        headline=_describe(audit, figures=figures),
+        headline=headline,
+        brief=brief,
         evidence=_left_out(audit, scope=scope),
         figures=figures,
     )
@@ -95,7 +98,7 @@ def _pass(headline: str) -> Verdict:
     return Verdict(gate=GATE, status=Status.PASS, headline=f"coverage: {headline}")
 
 
-# -- what was expected at all -----------------------------------------------------------------------
+# -- what was expected at all -------------------------------------------------------------
 
 
 def _judge_expectation(audit: Audit, *, gate: CoverageGate) -> Verdict:
@@ -144,10 +147,11 @@ def _judge_towers(
         ]
         if any(by_name[name].enabled for name in intended):
             continue
-        # An exclude list leaves layers out, never a tower that the suite expects.
-        if intended and all(scope.waiver_of(name) is not None for name in intended):
-            for name in intended:
-                _take(scope, name, used)
+        # An exclude list leaves layers out, never a tower that the suite expects: there a waiver
+        # is in use even where the exclude list names the same quantizers.
+        waivers = [scope.waiver_of(name) for name in intended]
+        if waivers and None not in waivers:
+            used.update(scope.waivers.index(waiver) for waiver in waivers if waiver is not None)
             continue
         patterns = Counter(off_by[name] for name in intended if name in off_by)
         own = {pattern for pattern, _ in audit.excludes}
@@ -184,7 +188,7 @@ def _tower_cause(tower: Tower, *, recipe: str, intended: int, off: bool) -> str:
     return f"no pattern of recipe {recipe!r} matches the {tower} tower"
 
 
-# -- layers -------------------------------------------------------------------------------------------
+# -- layers -------------------------------------------------------------------------------
 
 
 def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[int]) -> Verdict:
@@ -253,10 +257,12 @@ def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[i
                 f"{len(idle)} enabled quantizers never ran in their tower's forward ({gate.where})",
                 evidence=shorten(group(q.name for q in idle), noun="groups"),
                 cause="the layer's weight is used by a functional call that goes around the module",
-                next_step="exclude them, or change the module so that its quantized forward is used",
+                next_step="exclude them, or change the module so that its quantized forward runs",
             )
         )
-    return combine(gate=GATE, parts=tuple(parts)) if parts else _pass(f"{intended} layer quantizers")
+    return (
+        combine(gate=GATE, parts=tuple(parts)) if parts else _pass(f"{intended} layer quantizers")
+    )
 
 
 def _towers_off(audit: Audit) -> set[Tower]:
@@ -266,7 +272,7 @@ def _towers_off(audit: Audit) -> set[Tower]:
     return {q.tower for q in intended} - {q.tower for q in intended if q.enabled} - {"other"}
 
 
-# -- attention ------------------------------------------------------------------------------------------
+# -- attention ----------------------------------------------------------------------------
 
 
 def wanted_slots(audit: Audit, *, gate: CoverageGate) -> tuple[Slot, ...]:
@@ -312,16 +318,18 @@ def _judge_attention(
     missing: dict[str, list[str]] = {}
     for slot in slots:
         for module in blocks:
-            quantizer = by_owner.get(module.name, {}).get(slot)
-            problem = _attention_problem(quantizer, audit=audit)
+            found = by_owner.get(module.name, {}).get(slot)
+            problem = _attention_problem(found, audit=audit)
             if problem is None:
                 continue
-            name = quantizer.name if quantizer is not None else module.name
+            name = found.name if found is not None else module.name
             if _take(scope, name, used):
                 continue
             missing.setdefault(f"{_ATTENTION_NAMES[slot]} {problem}", []).append(module.name)
     if not missing:
-        return _pass(f"attention {' '.join(_ATTENTION_NAMES[s] for s in slots)} in {len(blocks)} blocks")
+        return _pass(
+            f"attention {' '.join(_ATTENTION_NAMES[s] for s in slots)} in {len(blocks)} blocks"
+        )
     worst, names = next(iter(missing.items()))
     hint = _attention_hint(missing)
     return _fail(
@@ -370,7 +378,7 @@ def _attention_hint(missing: Mapping[str, Sequence[str]]) -> tuple[str, str]:
     )
 
 
-# -- what nobody asked for, and exclusions --------------------------------------------------------------
+# -- what nobody asked for, and exclusions ------------------------------------------------
 
 
 def _judge_unasked(
@@ -457,7 +465,7 @@ def _judge_excludes(
     return _pass(f"{count(len(audit.excludes), 'exclude pattern')} matched")
 
 
-# -- operations -------------------------------------------------------------------------------------------
+# -- operations ---------------------------------------------------------------------------
 
 
 def _judge_operations(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[int]) -> Verdict:
@@ -557,7 +565,7 @@ def _touched(
     )
 
 
-# -- waivers ----------------------------------------------------------------------------------------------
+# -- waivers ------------------------------------------------------------------------------
 
 
 def _judge_waivers(*, gate: CoverageGate, today: date, used: set[int]) -> Verdict | None:
@@ -582,7 +590,7 @@ def _judge_waivers(*, gate: CoverageGate, today: date, used: set[int]) -> Verdic
 
 
 def _take(scope: Scope, name: str, used: set[int]) -> bool:
-    """Return whether a quantizer or module may be uncovered, and remember the waiver that says so."""
+    """Return whether a quantizer or module may be uncovered; remember the waiver that says so."""
     if name in scope.excluded:
         return True
     waiver = scope.waiver_of(name)
@@ -592,7 +600,7 @@ def _take(scope: Scope, name: str, used: set[int]) -> bool:
     return True
 
 
-# -- words and figures --------------------------------------------------------------------------------------
+# -- words and figures --------------------------------------------------------------------
 
 
 def _figures(audit: Audit, *, scope: Scope) -> dict[str, Figure]:
@@ -609,7 +617,8 @@ def _figures(audit: Audit, *, scope: Scope) -> dict[str, Figure]:
     }
 
 
-def _describe(audit: Audit, *, figures: Mapping[str, Figure]) -> str:
+def _describe(audit: Audit, *, figures: Mapping[str, Figure]) -> tuple[str, str]:
+    """Return the headline of a PASS and its brief form."""
     layers: dict[str, set[str]] = {}
     for quantizer in audit.quantizers:
         if quantizer.enabled and quantizer.slot == "weight" and _calls(quantizer):
@@ -619,16 +628,21 @@ def _describe(audit: Audit, *, figures: Mapping[str, Figure]) -> str:
     running = [
         q for q in audit.quantizers if q.enabled and q.slot in _ATTENTION_NAMES and _calls(q)
     ]
+    attention = ""
     if running:
         slots = {q.slot for q in running}
         blocks = Counter(tower for tower, _ in {(q.tower, q.module) for q in running})
         where = "+".join(str(blocks[tower]) for tower in audit.towers)
         names = " ".join(name for name, slot in SLOTS.items() if slot in slots)
-        words.append(f"attention {names} in {where} blocks")
+        attention = f"attention {names} in {where} blocks"
+        words.append(attention)
     share = float(figures["weights_covered_share"])
+    formats = listed(audit.formats)
+    brief = f"{formats} on {percent(share, 1)} of matrix weights"
     return (
-        f"coverage: {', '.join(words)} quantized ({listed(audit.formats)}) and run, "
-        f"{percent(share, 1)} of matrix weights"
+        f"coverage: {', '.join(words)} quantized ({formats}) and run, "
+        f"{percent(share, 1)} of matrix weights",
+        f"{brief}, {attention}" if attention else brief,
     )
 
 

@@ -32,12 +32,7 @@ def judge_fidelity(fidelity: Fidelity, *, gate: FidelityGate) -> Verdict:
         for part in _judge_tower(tower, gate=gate, fidelity=fidelity)
     ]
     if not parts:
-        return Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"fidelity: the gate sets no limit, so it decides nothing ({gate.where})",
-            next_step="set min_cosine, min_worst_cosine, min_sqnr or min_worst_sqnr",
-        )
+        return _without_limits(gate)
     verdict = combine(gate=GATE, parts=tuple(parts))
     if verdict.passed:
         return Verdict(
@@ -45,10 +40,31 @@ def judge_fidelity(fidelity: Fidelity, *, gate: FidelityGate) -> Verdict:
             status=Status.PASS,
             headline=f"fidelity: {'; '.join(_describe(tower) for tower in fidelity.towers)} on "
             f"{count(fidelity.towers[0].samples, 'sample')} of {fidelity.data}",
+            brief="; ".join(
+                f"{tower.tower} cosine {tower.cosine_mean:.4f}, SQNR {tower.sqnr_mean_db:.1f} dB"
+                for tower in fidelity.towers
+            ),
             evidence=tuple(part.headline for part in parts),
             figures=verdict.figures,
         )
     return verdict
+
+
+def judge_tower(tower: TowerFidelity, *, gate: FidelityGate) -> Verdict:
+    """Return whether one tower alone is over the gate's limits; without limits it is FAIL."""
+    parts = _judge_tower(
+        tower, gate=gate, fidelity=Fidelity(data="", towers=(tower,), worst_layers=())
+    )
+    return combine(gate=GATE, parts=tuple(parts)) if parts else _without_limits(gate)
+
+
+def _without_limits(gate: FidelityGate) -> Verdict:
+    return Verdict(
+        gate=GATE,
+        status=Status.FAIL,
+        headline=f"fidelity: the gate sets no limit, so it decides nothing ({gate.where})",
+        next_step="set min_cosine, min_worst_cosine, min_sqnr or min_worst_sqnr",
+    )
 
 
 def _describe(tower: TowerFidelity) -> str:
@@ -58,9 +74,7 @@ def _describe(tower: TowerFidelity) -> str:
     )
 
 
-def _judge_tower(
-    tower: TowerFidelity, *, gate: FidelityGate, fidelity: Fidelity
-) -> list[Verdict]:
+def _judge_tower(tower: TowerFidelity, *, gate: FidelityGate, fidelity: Fidelity) -> list[Verdict]:
     if tower.nonfinite:
         return [
             Verdict(

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from pytest_quantgate.gates.accuracy import (
     MEAN_OVER_CLASSES,
+    RELATIONS,
     allowed_count,
     check_outcomes,
     decide,
@@ -14,7 +15,7 @@ from pytest_quantgate.gates.accuracy import (
     show_interval,
 )
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_stored
-from pytest_quantgate.gates.words import count, percent, points
+from pytest_quantgate.gates.words import brief_drop, count, percent, points
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes, StoredPair
 from pytest_quantgate.suite import RegressionGate
 from pytest_quantgate.verdict import Status, Verdict, combine
@@ -116,6 +117,7 @@ def judge_regression(
 
 
 _LIMITS = {"fp16": "max_fp16_drop", "accepted": "max_drop", "first": "max_drop_since_first"}
+_BRIEF = {"fp16": "FP16", "accepted": "variant", "first": "since first"}
 _SUBJECTS = {
     "fp16": "against its own baseline",
     "accepted": "against the variant accepted last",
@@ -163,9 +165,17 @@ def _compare(
         gate=GATE,
         status=status,
         headline=headline,
-        evidence=(
-            f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right",
+        brief=f"{_BRIEF[name]} "
+        + brief_drop(
+            stored.value,
+            now.value,
+            drop=drop,
+            low=interval.low,
+            high=interval.high,
+            word=RELATIONS.get(status, "around"),
+            limit=float(limit),
         ),
+        evidence=(f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right",),
         cause=cause,
         next_step="" if status is Status.PASS else next_step,
         figures={

@@ -40,6 +40,8 @@ def judge_roundtrip(roundtrip: Roundtrip, *, gate: RoundtripGate) -> Verdict:
             status=Status.PASS,
             headline=f"roundtrip: both towers and {roundtrip.amax_count} amax bit-identical in a "
             f"new process; refused: {', '.join(roundtrip.refused)}",
+            brief=f"{roundtrip.amax_count} amax and both towers bit-identical, "
+            f"{len(roundtrip.refused)} planted damages refused",
             figures=figures,
         )
     return Verdict(

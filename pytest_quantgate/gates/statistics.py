@@ -63,10 +63,7 @@ def tango_score(
     constant = -c * delta * (1 - delta)
     root = math.sqrt(max(0.0, linear * linear - 8 * n * constant))
     # The form without cancellation: the textbook one loses all digits for few discordant pairs.
-    if linear <= 0:
-        nuisance = (root - linear) / (4 * n)
-    else:
-        nuisance = -2 * constant / (root + linear)
+    nuisance = (root - linear) / (4 * n) if linear <= 0 else -2 * constant / (root + linear)
     variance = n * (2 * nuisance + delta * (1 - delta))
     distance = b - c - n * delta
     if variance <= 0:

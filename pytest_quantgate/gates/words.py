@@ -16,6 +16,11 @@ def percent(share: float | Fraction, digits: int = 2) -> str:
     return f"{float(share) * 100:.{digits}f} %"
 
 
+def level(confidence: Fraction) -> str:
+    """Return a confidence with all its digits: `95 %`, `99.9 %`; never rounded to `100 %`."""
+    return f"{float(confidence * 100):.12g} %"
+
+
 def points(share: float | Fraction) -> str:
     """Return a difference of shares in percentage points: `1.18 pp`; never `-0.00`."""
     return f"{signed(float(share) * 100)} pp"
@@ -24,6 +29,16 @@ def points(share: float | Fraction) -> str:
 def signed(value: float) -> str:
     text = f"{value:.2f}"
     return "0.00" if text == "-0.00" else text
+
+
+def brief_drop(
+    before: float, after: float, *, drop: float, low: float, high: float, word: str, limit: float
+) -> str:
+    """Return `79.36 -> 78.90 %, drop 0.46 [0.08, 0.85] within 1.00 pp`."""
+    return (
+        f"{before * 100:.2f} -> {after * 100:.2f} %, drop {signed(drop * 100)} "
+        f"[{signed(low * 100)}, {signed(high * 100)}] {word} {limit * 100:.2f} pp"
+    )
 
 
 def count(number: int, noun: str) -> str:
@@ -55,11 +70,11 @@ def group(names: Iterable[str]) -> tuple[str, ...]:
         numbers = tuple(int(n) for n in _NUMBER.findall(name))
         groups.setdefault(_NUMBER.sub("\0", name), []).append(numbers)
     folded = []
-    for pattern, numbers in groups.items():
+    for pattern, found in groups.items():
         text = pattern
         for place in range(pattern.count("\0")):
-            text = text.replace("\0", _ranges(sorted({n[place] for n in numbers})), 1)
-        folded.append(text if len(numbers) == 1 else f"{text} ({len(numbers)})")
+            text = text.replace("\0", _ranges(sorted({n[place] for n in found})), 1)
+        folded.append(text if len(found) == 1 else f"{text} ({len(found)})")
     return tuple(folded)
 
 

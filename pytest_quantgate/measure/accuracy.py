@@ -95,7 +95,10 @@ def retrieval_outcomes(
         )
     k = int(found.group(2))
     owner = torch.tensor(list(image_of_text))
-    unit_images, unit_texts = functional.normalize(images, dim=-1), functional.normalize(texts, dim=-1)
+    unit_images, unit_texts = (
+        functional.normalize(images, dim=-1),
+        functional.normalize(texts, dim=-1),
+    )
     by_text = found.group(1) == "image"
     queries, candidates = (len(texts), len(images)) if by_text else (len(images), len(texts))
     if k > candidates:
@@ -151,5 +154,5 @@ def _value(*, correct: torch.Tensor, labels: torch.Tensor, metric: str) -> float
     """Return the metric in [0, 1]; mean_per_class_recall averages over the classes that occur."""
     if metric != "mean_per_class_recall":
         return float(correct.double().mean())
-    recalls = [float(correct[labels == label].double().mean()) for label in labels.unique()]
+    recalls = [float(correct[labels == label].double().mean()) for label in torch.unique(labels)]
     return sum(recalls) / len(recalls)

@@ -139,7 +139,7 @@ def audit_module(
         excludes=tuple((pattern, matched) for pattern, matched in excluded.items()),
         intended=meant,
         disabled_by=tuple((name, off[name]) for name in meant if name in off),
-        recipe_name=recipe.name if recipe is not None else "",
+        recipe_name=recipe.name if recipe is not None else "every layer",
         formats=(
             recipe.formats
             if recipe is not None

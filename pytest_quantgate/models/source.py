@@ -78,6 +78,13 @@ def _find_in_hub(name: str, *, revision: str | None, where: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise MissingPackage("huggingface_hub", extra="clip", purpose=f"{where}: {name}") from error
+    unreachable: tuple[type[Exception], ...] = (HfHubHTTPError, OSError)
+    try:  # huggingface_hub speaks through httpx since 1.0, through requests (OSErrors) before
+        from httpx import HTTPError
+    except ImportError:
+        pass
+    else:
+        unreachable = (*unreachable, HTTPError)
     mend = f"run: hf download {name} --revision {revision}, or set model.id to a local directory"
     try:
         found = snapshot_download(
@@ -87,7 +94,7 @@ def _find_in_hub(name: str, *, revision: str | None, where: str) -> Path:
         raise NotMeasured(
             f"{where}: {name} is not here and the hub is not reached: {mend}"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except unreachable as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NotMeasured(
             f"{where}: {name} cannot be had from the hub ({reason}): {mend}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,9 @@ from pytest_quantgate.verdict import Status, Verdict
 
 #: Failures stay readable in a CI log: no more evidence lines than this.
 EVIDENCE_LINES = 12
+
+#: A table says no more than this of one gate: the whole stands in the failure.
+BRIEF_LENGTH = 70
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,9 @@ class Summary:
             return f"{word}: {_join(red)}", Status.FAIL if failed else Status.INCONCLUSIVE
         if unmeasured:
             if len(unmeasured) == len(rows):
-                return "not measured", Status.NOT_MEASURED
+                reasons = {row.verdict.headline for row in rows}
+                reason = f": {reasons.pop()}" if len(reasons) == 1 else ""
+                return f"not measured{reason}", Status.NOT_MEASURED
             return f"not decided: {_join(unmeasured)} not measured", Status.NOT_MEASURED
         if left_out:
             return (
@@ -82,23 +86,11 @@ def render_failure(verdict: Verdict) -> str:
 
 def render_summary(summary: Summary, *, width: int) -> Iterator[tuple[str, Status | None]]:
     """Yield the lines of the summary with the status that colours each (None: plain)."""
-    labels = {row.verdict.status.value.replace("_", " ") for row in summary.rows}
-    label_width = max((len(label) for label in labels), default=0)
-    gate_width = min(44, max((len(row.gate) for row in summary.rows), default=0))
     for suite in summary.suites:
-        yield suite, None
-        for row in summary.rows:
-            if row.suite != suite:
-                continue
-            label = row.verdict.status.value.replace("_", " ")
-            head = f"  {label:<{label_width}}  {row.gate:<{gate_width}}  "
-            room = max(30, width - len(head))
-            text = _without_gate(row)
-            wrapped = textwrap.wrap(text, room, break_on_hyphens=False) or [""]
-            yield head + wrapped[0], row.verdict.status
-            for line in wrapped[1:]:
-                yield " " * len(head) + line, None
-        for note in dict.fromkeys(n for row in summary.rows if row.suite == suite for n in row.notes):
+        yield from _render_table([row for row in summary.rows if row.suite == suite], width=width)
+        for note in dict.fromkeys(
+            n for row in summary.rows if row.suite == suite for n in row.notes
+        ):
             yield f"  note: {note}", None
     for text in summary.warnings:
         yield f"warning: {text}", None
@@ -129,10 +121,36 @@ def _counts(summary: Summary) -> str:
     return f"{_plural(len(summary.rows), 'gate')}: {', '.join(parts)}"
 
 
-def _without_gate(row: Row) -> str:
-    """Return the headline without the gate's name, which stands in its own column already."""
-    kind = row.gate.partition("[")[0]
-    return row.verdict.headline.removeprefix(f"{kind}: ")
+def _render_table(rows: Sequence[Row], *, width: int) -> Iterator[tuple[str, Status | None]]:
+    """Yield one line a gate where all of them fit the width, else two: the name, the result."""
+    headlines = {row.verdict.headline for row in rows}
+    unmeasured = all(row.verdict.status is Status.NOT_MEASURED for row in rows)
+    if unmeasured and len(headlines) == 1:
+        return  # the sentence on the suite says it once for all
+    yield rows[0].suite, None
+    label_width = max(len(_label(row)) for row in rows)
+    gate_width = max(len(row.gate) for row in rows)
+    texts = [_brief(row) for row in rows]
+    one_line = 2 + label_width + 2 + gate_width + 2 + max(len(text) for text in texts) <= width
+    for row, text in zip(rows, texts, strict=True):
+        label, status = f"  {_label(row):<{label_width}}", row.verdict.status
+        if one_line:
+            yield f"{label}  {row.gate:<{gate_width}}  {text}", status
+        else:
+            yield f"{label}  {row.gate}", status
+            yield f"{' ' * len(label)}  {text}", None
+
+
+def _label(row: Row) -> str:
+    return row.verdict.status.value.replace("_", " ")
+
+
+def _brief(row: Row) -> str:
+    """Return the result in a phrase; the gate's name stands beside it already."""
+    if row.verdict.brief:
+        return row.verdict.brief
+    text = row.verdict.headline.removeprefix(f"{row.gate.partition('[')[0]}: ")
+    return text if len(text) <= BRIEF_LENGTH else text[: BRIEF_LENGTH - 3].rstrip() + "..."
 
 
 def _plural(count: int, noun: str) -> str:

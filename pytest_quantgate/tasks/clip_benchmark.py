@@ -19,15 +19,15 @@ class DatasetImages(Sequence[Any]):
     """The images of a torchvision-style data set, decoded on access."""
 
     dataset: Any
-    count: int
+    taken: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.taken
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.count))]
-        if not 0 <= index < self.count:
+            return [self[i] for i in range(*index.indices(self.taken))]
+        if not 0 <= index < self.taken:
             raise IndexError(index)
         return self.dataset[index][0].convert("RGB")
 
@@ -65,12 +65,14 @@ def load_clip_benchmark(
                 task=task,
             )
         except (FileNotFoundError, RuntimeError, OSError) as error:
-            raise NotMeasured(f"{dataset}: not found under {root} ({_line(error)}): {mend}") from error
+            raise NotMeasured(
+                f"{dataset}: not found under {root} ({_line(error)}): {mend}"
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{dataset}: clip-benchmark cannot build it: {_line(error)}") from error
     total = len(found)
     taken = total if count is None else min(count, total)
-    images = DatasetImages(dataset=found, count=taken)
+    images = DatasetImages(dataset=found, taken=taken)
     hashes, labels, captions = [], [], []
     for index in range(taken):
         image, target = found[index]

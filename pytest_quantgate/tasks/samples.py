@@ -8,9 +8,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from pytest_quantgate.errors import DataError
+
+
+class Images(Protocol):
+    """What images are read from: a list, an array [N, H, W, 3], or a reader that decodes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +32,7 @@ class Samples:
 
     name: str
     ids: tuple[str, ...]
-    images: Sequence[Any]
+    images: Images
     hashes: tuple[str, ...]
     labels: tuple[int, ...] | None = None
     captions: tuple[tuple[str, ...], ...] | None = None
@@ -96,7 +104,7 @@ class Samples:
 class Selected(Sequence[Any]):
     """Some of the images of another sequence, still decoded on access."""
 
-    images: Sequence[Any]
+    images: Images
     indices: tuple[int, ...]
 
     def __len__(self) -> int:

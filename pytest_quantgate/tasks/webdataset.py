@@ -148,9 +148,7 @@ def _read_shard(shard: Path, *, text_suffix: str) -> list[tuple[str, TarImage, s
                     continue
                 key, _, suffix = member.name.partition(".")
                 if suffix in IMAGE_SUFFIXES:
-                    images[key] = TarImage(
-                        shard=shard, offset=member.offset_data, size=member.size
-                    )
+                    images[key] = TarImage(shard=shard, offset=member.offset_data, size=member.size)
                 elif suffix == text_suffix:
                     stream = archive.extractfile(member)
                     assert stream is not None

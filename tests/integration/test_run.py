@@ -23,12 +23,14 @@ def test_a_good_variant_ends_with_a_verdict_table(write_suite: WriteSuite, run_g
         [
             "*= quantgate =*",
             "tiny",
-            "  PASS  coverage *",
-            "  PASS  calibration *",
-            "  PASS  fidelity *",
-            "  PASS  accuracy[[]scenes/classification-acc1[]] *",
-            "  PASS  regression[[]scenes/classification-acc1[]] *",
-            "  PASS  roundtrip *",
+            "  PASS  coverage",
+            "        E4M3 on *% of matrix weights, attention q k v output in 2+2 blocks",
+            "  PASS  calibration",
+            "  PASS  fidelity",
+            "  PASS  accuracy[[]scenes/classification-acc1[]]",
+            "        * -> * %, drop * [[]*, *[]] within 50.00 pp",
+            "  PASS  regression[[]scenes/classification-acc1[]]",
+            "  PASS  roundtrip",
             "tiny: may ship: 6 gates passed",
             "6 gates: 6 passed",
         ]
@@ -41,7 +43,7 @@ def test_junit_carries_the_figures(
     write_suite()
     run_gates("-k", "accuracy", "--junitxml=report.xml")
 
-    case = ElementTree.parse(pytester.path / "report.xml").getroot().find(".//testcase")  # noqa: S314
+    case = ElementTree.parse(pytester.path / "report.xml").getroot().find(".//testcase")
 
     assert case is not None
     assert case.get("name") == "accuracy[scenes/classification-acc1]"
@@ -171,22 +173,33 @@ def test_quiet_runs_stay_quiet(write_suite: WriteSuite, run_gates: Run, tmp_path
 
 
 def test_ctrl_c_during_calibration_leaves_nothing_to_read(
-    pytester: pytest.Pytester,
-    write_suite: WriteSuite,
-    run_gates: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    pytester: pytest.Pytester, write_suite: WriteSuite, tmp_path: Path
 ) -> None:
     write_suite()
-    option = f"--quantgate-cache-dir={tmp_path}"
+    pytester.makeconftest(
+        """
+        import os, signal
+        from pytest_quantgate.models import quantize as room
 
-    def interrupt(*_args: object, **_kwargs: object) -> None:
-        raise KeyboardInterrupt
+        calibrate = room.quantize
 
-    with monkeypatch.context() as patch:
-        patch.setattr("pytest_quantgate.models.quantize.quantize", interrupt)
-        stopped = run_gates(option, "-k", "coverage", "--no-summary")
-    again = run_gates(option, "-k", "coverage")
+        def interrupted(model, *, batches, **options):
+            def first_batch_then_ctrl_c():
+                yield next(iter(batches))
+                os.kill(os.getpid(), signal.SIGINT)
+                yield from batches
+
+            return calibrate(model, batches=first_batch_then_ctrl_c(), **options)
+
+        room.quantize = interrupted
+        """
+    )
+    arguments = ("suites", f"--quantgate-cache-dir={tmp_path}", "-k", "coverage")
+
+    stopped = pytester.runpytest_subprocess(*arguments)
+    (pytester.path / "conftest.py").unlink()
+    again = pytester.runpytest_subprocess(*arguments)
 
     assert stopped.ret == pytest.ExitCode.INTERRUPTED
     again.assert_outcomes(passed=1)
+    again.stdout.no_fnmatch_line("*damaged*")

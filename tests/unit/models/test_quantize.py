@@ -64,6 +64,16 @@ def test_both_attention_classes_in_one_process(
     } == {name for name in enabled(models["fp8-attention"]) if "bmm" in name}
 
 
+@pytest.fixture(autouse=True)
+def _plain_registry() -> Iterator[None]:
+    """Whatever ran before in this process (ModelOpt registers CLIPAttention by itself)."""
+    if QuantModuleRegistry.get(CLIPAttention) is not None:
+        QuantModuleRegistry.unregister(CLIPAttention)
+    yield
+    if QuantModuleRegistry.get(CLIPAttention) is not None:
+        QuantModuleRegistry.unregister(CLIPAttention)
+
+
 def test_registry_is_left_as_it_was(
     tiny_fp16: ClipModel, make_pairs: MakePairs, make_recipe: MakeRecipe
 ) -> None:

@@ -48,7 +48,9 @@ def test_failure_stays_readable_with_much_evidence() -> None:
 
 
 def test_green_suite_may_ship() -> None:
-    summary = Summary(rows=(row("coverage", Status.PASS, of=2), row("roundtrip", Status.PASS, of=2)))
+    summary = Summary(
+        rows=(row("coverage", Status.PASS, of=2), row("roundtrip", Status.PASS, of=2))
+    )
 
     assert summary.conclude("clip") == ("may ship: 2 gates passed", Status.PASS)
     assert lines(summary) == [
@@ -92,16 +94,35 @@ def test_not_measured_is_counted_and_never_green() -> None:
     whole = Summary(rows=(row("x", Status.NOT_MEASURED),))
 
     assert part.conclude("clip") == ("not decided: x not measured", Status.NOT_MEASURED)
-    assert whole.conclude("clip") == ("not measured", Status.NOT_MEASURED)
+    assert whole.conclude("clip") == ("not measured: x: text", Status.NOT_MEASURED)
     assert lines(part)[-1] == "2 gates: 1 passed, 1 not measured"
 
 
-def test_long_headlines_wrap_under_themselves() -> None:
-    summary = Summary(rows=(row("coverage", Status.PASS, headline="coverage: " + "word " * 30),))
+def test_what_does_not_fit_one_line_a_gate_takes_two() -> None:
+    wide = "accuracy[scenes/retrieval-image_retrieval_recall@5]"
+    brief = "96.20 -> 95.90 %, drop 0.30 [-0.41, 1.05] within 3.00 pp"
+    verdict = Verdict(gate="accuracy", status=Status.PASS, headline="long " * 40, brief=brief)
+    rows = (Row(suite="clip", gate=wide, gates_in_suite=1, verdict=verdict),)
 
-    for line in lines(summary)[1:4]:
-        assert len(line) <= 80
-    assert lines(summary)[2].startswith(" " * len("  PASS  coverage  ") + "word")
+    assert lines(Summary(rows=rows))[:3] == ["clip", f"  PASS  {wide}", f"        {brief}"]
+    one_line = [text for text, _ in render_summary(Summary(rows=rows), width=120)]
+    assert one_line[:2] == ["clip", f"  PASS  {wide}  {brief}"]
+
+
+def test_a_headline_without_brief_form_is_cut() -> None:
+    summary = Summary(rows=(row("coverage", Status.FAIL, headline="coverage: " + "word " * 30),))
+
+    assert lines(summary)[2] == "        " + ("word " * 30)[:67].rstrip() + "..."
+
+
+def test_one_reason_for_a_whole_suite_is_said_once() -> None:
+    reason = "clip.quantgate.yaml:2: environment variable CLIP is not set: export CLIP=PATH"
+    gates = ("coverage", "roundtrip")
+    summary = Summary(
+        rows=tuple(row(gate, Status.NOT_MEASURED, of=2, headline=reason) for gate in gates)
+    )
+
+    assert lines(summary) == [f"clip: not measured: {reason}", "2 gates: 2 not measured"]
 
 
 def test_orphans_name_the_command_that_deletes_them() -> None:

@@ -1,0 +1,308 @@
+"""Assertions for hand-written tests: the gates of a suite, on any model that the caller built.
+
+They need no fixture and no suite file. Limits are written as in a suite (`"1pp"`, `"95%"`,
+`"20dB"`). Each returns its verdict where it is PASS and raises AssertionError with the report of
+the gate where it is anything else: INCONCLUSIVE is no pass.
+
+    from pytest_quantgate.assertions import assert_calibrated, assert_quantizer_coverage
+
+    def test_release(model, pixel_values, tokens):
+        towers = {
+            "run_vision": lambda: model.get_image_features(pixel_values=pixel_values),
+            "run_text": lambda: model.get_text_features(**tokens),
+        }
+        assert_quantizer_coverage(model, **towers)
+        assert_calibrated(model, **towers)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pytest_quantgate.gates import (
+    judge_accuracy,
+    judge_coverage,
+    judge_ranges,
+    judge_roundtrip,
+    judge_tower,
+)
+from pytest_quantgate.measurement import Audit, Outcomes
+from pytest_quantgate.quantities import (
+    QuantityError,
+    parse_confidence,
+    parse_cosine,
+    parse_decibels,
+    parse_percent,
+    parse_points,
+)
+from pytest_quantgate.report.terminal import render_failure
+from pytest_quantgate.suite import (
+    AccuracyGate,
+    CalibrationGate,
+    CoverageGate,
+    FidelityGate,
+    RoundtripGate,
+    Waiver,
+    Where,
+)
+from pytest_quantgate.verdict import Verdict
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_quantgate.models.recipes import Recipe
+
+Forward = Callable[[], object]
+AttentionSlot = Literal["q", "k", "v", "softmax", "output"]
+Limit = TypeVar("Limit")
+
+
+def assert_quantizer_coverage(
+    module: torch.nn.Module,
+    *,
+    run_vision: Forward | None,
+    run_text: Forward | None,
+    recipe: str | Mapping[str, Any] | None = None,
+    exclude: Sequence[str] = (),
+    attention: Sequence[AttentionSlot] | None = None,
+    waive: Mapping[str, tuple[str, date]] | None = None,
+) -> Verdict:
+    """Assert that `module` is quantized as its recipe means it, and that the quantizers run.
+
+    `run_vision` and `run_text` run one forward of a tower each; None for a tower that the model
+    does not have. Without a `recipe` every Linear and Conv layer is expected to be quantized, but
+    for the quantizers that `exclude` names. `attention` are the slots that each block must have
+    (None: those that the recipe promises by its name). `waive` maps a module pattern to
+    (reason, last day). Raises AssertionError with the findings, ModelError for a bad recipe.
+    """
+    audit = _audit(module, run_vision, run_text, recipe=recipe, exclude=tuple(exclude))
+    here = _here("assert_quantizer_coverage")
+    gate = CoverageGate(
+        where=here,
+        attention=None if attention is None else tuple(attention),
+        towers=_towers(run_vision, run_text),
+        waive=tuple(
+            Waiver(where=here, modules=(pattern,), reason=reason, until=until)
+            for pattern, (reason, until) in (waive or {}).items()
+        ),
+    )
+    return _require(judge_coverage(audit, gate=gate, today=datetime.now(UTC).date()))
+
+
+def assert_calibrated(
+    module: torch.nn.Module,
+    *,
+    run_vision: Forward | None,
+    run_text: Forward | None,
+    max_clipped: str = "0.1%",
+) -> Verdict:
+    """Assert that every enabled static quantizer has a finite positive amax, is really called, and
+    clips at most `max_clipped` of the values that it sees.
+
+    `run_vision` and `run_text` should run data that the model was not calibrated on. Raises
+    AssertionError with the findings.
+    """
+    audit = _audit(module, run_vision, run_text, clip=True)
+    gate = CalibrationGate(
+        where=_here("assert_calibrated"),
+        max_clipped=_read(parse_percent, max_clipped, "max_clipped"),
+    )
+    return _require(judge_ranges(audit, gate=gate))
+
+
+def assert_fidelity(
+    *,
+    fp16: torch.Tensor,
+    quantized: torch.Tensor,
+    tower: Literal["vision", "text"] = "vision",
+    min_cosine: float | None = None,
+    min_worst_cosine: float | None = None,
+    min_sqnr: str | None = None,
+    min_worst_sqnr: str | None = None,
+) -> Verdict:
+    """Assert that embeddings [N, D] of one tower are as close to FP16's as the limits say.
+
+    Raises AssertionError with the figures, ValueError for other shapes.
+    """
+    from pytest_quantgate.measure.fidelity import compare_embeddings
+
+    if fp16.ndim != 2 or fp16.shape != quantized.shape:
+        raise ValueError(
+            f"embeddings must be two [N, D], got {list(fp16.shape)} and {list(quantized.shape)}"
+        )
+    ids = [str(index) for index in range(len(fp16))]
+    found = compare_embeddings(tower=tower, fp16=fp16, quantized=quantized, ids=ids)
+    gate = FidelityGate(
+        where=_here("assert_fidelity"),
+        min_cosine=_read_optional(parse_cosine, min_cosine, "min_cosine"),
+        min_worst_cosine=_read_optional(parse_cosine, min_worst_cosine, "min_worst_cosine"),
+        min_sqnr_db=_read_optional(parse_decibels, min_sqnr, "min_sqnr"),
+        min_worst_sqnr_db=_read_optional(parse_decibels, min_worst_sqnr, "min_worst_sqnr"),
+    )
+    return _require(judge_tower(found, gate=gate))
+
+
+def assert_accuracy_drop(
+    *,
+    fp16: Outcomes | Sequence[object],
+    quantized: Outcomes | Sequence[object],
+    max_drop: str,
+    confidence: str = "95%",
+    floor: str | None = None,
+    max_flips: str | None = None,
+    max_class_drop: str | None = None,
+) -> Verdict:
+    """Assert that a metric drops by no more than `max_drop`, sample by sample, with a confidence.
+
+    `fp16` and `quantized` say for the same samples in the same order whether each was right (True,
+    1; a list, array or tensor), or are `Outcomes`, which know answers and classes as well. Raises
+    AssertionError with counts and interval, ValueError for sequences of different lengths or with
+    something else than true and false in them.
+    """
+    before, after = _outcomes(fp16, name="FP16"), _outcomes(quantized, name="quantized")
+    if not isinstance(fp16, Outcomes) and len(before.ids) != len(after.ids):
+        raise ValueError(
+            f"{len(before.ids)} FP16 and {len(after.ids)} quantized outcomes: the same samples "
+            f"must be given for both"
+        )
+    gate = AccuracyGate(
+        where=_here("assert_accuracy_drop"),
+        task=after.task,
+        metric=after.metric,
+        max_drop=_read(parse_points, max_drop, "max_drop"),
+        confidence=_read(parse_confidence, confidence, "confidence"),
+        floor=_read_optional(parse_percent, floor, "floor"),
+        max_flips=_read_optional(parse_percent, max_flips, "max_flips"),
+        max_class_drop=_read_optional(parse_points, max_class_drop, "max_class_drop"),
+    )
+    return _require(judge_accuracy(fp16=before, quantized=after, gate=gate))
+
+
+def assert_roundtrip(
+    module: torch.nn.Module,
+    *,
+    pixel_values: torch.Tensor,
+    tokens: Mapping[str, torch.Tensor],
+) -> Verdict:
+    """Assert that a quantized CLIPModel, saved and restored in a new process, is bit-identical.
+
+    `pixel_values` [N, 3, H, W] and `tokens` (`input_ids`, `attention_mask`, [N, T]) are what the
+    outputs are compared on. Raises AssertionError with what differs, ModelError where the model
+    cannot be saved or restored at all.
+    """
+    from pytest_quantgate.measure.roundtrip import measure_roundtrip
+    from pytest_quantgate.models.clip import ClipModel, PairBatch
+
+    parameter = next(module.parameters())
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    model = ClipModel(
+        module=module,
+        tokenizer=None,
+        image_processor=None,
+        weights_digest="",
+        description="the caller's model",
+        weight_dtype=dtype,
+        compute_dtype=dtype,
+        device=str(parameter.device),
+    )
+    ids = tuple(str(index) for index in range(len(pixel_values)))
+    batch = PairBatch(pixel_values=pixel_values, tokens=tokens, ids=ids)
+    with tempfile.TemporaryDirectory(prefix="quantgate-") as folder:
+        found = measure_roundtrip(model, batches=[batch], directory=Path(folder))
+    return _require(judge_roundtrip(found, gate=RoundtripGate(where=_here("assert_roundtrip"))))
+
+
+def _require(verdict: Verdict) -> Verdict:
+    __tracebackhide__ = True
+    if not verdict.passed:
+        raise AssertionError(render_failure(verdict))
+    return verdict
+
+
+def _audit(
+    module: torch.nn.Module,
+    run_vision: Forward | None,
+    run_text: Forward | None,
+    *,
+    recipe: str | Mapping[str, Any] | None = None,
+    exclude: tuple[str, ...] = (),
+    clip: bool = False,
+) -> Audit:
+    import torch
+
+    from pytest_quantgate.measure.audit import audit_module
+
+    with torch.inference_mode():
+        return audit_module(
+            module,
+            run_vision=run_vision,
+            run_text=run_text,
+            recipe=None if recipe is None else _resolve(recipe),
+            exclude=exclude,
+            clip_vision=[run_vision] if clip and run_vision else (),
+            clip_text=[run_text] if clip and run_text else (),
+        )
+
+
+def _resolve(recipe: str | Mapping[str, Any]) -> Recipe:
+    from pytest_quantgate.models.recipes import resolve_recipe
+    from pytest_quantgate.suite import QuantizeSpec
+
+    spec = QuantizeSpec(where=_here("assert_quantizer_coverage"), recipe=recipe)
+    return resolve_recipe(spec)
+
+
+def _towers(
+    run_vision: Forward | None, run_text: Forward | None
+) -> tuple[Literal["vision", "text"], ...]:
+    towers: tuple[Literal["vision"] | Literal["text"], ...] = ()
+    towers += ("vision",) if run_vision else ()
+    towers += ("text",) if run_text else ()
+    return towers
+
+
+def _outcomes(given: Outcomes | Sequence[object], *, name: str) -> Outcomes:
+    if isinstance(given, Outcomes):
+        return given
+    correct = []
+    for index, value in enumerate(given):
+        plain = value.item() if hasattr(value, "item") else value
+        if plain not in (0, 1):
+            raise ValueError(f"outcome {index} of {name} is {plain!r}: true or false is needed")
+        correct.append(bool(plain))
+    if not correct:
+        raise ValueError(f"no outcomes of {name} are given")
+    return Outcomes(
+        task="outcomes",
+        metric="accuracy",
+        variant=name,
+        ids=tuple(str(index) for index in range(len(correct))),
+        correct=tuple(correct),
+        answers=tuple(int(right) for right in correct),
+        labels=(-1,) * len(correct),
+        class_names=(),
+        value=sum(correct) / len(correct),
+        data_digest="",
+        nonfinite=0,
+    )
+
+
+def _read_optional(parse: Callable[[object], Limit], value: object, name: str) -> Limit | None:
+    return None if value is None else _read(parse, value, name)
+
+
+def _read(parse: Callable[[object], Limit], value: object, name: str) -> Limit:
+    """Return a limit that is written as in a suite; its error names the argument."""
+    try:
+        return parse(value)
+    except QuantityError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _here(function: str) -> Where:
+    """Return the place that a report names: the assertion stands where a suite's line would."""
+    return Where(file=function, line=0)

@@ -1,0 +1,570 @@
+"""The accuracy gate: drops, floors, flips and classes, decided with a confidence."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from gate_builders import (
+    SAME_EXAMPLES,
+    accuracy_gate,
+    all_text,
+    at,
+    make_class_pair,
+    make_hits,
+    make_outcomes,
+    make_pair,
+    number_in,
+)
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pytest_quantgate.gates import judge_accuracy
+from pytest_quantgate.gates.pairing import pair_outcomes
+from pytest_quantgate.gates.statistics import ClassCounts, mean_class_drop_limits
+from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.suite import AccuracyGate
+from pytest_quantgate.verdict import Status, Verdict
+
+LIMITS = st.sampled_from([Fraction(n, 1000) for n in (0, 5, 10, 50, 200)])
+
+
+def judge(
+    pair: tuple[Outcomes, Outcomes], gate: AccuracyGate | None = None, **limits: Any
+) -> Verdict:
+    fp16, quantized = pair
+    return judge_accuracy(fp16=fp16, quantized=quantized, gate=gate or accuracy_gate(**limits))
+
+
+@st.composite
+def flips(draw: st.DrawFn) -> tuple[int, int, int]:
+    """Samples, lost and won that fit together."""
+    samples = draw(st.integers(1, 400))
+    lost = draw(st.one_of(st.integers(0, min(samples, 12)), st.integers(0, samples)))
+    won = draw(st.one_of(st.integers(0, min(samples - lost, 12)), st.integers(0, samples - lost)))
+    return samples, lost, won
+
+
+# -- a case from practice -----------------------------------------------------------------------
+
+#: 10,000 samples: a drop of 0.47 points, and 5.3 % of all answers are not FP16's.
+PRACTICE = make_pair(10_000, lost=200, won=153, other_answers=177, both_wrong=3_600)
+
+
+def test_half_a_point_on_ten_thousand_samples_is_not_decided() -> None:
+    verdict = judge(PRACTICE, max_drop=Fraction(1, 200))
+
+    assert verdict.status is Status.INCONCLUSIVE
+    assert verdict.headline == (
+        "accuracy: scenes/classification: fp8-attention acc1 62.00 % vs fp16 62.47 % on 10000 "
+        "samples: drop 0.47 pp, one-sided 95 % limits [0.16, 0.78] pp, not decided against "
+        f"max_drop 0.50 pp = 50 samples ({at('max_drop')})"
+    )
+    assert "200 right to wrong, 153 wrong to right, 530 answers changed" in verdict.evidence
+    assert verdict.figures["drop_points"] == pytest.approx(0.47)
+    assert verdict.figures["drop_low_points"] == pytest.approx(0.16, abs=0.005)
+    assert verdict.figures["drop_high_points"] == pytest.approx(0.78, abs=0.005)
+    assert "too few samples" in verdict.cause
+    assert "more samples" in verdict.next_step
+
+
+def test_the_same_result_fails_on_its_flips() -> None:
+    """The average hides it: gains and losses cancel out, but one answer in nineteen is another."""
+    verdict = judge(PRACTICE, max_drop=Fraction(1, 200), max_flips=Fraction(3, 100))
+
+    assert verdict.status is Status.FAIL
+    assert "530 of 10000 answers changed, 5.30 %" in verdict.headline
+    assert f"over max_flips 3.00 % = 300 ({at('max_flips')})" in verdict.headline
+    assert "the average hides it" in verdict.cause
+    assert any(line.startswith("INCONCLUSIVE: accuracy:") for line in verdict.evidence)
+
+
+def test_the_same_rates_settle_where_the_verdict_says() -> None:
+    verdict = judge(PRACTICE, max_drop=Fraction(1, 200))
+
+    needed = number_in(r"about (\d+) samples at these rates would settle it", verdict.evidence)
+
+    assert needed > 100 * 10_000
+    assert any("10000 were measured" in line for line in verdict.evidence)
+
+
+# -- the drop -----------------------------------------------------------------------------------
+
+
+@SAME_EXAMPLES
+@given(case=flips(), limit=LIMITS)
+def test_improvement_never_fails(case: tuple[int, int, int], limit: Fraction) -> None:
+    samples, lost, won = case
+    assume(won >= lost)
+
+    verdict = judge(make_pair(samples, lost=lost, won=won), max_drop=limit)
+
+    assert verdict.status is not Status.FAIL
+
+
+@SAME_EXAMPLES
+@given(case=flips(), limit=LIMITS)
+def test_gaining_only_never_fails_the_class_screen(
+    case: tuple[int, int, int], limit: Fraction
+) -> None:
+    samples, _, won = case
+
+    verdict = judge(make_pair(samples, won=won), max_drop=Fraction(1), max_class_drop=limit)
+
+    assert verdict.status is Status.PASS
+
+
+@SAME_EXAMPLES
+@given(case=flips(), limit=LIMITS)
+def test_passing_means_that_the_drop_is_within_its_limit(
+    case: tuple[int, int, int], limit: Fraction
+) -> None:
+    samples, lost, won = case
+    verdict = judge(make_pair(samples, lost=lost, won=won), max_drop=limit)
+
+    if verdict.passed:
+        assert Fraction(lost - won, samples) <= limit
+    if verdict.status is Status.FAIL:
+        assert Fraction(lost - won, samples) > limit
+
+
+@SAME_EXAMPLES
+@given(case=flips(), limit=LIMITS, screens=st.booleans())
+def test_another_loss_never_makes_a_verdict_better(
+    case: tuple[int, int, int], limit: Fraction, screens: bool
+) -> None:
+    samples, lost, won = case
+    assume(lost + won < samples)
+    gate = accuracy_gate(max_drop=limit)
+    if screens:
+        gate = replace(
+            gate, floor=Fraction(1, 2), max_flips=Fraction(1, 10), max_class_drop=Fraction(1, 20)
+        )
+
+    before = judge(make_pair(samples, lost=lost, won=won), gate)
+    # The sample that is lost now was right in both: the last of those that changed places.
+    fp16, quantized = make_pair(samples, lost=lost, won=won)
+    at_last = samples - 1
+    worse = replace(
+        quantized,
+        correct=(*quantized.correct[:at_last], False),
+        answers=(*quantized.answers[:at_last], (quantized.labels[at_last] + 1) % 4),
+        value=(sum(quantized.correct) - 1) / samples,
+    )
+    after = judge((fp16, worse), gate)
+
+    assert after.status.severity >= before.status.severity
+
+
+@pytest.mark.parametrize(
+    ("samples", "lost", "won", "limit"),
+    [
+        (10_000, 20, 10, Fraction(1, 200)),
+        (1_000, 0, 0, Fraction(1, 100)),
+        (1_000, 0, 30, Fraction(1, 100)),
+        (268, 0, 0, Fraction(1, 100)),
+    ],
+)
+def test_number_of_flips_that_would_end_a_pass_is_exact(
+    samples: int, lost: int, won: int, limit: Fraction
+) -> None:
+    gate = accuracy_gate(max_drop=limit)
+    verdict = judge(make_pair(samples, lost=lost, won=won), gate)
+    assert verdict.passed
+
+    more = number_in(r"(\d+) more flips? to wrong would end this PASS", verdict.evidence)
+
+    assert not judge(make_pair(samples, lost=lost + more, won=won), gate).passed
+    assert judge(make_pair(samples, lost=lost + more - 1, won=won), gate).passed
+
+
+@pytest.mark.parametrize(
+    ("samples", "lost", "won", "limit"),
+    [
+        (10_000, 200, 20, Fraction(1, 200)),
+        (1_000, 60, 0, Fraction(1, 100)),
+        (50, 50, 0, Fraction(1, 100)),
+    ],
+)
+def test_number_of_flips_that_would_end_a_fail_is_exact(
+    samples: int, lost: int, won: int, limit: Fraction
+) -> None:
+    gate = accuracy_gate(max_drop=limit)
+    verdict = judge(make_pair(samples, lost=lost, won=won), gate)
+    assert verdict.status is Status.FAIL
+
+    fewer = number_in(r"(\d+) flips? fewer would end this FAIL", verdict.evidence)
+
+    ended = judge(make_pair(samples, lost=lost - fewer, won=won), gate)
+    assert ended.status is not Status.FAIL
+    still = judge(make_pair(samples, lost=lost - fewer + 1, won=won), gate)
+    assert still.status is Status.FAIL
+
+
+def test_no_flip_can_end_a_pass_that_allows_everything() -> None:
+    verdict = judge(make_pair(100, lost=5), max_drop=Fraction(1))
+
+    assert verdict.passed
+    assert "would end" not in all_text(verdict)
+
+
+def test_drop_at_its_limit_says_that_samples_do_not_help() -> None:
+    verdict = judge(make_pair(10_000, lost=60, won=10), max_drop=Fraction(1, 200))
+
+    assert verdict.status is Status.INCONCLUSIVE
+    assert "the drop is the limit: no number of samples would settle it" in verdict.evidence
+
+
+def test_failure_names_the_limit_its_place_and_what_to_do() -> None:
+    verdict = judge(make_pair(1_000, lost=60, won=5), max_drop=Fraction(1, 100))
+
+    assert verdict.status is Status.FAIL
+    assert "drop 5.50 pp, one-sided 95 % limits [4.29, 6.90] pp" in verdict.headline
+    assert f"over max_drop 1.00 pp = 10 samples ({at('max_drop')})" in verdict.headline
+    assert verdict.cause == "quantization noise where the model is sensitive"
+    assert "exclude the worst layers" in verdict.next_step
+
+
+def test_pass_carries_its_numbers_too() -> None:
+    verdict = judge(make_pair(1_000, lost=3, won=1), max_drop=Fraction(1, 100))
+
+    assert verdict.passed
+    assert f"within max_drop 1.00 pp = 10 samples ({at('max_drop')})" in verdict.headline
+    assert verdict.evidence[0] == "3 right to wrong, 1 wrong to right, 4 answers changed"
+    assert (verdict.cause, verdict.next_step) == ("", "")
+    assert verdict.figures["samples"] == 1_000
+    assert verdict.figures["right_to_wrong"] == 3
+    assert verdict.figures["wrong_to_right"] == 1
+    assert verdict.figures["answers_changed"] == 4
+    assert verdict.figures["max_drop_points"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "samples", "allowed"),
+    [
+        (Fraction(1, 200), 10_000, "50 samples"),
+        (Fraction(29, 100), 100, "29 samples"),  # 0.29 * 100 is 28.999... in floats
+        (Fraction(1, 100), 199, "1 sample"),
+        (Fraction(1, 100), 99, "0 samples"),
+    ],
+)
+def test_limit_is_shown_as_an_exact_count(limit: Fraction, samples: int, allowed: str) -> None:
+    assert f"pp = {allowed} (" in judge(make_pair(samples), max_drop=limit).headline
+
+
+@pytest.mark.parametrize(
+    ("confidence", "text"),
+    [
+        (Fraction(95, 100), "95 %"),
+        (Fraction(975, 1000), "97.5 %"),
+        (Fraction(999, 1000), "99.9 %"),
+    ],
+)
+def test_confidence_is_shown_as_the_suite_has_it(confidence: Fraction, text: str) -> None:
+    verdict = judge(
+        make_pair(2_000), confidence=confidence, floor=Fraction(1, 10), max_flips=Fraction(1, 10)
+    )
+
+    assert all_text(verdict).count(f"one-sided {text} limits") == 3
+
+
+def test_more_confidence_asks_for_more_samples() -> None:
+    pair = make_pair(400)
+
+    assert judge(pair, confidence=Fraction(95, 100)).passed
+    assert judge(pair, confidence=Fraction(99, 100)).status is Status.INCONCLUSIVE
+
+
+def test_worst_class_is_named_only_where_one_lost() -> None:
+    worse = judge(make_class_pair(("cat", 100, 0, 0), ("dog", 100, 4, 1)), max_drop=Fraction(1, 10))
+    same = judge(make_class_pair(("cat", 100, 0, 0), ("dog", 100, 0, 4)), max_drop=Fraction(1, 10))
+
+    assert "worst class 'dog' -3.00 pp (4 lost, 1 won of 100)" in worse.evidence
+    assert "worst class" not in all_text(same)
+
+
+def test_retrieval_is_judged_without_classes() -> None:
+    pair = (make_hits([True] * 400, variant="fp16"), make_hits([True] * 400))
+
+    verdict = judge(pair, task="scenes/retrieval", metric="image_retrieval_recall@1")
+
+    assert verdict.passed
+    assert "image_retrieval_recall@1 100.00 % vs fp16 100.00 % on 400 samples" in verdict.headline
+
+
+# -- results that are no result -----------------------------------------------------------------
+
+
+def test_other_samples_cannot_be_compared() -> None:
+    fp16, quantized = make_pair(10)
+    other = replace(quantized, ids=(*quantized.ids[:9], "image-99999"))
+
+    verdict = judge((fp16, other))
+
+    assert verdict.status is Status.INCOMPARABLE
+    assert "cannot be compared: the sample ids differ: 1 only in fp16" in verdict.headline
+    assert "same samples" in verdict.next_step
+
+
+def test_no_samples_cannot_be_compared() -> None:
+    verdict = judge((make_outcomes([], variant="fp16"), make_outcomes([])))
+
+    assert verdict.status is Status.INCOMPARABLE
+    assert "has no samples" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    "changes", [{"nonfinite": 2}, {"value": math.nan}, {"value": math.inf}], ids=str
+)
+@pytest.mark.parametrize("which", ["fp16", "quantized"])
+def test_nan_fails_in_either_variant(which: str, changes: dict[str, Any]) -> None:
+    fp16, quantized = make_pair(1_000)
+    if which == "fp16":
+        fp16 = replace(fp16, **changes)
+    else:
+        quantized = replace(quantized, **changes)
+
+    verdict = judge((fp16, quantized), max_drop=Fraction(1))
+
+    assert verdict.status is Status.FAIL
+    assert "gave NaN or Inf" in verdict.headline
+    assert (fp16 if which == "fp16" else quantized).variant in verdict.headline
+
+
+@pytest.mark.parametrize("metric", ["acc1", "mean_per_class_recall"])
+def test_value_that_its_samples_deny_fails(metric: str) -> None:
+    fp16, quantized = make_class_pair(("cat", 100, 0, 0), ("dog", 300, 30, 0), metric=metric)
+
+    verdict = judge((fp16, replace(quantized, value=1.0)), metric=metric, max_drop=Fraction(1))
+
+    assert verdict.status is Status.FAIL
+    assert (
+        "the value of fp8-attention, 100.00 %, is not what its 400 samples say" in verdict.headline
+    )
+    assert "changed after it was taken" in verdict.cause
+
+
+def test_ragged_outcomes_fail() -> None:
+    fp16, quantized = make_pair(10)
+
+    verdict = judge((fp16, replace(quantized, answers=quantized.answers[:9])))
+
+    assert verdict.status is Status.FAIL
+
+
+# -- floor --------------------------------------------------------------------------------------
+
+
+def test_loss_of_nothing_from_nothing_is_no_pass() -> None:
+    """Two models that both guess agree well; only a floor sees it."""
+    guess = make_pair(1_000, both_wrong=750)
+
+    without, with_floor = judge(guess), judge(guess, floor=Fraction(6, 10))
+
+    assert without.passed
+    assert with_floor.status is Status.FAIL
+    assert f"under floor 60.00 % ({at('floor')})" in with_floor.headline
+    assert "no pass" in with_floor.cause
+    assert with_floor.next_step == "check the FP16 value first"
+    assert with_floor.figures["floor_status"] == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("right", "status", "words"),
+    [
+        (650, Status.PASS, "over floor 60.00 %"),
+        (610, Status.INCONCLUSIVE, "not decided against floor 60.00 %"),
+        (590, Status.INCONCLUSIVE, "not decided against floor 60.00 %"),
+        (550, Status.FAIL, "under floor 60.00 %"),
+    ],
+)
+def test_floor_is_decided_with_confidence(right: int, status: Status, words: str) -> None:
+    verdict = judge(make_pair(1_000, both_wrong=1_000 - right), floor=Fraction(6, 10))
+
+    assert verdict.status is status
+    assert words in all_text(verdict)
+    assert verdict.figures["floor_status"] == status.value
+
+
+def test_floor_of_a_mean_over_classes_looks_at_the_mean() -> None:
+    """Nine of ten samples are right, but only half of the classes."""
+    pair = make_class_pair(("cat", 900, 0, 0), ("dog", 100, 0, 0), metric="mean_per_class_recall")
+    blind = tuple(
+        replace(
+            outcomes,
+            correct=(True,) * 900 + (False,) * 100,
+            answers=(0,) * 1_000,
+            value=0.5,
+        )
+        for outcomes in pair
+    )
+    gate = accuracy_gate(
+        metric="mean_per_class_recall", max_drop=Fraction(1, 10), floor=Fraction(7, 10)
+    )
+
+    verdict = judge((blind[0], blind[1]), gate)
+
+    assert verdict.status is Status.FAIL
+    assert "mean_per_class_recall 50.00 %" in verdict.headline
+    assert "under floor 70.00 %" in verdict.headline
+
+
+# -- flips and classes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "words"),
+    [
+        (20, Status.PASS, "within max_flips 3.00 % = 30"),
+        (30, Status.INCONCLUSIVE, "not decided against max_flips 3.00 % = 30"),
+        (60, Status.FAIL, "over max_flips 3.00 % = 30"),
+    ],
+)
+def test_flips_are_decided_with_confidence(changed: int, status: Status, words: str) -> None:
+    pair = make_pair(1_000, other_answers=changed, both_wrong=200)
+
+    verdict = judge(pair, max_flips=Fraction(3, 100))
+
+    assert verdict.status is status
+    assert f"{changed} of 1000 answers changed" in all_text(verdict)
+    assert words in all_text(verdict)
+    assert verdict.figures["flips_share"] == pytest.approx(changed / 1_000)
+
+
+def test_flips_of_retrieval_are_hits_and_misses() -> None:
+    pair = (
+        make_hits([True] * 90 + [False] * 10, variant="fp16"),
+        make_hits([False] * 10 + [True] * 90),
+    )
+
+    verdict = judge(pair, max_drop=Fraction(1, 10), max_flips=Fraction(1, 100))
+
+    assert verdict.status is Status.FAIL
+    assert "20 of 100 hits and misses changed" in verdict.headline
+
+
+def test_one_class_that_is_lost_fails_although_the_mean_is_kept() -> None:
+    pair = make_class_pair(("cat", 500, 0, 40), ("dog", 500, 0, 0), ("fox", 100, 40, 0))
+
+    verdict = judge(pair, max_drop=Fraction(1, 100), max_class_drop=Fraction(5, 100))
+
+    assert verdict.status is Status.FAIL
+    assert (
+        "worst class 'fox' drops 40.00 pp on 100 samples, 1 of 3 classes over max_class_drop "
+        f"5.00 pp ({at('max_class_drop')})"
+    ) in verdict.headline
+    assert "class 'fox': drop 40.00 pp (40 lost, 0 won of 100)" in verdict.evidence
+    assert "hides the loss of some" in verdict.cause
+    assert verdict.figures["worst_class"] == "fox"
+    assert verdict.figures["classes_over"] == 1
+
+
+def test_few_samples_of_a_class_decide_nothing() -> None:
+    pair = make_class_pair(("cat", 500, 0, 0), ("fox", 8, 1, 0))
+
+    verdict = judge(pair, max_drop=Fraction(5, 100), max_class_drop=Fraction(5, 100))
+
+    assert verdict.status is Status.INCONCLUSIVE
+    assert "worst class 'fox' drops 12.50 pp" in verdict.headline
+
+
+def test_class_at_its_limit_passes_the_screen() -> None:
+    pair = make_class_pair(("cat", 500, 0, 0), ("fox", 100, 29, 0))
+
+    within = judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(29, 100))
+    beyond = judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(2899, 10_000))
+
+    assert within.passed
+    assert beyond.status is Status.INCONCLUSIVE
+
+
+def test_looking_at_more_classes_asks_for_more_evidence() -> None:
+    """With a hundred classes one loses by chance: alone it fails, among them it does not."""
+    fox = ("fox", 100, 12, 0)
+    calm = tuple((f"class {n}", 100, 0, 0) for n in range(99))
+    limits: dict[str, Any] = {"max_drop": Fraction(1), "max_class_drop": Fraction(5, 100)}
+
+    assert judge(make_class_pair(fox), **limits).status is Status.FAIL
+    assert judge(make_class_pair(fox, *calm), **limits).status is Status.INCONCLUSIVE
+
+
+def test_worst_classes_come_first_and_ties_by_name() -> None:
+    pair = make_class_pair(
+        ("elk", 100, 20, 0), ("cat", 100, 30, 0), ("ape", 100, 20, 0), ("fox", 100, 40, 0)
+    )
+
+    verdict = judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(5, 100))
+
+    named = [re.findall(r"class '(\w+)': drop", line) for line in verdict.evidence]
+    assert [name for names in named for name in names] == ["fox", "cat", "ape", "elk"]
+
+
+def test_class_limit_without_classes_fails() -> None:
+    pair = (make_hits([True] * 400, variant="fp16"), make_hits([True] * 400))
+
+    verdict = judge(pair, max_class_drop=Fraction(5, 100))
+
+    assert verdict.status is Status.FAIL
+    assert f"max_class_drop is set, but the samples have no classes ({at('max_class_drop')})" in (
+        verdict.headline
+    )
+
+
+# -- mean over classes --------------------------------------------------------------------------
+
+
+def test_mean_over_classes_weighs_small_classes_alike() -> None:
+    """Ten losses are 1 % of the samples but 5 points of the mean over two classes."""
+    pair = make_class_pair(("cat", 900, 0, 0), ("dog", 100, 10, 0), metric="mean_per_class_recall")
+    gate = accuracy_gate(metric="mean_per_class_recall", max_drop=Fraction(2, 100))
+
+    verdict = judge(pair, gate)
+
+    assert verdict.status is Status.FAIL
+    assert "drop 5.00 pp" in verdict.headline
+    assert "would end" not in all_text(verdict)
+    fp16, quantized = pair
+    classes = [counts for _, counts in pair_outcomes(before=fp16, after=quantized).classes]
+    expected = mean_class_drop_limits(classes, confidence=0.95)
+    assert verdict.figures["drop_low_points"] == pytest.approx(expected.low * 100)
+    assert verdict.figures["drop_high_points"] == pytest.approx(expected.high * 100)
+
+
+def test_limits_of_a_mean_always_hold_the_result() -> None:
+    """The bootstrap's half counts pull towards nothing; the result itself stays inside."""
+    pair = make_class_pair(("cat", 2, 2, 0), ("dog", 2, 2, 0), metric="mean_per_class_recall")
+    found = mean_class_drop_limits(
+        [ClassCounts(samples=2, right_to_wrong=2, wrong_to_right=0)] * 2, confidence=0.95
+    )
+    assert found.high < 1
+
+    verdict = judge(pair, metric="mean_per_class_recall", max_drop=Fraction(99, 100))
+
+    assert verdict.figures["drop_high_points"] == pytest.approx(100)
+    assert verdict.status is Status.INCONCLUSIVE
+
+
+def test_mean_over_classes_improves_without_failing() -> None:
+    pair = make_class_pair(("cat", 50, 0, 3), ("dog", 50, 1, 2), metric="mean_per_class_recall")
+
+    verdict = judge(pair, metric="mean_per_class_recall", max_drop=Fraction(0))
+
+    assert verdict.status is not Status.FAIL
+
+
+def test_mean_over_classes_needs_classes() -> None:
+    pair = tuple(
+        make_hits([True] * 4, metric="mean_per_class_recall", variant=name)
+        for name in ("fp16", "fp8-attention")
+    )
+
+    verdict = judge((pair[0], pair[1]), metric="mean_per_class_recall")
+
+    assert verdict.status is Status.FAIL
+    assert f"mean_per_class_recall needs classes, and the samples have none ({at('metric')})" in (
+        verdict.headline
+    )

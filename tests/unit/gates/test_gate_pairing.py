@@ -1,0 +1,146 @@
+"""Pairing: every sample of one variant meets itself in the other, or nothing is compared."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from gate_builders import CLASSES, make_class_pair, make_hits, make_outcomes, make_pair
+
+from pytest_quantgate.baselines import store_outcomes
+from pytest_quantgate.gates.pairing import Unpaired, pair_outcomes, pair_stored
+from pytest_quantgate.gates.statistics import ClassCounts
+from pytest_quantgate.measurement import Outcomes
+
+
+def shuffled(outcomes: Outcomes, *, seed: int = 3) -> Outcomes:
+    order = list(range(len(outcomes.ids)))
+    random.Random(seed).shuffle(order)
+    mixed: dict[str, Any] = {
+        name: tuple(getattr(outcomes, name)[i] for i in order)
+        for name in ("ids", "correct", "answers", "labels")
+    }
+    return replace(outcomes, **mixed)
+
+
+def test_flips_are_counted_in_both_directions() -> None:
+    fp16, quantized = make_pair(100, lost=7, won=3, other_answers=5, both_wrong=20)
+
+    found = pair_outcomes(before=fp16, after=quantized)
+
+    assert (found.samples, found.before_right, found.after_right) == (100, 77, 73)
+    assert (found.right_to_wrong, found.wrong_to_right) == (7, 3)
+    assert found.changed == 15
+    assert found.drop == pytest.approx(0.04)
+
+
+def test_order_of_samples_does_not_matter() -> None:
+    fp16, quantized = make_pair(100, lost=7, won=3, other_answers=5)
+
+    assert pair_outcomes(before=fp16, after=shuffled(quantized)) == pair_outcomes(
+        before=fp16, after=quantized
+    )
+
+
+def test_classes_are_counted_by_themselves() -> None:
+    fp16, quantized = make_class_pair(("cat", 10, 3, 0), ("dog", 20, 1, 2))
+
+    assert pair_outcomes(before=fp16, after=quantized).classes == (
+        ("cat", ClassCounts(samples=10, right_to_wrong=3, wrong_to_right=0)),
+        ("dog", ClassCounts(samples=20, right_to_wrong=1, wrong_to_right=2)),
+    )
+
+
+def test_class_without_a_name_is_called_by_its_number() -> None:
+    fp16 = make_outcomes([True, True], labels=(0, 7))
+
+    names = [name for name, _ in pair_outcomes(before=fp16, after=fp16).classes]
+
+    assert names == ["cat", "7"]
+
+
+def test_in_retrieval_only_hits_and_misses_count_as_changed() -> None:
+    """Another first match among several that are right is no change."""
+    fp16 = make_hits([True, True, False, True])
+    quantized = make_hits([True, False, True, True], answers=(9, 8, 7, 6))
+
+    found = pair_outcomes(before=fp16, after=quantized)
+
+    assert (found.right_to_wrong, found.wrong_to_right, found.changed) == (1, 1, 2)
+    assert found.classes == ()
+
+
+FOUR = make_outcomes([True, True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"ids": ("image-00000", "image-00001", "image-00002", "image-00009")},
+            "the sample ids differ: 1 only in fp16, 1 only in fp8-attention, first 'image-00003'",
+        ),
+        (
+            {"ids": ("image-00000", "image-00001", "image-00002", "image-00002")},
+            "fp8-attention has the sample 'image-00002' more than once",
+        ),
+        (
+            {"ids": (), "correct": (), "answers": (), "labels": ()},
+            "fp8-attention has no samples",
+        ),
+        (
+            {"data_digest": "e" * 64},
+            "the data differs: fp16 dddddddddddd, fp8-attention eeeeeeeeeeee",
+        ),
+        ({"labels": (0, 1, 2, 0)}, "labels or class names differ"),
+        ({"class_names": tuple(reversed(CLASSES))}, "labels or class names differ"),
+    ],
+)
+def test_what_is_not_the_same_is_not_paired(changes: dict[str, Any], message: str) -> None:
+    fp16 = replace(FOUR, variant="fp16")
+
+    with pytest.raises(Unpaired, match=message):
+        pair_outcomes(before=fp16, after=replace(FOUR, **changes))
+
+
+def test_doubled_sample_of_fp16_is_found_too() -> None:
+    fp16 = replace(FOUR, variant="fp16", ids=("a", "a", "b", "c"))
+
+    with pytest.raises(Unpaired, match="fp16 has the sample 'a' more than once"):
+        pair_outcomes(before=fp16, after=FOUR)
+
+
+def test_stored_outcomes_pair_like_the_fresh_ones() -> None:
+    before, now = make_pair(100, lost=7, won=3, both_wrong=10)
+
+    found = pair_stored(stored=store_outcomes(shuffled(before)), now=shuffled(now, seed=4))
+
+    assert (found.samples, found.right_to_wrong, found.wrong_to_right) == (100, 7, 3)
+    assert (found.before_right, found.after_right, found.changed) == (87, 83, 10)
+    assert found.classes == pair_outcomes(before=before, after=now).classes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ids_digest": "0" * 64}, r"the sample ids differ: 4 in the baseline \(000000000000\)"),
+        ({"samples": 5}, "the sample ids differ: 5 in the baseline"),
+        ({"data_digest": "e" * 64}, "the data differs: baseline eeeeeeeeeeee, now dddddddddddd"),
+        ({"correct": (True, True)}, "the baseline is damaged"),
+        ({"value": float("nan")}, "the baseline is damaged"),
+    ],
+)
+def test_stored_outcomes_of_something_else_are_not_paired(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Unpaired, match=message):
+        pair_stored(stored=replace(store_outcomes(FOUR), **changes), now=FOUR)
+
+
+def test_stored_outcomes_are_not_paired_with_doubled_samples() -> None:
+    now = replace(FOUR, ids=("a", "a", "b", "c"))
+
+    with pytest.raises(Unpaired, match="more than once"):
+        pair_stored(stored=store_outcomes(FOUR), now=now)

@@ -1,0 +1,87 @@
+"""Numbers and names as verdicts write them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from pytest_quantgate.gates.words import (
+    closest,
+    count,
+    group,
+    listed,
+    percent,
+    points,
+    shorten,
+    signed,
+)
+
+
+def test_shares_are_written_in_percent() -> None:
+    assert percent(0.61842) == "61.84 %"
+    assert percent(Fraction(19, 20), 0) == "95 %"
+    assert percent(Fraction(1, 1000), 3) == "0.100 %"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0118, "1.18 pp"), (-0.0118, "-1.18 pp"), (Fraction(1, 200), "0.50 pp")],
+)
+def test_differences_are_written_in_points(share: float | Fraction, text: str) -> None:
+    assert points(share) == text
+
+
+def test_nothing_has_no_sign() -> None:
+    assert signed(-0.001) == "0.00"
+    assert signed(0.0) == "0.00"
+    assert signed(-0.01) == "-0.01"
+
+
+def test_nouns_follow_their_number() -> None:
+    assert [count(n, "sample") for n in (0, 1, 2)] == ["0 samples", "1 sample", "2 samples"]
+
+
+def test_long_lists_say_how_much_was_left_out() -> None:
+    lines = [f"line {n}" for n in range(10)]
+
+    assert shorten(lines, most=10) == tuple(lines)
+    assert shorten(lines, most=2, noun="groups") == ("line 0", "line 1", "... and 8 groups")
+
+
+def test_names_are_listed_up_to_four() -> None:
+    assert listed(["a", "b", "c", "d"]) == "a, b, c, d"
+    assert listed(["a", "b", "c", "d", "e", "f"]) == "a, b, c, d and 2 more"
+    assert listed([]) == ""
+
+
+def test_blocks_are_folded_into_ranges() -> None:
+    names = [f"layers.{n}.mlp.fc1" for n in (0, 1, 2, 5, 11)]
+
+    assert group(names) == ("layers.{0-2,5,11}.mlp.fc1 (5)",)
+
+
+def test_single_names_stay_as_they_are() -> None:
+    assert group(["layers.3.mlp.fc1", "visual_projection"]) == (
+        "layers.3.mlp.fc1",
+        "visual_projection",
+    )
+
+
+def test_every_index_of_a_name_is_folded_by_itself() -> None:
+    names = ["stages.0.blocks.0.fc", "stages.0.blocks.1.fc", "stages.0.blocks.2.fc"]
+
+    assert group(names) == ("stages.0.blocks.{0-2}.fc (3)",)
+
+
+def test_groups_keep_the_order_of_their_first_names() -> None:
+    assert group(["b.1", "a.1", "b.2"]) == ("b.{1-2} (2)", "a.1")
+
+
+def test_numbers_inside_a_word_are_no_block() -> None:
+    assert group(["mlp.fc1", "mlp.fc2"]) == ("mlp.fc1", "mlp.fc2")
+
+
+def test_typing_error_finds_what_was_meant() -> None:
+    assert closest("visual_projektion", ["visual_projection", "fc1"]) == "visual_projection"
+    assert closest("zzz", ["visual_projection", "fc1"]) is None

@@ -1,0 +1,167 @@
+"""Fingerprints: the same things have the same digest, and what differs is named."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import date
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_quantgate.fingerprint import LABELS, Fingerprint, differences, digest_of
+
+STORED = Fingerprint(model="a" * 64, data="b" * 64, calibration="c" * 64, recipe="d" * 64)
+repeatable = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    samples: int
+    share: Fraction
+
+
+def test_equal_fingerprints_have_no_differences() -> None:
+    assert differences(STORED, replace(STORED)) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model", "model weights or files differ: baseline aaaaaaaaaaaa, now ffffffffffff"),
+        ("data", "evaluation data differ: baseline bbbbbbbbbbbb, now ffffffffffff"),
+        (
+            "calibration",
+            "calibration data or settings differ: baseline cccccccccccc, now ffffffffffff",
+        ),
+        ("recipe", "recipe or exclude list differ: baseline dddddddddddd, now ffffffffffff"),
+    ],
+)
+def test_digest_that_differs_is_named(name: str, words: str) -> None:
+    assert differences(STORED, replace(STORED, **{name: "f" * 64})) == (words,)
+
+
+def test_all_that_differ_are_named() -> None:
+    now = replace(STORED, model="e" * 64, recipe="f" * 64)
+
+    assert [text.partition(" differ")[0] for text in differences(STORED, now)] == [
+        "model weights or files",
+        "recipe or exclude list",
+    ]
+
+
+def test_difference_after_the_shown_part_is_seen() -> None:
+    assert len(differences(STORED, replace(STORED, data="b" * 63 + "0"))) == 1
+
+
+def test_no_digest_is_forgotten_in_the_comparison() -> None:
+    assert set(LABELS) == {field.name for field in fields(Fingerprint)}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        ({}, "{}"),
+        ({"b": [1.5, True], "a": "é"}, '{"a":"\\u00e9","b":[1.5,true]}'),
+    ],
+)
+def test_digest_is_that_of_the_canonical_json(value: Any, text: str) -> None:
+    assert digest_of(value) == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("value", "same"),
+    [
+        ({"b": 1, "a": 2}, {"a": 2, "b": 1}),
+        ((1, 2), [1, 2]),
+        (MappingProxyType({"a": 1}), {"a": 1}),
+        (Fraction(1, 200), "1/200"),
+        (Fraction(5, 1000), Fraction(1, 200)),
+        (date(2027, 3, 1), "2027-03-01"),
+        (PurePosixPath("a/b"), "a/b"),
+        (Path("a"), "a"),
+        (Settings(1, Fraction(1, 2)), {"samples": 1, "share": "1/2"}),
+        ({1: "a"}, {"1": "a"}),
+    ],
+    ids=repr,
+)
+def test_same_content_in_another_form_has_the_same_digest(value: Any, same: Any) -> None:
+    assert digest_of(value) == digest_of(same)
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        ([1, 2], [2, 1]),
+        ("1", 1),
+        (1, True),
+        (1, 1.0),
+        (None, "null"),
+        (None, {}),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}),
+        ({"a": None}, {}),
+        (["ab"], ["a", "b"]),
+        ("ä", "a\u0308"),
+        (Fraction(1, 2), Fraction(1, 3)),
+        (Settings(1, Fraction(1, 2)), Settings(2, Fraction(1, 2))),
+    ],
+    ids=repr,
+)
+def test_other_content_has_another_digest(value: Any, other: Any) -> None:
+    assert digest_of(value) != digest_of(other)
+
+
+@repeatable
+@given(value=plain)
+def test_order_of_keys_never_matters(value: Any) -> None:
+    def turned(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {key: turned(part[key]) for key in reversed(part)}
+        return [turned(item) for item in part] if isinstance(part, list) else part
+
+    digest = digest_of(value)
+
+    assert digest == digest_of(turned(value))
+    assert len(digest) == 64
+    assert set(digest) <= set("0123456789abcdef")
+
+
+def test_digest_is_the_same_in_another_process() -> None:
+    code = (
+        "from pytest_quantgate.fingerprint import digest_of\n"
+        "print(digest_of({'b': [1.5], 'a': '\\u00e9'}))"
+    )
+    # Another hash seed: an order that depends on it would show here.
+    other = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONHASHSEED": "7"}, capture_output=True, check=True
+    )
+
+    assert other.stdout.decode().strip() == digest_of({"a": "é", "b": [1.5]})
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), b"x", 1j, Settings, len], ids=repr)
+def test_what_has_no_stable_text_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match="cannot digest a"):
+        digest_of({"a": [value]})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_number_that_is_none_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        digest_of([value])

@@ -30,6 +30,7 @@ from pytest_quantgate.gates import (
     judge_roundtrip,
     judge_tower,
 )
+from pytest_quantgate.gates.coverage import SLOTS
 from pytest_quantgate.measurement import Audit, Outcomes
 from pytest_quantgate.quantities import (
     QuantityError,
@@ -42,6 +43,7 @@ from pytest_quantgate.quantities import (
 from pytest_quantgate.report.terminal import render_failure
 from pytest_quantgate.suite import (
     AccuracyGate,
+    AttentionSlot,
     CalibrationGate,
     CoverageGate,
     FidelityGate,
@@ -57,7 +59,6 @@ if TYPE_CHECKING:
     from pytest_quantgate.models.recipes import Recipe
 
 Forward = Callable[[], object]
-AttentionSlot = Literal["q", "k", "v", "softmax", "output"]
 Limit = TypeVar("Limit")
 
 
@@ -76,11 +77,15 @@ def assert_quantizer_coverage(
     `run_vision` and `run_text` run one forward of a tower each; None for a tower that the model
     does not have. Without a `recipe` every Linear and Conv layer is expected to be quantized, but
     for the quantizers that `exclude` names. `attention` are the slots that each block must have
-    (None: those that the recipe promises by its name). `waive` maps a module pattern to
+    (None: those that the recipe promises by its name; without a recipe: what any block has, each
+    must have). `waive` maps a module pattern to
     (reason, last day). Raises AssertionError with the findings, ModelError for a bad recipe.
     """
     audit = _audit(module, run_vision, run_text, recipe=recipe, exclude=tuple(exclude))
     here = _here("assert_quantizer_coverage")
+    if attention is None and recipe is None:
+        enabled = {q.slot for q in audit.quantizers if q.enabled}
+        attention = [name for name, slot in SLOTS.items() if slot in enabled]
     gate = CoverageGate(
         where=here,
         attention=None if attention is None else tuple(attention),

@@ -148,7 +148,21 @@ class Record:
                 values[name] = _texts(value, name=name)
             else:
                 values[name] = _text(value, name=name)
-        return cls(**values)
+        record = cls(**values)
+        if record.metric != "mean_per_class_recall":  # the others are shares of right samples
+            for name in ("fp16", "accepted", "first"):
+                _check_value(values[name], name=name)
+        return record
+
+
+def _check_value(outcomes: StoredOutcomes, *, name: str) -> None:
+    """An edit of the value, or of the bits, shows in the other."""
+    counted = sum(outcomes.correct) / outcomes.samples
+    if abs(outcomes.value - counted) > 1e-9:
+        raise BaselineError(
+            f"{name}.value is {outcomes.value!r}, but {sum(outcomes.correct)} of "
+            f"{outcomes.samples} outcomes are right: it was changed by hand"
+        )
 
 
 def canonical_text(record: Record) -> str:

@@ -415,7 +415,7 @@ class Case:
         """The FP16 variant (on a CPU: the FP32 upcast of its weights)."""
         from pytest_quantgate.models.loading import load_fp16
 
-        with self.progress.stage(f"loading {self.suite.model.id or 'the reference model'}"):
+        with self.progress.stage(f"loading {self.source.description}"):
             return load_fp16(self.suite.model, device=self.device, environ=self.environ)
 
     @computed_once

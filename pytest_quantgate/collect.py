@@ -75,11 +75,13 @@ def run_gate(request: pytest.FixtureRequest) -> None:
     session = request.config.stash[SESSION]
     judged = session.case_for(gate.suite).judge(kind=gate.kind, key=gate.key)
     verdict = judged.verdict
+    gates = list(list_gates(gate.suite))
     request.node.stash[CARRIED] = [
         carry(
             suite=gate.suite.name,
             gate=gate.name,
-            gates_in_suite=len(list(list_gates(gate.suite))),
+            position=gates.index(gate),
+            gates_in_suite=len(gates),
             judged=judged,
             warnings=session.warnings,
         )

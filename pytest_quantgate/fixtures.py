@@ -85,8 +85,6 @@ def quantgate_baseline(request: pytest.FixtureRequest, quantgate_case: Case) -> 
         carried.append(
             carry(
                 suite=quantgate_case.suite.name,
-                gate="",
-                gates_in_suite=0,
                 judged=judged,
                 warnings=session.warnings,
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +85,7 @@ class RunSession:
                 Row(
                     suite=carried["suite"],
                     gate=carried["gate"],
+                    position=carried["position"],
                     gates_in_suite=carried["gates_in_suite"],
                     verdict=verdict_from_json(carried["verdict"]),
                     notes=tuple(carried["notes"]),
@@ -141,7 +142,8 @@ class RunSession:
         return tuple(suites), unreadable
 
     def summary(self) -> Summary:
-        rows = sorted(self.rows, key=lambda row: row.suite)  # stable: gates stay in run order
+        # In the suite's own order, whatever order (or worker) the tests ran in.
+        rows = sorted(self.rows, key=lambda row: (row.suite, row.position))
         return Summary(
             rows=tuple(rows),
             orphans=tuple(self.orphans),
@@ -152,7 +154,7 @@ class RunSession:
 
     def print_summary(self, reporter: pytest.TerminalReporter) -> None:
         summary = self.summary()
-        if not (summary.rows or summary.warnings or summary.orphans or summary.written):
+        if summary == Summary(rows=()):
             return
         reporter.write_sep("=", "quantgate")
         width = reporter.config.get_terminal_writer().fullwidth
@@ -167,11 +169,24 @@ class RunSession:
 def start_session(config: pytest.Config, *, settings: Settings) -> RunSession:
     """Return the state of this run, with progress shown where this process has a terminal."""
     is_worker = hasattr(config, "workerinput")
+    if is_worker:
+        workers = getattr(config, "workerinput")["workercount"]  # noqa: B009 (set by xdist)
+        share_cores(int(workers), environ=os.environ)
     return RunSession(
         settings=settings,
         progress=silent() if is_worker else terminal_progress(config),
         is_worker=is_worker,
     )
+
+
+def share_cores(workers: int, *, environ: MutableMapping[str, str]) -> None:
+    """Give this xdist worker its share of the cores, where the user did not say otherwise.
+
+    PyTorch takes all of them for each process, and threads that wait for one another on cores that
+    are taken make a forward many times slower. It reads the variable when it is imported.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // workers)))
 
 
 def terminal_progress(config: pytest.Config) -> Progress:
@@ -192,7 +207,13 @@ def terminal_progress(config: pytest.Config) -> Progress:
 
 
 def carry(
-    *, suite: str, gate: str, gates_in_suite: int, judged: Judged, warnings: list[str]
+    *,
+    suite: str,
+    gate: str = "",
+    position: int = 0,
+    gates_in_suite: int = 0,
+    judged: Judged,
+    warnings: list[str],
 ) -> dict[str, Any]:
     """Return the plain data that a test report carries from a worker to the controller.
 
@@ -204,6 +225,7 @@ def carry(
             {
                 "suite": suite,
                 "gate": gate,
+                "position": position,
                 "gates_in_suite": gates_in_suite,
                 "verdict": {
                     "gate": verdict.gate,

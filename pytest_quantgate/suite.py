@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 from pytest_quantgate.errors import NotMeasured, SuiteError
 
+#: The places around attention where a quantizer can be, as a suite names them.
+AttentionSlot = Literal["q", "k", "v", "softmax", "output"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
@@ -96,7 +99,7 @@ class CoverageGate:
     """
 
     where: Where
-    attention: tuple[Literal["q", "k", "v", "softmax", "output"], ...] | None = None
+    attention: tuple[AttentionSlot, ...] | None = None
     towers: tuple[Literal["vision", "text"], ...] = ("vision", "text")
     waive: tuple[Waiver, ...] = ()
 

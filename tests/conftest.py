@@ -98,8 +98,20 @@ def write_suite(pytester: pytest.Pytester, tiny_clip: Path) -> Callable[..., Pat
     return write
 
 
+@pytest.fixture(scope="session")
+def _libraries() -> None:
+    """Import what gates import once and for all: pytester forgets the modules of an inner run, and
+    an extension module such as onnx's ends the process when it is imported a second time."""
+    from pytest_quantgate.models.modelopt import import_modelopt
+
+    import_modelopt("modelopt.torch.quantization.plugins.diffusion.diffusers")
+    import_modelopt("modelopt.torch.opt")
+
+
 @pytest.fixture
-def run_gates(pytester: pytest.Pytester, shared_cache: Path) -> Callable[..., pytest.RunResult]:
+def run_gates(
+    pytester: pytest.Pytester, shared_cache: Path, _libraries: None
+) -> Callable[..., pytest.RunResult]:
     """Run pytest in this process on `suites/` with the session's cache."""
 
     def run(*arguments: str, path: str = "suites") -> pytest.RunResult:

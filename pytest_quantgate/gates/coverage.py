@@ -10,13 +10,13 @@ from datetime import date
 
 from pytest_quantgate.gates.words import closest, count, group, listed, percent, shorten
 from pytest_quantgate.measurement import Audit, Module, Operation, Quantizer, Slot, Tower
-from pytest_quantgate.suite import CoverageGate, Waiver
+from pytest_quantgate.suite import AttentionSlot, CoverageGate, Waiver
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
 GATE = "coverage"
 
 #: Names in a suite -> slots of the audit.
-SLOTS: Mapping[str, Slot] = {
+SLOTS: Mapping[AttentionSlot, Slot] = {
     "q": "q",
     "k": "k",
     "v": "v",

@@ -149,7 +149,7 @@ def _compare(
     )
     cause = ""
     if status is not Status.PASS:
-        if status is Status.INCONCLUSIVE and drop <= limit:
+        if status is Status.INCONCLUSIVE and drop <= float(limit):
             cause = "too few samples for this limit and this rate of flips"
             next_step = f"evaluate on more samples, or accept a larger {key} on purpose"
         elif name == "fp16":

@@ -16,12 +16,13 @@ BRIEF_LENGTH = 70
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One gate of the summary: where it stands in the run and what was decided."""
+    """One gate of the summary and what was decided; `position` is its place in the suite."""
 
     suite: str
     gate: str
     gates_in_suite: int
     verdict: Verdict
+    position: int = 0
     notes: tuple[str, ...] = ()
 
 

@@ -77,7 +77,9 @@ def test_the_same_result_fails_on_its_flips() -> None:
     verdict = judge(PRACTICE, max_drop=Fraction(1, 200), max_flips=Fraction(3, 100))
 
     assert verdict.status is Status.FAIL
-    assert "530 of 10000 answers changed, 5.30 %" in verdict.headline
+    assert (
+        "530 of 10000 answers changed, 5.30 %, one-sided 95 % limits [4.94, 5.68] %"
+    ) in verdict.headline
     assert f"over max_flips 3.00 % = 300 ({at('max_flips')})" in verdict.headline
     assert "the average hides it" in verdict.cause
     assert any(line.startswith("INCONCLUSIVE: accuracy:") for line in verdict.evidence)
@@ -374,20 +376,45 @@ def test_loss_of_nothing_from_nothing_is_no_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "status", "words"),
+    ("right", "limits", "status", "words"),
     [
-        (650, Status.PASS, "over floor 60.00 %"),
-        (610, Status.INCONCLUSIVE, "not decided against floor 60.00 %"),
-        (590, Status.INCONCLUSIVE, "not decided against floor 60.00 %"),
-        (550, Status.FAIL, "under floor 60.00 %"),
+        (650, "62.48, 67.44", Status.PASS, "over floor 60.00 %"),
+        (610, "58.44, 63.50", Status.INCONCLUSIVE, "not decided against floor 60.00 %"),
+        (590, "56.42, 61.53", Status.INCONCLUSIVE, "not decided against floor 60.00 %"),
+        (550, "52.40, 57.57", Status.FAIL, "under floor 60.00 %"),
     ],
 )
-def test_floor_is_decided_with_confidence(right: int, status: Status, words: str) -> None:
+def test_floor_is_decided_with_confidence(
+    right: int, limits: str, status: Status, words: str
+) -> None:
+    """The limits are those of scipy.stats.binomtest(...).proportion_ci(0.9, "wilson")."""
     verdict = judge(make_pair(1_000, both_wrong=1_000 - right), floor=Fraction(6, 10))
 
     assert verdict.status is status
-    assert words in all_text(verdict)
+    assert f"% limits [{limits}] %, {words}" in all_text(verdict)
     assert verdict.figures["floor_status"] == status.value
+
+
+def test_nothing_is_over_a_floor_of_nothing() -> None:
+    assert judge(make_pair(1_000, both_wrong=1_000), floor=Fraction(0)).passed
+
+
+def test_no_number_of_samples_proves_that_all_are_right() -> None:
+    verdict = judge(make_pair(1_000), floor=Fraction(1))
+
+    assert verdict.status is Status.INCONCLUSIVE
+    assert "not decided against floor 100.00 %" in verdict.headline
+
+
+def test_mean_over_classes_may_be_over_its_floor() -> None:
+    metric = "mean_per_class_recall"
+    pair = make_class_pair(("cat", 500, 0, 0), ("dog", 500, 0, 0), metric=metric, both_wrong=50)
+
+    verdict = judge(pair, metric=metric, max_drop=Fraction(1, 10), floor=Fraction(8, 10))
+
+    assert verdict.passed
+    assert "mean_per_class_recall 90.00 %" in verdict.headline
+    assert "over floor 80.00 %" in all_text(verdict)
 
 
 def test_floor_of_a_mean_over_classes_looks_at_the_mean() -> None:
@@ -460,6 +487,7 @@ def test_one_class_that_is_lost_fails_although_the_mean_is_kept() -> None:
     assert "class 'fox': drop 40.00 pp (40 lost, 0 won of 100)" in verdict.evidence
     assert "hides the loss of some" in verdict.cause
     assert verdict.figures["worst_class"] == "fox"
+    assert verdict.figures["worst_class_drop_points"] == pytest.approx(40)
     assert verdict.figures["classes_over"] == 1
 
 
@@ -479,6 +507,7 @@ def test_class_at_its_limit_passes_the_screen() -> None:
     beyond = judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(2899, 10_000))
 
     assert within.passed
+    assert within.cause == ""
     assert beyond.status is Status.INCONCLUSIVE
 
 

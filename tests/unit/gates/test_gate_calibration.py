@@ -59,11 +59,12 @@ def test_trusted_ranges_pass() -> None:
 
 
 def test_quantizers_that_are_off_or_dynamic_need_no_range() -> None:
-    nothing = {"amax_min": None, "amax_max": None, "amax_count": 0}
+    nothing: dict[str, Any] = {"amax_min": None, "amax_max": None, "amax_count": 0}
     audit = change_quantizers(AUDIT, FC1, dynamic=True, **nothing)
     audit = change_quantizers(switch_off(audit, "text*fc1*"), "text*fc1*", **nothing)
 
     assert judge(audit).passed
+    assert judge_ranges(audit, gate=calibration_gate()).passed
 
 
 def test_weights_that_see_no_held_out_values_do_not_disturb() -> None:
@@ -150,6 +151,7 @@ def test_tower_that_was_never_calibrated_fails(changes: dict[str, int], towers: 
             "no amax: each batch is quantized with its own range",
             "amax_missing",
         ),
+        ({"amax_count": 0}, "no amax", "amax_missing"),
         (
             {"amax_max": math.nan, "amax_finite": False},
             "an amax that is NaN or Inf",
@@ -214,6 +216,17 @@ def test_quantizer_that_is_never_called_fails_although_it_has_a_range() -> None:
     assert verdict.figures["never_called"] == 8
 
 
+def test_quantizer_that_is_never_called_and_has_no_range_is_counted_apart() -> None:
+    audit = change_quantizers(AUDIT, "vision*q_bmm*", vision_calls=0)
+    audit = change_quantizers(audit, "*layers.0.*q_bmm*", amax_max=None, amax_count=0)
+
+    verdict = judge(audit)
+
+    assert "2 of 24 enabled static quantizers cannot be trusted" in verdict.headline
+    assert "2 of 24 enabled quantizers were never called" in all_text(verdict)
+    assert "(1 of them have an amax, which proves nothing)" in all_text(verdict)
+
+
 @pytest.mark.parametrize(
     ("tower", "changes"),
     [
@@ -255,6 +268,21 @@ def test_clipping_over_its_limit_fails_worst_first() -> None:
         "text_model.layers.1.mlp.fc1.input_quantizer: 0.500 % above amax 1",
     )
     assert verdict.figures["worst_clipped_share"] == pytest.approx(0.02)
+
+
+def test_worst_clipping_is_the_largest_share_not_the_largest_count() -> None:
+    """A quantizer of a wide layer sees more values, and clips more of them at a smaller share."""
+    many = change_quantizers(AUDIT, "text*.1.*fc1.input*", clipped=500, seen=1_000_000)
+    both = change_quantizers(many, FC1, clipped=9, seen=10_000)
+
+    passed = judge(both)
+    failed = judge(both, max_clipped=Fraction(1, 10_000))
+
+    assert passed.passed
+    assert f"worst clipping 0.090 % of held-out values ({FC1})" in passed.headline
+    assert passed.figures["worst_clipped_share"] == pytest.approx(0.0009)
+    assert "2 quantizers clip more than max_clipped 0.010 % of values" in failed.headline
+    assert f"worst {FC1}: 9 of 10000, 0.090 %" in failed.headline
 
 
 @pytest.mark.parametrize(("clipped", "passes"), [(10, True), (11, False)])

@@ -378,6 +378,23 @@ def test_slot_that_is_missing_in_one_block_fails() -> None:
     assert verdict.next_step == "use recipe: fp8-attention"
 
 
+def test_block_without_any_quantizer_is_found_because_it_ran() -> None:
+    """The attention class of one tower was not replaced: no quantizer tells of its blocks."""
+    audit = replace(
+        AUDIT,
+        quantizers=tuple(q for q in AUDIT.quantizers if q.module not in _text_attention()),
+        intended=tuple(
+            name for name in AUDIT.intended if name.rpartition(".")[0] not in _text_attention()
+        ),
+    )
+
+    verdict = fail(audit)
+
+    assert "q has no quantizer in 2 of 4 blocks" in verdict.headline
+    assert "q has no quantizer: text_model.layers.{0-1}.self_attn (2)" in verdict.evidence
+    assert verdict.figures["attention_slots_missing"] == 8
+
+
 @pytest.mark.parametrize(("amax_count", "words"), [(1, "with an amax"), (0, "without an amax")])
 def test_slot_that_is_never_called_fails_with_or_without_a_range(
     amax_count: int, words: str
@@ -519,8 +536,9 @@ def test_linear_that_was_switched_on_afterwards_fails() -> None:
     assert verdict.cause == "they were switched on after the recipe was applied"
 
 
-def test_quantizer_of_an_unknown_module_fails() -> None:
-    verdict = fail(add(AUDIT, make_quantizer("extra")))
+@pytest.mark.parametrize("name", ["extra", "extra.input_quantizer"])
+def test_quantizer_of_an_unknown_module_fails(name: str) -> None:
+    verdict = fail(add(AUDIT, make_quantizer(name)))
 
     assert "1 on other modules" in verdict.headline
     assert 'quantize.exclude: ["*extra*"]' in verdict.next_step

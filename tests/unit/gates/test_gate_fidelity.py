@@ -91,6 +91,16 @@ def test_value_at_its_limit_passes() -> None:
     assert judge_fidelity(fidelity, gate=fidelity_gate(min_cosine=0.99)).passed
 
 
+def test_one_sample_is_compared_too() -> None:
+    verdict = judge_fidelity(
+        make_fidelity(vision={"samples": 1}, text={"samples": 1}),
+        gate=fidelity_gate(min_cosine=0.99),
+    )
+
+    assert verdict.passed
+    assert verdict.headline.endswith("on 1 sample of scenes/test")
+
+
 def test_both_towers_are_named_where_both_fail() -> None:
     fidelity = make_fidelity(vision={"cosine_mean": 0.5}, text={"cosine_mean": 0.4})
 

@@ -202,12 +202,13 @@ def test_fp16_that_moved_is_told_from_a_quantization_that_moved() -> None:
     assert verdict.evidence[0] == "100 right to wrong, 0 wrong to right"
 
 
-def test_most_of_the_drop_being_fp16s_own_is_said() -> None:
+@pytest.mark.parametrize(("fp16_lost", "lost"), [(60, 80), (60, 120)])
+def test_most_of_the_drop_being_fp16s_own_is_said(fp16_lost: int, lost: int) -> None:
     """FP16 is still within its wider limit, so the variant leads: it must not be blamed."""
     verdict = judge(
         stored=store(FP16, ALL_RIGHT),
-        fp16=with_wrong(range(60), variant="fp16"),
-        quantized=with_wrong(range(80)),
+        fp16=with_wrong(range(fp16_lost), variant="fp16"),
+        quantized=with_wrong(range(lost)),
         gate=regression_gate(max_fp16_drop=Fraction(10, 100)),
     )
 
@@ -218,12 +219,13 @@ def test_most_of_the_drop_being_fp16s_own_is_said() -> None:
     )
 
 
-@pytest.mark.parametrize("fp16_lost", [0, 10])
+@pytest.mark.parametrize("fp16_lost", [0, 10, 40])
 def test_quantization_that_moved_alone_is_blamed(fp16_lost: int) -> None:
     verdict = judge(
         stored=store(FP16, ALL_RIGHT),
         fp16=with_wrong(range(fp16_lost), variant="fp16"),
         quantized=with_wrong(range(100)),
+        gate=regression_gate(max_fp16_drop=Fraction(10, 100)),
     )
 
     assert verdict.status is Status.FAIL
@@ -256,14 +258,17 @@ def test_small_accepted_drops_do_not_add_up_unseen() -> None:
     )
     assert last.figures["accepted_drop_points"] == pytest.approx(0.6)
     assert last.figures["first_drop_points"] == pytest.approx(4.2)
+    assert last.figures["first_drop_low_points"] == pytest.approx(3.52, abs=0.01)
+    assert last.figures["first_drop_high_points"] == pytest.approx(5.01, abs=0.01)
     assert "small accepted drops have added up" in last.next_step
 
 
-def test_drop_within_its_limit_on_few_samples_asks_for_more() -> None:
-    verdict = judge(stored=store(FP16, ALL_RIGHT), quantized=with_wrong(range(16)))
+@pytest.mark.parametrize(("lost", "drop"), [(16, "0.80 pp"), (20, "1.00 pp")])
+def test_drop_within_its_limit_on_few_samples_asks_for_more(lost: int, drop: str) -> None:
+    verdict = judge(stored=store(FP16, ALL_RIGHT), quantized=with_wrong(range(lost)))
 
     assert verdict.status is Status.INCONCLUSIVE
-    assert "drop 0.80 pp" in verdict.headline
+    assert f"drop {drop}" in verdict.headline
     assert "not decided against max_drop 1.00 pp" in verdict.headline
     assert verdict.cause == "too few samples for this limit and this rate of flips"
     assert verdict.next_step == ("evaluate on more samples, or accept a larger max_drop on purpose")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 import pytest
 
 from pytest_quantgate.gates.words import (
+    brief_drop,
     closest,
     count,
     group,
+    level,
     listed,
     percent,
     points,
@@ -22,6 +25,19 @@ def test_shares_are_written_in_percent() -> None:
     assert percent(0.61842) == "61.84 %"
     assert percent(Fraction(19, 20), 0) == "95 %"
     assert percent(Fraction(1, 1000), 3) == "0.100 %"
+
+
+@pytest.mark.parametrize(
+    ("confidence", "text"),
+    [
+        (Fraction(19, 20), "95 %"),
+        (Fraction(39, 40), "97.5 %"),
+        (Fraction(9999, 10_000), "99.99 %"),
+        (1 - Fraction(1, 10**11), "99.999999999 %"),
+    ],
+)
+def test_confidence_is_never_rounded_to_certainty(confidence: Fraction, text: str) -> None:
+    assert level(confidence) == text
 
 
 @pytest.mark.parametrize(
@@ -38,6 +54,22 @@ def test_nothing_has_no_sign() -> None:
     assert signed(-0.01) == "-0.01"
 
 
+def test_brief_drop_holds_its_numbers_in_order() -> None:
+    text = brief_drop(
+        0.7936, 0.7890, drop=0.0046, low=0.0008, high=0.0085, word="within", limit=0.01
+    )
+
+    assert re.findall(r"-?\d+\.\d+|within", text) == [
+        "79.36",
+        "78.90",
+        "0.46",
+        "0.08",
+        "0.85",
+        "within",
+        "1.00",
+    ]
+
+
 def test_nouns_follow_their_number() -> None:
     assert [count(n, "sample") for n in (0, 1, 2)] == ["0 samples", "1 sample", "2 samples"]
 
@@ -46,6 +78,7 @@ def test_long_lists_say_how_much_was_left_out() -> None:
     lines = [f"line {n}" for n in range(10)]
 
     assert shorten(lines, most=10) == tuple(lines)
+    assert shorten(lines) == (*lines[:8], "... and 2 more")
     assert shorten(lines, most=2, noun="groups") == ("line 0", "line 1", "... and 8 groups")
 
 

@@ -1,0 +1,950 @@
+"""Stored results: written whole or not at all, refused when damaged, pruned when orphaned."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pytest_quantgate import baselines
+from pytest_quantgate.baselines import (
+    BaselineMode,
+    Record,
+    Store,
+    accept_obtained,
+    canonical_text,
+    check_write_allowed,
+    next_record,
+    pack_bits,
+    parse_record,
+    read_record,
+    refuse_ci,
+    refuse_unfit,
+    slug,
+    store_outcomes,
+    unpack_bits,
+    write_atomically,
+    write_obtained,
+)
+from pytest_quantgate.errors import BaselineError, QuantGateError
+from pytest_quantgate.fingerprint import Fingerprint
+from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.suite import (
+    CalibrationSpec,
+    Gates,
+    ModelSpec,
+    QuantizeSpec,
+    RegressionGate,
+    Suite,
+    Where,
+)
+from pytest_quantgate.verdict import Status, Verdict
+
+SUITE = "demo"
+KEY = "scenes/classification-acc1"
+NAME = "demo/regression-scenes--classification-acc1.json"
+FINGERPRINT = Fingerprint(model="a" * 64, data="b" * 64, calibration="c" * 64, recipe="d" * 64)
+WHERE = Where(file="suites/demo.quantgate.yaml", line=1)
+repeatable = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def outcomes(
+    correct: str = "1101100111", *, data: str = "e" * 64, value: float | None = None
+) -> Outcomes:
+    hits = tuple(mark == "1" for mark in correct)
+    return Outcomes(
+        task="scenes/classification",
+        metric="acc1",
+        variant="fp16",
+        ids=tuple(f"id{i:03}" for i in range(len(hits))),
+        correct=hits,
+        answers=(0,) * len(hits),
+        labels=(0,) * len(hits),
+        class_names=("a",),
+        value=sum(hits) / max(1, len(hits)) if value is None else value,
+        data_digest=data,
+    )
+
+
+def make_record(
+    record: Record | None = None,
+    *,
+    suite: str = SUITE,
+    key: str = KEY,
+    fp16: Outcomes | None = None,
+    quantized: Outcomes | None = None,
+    today: date = date(2026, 11, 21),
+    reason: str = "first accepted",
+) -> Record:
+    return next_record(
+        record,
+        suite=suite,
+        key=key,
+        task="scenes/classification",
+        metric="acc1",
+        fp16=fp16 or outcomes("1111100111"),
+        quantized=quantized or outcomes(),
+        fingerprint=FINGERPRINT,
+        versions={"torch": "2.8", "modelopt": "0.47"},
+        today=today,
+        reason=reason,
+    )
+
+
+def make_suite(*keys: tuple[str, str], name: str = SUITE) -> Suite:
+    limit = Fraction(1, 100)
+    gates = tuple(
+        RegressionGate(
+            where=WHERE,
+            task=task,
+            metric=metric,
+            max_fp16_drop=limit,
+            max_drop=limit,
+            max_drop_since_first=limit,
+        )
+        for task, metric in keys
+    )
+    return Suite(
+        path=Path(f"suites/{name}.quantgate.yaml"),
+        name=name,
+        version=1,
+        model=ModelSpec(where=WHERE, source="reference"),
+        calibration=CalibrationSpec(where=WHERE, data="scenes/train", samples=1, batch_size=1),
+        quantize=QuantizeSpec(where=WHERE, recipe="fp8"),
+        gates=Gates(regression=gates),
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "baselines")
+
+
+def message(action: Callable[[], object], kind: type[QuantGateError] = BaselineError) -> str:
+    with pytest.raises(kind) as caught:
+        action()
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+# -- modes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["check", "create", "update", "prune"])
+def test_mode_is_read_by_its_name(text: str) -> None:
+    assert BaselineMode.parse(text).value == text
+
+
+@pytest.mark.parametrize("text", ["", "Check", "updates"])
+def test_other_mode_is_refused_with_those_there_are(text: str) -> None:
+    assert message(lambda: BaselineMode.parse(text), QuantGateError) == (
+        f"{text!r} is not a valid quantgate baselines mode. "
+        f"Valid modes: check, create, update, prune."
+    )
+
+
+@pytest.mark.parametrize("mode", [m for m in BaselineMode if m is not BaselineMode.CHECK])
+@pytest.mark.parametrize("variable", ["CI", "BUILD_NUMBER"])
+def test_writing_mode_is_refused_under_ci(mode: BaselineMode, variable: str) -> None:
+    def check() -> None:
+        check_write_allowed(mode, environ={variable: "true"}, allow_ci_write=False)
+
+    assert message(check, QuantGateError) == (
+        f"--quantgate-baselines={mode.value} would write baselines under CI ({variable} is set): "
+        f"run it where somebody reviews the change, or add --quantgate-allow-ci-write"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "environ", "allow"),
+    [
+        (BaselineMode.CHECK, {"CI": "1"}, False),
+        (BaselineMode.UPDATE, {"CI": "1"}, True),
+        (BaselineMode.UPDATE, {}, False),
+        (BaselineMode.UPDATE, {"CI": "", "BUILD_NUMBER": ""}, False),
+    ],
+)
+def test_reading_or_allowed_mode_is_let_through(
+    mode: BaselineMode, environ: dict[str, str], allow: bool
+) -> None:
+    check_write_allowed(mode, environ=environ, allow_ci_write=allow)
+
+
+def test_refusal_under_ci_names_the_flag_of_its_caller() -> None:
+    text = message(
+        lambda: refuse_ci("quantgate accept", environ={"CI": "1"}, flag="--allow-ci-write"),
+        QuantGateError,
+    )
+
+    assert text.startswith("quantgate accept would write")
+    assert text.endswith("or add --allow-ci-write")
+
+
+# -- records: what they say, what stays, what moves ------------------------------------------------
+
+
+def test_outcomes_are_stored_in_the_order_of_their_ids() -> None:
+    found = outcomes("100")
+    turned = replace(found, ids=found.ids[::-1], correct=found.correct[::-1])
+
+    assert store_outcomes(turned) == store_outcomes(found)
+    assert store_outcomes(found).correct == (True, False, False)
+    assert store_outcomes(found).samples == 3
+
+
+def test_other_ids_have_another_digest() -> None:
+    found = outcomes("100")
+
+    other = replace(found, ids=("id000", "id001", "id003"))
+
+    assert store_outcomes(other).ids_digest != store_outcomes(found).ids_digest
+
+
+def test_first_record_is_its_own_first() -> None:
+    record = make_record()
+
+    assert record.first == record.accepted
+    assert (record.created, record.updated, record.first_accepted) == ("2026-11-21",) * 3
+    assert record.reason == record.first_reason == "first accepted"
+
+
+def test_next_record_keeps_first_and_moves_accepted() -> None:
+    before = make_record()
+
+    after = make_record(
+        before, quantized=outcomes("1111111111"), today=date(2027, 1, 2), reason="better"
+    )
+
+    assert after.first == before.first != after.accepted
+    assert (after.created, after.updated) == ("2026-11-21", "2027-01-02")
+    assert (after.first_accepted, after.first_reason) == ("2026-11-21", "first accepted")
+    assert after.reason == "better"
+
+
+def test_first_starts_anew_on_other_data() -> None:
+    before = make_record()
+
+    after = make_record(
+        before, quantized=outcomes(data="f" * 64), today=date(2027, 1, 2), reason="new data"
+    )
+
+    assert after.first == after.accepted
+    assert (after.first_accepted, after.first_reason) == ("2027-01-02", "new data")
+    assert after.created == "2026-11-21"
+
+
+def test_same_result_looks_at_outcomes_and_not_at_days() -> None:
+    record = make_record()
+
+    assert record.same_result(make_record(today=date(2027, 1, 2), reason="again"))
+    assert not record.same_result(make_record(quantized=outcomes("1101100110")))
+    assert not record.same_result(make_record(fp16=outcomes("1111111111")))
+    assert not record.same_result(replace(record, fingerprint=replace(FINGERPRINT, model="0" * 64)))
+    assert not record.same_result(replace(record, metric="acc5"))
+
+
+def test_record_is_described_in_a_few_words() -> None:
+    assert make_record().describe() == (
+        "FP16 80.00%, quantized 70.00% on 10 samples (drop 10.00 pp)"
+    )
+
+
+# -- what must never become a baseline -------------------------------------------------------------
+
+
+def verdict(gate: str, status: Status, **figures: str) -> Verdict:
+    return Verdict(gate=gate, status=status, headline=f"{gate} headline", figures=figures)
+
+
+def test_fit_result_is_accepted() -> None:
+    refuse_unfit(
+        make_record(),
+        verdicts=(
+            verdict("coverage", Status.PASS),
+            verdict("accuracy", Status.FAIL),
+            verdict("accuracy", Status.PASS, floor_status="PASS"),
+        ),
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("side", "name"), [("fp16", "FP16"), ("accepted", "quantized")])
+def test_value_that_is_no_number_is_refused(side: str, name: str, value: float) -> None:
+    record = make_record()
+    record = replace(record, **{side: replace(getattr(record, side), value=value)})
+
+    assert message(lambda: refuse_unfit(record, verdicts=())) == (
+        f"{KEY}: {name} value is {value}: not accepted"
+    )
+
+
+@pytest.mark.parametrize(("side", "name"), [("fp16", "FP16"), ("quantized", "quantized")])
+def test_result_without_samples_is_refused(side: str, name: str) -> None:
+    record = make_record(**{side: outcomes("")})  # type: ignore[arg-type]
+
+    assert message(lambda: refuse_unfit(record, verdicts=())) == (
+        f"{KEY}: {name} has no samples: not accepted as a baseline"
+    )
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status is not Status.PASS])
+def test_result_under_a_coverage_that_is_not_green_is_refused(status: Status) -> None:
+    verdicts = (verdict("accuracy", Status.PASS), verdict("coverage", status))
+
+    assert message(lambda: refuse_unfit(make_record(), verdicts=verdicts)) == (
+        f"{KEY}: not accepted as a baseline, the coverage gate is {status.value}: coverage headline"
+    )
+
+
+@pytest.mark.parametrize("floor", ["FAIL", "INCONCLUSIVE"])
+def test_result_not_over_its_floor_is_refused(floor: str) -> None:
+    verdicts = (verdict("accuracy", Status.FAIL, floor_status=floor),)
+
+    assert message(lambda: refuse_unfit(make_record(), verdicts=verdicts)) == (
+        f"{KEY}: not accepted as a baseline, its result is not over the floor: accuracy headline"
+    )
+
+
+# -- the text of a file ----------------------------------------------------------------------------
+
+
+@repeatable
+@given(
+    fp16=st.text("01", min_size=1, max_size=40),
+    quantized=st.text("01", min_size=1, max_size=40),
+    reason=st.text(st.characters(codec="utf-8"), max_size=20),
+    versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+)
+def test_record_comes_back_from_its_text(
+    fp16: str, quantized: str, reason: str, versions: dict[str, str]
+) -> None:
+    record = replace(
+        make_record(fp16=outcomes(fp16), quantized=outcomes(quantized), reason=reason),
+        versions=versions,
+    )
+
+    text = canonical_text(record)
+
+    assert parse_record(text) == record
+    assert canonical_text(parse_record(text)) == text
+    assert text.isascii()
+
+
+def test_text_is_sorted_indented_and_ends_with_one_newline() -> None:
+    text = canonical_text(make_record())
+
+    assert text == json.dumps(json.loads(text), sort_keys=True, indent=2) + "\n"
+    assert text.startswith('{\n  "accepted": {\n    "correct_bits": "')
+
+
+def test_equal_records_have_equal_bytes_in_any_order_of_keys() -> None:
+    record = make_record()
+    turned = replace(record, versions=dict(reversed(list(record.versions.items()))))
+
+    assert list(turned.versions) != list(record.versions)
+    assert canonical_text(turned) == canonical_text(record)
+
+
+def test_value_that_json_cannot_hold_is_never_written() -> None:
+    record = make_record(fp16=outcomes(value=float("nan")))
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_text(record)
+
+
+@repeatable
+@given(bits=st.lists(st.booleans(), max_size=70))
+@example(bits=[])
+def test_bits_come_back(bits: list[bool]) -> None:
+    packed = pack_bits(tuple(bits))
+
+    assert unpack_bits(packed, count=len(bits)) == tuple(bits)
+    assert len(base64.b64decode(packed)) == (len(bits) + 7) // 8
+
+
+def test_first_sample_is_the_highest_bit() -> None:
+    assert base64.b64decode(pack_bits((True,) + (False,) * 8 + (True,))) == b"\x80\x40"
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "words"),
+    [
+        ("gEA=", 7, "2 bytes cannot hold 7 outcomes"),
+        ("gEA=", 17, "2 bytes cannot hold 17 outcomes"),
+        ("gEA=", 9, "there are more than 9 outcomes"),
+        ("gEA", 9, "Incorrect padding"),
+        ("gE*A=", 9, "Only base64 data is allowed"),
+        ("gEAä", 9, "string argument should contain only ASCII characters"),
+    ],
+)
+def test_bits_that_are_not_just_so_many_are_refused(text: str, count: int, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        unpack_bits(text, count=count)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(schema=2), "schema 2 is not supported: this release reads 1"),
+        (lambda d: d.pop("schema"), "schema None is not supported: this release reads 1"),
+        (lambda d: d.pop("first"), "record: 'first' is missing"),
+        (lambda d: d.update(note="x"), "record: 'note' is unknown"),
+        (lambda d: d.update(reason=1), "reason: expected a text, found int"),
+        (lambda d: d.update(suite=None), "suite: expected a text, found NoneType"),
+        (lambda d: d.update(versions=[]), "versions: expected a mapping"),
+        (lambda d: d["versions"].update(torch=2), "versions.torch: expected a text, found int"),
+        (lambda d: d.update(fingerprint="x"), "fingerprint: expected a mapping"),
+        (lambda d: d["fingerprint"].pop("data"), "fingerprint: 'data' is missing"),
+        (lambda d: d["fingerprint"].update(x="y"), "fingerprint: 'x' is unknown"),
+        (lambda d: d["fingerprint"].update(data="B" * 64), "fingerprint.data: not a SHA-256"),
+        (lambda d: d.update(fp16=[]), "fp16: expected a mapping"),
+        (lambda d: d["fp16"].pop("value"), "fp16: 'value' is missing"),
+        (lambda d: d["first"].update(x=1), "first: 'x' is unknown"),
+        (lambda d: d["fp16"].update(samples="10"), "fp16.samples: '10' is no number of samples"),
+        (lambda d: d["fp16"].update(samples=True), "fp16.samples: True is no number of samples"),
+        (lambda d: d["fp16"].update(samples=0), "fp16.samples: 0 is no number of samples"),
+        (
+            lambda d: d["fp16"].update(samples=10**8 + 1),
+            "fp16.samples: 100000001 is no number of samples",
+        ),
+        (lambda d: d["fp16"].update(value="0.5"), "fp16.value: '0.5' is not in [0, 1]"),
+        (lambda d: d["fp16"].update(value=True), "fp16.value: True is not in [0, 1]"),
+        (lambda d: d["accepted"].update(value=1.01), "accepted.value: 1.01 is not in [0, 1]"),
+        (lambda d: d["accepted"].update(value=-0.1), "accepted.value: -0.1 is not in [0, 1]"),
+        (lambda d: d["accepted"].update(ids_digest=1), "accepted.ids_digest: not a SHA-256"),
+        (lambda d: d["accepted"].update(data_digest="x"), "accepted.data_digest: not a SHA-256"),
+        (
+            lambda d: d["accepted"].update(correct_bits=3),
+            "accepted.correct_bits: expected a text, found int",
+        ),
+        (
+            lambda d: d["accepted"].update(correct_bits="2c="),
+            "accepted.correct_bits: Incorrect padding",
+        ),
+        (
+            lambda d: d["accepted"].update(correct_bits="2cA!"),
+            "accepted.correct_bits: Only base64 data is allowed",
+        ),
+        (
+            lambda d: d["accepted"].update(correct_bits="2cDA"),
+            "accepted.correct_bits: 3 bytes cannot hold 10 outcomes",
+        ),
+        (
+            lambda d: d["accepted"].update(correct_bits="2cE="),
+            "accepted.correct_bits: there are more than 10 outcomes",
+        ),
+    ],
+)
+def test_damaged_record_is_refused_and_named(store: Store, change: Change, words: str) -> None:
+    path = store.write(make_record())
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+    assert message(lambda: store.read(SUITE, KEY)) == (
+        f"{path}: damaged baseline: {words}: restore it with git checkout -- {path}, "
+        f"or make it anew with --quantgate-baselines=update"
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: "", "not JSON: Expecting value: "),
+        (lambda text: text[: len(text) // 2], "not JSON: "),
+        (lambda text: text + "}", "not JSON: Extra data: "),
+        (lambda text: "<<<<<<< HEAD\n" + text, "not JSON: Expecting value: line 1 column 1"),
+        (lambda text: "[]", "expected a mapping: "),
+        (lambda text: "null", "expected a mapping: "),
+        (lambda text: text.replace("0.7", "NaN", 1), "not JSON: NaN is no value of a baseline: "),
+        (lambda text: text.replace("0.7", "-Infinity", 1), "not JSON: -Infinity is no value"),
+        (lambda text: text.replace("0.7", "1e999", 1), "accepted.value: inf is not in [0, 1]: "),
+        (lambda text: text.replace("0.7", "9" * 5000, 1), "not JSON: Exceeds the limit"),
+        (lambda text: '{"a": 1, ' + text[1:], "record: 'a' is unknown: "),
+        (lambda text: '{"reason": "x", ' + text[1:], "not JSON: key 'reason' stands twice: "),
+        (lambda text: "[" * 100_000, "not JSON: "),
+    ],
+    ids=str,
+)
+def test_damaged_text_is_refused_and_named(
+    store: Store, damage: Callable[[str], str], words: str
+) -> None:
+    path = store.write(make_record())
+    path.write_text(damage(path.read_text()))
+
+    text = message(lambda: store.read(SUITE, KEY))
+
+    assert text.startswith(f"{path}: damaged baseline: {words}")
+    assert text.endswith("or make it anew with --quantgate-baselines=update")
+
+
+def test_bytes_that_are_no_text_are_refused(store: Store) -> None:
+    path = store.write(make_record())
+    path.write_bytes(b"\xff" + path.read_bytes())
+
+    assert message(lambda: store.read(SUITE, KEY)).startswith(
+        f"{path}: damaged baseline: not UTF-8: restore it with git checkout"
+    )
+
+
+@repeatable
+@given(data=st.data())
+def test_any_damage_is_read_as_a_record_or_refused(data: st.DataObject) -> None:
+    text = canonical_text(make_record())
+    start = data.draw(st.integers(0, len(text)))
+    end = start + data.draw(st.integers(0, 30))
+    part = data.draw(
+        st.text(max_size=8) | st.sampled_from(["NaN", "{", "[]", "null", '"', "1e999"])
+    )
+
+    try:
+        record = parse_record(text[:start] + part + text[end:])
+    except BaselineError:
+        return
+    assert parse_record(canonical_text(record)) == record
+
+
+# -- the store -------------------------------------------------------------------------------------
+
+
+def test_record_is_read_from_where_it_was_written(store: Store) -> None:
+    record = make_record()
+
+    path = store.write(record)
+
+    assert path == store.root / NAME
+    assert store.read(SUITE, KEY) == record
+    assert path.read_text() == canonical_text(record)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_what_was_never_stored_is_none(store: Store) -> None:
+    assert store.read(SUITE, KEY) is None
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "-x", "a b", "ä", "a\n"])
+def test_suite_name_that_is_no_folder_name_is_refused(store: Store, name: str) -> None:
+    words = f"suite name {name!r} cannot be a folder name: use letters, digits, . _ -"
+
+    assert message(lambda: store.path(name, KEY)) == words
+    assert message(lambda: store.read(name, KEY)) == words
+    assert message(lambda: store.write(make_record(suite=name))) == words
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize(("suite", "key"), [("other", KEY), (SUITE, "digits/classification-acc1")])
+def test_record_of_another_gate_is_refused(store: Store, suite: str, key: str) -> None:
+    path = store.root / NAME
+    path.parent.mkdir(parents=True)
+    path.write_text(canonical_text(make_record(suite=suite, key=key)))
+
+    assert message(lambda: store.read(SUITE, KEY)) == (
+        f"{path}: holds {suite} {key}, expected {SUITE} {KEY}: "
+        f"restore the file with git checkout -- {path}"
+    )
+
+
+def test_link_is_never_followed(store: Store, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.json"
+    outside.write_text(canonical_text(make_record()))
+    path = store.root / NAME
+    path.parent.mkdir(parents=True)
+    path.symlink_to(outside)
+    words = f"{path}: leads out of {store.root}: replace the link by the file itself"
+
+    assert message(lambda: store.read(SUITE, KEY)) == words
+    assert message(lambda: store.write(make_record(reason="other"))) == words
+    assert outside.read_text() == canonical_text(make_record())
+
+
+def test_folder_that_leads_out_is_never_followed(store: Store, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / Path(NAME).name).write_text(canonical_text(make_record()))
+    store.root.mkdir()
+    (store.root / SUITE).symlink_to(outside)
+    words = f"{store.root / NAME}: leads out of {store.root}: replace the link by the file itself"
+
+    assert message(lambda: store.read(SUITE, KEY)) == words
+    assert message(lambda: store.write(make_record(reason="other"))) == words
+    assert (outside / Path(NAME).name).read_text() == canonical_text(make_record())
+    assert len(list(outside.iterdir())) == 1
+
+
+def test_file_too_large_for_a_baseline_is_not_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.write(make_record())
+    monkeypatch.setattr(baselines, "MAX_BYTES", 100)
+
+    assert message(lambda: store.read(SUITE, KEY)).startswith(
+        f"{path}: larger than 100 bytes, no baseline is: restore it with git checkout"
+    )
+
+
+def test_folder_in_place_of_the_file_cannot_be_read(store: Store) -> None:
+    path = store.root / NAME
+    path.mkdir(parents=True)
+
+    assert message(lambda: store.read(SUITE, KEY)) == f"{path}: cannot be read: Is a directory"
+
+
+def test_record_outside_of_any_store_is_read_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(canonical_text(make_record()))
+
+    assert read_record(path, root=tmp_path) == make_record()
+    assert read_record(tmp_path / "no.json", root=tmp_path) is None
+
+
+# -- names of files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("scenes/classification-acc1", "scenes--classification-acc1"),
+        ("wds/photos/classification-acc5", "wds--photos--classification-acc5"),
+        (
+            "a/retrieval-image_retrieval_recall@5",
+            "a--retrieval-image_retrieval_recall-at-5-15067c50",
+        ),
+    ],
+)
+def test_file_name_is_readable(key: str, name: str) -> None:
+    assert slug(key) == name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a/b-acc1", "a--b-acc1"),
+        ("a/b/classification-acc1", "a--b/classification-acc1"),
+        ("a-b/classification-acc1", "a b/classification-acc1"),
+        ("a/retrieval-r@5", "a/retrieval-r-at-5"),
+        ("x" * 200 + "a/classification-a@1", "x" * 200 + "b/classification-a@1"),
+        ("ä/classification-acc1", "ö/classification-acc1"),
+    ],
+)
+def test_keys_that_look_alike_do_not_share_a_file(one: str, other: str) -> None:
+    assert slug(one) != slug(other)
+
+
+@repeatable
+@given(keys=st.lists(st.text("ab/-@. ", min_size=1, max_size=8), min_size=2, unique=True))
+def test_no_two_keys_share_a_file(keys: list[str]) -> None:
+    names = [slug(key) for key in keys]
+
+    assert len(set(names)) == len(keys)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in names)
+
+
+@repeatable
+@given(key=st.text(min_size=1))
+def test_any_key_becomes_a_plain_file_name(key: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", slug(key))
+
+
+# -- writing: whole or not at all ------------------------------------------------------------------
+
+
+def no_space(*_arguments: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture(params=["fsync", "fdopen", "replace", "mkstemp"])
+def full_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the disk be full at each step of a write."""
+
+    def fail(*_arguments: object, **_more: object) -> None:
+        no_space()
+
+    with monkeypatch.context() as patched:
+        if request.param == "replace":
+            patched.setattr(Path, "replace", fail)
+        elif request.param == "mkstemp":
+            patched.setattr(tempfile, "mkstemp", fail)
+        else:
+            patched.setattr(os, request.param, fail)
+        yield
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / SUITE / "x.json"
+    path.parent.mkdir()
+    path.write_text("old")
+
+    assert message(lambda: write_atomically(path, "new", root=tmp_path)) == (
+        f"cannot write {path}: No space left on device; what was there is unchanged"
+    )
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_full_disk_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    assert message(lambda: store.write(make_record())).endswith("what was there is unchanged")
+    assert list((tmp_path / SUITE).iterdir()) == []
+
+
+def test_interrupted_write_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "x.json", "new", root=tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_synced_does_not_undo_the_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network file systems refuse it; "what was there is unchanged" would be wrong by then."""
+    sync = os.fsync
+    refused = []
+
+    def refuse_folders(descriptor: int) -> None:
+        if os.path.isdir(f"/dev/fd/{descriptor}"):  # noqa: PTH112
+            refused.append(descriptor)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+
+    write_atomically(tmp_path / "x.json", "new", root=tmp_path)
+
+    assert len(refused) == 1
+    assert (tmp_path / "x.json").read_text() == "new"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(refused[0])
+
+
+def test_store_whose_root_is_a_file_cannot_be_written(tmp_path: Path) -> None:
+    root = tmp_path / "baselines"
+    root.write_text("")
+
+    assert message(lambda: Store(root).write(make_record())) == (
+        f"cannot write {root / NAME}: Not a directory; what was there is unchanged"
+    )
+
+
+# -- orphans ---------------------------------------------------------------------------------------
+
+
+def test_file_that_no_gate_names_is_an_orphan(store: Store) -> None:
+    kept = store.write(make_record())
+    other_key = store.write(make_record(key="digits/classification-acc1"))
+    other_suite = store.write(make_record(suite="gone"))
+    suites = [make_suite(("scenes/classification", "acc1")), make_suite(name="empty")]
+
+    assert store.orphans(suites) == (other_key, other_suite)
+    assert store.prune(suites) == (other_key, other_suite)
+    assert kept.exists()
+    assert not other_key.exists()
+    assert not other_suite.parent.exists()
+    assert store.prune(suites) == ()
+
+
+def test_store_that_is_not_there_has_no_orphans(store: Store) -> None:
+    assert store.orphans([make_suite()]) == ()
+    assert store.prune([]) == ()
+
+
+def test_folder_with_other_files_stays(store: Store) -> None:
+    path = store.write(make_record())
+    (path.parent / "README.md").write_text("why")
+
+    assert store.prune([]) == (path,)
+    assert [p.name for p in path.parent.iterdir()] == ["README.md"]
+
+
+def test_orphan_that_cannot_be_deleted_is_named(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.write(make_record())
+
+    def refuse(_path: Path, **_more: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+
+    assert message(lambda: store.prune([])) == f"cannot delete {path}: Permission denied"
+    assert path.exists()
+
+
+# -- obtained results ------------------------------------------------------------------------------
+
+
+def test_obtained_record_is_accepted_with_its_reason(store: Store, tmp_path: Path) -> None:
+    obtained = tmp_path / "obtained"
+    before = store.write(make_record()).read_text()
+    record = make_record(make_record(), quantized=outcomes("1111111111"), reason="")
+    assert write_obtained(obtained, record) == obtained / NAME
+
+    written = accept_obtained(obtained, store=store, reason="  looked at it \n")
+
+    assert written == (store.root / NAME,)
+    assert store.read(SUITE, KEY) == replace(record, reason="looked at it")
+    assert written[0].read_text() != before
+
+
+def test_all_obtained_records_are_accepted_in_order(store: Store, tmp_path: Path) -> None:
+    for key in ("b/classification-acc1", "a/classification-acc1"):
+        write_obtained(tmp_path / "obtained", make_record(key=key))
+
+    written = accept_obtained(tmp_path / "obtained", store=store, reason="why")
+
+    assert [path.name for path in written] == [
+        "regression-a--classification-acc1.json",
+        "regression-b--classification-acc1.json",
+    ]
+
+
+@pytest.mark.parametrize("reason", ["", "  \n"])
+def test_accepting_needs_a_reason(store: Store, tmp_path: Path, reason: str) -> None:
+    write_obtained(tmp_path / "obtained", make_record())
+
+    assert (
+        message(lambda: accept_obtained(tmp_path / "obtained", store=store, reason=reason))
+        == "accepting needs a reason: it is kept in the baseline"
+    )
+    assert not store.root.exists()
+
+
+def test_nothing_to_accept_is_said(store: Store, tmp_path: Path) -> None:
+    missing, empty = tmp_path / "missing", tmp_path / "empty"
+    empty.mkdir()
+
+    assert message(lambda: accept_obtained(missing, store=store, reason="r")) == (
+        f"{missing} is no directory: nothing to accept"
+    )
+    assert message(lambda: accept_obtained(empty, store=store, reason="r")) == (
+        f"{empty} holds no obtained results: nothing to accept"
+    )
+
+
+def plant(obtained: Path, name: str, text: str) -> Path:
+    path = obtained / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("zzz/report.json", '{"hello": 1}', "schema None is not supported"),
+        ("zzz/x.json", "{", "damaged baseline: not JSON"),
+        (
+            "zzz/regression-scenes--classification-acc1.json",
+            canonical_text(make_record(suite="demo2")),
+            "holds demo2 scenes/classification-acc1, which belongs elsewhere: "
+            "run the gate again to obtain it anew",
+        ),
+        (
+            "zzz/x.json",
+            canonical_text(make_record(suite="zzz")),
+            "holds zzz scenes/classification-acc1, which belongs elsewhere: ",
+        ),
+        (
+            "zzz/regression-scenes--classification-acc1.json",
+            canonical_text(make_record(suite="../../etc")),
+            "suite name '../../etc' cannot be a folder name",
+        ),
+        (
+            "zzz/x.json",
+            canonical_text(make_record(suite="zzz", key="../../../etc/passwd")),
+            "which belongs elsewhere",
+        ),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_one_unfit_file_leaves_all_as_it_was(
+    store: Store, tmp_path: Path, name: str, text: str, words: str
+) -> None:
+    obtained = tmp_path / "obtained"
+    write_obtained(obtained, make_record(reason="new"))  # sorts before the bad one
+    plant(obtained, name, text)
+    before = store.write(make_record()).read_bytes()
+    files = sorted(tmp_path.rglob("*"))
+
+    assert words in message(lambda: accept_obtained(obtained, store=store, reason="r"))
+    assert (store.root / NAME).read_bytes() == before
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_key_that_climbs_stays_in_its_folder(store: Store, tmp_path: Path) -> None:
+    """Where the file's own name fits the key, the key is still only a part of a file name."""
+    record = make_record(key="../../etc/passwd")
+    write_obtained(tmp_path / "obtained", record)
+
+    (written,) = accept_obtained(tmp_path / "obtained", store=store, reason="r")
+
+    assert written.parent == store.root / SUITE
+    assert written.resolve().is_relative_to(store.root.resolve())
+
+
+def test_link_among_the_obtained_is_refused(store: Store, tmp_path: Path) -> None:
+    obtained = tmp_path / "obtained"
+    outside = plant(tmp_path, "outside.json", canonical_text(make_record()))
+    (obtained / SUITE).mkdir(parents=True)
+    (obtained / NAME).symlink_to(outside)
+
+    assert "leads out of" in message(lambda: accept_obtained(obtained, store=store, reason="r"))
+    assert not store.root.exists()
+
+
+def test_obtained_without_samples_is_refused(store: Store, tmp_path: Path) -> None:
+    obtained = tmp_path / "obtained"
+    plant(obtained, NAME, canonical_text(make_record(quantized=outcomes(""))))
+
+    assert "accepted.samples: 0 is no number of samples" in message(
+        lambda: accept_obtained(obtained, store=store, reason="r")
+    )
+
+
+def test_unfit_record_is_refused_even_if_it_could_be_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfit = make_record(fp16=outcomes(value=float("nan")))
+    plant(tmp_path / "obtained", NAME, "")
+    monkeypatch.setattr(baselines, "read_record", lambda _path, **_more: unfit)
+
+    assert message(lambda: accept_obtained(tmp_path / "obtained", store=store, reason="r")) == (
+        f"{KEY}: FP16 value is nan: not accepted"
+    )
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("name", ["fp16", "accepted", "first"])
+def test_an_edited_value_or_bit_shows_in_the_other(name: str) -> None:
+    data = make_record().to_json()
+    data[name] |= {"value": 0.9}
+
+    with pytest.raises(BaselineError, match=rf"{name}\.value is 0\.9, but \d of 10 .* by hand"):
+        Record.from_json(data)
+    assert Record.from_json(data | {"metric": "mean_per_class_recall"}).metric

@@ -31,7 +31,7 @@ gate: install
 	$(BIN)/python -m pytest suites/clip_reference.quantgate.yaml
 
 unit: install
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2
 
 test: gate unit
 

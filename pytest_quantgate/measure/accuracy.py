@@ -152,6 +152,8 @@ def _text_ids(samples: Samples, image_of_text: Sequence[int]) -> tuple[str, ...]
 
 def _value(*, correct: torch.Tensor, labels: torch.Tensor, metric: str) -> float:
     """Return the metric in [0, 1]; mean_per_class_recall averages over the classes that occur."""
+    import torch
+
     if metric != "mean_per_class_recall":
         return float(correct.double().mean())
     recalls = [float(correct[labels == label].double().mean()) for label in torch.unique(labels)]

@@ -70,6 +70,12 @@ def load_clip_benchmark(
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{dataset}: clip-benchmark cannot build it: {_line(error)}") from error
+    templates = () if retrieval else found.templates
+    if isinstance(templates, dict):
+        raise DataError(
+            f"{dataset}: its templates differ by class, which is not supported: copy the data set "
+            f"to a WebDataset folder with templates of one kind"
+        )
     total = len(found)
     taken = total if count is None else min(count, total)
     images = DatasetImages(dataset=found, taken=taken)
@@ -91,7 +97,7 @@ def load_clip_benchmark(
         labels=None if retrieval else tuple(labels),
         captions=tuple(captions) if retrieval else None,
         class_names=() if retrieval else tuple(found.classes),
-        templates=() if retrieval else tuple(found.templates),
+        templates=tuple(templates),
     )
 
 

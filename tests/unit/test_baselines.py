@@ -479,7 +479,7 @@ def test_damaged_record_is_refused_and_named(store: Store, change: Change, words
         (lambda text: '{"reason": "x", ' + text[1:], "not JSON: key 'reason' stands twice: "),
         (lambda text: "[" * 100_000, "not JSON: "),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_damaged_text_is_refused_and_named(
     store: Store, damage: Callable[[str], str], words: str

@@ -1,0 +1,82 @@
+"""Cosine and SQNR of embeddings, and which layer the noise comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pytest_quantgate.measure.fidelity import compare_embeddings, rank_layers, to_db
+from pytest_quantgate.models.clip import ClipModel, PairBatch
+
+IDS = ("a", "b", "c", "d")
+
+
+def embeddings(seed: int = 0) -> torch.Tensor:
+    return torch.randn(4, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def test_equal_embeddings_have_no_noise() -> None:
+    x = embeddings()
+    found = compare_embeddings(tower="vision", fp16=x, quantized=x, ids=IDS)
+
+    assert found.cosine_mean == pytest.approx(1.0)
+    assert found.sqnr_mean_db == found.sqnr_worst_db == math.inf
+    assert found.nonfinite == 0
+
+
+def test_a_known_noise_has_its_sqnr() -> None:
+    x = embeddings()
+    found = compare_embeddings(tower="text", fp16=x, quantized=x * 1.1, ids=IDS)
+
+    assert found.sqnr_mean_db == pytest.approx(20.0, abs=1e-4)  # 10 log10(1 / 0.1^2)
+    assert found.cosine_mean == pytest.approx(1.0)
+
+
+def test_the_worst_sample_is_named() -> None:
+    x = embeddings()
+    y = x.clone()
+    y[2] += 3 * embeddings(1)[2]
+    found = compare_embeddings(tower="text", fp16=x, quantized=y, ids=IDS)
+
+    assert found.cosine_worst_id == found.sqnr_worst_id == "c"
+    assert found.cosine_worst < 0.9 < found.cosine_mean + 0.3
+
+
+def test_nan_makes_every_figure_nan() -> None:
+    x, y = embeddings(), embeddings()
+    y[3, 0] = torch.inf
+    found = compare_embeddings(tower="vision", fp16=x, quantized=y, ids=IDS)
+
+    assert (found.nonfinite, found.cosine_worst_id) == (1, "d")
+    assert math.isnan(found.cosine_mean)
+    assert math.isnan(found.sqnr_mean_db)
+
+
+def test_decibels_at_the_ends() -> None:
+    assert to_db(1.0, 0.0) == math.inf
+    assert to_db(0.0, 1.0) == -math.inf
+    assert to_db(100.0, 1.0) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["vision_model.encoder.layers.1.mlp.fc2", "text_model.encoder.layers.0.mlp.fc1"]
+)
+def test_a_spoiled_layer_is_ranked_first(
+    name: str,
+    tiny_fp16: ClipModel,
+    make_quantized: Callable[..., ClipModel],
+    make_pairs: Callable[..., list[PairBatch]],
+) -> None:
+    model = make_quantized("fp8")
+    layer: Any = model.module.get_submodule(name)
+    layer.weight_quantizer.amax = layer.weight_quantizer.amax / 50
+
+    ranked = rank_layers(fp16=tiny_fp16, quantized=model, batch=make_pairs(seed=5)[0])
+
+    assert ranked[0][0] == name
+    assert ranked[0][1] < ranked[1][1] - 3
+    assert [db for _, db in ranked] == sorted(db for _, db in ranked)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from pytest_quantgate.case import Case
+    from pytest_quantgate.suite import Suite
 
 pytest_plugins = ["pytester"]
 
@@ -59,6 +65,32 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache for the tests of a session that may share built variants."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make_case(
+    tmp_path: Path, shared_cache: Path, pytestconfig: pytest.Config
+) -> Callable[..., Case]:
+    """Make the case of a suite with the session's cache, without a run of pytest around it."""
+    from pytest_quantgate.baselines import Store
+    from pytest_quantgate.cache import Cache
+    from pytest_quantgate.case import Case
+    from pytest_quantgate.options import resolve_settings
+    from pytest_quantgate.progress import silent
+
+    settings = replace(resolve_settings(pytestconfig), baselines_dir=tmp_path / "baselines")
+
+    def make(suite: Suite, *, environ: Mapping[str, str] = {}, **changes: Any) -> Case:
+        return Case(
+            suite=suite,
+            settings=replace(settings, **changes),
+            store=Store(tmp_path / "baselines"),
+            cache=Cache(root=shared_cache, warn=pytest.fail),
+            progress=silent(),
+            environ=environ,
+        )
+
+    return make
 
 
 TINY_SUITE = """\

@@ -18,11 +18,10 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import date
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from pytest_quantgate.errors import BaselineError, QuantGateError
+from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes
 from pytest_quantgate.suite import Suite
@@ -32,46 +31,6 @@ SCHEMA = 1
 MAX_BYTES = 16 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class BaselineMode(Enum):
-    """What a run does with the stored baselines."""
-
-    CHECK = "check"
-    CREATE = "create"
-    UPDATE = "update"
-    PRUNE = "prune"
-
-    @classmethod
-    def parse(cls, text: str) -> BaselineMode:
-        try:
-            return cls(text)
-        except ValueError:
-            known = ", ".join(mode.value for mode in cls)
-            raise QuantGateError(
-                f"{text!r} is not a valid quantgate baselines mode. Valid modes: {known}."
-            ) from None
-
-
-def check_write_allowed(
-    mode: BaselineMode, *, environ: Mapping[str, str], allow_ci_write: bool
-) -> None:
-    """Raise QuantGateError for a writing mode under CI that was not allowed in so many words."""
-    if mode is BaselineMode.CHECK or allow_ci_write:
-        return
-    refuse_ci(
-        f"--quantgate-baselines={mode.value}", environ=environ, flag="--quantgate-allow-ci-write"
-    )
-
-
-def refuse_ci(action: str, *, environ: Mapping[str, str], flag: str) -> None:
-    """Raise QuantGateError where a CI variable is set: a CI job that writes approves itself."""
-    for variable in ("CI", "BUILD_NUMBER"):
-        if environ.get(variable):
-            raise QuantGateError(
-                f"{action} would write baselines under CI ({variable} is set): run it where "
-                f"somebody reviews the change, or add {flag}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

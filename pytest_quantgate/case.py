@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_quantgate.baselines import BaselineMode, Record, Store, next_record, refuse_unfit
+from pytest_quantgate.baseline_mode import BaselineMode
+from pytest_quantgate.baselines import Record, Store, next_record, refuse_unfit
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.errors import MissingPackage, NotMeasured, QuantGateError
 from pytest_quantgate.fingerprint import Fingerprint, differences, digest_of

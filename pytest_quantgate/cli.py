@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_quantgate import __version__
-from pytest_quantgate.baselines import Store, accept_obtained, refuse_ci
+from pytest_quantgate.baseline_mode import refuse_ci
+from pytest_quantgate.baselines import Store, accept_obtained
 from pytest_quantgate.errors import QuantGateError
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.report.terminal import render_failure
-from pytest_quantgate.suite import Suite
-from pytest_quantgate.suite_file import load_suite
 from pytest_quantgate.verdict import Status
+
+if TYPE_CHECKING:
+    from pytest_quantgate.suite import Suite
 
 SUFFIX = ".quantgate.yaml"
 
@@ -55,6 +56,8 @@ class SuiteFile(pytest.File):
     """One suite; collecting it reads YAML and nothing else."""
 
     def collect(self) -> Iterator[pytest.Function]:
+        from pytest_quantgate.suite_file import load_suite
+
         try:
             suite = load_suite(self.path, relative_to=self.config.rootpath)
         except QuantGateError as error:
@@ -69,6 +72,7 @@ class SuiteFile(pytest.File):
 def run_gate(request: pytest.FixtureRequest) -> None:
     """Judge the gate of this test: pass, fail with its report, or skip as not measured."""
     # Imported here so that collecting stays cheap.
+    from pytest_quantgate.report.terminal import render_failure
     from pytest_quantgate.session import SESSION, carry
 
     gate = request.node.stash[GATE]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.baselines import BaselineMode, check_write_allowed
+from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed
 from pytest_quantgate.cache import default_cache_root
 from pytest_quantgate.errors import QuantGateError
 

@@ -62,6 +62,8 @@ def pytest_runtest_makereport(
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     run = _session(session.config)
+    if session.config.option.collectonly:
+        return
     if not run.is_worker and not run.finish() and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -11,20 +11,22 @@ import os
 from collections.abc import Mapping, MutableMapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_quantgate.baselines import BaselineMode, Record, Store, write_obtained
-from pytest_quantgate.cache import Cache
-from pytest_quantgate.case import Case, Judged
+from pytest_quantgate.baseline_mode import BaselineMode
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import Progress, silent
-from pytest_quantgate.report.terminal import Row, Summary, render_summary
-from pytest_quantgate.suite import Suite
-from pytest_quantgate.suite_file import load_suite
 from pytest_quantgate.verdict import Status, Verdict
+
+# The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
+if TYPE_CHECKING:
+    from pytest_quantgate.baselines import Record, Store
+    from pytest_quantgate.case import Case, Judged
+    from pytest_quantgate.report.terminal import Row, Summary
+    from pytest_quantgate.suite import Suite
 
 SESSION = pytest.StashKey["RunSession"]()
 
@@ -61,6 +63,10 @@ class RunSession:
 
         Only one is held in memory: two ViT-L/14 pairs would not fit a small CI machine.
         """
+        from pytest_quantgate.baselines import Store
+        from pytest_quantgate.cache import Cache
+        from pytest_quantgate.case import Case
+
         if self._case is None or self._case.suite.path != suite.path:
             self._case = Case(
                 suite=suite,
@@ -80,6 +86,9 @@ class RunSession:
             self._take(carried)
 
     def _take(self, carried: Mapping[str, Any]) -> None:
+        from pytest_quantgate.baselines import Record
+        from pytest_quantgate.report.terminal import Row
+
         if carried["gate"]:
             self.rows.append(
                 Row(
@@ -101,6 +110,8 @@ class RunSession:
 
         Called once, on the controller, after the last test.
         """
+        from pytest_quantgate.baselines import Store, write_obtained
+
         ok = True
         store = Store(self.settings.baselines_dir)
         for kind, record in self.proposals:
@@ -132,6 +143,8 @@ class RunSession:
         return not (self.orphans and self.settings.strict)
 
     def _load_suites(self) -> tuple[tuple[Suite, ...], bool]:
+        from pytest_quantgate.suite_file import load_suite
+
         suites, unreadable = [], False
         for folder in self.settings.suites_dirs:
             for path in sorted(folder.rglob("*.quantgate.yaml")):
@@ -142,6 +155,8 @@ class RunSession:
         return tuple(suites), unreadable
 
     def summary(self) -> Summary:
+        from pytest_quantgate.report.terminal import Summary
+
         # In the suite's own order, whatever order (or worker) the tests ran in.
         rows = sorted(self.rows, key=lambda row: (row.suite, row.position))
         return Summary(
@@ -153,9 +168,11 @@ class RunSession:
         )
 
     def print_summary(self, reporter: pytest.TerminalReporter) -> None:
-        summary = self.summary()
-        if summary == Summary(rows=()):
+        if not (self.rows or self.orphans or self.written or self.obtained or self.warnings):
             return
+        from pytest_quantgate.report.terminal import render_summary
+
+        summary = self.summary()
         reporter.write_sep("=", "quantgate")
         width = reporter.config.get_terminal_writer().fullwidth
         for line, status in render_summary(summary, width=max(80, width)):

@@ -20,18 +20,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pytest_quantgate import baselines
+from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed, refuse_ci
 from pytest_quantgate.baselines import (
-    BaselineMode,
     Record,
     Store,
     accept_obtained,
     canonical_text,
-    check_write_allowed,
     next_record,
     pack_bits,
     parse_record,
     read_record,
-    refuse_ci,
     refuse_unfit,
     slug,
     store_outcomes,

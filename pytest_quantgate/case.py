@@ -284,8 +284,9 @@ class Case:
             return Judged(verdict=Verdict(gate="regression", status=Status.PASS, headline=headline))
         word = "updated" if record else "created"
         headline = f"regression: baseline of {gate.key} {word}: {proposed.describe()}"
+        brief = f"{word}: {proposed.describe()}"
         return Judged(
-            verdict=Verdict(gate="regression", status=Status.PASS, headline=headline),
+            verdict=Verdict(gate="regression", status=Status.PASS, headline=headline, brief=brief),
             proposal="baseline",
             record=proposed,
         )
@@ -365,22 +366,24 @@ class Case:
     # -- data ------------------------------------------------------------------------------------
 
     def samples(self, name: str, count: int | None, *, purpose: Purpose) -> Samples:
-        """Return the samples of `<data set>/<split>`; the set read last is kept."""
+        """Return the samples of `<data set>/<split>`, read once.
+
+        What ships is small, and files are decoded on access: keeping them all costs little memory.
+        """
         from pytest_quantgate.tasks.registry import load_samples
 
+        kept: dict[Any, Samples] = self._values.setdefault("samples", {})
         key = (name, count, purpose)
-        if self._values.get("samples_key") != key:
+        if key not in kept:
             with self.progress.stage(f"reading {name}"):
-                samples = load_samples(
+                kept[key] = load_samples(
                     name,
                     datasets=self.suite.datasets,
                     samples=count,
                     environ=self.environ,
                     purpose=purpose,
                 )
-            self._values |= {"samples_key": key, "samples": samples}
-        found: Samples = self._values["samples"]
-        return found
+        return kept[key]
 
     def evaluation_hashes(self) -> tuple[tuple[str, str], ...]:
         """Return (content hash, id) of every sample that a task of this suite is judged on."""
@@ -447,13 +450,13 @@ class Case:
         spec = self.suite.calibration
         exclude = self.suite.quantize.exclude
         pairs, held_out = load_calibration(spec, datasets=self.suite.datasets, environ=self.environ)
-        recipe = self.recipe
+        recipe, fp16 = self.recipe, self.fp16
         with self.progress.stage(f"calibrating {recipe.name}", total=spec.samples) as advance:
             result = quantize(
-                self.fp16,
+                fp16,
                 recipe=recipe,
                 exclude=exclude,
-                batches=make_batches(self.fp16, pairs, batch_size=spec.batch_size),
+                batches=make_batches(fp16, pairs, batch_size=spec.batch_size),
                 progress=advance,
             )
         with self.progress.stage("auditing the quantizers"):
@@ -549,8 +552,11 @@ class Case:
             )
             return fp16, quantized
         captions, owners = list_captions(samples)
-        with self.progress.stage(f"embedding {len(captions)} captions"):
-            texts = embed_texts(models, captions, batch_size=BATCH_SIZE)
+        if self._values.get("captions_key") != samples.digest:
+            with self.progress.stage(f"embedding {len(captions)} captions"):
+                embedded = embed_texts(models, captions, batch_size=BATCH_SIZE)
+            self._values |= {"captions_key": samples.digest, "captions": embedded}
+        texts: list[torch.Tensor] = self._values["captions"]
         fp16, quantized = (
             retrieval_outcomes(
                 images=image,

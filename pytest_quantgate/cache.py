@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +24,6 @@ from pytest_quantgate.errors import CacheError, MissingPackage
 LAYOUT = "v1"
 
 MANIFEST = "manifest.json"
-
-
-def default_cache_root(environ: Mapping[str, str]) -> Path:
-    """Return the user's cache folder for this product (`$XDG_CACHE_HOME` or `~/.cache`)."""
-    base = environ.get("XDG_CACHE_HOME") or ""
-    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "pytest-quantgate"
 
 
 def digest_files(*, files: list[Path]) -> dict[str, str]:

@@ -295,9 +295,13 @@ class Case:
 
     @computed_once
     def source(self) -> CheckpointSource:
-        from pytest_quantgate.models.source import resolve_checkpoint
+        from pytest_quantgate.models.source import is_local, resolve_checkpoint
 
-        return resolve_checkpoint(self.suite.model, environ=self.environ)
+        model = self.suite.model
+        if model.id is None or is_local(model.id):
+            return resolve_checkpoint(model, environ=self.environ)
+        with self.progress.stage(f"looking for {model.id} here and in the hub"):
+            return resolve_checkpoint(model, environ=self.environ)
 
     def fingerprint(self, *, data: str) -> Fingerprint:
         return Fingerprint(

@@ -304,8 +304,8 @@ class QdqPair:
     `quantizer` is the quantizer it belongs to by its name, None where the name is of none; `slot`
     follows from it. `format` is `E4M3`, `INT8` or ONNX's name of the type. `scale_type` is the
     type the scale is stored in, `scale_digest` the SHA-256 of its values as float32;
-    `amax` is the scale times the largest value of the format (448, 127). `zero_point` says
-    whether all zero points are 0.
+    `amax` is the scale times the largest value of the format (448, 127). `symmetric` says whether
+    all zero points are 0.
     `source` is `weight, 8 bit` (an 8-bit initializer, no QuantizeLinear), `weight, float` (a
     full-precision initializer behind QuantizeLinear: nothing is saved), or `activation`.
     `complete` says whether both halves are there with one scale and one type.
@@ -326,7 +326,7 @@ class QdqPair:
     scale_digest: str
     amax_min: float
     amax_max: float
-    zero_point: bool
+    symmetric: bool
     source: Literal["weight, 8 bit", "weight, float", "activation"]
     complete: bool
     producer: str | None

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed
-from pytest_quantgate.cache import default_cache_root
 from pytest_quantgate.errors import QuantGateError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -83,6 +82,13 @@ def add_options(parser: pytest.Parser) -> None:
         type="args",
         default=["suites"],
     )
+
+
+def default_cache_root(environ: Mapping[str, str]) -> Path:
+    """Return the user's cache folder for this product (`$XDG_CACHE_HOME` or `~/.cache`)."""
+    base = environ.get("XDG_CACHE_HOME") or ""
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "pytest-quantgate"
 
 
 def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -137,9 +137,11 @@ def compose(text: str, *, name: str) -> yaml.Node:
     """
     try:
         loader = yaml.SafeLoader(text)
+        events: list[yaml.Event] = []
         depth = documents = 0
         while loader.check_event():
             event = loader.get_event()  # type: ignore[no-untyped-call]
+            events.append(event)
             line = event.start_mark.line + 1
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise SuiteError(
@@ -163,7 +165,7 @@ def compose(text: str, *, name: str) -> yaml.Node:
                     raise SuiteError(f"{name}:{line}: nested deeper than {MAX_DEPTH} levels")
             elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
                 depth -= 1
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = Replay(events).get_single_node()
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise SuiteError(f"{name}:{line}: {_not_allowed(error.character)}") from error
@@ -179,6 +181,26 @@ def compose(text: str, *, name: str) -> yaml.Node:
     if node is None:
         raise SuiteError(f"{name}:1: the suite is empty: it needs quantgate, model, gates, ...")
     return node
+
+
+class Replay(yaml.composer.Composer, yaml.resolver.Resolver):
+    """Composes nodes from events that were read and checked already."""
+
+    def __init__(self, events: Sequence[yaml.Event]) -> None:
+        yaml.composer.Composer.__init__(self)
+        yaml.resolver.Resolver.__init__(self)
+        self.events = events
+        self.position = 0
+
+    def check_event(self, *kinds: type[yaml.Event]) -> bool:
+        return isinstance(self.events[self.position], kinds)
+
+    def peek_event(self) -> yaml.Event:
+        return self.events[self.position]
+
+    def get_event(self) -> yaml.Event:
+        self.position += 1
+        return self.events[self.position - 1]
 
 
 def _not_allowed(character: int) -> str:

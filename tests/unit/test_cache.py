@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.cache import MANIFEST, Cache, default_cache_root, find_damage, seal
+from pytest_quantgate.cache import MANIFEST, Cache, find_damage, seal
 from pytest_quantgate.errors import CacheError
+from pytest_quantgate.options import default_cache_root
 
 KEY = "ab" + "0" * 62
 

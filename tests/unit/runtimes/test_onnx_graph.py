@@ -1,0 +1,350 @@
+"""The audit of a graph must show each way in which an export can go wrong unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair, from_json, to_json
+from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.runtimes.onnx_export import export_tower
+from pytest_quantgate.runtimes.onnx_graph import module_of_node, read_graph
+
+BLOCK = "vision_model.encoder.layers.1"
+FC1 = f"{BLOCK}.mlp.fc1"
+PATCH = "vision_model.embeddings.patch_embedding"
+Sabotage = Callable[[Any], None]
+
+
+@pytest.fixture(scope="module")
+def sound(
+    make_quantized: Callable[..., ClipModel], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An exported vision tower: FP8 with attention, patch_embedding excluded."""
+    model = make_quantized("fp8-attention", exclude=("*patch_embedding*",))
+    path = tmp_path_factory.mktemp("onnx") / "sound.onnx"
+    return export_tower(model, tower="vision", path=path).path
+
+
+@pytest.fixture
+def audit_after(sound: Path, tmp_path: Path) -> Callable[[Sabotage], OnnxAudit]:
+    """Change a copy of the sound graph and read it."""
+
+    def make(sabotage: Sabotage) -> OnnxAudit:
+        model = onnx.load(sound)
+        sabotage(model.graph)
+        onnx.save(model, tmp_path / "changed.onnx")
+        return read_graph(tmp_path / "changed.onnx")
+
+    return make
+
+
+def node_of(graph: Any, quantizer: str, operator: str) -> Any:
+    names = [n for n in graph.node if module_of_node(n.name) == quantizer]
+    return next(n for n in names if n.op_type == operator)
+
+
+def tensor_of(graph: Any, name: str) -> Any:
+    return next(t for t in graph.initializer if t.name == name)
+
+
+def pair_of(audit: OnnxAudit, quantizer: str) -> QdqPair:
+    return next(p for p in audit.pairs if p.quantizer == quantizer)
+
+
+def operation_of(audit: OnnxAudit, module: str) -> OnnxOperation:
+    return next(o for o in audit.operations if o.module == module)
+
+
+def bypass(graph: Any, quantizer: str) -> None:
+    """Take a pair of an activation out of the graph."""
+    first = node_of(graph, quantizer, "QuantizeLinear")
+    last = node_of(graph, quantizer, "DequantizeLinear")
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == last.output[0]:
+                node.input[index] = first.input[0]
+    graph.node.remove(first)
+    graph.node.remove(last)
+
+
+def put_float_weight(graph: Any, quantizer: str, weight: str) -> None:
+    """Store a weight as float32 behind QuantizeLinear and DequantizeLinear."""
+    last = node_of(graph, quantizer, "DequantizeLinear")
+    stored, scale = tensor_of(graph, weight), tensor_of(graph, last.input[1])
+    values = numpy_helper.to_array(stored).astype(np.float32) * numpy_helper.to_array(scale)
+    graph.initializer.remove(stored)
+    graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name=weight))
+    place = list(graph.node).index(last)
+    graph.node.insert(
+        place,
+        helper.make_node(
+            "QuantizeLinear",
+            [weight, *last.input[1:]],
+            [f"{weight}_8bit"],
+            name=last.name.replace("Dequantize", "Quantize"),
+        ),
+    )
+    last.input[0] = f"{weight}_8bit"
+
+
+def insert_pair(graph: Any, value: str, *, name: str, reader: Any, scale: float = 1.0) -> None:
+    """Put a pair between a value and one node that reads it."""
+    graph.initializer.append(numpy_helper.from_array(np.float32(scale), name=f"{name}.scale"))
+    graph.initializer.append(
+        TensorProto(
+            name=f"{name}.zero", data_type=TensorProto.FLOAT8E4M3FN, dims=[], raw_data=b"\0"
+        )
+    )
+    place = list(graph.node).index(reader)
+    for operator, source, result in (
+        ("DequantizeLinear", f"{name}_8bit", f"{name}_out"),
+        ("QuantizeLinear", value, f"{name}_8bit"),
+    ):
+        inputs = [source, f"{name}.scale", f"{name}.zero"]
+        node = helper.make_node(operator, inputs, [result], name=f"{name}/{operator}")
+        graph.node.insert(place, node)
+    reader = graph.node[place + 2]
+    reader.input[list(reader.input).index(value)] = f"{name}_out"
+
+
+def test_sound_graph_leaves_nothing_open(sound: Path) -> None:
+    audit = read_graph(sound)
+    assert (audit.tower, audit.precision, audit.opset) == ("vision", "float32", 20)
+    assert (audit.domains, audit.problems, audit.extra) == (("",), (), ())
+    assert (audit.lost, audit.undeclared) == ((), ())
+    assert len(audit.pairs) == len(audit.declared) == 34
+    # The patch embedding is excluded, and nothing quantizes what comes out of Softmax.
+    assert [o.module for o in audit.unquantized] == [
+        PATCH,
+        "vision_model.encoder.layers.0.self_attn",
+        f"{BLOCK}.self_attn",
+    ]
+    assert audit.dynamic_batch
+    assert audit.file_bytes == sound.stat().st_size
+    fc1 = operation_of(audit, FC1)
+    assert fc1.quantizers == (f"{FC1}.input_quantizer", f"{FC1}.weight_quantizer")
+    assert (fc1.operator, fc1.weights_count, fc1.weight_type) == ("MatMul", 32 * 64, "E4M3")
+    scores = operation_of(audit, f"{BLOCK}.self_attn")
+    assert scores.quantizers == tuple(f"{BLOCK}.self_attn.{n}_bmm_quantizer" for n in "qk")
+
+
+def test_audit_survives_json(sound: Path) -> None:
+    audit = read_graph(sound)
+    assert from_json(OnnxAudit, to_json(audit)) == audit
+
+
+def test_lost_pair_is_named(audit_after: Any) -> None:
+    name = f"{FC1}.input_quantizer"
+    audit = audit_after(lambda graph: bypass(graph, name))
+    assert audit.lost == (name,)
+    assert operation_of(audit, FC1).operands_quantized == (False, True)
+    assert audit.problems == ()
+
+
+def test_bypassed_dequantize_is_named(audit_after: Any) -> None:
+    """A DequantizeLinear of a weight taken out: the matmul reads full precision."""
+    name = f"{FC1}.weight_quantizer"
+
+    def sabotage(graph: Any) -> None:
+        last = node_of(graph, name, "DequantizeLinear")
+        stored = tensor_of(graph, f"{FC1}.weight")
+        scale = numpy_helper.to_array(tensor_of(graph, last.input[1]))
+        values = numpy_helper.to_array(stored).astype(np.float32) * scale
+        graph.initializer.append(numpy_helper.from_array(values, name=last.output[0]))
+        graph.initializer.remove(stored)
+        graph.node.remove(last)
+
+    audit = audit_after(sabotage)
+    assert audit.lost == (name,)
+    found = operation_of(audit, FC1)
+    assert (found.operands_quantized, found.weight_type) == ((True, False), "float32")
+
+
+def test_attention_left_out_in_one_block(audit_after: Any) -> None:
+    names = tuple(
+        f"{BLOCK}.self_attn.{slot}_quantizer" for slot in ("q_bmm", "k_bmm", "v_bmm", "bmm2_output")
+    )
+
+    def sabotage(graph: Any) -> None:
+        for name in names:
+            bypass(graph, name)
+
+    audit = audit_after(sabotage)
+    assert set(audit.lost) == set(names)
+    found = [o for o in audit.operations if o.module == f"{BLOCK}.self_attn"]
+    assert [o.operands_quantized for o in found] == [(False, False)] * 2
+
+
+def test_changed_scale_changes_amax(sound: Path, audit_after: Any) -> None:
+    name = f"{FC1}.input_quantizer"
+
+    def sabotage(graph: Any) -> None:
+        scale = tensor_of(graph, f"{name}.scale")
+        scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * 4, name=scale.name))
+
+    before, after = pair_of(read_graph(sound), name), pair_of(audit_after(sabotage), name)
+    assert after.amax_max == pytest.approx(4 * before.amax_max, rel=1e-6)
+    assert after.scale_digest != before.scale_digest
+    assert after.complete
+
+
+def test_halves_with_different_scales_are_no_pair(audit_after: Any) -> None:
+    name = f"{FC1}.input_quantizer"
+
+    def sabotage(graph: Any) -> None:
+        scale = numpy_helper.to_array(tensor_of(graph, f"{name}.scale"))
+        graph.initializer.append(numpy_helper.from_array(scale * 4, name="another"))
+        node_of(graph, name, "DequantizeLinear").input[1] = "another"
+
+    audit = audit_after(sabotage)
+    assert not pair_of(audit, name).complete
+    assert audit.lost == (name,)
+    assert operation_of(audit, FC1).operands_quantized == (False, True)
+
+
+def test_shifted_zero_point_is_seen(audit_after: Any) -> None:
+    name = f"{FC1}.input_quantizer"
+    audit = audit_after(
+        lambda graph: setattr(tensor_of(graph, f"{name}.zero_point"), "raw_data", b"\x38")
+    )
+    assert [p.quantizer for p in audit.pairs if not p.symmetric] == [name]
+
+
+def test_requantized_patch_embedding_is_seen(audit_after: Any) -> None:
+    """What ModelOpt's exporter does to an excluded convolution."""
+
+    def sabotage(graph: Any) -> None:
+        conv = next(n for n in graph.node if n.op_type == "Conv")
+        insert_pair(graph, conv.input[1], name="Conv_weight", reader=conv)
+
+    audit = audit_after(sabotage)
+    assert audit.lost == ()
+    (extra,) = audit.undeclared
+    assert (extra.quantizer, extra.node) == (None, "Conv_weight/DequantizeLinear")
+    assert (extra.source, extra.consumers) == ("weight, float", (PATCH,))
+    found = operation_of(audit, PATCH)
+    assert (found.operands_quantized, found.quantizers) == ((False, True), (None, None))
+
+
+def test_undeclared_softmax_pair_is_seen(audit_after: Any) -> None:
+    def sabotage(graph: Any) -> None:
+        softmax = next(n for n in graph.node if n.op_type == "Softmax")
+        (reader,) = (n for n in graph.node if softmax.output[0] in n.input)
+        insert_pair(graph, softmax.output[0], name="Softmax_1", reader=reader, scale=1 / 448)
+
+    (extra,) = audit_after(sabotage).undeclared
+    assert extra.quantizer is None
+    assert extra.producer == "vision_model.encoder.layers.0.self_attn"
+    assert extra.amax_max == pytest.approx(1.0)
+
+
+def test_pair_with_anothers_name_does_not_stand_for_it(audit_after: Any) -> None:
+    """A graph is not believed by its names alone."""
+    name = f"{FC1}.input_quantizer"
+
+    def sabotage(graph: Any) -> None:
+        nodes = [node_of(graph, name, f"{kind}quantizeLinear") for kind in ("De",)]
+        label = nodes[0].name.rpartition("/")[0]
+        bypass(graph, name)
+        conv = next(n for n in graph.node if n.op_type == "Conv")
+        insert_pair(graph, conv.input[0], name=label, reader=conv)
+
+    audit = audit_after(sabotage)
+    assert pair_of(audit, name).consumers == (PATCH,)
+    assert not pair_of(audit, name).feeds_owner
+    assert audit.lost == (name,)
+
+
+def test_float_weight_behind_a_pair_is_seen(sound: Path, audit_after: Any) -> None:
+    name = f"{FC1}.weight_quantizer"
+    audit = audit_after(lambda graph: put_float_weight(graph, name, f"{FC1}.weight"))
+    assert audit.problems == ()
+    assert pair_of(audit, name).source == "weight, float"
+    assert pair_of(audit, name).complete
+    assert [p.quantizer for p in audit.pairs if p.slot == "weight" and "8" not in p.source] == [
+        name
+    ]
+    before, after = dict(read_graph(sound).weights_bytes), dict(audit.weights_bytes)
+    assert after["E4M3"] == before["E4M3"] - 32 * 64
+    assert after["float32"] == before["float32"] + 32 * 64 * 4
+    assert operation_of(audit, FC1).weight_type == "float32"
+
+
+def test_lone_quantize_is_no_pair(audit_after: Any) -> None:
+    name = f"{FC1}.input_quantizer"
+
+    def sabotage(graph: Any) -> None:
+        last = node_of(graph, name, "DequantizeLinear")
+        last.op_type = "Cast"
+        del last.input[1:]
+        last.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
+
+    audit = audit_after(sabotage)
+    assert not pair_of(audit, name).complete
+    assert audit.lost == (name,)
+    assert operation_of(audit, FC1).operands_quantized == (False, True)
+
+
+def test_other_domains_are_seen(audit_after: Any) -> None:
+    def sabotage(graph: Any) -> None:
+        node_of(graph, f"{FC1}.input_quantizer", "DequantizeLinear").domain = "trt"
+
+    audit = audit_after(sabotage)
+    assert audit.domains == ("", "trt")
+    assert len(audit.problems) == 1
+
+
+def test_invalid_graph_is_seen(audit_after: Any) -> None:
+    def sabotage(graph: Any) -> None:
+        node_of(graph, f"{FC1}.input_quantizer", "QuantizeLinear").op_type = "QuantiseLinear"
+
+    (problem,) = audit_after(sabotage).problems
+    assert "QuantiseLinear" in problem
+
+
+def test_zero_points_may_be_left_out_of_dequantize(audit_after: Any) -> None:
+    def sabotage(graph: Any) -> None:
+        for node in graph.node:
+            if node.op_type == "DequantizeLinear":
+                del node.input[2:]
+
+    audit = audit_after(sabotage)
+    assert (audit.problems, audit.lost) == ((), ())
+    assert {p.format for p in audit.pairs} == {"E4M3"}
+
+
+def test_graph_of_another_exporter_declares_nothing(sound: Path, tmp_path: Path) -> None:
+    model = onnx.load(sound)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    audit = read_graph(tmp_path / "other.onnx")
+    assert (audit.tower, audit.declared, audit.lost) == ("other", (), ())
+    assert len(audit.undeclared) == len(audit.pairs) == 34
+    assert all(p.quantizer is not None and p.feeds_owner for p in audit.pairs)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"no model", "is no ONNX model"), (b"", "holds no ONNX graph"), (None, "cannot be read")],
+)
+def test_damaged_file_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=rf"damaged.onnx.*{message}"):
+        read_graph(path)
+
+
+def test_truncated_file_is_refused(sound: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(sound.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"cut.onnx: is no ONNX model"):
+        read_graph(path)

@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pytest_quantgate.baseline_mode import BaselineMode
 from pytest_quantgate.baselines import Record, Store, next_record, refuse_unfit
@@ -27,7 +27,10 @@ from pytest_quantgate.gates import (
     judge_accuracy,
     judge_calibration,
     judge_coverage,
+    judge_engine,
+    judge_export,
     judge_fidelity,
+    judge_parity,
     judge_regression,
     judge_roundtrip,
 )
@@ -44,7 +47,8 @@ from pytest_quantgate.measurement import (
 )
 from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import Progress
-from pytest_quantgate.suite import AccuracyGate, RegressionGate, Suite
+from pytest_quantgate.stages import TOWERS, Stages
+from pytest_quantgate.suite import AccuracyGate, EngineGate, RegressionGate, Suite
 from pytest_quantgate.verdict import Status, Verdict
 
 if TYPE_CHECKING:
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.models.clip import ClipModel
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
+    from pytest_quantgate.stages import ExportedClip
     from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.samples import Samples
 
@@ -141,6 +146,9 @@ class Case:
             "accuracy": lambda: self._judge_accuracy(self.accuracy_gate(key)),
             "regression": lambda: self._judge_regression(self.regression_gate(key)),
             "roundtrip": self._judge_roundtrip,
+            "export": self._judge_export,
+            "parity": self._judge_parity,
+            "engine": lambda: self._judge_engine(self.engine_gate(key)),
         }
         if (kind, key) not in self._verdicts:
             self._verdicts[kind, key] = self._judge(kind, judges[kind])
@@ -194,6 +202,9 @@ class Case:
     def regression_gate(self, key: str) -> RegressionGate:
         return next(gate for gate in self.suite.gates.regression if gate.key == key)
 
+    def engine_gate(self, key: str) -> EngineGate:
+        return next(gate for gate in self.suite.gates.engine if gate.key == key)
+
     def _judge_coverage(self) -> Judged:
         gate = self.suite.gates.coverage
         assert gate is not None
@@ -217,13 +228,70 @@ class Case:
         return Judged(verdict=judge_fidelity(self.fidelity(), gate=gate))
 
     def _judge_accuracy(self, gate: AccuracyGate) -> Judged:
-        fp16, quantized = self.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples)
+        fp16, quantized = self.outcomes(
+            task=gate.task, metric=gate.metric, samples=gate.samples, stage=gate.stage
+        )
         return Judged(verdict=judge_accuracy(fp16=fp16, quantized=quantized, gate=gate))
 
     def _judge_roundtrip(self) -> Judged:
         gate = self.suite.gates.roundtrip
         assert gate is not None
         return Judged(verdict=judge_roundtrip(self.roundtrip(), gate=gate))
+
+    def _judge_export(self) -> Judged:
+        gate = self.suite.gates.export
+        assert gate is not None
+        variants: tuple[Literal["fp16", "quantized"], ...] = ("fp16", "quantized")
+        audits = {
+            variant: [
+                self.stages.onnx_audit(variant=variant, tower=tower, precision="float16")
+                for tower in TOWERS
+            ]
+            for variant in variants
+        }
+        return Judged(
+            verdict=judge_export(
+                self.audit,
+                quantized=audits["quantized"],
+                fp16_file_bytes=sum(found.file_bytes for found in audits["fp16"]),
+                gate=gate,
+            )
+        )
+
+    def _judge_parity(self) -> Judged:
+        gate = self.suite.gates.parity
+        assert gate is not None
+        return Judged(verdict=judge_parity(self.stages.parity(samples=gate.samples), gate=gate))
+
+    def _judge_engine(self, gate: EngineGate) -> Judged:
+        variants: tuple[Literal["fp16", "quantized"], ...] = ("fp16", "quantized")
+        reports = {
+            variant: {
+                str(tower): self.stages.engine(variant=variant, tower=tower, gate=gate)
+                for tower in gate.towers
+            }
+            for variant in variants
+        }
+        from pytest_quantgate.measure.quantizers import owner_of
+        from pytest_quantgate.runtimes.onnx_graph import module_of_node
+
+        excluded = {owner_of(name) for _, matched in self.audit.excludes for name in matched}
+        return Judged(
+            verdict=judge_engine(
+                fp16=reports["fp16"],
+                quantized=reports["quantized"],
+                excluded_nodes={
+                    tower: tuple(
+                        node.node for node in report.nodes if module_of_node(node.node) in excluded
+                    )
+                    for tower, report in reports["quantized"].items()
+                },
+                onnx_digests={
+                    tower: self.stages.onnx_digest(tower=tower, gate=gate) for tower in gate.towers
+                },
+                gate=gate,
+            )
+        )
 
     def _judge_regression(
         self,
@@ -367,6 +435,31 @@ class Case:
         )
         return key if key is not None else self.samples(name, count, purpose=purpose).digest
 
+    @computed_once
+    def fp16_key(self) -> str:
+        """Digest of all that the FP16 variant depends on."""
+        model = self.suite.model
+        return digest_of(
+            {
+                "model": self.source.digest,
+                "dtype": model.dtype,
+                "attn_implementation": model.attn_implementation,
+                "versions": installed_versions(),
+                "code": code_digest(),
+                "device": self.device,
+            }
+        )
+
+    @property
+    def code(self) -> str:
+        """Digest of the measuring code, which a cached measurement depends on."""
+        return code_digest()
+
+    @computed_once
+    def stages(self) -> Stages:
+        """The exported files and engines of this case."""
+        return Stages(self)
+
     # -- data ------------------------------------------------------------------------------------
 
     def samples(self, name: str, count: int | None, *, purpose: Purpose) -> Samples:
@@ -388,6 +481,15 @@ class Case:
                     purpose=purpose,
                 )
         return kept[key]
+
+    def held_out(self, count: int) -> Samples:
+        """Return the first `count` held-out pairs of the calibration set, or all if fewer."""
+        from pytest_quantgate.tasks.registry import load_calibration
+
+        _, held_out = load_calibration(
+            self.suite.calibration, datasets=self.suite.datasets, environ=self.environ
+        )
+        return held_out.take(min(count, len(held_out)))
 
     def evaluation_hashes(self) -> tuple[tuple[str, str], ...]:
         """Return (content hash, id) of every sample that a task of this suite is judged on."""
@@ -503,8 +605,18 @@ class Case:
 
     # -- measurements ----------------------------------------------------------------------------
 
-    def outcomes(self, *, task: str, metric: str, samples: int | None) -> tuple[Outcomes, Outcomes]:
-        """Return the per-sample outcomes of the FP16 and the quantized variant on one task."""
+    def outcomes(
+        self,
+        *,
+        task: str,
+        metric: str,
+        samples: int | None,
+        stage: Literal["torch", "onnx"] = "torch",
+    ) -> tuple[Outcomes, Outcomes]:
+        """Return the per-sample outcomes of the FP16 and the quantized variant on one task.
+
+        With `stage="onnx"` the quantized side is the exported model in ONNX Runtime.
+        """
         from pytest_quantgate.tasks.registry import evaluation_data
 
         data, purpose = evaluation_data(task)
@@ -515,18 +627,20 @@ class Case:
                 "task": task,
                 "metric": metric,
                 "samples": samples,
+                "stage": [stage, self.stages.softmax] if stage != "torch" else [],
             }
         )
 
         def measure() -> Any:
-            return [to_json(outcome) for outcome in self._measure_outcomes(task, metric, samples)]
+            found = self._measure_outcomes(task, metric, samples, stage)
+            return [to_json(outcome) for outcome in found]
 
         stored = self.cache.get_or_measure(kind="outcomes", key=key, measure=measure)
         fp16, quantized = (from_json(Outcomes, item) for item in stored)
         return fp16, quantized
 
     def _measure_outcomes(
-        self, task: str, metric: str, count: int | None
+        self, task: str, metric: str, count: int | None, stage: Literal["torch", "onnx"]
     ) -> tuple[Outcomes, Outcomes]:
         from pytest_quantgate.measure.accuracy import (
             classification_outcomes,
@@ -539,10 +653,15 @@ class Case:
         name, purpose = evaluation_data(task)
         samples = self.samples(name, count, purpose=purpose)
         images = self._image_embeddings(samples)
-        models = (self.fp16, self.quantized)
+        models: tuple[ClipModel, ClipModel | ExportedClip] = (self.fp16, self.quantized)
         names = ("FP16", self.recipe.name)
+        if stage == "onnx":
+            images = [images[0], self._onnx_embeddings(samples)]
+            models, names = (self.fp16, self.stages.exported()), ("FP16", f"{names[1]} in ONNX")
         if purpose == "classification":
-            classifiers = build_classifiers(models, samples, batch_size=BATCH_SIZE)
+            classifiers = build_classifiers(
+                models, samples, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
+            )
             fp16, quantized = (
                 classification_outcomes(
                     images=image,
@@ -556,10 +675,12 @@ class Case:
             )
             return fp16, quantized
         captions, owners = list_captions(samples)
-        if self._values.get("captions_key") != samples.digest:
+        if self._values.get("captions_key") != (samples.digest, stage):
             with self.progress.stage(f"embedding {len(captions)} captions"):
-                embedded = embed_texts(models, captions, batch_size=BATCH_SIZE)
-            self._values |= {"captions_key": samples.digest, "captions": embedded}
+                embedded = embed_texts(
+                    models, captions, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
+                )
+            self._values |= {"captions_key": (samples.digest, stage), "captions": embedded}
         texts: list[torch.Tensor] = self._values["captions"]
         fp16, quantized = (
             retrieval_outcomes(
@@ -592,7 +713,11 @@ class Case:
             label = f"embedding {samples.name} with both variants"
             with self.progress.stage(label, total=len(samples)) as advance:
                 both = embed_images(
-                    (self.fp16, self.quantized), samples, batch_size=BATCH_SIZE, progress=advance
+                    (self.fp16, self.quantized),
+                    samples,
+                    batch_size=BATCH_SIZE,
+                    preprocess=self.fp16.preprocess,
+                    progress=advance,
                 )
             for variant, embedded in zip(("fp16", "quantized"), both, strict=True):
                 numpy.save(folder / f"{variant}.npy", embedded.numpy(), allow_pickle=False)
@@ -606,6 +731,36 @@ class Case:
         ]
         self._values |= {"embeddings_key": key, "embeddings": found}
         return found
+
+    def _onnx_embeddings(self, samples: Samples) -> torch.Tensor:
+        """Return the image embeddings of the exported model, from the cache or ONNX Runtime."""
+        import numpy
+        import torch
+
+        from pytest_quantgate.measure.embeddings import embed_images
+
+        def build(folder: Path) -> None:
+            label = f"embedding {samples.name} with the exported model"
+            with self.progress.stage(label, total=len(samples)) as advance:
+                (found,) = embed_images(
+                    (self.stages.exported(),),
+                    samples,
+                    batch_size=BATCH_SIZE,
+                    preprocess=self.fp16.preprocess,
+                    progress=advance,
+                )
+            numpy.save(folder / "onnx.npy", found.numpy(), allow_pickle=False)
+
+        key = digest_of(
+            {
+                "variant": self.variant_key,
+                "data": samples.digest,
+                "onnx": True,
+                "softmax": self.stages.softmax,
+            }
+        )
+        folder = self.cache.get_or_build(kind="embeddings", key=key, build=build)
+        return torch.from_numpy(numpy.load(folder / "onnx.npy", allow_pickle=False))
 
     def fidelity(self) -> Fidelity:
         """Return cosine and SQNR of both towers on the samples that the gate names."""
@@ -634,8 +789,16 @@ class Case:
         models = (self.fp16, self.quantized)
         texts = [samples.text(index) for index in range(len(samples))]
         with self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance:
-            images = embed_images(models, samples, batch_size=BATCH_SIZE, progress=advance)
-            captions = embed_texts(models, texts, batch_size=BATCH_SIZE)
+            images = embed_images(
+                models,
+                samples,
+                batch_size=BATCH_SIZE,
+                preprocess=self.fp16.preprocess,
+                progress=advance,
+            )
+            captions = embed_texts(
+                models, texts, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
+            )
             probe = next(
                 make_batches(self.fp16, samples.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES)
             )
@@ -663,15 +826,10 @@ class Case:
         """Return what a save and a restore in a new process gave."""
         from pytest_quantgate.measure.embeddings import make_batches
         from pytest_quantgate.measure.roundtrip import measure_roundtrip
-        from pytest_quantgate.tasks.registry import load_calibration
 
         def measure() -> Any:
-            _, held_out = load_calibration(
-                self.suite.calibration, datasets=self.suite.datasets, environ=self.environ
-            )
-            batches = list(
-                make_batches(self.fp16, held_out.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES)
-            )
+            pairs = self.held_out(PROBE_SAMPLES)
+            batches = list(make_batches(self.fp16, pairs, batch_size=PROBE_SAMPLES))
             with (
                 self.progress.stage("saving and restoring in a new process"),
                 tempfile.TemporaryDirectory(prefix="quantgate-") as folder,
@@ -700,7 +858,7 @@ def code_digest() -> str:
     """Return the SHA-256 of the package's measuring code: a cache outlives an upgrade of it."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    for room in ("models", "measure", "tasks", "reference"):
+    for room in ("models", "measure", "tasks", "reference", "runtimes"):
         for path in sorted((root / room).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -50,6 +50,12 @@ def list_gates(suite: Suite) -> Iterator[GateItem]:
         yield GateItem(suite=suite, kind="regression", key=regression.key)
     if gates.roundtrip:
         yield GateItem(suite=suite, kind="roundtrip")
+    if gates.export:
+        yield GateItem(suite=suite, kind="export")
+    if gates.parity:
+        yield GateItem(suite=suite, kind="parity")
+    for engine in gates.engine:
+        yield GateItem(suite=suite, kind="engine", key=engine.key)
 
 
 class SuiteFile(pytest.File):

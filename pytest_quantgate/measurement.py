@@ -161,6 +161,35 @@ class Fidelity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TowerParity:
+    """One exported tower against the PyTorch model on the same samples.
+
+    `error` is the relative error of the exported embeddings, ||onnx - torch|| / ||torch|| over all
+    samples; `floor` the largest of the same between the PyTorch model and itself with each hidden
+    state behind the embeddings changed by a random 1e-6 of it: what it moves by itself.
+    `quantization_error` is PyTorch's error against FP16; the SQNR are against FP16, in dB.
+    """
+
+    tower: Tower
+    samples: int
+    error: float
+    floor: float
+    quantization_error: float
+    sqnr_torch_db: float
+    sqnr_onnx_db: float
+    nonfinite: int
+    optimization: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Parity of both towers, and of whose export."""
+
+    towers: tuple[TowerParity, ...]
+    runtime: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcomes:
     """Per-sample results of one variant on one task and metric.
 

@@ -79,6 +79,37 @@ def parse_cosine(value: object) -> float:
     return float(value)
 
 
+def parse_ratio(value: object) -> Fraction:
+    """Return a ratio to FP16: `0.6x` is 3/5. Raises QuantityError for a bare number, another unit,
+    or what is not above 0x and at most 1000x."""
+    number, unit = _split(value, wants="x", example="0.6x")
+    if unit == "":
+        raise QuantityError(f"{value} needs a unit: {value}x (times FP16)")
+    if unit == "%":
+        raise QuantityError(f"{value} has the unit '%'; write it as {_plain(number / 100)}x")
+    if unit.lower() != "x":
+        raise QuantityError(f"{value} has the unit {unit!r}, wants x, such as 0.6x")
+    if not 0 < number <= 1000:
+        raise QuantityError(f"{value} is out of range: above 0x, at most 1000x")
+    return number
+
+
+_BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_bytes(value: object) -> int:
+    """Return bytes: `512MiB` is 536870912. Raises QuantityError for a bare number, another unit, or
+    less than one byte; a part of a byte is dropped."""
+    number, unit = _split(value, wants="MiB", example="512MiB")
+    if unit == "":
+        raise QuantityError(f"{value} needs a unit: {value}MiB or {value}MB")
+    if unit not in _BYTES:
+        raise QuantityError(f"{value} has the unit {unit!r}, wants one of {', '.join(_BYTES)}")
+    if number * _BYTES[unit] < 1:
+        raise QuantityError(f"{value} is out of range: at least one byte")
+    return int(number * _BYTES[unit])
+
+
 def _split(value: object, *, wants: str, example: str) -> tuple[Fraction, str]:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise QuantityError(

@@ -138,11 +138,16 @@ class AccuracyGate:
     max_flips: Fraction | None = None
     max_class_drop: Fraction | None = None
     samples: int | None = None
+    stage: Literal["torch", "onnx"] = "torch"
 
     @property
     def key(self) -> str:
-        """`<task>-<metric>`, the part of the node id in brackets and of the baseline's name."""
-        return f"{self.task}-{self.metric}"
+        """`<task>-<metric>`, the part of the node id in brackets and of the baseline's name.
+
+        `-onnx` follows where the exported model is judged, not the one in PyTorch.
+        """
+        stage = "" if self.stage == "torch" else f"-{self.stage}"
+        return f"{self.task}-{self.metric}{stage}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +176,64 @@ class RoundtripGate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportGate:
+    """What the ONNX files of both towers must hold.
+
+    `allow` names what may be in the graph although the PyTorch model does not simulate it:
+    `softmax` puts a pair behind Softmax in every attention block, which FP8 attention needs in
+    TensorRT. `max_size_ratio` compares the files with FP16's, both towers together.
+    """
+
+    where: Where
+    allow: tuple[Literal["softmax"], ...] = ()
+    max_size_ratio: Fraction | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityGate:
+    """The exported graph against the PyTorch model, on `samples` held-out pairs, in ONNX Runtime.
+
+    `max_error` is the relative error up to which both count as the same; a model that moves
+    further than that by itself is judged by how far it moves.
+    """
+
+    where: Where
+    samples: int = 64
+    max_error: Fraction = Fraction(1, 1000)
+    max_sqnr_change_db: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineGate:
+    """What the engines of the towers must be, built ahead of time for a `target` (`sm89`).
+
+    Ratios are against the engine of the FP16 model, each tower by itself, sizes in bytes.
+    `attention` is `fused-fp8` (one FP8 kernel in every block) or `fused` (one kernel).
+    """
+
+    where: Where
+    target: str
+    library: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
+    towers: tuple[Literal["vision", "text"], ...] = ("vision", "text")
+    batch: int = 1
+    min_fp8_gemms: int | None = None
+    attention: Literal["fused-fp8", "fused"] | None = None
+    max_plan_ratio: Fraction | None = None
+    max_weights_ratio: Fraction | None = None
+    max_activation_ratio: Fraction | None = None
+    max_plan_bytes: int | None = None
+    max_weights_bytes: int | None = None
+    max_activation_bytes: int | None = None
+
+    @property
+    def key(self) -> str:
+        """`<target>`, and the towers where the gate is not about both, and a batch above 1."""
+        towers = "" if len(set(self.towers)) == 2 else f"-{self.towers[0]}"
+        batch = "" if self.batch == 1 else f"-batch{self.batch}"
+        return f"{self.target}{towers}{batch}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gates:
     """The gates of a suite in the order they run; None or empty where the suite has none."""
 
@@ -180,6 +243,9 @@ class Gates:
     accuracy: tuple[AccuracyGate, ...] = ()
     regression: tuple[RegressionGate, ...] = ()
     roundtrip: RoundtripGate | None = None
+    export: ExportGate | None = None
+    parity: ParityGate | None = None
+    engine: tuple[EngineGate, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

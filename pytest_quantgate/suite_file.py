@@ -19,11 +19,13 @@ import yaml
 from pytest_quantgate.errors import NotMeasured, SuiteError
 from pytest_quantgate.quantities import (
     QuantityError,
+    parse_bytes,
     parse_confidence,
     parse_cosine,
     parse_decibels,
     parse_percent,
     parse_points,
+    parse_ratio,
 )
 from pytest_quantgate.suite import (
     AccuracyGate,
@@ -31,9 +33,12 @@ from pytest_quantgate.suite import (
     CalibrationSpec,
     CoverageGate,
     DatasetSpec,
+    EngineGate,
+    ExportGate,
     FidelityGate,
     Gates,
     ModelSpec,
+    ParityGate,
     QuantizeSpec,
     RegressionGate,
     RoundtripGate,
@@ -374,6 +379,16 @@ def decibel_field(*, help: str) -> Field:
     return quantity_field(parse_decibels, schema=schema, help=help)
 
 
+def ratio_field(*, help: str) -> Field:
+    schema = {"type": "string", "pattern": rf"^\+?{_NUMBER_TEXT} ?[xX]$"}
+    return quantity_field(parse_ratio, schema=schema, help=help)
+
+
+def bytes_field(*, help: str) -> Field:
+    schema = {"type": "string", "pattern": rf"^\+?{_NUMBER_TEXT} ?([KMG]i?B)$"}
+    return quantity_field(parse_bytes, schema=schema, help=help)
+
+
 def list_field(item: Field, *, help: str, single: bool = False, required: bool = False) -> Field:
     """A list of values; with `single` one value alone is a list of one."""
 
@@ -525,11 +540,12 @@ def _check_gates(values: Mapping[str, Any], place: Place, node: yaml.Node) -> No
         raise place.child("gates").error(
             node, f"has no gates: name at least one of {', '.join(GATES.fields)}"
         )
-    for kind in ("accuracy", "regression"):
+    for kind in ("accuracy", "regression", "engine"):
         seen: set[str] = set()
         for gate in values.get(kind, ()):
             if gate.key in seen:
-                raise SuiteError(f"{gate.where}: {kind}: {gate.task} {gate.metric} stands twice")
+                name = gate.key if kind == "engine" else f"{gate.task} {gate.metric}"
+                raise SuiteError(f"{gate.where}: {kind}: {name} stands twice")
             seen.add(gate.key)
 
 
@@ -541,6 +557,24 @@ def _check_data(values: Mapping[str, Any], place: Place, node: yaml.Node) -> Non
             "data",
             f"{values['data']!r} is no data: write <data set>/<split>, such as scenes/train",
         )
+
+
+def _check_engine(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    towers = values.get("towers", ("vision",))
+    if not towers:
+        raise place.error_at(node, "towers", "is empty: name vision, text or both")
+    if len(set(towers)) < len(towers):
+        raise place.error_at(node, "towers", "names a tower twice, which would count it twice")
+    limits = values.keys() - {"target", "library", "towers", "batch"}
+    if not limits:
+        raise place.error(
+            node, "sets no limit, so it decides nothing: set attention, min_fp8_gemms or a max_..."
+        )
+
+
+def _check_parity(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    if values.get("max_sqnr_change", 0.0) < 0:
+        raise place.error_at(node, "max_sqnr_change", "is negative: no change is less than 0dB")
 
 
 def _check_suite(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
@@ -564,6 +598,19 @@ def _build_suite(**values: Any) -> dict[str, Any]:
     kept = _keep(**values)
     kept["version"] = kept.pop("quantgate")
     return kept
+
+
+def _build_parity(**values: Any) -> ParityGate:
+    if "max_sqnr_change" in values:
+        values["max_sqnr_change_db"] = values.pop("max_sqnr_change")
+    return ParityGate(**values)
+
+
+def _build_engine(**values: Any) -> EngineGate:
+    for name in ("max_plan", "max_weights", "max_activation"):
+        if name in values:
+            values[f"{name}_bytes"] = values.pop(name)
+    return EngineGate(**values)
 
 
 def _build_fidelity(**values: Any) -> FidelityGate:
@@ -669,6 +716,7 @@ ACCURACY = Section(
         "floor": percent_field(help="least absolute value"),
         "max_flips": percent_field(help="share of answers that differ from FP16's"),
         "max_class_drop": points_field(help="loss of the worst class"),
+        "stage": choice_field("torch", "onnx", help="which model is judged; default: torch"),
     },
 )
 REGRESSION = Section(
@@ -682,6 +730,43 @@ REGRESSION = Section(
     },
 )
 ROUNDTRIP = Section(build=RoundtripGate, fields={})
+EXPORT = Section(
+    build=ExportGate,
+    fields={
+        "allow": list_field(
+            choice_field("softmax", help="what"),
+            help="what the graph may hold although PyTorch does not simulate it",
+        ),
+        "max_size_ratio": ratio_field(help="both files against FP16's"),
+    },
+)
+PARITY = Section(
+    build=_build_parity,
+    check=_check_parity,
+    fields={
+        "samples": count_field(help="held-out pairs; default: 64"),
+        "max_error": percent_field(help="relative error that counts as none; default: 0.1%"),
+        "max_sqnr_change": decibel_field(help="of SQNR against FP16; default: 1dB"),
+    },
+)
+ENGINE = Section(
+    build=_build_engine,
+    check=_check_engine,
+    fields={
+        "target": text_field(help="compute capability, such as sm89", required=True),
+        "library": choice_field("tensorrt-rtx", "tensorrt", help="default: tensorrt-rtx"),
+        "towers": list_field(choice_field("vision", "text", help="tower"), help="default: both"),
+        "batch": count_field(help="images or texts in a batch; default: 1"),
+        "min_fp8_gemms": count_field(help="linear layers in FP8, all towers together"),
+        "attention": choice_field("fused-fp8", "fused", help="in every block of every tower"),
+        "max_plan_ratio": ratio_field(help="plan against FP16's"),
+        "max_weights_ratio": ratio_field(help="weights memory against FP16's"),
+        "max_activation_ratio": ratio_field(help="activation memory against FP16's"),
+        "max_plan": bytes_field(help="plan of one tower"),
+        "max_weights": bytes_field(help="weights memory of one tower"),
+        "max_activation": bytes_field(help="activation memory of one tower"),
+    },
+)
 GATES = Section(
     build=lambda **values: Gates(**_keep(**values)),
     check=_check_gates,
@@ -692,6 +777,9 @@ GATES = Section(
         "accuracy": sections_field(ACCURACY, help="loss on tasks, paired with FP16"),
         "regression": sections_field(REGRESSION, help="drift against the stored baseline"),
         "roundtrip": section_field(ROUNDTRIP, help="save and restore, bit for bit"),
+        "export": section_field(EXPORT, help="the ONNX files hold what was audited"),
+        "parity": section_field(PARITY, help="the ONNX files compute what PyTorch does"),
+        "engine": sections_field(ENGINE, help="TensorRT engines: precision, fusion, sizes"),
     },
 )
 

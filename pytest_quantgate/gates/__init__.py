@@ -3,7 +3,10 @@
 from pytest_quantgate.gates.accuracy import judge_accuracy
 from pytest_quantgate.gates.calibration import judge_calibration, judge_ranges
 from pytest_quantgate.gates.coverage import judge_coverage
+from pytest_quantgate.gates.engine import judge_engine
+from pytest_quantgate.gates.export import judge_export
 from pytest_quantgate.gates.fidelity import judge_fidelity, judge_tower
+from pytest_quantgate.gates.parity import judge_parity
 from pytest_quantgate.gates.regression import judge_regression
 from pytest_quantgate.gates.roundtrip import judge_roundtrip
 
@@ -11,7 +14,10 @@ __all__ = [
     "judge_accuracy",
     "judge_calibration",
     "judge_coverage",
+    "judge_engine",
+    "judge_export",
     "judge_fidelity",
+    "judge_parity",
     "judge_ranges",
     "judge_regression",
     "judge_roundtrip",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
@@ -13,16 +13,25 @@ if TYPE_CHECKING:
     import torch
 
 
+class Encoder(Protocol):
+    """What gives embeddings: a ClipModel, or the exported towers in a runtime."""
+
+    def encode_image(self, pixel_values: torch.Tensor, /) -> torch.Tensor: ...
+
+    def encode_text(self, tokens: Mapping[str, torch.Tensor], /) -> torch.Tensor: ...
+
+
 def embed_images(
-    models: Sequence[ClipModel],
+    models: Sequence[Encoder],
     samples: Samples,
     *,
     batch_size: int,
+    preprocess: Callable[[list[Any]], torch.Tensor],
     progress: Callable[[int], None] | None = None,
 ) -> list[torch.Tensor]:
     """Return one float32 [N, D] per model, not normalised, on the CPU.
 
-    All models must preprocess alike: the pixels are made by the first one's processor.
+    All models must take the same pixels, which `preprocess` makes of a list of images.
     """
     import torch
 
@@ -30,7 +39,7 @@ def embed_images(
     with quiet_libraries():
         for start in range(0, len(samples), batch_size):
             images = samples.images[start : start + batch_size]
-            pixels = models[0].preprocess(list(images))
+            pixels = preprocess(list(images))
             for model, done in zip(models, parts, strict=True):
                 done.append(model.encode_image(pixels).cpu())
             if progress is not None:
@@ -39,7 +48,11 @@ def embed_images(
 
 
 def embed_texts(
-    models: Sequence[ClipModel], texts: Sequence[str], *, batch_size: int
+    models: Sequence[Encoder],
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    tokenize: Callable[[list[str]], Mapping[str, torch.Tensor]],
 ) -> list[torch.Tensor]:
     """Return one float32 [N, D] per model, not normalised, on the CPU."""
     import torch
@@ -47,14 +60,18 @@ def embed_texts(
     parts: list[list[torch.Tensor]] = [[] for _ in models]
     with quiet_libraries():
         for start in range(0, len(texts), batch_size):
-            tokens = models[0].tokenize(list(texts[start : start + batch_size]))
+            tokens = tokenize(list(texts[start : start + batch_size]))
             for model, done in zip(models, parts, strict=True):
                 done.append(model.encode_text(tokens).cpu())
     return [torch.cat(done) for done in parts]
 
 
 def build_classifiers(
-    models: Sequence[ClipModel], samples: Samples, *, batch_size: int
+    models: Sequence[Encoder],
+    samples: Samples,
+    *,
+    batch_size: int,
+    tokenize: Callable[[list[str]], Mapping[str, torch.Tensor]],
 ) -> list[torch.Tensor]:
     """Return one zero-shot classifier [D, C] per model, as clip-benchmark defines it.
 
@@ -66,7 +83,7 @@ def build_classifiers(
     templates = samples.templates or ("{c}",)
     texts = [fill(t, name) for name in samples.class_names for t in templates]
     classifiers = []
-    for embedded in embed_texts(models, texts, batch_size=batch_size):
+    for embedded in embed_texts(models, texts, batch_size=batch_size, tokenize=tokenize):
         unit = functional.normalize(embedded, dim=-1)
         mean = unit.view(len(samples.class_names), len(templates), -1).mean(dim=1)
         classifiers.append((mean / mean.norm(dim=-1, keepdim=True)).T.contiguous())

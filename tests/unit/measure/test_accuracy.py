@@ -89,8 +89,8 @@ def captioned() -> Samples:
 
 
 def classify(model: ClipModel, samples: Samples, *, metric: str) -> Outcomes:
-    (images,) = embed_images([model], samples, batch_size=BATCH)
-    (classifier,) = build_classifiers([model], samples, batch_size=64)
+    (images,) = embed_images([model], samples, batch_size=BATCH, preprocess=model.preprocess)
+    (classifier,) = build_classifiers([model], samples, batch_size=64, tokenize=model.tokenize)
     return classification_outcomes(
         images=images,
         classifier=classifier,
@@ -103,8 +103,8 @@ def classify(model: ClipModel, samples: Samples, *, metric: str) -> Outcomes:
 
 def retrieve(model: ClipModel, samples: Samples, *, metric: str) -> Outcomes:
     texts, owners = list_captions(samples)
-    (images,) = embed_images([model], samples, batch_size=BATCH)
-    (embedded,) = embed_texts([model], texts, batch_size=64)
+    (images,) = embed_images([model], samples, batch_size=BATCH, preprocess=model.preprocess)
+    (embedded,) = embed_texts([model], texts, batch_size=64, tokenize=model.tokenize)
     return retrieval_outcomes(
         images=images,
         texts=embedded,
@@ -151,7 +151,7 @@ def test_the_classifier_equals_clip_benchmark(model: ClipModel, scenes: Samples)
         "cpu",
         amp=False,
     )
-    (found,) = build_classifiers([model], scenes, batch_size=64)
+    (found,) = build_classifiers([model], scenes, batch_size=64, tokenize=model.tokenize)
 
     assert torch.allclose(found, expected, atol=1e-6)
 

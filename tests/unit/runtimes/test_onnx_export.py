@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import torch
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.measure.quantizers import find_quantizers
 from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.quantize import quantize
+from pytest_quantgate.models.recipes import Recipe
 from pytest_quantgate.runtimes.onnx_export import ExportedOnnx, export_tower, simulate_softmax
 from pytest_quantgate.runtimes.onnx_graph import read_graph
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
@@ -149,6 +152,36 @@ def test_other_recipes_agree_too(
     assert set(exported.quantizers) == executed(model, tower)
     audit = read_graph(exported.path)
     assert (audit.lost, audit.undeclared, audit.problems) == ((), (), ())
+
+
+@pytest.mark.parametrize("opset", [19, 20])
+@pytest.mark.parametrize("recipe", ["fp16", "fp8-attention"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_other_kinds_of_clip(
+    tower: Tower,
+    recipe: str,
+    opset: int,
+    tiny_fp16: ClipModel,
+    make_recipe: Callable[[Any], Recipe],
+    make_pairs: MakePairs,
+    tmp_path: Path,
+) -> None:
+    """Exact GELU (OpenCLIP's checkpoints), and OpenAI's old text pooling (eos_token_id 2)."""
+    from transformers import CLIPModel
+
+    old: Any = tiny_fp16.module
+    config = copy.deepcopy(old.config)
+    config.vision_config.hidden_act = config.text_config.hidden_act = "gelu"
+    config.text_config.eos_token_id = 2
+    torch.manual_seed(1)
+    module = CLIPModel(config).half().float().eval().requires_grad_(False)
+    model = replace(tiny_fp16, module=module)
+    if recipe != "fp16":
+        model = quantize(model, recipe=make_recipe(recipe), batches=make_pairs()).model
+    exported = export_tower(model, tower=tower, path=tmp_path / "tower.onnx", opset=opset)
+    assert read_graph(exported.path).opset == opset
+    batch = make_pairs(batches=1, size=3, seed=5)[0]
+    assert distance(run_onnx(exported, batch), run_torch(model, tower, batch)) < 1e-5
 
 
 # -- what it holds ------------------------------
@@ -291,31 +324,63 @@ def test_softmax_pairs_need_quantized_attention(recipe: str, variant: Any, tmp_p
 # -- half precision, for TensorRT ------------------------------
 
 
+@pytest.mark.parametrize("recipe", ["fp8-attention", "int8"])
 @pytest.mark.parametrize("tower", TOWERS)
-def test_half_graph_holds_no_float(tower: Tower, variant: Any, tmp_path: Path) -> None:
+def test_half_graph_is_half_but_for_its_pairs(
+    tower: Tower, recipe: str, variant: Any, tmp_path: Path
+) -> None:
     exported = export_tower(
-        variant("fp8-attention"),
+        variant(recipe),
         tower=tower,
         path=tmp_path / "tower.onnx",
-        softmax=True,
+        softmax=recipe == "fp8-attention",
         precision="float16",
     )
     audit = read_graph(exported.path)
-    assert (audit.precision, audit.problems) == ("float16", ())
-    assert set(dict(audit.weights_bytes)) == {"float16", "E4M3"}
-    quantizers = find_quantizers(variant("fp8-attention").module)
+    assert (audit.precision, audit.problems, audit.lost, audit.undeclared) == (
+        "float16",
+        (),
+        (),
+        (),
+    )
+    assert set(exported.quantizers) == {pair.quantizer for pair in audit.pairs}
+    quantizers = find_quantizers(variant(recipe).module)
+    scales = 0
     for pair in audit.pairs:
-        assert pair.scale_type == "float16"
+        scales += pair.scale_count
+        assert pair.scale_type == "float32"
         if pair.slot != "softmax":
             assert pair.quantizer is not None
-            amax = float(quantizers[pair.quantizer].amax)
-            assert pair.amax_max == pytest.approx(amax, rel=2.0**-11)
+            amax = float(quantizers[pair.quantizer].amax.max())
+            assert pair.amax_max == pytest.approx(amax, rel=1e-6)
+    assert dict(audit.weights_bytes)["float32"] == 4 * scales
     model = onnx.load(exported.path)
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     kinds |= {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     wanted = {"pixel_values": half} if tower == "vision" else {}
     assert {n: k for n, k in kinds.items() if k in (half, full)} == {**wanted, "embeddings": full}
+
+
+@pytest.mark.parametrize("recipe", ["fp16", "fp8-attention", "int8"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_half_graph_is_the_same_graph(
+    tower: Tower, recipe: str, variant: Any, make_pairs: MakePairs, tmp_path: Path
+) -> None:
+    """But for casts, half and float graphs have the same nodes: parity of one speaks for both."""
+
+    def nodes(exported: ExportedOnnx) -> list[tuple[str, str]]:
+        graph = onnx.load(exported.path).graph
+        return [(n.op_type, n.name) for n in graph.node if n.op_type != "Cast"]
+
+    model = variant(recipe)
+    full = export_tower(model, tower=tower, path=tmp_path / "full.onnx")
+    half = export_tower(model, tower=tower, path=tmp_path / "half.onnx", precision="float16")
+    assert nodes(half) == nodes(full)
+    batch = make_pairs(batches=1, size=3, seed=5)[0]
+    wanted = run_torch(model, tower, batch)
+    # A value near a tie goes to the other side in half: as much as quantization itself.
+    assert distance(run_onnx(half, batch), wanted) < (1e-3 if recipe == "fp16" else 0.1)
 
 
 def test_both_precisions_store_the_same_bytes(variant: Any, tmp_path: Path) -> None:
@@ -408,8 +473,6 @@ def test_half_model_is_exported_in_full_precision(
     variant: Any, make_pairs: MakePairs, tmp_path: Path
 ) -> None:
     """A model held in half, as on a GPU, stays in half, and its graph computes in float32."""
-    import copy
-
     module = copy.deepcopy(variant("fp16").module).half()
     model = replace(variant("fp16"), module=module, compute_dtype="float16")
     exported = export_tower(model, tower="vision", path=tmp_path / "tower.onnx")

@@ -118,14 +118,14 @@ def test_wrong_tower_is_named(towers: Any) -> None:
         OnnxRuntimeModel(path).run_image(np.zeros((1, 3, 48, 48), dtype=np.float32))
 
 
-def test_half_graph_is_refused_with_the_remedy(
-    make_quantized: Callable[..., ClipModel], tmp_path: Path
+def test_half_graph_runs_too(
+    make_quantized: Callable[..., ClipModel], batch: PairBatch, tmp_path: Path
 ) -> None:
+    """A half graph is for TensorRT; ONNX Runtime computes it in float between casts."""
     path = tmp_path / "half.onnx"
     model = make_quantized("int8", exclude=PATCH)
     export_tower(model, tower="text", path=path, precision="float16")
-    with pytest.raises(ModelError, match="exported with precision float32"):
-        OnnxRuntimeModel(path)
+    assert error_of(model, path, batch) < 0.1
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:

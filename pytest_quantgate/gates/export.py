@@ -1,0 +1,299 @@
+"""The export gate: the ONNX files hold the quantizers that were audited, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from pytest_quantgate.gates.words import count, group, shorten
+from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer
+from pytest_quantgate.suite import ExportGate
+from pytest_quantgate.verdict import Status, Verdict, combine
+
+GATE = "export"
+
+#: How far a stored scale may be from the calibrated amax, by the type it is stored in. The graph
+#: for TensorRT holds half scales: rounding to them costs up to 2^-11, and more below 2^-14.
+SCALE_TOLERANCES = {"float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+#: Below 2^-14 halves are this far apart, and rounding costs up to half of it.
+HALF_STEP = 2.0**-24
+
+
+def judge_export(
+    audit: Audit,
+    *,
+    quantized: Sequence[OnnxAudit],
+    fp16_file_bytes: int,
+    gate: ExportGate,
+) -> Verdict:
+    """Return whether the ONNX files of a variant are what its PyTorch audit approved.
+
+    `quantized` are the files of both towers. Every quantizer that is enabled and ran must be there
+    as one complete pair at its place, of its format and range, its weight stored in 8 bits; no
+    pair may be there that is none of them, but for what `allow` names; excluded layers stay
+    unquantized; the files are valid standard ONNX.
+    """
+    towers = {found.tower for found in quantized}
+    missing = [tower for tower in audit.towers if tower not in towers]
+    if missing or not quantized:
+        return _fail(
+            f"no ONNX file of the {' and '.join(missing) or 'model'}{' tower' if missing else ''} "
+            f"({gate.where})"
+        )
+    parts = [part for found in quantized for part in _judge_tower(audit, found, gate=gate)]
+    parts.append(_judge_size(quantized, fp16_file_bytes=fp16_file_bytes, gate=gate))
+    verdict = combine(gate=GATE, parts=tuple(parts))
+    file_bytes = sum(found.file_bytes for found in quantized)
+    pairs_there = sum(len(found.pairs) for found in quantized)
+    figures = {
+        **verdict.figures,
+        "onnx_pairs": pairs_there,
+        "onnx_file_bytes": file_bytes,
+        "onnx_size_ratio": file_bytes / fp16_file_bytes if fp16_file_bytes else 0.0,
+    }
+    if not verdict.passed:
+        return Verdict(
+            gate=GATE,
+            status=verdict.status,
+            headline=verdict.headline,
+            brief=verdict.brief,
+            evidence=verdict.evidence,
+            cause=verdict.cause,
+            next_step=verdict.next_step,
+            figures=figures,
+        )
+    pairs = sum(len(_expected(audit, found)) for found in quantized)
+    # Judged already: a softmax pair that no quantizer stands for is one that `allow` names.
+    extra = pairs_there - pairs
+    declared = f" and {count(extra, 'declared softmax pair')}" if extra else ""
+    ratio = f"{figures['onnx_size_ratio']:.2f}x of FP16's size"
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS,
+        headline=f"export: {pairs} quantizers are {pairs} Q/DQ pairs at their places{declared}, "
+        f"nothing lost, nothing added; weights in 8 bits, scales are the calibrated amax; {ratio}",
+        brief=f"{pairs} of {pairs} quantizers as Q/DQ{' + softmax' if extra else ''}, none added; "
+        f"{ratio}",
+        figures=figures,
+    )
+
+
+def _fail(headline: str, **more: object) -> Verdict:
+    return Verdict(gate=GATE, status=Status.FAIL, headline=f"export: {headline}", **more)  # type: ignore[arg-type]
+
+
+def _pass(headline: str) -> Verdict:
+    return Verdict(gate=GATE, status=Status.PASS, headline=f"export: {headline}")
+
+
+def _expected(audit: Audit, found: OnnxAudit) -> dict[str, Quantizer]:
+    """Return the quantizers that run in a tower, by name: what its graph must hold."""
+    return {
+        q.name: q
+        for q in audit.quantizers
+        if q.enabled and (q.vision_calls if found.tower == "vision" else q.text_calls)
+    }
+
+
+def _judge_tower(audit: Audit, found: OnnxAudit, *, gate: ExportGate) -> list[Verdict]:
+    expected = _expected(audit, found)
+    parts = [
+        _judge_form(found, gate=gate),
+        _judge_lost(found, expected=expected, gate=gate),
+        _judge_added(audit, found, expected=expected, gate=gate),
+        _judge_doubled(found, expected=expected, gate=gate),
+        _judge_values(found, expected=expected, gate=gate),
+        _judge_storage(found, expected=expected, gate=gate),
+    ]
+    return [part for part in parts if part is not None]
+
+
+def _judge_form(found: OnnxAudit, *, gate: ExportGate) -> Verdict | None:
+    foreign = [domain for domain in found.domains if domain]
+    if foreign:
+        return _fail(
+            f"the {found.tower} graph uses operators of {', '.join(map(repr, foreign))}, which no "
+            f"standard runtime knows ({gate.where})",
+            cause="the exporter left its own Q/DQ operators in the graph",
+        )
+    if found.problems:
+        return _fail(
+            f"the {found.tower} graph is not valid ONNX: {found.problems[0]} ({gate.where})",
+            evidence=shorten(found.problems[1:]),
+        )
+    return None
+
+
+def _judge_lost(found: OnnxAudit, *, expected: dict[str, Quantizer], gate: ExportGate) -> Verdict:
+    held = {p.quantizer for p in found.pairs if p.complete and p.feeds_owner}
+    lost = [name for name in expected if name not in held]
+    if not expected:
+        return _fail(
+            f"no quantizer runs in the {found.tower} tower: its file shows nothing ({gate.where})",
+            next_step="look at the coverage gate",
+        )
+    if not lost:
+        return _pass(f"{found.tower}: {len(expected)} of {len(expected)} quantizers are there")
+    halves = {p.quantizer for p in found.pairs if p.quantizer in lost}
+    words = f", {len(halves)} of them as half a pair or at another place" if halves else ""
+    return _fail(
+        f"{len(lost)} of {len(expected)} quantizers of the {found.tower} tower are not in its "
+        f"graph{words} ({gate.where})",
+        brief=f"{len(lost)} of {len(expected)} {found.tower} quantizers lost in the export",
+        evidence=shorten(group(lost), noun="groups"),
+        cause=(
+            "the file was exported from another variant (FP16?)"
+            if len(lost) == len(expected) and not halves
+            else "the exporter does not write these, or a later step took them out"
+        ),
+        next_step="export again; if they stay away, exclude them, so that what is approved is "
+        "what ships",
+        figures={f"{found.tower}_quantizers_lost": len(lost)},
+    )
+
+
+def _judge_added(
+    audit: Audit, found: OnnxAudit, *, expected: dict[str, Quantizer], gate: ExportGate
+) -> Verdict | None:
+    added = [pair for pair in found.pairs if pair.quantizer not in expected]
+    softmax = [pair for pair in added if pair.slot == "softmax"]
+    if "softmax" in gate.allow:
+        added = [pair for pair in added if pair.slot != "softmax"]
+    if not added:
+        return None
+    by_exclude = {name: pattern for pattern, names in audit.excludes for name in names}
+    excluded = [p.quantizer for p in added if p.quantizer in by_exclude]
+    if excluded:
+        first = str(excluded[0])
+        return _fail(
+            f"{count(len(excluded), 'quantizer')} of the {found.tower} tower came back in the "
+            f"export although {by_exclude[first]!r} excludes {first} ({gate.where})",
+            brief=f"excluded {first} is quantized in the graph",
+            evidence=shorten(group(str(name) for name in excluded), noun="groups"),
+            cause="ModelOpt's exporter quantizes every convolution weight, excluded or not",
+            next_step="export with pytest_quantgate.runtimes.onnx_export.export_tower",
+        )
+    return _fail(
+        f"{count(len(added), 'Q/DQ pair')} of the {found.tower} graph belong to no quantizer that "
+        f"was approved ({gate.where})",
+        evidence=shorten(group(pair.quantizer or pair.node for pair in added), noun="groups"),
+        cause=(
+            "pairs behind Softmax were put in for TensorRT; the PyTorch model did not simulate them"
+            if len(softmax) == len(added)
+            else "the exporter adds pairs of its own"
+        ),
+        next_step="declare them (export: {allow: [softmax]}) and judge accuracy with stage: onnx"
+        if len(softmax) == len(added)
+        else "export again without them",
+    )
+
+
+def _judge_doubled(
+    found: OnnxAudit, *, expected: dict[str, Quantizer], gate: ExportGate
+) -> Verdict | None:
+    uses = Counter(pair.quantizer for pair in found.pairs if pair.quantizer in expected)
+    doubled = [str(name) for name, times in uses.items() if times > 1]
+    if not doubled:
+        return None
+    return _fail(
+        f"{count(len(doubled), 'quantizer')} of the {found.tower} graph "
+        f"{'has' if len(doubled) == 1 else 'have'} more than one pair ({gate.where})",
+        evidence=shorten(group(doubled), noun="groups"),
+        cause="a later step put pairs in under the names of others",
+        next_step="export again without them",
+    )
+
+
+def _judge_values(
+    found: OnnxAudit, *, expected: dict[str, Quantizer], gate: ExportGate
+) -> Verdict | None:
+    wrong = []
+    for pair in found.pairs:
+        quantizer = expected.get(pair.quantizer or "")
+        if quantizer is None:
+            continue
+        problem = _value_problem(pair, quantizer)
+        if problem:
+            wrong.append(f"{quantizer.name}: {problem}")
+    if not wrong:
+        return None
+    return _fail(
+        f"{count(len(wrong), 'pair')} of the {found.tower} graph "
+        f"{'is' if len(wrong) == 1 else 'are'} not what was calibrated: {wrong[0]} ({gate.where})",
+        brief=f"{len(wrong)} scales or formats differ from the calibration",
+        evidence=shorten(wrong[1:]),
+        cause="the file was exported from another calibration, or changed afterwards",
+        next_step="export the approved checkpoint again",
+    )
+
+
+def _value_problem(pair: QdqPair, quantizer: Quantizer) -> str | None:
+    if pair.format != quantizer.format:
+        return f"{pair.format} in the graph, {quantizer.format} in the model"
+    if not pair.symmetric:
+        return "a zero point that is not 0"
+    if pair.scale_count != quantizer.amax_count:
+        return f"{pair.scale_count} scales in the graph, {quantizer.amax_count} amax in the model"
+    if pair.scale_min <= 0:
+        return f"a scale of {pair.scale_min:g}"
+    tolerance = SCALE_TOLERANCES.get(pair.scale_type, 0.0)
+    largest = pair.amax_max / pair.scale_max
+    step = HALF_STEP / 2 * largest if pair.scale_type == "float16" else 0.0
+    for name, stored, wanted in (
+        ("smallest", pair.amax_min, quantizer.amax_min),
+        ("largest", pair.amax_max, quantizer.amax_max),
+    ):
+        if wanted is None or not math.isfinite(stored) or not math.isfinite(wanted):
+            return f"{name} amax {stored} in the graph, {wanted} in the model"
+        if abs(stored - wanted) > max(tolerance * abs(wanted), step) * 1.01:
+            return (
+                f"{name} amax {stored:.6g} in the graph ({pair.scale_type}), {wanted:.6g} in the "
+                f"model"
+            )
+    return None
+
+
+def _judge_storage(
+    found: OnnxAudit, *, expected: dict[str, Quantizer], gate: ExportGate
+) -> Verdict | None:
+    wide = [
+        pair.quantizer
+        for pair in found.pairs
+        if pair.quantizer in expected
+        and expected[pair.quantizer].slot == "weight"
+        and pair.source != "weight, 8 bit"
+    ]
+    if not wide:
+        return None
+    return _fail(
+        f"{count(len(wide), 'quantized weight')} of the {found.tower} graph "
+        f"{'is' if len(wide) == 1 else 'are'} not stored in 8 bits ({gate.where})",
+        brief=f"{len(wide)} weights behind Q/DQ are stored in full precision",
+        evidence=shorten(group(str(name) for name in wide), noun="groups"),
+        cause="the graph holds full-precision weights and quantizes them at load",
+        next_step="fold QuantizeLinear into the stored weights (export_tower does)",
+    )
+
+
+def _judge_size(
+    quantized: Sequence[OnnxAudit], *, fp16_file_bytes: int, gate: ExportGate
+) -> Verdict:
+    file_bytes = sum(found.file_bytes for found in quantized)
+    limit = gate.max_size_ratio
+    if limit is None:
+        return _pass(f"{file_bytes} bytes, FP16 {fp16_file_bytes}")
+    ratio = file_bytes / fp16_file_bytes if fp16_file_bytes else math.inf
+    text = (
+        f"{file_bytes} bytes against FP16's {fp16_file_bytes}, {ratio:.3f}x, "
+        f"{'within' if file_bytes <= limit * fp16_file_bytes else 'over'} max_size_ratio "
+        f"{float(limit):.3f}x ({gate.where.of('max_size_ratio')})"
+    )
+    if file_bytes <= limit * fp16_file_bytes:
+        return _pass(text)
+    return _fail(
+        text,
+        brief=f"{ratio:.2f}x of FP16's size, over {float(limit):.2f}x",
+        cause="too few weights are quantized, or they are not stored in 8 bits",
+    )

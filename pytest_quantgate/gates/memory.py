@@ -1,0 +1,278 @@
+"""The memory gate: how much room a variant takes, against FP16 and in MiB.
+
+Bytes are compared exactly, as integers: a plan that is one byte over its limit is over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pytest_quantgate.gates.latency import show_ratio
+from pytest_quantgate.suite import Where
+from pytest_quantgate.verdict import Figure, Status, Verdict, combine
+
+GATE = "memory"
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryFigures:
+    """What one variant of one tower needs, in bytes; None where it was not measured.
+
+    `plan_bytes` is the size of the plan or ONNX file, `weights_bytes` that of the weights in it,
+    `activation_bytes` what one context needs besides, `peak_device_bytes` the most that the device
+    had in use (it needs a device, and other processes on it count).
+    """
+
+    plan_bytes: int | None = None
+    weights_bytes: int | None = None
+    activation_bytes: int | None = None
+    peak_device_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryLimits:
+    """Limits on ratios to FP16 and in MiB; None where a suite sets none."""
+
+    max_plan_ratio: Fraction | None = None
+    max_weights_ratio: Fraction | None = None
+    max_activation_ratio: Fraction | None = None
+    max_plan_mib: Fraction | None = None
+    max_weights_mib: Fraction | None = None
+    max_activation_mib: Fraction | None = None
+    max_peak_device_mib: Fraction | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One kind of memory on both sides, with its limits and the keys that set them."""
+
+    key: str
+    name: str
+    fp16_bytes: int | None
+    quantized_bytes: int | None
+    max_ratio: Fraction | None
+    max_mib: Fraction | None
+    may_be_zero: bool = False
+
+
+def judge_memory(
+    *,
+    fp16: MemoryFigures,
+    quantized: MemoryFigures,
+    limits: MemoryLimits,
+    where: Where,
+    subject: str = "",
+) -> Verdict:
+    """Return whether a variant needs no more memory than its suite allows.
+
+    `subject` says what was measured (`vision, batch 8, tensorrt-rtx sm89`). A figure that is
+    missing where a limit needs it is NOT_MEASURED; sizes that are none and a gate without limits
+    are FAIL.
+    """
+    parts = list(_list_parts(fp16=fp16, quantized=quantized, limits=limits))
+    checks = [check for part in parts for check in _judge_part(part, where=where, subject=subject)]
+    if not checks:
+        return Verdict(
+            gate=GATE,
+            status=Status.FAIL,
+            headline=f"memory: the gate sets no limit, so it decides nothing ({where})",
+            next_step="set max_plan_ratio, max_weights_ratio or max_activation_ratio",
+        )
+    verdict = combine(gate=GATE, parts=tuple(checks))
+    if not verdict.passed:
+        return verdict
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS,
+        headline=verdict.headline,
+        brief=_brief_pass(parts),
+        evidence=verdict.evidence,
+        figures=verdict.figures,
+    )
+
+
+def _list_parts(
+    *, fp16: MemoryFigures, quantized: MemoryFigures, limits: MemoryLimits
+) -> Iterator[_Part]:
+    """Yield the kinds of memory that have a limit."""
+    parts = (
+        _Part(
+            key="plan",
+            name="plan",
+            fp16_bytes=fp16.plan_bytes,
+            quantized_bytes=quantized.plan_bytes,
+            max_ratio=limits.max_plan_ratio,
+            max_mib=limits.max_plan_mib,
+        ),
+        _Part(
+            key="weights",
+            name="weights",
+            fp16_bytes=fp16.weights_bytes,
+            quantized_bytes=quantized.weights_bytes,
+            max_ratio=limits.max_weights_ratio,
+            max_mib=limits.max_weights_mib,
+        ),
+        _Part(
+            key="activation",
+            name="activation memory",
+            fp16_bytes=fp16.activation_bytes,
+            quantized_bytes=quantized.activation_bytes,
+            max_ratio=limits.max_activation_ratio,
+            max_mib=limits.max_activation_mib,
+            may_be_zero=True,
+        ),
+        _Part(
+            key="peak_device",
+            name="peak device memory",
+            fp16_bytes=fp16.peak_device_bytes,
+            quantized_bytes=quantized.peak_device_bytes,
+            max_ratio=None,
+            max_mib=limits.max_peak_device_mib,
+        ),
+    )
+    return (part for part in parts if part.max_ratio is not None or part.max_mib is not None)
+
+
+def _judge_part(part: _Part, *, where: Where, subject: str) -> Iterator[Verdict]:
+    opening = f"memory: {subject}: " if subject else "memory: "
+    if part.max_ratio is not None:
+        key = f"max_{part.key}_ratio"
+        yield _find_problem(
+            part, sides=("FP16", "quantized"), key=key, where=where, opening=opening
+        ) or _judge_ratio(part, key=key, where=where, opening=opening)
+    if part.max_mib is not None:
+        key = f"max_{part.key}_mib"
+        yield _find_problem(
+            part, sides=("quantized",), key=key, where=where, opening=opening
+        ) or _judge_absolute(part, key=key, where=where, opening=opening)
+
+
+def _find_problem(
+    part: _Part, *, sides: tuple[str, ...], key: str, where: Where, opening: str
+) -> Verdict | None:
+    """Return a verdict where a side has no figure, or one that is no size."""
+    figures = {"FP16": part.fp16_bytes, "quantized": part.quantized_bytes}
+    missing = [side for side in sides if figures[side] is None]
+    if missing:
+        return Verdict(
+            gate=GATE,
+            status=Status.NOT_MEASURED,
+            headline=f"{opening}{part.name} of {' and '.join(missing)} was not measured, "
+            f"and {key} needs it ({where.of(key)})",
+            brief=f"{part.name} of {' and '.join(missing)} not measured",
+            next_step=f"measure with a runtime or device that tells it, or drop {key}",
+        )
+    least = 0 if part.may_be_zero else 1
+    wrong = [side for side in sides if (figures[side] or 0) < least]
+    if wrong:
+        return Verdict(
+            gate=GATE,
+            status=Status.FAIL,
+            headline=f"{opening}{part.name} of {wrong[0]} is {figures[wrong[0]]} bytes, which is "
+            f"no size ({where.of(key)})",
+            brief=f"{part.name} of {wrong[0]} is no size",
+            cause="the measurement was not taken, or changed after it was taken",
+            next_step="measure again",
+        )
+    return None
+
+
+def _judge_ratio(part: _Part, *, key: str, where: Where, opening: str) -> Verdict:
+    before, after, limit = part.fp16_bytes, part.quantized_bytes, part.max_ratio
+    assert before is not None
+    assert after is not None
+    assert limit is not None
+    good = after <= limit * before
+    word, allowed = "within" if good else "over", f"{float(limit):.12g}"
+    ratio = _divide(after, before)
+    shown = "not defined" if ratio is None else f"{show_ratio(ratio, limit=limit)}"
+    figures: dict[str, Figure] = {f"fp16_{part.key}_bytes": before}
+    if ratio is not None:
+        figures[f"{part.key}_ratio"] = float(ratio)
+    spare = (limit * before).__floor__() - after
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS if good else Status.FAIL,
+        headline=f"{opening}{part.name} {_show_mib(after)} vs FP16 {_show_mib(before)}: ratio "
+        f"{shown}, {word} {key} {allowed} ({where.of(key)})",
+        brief=_cut(
+            f"{part.name} {_show_mib(after)} vs {_show_mib(before)}, {shown} {word} {allowed}"
+        ),
+        evidence=() if good else (f"{-spare} bytes less of {part.name} would be within {key}",),
+        cause="" if good else _CAUSES[part.key],
+        next_step="" if good else _NEXT_STEPS[part.key],
+        figures={
+            **figures,
+            f"quantized_{part.key}_bytes": after,
+            f"max_{part.key}_ratio": float(limit),
+        },
+    )
+
+
+def _judge_absolute(part: _Part, *, key: str, where: Where, opening: str) -> Verdict:
+    size, limit = part.quantized_bytes, part.max_mib
+    assert size is not None
+    assert limit is not None
+    good = size <= limit * MIB
+    word, allowed = "within" if good else "over", f"{float(limit):.12g} MiB"
+    shown = f"{show_ratio(Fraction(size, MIB), limit=limit)} MiB"
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS if good else Status.FAIL,
+        headline=f"{opening}{part.name} {shown} ({size} bytes), {word} {key} {allowed} "
+        f"({where.of(key)})",
+        brief=_cut(f"{part.name} {shown} {word} {allowed}"),
+        cause="" if good else _CAUSES[part.key],
+        next_step="" if good else _NEXT_STEPS[part.key],
+        figures={f"quantized_{part.key}_bytes": size, f"{key}": float(limit)},
+    )
+
+
+_CAUSES = {
+    "plan": "weights that stayed in 16 bits or more; a small model's plan is mostly code",
+    "weights": "layers that were not quantized, or whose weights are stored in full precision",
+    "activation": "quantized values kept next to full-precision ones; layers that are not fused",
+    "peak_device": "another process on the device, or larger activations",
+}
+
+_NEXT_STEPS = {
+    "plan": "look at the weights of the export gate, or gate on max_weights_ratio alone",
+    "weights": "look at the coverage and export gates for what is not in 8 bits",
+    "activation": "look at the engine gate for attention that fell apart, or a smaller batch",
+    "peak_device": "run alone on the device, or with a smaller batch",
+}
+
+
+def _divide(above: int, below: int) -> Fraction | None:
+    return Fraction(above, below) if below else None
+
+
+def _show_mib(size_bytes: int) -> str:
+    """Return a size in MiB with one decimal, three where it is small."""
+    size = size_bytes / MIB
+    return f"{size:.{1 if size >= 10 else 3}f} MiB"
+
+
+def _brief_pass(parts: list[_Part]) -> str:
+    """Return `plan 0.566x, weights 0.505x, activation memory 0.981x of FP16`."""
+    ratios, sizes = [], []
+    for part in parts:
+        after, before, limit = part.quantized_bytes, part.fp16_bytes, part.max_ratio
+        assert after is not None
+        if limit is None:
+            sizes.append(f"{part.key.replace('_', ' ')} {_show_mib(after)}")
+            continue
+        assert before is not None
+        ratio = _divide(after, before)
+        shown = "0" if ratio is None else f"{float(ratio):.3f}x"
+        ratios.append(f"{part.key} {shown}")
+    text = f"{', '.join(ratios)} of FP16" if ratios else ""
+    return _cut("; ".join(piece for piece in (text, ", ".join(sizes)) if piece))
+
+
+def _cut(text: str, *, length: int = 70) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -1,0 +1,131 @@
+"""The parity gate: what the exported graphs compute is what the PyTorch model computes."""
+
+from __future__ import annotations
+
+import math
+
+from pytest_quantgate.gates.words import count
+from pytest_quantgate.measurement import Parity, TowerParity
+from pytest_quantgate.suite import ParityGate
+from pytest_quantgate.verdict import Status, Verdict, combine
+
+GATE = "parity"
+
+#: Two faithful runs of a model that amplifies rounding differ by as much as it moves by itself;
+#: the largest of a few draws of that underestimates it a little.
+FLOOR_FACTOR = 2.0
+
+
+def judge_parity(parity: Parity, *, gate: ParityGate) -> Verdict:
+    """Return whether the exported towers agree with PyTorch as far as the model itself is stable.
+
+    A deep quantized model is chaotic: a change of 1e-6 moves its output by as much as quantization
+    does. So the error may be `max_error`, or twice what the model moves by itself; and the noise
+    against FP16 must be the same on both sides, within `max_sqnr_change`: a lost quantizer or a
+    wrong scale changes it, chaos does not.
+    """
+    present = {tower.tower for tower in parity.towers if tower.samples > 0}
+    missing = [name for name in ("vision", "text") if name not in present]
+    if missing:
+        return Verdict(
+            gate=GATE,
+            status=Status.FAIL,
+            headline=f"parity: the {' and '.join(missing)} tower was not compared ({gate.where})",
+        )
+    parts = tuple(
+        part for tower in parity.towers for part in _judge_tower(tower, parity=parity, gate=gate)
+    )
+    verdict = combine(gate=GATE, parts=parts)
+    if not verdict.passed:
+        return verdict
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS,
+        headline=f"parity: {'; '.join(_describe(tower) for tower in parity.towers)} on "
+        f"{count(parity.towers[0].samples, 'sample')} in {parity.runtime}",
+        brief="; ".join(
+            f"{tower.tower} error {tower.error:.1e}, SQNR {tower.sqnr_onnx_db:.1f} dB"
+            for tower in parity.towers
+        ),
+        evidence=tuple(part.headline for part in parts),
+        figures=verdict.figures,
+    )
+
+
+def _describe(tower: TowerParity) -> str:
+    return (
+        f"{tower.tower} error {tower.error:.2e} (the model moves {tower.floor:.2e} by itself), "
+        f"SQNR against FP16 {tower.sqnr_onnx_db:.1f} dB, PyTorch {tower.sqnr_torch_db:.1f} dB"
+    )
+
+
+def _judge_tower(tower: TowerParity, *, parity: Parity, gate: ParityGate) -> list[Verdict]:
+    if not tower.nonfinite and not math.isfinite(tower.error):
+        return [
+            Verdict(
+                gate=GATE,
+                status=Status.FAIL,
+                headline=f"parity: the {tower.tower} tower of the PyTorch model gives NaN, Inf or "
+                f"nothing but zeros: there is nothing to compare with ({gate.where})",
+                next_step="look at the fidelity gate",
+            )
+        ]
+    if tower.nonfinite:
+        return [
+            Verdict(
+                gate=GATE,
+                status=Status.FAIL,
+                headline=f"parity: the exported {tower.tower} tower gives NaN or Inf on "
+                f"{tower.nonfinite} of {count(tower.samples, 'sample')} ({gate.where})",
+                next_step="look at the export gate",
+            )
+        ]
+    return [_judge_error(tower, parity=parity, gate=gate), _judge_noise(tower, gate=gate)]
+
+
+def _judge_error(tower: TowerParity, *, parity: Parity, gate: ParityGate) -> Verdict:
+    # A model that overflows when it is nudged says nothing of how far it moves.
+    own = FLOOR_FACTOR * tower.floor if math.isfinite(tower.floor) else 0.0
+    limit = max(float(gate.max_error), own)
+    good = tower.error <= limit
+    why = (
+        f"{FLOOR_FACTOR:g} times the {tower.floor:.2e} that the model moves by itself"
+        if own > float(gate.max_error)
+        else "max_error"
+    )
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS if good else Status.FAIL,
+        headline=f"parity: {tower.tower} embeddings in {parity.runtime} (optimization "
+        f"{tower.optimization}) differ from PyTorch's by {tower.error:.2e}, "
+        f"{'within' if good else 'over'} {limit:.2e}, {why} ({gate.where.of('max_error')})",
+        brief=f"{tower.tower} differs by {tower.error:.1e}, over {limit:.1e}",
+        cause="" if good else "the graph computes something else than the model that was approved",
+        next_step="" if good else "look at the export gate: it names what differs",
+        figures={
+            f"{tower.tower}_parity_error": tower.error,
+            f"{tower.tower}_parity_floor": tower.floor,
+        },
+    )
+
+
+def _judge_noise(tower: TowerParity, *, gate: ParityGate) -> Verdict:
+    onnx, torch = tower.sqnr_onnx_db, tower.sqnr_torch_db
+    # Where nothing is quantized both are infinite, and rounding alone is left.
+    change = 0.0 if onnx == torch or (onnx > 80 and torch > 80) else abs(onnx - torch)
+    good = change <= gate.max_sqnr_change_db
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS if good else Status.FAIL,
+        headline=f"parity: {tower.tower} SQNR against FP16 is {onnx:.1f} dB exported and "
+        f"{torch:.1f} dB in PyTorch, {'within' if good else 'over'} max_sqnr_change "
+        f"{gate.max_sqnr_change_db:g} dB ({gate.where.of('max_sqnr_change')})",
+        brief=f"{tower.tower} SQNR {onnx:.1f} dB exported, {torch:.1f} dB in PyTorch",
+        cause=""
+        if good
+        else "the graph is quantized less than the model"
+        if onnx > torch
+        else "the graph adds noise that the model does not have",
+        next_step="" if good else "look at the export gate: it names what differs",
+        figures={f"{tower.tower}_sqnr_onnx_db": onnx} if math.isfinite(onnx) else {},
+    )

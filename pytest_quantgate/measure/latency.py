@@ -1,0 +1,416 @@
+"""Time FP16 and a quantized variant against each other, in one run on one machine.
+
+A time says as much about the machine as about the model. So a run interleaves three contestants:
+FP16, the quantized variant, and FP16 a second time. FP16 against itself (A/A) is the machine's own
+noise, taken in the same minutes as the result that it is held against.
+
+A contestant is a function that runs something a number of times and returns what one run took, in
+ms (`TimeRuns`). The functions `time_...` make one for a callable, a device, an engine, a model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import platform
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pytest_quantgate.errors import NotMeasured
+from pytest_quantgate.runtimes.engine_run import WINDOW, is_stable
+
+if TYPE_CHECKING:
+    from pytest_quantgate.models.clip import ClipModel, PairBatch
+    from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
+
+#: Runs something so many times and returns the time of one run in ms: the mean.
+TimeRuns = Callable[[int], float]
+
+#: Returns a time in s that never goes back; only differences count.
+Clock = Callable[[], float]
+
+TimedTower = Literal["vision", "text"]
+
+FP16 = "fp16"
+QUANTIZED = "quantized"
+AGAIN = "fp16 again"
+
+#: No batch has more runs than this: what is still too short then is not measurable.
+MOST_RUNS = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a time in ms depends on besides the model; library versions are drift to be measured.
+
+    `cores` may be used by this process, `threads` are those of the runtime. `device` is `cpu` or
+    the name of the GPU.
+    """
+
+    system: str
+    processor: str
+    cores: int
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContestantTimes:
+    """What one contestant took: for each round the mean time of one of its `runs`, in ms.
+
+    `first_run_ms` is its very first run, where kernels are chosen or compiled, and in no round.
+    `warm` says whether the times had settled after `warm_up_batches`.
+    """
+
+    name: str
+    times_ms: tuple[float, ...]
+    runs: int
+    first_run_ms: float
+    warm_up_batches: int
+    warm: bool
+
+    @property
+    def median_ms(self) -> float:
+        """The median over rounds; NaN where there are none."""
+        return statistics.median(self.times_ms) if self.times_ms else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyRun:
+    """One interleaved measurement of one tower at one batch size; round i is in all three.
+
+    `runtime` is `torch`, `onnxruntime`, `tensorrt` or `tensorrt-rtx`, with its version if known.
+    """
+
+    runtime: str
+    machine: Machine
+    tower: str
+    batch_size: int
+    fp16: ContestantTimes
+    quantized: ContestantTimes
+    fp16_again: ContestantTimes
+
+    @property
+    def contestants(self) -> tuple[ContestantTimes, ...]:
+        return self.fp16, self.quantized, self.fp16_again
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds every contestant has."""
+        return min(len(contestant.times_ms) for contestant in self.contestants)
+
+
+def measure_latency(
+    *,
+    contestants: Mapping[str, TimeRuns],
+    rounds: int,
+    min_round_ms: float,
+    warm_up_s: float,
+    runtime: str,
+    machine: Machine,
+    tower: str,
+    batch_size: int,
+    clock: Clock = time.perf_counter,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda _count: None,
+) -> LatencyRun:
+    """Return the times of `contestants["fp16"]`, `["quantized"]`, and of FP16 a second time.
+
+    Each contestant is run until the median of its last batches is stable, for `warm_up_s` seconds
+    of `clock` at most. Then each round takes one batch of each, of as many runs as last
+    `min_round_ms`, in an order that is drawn from `seed` and gives every contestant every place
+    equally often. `advance` is called with 1 after each round.
+
+    Raises ValueError for other contestants, no rounds or a duration that is none; NotMeasured
+    where a timer tells no time. What a contestant raises is raised.
+    """
+    _check_request(
+        contestants, rounds=rounds, min_round_ms=min_round_ms, warm_up_s=warm_up_s, batch=batch_size
+    )
+    ready = {
+        name: _prepare(
+            time_runs, name=name, min_batch_ms=min_round_ms, warm_up_s=warm_up_s, clock=clock
+        )
+        for name, time_runs in contestants.items()
+    }
+    timers = {**contestants, AGAIN: contestants[FP16]}
+    ready[AGAIN] = ready[FP16]
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for order in itertools.islice(_draw_orders(tuple(sorted(timers)), seed=seed), rounds):
+        for name in order:
+            times[name].append(float(timers[name](ready[name].runs)))
+        advance(1)
+
+    def result(name: str) -> ContestantTimes:
+        return ContestantTimes(
+            name=name,
+            times_ms=tuple(times[name]),
+            runs=ready[name].runs,
+            first_run_ms=ready[name].first_run_ms,
+            warm_up_batches=ready[name].batches,
+            warm=ready[name].warm,
+        )
+
+    return LatencyRun(
+        runtime=runtime,
+        machine=machine,
+        tower=tower,
+        batch_size=batch_size,
+        fp16=result(FP16),
+        quantized=result(QUANTIZED),
+        fp16_again=result(AGAIN),
+    )
+
+
+def _check_request(
+    contestants: Mapping[str, TimeRuns],
+    *,
+    rounds: int,
+    min_round_ms: float,
+    warm_up_s: float,
+    batch: int,
+) -> None:
+    if set(contestants) != {FP16, QUANTIZED}:
+        raise ValueError(f"contestants are {FP16!r} and {QUANTIZED!r}, not {sorted(contestants)}")
+    if rounds < 1 or batch < 1:
+        raise ValueError(f"{rounds} rounds of batch size {batch} measure nothing")
+    if not (0 <= min_round_ms < math.inf and 0 <= warm_up_s < math.inf):
+        raise ValueError(f"{min_round_ms} ms a round and {warm_up_s} s of warm-up are no durations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """A contestant that is warm, or had its time."""
+
+    runs: int
+    first_run_ms: float
+    batches: int
+    warm: bool
+
+
+def _prepare(
+    time_runs: TimeRuns, *, name: str, min_batch_ms: float, warm_up_s: float, clock: Clock
+) -> _Ready:
+    """Warm a contestant up and return how many of its runs last `min_batch_ms`."""
+    started = clock()
+    first_run_ms = _check_time(time_runs(1), runs=1, name=name)
+    runs, mean_ms = 1, first_run_ms
+    while runs < MOST_RUNS and mean_ms * runs < min_batch_ms:
+        runs *= 2
+        mean_ms = _check_time(time_runs(runs), runs=runs, name=name)
+    times_ms: list[float] = []
+    while not is_stable(times_ms):
+        times_ms.append(_check_time(time_runs(runs), runs=runs, name=name))
+        if clock() - started >= warm_up_s:
+            break
+    fastest_ms = min(times_ms[-WINDOW:])
+    if fastest_ms == 0:
+        raise NotMeasured(
+            f"latency: the timer of {name} shows no time for {runs} runs: its clock stands still "
+            f"or is too coarse"
+        )
+    # Cold runs are slow, so they were too few; one more than rounding asks for does no harm.
+    return _Ready(
+        runs=min(MOST_RUNS, max(1, math.ceil(min_batch_ms / fastest_ms))),
+        first_run_ms=first_run_ms,
+        batches=len(times_ms),
+        warm=is_stable(times_ms),
+    )
+
+
+def _check_time(time_ms: float, *, runs: int, name: str) -> float:
+    if not 0 <= time_ms < math.inf:
+        raise NotMeasured(f"latency: the timer of {name} gave {time_ms} ms for a run ({runs} runs)")
+    return float(time_ms)
+
+
+def _draw_orders(names: tuple[str, ...], *, seed: int) -> Iterator[tuple[str, ...]]:
+    """Yield orders for ever: all permutations in a drawn order, then all of them again.
+
+    What runs after a slow contestant finds other caches and clocks than what runs after a fast
+    one; so every contestant is in every place equally often.
+    """
+    stream = random.Random(seed)
+    orders = list(itertools.permutations(names))
+    while True:
+        stream.shuffle(orders)
+        yield from orders
+
+
+# -- contestants ---------------------------------------------------------------------------------
+
+
+def time_callable(run: Callable[[], object], *, clock: Clock = time.perf_counter) -> TimeRuns:
+    """Return a contestant for anything that is done when the call returns, timed by `clock`."""
+
+    def time_runs(runs: int) -> float:
+        repeats = itertools.repeat(None, runs)
+        started = clock()
+        for _ in repeats:
+            run()
+        return (clock() - started) * 1e3 / runs
+
+    return time_runs
+
+
+def time_on_device(run: Callable[[], object], *, cuda: Any) -> TimeRuns:
+    """Return a contestant for work that `run` puts on the current stream of a GPU.
+
+    The time is that between two events on the device. `cuda` is `torch.cuda`.
+    """
+
+    def time_runs(runs: int) -> float:
+        start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(runs):
+            run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / runs
+
+    return time_runs
+
+
+class TimesItself(Protocol):
+    """What times its own runs, as `engine_run.EngineRun` does."""
+
+    def time_batch_ms(self, *, runs: int) -> float: ...
+
+
+def time_engine(engine: TimesItself) -> TimeRuns:
+    """Return a contestant for an engine whose inputs are bound; it has a stream of its own."""
+    return lambda runs: engine.time_batch_ms(runs=runs)
+
+
+def time_torch_tower(
+    model: ClipModel, *, tower: TimedTower, batch: PairBatch, clock: Clock = time.perf_counter
+) -> TimeRuns:
+    """Return a contestant for one tower of a model in PyTorch, on inputs that lie on its device.
+
+    On a GPU the time is that between two events on the device; where Python is slower than the
+    kernels that it starts, the device waits for it, and that is in the time.
+    """
+    import torch
+
+    if tower == "vision":
+        dtype = getattr(torch, model.compute_dtype)
+        pixels = batch.pixel_values.to(device=model.device, dtype=dtype)
+
+        def run() -> object:
+            return model.encode_image(pixels)
+    else:
+        tokens = {name: value.to(model.device) for name, value in batch.tokens.items()}
+
+        def run() -> object:
+            return model.encode_text(tokens)
+
+    if model.device.startswith("cuda"):
+        return time_on_device(run, cuda=torch.cuda)
+    return time_callable(run, clock=clock)
+
+
+def time_onnx_tower(
+    model: OnnxRuntimeModel,
+    *,
+    tower: TimedTower,
+    batch: PairBatch,
+    clock: Clock = time.perf_counter,
+) -> TimeRuns:
+    """Return a contestant for one exported tower in ONNX Runtime on the CPU."""
+    pixels = batch.pixel_values.numpy()
+    input_ids, mask = batch.tokens["input_ids"].numpy(), batch.tokens["attention_mask"].numpy()
+
+    def run() -> object:
+        if tower == "vision":
+            return model.run_image(pixels)
+        return model.run_text(input_ids, mask)
+
+    return time_callable(run, clock=clock)
+
+
+# -- the machine ---------------------------------------------------------------------------------
+
+
+def read_machine(
+    *, threads: int, device: str = "cpu", cpu_info: Path = Path("/proc/cpuinfo")
+) -> Machine:
+    """Return the machine that this process runs on; `device` as torch names it: `cpu`, `cuda:0`."""
+    if device.startswith("cuda"):
+        import torch
+
+        device = torch.cuda.get_device_name(device)
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # pragma: no cover - not on Linux
+        cores = os.cpu_count() or 1
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=_read_processor(cpu_info),
+        cores=cores,
+        threads=threads,
+        device=device,
+    )
+
+
+def _read_processor(cpu_info: Path) -> str:
+    """Return the processor's name; Linux tells it in a file, and `platform` does not read that."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+?)\s*$", cpu_info.read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or "unknown"
+
+
+# -- pytest-benchmark ----------------------------------------------------------------------------
+
+
+class ReplayClock:
+    """Lets pytest-benchmark record times that were taken before.
+
+    Its calibration and rounds would time one contestant on its own; here the rounds of all are
+    interleaved, and on a GPU the time is the device's. As the timer of a benchmark
+    (`@pytest.mark.benchmark(timer=clock)`) it stands still but for `step`, which moves it by the
+    next recorded time: `benchmark.pedantic(clock.step, rounds=len(times_ms))`.
+    """
+
+    def __init__(self, times_ms: tuple[float, ...]) -> None:
+        self._waiting = iter(times_ms)
+        self._now_s = 0.0
+
+    def __call__(self) -> float:
+        """Return the time in s."""
+        return self._now_s
+
+    def step(self) -> None:
+        """Let the next recorded time pass; raises NotMeasured where all have passed."""
+        try:
+            self._now_s += next(self._waiting) / 1e3
+        except StopIteration:
+            raise NotMeasured("latency: more rounds are asked for than were measured") from None
+
+
+def list_extra_info(run: LatencyRun, contestant: ContestantTimes) -> dict[str, int | float | str]:
+    """Return what a benchmark's `extra_info` says of one contestant; units are in the names."""
+    return {
+        "contestant": contestant.name,
+        "runtime": run.runtime,
+        "device": run.machine.device,
+        "processor": run.machine.processor,
+        "cores": run.machine.cores,
+        "threads": run.machine.threads,
+        "tower": run.tower,
+        "batch_size": run.batch_size,
+        "rounds": len(contestant.times_ms),
+        "runs_per_round": contestant.runs,
+        "median_ms": contestant.median_ms,
+        "samples_per_s": run.batch_size * 1e3 / contestant.median_ms,
+        "first_run_ms": contestant.first_run_ms,
+        "warm": contestant.warm,
+    }

@@ -1,0 +1,274 @@
+"""Run a built engine on a GPU: outputs, device times, device memory.
+
+Inputs and outputs are torch tensors that are allocated once; the engine has a stream of its own;
+times are taken between two events on the device. Where there is no usable GPU, `open_engine` says
+so with the reason (NotMeasured) and nothing here pretends to have run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_quantgate.errors import MissingPackage, NotMeasured
+from pytest_quantgate.runtimes.engine_layers import EngineError
+from pytest_quantgate.runtimes.tensorrt_library import (
+    Library,
+    create_context,
+    find_device_target,
+    find_invalidity,
+    make_logger,
+    read_device_memory_bytes,
+    read_weights_bytes,
+)
+
+#: One timed batch of runs takes at least this long, so that the events' own cost vanishes.
+BATCH_MS = 20.0
+
+#: Warm: the medians of the last two windows of this many batches differ by at most this share.
+WINDOW = 5
+STABLE_SHARE = 0.02
+MAX_WARM_UP_BATCHES = 200
+
+_MAX_RUNS = 1 << 16
+
+_TORCH_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "FP8": "float8_e4m3fn",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """How the engine got warm: `first_run_ms` is the wall time of its very first run, kernel
+    specialization included; `runs` fill a batch of BATCH_MS; `median_ms` is that of one run in
+    the last window; `stable` is False where it never settled."""
+
+    first_run_ms: float
+    runs: int
+    batches: int
+    median_ms: float
+    stable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSizes:
+    """Memory in bytes: of the plan, the weights (None where the library does not tell), and of
+    what one context needs on the device besides."""
+
+    plan_bytes: int
+    weights_bytes: int | None
+    device_memory_bytes: int
+
+
+class EngineRun:
+    """One deserialized engine with its context, stream and tensors; close it when done.
+
+    `cuda` is `torch.cuda`; tests hand in another.
+    """
+
+    def __init__(
+        self, *, library: Library, plan: Any, device: str, cuda: Any, errors: list[str]
+    ) -> None:
+        trt = library.module
+        self._errors = errors
+        self._cuda = cuda
+        self._device = device
+        self._logger = make_logger(library, take=self._take)
+        self._runtime = trt.Runtime(self._logger)
+        invalid = find_invalidity(library, self._runtime, plan)
+        if invalid is not None:
+            raise NotMeasured(f"the engine cannot run on this GPU: {invalid}")
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise EngineError(f"the plan cannot be read on this GPU: {self._explain()}; rebuild it")
+        self._context = create_context(library, self._engine)
+        if self._context is None:
+            raise EngineError(f"no execution context: {self._explain()}")
+        self._stream = cuda.Stream()
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        modes = {name: self._engine.get_tensor_mode(name) for name in names}
+        self.input_names = tuple(n for n in names if modes[n] == trt.TensorIOMode.INPUT)
+        self.output_names = tuple(n for n in names if modes[n] == trt.TensorIOMode.OUTPUT)
+        self.sizes = EngineSizes(
+            plan_bytes=memoryview(plan).nbytes,
+            weights_bytes=read_weights_bytes(library, self._engine),
+            device_memory_bytes=read_device_memory_bytes(self._engine),
+        )
+        self._tensors: dict[str, Any] = {}
+
+    def __enter__(self) -> EngineRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything on the device, in the order that the library wants."""
+        self._stream.synchronize()
+        self._tensors.clear()
+        self._context = self._engine = self._runtime = None
+
+    def bind(self, inputs: Mapping[str, Any]) -> None:
+        """Allocate all tensors for inputs of these shapes and copy the inputs to the device.
+
+        Raises EngineError where an input is missing, unknown, or of a shape that the engine was
+        not built for.
+        """
+        import torch
+
+        if set(inputs) != set(self.input_names):
+            raise EngineError(
+                f"the engine takes the inputs {sorted(self.input_names)}, not {sorted(inputs)}"
+            )
+        for name in self.input_names:
+            if not self._context.set_input_shape(name, tuple(inputs[name].shape)):
+                raise EngineError(
+                    f"the engine does not take {name!r} of shape {tuple(inputs[name].shape)}: "
+                    f"{self._explain()}"
+                )
+        missing = self._context.infer_shapes()
+        if missing:
+            raise EngineError(f"the engine needs shapes for {list(missing)}: {self._explain()}")
+        for name in (*self.input_names, *self.output_names):
+            shape = tuple(self._context.get_tensor_shape(name))
+            word = str(self._engine.get_tensor_dtype(name)).rpartition(".")[2]
+            if word not in _TORCH_DTYPES:
+                raise EngineError(f"the tensor {name!r} is of type {word}, which torch has not")
+            tensor = torch.empty(
+                shape, dtype=getattr(torch, _TORCH_DTYPES[word]), device=self._device
+            )
+            self._tensors[name] = tensor
+            if not self._context.set_tensor_address(name, tensor.data_ptr()):
+                raise EngineError(f"the tensor {name!r} was not accepted: {self._explain()}")
+        self.copy_inputs(inputs)
+
+    def copy_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Copy inputs of the bound shapes to the device, cast to the engine's input types."""
+        with self._cuda.stream(self._stream):
+            for name, value in inputs.items():
+                self._tensors[name].copy_(value)
+        self._stream.synchronize()
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run once and return the outputs by name, as torch tensors on the CPU."""
+        if not self._tensors or any(
+            tuple(inputs[name].shape) != tuple(self._tensors[name].shape)
+            for name in self.input_names
+            if name in inputs
+        ):
+            self.bind(inputs)
+        else:
+            self.copy_inputs(inputs)
+        self._enqueue()
+        self._stream.synchronize()
+        return {name: self._tensors[name].cpu().clone() for name in self.output_names}
+
+    def time_batch_ms(self, *, runs: int) -> float:
+        """Return the device time of one run in ms, as the mean of `runs` between two events."""
+        start = self._cuda.Event(enable_timing=True)
+        end = self._cuda.Event(enable_timing=True)
+        start.record(self._stream)
+        for _ in range(runs):
+            self._enqueue()
+        end.record(self._stream)
+        end.synchronize()
+        return float(start.elapsed_time(end)) / runs
+
+    def warm_up(self) -> WarmUp:
+        """Run bound inputs until the times are stable; returns how many runs fill a batch."""
+        started = time.perf_counter()
+        self._enqueue()
+        self._stream.synchronize()
+        first_run_ms = (time.perf_counter() - started) * 1e3
+        runs = 1
+        while runs < _MAX_RUNS and self.time_batch_ms(runs=runs) * runs < BATCH_MS:
+            runs *= 2
+        times: list[float] = []
+        while len(times) < MAX_WARM_UP_BATCHES and not is_stable(times):
+            times.append(self.time_batch_ms(runs=runs))
+        return WarmUp(
+            first_run_ms=first_run_ms,
+            runs=runs,
+            batches=len(times),
+            median_ms=statistics.median(times[-WINDOW:]),
+            stable=is_stable(times),
+        )
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise EngineError(f"the engine did not run: {self._explain()}")
+
+    def _take(self, severity: str, text: str) -> None:
+        if severity in ("ERROR", "INTERNAL_ERROR"):
+            self._errors.append(text)
+
+    def _explain(self) -> str:
+        return self._errors[-1] if self._errors else "the library gave no reason"
+
+
+def is_stable(times_ms: list[float]) -> bool:
+    """Whether the medians of the last two windows of times agree."""
+    if len(times_ms) < 2 * WINDOW:
+        return False
+    before = statistics.median(times_ms[-2 * WINDOW : -WINDOW])
+    now = statistics.median(times_ms[-WINDOW:])
+    return abs(now - before) <= STABLE_SHARE * before
+
+
+def explain_no_device(*, target: str) -> str | None:
+    """Return why an engine for `target` cannot run in this process, or None if it can."""
+    here = find_device_target()
+    if here is None:
+        return f"running an engine for {target} needs such a GPU, and torch sees none here"
+    if here != target:
+        return f"the engine was built for {target}, and the GPU here is {here}: build it for {here}"
+    return None
+
+
+def open_engine(*, library: Library, plan_path: Path, target: str) -> EngineRun:
+    """Load a plan onto the first GPU. Use as a context manager, one engine a process for timing.
+
+    Raises NotMeasured with the reason where this machine cannot run it, EngineError where the
+    plan is damaged.
+    """
+    reason = explain_no_device(target=target)
+    if reason is not None:
+        raise NotMeasured(reason)
+    try:
+        import torch
+    except ImportError as error:  # pragma: no cover - find_device_target has just used it
+        raise MissingPackage("torch", extra="clip", purpose="running engines") from error
+    try:
+        plan = plan_path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{plan_path}: {error.strerror or error}: build it again") from error
+    return EngineRun(library=library, plan=plan, device="cuda:0", cuda=torch.cuda, errors=[])
+
+
+def inspect_engine(*, library: Library, plan: Any) -> str:
+    """Return the layer listing of a plan through the engine inspector, or nothing without a GPU.
+
+    For a library whose builder does not print the listing.
+    """
+    if find_device_target() is None:
+        return ""
+    trt = library.module
+    logger = make_logger(library, take=lambda _severity, _text: None)
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return ""
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.ONELINE))

@@ -1,0 +1,481 @@
+"""Exports one tower to standard ONNX: every quantizer that runs becomes a Q/DQ pair, none is added.
+
+ModelOpt's own exporter is not used, for what it does to a CLIP (0.47): it re-quantizes
+convolution weights that the user excluded, puts pairs behind Softmax that PyTorch did not
+simulate, leaves operators of the domain `trt`, rewrites the weights several times (24 to 56 s for
+a tower of ViT-B/32), and fails on transformers 5 in `export_fp8_mha`, because attention passes
+`scale` as a Python float. Here PyTorch traces the tower without its weights; each quantizer
+leaves one mark with its own name in the trace, and the marks are replaced by standard operators.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.measure.quantizers import (
+    amax_of,
+    find_quantizers,
+    is_dynamic,
+    plain_class_name,
+    slot_of,
+)
+from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.models.recipes import format_of_bits
+from pytest_quantgate.runtimes.onnx_surgery import (
+    MARK,
+    MARK_DOMAIN,
+    StoredQuantizer,
+    find_marks,
+    finish_graph,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+TowerName = Literal["vision", "text"]
+Precision = Literal["float32", "float16"]
+
+#: FP8 in QuantizeLinear came with opset 19; PyTorch's tracing exporter writes up to 20.
+OPSETS = (19, 20)
+
+#: A probability is at most 1, so that is the range of a quantizer behind Softmax.
+SOFTMAX_AMAX = 1.0
+
+_PARTS: Mapping[TowerName, tuple[str, str]] = {
+    "vision": ("vision_model", "visual_projection"),
+    "text": ("text_model", "text_projection"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedOnnx:
+    """One tower in one file.
+
+    `quantizers` are those that became Q/DQ, by their name in the model; `declared_extra` those of
+    them that PyTorch does not simulate (softmax pairs, when asked for); `not_executed` those that
+    are enabled and never ran in a forward of this tower, and so are not in the graph either.
+    `inputs` and `output` are the graph's names; `seconds` is what the export took.
+    """
+
+    path: Path
+    tower: TowerName
+    precision: Precision
+    opset: int
+    dynamic_batch: bool
+    inputs: tuple[str, ...]
+    output: str
+    quantizers: tuple[str, ...]
+    declared_extra: tuple[str, ...]
+    not_executed: tuple[str, ...]
+    file_bytes: int
+    seconds: float
+
+
+def export_tower(
+    model: ClipModel,
+    *,
+    tower: TowerName,
+    path: Path,
+    dynamic_batch: bool = True,
+    batch: int = 1,
+    opset: int = 20,
+    softmax: bool = False,
+    precision: Precision = "float32",
+) -> ExportedOnnx:
+    """Write one tower of `model` (FP16 or quantized) to `path` and return what is in it.
+
+    Inputs are `pixel_values` [N, 3, H, W] (of `precision`), or `input_ids` and `attention_mask`
+    [N, T] (int64, T as `ClipModel.tokenize` pads); the output `embeddings` [N, D] is float32, not
+    normalised, as `encode_image` and `encode_text` give it. N is free with `dynamic_batch`, else
+    `batch`. `softmax` puts a pair with the range [0, 1] behind Softmax in every attention block:
+    TensorRT fuses FP8 attention only then; `simulate_softmax` gives the PyTorch model of it.
+    `float32` runs in ONNX Runtime; `float16` is the strongly typed graph for TensorRT.
+    The model stays as it is. Raises ModelError for a quantizer that standard ONNX cannot hold
+    (dynamic, without amax, of another format), MissingPackage without onnx.
+    """
+    _require_onnx()
+    if opset not in OPSETS:
+        raise ModelError(f"opset {opset}: this exporter writes opset {OPSETS[0]} to {OPSETS[1]}")
+    started = time.perf_counter()
+    module = _copy_tower(model.module, tower=tower)
+    sample = _sample_inputs(model, tower=tower, batch=1 if dynamic_batch else batch)
+    extra = _replace_attention(module, softmax=softmax)
+    quantizers = find_quantizers(module)
+    for name, quantizer in quantizers.items():
+        quantizer.forward = _marker(name if quantizer.is_enabled else None, quantizer)
+    anything = any(quantizer.is_enabled for quantizer in quantizers.values())
+    trace = _trace(module, sample, opset=opset, dynamic_batch=dynamic_batch, has_marks=anything)
+    marked = set(find_marks(trace))
+    stored = {name: _describe(name, q) for name, q in quantizers.items() if name in marked}
+    inputs = tuple(sample)
+    finish_graph(
+        trace,
+        tensors={**dict(module.named_parameters()), **dict(module.named_buffers())},
+        stored=stored,
+        inputs=inputs,
+        precision=precision,
+        metadata={
+            "quantgate.tower": tower,
+            "quantgate.precision": precision,
+            "quantgate.weights": model.weights_digest,
+            "quantgate.quantizers": json.dumps(list(stored)),
+            "quantgate.extra": json.dumps(list(extra)),
+        },
+        path=path,
+    )
+    return ExportedOnnx(
+        path=path,
+        tower=tower,
+        precision=precision,
+        opset=opset,
+        dynamic_batch=dynamic_batch,
+        inputs=inputs,
+        output="embeddings",
+        quantizers=tuple(stored),
+        declared_extra=extra,
+        not_executed=tuple(
+            name for name, q in quantizers.items() if q.is_enabled and name not in marked
+        ),
+        file_bytes=path.stat().st_size,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def simulate_softmax(model: ClipModel) -> ClipModel:
+    """Return a copy of a quantized model that also rounds what comes out of Softmax to E4M3.
+
+    That is what an export with `softmax=True` computes: judge its accuracy by this model. The
+    pairs are quantizers of the copy (`....self_attn.softmax_quantizer`, amax 1).
+    Raises ModelError where attention is not quantized.
+    """
+    module = copy.deepcopy(model.module)
+    for tower in _PARTS:
+        _replace_attention(_hold(module, tower=tower), softmax=True)
+    return replace(model, module=module)
+
+
+def _copy_tower(module: torch.nn.Module, *, tower: TowerName) -> Any:
+    """Return a float32 copy of one tower on the CPU.
+
+    Tensors that are float32 on the CPU already are shared, not copied: nothing here writes them.
+    """
+    import torch
+
+    held = _hold(module, tower=tower)
+    tensors = [*held.parameters(), *held.buffers()]
+    kinds = {(t.device.type, t.dtype) for t in tensors if t.is_floating_point()}
+    if kinds == {("cpu", torch.float32)}:
+        return copy.deepcopy(held, {id(tensor): tensor for tensor in tensors})
+    return copy.deepcopy(held).to("cpu", torch.float32)
+
+
+def _hold(module: torch.nn.Module, *, tower: TowerName) -> Any:
+    """Return a module that is one tower alone, whose parts have the names they have in the model.
+
+    Raises ModelError for a model without such parts.
+    """
+    from torch import nn
+
+    parts = _PARTS[tower]
+    missing = [part for part in parts if not hasattr(module, part)]
+    if missing:
+        raise ModelError(
+            f"{type(module).__name__} has no {missing[0]!r}: the ONNX export takes transformers' "
+            f"CLIPModel"
+        )
+
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = module.config
+            for part in parts:
+                self.add_module(part, getattr(module, part))
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            names = ("pixel_values",) if tower == "vision" else ("input_ids", "attention_mask")
+            pooled = getattr(self, parts[0])(**dict(zip(names, inputs, strict=True))).pooler_output
+            features: torch.Tensor = getattr(self, parts[1])(pooled)
+            return features.float()
+
+    return Tower().eval()
+
+
+def _sample_inputs(model: ClipModel, *, tower: TowerName, batch: int) -> dict[str, torch.Tensor]:
+    import torch
+
+    module: Any = model.module
+    if tower == "vision":
+        config = module.config.vision_config
+        shape = (batch, config.num_channels, config.image_size, config.image_size)
+        generator = torch.Generator().manual_seed(0)
+        return {"pixel_values": torch.randn(shape, generator=generator)}
+    config = module.config.text_config
+    ids = torch.full((batch, config.max_position_embeddings), config.eos_token_id)
+    ids[:, 0] = config.bos_token_id
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _find_executed(attention: Any) -> frozenset[str]:
+    """Return the enabled quantizers that a forward of one attention module calls, by their names.
+
+    Being enabled proves nothing: which of them run depends on ModelOpt's attention class and on
+    the attention implementation. Two tokens are enough to see it.
+    """
+    import torch
+
+    quantizers = find_quantizers(attention)
+    executed: set[str] = set()
+
+    def record(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def forward(value: torch.Tensor) -> torch.Tensor:
+            executed.add(name)
+            return value
+
+        return forward
+
+    for name, quantizer in quantizers.items():
+        quantizer.forward = record(name)
+    like = next(attention.parameters())
+    tokens = torch.zeros(1, 2, attention.embed_dim, dtype=like.dtype, device=like.device)
+    try:
+        with torch.inference_mode(), quiet_libraries():
+            attention(tokens)
+    finally:
+        for quantizer in quantizers.values():
+            del quantizer.forward
+    return frozenset(name for name in executed if quantizers[name].is_enabled)
+
+
+def _replace_attention(module: Any, *, softmax: bool) -> tuple[str, ...]:
+    """Put attention in its parts in place of every fused one; return the softmax pairs added.
+
+    Quantizers inside a fused attention have no place in an ONNX graph that a runtime reads: q, k
+    and v must be quantized between the projections and the matmuls. Only those are called that
+    the model itself calls.
+    """
+    found = [
+        (name, child)
+        for name, child in module.named_modules()
+        if plain_class_name(child) == "CLIPAttention" or hasattr(child, "eager_positions")
+    ]
+    if not found:
+        raise ModelError("no CLIPAttention found: the ONNX export takes transformers' CLIPModel")
+    added = []
+    for name, attention in found:
+        if hasattr(attention, "eager_positions"):  # a copy with simulated softmax pairs
+            names = attention.active
+        else:
+            own = {part for part, _ in attention.named_children()}
+            names = _find_executed(attention) & own
+        already = {"softmax_quantizer", "p_bmm_quantizer"} & names
+        if softmax and not already:
+            if not {"q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer"} <= names or not all(
+                format_of_bits(attention.get_submodule(part).num_bits) == "E4M3" for part in names
+            ):
+                raise ModelError(
+                    f"softmax pairs were asked for, and attention {name} is not quantized to E4M3 "
+                    f"(quantizers that ran: {', '.join(sorted(names)) or 'none'}): use a recipe "
+                    f"with attention, such as fp8-attention, or drop softmax"
+                )
+            added.append(f"{name}.softmax_quantizer")
+        parent = module.get_submodule(name.rpartition(".")[0])
+        eager = _make_eager(attention, active=names, softmax=softmax and not already)
+        setattr(parent, name.rpartition(".")[2], eager)
+    for part in ("text_model", "vision_model"):
+        if hasattr(module, part):
+            # Eager attention takes its mask as numbers to add; only this copy's config changes.
+            getattr(module, part).config._attn_implementation = "eager"
+    return tuple(added)
+
+
+def _make_eager(attention: Any, *, active: frozenset[str], softmax: bool) -> Any:
+    """Return attention made of two matmuls, with the children of `attention` under their names."""
+    import torch
+    from torch import nn
+
+    config = attention.config
+    if hasattr(config, "max_position_embeddings"):
+        positions = int(config.max_position_embeddings)
+    else:
+        positions = (config.image_size // config.patch_size) ** 2 + 1
+
+    class EagerAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = config
+            self.eager_positions = positions
+            self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+            self.embed_dim = attention.embed_dim
+            self.scale = attention.scale
+            self.active = active
+            for name, child in attention.named_children():
+                self.add_module(name, child)
+            if softmax:
+                self.active = active | {"softmax_quantizer"}
+                self.softmax_quantizer = _make_softmax_quantizer(like=attention.q_bmm_quantizer)
+
+        def forward(
+            self,
+            hidden_states: torch.Tensor,
+            attention_mask: torch.Tensor | None = None,
+            **_kwargs: Any,
+        ) -> tuple[torch.Tensor, None]:
+            query = self._quantize("q_bmm", self._project("q_proj", hidden_states))
+            key = self._quantize("k_bmm", self._project("k_proj", hidden_states))
+            value = self._quantize("v_bmm", self._project("v_proj", hidden_states))
+            weights = torch.matmul(query, key.transpose(2, 3)) * self.scale
+            if attention_mask is not None:
+                weights = weights + attention_mask
+            weights = nn.functional.softmax(weights, dim=-1)
+            weights = self._quantize("softmax", self._quantize("p_bmm", weights))
+            mixed = self._quantize("bmm2_output", torch.matmul(weights, value))
+            width = self.num_heads * self.head_dim
+            mixed = mixed.transpose(1, 2).reshape(-1, self.eager_positions, width)
+            return self.get_submodule("out_proj")(mixed), None
+
+        def _project(self, name: str, value: torch.Tensor) -> torch.Tensor:
+            projected: torch.Tensor = self.get_submodule(name)(value)
+            shape = (-1, self.eager_positions, self.num_heads, self.head_dim)
+            return projected.reshape(shape).transpose(1, 2)
+
+        def _quantize(self, slot: str, value: torch.Tensor) -> torch.Tensor:
+            name = f"{slot}_quantizer"
+            if name not in self.active:
+                return value
+            quantized: torch.Tensor = self.get_submodule(name)(value)
+            return quantized
+
+    return EagerAttention().eval()
+
+
+def _make_softmax_quantizer(*, like: Any) -> Any:
+    """Return an E4M3 quantizer with the range of a probability, on the device of `like`."""
+    import torch
+
+    modelopt = import_modelopt("modelopt.torch.quantization.nn")
+    settings = import_modelopt("modelopt.torch.quantization.config").QuantizerAttributeConfig
+    quantizer = modelopt.TensorQuantizer(settings(num_bits=(4, 3), axis=None))
+    quantizer.amax = torch.tensor(SOFTMAX_AMAX)
+    return quantizer.to(like.amax.device).eval()
+
+
+def _describe(name: str, quantizer: Any) -> StoredQuantizer:
+    """Return what the graph needs of a quantizer; raise ModelError where ONNX cannot hold it."""
+    import torch
+
+    kind = format_of_bits(quantizer.num_bits)
+    amax = amax_of(quantizer)
+    reason = ""
+    if kind not in ("E4M3", "INT8"):
+        reason = f"its format is {kind}, this export writes E4M3 and INT8"
+    elif is_dynamic(quantizer) or quantizer.block_sizes:
+        reason = "its range is taken from each batch or block"
+    elif amax is None:
+        reason = "it has no amax: calibrate it, or leave it out"
+    elif not bool(torch.isfinite(amax).all()) or bool((amax < 0).any()):
+        reason = "its amax is negative, NaN or Inf"
+    elif getattr(quantizer, "_unsigned", False):
+        reason = "it is unsigned"
+    elif _count_axes(amax) > 1:
+        reason = f"its amax has the shape {list(amax.shape)}, ONNX takes one axis"
+    elif getattr(quantizer, "rotate_is_enabled", False) or quantizer.bias is not None:
+        reason = "it rotates its input or shifts it by a bias"
+    elif quantizer.backend is not None:
+        reason = f"it has a backend of its own ({quantizer.backend})"
+    elif not quantizer.fake_quant or not getattr(quantizer, "_if_quant", True):
+        reason = "it does not fake-quantize (calibrating, or weights already compressed)"
+    if reason:
+        raise ModelError(f"{name} cannot become a Q/DQ pair: {reason}")
+    assert amax is not None
+    axis = next((i for i, size in enumerate(amax.shape) if size > 1), None)
+    return StoredQuantizer(
+        name=name,
+        format="E4M3" if kind == "E4M3" else "INT8",
+        slot=slot_of(name),
+        amax=amax.detach().float().cpu().reshape(-1 if axis is not None else ()).numpy(),
+        axis=axis,
+        fake_quantize=functools.partial(type(quantizer).forward, quantizer),
+    )
+
+
+def _count_axes(amax: torch.Tensor) -> int:
+    """Return along how many axes a range varies."""
+    return sum(size > 1 for size in amax.shape)
+
+
+def _marker(name: str | None, quantizer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a forward that leaves one node with the quantizer's name in the trace.
+
+    Without a name the value passes. SmoothQuant's factor is applied as the quantizer itself does,
+    also where it is off.
+    """
+    import torch
+
+    class Mark(torch.autograd.Function):
+        @staticmethod
+        def symbolic(graph: Any, value: Any, label: str) -> Any:
+            return graph.op(f"{MARK_DOMAIN}::{MARK}", value, name_s=label).setType(value.type())
+
+        @staticmethod
+        def forward(_ctx: Any, value: torch.Tensor, _label: str) -> torch.Tensor:
+            return value.clone()
+
+    def forward(value: torch.Tensor) -> torch.Tensor:
+        scale = getattr(quantizer, "_pre_quant_scale", None)
+        if scale is not None and quantizer.pre_quant_scale is not None:
+            value = value * scale
+        if name is None:
+            return value
+        marked: torch.Tensor = Mark.apply(value, name)
+        return marked
+
+    return forward
+
+
+def _trace(
+    module: Any,
+    sample: Mapping[str, torch.Tensor],
+    *,
+    opset: int,
+    dynamic_batch: bool,
+    has_marks: bool,
+) -> Any:
+    """Return PyTorch's ONNX graph of the marked tower, without its weights."""
+    import onnx
+    import torch
+
+    stream: Any = io.BytesIO()  # taken by this exporter, though its annotation says a path
+    free = {name: {0: "batch"} for name in (*sample, "embeddings")} if dynamic_batch else None
+    with quiet_libraries(), torch.no_grad():
+        torch.onnx.export(
+            module,
+            tuple(sample.values()),
+            stream,
+            dynamo=False,  # the other exporter fails on quantized attention and is no faster
+            opset_version=opset,
+            export_params=False,
+            do_constant_folding=False,  # it would give the transposed weights nameless copies
+            input_names=list(sample),
+            output_names=["embeddings"],
+            dynamic_axes=free,
+            custom_opsets={MARK_DOMAIN: 1} if has_marks else None,
+        )
+    return onnx.load_from_string(stream.getvalue())
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise MissingPackage("onnx", extra="clip", purpose="exporting to ONNX") from error

@@ -1,0 +1,355 @@
+"""Reads an ONNX file back: every Q/DQ pair, whose it is, and what runs unquantized. No torch.
+
+The mapping to the model is in the node names (`onnx_surgery.name_node`), and is checked against
+the graph itself: a pair that bears a quantizer's name and sits somewhere else is not taken for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.measure.quantizers import owner_of, slot_of, whole_name
+from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair
+from pytest_quantgate.runtimes.onnx_surgery import LARGEST, describe_without_weights
+
+#: Operators that move values without computing: what they give is as quantized as what they get.
+MOVES = frozenset(
+    (
+        *("Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten"),
+        *("Slice", "Expand", "Split"),
+    )
+)
+
+OPERATIONS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+
+#: FLOAT8E4M3FN to FLOAT8E5M2FNUZ, by number, as the wire format has them.
+_FLOAT8 = frozenset((17, 18, 19, 20))
+
+#: What ONNX calls a type, and what this product calls it.
+_TYPE_NAMES: Mapping[str, str] = {
+    "FLOAT": "float32",
+    "DOUBLE": "float64",
+    "FLOAT8E4M3FN": "E4M3",
+    "INT8": "INT8",
+}
+
+
+def read_graph(path: Path) -> OnnxAudit:
+    """Return what the file at `path` holds.
+
+    Files of other exporters can be read too: a pair whose node name ends in no quantizer's name
+    is one that belongs to none. Raises ModelError for a file that is no ONNX model,
+    MissingPackage without onnx.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    model = parse_model(content, path=path)
+    if not model.graph.node:
+        raise ModelError(f"{path}: holds no ONNX graph: export the tower again")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    graph = _Graph.index(model)
+    pairs = tuple(graph.pairs())
+    return OnnxAudit(
+        tower=metadata.get("quantgate.tower", "other"),
+        precision=metadata.get("quantgate.precision", "unknown"),
+        opset=next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0),
+        domains=tuple(sorted(_domains(model))),
+        file_bytes=len(content),
+        digest=hashlib.sha256(content).hexdigest(),
+        dynamic_batch=any(
+            value.type.tensor_type.shape.dim and value.type.tensor_type.shape.dim[0].dim_param
+            for value in model.graph.input
+        ),
+        weights_bytes=_count_bytes(model),
+        declared=_names(metadata.get("quantgate.quantizers", "[]"), path=path),
+        extra=_names(metadata.get("quantgate.extra", "[]"), path=path),
+        pairs=pairs,
+        operations=tuple(graph.operations({pair.node: pair for pair in pairs})),
+        problems=_check(model),
+    )
+
+
+def parse_model(content: bytes, *, path: Path) -> Any:
+    """Return the ONNX model of a file's bytes.
+
+    Raises ModelError, naming the file, where it is none; MissingPackage without onnx.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingPackage("onnx", extra="clip", purpose="reading an ONNX graph") from error
+    try:
+        return onnx.load_from_string(content)
+    except Exception as error:  # protobuf's DecodeError, which comes without type information
+        if type(error).__name__ != "DecodeError":
+            raise
+        raise ModelError(
+            f"{path}: is no ONNX model ({len(content)} bytes; {error}): export the tower again"
+        ) from error
+
+
+def module_of_node(name: str) -> str:
+    """Return the module that a node comes from (`/text_model/encoder/layers.0/Add` as a path)."""
+    return name.strip("/").rpartition("/")[0].replace("/", ".")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Graph:
+    """A graph with its lookups: node by the value it makes, nodes by the value they read."""
+
+    nodes: tuple[Any, ...]
+    makers: Mapping[str, Any]
+    readers: Mapping[str, tuple[Any, ...]]
+    initializers: Mapping[str, Any]
+
+    @classmethod
+    def index(cls, model: Any) -> _Graph:
+        makers: dict[str, Any] = {}
+        readers: dict[str, list[Any]] = {}
+        initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        for node in model.graph.node:
+            for name in node.output:
+                makers[name] = node
+            for name in node.input:
+                readers.setdefault(name, []).append(node)
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        initializers[node.output[0]] = attribute.t
+        return cls(
+            nodes=tuple(model.graph.node),
+            makers=makers,
+            readers={name: tuple(found) for name, found in readers.items()},
+            initializers=initializers,
+        )
+
+    def pairs(self) -> Iterator[QdqPair]:
+        """Yield every pair in the graph's order, then QuantizeLinear nodes that nothing undoes."""
+        undone: set[int] = set()
+        for node in self.nodes:
+            if node.op_type.endswith("DequantizeLinear"):
+                quantize = self.makers.get(node.input[0])
+                if quantize is not None and not quantize.op_type.endswith("QuantizeLinear"):
+                    quantize = None
+                if quantize is not None:
+                    undone.add(id(quantize))
+                yield self._describe(node, quantize=quantize)
+        for node in self.nodes:
+            if node.op_type.endswith("QuantizeLinear") and id(node) not in undone:
+                yield self._describe(None, quantize=node)
+
+    def operations(self, pairs: Mapping[str, QdqPair]) -> Iterator[OnnxOperation]:
+        """Yield every Conv, Gemm and MatMul with what is known of its operands."""
+        for node in self.nodes:
+            if node.op_type not in OPERATIONS:
+                continue
+            quantized, names, count, kind = [], [], 0, None
+            for value in node.input[:2]:
+                source, maker = self._origin(value)
+                pair = None
+                if maker is not None and maker.op_type.endswith("DequantizeLinear"):
+                    pair = pairs.get(_label(maker))
+                    source, entered = self._origin(maker.input[0])
+                    if entered is not None and entered.op_type.endswith("QuantizeLinear"):
+                        source, _ = self._origin(entered.input[0])
+                quantized.append(pair is not None and pair.complete)
+                names.append(pair.quantizer if pair is not None else None)
+                tensor = self.initializers.get(source)
+                if tensor is not None:
+                    count, kind = _count_values(tensor), _type_name(tensor)
+            yield OnnxOperation(
+                node=_label(node),
+                module=module_of_node(node.name),
+                operator=node.op_type,
+                operands_quantized=tuple(quantized),
+                quantizers=tuple(names),
+                weights_count=count,
+                weight_type=kind,
+            )
+
+    def _describe(self, dequantize: Any, *, quantize: Any) -> QdqPair:
+        import numpy as np
+
+        node = dequantize if dequantize is not None else quantize
+        scale = self._values(node.input[1])
+        kind = self._kind(dequantize, quantize=quantize)
+        largest = LARGEST.get(kind, float("nan"))
+        source: Literal["weight, 8 bit", "weight, float", "activation"] = "activation"
+        entered = None
+        if quantize is not None:
+            origin, entered = self._origin(quantize.input[0])
+            if origin in self.initializers:
+                source, entered = "weight, float", None
+        elif node.input[0] in self.initializers:
+            source = "weight, 8 bit"
+        scope = module_of_node(node.name)
+        known = whole_name(scope).rpartition(".")[2].endswith("_quantizer")
+        owner = owner_of(scope) if known else ""
+        producer = module_of_node(entered.name) if entered is not None else None
+        consumers = () if dequantize is None else tuple(self._consumers(dequantize.output[0]))
+        return QdqPair(
+            node=_label(node),
+            quantizer=scope if known else None,
+            slot=slot_of(scope) if known else "other",
+            format=kind,
+            scale_type=self._type_of(node.input[1]),
+            scale_min=float(scale.min()),
+            scale_max=float(scale.max()),
+            scale_count=int(scale.size),
+            scale_digest=hashlib.sha256(scale.astype(np.float32).tobytes()).hexdigest(),
+            amax_min=float(scale.astype(np.float64).min() * largest),
+            amax_max=float(scale.astype(np.float64).max() * largest),
+            symmetric=not self._zero_points(dequantize).any()
+            and not self._zero_points(quantize).any(),
+            source=source,
+            complete=self._is_complete(dequantize, quantize=quantize, source=source),
+            producer=producer,
+            consumers=consumers,
+            feeds_owner=known and (owner in consumers or owner == producer),
+        )
+
+    def _is_complete(self, dequantize: Any, *, quantize: Any, source: str) -> bool:
+        """Return whether both halves are there, with one scale, one type and one axis."""
+        if dequantize is None:
+            return False
+        if quantize is None:
+            return source == "weight, 8 bit"
+        return (
+            self._fingerprint(dequantize.input[1]) == self._fingerprint(quantize.input[1])
+            and self._kind(dequantize, quantize=None)
+            in ("unknown", self._kind(None, quantize=quantize))
+            and _axis(dequantize) == _axis(quantize)
+        )
+
+    def _kind(self, dequantize: Any, *, quantize: Any) -> str:
+        """Return the 8-bit type of a pair: of its zero point, else of the stored weight."""
+        for node in (dequantize, quantize):
+            if node is not None and len(node.input) > 2 and node.input[2]:
+                return self._type_of(node.input[2])
+        if dequantize is not None and dequantize.input[0] in self.initializers:
+            return self._type_of(dequantize.input[0])
+        return "uint8" if quantize is not None else "unknown"  # ONNX's rule without a zero point
+
+    def _zero_points(self, node: Any) -> Any:
+        import numpy as np
+
+        if node is None or len(node.input) < 3 or not node.input[2]:
+            return np.zeros(1)
+        return self._values(node.input[2])
+
+    def _origin(self, name: str) -> tuple[str, Any]:
+        """Return the value that `name` was moved from, and the node that made it, if any did."""
+        node = self.makers.get(name)
+        while node is not None and node.op_type in MOVES:
+            name = node.input[0]
+            node = self.makers.get(name)
+        if node is not None and node.op_type == "Constant":
+            return name, None
+        return name, node
+
+    def _consumers(self, name: str) -> Iterator[str]:
+        """Yield the module of every node that reads a value, looking through moves."""
+        seen: set[str] = set()
+        waiting = [name]
+        while waiting:
+            for node in self.readers.get(waiting.pop(), ()):
+                module = module_of_node(node.name)
+                if node.op_type in MOVES:
+                    waiting.extend(node.output)
+                elif module not in seen:
+                    seen.add(module)
+                    yield module
+
+    def _values(self, name: str) -> Any:
+        """Return an initializer as an array, one NaN for a value that is computed."""
+        import numpy as np
+        import onnx
+
+        tensor = self.initializers.get(name)
+        if tensor is None:
+            return np.full(1, np.nan, dtype=np.float32)
+        values = onnx.numpy_helper.to_array(tensor)
+        return values.astype(np.float32) if tensor.data_type in _FLOAT8 else values
+
+    def _type_of(self, name: str) -> str:
+        tensor = self.initializers.get(name)
+        return _type_name(tensor) if tensor is not None else "computed"
+
+    def _fingerprint(self, name: str) -> tuple[str, bytes]:
+        """Return what tells two scales apart: their values, or the name of a computed one."""
+        if name not in self.initializers:
+            return name, b""
+        return self._type_of(name), self._values(name).tobytes()
+
+
+def _label(node: Any) -> str:
+    """Return a node's name, or what it makes where the exporter gave it none."""
+    return str(node.name or node.output[0])
+
+
+def _axis(node: Any) -> int | None:
+    return next((int(a.i) for a in node.attribute if a.name == "axis"), None)
+
+
+def _type_name(tensor: Any) -> str:
+    import onnx
+
+    name = str(onnx.TensorProto.DataType.Name(tensor.data_type))
+    return str(_TYPE_NAMES.get(name, name.lower()))
+
+
+def _count_values(tensor: Any) -> int:
+    return math.prod(tensor.dims)
+
+
+def _count_bytes(model: Any) -> tuple[tuple[str, int], ...]:
+    """Return the bytes of all initializers by type, largest first."""
+    import onnx
+
+    totals: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+            size = (_count_values(tensor) + 1) // 2
+        elif tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN:
+            size = _count_values(tensor)
+        else:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            size = _count_values(tensor) * kind.itemsize
+        name = _type_name(tensor)
+        totals[name] = totals.get(name, 0) + size
+    return tuple(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _domains(model: Any) -> set[str]:
+    found = {entry.domain for entry in model.opset_import}
+    found |= {node.domain for node in model.graph.node}
+    return {"" if domain == "ai.onnx" else domain for domain in found}
+
+
+def _names(text: str, *, path: Path) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"{path}: its list of quantizers is damaged: {error}") from error
+    return tuple(str(name) for name in names)
+
+
+def _check(model: Any) -> tuple[str, ...]:
+    """Return what ONNX's checker, with type inference, has against the graph."""
+    import onnx
+
+    try:
+        # Without the weights: the checker would copy them.
+        onnx.checker.check_model(describe_without_weights(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return (" ".join(str(error).split())[:300],)
+    return ()

@@ -1,0 +1,457 @@
+"""Turns a traced graph with marks into standard ONNX: Q/DQ pairs, 8-bit weights, one type.
+
+Names carry the mapping back to the model: the nodes of a pair are called
+`/vision_model/encoder/layers.0/mlp/fc1/input_quantizer/QuantizeLinear`, which is the module path
+of the quantizer with `/` for `.` and the operator at its end, as PyTorch names all other nodes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.measurement import Slot
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+#: The largest value of each 8-bit type: amax is this times the scale.
+LARGEST: Mapping[str, float] = {"E4M3": 448.0, "INT8": 127.0}
+
+#: ModelOpt's fake quantizers take a smaller amax as "this never saw a value".
+SMALLEST_AMAX = 2.0**-24
+
+#: The node that a quantizer leaves in a trace; its attribute `name` is the quantizer's.
+MARK_DOMAIN, MARK = "quantgate", "Pair"
+
+_LARGEST_HALF = 65504.0
+
+_FEW_VALUES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredQuantizer:
+    """A quantizer as the graph holds it: `amax` float32, a scalar or [C] along `axis`.
+
+    `fake_quantize` is the quantizer itself: rounded values, in float32.
+    """
+
+    name: str
+    format: Literal["E4M3", "INT8"]
+    slot: Slot
+    amax: np.ndarray[Any, Any]
+    axis: int | None
+    fake_quantize: Callable[[torch.Tensor], torch.Tensor]
+
+    def scale(self) -> np.ndarray[Any, Any]:
+        """Return the float32 scale of QuantizeLinear, of the shape of `amax`."""
+        import numpy as np
+
+        largest = np.float32(LARGEST[self.format])
+        unused = np.float32(1.0) if self.format == "INT8" else np.float32(1.0) / largest
+        scale = np.where(self.amax <= SMALLEST_AMAX, unused, self.amax / largest)
+        return np.asarray(scale, dtype=np.float32)
+
+    def round_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight in 8 bits (float8_e4m3fn or int8), rounded by the quantizer itself.
+
+        Its values lie on the grid of the scale up to a float's rounding, so the division is exact
+        in effect; a formula of our own would put a value near a tie on the other side.
+        """
+        import torch
+
+        scale = torch.from_numpy(self.scale())
+        if self.axis is not None:
+            shape = [1] * weight.ndim
+            shape[self.axis] = -1
+            scale = scale.reshape(shape)
+        grid = self.fake_quantize(weight.float()) / scale
+        if self.format == "E4M3":
+            return grid.clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+        return grid.round().clamp(-128, 127).to(torch.int8)
+
+
+@dataclass(kw_only=True)
+class _Build:
+    """The graph while it is put together: `initializers` by name, in the order of their use."""
+
+    tensors: Mapping[str, torch.Tensor]
+    stored: Mapping[str, StoredQuantizer]
+    uses: Counter[str]
+    readers: Mapping[str, list[Any]]
+    nodes: list[Any] = field(default_factory=list)
+    initializers: dict[str, Any] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
+
+
+def find_marks(trace: Any) -> Iterator[str]:
+    """Yield the quantizers that left a mark in a trace: those that ran in it."""
+    for node in trace.graph.node:
+        if node.op_type == MARK:
+            yield _text_attribute(node, "name")
+
+
+def finish_graph(
+    trace: Any,
+    *,
+    tensors: Mapping[str, torch.Tensor],
+    stored: Mapping[str, StoredQuantizer],
+    inputs: tuple[str, ...],
+    precision: Literal["float32", "float16"],
+    metadata: Mapping[str, str],
+    path: Path,
+) -> None:
+    """Write the finished model to `path`.
+
+    `trace` is PyTorch's graph, whose weights are inputs under the names of `tensors`, and whose
+    quantizers left marks with the names of `stored`. Raises ModelError for a graph that one file
+    cannot hold.
+    """
+    import onnx
+
+    nodes = [
+        # PyTorch lets equal tensors share one initializer; their own names come back here.
+        node
+        for node in trace.graph.node
+        if not (node.op_type == "Identity" and node.output[0] in tensors)
+    ]
+    readers: dict[str, list[Any]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    build = _Build(
+        tensors=tensors,
+        stored=stored,
+        uses=Counter(name for node in nodes for name in node.input),
+        readers=readers,
+    )
+    for node in nodes:
+        _add_node(build, node)
+    if precision == "float16":
+        _convert_to_half(build)
+    graph_inputs = [value for value in trace.graph.input if value.name in inputs]
+    outputs = list(trace.graph.output)
+    if precision == "float16":
+        _convert_interface(build, inputs=graph_inputs, output=outputs[0].name)
+    graph = onnx.helper.make_graph(
+        build.nodes, trace.graph.name, graph_inputs, outputs, list(build.initializers.values())
+    )
+    opsets = [entry for entry in trace.opset_import if entry.domain in ("", "ai.onnx")]
+    model = onnx.helper.make_model(
+        graph,
+        opset_imports=opsets,
+        ir_version=trace.ir_version,
+        producer_name="pytest-quantgate",
+    )
+    _drop_idle_nodes(model)
+    onnx.helper.set_model_props(model, dict(metadata))
+    try:
+        content = model.SerializeToString()
+    except ValueError as error:
+        raise ModelError(
+            f"{path}: the graph is larger than 2 GB, which one ONNX file cannot hold ({error})"
+        ) from error
+    path.write_bytes(content)
+
+
+def _add_node(build: _Build, node: Any) -> None:
+    """Add a traced node, or what stands for it."""
+    if id(node) in build.dropped:
+        return
+    for index, name in enumerate(node.input):
+        node.input[index] = build.renamed.get(name, name)
+    source = node.input[0] if node.input else ""
+    if node.op_type == MARK:
+        quantizer = build.stored[_text_attribute(node, "name")]
+        if source in build.tensors:
+            _add_stored_weight(build, node, quantizer=quantizer)
+        else:
+            _add_pair(build, node, quantizer=quantizer)
+        return
+    if node.op_type == "Transpose" and source in build.tensors and build.uses[source] == 1:
+        tensor = build.tensors[source].permute(_axes(node, build.tensors[source].ndim))
+        _add_initializer(build, source, tensor)
+        build.renamed[node.output[0]] = source
+        return
+    for name in node.input:
+        if name in build.tensors and name not in build.initializers:
+            _add_initializer(build, name, build.tensors[name])
+    node.doc_string = ""
+    build.nodes.append(node)
+
+
+def _add_stored_weight(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> None:
+    """Store a weight in 8 bits followed by DequantizeLinear, transposed as its matmul reads it."""
+    import onnx
+
+    source, output = node.input[0], node.output[0]
+    weight = quantizer.round_weight(build.tensors[source].detach().cpu())
+    axis = quantizer.axis
+    readers = build.readers.get(output, [])
+    if len(readers) == 1 and readers[0].op_type == "Transpose" and weight.ndim == 2:
+        axes = _axes(readers[0], 2)
+        weight = weight.permute(axes)
+        axis = axes.index(axis) if axis is not None else None
+        output = readers[0].output[0]
+        build.dropped.add(id(readers[0]))
+    name = source if build.uses[source] == 1 else f"{quantizer.name}.weight"
+    _add_initializer(build, name, weight)
+    scale, zero_point = _add_scale(build, quantizer)
+    build.nodes.append(
+        onnx.helper.make_node(
+            "DequantizeLinear",
+            [name, scale, zero_point],
+            [output],
+            name=name_node(quantizer.name, "DequantizeLinear"),
+            **_axis_attribute(axis),
+        )
+    )
+
+
+def _add_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> None:
+    import onnx
+
+    scale, zero_point = _add_scale(build, quantizer)
+    eight_bits = f"{name_node(quantizer.name, 'QuantizeLinear')}_output_0"
+    for operator, source, output in (
+        ("QuantizeLinear", node.input[0], eight_bits),
+        ("DequantizeLinear", eight_bits, node.output[0]),
+    ):
+        build.nodes.append(
+            onnx.helper.make_node(
+                operator,
+                [source, scale, zero_point],
+                [output],
+                name=name_node(quantizer.name, operator),
+                **_axis_attribute(quantizer.axis),
+            )
+        )
+
+
+def _add_scale(build: _Build, quantizer: StoredQuantizer) -> tuple[str, str]:
+    import onnx
+    import torch
+
+    scale, zero_point = f"{quantizer.name}.scale", f"{quantizer.name}.zero_point"
+    if scale in build.initializers:
+        raise ModelError(
+            f"{quantizer.name} is called more than once in a forward: its pairs would need one "
+            f"name each, which this export does not write"
+        )
+    values = quantizer.scale()
+    build.initializers[scale] = onnx.numpy_helper.from_array(values, name=scale)
+    eight_bits = torch.float8_e4m3fn if quantizer.format == "E4M3" else torch.int8
+    _add_initializer(build, zero_point, torch.zeros(values.shape).to(eight_bits))
+    return scale, zero_point
+
+
+def _add_initializer(build: _Build, name: str, tensor: torch.Tensor) -> None:
+    import onnx
+    import torch
+
+    kinds = {
+        torch.float32: onnx.TensorProto.FLOAT,
+        torch.float16: onnx.TensorProto.FLOAT16,
+        torch.float8_e4m3fn: onnx.TensorProto.FLOAT8E4M3FN,
+        torch.int8: onnx.TensorProto.INT8,
+        torch.int64: onnx.TensorProto.INT64,
+        torch.bool: onnx.TensorProto.BOOL,
+    }
+    if tensor.dtype not in kinds:
+        raise ModelError(f"{name}: a tensor of type {tensor.dtype} has no place in the ONNX graph")
+    values = tensor.detach().cpu().contiguous()
+    raw = values.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else values
+    build.initializers[name] = onnx.TensorProto(
+        name=name,
+        data_type=kinds[tensor.dtype],
+        dims=list(values.shape),
+        raw_data=raw.numpy().tobytes(),
+    )
+
+
+def _convert_to_half(build: _Build) -> None:
+    """Make every float of the graph a half, but the pairs: those keep float32 between two casts.
+
+    A scale rounded to half is off by up to 0.05 %, a small one becomes 0, and dividing by it in
+    half moves twice as many INT8 values to a neighbour as PyTorch's half model does. TensorRT
+    for RTX 1.7 fuses the casts: FP8 gives the same kernels in both forms, INT8 too, but its
+    GEMMs then hand on float instead of half. All pairs must have it: a matmul whose two scales
+    differ in type is refused.
+    """
+    import onnx
+
+    nodes: list[Any] = []
+    for node in build.nodes:
+        if node.op_type == "QuantizeLinear":
+            wide = f"{node.input[0]}_float32_{len(nodes)}"
+            nodes.append(_make_cast(node.input[0], wide, beside=node, to=onnx.TensorProto.FLOAT))
+            node.input[0] = wide
+            nodes.append(node)
+        elif node.op_type == "DequantizeLinear":
+            result, wide = node.output[0], f"{node.output[0]}_float32"
+            node.output[0] = wide
+            nodes += [node, _make_cast(wide, result, beside=node, to=onnx.TensorProto.FLOAT16)]
+        else:
+            _convert_attributes(node)
+            nodes.append(node)
+    build.nodes = nodes
+    pairs = ("QuantizeLinear", "DequantizeLinear")
+    scales = {node.input[1] for node in nodes if node.op_type in pairs}
+    for name, tensor in build.initializers.items():
+        if name not in scales:
+            build.initializers[name] = _round_to_half(tensor, name=name)
+
+
+def _convert_attributes(node: Any) -> None:
+    """Make the floats that a node holds itself halves: constants, and what a Cast casts to."""
+    import numpy as np
+    import onnx
+
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to":
+            if attribute.i == onnx.TensorProto.FLOAT:
+                attribute.i = onnx.TensorProto.FLOAT16
+        elif (
+            attribute.type == onnx.AttributeProto.TENSOR
+            and attribute.t.data_type == onnx.TensorProto.FLOAT
+        ):
+            values = onnx.numpy_helper.to_array(attribute.t)
+            # A mask holds the lowest float; the lowest half says the same.
+            clipped = np.clip(values, -_LARGEST_HALF, _LARGEST_HALF)
+            finite = onnx.numpy_helper.from_array(np.where(np.isfinite(values), clipped, values))
+            attribute.t.CopyFrom(_round_to_half(finite, name=node.name))
+
+
+def _round_to_half(tensor: Any, *, name: str) -> Any:
+    import numpy as np
+    import onnx
+
+    if tensor.data_type != onnx.TensorProto.FLOAT:
+        return tensor
+    values = onnx.numpy_helper.to_array(tensor)
+    with np.errstate(over="ignore", under="ignore"):
+        half = values.astype(np.float16)
+    if bool((np.isinf(half) & np.isfinite(values)).any()):
+        raise ModelError(f"{name}: holds values that no half can hold: export it in float32")
+    return onnx.numpy_helper.from_array(half, name=name)
+
+
+def _make_cast(source: str, result: str, *, beside: Any, to: int) -> Any:
+    import onnx
+
+    scope = beside.name.rpartition("/")[0]
+    return onnx.helper.make_node(
+        "Cast", [source], [result], name=f"{scope}/Cast_{beside.op_type}", to=to
+    )
+
+
+def _convert_interface(build: _Build, *, inputs: Iterable[Any], output: str) -> None:
+    """Take half inputs, and give the result as float32."""
+    import onnx
+
+    for value in inputs:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    inner = f"{output}_half"
+    for node in build.nodes:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == output:
+                    names[index] = inner
+    build.nodes.append(
+        onnx.helper.make_node(
+            "Cast", [inner], [output], name="/to_float32/Cast", to=onnx.TensorProto.FLOAT
+        )
+    )
+
+
+def _drop_idle_nodes(model: Any) -> None:
+    """Drop casts to the type a value has already, Identity, and what nothing reads."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(describe_without_weights(model))
+    kinds = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*inferred.graph.value_info, *inferred.graph.input)
+    }
+    outputs = {value.name for value in model.graph.output}
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+        idle = node.op_type == "Identity" or (
+            node.op_type == "Cast" and kinds.get(node.input[0]) == node.attribute[0].i
+        )
+        if idle and node.output[0] not in outputs:
+            renamed[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    needed = set(outputs)
+    alive = []
+    for node in reversed(kept):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            alive.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(alive))
+    for index in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[index].name not in needed:
+            del model.graph.initializer[index]
+
+
+def describe_without_weights(model: Any) -> Any:
+    """Return the model with a typed input in place of every initializer of more than a few values.
+
+    For what needs only types and shapes, and would copy or write the weights.
+    """
+    import onnx
+
+    large = [tensor for tensor in model.graph.initializer if math.prod(tensor.dims) > _FEW_VALUES]
+    names = {tensor.name for tensor in large}
+    graph = onnx.helper.make_graph(
+        list(model.graph.node),
+        model.graph.name,
+        [
+            *(value for value in model.graph.input if value.name not in names),
+            *(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in large),
+        ],
+        list(model.graph.output),
+        [tensor for tensor in model.graph.initializer if tensor.name not in names],
+    )
+    return onnx.helper.make_model(
+        graph,
+        opset_imports=list(model.opset_import),
+        functions=list(model.functions),
+        ir_version=model.ir_version,
+    )
+
+
+def _axis_attribute(axis: int | None) -> dict[str, Any]:
+    return {} if axis is None else {"axis": axis}
+
+
+def _axes(node: Any, rank: int) -> list[int]:
+    """Return the permutation of a Transpose."""
+    for attribute in node.attribute:
+        if attribute.name == "perm":
+            return list(attribute.ints)
+    return list(reversed(range(rank)))
+
+
+def _text_attribute(node: Any, name: str) -> str:
+    return next(str(a.s.decode()) for a in node.attribute if a.name == name)
+
+
+def name_node(quantizer: str, operator: str) -> str:
+    """Return the name of a node that belongs to a quantizer."""
+    # PyTorch keeps the index of a list with its name: `layers.0`.
+    return f"/{re.sub(r'[.](?![0-9])', '/', quantizer)}/{operator}"

@@ -1,0 +1,450 @@
+"""Measuring latency: order, warm-up, runs a round and what is kept. All clocks are fakes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_quantgate.errors import NotMeasured
+from pytest_quantgate.measure.latency import (
+    AGAIN,
+    FP16,
+    QUANTIZED,
+    ContestantTimes,
+    LatencyRun,
+    Machine,
+    ReplayClock,
+    TimeRuns,
+    list_extra_info,
+    measure_latency,
+    read_machine,
+    time_callable,
+    time_engine,
+    time_on_device,
+    time_onnx_tower,
+    time_torch_tower,
+)
+from pytest_quantgate.measurement import from_json, to_json
+from pytest_quantgate.models.clip import ClipModel, PairBatch
+
+MACHINE = Machine(system="Linux x86_64", processor="A", cores=2, threads=1, device="cpu")
+
+
+class FakeClock:
+    """A clock that goes on only when something runs; `log` says what ran, in order."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.log: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def contestant(self, name: str, *times_ms: float) -> TimeRuns:
+        """Return a contestant whose calls take these times a run, the last one for ever."""
+        left = list(times_ms)
+
+        def time_runs(runs: int) -> float:
+            time_ms = left.pop(0) if len(left) > 1 else left[0]
+            if math.isfinite(time_ms):
+                self.now_s += max(0.0, time_ms) * runs / 1e3
+            self.log.append(f"{name}*{runs}")
+            return time_ms
+
+        return time_runs
+
+
+def measure(clock: FakeClock, fp16: TimeRuns, quantized: TimeRuns, **changes: Any) -> LatencyRun:
+    arguments: dict[str, Any] = {
+        "contestants": {FP16: fp16, QUANTIZED: quantized},
+        "rounds": 12,
+        "min_round_ms": 20.0,
+        "warm_up_s": 10.0,
+        "runtime": "fake",
+        "machine": MACHINE,
+        "tower": "vision",
+        "batch_size": 8,
+        "clock": clock,
+        **changes,
+    }
+    return measure_latency(**arguments)
+
+
+def test_a_run_has_the_same_rounds_of_all_three() -> None:
+    clock = FakeClock()
+    run = measure(clock, clock.contestant("f", 10.0), clock.contestant("q", 4.0))
+    assert run.rounds == 12
+    assert [c.name for c in run.contestants] == [FP16, QUANTIZED, AGAIN]
+    assert run.fp16.times_ms == run.fp16_again.times_ms == (10.0,) * 12
+    assert run.quantized.times_ms == (4.0,) * 12
+    assert (run.runtime, run.machine, run.tower, run.batch_size) == ("fake", MACHINE, "vision", 8)
+
+
+def test_a_batch_has_as_many_runs_as_last_the_round_time() -> None:
+    clock = FakeClock()
+    run = measure(clock, clock.contestant("f", 7.0), clock.contestant("q", 30.0))
+    assert (run.fp16.runs, run.fp16_again.runs, run.quantized.runs) == (3, 3, 1)
+    assert Counter(clock.log[-36:]) == {"f*3": 24, "q*1": 12}
+
+
+def test_runs_are_counted_again_once_it_is_warm() -> None:
+    clock = FakeClock()
+    cold = [500.0, *[20.0] * 3, *[1.0] * 60]
+    run = measure(clock, clock.contestant("f", *cold), clock.contestant("q", 5.0))
+    assert run.fp16.first_run_ms == 500.0
+    assert run.fp16.runs == 20
+    assert run.fp16.times_ms == (1.0,) * 12
+    assert run.fp16.warm
+
+
+def test_no_round_time_is_one_run_a_round() -> None:
+    clock = FakeClock()
+    run = measure(clock, clock.contestant("f", 0.5), clock.contestant("q", 0.25), min_round_ms=0.0)
+    assert (run.fp16.runs, run.quantized.runs) == (1, 1)
+
+
+def test_warm_up_goes_on_until_the_median_is_stable() -> None:
+    clock = FakeClock()
+    falling = [100.0 * 0.9**i + 20 for i in range(200)]
+    run = measure(clock, clock.contestant("f", *falling), clock.contestant("q", 20.0))
+    assert run.fp16.warm
+    assert run.fp16.warm_up_batches > run.quantized.warm_up_batches == 10
+    assert max(run.fp16.times_ms) < 30
+
+
+def test_warm_up_ends_at_its_time_and_says_so() -> None:
+    clock = FakeClock()
+    growing = [20.0 * 1.1**i for i in range(40)]
+    run = measure(
+        clock, clock.contestant("f", *growing), clock.contestant("q", 20.0), warm_up_s=0.5
+    )
+    assert not run.fp16.warm
+    assert run.fp16.warm_up_batches < 20
+    assert run.quantized.warm
+
+
+def test_no_warm_up_time_is_one_batch() -> None:
+    clock = FakeClock()
+    run = measure(clock, clock.contestant("f", 20.0), clock.contestant("q", 20.0), warm_up_s=0.0)
+    assert (run.fp16.warm_up_batches, run.fp16.warm) == (1, False)
+
+
+def orders_of(seed: int, rounds: int) -> list[tuple[str, ...]]:
+    """Return who ran in which place of each round; equal times tell FP16's two apart by value."""
+    values = iter(range(1, 10_000))
+    clock = FakeClock()
+    first: dict[str, float] = {}
+
+    def contestant(name: str) -> TimeRuns:
+        steady = clock.contestant(name, 20.0)
+
+        def time_runs(runs: int) -> float:
+            steady(runs)
+            if "measuring" in first:
+                return float(next(values))
+            return 20.0
+
+        return time_runs
+
+    quantized = contestant("q")
+    count = 0
+
+    def last_warm_up(runs: int) -> float:
+        nonlocal count
+        count += 1
+        value = quantized(runs)
+        if count == 11:  # the first run and ten batches
+            first["measuring"] = 1.0
+        return value
+
+    run = measure(clock, contestant("f"), last_warm_up, rounds=rounds, seed=seed, min_round_ms=1.0)
+    return [
+        tuple(
+            name
+            for _, name in sorted(
+                (contestant.times_ms[index], contestant.name) for contestant in run.contestants
+            )
+        )
+        for index in range(rounds)
+    ]
+
+
+def test_every_contestant_is_in_every_place_equally_often() -> None:
+    orders = orders_of(seed=0, rounds=12)
+    assert set(Counter(orders).values()) == {2}
+    assert len(set(orders)) == 6
+    assert len(set(orders[:6])) == 6
+
+
+def test_the_order_is_that_of_the_seed() -> None:
+    assert orders_of(seed=3, rounds=12) == orders_of(seed=3, rounds=12)
+    assert len({tuple(orders_of(seed=seed, rounds=12)) for seed in range(4)}) == 4
+
+
+def test_progress_advances_once_a_round() -> None:
+    clock = FakeClock()
+    seen: list[int] = []
+    measure(clock, clock.contestant("f", 20.0), clock.contestant("q", 20.0), advance=seen.append)
+    assert seen == [1] * 12
+
+
+def test_times_of_rounds_are_kept_as_they_are() -> None:
+    clock = FakeClock()
+    quantized = clock.contestant("q", *[20.0] * 11, math.nan, 0.0, 20.0)
+    run = measure(clock, clock.contestant("f", 20.0), quantized, rounds=3)
+    assert math.isnan(run.quantized.times_ms[0])
+    assert run.quantized.times_ms[1:] == (0.0, 20.0)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
+def test_a_timer_that_tells_no_time_is_not_measured(wrong: float) -> None:
+    clock = FakeClock()
+    with pytest.raises(NotMeasured, match=r"timer of quantized gave .* ms for a run"):
+        measure(clock, clock.contestant("f", 20.0), clock.contestant("q", wrong))
+
+
+def test_a_clock_that_stands_still_is_not_measured() -> None:
+    with pytest.raises(NotMeasured, match=r"shows no time for 65536 runs"):
+        clock = FakeClock()
+        measure(clock, clock.contestant("f", 0.0), clock.contestant("q", 1.0))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"contestants": {}},
+        {"rounds": 0},
+        {"batch_size": 0},
+        {"min_round_ms": -1.0},
+        {"min_round_ms": math.nan},
+        {"warm_up_s": math.inf},
+    ],
+)
+def test_a_request_that_measures_nothing_is_refused(changes: dict[str, Any]) -> None:
+    clock = FakeClock()
+    with pytest.raises(ValueError, match=r"contestants are|measure nothing|no durations"):
+        measure(clock, clock.contestant("f", 1.0), clock.contestant("q", 1.0), **changes)
+
+
+def test_a_run_goes_through_json() -> None:
+    clock = FakeClock()
+    run = measure(clock, clock.contestant("f", 10.0, 12.5), clock.contestant("q", 4.0))
+    assert from_json(LatencyRun, to_json(run)) == run
+
+
+def test_no_rounds_have_no_median() -> None:
+    clock = FakeClock()
+    run = measure(clock, clock.contestant("f", 10.0), clock.contestant("q", 4.0))
+    assert run.quantized.median_ms == 4.0
+    assert math.isnan(replace(run.quantized, times_ms=()).median_ms)
+
+
+# -- contestants ---------------------------------------------------------------------------------
+
+
+def test_a_callable_is_timed_by_the_clock() -> None:
+    clock = FakeClock()
+    ran: list[int] = []
+
+    def run() -> None:
+        ran.append(1)
+        clock.now_s += 0.003
+
+    assert time_callable(run, clock=clock)(4) == pytest.approx(3.0)
+    assert len(ran) == 4
+
+
+class FakeEvent:
+    """An event of a device that takes 2 ms for each thing that was put on it."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.at = -1
+
+    def record(self) -> None:
+        self.at = self.log.count("run")
+        self.log.append("record")
+
+    def synchronize(self) -> None:
+        self.log.append("wait")
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 2.0 * (end.at - self.at)
+
+
+class FakeCuda:
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def Event(self, *, enable_timing: bool) -> FakeEvent:
+        assert enable_timing
+        return FakeEvent(self.log)
+
+
+def test_a_device_is_timed_between_two_events() -> None:
+    cuda = FakeCuda()
+    time_runs = time_on_device(lambda: cuda.log.append("run"), cuda=cuda)
+    assert time_runs(3) == 2.0
+    assert cuda.log == ["record", "run", "run", "run", "record", "wait"]
+
+
+def test_an_engine_times_itself() -> None:
+    class Engine:
+        def time_batch_ms(self, *, runs: int) -> float:
+            return runs * 1.5
+
+    assert time_engine(Engine())(4) == 6.0
+
+
+@pytest.fixture
+def batch(make_pairs: Callable[..., list[PairBatch]]) -> PairBatch:
+    return make_pairs(batches=1, size=2)[0]
+
+
+def count_calls(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let a class note which tower ran, on inputs of which type."""
+    calls: list[str] = []
+
+    def encode_image(_self: Any, pixels: Any) -> None:
+        calls.append(f"vision {pixels.dtype} {tuple(pixels.shape)}")
+
+    def encode_text(_self: Any, tokens: Any) -> None:
+        calls.append(f"text {sorted(tokens)}")
+
+    monkeypatch.setattr(model, "encode_image", encode_image)
+    monkeypatch.setattr(model, "encode_text", encode_text)
+    return calls
+
+
+def test_towers_run_in_torch_on_prepared_inputs(
+    tiny_fp16: ClipModel, batch: PairBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_calls(ClipModel, monkeypatch)
+    ticks = iter((0.0, 0.01, 1.0, 1.04))
+    model = replace(tiny_fp16, compute_dtype="bfloat16")
+    vision = time_torch_tower(model, tower="vision", batch=batch, clock=lambda: next(ticks))
+    text = time_torch_tower(model, tower="text", batch=batch, clock=lambda: next(ticks))
+    assert vision(2) == pytest.approx(5.0)
+    assert text(1) == pytest.approx(40.0)
+    assert calls == ["vision torch.bfloat16 (2, 3, 48, 48)"] * 2 + [
+        "text ['attention_mask', 'input_ids']"
+    ]
+
+
+def test_towers_really_run_in_torch(tiny_fp16: ClipModel, batch: PairBatch) -> None:
+    ticks = iter((0.0, 1.0, 2.0, 4.0))
+    for tower, time_ms in (("vision", 1000.0), ("text", 2000.0)):
+        contestant = time_torch_tower(
+            tiny_fp16, tower=tower, batch=batch, clock=lambda: next(ticks)
+        )
+        assert contestant(1) == time_ms
+
+
+def test_a_tower_on_a_gpu_is_timed_by_its_device(
+    tiny_fp16: ClipModel, batch: PairBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    cuda = FakeCuda()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_places, **_kinds: self)
+    monkeypatch.setattr(ClipModel, "encode_image", lambda *_: cuda.log.append("run"))
+    model = replace(tiny_fp16, device="cuda:0")
+    assert time_torch_tower(model, tower="vision", batch=batch)(2) == 2.0
+
+
+def test_exported_towers_run_in_onnx_runtime(batch: PairBatch) -> None:
+    calls: list[str] = []
+
+    class Exported:
+        def run_image(self, pixels: Any) -> None:
+            calls.append(f"image {type(pixels).__name__} {pixels.shape}")
+
+        def run_text(self, input_ids: Any, attention_mask: Any) -> None:
+            calls.append(
+                f"text {type(input_ids).__name__} {input_ids.shape == attention_mask.shape}"
+            )
+
+    ticks = iter((0.0, 1.0, 2.0, 4.0))
+    model: Any = Exported()
+    for tower, time_ms in (("vision", 1000.0), ("text", 2000.0)):
+        contestant = time_onnx_tower(
+            model,
+            tower=tower,
+            batch=batch,
+            clock=lambda: next(ticks),
+        )
+        assert contestant(1) == time_ms
+    assert calls == ["image ndarray (2, 3, 48, 48)", "text ndarray True"]
+
+
+# -- the machine ---------------------------------------------------------------------------------
+
+
+def test_the_processor_is_named_as_linux_names_it(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2.0 GHz \nflags\t: a\n")
+    machine = read_machine(threads=2, cpu_info=info)
+    assert (machine.processor, machine.threads, machine.device) == ("Some CPU @ 2.0 GHz", 2, "cpu")
+    assert machine.cores >= 1
+    assert machine.system
+
+
+@pytest.mark.parametrize(("known", "shown"), [("arm", "arm"), ("", "unknown")])
+def test_a_processor_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str, shown: str
+) -> None:
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr("platform.processor", lambda: known)
+    assert read_machine(threads=1, cpu_info=info).processor == shown
+    info.write_text("no name here\n")
+    assert read_machine(threads=1, cpu_info=info).processor == shown
+
+
+def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU at {device}")
+    assert read_machine(threads=1, device="cuda:0").device == "GPU at cuda:0"
+
+
+# -- pytest-benchmark ----------------------------------------------------------------------------
+
+
+def test_a_replay_clock_gives_the_recorded_times() -> None:
+    clock = ReplayClock((10.0, 2.5))
+
+    def durations() -> Iterator[float]:
+        for _ in range(2):
+            started = clock()
+            clock.step()
+            yield clock() - started
+
+    assert list(durations()) == pytest.approx([0.010, 0.0025])
+    with pytest.raises(NotMeasured, match="more rounds"):
+        clock.step()
+
+
+def test_extra_info_has_units_and_the_device() -> None:
+    times = ContestantTimes(
+        name=QUANTIZED, times_ms=(4.0, 4.0), runs=5, first_run_ms=9.0, warm_up_batches=10, warm=True
+    )
+    run = LatencyRun(
+        runtime="torch",
+        machine=MACHINE,
+        tower="text",
+        batch_size=8,
+        fp16=times,
+        quantized=times,
+        fp16_again=times,
+    )
+    info = list_extra_info(run, times)
+    assert info["samples_per_s"] == 2000.0
+    assert info["median_ms"] == 4.0
+    assert (info["rounds"], info["runs_per_round"], info["device"]) == (2, 5, "cpu")

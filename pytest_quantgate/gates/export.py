@@ -170,7 +170,8 @@ def _judge_added(
         return _fail(
             f"{count(len(excluded), 'quantizer')} of the {found.tower} tower came back in the "
             f"export although {by_exclude[first]!r} excludes {first} ({gate.where})",
-            brief=f"excluded {first} is quantized in the graph",
+            brief=f"{count(len(excluded), 'excluded quantizer')} came back in the {found.tower} "
+            "graph",
             evidence=shorten(group(str(name) for name in excluded), noun="groups"),
             cause="ModelOpt's exporter quantizes every convolution weight, excluded or not",
             next_step="export with pytest_quantgate.runtimes.onnx_export.export_tower",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pytest_quantgate.gates.latency import show_ratio
+from pytest_quantgate.gates.words import count
 from pytest_quantgate.suite import Where
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
@@ -202,7 +203,9 @@ def _judge_ratio(part: _Part, *, key: str, where: Where, opening: str) -> Verdic
         brief=_cut(
             f"{part.name} {_show_mib(after)} vs {_show_mib(before)}, {shown} {word} {allowed}"
         ),
-        evidence=() if good else (f"{-spare} bytes less of {part.name} would be within {key}",),
+        evidence=()
+        if good
+        else (f"{count(-spare, 'byte')} less of {part.name} would be within {key}",),
         cause="" if good else _CAUSES[part.key],
         next_step="" if good else _NEXT_STEPS[part.key],
         figures={
@@ -254,7 +257,7 @@ def _divide(above: int, below: int) -> Fraction | None:
 def _show_mib(size_bytes: int) -> str:
     """Return a size in MiB with one decimal, three where it is small."""
     size = size_bytes / MIB
-    return f"{size:.{1 if size >= 10 else 3}f} MiB"
+    return f"{size:.{1 if size >= 10 else 3}f} MiB" if size_bytes else "0 MiB"
 
 
 def _brief_pass(parts: list[_Part]) -> str:
@@ -268,7 +271,7 @@ def _brief_pass(parts: list[_Part]) -> str:
             continue
         assert before is not None
         ratio = _divide(after, before)
-        shown = "0" if ratio is None else f"{float(ratio):.3f}x"
+        shown = f"{_show_mib(after)} vs 0" if ratio is None else f"{float(ratio):.3f}x"
         ratios.append(f"{part.key} {shown}")
     text = f"{', '.join(ratios)} of FP16" if ratios else ""
     return _cut("; ".join(piece for piece in (text, ", ".join(sizes)) if piece))

@@ -125,8 +125,8 @@ def measure_latency(
 
     Each contestant is run until the median of its last batches is stable, for `warm_up_s` seconds
     of `clock` at most. Then each round takes one batch of each, of as many runs as last
-    `min_round_ms`, in an order that is drawn from `seed` and gives every contestant every place
-    equally often. `advance` is called with 1 after each round.
+    `min_round_ms`, in an order that is drawn from `seed`; in every six rounds each contestant is
+    in each place twice. `advance` is called with 1 after each round.
 
     Raises ValueError for other contestants, no rounds or a duration that is none; NotMeasured
     where a timer tells no time. What a contestant raises is raised.

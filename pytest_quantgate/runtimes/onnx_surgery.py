@@ -1,8 +1,9 @@
 """Turns a traced graph with marks into standard ONNX: Q/DQ pairs, 8-bit weights, one type.
 
 Names carry the mapping back to the model: the nodes of a pair are called
-`/vision_model/encoder/layers.0/mlp/fc1/input_quantizer/QuantizeLinear`, which is the module path
-of the quantizer with `/` for `.` and the operator at its end, as PyTorch names all other nodes.
+`/vision_model/encoder/layers.0/mlp/fc1/input_quantizer/Q` and `.../DQ`, which is the module path
+of the quantizer with `/` for `.` and one more part, as PyTorch names all other nodes. They are
+short because an engine keeps the names of all nodes that went into a kernel, in its plan.
 """
 
 from __future__ import annotations
@@ -292,13 +293,13 @@ def _convert_to_half(build: _Build) -> None:
     for node in build.nodes:
         if node.op_type == "QuantizeLinear":
             wide = f"{node.input[0]}_float32_{len(nodes)}"
-            nodes.append(_make_cast(node.input[0], wide, beside=node, to=onnx.TensorProto.FLOAT))
+            nodes.append(_make_cast(node.input[0], wide, to=onnx.TensorProto.FLOAT))
             node.input[0] = wide
             nodes.append(node)
         elif node.op_type == "DequantizeLinear":
             result, wide = node.output[0], f"{node.output[0]}_float32"
             node.output[0] = wide
-            nodes += [node, _make_cast(wide, result, beside=node, to=onnx.TensorProto.FLOAT16)]
+            nodes += [node, _make_cast(wide, result, to=onnx.TensorProto.FLOAT16)]
         else:
             _convert_attributes(node)
             nodes.append(node)
@@ -344,13 +345,10 @@ def _round_to_half(tensor: Any, *, name: str) -> Any:
     return onnx.numpy_helper.from_array(half, name=name)
 
 
-def _make_cast(source: str, result: str, *, beside: Any, to: int) -> Any:
+def _make_cast(source: str, result: str, *, to: int) -> Any:
     import onnx
 
-    scope = beside.name.rpartition("/")[0]
-    return onnx.helper.make_node(
-        "Cast", [source], [result], name=f"{scope}/Cast_{beside.op_type}", to=to
-    )
+    return onnx.helper.make_node("Cast", [source], [result], to=to)  # nameless, to be short
 
 
 def _convert_interface(build: _Build, *, inputs: Iterable[Any], output: str) -> None:
@@ -452,6 +450,7 @@ def _text_attribute(node: Any, name: str) -> str:
 
 
 def name_node(quantizer: str, operator: str) -> str:
-    """Return the name of a node that belongs to a quantizer."""
+    """Return the name of a QuantizeLinear or DequantizeLinear that belongs to a quantizer."""
+    short = {"QuantizeLinear": "Q", "DequantizeLinear": "DQ"}[operator]
     # PyTorch keeps the index of a list with its name: `layers.0`.
-    return f"/{re.sub(r'[.](?![0-9])', '/', quantizer)}/{operator}"
+    return f"/{re.sub(r'[.](?![0-9])', '/', quantizer)}/{short}"

@@ -210,8 +210,8 @@ def test_a_timer_that_tells_no_time_is_not_measured(wrong: float) -> None:
 
 
 def test_a_clock_that_stands_still_is_not_measured() -> None:
+    clock = FakeClock()
     with pytest.raises(NotMeasured, match=r"shows no time for 65536 runs"):
-        clock = FakeClock()
         measure(clock, clock.contestant("f", 0.0), clock.contestant("q", 1.0))
 
 

@@ -1,0 +1,477 @@
+"""The latency gate: decisions, words, and its error rates on simulated noisy machines."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from gate_builders import SAME_EXAMPLES, all_text, number_in
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_quantgate.errors import MissingPackage
+from pytest_quantgate.gates.latency import (
+    BRIEF_LENGTH,
+    judge_latency,
+    least_rounds,
+    machine_differences,
+    median_limits,
+    noise_factor,
+    rounds_to_settle,
+    show_ms,
+    show_ratio,
+)
+from pytest_quantgate.gates.statistics import Interval
+from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
+from pytest_quantgate.suite import Where
+from pytest_quantgate.verdict import Status, Verdict
+
+FILE = "suites/clip.quantgate.yaml"
+WHERE = Where(file=FILE, line=30, keys={"max_ratio": 31, "max_latency": 32})
+MACHINE = Machine(system="Linux x86_64", processor="A", cores=2, threads=1, device="cpu")
+NINETY_FIVE = Fraction(95, 100)
+
+SHAPES = ("quiet", "drift", "bursts", "bimodal", "sticky")
+
+
+def make_times(name: str, times_ms: list[float], **changes: Any) -> ContestantTimes:
+    values: dict[str, Any] = {
+        "name": name,
+        "times_ms": tuple(times_ms),
+        "runs": 3,
+        "first_run_ms": 50.0,
+        "warm_up_batches": 10,
+        "warm": True,
+        **changes,
+    }
+    return ContestantTimes(**values)
+
+
+def make_run(
+    fp16: list[float],
+    quantized: list[float],
+    again: list[float] | None = None,
+    **changes: Any,
+) -> LatencyRun:
+    values: dict[str, Any] = {
+        "runtime": "onnxruntime",
+        "machine": MACHINE,
+        "tower": "vision",
+        "batch_size": 8,
+        "fp16": make_times("fp16", fp16),
+        "quantized": make_times("quantized", quantized),
+        "fp16_again": make_times("fp16 again", fp16 if again is None else again),
+        **changes,
+    }
+    return LatencyRun(**values)
+
+
+def simulate(*, shape: str, ratio: float, rounds: int, seed: int) -> LatencyRun:
+    """Return a run of 10 ms FP16 times on a machine with noise of one shape, over 1 % of jitter.
+
+    `drift`: everything slows down as it goes. `bursts`: now and then the next 1 to 12 batches are
+    up to three times slower. `bimodal` and `sticky`: two clock speeds, changed often or rarely.
+    """
+    stream = random.Random(f"{shape} {seed}")
+    drift, burst, slow = 1.0, 0, False
+    times: dict[str, list[float]] = {"fp16": [], "quantized": [], "again": []}
+    for _ in range(rounds):
+        order = list(times)
+        stream.shuffle(order)
+        for name in order:
+            time_ms = 10.0 * (ratio if name == "quantized" else 1.0)
+            time_ms *= math.exp(stream.gauss(0, 0.01))
+            if shape == "drift":
+                drift *= math.exp(stream.gauss(0.002, 0.01))
+                time_ms *= drift
+            elif shape == "bursts":
+                if not burst and stream.random() < 0.05:
+                    burst = stream.randint(1, 12)
+                if burst:
+                    burst, time_ms = burst - 1, time_ms * stream.uniform(1.3, 3)
+            elif shape in ("bimodal", "sticky"):
+                slow ^= stream.random() < (0.3 if shape == "bimodal" else 0.03)
+                time_ms *= 1.3 if slow else 1.0
+            times[name].append(time_ms)
+    return make_run(times["fp16"], times["quantized"], times["again"])
+
+
+def judge(run: LatencyRun, **changes: Any) -> Verdict:
+    arguments: dict[str, Any] = {
+        "max_ratio": Fraction(1),
+        "max_latency_ms": None,
+        "confidence": NINETY_FIVE,
+        "where": WHERE,
+        **changes,
+    }
+    return judge_latency(run, **arguments)
+
+
+def check_words(verdict: Verdict) -> None:
+    """A table has room for the brief, and a verdict says where its limit stands."""
+    assert len(verdict.brief) <= BRIEF_LENGTH
+    assert f"{FILE}:3" in verdict.headline
+    assert all(math.isfinite(v) for v in verdict.figures.values() if isinstance(v, float))
+
+
+# -- the ratio -----------------------------------------------------------------------------------
+
+
+def test_a_faster_variant_passes_with_both_sides_and_the_noise() -> None:
+    verdict = judge(simulate(shape="quiet", ratio=0.46, rounds=30, seed=0))
+    assert verdict.status is Status.PASS
+    assert "vision, batch 8, onnxruntime on cpu" in verdict.headline
+    assert "vs FP16 9.99 ms over 30 rounds: ratio 0.46" in verdict.headline
+    assert "one-sided 95 % limits [0.4" in verdict.headline
+    assert f"within max_ratio 1 ({FILE}:31)" in verdict.headline
+    assert "A/A: FP16 against itself in the same rounds gives" in verdict.evidence[0]
+    assert "within 1x" in verdict.brief
+    assert "A/A" in verdict.brief
+    assert verdict.figures["rounds"] == 30
+    assert verdict.figures["fp16_samples_per_s"] == pytest.approx(800, rel=0.02)
+    assert verdict.figures["latency_ratio_low"] < verdict.figures["latency_ratio_high"]
+    check_words(verdict)
+
+
+def test_a_slower_variant_fails_with_a_next_step() -> None:
+    verdict = judge(simulate(shape="quiet", ratio=1.5, rounds=30, seed=0))
+    assert verdict.status is Status.FAIL
+    assert "over max_ratio 1 " in verdict.headline
+    assert "full precision" in verdict.cause
+    assert "kernels" in verdict.next_step
+    check_words(verdict)
+
+
+def test_at_the_limit_it_is_inconclusive_and_says_how_many_rounds_it_takes() -> None:
+    run = simulate(shape="quiet", ratio=0.985, rounds=10, seed=3)
+    verdict = judge(run)
+    assert verdict.status is Status.INCONCLUSIVE
+    needed = number_in(r"about (\d+) rounds with this noise", verdict.evidence)
+    assert needed > 10
+    assert "A/A noise" in verdict.headline
+    assert "more rounds, or on a quieter machine" in verdict.next_step
+    check_words(verdict)
+    more = simulate(shape="quiet", ratio=0.985, rounds=4 * needed, seed=3)
+    assert judge(more).status is Status.PASS
+
+
+def test_noise_larger_than_the_distance_is_the_cause() -> None:
+    fp16 = [10.0] * 12
+    noisy = judge(make_run(fp16, [9.8] * 12, [10.0, 11.0] * 6))
+    assert noisy.status is Status.INCONCLUSIVE
+    assert "the machine's own noise (A/A) is larger" in noisy.cause
+    few = judge(make_run(fp16, [9.0, 10.5, 9.5] * 4))
+    assert few.status is Status.INCONCLUSIVE
+    assert "too few rounds" in few.cause
+
+
+def test_a_result_at_the_limit_is_settled_by_no_number_of_rounds() -> None:
+    verdict = judge(make_run([10.0] * 12, [10.0, 9.0, 10.0, 11.0] * 3))
+    assert verdict.status is Status.INCONCLUSIVE
+    assert "no practical number of rounds" in all_text(verdict)
+
+
+def test_the_interval_is_widened_by_fp16_against_itself() -> None:
+    fp16, quantized = [10.0] * 12, [9.6] * 12
+    quiet, noisy = judge(make_run(fp16, quantized)), judge(make_run(fp16, quantized, [9.5] * 12))
+    assert quiet.status is Status.PASS
+    assert quiet.figures["latency_ratio_high"] == pytest.approx(0.96)
+    assert noisy.status is Status.INCONCLUSIVE
+    assert noisy.figures["latency_ratio_high"] == pytest.approx(0.96 / 0.95)
+    assert noisy.figures["latency_ratio_low"] == pytest.approx(0.96 * 0.95)
+    assert noisy.figures["noise_share"] == pytest.approx(1 / 0.95 - 1)
+
+
+def test_a_contestant_that_never_got_warm_is_named() -> None:
+    run = make_run([10.0] * 12, [5.0] * 12)
+    run = replace(run, quantized=replace(run.quantized, warm=False))
+    assert "quantized did not settle during the warm-up" in judge(run).evidence
+
+
+# -- error rates ---------------------------------------------------------------------------------
+
+#: Of 100 runs of a gate at 95 %, 5 may be wrong.
+SEEDS = 100
+WRONG = 5
+
+
+def tally(*, shape: str, ratio: float, max_ratio: str, rounds: int) -> Counter[Status]:
+    return Counter(
+        judge(
+            simulate(shape=shape, ratio=ratio, rounds=rounds, seed=seed),
+            max_ratio=Fraction(max_ratio),
+        ).status
+        for seed in range(SEEDS)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_same_contestant_twice_is_not_failed(shape: str) -> None:
+    found = tally(shape=shape, ratio=1.0, max_ratio="1.05", rounds=30)
+    assert found[Status.FAIL] <= WRONG
+    assert found[Status.PASS] >= 50  # and that is not because nothing is ever decided
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_half_as_slow_again_is_not_passed(shape: str) -> None:
+    found = tally(shape=shape, ratio=1.5, max_ratio="1", rounds=30)
+    assert found[Status.PASS] == 0
+    assert found[Status.FAIL] >= 90
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_exactly_at_the_limit_either_error_is_rare(shape: str) -> None:
+    found = tally(shape=shape, ratio=0.8, max_ratio="0.8", rounds=12)
+    assert found[Status.FAIL] <= WRONG
+    assert found[Status.PASS] <= WRONG
+
+
+@given(
+    shape=st.sampled_from(SHAPES),
+    seed=st.integers(0, 10**6),
+    rounds=st.integers(5, 60),
+    confidence=st.sampled_from(("0.9", "0.95", "0.99")),
+)
+@SAME_EXAMPLES
+def test_no_machine_passes_what_is_half_as_slow_again(
+    shape: str, seed: int, rounds: int, confidence: str
+) -> None:
+    run = simulate(shape=shape, ratio=1.5, rounds=rounds, seed=seed)
+    verdict = judge(run, confidence=Fraction(confidence))
+    assert verdict.status in (Status.FAIL, Status.INCONCLUSIVE)
+    check_words(verdict)
+
+
+times = st.floats(1e-12, 1e12)
+
+
+@given(
+    rows=st.lists(st.tuples(times, times, times), min_size=5, max_size=20),
+    limit=st.fractions("0.01", 100, max_denominator=1000),
+    faster=st.floats(0.01, 1.0),
+)
+@settings(SAME_EXAMPLES, max_examples=150)
+def test_any_times_give_a_verdict_and_getting_faster_never_hurts(
+    rows: list[tuple[float, float, float]], limit: Fraction, faster: float
+) -> None:
+    fp16, quantized, again = (list(column) for column in zip(*rows, strict=True))
+    verdict = judge(make_run(fp16, quantized, again), max_ratio=limit)
+    check_words(verdict)
+    low, high = (verdict.figures[f"latency_ratio_{end}"] for end in ("low", "high"))
+    assert isinstance(low, float)
+    assert isinstance(high, float)
+    assert low <= verdict.figures["latency_ratio"] <= high
+    quicker = judge(
+        make_run(fp16, [max(1e-12, t * faster) for t in quantized], again), max_ratio=limit
+    )
+    rank = (Status.FAIL, Status.INCONCLUSIVE, Status.PASS)
+    if min(quantized) * faster > 1e-12:
+        assert rank.index(quicker.status) >= rank.index(verdict.status)
+
+
+# -- the limit in ms -----------------------------------------------------------------------------
+
+
+def test_a_limit_in_ms_holds_on_the_machine_of_the_baseline() -> None:
+    run = simulate(shape="quiet", ratio=1.0, rounds=30, seed=0)
+    limits: dict[str, Any] = {"max_ratio": None, "baseline_machine": MACHINE}
+    passed = judge(run, max_latency_ms=12.0, **limits)
+    assert passed.status is Status.PASS
+    assert f"within max_latency 12 ms ({FILE}:32)" in passed.headline
+    assert "10.1 ms within 12 ms; A/A" in passed.brief
+    assert "A/A" in passed.evidence[0]
+    failed = judge(run, max_latency_ms=8.0, **limits)
+    assert failed.status is Status.FAIL
+    between = judge(run, max_latency_ms=10.0, **limits)
+    assert between.status is Status.INCONCLUSIVE
+    assert "rounds" in between.evidence[-1]
+    for verdict in (passed, failed, between):
+        check_words(verdict)
+
+
+def test_a_limit_in_ms_without_a_baseline_is_incomparable() -> None:
+    verdict = judge(make_run([10.0] * 9, [5.0] * 9), max_ratio=None, max_latency_ms=12.0)
+    assert verdict.status is Status.INCOMPARABLE
+    assert "there is no baseline: here 5.00 ms" in verdict.headline
+    assert "--quantgate-baselines=create" in verdict.next_step
+    check_words(verdict)
+
+
+def test_a_limit_in_ms_on_another_machine_names_all_that_differs() -> None:
+    other = replace(MACHINE, processor="B", cores=8)
+    verdict = judge(
+        make_run([10.0] * 9, [5.0] * 9),
+        max_ratio=None,
+        max_latency_ms=12.0,
+        baseline_machine=other,
+    )
+    assert verdict.status is Status.INCOMPARABLE
+    assert "processor differs: baseline B, now A" in verdict.headline
+    assert verdict.evidence == ("number of cores differs: baseline 8, now 2",)
+    check_words(verdict)
+
+
+def test_a_ratio_decides_though_the_limit_in_ms_cannot() -> None:
+    slow = judge(make_run([10.0] * 9, [15.0] * 9), max_latency_ms=12.0)
+    assert slow.status is Status.FAIL
+    assert "INCOMPARABLE" in all_text(slow)
+    fast = judge(make_run([10.0] * 9, [5.0] * 9), max_latency_ms=12.0)
+    assert fast.status is Status.INCOMPARABLE
+
+
+def test_both_limits_pass_together_and_tell_the_noise_once() -> None:
+    verdict = judge(make_run([10.0] * 9, [5.0] * 9), max_latency_ms=12.0, baseline_machine=MACHINE)
+    assert verdict.status is Status.PASS
+    assert verdict.brief == "0.500x FP16 [0.500, 0.500] within 1x; 5.00 vs 10.0 ms; A/A 0.0 %"
+    assert len([line for line in verdict.evidence if line.startswith("A/A")]) == 1
+    assert verdict.figures["max_latency_ms"] == 12.0
+
+
+def test_machines_differ_in_any_property() -> None:
+    assert machine_differences(MACHINE, MACHINE) == ()
+    others = [
+        replace(MACHINE, system="x"),
+        replace(MACHINE, processor="x"),
+        replace(MACHINE, cores=9),
+        replace(MACHINE, threads=9),
+        replace(MACHINE, device="x"),
+    ]
+    assert all(len(machine_differences(other, MACHINE)) == 1 for other in others)
+
+
+# -- what is no measurement ----------------------------------------------------------------------
+
+
+def test_no_rounds_are_not_measured() -> None:
+    verdict = judge(make_run([], []))
+    assert verdict.status is Status.NOT_MEASURED
+    assert "no round was measured" in verdict.headline
+    check_words(verdict)
+
+
+def test_unequal_rounds_fail() -> None:
+    verdict = judge(make_run([1.0] * 9, [1.0] * 8))
+    assert verdict.status is Status.FAIL
+    assert "not paired: fp16 9, quantized 8, fp16 again 9" in verdict.headline
+
+
+@pytest.mark.parametrize("side", ["fp16", "quantized", "again"])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0, 0.0, 1e300])
+def test_a_time_that_is_none_fails(side: str, wrong: float) -> None:
+    times_ms = {"fp16": [10.0] * 9, "quantized": [5.0] * 9, "again": [10.0] * 9}
+    times_ms[side] = [*times_ms[side][:8], wrong]
+    verdict = judge(make_run(**times_ms))
+    assert verdict.status is Status.FAIL
+    assert f"no valid time in 1 of 9 rounds, the first is {wrong} ms" in verdict.headline
+    check_words(verdict)
+
+
+def test_too_few_rounds_decide_nothing() -> None:
+    verdict = judge(make_run([10.0] * 4, [5.0] * 4))
+    assert verdict.status is Status.INCONCLUSIVE
+    assert "4 rounds cannot decide at 95 %, that takes 5" in verdict.headline
+    assert judge(make_run([10.0] * 5, [5.0] * 5)).status is Status.PASS
+    check_words(verdict)
+
+
+def test_a_gate_without_limits_fails() -> None:
+    verdict = judge(make_run([], []), max_ratio=None)
+    assert verdict.status is Status.FAIL
+    assert "sets no limit" in verdict.headline
+
+
+# -- statistics and words ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("confidence", "rounds"), [("0.6", 2), ("0.95", 5), ("0.99", 7)])
+def test_the_least_rounds_of_a_confidence(confidence: str, rounds: int) -> None:
+    assert least_rounds(Fraction(confidence)) == rounds
+    values = [1.0] * rounds
+    assert median_limits(values, confidence=float(Fraction(confidence))) == Interval(low=1, high=1)
+    with pytest.raises(ValueError, match="too few"):
+        median_limits(values[1:], confidence=float(Fraction(confidence)))
+
+
+@pytest.mark.parametrize(("size", "low", "high"), [(5, 1, 5), (8, 2, 7), (20, 6, 15), (40, 15, 26)])
+def test_limits_hold_the_exact_ones_of_the_order_statistics(size: int, low: int, high: int) -> None:
+    """Expected ranks: a table of the sign test at one-sided 5 %."""
+    ordered = [float(value) for value in range(1, size + 1)]
+    # Small and large ones in turn, so that all blocks are alike.
+    values = [pair for both in zip(ordered, reversed(ordered), strict=True) for pair in both][:size]
+    exact = median_limits(values, confidence=0.95, draws=1)  # as good as no bootstrap
+    assert exact == Interval(low=low, high=high)
+    interval = median_limits(values, confidence=0.95)
+    assert interval.low <= low
+    assert interval.high >= high
+
+
+def test_limits_of_thousands_of_rounds_are_narrow() -> None:
+    stream = random.Random(0)
+    values = [stream.gauss(1, 0.1) for _ in range(5000)]
+    interval = median_limits(values, confidence=0.95, draws=500)
+    assert 0.99 < interval.low < interval.high < 1.01
+
+
+def test_limits_are_the_same_in_every_run() -> None:
+    values = [1.0, 1.2, 0.9, 1.1, 1.0, 1.3, 0.95, 1.05]
+    assert median_limits(values, confidence=0.9) == median_limits(values, confidence=0.9)
+
+
+def test_rounds_that_come_in_runs_widen_the_limits() -> None:
+    """Forty values in four long stretches say less than the same forty in a mixed order."""
+    stretches = ([1.0] * 10 + [2.0] * 10) * 2
+    mixed = [1.0 + 0.001 * (i % 7) for i in range(40)]
+    assert median_limits(stretches, confidence=0.95).high == 2.0
+    assert median_limits(mixed, confidence=0.95).high < 1.01
+
+
+def test_the_noise_factor_looks_to_both_sides() -> None:
+    assert noise_factor([1.0] * 9, confidence=0.95) == 1.0
+    assert noise_factor([1.1] * 9, confidence=0.95) == pytest.approx(1.1)
+    assert noise_factor([0.8] * 9, confidence=0.95) == pytest.approx(1.25)
+
+
+def test_rounds_to_settle_grow_with_the_square_of_the_width() -> None:
+    interval = Interval(low=0.9 * math.exp(-0.2), high=0.9 * math.exp(0.2))
+    limit = 0.9 * math.exp(0.1)
+    assert rounds_to_settle(0.9, interval, limit=limit, rounds=10) == pytest.approx(40, abs=1)
+    above = 0.9 * math.exp(-0.1)
+    assert rounds_to_settle(0.9, interval, limit=above, rounds=10) == pytest.approx(40, abs=1)
+    assert rounds_to_settle(0.9, interval, limit=0.9, rounds=10) is None
+    assert rounds_to_settle(0.9, interval, limit=0.9001, rounds=10) is None
+
+
+def test_without_numpy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(MissingPackage, match=r"pip install 'pytest-quantgate\[clip\]'"):
+        judge(make_run([10.0] * 9, [5.0] * 9))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(28.04, "28.0 ms"), (9.9999, "10.0 ms"), (0.01234, "0.0123 ms"), (1234.5, "1234 ms")],
+)
+def test_times_have_three_digits(value: float, shown: str) -> None:
+    assert show_ms(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "shown"),
+    [
+        (Fraction("0.5804"), "0.58", "0.5804"),
+        (Fraction("0.57999999"), "0.58", "0.57999999"),
+        (0.46, "1", "0.460"),
+        (1.0, "1", "1.000"),
+        (Fraction(1) + Fraction(1, 10**30), "1", "1.00000000"),
+    ],
+)
+def test_a_ratio_shows_on_which_side_of_its_limit_it_is(
+    value: float | Fraction, limit: str, shown: str
+) -> None:
+    assert show_ratio(value, limit=Fraction(limit)) == shown

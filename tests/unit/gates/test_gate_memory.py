@@ -1,0 +1,239 @@
+"""The memory gate: exact comparison of bytes, both sides in every message."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from gate_builders import SAME_EXAMPLES, all_text
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_quantgate.gates.memory import (
+    MIB,
+    MemoryFigures,
+    MemoryLimits,
+    judge_memory,
+)
+from pytest_quantgate.suite import Where
+from pytest_quantgate.verdict import Status, Verdict
+
+FILE = "suites/clip.quantgate.yaml"
+KEYS = {
+    "max_plan_ratio": 41,
+    "max_weights_ratio": 42,
+    "max_activation_ratio": 43,
+    "max_plan_mib": 44,
+    "max_weights_mib": 45,
+    "max_activation_mib": 46,
+    "max_peak_device_mib": 47,
+}
+WHERE = Where(file=FILE, line=40, keys=KEYS)
+SUBJECT = "vision, batch 1, tensorrt-rtx sm89"
+
+FP16 = MemoryFigures(
+    plan_bytes=1000 * MIB,
+    weights_bytes=800 * MIB,
+    activation_bytes=100 * MIB,
+    peak_device_bytes=2000 * MIB,
+)
+QUANTIZED = MemoryFigures(
+    plan_bytes=560 * MIB,
+    weights_bytes=400 * MIB,
+    activation_bytes=150 * MIB,
+    peak_device_bytes=1500 * MIB,
+)
+RATIOS = {"plan": "max_plan_ratio", "weights": "max_weights_ratio"}
+RATIOS["activation"] = "max_activation_ratio"
+SIZES = {
+    "plan": "max_plan_mib",
+    "weights": "max_weights_mib",
+    "activation": "max_activation_mib",
+    "peak_device": "max_peak_device_mib",
+}
+
+
+def judge(
+    *, fp16: MemoryFigures = FP16, quantized: MemoryFigures = QUANTIZED, **limits: str
+) -> Verdict:
+    verdict = judge_memory(
+        fp16=fp16,
+        quantized=quantized,
+        limits=MemoryLimits(**{name: Fraction(text) for name, text in limits.items()}),
+        where=WHERE,
+        subject=SUBJECT,
+    )
+    assert len(verdict.brief) <= 70
+    assert FILE in verdict.headline
+    return verdict
+
+
+def test_ratios_within_their_limits_pass() -> None:
+    verdict = judge(max_plan_ratio="0.58", max_weights_ratio="0.51", max_activation_ratio="1.5")
+    assert verdict.status is Status.PASS
+    assert verdict.headline == (
+        f"memory: {SUBJECT}: plan 560.0 MiB vs FP16 1000.0 MiB: ratio 0.560, within "
+        f"max_plan_ratio 0.58 ({FILE}:41)"
+    )
+    assert verdict.brief == "plan 0.560x, weights 0.500x, activation 1.500x of FP16"
+    assert len(verdict.evidence) == 2
+    assert verdict.figures["quantized_weights_bytes"] == 400 * MIB
+    assert verdict.figures["weights_ratio"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "limit", "shown"),
+    [
+        ("max_plan_ratio", "0.55", "plan 560.0 MiB vs FP16 1000.0 MiB: ratio 0.560, over"),
+        ("max_weights_ratio", "0.4", "weights 400.0 MiB vs FP16 800.0 MiB: ratio 0.500, over"),
+        ("max_activation_ratio", "1.2", "activation memory 150.0 MiB vs FP16 100.0 MiB: ratio 1.5"),
+    ],
+)
+def test_a_ratio_over_its_limit_fails(key: str, limit: str, shown: str) -> None:
+    verdict = judge(**{key: limit})
+    assert verdict.status is Status.FAIL
+    assert shown in verdict.headline
+    assert f"over {key} {limit} ({FILE}:{KEYS[key]})" in verdict.headline
+    assert verdict.cause
+    assert verdict.next_step
+    assert f"over {limit}" in verdict.brief
+
+
+@pytest.mark.parametrize("part", SIZES)
+def test_a_limit_in_mib_is_exact(part: str) -> None:
+    key, size = SIZES[part], getattr(QUANTIZED, f"{part}_bytes")
+    limit = str(size // MIB)
+    at_limit = judge(**{key: limit})
+    assert at_limit.status is Status.PASS
+    assert f"within {key} {limit} MiB ({FILE}:{KEYS[key]})" in at_limit.headline
+    assert f"{part.replace('_', ' ')} {limit}.0 MiB" in at_limit.brief
+    over = judge(quantized=replace(QUANTIZED, **{f"{part}_bytes": size + 1}), **{key: limit})
+    assert over.status is Status.FAIL
+    assert f"{part.replace('_', ' ')}" in over.headline
+    assert f"{limit}.0000" in over.headline  # as many decimals as show that it is over
+    assert f"({size + 1} bytes), over {key} {limit} MiB" in over.headline
+
+
+def test_one_byte_over_a_ratio_is_over_it_and_shows() -> None:
+    one_more = replace(QUANTIZED, plan_bytes=560 * MIB + 1)
+    verdict = judge(quantized=one_more, max_plan_ratio="0.56")
+    assert verdict.status is Status.FAIL
+    assert verdict.evidence == ("1 byte less of plan would be within max_plan_ratio",)
+    assert judge(max_plan_ratio="0.56").status is Status.PASS
+
+
+def test_ratios_and_sizes_are_both_in_the_brief() -> None:
+    verdict = judge(max_weights_ratio="0.6", max_weights_mib="500", max_plan_mib="600")
+    assert verdict.brief == "weights 0.500x of FP16; plan 560.0 MiB"
+    assert len(verdict.evidence) == 2
+
+
+def test_all_limits_fit_the_brief() -> None:
+    limits = dict.fromkeys(RATIOS.values(), "9") | dict.fromkeys(SIZES.values(), "9999")
+    verdict = judge(**limits)
+    assert verdict.passed
+    assert len(verdict.brief) <= 70
+    assert len(verdict.evidence) == 6
+
+
+@pytest.mark.parametrize("part", RATIOS)
+@pytest.mark.parametrize("sides", [("FP16",), ("quantized",), ("FP16", "quantized")])
+def test_a_missing_figure_is_not_measured(part: str, sides: tuple[str, ...]) -> None:
+    nothing: dict[str, Any] = {f"{part}_bytes": None}
+    verdict = judge(
+        fp16=replace(FP16, **nothing) if "FP16" in sides else FP16,
+        quantized=replace(QUANTIZED, **nothing) if "quantized" in sides else QUANTIZED,
+        **{RATIOS[part]: "9"},
+    )
+    assert verdict.status is Status.NOT_MEASURED
+    assert f"of {' and '.join(sides)} was not measured" in verdict.headline
+    assert f"{RATIOS[part]} needs it ({FILE}:{KEYS[RATIOS[part]]})" in verdict.headline
+
+
+def test_a_limit_in_mib_needs_only_the_quantized_side() -> None:
+    assert judge(fp16=MemoryFigures(), max_plan_mib="600").status is Status.PASS
+    missing = judge(quantized=MemoryFigures(), max_peak_device_mib="600")
+    assert missing.status is Status.NOT_MEASURED
+    assert "peak device memory of quantized" in missing.headline
+
+
+def test_a_failure_leads_a_missing_figure() -> None:
+    verdict = judge(
+        quantized=replace(QUANTIZED, peak_device_bytes=None),
+        max_activation_ratio="1.2",
+        max_peak_device_mib="9",
+    )
+    assert verdict.status is Status.FAIL
+    assert "NOT_MEASURED: memory" in all_text(verdict)
+
+
+@pytest.mark.parametrize(("part", "size"), [("plan", 0), ("weights", -1), ("activation", -1)])
+@pytest.mark.parametrize("side", ["FP16", "quantized"])
+def test_what_is_no_size_fails(part: str, size: int, side: str) -> None:
+    wrong: dict[str, Any] = {f"{part}_bytes": size}
+    verdict = judge(
+        fp16=replace(FP16, **wrong) if side == "FP16" else FP16,
+        quantized=replace(QUANTIZED, **wrong) if side == "quantized" else QUANTIZED,
+        **{RATIOS[part]: "9"},
+    )
+    assert verdict.status is Status.FAIL
+    assert f"of {side} is {size} bytes, which is no size" in verdict.headline
+
+
+def test_no_activations_at_all_are_a_size() -> None:
+    none_before = replace(FP16, activation_bytes=0)
+    both = judge(
+        fp16=none_before,
+        quantized=replace(QUANTIZED, activation_bytes=0),
+        max_activation_ratio="1",
+    )
+    assert both.status is Status.PASS
+    assert both.brief == "activation 0 MiB vs 0 of FP16"
+    assert "activation_ratio" not in both.figures
+    more = judge(fp16=none_before, max_activation_ratio="9")
+    assert more.status is Status.FAIL
+    assert "ratio not defined, over" in more.headline
+
+
+def test_a_gate_without_limits_fails() -> None:
+    verdict = judge_memory(fp16=FP16, quantized=QUANTIZED, limits=MemoryLimits(), where=WHERE)
+    assert verdict.status is Status.FAIL
+    assert "sets no limit" in verdict.headline
+
+
+def test_without_a_subject_the_headline_starts_with_the_figure() -> None:
+    verdict = judge_memory(
+        fp16=FP16,
+        quantized=QUANTIZED,
+        limits=MemoryLimits(max_plan_ratio=Fraction(1)),
+        where=WHERE,
+    )
+    assert verdict.headline.startswith("memory: plan 560.0 MiB")
+
+
+sizes = st.integers(1, 10**12)
+
+
+@given(before=sizes, after=sizes, saved=sizes, limit=st.fractions("0.01", 10))
+@SAME_EXAMPLES
+def test_the_verdict_is_the_exact_comparison_and_saving_never_hurts(
+    before: int, after: int, saved: int, limit: Fraction
+) -> None:
+    fp16 = replace(FP16, weights_bytes=before)
+
+    def judge_size(size: int) -> Verdict:
+        return judge(
+            fp16=fp16,
+            quantized=replace(QUANTIZED, weights_bytes=size),
+            max_weights_ratio=str(limit),
+            max_weights_mib="1000000000",
+        )
+
+    verdict = judge_size(after)
+    assert verdict.passed is (Fraction(after, before) <= limit)
+    smaller = judge_size(max(1, after - saved))
+    assert smaller.passed or not verdict.passed
+    if limit >= 1 and after <= before:
+        assert verdict.passed  # an improvement never fails

@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 	@touch $@
 
 gate: install
-	$(BIN)/python -m pytest suites/clip_reference.quantgate.yaml
+	$(BIN)/python -m pytest suites/clip_reference.quantgate.yaml suites/clip_reference_int8.quantgate.yaml
 
 unit: install
 	$(BIN)/python -m pytest tests -n 2

@@ -23,7 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from random_clip import make_checkpoint, make_pairs
 
 MAX_SECONDS = 600
 MAX_BYTES = 8 * 2**30
@@ -32,20 +33,6 @@ HELD_OUT_PAIRS = 8
 BATCH_SIZE = 8
 RECIPE = "fp8-attention"
 EXCLUDE = ("*patch_embedding*",)
-WORDS = (
-    "a",
-    "photo",
-    "of",
-    "red",
-    "green",
-    "blue",
-    "small",
-    "large",
-    "dog",
-    "cat",
-    "house",
-    "tree",
-)
 
 
 def main() -> int:
@@ -55,61 +42,10 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=Path(__file__).with_suffix(".md"))
     arguments = parser.parse_args()
     if arguments.make_checkpoint:
-        make_checkpoint(arguments.make_checkpoint)
+        make_checkpoint(arguments.make_checkpoint, size="L/14")
         return 0
     with tempfile.TemporaryDirectory(prefix="quantgate-vit-l14-") as folder:
         return run(Path(folder), threads=arguments.threads, report=arguments.report)
-
-
-def make_checkpoint(folder: Path) -> None:
-    """Save a random ViT-L/14 CLIP in FP16 with a tokenizer and an image processor."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
-
-    config = CLIPConfig(
-        text_config={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "hidden_act": "gelu",
-        },
-        vision_config={
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "patch_size": 14,
-            "image_size": 224,
-            "hidden_act": "gelu",
-        },
-        projection_dim=768,
-    )
-    torch.manual_seed(0)
-    CLIPModel(config).half().save_pretrained(folder)
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    names = [*WORDS, *(f"<unused {i}>" for i in range(len(WORDS), 49406)), start, end]
-    vocabulary = {name: index for index, name in enumerate(names)}
-    assert (vocabulary[start], vocabulary[end]) == (
-        config.text_config.bos_token_id,
-        config.text_config.eos_token_id,
-    )
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=end))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}",
-        special_tokens=[(start, vocabulary[start]), (end, vocabulary[end])],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=start,
-        eos_token=end,
-        pad_token=end,
-        unk_token=end,
-        model_max_length=77,
-    ).save_pretrained(folder)
-    CLIPImageProcessor().save_pretrained(folder)
 
 
 @dataclass(kw_only=True)
@@ -180,7 +116,7 @@ def run(folder: Path, *, threads: int, report: Path) -> int:
         fp16 = load_fp16(ModelSpec(where=where, source="transformers", id=str(checkpoint)))
         recipe = resolve_recipe(QuantizeSpec(where=where, recipe=RECIPE, exclude=EXCLUDE))
     with stages.stage(f"preprocess {PAIRS + HELD_OUT_PAIRS} pairs"):
-        batches = make_pairs(fp16, count=PAIRS + HELD_OUT_PAIRS)
+        batches = make_pairs(fp16, count=PAIRS + HELD_OUT_PAIRS, batch_size=BATCH_SIZE)
     calibration, held_out = batches[: PAIRS // BATCH_SIZE], batches[PAIRS // BATCH_SIZE :]
     with stages.stage(f"quantize ({RECIPE}) and calibrate on {PAIRS} pairs"):
         quantized = quantize(fp16, recipe=recipe, exclude=EXCLUDE, batches=calibration)
@@ -217,36 +153,6 @@ def run(folder: Path, *, threads: int, report: Path) -> int:
     print(*facts, sep="\n")
     write_report(report, stages=stages, facts=facts, threads=threads)
     return 1 if problems else 0
-
-
-def make_pairs(fp16: Any, *, count: int) -> list[Any]:
-    """Return seeded batches: images with structure at several scales, and captions of words."""
-    import numpy as np
-
-    from pytest_quantgate.models.clip import PairBatch
-
-    generator = np.random.default_rng(0)
-    batches = []
-    for start in range(0, count, BATCH_SIZE):
-        images = []
-        for _ in range(BATCH_SIZE):
-            layers = [
-                np.kron(
-                    generator.integers(0, 256, (224 // cell, 224 // cell, 3)),
-                    np.ones((cell, cell, 1)),
-                )
-                for cell in (4, 16, 56)
-            ]
-            images.append(np.mean(layers, axis=0).astype(np.uint8))
-        texts = [" ".join(generator.choice(WORDS, size=7)) for _ in range(BATCH_SIZE)]
-        batches.append(
-            PairBatch(
-                pixel_values=fp16.preprocess(images),
-                tokens=fp16.tokenize(texts),
-                ids=tuple(f"pair {start + offset}" for offset in range(BATCH_SIZE)),
-            )
-        )
-    return batches
 
 
 def write_report(path: Path, *, stages: Stages, facts: list[str], threads: int) -> None:

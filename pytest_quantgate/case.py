@@ -30,6 +30,7 @@ from pytest_quantgate.gates import (
     judge_engine,
     judge_export,
     judge_fidelity,
+    judge_latency,
     judge_parity,
     judge_regression,
     judge_roundtrip,
@@ -48,12 +49,13 @@ from pytest_quantgate.measurement import (
 from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import Progress
 from pytest_quantgate.stages import TOWERS, Stages
-from pytest_quantgate.suite import AccuracyGate, EngineGate, RegressionGate, Suite
+from pytest_quantgate.suite import AccuracyGate, EngineGate, LatencyGate, RegressionGate, Suite
 from pytest_quantgate.verdict import Status, Verdict
 
 if TYPE_CHECKING:
     import torch
 
+    from pytest_quantgate.measure.latency import LatencyRun
     from pytest_quantgate.models.clip import ClipModel
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
@@ -128,6 +130,7 @@ class Case:
         self.progress = progress
         self.environ = environ
         self.today = today or datetime.now(UTC).date()
+        self.latency_runs: dict[str, LatencyRun] = {}
         self._verdicts: dict[tuple[str, str], Judged] = {}
         self._values: dict[str, Any] = {}
 
@@ -149,6 +152,7 @@ class Case:
             "export": self._judge_export,
             "parity": self._judge_parity,
             "engine": lambda: self._judge_engine(self.engine_gate(key)),
+            "latency": lambda: self._judge_latency(self.latency_gate(key)),
         }
         if (kind, key) not in self._verdicts:
             self._verdicts[kind, key] = self._judge(kind, judges[kind])
@@ -204,6 +208,9 @@ class Case:
 
     def engine_gate(self, key: str) -> EngineGate:
         return next(gate for gate in self.suite.gates.engine if gate.key == key)
+
+    def latency_gate(self, key: str) -> LatencyGate:
+        return next(gate for gate in self.suite.gates.latency if gate.key == key)
 
     def _judge_coverage(self) -> Judged:
         gate = self.suite.gates.coverage
@@ -290,6 +297,19 @@ class Case:
                     tower: self.stages.onnx_digest(tower=tower, gate=gate) for tower in gate.towers
                 },
                 gate=gate,
+            )
+        )
+
+    def _judge_latency(self, gate: LatencyGate) -> Judged:
+        run = self.stages.latency(gate)
+        self.latency_runs[gate.key] = run
+        return Judged(
+            verdict=judge_latency(
+                run,
+                max_ratio=gate.max_ratio,
+                max_latency_ms=None,
+                confidence=gate.confidence,
+                where=gate.where,
             )
         )
 

@@ -56,6 +56,8 @@ def list_gates(suite: Suite) -> Iterator[GateItem]:
         yield GateItem(suite=suite, kind="parity")
     for engine in gates.engine:
         yield GateItem(suite=suite, kind="engine", key=engine.key)
+    for latency in gates.latency:
+        yield GateItem(suite=suite, kind="latency", key=latency.key)
 
 
 class SuiteFile(pytest.File):
@@ -83,7 +85,13 @@ def run_gate(request: pytest.FixtureRequest) -> None:
 
     gate = request.node.stash[GATE]
     session = request.config.stash[SESSION]
-    judged = session.case_for(gate.suite).judge(kind=gate.kind, key=gate.key)
+    case = session.case_for(gate.suite)
+    if gate.kind == "latency":
+        from pytest_quantgate.timing import judge_timed
+
+        judged = judge_timed(case, key=gate.key, request=request)
+    else:
+        judged = case.judge(kind=gate.kind, key=gate.key)
     verdict = judged.verdict
     gates = list(list_gates(gate.suite))
     request.node.stash[CARRIED] = [

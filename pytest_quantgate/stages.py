@@ -15,12 +15,13 @@ from pytest_quantgate.measurement import (
     from_json,
     to_json,
 )
-from pytest_quantgate.suite import EngineGate
+from pytest_quantgate.suite import EngineGate, LatencyGate
 
 if TYPE_CHECKING:
     import torch
 
     from pytest_quantgate.case import Case
+    from pytest_quantgate.measure.latency import LatencyRun, TimeRuns
     from pytest_quantgate.models.clip import ClipModel, PairBatch
     from pytest_quantgate.runtimes.engine_layers import EngineReport
     from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
@@ -30,6 +31,11 @@ Variant = Literal["fp16", "quantized"]
 Precision = Literal["float32", "float16"]
 
 TOWERS: tuple[TowerName, ...] = ("vision", "text")
+VARIANTS: tuple[Variant, ...] = ("fp16", "quantized")
+
+#: A round lasts at least this long, so that the clock and the scheduler do not count.
+MIN_ROUND_MS = 20.0
+WARM_UP_S = 5.0
 
 #: Pairs in a batch of the parity measurement.
 PARITY_BATCH_SIZE = 16
@@ -129,15 +135,66 @@ class Stages:
 
     def session(self, tower: TowerName) -> OnnxRuntimeModel:
         """Return the quantized tower in ONNX Runtime, in float32, ready to run."""
-        from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
-
         if tower not in self._open:
             import torch
 
-            path = self.onnx_path(variant="quantized", tower=tower, precision="float32")
-            self._open[tower] = OnnxRuntimeModel(path, threads=torch.get_num_threads())
+            threads = torch.get_num_threads()
+            self._open[tower] = self._new_session("quantized", tower, threads=threads)
         found: OnnxRuntimeModel = self._open[tower]
         return found
+
+    def _new_session(self, variant: Variant, tower: TowerName, *, threads: int) -> OnnxRuntimeModel:
+        from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
+
+        path = self.onnx_path(variant=variant, tower=tower, precision="float32")
+        return OnnxRuntimeModel(path, threads=threads)
+
+    def latency(self, gate: LatencyGate) -> LatencyRun:
+        """Return the times of FP16 and the quantized variant; never from a cache."""
+        from pytest_quantgate.measure.embeddings import make_batches
+        from pytest_quantgate.measure.latency import (
+            measure_latency,
+            read_machine,
+            time_onnx_tower,
+            time_torch_tower,
+        )
+
+        case = self.case
+        pairs = case.held_out(gate.batch)
+        if len(pairs) < gate.batch:
+            pairs = pairs.select([i % len(pairs) for i in range(gate.batch)])
+        (batch,) = make_batches(case.fp16, pairs, batch_size=gate.batch)
+        contestants: dict[str, TimeRuns]
+        if gate.runtime == "onnxruntime":
+            contestants = {
+                variant: time_onnx_tower(
+                    self._new_session(variant, gate.tower, threads=gate.threads),
+                    tower=gate.tower,
+                    batch=batch,
+                )
+                for variant in VARIANTS
+            }
+            device = "cpu"
+        else:
+            models = {"fp16": case.fp16, "quantized": case.quantized}
+            contestants = {
+                variant: time_torch_tower(models[variant], tower=gate.tower, batch=batch)
+                for variant in VARIANTS
+            }
+            device = "cuda:0" if case.device == "cuda" else "cpu"
+        label = f"timing the {gate.tower} tower in {gate.runtime}"
+        with case.progress.stage(label, total=gate.rounds) as advance:
+            return measure_latency(
+                contestants=contestants,
+                rounds=gate.rounds,
+                min_round_ms=MIN_ROUND_MS,
+                warm_up_s=WARM_UP_S,
+                runtime=gate.runtime,
+                machine=read_machine(threads=gate.threads, device=device),
+                tower=gate.tower,
+                batch_size=gate.batch,
+                advance=advance,
+            )
 
     def exported(self) -> ExportedClip:
         """Return both quantized towers in ONNX Runtime."""

@@ -227,10 +227,34 @@ class EngineGate:
 
     @property
     def key(self) -> str:
-        """`<target>`, and the towers where the gate is not about both, and a batch above 1."""
+        """`<target>`, and what is not the usual: one tower, a batch above 1, another library."""
         towers = "" if len(set(self.towers)) == 2 else f"-{self.towers[0]}"
         batch = "" if self.batch == 1 else f"-batch{self.batch}"
-        return f"{self.target}{towers}{batch}"
+        library = "" if self.library == "tensorrt-rtx" else f"-{self.library}"
+        return f"{self.target}{towers}{batch}{library}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyGate:
+    """How fast one tower of the exported variant is against FP16, interleaved in one run.
+
+    `max_ratio` is the largest median of quantized / FP16 time; `rounds` are timed rounds of each,
+    `threads` those of the runtime.
+    """
+
+    where: Where
+    tower: Literal["vision", "text"]
+    max_ratio: Fraction
+    batch: int = 1
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
+    threads: int = 1
+    rounds: int = 30
+    confidence: Fraction = Fraction(95, 100)
+
+    @property
+    def key(self) -> str:
+        """`<runtime>-<tower>-batch<n>`."""
+        return f"{self.runtime}-{self.tower}-batch{self.batch}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +270,7 @@ class Gates:
     export: ExportGate | None = None
     parity: ParityGate | None = None
     engine: tuple[EngineGate, ...] = ()
+    latency: tuple[LatencyGate, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ from pytest_quantgate.suite import (
     ExportGate,
     FidelityGate,
     Gates,
+    LatencyGate,
     ModelSpec,
     ParityGate,
     QuantizeSpec,
@@ -379,9 +380,9 @@ def decibel_field(*, help: str) -> Field:
     return quantity_field(parse_decibels, schema=schema, help=help)
 
 
-def ratio_field(*, help: str) -> Field:
+def ratio_field(*, help: str, required: bool = False) -> Field:
     schema = {"type": "string", "pattern": rf"^\+?{_NUMBER_TEXT} ?[xX]$"}
-    return quantity_field(parse_ratio, schema=schema, help=help)
+    return quantity_field(parse_ratio, schema=schema, help=help, required=required)
 
 
 def bytes_field(*, help: str) -> Field:
@@ -540,11 +541,11 @@ def _check_gates(values: Mapping[str, Any], place: Place, node: yaml.Node) -> No
         raise place.child("gates").error(
             node, f"has no gates: name at least one of {', '.join(GATES.fields)}"
         )
-    for kind in ("accuracy", "regression", "engine"):
+    for kind in ("accuracy", "regression", "engine", "latency"):
         seen: set[str] = set()
         for gate in values.get(kind, ()):
             if gate.key in seen:
-                name = gate.key if kind == "engine" else f"{gate.task} {gate.metric}"
+                name = gate.key if kind in ("engine", "latency") else f"{gate.task} {gate.metric}"
                 raise SuiteError(f"{gate.where}: {kind}: {name} stands twice")
             seen.add(gate.key)
 
@@ -767,6 +768,18 @@ ENGINE = Section(
         "max_activation": bytes_field(help="activation memory of one tower"),
     },
 )
+LATENCY = Section(
+    build=LatencyGate,
+    fields={
+        "tower": choice_field("vision", "text", help="tower", required=True),
+        "max_ratio": ratio_field(help="time against FP16's", required=True),
+        "batch": count_field(help="images or texts in a batch; default: 1"),
+        "runtime": choice_field("onnxruntime", "torch", help="default: onnxruntime"),
+        "threads": count_field(help="of the runtime; default: 1"),
+        "rounds": count_field(help="timed rounds; default: 30"),
+        "confidence": percent_field(help="one-sided; default 95%", parse=parse_confidence),
+    },
+)
 GATES = Section(
     build=lambda **values: Gates(**_keep(**values)),
     check=_check_gates,
@@ -780,6 +793,7 @@ GATES = Section(
         "export": section_field(EXPORT, help="the ONNX files hold what was audited"),
         "parity": section_field(PARITY, help="the ONNX files compute what PyTorch does"),
         "engine": sections_field(ENGINE, help="TensorRT engines: precision, fusion, sizes"),
+        "latency": sections_field(LATENCY, help="time against FP16, interleaved"),
     },
 )
 

@@ -6,6 +6,8 @@ from pytest_quantgate.gates.coverage import judge_coverage
 from pytest_quantgate.gates.engine import judge_engine
 from pytest_quantgate.gates.export import judge_export
 from pytest_quantgate.gates.fidelity import judge_fidelity, judge_tower
+from pytest_quantgate.gates.latency import judge_latency
+from pytest_quantgate.gates.memory import judge_memory
 from pytest_quantgate.gates.parity import judge_parity
 from pytest_quantgate.gates.regression import judge_regression
 from pytest_quantgate.gates.roundtrip import judge_roundtrip
@@ -17,6 +19,8 @@ __all__ = [
     "judge_engine",
     "judge_export",
     "judge_fidelity",
+    "judge_latency",
+    "judge_memory",
     "judge_parity",
     "judge_ranges",
     "judge_regression",

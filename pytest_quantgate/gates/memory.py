@@ -36,15 +36,15 @@ class MemoryFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryLimits:
-    """Limits on ratios to FP16 and in MiB; None where a suite sets none."""
+    """Limits on ratios to FP16 and in bytes; None where a suite sets none."""
 
     max_plan_ratio: Fraction | None = None
     max_weights_ratio: Fraction | None = None
     max_activation_ratio: Fraction | None = None
-    max_plan_mib: Fraction | None = None
-    max_weights_mib: Fraction | None = None
-    max_activation_mib: Fraction | None = None
-    max_peak_device_mib: Fraction | None = None
+    max_plan_bytes: int | None = None
+    max_weights_bytes: int | None = None
+    max_activation_bytes: int | None = None
+    max_peak_device_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class _Part:
     fp16_bytes: int | None
     quantized_bytes: int | None
     max_ratio: Fraction | None
-    max_mib: Fraction | None
+    max_bytes: int | None
     may_be_zero: bool = False
 
 
@@ -107,7 +107,7 @@ def _list_parts(
             fp16_bytes=fp16.plan_bytes,
             quantized_bytes=quantized.plan_bytes,
             max_ratio=limits.max_plan_ratio,
-            max_mib=limits.max_plan_mib,
+            max_bytes=limits.max_plan_bytes,
         ),
         _Part(
             key="weights",
@@ -115,7 +115,7 @@ def _list_parts(
             fp16_bytes=fp16.weights_bytes,
             quantized_bytes=quantized.weights_bytes,
             max_ratio=limits.max_weights_ratio,
-            max_mib=limits.max_weights_mib,
+            max_bytes=limits.max_weights_bytes,
         ),
         _Part(
             key="activation",
@@ -123,7 +123,7 @@ def _list_parts(
             fp16_bytes=fp16.activation_bytes,
             quantized_bytes=quantized.activation_bytes,
             max_ratio=limits.max_activation_ratio,
-            max_mib=limits.max_activation_mib,
+            max_bytes=limits.max_activation_bytes,
             may_be_zero=True,
         ),
         _Part(
@@ -132,10 +132,10 @@ def _list_parts(
             fp16_bytes=fp16.peak_device_bytes,
             quantized_bytes=quantized.peak_device_bytes,
             max_ratio=None,
-            max_mib=limits.max_peak_device_mib,
+            max_bytes=limits.max_peak_device_bytes,
         ),
     )
-    return (part for part in parts if part.max_ratio is not None or part.max_mib is not None)
+    return (part for part in parts if part.max_ratio is not None or part.max_bytes is not None)
 
 
 def _judge_part(part: _Part, *, where: Where, subject: str) -> Iterator[Verdict]:
@@ -145,8 +145,8 @@ def _judge_part(part: _Part, *, where: Where, subject: str) -> Iterator[Verdict]
         yield _find_problem(
             part, sides=("FP16", "quantized"), key=key, where=where, opening=opening
         ) or _judge_ratio(part, key=key, where=where, opening=opening)
-    if part.max_mib is not None:
-        key = f"max_{part.key}_mib"
+    if part.max_bytes is not None:
+        key = f"max_{part.key}"
         yield _find_problem(
             part, sides=("quantized",), key=key, where=where, opening=opening
         ) or _judge_absolute(part, key=key, where=where, opening=opening)
@@ -217,12 +217,12 @@ def _judge_ratio(part: _Part, *, key: str, where: Where, opening: str) -> Verdic
 
 
 def _judge_absolute(part: _Part, *, key: str, where: Where, opening: str) -> Verdict:
-    size, limit = part.quantized_bytes, part.max_mib
+    size, limit = part.quantized_bytes, part.max_bytes
     assert size is not None
     assert limit is not None
-    good = size <= limit * MIB
-    word, allowed = "within" if good else "over", f"{float(limit):.12g} MiB"
-    shown = f"{show_ratio(Fraction(size, MIB), limit=limit)} MiB"
+    good = size <= limit
+    word, allowed = "within" if good else "over", f"{limit / MIB:.7g} MiB"
+    shown = f"{show_ratio(Fraction(size, MIB), limit=Fraction(limit, MIB))} MiB"
     return Verdict(
         gate=GATE,
         status=Status.PASS if good else Status.FAIL,
@@ -231,7 +231,7 @@ def _judge_absolute(part: _Part, *, key: str, where: Where, opening: str) -> Ver
         brief=_cut(f"{part.name} {shown} {word} {allowed}"),
         cause="" if good else _CAUSES[part.key],
         next_step="" if good else _NEXT_STEPS[part.key],
-        figures={f"quantized_{part.key}_bytes": size, f"{key}": float(limit)},
+        figures={f"quantized_{part.key}_bytes": size, f"{key}_bytes": limit},
     )
 
 

@@ -110,6 +110,7 @@ class _Graph:
     makers: Mapping[str, Any]
     readers: Mapping[str, tuple[Any, ...]]
     initializers: Mapping[str, Any]
+    outputs: frozenset[str]
 
     @classmethod
     def index(cls, model: Any) -> _Graph:
@@ -130,6 +131,7 @@ class _Graph:
             makers=makers,
             readers={name: tuple(found) for name, found in readers.items()},
             initializers=initializers,
+            outputs=frozenset(value.name for value in model.graph.output),
         )
 
     def pairs(self) -> Iterator[QdqPair]:
@@ -195,6 +197,7 @@ class _Graph:
         known = whole_name(scope).rpartition(".")[2].endswith("_quantizer")
         owner = owner_of(scope) if known else ""
         producer = module_of_node(entered.name) if entered is not None else None
+        is_output = dequantize is not None and self._reaches_output(dequantize.output[0])
         consumers = () if dequantize is None else tuple(self._consumers(dequantize.output[0]))
         return QdqPair(
             node=_label(node),
@@ -214,7 +217,8 @@ class _Graph:
             complete=self._is_complete(dequantize, quantize=quantize, source=source),
             producer=producer,
             consumers=consumers,
-            feeds_owner=known and (owner in consumers or owner == producer),
+            feeds_owner=known
+            and (owner in consumers or (owner == producer and (bool(consumers) or is_output))),
         )
 
     def _is_complete(self, dequantize: Any, *, quantize: Any, source: str) -> bool:
@@ -268,6 +272,18 @@ class _Graph:
                 elif module not in seen:
                     seen.add(module)
                     yield module
+
+    def _reaches_output(self, name: str) -> bool:
+        """Return whether a value is the graph's output, looking through moves."""
+        waiting = [name]
+        while waiting:
+            value = waiting.pop()
+            if value in self.outputs:
+                return True
+            for node in self.readers.get(value, ()):
+                if node.op_type in MOVES:
+                    waiting.extend(node.output)
+        return False
 
     def _values(self, name: str) -> Any:
         """Return an initializer as an array, one NaN for a value that is computed."""

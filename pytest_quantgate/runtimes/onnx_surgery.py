@@ -32,6 +32,9 @@ SMALLEST_AMAX = 2.0**-24
 #: The node that a quantizer leaves in a trace; its attribute `name` is the quantizer's.
 MARK_DOMAIN, MARK = "quantgate", "Pair"
 
+#: What protobuf can write, less room for the nodes.
+LARGEST_FILE_BYTES = 2**31 - 2**24
+
 _LARGEST_HALF = 65504.0
 
 _FEW_VALUES = 64
@@ -142,25 +145,23 @@ def finish_graph(
     outputs = list(trace.graph.output)
     if precision == "float16":
         _convert_interface(build, inputs=graph_inputs, output=outputs[0].name)
-    graph = onnx.helper.make_graph(
-        build.nodes, trace.graph.name, graph_inputs, outputs, list(build.initializers.values())
-    )
-    opsets = [entry for entry in trace.opset_import if entry.domain in ("", "ai.onnx")]
     model = onnx.helper.make_model(
-        graph,
-        opset_imports=opsets,
+        onnx.helper.make_graph(build.nodes, trace.graph.name, graph_inputs, outputs),
+        opset_imports=[entry for entry in trace.opset_import if entry.domain in ("", "ai.onnx")],
         ir_version=trace.ir_version,
         producer_name="pytest-quantgate",
     )
+    weights_bytes = sum(len(tensor.raw_data) for tensor in build.initializers.values())
+    if weights_bytes > LARGEST_FILE_BYTES:
+        raise ModelError(
+            f"{path}: {weights_bytes / 1e9:.1f} GB of weights, one ONNX file holds "
+            f"{LARGEST_FILE_BYTES / 1e9:.1f} GB: export with precision float16"
+        )
+    for name in list(build.initializers):  # moved one by one: they are most of the memory
+        model.graph.initializer.append(build.initializers.pop(name))
     _drop_idle_nodes(model)
     onnx.helper.set_model_props(model, dict(metadata))
-    try:
-        content = model.SerializeToString()
-    except ValueError as error:
-        raise ModelError(
-            f"{path}: the graph is larger than 2 GB, which one ONNX file cannot hold ({error})"
-        ) from error
-    path.write_bytes(content)
+    path.write_bytes(model.SerializeToString())
 
 
 def _add_node(build: _Build, node: Any) -> None:
@@ -291,15 +292,15 @@ def _convert_to_half(build: _Build) -> None:
 
     nodes: list[Any] = []
     for node in build.nodes:
+        number = len(nodes)
         if node.op_type == "QuantizeLinear":
-            wide = f"{node.input[0]}_float32_{len(nodes)}"
-            nodes.append(_make_cast(node.input[0], wide, to=onnx.TensorProto.FLOAT))
+            source, wide = node.input[0], f"float32_{number}"
             node.input[0] = wide
-            nodes.append(node)
+            nodes += [_make_cast(source, wide, number=number, to=onnx.TensorProto.FLOAT), node]
         elif node.op_type == "DequantizeLinear":
-            result, wide = node.output[0], f"{node.output[0]}_float32"
+            result, wide = node.output[0], f"float32_{number}"
             node.output[0] = wide
-            nodes += [node, _make_cast(wide, result, to=onnx.TensorProto.FLOAT16)]
+            nodes += [node, _make_cast(wide, result, number=number, to=onnx.TensorProto.FLOAT16)]
         else:
             _convert_attributes(node)
             nodes.append(node)
@@ -345,10 +346,10 @@ def _round_to_half(tensor: Any, *, name: str) -> Any:
     return onnx.numpy_helper.from_array(half, name=name)
 
 
-def _make_cast(source: str, result: str, *, to: int) -> Any:
+def _make_cast(source: str, result: str, *, number: int, to: int) -> Any:
     import onnx
 
-    return onnx.helper.make_node("Cast", [source], [result], to=to)  # nameless, to be short
+    return onnx.helper.make_node("Cast", [source], [result], name=f"Cast_{number}", to=to)
 
 
 def _convert_interface(build: _Build, *, inputs: Iterable[Any], output: str) -> None:
@@ -386,8 +387,9 @@ def _drop_idle_nodes(model: Any) -> None:
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
+        target = next((a.i for a in node.attribute if a.name == "to"), None)
         idle = node.op_type == "Identity" or (
-            node.op_type == "Cast" and kinds.get(node.input[0]) == node.attribute[0].i
+            node.op_type == "Cast" and kinds.get(node.input[0]) == target
         )
         if idle and node.output[0] not in outputs:
             renamed[node.output[0]] = node.input[0]

@@ -17,20 +17,25 @@ from pytest_quantgate.measurement import (
     CalibrationRun,
     Fidelity,
     Module,
+    OnnxAudit,
+    OnnxOperation,
     Operation,
     Outcomes,
+    Parity,
+    QdqPair,
     Quantizer,
     Roundtrip,
     StoredOutcomes,
     StoredPair,
     TowerFidelity,
+    TowerParity,
     from_json,
     to_json,
 )
 
 KINDS = [
-    Audit, CalibrationRun, Fidelity, Module, Operation, Outcomes, Quantizer, Roundtrip,
-    StoredOutcomes, StoredPair, TowerFidelity,
+    Audit, CalibrationRun, Fidelity, Module, OnnxAudit, OnnxOperation, Operation, Outcomes, Parity,
+    QdqPair, Quantizer, Roundtrip, StoredOutcomes, StoredPair, TowerFidelity, TowerParity,
 ]  # fmt: skip
 
 OUTCOMES = Outcomes(

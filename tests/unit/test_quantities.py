@@ -8,19 +8,39 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pytest_quantgate.quantities import (
     QuantityError,
+    parse_bytes,
     parse_confidence,
     parse_cosine,
     parse_decibels,
     parse_percent,
     parse_points,
+    parse_ratio,
 )
 
-PARSERS = [parse_points, parse_percent, parse_confidence, parse_decibels]
+#: Bytes by their unit: 1024 with an i, 1000 without.
+BYTES = {
+    f"{prefix}{unit}": base ** (power + 1)
+    for unit, base in (("iB", 1024), ("B", 1000))
+    for power, prefix in enumerate("KMG")
+}
+PARSERS = [
+    parse_points,
+    parse_percent,
+    parse_confidence,
+    parse_decibels,
+    parse_ratio,
+    parse_bytes,
+]
+#: What each parser can give at most; the others are within 200 of zero.
+RANGES: dict[Callable[[object], Any], tuple[int, int]] = {
+    parse_ratio: (0, 1000),
+    parse_bytes: (1, 10**9 * 2**30),
+}
 repeatable = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 
 #: Numbers as people write them: up to nine digits on either side of the point.
@@ -63,6 +83,34 @@ def test_decibels_are_the_number(number: str, unit: str, sign: str) -> None:
 
 
 @repeatable
+@given(number=numbers, space=spaces, unit=st.sampled_from(["x", "X"]))
+@example(number="0.6", space="", unit="x")
+def test_ratio_is_the_exact_number(number: str, space: str, unit: str) -> None:
+    assume(Decimal(number) > 0)
+
+    ratio = parse_ratio(f"{number}{space}{unit}")
+
+    assert isinstance(ratio, Fraction)
+    assert ratio == Fraction(Decimal(number))
+
+
+@repeatable
+@given(number=numbers, space=spaces, unit=st.sampled_from(sorted(BYTES)))
+@example(number="512", space="", unit="MiB")
+@example(number="0.001", space="", unit="KB")
+def test_bytes_are_whole_and_never_more_than_was_written(
+    number: str, space: str, unit: str
+) -> None:
+    exact = Fraction(Decimal(number)) * BYTES[unit]
+    assume(exact >= 1)
+
+    found = parse_bytes(f"{number}{space}{unit}")
+
+    assert type(found) is int
+    assert 0 <= exact - found < 1
+
+
+@repeatable
 @given(value=st.floats(-1, 1))
 def test_cosine_is_the_number(value: float) -> None:
     assert parse_cosine(value) == value
@@ -85,6 +133,16 @@ def test_cosine_of_a_whole_number_is_a_float() -> None:
         (parse_confidence, "99.999999999%", Fraction(99_999_999_999, 100_000_000_000)),
         (parse_decibels, "-200dB", -200.0),
         (parse_decibels, "200 dB", 200.0),
+        (parse_ratio, "0.000000001x", Fraction(1, 10**9)),
+        (parse_ratio, "0.6x", Fraction(3, 5)),
+        (parse_ratio, "+1 X", Fraction(1)),
+        (parse_ratio, "1000x", Fraction(1000)),
+        (parse_bytes, "512MiB", 536_870_912),
+        (parse_bytes, "0.5 KiB", 512),
+        (parse_bytes, "1.5GB", 1_500_000_000),
+        (parse_bytes, "0.001KB", 1),
+        (parse_bytes, "0.0019KB", 1),
+        (parse_bytes, "999999999GiB", 999_999_999 * 2**30),
     ],
 )
 def test_limits_of_a_range_belong_to_it(
@@ -139,6 +197,37 @@ def test_limits_of_a_range_belong_to_it(
         (parse_decibels, "20pp", "20pp has the unit 'pp', wants dB, such as 20dB"),
         (parse_decibels, "200.1dB", "200.1dB is out of range: -200dB to 200dB"),
         (parse_decibels, "-201dB", "-201dB is out of range: -200dB to 200dB"),
+        (parse_ratio, 0.6, "0.6 needs a unit: 0.6x (times FP16)"),
+        (parse_ratio, "60%", "60% has the unit '%'; write it as 0.6x"),
+        (parse_ratio, "0.6pp", "0.6pp has the unit 'pp', wants x, such as 0.6x"),
+        (parse_ratio, "0.6xx", "0.6xx has the unit 'xx', wants x, such as 0.6x"),
+        (parse_ratio, "0x", "0x is out of range: above 0x, at most 1000x"),
+        (parse_ratio, "-0.6x", "-0.6x is out of range: above 0x, at most 1000x"),
+        (
+            parse_ratio,
+            "1000.000000001x",
+            "1000.000000001x is out of range: above 0x, at most 1000x",
+        ),
+        (parse_bytes, 512, "512 needs a unit: 512MiB or 512MB"),
+        (
+            parse_bytes,
+            "512B",
+            "512B has the unit 'B', wants one of KiB, MiB, GiB, KB, MB, GB",
+        ),
+        (
+            parse_bytes,
+            "512mb",
+            "512mb has the unit 'mb', wants one of KiB, MiB, GiB, KB, MB, GB",
+        ),
+        (
+            parse_bytes,
+            "512Mib",
+            "512Mib has the unit 'Mib', wants one of KiB, MiB, GiB, KB, MB, GB",
+        ),
+        (parse_bytes, "1%", "1% has the unit '%', wants one of KiB, MiB, GiB, KB, MB, GB"),
+        (parse_bytes, "0MiB", "0MiB is out of range: at least one byte"),
+        (parse_bytes, "-1MiB", "-1MiB is out of range: at least one byte"),
+        (parse_bytes, "0.0009KB", "0.0009KB is out of range: at least one byte"),
         (
             parse_cosine,
             "0.99",
@@ -183,7 +272,8 @@ def test_any_text_is_a_quantity_or_refused(parse: Callable[[object], Any]) -> No
         except QuantityError:
             return
         assert text.strip().isascii()
-        assert -200 <= value <= 200
+        lowest, highest = RANGES.get(parse, (-200, 200))
+        assert lowest <= value <= highest
 
     check()
 

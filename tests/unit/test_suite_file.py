@@ -89,6 +89,45 @@ quantize: {recipe: fp8}
 gates: {roundtrip: {}}
 """
 
+# One key a line here too.
+EXPORTED = """\
+quantgate: 1
+model: {source: reference}
+calibration: {data: scenes/calibration, samples: 512, batch_size: 64}
+quantize: {recipe: fp8-attention}
+gates:
+  accuracy:
+    - task: scenes/classification
+      metric: acc1
+      max_drop: 1pp
+    - task: scenes/classification
+      metric: acc1
+      max_drop: 2pp
+      stage: onnx
+  export:
+    allow: [softmax]
+    max_size_ratio: 0.6x
+  parity:
+    samples: 32
+    max_error: 0.2%
+    max_sqnr_change: 1.5dB
+  engine:
+    - target: sm89
+      library: tensorrt
+      towers: [vision]
+      batch: 8
+      min_fp8_gemms: 25
+      attention: fused-fp8
+      max_plan_ratio: 0.7x
+      max_weights_ratio: 0.65 x
+      max_activation_ratio: 1X
+      max_plan: 512MiB
+      max_weights: 0.5 GiB
+      max_activation: 100MB
+    - target: sm120
+      attention: fused
+"""
+
 Load = Callable[[str | bytes], Suite]
 Refusal = Callable[[str | bytes], str]
 
@@ -369,7 +408,7 @@ def test_name_is_not_shortened_without_a_common_root(
             "roundtrip: {}",
             "zzz: {}",
             "zzz: unknown key; known: coverage, calibration, fidelity, accuracy, "
-            "regression, roundtrip",
+            "regression, roundtrip, export, parity, engine",
         ),
         ("roundtrip: {}", "roundtrip: {tolerance: 1}", "roundtrip.tolerance: unknown key; known: "),
         (
@@ -716,13 +755,13 @@ def test_refused_with_file_line_key_and_mend(
             "{roundtrip: {}}",
             "{}",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip",
+            "accuracy, regression, roundtrip, export, parity, engine",
         ),
         (
             "{roundtrip: {}}",
             "",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip",
+            "accuracy, regression, roundtrip, export, parity, engine",
         ),
         (
             "{roundtrip: {}}",
@@ -792,6 +831,323 @@ def test_other_version_is_refused_at_its_own_line(refusal: Refusal) -> None:
     assert refusal(text) == (
         f"{FILE}:5: quantgate: version 2 is not supported: this release reads 1"
     )
+
+
+# -- gates of what was exported -------------------------------------------------------------------
+
+
+def test_limits_of_what_was_exported_arrive_exact(load: Load) -> None:
+    gates = load(EXPORTED).gates
+
+    assert gates.export is not None
+    assert gates.export.allow == ("softmax",)
+    assert gates.export.max_size_ratio == Fraction(3, 5)
+    assert gates.export.where.of("max_size_ratio") == (
+        f"{FILE}:{line_of('max_size_ratio', text=EXPORTED)}"
+    )
+    assert gates.parity is not None
+    assert (gates.parity.samples, gates.parity.max_error) == (32, Fraction(1, 500))
+    assert gates.parity.max_sqnr_change_db == 1.5
+    assert gates.parity.where.of("max_sqnr_change") == (
+        f"{FILE}:{line_of('max_sqnr_change', text=EXPORTED)}"
+    )
+    first, second = gates.engine
+    assert (first.target, first.library, first.towers) == ("sm89", "tensorrt", ("vision",))
+    assert (first.batch, first.min_fp8_gemms, first.attention) == (8, 25, "fused-fp8")
+    assert first.max_plan_ratio == Fraction(7, 10)
+    assert first.max_weights_ratio == Fraction(13, 20)
+    assert first.max_activation_ratio == Fraction(1)
+    assert first.max_plan_bytes == first.max_weights_bytes == 512 * 2**20
+    assert first.max_activation_bytes == 100_000_000
+    assert first.where.of("max_plan") == f"{FILE}:{line_of('max_plan: ', text=EXPORTED)}"
+    assert str(second.where) == f"{FILE}:{line_of('target: sm120', text=EXPORTED)}"
+
+
+def test_gates_of_what_was_exported_take_their_defaults(load: Load) -> None:
+    written = "{export: , parity: {}, engine: {target: sm89, min_fp8_gemms: 1}}"
+
+    gates = load(swap("{roundtrip: {}}", written, text=SMALL)).gates
+
+    assert gates.export is not None
+    assert (gates.export.allow, gates.export.max_size_ratio) == ((), None)
+    assert gates.parity is not None
+    assert (gates.parity.samples, gates.parity.max_error) == (64, Fraction(1, 1000))
+    assert gates.parity.max_sqnr_change_db == 1.0
+    (engine,) = gates.engine
+    assert (engine.library, engine.towers, engine.batch) == (
+        "tensorrt-rtx",
+        ("vision", "text"),
+        1,
+    )
+    assert (engine.attention, engine.max_plan_ratio, engine.max_plan_bytes) == (None, None, None)
+
+
+def test_task_may_be_judged_in_pytorch_and_as_exported(load: Load) -> None:
+    gates = load(EXPORTED).gates
+
+    assert [gate.stage for gate in gates.accuracy] == ["torch", "onnx"]
+    assert [gate.key for gate in gates.accuracy] == [
+        "scenes/classification-acc1",
+        "scenes/classification-acc1-onnx",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "key"),
+    [
+        ("target: sm89", "sm89"),
+        ("target: sm89, towers: [vision]", "sm89-vision"),
+        ("target: sm89, towers: [text]", "sm89-text"),
+        ("target: sm89, towers: [text, vision]", "sm89"),
+        ("target: sm120, batch: 8", "sm120-batch8"),
+        ("target: sm89, towers: [text], batch: 2", "sm89-text-batch2"),
+        ("target: sm89, batch: 1, library: tensorrt", "sm89"),
+    ],
+)
+def test_engine_is_named_by_what_makes_it_another(load: Load, written: str, key: str) -> None:
+    text = f"{{engine: {{{written}, attention: fused}}}}"
+
+    (engine,) = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.engine
+
+    assert engine.key == key
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "min_fp8_gemms: 1",
+        "attention: fused",
+        "max_plan_ratio: 1x",
+        "max_weights_ratio: 1x",
+        "max_activation_ratio: 1x",
+        "max_plan: 1GB",
+        "max_weights: 1GB",
+        "max_activation: 1GB",
+    ],
+)
+def test_each_limit_of_an_engine_is_enough_alone(load: Load, limit: str) -> None:
+    text = f"{{engine: {{target: sm89, {limit}}}}}"
+
+    assert load(swap("{roundtrip: {}}", text, text=SMALL)).gates.engine
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "stage: onnx",
+            "stage: engine",
+            "accuracy.stage: 'engine' is none of torch, onnx",
+        ),
+        (
+            "stage: onnx",
+            "stage: onxn",
+            "accuracy.stage: 'onxn' is none of torch, onnx; did you mean onnx?",
+        ),
+        ("stage: onnx", "stage:", "accuracy.stage: has no value"),
+        # export
+        (
+            "allow: [softmax]",
+            "allow: softmax",
+            "export.allow: expected a list [a, b], found 'softmax'",
+        ),
+        (
+            "allow: [softmax]",
+            "allow: [softmax, layernorm]",
+            "export.allow[1]: 'layernorm' is none of softmax",
+        ),
+        (
+            "allow: [softmax]",
+            "alow: [softmax]",
+            "export.alow: unknown key; did you mean allow?",
+        ),
+        (
+            "max_size_ratio: 0.6x",
+            "max_size_ratio: 0.6",
+            "export.max_size_ratio: 0.6 needs a unit: 0.6x (times FP16)",
+        ),
+        (
+            "max_size_ratio: 0.6x",
+            "max_size_ratio: 60%",
+            "export.max_size_ratio: 60% has the unit '%'; write it as 0.6x",
+        ),
+        (
+            "max_size_ratio: 0.6x",
+            "max_size_ratio: 0x",
+            "export.max_size_ratio: 0x is out of range: above 0x, at most 1000x",
+        ),
+        # parity
+        ("samples: 32", "samples: 0", "parity.samples: 0 is out of range: 1 to 1000000000"),
+        (
+            "max_error: 0.2%",
+            "max_error: 0.002",
+            "parity.max_error: 0.002 needs a unit: 0.002% or 0.2% (the share 0.002)",
+        ),
+        (
+            "max_error: 0.2%",
+            "max_error: 101%",
+            "parity.max_error: 101% is out of range: 0% to 100%",
+        ),
+        (
+            "max_sqnr_change: 1.5dB",
+            "max_sqnr_change: 1.5",
+            "parity.max_sqnr_change: 1.5 needs a unit: 1.5dB",
+        ),
+        (
+            "max_sqnr_change: 1.5dB",
+            "max_sqnr_change: -1.5dB",
+            "parity.max_sqnr_change: is negative: no change is less than 0dB",
+        ),
+        (
+            "max_sqnr_change: 1.5dB",
+            "max_sqnr_change_db: 1.5",
+            "parity.max_sqnr_change_db: unknown key; did you mean max_sqnr_change?",
+        ),
+        # engine
+        (
+            "target: sm120",
+            "target: 120",
+            "engine.target: expected a text, found 120: put it in quotes",
+        ),
+        ("target: sm120", 'target: ""', "engine.target: is empty"),
+        (
+            "target: sm120",
+            'target: "${TARGET}"',
+            "engine.target: ${NAME} is expanded only in paths: model.id, root, recipe",
+        ),
+        (
+            "library: tensorrt\n",
+            "library: tensorrt_rtx\n",
+            "engine.library: 'tensorrt_rtx' is none of tensorrt-rtx, tensorrt; did you mean "
+            "tensorrt-rtx?",
+        ),
+        ("towers: [vision]", "towers: []", "engine.towers: is empty: name vision, text or both"),
+        (
+            "towers: [vision]",
+            "towers: [vision, vision]",
+            "engine.towers: names a tower twice, which would count it twice",
+        ),
+        (
+            "towers: [vision]",
+            "towers: vision",
+            "engine.towers: expected a list [a, b], found 'vision'",
+        ),
+        (
+            "towers: [vision]",
+            "towers: [visoin]",
+            "engine.towers[0]: 'visoin' is none of vision, text; did you mean vision?",
+        ),
+        ("batch: 8", "batch: 0", "engine.batch: 0 is out of range: 1 to 1000000000"),
+        (
+            "min_fp8_gemms: 25",
+            "min_fp8_gemms: all",
+            "engine.min_fp8_gemms: expected a whole number, found 'all'",
+        ),
+        (
+            "attention: fused-fp8",
+            "attention: fused-fp9",
+            "engine.attention: 'fused-fp9' is none of fused-fp8, fused; did you mean fused-fp8?",
+        ),
+        (
+            "max_plan_ratio: 0.7x",
+            "max_plan_ratio: 0.7",
+            "engine.max_plan_ratio: 0.7 needs a unit: 0.7x (times FP16)",
+        ),
+        (
+            "max_weights_ratio: 0.65 x",
+            "max_weights_ratio: 0.65 y",
+            "engine.max_weights_ratio: 0.65 y has the unit 'y', wants x, such as 0.6x",
+        ),
+        (
+            "max_activation_ratio: 1X",
+            "max_activation_ratio: 1001x",
+            "engine.max_activation_ratio: 1001x is out of range: above 0x, at most 1000x",
+        ),
+        (
+            "max_plan: 512MiB",
+            "max_plan: 512",
+            "engine.max_plan: 512 needs a unit: 512MiB or 512MB",
+        ),
+        (
+            "max_plan: 512MiB",
+            "max_plan: 512 mb",
+            "engine.max_plan: 512 mb has the unit 'mb', wants one of KiB, MiB, GiB, KB, MB, GB",
+        ),
+        (
+            "max_weights: 0.5 GiB",
+            "max_weights: 0GiB",
+            "engine.max_weights: 0GiB is out of range: at least one byte",
+        ),
+        (
+            "max_activation: 100MB",
+            "max_activation: lots",
+            "engine.max_activation: 'lots' is no quantity: write a number with MiB, such as 512MiB",
+        ),
+        (
+            "max_plan: 512MiB",
+            "max_plan_bytes: 512",
+            "engine.max_plan_bytes: unknown key; did you mean max_plan?",
+        ),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_refused_in_what_was_exported(refusal: Refusal, old: str, new: str, words: str) -> None:
+    line = line_of(old, text=EXPORTED)
+
+    assert refusal(swap(old, new, text=EXPORTED)) == f"{FILE}:{line}: {words}"
+
+
+@pytest.mark.parametrize(
+    ("gates", "words"),
+    [
+        (
+            "{engine: {target: sm89}}",
+            "5: engine: sets no limit, so it decides nothing: set attention, min_fp8_gemms or a "
+            "max_...",
+        ),
+        (
+            "{engine: {target: sm89, library: tensorrt, towers: [text], batch: 8}}",
+            "5: engine: sets no limit, so it decides nothing: set attention, min_fp8_gemms or a "
+            "max_...",
+        ),
+        ("{engine: {attention: fused}}", "5: engine.target: is missing"),
+        ("{engine: []}", "5: engine: is empty: leave it out or name at least one"),
+        ("{engine: sm89}", "5: engine: expected a list of mappings, found 'sm89'"),
+        ("{export: [softmax]}", "5: export: expected a mapping (key: value), found a list"),
+        ("{parity: 1%}", "5: parity: expected a mapping (key: value), found '1%'"),
+        (
+            "\n  engine:"
+            "\n    - {target: sm89, attention: fused}"
+            "\n    - {target: sm120, attention: fused}"
+            "\n    - {target: sm89, towers: [text, vision], min_fp8_gemms: 3}",
+            "9: engine: sm89 stands twice",
+        ),
+        (
+            "\n  engine:"
+            "\n    - {target: sm89, towers: [text], batch: 2, attention: fused}"
+            "\n    - {target: sm89, towers: [text], batch: 2, max_plan: 1GB}",
+            "8: engine: sm89-text-batch2 stands twice",
+        ),
+        (
+            "\n  accuracy:"
+            "\n    - {task: a/classification, metric: acc1, max_drop: 1pp, stage: onnx}"
+            "\n    - {task: a/classification, metric: acc1, max_drop: 1pp, stage: torch}"
+            "\n    - {task: a/classification, metric: acc1, max_drop: 1pp}",
+            "9: accuracy: a/classification acc1 stands twice",
+        ),
+        (
+            "{regression: {task: a/classification, metric: acc1, max_fp16_drop: 1pp, "
+            "max_drop: 1pp, max_drop_since_first: 1pp, stage: onnx}}",
+            "5: regression.stage: unknown key; known: task, metric, confidence, samples, "
+            "max_fp16_drop, max_drop, max_drop_since_first",
+        ),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_gates_of_what_was_exported_are_refused_as_a_whole(
+    refusal: Refusal, gates: str, words: str
+) -> None:
+    assert refusal(swap("{roundtrip: {}}", gates, text=SMALL)) == f"{FILE}:{words}"
 
 
 # -- what is no YAML, or more than a suite needs --------------------------------------------------
@@ -894,7 +1250,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @st.composite
 def mutated(draw: st.DrawFn) -> str:
     """Take a valid suite and cut, double or overwrite parts of it."""
-    text = draw(st.sampled_from([VALID, SMALL]))
+    text = draw(st.sampled_from([VALID, SMALL, EXPORTED]))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(text)))
         end = min(len(text), start + draw(st.sampled_from([0, 0, 1, 3, 12, 60])))
@@ -912,6 +1268,7 @@ def mutated(draw: st.DrawFn) -> str:
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(text=mutated())
 @example(text=VALID)
+@example(text=EXPORTED)
 @example(text=SMALL.replace("reference", '"\\UFFFFFFFF"'))
 @example(text=f"%YAML {'9' * 5000}.1\n---\n{SMALL}")
 def test_any_text_is_a_suite_or_one_readable_line(scratch: Path, text: str) -> None:
@@ -940,13 +1297,17 @@ def test_any_bytes_are_refused_in_one_line(scratch: Path, data: bytes) -> None:
     "key",
     ["samples: 512", "max_drop: 0.5pp", "min_cosine: .99", "min_sqnr: 15dB", "floor: 50%",
      "recipe: fp8-attention", "towers: [vision]", "until: 2027-03-01", "dataset: wds/photos",
-     "dtype: bfloat16", "metric: acc1", "task: photos/retrieval", "data: photos/train"],
+     "dtype: bfloat16", "metric: acc1", "task: photos/retrieval", "data: photos/train",
+     "stage: onnx", "allow: [softmax]", "max_size_ratio: 0.6x", "max_error: 0.2%",
+     "max_sqnr_change: 1.5dB", "target: sm120", "batch: 8", "attention: fused-fp8",
+     "max_plan: 512MiB"],
 )  # fmt: skip
 def test_any_value_of_a_key_is_a_suite_or_one_line(load: Load, key: str) -> None:
+    text = VALID if key in VALID else EXPORTED
     messages = []
     for value in NASTY:
         try:
-            load(swap(key, f"{key.partition(':')[0]}: {value}"))
+            load(swap(key, f"{key.partition(':')[0]}: {value}", text=text))
         except SuiteError as error:
             messages.append(str(error))
 

@@ -425,7 +425,7 @@ def test_softmax_that_pytorch_simulates_needs_no_declaration() -> None:
 
 
 def test_nameless_pair_is_shown_by_its_node() -> None:
-    pair = make_pair(make_quantizer("a.b"), node="/visual/MatMul_3_dq", quantizer=None)
+    pair = replace(make_pair(make_quantizer("a.b")), node="/visual/MatMul_3_dq", quantizer=None)
 
     verdict = judge(vision=add_pairs(make_onnx(make_audit(), "vision"), pair))
 
@@ -437,7 +437,7 @@ def test_nameless_pair_is_shown_by_its_node() -> None:
 
 
 def test_nameless_pair_beside_softmax_is_not_taken_for_one() -> None:
-    pair = make_pair(make_quantizer("a.b"), quantizer=None)
+    pair = replace(make_pair(make_quantizer("a.b")), quantizer=None)
     vision = add_pairs(make_onnx(make_audit(), "vision"), softmax_pair(), pair)
 
     assert judge(vision=vision).cause == "the exporter adds pairs of its own"
@@ -621,12 +621,20 @@ def test_half_that_became_zero_is_no_scale() -> None:
     assert "a scale of 0" in verdict.headline
 
 
-def test_brain_float_scales_may_be_rounded_to_eight_bits() -> None:
+@pytest.mark.parametrize(
+    ("stored", "within", "beyond"),
+    [
+        ("float32", 0.9e-6, 1.5e-6),
+        ("float16", 2.0**-11, 1.5 * 2.0**-11),
+        ("bfloat16", 2.0**-8, 1.5 * 2.0**-8),
+    ],
+)
+def test_each_type_has_its_own_rounding(stored: str, within: float, beyond: float) -> None:
     quantizer = make_quantizer(f"{FC1}.input_quantizer")
 
-    for amax, good in ((1 + 2.0**-8, True), (1 + 2.0**-7, False)):
-        verdict = one_pair(quantizer, scale_type="bfloat16", **ranges(448.0, amax, amax))
-        assert verdict.passed is good
+    for change, good in ((within, True), (-within, True), (beyond, False), (-beyond, False)):
+        near = ranges(448.0, 1.0 + change, 1.0 + change)
+        assert one_pair(quantizer, scale_type=stored, **near).passed is good
 
 
 # -- how weights are stored -----------------------------------------------------------------------

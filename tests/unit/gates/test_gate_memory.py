@@ -25,10 +25,10 @@ KEYS = {
     "max_plan_ratio": 41,
     "max_weights_ratio": 42,
     "max_activation_ratio": 43,
-    "max_plan_mib": 44,
-    "max_weights_mib": 45,
-    "max_activation_mib": 46,
-    "max_peak_device_mib": 47,
+    "max_plan": 44,
+    "max_weights": 45,
+    "max_activation": 46,
+    "max_peak_device": 47,
 }
 WHERE = Where(file=FILE, line=40, keys=KEYS)
 SUBJECT = "vision, batch 1, tensorrt-rtx sm89"
@@ -48,11 +48,22 @@ QUANTIZED = MemoryFigures(
 RATIOS = {"plan": "max_plan_ratio", "weights": "max_weights_ratio"}
 RATIOS["activation"] = "max_activation_ratio"
 SIZES = {
-    "plan": "max_plan_mib",
-    "weights": "max_weights_mib",
-    "activation": "max_activation_mib",
-    "peak_device": "max_peak_device_mib",
+    "plan": "max_plan",
+    "weights": "max_weights",
+    "activation": "max_activation",
+    "peak_device": "max_peak_device",
 }
+
+
+def make_limits(texts: dict[str, str]) -> MemoryLimits:
+    """Return limits from the keys of a suite: ratios, and sizes in MiB."""
+    values: dict[str, Any] = {
+        name if name.endswith("_ratio") else f"{name}_bytes": (
+            Fraction(text) if name.endswith("_ratio") else int(text) * MIB
+        )
+        for name, text in texts.items()
+    }
+    return MemoryLimits(**values)
 
 
 def judge(
@@ -61,7 +72,7 @@ def judge(
     verdict = judge_memory(
         fp16=fp16,
         quantized=quantized,
-        limits=MemoryLimits(**{name: Fraction(text) for name, text in limits.items()}),
+        limits=make_limits(limits),
         where=WHERE,
         subject=SUBJECT,
     )
@@ -125,7 +136,7 @@ def test_one_byte_over_a_ratio_is_over_it_and_shows() -> None:
 
 
 def test_ratios_and_sizes_are_both_in_the_brief() -> None:
-    verdict = judge(max_weights_ratio="0.6", max_weights_mib="500", max_plan_mib="600")
+    verdict = judge(max_weights_ratio="0.6", max_weights="500", max_plan="600")
     assert verdict.brief == "weights 0.500x of FP16; plan 560.0 MiB"
     assert len(verdict.evidence) == 2
 
@@ -153,8 +164,8 @@ def test_a_missing_figure_is_not_measured(part: str, sides: tuple[str, ...]) -> 
 
 
 def test_a_limit_in_mib_needs_only_the_quantized_side() -> None:
-    assert judge(fp16=MemoryFigures(), max_plan_mib="600").status is Status.PASS
-    missing = judge(quantized=MemoryFigures(), max_peak_device_mib="600")
+    assert judge(fp16=MemoryFigures(), max_plan="600").status is Status.PASS
+    missing = judge(quantized=MemoryFigures(), max_peak_device="600")
     assert missing.status is Status.NOT_MEASURED
     assert "peak device memory of quantized" in missing.headline
 
@@ -163,7 +174,7 @@ def test_a_failure_leads_a_missing_figure() -> None:
     verdict = judge(
         quantized=replace(QUANTIZED, peak_device_bytes=None),
         max_activation_ratio="1.2",
-        max_peak_device_mib="9",
+        max_peak_device="9",
     )
     assert verdict.status is Status.FAIL
     assert "NOT_MEASURED: memory" in all_text(verdict)
@@ -228,7 +239,7 @@ def test_the_verdict_is_the_exact_comparison_and_saving_never_hurts(
             fp16=fp16,
             quantized=replace(QUANTIZED, weights_bytes=size),
             max_weights_ratio=str(limit),
-            max_weights_mib="1000000000",
+            max_weights="1000000000",
         )
 
     verdict = judge_size(after)

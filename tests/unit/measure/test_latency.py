@@ -109,6 +109,13 @@ def test_no_round_time_is_one_run_a_round() -> None:
     assert (run.fp16.runs, run.quantized.runs) == (1, 1)
 
 
+def test_many_runs_are_found_in_few_steps() -> None:
+    clock = FakeClock()
+    run = measure(clock, clock.contestant("f", 0.01), clock.contestant("q", 0.01))
+    assert run.fp16.runs == 2000
+    assert len(clock.log) < 100
+
+
 def test_warm_up_goes_on_until_the_median_is_stable() -> None:
     clock = FakeClock()
     falling = [100.0 * 0.9**i + 20 for i in range(200)]

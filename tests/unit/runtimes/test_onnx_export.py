@@ -21,6 +21,7 @@ from pytest_quantgate.measure.quantizers import find_quantizers
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.recipes import Recipe
+from pytest_quantgate.runtimes import onnx_surgery
 from pytest_quantgate.runtimes.onnx_export import ExportedOnnx, export_tower, simulate_softmax
 from pytest_quantgate.runtimes.onnx_graph import read_graph
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
@@ -564,6 +565,14 @@ def test_refuses_other_models_and_opsets(variant: Any, tmp_path: Path) -> None:
     vision_alone = replace(model, module=model.module.vision_model)
     with pytest.raises(ModelError, match="transformers' CLIPModel"):
         export_tower(vision_alone, tower="text", path=tmp_path / "tower.onnx")
+
+
+def test_refuses_what_one_file_cannot_hold(
+    variant: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_surgery, "LARGEST_FILE_BYTES", 1000)
+    with pytest.raises(ModelError, match=r"tower.onnx: .* export with precision float16"):
+        export_tower(variant("fp16"), tower="text", path=tmp_path / "tower.onnx")
 
 
 def test_says_what_to_install(

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_quantgate.errors import ModelError
+from pytest_quantgate.measure.quantizers import find_quantizers
 from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair, from_json, to_json
 from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnx_graph import module_of_node, read_graph
 
@@ -89,7 +93,7 @@ def put_float_weight(graph: Any, quantizer: str, weight: str) -> None:
             "QuantizeLinear",
             [weight, *last.input[1:]],
             [f"{weight}_8bit"],
-            name=last.name.replace("Dequantize", "Quantize"),
+            name=last.name.replace("/DQ", "/Q"),
         ),
     )
     last.input[0] = f"{weight}_8bit"
@@ -348,3 +352,49 @@ def test_truncated_file_is_refused(sound: Path, tmp_path: Path) -> None:
     path.write_bytes(sound.read_bytes()[:-1000])
     with pytest.raises(ModelError, match=r"cut.onnx: is no ONNX model"):
         read_graph(path)
+
+
+def test_audit_sees_what_modelopts_exporter_does(
+    make_quantized: Callable[..., ClipModel], tmp_path: Path
+) -> None:
+    """The real thing: a custom domain, an excluded convolution quantized, pairs at Softmax."""
+    pytest.importorskip("onnx_graphsurgeon")  # comes with nvidia-modelopt[onnx]
+    deploy = import_modelopt("modelopt.torch._deploy.utils")
+    model = make_quantized("fp8", exclude=("*patch_embedding*",))
+    module: Any = model.module
+
+    class Tower(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vision_model = module.vision_model
+            self.visual_projection = module.visual_projection
+
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            return self.visual_projection(self.vision_model(pixel_values).pooler_output)
+
+    with quiet_libraries():
+        content, _ = deploy.get_onnx_bytes_and_metadata(
+            Tower(),
+            (torch.zeros(1, 3, 48, 48),),
+            weights_dtype="fp32",
+            model_name="tower",
+            onnx_opset=20,
+        )
+    path = tmp_path / "modelopt.onnx"
+    path.write_bytes(deploy.OnnxBytes.from_bytes(content).get_onnx_model_file_bytes())
+    audit = read_graph(path)
+    wanted = {
+        name
+        for name, quantizer in find_quantizers(module).items()
+        if quantizer.is_enabled and name.startswith("vis")
+    }
+    # All that was to be there is recognised by its own name, although the file says nothing of us.
+    assert wanted <= {p.quantizer for p in audit.pairs if p.complete and p.feeds_owner}
+    assert audit.domains == ("", "trt")
+    added = [p for p in audit.pairs if p.quantizer not in wanted]
+    assert [(p.source, p.consumers) for p in added] == [
+        ("weight, 8 bit", (PATCH,)),
+        ("activation", ("vision_model.encoder.layers.0.self_attn",)),
+        ("activation", ("vision_model.encoder.layers.1.self_attn",)),
+    ]
+    assert operation_of(audit, PATCH).operands_quantized == (False, True)

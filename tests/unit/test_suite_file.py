@@ -408,7 +408,7 @@ def test_name_is_not_shortened_without_a_common_root(
             "roundtrip: {}",
             "zzz: {}",
             "zzz: unknown key; known: coverage, calibration, fidelity, accuracy, "
-            "regression, roundtrip, export, parity, engine",
+            "regression, roundtrip, export, parity, engine, latency",
         ),
         ("roundtrip: {}", "roundtrip: {tolerance: 1}", "roundtrip.tolerance: unknown key; known: "),
         (
@@ -755,13 +755,13 @@ def test_refused_with_file_line_key_and_mend(
             "{roundtrip: {}}",
             "{}",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip, export, parity, engine",
+            "accuracy, regression, roundtrip, export, parity, engine, latency",
         ),
         (
             "{roundtrip: {}}",
             "",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip, export, parity, engine",
+            "accuracy, regression, roundtrip, export, parity, engine, latency",
         ),
         (
             "{roundtrip: {}}",
@@ -901,7 +901,7 @@ def test_task_may_be_judged_in_pytorch_and_as_exported(load: Load) -> None:
         ("target: sm89, towers: [text, vision]", "sm89"),
         ("target: sm120, batch: 8", "sm120-batch8"),
         ("target: sm89, towers: [text], batch: 2", "sm89-text-batch2"),
-        ("target: sm89, batch: 1, library: tensorrt", "sm89"),
+        ("target: sm89, batch: 1, library: tensorrt", "sm89-tensorrt"),
     ],
 )
 def test_engine_is_named_by_what_makes_it_another(load: Load, written: str, key: str) -> None:
@@ -910,6 +910,29 @@ def test_engine_is_named_by_what_makes_it_another(load: Load, written: str, key:
     (engine,) = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.engine
 
     assert engine.key == key
+
+
+def test_latency_is_named_by_runtime_tower_and_batch(load: Load) -> None:
+    text = "{latency: [{tower: vision, max_ratio: 0.9x}, {tower: text, batch: 8, max_ratio: 1x}]}"
+
+    first, second = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.latency
+
+    assert (first.key, second.key) == ("onnxruntime-vision-batch1", "onnxruntime-text-batch8")
+    assert (first.max_ratio, first.confidence) == (Fraction(9, 10), Fraction(19, 20))
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("tower: vision", "latency.max_ratio: is missing"),
+        ("tower: vision, max_ratio: 90%", "latency.max_ratio: 90% has the unit '%'; write it as"),
+        ("tower: image, max_ratio: 1x", "latency.tower: 'image' is none of vision, text"),
+        ("tower: text, max_ratio: 1x, runtime: cuda", "latency.runtime: 'cuda' is none of onnx"),
+    ],
+)
+def test_latency_is_refused_with_its_key(load: Load, written: str, words: str) -> None:
+    with pytest.raises(SuiteError, match=re.escape(words)):
+        load(swap("{roundtrip: {}}", f"{{latency: {{{written}}}}}", text=SMALL))
 
 
 @pytest.mark.parametrize(

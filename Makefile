@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed-$(VERSION)
 .PHONY: help gate test unit lint install clean
 
 help:
-	@echo "make gate   install into .venv, run the default suite, end with a verdict table"
+	@echo "make gate   install into .venv, run the default suites, end with a verdict table"
 	@echo "make test   the same, then the project's own tests"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make clean  remove .venv (the cache of built variants stays)"

@@ -31,10 +31,12 @@ from pytest_quantgate.gates import (
     judge_export,
     judge_fidelity,
     judge_latency,
+    judge_memory,
     judge_parity,
     judge_regression,
     judge_roundtrip,
 )
+from pytest_quantgate.gates.memory import MemoryFigures, MemoryLimits
 from pytest_quantgate.measurement import (
     Audit,
     CalibrationRun,
@@ -48,9 +50,16 @@ from pytest_quantgate.measurement import (
 )
 from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import Progress
-from pytest_quantgate.stages import TOWERS, Stages
-from pytest_quantgate.suite import AccuracyGate, EngineGate, LatencyGate, RegressionGate, Suite
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.stages import TOWERS, Stages, TowerName
+from pytest_quantgate.suite import (
+    AccuracyGate,
+    EngineGate,
+    LatencyGate,
+    MemoryGate,
+    RegressionGate,
+    Suite,
+)
+from pytest_quantgate.verdict import Status, Verdict, combine
 
 if TYPE_CHECKING:
     import torch
@@ -152,6 +161,7 @@ class Case:
             "export": self._judge_export,
             "parity": self._judge_parity,
             "engine": lambda: self._judge_engine(self.engine_gate(key)),
+            "memory": lambda: self._judge_memory(self.memory_gate(key)),
             "latency": lambda: self._judge_latency(self.latency_gate(key)),
         }
         if (kind, key) not in self._verdicts:
@@ -208,6 +218,9 @@ class Case:
 
     def engine_gate(self, key: str) -> EngineGate:
         return next(gate for gate in self.suite.gates.engine if gate.key == key)
+
+    def memory_gate(self, key: str) -> MemoryGate:
+        return next(gate for gate in self.suite.gates.memory if gate.key == key)
 
     def latency_gate(self, key: str) -> LatencyGate:
         return next(gate for gate in self.suite.gates.latency if gate.key == key)
@@ -298,6 +311,37 @@ class Case:
                 },
                 gate=gate,
             )
+        )
+
+    def _judge_memory(self, gate: MemoryGate) -> Judged:
+        limits = MemoryLimits(
+            max_plan_ratio=gate.max_plan_ratio,
+            max_weights_ratio=gate.max_weights_ratio,
+            max_activation_ratio=gate.max_activation_ratio,
+            max_plan_bytes=gate.max_plan_bytes,
+            max_weights_bytes=gate.max_weights_bytes,
+            max_activation_bytes=gate.max_activation_bytes,
+        )
+        parts = tuple(
+            judge_memory(
+                fp16=self._memory_of("fp16", tower, gate),
+                quantized=self._memory_of("quantized", tower, gate),
+                limits=limits,
+                where=gate.where,
+                subject=f"{tower}, batch {gate.batch}, {gate.target}",
+            )
+            for tower in gate.towers
+        )
+        return Judged(verdict=combine(gate="memory", parts=parts))
+
+    def _memory_of(
+        self, variant: Literal["fp16", "quantized"], tower: TowerName, gate: MemoryGate
+    ) -> MemoryFigures:
+        report = self.stages.engine(variant=variant, tower=tower, gate=gate)
+        return MemoryFigures(
+            plan_bytes=report.plan_bytes,
+            weights_bytes=report.weights_bytes,
+            activation_bytes=report.activation_bytes,
         )
 
     def _judge_latency(self, gate: LatencyGate) -> Judged:

@@ -56,6 +56,8 @@ def list_gates(suite: Suite) -> Iterator[GateItem]:
         yield GateItem(suite=suite, kind="parity")
     for engine in gates.engine:
         yield GateItem(suite=suite, kind="engine", key=engine.key)
+    for memory in gates.memory:
+        yield GateItem(suite=suite, kind="memory", key=memory.key)
     for latency in gates.latency:
         yield GateItem(suite=suite, kind="latency", key=latency.key)
 

@@ -15,7 +15,7 @@ from pytest_quantgate.measurement import (
     from_json,
     to_json,
 )
-from pytest_quantgate.suite import EngineGate, LatencyGate
+from pytest_quantgate.suite import EngineGate, LatencyGate, MemoryGate
 
 if TYPE_CHECKING:
     import torch
@@ -244,7 +244,9 @@ class Stages:
                 )
         return Parity(towers=tuple(found), runtime=f"ONNX Runtime {onnxruntime.__version__}")
 
-    def engine(self, *, variant: Variant, tower: TowerName, gate: EngineGate) -> EngineReport:
+    def engine(
+        self, *, variant: Variant, tower: TowerName, gate: EngineGate | MemoryGate
+    ) -> EngineReport:
         """Return the report of a tower's engine; the plan stays in the cache beside it."""
         from pytest_quantgate.case import read_json, write_json
         from pytest_quantgate.runtimes.engine import build_engine

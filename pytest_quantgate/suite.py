@@ -228,10 +228,39 @@ class EngineGate:
     @property
     def key(self) -> str:
         """`<target>`, and what is not the usual: one tower, a batch above 1, another library."""
-        towers = "" if len(set(self.towers)) == 2 else f"-{self.towers[0]}"
-        batch = "" if self.batch == 1 else f"-batch{self.batch}"
-        library = "" if self.library == "tensorrt-rtx" else f"-{self.library}"
-        return f"{self.target}{towers}{batch}{library}"
+        return _name_engine(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryGate:
+    """How much room the engines of the towers take, each by itself, against FP16 and in bytes.
+
+    The activation memory of an FP8 engine can be larger than FP16's: a limit on it is a real gate.
+    """
+
+    where: Where
+    target: str
+    library: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
+    towers: tuple[Literal["vision", "text"], ...] = ("vision", "text")
+    batch: int = 1
+    max_plan_ratio: Fraction | None = None
+    max_weights_ratio: Fraction | None = None
+    max_activation_ratio: Fraction | None = None
+    max_plan_bytes: int | None = None
+    max_weights_bytes: int | None = None
+    max_activation_bytes: int | None = None
+
+    @property
+    def key(self) -> str:
+        """As an engine gate's."""
+        return _name_engine(self)
+
+
+def _name_engine(gate: EngineGate | MemoryGate) -> str:
+    towers = "" if len(set(gate.towers)) == 2 else f"-{gate.towers[0]}"
+    batch = "" if gate.batch == 1 else f"-batch{gate.batch}"
+    library = "" if gate.library == "tensorrt-rtx" else f"-{gate.library}"
+    return f"{gate.target}{towers}{batch}{library}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +299,7 @@ class Gates:
     export: ExportGate | None = None
     parity: ParityGate | None = None
     engine: tuple[EngineGate, ...] = ()
+    memory: tuple[MemoryGate, ...] = ()
     latency: tuple[LatencyGate, ...] = ()
 
 

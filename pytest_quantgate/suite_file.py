@@ -38,6 +38,7 @@ from pytest_quantgate.suite import (
     FidelityGate,
     Gates,
     LatencyGate,
+    MemoryGate,
     ModelSpec,
     ParityGate,
     QuantizeSpec,
@@ -541,11 +542,12 @@ def _check_gates(values: Mapping[str, Any], place: Place, node: yaml.Node) -> No
         raise place.child("gates").error(
             node, f"has no gates: name at least one of {', '.join(GATES.fields)}"
         )
-    for kind in ("accuracy", "regression", "engine", "latency"):
+    for kind in ("accuracy", "regression", "engine", "memory", "latency"):
         seen: set[str] = set()
         for gate in values.get(kind, ()):
             if gate.key in seen:
-                name = gate.key if kind in ("engine", "latency") else f"{gate.task} {gate.metric}"
+                is_task = kind in ("accuracy", "regression")
+                name = f"{gate.task} {gate.metric}" if is_task else gate.key
                 raise SuiteError(f"{gate.where}: {kind}: {name} stands twice")
             seen.add(gate.key)
 
@@ -561,6 +563,14 @@ def _check_data(values: Mapping[str, Any], place: Place, node: yaml.Node) -> Non
 
 
 def _check_engine(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    _check_limits(values, place, node, words="attention, min_fp8_gemms or a max_...")
+
+
+def _check_memory(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    _check_limits(values, place, node, words="a max_...")
+
+
+def _check_limits(values: Mapping[str, Any], place: Place, node: yaml.Node, *, words: str) -> None:
     towers = values.get("towers", ("vision",))
     if not towers:
         raise place.error_at(node, "towers", "is empty: name vision, text or both")
@@ -568,9 +578,7 @@ def _check_engine(values: Mapping[str, Any], place: Place, node: yaml.Node) -> N
         raise place.error_at(node, "towers", "names a tower twice, which would count it twice")
     limits = values.keys() - {"target", "library", "towers", "batch"}
     if not limits:
-        raise place.error(
-            node, "sets no limit, so it decides nothing: set attention, min_fp8_gemms or a max_..."
-        )
+        raise place.error(node, f"sets no limit, so it decides nothing: set {words}")
 
 
 def _check_parity(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
@@ -608,10 +616,18 @@ def _build_parity(**values: Any) -> ParityGate:
 
 
 def _build_engine(**values: Any) -> EngineGate:
+    return EngineGate(**_in_bytes(values))
+
+
+def _build_memory(**values: Any) -> MemoryGate:
+    return MemoryGate(**_in_bytes(values))
+
+
+def _in_bytes(values: dict[str, Any]) -> dict[str, Any]:
     for name in ("max_plan", "max_weights", "max_activation"):
         if name in values:
             values[f"{name}_bytes"] = values.pop(name)
-    return EngineGate(**values)
+    return values
 
 
 def _build_fidelity(**values: Any) -> FidelityGate:
@@ -750,24 +766,31 @@ PARITY = Section(
         "max_sqnr_change": decibel_field(help="of SQNR against FP16; default: 1dB"),
     },
 )
+_ENGINE = {
+    "target": text_field(help="compute capability, such as sm89", required=True),
+    "library": choice_field("tensorrt-rtx", "tensorrt", help="default: tensorrt-rtx"),
+    "towers": list_field(choice_field("vision", "text", help="tower"), help="default: both"),
+    "batch": count_field(help="images or texts in a batch; default: 1"),
+}
+_SIZES = {
+    "max_plan_ratio": ratio_field(help="plan against FP16's"),
+    "max_weights_ratio": ratio_field(help="weights memory against FP16's"),
+    "max_activation_ratio": ratio_field(help="activation memory against FP16's"),
+    "max_plan": bytes_field(help="plan of one tower"),
+    "max_weights": bytes_field(help="weights memory of one tower"),
+    "max_activation": bytes_field(help="activation memory of one tower"),
+}
 ENGINE = Section(
     build=_build_engine,
     check=_check_engine,
     fields={
-        "target": text_field(help="compute capability, such as sm89", required=True),
-        "library": choice_field("tensorrt-rtx", "tensorrt", help="default: tensorrt-rtx"),
-        "towers": list_field(choice_field("vision", "text", help="tower"), help="default: both"),
-        "batch": count_field(help="images or texts in a batch; default: 1"),
+        **_ENGINE,
         "min_fp8_gemms": count_field(help="linear layers in FP8, all towers together"),
         "attention": choice_field("fused-fp8", "fused", help="in every block of every tower"),
-        "max_plan_ratio": ratio_field(help="plan against FP16's"),
-        "max_weights_ratio": ratio_field(help="weights memory against FP16's"),
-        "max_activation_ratio": ratio_field(help="activation memory against FP16's"),
-        "max_plan": bytes_field(help="plan of one tower"),
-        "max_weights": bytes_field(help="weights memory of one tower"),
-        "max_activation": bytes_field(help="activation memory of one tower"),
+        **_SIZES,
     },
 )
+MEMORY = Section(build=_build_memory, check=_check_memory, fields={**_ENGINE, **_SIZES})
 LATENCY = Section(
     build=LatencyGate,
     fields={
@@ -793,6 +816,7 @@ GATES = Section(
         "export": section_field(EXPORT, help="the ONNX files hold what was audited"),
         "parity": section_field(PARITY, help="the ONNX files compute what PyTorch does"),
         "engine": sections_field(ENGINE, help="TensorRT engines: precision, fusion, sizes"),
+        "memory": sections_field(MEMORY, help="sizes of the engines against FP16's"),
         "latency": sections_field(LATENCY, help="time against FP16, interleaved"),
     },
 )

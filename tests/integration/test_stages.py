@@ -19,8 +19,9 @@ STAGES = """\
   engine:
     - {target: sm89, towers: [vision], min_fp8_gemms: 13}
     - {target: sm120, towers: [text], min_fp8_gemms: 13}
+  memory: {target: sm89, max_weights_ratio: 0.9x, max_activation: 64MiB}
 """
-ONLY = ("-k", "export or parity or engine or onnx")
+ONLY = ("-k", "export or parity or engine or onnx or memory")
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_good_export_passes_every_stage(
 
     result = run_gates(*ONLY)
 
-    result.assert_outcomes(passed=5, deselected=5)
+    result.assert_outcomes(passed=6, deselected=5)
     result.stdout.fnmatch_lines(
         [
             "  PASS  accuracy[[]scenes/classification-acc1-onnx[]]",
@@ -72,7 +73,7 @@ def test_a_good_export_passes_every_stage(
 def test_int8_goes_through_onnx_runtime(write_stages: Callable[..., Path], run_gates: Run) -> None:
     write_stages(recipe="int8", replace={"allow: [softmax], ": ""})
 
-    run_gates("-k", "export or parity or onnx").assert_outcomes(passed=3, deselected=7)
+    run_gates("-k", "export or parity or onnx").assert_outcomes(passed=3, deselected=8)
 
 
 def test_a_text_tower_exported_from_fp16_is_red(
@@ -104,7 +105,7 @@ def test_a_text_tower_exported_from_fp16_is_red(
 
     result = run_gates("-k", "export or parity", f"--quantgate-cache-dir={tmp_path}")
 
-    result.assert_outcomes(failed=2, deselected=8)
+    result.assert_outcomes(failed=2, deselected=9)
     result.stdout.fnmatch_lines(
         [
             "FAIL export: * of * quantizers of the text tower are not in its graph *",
@@ -122,7 +123,7 @@ def test_a_target_without_fp8_units_says_so(
 
     result = run_gates("-k", "sm86")
 
-    result.assert_outcomes(failed=1, deselected=9)
+    result.assert_outcomes(failed=1, deselected=10)
     result.stdout.fnmatch_lines(
         ["FAIL suites/tiny.quantgate.yaml:*: the text tower, quantized: cannot build for sm86, *"]
     )
@@ -139,6 +140,6 @@ def test_without_the_library_the_install_line_is_shown(
         run_gates("-k", "engine", "--quantgate-strict"),
     )
 
-    loose.assert_outcomes(skipped=2, deselected=8)
+    loose.assert_outcomes(skipped=2, deselected=9)
     loose.stdout.fnmatch_lines(["SKIPPED*pip install 'pytest-quantgate[[]rtx[]]'*"])
-    strict.assert_outcomes(failed=2, deselected=8)
+    strict.assert_outcomes(failed=2, deselected=9)

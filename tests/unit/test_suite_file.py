@@ -408,7 +408,7 @@ def test_name_is_not_shortened_without_a_common_root(
             "roundtrip: {}",
             "zzz: {}",
             "zzz: unknown key; known: coverage, calibration, fidelity, accuracy, "
-            "regression, roundtrip, export, parity, engine, latency",
+            "regression, roundtrip, export, parity, engine, memory, latency",
         ),
         ("roundtrip: {}", "roundtrip: {tolerance: 1}", "roundtrip.tolerance: unknown key; known: "),
         (
@@ -755,13 +755,13 @@ def test_refused_with_file_line_key_and_mend(
             "{roundtrip: {}}",
             "{}",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip, export, parity, engine, latency",
+            "accuracy, regression, roundtrip, export, parity, engine, memory, latency",
         ),
         (
             "{roundtrip: {}}",
             "",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip, export, parity, engine, latency",
+            "accuracy, regression, roundtrip, export, parity, engine, memory, latency",
         ),
         (
             "{roundtrip: {}}",
@@ -910,6 +910,16 @@ def test_engine_is_named_by_what_makes_it_another(load: Load, written: str, key:
     (engine,) = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.engine
 
     assert engine.key == key
+
+
+def test_memory_is_named_as_an_engine_is_and_needs_a_limit(load: Load) -> None:
+    text = "{memory: [{target: sm89, towers: [text], batch: 2, max_plan: 64MiB}]}"
+
+    (gate,) = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.memory
+
+    assert (gate.key, gate.max_plan_bytes) == ("sm89-text-batch2", 64 * 2**20)
+    with pytest.raises(SuiteError, match="sets no limit, so it decides nothing: set a max_"):
+        load(swap("{roundtrip: {}}", "{memory: {target: sm89}}", text=SMALL))
 
 
 def test_latency_is_named_by_runtime_tower_and_batch(load: Load) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-Run = Callable[..., pytest.RunResult]
 WriteSuite = Callable[..., Path]
 
 
@@ -24,9 +23,19 @@ def timed_suite(write_suite: WriteSuite) -> Path:
 
 
 def test_times_are_in_pytest_benchmarks_results(
-    pytester: pytest.Pytester, timed_suite: Path, run_gates: Run
+    pytester: pytest.Pytester,
+    timed_suite: Path,
+    shared_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    result = run_gates("-k", "latency", "--benchmark-json=times.json")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark stops under it
+    result = pytester.runpytest_subprocess(
+        "suites",
+        "-k",
+        "latency",
+        "--benchmark-json=times.json",
+        f"--quantgate-cache-dir={shared_cache}",
+    )
 
     result.assert_outcomes(passed=1, deselected=5)
     result.stdout.fnmatch_lines(

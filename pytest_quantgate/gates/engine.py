@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from pytest_quantgate.gates.words import count, listed, shorten
-from pytest_quantgate.runtimes.engine_layers import EngineReport
+from pytest_quantgate.runtimes.engine_layers import EngineAttention, EngineReport
 from pytest_quantgate.suite import EngineGate
 from pytest_quantgate.verdict import Status, Verdict, combine
 
@@ -178,8 +178,18 @@ def _judge_attention(report: EngineReport, tower: str, *, gate: EngineGate) -> V
             [f"block {_block(o.block, o.index)}: {o.state}, {o.reason}" for o in other[1:]]
         ),
         cause=first.reason,
-        next_step="declare softmax pairs (export: {allow: [softmax]}), which FP8 attention needs, "
-        "and use recipe: fp8-attention",
+        next_step=_mend_attention(first),
+    )
+
+
+def _mend_attention(found: EngineAttention) -> str:
+    if "tokens are too few" in found.reason or "single head" in found.reason:
+        return (
+            "no recipe changes that: leave attention out of this tower's gate, or ask for `fused`"
+        )
+    return (
+        "declare softmax pairs (export: {allow: [softmax]}), which FP8 attention needs, and use "
+        "recipe: fp8-attention"
     )
 
 

@@ -368,6 +368,7 @@ def test_further_blocks_are_listed_each_with_its_own_reason() -> None:
     verdict = judge(text=text, attention="fused-fp8")
 
     assert verdict.cause == "12 tokens are too few"
+    assert verdict.next_step.startswith("no recipe changes that: leave attention out")
     assert verdict.evidence[0] == "block 4: fused-half, q is none"
 
 

@@ -307,7 +307,10 @@ class Case:
                     for tower, report in reports["quantized"].items()
                 },
                 onnx_digests={
-                    tower: self.stages.onnx_digest(tower=tower, gate=gate) for tower in gate.towers
+                    tower: self.stages.onnx_audit(
+                        variant="quantized", tower=tower, precision="float16"
+                    ).digest
+                    for tower in gate.towers
                 },
                 gate=gate,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.case import Case
     from pytest_quantgate.measure.latency import LatencyRun, TimeRuns
     from pytest_quantgate.models.clip import ClipModel, PairBatch
+    from pytest_quantgate.runtimes.engine import InputShapes
     from pytest_quantgate.runtimes.engine_layers import EngineReport
     from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
@@ -75,17 +75,15 @@ class Stages:
         gate = self.case.suite.gates.export
         return gate is not None and "softmax" in gate.allow
 
-    def onnx_path(
-        self, *, variant: Variant, tower: TowerName, precision: Precision, batch: int | None = None
-    ) -> Path:
-        """Return the ONNX file of a tower; `batch` None leaves the batch free."""
-        return self._onnx_folder(variant, tower, precision, batch) / "model.onnx"
+    def onnx_path(self, *, variant: Variant, tower: TowerName, precision: Precision) -> Path:
+        """Return the ONNX file of a tower, with a free batch: one file for every later stage."""
+        return self._onnx_folder(variant, tower, precision) / "model.onnx"
 
     def onnx_audit(self, *, variant: Variant, tower: TowerName, precision: Precision) -> OnnxAudit:
         """Return what the ONNX file of a tower holds, read back from the file."""
         from pytest_quantgate.runtimes.onnx_graph import read_graph
 
-        folder = self._onnx_folder(variant, tower, precision, None)
+        folder = self._onnx_folder(variant, tower, precision)
         stored = self.case.cache.get_or_measure(
             kind="onnx_audit",
             key=digest_of({"folder": folder.name, "code": self.case.code}),
@@ -93,9 +91,7 @@ class Stages:
         )
         return from_json(OnnxAudit, stored)
 
-    def _onnx_folder(
-        self, variant: Variant, tower: TowerName, precision: Precision, batch: int | None
-    ) -> Path:
+    def _onnx_folder(self, variant: Variant, tower: TowerName, precision: Precision) -> Path:
         case = self.case
         softmax = self.softmax and variant == "quantized"
         key = digest_of(
@@ -103,7 +99,6 @@ class Stages:
                 "variant": case.variant_key if variant == "quantized" else case.fp16_key,
                 "tower": tower,
                 "precision": precision,
-                "batch": batch,
                 "softmax": softmax,
             }
         )
@@ -117,21 +112,11 @@ class Stages:
                     model,
                     tower=tower,
                     path=folder / "model.onnx",
-                    dynamic_batch=batch is None,
-                    batch=batch or 1,
                     softmax=softmax,
                     precision=precision,
                 )
 
         return case.cache.get_or_build(kind="onnx", key=key, build=build)
-
-    def onnx_digest(self, *, tower: TowerName, gate: EngineGate) -> str:
-        """Return the SHA-256 of the approved ONNX file that an engine must be built from."""
-        path = self.onnx_path(
-            variant="quantized", tower=tower, precision="float16", batch=gate.batch
-        )
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def session(self, tower: TowerName) -> OnnxRuntimeModel:
         """Return the quantized tower in ONNX Runtime, in float32, ready to run."""
@@ -256,13 +241,12 @@ class Stages:
         library = load_library(
             name="tensorrt_rtx" if gate.library == "tensorrt-rtx" else "tensorrt"
         )
-        onnx_path = self.onnx_path(
-            variant=variant, tower=tower, precision="float16", batch=gate.batch
-        )
+        onnx_path = self.onnx_path(variant=variant, tower=tower, precision="float16")
         key = digest_of(
             {
                 "onnx": onnx_path.parent.name,
                 "target": gate.target,
+                "batch": gate.batch,
                 "library": [library.name, library.version],
                 "code": self.case.code,
             }
@@ -277,6 +261,7 @@ class Stages:
                         plan_path=folder / "model.plan",
                         library=library,
                         target=gate.target,
+                        shapes=self._fixed_shapes(tower, batch=gate.batch),
                     )
             except EngineError as error:
                 what = f"the {tower} tower, {_name(variant)}"
@@ -286,6 +271,24 @@ class Stages:
 
         folder = self.case.cache.get_or_build(kind="engine", key=key, build=build)
         return from_json(EngineReport, read_json(folder / "report.json"))
+
+    def _fixed_shapes(self, tower: TowerName, *, batch: int) -> tuple[InputShapes, ...]:
+        """Return the shapes of a tower's inputs with one batch and no other."""
+        from pytest_quantgate.runtimes.engine import InputShapes
+
+        config: Any = self.case.fp16.module.config
+        shapes: dict[str, tuple[int, ...]]
+        if tower == "vision":
+            vision = config.vision_config
+            sides = (vision.num_channels, vision.image_size, vision.image_size)
+            shapes = {"pixel_values": (batch, *sides)}
+        else:
+            tokens = (batch, config.text_config.max_position_embeddings)
+            shapes = {"input_ids": tokens, "attention_mask": tokens}
+        return tuple(
+            InputShapes(name=name, smallest=shape, usual=shape, largest=shape)
+            for name, shape in shapes.items()
+        )
 
 
 def _name(variant: Variant) -> str:

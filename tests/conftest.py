@@ -132,9 +132,19 @@ def write_suite(pytester: pytest.Pytester, tiny_clip: Path) -> Callable[..., Pat
 
 @pytest.fixture(scope="session")
 def _libraries() -> None:
-    """Import what gates import once and for all: pytester forgets the modules of an inner run, and
-    an extension module such as onnx's ends the process when it is imported a second time."""
+    """Import what gates import once and for all: pytester forgets the modules of an inner run.
+
+    An extension module such as onnx's ends the process when it is imported a second time, and one
+    of our own would be there twice: a test would patch the one that nobody uses any more.
+    """
+    import importlib
+    import pkgutil
+
+    import pytest_quantgate
     from pytest_quantgate.models.modelopt import import_modelopt
+
+    for module in pkgutil.walk_packages(pytest_quantgate.__path__, "pytest_quantgate."):
+        importlib.import_module(module.name)
 
     import_modelopt("modelopt.torch.quantization.plugins.diffusion.diffusers")
     import_modelopt("modelopt.torch.opt")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from pytest_quantgate.gates.words import closest, count, group, listed, percent, shorten
@@ -69,16 +69,7 @@ def judge_coverage(audit: Audit, *, gate: CoverageGate, today: date) -> Verdict:
     verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
     figures = {**_figures(audit, scope=scope), **verdict.figures}
     if not verdict.passed:
-        return Verdict(
-            gate=GATE,
-            status=verdict.status,
-            headline=verdict.headline,
-            brief=verdict.brief,
-            evidence=verdict.evidence,
-            cause=verdict.cause,
-            next_step=verdict.next_step,
-            figures=figures,
-        )
+        return replace(verdict, figures=figures)
     headline, brief = _describe(audit, figures=figures)
     return Verdict(
         gate=GATE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 from pytest_quantgate.gates.words import count, listed, shorten
@@ -55,16 +56,7 @@ def judge_engine(
     for tower in gate.towers:
         figures |= _figures(fp16[tower], quantized[tower], tower)
     if not verdict.passed:
-        return Verdict(
-            gate=GATE,
-            status=verdict.status,
-            headline=verdict.headline,
-            brief=verdict.brief,
-            evidence=verdict.evidence,
-            cause=verdict.cause,
-            next_step=verdict.next_step,
-            figures=figures,
-        )
+        return replace(verdict, figures=figures)
     gemms = sum(quantized[t].fp8_gemm_nodes for t in gate.towers)
     of = sum(quantized[t].gemm_nodes for t in gate.towers)
     first = quantized[gate.towers[0]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pytest_quantgate.gates.words import count, group, shorten
 from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer
@@ -54,16 +55,7 @@ def judge_export(
         "onnx_size_ratio": file_bytes / fp16_file_bytes if fp16_file_bytes else 0.0,
     }
     if not verdict.passed:
-        return Verdict(
-            gate=GATE,
-            status=verdict.status,
-            headline=verdict.headline,
-            brief=verdict.brief,
-            evidence=verdict.evidence,
-            cause=verdict.cause,
-            next_step=verdict.next_step,
-            figures=figures,
-        )
+        return replace(verdict, figures=figures)
     pairs = sum(len(_expected(audit, found)) for found in quantized)
     # Judged already: a softmax pair that no quantizer stands for is one that `allow` names.
     extra = pairs_there - pairs

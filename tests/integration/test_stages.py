@@ -143,3 +143,34 @@ def test_without_the_library_the_install_line_is_shown(
     loose.assert_outcomes(skipped=2, deselected=9)
     loose.stdout.fnmatch_lines(["SKIPPED*pip install 'pytest-quantgate[[]rtx[]]'*"])
     strict.assert_outcomes(failed=2, deselected=9)
+
+
+def test_an_engine_of_another_file_than_the_audited_one_is_incomparable(
+    write_stages: Callable[..., Path],
+    run_gates: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The plan that ships must come from the file that the export gate read."""
+    pytest.importorskip("tensorrt_rtx")
+    from pytest_quantgate.runtimes import engine
+
+    build = engine.build_engine
+
+    def build_older(*, onnx_path: Path, **options: Any) -> Any:
+        older = tmp_path / "older.onnx"
+        content = onnx_path.read_bytes()
+        # One more metadata entry (field 14): valid, the same graph, another file.
+        older.write_bytes(content + b"\x72\x08\x0a\x03old\x12\x01x")
+        return build(onnx_path=older, **options)
+
+    monkeypatch.setattr(engine, "build_engine", build_older)
+    write_stages()
+    cache = f"--quantgate-cache-dir={tmp_path / 'cache'}"
+
+    result = run_gates("-k", "sm89-vision", cache)
+
+    result.assert_outcomes(failed=1, deselected=10)
+    result.stdout.fnmatch_lines(
+        ["INCOMPARABLE engine: the plan of the vision tower was built from another ONNX file: *"]
+    )

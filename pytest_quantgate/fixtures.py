@@ -78,7 +78,7 @@ def quantgate_baseline(request: pytest.FixtureRequest, quantgate_case: Case) -> 
         quantized: Outcomes | None = None,
     ) -> None:
         __tracebackhide__ = True
-        judged = quantgate_case.check_baseline(
+        judged = quantgate_case.judging.check_baseline(
             task=task, metric=metric, fp16=fp16, quantized=quantized
         )
         verdict = judged.verdict

@@ -24,7 +24,8 @@ from pytest_quantgate.verdict import Status, Verdict
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:
     from pytest_quantgate.baselines import Record, Store
-    from pytest_quantgate.case import Case, Judged
+    from pytest_quantgate.case import Case
+    from pytest_quantgate.judging import Judged
     from pytest_quantgate.report.terminal import Row, Summary
     from pytest_quantgate.suite import Suite
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_quantgate.case import Case, Judged
+from pytest_quantgate.case import Case
+from pytest_quantgate.judging import Judged
 from pytest_quantgate.measure.latency import ReplayClock, list_extra_info
 from pytest_quantgate.verdict import Status, Verdict
 

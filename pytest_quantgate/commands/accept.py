@@ -1,0 +1,31 @@
+"""`quantgate accept`: make obtained results the baselines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_quantgate.baseline_mode import refuse_ci
+from pytest_quantgate.baselines import Store, accept_obtained
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("accept", help="make obtained results the baselines")
+    parser.add_argument(
+        "obtained", type=Path, metavar="OBTAINED", help="folder of obtained results"
+    )
+    parser.add_argument("--baselines", type=Path, default=Path("baselines"), metavar="DIR")
+    parser.add_argument("--reason", required=True, help="kept in the baseline, read in its review")
+    parser.add_argument("--allow-ci-write", action="store_true", help="although CI is set")
+
+
+def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    if not parsed.allow_ci_write:
+        refuse_ci("quantgate accept", environ=environ, flag="--allow-ci-write")
+    for path in accept_obtained(
+        parsed.obtained, store=Store(parsed.baselines), reason=parsed.reason
+    ):
+        print(f"baseline written: {path}")
+    return 0

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -23,8 +24,9 @@ from pytest_quantgate.errors import ModelError
 from pytest_quantgate.measure.quantizers import amax_of, find_quantizers
 from pytest_quantgate.models.attention import attention_class
 from pytest_quantgate.models.clip import ClipModel
-from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.loading import check_config, quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.untrusted import parse_json, read_regular
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,9 @@ STATE = "modelopt_state.pth"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FILES = (STATE, WEIGHTS, CONFIG)
+MAX_JSON_BYTES = 64 << 20
+DTYPES = ("float32", "float16", "bfloat16")
+ATTENTION = ("automatic", "diffusers")
 
 _MANIFEST_FIELDS = {
     "base_weights": str,
@@ -115,7 +120,7 @@ def restore_module(
     import pickle
 
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     # Its import registers the mode that the state is restored by.
     import_modelopt("modelopt.torch.quantization", purpose="restoring a quantized model")
@@ -135,15 +140,9 @@ def restore_module(
                 f"{directory / STATE}: holds more than plain data and was not loaded "
                 f"({_first_line(error)}): quantize again"
             ) from error
-        except (
-            SafetensorError,
-            RuntimeError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            AssertionError,
-        ) as error:
+        except ModelError:
+            raise
+        except Exception as error:  # ModelOpt trusts its state: a damaged one ends in any of them
             raise ModelError(
                 f"{directory}: the checkpoint does not fit this model "
                 f"({type(error).__name__}: {_first_line(error)}): quantize again"
@@ -183,14 +182,10 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
 
     Raises ModelError with the file and what is wrong. Reads JSON and bytes, loads nothing.
     """
-    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
-        raise ModelError(
-            f"{directory}: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, so that loading could run code "
-            f"from the file: unset it"
-        )
+    refuse_forced_pickles(where=str(directory), environ=os.environ)
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path} is missing or unreadable ({error}): save the model again"
@@ -198,11 +193,19 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise ModelError(
-            f"{path}: checkpoint format {found!r} is not {FORMAT}: save the model again"
+            f"{path}: checkpoint format {repr(found)[:80]} is not {FORMAT}: save the model again"
         )
     for key, kind in _MANIFEST_FIELDS.items():
-        if not isinstance(manifest.get(key), kind):
+        value = manifest.get(key)
+        texts = value.values() if isinstance(value, dict) else ()
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
             raise ModelError(f"{path}: {key!r} is missing or damaged: save the model again")
+    for key, known in (("compute_dtype", DTYPES), ("attention", ATTENTION)):
+        if manifest[key] not in known:
+            raise ModelError(
+                f"{path}: {key} is {manifest[key][:80]!r}, none of {', '.join(known)}: "
+                f"save the model again"
+            )
     if set(manifest["files"]) != set(FILES):
         raise ModelError(
             f"{path}: lists {sorted(manifest['files'])}, a checkpoint has {sorted(FILES)}: "
@@ -315,8 +318,13 @@ def _first_line(error: Exception) -> str:
 def _build_plain(directory: Path) -> torch.nn.Module:
     from transformers import CLIPConfig, CLIPModel
 
-    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    path = directory / CONFIG
+    config = parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES))
+    check_config(config, where=str(path))
     attention = config.pop("_attn_implementation")
+    if not isinstance(attention, str) or not re.fullmatch(r"\w+", attention):
+        # A name with a / is a kernel that transformers would fetch from the hub and run.
+        raise ModelError(f"{path}: attention implementation {str(attention)[:80]!r} is not taken")
     module: torch.nn.Module = CLIPModel._from_config(
         CLIPConfig.from_dict(config), attn_implementation=attention
     )

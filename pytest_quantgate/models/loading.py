@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.source import CheckpointSource, resolve_checkpoint
 from pytest_quantgate.suite import ModelSpec
+from pytest_quantgate.untrusted import parse_json, read_regular
 
 if TYPE_CHECKING:
     import torch
+
+MAX_JSON_BYTES = 64 << 20
+INDEX = "model.safetensors.index.json"
+
+#: Nothing of CLIP's kind comes near; beyond, the model would fill the memory before it is refused.
+LARGEST = {
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 1_000,
+    "hidden_size": 65_536,
+    "intermediate_size": 262_144,
+    "projection_dim": 65_536,
+    "image_size": 8_192,
+    "patch_size": 8_192,
+    "num_channels": 64,
+    "vocab_size": 10_000_000,
+    "max_position_embeddings": 1_000_000,
+}
 
 
 def load_fp16(
@@ -40,6 +59,7 @@ def load_fp16(
     where = spec.where.of("id")
     if device == "cuda" and not torch.cuda.is_available():
         raise NotMeasured("device cuda: torch finds no CUDA device; use --quantgate-device=cpu")
+    refuse_forced_pickles(where=where)
     check_files(source, where=where)
     compute_dtype = "float32" if device == "cpu" else spec.dtype
     dtype: torch.dtype = getattr(torch, spec.dtype)
@@ -96,18 +116,27 @@ def load_fp16(
 
 
 def check_files(source: CheckpointSource, *, where: str) -> None:
-    """Raise ModelError, naming the file, for a config of another model or damaged safetensors."""
+    """Raise ModelError, naming the file, for a config of another model or damaged safetensors,
+    and for what would load something else than the weights in this directory."""
     from safetensors import SafetensorError, safe_open
 
-    config = source.directory / "config.json"
-    try:
-        architecture = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{where}: {config} is missing or unreadable: {error}") from error
+    path = source.directory / "config.json"
+    config = _read_mapping(path, where=where)
+    architecture = config.get("model_type")
     if architecture != "clip":
         raise ModelError(
-            f"{where}: {config}: model_type is {architecture!r}, this suite needs 'clip'"
+            f"{where}: {path}: model_type is {str(architecture)[:80]!r}, this suite needs 'clip'"
         )
+    check_config(config, where=f"{where}: {path}")
+    if (source.directory / "adapter_config.json").exists():
+        raise ModelError(
+            f"{where}: {source.directory} holds an adapter (adapter_config.json), which names "
+            f"another base model: merge it and save the whole model"
+        )
+    check_index(source.directory, where=where)
+    processor = source.directory / "preprocessor_config.json"
+    if processor.exists():
+        check_config(_read_mapping(processor, where=where), where=f"{where}: {processor}")
     for path in sorted(source.directory.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):
@@ -117,6 +146,62 @@ def check_files(source: CheckpointSource, *, where: str) -> None:
                 f"{where}: {path} is damaged ({path.stat().st_size} bytes; {_first_line(error)}): "
                 f"download or save it again"
             ) from error
+
+
+def check_config(config: Mapping[str, Any], *, where: str) -> None:
+    """Raise ModelError for sizes that no such model has, and for an already quantized model."""
+    if config.get("quantization_config") is not None:
+        raise ModelError(
+            f"{where}: has a quantization_config: the baseline must be the model before it was "
+            f"quantized"
+        )
+    for key in ("", "text_config", "vision_config", "size", "crop_size"):
+        part = config.get(key) if key else config
+        for name, value in part.items() if isinstance(part, Mapping) else ():
+            most = LARGEST["image_size"] if key in ("size", "crop_size") else LARGEST.get(name)
+            if most is None or value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+                shown = repr(value)[:40]
+                place = f"{key}.{name}" if key else name
+                raise ModelError(f"{where}: {place} is {shown}: expected 1 to {most}")
+
+
+def check_index(directory: Path, *, where: str) -> None:
+    """Raise ModelError for an index of shards that are not safetensors files beside it."""
+    path = directory / INDEX
+    if not path.exists():
+        return
+    shards = _read_mapping(path, where=where).get("weight_map")
+    if not isinstance(shards, Mapping):
+        raise ModelError(f"{where}: {path} has no weight_map: save the model again")
+    for name in sorted({str(shard) for shard in shards.values()}):
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise ModelError(
+                f"{where}: {path} names the shard {name[:100]!r}: only *.safetensors files beside "
+                f"it are read"
+            )
+        if not (directory / name).is_file():
+            raise ModelError(f"{where}: {path} names the shard {name!r}, which is missing")
+
+
+def refuse_forced_pickles(*, where: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise ModelError where torch was told to unpickle whatever it reads."""
+    if environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        raise ModelError(
+            f"{where}: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, so that loading could run code "
+            f"from the file: unset it"
+        )
+
+
+def _read_mapping(path: Path, *, where: str) -> Mapping[str, Any]:
+    try:
+        found = parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{where}: {path} is missing or unreadable: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{where}: {path} is missing or unreadable: expected a mapping")
+    return found
 
 
 def check_finite(module: torch.nn.Module, *, where: str) -> None:

@@ -14,7 +14,9 @@ from typing import Any, Literal
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.suite import QuantizeSpec, expand_environment
+from pytest_quantgate.models.source import read_recipe_text
+from pytest_quantgate.suite import QuantizeSpec, expand_environment, expand_path
+from pytest_quantgate.untrusted import check_yaml
 
 #: The ModelOpt releases that this product was tested with: the first, and the first that is not.
 MODELOPT_VERSIONS = ((0, 47), (0, 48))
@@ -77,6 +79,9 @@ def resolve_recipe(spec: QuantizeSpec, *, environ: Mapping[str, str] = os.enviro
         name = expand_environment(recipe, where=where, environ=environ)
         if name in named_recipes():
             return build_recipe(named_recipes()[name], name=name, where=where)
+        if name.endswith((".yaml", ".yml")):
+            path = expand_path(recipe, where=where, environ=environ)
+            return build_recipe(_load_file(path, where=where), name=name, where=where)
         return build_recipe(_load_config(name, where=where), name=name, where=where)
     return build_recipe(recipe, name="inline quant_cfg", where=where)
 
@@ -126,6 +131,11 @@ def build_recipe(config: Any, *, name: str, where: str = "recipe") -> Recipe:
     if isinstance(config, Mapping) and "quant_cfg" in config:
         algorithm = config.get("algorithm", "max")
         config = config["quant_cfg"]
+    if "checkpoint_dir" in _keys_in(algorithm):
+        raise ModelError(
+            f"{where}: recipe {name!r} resumes its calibration from checkpoint_dir, where ModelOpt "
+            f"unpickles files, which can run code: leave checkpoint_dir out"
+        )
     entries = normalise_quant_cfg(config, where=where)
     enabling = [entry for entry in entries if entry["enable"]]
     if not enabling:
@@ -215,27 +225,59 @@ def _names_slot(pattern: str, slot: str) -> bool:
     return fnmatch.fnmatch(f"layer.{slot}", pattern) and slot.removesuffix("_quantizer") in pattern
 
 
+def _keys_in(value: Any) -> set[Any]:
+    """Return every key of nested plain data."""
+    if isinstance(value, Mapping):
+        return set(value).union(*(_keys_in(item) for item in value.values()))
+    if isinstance(value, (list, tuple)):
+        return set().union(*(_keys_in(item) for item in value))
+    return set()
+
+
 def _load_config(name: str, *, where: str) -> Any:
-    path = Path(name).expanduser()
-    is_file = path.suffix in (".yaml", ".yml")
-    if is_file and not path.is_file():
-        raise ModelError(f"{where}: recipe file {name} does not exist")
+    """Return a preset or a recipe of ModelOpt's own by its name."""
     mtq = import_modelopt("modelopt.torch.quantization")
     preset = getattr(mtq, name, None)
     if isinstance(preset, Mapping) and "quant_cfg" in preset:
         return preset
-    if not is_file and "/" not in name:
+    if "/" not in name:
         raise ModelError(_unknown_recipe(name, where=where, presets=_presets(mtq)))
+    if not _is_own_recipe(name):
+        raise ModelError(
+            f"{where}: ModelOpt has no recipe {name!r}: for a file of yours write its path with "
+            f".yaml at the end"
+        )
+    return _load_recipe(name, name=name, where=where)
+
+
+def _load_file(path: Path, *, where: str) -> Any:
+    """Return the configuration in a YAML file: a ModelOpt recipe, or a bare `quant_cfg` mapping."""
+    import yaml
+
+    if not path.exists():
+        raise ModelError(f"{where}: recipe file {path} does not exist")
+    text = read_recipe_text(path, where=where)
+    try:
+        check_yaml(text)
+        documents = list(yaml.safe_load_all(text))
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{where}: cannot read the recipe {path}: {reason}") from error
+    for document in documents:
+        if isinstance(document, Mapping):
+            _check_imports(document.get("imports"), path=path, where=where)
+    if len(documents) == 1 and isinstance(documents[0], Mapping) and "quant_cfg" in documents[0]:
+        return documents[0]
+    return _load_recipe(path, name=str(path), where=where)
+
+
+def _load_recipe(recipe: Path | str, *, name: str, where: str) -> Any:
     load_recipe = import_modelopt("modelopt.recipe").load_recipe
     with quiet_libraries():
         try:
-            loaded = load_recipe(path if is_file else name)
-        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            loaded = load_recipe(recipe)
+        except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            if is_file:
-                bare = _read_bare_yaml(path)
-                if bare is not None:
-                    return bare
             raise ModelError(
                 f"{where}: ModelOpt cannot load the recipe {name!r}: {reason[:300]}"
             ) from error
@@ -245,15 +287,32 @@ def _load_config(name: str, *, where: str) -> Any:
     return quantize.model_dump() if hasattr(quantize, "model_dump") else dict(quantize)
 
 
-def _read_bare_yaml(path: Path) -> Any:
-    """Return a YAML file that holds a `quant_cfg` mapping itself, or None."""
-    import yaml
+def _check_imports(imports: Any, *, path: Path, where: str) -> None:
+    """Raise ModelError for an import of a file that is not ModelOpt's own.
 
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return data if isinstance(data, Mapping) and "quant_cfg" in data else None
+    The digest of a variant covers the recipe file and ModelOpt's version, and no third file.
+    """
+    for name, source in imports.items() if isinstance(imports, Mapping) else ():
+        if not _is_own_recipe(source):
+            raise ModelError(
+                f"{where}: {path}: imports.{name} is {str(source)[:100]!r}, which is not part of "
+                f"ModelOpt: a change there would go unseen; write its content into the recipe"
+            )
+
+
+def _is_own_recipe(name: Any) -> bool:
+    """Return whether ModelOpt's library, and not the folder of this run, has a recipe by a name."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name, re.ASCII):
+        return False
+    if ".." in name.split("/"):
+        return False
+    library = import_modelopt("modelopt.recipe.loader").BUILTIN_RECIPES_LIB
+    endings = ("", ".yml", ".yaml")
+    own = any(
+        library.joinpath(name + ending).is_file() or library.joinpath(name + ending).is_dir()
+        for ending in endings
+    )
+    return own and not any(Path(name + ending).exists() for ending in endings)
 
 
 def _presets(mtq: Any) -> list[str]:

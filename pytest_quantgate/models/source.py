@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
-from pytest_quantgate.suite import ModelSpec, Where, expand_environment
+from pytest_quantgate.suite import ModelSpec, Where, expand_environment, expand_path
+from pytest_quantgate.untrusted import read_regular
 
 #: What a Hugging Face checkpoint directory can hold that changes an embedding.
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+
+MAX_RECIPE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +47,16 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
         raise ModelError(f"{spec.where.of('id')}: {directory} holds no *.safetensors file{hint}")
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as stream:
-            part = hashlib.file_digest(stream, "sha256").digest()
-        digest.update(path.name.encode() + b"\0" + part)
+        if not path.is_file():  # a pipe would be waited for without end
+            raise ModelError(f"{spec.where.of('id')}: {path} is no regular file: remove it")
+        try:
+            with path.open("rb") as stream:
+                part = hashlib.file_digest(stream, "sha256").digest()
+        except OSError as error:
+            raise ModelError(
+                f"{spec.where.of('id')}: {path} cannot be read: {error.strerror or error}"
+            ) from error
+        digest.update(os.fsencode(path.name) + b"\0" + part)
     return CheckpointSource(directory=directory, digest=digest.hexdigest(), description=description)
 
 
@@ -58,12 +68,14 @@ def find_directory(spec: ModelSpec, *, environ: Mapping[str, str]) -> tuple[Path
         return weights_dir(), "the reference model"
     assert spec.id is not None  # the schema requires it
     where = spec.where.of("id")
-    name = expand_environment(spec.id, where=where, environ=environ)
     if is_local(spec.id):
-        directory = Path(name).expanduser()
+        directory = expand_path(spec.id, where=where, environ=environ)
         if not directory.is_dir():
-            raise NotMeasured(f"{where}: {name} is no directory: set model.id to a CLIP checkpoint")
+            raise NotMeasured(
+                f"{where}: {directory} is no directory: set model.id to a CLIP checkpoint"
+            )
         return directory, directory.name
+    name = expand_environment(spec.id, where=where, environ=environ)
     return _find_in_hub(name, revision=spec.revision, where=where), name
 
 
@@ -75,7 +87,11 @@ def is_local(name: str) -> bool:
 def _find_in_hub(name: str, *, revision: str | None, where: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
     except ImportError as error:
         raise MissingPackage("huggingface_hub", extra="clip", purpose=f"{where}: {name}") from error
     unreachable: tuple[type[Exception], ...] = (HfHubHTTPError, OSError)
@@ -94,6 +110,8 @@ def _find_in_hub(name: str, *, revision: str | None, where: str) -> Path:
         raise NotMeasured(
             f"{where}: {name} is not here and the hub is not reached: {mend}"
         ) from error
+    except HFValidationError as error:
+        raise ModelError(f"{where}: {name!r} is no id of the hub: {error}") from error
     except unreachable as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NotMeasured(
@@ -112,12 +130,18 @@ def recipe_content(
     if not isinstance(recipe, str):
         return recipe
     text = expand_environment(recipe, where=where.of("recipe"), environ=environ)
-    path = Path(text).expanduser()
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(
-                f"{where.of('recipe')}: cannot read the recipe {text}: {error}"
-            ) from error
+    if text.endswith((".yaml", ".yml")):
+        path = expand_path(recipe, where=where.of("recipe"), environ=environ)
+        return read_recipe_text(path, where=where.of("recipe"))
     return text
+
+
+def read_recipe_text(path: Path, *, where: str) -> str:
+    """Return the text of a recipe file; raises ModelError where it cannot be one."""
+    try:
+        return read_regular(path, max_bytes=MAX_RECIPE_BYTES).decode("utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ModelError(f"{where}: cannot read the recipe {path}: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{where}: cannot read the recipe {path}: {error}") from error

@@ -4,13 +4,15 @@ on disk already: a gate downloads nothing."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
-from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.loading import quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.tasks.samples import Samples
 
 
@@ -29,7 +31,8 @@ class DatasetImages(Sequence[Any]):
             return [self[i] for i in range(*index.indices(self.taken))]
         if not 0 <= index < self.taken:
             raise IndexError(index)
-        return self.dataset[index][0].convert("RGB")
+        with quiet_libraries():
+            return read_sample(self.dataset, index)[0]
 
 
 def load_clip_benchmark(
@@ -53,7 +56,11 @@ def load_clip_benchmark(
     )
     if not root.exists():
         raise NotMeasured(f"{dataset}: {root} does not exist: {mend}")
-    with quiet_libraries():
+    for name in (split, language):  # both become part of file names
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise DataError(f"{dataset}: {name!r} is no name of a split or a language")
+    refuse_forced_pickles(where=dataset)
+    with quiet_libraries(), _without_shell(builder):
         try:
             found = builder.build_dataset(
                 dataset_name=dataset,
@@ -68,7 +75,10 @@ def load_clip_benchmark(
             raise NotMeasured(
                 f"{dataset}: not found under {root} ({_line(error)}): {mend}"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ImportError as error:
+            package = error.name or "a package of its own"
+            raise NotMeasured(f"{dataset}: needs {package}, which is not installed") from error
+        except Exception as error:  # each set has a reader of its own
             raise DataError(f"{dataset}: clip-benchmark cannot build it: {_line(error)}") from error
     templates = () if retrieval else found.templates
     if isinstance(templates, dict):
@@ -81,8 +91,13 @@ def load_clip_benchmark(
     images = DatasetImages(dataset=found, taken=taken)
     hashes, labels, captions = [], [], []
     for index in range(taken):
-        image, target = found[index]
-        image = image.convert("RGB")
+        with quiet_libraries():
+            try:
+                image, target = read_sample(found, index)
+            except Exception as error:  # a damaged file ends in any of them
+                raise DataError(
+                    f"{dataset}: sample {index} cannot be read: {_line(error)}"
+                ) from error
         head = f"{image.size}".encode()
         hashes.append(hashlib.sha256(head + image.tobytes()).hexdigest())
         if retrieval:
@@ -99,6 +114,38 @@ def load_clip_benchmark(
         class_names=() if retrieval else tuple(found.classes),
         templates=tuple(templates),
     )
+
+
+def read_sample(dataset: Any, index: int) -> tuple[Any, Any]:
+    """Return the image (RGB) and the target of a sample.
+
+    torchvision opens whatever Pillow knows; Pillow would hand a PostScript file to Ghostscript.
+    """
+    from PIL import EpsImagePlugin
+
+    before = EpsImagePlugin.gs_binary
+    EpsImagePlugin.gs_binary = False  # Pillow's own switch
+    try:
+        image, target = dataset[index]
+        return image.convert("RGB"), target
+    finally:
+        EpsImagePlugin.gs_binary = before
+
+
+@contextmanager
+def _without_shell(builder: Any) -> Iterator[None]:
+    """Keep the builder from downloading: it does, for some sets in spite of `download=False`,
+    by shell commands into which it writes the folder's name."""
+
+    def refuse(command: str, **_options: Any) -> None:
+        raise FileNotFoundError(f"it is not complete, it would run: {command[:120]}")
+
+    before = builder.call
+    builder.call = refuse
+    try:
+        yield
+    finally:
+        builder.call = before
 
 
 def _line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_quantgate.errors import DataError
-from pytest_quantgate.suite import CalibrationSpec, DatasetSpec, expand_environment
+from pytest_quantgate.suite import CalibrationSpec, DatasetSpec, expand_path
 from pytest_quantgate.tasks.builtin import Purpose, load_digits, load_scenes
 from pytest_quantgate.tasks.samples import Samples
 
@@ -138,8 +138,7 @@ def _locate(
         )
     if spec.root is None:
         raise DataError(f"{spec.where}: data set {dataset!r} needs a root: the folder it is in")
-    text = expand_environment(spec.root, where=spec.where.of("root"), environ=environ)
-    return spec, Path(text).expanduser()
+    return spec, expand_path(spec.root, where=spec.where.of("root"), environ=environ)
 
 
 def _is_webdataset(spec: DatasetSpec) -> bool:

@@ -8,13 +8,16 @@
 
 Read with the standard library: the order is the file's own, decoding is on access, and nothing in
 an archive is ever unpickled or written to disk, which the webdataset package does not promise.
+Members of other kinds are passed over.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +25,17 @@ from typing import Any
 
 from pytest_quantgate.errors import DataError, NotMeasured
 from pytest_quantgate.tasks.samples import Samples
+from pytest_quantgate.untrusted import read_regular
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
+#: Nothing else is decoded, whatever a file is called: Pillow hands PostScript to Ghostscript.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+
+MAX_IMAGE_BYTES = 256 << 20
+MAX_TEXT_BYTES = 1 << 20
+MAX_NAMES_BYTES = 16 << 20
+MAX_SHARDS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +65,16 @@ class TarImages(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         place = self.places[index]
         try:
-            return Image.open(io.BytesIO(place.read())).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
+            with warnings.catch_warnings():
+                # Pillow warns of an image that unfolds to gigabytes, and refuses one twice as big.
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                found = Image.open(io.BytesIO(place.read()), formats=IMAGE_FORMATS)
+                return found.convert("RGB")
+        except Exception as error:  # a damaged image ends in any of them
             raise DataError(
                 f"{place.shard}: image {self.names[index]!r} cannot be decoded: {error}"
             ) from error
@@ -68,9 +84,11 @@ def list_shards(root: Path, *, split: str) -> list[Path]:
     """Return the tar files of a split in order; raises NotMeasured or DataError with the mend."""
     if not root.is_dir():
         raise NotMeasured(f"{root} is no directory: set it to a WebDataset folder")
+    if not re.fullmatch(r"\w[\w.-]*", split):
+        raise DataError(f"split {split!r} is no name of a folder in {root}")
     counted = root / split / "nshards.txt"
     try:
-        count = int(counted.read_text(encoding="utf-8"))
+        count = int(read_regular(counted, max_bytes=100))
     except FileNotFoundError:
         splits = sorted(path.parent.name for path in root.glob("*/nshards.txt"))
         raise DataError(
@@ -78,10 +96,14 @@ def list_shards(root: Path, *, split: str) -> list[Path]:
         ) from None
     except (ValueError, OSError) as error:
         raise DataError(f"{counted}: expected the number of shards: {error}") from error
-    shards = [root / split / f"{index}.tar" for index in range(count)]
-    for shard in shards:
+    if not 0 <= count <= MAX_SHARDS:
+        raise DataError(f"{counted}: {count} is no number of shards: expected 0 to {MAX_SHARDS}")
+    shards = []
+    for index in range(count):
+        shard = root / split / f"{index}.tar"
         if not shard.is_file():
             raise DataError(f"{shard} is missing: {counted} says {count} shards")
+        shards.append(shard)
     return shards
 
 
@@ -144,17 +166,26 @@ def _read_shard(shard: Path, *, text_suffix: str) -> list[tuple[str, TarImage, s
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
-                if not member.isfile():
+                key, suffix = _split_member(member.name, shard=shard)
+                if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, text_suffix):
                     continue
-                key, _, suffix = member.name.partition(".")
-                if suffix in IMAGE_SUFFIXES:
-                    images[key] = TarImage(shard=shard, offset=member.offset_data, size=member.size)
-                elif suffix == text_suffix:
+                found: dict[str, Any] = texts if suffix == text_suffix else images
+                most = MAX_TEXT_BYTES if suffix == text_suffix else MAX_IMAGE_BYTES
+                if member.size > most or member.issparse():
+                    raise DataError(
+                        f"{shard}: {member.name!r} is sparse or larger than {most} bytes"
+                    )
+                if key in found:
+                    raise DataError(f"{shard}: sample {key!r} stands twice")
+                if suffix == text_suffix:
                     stream = archive.extractfile(member)
                     assert stream is not None
                     texts[key] = stream.read().decode("utf-8")
-    except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{shard} is damaged: {error}: copy or build it again") from error
+                else:
+                    images[key] = TarImage(shard=shard, offset=member.offset_data, size=member.size)
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{shard} is damaged: {reason}: copy or build it again") from error
     unpaired = sorted(images.keys() ^ texts.keys())
     if unpaired:
         raise DataError(
@@ -168,16 +199,31 @@ def _read_shard(shard: Path, *, text_suffix: str) -> list[tuple[str, TarImage, s
     return [(key, images[key], texts[key]) for key in images]
 
 
+def _split_member(name: str, *, shard: Path) -> tuple[str, str]:
+    """Return key and suffix of a member: the key ends at the first dot of the last part.
+
+    Nothing is written under these names, but they become sample ids: one that leads out of its
+    folder, or that no text can hold, is refused.
+    """
+    folder, _, last = name.removeprefix("./").rpartition("/")
+    key, _, suffix = last.partition(".")
+    parts = [*folder.split("/"), key] if folder else [key]
+    if name.startswith("/") or ".." in folder.split("/") or "\\" in name:
+        raise DataError(f"{shard}: member {name!r} leads out of its folder")
+    if not name.isprintable():
+        raise DataError(f"{shard}: member {name!r} holds characters that no name should")
+    return "/".join(parts), suffix
+
+
 def _read_label(text: str, *, shard: Path, key: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise DataError(f"{shard}: sample {key!r}: label {text[:20]!r} is no class index") from None
+    if not re.fullmatch(r"\s*\d{1,9}\s*", text, re.ASCII):
+        raise DataError(f"{shard}: sample {key!r}: label {text[:20]!r} is no class index")
+    return int(text)
 
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, max_bytes=MAX_NAMES_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pytest_quantgate.errors import ModelError
 from pytest_quantgate.models.checkpoint import (
     digest_amax,
     load_checkpoint,
+    restore_module,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -299,6 +301,96 @@ def test_pickle_that_would_run_code(
     with pytest.raises(ModelError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.*unset it"):
         load_checkpoint(copied, fp16=tiny_fp16)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"files": {"config.json": 5}}, "'files' is missing or damaged"),
+        ({"amax": {"a": None}}, "'amax' is missing or damaged"),
+        ({"dtypes": ["float32"]}, "'dtypes' is missing or damaged"),
+        ({"base_weights": 7}, "'base_weights' is missing or damaged"),
+        ({"compute_dtype": "hub"}, "compute_dtype is 'hub', none of float32, float16, bfloat16"),
+        ({"attention": "evil/kernel"}, "attention is 'evil/kernel', none of automatic, diffusers"),
+        ({"format": "9" * 500}, "checkpoint format '999"),
+        ({"files": {"../config.json": "0" * 64}}, "lists ['../config.json'], a checkpoint has"),
+    ],
+)
+def test_manifest_with_other_kinds_of_values(
+    copied: Path, tiny_fp16: ClipModel, changes: dict[str, Any], words: str
+) -> None:
+    edit_manifest(copied, **changes)
+
+    with pytest.raises(ModelError) as caught:
+        load_checkpoint(copied, fp16=tiny_fp16)
+
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(copied))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": 1, "format": 1}', "\xff", ""])
+def test_manifest_that_is_no_plain_json(copied: Path, text: str) -> None:
+    (copied / "manifest.json").write_bytes(text.encode("latin-1"))
+
+    with pytest.raises(ModelError, match="is missing or unreadable"):
+        verify_checkpoint(copied)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+def test_pipe_or_link_in_the_place_of_a_file(copied: Path, tmp_path: Path, name: str) -> None:
+    path = copied / name
+    path.rename(tmp_path / "elsewhere")
+    os.mkfifo(path)
+    with pytest.raises(ModelError, match="is missing"):
+        verify_checkpoint(copied)
+    path.unlink()
+    if name != "manifest.json":
+        path.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ModelError, match="is missing"):
+            verify_checkpoint(copied)
+
+
+@pytest.mark.parametrize("attention", ["evil/kernel", "evil/kernel@main:f", None, ["sdpa"], ""])
+def test_kernel_of_the_hub_is_not_fetched(copied: Path, attention: Any) -> None:
+    """transformers downloads and runs an attention implementation whose name has a slash."""
+    path = copied / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "_attn_implementation": attention}), encoding="utf-8")
+    reseal(copied)
+
+    with pytest.raises(ModelError, match=r"attention implementation .* is not taken"):
+        restore_module(copied, manifest=verify_checkpoint(copied))
+
+
+def test_pickles_beside_a_checkpoint_are_not_read(
+    copied: Path, tmp_path: Path, tiny_fp16: ClipModel
+) -> None:
+    canary = tmp_path / "canary"
+    for name in ("pytorch_model.bin", "model.pt", "optimizer.pth", "quantizer_state.pt"):
+        torch.save(_Canary(canary), copied / name)
+
+    load_checkpoint(copied, fp16=tiny_fp16)
+
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"modelopt_state_dict": [("quantize", {})]},
+        {"modelopt_state_dict": [("no such mode", {"config": {}, "metadata": {}})]},
+        {"modelopt_state_dict": 5, "modelopt_version": None},
+        [],
+        None,
+    ],
+)
+def test_state_that_is_plain_and_nonsense(copied: Path, tiny_fp16: ClipModel, state: Any) -> None:
+    torch.save(state, copied / "modelopt_state.pth")
+    reseal(copied)
+
+    with pytest.raises(ModelError, match="quantize again"):
+        load_checkpoint(copied, fp16=tiny_fp16)
 
 
 def test_wider_weights_are_kept_whole(

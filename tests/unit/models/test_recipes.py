@@ -132,7 +132,7 @@ quantize:
         ("fp8-atention", r"unknown recipe 'fp8-atention'; did you mean 'fp8-attention'\?"),
         ("zzz", r"unknown recipe 'zzz'; known: fp8, fp8-attention, int8, int8-smoothquant"),
         ("nowhere/recipe.yaml", r"recipe file nowhere/recipe\.yaml does not exist"),
-        ("huggingface/none/such", r"ModelOpt cannot load the recipe 'huggingface/none/such'"),
+        ("huggingface/none/such", r"ModelOpt has no recipe 'huggingface/none/such'"),
         ({"default": {"enable": False}}, r"quantizes nothing: every entry switches off \('\*'\)"),
         ([{"quantizer_name": "*"}], r"ModelOpt does not take this quant_cfg"),
         ({"*weight_quantizer": {"num_bitz": 4}}, r"ModelOpt does not take this quant_cfg"),

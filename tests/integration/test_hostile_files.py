@@ -1,0 +1,801 @@
+"""Nothing that is read runs code or leads out of its folder: a canary is planted in every place."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pytest_quantgate.baselines import Store, accept_obtained
+from pytest_quantgate.cache import Cache, find_damage, seal
+from pytest_quantgate.errors import (
+    BaselineError,
+    DataError,
+    ModelError,
+    NotMeasured,
+    QuantGateError,
+    SuiteError,
+)
+from pytest_quantgate.models.loading import load_fp16
+from pytest_quantgate.models.recipes import resolve_recipe
+from pytest_quantgate.suite import DatasetSpec, ModelSpec, QuantizeSpec, Where
+from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.tasks.registry import load_samples
+from pytest_quantgate.tasks.webdataset import load_webdataset
+
+WHERE = Where(file="suites/x.quantgate.yaml", line=3)
+Plant = Callable[[Path], None]
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    return tmp_path / "canary"
+
+
+@pytest.fixture
+def bomb(canary: Path) -> bytes:
+    """A pickle that creates the canary; that it does is tried first."""
+    data = pickle.dumps(Bomb(canary))
+    pickle.loads(data)
+    assert canary.exists()
+    canary.unlink()
+    return data
+
+
+@pytest.fixture
+def code(canary: Path) -> str:
+    """A module that creates the canary when it is imported."""
+    return f"from pathlib import Path\nPath({str(canary)!r}).touch()\nclass Evil: pass\n"
+
+
+# -- the FP16 model --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clip(tiny_clip: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
+
+
+def load(folder: Path) -> None:
+    load_fp16(ModelSpec(where=WHERE, source="transformers", id=str(folder)), environ={})
+
+
+def update(path: Path, **changes: Any) -> None:
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({**found, **changes}), encoding="utf-8")
+
+
+def test_code_that_comes_with_a_model_is_not_run(clip: Path, code: str, canary: Path) -> None:
+    """transformers' `auto_map`, sentence-transformers' modules, and generate's own hook."""
+    for name in ("evil.py", "custom_st.py", "custom_generate/generate.py"):
+        (clip / name).parent.mkdir(exist_ok=True)
+        (clip / name).write_text(code)
+    every = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoProcessor")
+    auto_map = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], **dict.fromkeys(every, "evil.Evil")}
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        update(clip / name, auto_map=auto_map)
+    update(clip / "tokenizer_config.json", tokenizer_class="Evil")
+    (clip / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "evil.Evil"}]')
+    (clip / "chat_template.jinja").write_text("{{ ''.__class__.__mro__ }}")
+
+    load(clip)
+
+    assert not canary.exists()
+
+
+def test_pickles_beside_the_weights_are_not_read(clip: Path, bomb: bytes, canary: Path) -> None:
+    for name in (
+        "pytorch_model.bin",
+        "model.pt",
+        "modelopt_state.pth",
+        "training_args.bin",
+        "tokenizer.pkl",
+        "vocab.pkl",
+    ):
+        (clip / name).write_bytes(bomb)
+
+    load(clip)
+
+    assert not canary.exists()
+
+
+def test_a_kernel_of_the_hub_in_the_config_is_not_fetched(clip: Path) -> None:
+    config = json.loads((clip / "config.json").read_text("utf-8"))
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["_attn_implementation"] = part["attn_implementation"] = "evil/kernel"
+    (clip / "config.json").write_text(json.dumps(config))
+
+    spec = ModelSpec(where=WHERE, source="transformers", id=str(clip))
+    module: Any = load_fp16(spec, environ={}).module
+
+    assert module.config.vision_config._attn_implementation == "sdpa"
+    assert module.config.text_config._attn_implementation == "sdpa"
+
+
+def rename_weights(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("shard", "words"),
+    [
+        ("../outside.safetensors", "names the shard '../outside.safetensors': only *.safetensors"),
+        ("/tmp/outside.safetensors", "names the shard '/tmp/outside.safetensors': only"),
+        ("..\\outside.safetensors", "names the shard '..\\\\outside.safetensors': only"),
+        ("bomb.bin", "names the shard 'bomb.bin': only *.safetensors files beside it are read"),
+        ("gone.safetensors", "names the shard 'gone.safetensors', which is missing"),
+    ],
+)
+def test_an_index_cannot_lead_to_other_files(
+    clip: Path, bomb: bytes, canary: Path, shard: str, words: str
+) -> None:
+    rename_weights(clip, "other.safetensors")
+    (clip / "bomb.bin").write_bytes(bomb)
+    shutil.copy(clip / "other.safetensors", clip.parent / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": {"logit_scale": shard}}
+    (clip / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    with pytest.raises(ModelError) as caught:
+        load(clip)
+
+    assert words in str(caught.value)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (
+            lambda f: update(f / "adapter_config.json", base_model_name_or_path="evil/base"),
+            "holds an adapter (adapter_config.json), which names another base model",
+        ),
+        (
+            lambda f: update(f / "config.json", quantization_config={"quant_method": "evil"}),
+            "config.json: has a quantization_config: the baseline must be the model before",
+        ),
+        (
+            lambda f: update(f / "config.json", projection_dim=10**12),
+            "config.json: projection_dim is 1000000000000: expected 1 to 65536",
+        ),
+        (
+            lambda f: update(f / "config.json", vision_config={"num_hidden_layers": True}),
+            "config.json: vision_config.num_hidden_layers is True: expected 1 to 1000",
+        ),
+        (
+            lambda f: update(f / "preprocessor_config.json", crop_size={"height": 10**6}),
+            "preprocessor_config.json: crop_size.height is 1000000: expected 1 to 8192",
+        ),
+        (
+            lambda f: (f / "config.json").write_text("[" * 100_000),
+            "config.json is missing or unreadable: it is nested too deeply",
+        ),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "clip", "a": 1e999}'),
+            "config.json is missing or unreadable: 1e999 is out of range",
+        ),
+        (lambda f: (f / "config.json").write_text("[]"), "unreadable: expected a mapping"),
+        (lambda f: os.mkfifo(f / "more.json"), "more.json is no regular file: remove it"),
+        (lambda f: (f / "more.txt").mkdir(), "more.txt is no regular file: remove it"),
+    ],
+)
+def test_a_hostile_model_folder_is_refused_at_once(clip: Path, plant: Plant, words: str) -> None:
+    plant(clip)
+
+    with pytest.raises(ModelError) as caught:
+        load(clip)
+
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("suites/x.quantgate.yaml:3: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("~nobody-9/clip", "'~nobody-9/clip' is no path: Could not determine home directory"),
+        ("/" + "a" * 300, "is no path: [Errno 36] File name too long"),
+    ],
+)
+def test_a_path_that_cannot_be_one_is_refused(name: str, words: str) -> None:
+    with pytest.raises(SuiteError) as caught:
+        load(Path(name))
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
+    for kind in (lambda: recipe(f"{name}.yaml"), lambda: samples(name)):
+        with pytest.raises(SuiteError, match="is no path"):
+            kind()
+
+
+def test_what_is_no_id_of_the_hub_is_refused() -> None:
+    spec = ModelSpec(where=WHERE, source="transformers", id="a b/../c", revision="main")
+
+    with pytest.raises(ModelError, match=r"x\.quantgate\.yaml:3: 'a b/\.\./c' is no id of the hub"):
+        load_fp16(spec, environ={})
+
+
+def test_torch_that_was_told_to_unpickle_is_refused(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+
+    with pytest.raises(ModelError, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set"):
+        load(clip)
+    with pytest.raises(ModelError, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set"):
+        samples(str(tmp_path), dataset="imagenet1k")
+
+
+# -- recipes ---------------------------------------------------------------------------------------
+
+
+def recipe(text: Any) -> None:
+    resolve_recipe(QuantizeSpec(where=WHERE, recipe=text), environ={})
+
+
+RESUMING = {
+    "quant_cfg": [{"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": [4, 3]}}],
+    "algorithm": {"method": "max", "layerwise": {"enable": True, "checkpoint_dir": "/tmp/x"}},
+}
+
+
+def test_a_recipe_that_resumes_from_pickles_is_refused(tmp_path: Path) -> None:
+    """ModelOpt unpickles what lies in `checkpoint_dir`, without `weights_only`."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(RESUMING))
+
+    for form in (RESUMING, str(path)):
+        with pytest.raises(ModelError, match="where ModelOpt unpickles files, which can run code"):
+            recipe(form)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("quant_cfg: !!python/object/apply:os.mkdir [CANARY]", r"line 1: tags \(!...\) are not"),
+        ("a: &a [1]\nb: &b [*a, *b]", "line 2: alias .b stands for what holds it"),
+        ("[" * 60, "line 1: nested deeper than 50 levels"),
+        ("a: [", "line 1: not YAML"),
+        ("quant_cfg: 2001-99-99", "month must be in 1..12"),
+        ("imports: {a: ./other}\nquantize: {}", "imports.a is './other', which is not part of"),
+        ("imports: {a: ../../../etc/passwd}", "imports.a is '../../../etc/passwd', which is not"),
+        ("# modelopt-schema: os.system\nquant_cfg: 1", "ModelOpt does not take this quant_cfg"),
+        ("x" * (1 << 20) + "x", "it is larger than 1048576 bytes"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_hostile_recipe_file_is_refused(
+    tmp_path: Path, canary: Path, text: str, words: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("CANARY", str(canary)))
+
+    with pytest.raises(ModelError, match=words):
+        recipe(str(path))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "own/recipe", "a\\b/c"])
+def test_a_recipe_by_name_is_one_of_modelopts_own(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "recipe.yaml").write_text(json.dumps(RESUMING))
+
+    with pytest.raises(ModelError, match="ModelOpt has no recipe"):
+        recipe(name)
+
+
+# -- suites ----------------------------------------------------------------------------------------
+
+SUITE = """\
+quantgate: 1
+model: {source: reference}
+calibration: {data: scenes/calibration, samples: 32, batch_size: 16}
+quantize: {recipe: fp8}
+gates: {accuracy: {task: TASK, metric: acc1, max_drop: 1pp}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (SUITE.replace("fp8", "!!python/object/apply:os.mkdir [CANARY]"), "4: tags (!...) are not"),
+        (SUITE.replace("TASK", '"a\\n::error::b/classification"'), "holds U+000A: write it in one"),
+        (SUITE.replace("TASK", '"a\\e[2J/classification"'), "5: the character U+001B is not"),
+        (SUITE.replace("TASK", '"\u202e/classification"'), "holds U+202E: write it in one line"),
+        (SUITE.replace("fp8", '"${A}\\t"'), "4: quantize.recipe: '${A}\\t' holds U+0009"),
+    ],
+    ids=["tag", "newline", "escape", "bidi", "tab"],
+)
+def test_a_hostile_suite_is_refused(tmp_path: Path, canary: Path, text: str, words: str) -> None:
+    path = tmp_path / "x.quantgate.yaml"
+    path.write_text(text.replace("CANARY", str(canary)), encoding="utf-8")
+
+    with pytest.raises(SuiteError) as caught:
+        load_suite(path)
+
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not canary.exists()
+
+
+def test_a_message_about_a_long_value_is_short(tmp_path: Path) -> None:
+    path = tmp_path / "x.quantgate.yaml"
+    for text in (
+        SUITE.replace("TASK", "x" * 100_000),
+        SUITE.replace("acc1", "x" * 100_000).replace("TASK", "a/classification"),
+        SUITE.replace("max_drop", "x" * 900),
+    ):
+        path.write_text(text)
+        with pytest.raises(SuiteError) as caught:
+            load_suite(path)
+        assert len(str(caught.value)) < 1000 + len(str(path))
+
+
+def test_a_pipe_in_the_place_of_a_suite_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.quantgate.yaml"
+    os.mkfifo(path)
+
+    with pytest.raises(SuiteError, match="cannot read the suite: it is no regular file"):
+        load_suite(path)
+
+
+# -- data sets -------------------------------------------------------------------------------------
+
+
+def samples(
+    root: str, *, dataset: str = "wds/photos", name: str = "photos/test", **more: str
+) -> Any:
+    datasets = {"photos": DatasetSpec(where=WHERE, dataset=dataset, root=root, **more)}
+    return load_samples(name, datasets=datasets, samples=None, environ={})
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (6, 4), (1, 2, 3)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def make_shard(tmp_path: Path) -> Callable[..., Path]:
+    """Write a WebDataset folder with one shard; a member is a name and bytes, or a TarInfo."""
+
+    def make(*members: tuple[str, bytes] | tarfile.TarInfo) -> Path:
+        folder = tmp_path / "photos" / "test"
+        folder.mkdir(parents=True)
+        (folder / "nshards.txt").write_text("1\n")
+        (folder.parent / "classnames.txt").write_text("cat\ndog\n")
+        with tarfile.open(folder / "0.tar", "w") as archive:
+            for member in members:
+                if isinstance(member, tarfile.TarInfo):
+                    archive.addfile(member)
+                    continue
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                archive.addfile(info, io.BytesIO(member[1]))
+        return folder.parent
+
+    return make
+
+
+GOOD = (("a.png", png()), ("a.cls", b"1"))
+
+
+def test_members_that_other_readers_unpickle_are_passed_over(
+    make_shard: Callable[..., Path], bomb: bytes, canary: Path
+) -> None:
+    suffixes = ("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz", "json", "ten", "mp")
+    root = make_shard(*GOOD, *((f"a.{suffix}", bomb) for suffix in suffixes))
+
+    found = samples(str(root))
+
+    assert (found.ids, found.labels) == (("0/a",), (1,))
+    assert found.images[0].size == (6, 4)
+    assert not canary.exists()
+
+
+def link(name: str, target: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return info
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([("../a.png", png()), ("../a.cls", b"1")], "member '../a.png' leads out of its folder"),
+        ([("x/../../a.png", png())], "member 'x/../../a.png' leads out of its folder"),
+        ([("/etc/a.png", png())], "member '/etc/a.png' leads out of its folder"),
+        ([("x\\..\\a.png", png())], "member 'x\\\\..\\\\a.png' leads out of its folder"),
+        ([("a\n::error::.png", png())], "member 'a\\n::error::.png' holds characters"),
+        ([("a\udcff.png", png())], "member 'a\\udcff.png' holds characters that no name should"),
+        ([link("a.png", "/etc/passwd"), ("a.cls", b"1")], "1 samples lack an image or a .cls"),
+        ([link("a.cls", "/etc/passwd"), ("a.png", png())], "1 samples lack an image or a .cls"),
+        ([*GOOD, ("a.cls", b"0")], "sample 'a' stands twice"),
+        ([*GOOD, ("a.webp", png())], "sample 'a' stands twice"),
+        ([GOOD[0], ("a.cls", b"__import__('os')")], "label \"__import__('os')\" is no class"),
+        ([GOOD[0], ("a.cls", b"9" * 5000)], "is no class index"),
+        ([GOOD[0], ("a.cls", b" " * (1 << 20) + b"1")], "'a.cls' is sparse or larger than 1048576"),
+    ],
+    ids=lambda value: ascii(value)[:30] if isinstance(value, str) else "",
+)
+def test_hostile_members_are_refused(
+    make_shard: Callable[..., Path], members: list[Any], words: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        samples(str(make_shard(*members)))
+    assert words in str(caught.value)
+
+
+def test_names_that_tar_writes_for_a_folder_are_read(make_shard: Callable[..., Path]) -> None:
+    """`tar cf 0.tar .` puts ./ before each name, and a folder may have a dot in its own."""
+    deeper = (("v1.0/b.png", png()), ("v1.0/b.cls", b"0"))
+    root = make_shard(("./a.png", png()), ("./a.cls", b"1"), *deeper)
+
+    assert samples(str(root)).ids == ("0/a", "0/v1.0/b")
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n(x) (w) file\n"
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    import struct
+    import zlib
+
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def huge_png(side: int) -> bytes:
+    import struct
+    import zlib
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [POSTSCRIPT, huge_png(50_000), huge_png(11_000), b"\x80\x04N.", png()[:40], b""],
+    ids=["PostScript", "bomb", "half a bomb", "pickle", "cut", "empty"],
+)
+def test_an_image_that_is_none_is_refused(
+    make_shard: Callable[..., Path], content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+
+    def run(_process: Any, command: Any, **_options: Any) -> None:
+        started.append(command)
+        raise OSError("no program is started here")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", run)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")  # as if it were installed
+    found = samples(str(make_shard(("a.png", content), ("a.cls", b"1"))))
+
+    with pytest.raises(DataError, match=r"0\.tar: image '0/a' cannot be decoded"):
+        _ = found.images[0]
+    assert started == []
+
+
+def test_a_number_of_shards_that_nobody_has_is_refused(make_shard: Callable[..., Path]) -> None:
+    root = make_shard(*GOOD)
+    for text, words in (
+        ("1000000000", "1000000000 is no number of shards: expected 0 to 1000000"),
+        ("-1", "-1 is no number of shards"),
+        ("9" * 5000, "it is larger than 100 bytes"),
+        ("900000", r"1\.tar is missing"),
+    ):
+        (root / "test" / "nshards.txt").write_text(text)
+        with pytest.raises(DataError, match=words):
+            samples(str(root))
+
+
+@pytest.mark.parametrize("split", ["..", "../other", ".", "a\\b", "/etc"])
+def test_a_split_is_the_name_of_a_folder(make_shard: Callable[..., Path], split: str) -> None:
+    root = make_shard(*GOOD)
+
+    with pytest.raises(DataError, match=r"is no name of a folder in"):
+        load_webdataset(root, split=split, name="x", count=None)
+
+
+def test_class_names_with_a_mark_of_the_byte_order_are_read(
+    make_shard: Callable[..., Path],
+) -> None:
+    root = make_shard(*GOOD)
+    (root / "classnames.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+
+    assert samples(str(root)).class_names == ("cat", "dog")
+
+
+def test_pickles_of_other_data_sets_are_not_loaded(
+    tmp_path: Path, bomb: bytes, canary: Path
+) -> None:
+    """torchvision reads CIFAR's pickles, and those alone: it knows the digest of each."""
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name in ("train", "test", "meta"):
+        (folder / name).write_bytes(bomb)
+    with pytest.raises(NotMeasured, match=r"cifar100: not found under .*corrupted"):
+        samples(str(tmp_path), dataset="cifar100")
+    assert not canary.exists()
+
+    torch.save(Bomb(canary), tmp_path / "meta.bin")
+    (tmp_path / "val").mkdir()
+    with pytest.raises(QuantGateError, match="imagenet1k"):
+        samples(str(tmp_path), dataset="imagenet1k")
+    assert not canary.exists()
+
+
+def test_a_folder_name_never_reaches_a_shell(tmp_path: Path, canary: Path) -> None:
+    """clip-benchmark unpacks COCO with `unzip {root}/...` where it is incomplete."""
+    root = tmp_path / f"x; touch {canary.name}; cd "
+    root.mkdir()
+    (root / "val2014.zip").write_bytes(b"")
+
+    with pytest.raises(NotMeasured, match="it is not complete, it would run: "):
+        samples(str(root), dataset="mscoco_captions", name="photos/test")
+
+    assert not canary.exists()
+    assert not Path(canary.name).exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"language": "../../../x"}, "'../../../x' is no name of a split or a language"),
+        ({"dataset": "winoground/../x"}, "clip-benchmark cannot build it"),
+        ({"dataset": "cifar100", "name": "photos/val"}, "Only `train` and `test` split"),
+        ({"dataset": "tfds/x"}, "which is not installed"),
+    ],
+)
+def test_what_clip_benchmark_would_stumble_over_is_refused(
+    tmp_path: Path, more: dict[str, str], words: str
+) -> None:
+    with pytest.raises(QuantGateError) as caught:
+        samples(str(tmp_path), **{"dataset": "cifar100", **more})
+    assert words in str(caught.value)
+
+
+# -- the cache -------------------------------------------------------------------------------------
+
+KEY = "ab" * 32
+
+
+def test_a_pickle_among_cached_embeddings_is_measured_again(
+    tmp_path: Path, bomb: bytes, canary: Path
+) -> None:
+    """Even where whoever planted it made the manifest fit."""
+    from pytest_quantgate.case import _load_embeddings
+
+    warnings: list[str] = []
+    cache = Cache(root=tmp_path / "cache", warn=warnings.append)
+    good = np.ones((3, 2), dtype=np.float32)
+    stream = io.BytesIO()
+    np.save(stream, np.array([Bomb(canary)], dtype=object), allow_pickle=True)
+    wrong = io.BytesIO()
+    np.save(wrong, np.ones((2, 2), dtype=np.float32))
+    header = b"\x93NUMPY\x01\x00\x40\x00" + b"{'descr': __import__('os').system('id')}".ljust(64)
+    for planted in (bomb, stream.getvalue(), wrong.getvalue(), header, b""):
+        entry = cache.path(kind="embeddings", key=KEY)
+        shutil.rmtree(entry, ignore_errors=True)
+        entry.mkdir(parents=True)
+        (entry / "fp16.npy").write_bytes(planted)
+        seal(entry)
+        warnings.clear()
+
+        found = cache.get_and_read(
+            kind="embeddings",
+            key=KEY,
+            build=lambda folder: np.save(folder / "fp16.npy", good),
+            read=lambda folder: _load_embeddings(folder / "fp16.npy", count=3),
+        )
+
+        assert np.array_equal(found, good)
+        assert not canary.exists()
+        assert len(warnings) == 1
+        assert "is damaged (it cannot be read: " in warnings[0]
+
+
+def test_a_manifest_that_names_other_files_is_damage(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("x")
+    for name in ("../outside", str(outside), "..\\outside", "a/../../outside"):
+        folder = tmp_path / "entry"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        seal(folder)
+        digest = __import__("hashlib").sha256(b"x").hexdigest()
+        (folder / "manifest.json").write_text(json.dumps({name: digest}))
+        assert find_damage(folder) == f"{name} is missing"
+
+
+@pytest.mark.parametrize(
+    ("plant", "damage"),
+    [
+        (lambda f: os.mkfifo(f / "pipe"), "pipe is not in the manifest"),
+        (lambda f: (f / "link").symlink_to("/etc/passwd"), "link is not in the manifest"),
+        (lambda f: (f / "folder").symlink_to("/etc"), "folder is not in the manifest"),
+        (lambda f: replace_by_pipe(f / "manifest.json"), "manifest.json is missing or unreadable"),
+        (lambda f: replace_by_pipe(f / "value.json"), "value.json is no regular file"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json is missing"),
+        (lambda f: (f / "manifest.json").write_text('{"value.json": 5}'), "the SHA-256 of value"),
+    ],
+)
+def test_pipes_links_and_nonsense_in_an_entry_are_damage(
+    tmp_path: Path, plant: Plant, damage: str
+) -> None:
+    folder = tmp_path / "entry"
+    folder.mkdir()
+    (folder / "value.json").write_text("{}")
+    seal(folder)
+    assert find_damage(folder) is None
+
+    plant(folder)
+
+    assert (find_damage(folder) or "").startswith(damage)
+
+
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_stands_in_the_place_of_an_entry_is_set_aside(tmp_path: Path, kind: str) -> None:
+    cache = Cache(root=tmp_path / "cache")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine.txt").write_text("mine")
+    place = cache.path(kind="variant", key=KEY)
+    place.parent.mkdir(parents=True)
+    if kind == "file":
+        place.write_text("x")
+    else:
+        seal(elsewhere)
+        place.symlink_to(elsewhere)
+
+    found = cache.get_or_build(
+        kind="variant", key=KEY, build=lambda folder: (folder / "a").write_text("a")
+    )
+
+    assert (found / "a").read_text() == "a"
+    assert not found.is_symlink()
+    assert (elsewhere / "mine.txt").read_text() == "mine"
+
+
+# -- baselines -------------------------------------------------------------------------------------
+
+
+def test_a_pipe_among_obtained_results_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "obtained" / "demo").mkdir(parents=True)
+    os.mkfifo(tmp_path / "obtained" / "demo" / "regression-x.json")
+
+    with pytest.raises(BaselineError, match="cannot be read: it is no regular file"):
+        accept_obtained(tmp_path / "obtained", store=Store(tmp_path / "baselines"), reason="why")
+    assert not (tmp_path / "baselines").exists()
+
+
+@pytest.mark.parametrize("suite", ["..", "../x", "/etc", "a/b", "a\\b", "", ".", "a\nb", "x" * 101])
+def test_a_suite_name_that_leads_elsewhere_is_refused(tmp_path: Path, suite: str) -> None:
+    with pytest.raises(BaselineError, match="cannot be a folder name"):
+        Store(tmp_path).path(suite, "scenes/classification-acc1")
+
+
+@pytest.mark.parametrize(
+    "key", ["../../x", "/etc/passwd", "..\\x", "a\nb", "\ud800", "x" * 5000, "a/" * 200 + "b-c", ""]
+)
+def test_a_key_is_one_part_of_a_file_name_whatever_it_is(tmp_path: Path, key: str) -> None:
+    path = Store(tmp_path).path("demo", key)
+
+    assert path.parent == tmp_path / "demo"
+    assert path.name.isprintable()
+    assert len(path.name) < 255
+    assert Store(tmp_path).read("demo", key) is None
+
+
+# -- ONNX ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("location", ["../secret", "ABSOLUTE", "link", "beside", "..\\secret", ""])
+def test_weights_in_other_files_are_not_read(
+    tmp_path: Path, location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    values = np.eye(4, dtype=np.float32).tobytes()
+    for path in (tmp_path / "secret", folder / "beside"):
+        path.write_bytes(values)
+    (folder / "link").symlink_to(tmp_path / "secret")
+    monkeypatch.chdir(folder)  # where ONNX Runtime would look for them
+    weight = onnx.TensorProto(name="w", data_type=1, dims=[4, 4])
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    entry = weight.external_data.add()
+    entry.key = "location"
+    entry.value = location.replace("ABSOLUTE", str(tmp_path / "secret"))
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["pixel_values", "w"], ["y"])],
+        "tower",
+        [value("pixel_values", 1, ["n", 4])],
+        [value("y", 1, ["n", 4])],
+        [weight],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+
+    with pytest.raises(ModelError, match="the weights of 'w' are kept in another file"):
+        OnnxRuntimeModel(path)
+
+
+# -- the terminal ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [(), ("--quantgate-strict",)])
+def test_a_folder_name_cannot_speak_to_the_terminal_or_the_runner(
+    pytester: pytest.Pytester,
+    write_suite: Callable[..., Path],
+    run_gates: Callable[..., pytest.RunResult],
+    tiny_clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    strict: tuple[str, ...],
+) -> None:
+    folder = pytester.path / "x\x1b[2J\n::error::forged\r##[error]y"
+    monkeypatch.setenv("CLIP", str(folder))
+    write_suite(replace={str(tiny_clip): "${CLIP}"})
+    for exists in (False, True):  # not measured, then a failure
+        if exists:
+            folder.mkdir()
+            (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+
+        result = run_gates("-k", "coverage", "-rs", *strict)
+
+        text = result.stdout.str() + result.stderr.str()
+        assert "x\\x1b[2J\\n::error::forged\\r#\\#[error]y" in text
+        assert "\x1b" not in text
+        assert "##[error]" not in text
+        assert not [line for line in text.splitlines() if line.lstrip().startswith("::")]
+
+
+def test_the_command_line_shows_one_line_of_visible_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pytest_quantgate.cli import main
+
+    path = tmp_path / "x\x1b[2J\n::error::y.quantgate.yaml"
+    path.write_text("quantgate: 2")
+    good = tmp_path / "good\n::notice::.quantgate.yaml"
+    good.write_text(SUITE.replace("TASK", "scenes/classification"))
+
+    assert main(["validate", str(path), str(good)]) == 1
+    assert main(["accept", str(tmp_path / "gone\n::error::z"), "--reason", "why"]) == 1
+
+    shown = capsys.readouterr()
+    for line in (shown.out + shown.err).splitlines():
+        assert line.isprintable()
+        assert not line.startswith("::")
+    assert len(shown.err.splitlines()) == 2
+    assert len(shown.out.splitlines()) == 1

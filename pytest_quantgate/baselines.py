@@ -1,7 +1,8 @@
-"""Stored results: one small canonical JSON file a regression gate, reviewed like code.
+"""Stored results: one small canonical JSON file a gate, reviewed like code.
 
-A record holds the outcome of every sample as one bit, so that tomorrow's run is compared with
-yesterday's sample by sample. Files are replaced whole or not at all.
+The record of a regression gate holds the outcome of every sample as one bit, so that tomorrow's
+run is compared with yesterday's sample by sample; that of a latency gate with a limit in ms holds
+the machine on which the limit is meant. Files are replaced whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,22 +16,40 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.fingerprint import Fingerprint
+from pytest_quantgate.measure.latency import LatencyRun, Machine
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes
 from pytest_quantgate.suite import Suite
+from pytest_quantgate.untrusted import parse_json, read_regular
 from pytest_quantgate.verdict import Status, Verdict
 
 SCHEMA = 1
-MAX_BYTES = 16 << 20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: A record of a million samples has half a megabyte.
+MAX_BYTES = 8 << 20
+MAX_SAMPLES = 10**7
+MAX_TEXT = 10_000
+MAX_SLUG = 200  # file systems end at 255
+#: A temporary file that is older than this belongs to a run that was killed.
+LEFTOVER_SECONDS = 3600
+_WRITING = ".writing-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+#: Control characters but tab and newline, and halves of characters that UTF-8 cannot hold.
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_DAYS = ("created", "updated", "first_accepted")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+#: The gates that have baselines; a file's name starts with one.
+Kind = Literal["regression", "latency"]
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +59,8 @@ class Record:
     `first` is the first variant that was ever accepted on this data; `accepted` the last.
     `created`, `updated`, `first_accepted` are ISO days; `first_reason` is why the first was taken.
     """
+
+    kind: ClassVar[Kind] = "regression"
 
     suite: str
     key: str
@@ -92,7 +113,7 @@ class Record:
             raise BaselineError("expected a mapping")
         if data.get("schema") != SCHEMA:
             raise BaselineError(
-                f"schema {data.get('schema')!r} is not supported: this release reads {SCHEMA}"
+                f"schema {_short(data.get('schema'))} is not supported: this release reads {SCHEMA}"
             )
         names = {item.name for item in fields(cls)}
         _check_keys(set(data) - {"schema"}, names, "record")
@@ -105,6 +126,8 @@ class Record:
                 values[name] = _fingerprint_from_json(value)
             elif name == "versions":
                 values[name] = _texts(value, name=name)
+            elif name in _DAYS:
+                values[name] = _day(value, name=name)
             else:
                 values[name] = _text(value, name=name)
         record = cls(**values)
@@ -124,33 +147,140 @@ def _check_value(outcomes: StoredOutcomes, *, name: str) -> None:
         )
 
 
-def canonical_text(record: Record) -> str:
+@dataclass(frozen=True, kw_only=True)
+class LatencyRecord:
+    """The machine on which a latency gate's limit in ms holds, and what was measured there.
+
+    `fp16_ms` and `quantized_ms` are the medians over `rounds` of one batch, for the review:
+    they are no limits. `created` and `updated` are ISO days.
+    """
+
+    kind: ClassVar[Kind] = "latency"
+
+    suite: str
+    key: str
+    runtime: str
+    machine: Machine
+    rounds: int
+    fp16_ms: float
+    quantized_ms: float
+    versions: Mapping[str, str]
+    created: str
+    updated: str
+    reason: str
+
+    def same_result(self, other: LatencyRecord) -> bool:
+        """Return whether both name the same machine: its times differ from run to run."""
+        return self.machine == other.machine
+
+    def describe(self) -> str:
+        """Return the machine and the times in a few words."""
+        machine = self.machine
+        where = machine.processor if machine.device == "cpu" else machine.device
+        return f"FP16 {self.fp16_ms:.3g} ms, quantized {self.quantized_ms:.3g} ms on {where}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain data, in the form of its file."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        machine = {item.name: getattr(self.machine, item.name) for item in fields(Machine)}
+        versions = dict(self.versions)
+        return {
+            **plain,
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "machine": machine,
+            "versions": versions,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> LatencyRecord:
+        """Return the record in plain data; raises BaselineError saying what is wrong with it."""
+        if not isinstance(data, dict):
+            raise BaselineError("expected a mapping")
+        if data.get("schema") != SCHEMA:
+            raise BaselineError(
+                f"schema {_short(data.get('schema'))} is not supported: this release reads {SCHEMA}"
+            )
+        if data.get("kind") != cls.kind:
+            raise BaselineError(f"kind is {_short(data.get('kind'))}, expected {cls.kind!r}")
+        names = {item.name for item in fields(cls)}
+        _check_keys(set(data) - {"schema", "kind"}, names, "record")
+        values: dict[str, Any] = {}
+        for name in sorted(names):
+            value = data[name]
+            if name == "machine":
+                values[name] = _machine_from_json(value)
+            elif name == "versions":
+                values[name] = _texts(value, name=name)
+            elif name == "rounds":
+                values[name] = _count(value, name=name)
+            elif name in ("fp16_ms", "quantized_ms"):
+                values[name] = _duration(value, name=name)
+            elif name in _DAYS:
+                values[name] = _day(value, name=name)
+            else:
+                values[name] = _text(value, name=name)
+        return cls(**values)
+
+
+#: What a Store keeps.
+AnyRecord = Record | LatencyRecord
+
+
+def record_from_json(data: Any) -> AnyRecord:
+    """Return the record in plain data, of the kind that it names; raises BaselineError."""
+    if isinstance(data, dict) and data.get("kind") == LatencyRecord.kind:
+        return LatencyRecord.from_json(data)
+    return Record.from_json(data)
+
+
+def canonical_text(record: AnyRecord) -> str:
     """Return the text of a record's file: sorted keys, two spaces, a newline at the end."""
     return json.dumps(record.to_json(), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
 def parse_record(text: str) -> Record:
     """Return the record in a file's text; raises BaselineError saying what is wrong with it."""
+    return Record.from_json(_parse_data(text))
+
+
+def _parse_data(text: str) -> Any:
     try:
-        data = json.loads(text, object_pairs_hook=_no_doubles, parse_constant=_no_constants)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise BaselineError(f"not JSON: {error}") from error
-    return Record.from_json(data)
+
+
+def _parse_latency_record(text: str) -> LatencyRecord:
+    return LatencyRecord.from_json(_parse_data(text))
+
+
+def _parse_any_record(text: str) -> AnyRecord:
+    return record_from_json(_parse_data(text))
 
 
 @dataclass(frozen=True)
 class Store:
-    """The baselines under one folder: `<root>/<suite>/regression-<key>.json`."""
+    """The baselines under one folder: `<root>/<suite>/<kind>-<key>.json`.
+
+    `read`, `regression` files alone, is what compares results; `read_latency` reads the others.
+    """
 
     root: Path
 
-    def path(self, suite: str, key: str) -> Path:
+    def path(self, suite: str, key: str, *, kind: Kind = "regression") -> Path:
         """Return where a record lives; raises BaselineError for a name that is no plain name."""
         if not _NAME.fullmatch(suite):
             raise BaselineError(
                 f"suite name {suite!r} cannot be a folder name: use letters, digits, . _ -"
             )
-        return self.root / suite / f"regression-{slug(key)}.json"
+        if kind == "latency" and not _NAME.fullmatch(key):  # a gate's key is a plain name
+            raise BaselineError(f"key {_short(key)} is of no latency gate: no plain name")
+        return self.root / suite / f"{kind}-{slug(key) if kind == 'regression' else key}.json"
+
+    def path_of(self, record: AnyRecord) -> Path:
+        """Return where a record belongs; raises as `path`."""
+        return self.path(record.suite, record.key, kind=record.kind)
 
     def read(self, suite: str, key: str) -> Record | None:
         """Return a record, or None where there is none.
@@ -160,25 +290,48 @@ class Store:
         """
         path = self.path(suite, key)
         record = read_record(path, root=self.root)
-        if record is not None and (record.suite, record.key) != (suite, key):
-            raise BaselineError(
-                f"{path}: holds {record.suite} {record.key}, expected {suite} {key}: "
-                f"restore the file with git checkout -- {path}"
-            )
+        _check_place(record, path=path, suite=suite, key=key)
         return record
 
-    def write(self, record: Record) -> Path:
-        """Write a record atomically, return its path; raises BaselineError, the old one whole."""
-        path = self.path(record.suite, record.key)
-        write_atomically(path, canonical_text(record), root=self.root)
+    def read_latency(self, suite: str, key: str) -> LatencyRecord | None:
+        """Return the record of a latency gate, or None where there is none; raises as `read`."""
+        path = self.path(suite, key, kind="latency")
+        record = _read_file(path, root=self.root, parse=_parse_latency_record)
+        _check_place(record, path=path, suite=suite, key=key)
+        return record
+
+    def write(self, record: AnyRecord) -> Path:
+        """Write a record atomically, return its path; raises BaselineError, the old one whole.
+
+        What could not be read back, such as a reason with an escape sequence, is not written.
+        """
+        path = self.path_of(record)
+        text = canonical_text(record)
+        try:
+            _parse_any_record(text)
+        except BaselineError as error:
+            raise BaselineError(f"cannot write {path}: {error}") from error
+        write_atomically(path, text, root=self.root)
         return path
 
     def orphans(self, suites: Iterable[Suite]) -> tuple[Path, ...]:
-        """Return the files that no regression gate of `suites` names, from the suites alone."""
-        named = {
-            self.path(suite.name, gate.key) for suite in suites for gate in suite.gates.regression
-        }
-        return tuple(path for path in sorted(self.root.rglob("*.json")) if path not in named)
+        """Return the baselines that no gate of `suites` names, from the suites alone.
+
+        Only files at the place and of the name of a baseline: a root that is set to a folder with
+        other JSON files in it loses none of them.
+        """
+        named = set[Path]()
+        for suite in suites:
+            named |= {self.path(suite.name, gate.key) for gate in suite.gates.regression}
+            named |= {
+                self.path(suite.name, gate.key, kind="latency")
+                for gate in suite.gates.latency
+                if gate.max_latency_ms is not None
+            }
+        there = sorted(
+            path for kind in get_args(Kind) for path in self.root.glob(f"*/{kind}-*.json")
+        )
+        return tuple(path for path in there if path not in named and not path.is_dir())
 
     def prune(self, suites: Iterable[Suite]) -> tuple[Path, ...]:
         """Delete the orphans and return what was deleted."""
@@ -200,13 +353,31 @@ def slug(key: str) -> str:
     """
     plain = re.sub(r"[^A-Za-z0-9._@-]", "-", key.replace("/", "--")).replace("@", "-at-")
     exact = re.fullmatch(r"[A-Za-z0-9._]+(?:/[A-Za-z0-9._]+)+-[A-Za-z0-9_]+", key)
-    if exact and "--" not in key:
+    if exact and "--" not in key and len(plain) <= MAX_SLUG:
         return plain
-    return f"{plain[:80]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{plain[:80]}-{digest[:8]}"
+
+
+def _check_place(record: AnyRecord | None, *, path: Path, suite: str, key: str) -> None:
+    if record is not None and (record.suite, record.key) != (suite, key):
+        raise BaselineError(
+            f"{path}: holds {record.suite} {record.key}, expected {suite} {key}: "
+            f"restore the file with git checkout -- {path}"
+        )
 
 
 def read_record(path: Path, *, root: Path) -> Record | None:
     """Return the record in a file below `root`, None where there is none; raises BaselineError."""
+    return _read_file(path, root=root, parse=parse_record)
+
+
+def read_any_record(path: Path, *, root: Path) -> AnyRecord | None:
+    """Return the record in a file below `root`, of whatever kind; as `read_record` otherwise."""
+    return _read_file(path, root=root, parse=_parse_any_record)
+
+
+def _read_file(path: Path, *, root: Path, parse: Callable[[str], Value]) -> Value | None:
     mend = (
         f"restore it with git checkout -- {path}, or make it anew with --quantgate-baselines=update"
     )
@@ -219,13 +390,13 @@ def read_record(path: Path, *, root: Path) -> Record | None:
             return None
         if path.stat().st_size > MAX_BYTES:
             raise BaselineError(f"{path}: larger than {MAX_BYTES} bytes, no baseline is: {mend}")
-        text = path.read_bytes().decode("utf-8")
+        text = read_regular(path, max_bytes=MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise BaselineError(f"{path}: damaged baseline: not UTF-8: {mend}") from error
     except OSError as error:
         raise BaselineError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
-        return parse_record(text)
+        return parse(text)
     except BaselineError as error:
         raise BaselineError(f"{path}: damaged baseline: {error}: {mend}") from error
 
@@ -237,7 +408,8 @@ def write_atomically(path: Path, text: str, *, root: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.parent.resolve().is_relative_to(root.resolve()) or path.is_symlink():
             raise BaselineError(f"{path}: leads out of {root}: replace the link by the file itself")
-        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        _sweep(path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=_WRITING, dir=path.parent)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(text)
             out.flush()
@@ -260,6 +432,14 @@ def write_atomically(path: Path, text: str, *, root: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what killed runs left in a folder of baselines; a run that still writes is younger."""
+    for path in folder.glob(f"{_WRITING}*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def store_outcomes(outcomes: Outcomes) -> StoredOutcomes:
@@ -315,6 +495,33 @@ def next_record(
     )
 
 
+def next_latency_record(
+    record: LatencyRecord | None,
+    *,
+    suite: str,
+    key: str,
+    run: LatencyRun,
+    versions: Mapping[str, str],
+    today: date,
+    reason: str,
+) -> LatencyRecord:
+    """Return the record that accepting this run and its machine would make."""
+    day = today.isoformat()
+    return LatencyRecord(
+        suite=suite,
+        key=key,
+        runtime=f"{run.runtime} {run.runtime_version}".strip(),
+        machine=run.machine,
+        rounds=run.rounds,
+        fp16_ms=run.fp16.median_ms,
+        quantized_ms=run.quantized.median_ms,
+        versions=dict(versions),
+        created=record.created if record is not None else day,
+        updated=day,
+        reason=reason,
+    )
+
+
 def refuse_unfit(record: Record, *, verdicts: tuple[Verdict, ...]) -> None:
     """Raise BaselineError for a result that must never become a baseline.
 
@@ -329,11 +536,8 @@ def refuse_unfit(record: Record, *, verdicts: tuple[Verdict, ...]) -> None:
             raise BaselineError(f"{record.key}: {name} value is {outcomes.value}: not accepted")
     for verdict in verdicts:
         floor = verdict.figures.get("floor_status")
-        if verdict.gate == "coverage" and verdict.status is not Status.PASS:
-            raise BaselineError(
-                f"{record.key}: not accepted as a baseline, the coverage gate is "
-                f"{verdict.status.value}: {verdict.headline}"
-            )
+        if verdict.gate == "coverage":
+            refuse_uncovered(record.key, verdict=verdict)
         if floor is not None and floor != Status.PASS.value:
             raise BaselineError(
                 f"{record.key}: not accepted as a baseline, its result is not over the floor: "
@@ -341,7 +545,16 @@ def refuse_unfit(record: Record, *, verdicts: tuple[Verdict, ...]) -> None:
             )
 
 
-def write_obtained(directory: Path, record: Record) -> Path:
+def refuse_uncovered(key: str, *, verdict: Verdict) -> None:
+    """Raise BaselineError for a coverage gate that is not green: nothing of it is kept."""
+    if verdict.status is not Status.PASS:
+        raise BaselineError(
+            f"{key}: not accepted as a baseline, the coverage gate is "
+            f"{verdict.status.value}: {verdict.headline}"
+        )
+
+
+def write_obtained(directory: Path, record: AnyRecord) -> Path:
     """Write a proposed record below `directory` and return its path; `accept_obtained` takes it."""
     return Store(directory).write(record)
 
@@ -361,15 +574,16 @@ def accept_obtained(directory: Path, *, store: Store, reason: str) -> tuple[Path
         raise BaselineError(f"{directory} holds no obtained results: nothing to accept")
     records = []
     for path in paths:
-        record = read_record(path, root=directory)
+        record = read_any_record(path, root=directory)
         assert record is not None
-        if path.resolve() != Store(directory).path(record.suite, record.key).resolve():
+        if path.resolve() != Store(directory).path_of(record).resolve():
             raise BaselineError(
                 f"{path}: holds {record.suite} {record.key}, which belongs elsewhere: "
                 f"run the gate again to obtain it anew"
             )
-        refuse_unfit(record, verdicts=())
-        store.path(record.suite, record.key)
+        if isinstance(record, Record):
+            refuse_unfit(record, verdicts=())
+        store.path_of(record)
         records.append(replace(record, reason=reason.strip()))
     return tuple(store.write(record) for record in records)
 
@@ -388,10 +602,9 @@ def unpack_bits(text: str, *, count: int) -> tuple[bool, ...]:
     packed = base64.b64decode(text, validate=True)
     if len(packed) != (count + 7) // 8:
         raise ValueError(f"{len(packed)} bytes cannot hold {count} outcomes")
-    bits = tuple(bool(packed[i // 8] & (0x80 >> (i % 8))) for i in range(len(packed) * 8))
-    if any(bits[count:]):
+    if count % 8 and packed[-1] & (0xFF >> (count % 8)):
         raise ValueError(f"there are more than {count} outcomes")
-    return bits[:count]
+    return tuple(bool(packed[i // 8] & (0x80 >> (i % 8))) for i in range(count))
 
 
 def _outcomes_to_json(outcomes: StoredOutcomes) -> dict[str, Any]:
@@ -409,10 +622,10 @@ def _outcomes_from_json(data: Any, *, name: str) -> StoredOutcomes:
         raise BaselineError(f"{name}: expected a mapping")
     _check_keys(set(data), {"samples", "ids_digest", "correct_bits", "value", "data_digest"}, name)
     samples, value = data["samples"], data["value"]
-    if type(samples) is not int or not 0 < samples <= 10**8:
-        raise BaselineError(f"{name}.samples: {samples!r} is no number of samples")
+    if type(samples) is not int or not 0 < samples <= MAX_SAMPLES:
+        raise BaselineError(f"{name}.samples: {_short(samples)} is no number of samples")
     if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise BaselineError(f"{name}.value: {value!r} is not in [0, 1]")
+        raise BaselineError(f"{name}.value: {_short(value)} is not in [0, 1]")
     try:
         correct = unpack_bits(
             _text(data["correct_bits"], name=f"{name}.correct_bits"), count=samples
@@ -434,39 +647,74 @@ def _fingerprint_from_json(data: Any) -> Fingerprint:
     return Fingerprint(**{k: _digest(v, name=f"fingerprint.{k}") for k, v in values.items()})
 
 
+def _machine_from_json(data: Any) -> Machine:
+    if not isinstance(data, dict):
+        raise BaselineError("machine: expected a mapping")
+    _check_keys(set(data), {item.name for item in fields(Machine)}, "machine")
+    return Machine(
+        cores=_count(data["cores"], name="machine.cores"),
+        threads=_count(data["threads"], name="machine.threads"),
+        **{
+            name: _text(data[name], name=f"machine.{name}")
+            for name in ("system", "processor", "device")
+        },
+    )
+
+
+def _count(value: Any, *, name: str) -> int:
+    if type(value) is not int or not 0 < value <= 10**9:
+        raise BaselineError(f"{name}: {_short(value)} is no count")
+    return value
+
+
+def _duration(value: Any, *, name: str) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise BaselineError(f"{name}: {_short(value)} is no time in ms")
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    """Return a value for a message: ten thousand digits help nobody."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
 def _check_keys(found: set[str], known: set[str], name: str) -> None:
     for key in sorted(known - found):
         raise BaselineError(f"{name}: {key!r} is missing")
     for key in sorted(found - known):
-        raise BaselineError(f"{name}: {key!r} is unknown")
+        raise BaselineError(f"{name}: {_short(key)} is unknown")
 
 
 def _texts(value: Any, *, name: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise BaselineError(f"{name}: expected a mapping")
-    return {key: _text(item, name=f"{name}.{key}") for key, item in value.items()}
+    return {_text(key, name=name): _text(item, name=f"{name}.{key}") for key, item in value.items()}
 
 
 def _text(value: Any, *, name: str) -> str:
     if not isinstance(value, str):
         raise BaselineError(f"{name}: expected a text, found {type(value).__name__}")
+    if name.endswith("correct_bits"):
+        return value
+    if len(value) > MAX_TEXT:
+        raise BaselineError(f"{name}: {len(value)} characters, at most {MAX_TEXT} are taken")
+    odd = _NO_TEXT.search(value)
+    if odd:
+        raise BaselineError(f"{name}: the character U+{ord(odd.group()):04X} is not allowed")
     return value
+
+
+def _day(value: Any, *, name: str) -> str:
+    text = _text(value, name=name)
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        raise BaselineError(f"{name}: {text[:40]!r} is no day") from None
+    return text
 
 
 def _digest(value: Any, *, name: str) -> str:
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
         raise BaselineError(f"{name}: not a SHA-256")
     return value
-
-
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"key {key!r} stands twice")
-        found[key] = value
-    return found
-
-
-def _no_constants(text: str) -> Any:
-    raise ValueError(f"{text} is no value of a baseline")

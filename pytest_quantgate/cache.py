@@ -2,37 +2,44 @@
 
 An entry is a folder of files and a `manifest.json` with the SHA-256 of each. It is built in a
 temporary folder, flushed and renamed into place, so a killed run leaves nothing that is ever
-read. Every read checks the digests; a damaged entry is set aside and built again.
+read. Every read checks the digests; a damaged entry is set aside and built again. Whoever builds
+an entry or sets one aside holds its lock, which ends with its process: what lies about and is
+locked by nobody is of a killed run, and the next build deletes it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pytest_quantgate.errors import CacheError, MissingPackage
+from pytest_quantgate.errors import CacheError, MissingPackage, StoredValueError
+from pytest_quantgate.untrusted import parse_json, read_regular
 
 #: Part of every path: raise it when the layout of an entry changes.
 LAYOUT = "v1"
 
 MANIFEST = "manifest.json"
+VALUE = "value.json"
 
+#: More than the outcomes of a million samples; a larger file is none of ours.
+MAX_JSON_BYTES = 256 << 20
 
-def digest_files(*, files: list[Path]) -> dict[str, str]:
-    """Return the SHA-256 of each file by its name, read in chunks."""
-    digests = {}
-    for path in files:
-        with path.open("rb") as stream:
-            digests[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+#: Temporary folders without the name of an entry are of an older release: deleted at this age.
+LEFTOVER_SECONDS = 24 * 3600
+_TEMPORARY = re.compile(r"\.(?:building|damaged)-([A-Za-z0-9]+)-.*")
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,52 +53,95 @@ class Cache:
         return self.root / LAYOUT / kind / key[:2] / key
 
     def load(self, *, kind: str, key: str) -> Path | None:
-        """Return the folder of an entry whose files are whole, or None.
+        """Return the folder of an entry whose files are whole, or None; changes nothing."""
+        folder = self.path(kind=kind, key=key)
+        whole = os.path.lexists(folder) and find_damage(folder) is None
+        return folder if whole else None
 
-        A damaged entry (a file missing, changed or added, or an unreadable manifest) is reported
-        through `warn` and moved away, so that the caller builds it again.
+    def read(self, *, kind: str, key: str, name: str = VALUE) -> Any:
+        """Return the JSON of one file of an entry, or None where it is not there or damaged.
+
+        Builds, moves and reports nothing, and checks this one file alone: a report reads a few
+        kilobytes beside checkpoints of gigabytes.
         """
         folder = self.path(kind=kind, key=key)
-        if not folder.is_dir():
+        try:
+            expected = parse_json(read_regular(folder / MANIFEST, max_bytes=MAX_JSON_BYTES))[name]
+            data = read_regular(folder / name, max_bytes=MAX_JSON_BYTES)
+            return parse_json(data) if hashlib.sha256(data).hexdigest() == expected else None
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        damage = find_damage(folder)
-        if damage is None:
-            return folder
-        self.warn(f"cache entry {kind}/{key[:12]} is damaged ({damage}): building it again")
-        self._discard(folder)
-        return None
 
     def get_or_build(self, *, kind: str, key: str, build: Callable[[Path], None]) -> Path:
         """Return the folder of an entry, built by `build(folder)` if it is not there.
 
-        Processes that want the same entry wait for the one that builds it. Raises CacheError
-        where the cache cannot be written; whatever `build` raises passes through, and nothing of
-        its half-done work stays.
+        A damaged entry (a file missing, changed or added, or an unreadable manifest) is reported
+        through `warn`, moved away and built again. Processes that want the same entry wait for
+        the one that builds it. Raises CacheError where the cache cannot be written; whatever
+        `build` raises passes through, and nothing of its half-done work stays.
         """
         found = self.load(kind=kind, key=key)
         if found is not None:
             return found
         with self._lock(kind=kind, key=key):
-            found = self.load(kind=kind, key=key)  # another process may have built it meanwhile
-            if found is not None:
-                return found
+            folder = self.path(kind=kind, key=key)
+            if os.path.lexists(folder):
+                damage = find_damage(folder)
+                if damage is None:  # another process has built it meanwhile
+                    return folder
+                self._set_aside(kind=kind, key=key, damage=damage)
+            self._sweep(held=(kind, key))
             return self._build(kind=kind, key=key, build=build)
 
-    def get_or_measure(self, *, kind: str, key: str, measure: Callable[[], Any]) -> Any:
-        """Return a JSON value from the cache, or measure, keep and return it."""
+    def get_and_read(
+        self,
+        *,
+        kind: str,
+        key: str,
+        build: Callable[[Path], None],
+        read: Callable[[Path], Value],
+    ) -> Value:
+        """Return what `read(folder)` makes of an entry, which is built if it is not there.
+
+        An entry that is whole by its manifest and that `read` does not take all the same
+        (ValueError, OSError) is damaged like others: set aside, built and read again.
+        """
+        folder = self.get_or_build(kind=kind, key=key, build=build)
+        try:
+            return read(folder)
+        except (ValueError, OSError) as error:
+            damage = f"it cannot be read: {' '.join(str(error).split())[:200]}"
+        with self._lock(kind=kind, key=key):
+            self._set_aside(kind=kind, key=key, damage=damage)
+        return read(self.get_or_build(kind=kind, key=key, build=build))
+
+    def get_or_measure(
+        self,
+        *,
+        kind: str,
+        key: str,
+        measure: Callable[[], Any],
+        read: Callable[[Any], Any] = lambda value: value,
+    ) -> Any:
+        """Return a JSON value from the cache, or measure, keep and return it.
+
+        `read` turns it into what is returned; a stored value that it refuses with ValueError is
+        measured again.
+        """
 
         def build(folder: Path) -> None:
             text = json.dumps(measure(), allow_nan=False, sort_keys=True, separators=(",", ":"))
-            (folder / "value.json").write_text(text, encoding="utf-8")
+            (folder / VALUE).write_text(text, encoding="utf-8")
 
-        folder = self.get_or_build(kind=kind, key=key, build=build)
-        return json.loads((folder / "value.json").read_text(encoding="utf-8"))
+        return self.get_and_read(
+            kind=kind, key=key, build=build, read=lambda folder: read(read_json(folder / VALUE))
+        )
 
     def _build(self, *, kind: str, key: str, build: Callable[[Path], None]) -> Path:
         folder = self.path(kind=kind, key=key)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{key[:8]}-", dir=folder.parent))
+            temporary = Path(tempfile.mkdtemp(prefix=f".building-{key}-", dir=folder.parent))
         except OSError as error:
             raise self._unwritable(error) from error
         try:
@@ -105,17 +155,56 @@ class Cache:
             shutil.rmtree(temporary, ignore_errors=True)
         return folder
 
-    def _discard(self, folder: Path) -> None:
+    def _set_aside(self, *, kind: str, key: str, damage: str) -> None:
+        """Take a damaged entry out of its place; its lock is held."""
+        folder = self.path(kind=kind, key=key)
         try:
-            aside = Path(tempfile.mkdtemp(prefix=".damaged-", dir=folder.parent))
+            aside = Path(tempfile.mkdtemp(prefix=f".damaged-{key}-", dir=folder.parent))
             folder.replace(aside / folder.name)
-            shutil.rmtree(aside)
         except FileNotFoundError:
             return  # another process has set it aside already
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unwritable(error, damage=f"entry {kind}/{key[:12]}: {damage}") from error
+        self.warn(f"cache entry {kind}/{key[:12]} is damaged ({damage}): building it again")
+        shutil.rmtree(aside, ignore_errors=True)
 
-    def _lock(self, *, kind: str, key: str) -> AbstractContextManager[Any]:
+    def _sweep(self, *, held: tuple[str, str]) -> None:
+        """Delete what killed runs left: temporary folders of entries that nobody has locked."""
+        for folder in (self.root / LAYOUT).glob("*/*/.*-*"):
+            kind, named = folder.parts[-3], _TEMPORARY.fullmatch(folder.name)
+            if named is None:
+                try:
+                    is_old = time.time() - folder.stat().st_mtime > LEFTOVER_SECONDS
+                except OSError:
+                    continue  # gone meanwhile
+                if is_old:
+                    shutil.rmtree(folder, ignore_errors=True)
+            elif (kind, named[1]) == held:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                lock = self._open_lock(kind=kind, key=named[1])
+                try:
+                    lock.acquire(blocking=False)
+                except (OSError, RuntimeError):
+                    continue  # somebody works in it, perhaps this process further up
+                try:
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    lock.release()
+
+    @contextmanager
+    def _lock(self, *, kind: str, key: str) -> Iterator[None]:
+        lock = self._open_lock(kind=kind, key=key)
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _open_lock(self, *, kind: str, key: str) -> Any:
         try:
             from filelock import FileLock
         except ImportError as error:
@@ -123,16 +212,31 @@ class Cache:
         folder = self.root / LAYOUT / "locks"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return FileLock(folder / f"{kind}-{key}.lock")
         except OSError as error:
             raise self._unwritable(error) from error
+        return FileLock(folder / f"{kind}-{key}.lock")
 
-    def _unwritable(self, error: OSError) -> CacheError:
+    def _unwritable(self, error: OSError, *, damage: str = "") -> CacheError:
         reason = error.strerror or str(error)
-        return CacheError(
-            f"cannot write the cache under {self.root}: {reason}; "
-            f"free space there or choose another folder with --quantgate-cache-dir=DIR"
-        )
+        mend = "free space there or choose another folder with --quantgate-cache-dir=DIR"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            mend = (
+                "it is read-only or another user's: choose a folder of your own with "
+                "--quantgate-cache-dir=DIR"
+            )
+        found = f" ({damage})" if damage else ""
+        return CacheError(f"cannot write the cache under {self.root}{found}: {reason}; {mend}")
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file of the cache; raises StoredValueError."""
+    try:
+        return parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise StoredValueError(
+            f"{path}: cannot be read ({reason}): delete {path.parent} and run again"
+        ) from error
 
 
 def seal(folder: Path) -> None:
@@ -153,14 +257,19 @@ def seal(folder: Path) -> None:
 
 def find_damage(folder: Path) -> str | None:
     """Return in a few words what is wrong with a sealed folder, or None if it is whole."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "it is no folder"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = read_json(folder / MANIFEST)
+    except StoredValueError:
         return f"{MANIFEST} is missing or unreadable"
     if not isinstance(manifest, dict):
         return f"{MANIFEST} is not a mapping"
+    # Whatever is no folder counts: a pipe or a link that the manifest does not name is damage too.
     present = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
     } - {MANIFEST}
     for name in sorted(set(manifest) ^ present):
         return f"{name} is {'missing' if name in manifest else 'not in the manifest'}"
@@ -168,9 +277,15 @@ def find_damage(folder: Path) -> str | None:
         path = folder / name
         if path.is_symlink():
             return f"{name} is a symbolic link"
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                return f"the SHA-256 of {name} differs from the manifest"
+        if not path.is_file():
+            return f"{name} is no regular file"
+        try:
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
+        if found != expected:
+            return f"the SHA-256 of {name} differs from the manifest"
     return None
 
 

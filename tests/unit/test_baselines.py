@@ -320,13 +320,15 @@ def test_result_not_over_its_floor_is_refused(floor: str) -> None:
 
 # -- the text of a file ----------------------------------------------------------------------------
 
+TEXT = st.characters(exclude_categories=["Cc", "Cs"])
+
 
 @repeatable
 @given(
     fp16=st.text("01", min_size=1, max_size=40),
     quantized=st.text("01", min_size=1, max_size=40),
-    reason=st.text(st.characters(codec="utf-8"), max_size=20),
-    versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+    reason=st.text(TEXT, max_size=20),
+    versions=st.dictionaries(st.text(TEXT, max_size=5), st.text(TEXT, max_size=5), max_size=3),
 )
 def test_record_comes_back_from_its_text(
     fp16: str, quantized: str, reason: str, versions: dict[str, str]
@@ -469,9 +471,9 @@ def test_damaged_record_is_refused_and_named(store: Store, change: Change, words
         (lambda text: "<<<<<<< HEAD\n" + text, "not JSON: Expecting value: line 1 column 1"),
         (lambda text: "[]", "expected a mapping: "),
         (lambda text: "null", "expected a mapping: "),
-        (lambda text: text.replace("0.7", "NaN", 1), "not JSON: NaN is no value of a baseline: "),
-        (lambda text: text.replace("0.7", "-Infinity", 1), "not JSON: -Infinity is no value"),
-        (lambda text: text.replace("0.7", "1e999", 1), "accepted.value: inf is not in [0, 1]: "),
+        (lambda text: text.replace("0.7", "NaN", 1), "not JSON: NaN is no number here: "),
+        (lambda text: text.replace("0.7", "-Infinity", 1), "not JSON: -Infinity is no number"),
+        (lambda text: text.replace("0.7", "1e999", 1), "not JSON: 1e999 is out of range: "),
         (lambda text: text.replace("0.7", "9" * 5000, 1), "not JSON: Exceeds the limit"),
         (lambda text: '{"a": 1, ' + text[1:], "record: 'a' is unknown: "),
         (lambda text: '{"reason": "x", ' + text[1:], "not JSON: key 'reason' stands twice: "),
@@ -930,7 +932,7 @@ def test_unfit_record_is_refused_even_if_it_could_be_read(
 ) -> None:
     unfit = make_record(fp16=outcomes(value=float("nan")))
     plant(tmp_path / "obtained", NAME, "")
-    monkeypatch.setattr(baselines, "read_record", lambda _path, **_more: unfit)
+    monkeypatch.setattr(baselines, "read_any_record", lambda _path, **_more: unfit)
 
     assert message(lambda: accept_obtained(tmp_path / "obtained", store=store, reason="r")) == (
         f"{KEY}: FP16 value is nan: not accepted"

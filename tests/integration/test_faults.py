@@ -1,0 +1,418 @@
+"""Killed, out of space, read-only, two at once: what was accepted stays, what is half is not read.
+
+The long version, 200 kills at random moments, is `benchmarks/faults.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fault_actions import build, make_record
+
+from pytest_quantgate.baselines import Store
+from pytest_quantgate.cache import Cache, find_damage
+from pytest_quantgate.errors import BaselineError, CacheError
+
+REPOSITORY = Path(__file__).parents[2]
+KEY = "ab" * 32
+
+# Runs one action in forked processes, the n-th of which dies at the n-th step that touches a file
+# (before and after each call): no `finally` runs, no buffer is flushed. Prints the steps.
+DIE_AT_EVERY_STEP = """\
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import filelock  # an import opens files too, and is no step of ours
+from fault_actions import ACTIONS
+
+filelock.FileLock
+
+prepare, act = ACTIONS[{action!r}]
+root = Path({root!r})
+STEPS = (
+    "open", "write", "flush", "close", "__exit__", "fsync", "replace", "rename", "mkdir", "chmod",
+    "unlink", "rmdir",
+)
+
+
+def run(folder, last):
+    count = 0
+
+    def watch(_frame, event, called):
+        nonlocal count
+        if event in ("c_call", "c_return") and getattr(called, "__name__", "") in STEPS:
+            count += 1
+            if count == last:
+                os._exit(9)
+
+    sys.setprofile(watch)
+    act(folder)
+    os._exit(0)
+
+
+last, died = 0, True
+while died:
+    last += 1
+    folder = root / str(last)
+    folder.mkdir()
+    prepare(folder)
+    child = os.fork()
+    if not child:
+        try:
+            run(folder, last)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9), status
+    died = status == 9
+print(last - 1)
+"""
+
+
+def die_at_every_step(action: str, *, root: Path) -> list[Path]:
+    """Return the folders that the killed processes left behind, one a step."""
+    code = DIE_AT_EVERY_STEP.format(tests=str(Path(__file__).parent), action=action, root=str(root))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    steps = int(done.stdout)
+    return [root / str(number) for number in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize("action", ["update", "accept"])
+def test_a_baseline_is_the_old_or_the_new_one_at_every_step(tmp_path: Path, action: str) -> None:
+    folders = die_at_every_step(action, root=tmp_path)
+
+    assert len(folders) > 5
+    seen = []
+    for folder in folders:
+        store = Store(folder / "baselines")
+        record = store.read("demo", "scenes/classification-acc1")
+        assert record is not None
+        seen.append(record.reason)
+        assert record.reason in ("old", "new")
+        assert not store.orphans([])[1:]  # a temporary file is no baseline
+    assert {"old", "new"} <= set(seen)
+    assert seen == sorted(seen, reverse=True)  # once new, never old again
+
+
+def test_leftovers_of_a_killed_write_go_when_they_are_old(tmp_path: Path) -> None:
+    left = [
+        path for folder in die_at_every_step("update", root=tmp_path)
+        for path in folder.rglob(".writing-*")
+    ]  # fmt: skip
+    assert left
+    store = Store(left[0].parents[1])
+
+    store.write(make_record("newer"))
+    assert left[0].exists()  # it could be of a run that still writes
+    os.utime(left[0], (time.time() - 4000,) * 2)
+    store.write(make_record("newest"))
+
+    assert [path.name for path in left[0].parent.iterdir()] == [
+        store.path("demo", "scenes/classification-acc1").name
+    ]
+
+
+@pytest.mark.parametrize("action", ["build", "repair"])
+def test_a_cache_entry_is_whole_or_absent_at_every_step(tmp_path: Path, action: str) -> None:
+    folders = die_at_every_step(action, root=tmp_path)
+
+    assert len(folders) > 10
+    states, warnings = set(), list[str]()
+    for folder in folders:
+        cache = Cache(root=folder / "cache", warn=warnings.append)
+        found = cache.load(kind="variant", key=KEY)
+        states.add("absent" if found is None else "whole")
+        if found is not None:
+            assert (found / "checkpoint" / "weights").read_bytes() == b"w" * 100_000
+        again = cache.get_or_build(kind="variant", key=KEY, build=build)
+        assert find_damage(again) is None
+        cache.get_or_build(kind="variant", key="cd" * 32, build=build)
+        assert list(folder.glob("cache/v1/*/*/.*-*")) == []
+    assert states == {"absent", "whole"}
+    # A killed build leaves no damaged entry in its place; one that was there may still be.
+    assert action == "repair" or warnings == []
+
+
+def test_what_a_running_build_works_in_is_not_swept(tmp_path: Path) -> None:
+    """Another process builds; a nested build, as measuring starts it, sweeps meanwhile."""
+    cache = Cache(root=tmp_path)
+    other = f"""\
+import sys, time
+from pathlib import Path
+from pytest_quantgate.cache import Cache
+
+def build(folder):
+    (folder / "a").write_text("a")
+    print("building", flush=True)
+    sys.stdin.readline()
+
+Cache(root=Path({str(tmp_path)!r})).get_or_build(kind="variant", key="{KEY}", build=build)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", other], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "building\n"
+
+    def outer(folder: Path) -> None:
+        (folder / "b").write_text("b")
+        cache.get_or_build(kind="variant", key="cd" * 32, build=lambda f: (f / "c").write_text("c"))
+        assert (folder / "b").exists()
+
+    cache.get_or_build(kind="outcomes", key="ef" * 32, build=outer)
+    process.communicate("go on\n", timeout=30)
+
+    assert process.returncode == 0
+    assert cache.load(kind="variant", key=KEY) is not None
+    assert cache.load(kind="outcomes", key="ef" * 32) is not None
+
+
+def test_old_folders_without_a_name_go_by_their_age(tmp_path: Path) -> None:
+    cache = Cache(root=tmp_path)
+    young, old = (tmp_path / "v1" / "variant" / "ab" / f".{n}-x" for n in ("young", "old"))
+    for folder in (young, old):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(b"w")
+    os.utime(old, (time.time() - 25 * 3600,) * 2)
+
+    cache.get_or_build(kind="variant", key=KEY, build=lambda f: None)
+
+    assert young.exists()
+    assert not old.exists()
+
+
+# -- kills at random moments -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["baseline files", "cache entries"])
+def test_kills_at_random_moments_lose_nothing(part: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/faults.py", "--trials", "4", "--only", part],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    name, *figures = done.stdout.splitlines()[1].rsplit(maxsplit=7)
+    assert name.strip() == part
+    assert figures[:2] == ["4", "4"]  # trials, killed
+    assert figures[3:] == ["0", "0", "0", "0"]
+
+
+# -- a place that cannot be written ----------------------------------------------------------------
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let a function of a module fail with an errno."""
+
+    def install(module: str, code: int) -> None:
+        def fail(*_arguments: object, **_options: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(module, fail)
+
+    return install
+
+
+@pytest.mark.parametrize("step", ["tempfile.mkdtemp", "os.fsync", "pathlib.Path.replace"])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "No space left on device; free space there or choose another folder with"),
+        (errno.EROFS, "Read-only file system; it is read-only or another user's: choose a folder"),
+        (errno.EACCES, "Permission denied; it is read-only or another user's: choose a folder"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_says_what_to_do(
+    tmp_path: Path, fails: Callable[..., None], step: str, code: int, words: str
+) -> None:
+    cache = Cache(root=tmp_path)
+    fails(step, code)
+
+    with pytest.raises(CacheError, match="cannot write the cache under") as caught:
+        cache.get_or_build(kind="variant", key=KEY, build=lambda f: (f / "a").write_text("a"))
+
+    assert words in str(caught.value)
+    assert "--quantgate-cache-dir=DIR" in str(caught.value)
+    assert list(tmp_path.glob("v1/variant/*/*")) == []
+
+
+def test_a_cache_of_another_user_is_read_but_not_written(request: pytest.FixtureRequest) -> None:
+    """What is whole is used; what is damaged there, or cannot be read, is said and left alone."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as two users")
+    # pytest's own folders are closed to others.
+    root = Path(tempfile.mkdtemp())
+    request.addfinalizer(lambda: shutil.rmtree(root))
+    root.chmod(0o755)
+    cache = Cache(root=root)
+    entry = cache.get_or_build(kind="variant", key=KEY, build=lambda f: (f / "a").write_text("a"))
+    hidden = cache.get_or_build(
+        kind="variant", key="cd" * 32, build=lambda f: (f / "a").write_text("a")
+    )
+    entry.chmod(0o755)
+    (entry / "a").chmod(0o644)
+    code = f"""\
+import os
+from pathlib import Path
+from filelock import FileLock
+from pytest_quantgate.cache import Cache
+from pytest_quantgate.errors import CacheError
+os.setgid(65534); os.setuid(65534)
+cache = Cache(root=Path({str(root)!r}))
+build = lambda folder: (folder / "a").write_text("b")
+print(cache.get_or_build(kind="variant", key="{KEY}", build=build))
+for key in ("{"cd" * 32}", "{"ef" * 32}"):
+    try:
+        cache.get_or_build(kind="variant", key=key, build=build)
+    except CacheError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert done.returncode == 0, done.stderr
+    found, *errors = done.stdout.splitlines()
+    assert found == str(entry)
+    assert len(errors) == 2
+    for error in errors:
+        assert error.startswith(f"cannot write the cache under {root}")
+        assert "Permission denied; it is read-only or another user's" in error
+    assert find_damage(hidden) is None
+
+
+def test_a_baseline_folder_that_cannot_be_written_keeps_what_it_has(
+    tmp_path: Path, fails: Callable[..., None]
+) -> None:
+    store = Store(tmp_path)
+    path = store.write(make_record("old"))
+    before = path.read_bytes()
+    fails("tempfile.mkstemp", errno.EROFS)
+
+    with pytest.raises(BaselineError, match="Read-only file system; what was there is unchanged"):
+        store.write(make_record("new"))
+
+    assert path.read_bytes() == before
+
+
+# -- two runs at once ------------------------------------------------------------------------------
+
+COUNT_BUILDS = """\
+import os
+from pathlib import Path
+from pytest_quantgate.cache import Cache
+
+LOG = Path(__file__).with_name("builds.log")
+build_one = Cache._build
+
+
+def counted(self, *, kind, key, build):
+    with LOG.open("a") as log:
+        log.write(f"{kind} {key}\\n")
+    return build_one(self, kind=kind, key=key, build=build)
+
+
+Cache._build = counted
+"""
+
+
+def test_two_runs_at_once_build_everything_once(
+    pytester: pytest.Pytester, write_suite: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One with two workers, one without, on one empty cache and one folder of baselines."""
+    write_suite(replace={"  roundtrip: {}\n": ""})  # it only takes time
+    pytester.makeconftest(COUNT_BUILDS)
+    command = [
+        sys.executable, "-m", "pytest", "suites", "-p", "no:randomly", "--color=no",
+        f"--quantgate-cache-dir={tmp_path / 'cache'}", "--quantgate-baselines=create",
+    ]  # fmt: skip
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    runs = [
+        subprocess.Popen(
+            [*command, *more],
+            cwd=pytester.path,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for more in ([], ["-n", "2"])
+    ]
+    outputs = [run.communicate(timeout=400)[0] for run in runs]
+
+    for run, output in zip(runs, outputs, strict=True):
+        assert run.returncode == 0, output
+        assert "5 passed" in output
+        assert "damaged" not in output
+    builds = (pytester.path / "builds.log").read_text().splitlines()
+    assert len(builds) == len(set(builds)), builds
+    assert sum(line.startswith("variant ") for line in builds) == 1
+    (stored,) = (pytester.path / "baselines" / "tiny").iterdir()
+    assert Store(pytester.path / "baselines").read("tiny", "scenes/classification-acc1")
+    assert stored.suffix == ".json"
+    assert list((tmp_path / "cache").glob("v1/*/*/.*-*")) == []
+
+
+def test_a_suite_name_that_can_be_no_folder_ends_no_run(
+    write_suite: Callable[..., Path], run_gates: Callable[..., pytest.RunResult]
+) -> None:
+    """Its baseline has no place: said once as a failure, and nothing is called an orphan."""
+    write_suite(name="my suite")
+
+    result = run_gates("-k", "regression")
+
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "suite name 'my suite' cannot be a folder name: use letters, digits, . _ -" in text
+    assert "INTERNALERROR" not in text
+    assert "orphan" not in text
+
+
+def test_an_orphan_that_cannot_be_deleted_fails_the_run(
+    pytester: pytest.Pytester,
+    write_suite: Callable[..., Path],
+    run_gates: Callable[..., pytest.RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_suite()
+    orphan = pytester.path / "baselines" / "gone" / "regression-x.json"
+    orphan.parent.mkdir(parents=True)
+    orphan.write_text("{}")
+    kept = pytester.path / "baselines" / "package.json"  # not of ours, wherever it lies
+    kept.write_text("{}")
+    unlink = Path.unlink
+
+    def refuse(path: Path, **options: bool) -> None:
+        if path == orphan:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        unlink(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        result = run_gates("-k", "coverage", "--quantgate-baselines=prune")
+    text = result.stdout.str() + result.stderr.str()
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert f"warning: cannot delete {orphan}: Read-only file system" in text
+    assert "INTERNALERROR" not in text
+
+    assert run_gates("-k", "coverage", "--quantgate-baselines=prune").ret == pytest.ExitCode.OK
+    assert not orphan.exists()
+    assert kept.exists()

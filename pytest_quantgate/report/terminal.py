@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pytest_quantgate.report.printable import printable
 from pytest_quantgate.verdict import Status, Verdict
 
 #: Failures stay readable in a CI log: no more evidence lines than this.
@@ -82,11 +83,16 @@ def render_failure(verdict: Verdict) -> str:
         lines.append(f"  likely cause: {verdict.cause}")
     if verdict.next_step:
         lines.append(f"  next step: {verdict.next_step}")
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def render_summary(summary: Summary, *, width: int) -> Iterator[tuple[str, Status | None]]:
     """Yield the lines of the summary with the status that colours each (None: plain)."""
+    for line, status in _summary_lines(summary, width=width):
+        yield printable(line), status
+
+
+def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Status | None]]:
     for suite in summary.suites:
         yield from _render_table([row for row in summary.rows if row.suite == suite], width=width)
         for note in dict.fromkeys(

@@ -1,0 +1,344 @@
+"""The trace gate: every quantizer is followed from the recipe to the kernel that computes with it.
+
+The stages are `declared` (the recipe means it, and no exclusion takes it away), `model` (it is
+switched on), `forward` (it runs), `onnx` (a Q/DQ pair at its place) and `engine` (the kernel of
+the operation that it quantizes computes in its precision).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_quantgate.gates.coverage import wanted_slots
+from pytest_quantgate.gates.words import count, group, listed, shorten
+from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer, Slot, Tower
+from pytest_quantgate.runtimes.engine_layers import EngineReport, Precision
+from pytest_quantgate.suite import CoverageGate, TraceGate, Waiver, Where
+from pytest_quantgate.verdict import Figure, Status, Verdict, combine
+
+GATE = "trace"
+
+Stage = Literal["model", "forward", "onnx", "engine"]
+STAGES: tuple[Stage, ...] = ("model", "forward", "onnx", "engine")
+
+#: What a kernel must compute in, by the format of the quantizer.
+PRECISIONS: Mapping[str, Precision] = {"E4M3": "fp8", "E5M2": "fp8", "INT8": "int8"}
+
+#: The dtype that such a kernel writes, in the library's words.
+WRITTEN: Mapping[Precision, tuple[str, ...]] = {"fp8": ("FP8",), "int8": ("Int8", "INT8")}
+
+#: Slots of a layer; the others belong to an attention block.
+LAYER_SLOTS: tuple[Slot, ...] = ("input", "weight", "output", "other")
+
+#: Where to look next, by the stage at which quantizers were lost.
+MENDS: Mapping[Stage, str] = {
+    "model": "look at the coverage gate; what shall stay in FP16 belongs into quantize.exclude",
+    "forward": "look at the coverage gate: a quantizer that never runs quantizes nothing",
+    "onnx": "look at the export gate, and export the approved variant again",
+    "engine": "look at the engine gate; what may run wider there belongs into trace.allow",
+}
+
+#: How a sentence says that a quantizer did not reach a stage.
+LOST: Mapping[Stage, str] = {
+    "model": "are switched off in the model",
+    "forward": "never run in a forward",
+    "onnx": "are not in the ONNX graph",
+    "engine": "do not reach the engine",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRow:
+    """One quantizer: the first stage that it did not reach (None: it reached all), and why."""
+
+    name: str
+    slot: Slot
+    tower: Tower
+    lost_at: Stage | None = None
+    reason: str = ""
+
+    def reached(self, stage: Stage) -> bool:
+        return self.lost_at is None or STAGES.index(stage) < STAGES.index(self.lost_at)
+
+
+def follow_quantizers(
+    audit: Audit,
+    *,
+    onnx: Mapping[str, OnnxAudit],
+    engines: Mapping[str, EngineReport] | None,
+    towers: Sequence[Literal["vision", "text"]],
+    coverage: CoverageGate | None = None,
+) -> tuple[TraceRow, ...]:
+    """Return for every quantizer of `towers` how far it came, in the model's own order.
+
+    Declared are those that the recipe means or that are on, without what the suite excludes or
+    `coverage` waives, and those that attention blocks lack although they are promised. `onnx` and
+    `engines` are by tower; without `engines` the trace ends at the graph.
+    """
+    excluded = {name for _, matched in audit.excludes for name in matched}
+    intended = set(audit.intended)
+    disabled_by = dict(audit.disabled_by)
+    waivers = coverage.waive if coverage is not None else ()
+    rows = list(_find_unreplaced(audit, towers=towers, coverage=coverage))
+    for quantizer in audit.quantizers:
+        if quantizer.name in excluded or not (quantizer.enabled or quantizer.name in intended):
+            continue
+        if quantizer.tower not in (*towers, "other") or _is_waived(quantizer.name, waivers):
+            continue
+        lost = _find_loss(
+            quantizer,
+            disabled_by=disabled_by.get(quantizer.name, ""),
+            onnx=onnx,
+            engines=engines,
+            towers=towers,
+        )
+        rows.append(
+            TraceRow(
+                name=quantizer.name,
+                slot=quantizer.slot,
+                tower=quantizer.tower,
+                lost_at=lost[0] if lost else None,
+                reason=lost[1] if lost else "",
+            )
+        )
+    return tuple(rows)
+
+
+def _find_unreplaced(
+    audit: Audit, *, towers: Sequence[Literal["vision", "text"]], coverage: CoverageGate | None
+) -> Iterator[TraceRow]:
+    """Yield the quantizers that attention blocks were promised and have no place for."""
+    expected = coverage or CoverageGate(where=Where(file="", line=0), towers=tuple(towers))
+    slots = wanted_slots(audit, gate=expected)
+    there = {(quantizer.module, quantizer.slot) for quantizer in audit.quantizers}
+    computes = ("attention", "mha", "matmul")
+    ran = {operation.module for operation in audit.operations if operation.function in computes}
+    for module in audit.modules:
+        if module.kind not in ("attention", "mha") or module.tower not in towers:
+            continue
+        if module.name not in ran or _is_waived(module.name, expected.waive):
+            continue
+        for slot in slots:
+            if (module.name, slot) not in there:
+                yield TraceRow(
+                    name=f"{module.name} ({slot.replace('_', ' ')})",
+                    slot=slot,
+                    tower=module.tower,
+                    lost_at="model",
+                    reason="no such quantizer: the attention class was never replaced",
+                )
+
+
+def judge_trace(rows: Sequence[TraceRow], *, engine: str, gate: TraceGate) -> Verdict:
+    """Return whether every declared quantizer came through; else FAIL with the first stage.
+
+    `engine` describes the engines (`TensorRT-RTX 1.7 for sm89`), empty where the trace ends at the
+    graph. A quantizer that `allow` names may be lost in the engine, and nowhere else; a pattern
+    that allows nothing that was lost is FAIL, as it hides what it was written for.
+    """
+    if not rows:
+        return _fail(
+            f"no quantizer is declared in {listed(gate.towers)}: there is nothing to follow "
+            f"({gate.where})",
+            next_step="look at the coverage gate",
+        )
+    lost = [row for row in rows if row.lost_at is not None]
+    allowed = [row for row in lost if row.lost_at == "engine" and _allows(gate, row.name)]
+    parts = [
+        _judge_stage(stage, [row for row in lost if row.lost_at == stage and row not in allowed],
+                     of=len(rows), gate=gate)
+        for stage in STAGES
+    ]  # fmt: skip
+    parts.append(_judge_allow(gate, [row.name for row in allowed]))
+    found = tuple(part for part in parts if part is not None)
+    figures = _figures(rows, allowed=len(allowed))
+    table = render_table(rows, engine=bool(engine))
+    if found:
+        verdict = combine(gate=GATE, parts=found)
+        return Verdict(
+            gate=GATE,
+            status=Status.FAIL,
+            headline=verdict.headline,
+            brief=verdict.brief,
+            evidence=(*table, *verdict.evidence),
+            cause=verdict.cause,
+            next_step=verdict.next_step,
+            figures=figures,
+        )
+    through = len(rows) - len(allowed)
+    end = engine or "the ONNX graph"
+    exception = f", {len(allowed)} run wider there as allowed" if allowed else ""
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS,
+        headline=f"trace: {through} of {len(rows)} quantizers followed from the recipe into {end}"
+        f"{exception}",
+        brief=f"{through} of {len(rows)} quantizers reach {'the engine' if engine else 'ONNX'}"
+        + (f", {len(allowed)} allowed" if allowed else ""),
+        evidence=table,
+        figures=figures,
+    )
+
+
+def render_table(rows: Sequence[TraceRow], *, engine: bool) -> tuple[str, ...]:
+    """Return the table of a variant as lines: how many of each kind reached each stage."""
+    stages = STAGES if engine else STAGES[:-1]
+    kinds: dict[str, list[TraceRow]] = {}
+    for row in rows:
+        part = "layers" if row.slot in LAYER_SLOTS else "attention"
+        kinds.setdefault(f"{row.tower} {part}", []).append(row)
+    width = max(len("quantizers"), *(len(kind) for kind in kinds))
+    lines = [f"{'quantizers':<{width}}  declared" + "".join(f"{s:>9}" for s in stages)]
+    for kind, members in (*kinds.items(), ("all", list(rows))):
+        numbers = (sum(row.reached(stage) for row in members) for stage in stages)
+        lines.append(f"{kind:<{width}}  {len(members):>8}" + "".join(f"{n:>9}" for n in numbers))
+    return tuple(lines)
+
+
+def _fail(headline: str, **more: object) -> Verdict:
+    return Verdict(gate=GATE, status=Status.FAIL, headline=f"trace: {headline}", **more)  # type: ignore[arg-type]
+
+
+def _is_waived(name: str, waivers: Sequence[Waiver]) -> bool:
+    parts = name.split(".")
+    parents = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return any(
+        fnmatch.fnmatch(parent, pattern)
+        for waiver in waivers
+        for pattern in waiver.modules
+        for parent in parents
+    )
+
+
+def _allows(gate: TraceGate, name: str) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in gate.allow)
+
+
+# -- one quantizer ------------------------------------------------------------------------
+
+
+def _find_loss(
+    quantizer: Quantizer,
+    *,
+    disabled_by: str,
+    onnx: Mapping[str, OnnxAudit],
+    engines: Mapping[str, EngineReport] | None,
+    towers: Sequence[str],
+) -> tuple[Stage, str] | None:
+    """Return the first stage that a quantizer did not reach and why; None if it reached all."""
+    if not quantizer.enabled:
+        by = f"pattern {disabled_by!r} switched it off" if disabled_by else "it is off"
+        return "model", by
+    ran = [t for t in towers if (quantizer.vision_calls if t == "vision" else quantizer.text_calls)]
+    if not ran:
+        return "forward", "it is on and no forward calls it"
+    for tower in ran:
+        pairs = [pair for pair in onnx[tower].pairs if pair.quantizer == quantizer.name]
+        if not pairs:
+            return "onnx", f"no Q/DQ pair in the {tower} graph"
+        pair = next((found for found in pairs if found.complete and found.feeds_owner), None)
+        if pair is None:
+            half = not any(found.complete for found in pairs)
+            return "onnx", "half a Q/DQ pair" if half else "its Q/DQ pair stands at another place"
+        if engines is not None:
+            reason = _find_engine_loss(quantizer, pair, onnx=onnx[tower], engine=engines[tower])
+            if reason:
+                return "engine", reason
+    return None
+
+
+def _find_engine_loss(
+    quantizer: Quantizer, pair: QdqPair, *, onnx: OnnxAudit, engine: EngineReport
+) -> str:
+    """Return why no kernel computes with a quantizer in its precision; empty where one does."""
+    wanted = PRECISIONS.get(quantizer.format)
+    if wanted is None:
+        return f"no kernel is known to compute in {quantizer.format}"
+    readers = [op.node for op in onnx.operations if quantizer.name in op.quantizers]
+    if not readers:
+        return _find_unwritten(quantizer, pair, wanted=wanted, engine=engine)
+    for node in readers:
+        precision, kernel = _find_kernel(node, engine=engine)
+        if kernel is None:
+            return f"no kernel computes {node} by itself"
+        if precision != wanted:
+            return f"{node} runs in {precision}, in kernel {kernel}"
+    return ""
+
+
+def _find_kernel(node: str, *, engine: EngineReport) -> tuple[Precision | None, str | None]:
+    """Return the precision and the name of the kernel that multiplies at an ONNX node."""
+    for found in engine.nodes:
+        if found.node == node:
+            return found.precision, found.layer
+    for layer in engine.layers:
+        if node in layer.onnx_nodes and layer.kind in ("matmul", "attention", "gemm"):
+            return layer.precision, layer.name
+    return None, None
+
+
+def _find_unwritten(
+    quantizer: Quantizer, pair: QdqPair, *, wanted: Precision, engine: EngineReport
+) -> str:
+    """An output that the next layer quantizes again: some kernel must write it narrow, or the
+    attention kernel must hold it."""
+    prefix = pair.node.rpartition("/")[0]
+    kernels = [
+        layer
+        for layer in engine.layers
+        if any(node.rpartition("/")[0] == prefix for node in layer.onnx_nodes)
+    ]
+    if not kernels:
+        return "the builder took its Q/DQ pair out"
+    for layer in kernels:
+        if layer.kind == "attention" and layer.precision == wanted:
+            return ""
+        if set(layer.output_dtypes) & set(WRITTEN[wanted]):
+            return ""
+    return f"kernel {kernels[0].name} writes {listed(kernels[0].output_dtypes)}"
+
+
+# -- the verdict --------------------------------------------------------------------------
+
+
+def _judge_stage(
+    stage: Stage, lost: Sequence[TraceRow], *, of: int, gate: TraceGate
+) -> Verdict | None:
+    if not lost:
+        return None
+    where = gate.where
+    first = lost[0]
+    reasons = dict.fromkeys(row.reason for row in lost)
+    return _fail(
+        f"{len(lost)} of {count(of, 'quantizer')} {LOST[stage]}: {first.name}: {first.reason} "
+        f"({where})",
+        brief=f"{len(lost)} of {of} quantizers lost at {stage}",
+        evidence=shorten(group(row.name for row in lost), most=5, noun="groups"),
+        cause=listed(list(reasons), most=3),
+        next_step=MENDS[stage],
+    )
+
+
+def _judge_allow(gate: TraceGate, allowed: Sequence[str]) -> Verdict | None:
+    idle = [p for p in gate.allow if not any(fnmatch.fnmatch(name, p) for name in allowed)]
+    if not idle:
+        return None
+    return _fail(
+        f"allow {idle[0]!r} allows nothing: every quantizer that it matches, if any, reaches the "
+        f"engine ({gate.where.of('allow')})",
+        brief=f"allow {idle[0]!r} allows nothing",
+        next_step="remove the pattern",
+    )
+
+
+def _figures(rows: Sequence[TraceRow], *, allowed: int) -> dict[str, Figure]:
+    def pairs() -> Iterator[tuple[str, Figure]]:
+        yield "quantizers_declared", len(rows)
+        for stage in STAGES:
+            yield f"quantizers_lost_at_{stage}", sum(row.lost_at == stage for row in rows)
+        yield "quantizers_allowed", allowed
+
+    return dict(pairs())

@@ -1,0 +1,449 @@
+"""The trace gate: for each quantizer the first stage that it did not reach, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+import pytest
+from gate_builders import (
+    ATTENTION_SLOTS,
+    BLOCKS,
+    FILE,
+    SAME_EXAMPLES,
+    all_text,
+    change_quantizers,
+    coverage_gate,
+    exclude,
+    make_audit,
+    switch_off,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_quantgate.gates import judge_trace
+from pytest_quantgate.gates.trace import STAGES, TraceRow, follow_quantizers, render_table
+from pytest_quantgate.measurement import Audit, OnnxAudit, OnnxOperation, QdqPair, Quantizer
+from pytest_quantgate.runtimes.engine_layers import EngineLayer, EngineReport, NodePrecision
+from pytest_quantgate.suite import TraceGate, Waiver, Where
+from pytest_quantgate.verdict import Status, Verdict
+
+WHERE = Where(file=FILE, line=10, keys={"allow": 11})
+TOWERS = ("vision", "text")
+FC1 = "vision_model.layers.1.mlp.fc1.weight_quantizer"
+SCORES = "vision_model.layers.0.self_attn.q_bmm_quantizer"
+OUTPUT = "text_model.layers.1.self_attn.bmm2_output_quantizer"
+
+
+def path(module: str) -> str:
+    return "/" + module.replace(".", "/")
+
+
+def make_pair(quantizer: Quantizer) -> QdqPair:
+    return QdqPair(
+        node=f"{path(quantizer.name)}/DQ",
+        quantizer=quantizer.name,
+        slot=quantizer.slot,
+        format=quantizer.format,
+        scale_type="float16",
+        scale_min=1.0,
+        scale_max=1.0,
+        scale_count=1,
+        scale_digest="e" * 64,
+        amax_min=1.0,
+        amax_max=1.0,
+        symmetric=True,
+        source="activation",
+        complete=True,
+        producer=None,
+        consumers=(quantizer.module,),
+        feeds_owner=True,
+    )
+
+
+def make_reader(module: str, operator: str, *operands: str) -> OnnxOperation:
+    return OnnxOperation(
+        node=f"{path(module)}/{operator}",
+        module=module,
+        operator="MatMul",
+        operands_quantized=(True, True),
+        quantizers=tuple(f"{module}.{operand}" for operand in operands),
+        weights_count=0,
+        weight_type=None,
+    )
+
+
+def make_onnx(audit: Audit, tower: str) -> OnnxAudit:
+    """Return a faithful export: all pairs, and the operations that read them."""
+    there = [q for q in audit.quantizers if q.enabled and q.tower == tower and q.calls]
+    operations = []
+    for module in dict.fromkeys(q.module for q in there):
+        if module.endswith("self_attn"):
+            operations.append(make_reader(module, "MatMul", "q_bmm_quantizer", "k_bmm_quantizer"))
+            operations.append(
+                make_reader(module, "MatMul_1", "softmax_quantizer", "v_bmm_quantizer")
+            )
+        else:
+            operations.append(make_reader(module, "MatMul", "input_quantizer", "weight_quantizer"))
+    return OnnxAudit(
+        tower=tower,
+        precision="float16",
+        opset=20,
+        domains=("",),
+        file_bytes=1,
+        digest="f" * 64,
+        dynamic_batch=True,
+        weights_bytes=(),
+        declared=tuple(q.name for q in there),
+        extra=(),
+        pairs=tuple(make_pair(q) for q in there),
+        operations=tuple(operations),
+        problems=(),
+    )
+
+
+def make_layer(name: str, nodes: Sequence[str], **changes: Any) -> EngineLayer:
+    values: dict[str, Any] = {
+        "name": name,
+        "type": "gemm",
+        "tactic": "",
+        "input_dtypes": ("FP8", "FP8"),
+        "input_shapes": (),
+        "constant_dtypes": (),
+        "output_dtypes": ("FP8",),
+        "output_shapes": (),
+        "onnx_nodes": tuple(nodes),
+        "kind": "matmul",
+        "precision": "fp8",
+        **changes,
+    }
+    return EngineLayer(**values)
+
+
+def make_engine(onnx: OnnxAudit, **changes: Any) -> EngineReport:
+    """Return an engine that does all of it in FP8: linear nodes, and a kernel for each matmul."""
+    nodes, layers = [], []
+    for operation in onnx.operations:
+        if operation.module.endswith("self_attn"):
+            covered = [operation.node]
+            if operation.node.endswith("_1"):
+                covered.append(f"{path(operation.module)}/bmm2_output_quantizer/Q")
+            layers.append(make_layer(f"kernel of {operation.node}", covered))
+        else:
+            nodes.append(
+                NodePrecision(
+                    node=operation.node, op="linear", block=None, precision="fp8", layer="gemm"
+                )
+            )
+    values: dict[str, Any] = {
+        "target": "sm89",
+        "library": "tensorrt_rtx",
+        "library_version": "1.7",
+        "onnx_sha256": "f" * 64,
+        "plan_sha256": "b" * 64,
+        "plan_bytes": 1,
+        "weights_bytes": 1,
+        "activation_bytes": 1,
+        "scratch_bytes": 0,
+        "build_s": 1.0,
+        "layers": tuple(layers),
+        "gemms": len(nodes),
+        "fp8_gemms": len(nodes),
+        "gemm_nodes": len(nodes),
+        "fp8_gemm_nodes": len(nodes),
+        "fp8_convs": 0,
+        "nodes": tuple(nodes),
+        "attentions": (),
+        "qdq_layers": (),
+        **changes,
+    }
+    return EngineReport(**values)
+
+
+def follow(
+    audit: Audit,
+    *,
+    approved: Audit | None = None,
+    onnx: Mapping[str, OnnxAudit] | None = None,
+    engines: Mapping[str, EngineReport] | None = None,
+    **more: Any,
+) -> tuple[TraceRow, ...]:
+    onnx = onnx or {tower: make_onnx(approved or audit, tower) for tower in TOWERS}
+    engines = engines or {tower: make_engine(found) for tower, found in onnx.items()}
+    return follow_quantizers(audit, onnx=onnx, engines=engines, **{"towers": TOWERS, **more})
+
+
+def judge(rows: Sequence[TraceRow], **changes: Any) -> Verdict:
+    gate = TraceGate(**{"where": WHERE, "target": "sm89", **changes})
+    return judge_trace(rows, engine="tensorrt_rtx 1.7 for sm89", gate=gate)
+
+
+def lost(rows: Sequence[TraceRow]) -> dict[str, str | None]:
+    return {row.name: row.lost_at for row in rows if row.lost_at is not None}
+
+
+def change_node(engine: EngineReport, part: str, **changes: Any) -> EngineReport:
+    hit = [node for node in engine.nodes if part in node.node]
+    assert hit, part
+    nodes = [replace(node, **changes) if node in hit else node for node in engine.nodes]
+    return replace(engine, nodes=tuple(nodes))
+
+
+def change_layer(engine: EngineReport, part: str, **changes: Any) -> EngineReport:
+    hit = [layer for layer in engine.layers if any(part in node for node in layer.onnx_nodes)]
+    assert hit, part
+    layers = [replace(layer, **changes) if layer in hit else layer for layer in engine.layers]
+    return replace(engine, layers=tuple(layers))
+
+
+def test_everything_reaches_the_engine() -> None:
+    rows = follow(make_audit())
+    verdict = judge(rows)
+
+    total = 2 * BLOCKS * (len(ATTENTION_SLOTS) + 2)
+    assert len(rows) == total
+    assert verdict.status is Status.PASS
+    assert verdict.headline == (
+        f"trace: {total} of {total} quantizers followed from the recipe into tensorrt_rtx 1.7 for "
+        "sm89"
+    )
+    assert verdict.evidence[0].split() == ["quantizers", "declared", *STAGES]
+    assert verdict.evidence[-1].split() == ["all", *[str(total)] * 5]
+
+
+def test_without_a_target_the_trace_ends_at_the_graph() -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    rows = follow_quantizers(audit, onnx=onnx, engines=None, towers=TOWERS)
+    verdict = judge_trace(rows, engine="", gate=TraceGate(where=WHERE))
+
+    assert verdict.passed
+    assert "into the ONNX graph" in verdict.headline
+    assert verdict.evidence[0].split() == ["quantizers", "declared", "model", "forward", "onnx"]
+
+
+def test_a_quantizer_that_is_off_is_lost_in_the_model_and_names_its_pattern() -> None:
+    rows = follow(switch_off(make_audit(), FC1, by="*fc1*"))
+    verdict = judge(rows)
+
+    assert lost(rows) == {FC1: "model"}
+    assert verdict.status is Status.FAIL
+    assert f"1 of 24 quantizers are switched off in the model: {FC1}" in verdict.headline
+    assert "pattern '*fc1*' switched it off" in verdict.headline
+    assert f"({FILE}:10)" in verdict.headline
+
+
+def test_a_quantizer_that_never_runs_is_lost_in_the_forward() -> None:
+    rows = follow(change_quantizers(make_audit(), SCORES, vision_calls=0))
+
+    assert lost(rows) == {SCORES: "forward"}
+    assert "no forward calls it" in all_text(judge(rows))
+
+
+def test_attention_that_was_never_replaced_is_lost_in_the_model() -> None:
+    audit = make_audit()
+    kept = tuple(q for q in audit.quantizers if not (q.tower == "vision" and q.slot == "k"))
+    rows = follow(replace(audit, quantizers=kept))
+    names = {f"vision_model.layers.{block}.self_attn (k)" for block in range(BLOCKS)}
+
+    assert lost(rows) == dict.fromkeys(names, "model")
+    assert "the attention class was never replaced" in all_text(judge(rows))
+
+
+def test_an_excluded_quantizer_is_not_declared() -> None:
+    rows = follow(exclude(make_audit(), "*layers.1.mlp.fc1*"))
+
+    assert not lost(rows)
+    assert not any("layers.1.mlp.fc1" in row.name for row in rows)
+
+
+def test_a_waived_quantizer_is_not_declared() -> None:
+    waiver = Waiver(
+        where=WHERE, modules=("vision_model.layers.1.mlp",), reason="", until=date(2100, 1, 1)
+    )
+    audit = switch_off(make_audit(), "vision_model.layers.1.mlp.*", by="*")
+    rows = follow(audit, coverage=coverage_gate(waive=(waiver,)))
+
+    assert not lost(rows)
+    assert judge(rows).passed
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"quantizer": None}, "no Q/DQ pair in the vision graph"),
+        ({"complete": False}, "half a Q/DQ pair"),
+        ({"feeds_owner": False}, "its Q/DQ pair stands at another place"),
+    ],
+)
+def test_a_pair_that_is_not_there_is_lost_in_onnx(change: dict[str, Any], reason: str) -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    pairs = tuple(
+        replace(pair, **change) if pair.quantizer == FC1 else pair for pair in onnx["vision"].pairs
+    )
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    rows = follow(
+        audit,
+        onnx={**onnx, "vision": replace(onnx["vision"], pairs=pairs)},
+        engines=engines,
+    )
+
+    assert lost(rows) == {FC1: "onnx"}
+    assert reason in judge(rows).headline
+
+
+def test_a_linear_layer_in_half_loses_its_quantizers_in_the_engine() -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    engines["vision"] = change_node(
+        engines["vision"], "layers/1/mlp", precision="half", layer="gemm_half"
+    )
+    rows = follow(audit, onnx=onnx, engines=engines)
+    verdict = judge(rows)
+
+    assert set(lost(rows).values()) == {"engine"}
+    assert set(lost(rows)) == {FC1, FC1.replace("weight", "input")}
+    assert "/vision_model/layers/1/mlp/fc1/MatMul runs in half, in kernel gemm_half" in all_text(
+        verdict
+    )
+    assert verdict.figures["quantizers_lost_at_engine"] == 2
+
+
+def test_an_attention_matmul_in_half_loses_its_operands() -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    node = "/vision_model/layers/0/self_attn/MatMul"
+    layers = tuple(
+        replace(layer, precision="half") if layer.onnx_nodes == (node,) else layer
+        for layer in engines["vision"].layers
+    )
+    engines["vision"] = replace(engines["vision"], layers=layers)
+    rows = follow(audit, onnx=onnx, engines=engines)
+
+    assert set(lost(rows)) == {SCORES, SCORES.replace("q_bmm", "k_bmm")}
+
+
+def test_a_node_that_no_kernel_computes_is_lost() -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    engines["text"] = replace(engines["text"], layers=())
+    rows = follow(audit, onnx=onnx, engines=engines)
+
+    assert len(lost(rows)) == BLOCKS * len(ATTENTION_SLOTS)
+    assert "no kernel computes" in all_text(judge(rows))
+
+
+def test_an_output_that_is_written_wide_is_lost_in_the_engine() -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    engines["text"] = change_layer(
+        engines["text"], "text_model/layers/1/self_attn/bmm2", output_dtypes=("Half",)
+    )
+    rows = follow(audit, onnx=onnx, engines=engines)
+
+    assert lost(rows) == {OUTPUT: "engine"}
+    assert "writes Half" in judge(rows).headline
+
+
+def test_an_output_inside_the_attention_kernel_is_there() -> None:
+    """The fused kernel quantizes its own result; what it writes is the library's matter."""
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    engines["text"] = change_layer(
+        engines["text"], "bmm2_output", output_dtypes=("Half",), kind="attention"
+    )
+
+    assert not lost(follow(audit, onnx=onnx, engines=engines))
+
+
+def test_int8_wants_int8_kernels() -> None:
+    audit = change_quantizers(make_audit(), "*", format="INT8")
+    rows = follow(audit)
+    assert set(lost(rows).values()) == {"engine"}
+
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {}
+    for tower, found in onnx.items():
+        engine = change_node(make_engine(found), "", precision="int8")
+        engines[tower] = change_layer(engine, "", precision="int8", output_dtypes=("Int8",))
+    assert not lost(follow(audit, onnx=onnx, engines=engines))
+
+
+def test_an_unknown_format_reaches_no_kernel() -> None:
+    rows = follow(change_quantizers(make_audit(), FC1, format="INT3"))
+
+    assert lost(rows) == {FC1: "engine"}
+    assert "no kernel is known to compute in INT3" in judge(rows).headline
+
+
+def test_allow_covers_the_engine_alone() -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    engines["vision"] = change_node(engines["vision"], "layers/1/mlp", precision="half")
+    in_engine = follow(audit, onnx=onnx, engines=engines)
+    in_model = follow(switch_off(audit, FC1, by="*"))
+
+    passed = judge(in_engine, allow=("vision_model.layers.1.mlp.*",))
+    assert passed.passed
+    assert "22 of 24 quantizers" in passed.headline
+    assert "2 run wider there as allowed" in passed.headline
+    assert judge(in_model, allow=("vision_model.layers.1.mlp.*",)).status is Status.FAIL
+
+
+def test_a_pattern_that_allows_nothing_fails() -> None:
+    verdict = judge(follow(make_audit()), allow=("*patch_embedding*",))
+
+    assert verdict.status is Status.FAIL
+    assert "allow '*patch_embedding*' allows nothing" in verdict.headline
+    assert f"{FILE}:11" in verdict.headline
+
+
+def test_nothing_to_follow_is_no_pass() -> None:
+    verdict = judge(follow_quantizers(
+        replace(make_audit(), quantizers=(), intended=(), modules=()),
+        onnx={}, engines=None, towers=TOWERS,
+    ))  # fmt: skip
+
+    assert verdict.status is Status.FAIL
+    assert "nothing to follow" in verdict.headline
+
+
+def test_only_the_named_towers_are_followed() -> None:
+    audit = switch_off(make_audit(), "text_model*", by="*text*")
+    rows = follow(audit, towers=("vision",))
+
+    assert {row.tower for row in rows} == {"vision"}
+    assert not lost(rows)
+
+
+STAGE = st.sampled_from([None, *STAGES])
+
+
+@SAME_EXAMPLES
+@given(st.lists(STAGE, min_size=1, max_size=30))
+def test_the_table_counts_and_the_first_stage_leads(stages: list[Any]) -> None:
+    rows = [
+        TraceRow(name=f"layers.{i}.q", slot="q", tower="vision", lost_at=stage, reason="r")
+        for i, stage in enumerate(stages)
+    ]
+    verdict = judge(rows)
+    counts = [int(n) for n in render_table(rows, engine=True)[-1].split()[1:]]
+
+    assert verdict.passed == all(stage is None for stage in stages)
+    assert counts == sorted(counts, reverse=True)
+    for index, stage in enumerate(STAGES):
+        assert counts[index] - counts[index + 1] == stages.count(stage)
+        assert verdict.figures[f"quantizers_lost_at_{stage}"] == stages.count(stage)
+    reached = [stage for stage in STAGES if stage in stages]
+    if reached:
+        first = next(row for row in rows if row.lost_at == reached[0])
+        assert first.name in verdict.headline

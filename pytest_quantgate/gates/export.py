@@ -28,13 +28,15 @@ def judge_export(
     quantized: Sequence[OnnxAudit],
     fp16_file_bytes: int,
     gate: ExportGate,
+    left_out: Sequence[str] = (),
 ) -> Verdict:
     """Return whether the ONNX files of a variant are what its PyTorch audit approved.
 
     `quantized` are the files of both towers. Every quantizer that is enabled and ran must be there
     as one complete pair at its place, of its format and range, its weight stored in 8 bits; no
     pair may be there that is none of them, but for what `allow` names; excluded layers stay
-    unquantized; the files are valid standard ONNX.
+    unquantized; the files are valid standard ONNX. `left_out` are towers that the suite leaves in
+    FP16: their files hold no pair at all.
     """
     towers = {found.tower for found in quantized}
     missing = [tower for tower in audit.towers if tower not in towers]
@@ -43,7 +45,11 @@ def judge_export(
             f"no ONNX file of the {' and '.join(missing) or 'model'}{' tower' if missing else ''} "
             f"({gate.where})"
         )
-    parts = [part for found in quantized for part in _judge_tower(audit, found, gate=gate)]
+    parts = [
+        part
+        for found in quantized
+        for part in _judge_tower(audit, found, gate=gate, left_out=found.tower in left_out)
+    ]
     parts.append(_judge_size(quantized, fp16_file_bytes=fp16_file_bytes, gate=gate))
     verdict = combine(gate=GATE, parts=tuple(parts))
     file_bytes = sum(found.file_bytes for found in quantized)
@@ -89,15 +95,22 @@ def _expected(audit: Audit, found: OnnxAudit) -> dict[str, Quantizer]:
     }
 
 
-def _judge_tower(audit: Audit, found: OnnxAudit, *, gate: ExportGate) -> list[Verdict]:
+def _judge_tower(
+    audit: Audit, found: OnnxAudit, *, gate: ExportGate, left_out: bool
+) -> list[Verdict]:
     expected = _expected(audit, found)
+    if left_out and not expected:
+        lost = _pass(f"{found.tower}: left in FP16, as coverage.towers says")
+    else:
+        lost = _judge_lost(found, expected=expected, gate=gate)
     parts = [
         _judge_form(found, gate=gate),
-        _judge_lost(found, expected=expected, gate=gate),
+        lost,
         _judge_added(audit, found, expected=expected, gate=gate),
         _judge_doubled(found, expected=expected, gate=gate),
         _judge_values(found, expected=expected, gate=gate),
         _judge_storage(found, expected=expected, gate=gate),
+        _judge_softmax(found, expected=expected, gate=gate),
     ]
     return [part for part in parts if part is not None]
 
@@ -183,6 +196,28 @@ def _judge_added(
     )
 
 
+def _judge_softmax(
+    found: OnnxAudit, *, expected: dict[str, Quantizer], gate: ExportGate
+) -> Verdict | None:
+    """What is declared is there: a pair behind Softmax in every block with quantized attention."""
+    if "softmax" not in gate.allow:
+        return None
+    blocks = [quantizer.module for quantizer in expected.values() if quantizer.slot == "v"]
+    pairs = [pair for pair in found.pairs if pair.slot == "softmax" and pair.complete]
+    there = {owner for pair in pairs for owner in (pair.producer, *pair.consumers)}
+    missing = [block for block in blocks if block not in there]
+    if not missing:
+        return None
+    return _fail(
+        f"{len(missing)} of {count(len(blocks), 'attention block')} of the {found.tower} graph "
+        f"have no declared softmax pair ({gate.where.of('allow')})",
+        brief=f"{len(missing)} of {len(blocks)} {found.tower} blocks without a softmax pair",
+        evidence=shorten(group(missing), noun="groups"),
+        cause="the exporter did not put it in, so that FP8 attention does not fuse in TensorRT",
+        next_step="export with softmax=True, or take softmax out of export.allow",
+    )
+
+
 def _judge_doubled(
     found: OnnxAudit, *, expected: dict[str, Quantizer], gate: ExportGate
 ) -> Verdict | None:
@@ -245,6 +280,13 @@ def _value_problem(pair: QdqPair, quantizer: Quantizer) -> str | None:
                 f"{name} amax {stored:.6g} in the graph ({pair.scale_type}), {wanted:.6g} in the "
                 f"model"
             )
+    smallest = quantizer.amax_min or 0.0
+    deviation = pair.amax_deviation
+    if deviation is not None and not deviation <= max(tolerance, step / smallest) * 1.01:
+        return (
+            f"the {pair.scale_count} scales differ from the calibrated amax of their channels, by "
+            f"up to {deviation:.3g} of it"
+        )
     return None
 
 

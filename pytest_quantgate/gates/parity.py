@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from pytest_quantgate.gates.words import count
+from pytest_quantgate.gates.words import count, shorten
 from pytest_quantgate.measurement import Parity, TowerParity
 from pytest_quantgate.suite import ParityGate
-from pytest_quantgate.verdict import Status, Verdict, combine
+from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
 GATE = "parity"
 
@@ -20,9 +20,12 @@ def judge_parity(parity: Parity, *, gate: ParityGate) -> Verdict:
     """Return whether the exported towers agree with PyTorch as far as the model itself is stable.
 
     A deep quantized model is chaotic: a change of 1e-6 moves its output by as much as quantization
-    does. So the error may be `max_error`, or twice what the model moves by itself; and the noise
-    against FP16 must be the same on both sides, within `max_sqnr_change`: a lost quantizer or a
-    wrong scale changes it, chaos does not.
+    does. So what decides is each block by itself, given PyTorch's own hidden state, where nothing
+    adds up: its error may be `max_error`, or twice what the block moves by itself. Of the whole,
+    the noise against FP16 must be the same on both sides, within `max_sqnr_change`: a lost
+    quantizer or a wrong scale changes it, chaos does not; and its error may be no larger than
+    `max_error`, twice what the model moves by itself, or, where the blocks were compared, what
+    quantization itself costs.
     """
     present = {tower.tower for tower in parity.towers if tower.samples > 0}
     missing = [name for name in ("vision", "text") if name not in present]
@@ -80,19 +83,75 @@ def _judge_tower(tower: TowerParity, *, parity: Parity, gate: ParityGate) -> lis
                 next_step="look at the export gate",
             )
         ]
-    return [_judge_error(tower, parity=parity, gate=gate), _judge_noise(tower, gate=gate)]
+    return [
+        _judge_error(tower, parity=parity, gate=gate),
+        _judge_noise(tower, gate=gate),
+        *_judge_blocks(tower, gate=gate),
+    ]
+
+
+def _judge_blocks(tower: TowerParity, *, gate: ParityGate) -> list[Verdict]:
+    """Each block by itself, as nothing adds up there: the one that differs has a name."""
+    if not tower.blocks:
+        return []
+    limits = [_limit(block.floor, gate=gate) for block in tower.blocks]
+    wrong = [
+        (block, limit)
+        for block, limit in zip(tower.blocks, limits, strict=True)
+        if not block.error <= limit
+    ]
+    worst = max(tower.blocks, key=lambda block: block.error)
+    figures: dict[str, Figure] = {f"{tower.tower}_worst_block_error": worst.error}
+    if not wrong:
+        return [
+            Verdict(
+                gate=GATE,
+                status=Status.PASS,
+                headline=f"parity: each of {len(tower.blocks)} {tower.tower} blocks, given "
+                f"PyTorch's hidden state, agrees within its own limit, worst {worst.module} "
+                f"{worst.error:.2e} ({gate.where.of('max_error')})",
+                figures=figures,
+            )
+        ]
+    first, limit = wrong[0]
+    return [
+        Verdict(
+            gate=GATE,
+            status=Status.FAIL,
+            headline=f"parity: {len(wrong)} of {count(len(tower.blocks), f'{tower.tower} block')} "
+            f"compute something else than PyTorch's from the same hidden state: {first.module} "
+            f"differs by {first.error:.2e} of what it adds, over {limit:.2e} "
+            f"({gate.where.of('max_error')})",
+            brief=f"{tower.tower} blocks that differ: {len(wrong)} of {len(tower.blocks)}",
+            evidence=shorten(
+                [f"{b.module}: {b.error:.2e}, limit {limit:.2e}" for b, limit in wrong[1:]]
+            ),
+            cause="a quantizer, a scale or a weight of these blocks is another one in the graph",
+            next_step="look at the export gate: it names what differs",
+            figures=figures,
+        )
+    ]
+
+
+def _limit(floor: float, *, gate: ParityGate) -> float:
+    """Return how far two faithful runs may differ.
+
+    A model that overflows when it is nudged says nothing of how far it moves.
+    """
+    return max(float(gate.max_error), FLOOR_FACTOR * floor if math.isfinite(floor) else 0.0)
 
 
 def _judge_error(tower: TowerParity, *, parity: Parity, gate: ParityGate) -> Verdict:
-    # A model that overflows when it is nudged says nothing of how far it moves.
-    own = FLOOR_FACTOR * tower.floor if math.isfinite(tower.floor) else 0.0
-    limit = max(float(gate.max_error), own)
-    good = tower.error <= limit
+    limit = _limit(tower.floor, gate=gate)
     why = (
         f"{FLOOR_FACTOR:g} times the {tower.floor:.2e} that the model moves by itself"
-        if own > float(gate.max_error)
+        if limit > float(gate.max_error)
         else "max_error"
     )
+    # Chaos ends where two runs are as far apart as each is from FP16.
+    if tower.blocks and tower.floor > float(gate.max_error) and tower.quantization_error > limit:
+        limit, why = tower.quantization_error, "PyTorch's own error against FP16"
+    good = tower.error <= limit
     return Verdict(
         gate=GATE,
         status=Status.PASS if good else Status.FAIL,

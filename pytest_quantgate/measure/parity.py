@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.measure.fidelity import to_db
-from pytest_quantgate.measurement import TowerParity
+from pytest_quantgate.measurement import BlockParity, EngineOutputs, TowerParity
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
 
@@ -34,6 +36,7 @@ def measure_tower_parity(
     exported: Callable[[PairBatch], torch.Tensor],
     batches: Sequence[PairBatch],
     optimization: str,
+    blocks: tuple[BlockParity, ...] = (),
 ) -> TowerParity:
     """Return the errors of one exported tower on `batches`; `exported` gives its embeddings [N, D].
 
@@ -68,6 +71,186 @@ def measure_tower_parity(
         sqnr_onnx_db=_sqnr_db(reference, found),
         nonfinite=int((~torch.isfinite(found).all(dim=1)).sum()),
         optimization=optimization,
+        blocks=blocks,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRun:
+    """One call of a block in a forward: what it was called with, and the hidden state it gave."""
+
+    arguments: tuple[Any, ...]
+    options: Mapping[str, Any]
+    given: torch.Tensor
+    result: torch.Tensor
+
+
+def list_blocks(module: torch.nn.Module, *, tower: Literal["vision", "text"]) -> tuple[str, ...]:
+    """Return the names of a tower's transformer blocks: the members of its outermost ModuleList."""
+    import torch
+
+    found: list[str] = []
+    for name, part in module.named_modules():
+        inside = any(name.startswith(f"{block}.") for block in found)
+        if name.startswith(f"{tower}_model.") and isinstance(part, torch.nn.ModuleList):
+            found += [] if inside else [f"{name}.{index}" for index in range(len(part))]
+    return tuple(found)
+
+
+def measure_block_parity(
+    *,
+    tower: Literal["vision", "text"],
+    quantized: ClipModel,
+    blocks: Sequence[str],
+    exported: Callable[
+        [PairBatch, Mapping[str, torch.Tensor]], tuple[Mapping[str, torch.Tensor], torch.Tensor]
+    ],
+    batches: Sequence[PairBatch],
+) -> tuple[BlockParity, ...]:
+    """Return the error of each block, given PyTorch's own hidden state before it.
+
+    `exported(batch, hidden)` gives the hidden state behind every block, and the embeddings [N, D],
+    where what follows a block reads `hidden[block]` [N, T, H] instead. The first block answers for
+    what is in front of it as well; what is behind the last one comes last, as `behind ...`.
+    """
+    import torch
+
+    head = f"behind {blocks[-1]}"
+    errors, floors, added = (dict.fromkeys((*blocks, head), 0.0) for _ in range(3))
+    for batch in batches:
+        runs, embeddings = _record_blocks(quantized, tower=tower, blocks=blocks, batch=batch)
+        found, projected = exported(batch, {block: run.result for block, run in runs.items()})
+        added[head] += float(embeddings.double().square().sum())
+        errors[head] += _distance(projected, embeddings)
+        floors[head] += max(
+            _distance(
+                _run_nudged(quantized, blocks[-1], tower=tower, batch=batch, seed=seed),
+                embeddings,
+            )
+            for seed in range(DRAWS)
+        )
+        for block, run in runs.items():
+            gained = run.result.double() - run.given.double()
+            added[block] += float(gained.square().sum())
+            errors[block] += _distance(found[block], run.result)
+            with torch.inference_mode(), quiet_libraries():
+                floors[block] += max(
+                    _distance(_rerun(quantized, block, run, seed=seed), run.result)
+                    for seed in range(DRAWS)
+                )
+    return tuple(
+        BlockParity(
+            module=block,
+            error=_share(errors[block], added[block]),
+            floor=_share(floors[block], added[block]),
+        )
+        for block in (*blocks, head)
+    )
+
+
+def _record_blocks(
+    model: ClipModel, *, tower: str, blocks: Sequence[str], batch: PairBatch
+) -> tuple[dict[str, BlockRun], torch.Tensor]:
+    runs: dict[str, BlockRun] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(_module: Any, arguments: Any, options: Any, output: Any) -> None:
+            given = arguments[0] if arguments else options["hidden_states"]
+            runs[name] = BlockRun(
+                arguments=arguments, options=options, given=given, result=_hidden(output)
+            )
+
+        return hook
+
+    handles = [
+        model.module.get_submodule(name).register_forward_hook(record(name), with_kwargs=True)
+        for name in blocks
+    ]
+    try:
+        embeddings = _embed(model, tower=tower, batch=batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: runs[name] for name in blocks}, embeddings
+
+
+def _embed(model: ClipModel, *, tower: str, batch: PairBatch) -> torch.Tensor:
+    with quiet_libraries():
+        if tower == "vision":
+            return model.encode_image(batch.pixel_values)
+        return model.encode_text(batch.tokens)
+
+
+def _run_nudged(
+    model: ClipModel, block: str, *, tower: str, batch: PairBatch, seed: int
+) -> torch.Tensor:
+    """Return the embeddings where each value behind `block` is changed by a random 1e-6 of it."""
+    with nudged(model.module.get_submodule(block), seed=seed):
+        return _embed(model, tower=tower, batch=batch)
+
+
+def _rerun(model: ClipModel, block: str, run: BlockRun, *, seed: int) -> torch.Tensor:
+    """Return what a block gives for its hidden state with each value changed by 1e-6 of it."""
+    import torch
+
+    nudge = _nudge(run.given, generator=torch.Generator().manual_seed(seed))
+    module = model.module.get_submodule(block)
+    if run.arguments:
+        return _hidden(module(nudge, *run.arguments[1:], **run.options))
+    return _hidden(module(**{**run.options, "hidden_states": nudge}))
+
+
+def _hidden(output: Any) -> torch.Tensor:
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _distance(value: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((value.cpu().double() - reference.cpu().double()).square().sum())
+
+
+def _share(distance: float, added: float) -> float:
+    """Return the root of a quotient of squares; a block that adds nothing may differ by nothing."""
+    if added == 0.0:
+        return 0.0 if distance == 0.0 else math.inf
+    return math.sqrt(distance / added)
+
+
+def measure_engine_outputs(
+    *,
+    tower: Literal["vision", "text"],
+    fp16: ClipModel,
+    quantized: ClipModel,
+    engine: Callable[[PairBatch], torch.Tensor],
+    exported: Callable[[PairBatch], torch.Tensor] | None,
+    batches: Sequence[PairBatch],
+) -> EngineOutputs:
+    """Return the noise of one tower's engine, of its ONNX file and of PyTorch against FP16.
+
+    `engine` and `exported` give embeddings [N, D] of a batch. Raises ValueError for no batches.
+    """
+    import torch
+
+    if not batches:
+        raise ValueError("an engine needs at least one batch of pairs")
+
+    def embed(run: Callable[[PairBatch], torch.Tensor]) -> torch.Tensor:
+        with quiet_libraries():
+            return torch.cat([run(batch) for batch in batches]).cpu().double()
+
+    def encode(model: ClipModel) -> Callable[[PairBatch], torch.Tensor]:
+        if tower == "vision":
+            return lambda batch: model.encode_image(batch.pixel_values)
+        return lambda batch: model.encode_text(batch.tokens)
+
+    reference, found = embed(encode(fp16)), embed(engine)
+    return EngineOutputs(
+        tower=tower,
+        samples=len(found),
+        nonfinite=int((~torch.isfinite(found).all(dim=1)).sum()),
+        sqnr_engine_db=_sqnr_db(reference, found),
+        sqnr_torch_db=_sqnr_db(reference, embed(encode(quantized))),
+        sqnr_onnx_db=None if exported is None else _sqnr_db(reference, embed(exported)),
     )
 
 
@@ -86,15 +269,22 @@ def nudged(module: torch.nn.Module, *, seed: int) -> Iterator[None]:
 
     generator = torch.Generator().manual_seed(seed)
 
-    def change(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(output.shape, generator=generator).to(output)
-        return output * (1 + NUDGE * noise)
+    def change(_module: Any, _inputs: Any, output: Any) -> Any:
+        changed = _nudge(_hidden(output), generator=generator)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = module.register_forward_hook(change)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _nudge(value: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+    import torch
+
+    noise = torch.randn(value.shape, generator=generator).to(value)
+    return value * (1 + NUDGE * noise)
 
 
 def _sqnr_db(reference: torch.Tensor, value: torch.Tensor) -> float:

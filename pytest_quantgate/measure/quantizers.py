@@ -14,6 +14,7 @@ from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.recipes import format_of_bits
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 SLOTS: Mapping[str, Slot] = {
@@ -35,13 +36,17 @@ _TEXT = re.compile(r"text|token|^transformer$|^ln_final$|^positional_embedding$"
 
 @dataclass(kw_only=True)
 class Activity:
-    """What one quantizer did: forwards in which it ran per tower, and values that it clipped."""
+    """What one quantizer did: forwards in which it ran per tower, and values that it clipped.
+
+    `largest` is the largest magnitude that it was given on held-out data, None before any.
+    """
 
     vision_calls: int = 0
     text_calls: int = 0
     changed: bool = False
     clipped: int = 0
     seen: int = 0
+    largest: float | None = None
 
 
 def find_quantizers(module: torch.nn.Module) -> dict[str, Any]:
@@ -119,6 +124,8 @@ def watch(
             clipped, total = count_clipped(module, value)
             seen.clipped += clipped
             seen.seen += total
+            if total and not has_constant_range(module):
+                seen.largest = max(seen.largest or 0.0, largest_magnitude(module, value))
 
     handle = register_module_forward_hook(hook)
     try:
@@ -152,6 +159,30 @@ def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[int, int]:
     return int(above.sum()), value.numel()
 
 
+def list_amax(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Return the static amax of every quantizer by its name, flat, as float64."""
+    found = {}
+    for name, quantizer in find_quantizers(module).items():
+        amax = amax_of(quantizer)
+        if amax is not None:
+            found[name] = amax.detach().cpu().double().flatten().numpy()
+    return found
+
+
+def largest_magnitude(quantizer: Any, value: torch.Tensor) -> float:
+    """Return the largest magnitude that a quantizer sees of a value, scaled as SmoothQuant does."""
+    import torch
+
+    scale = getattr(quantizer, "pre_quant_scale", None)
+    low, high = torch.aminmax(value.detach() if scale is None else value.detach() * scale)
+    return float(torch.maximum(-low, high))
+
+
+def has_constant_range(quantizer: Any) -> bool:
+    """Return whether a range was never calibrated: ModelOpt's `use_constant_amax`."""
+    return bool(getattr(quantizer, "_use_constant_amax", False))
+
+
 def amax_of(quantizer: Any) -> torch.Tensor | None:
     """Return the range that a quantizer keeps, or None where it has none.
 
@@ -160,7 +191,7 @@ def amax_of(quantizer: Any) -> torch.Tensor | None:
     """
     import torch
 
-    if getattr(quantizer, "_use_constant_amax", False):
+    if has_constant_range(quantizer):
         return torch.tensor(torch.finfo(torch.float8_e4m3fn).max)
     amax = getattr(quantizer, "_amax", None)
     return amax if isinstance(amax, torch.Tensor) and not quantizer.is_mx_format else None
@@ -210,6 +241,7 @@ def describe_quantizer(
         changed=activity.changed,
         clipped=activity.clipped,
         seen=activity.seen,
+        largest=activity.largest,
     )
 
 

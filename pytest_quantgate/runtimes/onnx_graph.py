@@ -12,12 +12,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.measure.quantizers import owner_of, slot_of, whole_name
 from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair
 from pytest_quantgate.runtimes.onnx_surgery import LARGEST, describe_without_weights
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Operators that move values without computing: what they give is as quantized as what they get.
 MOVES = frozenset(
@@ -41,8 +44,9 @@ _TYPE_NAMES: Mapping[str, str] = {
 }
 
 
-def read_graph(path: Path) -> OnnxAudit:
-    """Return what the file at `path` holds.
+def read_graph(path: Path, *, amax: Mapping[str, np.ndarray] | None = None) -> OnnxAudit:
+    """Return what the file at `path` holds; with the calibrated `amax` (flat, by quantizer),
+    every channel's scale is compared with its own.
 
     Files of other exporters can be read too: a pair whose node name ends in no quantizer's name
     is one that belongs to none. Raises ModelError for a file that is no ONNX model,
@@ -56,7 +60,7 @@ def read_graph(path: Path) -> OnnxAudit:
     if not model.graph.node:
         raise ModelError(f"{path}: holds no ONNX graph: export the tower again")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    graph = _Graph.index(model)
+    graph = _Graph.index(model, amax=amax or {})
     pairs = tuple(graph.pairs())
     return OnnxAudit(
         tower=metadata.get("quantgate.tower", "other"),
@@ -88,13 +92,29 @@ def parse_model(content: bytes, *, path: Path) -> Any:
     except ImportError as error:
         raise MissingPackage("onnx", extra="clip", purpose="reading an ONNX graph") from error
     try:
-        return onnx.load_from_string(content)
+        model = onnx.load_from_string(content)
     except Exception as error:  # protobuf's DecodeError, which comes without type information
         if type(error).__name__ != "DecodeError":
             raise
         raise ModelError(
             f"{path}: is no ONNX model ({len(content)} bytes; {error}): export the tower again"
         ) from error
+    # What is not UTF-8 in a text of the file is given as bytes.
+    if any(isinstance(text, bytes) for text in _list_texts(model)):
+        raise ModelError(f"{path}: a name in it is not UTF-8: export the tower again")
+    return model
+
+
+def _list_texts(model: Any) -> Iterator[Any]:
+    """Yield every name that the readers of a graph compare or take apart."""
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for named in (*model.graph.initializer, *model.graph.input, *model.graph.output):
+        yield named.name
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    yield from (entry.domain for entry in model.opset_import)
 
 
 def module_of_node(name: str) -> str:
@@ -111,9 +131,10 @@ class _Graph:
     readers: Mapping[str, tuple[Any, ...]]
     initializers: Mapping[str, Any]
     outputs: frozenset[str]
+    amax: Mapping[str, np.ndarray]
 
     @classmethod
-    def index(cls, model: Any) -> _Graph:
+    def index(cls, model: Any, *, amax: Mapping[str, np.ndarray]) -> _Graph:
         makers: dict[str, Any] = {}
         readers: dict[str, list[Any]] = {}
         initializers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -132,6 +153,7 @@ class _Graph:
             readers={name: tuple(found) for name, found in readers.items()},
             initializers=initializers,
             outputs=frozenset(value.name for value in model.graph.output),
+            amax=amax,
         )
 
     def pairs(self) -> Iterator[QdqPair]:
@@ -219,7 +241,15 @@ class _Graph:
             consumers=consumers,
             feeds_owner=known
             and (owner in consumers or (owner == producer and (bool(consumers) or is_output))),
+            amax_deviation=self._deviation(scope, scale.astype(np.float64).ravel() * largest),
         )
+
+    def _deviation(self, quantizer: str, found: np.ndarray) -> float | None:
+        """Return the largest relative difference from the calibrated amax, channel by channel."""
+        calibrated = self.amax.get(quantizer)
+        if calibrated is None or calibrated.shape != found.shape or not calibrated.all():
+            return None
+        return float(abs(found / calibrated - 1).max())
 
     def _is_complete(self, dequantize: Any, *, quantize: Any, source: str) -> bool:
         """Return whether both halves are there, with one scale, one type and one axis."""
@@ -354,8 +384,10 @@ def _domains(model: Any) -> set[str]:
 def _names(text: str, *, path: Path) -> tuple[str, ...]:
     try:
         names = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: its list of quantizers is damaged: {error}") from error
+    if not isinstance(names, list):
+        raise ModelError(f"{path}: its list of quantizers is damaged: it is no list")
     return tuple(str(name) for name in names)
 
 

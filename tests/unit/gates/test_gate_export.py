@@ -89,6 +89,13 @@ def softmax_pair(block: int = 0, **changes: Any) -> QdqPair:
     return make_pair(quantizer, **changes)
 
 
+def with_softmax(audit: Audit, tower: str) -> OnnxAudit:
+    """Return a faithful export of a tower with a softmax pair in every block."""
+    found = make_onnx(audit, tower)
+    names = [SOFTMAX.format(block).replace("vision", tower) for block in range(BLOCKS)]
+    return add_pairs(found, *[make_pair(make_quantizer(name, slot="softmax")) for name in names])
+
+
 def runs_in(audit: Audit, tower: str) -> list[Quantizer]:
     return [
         q
@@ -366,11 +373,9 @@ def test_excluded_patch_embedding_that_comes_back_is_named_with_its_pattern() ->
 
 def test_allowed_softmax_does_not_hide_an_excluded_layer() -> None:
     audit = exclude(add(make_audit(), make_quantizer(PATCHES)), "*patch_embedding*")
-    vision = add_pairs(
-        make_onnx(audit, "vision"), softmax_pair(), make_pair(make_quantizer(PATCHES))
-    )
+    vision = add_pairs(with_softmax(audit, "vision"), make_pair(make_quantizer(PATCHES)))
 
-    verdict = judge(audit, vision=vision, allow=("softmax",))
+    verdict = judge(audit, vision=vision, text=with_softmax(audit, "text"), allow=("softmax",))
 
     assert "excludes" in verdict.headline
     assert "softmax" not in all_text(verdict)
@@ -392,27 +397,84 @@ def test_undeclared_softmax_pairs_fail_and_say_how_to_declare_them() -> None:
 
 
 def test_declared_softmax_pairs_pass_and_are_counted_in_the_graph() -> None:
-    vision = add_pairs(make_onnx(make_audit(), "vision"), softmax_pair(0), softmax_pair(1))
+    audit = make_audit()
 
-    verdict = judge(vision=vision, allow=("softmax",))
+    verdict = judge(
+        vision=with_softmax(audit, "vision"), text=with_softmax(audit, "text"), allow=("softmax",)
+    )
 
     assert verdict.passed
-    assert "24 quantizers are 24 Q/DQ pairs at their places and 2 declared softmax pairs" in (
+    assert "24 quantizers are 24 Q/DQ pairs at their places and 4 declared softmax pairs" in (
         verdict.headline
     )
     assert (
         verdict.brief == "24 of 24 quantizers as Q/DQ + softmax, none added; 0.55x of FP16's size"
     )
-    assert verdict.figures["onnx_pairs"] == 26
+    assert verdict.figures["onnx_pairs"] == 28
 
 
-def test_softmax_pairs_that_only_the_metadata_names_are_not_claimed() -> None:
-    vision = make_onnx(make_audit(), "vision", extra=(SOFTMAX.format(0), SOFTMAX.format(1)))
+def test_softmax_pairs_that_only_the_metadata_names_are_missing() -> None:
+    audit = make_audit()
+    vision = make_onnx(audit, "vision", extra=(SOFTMAX.format(0), SOFTMAX.format(1)))
 
-    verdict = judge(vision=vision, allow=("softmax",))
+    verdict = judge(vision=vision, text=with_softmax(audit, "text"), allow=("softmax",))
 
-    assert verdict.passed
-    assert "softmax" not in verdict.headline + verdict.brief
+    assert verdict.status is Status.FAIL
+    assert verdict.headline == (
+        "export: 2 of 2 attention blocks of the vision graph have no declared softmax pair "
+        f"({FILE}:11)"
+    )
+
+
+def test_one_block_without_the_declared_softmax_pair_is_named() -> None:
+    audit = make_audit()
+    vision = drop_pairs(with_softmax(audit, "vision"), SOFTMAX.format(1))
+
+    verdict = judge(vision=vision, text=with_softmax(audit, "text"), allow=("softmax",))
+
+    assert verdict.status is Status.FAIL
+    assert "1 of 2 attention blocks of the vision graph" in verdict.headline
+    assert verdict.evidence[0] == "vision_model.layers.1.self_attn"
+    assert "softmax=True" in verdict.next_step
+
+
+def test_declared_softmax_is_not_wanted_where_attention_is_not_quantized() -> None:
+    audit = switch_off(make_audit(), "*bmm*")
+
+    assert judge(audit, allow=("softmax",)).passed
+
+
+def test_a_tower_that_the_suite_leaves_in_fp16_holds_nothing() -> None:
+    audit = switch_off(make_audit(), "text_model*")
+    onnx = [make_onnx(audit, "vision"), make_onnx(audit, "text")]
+
+    def judge_with(*towers: str, text: OnnxAudit) -> Verdict:
+        return judge_export(
+            audit,
+            quantized=[onnx[0], text],
+            fp16_file_bytes=FP16_BYTES,
+            gate=export_gate(),
+            left_out=towers,
+        )
+
+    stray = make_onnx(make_audit(), "text").pairs[:1]
+    assert judge_with("text", text=onnx[1]).passed
+    assert judge_with(text=onnx[1]).status is Status.FAIL
+    assert judge_with("text", text=add_pairs(onnx[1], *stray)).status is Status.FAIL
+
+
+@pytest.mark.parametrize(("deviation", "good"), [(1e-7, True), (0.01, False), (math.nan, False)])
+def test_every_channel_is_compared_with_its_own_amax(deviation: float, good: bool) -> None:
+    """The smallest and the largest are right, and yet the channels are mixed up."""
+    quantizer = make_quantizer(f"{FC1}.weight_quantizer", amax_count=64, amax_max=2.0)
+
+    verdict = one_pair(quantizer, amax_deviation=deviation)
+
+    assert verdict.passed == good
+    if not good:
+        assert "the 64 scales differ from the calibrated amax of their channels" in all_text(
+            verdict
+        )
 
 
 def test_softmax_that_pytorch_simulates_needs_no_declaration() -> None:
@@ -438,7 +500,7 @@ def test_nameless_pair_is_shown_by_its_node() -> None:
 
 def test_nameless_pair_beside_softmax_is_not_taken_for_one() -> None:
     pair = replace(make_pair(make_quantizer("a.b")), quantizer=None)
-    vision = add_pairs(make_onnx(make_audit(), "vision"), softmax_pair(), pair)
+    vision = add_pairs(with_softmax(make_audit(), "vision"), pair)
 
     assert judge(vision=vision).cause == "the exporter adds pairs of its own"
     verdict = judge(vision=vision, allow=("softmax",))

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates import judge_parity
-from pytest_quantgate.measurement import Parity, Tower, TowerParity
+from pytest_quantgate.measurement import BlockParity, Parity, Tower, TowerParity
 from pytest_quantgate.suite import ParityGate, Where
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -299,3 +299,72 @@ def test_change_of_noise_is_symmetric(onnx: float, torch: float, limit: float) -
 
     assert there.passed is back.passed is (abs(onnx - torch) <= limit)
     assert (there.cause == back.cause) is there.passed
+
+
+# -- block by block -------------------------------------------------------------------------------
+
+
+def make_blocks(*pairs: tuple[float, float]) -> tuple[BlockParity, ...]:
+    return tuple(
+        BlockParity(module=f"vision_model.layers.{i}", error=error, floor=floor)
+        for i, (error, floor) in enumerate(pairs)
+    )
+
+
+def test_a_block_that_differs_is_named_although_the_whole_agrees() -> None:
+    blocks = make_blocks((2e-4, 1e-5), (3e-2, 2e-3), (5e-2, 1e-3))
+
+    verdict = judge(vision={"blocks": blocks})
+
+    assert verdict.status is Status.FAIL
+    assert verdict.headline == (
+        "parity: 2 of 3 vision blocks compute something else than PyTorch's from the same hidden "
+        "state: vision_model.layers.1 differs by 3.00e-02 of what it adds, over 4.00e-03 "
+        f"({FILE}:11)"
+    )
+    assert "vision_model.layers.2: 5.00e-02, limit 2.00e-03" in verdict.evidence
+    assert verdict.figures["vision_worst_block_error"] == 5e-2
+
+
+@pytest.mark.parametrize(
+    ("error", "floor", "good"),
+    [
+        (1e-3, 0.0, True),
+        (1.001e-3, 0.0, False),
+        (2e-2, 1e-2, True),
+        (2.001e-2, 1e-2, False),
+        (1e-2, math.inf, False),
+        (math.nan, 1e-2, False),
+        (math.inf, 1e-2, False),
+    ],
+)
+def test_a_block_may_differ_by_twice_what_it_moves_by_itself(
+    error: float, floor: float, good: bool
+) -> None:
+    assert judge(vision={"blocks": make_blocks((error, floor))}).passed == good
+
+
+def test_blocks_that_agree_are_evidence() -> None:
+    verdict = judge(vision={"blocks": make_blocks((2e-4, 1e-5), (3e-4, 2e-3))})
+
+    assert verdict.passed
+    assert any("worst vision_model.layers.1 3.00e-04" in line for line in verdict.evidence)
+
+
+@pytest.mark.parametrize(
+    ("error", "blocks", "floor", "good"),
+    [
+        (6.9e-2, True, 1.5e-2, True),  # chaos: no block differs
+        (6.9e-2, False, 1.5e-2, False),
+        (7.1e-2, True, 1.5e-2, False),
+        (6.9e-2, True, 1e-6, False),  # a stable model has no excuse
+    ],
+)
+def test_chaos_of_the_whole_is_no_fault_where_every_block_agrees(
+    error: float, blocks: bool, floor: float, good: bool
+) -> None:
+    compared = make_blocks((2e-4, 1e-5), (3e-4, 2e-3)) if blocks else ()
+
+    verdict = judge(vision={"error": error, "floor": floor, "blocks": compared})
+
+    assert verdict.passed == good

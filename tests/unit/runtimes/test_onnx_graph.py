@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.measure.quantizers import find_quantizers
+from pytest_quantgate.measure.quantizers import find_quantizers, list_amax
 from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair, from_json, to_json
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import quiet_libraries
@@ -198,6 +198,27 @@ def test_changed_scale_changes_amax(sound: Path, audit_after: Any) -> None:
     assert after.amax_max == pytest.approx(4 * before.amax_max, rel=1e-6)
     assert after.scale_digest != before.scale_digest
     assert after.complete
+
+
+@pytest.mark.parametrize(("recipe", "precision"), [("int8", "float32"), ("fp8", "float16")])
+def test_every_scale_is_compared_with_the_amax_of_its_channel(
+    make_quantized: Callable[..., ClipModel], tmp_path: Path, recipe: str, precision: Any
+) -> None:
+    model = make_quantized(recipe)
+    path = tmp_path / "tower.onnx"
+    export_tower(model, tower="vision", path=path, precision=precision)
+    name = f"{FC1}.weight_quantizer"
+    amax = list_amax(model.module)
+    mixed_up = {**amax, name: amax[name][::-1]}
+
+    found = read_graph(path, amax=amax)
+    swapped = pair_of(read_graph(path, amax=mixed_up), name)
+
+    deviations = [pair.amax_deviation for pair in found.pairs]
+    assert all(deviation is not None and deviation < 2**-10 for deviation in deviations)
+    assert swapped.amax_deviation is not None
+    assert (swapped.amax_deviation > 0.01) == (recipe == "int8")  # one scale cannot be mixed up
+    assert pair_of(read_graph(path), name).amax_deviation is None
 
 
 def test_halves_with_different_scales_are_no_pair(audit_after: Any) -> None:
@@ -398,3 +419,36 @@ def test_audit_sees_what_modelopts_exporter_does(
         ("activation", ("vision_model.encoder.layers.1.self_attn",)),
     ]
     assert operation_of(audit, PATCH).operands_quantized == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [("5", "it is no list"), ("{}", "it is no list"), ("[", "Expecting value"), ("[" * 10**5, "")],
+    ids=["number", "mapping", "cut", "deep"],
+)
+def test_a_list_of_quantizers_that_is_none_is_refused(
+    tmp_path: Path, names: str, words: str
+) -> None:
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [], [])
+    )
+    onnx.helper.set_model_props(model, {"quantgate.quantizers": names})
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+
+    with pytest.raises(ModelError, match=f"its list of quantizers is damaged: .*{words}"):
+        read_graph(path)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Protobuf gives a text that is not UTF-8 as bytes."""
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Relu", ["x"], ["y"], name="/name/Relu")], "g", [], []
+        )
+    )
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"/name/", b"/n\xffme/"))
+
+    with pytest.raises(ModelError, match="a name in it is not UTF-8: export the tower again"):
+        read_graph(path)

@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pytest_quantgate.case import Case
+from pytest_quantgate.collect import CLOCK
 from pytest_quantgate.judging import Judged
-from pytest_quantgate.measure.latency import ReplayClock, list_extra_info
+from pytest_quantgate.measure.latency import LatencyRun, list_extra_info
 from pytest_quantgate.verdict import Status, Verdict
 
 
-def judge_timed(case: Case, *, key: str, request: pytest.FixtureRequest) -> Judged:
-    """Return the verdict of a latency gate; its times go into pytest-benchmark's results too."""
-    obstacle = find_obstacle(request.config)
+def judge_timed(case: Case, *, key: str, node: pytest.Item, benchmark: Any) -> Judged:
+    """Return the verdict of a latency gate; its times go into pytest-benchmark's results too.
+
+    `benchmark` is the fixture of that name, None where the plugin is not there.
+    """
+    obstacle = find_obstacle(node.config)
     if obstacle:
         verdict = Verdict(
             gate="latency", status=Status.NOT_MEASURED, headline=f"latency: {obstacle}"
         )
-        return Judged(verdict=verdict)
-    judged = case.judge(kind="latency", key=key)
-    if key in case.latency_runs and request.config.pluginmanager.hasplugin("benchmark"):
-        run = case.latency_runs[key]
-        clock = ReplayClock(run.quantized.times_ms)
-        request.node.add_marker(
-            pytest.mark.benchmark(timer=clock, group=f"{case.suite.name}: latency")
-        )
-        benchmark = request.getfixturevalue("benchmark")
-        benchmark.pedantic(clock.step, rounds=len(run.quantized.times_ms), iterations=1)
-        benchmark.extra_info.update(list_extra_info(run, run.quantized))
-        benchmark.extra_info["fp16_median_ms"] = run.fp16.median_ms
-        benchmark.extra_info["status"] = judged.verdict.status.value
+        judged = Judged(verdict=verdict)
+    else:
+        judged = case.judge(kind="latency", key=key)
+    if benchmark is None:
+        return judged
+    run = case.latency_runs.get(key)
+    if obstacle or run is None:
+        record_nothing(benchmark)
+    else:
+        record_times(benchmark, node=node, run=run, verdict=judged.verdict)
     return judged
+
+
+def record_times(benchmark: Any, *, node: pytest.Item, run: LatencyRun, verdict: Verdict) -> None:
+    """Let pytest-benchmark take the rounds of the quantized variant, and all else that is known."""
+    clock = node.stash[CLOCK]
+    clock.load(run.quantized.times_ms)
+    # Not under --benchmark-disable only: pytest-benchmark times nothing with any use of xdist.
+    benchmark.pedantic(clock.step, rounds=len(run.quantized.times_ms), iterations=1)
+    benchmark.extra_info.update(list_extra_info(run))
+    benchmark.extra_info.update(verdict.figures)
+    benchmark.extra_info["status"] = verdict.status.value
+
+
+def record_nothing(benchmark: Any) -> None:
+    """Use the fixture without a result: one that is left unused is warned about."""
+    benchmark.disabled = True
+    benchmark.pedantic(lambda: None)
 
 
 def find_obstacle(config: pytest.Config) -> str:
@@ -38,6 +58,7 @@ def find_obstacle(config: pytest.Config) -> str:
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     if workers > 1:
         return f"{workers} workers share this machine: run it without -n to time anything"
-    if config.getoption("benchmark_disable", False):
+    disabled = config.getoption("benchmark_disable", False)
+    if disabled and not config.getoption("benchmark_enable", False):
         return "--benchmark-disable: nothing is timed in this run"
     return ""

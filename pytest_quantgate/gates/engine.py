@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
-from fractions import Fraction
 
+from pytest_quantgate.gates.memory import figures_of, judge_sizes, limits_of
 from pytest_quantgate.gates.words import count, listed, shorten
+from pytest_quantgate.measurement import EngineOutputs
 from pytest_quantgate.runtimes.engine_layers import EngineAttention, EngineReport
 from pytest_quantgate.suite import EngineGate
 from pytest_quantgate.verdict import Status, Verdict, combine
 
 GATE = "engine"
-MIB = 2**20
+
+#: Above this SQNR in dB nothing is quantized: what is left is the rounding of FP16 arithmetic.
+NOT_QUANTIZED_DB = 50.0
 
 
 def judge_engine(
@@ -22,12 +26,20 @@ def judge_engine(
     excluded_nodes: Mapping[str, tuple[str, ...]],
     onnx_digests: Mapping[str, str],
     gate: EngineGate,
+    outputs: Mapping[str, EngineOutputs] | None = None,
+    not_executed: str = "no device was asked",
+    max_sqnr_change_db: float = 1.0,
 ) -> Verdict:
     """Return whether the engines of the towers, by name, are what the suite asks for.
 
     `fp16` are the engines of the FP16 model for the same target. `excluded_nodes` names for each
     tower the ONNX nodes that must not run in 8 bits, `onnx_digests` the SHA-256 of the approved
-    ONNX files: an engine that was built from another one is INCOMPARABLE with what was approved.
+    ONNX files: an engine that was built from another one is INCOMPARABLE with what was approved,
+    and so are engines for several targets or by several versions of the library.
+
+    `outputs` are what the quantized engines gave on a device; their SQNR against FP16 may differ by
+    `max_sqnr_change_db` from PyTorch's and ONNX Runtime's. Where they are None the evidence
+    of a green verdict says that nothing was executed, and why: `not_executed`.
     """
     if not gate.towers:
         return _verdict(Status.FAIL, f"no tower is named, so it decides nothing ({gate.where})")
@@ -46,17 +58,41 @@ def judge_engine(
             f"({gate.where})",
             next_step="build it again from the approved file",
         )
+    made = {
+        f"{report.library} {report.library_version} for {report.target}": f"{variant}{tower}"
+        for variant, reports in (("", quantized), ("FP16 ", fp16))
+        for tower in gate.towers
+        for report in [reports[tower]]
+    }
+    if len(made) > 1:
+        return _verdict(
+            Status.INCOMPARABLE,
+            f"the engines are not of one library and target: "
+            f"{listed([f'{name} ({which})' for name, which in made.items()])} ({gate.where})",
+            next_step="build them again in one run",
+        )
     parts: list[Verdict | None] = [_judge_gemms(quantized, gate=gate)]
     for tower in gate.towers:
         parts.append(_judge_excluded(quantized[tower], tower, excluded_nodes.get(tower, ()), gate))
         parts.append(_judge_attention(quantized[tower], tower, gate=gate))
-        parts += _judge_sizes(fp16[tower], quantized[tower], tower, gate=gate)
+        parts += judge_sizes(
+            gate=GATE,
+            fp16=figures_of(fp16[tower]),
+            quantized=figures_of(quantized[tower]),
+            limits=limits_of(gate),
+            where=gate.where,
+            subject=tower,
+            prefix=f"{tower}_",
+        )
+        if outputs is not None:
+            parts += _judge_outputs(outputs.get(tower), tower, max_sqnr_change_db, gate)
     verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
     figures = dict(verdict.figures)
-    for tower in gate.towers:
+    for tower in gate.towers:  # sizes have figures without a limit too
         figures |= _figures(fp16[tower], quantized[tower], tower)
     if not verdict.passed:
         return replace(verdict, figures=figures)
+    unseen = () if outputs is not None else (f"outputs were not executed here: {not_executed}",)
     gemms = sum(quantized[t].fp8_gemm_nodes for t in gate.towers)
     of = sum(quantized[t].gemm_nodes for t in gate.towers)
     first = quantized[gate.towers[0]]
@@ -72,7 +108,7 @@ def judge_engine(
         headline=f"engine: {first.library} {first.library_version} for {first.target}: {gemms} of "
         f"{of} linear layers in FP8; attention {attention}; {ratios}",
         brief=f"{gemms} of {of} linear in FP8; attention {attention}",
-        evidence=verdict.evidence,
+        evidence=(*verdict.evidence, *unseen),
         figures=figures,
     )
 
@@ -189,42 +225,52 @@ def _block(block: int | None, index: int) -> int:
     return index if block is None else block
 
 
-def _judge_sizes(
-    fp16: EngineReport, quantized: EngineReport, tower: str, *, gate: EngineGate
+def _judge_outputs(
+    found: EngineOutputs | None, tower: str, max_change_db: float, gate: EngineGate
 ) -> list[Verdict]:
+    """Return whether the engine computes what PyTorch and ONNX Runtime do, told by the noise."""
+    source = gate.where.of("target")
+    if found is None or not found.samples:
+        return [_verdict(Status.FAIL, f"the {tower} engine was run on no samples ({source})")]
+    if found.nonfinite:
+        return [
+            _verdict(
+                Status.FAIL,
+                f"the {tower} engine gives NaN or Inf on {found.nonfinite} of "
+                f"{count(found.samples, 'sample')} ({source})",
+                cause="a value that FP16 cannot hold, or a scale that is wrong in the engine",
+                next_step="look at the parity gate, then build with layers excluded",
+            )
+        ]
+    others = {"PyTorch": found.sqnr_torch_db}
+    if found.sqnr_onnx_db is not None:
+        others["ONNX Runtime"] = found.sqnr_onnx_db
     parts = []
-    for name in ("plan", "weights", "activation"):
-        after, before = getattr(quantized, f"{name}_bytes"), getattr(fp16, f"{name}_bytes")
-        ratio: Fraction | None = getattr(gate, f"max_{name}_ratio")
-        limit_bytes: int | None = getattr(gate, f"max_{name}_bytes")
-        if ratio is not None:
-            good = after <= ratio * before
-            parts.append(
-                _verdict(
-                    Status.PASS if good else Status.FAIL,
-                    f"{tower} {name} {after / MIB:.1f} MiB against FP16's {before / MIB:.1f} MiB, "
-                    f"{_ratio(after, before):.3f}x, {'within' if good else 'over'} "
-                    f"max_{name}_ratio {float(ratio):g}x ({gate.where.of(f'max_{name}_ratio')})",
-                    brief=f"{tower} {name} {_ratio(after, before):.2f}x of FP16, "
-                    f"{'within' if good else 'over'} {float(ratio):g}x",
-                    cause="" if good else _size_cause(name),
-                )
+    for name, expected in others.items():
+        good = _is_same_noise(found.sqnr_engine_db, expected, max_change_db=max_change_db)
+        parts.append(
+            _verdict(
+                Status.PASS if good else Status.FAIL,
+                f"{tower} SQNR against FP16 is {found.sqnr_engine_db:.1f} dB in the engine and "
+                f"{expected:.1f} dB in {name} on {count(found.samples, 'sample')}, "
+                f"{'within' if good else 'over'} {max_change_db:g} dB apart ({source})",
+                brief=f"{tower} SQNR {found.sqnr_engine_db:.1f} dB, {name} {expected:.1f} dB",
+                cause=""
+                if good
+                else "the engine is quantized less than the model"
+                if found.sqnr_engine_db > expected
+                else "the engine adds noise that the model does not have",
+                next_step="" if good else "compare the precision of its layers with the recipe",
+                figures={f"{tower}_sqnr_engine_db": found.sqnr_engine_db}
+                if math.isfinite(found.sqnr_engine_db)
+                else {},
             )
-        if limit_bytes is not None:
-            good = after <= limit_bytes
-            parts.append(
-                _verdict(
-                    Status.PASS if good else Status.FAIL,
-                    f"{tower} {name} {after / MIB:.1f} MiB, {'within' if good else 'over'} "
-                    f"max_{name} {limit_bytes / MIB:.1f} MiB ({gate.where.of(f'max_{name}')})",
-                    brief=f"{tower} {name} {after / MIB:.1f} MiB, "
-                    f"{'within' if good else 'over'} {limit_bytes / MIB:.1f} MiB",
-                )
-            )
+        )
     return parts
 
 
-def _size_cause(name: str) -> str:
-    if name == "activation":
-        return "FP8 engines can need more activation memory than FP16 ones: unfused kernels"
-    return "weights that are not quantized, or not stored in 8 bits (embeddings stay FP16)"
+def _is_same_noise(found_db: float, expected_db: float, *, max_change_db: float) -> bool:
+    if min(found_db, expected_db) > NOT_QUANTIZED_DB:
+        return True
+    # Two infinities below zero (nothing of the signal is left) are no agreement.
+    return abs(found_db - expected_db) <= max_change_db

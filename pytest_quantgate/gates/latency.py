@@ -53,13 +53,16 @@ def judge_latency(
     confidence: Fraction,
     where: Where,
     baseline_machine: Machine | None = None,
+    create_command: str = "pytest --quantgate-baselines=create",
+    update_command: str = "pytest --quantgate-baselines=update --quantgate-reason='why'",
 ) -> Verdict:
     """Return whether the quantized variant is fast enough, against FP16 and in ms.
 
     Each limit is decided on one-sided limits at `confidence`: PASS where the upper one is within,
     FAIL where the lower one is beyond, INCONCLUSIVE between. `max_latency_ms` holds on the machine
-    of the baseline, `baseline_machine`, and is INCOMPARABLE elsewhere. No rounds are NOT_MEASURED;
-    times that are none, unequal rounds and a gate without limits are FAIL.
+    of the baseline, `baseline_machine`; it is INCOMPARABLE elsewhere, and FAIL without a baseline:
+    `create_command` and `update_command` make one. No rounds are NOT_MEASURED; times that are none,
+    unequal rounds and a gate without limits are FAIL.
     """
     if max_ratio is None and max_latency_ms is None:
         return Verdict(
@@ -106,6 +109,8 @@ def judge_latency(
                 where=where,
                 about=() if parts else about,
                 baseline_machine=baseline_machine,
+                create_command=create_command,
+                update_command=update_command,
             )
         )
     return combine(gate=GATE, parts=tuple(parts))
@@ -205,28 +210,32 @@ def _judge_absolute(
     where: Where,
     about: tuple[str, ...],
     baseline_machine: Machine | None,
+    create_command: str,
+    update_command: str,
 ) -> Verdict:
     source, allowed = where.of("max_latency"), f"{limit:.12g} ms"
     median_ms = run.quantized.median_ms
     if baseline_machine is None:
         return Verdict(
             gate=GATE,
-            status=Status.INCOMPARABLE,
+            status=Status.FAIL,
             headline=f"latency: {_describe(run)}: max_latency {allowed} holds on the machine of "
             f"the baseline, and there is no baseline: here {show_ms(median_ms)} ({source})",
             brief=f"max_latency {allowed} needs a baseline of its machine",
-            next_step="on the machine that it is meant for: --quantgate-baselines=create",
+            next_step=f"on the machine that it is meant for: {create_command}",
         )
     different = machine_differences(baseline_machine, run.machine)
     if different:
         return Verdict(
             gate=GATE,
             status=Status.INCOMPARABLE,
-            headline=f"latency: {_describe(run)}: max_latency {allowed} holds on another machine: "
-            f"{different[0]} ({source})",
+            headline=f"latency: {_describe(run)}: max_latency {allowed} holds on another machine "
+            f"({baseline_machine.fingerprint}, here {run.machine.fingerprint}): {different[0]} "
+            f"({source})",
             brief=f"max_latency {allowed} holds on another machine",
             evidence=different[1:],
-            next_step="run on the machine of the baseline, or set max_ratio, which holds anywhere",
+            next_step="run on the machine of the baseline, or set max_ratio, which holds anywhere; "
+            f"if the limit is meant for this one: {update_command}",
         )
     interval = widen(median_limits(run.quantized.times_ms, confidence=float(confidence)), by=noise)
     status = decide(interval, limit=limit)

@@ -1,4 +1,4 @@
-"""The memory gate: how much room a variant takes, against FP16 and in MiB.
+"""How much room a variant takes, against FP16 and in MiB: the memory gate, and a part of engine's.
 
 Bytes are compared exactly, as integers: a plan that is one byte over its limit is over it.
 """
@@ -6,12 +6,13 @@ Bytes are compared exactly, as integers: a plan that is one byte over its limit 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from pytest_quantgate.gates.latency import show_ratio
 from pytest_quantgate.gates.words import count
-from pytest_quantgate.suite import Where
+from pytest_quantgate.runtimes.engine_layers import EngineReport
+from pytest_quantgate.suite import EngineGate, MemoryGate, Where
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
 GATE = "memory"
@@ -60,6 +61,55 @@ class _Part:
     may_be_zero: bool = False
 
 
+def limits_of(gate: EngineGate | MemoryGate) -> MemoryLimits:
+    """Return the limits on sizes that a gate sets."""
+    return MemoryLimits(
+        max_plan_ratio=gate.max_plan_ratio,
+        max_weights_ratio=gate.max_weights_ratio,
+        max_activation_ratio=gate.max_activation_ratio,
+        max_plan_bytes=gate.max_plan_bytes,
+        max_weights_bytes=gate.max_weights_bytes,
+        max_activation_bytes=gate.max_activation_bytes,
+    )
+
+
+def figures_of(report: EngineReport) -> MemoryFigures:
+    """Return the sizes of an engine, as its builder tells them."""
+    return MemoryFigures(
+        plan_bytes=report.plan_bytes,
+        weights_bytes=report.weights_bytes,
+        activation_bytes=report.activation_bytes,
+    )
+
+
+def judge_sizes(
+    *,
+    gate: str,
+    fp16: MemoryFigures,
+    quantized: MemoryFigures,
+    limits: MemoryLimits,
+    where: Where,
+    subject: str = "",
+    prefix: str = "",
+) -> tuple[Verdict, ...]:
+    """Return a verdict of `gate` for each limit; none where no limit is set.
+
+    `subject` says what was measured, `prefix` starts the names of the figures (`vision_`).
+    """
+    opening = f"{gate}: {subject}: " if subject else f"{gate}: "
+    return tuple(
+        replace(
+            check,
+            gate=gate,
+            headline=f"{opening}{check.headline}",
+            brief=_cut(f"{prefix.replace('_', ' ')}{check.brief}"),
+            figures={f"{prefix}{name}": figure for name, figure in check.figures.items()},
+        )
+        for part in _list_parts(fp16=fp16, quantized=quantized, limits=limits)
+        for check in _judge_part(part, where=where)
+    )
+
+
 def judge_memory(
     *,
     fp16: MemoryFigures,
@@ -67,15 +117,25 @@ def judge_memory(
     limits: MemoryLimits,
     where: Where,
     subject: str = "",
+    prefix: str = "",
 ) -> Verdict:
     """Return whether a variant needs no more memory than its suite allows.
 
-    `subject` says what was measured (`vision, batch 8, tensorrt-rtx sm89`). A figure that is
+    `subject` says what was measured (`vision, batch 8, tensorrt-rtx sm89`), `prefix` starts the
+    names of the figures. A figure that is
     missing where a limit needs it is NOT_MEASURED; sizes that are none and a gate without limits
     are FAIL.
     """
     parts = list(_list_parts(fp16=fp16, quantized=quantized, limits=limits))
-    checks = [check for part in parts for check in _judge_part(part, where=where, subject=subject)]
+    checks = judge_sizes(
+        gate=GATE,
+        fp16=fp16,
+        quantized=quantized,
+        limits=limits,
+        where=where,
+        subject=subject,
+        prefix=prefix,
+    )
     if not checks:
         return Verdict(
             gate=GATE,
@@ -83,7 +143,7 @@ def judge_memory(
             headline=f"memory: the gate sets no limit, so it decides nothing ({where})",
             next_step="set max_plan_ratio, max_weights_ratio or max_activation_ratio",
         )
-    verdict = combine(gate=GATE, parts=tuple(checks))
+    verdict = combine(gate=GATE, parts=checks)
     if not verdict.passed:
         return verdict
     return Verdict(
@@ -138,23 +198,20 @@ def _list_parts(
     return (part for part in parts if part.max_ratio is not None or part.max_bytes is not None)
 
 
-def _judge_part(part: _Part, *, where: Where, subject: str) -> Iterator[Verdict]:
-    opening = f"memory: {subject}: " if subject else "memory: "
+def _judge_part(part: _Part, *, where: Where) -> Iterator[Verdict]:
     if part.max_ratio is not None:
         key = f"max_{part.key}_ratio"
         yield _find_problem(
-            part, sides=("FP16", "quantized"), key=key, where=where, opening=opening
-        ) or _judge_ratio(part, key=key, where=where, opening=opening)
+            part, sides=("FP16", "quantized"), key=key, where=where
+        ) or _judge_ratio(part, key=key, where=where)
     if part.max_bytes is not None:
         key = f"max_{part.key}"
-        yield _find_problem(
-            part, sides=("quantized",), key=key, where=where, opening=opening
-        ) or _judge_absolute(part, key=key, where=where, opening=opening)
+        yield _find_problem(part, sides=("quantized",), key=key, where=where) or _judge_absolute(
+            part, key=key, where=where
+        )
 
 
-def _find_problem(
-    part: _Part, *, sides: tuple[str, ...], key: str, where: Where, opening: str
-) -> Verdict | None:
+def _find_problem(part: _Part, *, sides: tuple[str, ...], key: str, where: Where) -> Verdict | None:
     """Return a verdict where a side has no figure, or one that is no size."""
     figures = {"FP16": part.fp16_bytes, "quantized": part.quantized_bytes}
     missing = [side for side in sides if figures[side] is None]
@@ -162,7 +219,7 @@ def _find_problem(
         return Verdict(
             gate=GATE,
             status=Status.NOT_MEASURED,
-            headline=f"{opening}{part.name} of {' and '.join(missing)} was not measured, "
+            headline=f"{part.name} of {' and '.join(missing)} was not measured, "
             f"and {key} needs it ({where.of(key)})",
             brief=f"{part.name} of {' and '.join(missing)} not measured",
             next_step=f"measure with a runtime or device that tells it, or drop {key}",
@@ -173,7 +230,7 @@ def _find_problem(
         return Verdict(
             gate=GATE,
             status=Status.FAIL,
-            headline=f"{opening}{part.name} of {wrong[0]} is {figures[wrong[0]]} bytes, which is "
+            headline=f"{part.name} of {wrong[0]} is {figures[wrong[0]]} bytes, which is "
             f"no size ({where.of(key)})",
             brief=f"{part.name} of {wrong[0]} is no size",
             cause="the measurement was not taken, or changed after it was taken",
@@ -182,7 +239,7 @@ def _find_problem(
     return None
 
 
-def _judge_ratio(part: _Part, *, key: str, where: Where, opening: str) -> Verdict:
+def _judge_ratio(part: _Part, *, key: str, where: Where) -> Verdict:
     before, after, limit = part.fp16_bytes, part.quantized_bytes, part.max_ratio
     assert before is not None
     assert after is not None
@@ -198,7 +255,7 @@ def _judge_ratio(part: _Part, *, key: str, where: Where, opening: str) -> Verdic
     return Verdict(
         gate=GATE,
         status=Status.PASS if good else Status.FAIL,
-        headline=f"{opening}{part.name} {_show_mib(after)} vs FP16 {_show_mib(before)}: ratio "
+        headline=f"{part.name} {_show_mib(after)} vs FP16 {_show_mib(before)}: ratio "
         f"{shown}, {word} {key} {allowed} ({where.of(key)})",
         brief=_cut(
             f"{part.name} {_show_mib(after)} vs {_show_mib(before)}, {shown} {word} {allowed}"
@@ -216,7 +273,7 @@ def _judge_ratio(part: _Part, *, key: str, where: Where, opening: str) -> Verdic
     )
 
 
-def _judge_absolute(part: _Part, *, key: str, where: Where, opening: str) -> Verdict:
+def _judge_absolute(part: _Part, *, key: str, where: Where) -> Verdict:
     size, limit = part.quantized_bytes, part.max_bytes
     assert size is not None
     assert limit is not None
@@ -226,8 +283,7 @@ def _judge_absolute(part: _Part, *, key: str, where: Where, opening: str) -> Ver
     return Verdict(
         gate=GATE,
         status=Status.PASS if good else Status.FAIL,
-        headline=f"{opening}{part.name} {shown} ({size} bytes), {word} {key} {allowed} "
-        f"({where.of(key)})",
+        headline=f"{part.name} {shown} ({size} bytes), {word} {key} {allowed} ({where.of(key)})",
         brief=_cut(f"{part.name} {shown} {word} {allowed}"),
         cause="" if good else _CAUSES[part.key],
         next_step="" if good else _NEXT_STEPS[part.key],

@@ -10,13 +10,16 @@ ms (`TimeRuns`). The functions `time_...` make one for a callable, a device, an 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
 import platform
 import random
 import re
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pytest_quantgate.errors import NotMeasured
+from pytest_quantgate.fingerprint import digest_of
 from pytest_quantgate.runtimes.engine_run import WINDOW, is_stable
 
 if TYPE_CHECKING:
@@ -60,6 +64,26 @@ class Machine:
     threads: int
     device: str
 
+    @property
+    def fingerprint(self) -> str:
+        """A short digest of all of it."""
+        return digest_of(self)[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What a contestant takes, in bytes; None where its runtime does not tell.
+
+    `file_bytes` is the size of its ONNX file or plan, `weights_bytes` that of the weights in it,
+    `activation_bytes` what one context needs besides, `device_bytes` by how much the free memory of
+    the device shrank while it was loaded and run once (other processes on the device count too).
+    """
+
+    file_bytes: int | None = None
+    weights_bytes: int | None = None
+    activation_bytes: int | None = None
+    device_bytes: int | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContestantTimes:
@@ -86,7 +110,8 @@ class ContestantTimes:
 class LatencyRun:
     """One interleaved measurement of one tower at one batch size; round i is in all three.
 
-    `runtime` is `torch`, `onnxruntime`, `tensorrt` or `tensorrt-rtx`, with its version if known.
+    `runtime` is as a suite names it. `process_peak_rss_bytes` is that of the whole process at the
+    end of the run: both variants, PyTorch, and whatever ran before.
     """
 
     runtime: str
@@ -96,6 +121,10 @@ class LatencyRun:
     fp16: ContestantTimes
     quantized: ContestantTimes
     fp16_again: ContestantTimes
+    runtime_version: str = ""
+    fp16_footprint: Footprint = Footprint()
+    quantized_footprint: Footprint = Footprint()
+    process_peak_rss_bytes: int = 0
 
     @property
     def contestants(self) -> tuple[ContestantTimes, ...]:
@@ -117,6 +146,8 @@ def measure_latency(
     machine: Machine,
     tower: str,
     batch_size: int,
+    runtime_version: str = "",
+    footprints: Mapping[str, Footprint] = {},
     clock: Clock = time.perf_counter,
     seed: int = 0,
     advance: Callable[[int], None] = lambda _count: None,
@@ -166,6 +197,10 @@ def measure_latency(
         fp16=result(FP16),
         quantized=result(QUANTIZED),
         fp16_again=result(AGAIN),
+        runtime_version=runtime_version,
+        fp16_footprint=footprints.get(FP16, Footprint()),
+        quantized_footprint=footprints.get(QUANTIZED, Footprint()),
+        process_peak_rss_bytes=read_peak_rss_bytes(),
     )
 
 
@@ -260,18 +295,18 @@ def time_callable(run: Callable[[], object], *, clock: Clock = time.perf_counter
     return time_runs
 
 
-def time_on_device(run: Callable[[], object], *, cuda: Any) -> TimeRuns:
-    """Return a contestant for work that `run` puts on the current stream of a GPU.
+def time_on_device(run: Callable[[], object], *, cuda: Any, stream: Any = None) -> TimeRuns:
+    """Return a contestant for work that `run` puts on a stream of a GPU; None: the current one.
 
     The time is that between two events on the device. `cuda` is `torch.cuda`.
     """
 
     def time_runs(runs: int) -> float:
         start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-        start.record()
+        start.record(stream)
         for _ in range(runs):
             run()
-        end.record()
+        end.record(stream)
         end.synchronize()
         return float(start.elapsed_time(end)) / runs
 
@@ -371,46 +406,47 @@ def _read_processor(cpu_info: Path) -> str:
 # -- pytest-benchmark ----------------------------------------------------------------------------
 
 
-class ReplayClock:
-    """Lets pytest-benchmark record times that were taken before.
+def list_extra_info(run: LatencyRun) -> dict[str, int | float | str | bool]:
+    """Return what a benchmark's `extra_info` says of a run; units are in the names.
 
-    Its calibration and rounds would time one contestant on its own; here the rounds of all are
-    interleaved, and on a GPU the time is the device's. As the timer of a benchmark
-    (`@pytest.mark.benchmark(timer=clock)`) it stands still but for `step`, which moves it by the
-    next recorded time: `benchmark.pedantic(clock.step, rounds=len(times_ms))`.
+    What the runtime does not tell is left out. `process_peak_rss_bytes` is the whole process's,
+    with both variants and PyTorch in it; sizes are those of `Footprint`.
     """
-
-    def __init__(self, times_ms: tuple[float, ...]) -> None:
-        self._waiting = iter(times_ms)
-        self._now_s = 0.0
-
-    def __call__(self) -> float:
-        """Return the time in s."""
-        return self._now_s
-
-    def step(self) -> None:
-        """Let the next recorded time pass; raises NotMeasured where all have passed."""
-        try:
-            self._now_s += next(self._waiting) / 1e3
-        except StopIteration:
-            raise NotMeasured("latency: more rounds are asked for than were measured") from None
-
-
-def list_extra_info(run: LatencyRun, contestant: ContestantTimes) -> dict[str, int | float | str]:
-    """Return what a benchmark's `extra_info` says of one contestant; units are in the names."""
-    return {
-        "contestant": contestant.name,
+    machine, info = run.machine, dict[str, int | float | str | bool]()
+    info |= {
         "runtime": run.runtime,
-        "device": run.machine.device,
-        "processor": run.machine.processor,
-        "cores": run.machine.cores,
-        "threads": run.machine.threads,
+        "runtime_version": run.runtime_version,
         "tower": run.tower,
         "batch_size": run.batch_size,
-        "rounds": len(contestant.times_ms),
-        "runs_per_round": contestant.runs,
-        "median_ms": contestant.median_ms,
-        "samples_per_s": run.batch_size * 1e3 / contestant.median_ms,
-        "first_run_ms": contestant.first_run_ms,
-        "warm": contestant.warm,
+        "rounds": run.rounds,
+        "machine_fingerprint": machine.fingerprint,
+        "system": machine.system,
+        "processor": machine.processor,
+        "cores": machine.cores,
+        "threads": machine.threads,
+        "device": machine.device,
+        "process_peak_rss_bytes": run.process_peak_rss_bytes,
+        "fp16_again_median_ms": run.fp16_again.median_ms,
     }
+    for name, times, footprint in (
+        ("fp16", run.fp16, run.fp16_footprint),
+        ("quantized", run.quantized, run.quantized_footprint),
+    ):
+        info |= {
+            f"{name}_median_ms": times.median_ms,
+            f"{name}_samples_per_s": run.batch_size * 1e3 / times.median_ms,
+            f"{name}_first_run_ms": times.first_run_ms,
+            f"{name}_runs_per_round": times.runs,
+            f"{name}_warm": times.warm,
+        }
+        for field in dataclasses.fields(footprint):
+            size = getattr(footprint, field.name)
+            if size is not None:
+                info[f"{name}_{field.name}"] = size
+    return info
+
+
+def read_peak_rss_bytes() -> int:
+    """Return the largest resident size that this process has had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

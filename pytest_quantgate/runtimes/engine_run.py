@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pytest_quantgate.errors import MissingPackage, NotMeasured
 from pytest_quantgate.runtimes.engine_layers import EngineError
@@ -218,6 +218,53 @@ class EngineRun:
         return self._errors[-1] if self._errors else "the library gave no reason"
 
 
+class RunsBatches(Protocol):
+    """What runs one batch of a fixed size, as EngineRun does."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]: ...
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]: ...
+
+
+def run_in_batches(engine: RunsBatches, inputs: Mapping[str, Any], *, batch: int) -> Any:
+    """Return the engine's one output as float32 [N, D] for inputs of any N, as torch tensors.
+
+    The engine takes `batch` samples and no other number: the last ones are repeated where fewer are
+    left, and what comes of the repeats is dropped. Raises EngineError where the engine has not one
+    output, or one that is not a row a sample.
+    """
+    import torch
+
+    if len(engine.output_names) != 1:
+        raise EngineError(f"the engine has the outputs {list(engine.output_names)}, not one")
+    (name,) = engine.output_names
+    (count,) = {len(value) for value in inputs.values()}
+    parts = []
+    for start in range(0, count, batch):
+        chunk = {key: value[start : start + batch] for key, value in inputs.items()}
+        size = min(batch, count - start)
+        if size < batch:
+            chunk = {
+                key: torch.cat([value, value[-1:].repeat_interleave(batch - size, dim=0)])
+                for key, value in chunk.items()
+            }
+        found = engine.run(chunk)[name]
+        if found.ndim != 2 or len(found) != batch:
+            raise EngineError(
+                f"the output {name!r} of the engine is {list(found.shape)}, not {batch} rows"
+            )
+        parts.append(found[:size].float())
+    return torch.cat(parts)
+
+
+def read_free_bytes(cuda: Any) -> int:
+    """Return how many bytes are free on the device; `cuda` is `torch.cuda`."""
+    cuda.synchronize()
+    free, _total = cuda.mem_get_info(0)
+    return int(free)
+
+
 def is_stable(times_ms: list[float]) -> bool:
     """Whether the medians of the last two windows of times agree."""
     if len(times_ms) < 2 * WINDOW:
@@ -237,8 +284,13 @@ def explain_no_device(*, target: str) -> str | None:
     return None
 
 
-def open_engine(*, library: Library, plan_path: Path, target: str) -> EngineRun:
-    """Load a plan onto the first GPU. Use as a context manager, one engine a process for timing.
+def open_engine(
+    *, library: Library, plan_path: Path, target: str, errors: list[str] | None = None
+) -> EngineRun:
+    """Load a plan onto the first GPU. Use as a context manager.
+
+    The library keeps the first logger of a process: engines that are open at once are given one
+    list of `errors`, so that each can say what went wrong.
 
     Raises NotMeasured with the reason where this machine cannot run it, EngineError where the
     plan is damaged.
@@ -254,7 +306,13 @@ def open_engine(*, library: Library, plan_path: Path, target: str) -> EngineRun:
         plan = plan_path.read_bytes()
     except OSError as error:
         raise EngineError(f"{plan_path}: {error.strerror or error}: build it again") from error
-    return EngineRun(library=library, plan=plan, device="cuda:0", cuda=torch.cuda, errors=[])
+    return EngineRun(
+        library=library,
+        plan=plan,
+        device="cuda:0",
+        cuda=torch.cuda,
+        errors=[] if errors is None else errors,
+    )
 
 
 def inspect_engine(*, library: Library, plan: Any) -> str:

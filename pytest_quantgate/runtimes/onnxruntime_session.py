@@ -1,9 +1,12 @@
-"""Runs an exported tower in ONNX Runtime on the CPU.
+"""Runs an exported tower in ONNX Runtime: on the CPU, or in another of its providers on a GPU.
 
 ONNX Runtime's optimizer moves Q/DQ pairs about. On FP8 graphs that is not safe: ORT_ENABLE_BASIC
 gives wrong numbers with no word on some graphs of opset 19 to 22, the higher levels build a
 Transpose on float8 and refuse it (1.24). So a graph that holds FP8 runs as it is written; an INT8
 graph needs the optimizer, which is what puts integer kernels in place of the pairs.
+
+A provider that cannot be loaded is no error to ONNX Runtime: the session then runs on the CPU, with
+a line on standard error. Here that is NotMeasured: a time of the CPU is none of the GPU.
 """
 
 from __future__ import annotations
@@ -12,16 +15,26 @@ import importlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.runtimes.onnx_graph import parse_model
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
+_PROVIDERS: Mapping[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 
 Optimization = Literal["none", "basic", "extended", "all"]
 
@@ -52,11 +65,19 @@ class ExecutedKernel:
     integer: bool
 
 
+#: Samples in one call where workers share a batch.
+SLICE_SAMPLES = 8
+
+
 class OnnxRuntimeModel:
     """One exported tower, ready to run. Batches in, float32 embeddings [N, D] out.
 
+    ONNX Runtime's `threads` share each matrix product, and the last digits depend on how many they
+    are. With `workers` a batch is cut into slices of a fixed size instead, each computed by one
+    thread: the same digits on any number of cores.
     `optimization` None takes the level that is right for the graph: `none` where it holds FP8,
-    `all` elsewhere; `self.optimization` says which it became.
+    `all` elsewhere; `self.optimization` says which it became. `stream` is the CUDA stream (as an
+    integer, not the default one's 0) that a `provider` on the GPU works on.
     """
 
     path: Path
@@ -64,21 +85,37 @@ class OnnxRuntimeModel:
     optimization: Optimization
 
     def __init__(
-        self, path: Path, *, threads: int = 1, optimization: Optimization | None = None
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        workers: int | None = None,
+        optimization: Optimization | None = None,
+        provider: Provider = "cpu",
+        stream: int = 0,
     ) -> None:
         """Load the graph.
 
-        Raises ModelError for a file that ONNX Runtime does not take, MissingPackage without it.
+        Raises ModelError for a file that ONNX Runtime does not take, MissingPackage without it,
+        NotMeasured where the provider is not there or cannot be loaded.
         """
         self.path = path
-        self.threads = threads
+        self.threads = threads if workers is None else 1
+        self.workers = workers
         try:
             content = path.read_bytes()
         except OSError as error:
             raise ModelError(f"{path}: cannot be read: {error}") from error
-        self.optimization = optimization or choose_optimization(content, path=path)
+        chosen = choose_optimization(content, path=path)
+        self.optimization = optimization or chosen
         self._session = _open(
-            content, path=path, threads=threads, optimization=self.optimization, profile=None
+            content,
+            path=path,
+            threads=self.threads,
+            optimization=self.optimization,
+            profile=None,
+            provider=provider,
+            stream=stream,
         )
         self._inputs = {value.name: value for value in self._session.get_inputs()}
 
@@ -91,6 +128,59 @@ class OnnxRuntimeModel:
     ) -> np.ndarray[Any, Any]:
         """Return float32 [N, D], not normalised, for token ids and attention mask [N, T]."""
         return self._run({"input_ids": input_ids, "attention_mask": attention_mask})
+
+    def bind(
+        self, inputs: Mapping[str, torch.Tensor], *, device: str
+    ) -> tuple[Callable[[], None], torch.Tensor]:
+        """Return a call that runs once, and the tensor that it fills; both lie on `device`.
+
+        On a GPU the call only puts the work on the session's stream: wait for that before you read.
+        Raises ModelError as a run does.
+        """
+        import torch
+
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+        self._check_names(inputs)
+        kind, _, index = device.partition(":")
+        io = self._session.io_binding()
+        kept = []  # ONNX Runtime has bare pointers to them
+
+        def place(tensor: torch.Tensor) -> dict[str, Any]:
+            kept.append(tensor)
+            return {
+                "device_type": kind,
+                "device_id": int(index or 0),
+                "element_type": getattr(_numpy(), str(tensor.dtype).removeprefix("torch.")),
+                "shape": tuple(tensor.shape),
+                "buffer_ptr": tensor.data_ptr(),
+            }
+
+        for name, value in inputs.items():
+            dtype = getattr(torch, _KINDS[self._inputs[name].type])
+            io.bind_input(name, **place(value.to(device=device, dtype=dtype).contiguous()))
+        (output,) = self._session.get_outputs()
+        (rows,) = {len(value) for value in inputs.values()}
+        result = torch.empty(
+            [size if isinstance(size, int) else rows for size in output.shape],
+            dtype=getattr(torch, _KINDS[output.type]),
+            device=device,
+        )
+        io.bind_output(output.name, **place(result))
+        options = onnxruntime.RunOptions()
+        if kind != "cpu":
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            torch.cuda.synchronize()  # the inputs were copied on another stream
+
+        def run() -> None:
+            assert len(kept) == len(inputs) + 1
+            try:
+                self._session.run_with_iobinding(io, options)
+            except Exception as error:  # onnxruntime's errors share no base class
+                raise ModelError(
+                    f"{self.path}: ONNX Runtime stopped: {_first_line(error)}"
+                ) from error
+
+        return run, result
 
     def list_executed_kernels(self, *, batch: int = 1) -> tuple[ExecutedKernel, ...]:
         """Return what really ran in one forward of zeros, the most frequent first.
@@ -125,26 +215,52 @@ class OnnxRuntimeModel:
         )
 
     def _run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        """Return the first output, the embeddings."""
+        return next(iter(self.run(feeds).values()))
+
+    def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        """Return every output by its name, as float32; `feeds` are all inputs by name."""
         import numpy as np
 
-        if set(feeds) != set(self._inputs):
-            raise ModelError(
-                f"{self.path}: takes {', '.join(sorted(self._inputs))}, was given "
-                f"{', '.join(sorted(feeds))}: it is the other tower"
-            )
+        self._check_names(feeds)
         typed = {
             name: np.ascontiguousarray(value, dtype=_KINDS[self._inputs[name].type])
             for name, value in feeds.items()
         }
         try:
-            result = self._session.run(None, typed)[0]
+            results = self._compute(typed)
         except Exception as error:  # onnxruntime's errors share no base class
             raise ModelError(
                 f"{self.path}: ONNX Runtime stopped at a batch of "
                 f"{ {name: list(value.shape) for name, value in typed.items()} }: "
                 f"{_first_line(error)}"
             ) from error
-        return np.asarray(result, dtype=np.float32)
+        names = (value.name for value in self._session.get_outputs())
+        return {
+            name: np.asarray(result, dtype=np.float32)
+            for name, result in zip(names, results, strict=True)
+        }
+
+    def _compute(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        samples, *others = {len(value) for value in feeds.values()}
+        if self.workers is None or others or samples <= SLICE_SAMPLES:
+            return list(self._session.run(None, dict(feeds)))
+        import numpy as np
+
+        slices = [
+            {name: value[start : start + SLICE_SAMPLES] for name, value in feeds.items()}
+            for start in range(0, samples, SLICE_SAMPLES)
+        ]
+        with ThreadPoolExecutor(self.workers) as pool:
+            parts = list(pool.map(lambda part: self._session.run(None, part), slices))
+        return [np.concatenate(found) for found in zip(*parts, strict=True)]
+
+    def _check_names(self, feeds: Mapping[str, Any]) -> None:
+        if set(feeds) != set(self._inputs):
+            raise ModelError(
+                f"{self.path}: takes {', '.join(sorted(self._inputs))}, was given "
+                f"{', '.join(sorted(feeds))}: it is the other tower"
+            )
 
     def _zeros(self, *, batch: int) -> dict[str, np.ndarray[Any, Any]]:
         import numpy as np
@@ -166,10 +282,21 @@ _KINDS: Mapping[str, str] = {
 
 
 def choose_optimization(content: bytes, *, path: Path) -> Optimization:
-    """Return the level at which ONNX Runtime computes what the graph says (see the module)."""
+    """Return the level at which ONNX Runtime computes what the graph says (see the module).
+
+    Raises ModelError for weights in other files: ONNX Runtime, which is given the bytes alone,
+    would look for them in the folder that it was started in.
+    """
     model = parse_model(content, path=path)
     import onnx
 
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+            raise ModelError(
+                f"{path}: the weights of {tensor.name!r} are kept in another file ({location!r}), "
+                f"which is not read: export the tower again"
+            )
     eight_bits = {
         value for name, value in onnx.TensorProto.DataType.items() if name.startswith("FLOAT8")
     }
@@ -183,6 +310,62 @@ def choose_optimization(content: bytes, *, path: Path) -> Optimization:
     return "none" if eight_bits.intersection(tensors) else "all"
 
 
+def require_provider(provider: Provider) -> str:
+    """Return the version of ONNX Runtime, which has this provider as installed.
+
+    Raises MissingPackage without ONNX Runtime, NotMeasured where it was built without the provider,
+    or torch sees no GPU for it. Whether its libraries load shows when a session is opened.
+    """
+    onnxruntime = _import()
+    name, known = _PROVIDERS[provider], list(onnxruntime.get_available_providers())
+    if name not in known:
+        raise NotMeasured(
+            f"this ONNX Runtime {onnxruntime.__version__} has no {name} (it has "
+            f"{', '.join(known)}): pip install onnxruntime-gpu in the place of onnxruntime"
+        )
+    if provider != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise NotMeasured(f"{name} runs on an NVIDIA GPU, and torch sees none here")
+    return str(onnxruntime.__version__)
+
+
+def _import() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")  # it has no type information
+    except ImportError as error:
+        raise MissingPackage(
+            "onnxruntime", extra="onnx", purpose="running an exported model"
+        ) from error
+
+
+def _numpy() -> Any:
+    import numpy as np
+
+    return np
+
+
+def list_providers(provider: Provider, *, stream: int) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers of a session in their order, with their options.
+
+    https://onnxruntime.ai/docs/execution-providers/: TensorRT leaves what it does not take to CUDA,
+    both leave shapes to the CPU. The stream must be given to both, or each has its own.
+    """
+    options = {"device_id": "0"}
+    if stream:
+        options |= {"has_user_compute_stream": "1", "user_compute_stream": str(stream)}
+    found: list[tuple[str, dict[str, str]]] = []
+    if provider == "tensorrt":
+        # Q/DQ pairs and half types of a graph are taken as they stand with these two.
+        found.append(
+            (_PROVIDERS["tensorrt"], {**options, "trt_fp16_enable": "1", "trt_int8_enable": "1"})
+        )
+    if provider != "cpu":
+        found.append((_PROVIDERS["cuda"], options))
+    return [*found, (_PROVIDERS["cpu"], {})]
+
+
 def _open(
     content: bytes,
     *,
@@ -190,13 +373,10 @@ def _open(
     threads: int,
     optimization: Optimization,
     profile: Path | None,
+    provider: Provider = "cpu",
+    stream: int = 0,
 ) -> Any:
-    try:
-        onnxruntime: Any = importlib.import_module("onnxruntime")  # it has no type information
-    except ImportError as error:
-        raise MissingPackage(
-            "onnxruntime", extra="onnx", purpose="running an exported model"
-        ) from error
+    onnxruntime = _import()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -208,12 +388,31 @@ def _open(
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            content,
+            options,
+            providers=list_providers(provider, stream=stream),
+            enable_fallback=0,  # it would run on the CPU, with a word on standard output
+        )
     except Exception as error:  # onnxruntime's errors share no base class
+        if "install TensorRT libraries" in str(error):
+            raise NotMeasured(_explain_provider(provider, reason="they are missing")) from error
         raise ModelError(
             f"{path}: ONNX Runtime does not take it (optimization {optimization}): "
             f"{_first_line(error)}: export with precision float32 and leave the level to this class"
         ) from error
+    if _PROVIDERS[provider] not in session.get_providers():
+        raise NotMeasured(_explain_provider(provider, reason="it runs on the CPU instead"))
+    return session
+
+
+def _explain_provider(provider: Provider, *, reason: str) -> str:
+    libraries = "CUDA and cuDNN" if provider == "cuda" else "TensorRT, CUDA and cuDNN"
+    return (
+        f"ONNX Runtime could not load {_PROVIDERS[provider]}, which needs the libraries of "
+        f"{libraries} in the versions that it was built with: {reason}; see "
+        f"https://onnxruntime.ai/docs/execution-providers/"
+    )
 
 
 def _first_line(error: Exception) -> str:

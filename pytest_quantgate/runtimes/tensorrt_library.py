@@ -131,6 +131,23 @@ def find_device_target() -> str | None:
     return f"sm{major}{minor}"
 
 
+def require_device_target(library: Library) -> str:
+    """Return the target of the GPU in the machine, which `library` builds for.
+
+    Raises NotMeasured where there is no GPU, or one that the library does not know.
+    """
+    here = find_device_target()
+    if here is None:
+        raise NotMeasured(f"{library.name} runs engines on an NVIDIA GPU, and torch sees none here")
+    known = list_targets(library)
+    if known and here not in known:
+        raise NotMeasured(
+            f"the GPU here is {here}, and {library.name} {library.version} builds for "
+            f"{', '.join(known)}: use a GPU of these, or the other library"
+        )
+    return here
+
+
 def make_logger(
     library: Library,
     *,

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates import judge_engine
+from pytest_quantgate.measurement import EngineOutputs
 from pytest_quantgate.runtimes.engine_layers import (
     AttentionState,
     EngineAttention,
@@ -37,6 +38,7 @@ WHERE = Where(file=FILE, line=10, keys=LINES)
 MIB = 2**20
 PATCHES = "/vision_model/embeddings/patch_embedding/Conv"
 SIZES = ("plan", "weights", "activation")
+NAMES = {"plan": "plan", "weights": "weights", "activation": "activation memory"}
 KERNEL = "__myl_MulFc_myl0_3"
 
 
@@ -171,14 +173,16 @@ def test_engines_within_every_limit_pass_and_say_what_they_are() -> None:
     assert verdict.brief == (
         "8 of 8 linear in FP8; attention vision 2/2 fused in FP8, text 2/2 fused in FP8"
     )
-    assert len(verdict.evidence) == 2 * (1 + 6)
+    assert len(verdict.evidence) == 2 * (1 + 6) + 1
     assert (
-        "engine: vision plan 60.0 MiB against FP16's 100.0 MiB, 0.600x, within max_plan_ratio "
-        f"0.7x ({FILE}:13)"
+        "engine: vision: plan 60.0 MiB vs FP16 100.0 MiB: ratio 0.600, within max_plan_ratio "
+        f"0.7 ({FILE}:13)"
     ) in verdict.evidence
-    assert f"engine: text weights 50.0 MiB, within max_weights 64.0 MiB ({FILE}:17)" in (
-        verdict.evidence
-    )
+    assert (
+        f"engine: text: weights 50.000 MiB ({50 * MIB} bytes), within max_weights 64 MiB "
+        f"({FILE}:17)"
+    ) in verdict.evidence
+    assert verdict.evidence[-1] == "outputs were not executed here: no device was asked"
     assert verdict.figures["vision_weights_ratio"] == 0.5
     assert verdict.figures["text_plan_bytes"] == 60 * MIB
     assert verdict.figures["text_activation_ratio"] == 1.0
@@ -424,12 +428,14 @@ def test_ratio_at_its_limit_passes_and_one_byte_over_fails(
     assert verdict.passed is passes
     if not passes:
         assert verdict.headline == (
-            f"engine: {tower} {name} 0.0 MiB against FP16's 0.0 MiB, 0.601x, over "
-            f"max_{name}_ratio 0.6x ({FILE}:{LINES[f'max_{name}_ratio']})"
+            f"engine: {tower}: {NAMES[name]} 0.001 MiB vs FP16 0.001 MiB: ratio 0.601, over "
+            f"max_{name}_ratio 0.6 ({FILE}:{LINES[f'max_{name}_ratio']})"
         )
-        assert verdict.brief == f"{tower} {name} 0.60x of FP16, over 0.6x"
-        assert ("activation memory" in verdict.cause) is (name == "activation")
-        assert ("not quantized" in verdict.cause) is (name != "activation")
+        assert verdict.brief == (f"{tower} {NAMES[name]} 0.001 MiB vs 0.001 MiB, 0.601 over 0.6")
+        assert verdict.evidence[0] == f"1 byte less of {NAMES[name]} would be within " + (
+            f"max_{name}_ratio"
+        )
+        assert ("full-precision ones" in verdict.cause) is (name == "activation")
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -442,15 +448,15 @@ def test_bytes_at_their_limit_pass_and_one_over_fails(name: str, over: int, pass
     assert verdict.passed is passes
     if not passes:
         assert verdict.headline == (
-            f"engine: text {name} 80.0 MiB, over max_{name} 80.0 MiB "
-            f"({FILE}:{LINES[f'max_{name}']})"
+            f"engine: text: {NAMES[name]} 80.000001 MiB ({80 * MIB + 1} bytes), over "
+            f"max_{name} 80 MiB ({FILE}:{LINES[f'max_{name}']})"
         )
-        assert verdict.brief == f"text {name} 80.0 MiB, over 80.0 MiB"
+        assert verdict.brief == f"text {NAMES[name]} 80.000001 MiB over 80 MiB"
 
 
 @SAME_EXAMPLES
 @given(
-    before=st.integers(1, 10**13),
+    before=st.integers(1000, 10**13),
     limit=st.fractions(Fraction(1, 1000), 1000, max_denominator=10**9),
     name=st.sampled_from(SIZES),
     over=st.sampled_from([0, 1]),
@@ -476,7 +482,122 @@ def test_fp16_engine_of_no_bytes_gives_no_ratio_to_pass() -> None:
     verdict = judge(fp16=fp16, max_weights_ratio=Fraction(1000))
 
     assert verdict.status is Status.FAIL
-    assert "infx, over max_weights_ratio" in verdict.headline
+    assert "weights of FP16 is 0 bytes, which is no size" in verdict.headline
+
+
+# -- engines of one make --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["fp16", "quantized"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "sm120"}, "tensorrt_rtx 1.7.1.116 for sm120"),
+        ({"library_version": "1.6.0"}, "tensorrt_rtx 1.6.0 for sm89"),
+        ({"library": "tensorrt"}, "tensorrt 1.7.1.116 for sm89"),
+    ],
+)
+def test_engines_of_several_makes_are_incomparable(
+    changes: dict[str, Any], words: str, side: str
+) -> None:
+    other = {"fp16": make_fp16, "quantized": make_report}[side]("text", **changes)
+    fp16 = {"vision": make_fp16("vision"), "text": make_fp16("text")}
+
+    verdict = (
+        judge(fp16=fp16 | {"text": other}, max_plan_ratio=Fraction(1))
+        if side == "fp16"
+        else judge(fp16=fp16, text=other, max_plan_ratio=Fraction(1))
+    )
+
+    assert verdict.status is Status.INCOMPARABLE
+    assert words in verdict.headline
+    assert "tensorrt_rtx 1.7.1.116 for sm89" in verdict.headline
+
+
+# -- outputs on a device --------------------------------------------------------------------------
+
+
+def make_outputs(tower: str, **changes: Any) -> EngineOutputs:
+    values: dict[str, Any] = {
+        "tower": tower,
+        "samples": 64,
+        "nonfinite": 0,
+        "sqnr_engine_db": 20.5,
+        "sqnr_torch_db": 20.0,
+        "sqnr_onnx_db": 20.2,
+        **changes,
+    }
+    return EngineOutputs(**values)
+
+
+def judge_executed(**changes: Any) -> Verdict:
+    """Judge engines of which the text tower's outputs on a device are as given."""
+    return judge_engine(
+        fp16={"vision": make_fp16("vision"), "text": make_fp16("text")},
+        quantized={"vision": make_report("vision"), "text": make_report("text")},
+        excluded_nodes={},
+        onnx_digests={"vision": digest("vision"), "text": digest("text")},
+        gate=engine_gate(min_fp8_gemms=8),
+        outputs={"vision": make_outputs("vision"), "text": make_outputs("text", **changes)},
+    )
+
+
+def test_outputs_that_agree_pass_and_are_evidence() -> None:
+    verdict = judge_executed()
+
+    assert verdict.passed
+    assert (
+        "engine: text SQNR against FP16 is 20.5 dB in the engine and 20.2 dB in ONNX Runtime on "
+        f"64 samples, within 1 dB apart ({FILE}:10)"
+    ) in verdict.evidence
+    assert "not executed" not in all_text(verdict)
+    assert verdict.figures["text_sqnr_engine_db"] == 20.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"nonfinite": 3}, "gives NaN or Inf on 3 of 64 samples"),
+        ({"samples": 0}, "was run on no samples"),
+        ({"sqnr_engine_db": 21.01}, "21.0 dB in the engine and 20.0 dB in PyTorch"),
+        ({"sqnr_engine_db": 18.9}, "18.9 dB in the engine and 20.0 dB in PyTorch"),
+        ({"sqnr_onnx_db": 30.0}, "20.5 dB in the engine and 30.0 dB in ONNX Runtime"),
+        ({"sqnr_engine_db": 70.0}, "70.0 dB in the engine and 20.0 dB in PyTorch"),
+        ({"sqnr_engine_db": float("-inf"), "sqnr_torch_db": float("-inf")}, "-inf dB in the eng"),
+        ({"sqnr_engine_db": float("nan")}, "nan dB in the engine"),
+    ],
+)
+def test_outputs_that_differ_fail(changes: dict[str, Any], words: str) -> None:
+    verdict = judge_executed(**changes)
+
+    assert verdict.status is Status.FAIL
+    assert words in verdict.headline
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sqnr_engine_db": 21.0, "sqnr_onnx_db": 20.0},
+        {"sqnr_onnx_db": None},
+        {"sqnr_engine_db": 55.0, "sqnr_torch_db": float("inf"), "sqnr_onnx_db": 130.0},
+    ],
+)
+def test_noise_within_the_limit_or_of_nothing_quantized_passes(changes: dict[str, Any]) -> None:
+    assert judge_executed(**changes).passed
+
+
+def test_a_tower_that_was_not_executed_among_others_fails() -> None:
+    verdict = judge_engine(
+        fp16={"vision": make_fp16("vision"), "text": make_fp16("text")},
+        quantized={"vision": make_report("vision"), "text": make_report("text")},
+        excluded_nodes={},
+        onnx_digests={"vision": digest("vision"), "text": digest("text")},
+        gate=engine_gate(min_fp8_gemms=8),
+        outputs={"vision": make_outputs("vision")},
+    )
+
+    assert verdict.status is Status.FAIL
+    assert "the text engine was run on no samples" in verdict.headline
 
 
 # -- several at once ------------------------------------------------------------------------------
@@ -495,11 +616,11 @@ def test_all_that_is_wrong_is_shown() -> None:
     )
 
     assert "4 of 8 linear layers" in verdict.headline
-    assert len(verdict.evidence) == 4 + 2
+    assert len(verdict.evidence) == 4 + 3, "the size says how many bytes it is over"
     assert any(
         "text attention" in line or "of the text engine" in line for line in verdict.evidence
     )
-    assert any("text plan 99.0 MiB against FP16's 100.0 MiB" in line for line in verdict.evidence)
+    assert any("text: plan 99.0 MiB vs FP16 100.0 MiB" in line for line in verdict.evidence)
 
 
 @SAME_EXAMPLES

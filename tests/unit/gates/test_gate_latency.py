@@ -295,11 +295,16 @@ def test_a_limit_in_ms_holds_on_the_machine_of_the_baseline() -> None:
         check_words(verdict)
 
 
-def test_a_limit_in_ms_without_a_baseline_is_incomparable() -> None:
-    verdict = judge(make_run([10.0] * 9, [5.0] * 9), max_ratio=None, max_latency_ms=12.0)
-    assert verdict.status is Status.INCOMPARABLE
+def test_a_limit_in_ms_without_a_baseline_fails_with_the_command() -> None:
+    verdict = judge(
+        make_run([10.0] * 9, [5.0] * 9),
+        max_ratio=None,
+        max_latency_ms=12.0,
+        create_command="pytest s.yaml --quantgate-baselines=create",
+    )
+    assert verdict.status is Status.FAIL
     assert "there is no baseline: here 5.00 ms" in verdict.headline
-    assert "--quantgate-baselines=create" in verdict.next_step
+    assert verdict.next_step.endswith(": pytest s.yaml --quantgate-baselines=create")
     check_words(verdict)
 
 
@@ -313,15 +318,18 @@ def test_a_limit_in_ms_on_another_machine_names_all_that_differs() -> None:
     )
     assert verdict.status is Status.INCOMPARABLE
     assert "processor differs: baseline B, now A" in verdict.headline
+    assert f"({other.fingerprint}, here {MACHINE.fingerprint})" in verdict.headline
+    assert "--quantgate-baselines=update" in verdict.next_step
     assert verdict.evidence == ("number of cores differs: baseline 8, now 2",)
     check_words(verdict)
 
 
 def test_a_ratio_decides_though_the_limit_in_ms_cannot() -> None:
-    slow = judge(make_run([10.0] * 9, [15.0] * 9), max_latency_ms=12.0)
+    elsewhere = {"max_latency_ms": 12.0, "baseline_machine": replace(MACHINE, cores=8)}
+    slow = judge(make_run([10.0] * 9, [15.0] * 9), **elsewhere)
     assert slow.status is Status.FAIL
     assert "INCOMPARABLE" in all_text(slow)
-    fast = judge(make_run([10.0] * 9, [5.0] * 9), max_latency_ms=12.0)
+    fast = judge(make_run([10.0] * 9, [5.0] * 9), **elsewhere)
     assert fast.status is Status.INCOMPARABLE
 
 

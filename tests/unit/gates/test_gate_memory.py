@@ -16,6 +16,7 @@ from pytest_quantgate.gates.memory import (
     MemoryFigures,
     MemoryLimits,
     judge_memory,
+    judge_sizes,
 )
 from pytest_quantgate.suite import Where
 from pytest_quantgate.verdict import Status, Verdict
@@ -248,3 +249,19 @@ def test_the_verdict_is_the_exact_comparison_and_saving_never_hurts(
     assert smaller.passed or not verdict.passed
     if limit >= 1 and after <= before:
         assert verdict.passed  # an improvement never fails
+
+
+def test_sizes_of_another_gate_bear_its_name_and_that_of_the_tower() -> None:
+    (check,) = judge_sizes(
+        gate="engine",
+        fp16=FP16,
+        quantized=QUANTIZED,
+        limits=MemoryLimits(max_plan_ratio=Fraction(1)),
+        where=WHERE,
+        subject="text",
+        prefix="text_",
+    )
+    assert check.gate == "engine"
+    assert check.headline.startswith("engine: text: plan 560.0 MiB vs FP16 1000.0 MiB")
+    assert check.brief.startswith("text plan 560.0 MiB")
+    assert check.figures["text_plan_ratio"] == 0.56

@@ -25,6 +25,7 @@ from pytest_quantgate.runtimes.tensorrt_library import (
     read_capability,
     read_device_memory_bytes,
     read_weights_bytes,
+    require_device_target,
     set_memory_pool_limit,
     set_target,
 )
@@ -294,3 +295,16 @@ def test_a_logger_hands_over_messages_and_lets_nothing_through() -> None:
 def test_the_real_bindings_have_what_is_used(owner: str, names: str) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     assert [name for name in names.split() if not hasattr(getattr(trt, owner), name)] == []
+
+
+def test_a_device_must_be_there_and_known_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    rtx, full = make_library("tensorrt_rtx"), make_library("tensorrt 10")
+    monkeypatch.setattr(tensorrt_library, "find_device_target", lambda: None)
+    with pytest.raises(NotMeasured, match="tensorrt_rtx runs engines on an NVIDIA GPU, and torch"):
+        require_device_target(rtx)
+    monkeypatch.setattr(tensorrt_library, "find_device_target", lambda: "sm90")
+    with pytest.raises(NotMeasured, match=r"GPU here is sm90, and .* builds for sm89, sm120: use"):
+        require_device_target(rtx)
+    assert require_device_target(full) == "sm90"
+    monkeypatch.setattr(tensorrt_library, "find_device_target", lambda: "sm89")
+    assert require_device_target(rtx) == "sm89"

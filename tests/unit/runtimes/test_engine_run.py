@@ -21,6 +21,8 @@ from pytest_quantgate.runtimes.engine_run import (
     inspect_engine,
     is_stable,
     open_engine,
+    read_free_bytes,
+    run_in_batches,
 )
 from pytest_quantgate.runtimes.tensorrt_library import Library
 
@@ -297,6 +299,47 @@ def test_a_clock_that_stands_still_ends_too(
         assert run.warm_up().runs == 8
 
 
+def test_a_task_of_any_size_runs_in_batches_of_one(device: Device) -> None:
+    inputs = {"x": torch.arange(14.0).reshape(7, 2)}
+    with device.open() as run:
+        bound: list[list[float]] = []
+        forward = run.run
+
+        def note(inputs: dict[str, Any]) -> dict[str, Any]:
+            bound.append(inputs["x"][:, 0].tolist())
+            return {"y": forward(inputs)["y"].zero_() + inputs["x"]}
+
+        run.run = note  # type: ignore[method-assign, assignment]
+        found = run_in_batches(run, inputs, batch=3)
+    assert bound == [[0.0, 2.0, 4.0], [6.0, 8.0, 10.0], [12.0, 12.0, 12.0]]
+    assert found.equal(inputs["x"])
+    assert found.dtype == torch.float32
+    assert device.context.shapes["x"] == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        ({"y": torch.ones(2, 3), "z": torch.ones(2, 3)}, r"outputs \['y', 'z'\], not one"),
+        ({"y": torch.ones(1, 3)}, r"'y' of the engine is \[1, 3\], not 2 rows"),
+        ({"y": torch.ones(2)}, r"is \[2\], not 2 rows"),
+    ],
+)
+def test_an_output_that_is_no_row_a_sample_is_refused(outputs: dict[str, Any], words: str) -> None:
+    engine: Any = SimpleNamespace(output_names=tuple(outputs), run=lambda _inputs: outputs)
+    with pytest.raises(EngineError, match=words):
+        run_in_batches(engine, {"x": torch.ones(2, 3)}, batch=2)
+
+
+def test_free_memory_is_read_when_the_device_is_done() -> None:
+    log: list[str] = []
+    cuda = SimpleNamespace(
+        synchronize=lambda: log.append("wait"), mem_get_info=lambda index: (5 + index, 9)
+    )
+    assert read_free_bytes(cuda) == 5
+    assert log == ["wait"]
+
+
 @pytest.mark.parametrize(
     ("times", "stable"),
     [
@@ -333,6 +376,9 @@ def test_opening_an_engine(device: Device, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch, "cuda", device.cuda)
     with open_engine(library=device.library, plan_path=path, target="sm89") as run:
         assert run.sizes.plan_bytes == 4
+    shared: list[str] = []
+    with open_engine(library=device.library, plan_path=path, target="sm89", errors=shared) as run:
+        assert shared == ["the library's reason"], "engines that are open at once share errors"
 
 
 def test_inspecting_needs_a_gpu(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

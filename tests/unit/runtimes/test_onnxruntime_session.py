@@ -11,10 +11,16 @@ import numpy as np
 import onnx
 import pytest
 
-from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.runtimes.onnx_export import export_tower
-from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel, Optimization
+from pytest_quantgate.runtimes.onnxruntime_session import (
+    SLICE_SAMPLES,
+    OnnxRuntimeModel,
+    Optimization,
+    list_providers,
+    require_provider,
+)
 
 MakePairs = Callable[..., list[PairBatch]]
 PATCH = ("*patch_embedding*",)
@@ -94,6 +100,27 @@ def test_higher_levels_refuse_fp8(level: Optimization, towers: Any) -> None:
         OnnxRuntimeModel(path, optimization=level)
 
 
+@pytest.mark.parametrize("recipe", ["fp16", "fp8-attention", "int8"])
+def test_digits_do_not_depend_on_the_number_of_workers(
+    recipe: str, towers: Any, make_pairs: MakePairs
+) -> None:
+    model, path = towers[recipe]
+    (large,) = make_pairs(batches=1, size=2 * SLICE_SAMPLES + 3, seed=6)
+    tokens = {name: value.numpy() for name, value in large.tokens.items()}
+
+    found = {
+        workers: OnnxRuntimeModel(path, workers=workers).run_text(**tokens) for workers in (1, 2, 3)
+    }
+
+    assert len(found[1]) == 2 * SLICE_SAMPLES + 3
+    assert found[1].tobytes() == found[2].tobytes() == found[3].tobytes()
+    # In their order: each sample is the one that it was given as.
+    wanted = model.encode_text(large.tokens).numpy()
+    errors = np.linalg.norm(found[2] - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert np.median(errors) < 1e-5
+    assert errors.max() < 0.2
+
+
 def test_int8_runs_on_integer_kernels(towers: Any) -> None:
     def integers(recipe: str, optimization: Optimization | None = None) -> dict[str, int]:
         _, path = towers[recipe]
@@ -144,3 +171,97 @@ def test_says_what_to_install(towers: Any, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingPackage, match="onnxruntime"):
         OnnxRuntimeModel(towers["fp16"][1])
+
+
+# -- providers, and tensors that are bound -------------------------------------------------------
+
+
+def test_a_bound_run_gives_what_a_fed_one_does(towers: Any, batch: PairBatch) -> None:
+    _, path = towers["fp16"]
+    model = OnnxRuntimeModel(path)
+    run, result = model.bind(dict(batch.tokens), device="cpu")
+    result.zero_()
+    run()
+    wanted = model.run_text(**{name: value.numpy() for name, value in batch.tokens.items()})
+    np.testing.assert_array_equal(result.numpy(), wanted)
+    result.zero_()
+    run()
+    np.testing.assert_array_equal(result.numpy(), wanted)
+
+
+def test_a_half_graph_is_bound_in_half(
+    make_quantized: Callable[..., ClipModel], batch: PairBatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "half.onnx"
+    export_tower(
+        make_quantized("int8", exclude=PATCH), tower="vision", path=path, precision="float16"
+    )
+    run, result = OnnxRuntimeModel(path).bind({"pixel_values": batch.pixel_values}, device="cpu")
+    run()
+    wanted = OnnxRuntimeModel(path).run_image(batch.pixel_values.numpy())
+    np.testing.assert_allclose(result.float().numpy(), wanted, atol=1e-3)
+
+
+def test_the_other_tower_is_not_bound(towers: Any, batch: PairBatch) -> None:
+    _, path = towers["fp16"]
+    with pytest.raises(ModelError, match="it is the other tower"):
+        OnnxRuntimeModel(path).bind({"pixel_values": batch.pixel_values}, device="cpu")
+
+
+def test_a_bound_run_that_stops_says_so(towers: Any, batch: PairBatch) -> None:
+    _, path = towers["fp16"]
+    wrong = {name: value[:, :3] for name, value in batch.tokens.items()}
+    run, _ = OnnxRuntimeModel(path).bind(wrong, device="cpu")
+    with pytest.raises(ModelError, match="ONNX Runtime stopped: "):
+        run()
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.mark.skipif(_has_gpu(), reason="there is a GPU: its providers may really load")
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_cannot_be_loaded_is_not_measured(provider: Any, towers: Any) -> None:
+    """ONNX Runtime itself would run on the CPU and say so on standard error alone."""
+    _, path = towers["fp16"]
+    with pytest.raises(NotMeasured, match=r"could not load \w+ExecutionProvider, which needs"):
+        OnnxRuntimeModel(path, provider=provider, stream=77)
+
+
+def test_a_provider_must_be_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert require_provider("cpu") == onnxruntime.__version__
+    with pytest.raises(NotMeasured, match=r"has no CUDAExecutionProvider .* onnxruntime-gpu"):
+        require_provider("cuda")
+
+
+def test_a_provider_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+    import torch
+
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(NotMeasured, match="CUDAExecutionProvider runs on an NVIDIA GPU, and torch"):
+        require_provider("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert require_provider("cuda")
+
+
+def test_both_providers_of_a_gpu_get_the_stream() -> None:
+    found = dict(list_providers("tensorrt", stream=77))
+    assert list(found) == [
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ]
+    for name in ("TensorrtExecutionProvider", "CUDAExecutionProvider"):
+        assert found[name]["user_compute_stream"] == "77"
+        assert found[name]["has_user_compute_stream"] == "1"
+    assert found["CPUExecutionProvider"] == {}
+    assert list_providers("cpu", stream=0) == [("CPUExecutionProvider", {})]

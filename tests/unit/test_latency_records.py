@@ -1,0 +1,144 @@
+"""Records of machines: they go through their file, stay in their place, and mix with no others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_quantgate.baselines import (
+    LatencyRecord,
+    Record,
+    Store,
+    accept_obtained,
+    canonical_text,
+    read_any_record,
+    read_record,
+    record_from_json,
+    write_obtained,
+)
+from pytest_quantgate.errors import BaselineError
+from pytest_quantgate.measure.latency import Machine
+
+MACHINE = Machine(system="Linux x86_64", processor="A", cores=2, threads=1, device="cpu")
+KEY = "tensorrt-rtx-vision-batch8"
+
+
+def make_record(**changes: Any) -> LatencyRecord:
+    values: dict[str, Any] = {
+        "suite": "demo",
+        "key": KEY,
+        "runtime": "tensorrt-rtx",
+        "machine": MACHINE,
+        "rounds": 30,
+        "fp16_ms": 4.0,
+        "quantized_ms": 2.5,
+        "versions": {"torch": "2.15.0"},
+        "created": "2026-11-01",
+        "updated": "2026-11-02",
+        "reason": "first",
+        **changes,
+    }
+    return LatencyRecord(**values)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "baselines")
+
+
+def test_a_record_goes_through_its_file(store: Store) -> None:
+    path = store.write(make_record())
+    assert path == store.root / "demo" / f"latency-{KEY}.json"
+    assert store.read_latency("demo", KEY) == make_record()
+    assert path.read_text("utf-8") == canonical_text(make_record())
+    assert list(json.loads(path.read_text("utf-8"))) == sorted(make_record().to_json())
+    assert read_any_record(path, root=store.root) == make_record()
+
+
+def test_none_is_none(store: Store) -> None:
+    assert store.read_latency("demo", KEY) is None
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("key", ["../x", "a/b", "", ".hidden", "a b", "x" * 200, "a\nb"])
+def test_a_key_that_is_no_plain_name_has_no_place(store: Store, key: str) -> None:
+    with pytest.raises(BaselineError, match="is of no latency gate"):
+        store.write(make_record(key=key))
+    assert not store.root.exists()
+
+
+def test_what_compares_results_takes_no_machine(store: Store) -> None:
+    path = store.write(make_record())
+    with pytest.raises(BaselineError, match="damaged baseline: record: 'accepted' is missing"):
+        read_record(path, root=store.root)
+    with pytest.raises(BaselineError, match="'accepted' is missing"):
+        Record.from_json(make_record().to_json())
+    assert isinstance(record_from_json(make_record().to_json()), LatencyRecord)
+
+
+def test_a_regression_record_in_the_place_of_a_machine_is_refused(store: Store) -> None:
+    path = store.path("demo", KEY, kind="latency")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"schema": 1, "suite": "demo"}), "utf-8")
+    with pytest.raises(BaselineError, match="kind is None, expected 'latency'"):
+        store.read_latency("demo", KEY)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": 2}, "schema 2 is not supported"),
+        ({"fp16_ms": "4"}, "fp16_ms: '4' is no time in ms"),
+        ({"fp16_ms": True}, "fp16_ms: True is no time in ms"),
+        ({"quantized_ms": 0}, "quantized_ms: 0 is no time in ms"),
+        ({"rounds": True}, "rounds: True is no count"),
+        ({"rounds": 1.5}, "rounds: 1.5 is no count"),
+        ({"machine": []}, "machine: expected a mapping"),
+        ({"versions": {"torch": 2}}, "versions.torch: expected a text"),
+        ({"reason": "\x1b[31m"}, "reason: the character U\\+001B is not allowed"),
+        ({"updated": "2026-13-01"}, "updated: '2026-13-01' is no day"),
+    ],
+)
+def test_a_record_that_was_changed_by_hand_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(BaselineError, match=words):
+        record_from_json(make_record().to_json() | change)
+
+
+@pytest.mark.parametrize("field", ["system", "processor", "cores", "threads", "device"])
+def test_every_property_of_the_machine_must_be_there(field: str) -> None:
+    data = make_record().to_json()
+    del data["machine"][field]
+    with pytest.raises(BaselineError, match=f"machine: '{field}' is missing"):
+        record_from_json(data)
+
+
+def test_the_same_machine_is_the_same_result() -> None:
+    assert make_record().same_result(make_record(quantized_ms=9.0, rounds=5))
+    assert not make_record().same_result(make_record(machine=replace(MACHINE, cores=3)))
+
+
+def test_it_is_described_by_its_device() -> None:
+    gpu = replace(MACHINE, device="NVIDIA L4")
+    assert make_record().describe() == "FP16 4 ms, quantized 2.5 ms on A"
+    assert make_record(machine=gpu).describe().endswith(" on NVIDIA L4")
+
+
+def test_an_obtained_machine_is_accepted_with_its_reason(store: Store, tmp_path: Path) -> None:
+    obtained = tmp_path / "obtained"
+    write_obtained(obtained, make_record())
+    assert accept_obtained(obtained, store=store, reason=" new ") == (store.path_of(make_record()),)
+    found = store.read_latency("demo", KEY)
+    assert found == make_record(reason="new")
+
+
+def test_a_record_in_anothers_place_is_not_accepted(store: Store, tmp_path: Path) -> None:
+    obtained = tmp_path / "obtained"
+    path = write_obtained(obtained, make_record())
+    path.rename(path.with_name("latency-other.json"))
+    with pytest.raises(BaselineError, match="belongs elsewhere"):
+        accept_obtained(obtained, store=store, reason="r")
+    assert not store.root.exists()

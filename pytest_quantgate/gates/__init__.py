@@ -11,6 +11,7 @@ from pytest_quantgate.gates.memory import judge_memory
 from pytest_quantgate.gates.parity import judge_parity
 from pytest_quantgate.gates.regression import judge_regression
 from pytest_quantgate.gates.roundtrip import judge_roundtrip
+from pytest_quantgate.gates.trace import judge_trace
 
 __all__ = [
     "judge_accuracy",
@@ -26,4 +27,5 @@ __all__ = [
     "judge_regression",
     "judge_roundtrip",
     "judge_tower",
+    "judge_trace",
 ]

@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.gates.statistics import (
+    SETTLING_POWER,
+    ClassCounts,
+    Flips,
     Interval,
+    Share,
+    chance_above,
+    chance_below,
+    drop_limits,
     first_count,
-    mean_class_drop_limits,
-    paired_drop_limits,
+    mean_class_flips,
+    mean_class_share,
     samples_to_settle,
     share_limits,
 )
@@ -26,14 +34,17 @@ MEAN_OVER_CLASSES = "mean_per_class_recall"
 RELATIONS = {Status.PASS: "within", Status.FAIL: "over"}
 
 
-def judge_accuracy(*, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate) -> Verdict:
+def judge_accuracy(
+    *, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate, family: Family = ALONE
+) -> Verdict:
     """Return whether a variant loses no more than its suite allows.
 
     `max_drop`, `floor` and `max_flips` are decided on one-sided score limits at the gate's
     confidence: PASS where the limit of the interval is within, FAIL where the whole interval is
-    beyond, INCONCLUSIVE between. `max_class_drop` is a screen: it passes on the counts as they
-    are, and fails where one class is beyond with that confidence after Bonferroni's correction
-    for looking at all of them. An improvement never fails.
+    beyond, INCONCLUSIVE between, or where the whole is beyond but `family` does not raise the
+    alarm. `max_class_drop` is a screen: it passes on the counts as they are, and fails where one
+    class is beyond with that confidence after Bonferroni's correction for looking at all of them.
+    An improvement never fails.
     """
     broken = check_outcomes(fp16, quantized)
     if broken is not None:
@@ -55,14 +66,41 @@ def judge_accuracy(*, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate) -
             f"none ({gate.where.of('metric')})",
             next_step="use metric: acc1, or the recall metrics for retrieval",
         )
-    parts = [_judge_drop(pairs, fp16=fp16, quantized=quantized, gate=gate)]
+    parts = [_judge_drop(pairs, fp16=fp16, quantized=quantized, gate=gate, family=family)]
     if gate.floor is not None:
-        parts.append(_judge_floor(pairs, quantized=quantized, gate=gate, floor=gate.floor))
+        parts.append(
+            _judge_floor(pairs, quantized=quantized, gate=gate, floor=gate.floor, family=family)
+        )
     if gate.max_flips is not None:
-        parts.append(_judge_flips(pairs, gate=gate, limit=gate.max_flips))
+        parts.append(_judge_flips(pairs, gate=gate, limit=gate.max_flips, family=family))
     if gate.max_class_drop is not None:
-        parts.append(_judge_classes(pairs, gate=gate, limit=gate.max_class_drop))
+        parts.append(_judge_classes(pairs, gate=gate, limit=gate.max_class_drop, family=family))
     return combine(gate=GATE, parts=tuple(parts))
+
+
+def count_limits(gate: AccuracyGate) -> int:
+    """Return how many limits a gate adds to its suite's family."""
+    return 1 + sum(limit is not None for limit in (gate.floor, gate.max_flips, gate.max_class_drop))
+
+
+def list_strengths(*, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate) -> tuple[float, ...]:
+    """Return the strength of the alarm of every limit of a gate; silent where it cannot judge."""
+    try:
+        broken = check_outcomes(fp16, quantized)
+        pairs = pair_outcomes(before=fp16, after=quantized)
+    except Unpaired:
+        return (SILENT,) * count_limits(gate)
+    is_mean = gate.metric == MEAN_OVER_CLASSES
+    if broken is not None or (is_mean and not pairs.classes):
+        return (SILENT,) * count_limits(gate)
+    alarms = [_drop_alarm(pairs, gate=gate, limit=gate.max_drop)]
+    if gate.floor is not None:
+        alarms.append(_floor_alarm(pairs, gate=gate, floor=gate.floor))
+    if gate.max_flips is not None:
+        alarms.append(_flips_alarm(pairs, gate=gate, limit=gate.max_flips))
+    if gate.max_class_drop is not None:
+        alarms.append(_classes_alarm(pairs, gate=gate, limit=gate.max_class_drop))
+    return tuple(alarm.strength for alarm in alarms)
 
 
 def check_outcomes(*both: Outcomes) -> Verdict | None:
@@ -81,7 +119,13 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
             )
         lengths = {
             len(part)
-            for part in (outcomes.ids, outcomes.correct, outcomes.answers, outcomes.labels)
+            for part in (
+                outcomes.ids,
+                outcomes.correct,
+                outcomes.answers,
+                outcomes.labels,
+                outcomes.clusters or outcomes.ids,
+            )
         }
         counted = _counted_value(outcomes)
         if len(lengths) > 1 or abs(counted - outcomes.value) > 1e-6:
@@ -116,26 +160,40 @@ def decide(interval: Interval, *, limit: float) -> Status:
     return Status.FAIL if interval.low > limit else Status.INCONCLUSIVE
 
 
+def confirm(status: Status, *, alarm: Alarm, family: Family) -> tuple[Status, tuple[str, ...]]:
+    """Return the status in the family, and what a reader must know where that changes it."""
+    if status is not Status.FAIL or family.raises(alarm):
+        return status, ()
+    return Status.INCONCLUSIVE, (family.describe(alarm),)
+
+
 def relation(status: Status, *, name: str, limit: str) -> str:
     """Return how a result stands to its limit: `over max_drop 0.50 pp`."""
     return f"{RELATIONS.get(status, 'not decided against')} {name} {limit}"
 
 
+def drop_flips(pairs: Pairs, *, metric: str) -> Flips:
+    """Return what a metric's drop rests on, in independent samples of equal weight."""
+    if metric == MEAN_OVER_CLASSES:
+        return mean_class_flips([counts for _, counts in pairs.classes])
+    return pairs.flips
+
+
 def drop_interval(pairs: Pairs, *, metric: str, confidence: float) -> tuple[float, Interval]:
     """Return the drop of a metric and its limits."""
-    if metric == MEAN_OVER_CLASSES:
-        classes = [counts for _, counts in pairs.classes]
-        drop = sum(counts.drop for counts in classes) / len(classes)
-        found = mean_class_drop_limits(classes, confidence=confidence)
-        # The prior of the bootstrap pulls towards nothing; the limits still hold the result.
-        return drop, Interval(low=min(found.low, drop), high=max(found.high, drop))
-    interval = paired_drop_limits(
-        right_to_wrong=pairs.right_to_wrong,
-        wrong_to_right=pairs.wrong_to_right,
-        samples=pairs.samples,
-        confidence=confidence,
+    flips = drop_flips(pairs, metric=metric)
+    drop = flips.drop if metric == MEAN_OVER_CLASSES else pairs.drop
+    return drop, drop_limits(flips, confidence=confidence)
+
+
+def describe_clusters(pairs: Pairs) -> tuple[str, ...]:
+    """Return what samples that are not independent are worth; empty where all are."""
+    if pairs.clusters is None:
+        return ()
+    return (
+        f"{count(pairs.samples, 'caption')} of {count(pairs.clusters.count, 'image')} are worth "
+        f"{pairs.clusters.drop:.0f} independent ones: those of one image are lost together",
     )
-    return pairs.drop, interval
 
 
 def show_interval(interval: Interval, *, confidence: Fraction) -> str:
@@ -148,12 +206,21 @@ def allowed_count(limit: Fraction, *, samples: int) -> int:
     return (limit * samples).__floor__()
 
 
+def _drop_alarm(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Alarm:
+    flips = drop_flips(pairs, metric=gate.metric)
+    return Alarm(chance=chance_above(flips, float(limit)), confidence=gate.confidence)
+
+
 def _judge_drop(
-    pairs: Pairs, *, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate
+    pairs: Pairs, *, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate, family: Family
 ) -> Verdict:
     confidence, limit = float(gate.confidence), float(gate.max_drop)
     drop, interval = drop_interval(pairs, metric=gate.metric, confidence=confidence)
-    status = decide(interval, limit=limit)
+    status, doubts = confirm(
+        decide(interval, limit=limit),
+        alarm=_drop_alarm(pairs, gate=gate, limit=gate.max_drop),
+        family=family,
+    )
     allowed = allowed_count(gate.max_drop, samples=pairs.samples)
     source = gate.where.of("max_drop")
     headline = (
@@ -164,8 +231,10 @@ def _judge_drop(
         f"= {count(allowed, 'sample')} ({source})"
     )
     evidence = [
+        *doubts,
         f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right, "
-        f"{pairs.changed} answers changed"
+        f"{pairs.changed} answers changed",
+        *describe_clusters(pairs),
     ]
     if pairs.classes:
         name, worst = max(pairs.classes, key=lambda item: item[1].drop)
@@ -174,7 +243,9 @@ def _judge_drop(
                 f"worst class {name!r} -{points(worst.drop)} "
                 f"({worst.right_to_wrong} lost, {worst.wrong_to_right} won of {worst.samples})"
             )
-    evidence += _advise(pairs, status=status, gate=gate)
+    # What is no FAIL in its family needs the confidence of a family.
+    wanted = 1 - (1 - confidence) / family.size if doubts else confidence
+    evidence += _advise(pairs, status=status, gate=gate, confidence=wanted)
     return Verdict(
         gate=GATE,
         status=status,
@@ -220,62 +291,67 @@ def _next_step(status: Status) -> str:
     return ""
 
 
-def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate) -> list[str]:
+def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: float) -> list[str]:
     """Return how far the verdict is from another one, in flips or samples."""
-    if gate.metric == MEAN_OVER_CLASSES:
+    limit = float(gate.max_drop)
+    if status is Status.INCONCLUSIVE:
+        flips = drop_flips(pairs, metric=gate.metric)
+        needed = samples_to_settle(flips, confidence=confidence, limit=limit)
+        if needed is None:
+            return ["the drop is the limit: no number of samples would settle it"]
+        # Samples of the same kind: as many to one independent one as here.
+        needed = max(pairs.samples + 1, math.ceil(needed * pairs.samples / flips.samples))
+        return [
+            f"about {needed} samples at these rates would settle it {SETTLING_POWER * 10:.0f} "
+            f"times in 10, {pairs.samples} were measured"
+        ]
+    if gate.metric == MEAN_OVER_CLASSES or pairs.clusters is not None:
         return []
-    confidence, limit = float(gate.confidence), float(gate.max_drop)
 
     def status_with(lost: int) -> Status:
-        interval = paired_drop_limits(
-            right_to_wrong=lost,
-            wrong_to_right=pairs.wrong_to_right,
-            samples=pairs.samples,
-            confidence=confidence,
+        flips = Flips(
+            right_to_wrong=lost, wrong_to_right=pairs.wrong_to_right, samples=pairs.samples
         )
-        return decide(interval, limit=limit)
+        return decide(drop_limits(flips, confidence=confidence), limit=limit)
 
     lost = pairs.right_to_wrong
-    if status is not Status.INCONCLUSIVE:
-        step = 1 if status is Status.PASS else -1
-        room = pairs.samples - pairs.wrong_to_right - lost if step > 0 else lost
-        flips = first_count(
-            lambda number: status_with(lost + step * number) is not status, low=1, high=room
-        )
-        if flips is None:
-            return []
-        if step > 0:
-            return [f"{count(flips, 'more flip')} to wrong would end this PASS"]
-        return [f"{count(flips, 'flip')} fewer would end this FAIL"]
-    needed = samples_to_settle(
-        right_to_wrong=lost,
-        wrong_to_right=pairs.wrong_to_right,
-        samples=pairs.samples,
-        confidence=confidence,
-        limit=limit,
+    step = 1 if status is Status.PASS else -1
+    room = pairs.samples - pairs.wrong_to_right - lost if step > 0 else lost
+    number = first_count(
+        lambda number: status_with(lost + step * number) is not status, low=1, high=room
     )
-    if needed is None:
-        return ["the drop is the limit: no number of samples would settle it"]
-    return [f"about {needed} samples at these rates would settle it, {pairs.samples} were measured"]
+    if number is None:
+        return []
+    if step > 0:
+        return [f"{count(number, 'more flip')} to wrong would end this PASS"]
+    return [f"{count(number, 'flip')} fewer would end this FAIL"]
+
+
+def _right_share(pairs: Pairs, *, gate: AccuracyGate) -> Share:
+    if gate.metric == MEAN_OVER_CLASSES:
+        return mean_class_share([counts for _, counts in pairs.classes])
+    return pairs.right_share
+
+
+def _floor_alarm(pairs: Pairs, *, gate: AccuracyGate, floor: Fraction) -> Alarm:
+    share = _right_share(pairs, gate=gate)
+    return Alarm(chance=chance_below(share, float(floor)), confidence=gate.confidence)
 
 
 def _judge_floor(
-    pairs: Pairs, *, quantized: Outcomes, gate: AccuracyGate, floor: Fraction
+    pairs: Pairs, *, quantized: Outcomes, gate: AccuracyGate, floor: Fraction, family: Family
 ) -> Verdict:
-    if gate.metric == MEAN_OVER_CLASSES:
-        # A mean over classes is no share of samples; its count is the nearest one.
-        right = quantized.value * pairs.samples
-    else:
-        right = pairs.after_right
-    interval = share_limits(
-        count=min(right, pairs.samples), samples=pairs.samples, confidence=float(gate.confidence)
-    )
+    interval = share_limits(_right_share(pairs, gate=gate), confidence=float(gate.confidence))
+    status, word = Status.INCONCLUSIVE, "not decided against"
     if interval.low >= floor:
         status, word = Status.PASS, "over"
     elif interval.high < floor:
         status, word = Status.FAIL, "under"
-    else:
-        status, word = Status.INCONCLUSIVE, "not decided against"
+    status, doubts = confirm(
+        status, alarm=_floor_alarm(pairs, gate=gate, floor=floor), family=family
+    )
+    if doubts:
+        word = "not decided against"
     return Verdict(
         gate=GATE,
         status=status,
@@ -292,15 +368,22 @@ def _judge_floor(
             else ""
         ),
         next_step="check the FP16 value first" if status is Status.FAIL else "",
+        evidence=doubts,
         figures={"floor": float(floor), "floor_status": status.value},
     )
 
 
-def _judge_flips(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Verdict:
-    interval = share_limits(
-        count=pairs.changed, samples=pairs.samples, confidence=float(gate.confidence)
+def _flips_alarm(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Alarm:
+    return Alarm(chance=chance_above(pairs.changed_share, float(limit)), confidence=gate.confidence)
+
+
+def _judge_flips(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family: Family) -> Verdict:
+    interval = share_limits(pairs.changed_share, confidence=float(gate.confidence))
+    status, doubts = confirm(
+        decide(interval, limit=float(limit)),
+        alarm=_flips_alarm(pairs, gate=gate, limit=limit),
+        family=family,
     )
-    status = decide(interval, limit=float(limit))
     allowed = allowed_count(limit, samples=pairs.samples)
     what = "answers" if pairs.classes else "hits and misses"
     return Verdict(
@@ -314,6 +397,7 @@ def _judge_flips(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Verdic
         brief=f"{percent(pairs.changed / pairs.samples)} of {what} changed "
         f"[{interval.low * 100:.2f}, {interval.high * 100:.2f}] "
         f"{RELATIONS.get(status, 'around')} max_flips {percent(limit)}",
+        evidence=doubts,
         cause=(
             "the average hides it: losses and gains cancel out, but single answers are not FP16's"
             if status is Status.FAIL
@@ -324,7 +408,27 @@ def _judge_flips(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Verdic
     )
 
 
-def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Verdict:
+def _class_flips(counts: ClassCounts) -> Flips:
+    return Flips(
+        right_to_wrong=counts.right_to_wrong,
+        wrong_to_right=counts.wrong_to_right,
+        samples=counts.samples,
+    )
+
+
+def _classes_alarm(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Alarm:
+    """The worst class, corrected for looking at all of them (Bonferroni)."""
+    chances = [
+        chance_above(_class_flips(counts), float(limit))
+        for _, counts in pairs.classes
+        if counts.right_to_wrong - counts.wrong_to_right > limit * counts.samples
+    ]
+    return Alarm(
+        chance=min(1.0, len(pairs.classes) * min(chances, default=1.0)), confidence=gate.confidence
+    )
+
+
+def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family: Family) -> Verdict:
     if not pairs.classes:
         return Verdict(
             gate=GATE,
@@ -332,23 +436,17 @@ def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Verd
             headline=f"accuracy: {gate.task}: max_class_drop is set, but the samples have no "
             f"classes ({gate.where.of('max_class_drop')})",
         )
-    tail = (1 - float(gate.confidence)) / len(pairs.classes)
-    over, beyond = [], []
-    for name, counts in pairs.classes:
-        lost = counts.right_to_wrong - counts.wrong_to_right
-        if lost <= limit * counts.samples:
-            continue
-        over.append((counts.drop, name, counts))
-        interval = paired_drop_limits(
-            right_to_wrong=counts.right_to_wrong,
-            wrong_to_right=counts.wrong_to_right,
-            samples=counts.samples,
-            confidence=1 - tail,
-        )
-        if interval.low > limit:
-            beyond.append(name)
+    over = [
+        (counts.drop, name, counts)
+        for name, counts in pairs.classes
+        if counts.right_to_wrong - counts.wrong_to_right > limit * counts.samples
+    ]
+    alarm = _classes_alarm(pairs, gate=gate, limit=limit)
+    status = Status.INCONCLUSIVE if over else Status.PASS
+    if alarm.strength < 1:
+        status = Status.FAIL
+    status, doubts = confirm(status, alarm=alarm, family=family)
     worst_name, worst = max(pairs.classes, key=lambda item: item[1].drop)
-    status = Status.FAIL if beyond else Status.INCONCLUSIVE if over else Status.PASS
     over.sort(key=lambda item: (-item[0], item[1]))
     return Verdict(
         gate=GATE,
@@ -357,7 +455,8 @@ def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Verd
         f"{count(worst.samples, 'sample')}, {len(over)} of {len(pairs.classes)} classes over "
         f"max_class_drop {points(limit)} ({gate.where.of('max_class_drop')})",
         brief=f"{len(over)} of {len(pairs.classes)} classes over max_class_drop {points(limit)}",
-        evidence=tuple(
+        evidence=doubts
+        + tuple(
             f"class {name!r}: drop {points(drop)} ({found.right_to_wrong} lost, "
             f"{found.wrong_to_right} won of {found.samples})"
             for drop, name, found in over[:4]

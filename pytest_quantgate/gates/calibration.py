@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pytest_quantgate.gates.words import count, group, listed, percent, shorten
@@ -10,6 +11,13 @@ from pytest_quantgate.suite import CalibrationGate
 from pytest_quantgate.verdict import Status, Verdict, combine
 
 GATE = "calibration"
+
+#: Algorithms that take a weight's range from the weight as it is, and how far rounding may move it.
+EXACT_ALGORITHMS = ("max", "smoothquant")
+WEIGHT_TOLERANCE = 0.01
+
+#: So many times wider than the largest value costs four bits of a fixed-point format.
+TOO_WIDE = 16.0
 
 
 def judge_calibration(
@@ -29,11 +37,13 @@ def judge_calibration(
     parts = (
         _judge_run(run, gate=gate),
         _judge_amax(static, gate=gate),
+        _judge_weights(static, algorithm=audit.algorithm, gate=gate),
         _judge_calls(static, gate=gate),
         _judge_clipping(static, held_out_samples=run.held_out_samples, gate=gate),
+        _judge_width(static, gate=gate),
         _judge_overlap(run, evaluation_hashes=evaluation_hashes, gate=gate),
     )
-    verdict = combine(gate=GATE, parts=parts)
+    verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
     if not verdict.passed:
         return verdict
     activations = [q for q in static if q.seen]
@@ -60,10 +70,12 @@ def judge_ranges(audit: Audit, *, gate: CalibrationGate) -> Verdict:
     static = [q for q in audit.quantizers if q.enabled and not q.dynamic]
     parts = (
         _judge_amax(static, gate=gate),
+        _judge_weights(static, algorithm=audit.algorithm, gate=gate),
         _judge_calls(static, gate=gate),
         _judge_clipping(static, held_out_samples=None, gate=gate),
+        _judge_width(static, gate=gate),
     )
-    return combine(gate=GATE, parts=parts)
+    return combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
 
 
 def _verdict(status: Status, headline: str, **more: object) -> Verdict:
@@ -147,6 +159,58 @@ def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdic
 
 def _has_amax(quantizer: Quantizer) -> bool:
     return quantizer.amax_max is not None and quantizer.amax_count > 0
+
+
+def _judge_weights(
+    static: Sequence[Quantizer], *, algorithm: str, gate: CalibrationGate
+) -> Verdict | None:
+    """A weight's range is the weight's own largest value: where it is not, one of them changed."""
+    if algorithm not in EXACT_ALGORITHMS:
+        return None
+    weights = [q for q in static if q.slot == "weight" and _has_amax(q) and q.largest]
+    other = [q for q in weights if abs(_width(q) - 1) > WEIGHT_TOLERANCE]
+    if not other:
+        return _verdict(Status.PASS, f"{len(weights)} weights have the range of the weight itself")
+    worst = max(other, key=lambda q: abs(math.log(_width(q))))
+    return _verdict(
+        Status.FAIL,
+        f"the ranges of {len(other)} of {len(weights)} weights are not those of the weights: "
+        f"{worst.name} has amax {worst.amax_max:.4g}, its weight goes to {worst.largest:.4g} "
+        f"({gate.where})",
+        evidence=shorten(group(q.name for q in other), noun="groups"),
+        cause="the weights were changed after the calibration (fine-tuned, swapped, loaded anew), "
+        "or the ranges are those of another checkpoint",
+        next_step="calibrate the weights that ship: quantize again as the last step",
+        figures={"weights_out_of_range": len(other)},
+    )
+
+
+def _width(quantizer: Quantizer) -> float:
+    """Return how many times wider a range is than anything that the quantizer was given."""
+    assert quantizer.amax_max is not None
+    assert quantizer.largest is not None
+    return quantizer.amax_max / quantizer.largest if quantizer.amax_max > 0 else 1.0
+
+
+def _judge_width(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdict | None:
+    """A range much too wide clips nothing, and rounds all that is small to nothing."""
+    found = [
+        q for q in static if q.slot != "weight" and _has_amax(q) and q.amax_finite and q.largest
+    ]
+    wide = sorted((q for q in found if _width(q) > TOO_WIDE), key=lambda q: -_width(q))
+    if not wide:
+        return None
+    return _verdict(
+        Status.FAIL,
+        f"{len(wide)} ranges are more than {TOO_WIDE:g} times wider than anything seen on "
+        f"held-out data; worst {wide[0].name}: amax {wide[0].amax_max:.4g}, values go to "
+        f"{wide[0].largest:.4g} ({gate.where})",
+        evidence=shorten([f"{q.name}: {_width(q):.3g} times wider than its values" for q in wide]),
+        cause="calibration data unlike the real data (other preprocessing, noise), or a range that "
+        "was changed afterwards",
+        next_step="calibrate on data that the model will see, preprocessed as it will be",
+        figures={"widest_range": _width(wide[0])},
+    )
 
 
 def _judge_calls(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,9 @@ from pytest_quantgate.suite import AttentionSlot, CoverageGate, Waiver
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
 GATE = "coverage"
+
+#: The index of a block in a name: `layers.3.mlp`.
+_INDEX = re.compile(r"\.\d+\.")
 
 #: Names in a suite -> slots of the audit.
 SLOTS: Mapping[AttentionSlot, Slot] = {
@@ -60,6 +64,8 @@ def judge_coverage(audit: Audit, *, gate: CoverageGate, today: date) -> Verdict:
         _judge_expectation(audit, gate=gate),
         _judge_towers(audit, gate=gate, scope=scope, used=used),
         _judge_layers(audit, gate=gate, scope=scope, used=used),
+        _judge_blocks(audit, gate=gate, scope=scope, used=used),
+        _judge_axis(audit, gate=gate, scope=scope, used=used),
         _judge_attention(audit, gate=gate, scope=scope, modules=modules, used=used),
         _judge_unasked(audit, gate=gate, modules=modules, scope=scope, used=used),
         _judge_excludes(audit, gate=gate, modules=modules),
@@ -97,6 +103,13 @@ def _judge_expectation(audit: Audit, *, gate: CoverageGate) -> Verdict:
     where = gate.where
     if not audit.modules:
         return _fail(f"the model has no layers to quantize ({where})")
+    if not audit.quantizers:
+        return _fail(
+            f"the model holds no quantizer at all ({where})",
+            cause="it was never quantized, or it was restored without its quantizers: ModelOpt "
+            "loads a checkpoint without its state file as a plain model and says nothing",
+            next_step="look at what ships, and restore it with its quantizer state",
+        )
     if not audit.intended:
         return _fail(
             f"recipe {audit.recipe_name!r} means no layer of this model: its patterns match none "
@@ -146,7 +159,8 @@ def _judge_towers(
             continue
         patterns = Counter(off_by[name] for name in intended if name in off_by)
         own = {pattern for pattern, _ in audit.excludes}
-        excluded = any(pattern in own for pattern in patterns)
+        # A pattern that took a part of the tower does not explain why all of it is off.
+        explained = bool(intended) and sum(patterns.values()) == len(intended)
         words = " and ".join(
             f"pattern {pattern!r} of the {'exclude list' if pattern in own else 'recipe'}"
             for pattern, _ in patterns.most_common()
@@ -154,14 +168,14 @@ def _judge_towers(
         failures.append(
             _fail(
                 f"the whole {tower} tower is unquantized: 0 of {len(intended)} intended quantizers "
-                f"enabled{f', switched off by {words}' if words else ''} ({gate.where})",
+                f"enabled{f', switched off by {words}' if explained else ''} ({gate.where})",
                 cause=_tower_cause(
-                    tower, recipe=audit.recipe_name, intended=len(intended), off=bool(words)
+                    tower, recipe=audit.recipe_name, intended=len(intended), off=explained
                 ),
-                next_step=(
-                    f"remove the pattern, or leave {tower} out of coverage.towers if that is meant"
-                    if excluded
-                    else "use recipe: fp8-attention, or an inline quant_cfg without these patterns"
+                next_step=_mend_tower(
+                    tower,
+                    excluded=explained and any(pattern in own for pattern in patterns),
+                    disabled=bool(intended) and not explained,
                 ),
             )
         )
@@ -177,6 +191,14 @@ def _tower_cause(tower: Tower, *, recipe: str, intended: int, off: bool) -> str:
     if intended:
         return "they were disabled after the quantization, or never switched on"
     return f"no pattern of recipe {recipe!r} matches the {tower} tower"
+
+
+def _mend_tower(tower: Tower, *, excluded: bool, disabled: bool) -> str:
+    if excluded:
+        return f"remove the pattern, or leave {tower} out of coverage.towers if that is meant"
+    if disabled:
+        return "quantize again, and look for what touches the model after that"
+    return "use recipe: fp8-attention, or an inline quant_cfg without these patterns"
 
 
 # -- layers -------------------------------------------------------------------------------
@@ -253,6 +275,68 @@ def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[i
         )
     return (
         combine(gate=GATE, parts=tuple(parts)) if parts else _pass(f"{intended} layer quantizers")
+    )
+
+
+def _judge_blocks(
+    audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[int]
+) -> Verdict | None:
+    """A recipe that means less than half of the blocks of a tower is one of another depth.
+
+    One that leaves out a few on purpose, such as the first and the last, is a recipe.
+    """
+    intended = set(audit.intended)
+    alike: dict[tuple[Tower, str], list[Quantizer]] = {}
+    for quantizer in audit.quantizers:
+        if quantizer.slot == "weight" and quantizer.block is not None:
+            pattern = _INDEX.sub(".*.", quantizer.name, count=1)
+            alike.setdefault((quantizer.tower, pattern), []).append(quantizer)
+    left_out: list[Quantizer] = []
+    of: dict[Tower, tuple[int, int]] = {}
+    for (tower, _), found in alike.items():
+        meant = sum(q.name in intended for q in found)
+        if tower in gate.towers and 0 < 2 * meant < len(found):
+            of.setdefault(tower, (meant, len(found)))
+            left_out += [q for q in found if q.name not in intended and not q.enabled]
+    left_out = [q for q in left_out if not _take(scope, q.name, used)]
+    if not left_out:
+        return None
+    towers = " and ".join(
+        f"{meant} of {count(total, 'block')} of the {tower} tower"
+        for tower, (meant, total) in of.items()
+    )
+    return _fail(
+        f"recipe {audit.recipe_name!r} means only {towers}: {len(left_out)} weights are left out "
+        f"({gate.where})",
+        evidence=shorten(group(q.name for q in left_out), noun="groups"),
+        cause="a pattern that names single blocks, or the block numbers of another model",
+        next_step="let the pattern match every block, or waive the others with a reason and a day",
+        figures={"weights_left_out": len(left_out)},
+    )
+
+
+def _judge_axis(
+    audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[int]
+) -> Verdict | None:
+    """An activation with a scale for each of the channels that a matmul sums over has no kernel."""
+    found = [
+        quantizer
+        for quantizer in audit.quantizers
+        if quantizer.enabled
+        and quantizer.slot not in ("weight", "other")
+        and quantizer.granularity == "per-channel"
+        and not quantizer.dynamic
+    ]
+    found = [q for q in found if not _take(scope, q.name, used)]
+    if not found:
+        return None
+    return _fail(
+        f"{count(len(found), 'activation quantizer')} have a range per channel ({gate.where})",
+        evidence=shorten(group(q.name for q in found), noun="groups"),
+        cause="a wrong axis: a matmul sums over these channels, so their scales cannot be taken "
+        "out of the sum, and a runtime falls back to full precision",
+        next_step="write axis: null for activations (one range for the whole tensor)",
+        figures={"per_channel_activations": len(found)},
     )
 
 

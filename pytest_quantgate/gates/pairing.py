@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_quantgate.gates.statistics import ClassCounts
+from pytest_quantgate.gates.statistics import ClassCounts, Flips, Share, clustered_samples
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes
 
 
@@ -17,8 +17,25 @@ class Unpaired(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clusters:
+    """Samples that come in clusters (the captions of an image): what they are worth.
+
+    `drop`, `right` and `changed` are how many independent samples would know the drop, the share
+    that is right and the share that changed as well as these.
+    """
+
+    count: int
+    drop: float
+    right: float
+    changed: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Counts over paired samples. `changed` counts answers that differ, right or wrong."""
+    """Counts over paired samples. `changed` counts answers that differ, right or wrong.
+
+    `clusters` is None where every sample stands for itself.
+    """
 
     samples: int
     before_right: int
@@ -27,10 +44,33 @@ class Pairs:
     wrong_to_right: int
     changed: int
     classes: tuple[tuple[str, ClassCounts], ...] = ()
+    clusters: Clusters | None = None
 
     @property
     def drop(self) -> float:
         return (self.right_to_wrong - self.wrong_to_right) / self.samples
+
+    @property
+    def flips(self) -> Flips:
+        """What was lost and won, in independent samples."""
+        scale = self.clusters.drop / self.samples if self.clusters else 1
+        return Flips(
+            right_to_wrong=self.right_to_wrong * scale,
+            wrong_to_right=self.wrong_to_right * scale,
+            samples=self.samples * scale,
+        )
+
+    @property
+    def right_share(self) -> Share:
+        """What is right afterwards, in independent samples."""
+        scale = self.clusters.right / self.samples if self.clusters else 1
+        return Share(count=self.after_right * scale, samples=self.samples * scale)
+
+    @property
+    def changed_share(self) -> Share:
+        """What changed, in independent samples."""
+        scale = self.clusters.changed / self.samples if self.clusters else 1
+        return Share(count=self.changed * scale, samples=self.samples * scale)
 
 
 def pair_outcomes(*, before: Outcomes, after: Outcomes) -> Pairs:
@@ -58,18 +98,22 @@ def pair_outcomes(*, before: Outcomes, after: Outcomes) -> Pairs:
     labels = tuple(after.labels[i] for i in order)
     if labels != before.labels or before.class_names != after.class_names:
         raise Unpaired("labels or class names differ between the variants")
+    if before.clusters != tuple(after.clusters[i] for i in order if after.clusters):
+        raise Unpaired("the clusters of the samples differ between the variants")
     correct = [after.correct[i] for i in order]
     answers = [after.answers[i] for i in order]
     is_retrieval = not before.class_names
-    changed = sum(
+    changed = [
         (was != now) if is_retrieval else (a != b)
         for was, now, a, b in zip(before.correct, correct, before.answers, answers, strict=True)
-    )
+    ]
     return _count(
         before.correct,
         correct,
         changed=changed,
-        classes=_count_classes(before.correct, correct, labels, before.class_names),
+        labels=labels,
+        names=before.class_names,
+        clusters=before.clusters,
     )
 
 
@@ -90,13 +134,14 @@ def pair_stored(*, stored: StoredOutcomes, now: Outcomes) -> Pairs:
     if len(stored.correct) != stored.samples or not math.isfinite(stored.value):
         raise Unpaired("the baseline is damaged: its outcomes or its value make no sense")
     correct = [now.correct[i] for i in order]
-    # The same ids of the same data have the same labels: today's are the baseline's.
-    labels = [now.labels[i] for i in order]
+    # The same ids of the same data have the same labels and clusters: today's are the baseline's.
     return _count(
         stored.correct,
         correct,
-        changed=sum(a != b for a, b in zip(stored.correct, correct, strict=True)),
-        classes=_count_classes(stored.correct, correct, labels, now.class_names),
+        changed=[a != b for a, b in zip(stored.correct, correct, strict=True)],
+        labels=[now.labels[i] for i in order],
+        names=now.class_names,
+        clusters=[now.clusters[i] for i in order if now.clusters],
     )
 
 
@@ -112,8 +157,10 @@ def _count(
     before: Sequence[bool],
     after: Sequence[bool],
     *,
-    changed: int,
-    classes: tuple[tuple[str, ClassCounts], ...],
+    changed: Sequence[bool],
+    labels: Sequence[int],
+    names: Sequence[str],
+    clusters: Sequence[int],
 ) -> Pairs:
     both = list(zip(before, after, strict=True))
     return Pairs(
@@ -122,8 +169,34 @@ def _count(
         after_right=sum(after),
         right_to_wrong=sum(was and not now for was, now in both),
         wrong_to_right=sum(now and not was for was, now in both),
-        changed=changed,
-        classes=classes,
+        changed=sum(changed),
+        classes=_count_classes(before, after, labels, names),
+        clusters=_weigh_clusters(before, after, changed, clusters),
+    )
+
+
+def _weigh_clusters(
+    before: Sequence[bool], after: Sequence[bool], changed: Sequence[bool], clusters: Sequence[int]
+) -> Clusters | None:
+    sizes = Counter(clusters)
+    if len(sizes) == len(clusters):
+        return None
+
+    def weigh(values: Sequence[int]) -> float:
+        totals = dict.fromkeys(sizes, 0)
+        for cluster, value in zip(clusters, values, strict=True):
+            totals[cluster] += value
+        return clustered_samples(
+            sizes=list(sizes.values()),
+            totals=list(totals.values()),
+            squares=sum(value * value for value in values),
+        )
+
+    return Clusters(
+        count=len(sizes),
+        drop=weigh([was - now for was, now in zip(before, after, strict=True)]),
+        right=weigh(after),
+        changed=weigh(changed),
     )
 
 
@@ -135,15 +208,16 @@ def _count_classes(
 ) -> tuple[tuple[str, ClassCounts], ...]:
     counts: dict[int, list[int]] = {}
     for was, now, label in zip(before, after, labels, strict=True):
-        found = counts.setdefault(label, [0, 0, 0])
+        found = counts.setdefault(label, [0, 0, 0, 0])
         found[0] += 1
-        found[1] += was and not now
-        found[2] += now and not was
+        found[1] += now
+        found[2] += was and not now
+        found[3] += now and not was
     return tuple(
         (
             names[label] if 0 <= label < len(names) else str(label),
-            ClassCounts(samples=n, right_to_wrong=lost, wrong_to_right=won),
+            ClassCounts(samples=n, right=right, right_to_wrong=lost, wrong_to_right=won),
         )
-        for label, (n, lost, won) in sorted(counts.items())
+        for label, (n, right, lost, won) in sorted(counts.items())
         if names
     )

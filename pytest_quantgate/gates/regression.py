@@ -9,12 +9,17 @@ from pytest_quantgate.gates.accuracy import (
     RELATIONS,
     allowed_count,
     check_outcomes,
+    confirm,
     decide,
+    describe_clusters,
+    drop_flips,
     drop_interval,
     relation,
     show_interval,
 )
+from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_stored
+from pytest_quantgate.gates.statistics import chance_above
 from pytest_quantgate.gates.words import brief_drop, count, percent, points
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes, StoredPair
 from pytest_quantgate.suite import RegressionGate
@@ -32,6 +37,7 @@ def judge_regression(
     create_command: str,
     update_command: str,
     gate: RegressionGate,
+    family: Family = ALONE,
 ) -> Verdict:
     """Return whether FP16 and the quantized variant are still what was accepted.
 
@@ -85,6 +91,11 @@ def judge_regression(
             f"({gate.where})",
             next_step=f"if that is meant: {update_command}",
         )
+    exchanged = _judge_slot(
+        stored.fp16, own=fp16, other=quantized, gate=gate, update_command=update_command
+    )
+    if exchanged is not None:
+        return exchanged
     moved = _compare(
         drift,
         name="fp16",
@@ -92,6 +103,7 @@ def judge_regression(
         stored=stored.fp16,
         now=fp16,
         gate=gate,
+        family=family,
     )
     accepted = _compare(
         since_accepted,
@@ -100,6 +112,7 @@ def judge_regression(
         stored=stored.accepted,
         now=quantized,
         gate=gate,
+        family=family,
         fp16_drop=drift.drop,
         next_step=f"if that is meant: {update_command}",
     )
@@ -110,10 +123,82 @@ def judge_regression(
         stored=stored.first,
         now=quantized,
         gate=gate,
+        family=family,
         fp16_drop=drift.drop,
         next_step="undo the change that cost most: small accepted drops have added up",
     )
-    return combine(gate=GATE, parts=(moved, accepted, first))
+    verdict = combine(gate=GATE, parts=(moved, accepted, first))
+    if not verdict.passed:
+        return verdict
+    # A variant that was as good as FP16 and lost something is one of the three; no loss is left.
+    return (
+        _judge_slot(
+            stored.accepted, own=quantized, other=fp16, gate=gate, update_command=update_command
+        )
+        or verdict
+    )
+
+
+#: Outcomes of one model differ from its own by a few bits; so many times more is another model.
+MUCH_CLOSER = 4
+#: Fewer than this in either direction are chance.
+LEAST_EACH_WAY = 4
+
+
+def _judge_slot(
+    slot: StoredOutcomes,
+    *,
+    own: Outcomes,
+    other: Outcomes,
+    gate: RegressionGate,
+    update_command: str,
+) -> Verdict | None:
+    """A slot of the baseline that holds what the other model gives.
+
+    A limit on a drop does not see that: both models may be equally good. But sample by sample each
+    is like itself, and a slot that is much more like the other model holds its outcomes.
+    """
+    to_own, to_other = (pair_stored(stored=slot, now=now) for now in (own, other))
+    # A model that got worse loses samples; another model also wins some.
+    fewer = min(to_own.right_to_wrong, to_own.wrong_to_right)
+    if fewer < LEAST_EACH_WAY or to_own.changed < MUCH_CLOSER * to_other.changed:
+        return None
+    return Verdict(
+        gate=GATE,
+        status=Status.INCOMPARABLE,
+        headline=f"regression: {gate.task}: the baseline's slot of {own.variant} holds the "
+        f"outcomes of {other.variant}: {to_other.changed} of {count(len(own.ids), 'sample')} "
+        f"differ from {other.variant} now, {to_own.changed} from {own.variant} ({gate.where})",
+        cause="the baseline was made with one model in the place of the other",
+        next_step=f"look at how it was made, then: {update_command}",
+    )
+
+
+#: Each regression gate has three limits.
+LIMITS_COUNT = 3
+
+
+def list_strengths(
+    *, fp16: Outcomes, quantized: Outcomes, stored: StoredPair | None, gate: RegressionGate
+) -> tuple[float, ...]:
+    """Return the strength of the alarm of each of the three limits; silent without a baseline."""
+    needs_classes = gate.metric == MEAN_OVER_CLASSES and not quantized.class_names
+    if stored is None or needs_classes or check_outcomes(fp16, quantized) is not None:
+        return (SILENT,) * LIMITS_COUNT
+    try:
+        compared = (
+            (pair_stored(stored=stored.fp16, now=fp16), gate.max_fp16_drop),
+            (pair_stored(stored=stored.accepted, now=quantized), gate.max_drop),
+            (pair_stored(stored=stored.first, now=quantized), gate.max_drop_since_first),
+        )
+    except Unpaired:
+        return (SILENT,) * LIMITS_COUNT
+    return tuple(_alarm(pairs, gate=gate, limit=limit).strength for pairs, limit in compared)
+
+
+def _alarm(pairs: Pairs, *, gate: RegressionGate, limit: Fraction) -> Alarm:
+    flips = drop_flips(pairs, metric=gate.metric)
+    return Alarm(chance=chance_above(flips, float(limit)), confidence=gate.confidence)
 
 
 _LIMITS = {"fp16": "max_fp16_drop", "accepted": "max_drop", "first": "max_drop_since_first"}
@@ -133,12 +218,17 @@ def _compare(
     stored: StoredOutcomes,
     now: Outcomes,
     gate: RegressionGate,
+    family: Family,
     fp16_drop: float = 0.0,
     next_step: str = "compare the library versions with those in the baseline: the baseline moved, "
     "not the quantization",
 ) -> Verdict:
     drop, interval = drop_interval(pairs, metric=gate.metric, confidence=float(gate.confidence))
-    status = decide(interval, limit=float(limit))
+    status, doubts = confirm(
+        decide(interval, limit=float(limit)),
+        alarm=_alarm(pairs, gate=gate, limit=limit),
+        family=family,
+    )
     key = _LIMITS[name]
     headline = (
         f"regression: {gate.task}: {now.variant} {gate.metric} {percent(now.value)} "
@@ -175,7 +265,11 @@ def _compare(
             word=RELATIONS.get(status, "around"),
             limit=float(limit),
         ),
-        evidence=(f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right",),
+        evidence=(
+            *doubts,
+            f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right",
+            *describe_clusters(pairs),
+        ),
         cause=cause,
         next_step="" if status is Status.PASS else next_step,
         figures={

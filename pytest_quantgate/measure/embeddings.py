@@ -78,16 +78,24 @@ def build_classifiers(
     The embeddings of a class name in every template, each normalised, are averaged, and the mean
     is normalised (`clip_benchmark.metrics.zeroshot_classification.zero_shot_classifier`).
     """
+    embedded = embed_texts(models, list_prompts(samples), batch_size=batch_size, tokenize=tokenize)
+    return [average_templates(found, classes=len(samples.class_names)) for found in embedded]
+
+
+def list_prompts(samples: Samples) -> list[str]:
+    """Return every class name in every template, the templates of one class together."""
+    templates = samples.templates or ("{c}",)
+    return [fill(t, name) for name in samples.class_names for t in templates]
+
+
+def average_templates(embedded: torch.Tensor, *, classes: int) -> torch.Tensor:
+    """Return the classifier [D, C] of the embeddings of `list_prompts`, [C * templates, D]."""
     from torch.nn import functional
 
-    templates = samples.templates or ("{c}",)
-    texts = [fill(t, name) for name in samples.class_names for t in templates]
-    classifiers = []
-    for embedded in embed_texts(models, texts, batch_size=batch_size, tokenize=tokenize):
-        unit = functional.normalize(embedded, dim=-1)
-        mean = unit.view(len(samples.class_names), len(templates), -1).mean(dim=1)
-        classifiers.append((mean / mean.norm(dim=-1, keepdim=True)).T.contiguous())
-    return classifiers
+    unit = functional.normalize(embedded, dim=-1)
+    mean = unit.view(classes, -1, unit.shape[-1]).mean(dim=1)
+    classifier: torch.Tensor = (mean / mean.norm(dim=-1, keepdim=True)).T.contiguous()
+    return classifier
 
 
 def make_batches(model: ClipModel, samples: Samples, *, batch_size: int) -> Iterator[PairBatch]:

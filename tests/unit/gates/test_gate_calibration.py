@@ -353,3 +353,58 @@ def test_long_overlap_is_cut_short() -> None:
 
     assert "20 evaluation samples by content" in verdict.headline
     assert verdict.evidence[4] == "... and 16 more"
+
+
+WEIGHT = "vision_model.layers.0.mlp.fc1.weight_quantizer"
+
+
+@pytest.mark.parametrize("largest", [1.2, 0.5])
+def test_range_that_is_not_the_weights_own_is_red(largest: float) -> None:
+    """Fine-tuned, swapped or loaded after the calibration: no accuracy needs to show it."""
+    audit = change_quantizers(AUDIT, "*weight_quantizer", largest=1.0)
+    audit = replace(change_quantizers(audit, WEIGHT, largest=largest), algorithm="max")
+
+    verdict = judge(audit)
+
+    assert verdict.status is Status.FAIL
+    assert f"the ranges of 1 of 4 weights are not those of the weights: {WEIGHT}" in (
+        verdict.headline
+    )
+    assert "changed after the calibration" in verdict.cause
+    assert verdict.figures["weights_out_of_range"] == 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "largest"), [("mse", 1.2), ("", 1.2), ("max", 1.0), ("max", 1.001)]
+)
+def test_range_that_the_algorithm_may_choose_is_green(algorithm: str, largest: float) -> None:
+    audit = change_quantizers(AUDIT, "*weight_quantizer", largest=largest)
+
+    assert judge(replace(audit, algorithm=algorithm)).passed
+
+
+def test_range_much_wider_than_its_values_is_red() -> None:
+    """Calibrated on pixels from 0 to 255: nothing is clipped, and small values round to nothing."""
+    audit = change_quantizers(AUDIT, "*input_quantizer", largest=1.0)
+    audit = change_quantizers(audit, FC1, amax_min=100.0, amax_max=100.0)
+
+    verdict = judge(audit)
+
+    assert verdict.status is Status.FAIL
+    assert f"worst {FC1}: amax 100, values go to 1" in verdict.headline
+    assert verdict.evidence[0] == f"{FC1}: 100 times wider than its values"
+    assert "other preprocessing" in verdict.cause
+
+
+def test_range_with_some_room_is_green() -> None:
+    audit = change_quantizers(AUDIT, "*input_quantizer", largest=1.0)
+
+    assert judge(change_quantizers(audit, FC1, amax_min=15.0, amax_max=15.0)).passed
+
+
+def test_ranges_of_any_model_are_judged_the_same_way() -> None:
+    audit = replace(change_quantizers(AUDIT, WEIGHT, largest=2.0), algorithm="max")
+
+    verdict = judge_ranges(audit, gate=calibration_gate())
+
+    assert "not those of the weights" in verdict.headline

@@ -766,3 +766,77 @@ def test_waiver_for_a_block_does_not_cover_its_neighbour() -> None:
     assert "2 of 8 intended layer quantizers are off" in verdict.headline
     assert "layers.1" in all_text(verdict)
     assert "layers.0" not in all_text(verdict)
+
+
+def test_model_without_any_quantizer_is_not_blamed_on_patterns() -> None:
+    verdict = judge(replace(AUDIT, quantizers=(), intended=()))
+
+    assert verdict.headline.startswith("coverage: the model holds no quantizer at all")
+    assert "never quantized" in verdict.cause
+
+
+def test_pattern_that_took_a_part_is_not_blamed_for_the_whole_tower() -> None:
+    """One layer is excluded; something else switched off the rest of the tower."""
+    audit = switch_off(exclude(AUDIT, "vision*layers.0.mlp*"), "vision*")
+
+    verdict = judge(audit)
+
+    assert "the whole vision tower is unquantized" in verdict.headline
+    assert "switched off by" not in verdict.headline
+    assert "disabled after the quantization" in verdict.cause
+    assert "quantize again" in verdict.next_step
+
+
+def deepen(audit: Audit, blocks: int) -> Audit:
+    """Return an audit whose towers have so many more blocks, none of which the recipe means."""
+    found = audit
+    for block in range(2, 2 + blocks):
+        for tower in ("vision", "text"):
+            name = f"{tower}_model.layers.{block}.mlp.fc1.weight_quantizer"
+            quantizer = make_quantizer(name, block=block, enabled=False, vision_calls=0)
+            found = add(found, replace(quantizer, text_calls=0))
+    return found
+
+
+def test_recipe_of_a_shallower_model_is_red() -> None:
+    """The patterns name the blocks of another model: most of this one is not meant at all."""
+    verdict = judge(deepen(AUDIT, 3))
+
+    assert verdict.status is Status.FAIL
+    assert verdict.headline.startswith(
+        "coverage: recipe 'fp8-attention' means only 2 of 5 blocks of the vision tower and 2 of 5 "
+        "blocks of the text tower: 6 weights are left out"
+    )
+    assert "vision_model.layers.{2-4}.mlp.fc1.weight_quantizer (3)" in verdict.evidence
+
+
+def test_recipe_that_leaves_out_a_few_blocks_is_green() -> None:
+    assert judge(deepen(AUDIT, 2)).passed
+
+
+def test_blocks_that_are_left_out_can_be_waived() -> None:
+    waiver = make_waiver(*[f"*layers.{block}*" for block in (2, 3, 4)])
+
+    assert judge(deepen(AUDIT, 3), waive=(waiver,)).passed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "dynamic", "green"),
+    [
+        ("*input_quantizer", False, False),
+        ("*input_quantizer", True, True),
+        ("*weight*", False, True),
+    ],
+)
+def test_static_range_per_channel_is_for_weights_alone(
+    pattern: str, dynamic: bool, green: bool
+) -> None:
+    """No kernel multiplies by it: the accuracy is fine, and the engine runs in half precision."""
+    audit = change_quantizers(AUDIT, pattern, granularity="per-channel", dynamic=dynamic)
+
+    verdict = judge(audit)
+
+    assert verdict.passed == green
+    if not green:
+        assert "4 activation quantizers have a range per channel" in verdict.headline
+        assert verdict.cause.startswith("a wrong axis")

@@ -20,7 +20,8 @@ def shuffled(outcomes: Outcomes, *, seed: int = 3) -> Outcomes:
     random.Random(seed).shuffle(order)
     mixed: dict[str, Any] = {
         name: tuple(getattr(outcomes, name)[i] for i in order)
-        for name in ("ids", "correct", "answers", "labels")
+        for name in ("ids", "correct", "answers", "labels", "clusters")
+        if getattr(outcomes, name)
     }
     return replace(outcomes, **mixed)
 
@@ -48,8 +49,8 @@ def test_classes_are_counted_by_themselves() -> None:
     fp16, quantized = make_class_pair(("cat", 10, 3, 0), ("dog", 20, 1, 2))
 
     assert pair_outcomes(before=fp16, after=quantized).classes == (
-        ("cat", ClassCounts(samples=10, right_to_wrong=3, wrong_to_right=0)),
-        ("dog", ClassCounts(samples=20, right_to_wrong=1, wrong_to_right=2)),
+        ("cat", ClassCounts(samples=10, right=7, right_to_wrong=3, wrong_to_right=0)),
+        ("dog", ClassCounts(samples=20, right=19, right_to_wrong=1, wrong_to_right=2)),
     )
 
 
@@ -147,3 +148,69 @@ def test_stored_outcomes_are_not_paired_with_doubled_samples() -> None:
 
     with pytest.raises(Unpaired, match="more than once"):
         pair_stored(stored=store_outcomes(FOUR), now=now)
+
+
+# -- captions of one image ------------------------------------------------------------------------
+
+
+def make_captions(
+    lost_images: int, *, images: int = 200, each: int = 5, together: bool = True
+) -> tuple[Outcomes, Outcomes]:
+    """Return hits of captions; `lost_images` lose all captions, or as many are lost one each."""
+    clusters = tuple(i for i in range(images) for _ in range(each))
+    lost = (
+        set(range(lost_images * each))
+        if together
+        else {i * each for i in range(lost_images * each)}
+    )
+    before = make_hits([True] * len(clusters), variant="fp16", clusters=clusters)
+    after = make_hits([i not in lost for i in range(len(clusters))], clusters=clusters)
+    return before, after
+
+
+def test_captions_that_are_lost_together_are_worth_their_images() -> None:
+    before, after = make_captions(10)
+
+    pairs = pair_outcomes(before=before, after=after)
+
+    assert pairs.clusters is not None
+    assert pairs.clusters.count == 200
+    assert pairs.flips.samples == pytest.approx(200, rel=0.05)
+    assert pairs.flips.drop == pytest.approx(pairs.drop)
+    assert pairs.changed_share.samples == pytest.approx(pairs.flips.samples)
+    assert pairs.right_share.samples == pytest.approx(pairs.flips.samples)
+
+
+def test_captions_that_are_lost_apart_are_worth_more() -> None:
+    before, after = make_captions(10, together=False)
+
+    pairs = pair_outcomes(before=before, after=after)
+
+    assert pairs.flips.samples > 600
+    assert pairs.flips.drop == pytest.approx(0.05)
+
+
+def test_a_baseline_takes_the_clusters_of_today_in_its_own_order() -> None:
+    before, after = make_captions(10)
+    mixed = shuffled(after)
+
+    expected = pair_outcomes(before=before, after=after)
+
+    assert pair_outcomes(before=before, after=mixed) == expected
+    assert pair_stored(stored=store_outcomes(before), now=mixed).flips == expected.flips
+
+
+def test_a_caption_for_each_image_stands_for_itself() -> None:
+    before, after = make_captions(3, each=1)
+
+    pairs = pair_outcomes(before=before, after=after)
+
+    assert pairs.clusters is None
+    assert pairs.flips.samples == 200
+
+
+def test_other_clusters_cannot_be_compared() -> None:
+    before, after = make_captions(3)
+
+    with pytest.raises(Unpaired, match="clusters of the samples differ"):
+        pair_outcomes(before=before, after=replace(after, clusters=()))

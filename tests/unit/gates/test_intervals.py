@@ -1,0 +1,141 @@
+"""A quick version of benchmarks/intervals.py: the limits hold as often as they say.
+
+Where two counts decide, every outcome is enumerated with its exact probability: no luck, no seeds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+np = pytest.importorskip("numpy")
+
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "intervals.py"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("intervals_under_test", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_enumeration_knows_a_binomial(bench: ModuleType) -> None:
+    """The chance of more than one of three lost, at one in ten, is 2.8 %; won ones do not count."""
+    truth = bench.Truth(3, 0.1, 0.0)
+
+    below, between, above = bench.split(truth, lambda _won: (1, 1))
+
+    assert (below, between, above) == pytest.approx((0.729, 0.243, 0.028))
+
+
+def test_enumeration_leaves_nothing_out(bench: ModuleType) -> None:
+    for truth in (bench.Truth(200, 0.02, 0.01), bench.Truth(50_000, 0.1, 0.4)):
+        below, _, above = bench.split(truth, lambda won: (won, won + 10**9))
+
+        assert below + above + bench.split(truth, lambda won: (0, won - 1))[1] >= 0
+        total = bench.split(truth, lambda _won: (0, 10**9))
+        assert total[1] == pytest.approx(1)
+        assert total[0] == total[2] == 0
+
+
+def test_limits_of_a_drop_hold_in_94_to_97_percent(bench: ModuleType) -> None:
+    """With ten expected flips and more; the one exception that counts force is in the docs."""
+    checked = 0
+    for truth in bench.truths(quick=True):
+        upper, lower = bench.reach_of(truth, bench.ours)
+        assert min(upper, lower) >= 0.94, truth
+        if truth.expected_flips >= 10 and truth.samples * truth.won >= 1:
+            assert max(upper, lower) <= 0.97, truth
+            checked += 1
+    assert checked > 150
+
+
+def test_uncorrected_limits_do_not(bench: ModuleType) -> None:
+    """The check can fail: Tango's lower limit and Wald's interval do."""
+    truth = bench.Truth(20_000, 4 / 20_000, 1 / 20_000)
+
+    assert bench.reach_of(truth, bench.ours)[1] > 0.945
+    assert bench.reach_of(truth, bench.tango)[1] < 0.92
+    assert bench.reach_of(truth, bench.wald)[0] < 0.90
+
+
+def test_limits_of_a_share_hold(bench: ModuleType) -> None:
+    for samples, share, upper, lower in bench.measure_share(quick=True):
+        assert min(upper, lower) >= 0.94, (samples, share)
+        if samples * min(share, 1 - share) >= 20:
+            assert max(upper, lower) <= 0.97, (samples, share)
+
+
+def test_verdicts_are_inconclusive_just_where_neither_limit_decides(bench: ModuleType) -> None:
+    """At the limit itself each side errs in 5 %; far from it, in none."""
+    for samples in (1_000, 10_000):
+        at = bench.verdicts(bench.Truth(samples, 0.02, 0.01), limit=0.01)
+        far = bench.verdicts(bench.Truth(samples * 10, 0.02, 0.02), limit=0.01)
+
+        assert at[0] == pytest.approx(0.05, abs=0.01)
+        assert at[2] == pytest.approx(0.05, abs=0.01)
+        assert at[1] == pytest.approx(0.90, abs=0.02)
+        assert far[0] > 0.999
+
+
+def test_advice_is_right_within_a_fifth(bench: ModuleType) -> None:
+    """The advised size against the least that decides in four of five runs, and what it decides."""
+    cases = [(0.01, 0.03, 0.0), (0.01, 0.03, 0.5), (0.01, 0.03, 2.0), (0.02, 0.08, 1.5)]
+
+    for *_, advised, needed, decided in bench.measure_advice(cases):
+        assert advised == pytest.approx(needed, rel=0.2)
+        assert 0.72 < decided < 0.9
+
+
+def test_captions_are_judged_by_their_images(bench: ModuleType) -> None:
+    truth = bench.Truth(2_000, 0.04, 0.03)
+
+    upper, lower, naive_upper, naive_lower = bench.simulate_captions(
+        images=400, captions=5, truth=truth, together=1.0, runs=400
+    )
+
+    # 95 % plus or minus three standard deviations of 400 throws.
+    assert 0.917 < upper < 0.983
+    assert 0.917 < lower < 0.983
+    assert max(naive_upper, naive_lower) < 0.85
+
+
+def test_a_family_keeps_the_level_of_one(bench: ModuleType) -> None:
+    alone, together, _, _ = bench.simulate_family(limits=10, kept=1.0, runs=500)
+
+    assert alone > 0.3
+    assert together < 0.08
+
+
+def test_paired_samples_are_an_order_less_than_unpaired_ones(bench: ModuleType) -> None:
+    flips = bench.Flips(right_to_wrong=13.5, wrong_to_right=13.5, samples=1000)
+    paired = bench.samples_to_settle(flips, confidence=0.95, limit=0.005, power=0.95)
+    unpaired = bench.samples_unpaired(0.79, 0.79, limit=0.005, power=0.95, fixed_reference=False)
+
+    passed, _, _ = bench.verdicts(bench.Truth(paired, 0.0135, 0.0135), limit=0.005)
+
+    assert passed == pytest.approx(0.95, abs=0.01)
+    assert unpaired / paired > 10
+
+
+def test_the_page_holds_every_table_once(bench: ModuleType) -> None:
+    text = bench.PAGE.read_text(encoding="utf-8")
+    names = ("drop", "outside", "share", "captions", "classes", "latency", "verdicts", "advice")
+
+    replaced = bench.replace_tables(text, dict.fromkeys((*names, "power", "family"), "| new |"))
+
+    assert replaced.count("| new |") == 10
+
+
+def test_a_page_without_its_marker_is_refused(bench: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="marker of table 'drop' stands 0 times"):
+        bench.replace_tables("nothing", {"drop": ""})

@@ -1,0 +1,70 @@
+"use strict";
+(() => {
+  const tip = document.getElementById("tip");
+  const show = (text) => {
+    tip.textContent = text;
+    tip.hidden = !text;
+  };
+
+  // The maps: one tab stop each, arrow keys inside, as grids of the ARIA practices do.
+  const cellsOf = (row) => [...row.querySelectorAll("td.cell, td.none")];
+  for (const grid of document.querySelectorAll('table[role="grid"]')) {
+    const rows = [...grid.tBodies[0].rows].map(cellsOf);
+    const place = (cell) => {
+      const row = rows.findIndex((cells) => cells.includes(cell));
+      return [row, rows[row].indexOf(cell)];
+    };
+    const go = (from, row, column) => {
+      const target = rows[row]?.[column];
+      if (!target) return;
+      if (!target.classList.contains("cell")) {
+        const [before, beside] = place(from);
+        go(target, row + Math.sign(row - before), column + Math.sign(column - beside));
+        return;
+      }
+      grid.querySelector('[tabindex="0"]')?.setAttribute("tabindex", "-1");
+      target.setAttribute("tabindex", "0");
+      target.focus();
+    };
+    grid.addEventListener("keydown", (event) => {
+      const cell = event.target.closest("td.cell");
+      if (!cell) return;
+      const [row, column] = place(cell);
+      const last = rows[row].length - 1;
+      const moves = {
+        ArrowRight: [row, column + 1], ArrowLeft: [row, column - 1],
+        ArrowDown: [row + 1, column], ArrowUp: [row - 1, column],
+        Home: [row, 0], End: [row, last],
+      };
+      if (event.key === "Escape") show("");
+      if (!moves[event.key]) return;
+      event.preventDefault();
+      go(cell, ...moves[event.key]);
+    });
+    const label = (event) => event.target.closest("td.cell")?.getAttribute("aria-label") ?? "";
+    grid.addEventListener("focusin", (event) => show(label(event)));
+    grid.addEventListener("focusout", () => show(""));
+    grid.addEventListener("pointerover", (event) => show(label(event)));
+    grid.addEventListener("pointerleave", () => show(""));
+  }
+
+  const data = document.getElementById("charts");
+  if (!data) return;
+  const specs = JSON.parse(data.textContent);
+  const explain = (value) =>
+    typeof value === "object" && value !== null
+      ? Object.entries(value).map(([name, shown]) => `${name}: ${shown}`).join(", ")
+      : String(value ?? "");
+  for (const place of document.querySelectorAll("[data-chart]")) {
+    const drawn = specs[place.dataset.chart];
+    if (place.clientWidth < 480) drawn.config.axis.labelLimit = 110;  // a phone: the table names all
+    const { spec } = charts.compile(drawn);
+    const runtime = charts.parse(spec, undefined, { ast: true });
+    const view = new charts.View(runtime, {
+      renderer: "svg", container: place, hover: false,
+      expr: charts.expressionInterpreter, logLevel: 1,
+    });
+    view.tooltip((_handler, _event, _item, value) => show(explain(value)));
+    view.runAsync();
+  }
+})();

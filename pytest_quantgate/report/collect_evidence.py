@@ -1,0 +1,587 @@
+"""What a run judged and left in the cache -> a `Report`. Measures nothing, imports no torch.
+
+The gates ran in this process or in workers; their verdicts are in the summary, the keys of what
+they used in `Evidence`. Whatever is no longer in the cache, or damaged, is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar, cast
+
+from pytest_quantgate import __version__
+from pytest_quantgate.baselines import pack_bits
+from pytest_quantgate.cache import Cache
+from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.gates.coverage import wanted_slots
+from pytest_quantgate.gates.trace import STAGES, Stage, TraceRow, follow_quantizers
+from pytest_quantgate.measurement import (
+    Audit,
+    CalibrationRun,
+    Fidelity,
+    OnnxAudit,
+    Outcomes,
+    Parity,
+    Roundtrip,
+    from_json,
+)
+from pytest_quantgate.report.evidence import Evidence
+from pytest_quantgate.report.model import (
+    AuditFacts,
+    CalibrationFacts,
+    ClassFacts,
+    Conclusion,
+    EngineFacts,
+    Environment,
+    Flip,
+    GateResult,
+    OnnxFacts,
+    OutcomeFacts,
+    QuantizerFacts,
+    Report,
+    StageFacts,
+    StageName,
+    SuiteReport,
+    TaskFacts,
+    VariantName,
+)
+from pytest_quantgate.report.previews import list_flips
+from pytest_quantgate.report.quantizer_states import describe_quantizers
+from pytest_quantgate.report.terminal import Row, Summary
+from pytest_quantgate.runtimes.engine_layers import EngineReport
+from pytest_quantgate.stages import TOWERS
+from pytest_quantgate.suite import CoverageGate, Suite, Where
+from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.verdict import Status
+
+#: A report names no more flipped samples of a task than this, losses first.
+MAX_FLIPS = 200
+
+#: Packages that a reader may ask for.
+PACKAGES = (
+    "pytest-quantgate",
+    "pytest",
+    "torch",
+    "transformers",
+    "nvidia-modelopt",
+    "diffusers",
+    "clip-benchmark",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu12",
+    "tensorrt-rtx-cu13",
+    "pytest-benchmark",
+)
+
+Value = TypeVar("Value")
+
+
+def collect_report(
+    summary: Summary,
+    *,
+    evidence: Mapping[str, Evidence],
+    errors: Sequence[str],
+    cache: Cache,
+    root: Path,
+    environ: Mapping[str, str],
+) -> Report:
+    """Return the report of a run: `evidence` is by suite name, `errors` ended without a verdict."""
+    suites = tuple(
+        collect_suite(name, summary=summary, evidence=evidence.get(name), cache=cache)
+        for name in summary.suites
+    )
+    return Report(
+        product_version=__version__,
+        created=_read_clock(environ),
+        conclusion=conclude_run(suites, errors=errors),
+        suites=suites,
+        environment=describe_environment(root=root, environ=environ),
+        errors=tuple(errors),
+        warnings=summary.warnings,
+        written=summary.written,
+        obtained=summary.obtained,
+        orphans=summary.orphans,
+    )
+
+
+def conclude_run(suites: Sequence[SuiteReport], *, errors: Sequence[str]) -> Conclusion:
+    """Return the verdict of a whole run in one sentence: the worst suite's, and which."""
+    if errors:
+        number = f"{len(errors)} tests" if len(errors) > 1 else "a test"
+        return Conclusion(
+            status="FAIL", sentence=f"Do not ship: {number} ended without a verdict ({errors[0]})"
+        )
+    if not suites:
+        return Conclusion(status="NOT_MEASURED", sentence="Not decided: no gate ran")
+    worst = max(suites, key=lambda suite: Status[suite.conclusion.status].severity)
+    status = worst.conclusion.status
+    members = [suite for suite in suites if suite.conclusion.status == status]
+    if len(suites) == 1 or len(members) == 1:
+        sentence = worst.conclusion.sentence
+        if worst.gates and all(gate.status == "NOT_MEASURED" for gate in worst.gates):
+            # The suite's own sentence is the reason, which stands below with the gates.
+            sentence = f"not decided: none of {len(worst.gates)} gates could be measured"
+        others = f" ({len(suites) - 1} other of {len(suites)} suites may ship)"
+        rest = all(suite.conclusion.status == "PASS" for suite in suites if suite is not worst)
+        return Conclusion(
+            status=status,
+            sentence=f"{sentence[:1].upper()}{sentence[1:]}"
+            + (f", in {worst.name}{others if rest else ''}" if len(suites) > 1 else ""),
+        )
+    names = ", ".join(suite.name for suite in members)
+    if status == "PASS":
+        gates = sum(len(suite.gates) for suite in suites)
+        sentence = f"May ship: all {gates} gates of {len(suites)} suites passed"
+    else:
+        word = "Do not ship" if status == "FAIL" else "Not decided"
+        sentence = f"{word}: {len(members)} of {len(suites)} suites: {names}"
+    return Conclusion(status=status, sentence=sentence)
+
+
+def collect_suite(
+    name: str, *, summary: Summary, evidence: Evidence | None, cache: Cache
+) -> SuiteReport:
+    """Return all that is known of one suite of the run."""
+    rows = [row for row in summary.rows if row.suite == name]
+    sentence, status = summary.conclude(name)
+    names = {row.gate for row in rows}
+    report = SuiteReport(
+        name=name,
+        file=evidence.file if evidence else "",
+        conclusion=Conclusion(status=status.value, sentence=sentence),
+        gates=tuple(_describe_gate(row) for row in rows),
+        not_run=tuple(gate for gate in (evidence.gates if evidence else ()) if gate not in names),
+        notes=tuple(dict.fromkeys(note for row in rows for note in row.notes)),
+    )
+    return _SuiteReader(evidence, cache=cache).fill(report) if evidence else report
+
+
+def _describe_gate(row: Row) -> GateResult:
+    verdict = row.verdict
+    kind, _, key = row.gate.partition("[")
+    return GateResult(
+        name=row.gate,
+        kind=kind,
+        key=key.removesuffix("]"),
+        status=verdict.status.value,
+        headline=verdict.headline,
+        brief=verdict.brief or verdict.headline.removeprefix(f"{kind}: "),
+        evidence=verdict.evidence,
+        cause=verdict.cause,
+        next_step=verdict.next_step,
+        figures=verdict.figures,
+    )
+
+
+class _SuiteReader:
+    """Reads what one suite used back from the cache."""
+
+    def __init__(self, evidence: Evidence, *, cache: Cache) -> None:
+        self.evidence = evidence
+        self.cache = cache
+        try:
+            self.suite: Suite | None = load_suite(Path(evidence.path))
+        except QuantGateError:
+            self.suite = None  # changed since it was judged; its limits are in the verdicts
+
+    def fill(self, report: SuiteReport) -> SuiteReport:
+        evidence = self.evidence
+        audit = self._read(Audit, ("variant",), name="audit.json")
+        run = self._read(CalibrationRun, ("variant",), name="calibration.json")
+        onnx = {
+            (variant, tower): found
+            for (_, variant, tower, precision), found in self._read_all(OnnxAudit, "onnx_audit")
+            if precision == "float16"
+        }
+        engines = {
+            about[1:]: found
+            for about, found in self._read_all(EngineReport, "engine", name="report.json")
+        }
+        recipe = evidence.recipe
+        return replace(
+            report,
+            device=evidence.device,
+            versions=evidence.versions,
+            model=evidence.model,
+            recipe=(
+                replace(recipe, name=audit.recipe_name, formats=audit.formats)
+                if recipe and audit
+                else recipe
+            ),
+            calibration=self._describe_calibration(run),
+            audit=self._describe_audit(audit, onnx=onnx, engines=engines),
+            fidelity=self._read(Fidelity, ("fidelity",)),
+            tasks=tuple(self._describe_tasks(report.gates)),
+            roundtrip=self._read(Roundtrip, ("roundtrip",)),
+            onnx=tuple(_describe_onnx(variant, audit) for (variant, _), audit in onnx.items()),
+            parity=self._read(Parity, ("parity",)),
+            engines=tuple(_describe_engine(about, found) for about, found in engines.items()),
+            latency=evidence.latency,
+        )
+
+    def _read(
+        self, kind: type[Value], about: tuple[str, ...], *, name: str = "value.json"
+    ) -> Value | None:
+        for use in self.evidence.used:
+            if use.about == about:
+                return self._load(kind, use.about[0], use.key, name=name)
+        return None
+
+    def _read_all(
+        self, kind: type[Value], entry: str, *, name: str = "value.json"
+    ) -> Iterator[tuple[tuple[str, ...], Value]]:
+        for use in self.evidence.used:
+            if use.about[0] == entry:
+                found = self._load(kind, entry, use.key, name=name)
+                if found is not None:
+                    yield use.about, found
+
+    def _load(self, kind: type[Value], entry: str, key: str, *, name: str) -> Value | None:
+        data = self.cache.read(kind=entry, key=key, name=name)
+        if data is None:
+            return None
+        try:
+            return from_json(kind, data)
+        except ValueError:
+            return None
+
+    def _describe_calibration(self, run: CalibrationRun | None) -> CalibrationFacts | None:
+        if run is None:
+            return None
+        return CalibrationFacts(
+            data=run.data,
+            samples=run.samples,
+            batch_size=self.suite.calibration.batch_size if self.suite else 0,
+            batches=run.batches,
+            held_out_samples=run.held_out_samples,
+            nonfinite=run.nonfinite,
+            digest=self.evidence.calibration_digest,
+        )
+
+    def _describe_audit(
+        self,
+        audit: Audit | None,
+        *,
+        onnx: Mapping[tuple[str, str], OnnxAudit],
+        engines: Mapping[tuple[str, ...], EngineReport],
+    ) -> AuditFacts | None:
+        if audit is None:
+            return None
+        gate = self.suite.gates.coverage if self.suite else None
+        gate = gate or CoverageGate(where=Where(file="", line=0))
+        traces = list(_follow(audit, gate=gate, onnx=onnx, engines=engines))
+        lost: dict[str, tuple[Stage, str]] = {}
+        for target, rows in traces:
+            for row in rows:
+                known = lost.get(row.name)
+                if row.lost_at and (known is None or _earlier(row.lost_at, known[0])):
+                    at = f"{target}: " if row.lost_at == "engine" else ""
+                    lost[row.name] = (row.lost_at, f"{at}{row.reason}")
+        quantizers = describe_quantizers(audit, gate=gate, slots=wanted_slots(audit, gate=gate))
+        return AuditFacts(
+            towers=audit.towers,
+            quantizers=tuple(_with_loss(facts, lost.get(facts.name)) for facts in quantizers),
+            excludes={pattern: len(matched) for pattern, matched in audit.excludes},
+            stages=_count_stages(traces),
+            notes=audit.notes,
+        )
+
+    def _describe_tasks(self, gates: Sequence[GateResult]) -> Iterator[TaskFacts]:
+        names = {gate.name for gate in gates}
+        previews = {use.about[1:]: use.key for use in self.evidence.used
+                    if use.about[0] == "previews"}  # fmt: skip
+        for use in self.evidence.used:
+            kind, *of = use.about
+            stored = self.cache.read(kind=kind, key=use.key) if kind == "outcomes" else None
+            if stored is None:
+                continue
+            task, metric, stage, _ = of
+            suffix = "" if stage == "torch" else f"-{stage}"
+            judged = [f"{kind}[{task}-{metric}{suffix}]" for kind in ("accuracy", "regression")]
+            pictures = self.cache.read(kind="previews", key=previews.get(tuple(of), "none"))
+            try:
+                fp16, quantized = (from_json(Outcomes, item) for item in stored)
+            except ValueError:
+                continue
+            if fp16.ids != quantized.ids:
+                continue  # the gate has said so
+            yield describe_task(
+                fp16=fp16,
+                quantized=quantized,
+                stage=cast(StageName, stage),
+                gates=tuple(name for name in judged if name in names),
+                previews=pictures or {},
+            )
+
+
+def _with_loss(facts: QuantizerFacts, lost: tuple[Stage, str] | None) -> QuantizerFacts:
+    return replace(facts, lost_at=lost[0], lost_because=lost[1]) if lost else facts
+
+
+def _earlier(stage: Stage, other: Stage) -> bool:
+    return STAGES.index(stage) < STAGES.index(other)
+
+
+def _follow(
+    audit: Audit,
+    *,
+    gate: CoverageGate,
+    onnx: Mapping[tuple[str, str], OnnxAudit],
+    engines: Mapping[tuple[str, ...], EngineReport],
+) -> Iterator[tuple[str, tuple[TraceRow, ...]]]:
+    """Yield (target, rows) for every tower that was exported and every target it was built for."""
+    for tower in TOWERS:
+        graph = onnx.get(("quantized", tower))
+        if graph is None:
+            continue
+        built = {
+            target: engine
+            for (variant, where, target, *_), engine in engines.items()
+            if (variant, where) == ("quantized", tower)
+        }
+        for target, engine in built.items() or [("", None)]:
+            yield (
+                target,
+                follow_quantizers(
+                    audit,
+                    onnx={tower: graph},
+                    engines={tower: engine} if engine else None,
+                    towers=[tower],
+                    coverage=gate,
+                ),
+            )
+
+
+def _count_stages(traces: Iterable[tuple[str, Sequence[TraceRow]]]) -> tuple[StageFacts, ...]:
+    """Return how many quantizers of each tower and slot reached each stage."""
+    found: dict[tuple[str, str], StageFacts] = {}
+    for target, rows in traces:
+        kinds: dict[tuple[str, str], list[TraceRow]] = {}
+        for row in rows:
+            kinds.setdefault((row.tower, row.slot), []).append(row)
+        for (tower, slot), members in kinds.items():
+
+            def count(stage: Stage, members: list[TraceRow] = members) -> int:
+                return sum(row.reached(stage) for row in members)
+
+            known = found.get((tower, slot))
+            engines = dict(known.engines) if known else {}
+            if target:
+                engines[target] = count("engine")
+            found[tower, slot] = StageFacts(
+                tower=tower,
+                slot=slot,
+                declared=len(members),
+                model=count("model"),
+                forward=count("forward"),
+                onnx=count("onnx"),
+                engines=engines,
+            )
+    return tuple(found.values())
+
+
+def describe_task(
+    *,
+    fp16: Outcomes,
+    quantized: Outcomes,
+    stage: StageName,
+    gates: tuple[str, ...],
+    previews: Mapping[str, Mapping[str, str]],
+) -> TaskFacts:
+    """Return the facts of one task; both outcomes must be of the same ids in the same order."""
+    order = sorted(range(len(fp16.ids)), key=fp16.ids.__getitem__)
+    flips = list_flips(fp16, quantized)
+    lost = sum(fp16.correct[index] for index in flips)
+    is_retrieval = not fp16.class_names
+    pairs = zip(fp16.correct, quantized.correct, fp16.answers, quantized.answers, strict=True)
+    return TaskFacts(
+        task=fp16.task,
+        metric=fp16.metric,
+        stage=stage,
+        gates=gates,
+        samples=len(order),
+        ids_digest=_digest(fp16.ids[i] for i in order),
+        data_digest=fp16.data_digest,
+        fp16=_describe_outcomes(fp16, order=order),
+        quantized=_describe_outcomes(quantized, order=order),
+        right_to_wrong=lost,
+        wrong_to_right=len(flips) - lost,
+        answers_changed=sum((a != b) if is_retrieval else (x != y) for a, b, x, y in pairs),
+        classes=_count_classes(fp16, quantized),
+        flips=tuple(
+            _describe_flip(fp16, quantized, index=index, preview=previews.get(fp16.ids[index], {}))
+            for index in flips[:MAX_FLIPS]
+        ),
+    )
+
+
+def _describe_outcomes(outcomes: Outcomes, *, order: Sequence[int]) -> OutcomeFacts:
+    return OutcomeFacts(
+        variant=outcomes.variant,
+        value=outcomes.value,
+        right=sum(outcomes.correct),
+        correct_bits=pack_bits(tuple(outcomes.correct[i] for i in order)),
+        answers_digest=_digest(str(outcomes.answers[i]) for i in order),
+        nonfinite=outcomes.nonfinite,
+    )
+
+
+def _digest(lines: Iterable[str]) -> str:
+    text = "\n".join(lines)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _count_classes(fp16: Outcomes, quantized: Outcomes) -> tuple[ClassFacts, ...]:
+    if not fp16.class_names:
+        return ()
+    counts: dict[int, list[int]] = {}
+    for label, was, now in zip(fp16.labels, fp16.correct, quantized.correct, strict=True):
+        found = counts.setdefault(label, [0, 0, 0, 0, 0])
+        for place, holds in enumerate((True, was, now, was and not now, now and not was)):
+            found[place] += holds
+    return tuple(
+        ClassFacts(
+            name=_class_name(fp16.class_names, label),
+            samples=found[0],
+            fp16_right=found[1],
+            quantized_right=found[2],
+            right_to_wrong=found[3],
+            wrong_to_right=found[4],
+        )
+        for label, found in sorted(counts.items())
+    )
+
+
+def _class_name(names: Sequence[str], label: int) -> str:
+    return names[label] if 0 <= label < len(names) else f"#{label}"
+
+
+def _describe_flip(
+    fp16: Outcomes, quantized: Outcomes, *, index: int, preview: Mapping[str, str]
+) -> Flip:
+    names, label = fp16.class_names, fp16.labels[index]
+    return Flip(
+        id=fp16.ids[index],
+        right_to_wrong=fp16.correct[index],
+        label=_class_name(names, label) if names else "",
+        fp16_answer=preview.get("fp16_answer") or _class_name(names, fp16.answers[index]),
+        quantized_answer=(
+            preview.get("quantized_answer") or _class_name(names, quantized.answers[index])
+        ),
+        image=preview.get("image", ""),
+        text=preview.get("text", ""),
+    )
+
+
+def _describe_onnx(variant: str, audit: OnnxAudit) -> OnnxFacts:
+    return OnnxFacts(
+        variant=_variant(variant),
+        tower=audit.tower,
+        precision=audit.precision,
+        opset=audit.opset,
+        file_bytes=audit.file_bytes,
+        digest=audit.digest,
+        pairs=sum(pair.complete and pair.feeds_owner for pair in audit.pairs),
+        lost=audit.lost,
+        undeclared=len(audit.undeclared),
+        weights_bytes=dict(audit.weights_bytes),
+    )
+
+
+def _variant(name: str) -> VariantName:
+    return "fp16" if name == "fp16" else "quantized"
+
+
+def _describe_engine(about: Sequence[str], engine: EngineReport) -> EngineFacts:
+    variant, tower, _, batch, _ = about
+    precisions: dict[str, int] = {}
+    layers: dict[str, str] = {}
+    for node in engine.nodes:
+        precision = node.precision or "merged"
+        precisions[precision] = precisions.get(precision, 0) + 1
+        layers[node.node.strip("/").rpartition("/")[0].replace("/", ".")] = precision
+    return EngineFacts(
+        variant=_variant(variant),
+        tower=tower,
+        target=engine.target,
+        batch=int(batch),
+        library=engine.library,
+        library_version=engine.library_version,
+        plan_digest=engine.plan_sha256,
+        onnx_digest=engine.onnx_sha256,
+        plan_bytes=engine.plan_bytes,
+        weights_bytes=engine.weights_bytes,
+        activation_bytes=engine.activation_bytes,
+        gemm_nodes=engine.gemm_nodes,
+        fp8_gemm_nodes=engine.fp8_gemm_nodes,
+        attentions=len(engine.attentions),
+        attentions_fused_fp8=sum(found.state == "fused-fp8" for found in engine.attentions),
+        precisions=precisions,
+        layers=layers,
+    )
+
+
+def describe_environment(*, root: Path, environ: Mapping[str, str]) -> Environment:
+    """Return the machine, the packages and the revision that a run judged."""
+    packages = {}
+    for package in PACKAGES:
+        try:
+            packages[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return Environment(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        processor=_read_processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        packages=packages,
+        commit=_read_commit(root, environ=environ),
+    )
+
+
+def _read_processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _read_commit(root: Path, *, environ: Mapping[str, str]) -> str:
+    for name in ("GITHUB_SHA", "CI_COMMIT_SHA"):
+        if environ.get(name):
+            return environ[name]
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip()
+
+
+def _read_clock(environ: Mapping[str, str]) -> str:
+    """Return now, or SOURCE_DATE_EPOCH, for builds that must be reproducible."""
+    epoch = environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)
+    return now.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,152 @@
+"""What a worker tells the controller of a case, beside its verdicts: where the evidence lies.
+
+The evidence itself stays in the cache; only its keys travel, and what is in no cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.measurement import from_json, to_json
+from pytest_quantgate.report.model import LatencyFacts, ModelFacts, RecipeFacts
+
+if TYPE_CHECKING:
+    from pytest_quantgate.case import Case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """A cache entry that a case used: its kind and what it is of, and its key."""
+
+    about: tuple[str, ...]
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What one process used of one suite. `gates` are the suite's, in order; `file` is shown."""
+
+    suite: str
+    path: str
+    file: str
+    gates: tuple[str, ...]
+    used: tuple[Use, ...] = ()
+    device: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    model: ModelFacts | None = None
+    recipe: RecipeFacts | None = None
+    calibration_digest: str = ""
+    latency: tuple[LatencyFacts, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = to_json(self)
+        return found
+
+    def joined(self, later: Evidence) -> Evidence:
+        """Return what both processes used; the later one's word counts."""
+        used = {use.about: use for use in (*self.used, *later.used)}
+        latency = {facts.gate: facts for facts in (*self.latency, *later.latency)}
+        first, second = (later, self) if later.model else (self, later)
+        return replace(
+            first,
+            gates=first.gates or second.gates,
+            used=tuple(used.values()),
+            latency=tuple(latency.values()),
+        )
+
+
+def read_evidence(data: Any) -> Evidence:
+    """Return the evidence in a test report; raises ValueError where it is none."""
+    return from_json(Evidence, data)
+
+
+def describe_case(case: Case, *, gates: tuple[str, ...]) -> Evidence:
+    """Return what a case has used so far. Costs nothing that the case has not paid already."""
+    suite = case.suite
+    evidence = Evidence(
+        suite=suite.name,
+        path=str(suite.path),
+        file=suite.model.where.file,
+        gates=gates,
+        used=tuple(Use(about=about, key=key) for about, key in case.used.items()),
+        latency=tuple(
+            LatencyFacts(
+                gate=f"latency[{key}]",
+                runtime=run.runtime,
+                tower=run.tower,
+                batch=run.batch_size,
+                system=run.machine.system,
+                processor=run.machine.processor,
+                cores=run.machine.cores,
+                threads=run.machine.threads,
+                device=run.machine.device,
+                fp16_ms=run.fp16.times_ms,
+                quantized_ms=run.quantized.times_ms,
+                fp16_again_ms=run.fp16_again.times_ms,
+            )
+            for key, run in case.latency_runs.items()
+        ),
+    )
+    if ("variant",) not in case.used:
+        return evidence  # nothing was built: model and recipe may not even be readable
+    print_of = case.fingerprint(data="")
+    return replace(
+        evidence,
+        device=case.device,
+        versions=case.versions,
+        model=ModelFacts(
+            source=suite.model.source,
+            description=case.source.description,
+            revision=suite.model.revision or "",
+            dtype=suite.model.dtype,
+            attn_implementation=suite.model.attn_implementation,
+            digest=print_of.model,
+        ),
+        recipe=RecipeFacts(
+            name="",  # the audit's, which the controller reads
+            lines=recipe_lines(_read_recipe(case)),
+            exclude=suite.quantize.exclude,
+            formats=(),
+            digest=print_of.recipe,
+        ),
+        calibration_digest=print_of.calibration,
+    )
+
+
+def _read_recipe(case: Case) -> Any:
+    from pytest_quantgate.models.source import recipe_content
+
+    quantize = case.suite.quantize
+    return recipe_content(quantize.recipe, where=quantize.where, environ=case.environ)
+
+
+def recipe_lines(content: Any) -> tuple[str, ...]:
+    """Return a recipe as lines: its name, the lines of its file, or one line an entry."""
+    if isinstance(content, str):
+        return tuple(content.splitlines())
+    if isinstance(content, Mapping):
+        entries = content.get("quant_cfg")
+        head = {key: value for key, value in content.items() if key != "quant_cfg"}
+        if isinstance(entries, Mapping):
+            return (*_lines_of(head), *_lines_of(entries))
+        if isinstance(entries, (list, tuple)):
+            return (*_lines_of(head), *(_dump(entry) for entry in entries))
+        return _lines_of(content)
+    return tuple(_dump(entry) for entry in content)
+
+
+def _lines_of(mapping: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{key}: {_dump(value)}" for key, value in mapping.items())
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)

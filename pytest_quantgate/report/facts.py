@@ -1,0 +1,78 @@
+"""Questions that more than one renderer asks of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pytest_quantgate.report.model import (
+    ClassFacts,
+    GateResult,
+    StageName,
+    SuiteReport,
+    TaskFacts,
+)
+
+#: Every kind of gate, to say which of them a suite does not ask for.
+KINDS = (
+    "coverage",
+    "calibration",
+    "fidelity",
+    "accuracy",
+    "regression",
+    "roundtrip",
+    "export",
+    "parity",
+    "engine",
+    "memory",
+    "trace",
+    "latency",
+)
+
+STAGES: Mapping[StageName, str] = {"torch": "", "onnx": " in ONNX", "engine": " in an engine"}
+
+DROP_FIGURES = (
+    "fp16_value",
+    "quantized_value",
+    "drop_points",
+    "drop_low_points",
+    "drop_high_points",
+    "max_drop_points",
+)
+
+
+def absent_kinds(suite: SuiteReport) -> list[str]:
+    """Return the kinds of gates that a suite does not have: what nobody asked for."""
+    names = [*(gate.name for gate in suite.gates), *suite.not_run]
+    there = {name.partition("[")[0] for name in names}
+    return [kind for kind in KINDS if kind not in there]
+
+
+def has_drop(gate: GateResult) -> bool:
+    """Return whether a gate has a drop with its interval and its limit, all of them finite."""
+    return all(math.isfinite(figure(gate, name)) for name in DROP_FIGURES)
+
+
+def figure(gate: GateResult, name: str) -> float:
+    """Return a figure of a gate as a number; NaN where it has none."""
+    value = gate.figures.get(name)
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def gate_of(task: TaskFacts, suite: SuiteReport) -> GateResult | None:
+    """Return the gate that judged the drop of a task."""
+    return next((gate for gate in suite.gates if gate.name in task.gates and has_drop(gate)), None)
+
+
+def task_name(task: TaskFacts) -> str:
+    """Return a task as a reader names it: `digits/classification acc1 in ONNX`."""
+    return f"{task.task} {task.metric}{STAGES[task.stage]}"
+
+
+def worst_classes(task: TaskFacts) -> list[ClassFacts]:
+    """Return the classes that lost samples on balance, the largest share first."""
+
+    def loss(facts: ClassFacts) -> float:
+        return (facts.right_to_wrong - facts.wrong_to_right) / max(1, facts.samples)
+
+    return sorted((c for c in task.classes if loss(c) > 0), key=loss, reverse=True)

@@ -1,0 +1,142 @@
+"""Where reports go: checked before a run starts, written whole at its end, nobody else's file.
+
+A report replaces an earlier report of this product and nothing else: each kind begins with words
+that no other file has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pytest_quantgate.errors import ReportError
+from pytest_quantgate.report import FORMAT
+
+Kind = Literal["html", "markdown", "json"]
+
+#: What each kind of file has in its first `HEAD_BYTES`.
+MARKS: Mapping[Kind, str] = {
+    "html": '<meta name="generator" content="pytest-quantgate',
+    "markdown": "<!-- pytest-quantgate report",
+    "json": f'"format": "{FORMAT}"',
+}
+HEAD_BYTES = 1024
+
+HTML_NAME = "index.html"
+JSON_NAME = "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Which reports a run writes; None: not this one. `step_summary` is appended to."""
+
+    directory: Path | None = None
+    markdown: Path | None = None
+    json: Path | None = None
+    step_summary: Path | None = None
+    images: int = 12
+
+    def __bool__(self) -> bool:
+        return any((self.directory, self.markdown, self.json, self.step_summary))
+
+    def files(self) -> tuple[tuple[Path, Kind, str], ...]:
+        """Return (path, kind, option) of every file that is written whole."""
+        found: list[tuple[Path, Kind, str]] = []
+        if self.directory:
+            found.append((self.directory / HTML_NAME, "html", "--quantgate-report"))
+            found.append((self.directory / JSON_NAME, "json", "--quantgate-report"))
+        if self.markdown:
+            found.append((self.markdown, "markdown", "--quantgate-markdown"))
+        if self.json:
+            found.append((self.json, "json", "--quantgate-json"))
+        return tuple(found)
+
+
+def check_targets(targets: Targets) -> None:
+    """Raise ReportError where a report could not be written, before the run takes its time."""
+    if targets.directory and targets.directory.exists() and not targets.directory.is_dir():
+        raise ReportError(
+            f"--quantgate-report={targets.directory}: this is a file: name a folder, which will "
+            f"hold {HTML_NAME} and {JSON_NAME}"
+        )
+    files = targets.files()
+    for path, kind, option in files:
+        check_file(path, kind=kind, option=option)
+        for other, other_kind, other_option in files:
+            if path == other and kind != other_kind:
+                raise ReportError(f"{path}: {option} and {other_option} name the same file")
+
+
+def check_file(path: Path, *, kind: Kind, option: str) -> None:
+    """Raise ReportError where `path` is no file of ours to replace, or cannot be written."""
+    if os.path.lexists(path):
+        if path.is_dir():
+            raise ReportError(f"{option}: {path} is a folder: name a file")
+        if path.is_symlink() or not path.is_file():
+            raise ReportError(f"{option}: {path} is no regular file: name another one")
+        if not is_ours(path, kind=kind):
+            raise ReportError(
+                f"{option}: {path} was not written by pytest-quantgate and is left as it is: "
+                f"choose another place, or move it away"
+            )
+    parent = path.parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ReportError(f"{option}: {path} cannot be written: {parent} is no folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ReportError(f"{option}: {path} cannot be written: no right to write in {parent}")
+
+
+def is_ours(path: Path, *, kind: Kind) -> bool:
+    """Return whether a file is empty or begins like a report of this kind."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+    except OSError:
+        return False
+    return not head or MARKS[kind].encode() in head
+
+
+def replace_file(path: Path, text: str, *, kind: Kind, option: str) -> None:
+    """Write a report as a whole; raises ReportError and leaves what was there."""
+    import tempfile
+
+    check_file(path, kind=kind, option=option)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(encode(text))
+        Path(temporary).chmod(0o644)  # mkstemp makes it private; a report is there to be read
+        Path(temporary).replace(path)
+        temporary = None
+    except OSError as error:
+        raise ReportError(f"{option}: cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def append_to(path: Path, text: str) -> None:
+    """Append to the step summary of a CI job; raises ReportError."""
+    try:
+        with path.open("ab") as out:
+            out.write(b"\n" + encode(text))
+    except OSError as error:
+        raise ReportError(f"cannot write the step summary {path}: {error.strerror}") from error
+
+
+def encode(text: str) -> bytes:
+    """Return UTF-8; a file name that is none shows as the escapes of its bytes."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def find_step_summary(environ: Mapping[str, str]) -> Path | None:
+    """Return the step summary of the CI job that this runs in."""
+    name = environ.get("GITHUB_STEP_SUMMARY", "")
+    return Path(name) if name else None

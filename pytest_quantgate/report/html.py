@@ -1,0 +1,201 @@
+"""A `Report` -> one HTML file that opens offline. Pure: facts in, text out.
+
+Every number is in the page itself, so it can be read without scripts; scripts draw charts beside
+tables and let arrow keys walk the coverage map. A content security policy in the file forbids
+everything else: no network, no other script.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+
+from pytest_quantgate import __version__
+from pytest_quantgate.report.charts import Spec
+from pytest_quantgate.report.facts import absent_kinds
+from pytest_quantgate.report.markup import Child, Html, embed_json, join, tag
+from pytest_quantgate.report.model import Report
+from pytest_quantgate.report.parts import (
+    STATUSES,
+    Charts,
+    badge,
+    bullets,
+    class_of,
+    definitions,
+    plural,
+)
+from pytest_quantgate.report.sections import list_sections, render_suite
+
+
+def render_html(report: Report) -> str:
+    """Return the report as one self-contained HTML document."""
+    drawn = Charts()
+    several = len(report.suites) > 1
+    body = join(
+        _render_head(report),
+        _render_contents(report),
+        tag(
+            "main",
+            _render_messages(report),
+            (
+                render_suite(suite, number=number, alone=not several, drawn=drawn)
+                for number, suite in enumerate(report.suites, start=1)
+            ),
+            _render_environment(report),
+            id="content",
+        ),
+    )
+    return render_page(title=report.conclusion.sentence, body=body, specs=drawn.specs)
+
+
+def render_page(*, title: str, body: Html, specs: Sequence[Spec] = ()) -> str:
+    """Return an HTML document in the style of the report, with its charts if there are any."""
+    names = ("charts.js", "report.js") if specs else ("report.js",)
+    scripts = [_read_asset(name) for name in names]
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {' '.join(_hash(script) for script in scripts)}",
+            "style-src 'unsafe-inline'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+    head = join(
+        tag("meta", charset="utf-8"),
+        tag("meta", name="generator", content=f"pytest-quantgate {__version__}"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{title} - quantgate"),
+        tag("link", rel="icon", href="data:,"),
+        tag("style", Html(_read_asset("report.css"))),
+    )
+    page = tag(
+        "html",
+        tag("head", head),
+        tag(
+            "body",
+            tag("a", "Skip to the report", href="#content", class_="skip"),
+            body,
+            tag("div", id="tip", role="status", hidden=True),
+            tag("script", embed_json(list(specs)), type="application/json", id="charts")
+            if specs
+            else None,
+            (tag("script", Html(script)) for script in scripts),
+        ),
+        lang="en",
+    )
+    return f"<!DOCTYPE html>\n{page}\n"
+
+
+@cache
+def _read_asset(name: str) -> str:
+    return resources.files("pytest_quantgate.report").joinpath("assets", name).read_text("utf-8")
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _render_head(report: Report) -> Html:
+    conclusion = report.conclusion
+    created = report.created.replace("T", " ").removesuffix("Z")[:16]
+    commit = f", revision {report.environment.commit[:12]}" if report.environment.commit else ""
+    return tag(
+        "header",
+        tag(
+            "div",
+            tag("p", f"quantgate report, {created} UTC{commit}", class_="kicker"),
+            tag(
+                "h1",
+                tag("span", STATUSES[conclusion.status][0], class_="sign", aria_hidden="true"),
+                tag("span", conclusion.sentence),
+            ),
+            tag("p", _count_gates(report), class_="counts"),
+            _render_unmeasured(report),
+            class_="wide",
+        ),
+        class_=f"verdict v-{class_of(conclusion.status)}",
+    )
+
+
+def _count_gates(report: Report) -> Html:
+    gates = [gate for suite in report.suites for gate in suite.gates]
+    parts: list[Child] = [f"{plural(len(gates), 'gate')} of {plural(len(report.suites), 'suite')}"]
+    for status, (_, words) in STATUSES.items():
+        number = sum(gate.status == status for gate in gates)
+        if number:
+            parts.append(badge(status, text=f"{number} {words}"))
+    not_run = sum(len(suite.not_run) for suite in report.suites)
+    if not_run:
+        parts.append(badge("NOT_MEASURED", text=f"{not_run} did not run"))
+    return join(parts)
+
+
+def _render_unmeasured(report: Report) -> Html:
+    """Say what was not measured, always: a reader must not take silence for completeness."""
+    items: list[Html] = []
+    for suite in report.suites:
+        of = f"{suite.name}: " if len(report.suites) > 1 else ""
+        reasons: dict[str, list[str]] = {}
+        for gate in suite.gates:
+            if gate.status == "NOT_MEASURED":
+                reasons.setdefault(gate.headline, []).append(gate.name)
+        for reason, names in reasons.items():
+            items.append(join(of, tag("b", ", ".join(names)), f": {reason}"))
+        if suite.not_run:
+            items.append(join(of, tag("b", ", ".join(suite.not_run)), ": did not run"))
+        absent = absent_kinds(suite)
+        if absent:
+            items.append(join(of, f"no gate asks for {', '.join(absent)}"))
+        items.extend(join(of, note) for note in suite.notes)
+    if not items:
+        return tag("p", tag("b", "Not measured: "), "nothing that a suite asks for is missing.")
+    return join(tag("h2", "What was not measured", class_="small"), bullets(items))
+
+
+def _render_contents(report: Report) -> Html:
+    links: list[Html] = []
+    for number, suite in enumerate(report.suites, start=1):
+        if len(report.suites) > 1:
+            links.append(tag("li", tag("a", suite.name, href=f"#s{number}"), class_="suite"))
+        links.extend(
+            tag("li", tag("a", title, href=f"#s{number}-{anchor}"))
+            for anchor, title in list_sections(suite)
+        )
+    links.append(tag("li", tag("a", "Environment", href="#environment")))
+    return tag("nav", tag("ul", links, class_="wide"), aria_label="Sections")
+
+
+def _render_messages(report: Report) -> Html:
+    lists = [
+        ("Ended without a verdict", report.errors, "card errors"),
+        ("Warnings", report.warnings, "card"),
+        ("Orphaned baselines", report.orphans, "card"),
+        ("Written in this run", (*report.written, *report.obtained), "card"),
+    ]
+    return join(
+        tag("section", tag("h2", title), bullets(lines), class_=classes)
+        for title, lines, classes in lists
+        if lines
+    )
+
+
+def _render_environment(report: Report) -> Html:
+    environment = report.environment
+    rows: list[tuple[str, Child]] = [
+        ("Python", environment.python),
+        ("system", environment.system),
+        ("processor", f"{environment.processor}, {plural(environment.cores, 'core')}"),
+        ("revision", tag("code", environment.commit) if environment.commit else "unknown"),
+    ]
+    rows.extend(environment.packages.items())
+    return tag(
+        "section", tag("h2", "Environment", id="environment"), definitions(rows), class_="card"
+    )

@@ -1,0 +1,106 @@
+"""A `Report` as JSON text and back, and the JSON Schema of that text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pytest_quantgate.errors import ReportError
+from pytest_quantgate.measurement import from_json, to_json
+from pytest_quantgate.report import FORMAT, VERSION
+from pytest_quantgate.report.model import Report
+from pytest_quantgate.untrusted import parse_json
+
+#: Floats that JSON cannot hold, as strings.
+NON_FINITE = ("nan", "inf", "-inf")
+
+
+def render_json(report: Report) -> str:
+    """Return the report as strict JSON in ASCII."""
+    return json.dumps(to_json(report), indent=1, allow_nan=False) + "\n"
+
+
+def read_report(text: str | bytes, *, name: str) -> Report:
+    """Return the report in a JSON text; raises ReportError, which starts with `name`.
+
+    Refused are what is no report, a version that is not this one's, and any field that is
+    missing, unknown or of another type.
+    """
+    try:
+        data = parse_json(text)
+    except ValueError as error:
+        raise ReportError(f"{name}: this is no JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ReportError(f"{name}: this is no report: its `format` is not {FORMAT!r}")
+    if data.get("version") != VERSION:
+        raise ReportError(
+            f"{name}: a report of version {data.get('version')!r}, here version {VERSION} is "
+            f"known: write it again with this release (--quantgate-json={name})"
+        )
+    try:
+        return from_json(Report, data)
+    except ValueError as error:
+        raise ReportError(f"{name}: damaged report: {error}") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a report, made from the classes themselves."""
+    definitions: dict[str, Any] = {}
+    root = _schema_of(Report, definitions)
+    definitions["Report"]["properties"]["format"] = {"const": FORMAT}
+    definitions["Report"]["properties"]["version"] = {"const": VERSION}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"{FORMAT}, version {VERSION}",
+        **root,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _define(kind, definitions)
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema_of(argument, definitions) for argument in arguments]}
+    if origin is tuple:
+        return _schema_of_tuple(arguments, definitions)
+    if origin is Mapping:
+        return {"type": "object", "additionalProperties": _schema_of(arguments[1], definitions)}
+    if kind is float:
+        return {"anyOf": [{"type": "number"}, {"enum": list(NON_FINITE)}]}
+    names = {str: "string", int: "integer", bool: "boolean", type(None): "null"}
+    return {"type": names[kind]}
+
+
+def _schema_of_tuple(arguments: tuple[Any, ...], definitions: dict[str, Any]) -> dict[str, Any]:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return {"type": "array", "items": _schema_of(arguments[0], definitions)}
+    return {
+        "type": "array",
+        "prefixItems": [_schema_of(argument, definitions) for argument in arguments],
+        "minItems": len(arguments),
+        "maxItems": len(arguments),
+    }
+
+
+def _define(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    reference = {"$ref": f"#/$defs/{kind.__name__}"}
+    if kind.__name__ in definitions:
+        return reference
+    definitions[kind.__name__] = {}  # taken, so that a class may hold itself
+    hints = typing.get_type_hints(kind)
+    definitions[kind.__name__] = {
+        "type": "object",
+        "description": " ".join((kind.__doc__ or "").split()),
+        "properties": {name: _schema_of(hint, definitions) for name, hint in hints.items()},
+        "required": list(hints),
+        "additionalProperties": False,
+    }
+    return reference

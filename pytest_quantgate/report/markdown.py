@@ -1,0 +1,212 @@
+"""A `Report` -> Markdown of at most 60 lines, for a step summary or a comment. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from pytest_quantgate.report.facts import (
+    absent_kinds,
+    figure,
+    gate_of,
+    task_name,
+    worst_classes,
+)
+from pytest_quantgate.report.model import GateResult, Report, StatusName, SuiteReport
+from pytest_quantgate.report.numbers import show_bytes, show_percent, show_points, show_ratio
+from pytest_quantgate.report.parts import GREEN_OR_UNKNOWN, STATUSES
+from pytest_quantgate.report.printable import printable
+
+MAX_LINES = 60
+
+#: A cell of a table is no longer than this: the whole stands in the HTML report.
+MAX_CELL = 300
+
+_SPECIAL = re.compile(r"([\\`*\[\]<|~$#])")
+_LONE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_LINK = re.compile(r"(?i)(https?|ftp|mailto|www)([:.])")
+_MENTION = re.compile(r"(?<![A-Za-z0-9])@(?=[A-Za-z0-9])")
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows as it is: no markup, link, mention, or further line."""
+    shown = printable(text).replace("&", "&amp;")
+    shown = _SPECIAL.sub(r"\\\1", shown)
+    shown = _LONE_UNDERSCORE.sub(r"\\_", shown)
+    # An empty comment keeps a site from making links and pings of what only looks like one.
+    shown = _LINK.sub(r"\1<!-- -->\2", shown)
+    return _MENTION.sub("@<!-- -->", shown)
+
+
+def render_markdown(report: Report) -> str:
+    """Return the report in at most `MAX_LINES` lines, what matters most first."""
+    lines = list(_render_top(report))
+    sections = [list(section) for section in _sections(report)]
+    foot = ["", f"<sub>{_describe_origin(report)}</sub>"]
+    room = MAX_LINES - len(foot)
+    for section in sections:
+        if len(lines) + len(section) <= room:
+            lines.extend(section)
+        elif section[0] == "" and len(lines) + 6 <= room:
+            fitting = section[: room - len(lines) - 1]
+            lines.extend((*fitting, _more(section, kept=len(fitting))))
+    return "\n".join((*lines[:room], *foot)) + "\n"
+
+
+def _more(section: Sequence[str], *, kept: int) -> str:
+    number = len(section) - kept
+    text = f"... and {number} more: see the HTML report"
+    return f"| {text} |" if section[kept].startswith("|") else f"- {text}"
+
+
+def _sign(status: StatusName) -> str:
+    return STATUSES[status][0]
+
+
+def _render_top(report: Report) -> Iterator[str]:
+    conclusion = report.conclusion
+    yield f"<!-- pytest-quantgate report version {report.version} -->"
+    yield f"## {_sign(conclusion.status)} {escape(_cut(conclusion.sentence))}"
+    yield ""
+    parts = []
+    for suite in report.suites:
+        of = f"{suite.name}: " if len(report.suites) > 1 else ""
+        names = [gate.name for gate in suite.gates if gate.status == "NOT_MEASURED"]
+        if names or suite.not_run:
+            parts.append(f"{of}{_few([*names, *suite.not_run])}")
+        absent = absent_kinds(suite)
+        if absent:
+            parts.append(f"{of}no gate asks for {', '.join(absent)}")
+    yield f"**Not measured:** {escape(_cut('; '.join(parts) or 'nothing is missing'))}"
+    for error in report.errors[:3]:
+        yield f"- ended without a verdict: {escape(_cut(error))}"
+
+
+def _sections(report: Report) -> Iterator[list[str]]:
+    """Yield blocks of lines, the most important first; each is kept, cut or left out as a whole."""
+    red = [
+        (suite, gate)
+        for suite in report.suites
+        for gate in suite.gates
+        if gate.status not in GREEN_OR_UNKNOWN
+    ]
+    for _, gate in red:
+        yield list(_render_failure(gate))
+    for suite in report.suites:
+        yield list(_render_gates(suite))
+    for suite in report.suites:
+        if suite.tasks:
+            yield list(_render_accuracy(suite))
+    for suite in report.suites:
+        yield list(_render_cost(suite))
+
+
+def _render_failure(gate: GateResult) -> Iterator[str]:
+    yield ""
+    yield f"**{_sign(gate.status)} {escape(gate.name)}**: {escape(_cut(gate.headline, 600))}"
+    for line in gate.evidence[:3]:
+        yield f"- {escape(_cut(line))}"
+    if gate.cause:
+        yield f"- likely cause: {escape(_cut(gate.cause))}"
+    if gate.next_step:
+        yield f"- next step: {escape(_cut(gate.next_step))}"
+
+
+def _render_gates(suite: SuiteReport) -> Iterator[str]:
+    yield ""
+    yield f"| {_sign(suite.conclusion.status)} | {escape(suite.name)} | result |"
+    yield "|---|---|---|"
+    order = sorted(suite.gates, key=lambda gate: gate.status == "PASS")  # stable: red first
+    for gate in order:
+        yield f"| {_sign(gate.status)} | {escape(gate.name)} | {escape(_cut(gate.brief))} |"
+    for name in suite.not_run:
+        yield f"| {_sign('NOT_MEASURED')} | {escape(name)} | did not run |"
+
+
+def _render_accuracy(suite: SuiteReport) -> Iterator[str]:
+    yield ""
+    yield f"| {escape(suite.name)}: task | FP16 | quantized | drop, pp | limit | lost / won |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for task in suite.tasks:
+        gate = gate_of(task, suite)
+        drop = show_points((task.fp16.value - task.quantized.value) * 100)
+        limit = "-"
+        if gate is not None:
+            low, high, most = (
+                show_points(figure(gate, name))
+                for name in ("drop_low_points", "drop_high_points", "max_drop_points")
+            )
+            drop, limit = f"{drop} [{low}, {high}]".replace("[", r"\[").replace("]", r"\]"), most
+        yield (
+            f"| {escape(task_name(task))} | {show_percent(task.fp16.value)} | "
+            f"{show_percent(task.quantized.value)} | {drop} | {limit} | "
+            f"{task.right_to_wrong} / {task.wrong_to_right} |"
+        )
+    for task in suite.tasks:
+        worst = worst_classes(task)[:3]
+        if worst:
+            named = ", ".join(
+                f"{facts.name} {facts.right_to_wrong} lost, {facts.wrong_to_right} won of "
+                f"{facts.samples}"
+                for facts in worst
+            )
+            yield ""
+            yield f"Worst classes of {escape(task_name(task))}: {escape(_cut(named))}"
+            return  # of the first task that has some: a summary is short
+
+
+def _render_cost(suite: SuiteReport) -> Iterator[str]:
+    parts = []
+    sizes: dict[str, int] = {}
+    for facts in suite.onnx:
+        sizes[facts.variant] = sizes.get(facts.variant, 0) + facts.file_bytes
+    if len(sizes) == 2:
+        ratio = show_ratio(sizes["quantized"], sizes["fp16"])
+        parts.append(f"ONNX {show_bytes(sizes['quantized'])} ({ratio} of FP16)")
+    parts.extend(
+        f"engine {engine.target} {engine.tower} {engine.fp8_gemm_nodes} of {engine.gemm_nodes} "
+        f"linear in FP8"
+        for engine in suite.engines
+        if engine.variant == "quantized"
+    )
+    for gate in suite.gates:
+        if math.isfinite(figure(gate, "latency_ratio")):
+            parts.append(f"{gate.name} {figure(gate, 'latency_ratio'):.2f}x of FP16's time")
+    yield ""
+    if parts:
+        yield f"**{escape(suite.name)}:** {escape(_cut('; '.join(parts), 600))}"
+    if suite.audit:
+        counts: dict[str, int] = {}
+        for quantizer in suite.audit.quantizers:
+            counts[quantizer.state] = counts.get(quantizer.state, 0) + 1
+        counts.pop("off", None)
+        shown = ", ".join(f"{number} {state}" for state, number in counts.items())
+        yield f"**Quantizers:** {shown or 'none'}"
+    for note in suite.notes:
+        yield f"- note: {escape(_cut(note))}"
+
+
+def _describe_origin(report: Report) -> str:
+    parts = [f"pytest-quantgate {report.product_version}", report.created]
+    if report.environment.commit:
+        parts.append(f"revision {report.environment.commit[:12]}")
+    for suite in report.suites:
+        if suite.model and suite.recipe:
+            parts.append(
+                f"{suite.name}: model {suite.model.digest[:12]}, recipe {suite.recipe.name}, "
+                f"{suite.device}"
+            )
+    names = ("torch", "nvidia-modelopt", "transformers")
+    packages = report.environment.packages
+    parts.extend(f"{name} {packages[name]}" for name in names if name in packages)
+    return escape(_cut("; ".join(parts), 600))
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _cut(text: str, most: int = MAX_CELL) -> str:
+    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."

@@ -1,0 +1,98 @@
+"""Small parts that every page is made of: badges, tables, lists of terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pytest_quantgate.report.charts import Spec
+from pytest_quantgate.report.markup import Child, Html, tag
+from pytest_quantgate.report.model import StatusName
+
+#: Sign and words of a status; the sign is for those who do not see its colour.
+STATUSES: Mapping[StatusName, tuple[str, str]] = {
+    "PASS": ("\N{HEAVY CHECK MARK}", "pass"),
+    "FAIL": ("\N{HEAVY MULTIPLICATION X}", "fail"),
+    "INCONCLUSIVE": ("\N{ALMOST EQUAL TO}", "inconclusive"),
+    "INCOMPARABLE": ("\N{NOT EQUAL TO}", "incomparable"),
+    "NOT_MEASURED": ("\N{EN DASH}", "not measured"),
+}
+GREEN_OR_UNKNOWN: tuple[StatusName, ...] = ("PASS", "NOT_MEASURED")
+
+
+class Charts:
+    """The charts of a page: places them, and remembers their specifications for the script."""
+
+    def __init__(self) -> None:
+        self.specs: list[Spec] = []
+
+    def place(self, spec: Spec, *, caption: str) -> Html:
+        self.specs.append(spec)
+        return tag(
+            "figure",
+            tag("figcaption", caption),
+            tag("div", class_="chart", data_chart=len(self.specs) - 1),
+        )
+
+
+def class_of(status: StatusName) -> str:
+    return STATUSES[status][1].replace(" ", "-")
+
+
+def badge(status: StatusName, *, text: str = "") -> Html:
+    """Return a status as a coloured pill with its sign and its word."""
+    sign, words = STATUSES[status]
+    return tag(
+        "span",
+        tag("span", sign, aria_hidden="true"),
+        f" {text or words}",
+        class_=f"badge b-{class_of(status)}",
+    )
+
+
+def row(head: Child, *cells: Child) -> Html:
+    """Return a row of a table whose first cell is its head."""
+    return tag("tr", tag("th", head, scope="row"), [tag("td", cell) for cell in cells])
+
+
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Html],
+    *,
+    caption: str,
+    numeric: bool = False,
+    quiet: bool = False,
+    class_: str = "",
+) -> Html:
+    """Return a table that scrolls by itself where it is too wide, by keyboard, too.
+
+    `numeric` sets all columns but the first to the right; `quiet` hides the caption from eyes
+    where a heading has just said the same.
+    """
+    classes = [name for name in ("numeric" if numeric else "", class_) if name]
+    return tag(
+        "div",
+        tag(
+            "table",
+            tag("caption", tag("span", caption, class_="hidden" if quiet else None)),
+            tag("thead", tag("tr", (tag("th", head, scope="col") for head in heads))),
+            tag("tbody", rows),
+            class_=" ".join(classes) or None,
+        ),
+        class_="scroll",
+        tabindex=0,
+        role="region",
+        aria_label=caption,
+    )
+
+
+def definitions(rows: Iterable[tuple[str, Child]]) -> Html:
+    """Return a list of terms and what they are."""
+    return tag("dl", (tag("div", tag("dt", name), tag("dd", value)) for name, value in rows))
+
+
+def bullets(lines: Iterable[Child]) -> Html:
+    return tag("ul", (tag("li", line) for line in lines), class_="plain")
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"

@@ -1,0 +1,116 @@
+"""Small pictures of the samples that flipped, kept in the cache beside their outcomes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.measurement import Outcomes, from_json
+
+if TYPE_CHECKING:
+    from pytest_quantgate.case import Case
+    from pytest_quantgate.tasks.samples import Samples
+
+#: The longer side of a picture, in pixels.
+MAX_SIDE = 96
+
+#: Data that is not in memory already is read for its pictures up to this many samples.
+MAX_SAMPLES = 10_000
+
+
+def list_flips(fp16: Outcomes, quantized: Outcomes) -> tuple[int, ...]:
+    """Return the indices of samples that one variant has right and the other wrong.
+
+    What was lost comes first, each in the order of the data. Both must be of the same ids.
+    """
+    both = list(enumerate(zip(fp16.correct, quantized.correct, strict=True)))
+    lost = tuple(i for i, (was, now) in both if was and not now)
+    return lost + tuple(i for i, (was, now) in both if now and not was)
+
+
+def keep_previews(case: Case, *, images: int, warn: Callable[[str], None]) -> None:
+    """Keep up to `images` pictures of flipped samples for every task that the case has measured.
+
+    What cannot be read is a warning, never an error: the verdict does not need it.
+    """
+    if images == 0:
+        return
+    for about, outcomes_key in tuple(case.used.items()):
+        kind, *of = about
+        if kind != "outcomes" or ("previews", *of) in case.used:
+            continue
+        try:
+            key = _keep(case, task=of[0], count=of[3], outcomes_key=outcomes_key, images=images)
+        except (QuantGateError, OSError, ValueError, ImportError) as error:
+            warn(f"the report shows no pictures of {of[0]}: {error}")
+            continue
+        if key is not None:
+            case.used["previews", *of] = key
+
+
+def _keep(case: Case, *, task: str, count: str, outcomes_key: str, images: int) -> str | None:
+    """Return the key of the pictures of one task; None where reading its data takes too long."""
+    from pytest_quantgate.tasks.registry import evaluation_data
+
+    key = digest_of({"outcomes": outcomes_key, "images": images, "side": MAX_SIDE})
+    if case.cache.read(kind="previews", key=key) is not None:
+        return key
+    fp16, quantized = (
+        from_json(Outcomes, item)
+        for item in case.cache.read(kind="outcomes", key=outcomes_key) or ()
+    )
+    name, purpose = evaluation_data(task)
+    number = int(count) if count else None
+    if len(fp16.ids) > MAX_SAMPLES and not case.has_samples(name, number, purpose=purpose):
+        return None
+
+    def measure() -> Any:
+        samples = case.samples(name, number, purpose=purpose)
+        return draw_previews(fp16, quantized, samples=samples, images=images)
+
+    case.cache.get_or_measure(kind="previews", key=key, measure=measure)
+    return key
+
+
+def draw_previews(
+    fp16: Outcomes, quantized: Outcomes, *, samples: Samples, images: int
+) -> dict[str, dict[str, str]]:
+    """Return by sample id the picture (a data URI) of the first flips, and for retrieval the
+    caption that was asked for and what came first."""
+    place = {name: index for index, name in enumerate(samples.ids)}
+    captions = _list_captions(samples)
+    by_text = fp16.metric.startswith("image_retrieval")
+    found = {}
+    for index in list_flips(fp16, quantized)[:images]:
+        name = fp16.ids[index]
+        image = place[name.rpartition("#")[0] if by_text else name]
+        preview = {"image": to_data_uri(samples.images[image])}
+        if by_text:
+            preview["text"] = captions[index]
+        if not fp16.class_names:
+            names: Sequence[str] = samples.ids if by_text else captions
+            preview["fp16_answer"] = names[fp16.answers[index]]
+            preview["quantized_answer"] = names[quantized.answers[index]]
+        found[name] = preview
+    return found
+
+
+def _list_captions(samples: Samples) -> list[str]:
+    return [text for captions in samples.captions or () for text in captions]
+
+
+def to_data_uri(image: Any) -> str:
+    """Return a PIL image or a uint8 array [H, W, 3] as a small WebP (or PNG) data URI."""
+    from PIL import Image, features
+
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture = picture.convert("RGB")
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    kind = "webp" if features.check("webp") else "png"
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind.upper(), quality=80)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

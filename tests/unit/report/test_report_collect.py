@@ -1,0 +1,173 @@
+"""What a run left behind -> the facts of a report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report_builder import make_audit, make_outcomes, make_run, verdict
+
+from pytest_quantgate.baselines import store_outcomes, unpack_bits
+from pytest_quantgate.report.collect_evidence import conclude_run
+from pytest_quantgate.report.evidence import Evidence, Use, read_evidence, recipe_lines
+from pytest_quantgate.report.model import Conclusion, StatusName, SuiteReport
+from pytest_quantgate.verdict import Status
+
+
+def suite(name: str, status: StatusName, sentence: str = "a, b") -> SuiteReport:
+    return SuiteReport(
+        name=name,
+        file="",
+        conclusion=Conclusion(status=status, sentence=sentence),
+        gates=(),
+        not_run=(),
+        notes=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("suites", "errors", "status", "sentence"),
+    [
+        ([], [], "NOT_MEASURED", "Not decided: no gate ran"),
+        ([suite("x", "PASS", "may ship: 2 gates passed")], [], "PASS",
+         "May ship: 2 gates passed"),
+        ([suite("x", "PASS", "may ship: 2 gates passed")], ["x.yaml:3: bad"], "FAIL",
+         "Do not ship: a test ended without a verdict (x.yaml:3: bad)"),
+        ([suite("x", "PASS"), suite("y", "FAIL", "do not ship: coverage")], [], "FAIL",
+         "Do not ship: coverage, in y (1 other of 2 suites may ship)"),
+        ([suite("x", "NOT_MEASURED"), suite("y", "FAIL", "do not ship: coverage")], [], "FAIL",
+         "Do not ship: coverage, in y"),
+        ([suite("x", "FAIL"), suite("y", "FAIL"), suite("z", "PASS")], [], "FAIL",
+         "Do not ship: 2 of 3 suites: x, y"),
+        ([suite("x", "NOT_MEASURED"), suite("y", "NOT_MEASURED")], [], "NOT_MEASURED",
+         "Not decided: 2 of 2 suites: x, y"),
+        ([suite("x", "PASS"), suite("y", "PASS")], [], "PASS",
+         "May ship: all 0 gates of 2 suites passed"),
+    ],
+)  # fmt: skip
+def test_verdict_of_a_run_is_its_worst_suite(
+    suites: list[SuiteReport], errors: list[str], status: str, sentence: str
+) -> None:
+    assert conclude_run(suites, errors=errors) == Conclusion(
+        status=status,  # type: ignore[arg-type]
+        sentence=sentence,
+    )
+
+
+def test_report_of_a_run(tmp_path: Path) -> None:
+    report = make_run(tmp_path).collect()
+
+    (found,) = report.suites
+    assert report.conclusion.status == "PASS"
+    assert report.created == "2026-09-21T14:13:20Z"
+    assert report.environment.commit == "c0ffee" * 6
+    assert found.recipe is not None
+    assert found.recipe.name == "fp8-attention"
+    assert found.recipe.formats == ("E4M3",)
+    assert found.fidelity is not None
+    assert found.calibration is not None
+    assert found.audit is not None
+    assert len(found.audit.quantizers) == 2 * 2 * (6 * 3 + 4)
+
+
+def test_task_counts_flips_and_keeps_outcomes_as_a_baseline_does(tmp_path: Path) -> None:
+    fp16, quantized = make_outcomes(samples=50, class_names=["a", "b"], lost=4, won=2)
+    shuffled = [
+        replace(o, ids=o.ids[::-1], correct=o.correct[::-1], answers=o.answers[::-1],
+                labels=o.labels[::-1])
+        for o in (fp16, quantized)
+    ]  # fmt: skip
+    (found,) = make_run(tmp_path, outcomes=(shuffled[0], shuffled[1])).collect().suites
+    (task,) = found.tasks
+
+    stored = store_outcomes(quantized)
+    assert (task.right_to_wrong, task.wrong_to_right, task.answers_changed) == (4, 2, 6)
+    assert task.ids_digest == stored.ids_digest
+    assert unpack_bits(task.quantized.correct_bits, count=50) == stored.correct
+    assert [flip.right_to_wrong for flip in task.flips] == [True] * 4 + [False] * 2
+    assert sum(facts.right_to_wrong for facts in task.classes) == 4
+    assert sum(facts.samples for facts in task.classes) == 50
+    assert task.flips[0].fp16_answer == task.flips[0].label != task.flips[0].quantized_answer
+    assert task.flips[0].image.startswith("data:image/")
+
+
+def test_damaged_evidence_is_left_out_and_changes_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for path in run.cache.path(kind="outcomes", key="c" * 64).glob("value.json"):
+        path.write_text(path.read_text().replace("true", "false", 1))
+    before = sorted(tmp_path.rglob("*"))
+
+    (found,) = run.collect().suites
+
+    assert found.tasks == ()
+    assert found.audit is not None
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_gates_that_did_not_run_are_named(tmp_path: Path) -> None:
+    report = make_run(tmp_path, not_run=["roundtrip", "export"]).collect()
+
+    assert report.suites[0].not_run == ("roundtrip", "export")
+    assert report.conclusion == Conclusion(
+        status="NOT_MEASURED", sentence="Not decided: 2 passed, 2 gates did not run"
+    )
+
+
+def test_suite_that_is_not_measured_at_all_is_not_decided(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rows = tuple(
+        replace(row, verdict=verdict(row.gate, Status.NOT_MEASURED, headline="NAME is not set"))
+        for row in run.summary.rows
+    )
+    report = replace(run, summary=replace(run.summary, rows=rows)).collect()
+
+    assert report.conclusion == Conclusion(
+        status="NOT_MEASURED", sentence="Not decided: none of 2 gates could be measured"
+    )
+    assert report.suites[0].conclusion.sentence == "not measured: NAME is not set"
+
+
+def test_red_gate_makes_the_report_red(tmp_path: Path) -> None:
+    report = make_run(tmp_path, extra=[verdict("export", Status.FAIL)]).collect()
+
+    assert report.conclusion == Conclusion(status="FAIL", sentence="Do not ship: export")
+
+
+def test_evidence_of_two_workers_is_joined() -> None:
+    def used(*kinds: str) -> Evidence:
+        return Evidence(
+            suite="x",
+            path="p",
+            file="f",
+            gates=("coverage",),
+            used=tuple(Use(about=(kind,), key=kind) for kind in kinds),
+        )
+
+    joined = read_evidence(used("variant", "fidelity").to_json()).joined(used("fidelity", "parity"))
+
+    assert [use.key for use in joined.used] == ["variant", "fidelity", "parity"]
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("fp8", ("fp8",)),
+        ("a: 1\nb: 2\n", ("a: 1", "b: 2")),
+        (({"quantizer_name": "*", "enable": False},),
+         ('{"enable": false, "quantizer_name": "*"}',)),
+        ({"quant_cfg": {"default": {"enable": False}}, "algorithm": "max"},
+         ('algorithm: "max"', 'default: {"enable": false}')),
+        ({"quant_cfg": [{"a": 1}, {"b": 2}]}, ('{"a": 1}', '{"b": 2}')),
+    ],
+)  # fmt: skip
+def test_recipe_as_lines(content: object, lines: tuple[str, ...]) -> None:
+    assert recipe_lines(content) == lines
+
+
+def test_audit_of_another_module_order_keeps_the_models_order(tmp_path: Path) -> None:
+    audit = make_audit()
+    (found,) = make_run(tmp_path, audit=audit).collect().suites
+
+    assert found.audit is not None
+    assert [q.name for q in found.audit.quantizers] == [q.name for q in audit.quantizers]

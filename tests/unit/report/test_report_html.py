@@ -1,0 +1,261 @@
+"""The HTML report without a browser: what stands in it, and that nobody's text is markup."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from dataclasses import replace
+from fractions import Fraction
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_builder import PIXEL, make_audit, make_outcomes, make_run, verdict
+
+from pytest_quantgate.report import charts
+from pytest_quantgate.report.collect_evidence import describe_task
+from pytest_quantgate.report.facts import worst_classes
+from pytest_quantgate.report.html import render_html
+from pytest_quantgate.report.markup import embed_json, join, tag
+from pytest_quantgate.report.numbers import show_bytes, show_points, show_ratio
+from pytest_quantgate.verdict import Status
+
+HOSTILE = "</script></style></title><img src=x onerror=alert(1)>\u2028'\"&<!--\x1b[31m\u202e]]>"
+
+
+class Reader(HTMLParser):
+    """Collects elements and the text outside of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._raw = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._raw = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._raw = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._raw:
+            self.words.append(data)
+
+
+def count_elements(text: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, _ in Reader(text).elements:
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+def test_verdict_is_the_title_and_the_only_h1(tmp_path: Path) -> None:
+    text = render_html(make_run(tmp_path).collect())
+
+    assert "<title>May ship: 2 gates passed - quantgate</title>" in text
+    assert count_elements(text)["h1"] == 1
+
+
+def test_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
+    elements = Reader(render_html(make_run(tmp_path).collect())).elements
+
+    for name, attributes in elements:
+        for key in ("src", "href", "srcset", "action", "data"):
+            value = attributes.get(key)
+            assert value is None or value.startswith(("#", "data:")), (name, value)
+        assert not any(key.startswith("on") or key == "style" for key in attributes), name
+
+
+def test_policy_lets_in_exactly_the_scripts_of_the_page(tmp_path: Path) -> None:
+    text = render_html(make_run(tmp_path).collect())
+    policy = next(
+        str(attributes["content"])
+        for name, attributes in Reader(text).elements
+        if name == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+
+    scripts = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    assert len(scripts) == 2
+    assert f"script-src {allowed};" in policy
+    assert policy.startswith("default-src 'none';")
+
+
+def test_hostile_names_add_no_element(tmp_path: Path) -> None:
+    def render(folder: str, name: str) -> str:
+        outcomes = make_outcomes(samples=60, class_names=[name, "owl"], lost=9, won=0)
+        failed = verdict("export", Status.FAIL, headline=name, evidence=(name,), cause=name,
+                         next_step=name, figures={"x": name})  # fmt: skip
+        run = make_run(
+            tmp_path / folder, outcomes=outcomes, extra=[failed], audit=make_audit(prefix=name),
+            not_run=[name],
+        )  # fmt: skip
+        return render_html(run.collect(errors=(name,)))
+
+    plain, hostile = render("a", "plain"), render("b", HOSTILE)
+
+    assert count_elements(hostile) == count_elements(plain)
+    assert html.escape(HOSTILE[:20]) in hostile
+    for char in ("\x1b", "\u202e", "\u2028", "<img src=x"):
+        assert char not in hostile
+
+
+def test_failure_tells_all_that_the_gate_says(tmp_path: Path) -> None:
+    failed = verdict(
+        "export",
+        Status.FAIL,
+        headline="export: 3 of 9 lost",
+        evidence=("first", "second"),
+        cause="an old exporter",
+        next_step="export again",
+    )
+    words = " ".join(Reader(render_html(make_run(tmp_path, extra=[failed]).collect())).words)
+
+    for text in ("export: 3 of 9 lost", "first", "second", "an old exporter", "export again"):
+        assert text in words
+    assert "Failures" in words
+
+
+def test_green_page_has_no_failures(tmp_path: Path) -> None:
+    words = Reader(render_html(make_run(tmp_path).collect())).words
+
+    assert "Failures" not in words
+
+
+def test_not_measured_stands_at_the_top(tmp_path: Path) -> None:
+    missing = verdict("engine[sm89]", Status.NOT_MEASURED, headline="TensorRT is not installed")
+    text = render_html(make_run(tmp_path, extra=[missing], not_run=["roundtrip"]).collect())
+    top = " ".join(Reader(text[text.index("<header") : text.index("</header>")]).words)
+
+    assert "engine[sm89] : TensorRT is not installed" in top
+    assert "roundtrip : did not run" in top
+    assert "no gate asks for calibration" in top
+
+
+def test_every_quantizer_that_is_meant_has_a_cell(tmp_path: Path) -> None:
+    audit = make_audit(blocks=3)
+    cells = [
+        attributes
+        for name, attributes in Reader(
+            render_html(make_run(tmp_path, audit=audit).collect())
+        ).elements
+        if name == "td" and "cell" in (attributes.get("class") or "").split()
+    ]
+
+    assert len(cells) == len(audit.intended)
+    assert all(cell["class"] == "cell s-on" for cell in cells)
+    assert sum(cell["tabindex"] == "0" for cell in cells) == 2  # one stop a tower
+
+
+def test_state_is_never_said_by_colour_alone(tmp_path: Path) -> None:
+    audit = make_audit()
+    off = replace(audit.quantizers[0], enabled=False)
+    broken = replace(audit.quantizers[1], amax_finite=False)
+    audit = replace(audit, quantizers=(off, broken, *audit.quantizers[2:]))
+    text = render_html(make_run(tmp_path, audit=audit).collect())
+
+    signs = dict(re.findall(r'class="cell s-(\w+)"[^>]*><span aria-hidden="true">(.)</span>', text))
+    assert signs == {"on": "\N{BLACK CIRCLE}", "missing": "\N{MULTIPLICATION X}",
+                     "uncalibrated": "?"}  # fmt: skip
+
+
+def test_charts_draw_the_numbers_of_the_gates(tmp_path: Path) -> None:
+    outcomes = make_outcomes(samples=400, class_names=["a", "b"], lost=12, won=2)
+    report = make_run(tmp_path, outcomes=outcomes, max_drop=Fraction(1, 50)).collect()
+    gates = [gate for gate in report.suites[0].gates if gate.kind == "accuracy"]
+
+    (drop,) = charts.draw_drops(gates)["data"]["values"]
+    values = charts.draw_values(gates)["data"]["values"]
+
+    assert drop["drop"] == pytest.approx(2.5)
+    assert drop["low"] < 2.5 < drop["high"]
+    assert drop["limit"] == pytest.approx(2.0)
+    assert [(row["variant"], row["value"]) for row in values] == [
+        ("FP16", pytest.approx(80.0)),
+        ("quantized", pytest.approx(77.5)),
+    ]
+
+
+def test_worst_classes_are_those_that_lost_on_balance() -> None:
+    outcomes = make_outcomes(samples=900, class_names=["a", "b", "c"], lost=0, won=0)
+    fp16, quantized = outcomes
+    changed = list(quantized.correct)
+    for label, right, number in ((0, True, 9), (1, True, 4), (2, False, 5)):
+        places = [i for i, r in enumerate(fp16.correct) if r is right and fp16.labels[i] == label]
+        for place in places[:number]:
+            changed[place] = not right
+    task = describe_task(
+        fp16=fp16,
+        quantized=replace(quantized, correct=tuple(changed)),
+        stage="torch",
+        gates=(),
+        previews={},
+    )
+
+    assert [(facts.name, facts.right_to_wrong) for facts in worst_classes(task)] == [
+        ("a", 9),
+        ("b", 4),
+    ]
+
+
+def test_floor_is_drawn_where_it_is_near(tmp_path: Path) -> None:
+    (suite,) = make_run(tmp_path).collect().suites
+    (gate,) = [gate for gate in suite.gates if gate.kind == "accuracy"]
+    near = replace(gate, figures={**gate.figures, "floor": 0.75})
+
+    assert len(charts.draw_values([gate])["data"]["values"]) == 2
+    assert charts.draw_values([near])["data"]["values"][2]["value"] == 75.0
+
+
+def test_layers_are_drawn_in_the_models_order_without_infinities() -> None:
+    spec = charts.draw_layers(
+        [("a", 30.0), ("b", float("inf")), ("c", 20.0)], towers={"a": "vision", "c": "text"}
+    )
+
+    assert [(row["place"], row["layer"]) for row in spec["data"]["values"]] == [(0, "a"), (2, "c")]
+
+
+def test_nan_accuracy_is_a_page_all_the_same(tmp_path: Path) -> None:
+    fp16, quantized = make_outcomes(samples=40, class_names=["a", "b"], lost=0, won=0)
+    broken = replace(quantized, value=float("nan"), nonfinite=40)
+    text = render_html(make_run(tmp_path, outcomes=(fp16, broken)).collect())
+
+    assert "not finite" in text
+    assert "Do not ship" in text
+
+
+def test_pictures_show_both_answers(tmp_path: Path) -> None:
+    text = render_html(make_run(tmp_path, pictures=2).collect())
+
+    assert text.count(f'<img src="{PIXEL}"') == 2
+    assert "4 more" not in text
+    assert "2 more by name" in text
+
+
+def test_markup_escapes_all_that_is_not_html() -> None:
+    assert tag("p", "<b>", tag("i", "&"), None, [1, "\x07"], title='"') == (
+        '<p title="&quot;">&lt;b&gt;<i>&amp;</i>1\\x07</p>'
+    )
+    assert join("a", None, ["b"]) == "ab"
+
+
+def test_embedded_json_cannot_end_its_script() -> None:
+    text = embed_json({"name": HOSTILE})
+
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"name": HOSTILE}
+
+
+def test_numbers_read_well() -> None:
+    assert show_bytes(1023) == "1023 B"
+    assert show_bytes(3 * 2**20 + 2**19) == "3.5 MiB"
+    assert show_points(-0.001) == "0.00"
+    assert show_points(float("nan")) == "not finite"
+    assert show_ratio(1, 0) == "-"

@@ -1,0 +1,69 @@
+"""The JSON report: its schema, reading it back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from report_builder import make_run
+
+from pytest_quantgate.cli import main
+from pytest_quantgate.errors import ReportError
+from pytest_quantgate.report.json_report import json_schema, read_report, render_json
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    return render_json(make_run(tmp_path).collect())
+
+
+def test_report_is_valid_by_its_own_schema_and_reads_back(text: str, tmp_path: Path) -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(json.loads(text), schema)
+
+    assert read_report(text, name="r.json") == make_run(tmp_path).collect()
+
+
+def test_schema_is_closed_and_describes_itself() -> None:
+    schema = json_schema()
+
+    assert all(found["additionalProperties"] is False for found in schema["$defs"].values())
+    assert all(found["description"] for found in schema["$defs"].values())
+    assert schema["$defs"]["Report"]["properties"]["version"] == {"const": 1}
+
+
+def test_command_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "report"]) == 0
+    assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(version=2),
+         "r.json: a report of version 2, here version 1 is known: write it again with this "
+         "release (--quantgate-json=r.json)"),
+        (lambda d: d.update(format="x"),
+         "r.json: this is no report: its `format` is not 'pytest-quantgate report'"),
+        (lambda d: d["suites"][0].pop("gates"),
+         "r.json: damaged report: SuiteReport: field 'gates' is missing"),
+        (lambda d: d["suites"][0]["tasks"][0].update(samples="many"),
+         "r.json: damaged report: expected int, found 'many'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_report_is_refused(text: str, change: object, words: str) -> None:
+    data = json.loads(text)
+    change(data)  # type: ignore[operator]
+
+    with pytest.raises(ReportError) as caught:
+        read_report(json.dumps(data), name="r.json")
+
+    assert str(caught.value) == words
+
+
+def test_no_json_is_refused() -> None:
+    with pytest.raises(ReportError, match=r"^r\.json: this is no JSON: "):
+        read_report("{", name="r.json")

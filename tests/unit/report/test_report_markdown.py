@@ -1,0 +1,118 @@
+"""The Markdown report: at most 60 lines, and nobody's text is markup in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_builder import make_outcomes, make_run, verdict
+
+from pytest_quantgate.report.markdown import MAX_LINES, escape, render_markdown
+from pytest_quantgate.verdict import Status
+
+markdown_it = pytest.importorskip("markdown_it")
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "[click](javascript:alert(1))",
+    "![x](https://example.org/x.png)",
+    "https://example.org and www.example.org",
+    "a | b `code` **bold** _em_ ~~x~~ $x$",
+    "two\nlines\u2028three",
+    "@team and #12 &amp; &lt;b&gt;",
+    "\\[x](y) \\` `` ` ``",
+    "<!-- a --> --> <b>",
+    "\x1b[31mred \u202egnp.exe",
+]
+
+
+def tokens_of(text: str) -> list[object]:
+    parser = markdown_it.MarkdownIt("gfm-like", {"html": True, "linkify": False})
+    found = []
+    for token in parser.parse(text):
+        found.append(token)
+        found.extend(token.children or ())
+    return found
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_escaped_text_is_text(text: str) -> None:
+    kinds = {
+        token.type  # type: ignore[attr-defined]
+        for token in tokens_of(f"| head | x |\n|---|---|\n| {escape(text)} | y |\n")
+        if not (token.type == "html_inline" and token.content == "<!-- -->")  # type: ignore[attr-defined]
+    }
+
+    assert kinds <= {
+        "table_open", "thead_open", "tr_open", "th_open", "inline", "text", "th_close",
+        "tr_close", "thead_close", "tbody_open", "td_open", "td_close", "tbody_close",
+        "table_close", "text_special",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["a | b", "x\\", "two\nlines"])
+def test_escaped_text_stays_in_its_cell(text: str) -> None:
+    tokens = tokens_of(f"| head | x |\n|---|---|\n| {escape(text)} | y |\n")
+
+    assert sum(token.type == "td_open" for token in tokens) == 2  # type: ignore[attr-defined]
+
+
+def test_what_is_readable_stays_readable() -> None:
+    assert escape("drop 0.46 pp -> ok, image_retrieval_recall@5") == (
+        "drop 0.46 pp -> ok, image_retrieval_recall@5"
+    )
+    assert escape("@team") == "@<!-- -->team"
+
+
+def test_top_says_the_verdict_and_what_was_not_measured(tmp_path: Path) -> None:
+    lines = render_markdown(make_run(tmp_path, not_run=["roundtrip"]).collect()).splitlines()
+
+    assert lines[0] == "<!-- pytest-quantgate report version 1 -->"
+    assert lines[1] == "## \N{EN DASH} Not decided: 2 passed, 1 gate did not run"
+    assert lines[3].startswith("**Not measured:** roundtrip; no gate asks for calibration,")
+
+
+def test_failure_stands_before_what_passed(tmp_path: Path) -> None:
+    extra = [verdict("export", Status.FAIL, headline="export: 3 lost", next_step="export again")]
+    text = render_markdown(make_run(tmp_path, extra=extra).collect())
+
+    assert text.index("next step: export again") < text.index("| coverage |")
+    assert text.index("| export |") < text.index("| coverage |")
+
+
+def test_at_most_sixty_lines_and_the_worst_is_in_them(tmp_path: Path) -> None:
+    extra = [
+        verdict(f"engine[{n}]", Status.FAIL, evidence=("a", "b", "c", "d"), cause="c",
+                next_step="n")
+        for n in range(40)
+    ]  # fmt: skip
+    text = render_markdown(make_run(tmp_path, extra=extra).collect(errors=("x: crashed",) * 9))
+
+    lines = text.splitlines()
+    assert len(lines) <= MAX_LINES
+    assert lines[1].startswith("## \N{HEAVY MULTIPLICATION X} Do not ship")
+    assert "engine\\[0\\]" in text
+    assert lines[-1].startswith("<sub>pytest-quantgate")
+
+
+def test_many_green_gates_are_cut_with_their_number(tmp_path: Path) -> None:
+    extra = [verdict(f"engine[{n}]", Status.PASS) for n in range(90)]
+    text = render_markdown(make_run(tmp_path, extra=extra).collect())
+
+    assert len(text.splitlines()) <= MAX_LINES
+    assert "more: see the HTML report |" in text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_class_name_cannot_break_out(tmp_path: Path, name: str) -> None:
+    outcomes = make_outcomes(samples=60, class_names=[name, "owl"], lost=9, won=0)
+    extra = [verdict("export", Status.FAIL, headline=f"export: {name}", evidence=(name,))]
+    text = render_markdown(make_run(tmp_path, outcomes=outcomes, extra=extra).collect())
+
+    markup = [
+        token.content  # type: ignore[attr-defined]
+        for token in tokens_of(text)
+        if token.type in ("html_inline", "html_block", "link_open", "image", "code_inline")  # type: ignore[attr-defined]
+    ]
+    allowed = {"<!-- -->", "<sub>", "</sub>", "<!-- pytest-quantgate report version 1 -->\n"}
+    assert set(markup) <= allowed

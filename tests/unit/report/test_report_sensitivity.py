@@ -1,0 +1,223 @@
+"""The ranked table, the exclusion with its YAML, and the plot: text that a person reads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+from xml.etree import ElementTree
+
+import yaml
+
+from pytest_quantgate.measurement import (
+    Exclusion,
+    GateCheck,
+    GroupEffect,
+    QuantizerGroup,
+    Sensitivity,
+    TowerNoise,
+    from_json,
+    to_json,
+)
+from pytest_quantgate.report.sensitivity import (
+    render_exclusion,
+    render_sensitivity,
+    render_svg,
+    render_yaml,
+    to_sqnr_db,
+)
+
+
+def group(label: str, *patterns: str, extra_bytes: int = 2048) -> QuantizerGroup:
+    return QuantizerGroup(
+        label=label,
+        tower="vision",
+        block=0,
+        kind="mlp",
+        quantizers=("q",),
+        patterns=patterns,
+        extra_bytes=extra_bytes,
+    )
+
+
+def effect(label: str, only: float, without: float, **changes: Any) -> GroupEffect:
+    values: dict[str, Any] = {
+        "group": group(label, f"{label}.*"),
+        "towers": ("vision",),
+        "noise_only": only,
+        "noise_without": without,
+        "metric_only": 0.70,
+        "metric_without": 0.79,
+        **changes,
+    }
+    return GroupEffect(**values)
+
+
+FOUND = Sensitivity(
+    data="scenes/test",
+    samples=256,
+    texts=100,
+    task="scenes/classification",
+    metric="acc1",
+    towers=(
+        TowerNoise(tower="vision", samples=256, noise_all=0.01, noise_off=0.0),
+        TowerNoise(tower="text", samples=100, noise_all=0.001, noise_off=0.0),
+    ),
+    metric_off=0.80,
+    metric_all=0.75,
+    effects=(
+        effect("vision patch_embedding", 0.01, 0.001),
+        effect("vision block 0 mlp", 1e-4, 0.0099),
+        effect("vision block 1 mlp", 0.0, 0.01, towers=()),
+    ),
+    weights_bytes=100 * 1024,
+    evaluations=11.8,
+)
+
+
+def test_the_table_has_what_each_group_costs() -> None:
+    lines = list(render_sensitivity(FOUND, top=20))
+
+    assert lines == [
+        "3 groups of quantizers on 256 images and 100 texts of scenes/test",
+        "  vision embeddings: SQNR 20.0 dB with every quantizer on",
+        "  text embeddings: SQNR 30.0 dB with every quantizer on",
+        "  scenes/classification acc1 on these samples: 80.00 % with every quantizer off, "
+        "75.00 % with every one on",
+        "",
+        "                                       quantized alone                          left out",
+        "  group                        SQNR  noise                      acc1       "
+        "SQNR       acc1  weights",
+        "  vision patch_embedding    20.0 dB  #############         -10.00 pp   "
+        "+10.0 dB   +4.00 pp  +2.0 KiB",
+        "  vision block 0 mlp        40.0 dB  #######               -10.00 pp    "
+        "+0.0 dB   +4.00 pp  +2.0 KiB",
+        "  vision block 1 mlp      never ran",
+    ]
+
+
+def test_only_the_worst_are_shown() -> None:
+    lines = list(render_sensitivity(FOUND, top=1))
+
+    assert lines[-1] == "  ... and 2 groups more (--top)"
+    assert not [line for line in lines if "block 0" in line]
+
+
+def test_without_a_metric_there_is_no_column_of_it() -> None:
+    effects = tuple(replace(item, metric_only=None, metric_without=None) for item in FOUND.effects)
+    plain = replace(FOUND, metric="", task="", metric_off=None, metric_all=None, effects=effects)
+    text = "\n".join(render_sensitivity(plain, top=5))
+
+    assert "pp" not in text
+    assert "20.0 dB  #############" in text
+
+
+def test_nan_and_no_noise_are_words() -> None:
+    effects = (
+        effect("a", math.inf, 0.01),
+        effect("b", 0.0, 0.01),
+        effect("c", 0.1, 0.0),
+        effect("d", 0.1, math.inf),
+    )
+    lines = list(render_sensitivity(replace(FOUND, effects=effects), top=9))[-4:]
+
+    assert lines[0].split()[1:3] == ["NaN", "#" * 20]
+    assert lines[1].split()[1:3] == ["no", "noise"]
+    assert "  all  " in lines[2]
+    assert "  NaN  " in lines[3]
+
+
+def test_weights_that_are_not_fp16_s_are_said() -> None:
+    towers = (replace(FOUND.towers[0], noise_off=0.1), FOUND.towers[1])
+    text = "\n".join(render_sensitivity(replace(FOUND, towers=towers), top=3))
+
+    assert "vision embeddings: SQNR 10.0 dB with every quantizer off: the weights are not" in text
+    assert "text embeddings: SQNR inf" not in text
+
+
+def check(after: str = "PASS") -> GateCheck:
+    return GateCheck(
+        gate="accuracy[scenes/classification-acc1]",
+        before="FAIL",
+        brief_before="79.36 -> 70.00 %",
+        fp16_value=0.7936,
+        value_before=0.70,
+        predicted=0.79,
+        after=after,
+        brief_after="79.36 -> 79.10 %, drop 0.26 [-0.10, 0.60] within 1.00 pp",
+        value_after=0.791,
+    )
+
+
+def show(found: Exclusion, exclude: tuple[str, ...] = ()) -> str:
+    return "\n".join(
+        render_exclusion(found, suite="clip", weights_bytes=100 * 1024, exclude=exclude)
+    )
+
+
+def test_an_exclusion_comes_with_its_figures_and_yaml() -> None:
+    found = Exclusion(
+        outcome="found",
+        groups=(group("vision block 0 mlp", "a.0.*"), group("text qkv", 'b."[kqv]"*')),
+        checks=(check(),),
+        verifications=3,
+        extra_bytes=4096,
+        coverage="coverage: q is missing in block 0",
+    )
+    text = show(found, exclude=("*patch_embedding*",))
+
+    assert text.startswith(
+        "clip: leaving out 2 groups meets every limit (verified, 3 evaluations spent)\n"
+        "  PASS  accuracy[scenes/classification-acc1]  79.36 -> 79.10 %, drop"
+    )
+    assert "FP16 79.36 %, before 70.00 % (FAIL), predicted 79.00 %, verified 79.10 %" in text
+    assert "weights: 4.0 KiB more, 100.0 KiB -> 104.0 KiB (+4.0 %)" in text
+    assert "then red: coverage: q is missing in block 0" in text
+    pasted = yaml.safe_load(text[text.index("quantize:") :])
+    assert pasted == {"quantize": {"exclude": ["*patch_embedding*", "a.0.*", 'b."[kqv]"*']}}
+
+
+def test_a_pattern_is_listed_once() -> None:
+    groups = (group("a", "*patch_embedding*", "x.*"), group("b", "x.*", "y.*"))
+    pasted = yaml.safe_load("\n".join(render_yaml(groups, exclude=("*patch_embedding*",))))
+
+    assert pasted["quantize"]["exclude"] == ["*patch_embedding*", "x.*", "y.*"]
+
+
+def test_what_has_no_exclusion_says_why() -> None:
+    none = Exclusion(outcome="none needed", groups=(), checks=(check(),), verifications=0)
+
+    assert "nothing needs excluding, 1 gate passed" in show(none)
+    assert "no exclusion meets the limits: not even FP16 passes: floor" in show(
+        replace(none, outcome="impossible", reason="not even FP16 passes: floor")
+    )
+    text = show(replace(none, outcome="not found", verifications=6))
+    assert "no exclusion meets the limits in 6 verified tries" in text
+    assert "FAIL  accuracy[scenes/classification-acc1]  79.36 -> 70.00 %" in text
+    assert "no limit says what to leave out" in show(replace(none, checks=()))
+    assert "quantize:" not in text
+
+
+def test_the_plot_is_whole_and_its_bars_follow_the_noise() -> None:
+    effects = (*FOUND.effects, effect("<b> & NaN", math.inf, 0.01))
+    root = ElementTree.fromstring(render_svg(replace(FOUND, effects=effects), top=9))
+    space = "{http://www.w3.org/2000/svg}"
+    bars = [float(bar.attrib["width"]) for bar in root.iter(f"{space}rect")]
+    titles = [title.text for title in root.iter(f"{space}title")]
+
+    assert bars[3] > bars[0] > bars[1] > bars[2]
+    assert max(bars) <= 420
+    assert titles[0] == "vision patch_embedding: SQNR 20.0 dB"
+    assert titles[3] == "<b> & NaN: SQNR NaN"
+
+
+def test_results_survive_json() -> None:
+    found = replace(FOUND, effects=(*FOUND.effects, effect("x", math.inf, math.inf)))
+
+    assert from_json(Sensitivity, to_json(found)) == found
+
+
+def test_decibels() -> None:
+    assert to_sqnr_db(0.001) == 30.0
+    assert to_sqnr_db(0.0) == math.inf
+    assert to_sqnr_db(math.inf) == -math.inf

@@ -11,8 +11,9 @@ from typing import Any
 
 from pytest_quantgate import __version__
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.report.printable import printable
 
-COMMANDS = ("validate", "schema", "accept")
+COMMANDS = ("init", "validate", "plan", "doctor", "diff", "sensitivity", "schema", "accept")
 
 
 def main(arguments: Sequence[str] | None = None, *, environ: Mapping[str, str] = os.environ) -> int:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None, *, environ: Mapping[str, str] =
     try:
         status: int = _command(parsed.command).run(parsed, environ=environ)
     except QuantGateError as error:
-        print(f"quantgate: {error}", file=sys.stderr)
+        print(f"quantgate: {printable(str(error))}", file=sys.stderr)
         return 1
     return status
 

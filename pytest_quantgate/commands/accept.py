@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_quantgate.baseline_mode import refuse_ci
 from pytest_quantgate.baselines import Store, accept_obtained
+from pytest_quantgate.report.printable import printable
 
 
 def add(commands: Any) -> None:
@@ -27,5 +28,5 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     for path in accept_obtained(
         parsed.obtained, store=Store(parsed.baselines), reason=parsed.reason
     ):
-        print(f"baseline written: {path}")
+        print(printable(f"baseline written: {path}"))
     return 0

@@ -1,4 +1,4 @@
-"""`quantgate schema`: the JSON Schema of suite files, for editors."""
+"""`quantgate schema`: the JSON Schema of suite files, for editors, and of reports."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 
 def add(commands: Any) -> None:
-    commands.add_parser("schema", help="print the JSON Schema of suite files")
+    parser = commands.add_parser("schema", help="print the JSON Schema of suite files or reports")
+    parser.add_argument("of", nargs="?", choices=("suite", "report"), default="suite")
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    from pytest_quantgate.schema import json_schema
-
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    if parsed.of == "report":
+        from pytest_quantgate.report.json_report import json_schema as make_schema
+    else:
+        from pytest_quantgate.schema import json_schema as make_schema
+    print(json.dumps(make_schema(), indent=2, ensure_ascii=False))
     return 0

@@ -4,28 +4,78 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.errors import QuantGateError, SuiteError
+from pytest_quantgate.report.printable import printable
+
+EXAMPLES = """\
+examples:
+  quantgate validate suites/                        # every *.quantgate.yaml below
+  quantgate validate suites/clip.quantgate.yaml
+
+Beyond the format, names are checked: recipes, data sets, patterns, variables. A note is no error.
+The status is 0 where every suite is valid, else 1.
+"""
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("validate", help="check suite files without running anything")
-    parser.add_argument("suites", nargs="+", type=Path, metavar="SUITE")
+    parser = commands.add_parser(
+        "validate",
+        help="check suite files without running anything",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("suites", nargs="+", type=Path, metavar="SUITE", help="file or folder")
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    from pytest_quantgate.suite_checks import check_suite
     from pytest_quantgate.suite_file import load_suite
 
     invalid = 0
-    for path in parsed.suites:
+    for argument in parsed.suites:
         try:
-            suite = load_suite(path)
+            paths = find_suites([argument])
         except QuantGateError as error:
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
             invalid += 1
-        else:
-            print(f"{path}: valid ({suite.name})")
+            continue
+        for path in paths:
+            try:
+                suite = load_suite(path)
+                found = check_suite(suite, environ=environ)
+            except QuantGateError as error:
+                print(printable(str(error)), file=sys.stderr)
+                invalid += 1
+                continue
+            for problem in found.errors:
+                print(printable(problem), file=sys.stderr)
+            if found.errors:
+                invalid += 1
+            else:
+                print(printable(f"{path}: valid ({suite.name})"))
+            for note in found.notes:
+                print(printable(f"  note: {note}"))
     return 1 if invalid else 0
+
+
+def find_suites(arguments: Iterable[Path]) -> list[Path]:
+    """Return the suite files that are named, and all below the folders that are; sorted there.
+
+    Raises SuiteError for a folder without any.
+    """
+    from pytest_quantgate.suite_file import SUFFIX
+
+    found: list[Path] = []
+    for path in arguments:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        below = sorted(path.rglob(f"*{SUFFIX}"))
+        if not below:
+            raise SuiteError(f"{path.as_posix()}: no *{SUFFIX} below this folder")
+        found += below
+    return list(dict.fromkeys(found))

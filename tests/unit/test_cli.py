@@ -133,9 +133,9 @@ def test_any_file_is_refused_in_one_line(capsys: Captured, data: bytes) -> None:
     assert err.count("\n") == 1
 
 
-def test_directory_is_refused(capsys: Captured) -> None:
+def test_directory_without_suites_is_refused(capsys: Captured) -> None:
     assert main(["validate", "."]) == 1
-    assert capsys.readouterr().err == ".:1: cannot read the suite: Is a directory\n"
+    assert capsys.readouterr().err == ".: no *.quantgate.yaml below this folder\n"
 
 
 # -- schema ---------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_baselines_that_are_a_file_cannot_be_written(capsys: Captured, obtained:
         ([], "the following arguments are required: COMMAND"),
         (["polish"], "invalid choice: 'polish'"),
         (["validate"], "the following arguments are required: SUITE"),
-        (["schema", "x"], "unrecognized arguments: x"),
+        (["schema", "x"], "invalid choice: 'x'"),
         (["accept", "obtained"], "the following arguments are required: --reason"),
         (["accept", "--reason", "r"], "the following arguments are required: OBTAINED"),
     ],

@@ -1,0 +1,124 @@
+"""`quantgate diff`: say in words what changed between two checkpoints, baselines, suites, reports.
+
+Exit status as diff has it: 0 the same, 1 different, 2 trouble.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.errors import QuantGateError
+
+if TYPE_CHECKING:
+    from pytest_quantgate.comparison.changes import Comparison
+
+SAME, DIFFERENT, TROUBLE = 0, 1, 2
+
+EXAMPLES = """\
+examples:
+  quantgate diff checkpoints/v1 checkpoints/v2       # two quantized checkpoints
+  quantgate diff old/report.json new/report.json     # two JSON reports
+  quantgate diff main...HEAD --markdown -            # what a branch does to baselines/ and suites/
+
+A and B are both checkpoints (as the cache, ModelOpt or its unified export keeps them), exported
+ONNX files, baselines, suites or JSON reports; files or folders. One argument A..B or A...B names
+git revisions, and A alone compares that revision with the work tree. The status is 0 where nothing
+differs, 1 where something does, 2 where it cannot be told.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "diff",
+        help="say what changed between two checkpoints, baselines, suites or reports",
+        description="Say in words what changed between two checkpoints, baselines, suites or "
+        "JSON reports, or between two git revisions of baselines and suites.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("before", metavar="A", help="what was, or a range of revisions")
+    parser.add_argument("after", metavar="B", nargs="?", help="what is")
+    parser.add_argument(
+        "--baselines", default="baselines", metavar="DIR", help="with revisions: default baselines"
+    )
+    parser.add_argument(
+        "--suites", default="suites", metavar="DIR", help="with revisions: default suites"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, with every change whole")
+    parser.add_argument("--markdown", metavar="FILE", help="write Markdown (-: print it)")
+    parser.add_argument("--html", metavar="FILE", help="write one HTML page")
+    parser.add_argument("--all", action="store_true", help="show every row, not the largest 20")
+
+
+def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    from pytest_quantgate.report.printable import printable
+
+    try:
+        comparison = compare(parsed)
+        _write(comparison, parsed)
+    except QuantGateError as error:
+        print(f"quantgate: {printable(str(error))}", file=sys.stderr)
+        return TROUBLE
+    return DIFFERENT if comparison.is_different else SAME
+
+
+def compare(parsed: argparse.Namespace) -> Comparison:
+    """Return the comparison that the arguments ask for; raises QuantGateError."""
+    from pytest_quantgate.comparison.things import compare_paths
+
+    if parsed.after is not None:
+        return compare_paths(Path(parsed.before), Path(parsed.after))
+    return _compare_revisions(parsed)
+
+
+def _compare_revisions(parsed: argparse.Namespace) -> Comparison:
+    from pytest_quantgate.comparison.things import compare_trees
+
+    with tempfile.TemporaryDirectory(prefix="quantgate-diff-") as folder:
+        return compare_trees(
+            parsed.before,
+            baselines=parsed.baselines,
+            suites=parsed.suites,
+            here=Path.cwd(),
+            room=Path(folder),
+        )
+
+
+def _write(comparison: Comparison, parsed: argparse.Namespace) -> None:
+    from pytest_quantgate.report.diff import render_html, render_json, render_markdown, render_text
+
+    for target, render in ((parsed.markdown, render_markdown), (parsed.html, render_html)):
+        if target is not None and target != "-":
+            _write_file(Path(target), render(comparison), inputs=(parsed.before, parsed.after))
+    if parsed.json:
+        sys.stdout.write(render_json(comparison))
+    elif parsed.markdown == "-":
+        sys.stdout.write(render_markdown(comparison))
+    elif parsed.html == "-":
+        sys.stdout.write(render_html(comparison))
+    else:
+        sys.stdout.write(render_text(comparison, **({"most_rows": None} if parsed.all else {})))
+
+
+def _write_file(path: Path, text: str, *, inputs: tuple[str, str | None]) -> None:
+    """Write a rendered comparison as a whole; raises DiffError, never onto what is compared."""
+    from pytest_quantgate.comparison.changes import DiffError
+
+    for name in inputs:
+        source = Path(name) if name is not None else None
+        if source is not None and source.exists():
+            here, there = path.resolve(), source.resolve()
+            if here == there or here.is_relative_to(there):
+                raise DiffError(f"{path} is part of what is compared: write it elsewhere")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.writing")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise DiffError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,130 @@
+"""`quantgate doctor`: what this machine can measure, and what to install for the rest."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_quantgate.machine import Check, Need
+
+EXAMPLES = """\
+examples:
+  quantgate doctor                                 # what can be measured here
+  quantgate doctor suites/                         # is all there that these suites need?
+  quantgate doctor --deep                          # also import the libraries and ask the GPU
+
+With suites the status is 0 where everything that they need is there, else 1. Without, it is 1
+where a package is broken or out of its supported range.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="say what this machine can measure",
+        description="Say what this machine can measure, and what to install for the rest.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("suites", nargs="*", type=Path, metavar="SUITE", help="file or folder")
+    parser.add_argument("--deep", action="store_true", help="import libraries, ask GPU and hub")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="as --quantgate-cache-dir")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    from pytest_quantgate.commands.validate import find_suites
+    from pytest_quantgate.machine import list_kinds, list_needs, look, look_deeper
+    from pytest_quantgate.options import default_cache_root
+    from pytest_quantgate.suite_file import load_suite
+
+    suites = [(path, load_suite(path)) for path in find_suites(parsed.suites)]
+    machine = look(environ=environ, cache_dir=parsed.cache_dir or default_cache_root(environ))
+    deeper = tuple(look_deeper(machine, environ=environ)) if parsed.deep else ()
+    checks = (*machine.checks, *deeper)
+    kinds = list_kinds(machine)
+    needs = [
+        (path.as_posix(), list_needs(suite, machine=machine, environ=environ))
+        for path, suite in suites
+    ]
+    if parsed.json:
+        print(json.dumps(_to_json(checks, kinds=kinds, needs=needs), indent=2))
+    else:
+        _print(checks, kinds=kinds, needs=needs)
+    if suites:
+        return 0 if all(need.is_there for _, found in needs for need in found) else 1
+    bad = ("TOO OLD", "TOO NEW", "BROKEN")
+    return 1 if any(check.state in bad for check in checks) else 0
+
+
+def _print(
+    checks: Iterable[Check],
+    *,
+    kinds: Sequence[Need],
+    needs: Sequence[tuple[str, Sequence[Need]]],
+) -> None:
+    from pytest_quantgate.report.printable import printable
+
+    lines = _check_lines(list(checks))
+    if needs:
+        for path, found in needs:
+            lines += ["", f"gates of {path}", *_need_lines(found)]
+    else:
+        lines += ["", "gates that can be measured here", *_need_lines(kinds)]
+    for line in lines:
+        print(printable(line))
+
+
+def _check_lines(checks: Sequence[Check]) -> list[str]:
+    width = max(len(check.name) for check in checks)
+    return [
+        f"  {check.state:<8} {check.name:<{width}}  {check.detail}{_mend(check.mend)}"
+        for check in checks
+    ]
+
+
+def _need_lines(needs: Sequence[Need]) -> list[str]:
+    """Return a line a gate, and below what is missing, each thing once with its number."""
+    missing = list(dict.fromkeys(part for need in needs for part in need.missing))
+    width = max((len(need.gate) for need in needs), default=0)
+    lines = []
+    for need in needs:
+        numbers = " ".join(f"[{missing.index(part) + 1}]" for part in need.missing)
+        state = "OK" if need.is_there else "MISSING"
+        lines.append(f"  {state:<8} {need.gate:<{width}}  {numbers}".rstrip())
+    return [
+        *lines,
+        *(
+            f"  [{number}] {part.what}{_mend(part.mend)}"
+            for number, part in enumerate(missing, start=1)
+        ),
+    ]
+
+
+def _mend(command: str) -> str:
+    return f"; {command}" if command else ""
+
+
+def _to_json(
+    checks: Iterable[Check],
+    *,
+    kinds: Sequence[Need],
+    needs: Sequence[tuple[str, Sequence[Need]]],
+) -> dict[str, Any]:
+    return {
+        "checks": [dataclasses.asdict(check) for check in checks],
+        "kinds": [_need_to_json(need) for need in kinds],
+        "suites": [
+            {"suite": path, "gates": [_need_to_json(need) for need in found]}
+            for path, found in needs
+        ],
+    }
+
+
+def _need_to_json(need: Need) -> dict[str, Any]:
+    return {**dataclasses.asdict(need), "measurable": need.is_there}

@@ -1,0 +1,194 @@
+"""`quantgate init`: write a first suite for a model, from flags or in a dialogue."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.errors import SuiteError
+
+if TYPE_CHECKING:
+    from pytest_quantgate.suite_writing import Request
+
+RECIPE = "fp8-attention"
+
+EXAMPLES = """\
+examples:
+  quantgate init                                               # asks, in a terminal
+  quantgate init --model reference --data scenes --output suites/clip.quantgate.yaml
+  quantgate init --model ./my-clip --data ./photos --target sm89 --output suites/my.quantgate.yaml
+  quantgate init --model openai/clip-vit-base-patch32 --revision COMMIT \\
+      --data cifar100 --root '${QUANTGATE_DATA}/cifar100' --output suites/b32.quantgate.yaml
+
+--data is what ships (scenes, digits), a local WebDataset folder, or a data set of clip-benchmark
+with its --root. The suite is loaded and checked before it is written; a file that is there already
+is never touched. With --output - it is printed.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "init",
+        help="write a first suite for a model",
+        description="Write a first suite for a model: gates that it can have, and limits that the "
+        "data can decide.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", metavar="PATH_OR_ID", help="reference, a folder, or a hub id")
+    parser.add_argument("--revision", metavar="COMMIT", help="commit of the hub id")
+    parser.add_argument("--data", metavar="DATASET", help="what is evaluated and calibrated on")
+    parser.add_argument("--root", metavar="DIR", help="the folder that the data set is in")
+    parser.add_argument(
+        "--task", choices=("classification", "retrieval"), help="default: what the data is for"
+    )
+    parser.add_argument("--recipe", metavar="RECIPE", help=f"default: {RECIPE}")
+    parser.add_argument(
+        "--exclude", metavar="PATTERN", action="append", help="what stays unquantized; repeatable"
+    )
+    parser.add_argument("--target", metavar="SM", help="build engines for it too, such as sm89")
+    parser.add_argument("--output", metavar="FILE", help="the suite to write; -: print it")
+
+
+def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    if any(value is None for value in (parsed.model, parsed.data, parsed.output)):
+        _ask_for_the_rest(parsed)
+    target = _check_output(parsed.output)
+    request = _request(parsed, environ=environ)
+    text = _checked(request, name=target.name if target is not None else "suite", environ=environ)
+    if target is None:
+        sys.stdout.write(text)
+        return 0
+    _write(target, text)
+    from pytest_quantgate.report.printable import printable
+
+    print(printable(f"written: {target}"))
+    print(printable(f"next: quantgate plan {target}; pytest {target}"))
+    return 0
+
+
+def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Request:
+    from pytest_quantgate.models.source import is_local
+    from pytest_quantgate.suite_writing import Request, as_model, describe_data, read_shape
+
+    model = as_model(parsed.model)
+    if model != "reference" and not is_local(model) and not parsed.revision:
+        raise SuiteError(
+            f"--model {model} is a hub id (there is no such folder): pin it with --revision "
+            f"COMMIT, so that the model cannot change under the gate"
+        )
+    if parsed.revision and (model == "reference" or is_local(model)):
+        raise SuiteError(f"--revision: {model} has no revision, only a hub id has one")
+    if parsed.revision and not re.fullmatch(r"[0-9a-f]{40}", parsed.revision):
+        raise SuiteError(
+            f"--revision {parsed.revision} is no commit (40 hexadecimal digits): a branch or a tag "
+            f"can be moved under the gate"
+        )
+    if parsed.target and not re.fullmatch(r"sm\d{2,3}", parsed.target):
+        raise SuiteError(f"--target {parsed.target} is no compute capability, such as sm89")
+    return Request(
+        model=model,
+        revision=parsed.revision,
+        recipe=parsed.recipe or RECIPE,
+        exclude=tuple(parsed.exclude or ()),
+        data=describe_data(parsed.data, root=parsed.root, task=parsed.task, environ=environ),
+        target=parsed.target,
+        shape=read_shape(model, environ=environ),
+    )
+
+
+def _checked(request: Request, *, name: str, environ: Mapping[str, str]) -> str:
+    """Return the text of a suite that loads and whose names are all known; raises SuiteError."""
+    from pytest_quantgate.suite_checks import check_suite
+    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite_writing import write_suite
+
+    text = write_suite(request)
+    with tempfile.TemporaryDirectory(prefix="quantgate-init-") as folder:
+        draft = Path(folder) / name
+        draft.write_text(text, encoding="utf-8")
+        found = check_suite(load_suite(draft, relative_to=Path(folder)), environ=environ)
+    if found.errors:
+        raise SuiteError(f"nothing was written: {found.errors[0]}")
+    return text
+
+
+def _check_output(output: str) -> Path | None:
+    from pytest_quantgate.suite_file import SUFFIX
+
+    if output == "-":
+        return None
+    path = Path(output)
+    if not path.name.endswith(SUFFIX) or path.name == SUFFIX:
+        raise SuiteError(f"--output {output}: a suite is a file NAME{SUFFIX}")
+    if path.exists() or path.is_symlink():
+        raise SuiteError(f"{path} is there already and was not touched: choose another --output")
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a new file; raises SuiteError, also where somebody else made it meanwhile."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError as error:
+        raise SuiteError(f"{path} is there already and was not touched") from error
+    except OSError as error:
+        raise SuiteError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _ask_for_the_rest(parsed: argparse.Namespace) -> None:
+    """Ask for what no flag says; raises SuiteError where nobody can answer."""
+    missing = [name for name in ("model", "data", "output") if getattr(parsed, name) is None]
+    if not sys.stdin.isatty():
+        raise SuiteError(
+            f"{', '.join(f'--{name}' for name in missing)} missing, and there is no terminal to "
+            f"ask in: quantgate init --model reference --data scenes "
+            f"--output suites/clip.quantgate.yaml"
+        )
+    try:
+        _ask(parsed, ask=_ask_in_terminal)
+    except (EOFError, KeyboardInterrupt) as error:
+        print()
+        raise SuiteError("ended before all was answered: nothing was written") from error
+
+
+def _ask(parsed: argparse.Namespace, *, ask: Callable[[str, str], str]) -> None:
+    """Fill in the answers; `ask(question, default)` returns what was typed."""
+    from pytest_quantgate.models.source import is_local
+    from pytest_quantgate.suite_writing import as_model
+    from pytest_quantgate.tasks.registry import BUILTIN
+
+    if parsed.model is None:
+        parsed.model = ask("model: reference, a folder, or a hub id", "reference")
+    model = as_model(parsed.model)
+    if model != "reference" and not is_local(model) and parsed.revision is None:
+        parsed.revision = ask("commit of the hub id (40 digits)", "")
+    if parsed.data is None:
+        parsed.data = ask(
+            "data: scenes, digits, a WebDataset folder, or clip-benchmark's", "scenes"
+        )
+        is_folder = is_local(parsed.data) or Path(parsed.data).is_dir()
+        if parsed.data not in BUILTIN and not is_folder and parsed.root is None:
+            root = ask("the folder that it is in", f"${{QUANTGATE_DATA}}/{parsed.data}")
+            parsed.root = root or None
+    if parsed.recipe is None:
+        parsed.recipe = ask(
+            "recipe: fp8, fp8-attention, int8, int8-smoothquant, a preset or a file", RECIPE
+        )
+    if parsed.target is None:
+        parsed.target = ask("build engines for (sm89, sm120, ...; empty: no engines)", "") or None
+    if parsed.output is None:
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", model.rstrip("/").rpartition("/")[2]).strip("._-")
+        parsed.output = ask("write to", f"suites/{name or 'clip'}.quantgate.yaml")
+
+
+def _ask_in_terminal(question: str, default: str) -> str:
+    shown = f" [{default}]" if default else ""
+    return input(f"{question}{shown}: ").strip() or default

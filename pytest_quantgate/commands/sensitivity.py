@@ -1,0 +1,164 @@
+"""`quantgate sensitivity`: which layers cost what, and the smallest exclusion that passes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.errors import QuantGateError
+
+if TYPE_CHECKING:
+    from pytest_quantgate.case import Case
+    from pytest_quantgate.progress import Progress
+
+#: Fewer samples say nothing, and recall@5 needs more than five.
+FEWEST_SAMPLES = 8
+
+#: The layout of `--json`, raised when a field changes its meaning.
+FORMAT = 1
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "sensitivity",
+        help="say which layers cost what, and the smallest exclude list that meets the limits",
+    )
+    parser.add_argument("suite", type=Path, metavar="SUITE")
+    parser.add_argument(
+        "--samples",
+        type=_count,
+        default=256,
+        metavar="N",
+        help="images to measure each group on (default 256)",
+    )
+    parser.add_argument(
+        "--task",
+        metavar="TASK",
+        help="the accuracy gate to measure in, such as scenes/classification "
+        "(default: the one nearest to its limit)",
+    )
+    parser.add_argument("--top", type=_positive, default=20, metavar="N", help="rows (default 20)")
+    parser.add_argument(
+        "--no-exclusion", action="store_true", help="rank only: look for no exclude list"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the plot here too")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="as --quantgate-cache-dir")
+
+
+def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    from pytest_quantgate.measurement import to_json
+    from pytest_quantgate.report.printable import printable
+    from pytest_quantgate.report.sensitivity import (
+        render_exclusion,
+        render_sensitivity,
+        render_svg,
+    )
+    from pytest_quantgate.sensitivity import Study
+
+    case = open_case(parsed, environ=environ)
+    study = Study(case)
+    gate = study.gate_of(parsed.task) if parsed.task else study.weakest_gate()
+    found = study.measure(gate=gate, samples=parsed.samples)
+    if case.progress.mode == "log":
+        print(file=sys.stderr)  # its stages end without a newline
+    print(printable(case.suite.name))
+    for line in render_sensitivity(found, top=parsed.top):
+        print(printable(line))
+    result = {"format": FORMAT, "suite": case.suite.name, "sensitivity": to_json(found)}
+    if not parsed.no_exclusion:
+        exclusion = study.propose(found)
+        print()
+        for line in render_exclusion(
+            exclusion,
+            suite=case.suite.name,
+            weights_bytes=found.weights_bytes,
+            exclude=case.suite.quantize.exclude,
+        ):
+            print(printable(line))
+        result["exclusion"] = to_json(exclusion)
+    if parsed.json is not None:
+        write(parsed.json, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    if parsed.svg is not None:
+        write(parsed.svg, render_svg(found, top=parsed.top))
+    return 0
+
+
+def open_case(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Case:
+    """Return the case of a suite outside of pytest; nothing but the cache is written."""
+    from pytest_quantgate.baseline_mode import BaselineMode
+    from pytest_quantgate.baselines import Store
+    from pytest_quantgate.cache import Cache
+    from pytest_quantgate.case import Case
+    from pytest_quantgate.options import Settings, default_cache_root
+    from pytest_quantgate.suite_file import load_suite
+
+    root = Path.cwd()
+    settings = Settings(
+        baselines=BaselineMode.CHECK,
+        baselines_dir=root / "baselines",
+        obtained_dir=root / "obtained",
+        suites_dirs=(),
+        cache_dir=parsed.cache_dir or default_cache_root(environ),
+        reason="",
+        strict=False,
+        device=parsed.device,
+        suite=str(parsed.suite),
+        root=root,
+    )
+
+    def warn(message: str) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    return Case(
+        suite=load_suite(parsed.suite),
+        settings=settings,
+        store=Store(settings.baselines_dir),
+        cache=Cache(root=settings.cache_dir, warn=warn),
+        progress=show_progress(),
+        environ=environ,
+    )
+
+
+def show_progress() -> Progress:
+    """Return progress on stderr: one line that is redrawn on a terminal, else a line a stage."""
+    import shutil
+
+    from pytest_quantgate.progress import Progress
+
+    stream = sys.stderr  # by now: libraries are silenced by redirecting the name
+
+    def put(text: str) -> None:
+        stream.write(text)
+        stream.flush()
+
+    live = stream.isatty()
+    width = shutil.get_terminal_size().columns
+    return Progress(mode="live" if live else "log", write=put, width=width)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file beside the text on the terminal; raises QuantGateError where it cannot."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise QuantGateError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _count(text: str) -> int:
+    count = _positive(text)
+    if count < FEWEST_SAMPLES:
+        raise argparse.ArgumentTypeError(f"{count} is too few: at least {FEWEST_SAMPLES}")
+    return count
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)

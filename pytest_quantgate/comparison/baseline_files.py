@@ -1,0 +1,126 @@
+"""Two baselines, or two folders of them: results, digests, versions and reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pytest_quantgate.baselines import Record, read_record
+from pytest_quantgate.comparison.changes import Change, Comparison, DiffError, compare_texts
+from pytest_quantgate.comparison.outcomes import Sampled, compare_results
+from pytest_quantgate.fingerprint import LABELS
+from pytest_quantgate.gates.words import count
+from pytest_quantgate.measurement import StoredOutcomes
+
+RESULTS = {"fp16": "FP16", "accepted": "quantized", "first": "first accepted"}
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    """Return the records of a file or of a folder by `<suite> <key>`.
+
+    Raises BaselineError for a damaged one, DiffError for two of one name.
+    """
+    records: dict[str, Record] = {}
+    root = path if path.is_dir() else path.parent
+    for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+        record = read_record(file, root=root)
+        if record is None:
+            raise DiffError(f"{file} does not exist")
+        name = f"{record.suite} {record.key}"
+        if name in records:
+            raise DiffError(f"{file}: a second baseline of {name} in {path}")
+        records[name] = record
+    return records
+
+
+def compare_records(
+    before: Mapping[str, Record],
+    after: Mapping[str, Record],
+    *,
+    labels: tuple[str, str],
+    by_name: bool = True,
+) -> Comparison:
+    """Return what differs between two sets of baselines, or between the only one of each."""
+    changes: list[Change] = []
+    same = []
+    if not by_name and before.keys() != after.keys():
+        old_name, new_name = next(iter(before)), next(iter(after))
+        changes += compare_texts({"baseline of": old_name}, {"baseline of": new_name}, area="gates")
+        pairs = [(f"{old_name} -> {new_name}", before[old_name], after[new_name])]
+    else:
+        pairs = [(name, before[name], after[name]) for name in before if name in after]
+        for kind, names, here in (
+            ("removed", [name for name in before if name not in after], before),
+            ("added", [name for name in after if name not in before], after),
+        ):
+            changes += [
+                Change(
+                    area="gates",
+                    kind=kind,
+                    subjects=(name,),
+                    text=f"baseline {kind}: {name}: {here[name].describe()}",
+                    before=here[name].describe() if kind == "removed" else "",
+                    after=here[name].describe() if kind == "added" else "",
+                )
+                for name in names
+            ]
+    for name, old, new in pairs:
+        found = compare_record(old, new, name=name)
+        changes += found
+        if not found:
+            same.append(f"{name}: {new.describe()}")
+    if len(same) > 3:
+        same = [f"{count(len(same), 'baseline')} the same"]
+    return Comparison(
+        kind="baseline",
+        before=labels[0],
+        after=labels[1],
+        changes=tuple(changes),
+        same=tuple(same),
+    )
+
+
+def compare_record(before: Record, after: Record, *, name: str) -> list[Change]:
+    """Return what differs between two records: each result paired with its own."""
+    changes: list[Change] = []
+    for field, word in RESULTS.items():
+        old, new = getattr(before, field), getattr(after, field)
+        if field == "first" and (old, new) == (before.accepted, after.accepted):
+            continue  # says the same as the one accepted last
+        changes += compare_results(
+            _sampled(old),
+            _sampled(new),
+            subject=f"{name} {field}",
+            what=f"{name}: {word}",
+            metric=after.metric,
+        )
+    changes += compare_texts(
+        {f"{name}: {LABELS[key]}": getattr(before.fingerprint, key)[:12] for key in LABELS},
+        {f"{name}: {LABELS[key]}": getattr(after.fingerprint, key)[:12] for key in LABELS},
+        area="data",
+    )
+    changes += compare_texts(
+        {f"{name}: {key}": value for key, value in before.versions.items()},
+        {f"{name}: {key}": value for key, value in after.versions.items()},
+        area="versions",
+    )
+    changes += compare_texts(
+        _said(before, name=name),
+        _said(after, name=name),
+        area="other",
+    )
+    return changes
+
+
+def _said(record: Record, *, name: str) -> dict[str, str]:
+    fields = ("metric", "task", "reason", "created", "updated", "first_accepted", "first_reason")
+    return {f"{name}: {field.replace('_', ' ')}": getattr(record, field) for field in fields}
+
+
+def _sampled(outcomes: StoredOutcomes) -> Sampled:
+    return Sampled(
+        value=outcomes.value,
+        correct=outcomes.correct,
+        ids_digest=outcomes.ids_digest,
+        data_digest=outcomes.data_digest,
+    )

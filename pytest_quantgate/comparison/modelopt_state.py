@@ -1,0 +1,169 @@
+"""Reads ModelOpt's `modelopt_state.pth` without torch, and without running anything in it.
+
+`torch.save` writes a zip archive with one pickle. Here every name in it that is not plain data
+becomes an inert stand-in: nothing of it is imported or called, and what it named is reported.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_quantgate.comparison.changes import DiffError
+
+MAX_BYTES = 256 << 20
+
+#: Names that torch.load(weights_only=True) takes: plain data and parts of tensors.
+_TENSOR_PARTS = {
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+}
+
+
+class Inert:
+    """Stands for anything that a pickle names; does nothing whatever is done to it."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptState:
+    """What a state file says.
+
+    `quantizers` maps a quantizer's name to its settings, `quant_cfg` is the recipe as ModelOpt
+    kept it, `algorithm` the name of its calibration, `modes` all that was applied in order.
+    `foreign` are names in the pickle that are no plain data: a load with code would run them.
+    """
+
+    quantizers: Mapping[str, Mapping[str, Any]]
+    quant_cfg: tuple[Any, ...]
+    algorithm: str
+    modes: tuple[str, ...]
+    version: str
+    foreign: tuple[str, ...]
+
+
+def read_state(path: Path) -> ModelOptState:
+    """Return what a state file says; raises DiffError for one that cannot be read."""
+    plain, foreign = _unpickle(path)
+    if not isinstance(plain, Mapping) or not isinstance(plain.get("modelopt_state_dict"), list):
+        if foreign:  # what could not be read is what the file is about
+            return ModelOptState(
+                quantizers={}, quant_cfg=(), algorithm="", modes=(), version="", foreign=foreign
+            )
+        raise DiffError(f"{path} holds no ModelOpt state: save the model again")
+    quantizers: Mapping[str, Mapping[str, Any]] = {}
+    quant_cfg: tuple[Any, ...] = ()
+    algorithm = ""
+    modes = []
+    for entry in plain["modelopt_state_dict"]:
+        mode, state = _mode(entry, path=path)
+        modes.append(mode)
+        found = _mapping(_mapping(state.get("metadata")).get("quantizer_state"))
+        if found:  # ModelOpt brings the last one up to date when it saves
+            quantizers = {str(name): _mapping(value) for name, value in found.items()}
+        config = _mapping(state.get("config"))
+        if "quant_cfg" in config:
+            kept = config["quant_cfg"]
+            quant_cfg = tuple(kept) if isinstance(kept, (list, tuple)) else (kept,)
+        algorithm = str(config.get("method") or config.get("algorithm") or algorithm)
+    return ModelOptState(
+        quantizers=quantizers,
+        quant_cfg=quant_cfg,
+        algorithm=algorithm,
+        modes=tuple(modes),
+        version=str(plain.get("modelopt_version", "")),
+        foreign=foreign,
+    )
+
+
+def _mode(entry: Any, *, path: Path) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+        raise DiffError(f"{path}: an entry of modelopt_state_dict is no (mode, state) pair")
+    return str(entry[0]), _mapping(entry[1])
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
+    foreign: dict[str, None] = {}
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            full = f"{module}.{name}"
+            if full == "collections.OrderedDict":
+                return OrderedDict
+            if full == "torch.Size":
+                return tuple
+            if module == "torch" and name in _DTYPES:
+                return name  # looked up and never called
+            if module == "torch" and name.endswith("Storage"):
+                return Inert
+            if full not in _TENSOR_PARTS:
+                foreign[full] = None
+            return Inert
+
+        def persistent_load(self, _identity: Any) -> Any:
+            return Inert()
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+            if not names:
+                raise DiffError(f"{path} holds no data.pkl: it was not written by torch.save")
+            size = archive.getinfo(names[0]).file_size
+            if size > MAX_BYTES:
+                raise DiffError(f"{path}: {size} bytes of state, at most {MAX_BYTES} are read")
+            data = archive.read(names[0])
+        return Reader(io.BytesIO(data)).load(), tuple(foreign)
+    except OSError as error:
+        raise DiffError(f"{path} cannot be read: {error.strerror or error}") from error
+    except zipfile.BadZipFile as error:
+        raise DiffError(f"{path} is damaged or not written by torch.save: {error}") from error
+    except DiffError:
+        raise
+    except Exception as error:  # a damaged pickle ends in any of them
+        if foreign:  # a stand-in did not behave: the names say what the file is
+            return None, tuple(foreign)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DiffError(f"{path} is damaged: {reason}: save the model again") from error
+
+
+_DTYPES = {
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+    "complex128",
+}

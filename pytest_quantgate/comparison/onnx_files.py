@@ -1,0 +1,186 @@
+"""Two exported models: Q/DQ pairs, operations, weights and the file itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_quantgate.comparison.changes import Change, Comparison, compare_texts
+from pytest_quantgate.comparison.quantizers import StoredQuantizer, compare_quantizers
+from pytest_quantgate.gates.words import count, group, listed
+from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair
+
+SUFFIX = ".onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxFile:
+    """One ONNX file: what its graph says, and the SHA-256 of every initializer by name."""
+
+    audit: OnnxAudit
+    weights: Mapping[str, str]
+
+
+def read_onnx(path: Path) -> dict[str, OnnxFile]:
+    """Return the ONNX files at a path by their place below it (one file: by no name).
+
+    Raises ModelError for what is no ONNX model, MissingPackage without onnx.
+    """
+    from pytest_quantgate.runtimes.onnx_graph import parse_model, read_graph
+
+    files = sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    found = {}
+    for file in files:
+        audit = read_graph(file)
+        model = parse_model(file.read_bytes(), path=file)
+        weights = {
+            tensor.name: hashlib.sha256(tensor.SerializeToString(deterministic=True)).hexdigest()
+            for tensor in model.graph.initializer
+        }
+        name = file.relative_to(path).as_posix() if path.is_dir() else ""
+        found[name] = OnnxFile(audit=audit, weights=weights)
+    return found
+
+
+def compare_onnx(
+    before: Mapping[str, OnnxFile], after: Mapping[str, OnnxFile], *, labels: tuple[str, str]
+) -> Comparison:
+    """Return what differs between the files of one name, and which came or went."""
+    changes = [
+        Change(area="gates", kind=kind, subjects=(name,), text=f"file {kind}: {name}")
+        for kind, here, there in (("removed", before, after), ("added", after, before))
+        for name in here
+        if name not in there
+    ]
+    same = []
+    for name in (name for name in before if name in after):
+        found = compare_file(before[name], after[name], name=name or "the file")
+        changes += found
+        if not found:
+            pairs = count(len(after[name].audit.pairs), "Q/DQ pair")
+            same.append(f"{name or 'the file'}: {pairs}, weights and operations equal")
+    return Comparison(
+        kind="onnx", before=labels[0], after=labels[1], changes=tuple(changes), same=tuple(same)
+    )
+
+
+def compare_file(before: OnnxFile, after: OnnxFile, *, name: str) -> list[Change]:
+    """Return what differs between two files."""
+    old, new = before.audit, after.audit
+    return [
+        *compare_texts(_describe(old, name), _describe(new, name), area="engine"),
+        *compare_quantizers(_stored(old.pairs), _stored(new.pairs)),
+        *_compare_operations(old.operations, new.operations, name=name),
+        *_compare_weights(before.weights, after.weights, name=name),
+        *compare_texts(_sizes(old, name), _sizes(new, name), area="sizes"),
+    ]
+
+
+def _describe(audit: OnnxAudit, name: str) -> dict[str, str]:
+    return {
+        f"{name}: tower": audit.tower,
+        f"{name}: precision": audit.precision,
+        f"{name}: opset": str(audit.opset),
+        f"{name}: domains": ", ".join(domain or "ai.onnx" for domain in audit.domains),
+        f"{name}: batch": "dynamic" if audit.dynamic_batch else "fixed",
+        f"{name}: problems": "; ".join(audit.problems)[:300] or "none",
+    }
+
+
+def _stored(pairs: Sequence[QdqPair]) -> dict[str, StoredQuantizer]:
+    """Return every pair as a quantizer: one that is a lone half, or elsewhere, is off."""
+    found: dict[str, StoredQuantizer] = {}
+    for pair in pairs:
+        quantizer = pair.quantizer or f"nameless pair {pair.node}"
+        amax = (pair.amax_max,) if pair.scale_count == 1 else (pair.amax_min, pair.amax_max)
+        found[quantizer] = StoredQuantizer(
+            name=quantizer,
+            enabled=pair.complete and (pair.feeds_owner or pair.quantizer is None),
+            format=pair.format,
+            granularity=f"{count(pair.scale_count, 'scale')}",
+            dynamic=False,
+            amax=amax,
+            settings={
+                "zero point": "0" if pair.symmetric else "not 0",
+                "stored as": pair.source,
+                "scale type": pair.scale_type,
+                # Two ranges stand for all: the digest is of every one of them.
+                **({"scales": pair.scale_digest[:12]} if pair.scale_count > 1 else {}),
+            },
+        )
+    return found
+
+
+def _compare_operations(
+    before: Sequence[OnnxOperation], after: Sequence[OnnxOperation], *, name: str
+) -> list[Change]:
+    olds, news = ({op.node: op for op in side} for side in (before, after))
+    changes = []
+    for kind, names in (
+        ("removed", [node for node in olds if node not in news]),
+        ("added", [node for node in news if node not in olds]),
+    ):
+        if names:
+            changes.append(
+                Change(
+                    area="engine",
+                    kind=kind,
+                    subjects=tuple(names),
+                    text=f"{name}: {count(len(names), 'operation')} {kind}: {listed(names)}",
+                )
+            )
+    moved: dict[tuple[str, str], list[str]] = {}
+    for node in (node for node in olds if node in news):
+        pair = (_operands(olds[node]), _operands(news[node]))
+        if pair[0] != pair[1]:
+            moved.setdefault(pair, []).append(f"{news[node].operator} {news[node].module or node}")
+    changes += [
+        Change(
+            area="engine",
+            kind="operands changed",
+            subjects=tuple(nodes),
+            text=f"{name}: {count(len(nodes), 'operation')} with {old} -> {new}: "
+            f"{listed(group(nodes))}",
+            before=old,
+            after=new,
+            lines=group(nodes),
+        )
+        for (old, new), nodes in moved.items()
+    ]
+    return changes
+
+
+def _operands(operation: OnnxOperation) -> str:
+    words = ["quantized" if there else "full" for there in operation.operands_quantized]
+    weight = f", weight {operation.weight_type}" if operation.weight_type else ""
+    return f"{' x '.join(words)}{weight}"
+
+
+def _compare_weights(
+    before: Mapping[str, str], after: Mapping[str, str], *, name: str
+) -> list[Change]:
+    changes = []
+    for kind, names in (
+        ("removed", [weight for weight in before if weight not in after]),
+        ("added", [weight for weight in after if weight not in before]),
+        ("weights changed", [w for w in before if w in after and before[w] != after[w]]),
+    ):
+        if names:
+            word = {"removed": "gone", "added": "new"}.get(kind, "with other values")
+            changes.append(
+                Change(
+                    area="weights",
+                    kind=kind,
+                    subjects=tuple(names),
+                    text=f"{name}: {count(len(names), 'initializer')} {word}: "
+                    f"{listed(group(names))}",
+                    lines=group(names),
+                )
+            )
+    return changes
+
+
+def _sizes(audit: OnnxAudit, name: str) -> dict[str, str]:
+    return {f"{name}: bytes of {kind}": str(size) for kind, size in audit.weights_bytes}

@@ -1,0 +1,470 @@
+"""Two JSON reports: verdicts, recipe, quantizers, accuracy, exported files, engines, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pytest_quantgate.baselines import unpack_bits
+from pytest_quantgate.comparison.changes import (
+    Area,
+    Change,
+    Comparison,
+    DiffError,
+    compare_texts,
+)
+from pytest_quantgate.comparison.outcomes import Sampled, compare_results
+from pytest_quantgate.comparison.quantizers import StoredQuantizer, compare_quantizers
+from pytest_quantgate.comparison.recipe_lines import compare_recipe_lines
+from pytest_quantgate.gates.words import count, listed
+from pytest_quantgate.report import FORMAT
+from pytest_quantgate.report.json_report import read_report as parse_report
+from pytest_quantgate.report.model import (
+    EngineFacts,
+    GateResult,
+    OnnxFacts,
+    OutcomeFacts,
+    QuantizerFacts,
+    Report,
+    SuiteReport,
+    TaskFacts,
+)
+from pytest_quantgate.untrusted import read_regular
+from pytest_quantgate.verdict import Status
+
+MAX_BYTES = 256 << 20
+
+
+def is_report(data: object) -> bool:
+    """Return whether a JSON value says of itself that it is a report."""
+    return isinstance(data, Mapping) and data.get("format") == FORMAT
+
+
+def read_report(path: Path) -> Report:
+    """Return the report in a file; raises ReportError or DiffError for what is none."""
+    try:
+        report = parse_report(read_regular(path, max_bytes=MAX_BYTES), name=path.as_posix())
+    except OSError as error:
+        raise DiffError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        for suite in report.suites:
+            for task in suite.tasks:
+                for facts in (task.fp16, task.quantized):
+                    unpack_bits(facts.correct_bits, count=task.samples)
+    except ValueError as error:
+        raise DiffError(f"{path} is damaged: {error}: make the report again") from error
+    return report
+
+
+def compare_reports(before: Report, after: Report, *, labels: tuple[str, str]) -> Comparison:
+    """Return what differs between two runs, suite by suite."""
+    changes: list[Change] = []
+    same: list[str] = []
+    notes: list[str] = []
+    olds = {suite.name: suite for suite in before.suites}
+    news = {suite.name: suite for suite in after.suites}
+    if len(olds) == len(news) == 1:
+        pairs = [(next(iter(olds.values())), next(iter(news.values())))]
+    else:
+        pairs = [(olds[name], news[name]) for name in olds if name in news]
+        for kind, names in (
+            ("removed", [name for name in olds if name not in news]),
+            ("added", [name for name in news if name not in olds]),
+        ):
+            changes += [
+                Change(
+                    area="gates",
+                    kind=kind,
+                    subjects=(name,),
+                    text=f"suite {kind}: {name}: "
+                    f"{(olds if kind == 'removed' else news)[name].conclusion.sentence}",
+                )
+                for name in names
+            ]
+    for old, new in pairs:
+        found = compare_suite_reports(old, new)
+        changes += found
+        if not found:
+            same.append(f"{new.name}: {new.conclusion.sentence}")
+        notes += _list_unmeasured(old, new)
+    changes += compare_texts(
+        dict(before.environment.packages), dict(after.environment.packages), area="versions"
+    )
+    changes += compare_texts(
+        {"python": before.environment.python, "pytest-quantgate": before.product_version},
+        {"python": after.environment.python, "pytest-quantgate": after.product_version},
+        area="versions",
+    )
+    changes += compare_texts(
+        {"system": before.environment.system, "processor": before.environment.processor},
+        {"system": after.environment.system, "processor": after.environment.processor},
+        area="other",
+    )
+    for kind, here, there in (("removed", before, after), ("added", after, before)):
+        changes += [
+            Change(
+                area="gates", kind=kind, subjects=(error[:80],), text=f"error {kind}: {error[:300]}"
+            )
+            for error in here.errors
+            if error not in there.errors
+        ]
+    return Comparison(
+        kind="report",
+        before=labels[0],
+        after=labels[1],
+        changes=tuple(changes),
+        same=tuple(same),
+        notes=tuple(notes),
+    )
+
+
+def compare_suite_reports(before: SuiteReport, after: SuiteReport) -> list[Change]:
+    """Return what differs between two runs of a suite; clock times and file places do not count."""
+    name = after.name
+    changes = _compare_gates(before, after)
+    if before.recipe is not None and after.recipe is not None:
+        old, new = before.recipe, after.recipe
+        changes += compare_texts(
+            {f"{name}: recipe": old.name}, {f"{name}: recipe": new.name}, area="recipe"
+        )
+        changes += compare_recipe_lines(old.lines, new.lines)
+        changes += compare_recipe_lines(
+            [f"exclude {pattern}" for pattern in old.exclude],
+            [f"exclude {pattern}" for pattern in new.exclude],
+        )
+    if before.audit is not None and after.audit is not None:
+        changes += compare_quantizers(
+            _stored(before.audit.quantizers), _stored(after.audit.quantizers)
+        )
+        changes += _compare_states(before.audit.quantizers, after.audit.quantizers)
+    changes += _compare_tasks(before.tasks, after.tasks, suite=name)
+    changes += _compare_onnx(before.onnx, after.onnx, suite=name)
+    changes += _compare_engines(before.engines, after.engines, suite=name)
+    changes += compare_texts(_facts(before, name=name), _facts(after, name=name), area="model")
+    changes += compare_texts(
+        _calibration(before, name=name), _calibration(after, name=name), area="data"
+    )
+    changes += compare_texts(
+        {f"{name}: {key}": value for key, value in before.versions.items()},
+        {f"{name}: {key}": value for key, value in after.versions.items()},
+        area="versions",
+    )
+    return changes
+
+
+def _list_unmeasured(before: SuiteReport, after: SuiteReport) -> list[str]:
+    notes = []
+    for field, word in (
+        ("recipe", "the recipe"),
+        ("audit", "the quantizers"),
+        ("tasks", "tasks"),
+        ("onnx", "exported files"),
+        ("engines", "engines"),
+    ):
+        there = [bool(getattr(side, field)) for side in (before, after)]
+        if there[0] != there[1]:
+            side = "after" if there[0] else "before"
+            notes.append(f"{after.name}: {word} not compared: not measured {side}")
+    return notes
+
+
+def _compare_gates(before: SuiteReport, after: SuiteReport) -> list[Change]:
+    changes = []
+    olds = {gate.name: gate for gate in before.gates}
+    news = {gate.name: gate for gate in after.gates}
+    for gate in [*olds, *(gate for gate in news if gate not in olds)]:
+        old, new = olds.get(gate), news.get(gate)
+        if old is None or new is None:
+            kind = "added" if old is None else "removed"
+            here = old or new
+            assert here is not None
+            changes.append(
+                Change(
+                    area="gates",
+                    kind=kind,
+                    subjects=(f"{after.name} {gate}",),
+                    text=f"{after.name}: gate {gate} {kind}: {here.status} {here.brief}".rstrip(),
+                )
+            )
+        elif old.status != new.status:
+            changes.append(_describe_verdict(old, new, suite=after.name))
+    if before.conclusion.status != after.conclusion.status:
+        changes.insert(
+            0,
+            Change(
+                area="gates",
+                kind="changed",
+                subjects=(after.name,),
+                text=f"{after.name}: {before.conclusion.sentence} -> {after.conclusion.sentence}",
+                before=before.conclusion.status,
+                after=after.conclusion.status,
+            ),
+        )
+    return changes
+
+
+def _describe_verdict(old: GateResult, new: GateResult, *, suite: str) -> Change:
+    now_red = Status[new.status].severity > Status[old.status].severity
+    return Change(
+        area="gates",
+        kind="changed",
+        subjects=(f"{suite} {new.name}",),
+        text=f"{suite}: {new.name}: {old.status} -> {new.status}",
+        before=old.status,
+        after=new.status,
+        lines=((new if now_red else old).headline,),
+    )
+
+
+def _stored(quantizers: Iterable[QuantizerFacts]) -> dict[str, StoredQuantizer]:
+    found = {}
+    for facts in quantizers:
+        amax: tuple[float, ...] | None = None
+        if facts.amax_min is not None and facts.amax_max is not None:
+            amax = (facts.amax_max,)
+            if facts.amax_min != facts.amax_max:
+                amax = (facts.amax_min, facts.amax_max)
+        found[facts.name] = StoredQuantizer(
+            name=facts.name,
+            enabled=facts.enabled,
+            format=facts.format,
+            granularity=facts.granularity,
+            dynamic=facts.dynamic,
+            amax=amax,
+            calls=facts.calls,
+        )
+    return found
+
+
+def _compare_states(
+    before: Iterable[QuantizerFacts], after: Iterable[QuantizerFacts]
+) -> list[Change]:
+    """Return the quantizers that get less far, or farther, on the way to the engine."""
+    olds = {facts.name: facts for facts in before}
+    moved: dict[tuple[str, str], list[str]] = {}
+    for facts in after:
+        old = olds.get(facts.name)
+        if old is not None and old.lost_at != facts.lost_at:
+            moved.setdefault((old.lost_at, facts.lost_at), []).append(facts.name)
+    return [
+        Change(
+            area="quantizers",
+            kind="lost elsewhere",
+            subjects=tuple(names),
+            text=f"{count(len(names), 'quantizer')} {_lost(old)} before, {_lost(new)} now: "
+            f"{listed(names)}",
+            before=old or "nowhere",
+            after=new or "nowhere",
+            figures={"quantizers": len(names)},
+        )
+        for (old, new), names in moved.items()
+    ]
+
+
+def _lost(stage: str) -> str:
+    return f"lost at stage {stage}" if stage else "lost nowhere"
+
+
+def _compare_tasks(
+    before: Iterable[TaskFacts], after: Iterable[TaskFacts], *, suite: str
+) -> list[Change]:
+    changes: list[Change] = []
+    olds = {_task_name(task): task for task in before}
+    for task in after:
+        old = olds.get(_task_name(task))
+        if old is None:
+            continue
+        for field, word in (("fp16", "FP16"), ("quantized", "quantized")):
+            changes += compare_results(
+                _sampled(getattr(old, field), old),
+                _sampled(getattr(task, field), task),
+                subject=f"{suite} {_task_name(task)} {field}",
+                what=f"{suite}: {_task_name(task)}: {word}",
+                metric=task.metric,
+            )
+        flips = (old.answers_changed, task.answers_changed)
+        if flips[0] != flips[1]:
+            changes.append(
+                Change(
+                    area="accuracy",
+                    kind="flips",
+                    subjects=(f"{suite} {_task_name(task)}",),
+                    text=f"{suite}: {_task_name(task)}: answers that differ from FP16's "
+                    f"{flips[0]} -> {flips[1]} of {task.samples}",
+                    before=str(flips[0]),
+                    after=str(flips[1]),
+                    figures={"before": flips[0], "after": flips[1]},
+                )
+            )
+    return changes
+
+
+def _task_name(task: TaskFacts) -> str:
+    stage = "" if task.stage == "torch" else f" in {task.stage}"
+    return f"{task.task} {task.metric}{stage}"
+
+
+def _sampled(facts: OutcomeFacts, task: TaskFacts) -> Sampled:
+    return Sampled(
+        value=facts.value,
+        correct=unpack_bits(facts.correct_bits, count=task.samples),
+        ids_digest=task.ids_digest,
+        data_digest=task.data_digest,
+    )
+
+
+def _compare_onnx(
+    before: Iterable[OnnxFacts], after: Iterable[OnnxFacts], *, suite: str
+) -> list[Change]:
+    changes: list[Change] = []
+    olds = {(facts.variant, facts.tower): facts for facts in before}
+    for facts in after:
+        old = olds.get((facts.variant, facts.tower))
+        if old is None:
+            continue
+        name = f"{suite}: ONNX {facts.variant} {facts.tower}"
+        lost, found = set(facts.lost) - set(old.lost), set(old.lost) - set(facts.lost)
+        for kind, names in (("removed", lost), ("added", found)):
+            if names:
+                word = "lost in the export now" if kind == "removed" else "in the export again"
+                changes.append(
+                    Change(
+                        area="quantizers",
+                        kind=kind,
+                        subjects=tuple(sorted(names)),
+                        text=f"{name}: {count(len(names), 'quantizer')} {word}: "
+                        f"{listed(sorted(names))}",
+                    )
+                )
+        changes += _compare_counts(
+            {
+                f"{name}: Q/DQ pairs": old.pairs,
+                f"{name}: undeclared pairs": old.undeclared,
+                f"{name}: opset": old.opset,
+            },
+            {
+                f"{name}: Q/DQ pairs": facts.pairs,
+                f"{name}: undeclared pairs": facts.undeclared,
+                f"{name}: opset": facts.opset,
+            },
+            area="engine",
+        )
+        changes += _compare_counts(
+            {f"{name}: file bytes": old.file_bytes, **_by_type(old, name)},
+            {f"{name}: file bytes": facts.file_bytes, **_by_type(facts, name)},
+            area="sizes",
+        )
+    return changes
+
+
+def _by_type(facts: OnnxFacts, name: str) -> dict[str, int]:
+    return {f"{name}: {kind} weight bytes": size for kind, size in facts.weights_bytes.items()}
+
+
+def _compare_engines(
+    before: Iterable[EngineFacts], after: Iterable[EngineFacts], *, suite: str
+) -> list[Change]:
+    changes: list[Change] = []
+
+    def key(facts: EngineFacts) -> tuple[str, str, str, int, str]:
+        return (facts.variant, facts.tower, facts.target, facts.batch, facts.library)
+
+    olds = {key(facts): facts for facts in before}
+    for facts in after:
+        old = olds.get(key(facts))
+        if old is None:
+            continue
+        name = f"{suite}: engine {facts.target} {facts.variant} {facts.tower} batch {facts.batch}"
+        changes += _compare_counts(_precisions(old, name), _precisions(facts, name), area="engine")
+        moved: dict[tuple[str, str], list[str]] = {}
+        for layer in [*old.layers, *(n for n in facts.layers if n not in old.layers)]:
+            pair = (old.layers.get(layer, "absent"), facts.layers.get(layer, "absent"))
+            if pair[0] != pair[1]:
+                moved.setdefault(pair, []).append(layer)
+        changes += [
+            Change(
+                area="engine",
+                kind="precision changed",
+                subjects=tuple(layers),
+                text=f"{name}: {count(len(layers), 'layer')} {was} -> {now}: {listed(layers)}",
+                before=was,
+                after=now,
+                figures={"layers": len(layers)},
+            )
+            for (was, now), layers in moved.items()
+        ]
+        changes += _compare_counts(_sizes(old, name), _sizes(facts, name), area="sizes")
+        changes += compare_texts(
+            {f"{name}: {old.library}": old.library_version},
+            {f"{name}: {facts.library}": facts.library_version},
+            area="versions",
+        )
+    return changes
+
+
+def _precisions(facts: EngineFacts, name: str) -> dict[str, int]:
+    return {
+        f"{name}: linear in FP8": facts.fp8_gemm_nodes,
+        f"{name}: linear": facts.gemm_nodes,
+        f"{name}: attention fused in FP8": facts.attentions_fused_fp8,
+        f"{name}: attention": facts.attentions,
+        **{f"{name}: nodes in {kind}": number for kind, number in facts.precisions.items()},
+    }
+
+
+def _sizes(facts: EngineFacts, name: str) -> dict[str, int]:
+    return {
+        f"{name}: plan bytes": facts.plan_bytes,
+        f"{name}: weights bytes": facts.weights_bytes,
+        f"{name}: activation bytes": facts.activation_bytes,
+    }
+
+
+def _compare_counts(
+    before: Mapping[str, int], after: Mapping[str, int], *, area: Area
+) -> list[Change]:
+    changes = []
+    for name in [*before, *(name for name in after if name not in before)]:
+        old, new = before.get(name, 0), after.get(name, 0)
+        if old != new:
+            ratio = f" ({new / old:.3f}x)" if old and area == "sizes" else ""
+            changes.append(
+                Change(
+                    area=area,
+                    kind="changed",
+                    subjects=(name,),
+                    text=f"{name}: {old} -> {new}{ratio}",
+                    before=str(old),
+                    after=str(new),
+                    figures={"before": old, "after": new},
+                )
+            )
+    return changes
+
+
+def _facts(suite: SuiteReport, *, name: str) -> dict[str, str]:
+    facts = suite.model
+    found = {f"{name}: device": suite.device} if suite.device else {}
+    if facts is not None:
+        found |= {
+            f"{name}: model": facts.description,
+            f"{name}: model revision": facts.revision or "none",
+            f"{name}: model digest": facts.digest[:12],
+            f"{name}: model dtype": facts.dtype,
+            f"{name}: attn_implementation": facts.attn_implementation,
+        }
+    return found
+
+
+def _calibration(suite: SuiteReport, *, name: str) -> dict[str, str]:
+    facts = suite.calibration
+    if facts is None:
+        return {}
+    return {
+        f"{name}: calibration data": facts.data,
+        f"{name}: calibration samples": str(facts.samples),
+        f"{name}: calibration batch size": str(facts.batch_size),
+        f"{name}: calibration held out": str(facts.held_out_samples),
+        f"{name}: calibration digest": facts.digest[:12],
+        f"{name}: not finite in calibration": listed(facts.nonfinite) or "none",
+    }

@@ -1,0 +1,176 @@
+"""Reads safetensors files tensor by tensor, mapped and not loaded, in any dtype, with NumPy alone.
+
+The format: eight bytes with the length of a JSON header (little endian), the header, the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.comparison.changes import DiffError
+from pytest_quantgate.errors import MissingPackage
+
+if TYPE_CHECKING:
+    import numpy
+
+    Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+MAX_HEADER_BYTES = 100 << 20
+
+#: Bytes of one value by the name that the format gives its type.
+SIZES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+}
+_NUMPY = {
+    "BOOL": "u1",
+    "U8": "u1",
+    "I8": "i1",
+    "F8_E4M3": "u1",
+    "F8_E5M2": "u1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F32": "<f4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """Where one tensor is; nothing of it is read before `raw` or `values` is asked."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.count * SIZES[self.dtype]
+
+    def raw(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return the stored numbers `start` to `stop` of the flat tensor, mapped from the file."""
+        numpy = import_numpy()
+        stop = self.count if stop is None else min(stop, self.count)
+        if stop <= start:
+            empty: Array = numpy.empty(0, dtype=_NUMPY[self.dtype])
+            return empty
+        mapped: Array = numpy.memmap(
+            self.file,
+            dtype=_NUMPY[self.dtype],
+            mode="r",
+            offset=self.offset + start * SIZES[self.dtype],
+            shape=(stop - start,),
+        )
+        return mapped
+
+    def values(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return the values as float64 (integers and Booleans too)."""
+        numpy = import_numpy()
+        raw = self.raw(start, stop)
+        if self.dtype == "BF16":
+            raw = (raw.astype("<u4") << 16).view("<f4")
+        elif self.dtype == "F8_E5M2":
+            raw = (raw.astype("<u2") << 8).view("<f2")
+        elif self.dtype == "F8_E4M3":
+            raw = numpy.asarray(_e4m3_values(), dtype="f8")[raw]
+        return raw.astype("f8")
+
+
+@cache
+def _e4m3_values() -> tuple[float, ...]:
+    """Return the value of each E4M3FN byte: bias 7, no infinity, NaN at S.1111.111."""
+    values = []
+    for byte in range(256):
+        exponent, mantissa = (byte >> 3) & 15, byte & 7
+        size = (
+            mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+        )
+        if byte & 0x7F == 0x7F:
+            size = math.nan
+        values.append(-size if byte & 0x80 else size)
+    return tuple(values)
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name; raises DiffError for a damaged one."""
+    damaged = f"{path} is damaged"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                raise DiffError(
+                    f"{damaged}: its header says {length} bytes, the file has {size}: "
+                    f"copy or save it again"
+                )
+            header = json.loads(stream.read(length))
+    except OSError as error:
+        raise DiffError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DiffError(f"{damaged}: its header is not JSON: copy or save it again") from error
+    if not isinstance(header, dict):
+        raise DiffError(f"{damaged}: its header is no mapping: copy or save it again")
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        tensors[name] = _read_entry(entry, name=name, path=path, start=8 + length, size=size)
+    return tensors
+
+
+def _read_entry(entry: Any, *, name: str, path: Path, start: int, size: int) -> Tensor:
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        plain = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError) as error:
+        raise DiffError(
+            f"{path} is damaged: tensor {name!r} is not described: save it again"
+        ) from error
+    if dtype not in SIZES:
+        raise DiffError(f"{path}: tensor {name!r} has the type {dtype!r}, which is not known here")
+    expected = math.prod(shape) * SIZES[dtype] if plain else -1
+    if end - begin != expected or start + end > size:
+        raise DiffError(
+            f"{path} is damaged: tensor {name!r} ends beyond the file or has another size than "
+            f"its shape: copy or save it again"
+        )
+    return Tensor(file=path, dtype=dtype, shape=shape, offset=start + begin)
+
+
+def import_numpy() -> Any:
+    """Return NumPy; raises MissingPackage without it."""
+    try:
+        import numpy
+    except ImportError as error:
+        raise MissingPackage("numpy", extra="clip", purpose="comparing checkpoints") from error
+    return numpy

@@ -1,0 +1,227 @@
+"""Checks of a valid suite against the rest of the world, without running or importing anything big.
+
+`suite_file.py` checks the file against its schema; here names are looked up: recipes, data sets,
+variables, patterns. What may be mended outside the file is a note, not an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from pytest_quantgate.errors import NotMeasured, QuantGateError
+from pytest_quantgate.suite import (
+    AccuracyGate,
+    RegressionGate,
+    Suite,
+    expand_environment,
+    expand_path,
+)
+
+#: What a module pattern of ours or of ModelOpt's can be made of.
+_PATTERN = re.compile(r"[\w.*?\[\]!-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """`errors` make a suite unusable anywhere; `notes` say what is missing on this machine."""
+
+    errors: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def check_suite(suite: Suite, *, environ: Mapping[str, str], today: date | None = None) -> Findings:
+    """Return what is wrong with the names in a suite, each with its `file:line`."""
+    errors: list[str] = []
+    notes: list[str] = []
+    _check_recipe(suite, errors=errors, notes=notes, environ=environ)
+    _check_datasets(suite, errors=errors, notes=notes, environ=environ)
+    _check_model(suite, notes=notes, environ=environ)
+    errors += _check_patterns(suite)
+    notes += _check_waivers(suite, today=today or datetime.now(UTC).date())
+    return Findings(errors=tuple(errors), notes=tuple(dict.fromkeys(notes)))
+
+
+def _check_recipe(
+    suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
+) -> None:
+    from pytest_quantgate.models.recipes import named_recipes
+
+    where = suite.quantize.where.of("recipe")
+    recipe = suite.quantize.recipe
+    if not isinstance(recipe, str):
+        errors += [f"{where}: {problem}" for problem in _check_inline(recipe)]
+        return
+    try:
+        name = expand_environment(recipe, where=where, environ=environ)
+    except NotMeasured as error:
+        notes.append(str(error))
+        return
+    if name in named_recipes():
+        return
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            errors.append(f"{where}: recipe file {name} does not exist")
+        return
+    if "/" in name:
+        if not _modelopt_has_recipe(name):
+            notes.append(
+                f"{where}: recipe id {name!r} is not among those of the ModelOpt that is "
+                f"installed, or none is"
+            )
+        return
+    if name.endswith("_CFG"):
+        presets = _modelopt_presets()
+        if presets is None or name in presets:
+            return
+        close = difflib.get_close_matches(name, presets, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        errors.append(f"{where}: ModelOpt has no preset {name!r}{hint}")
+        return
+    known = [*named_recipes(), *(_modelopt_presets() or ())]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(named_recipes())}"
+    errors.append(
+        f"{where}: unknown recipe {name!r}{hint} (or a ModelOpt preset, recipe id or YAML path)"
+    )
+
+
+def _check_inline(recipe: Any) -> Iterator[str]:
+    """Yield what can never work in an inline `quant_cfg`; its details are ModelOpt's to judge."""
+    entries = recipe
+    if isinstance(recipe, Mapping) and "quant_cfg" in recipe:
+        entries = recipe["quant_cfg"]
+        unknown = sorted(set(recipe) - {"quant_cfg", "algorithm", "effective_bits"})
+        if unknown:
+            yield f"an inline recipe has quant_cfg and algorithm, not {', '.join(unknown)}"
+    if isinstance(entries, Mapping):
+        if not entries:
+            yield "quant_cfg is empty: a recipe that quantizes nothing"
+        return
+    if not isinstance(entries, (list, tuple)):
+        yield f"quant_cfg is a list of entries or a mapping of patterns, not {entries!r}"
+        return
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            yield f"quant_cfg[{position}] is no mapping with quantizer_name and cfg"
+    if entries and all(
+        isinstance(entry, Mapping) and entry.get("enable") is False for entry in entries
+    ):
+        yield "every entry of quant_cfg switches off: it quantizes nothing"
+
+
+def _modelopt_folder(package: str) -> Path | None:
+    """Return where a package lies, found without importing it (its import takes seconds)."""
+    from importlib.util import find_spec
+
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(folders[0]) if folders else None
+
+
+def _modelopt_presets() -> frozenset[str] | None:
+    """Return the names of ModelOpt's presets, read from its source; None where it is not here."""
+    folder = _modelopt_folder("modelopt")
+    source = folder / "torch" / "quantization" / "config.py" if folder is not None else None
+    if source is None or not source.is_file():
+        return None
+    text = source.read_text(encoding="utf-8", errors="replace")
+    return frozenset(re.findall(r"^([A-Z][A-Z0-9_]*_CFG)\b", text, flags=re.MULTILINE)) or None
+
+
+def _modelopt_has_recipe(name: str) -> bool:
+    folder = _modelopt_folder("modelopt_recipes")
+    if folder is None:
+        return False
+    there = folder / name
+    return there.is_dir() or any(
+        there.with_name(f"{there.name}{s}").is_file() for s in (".yaml", ".yml")
+    )
+
+
+def _check_datasets(
+    suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
+) -> None:
+    from pytest_quantgate.tasks.registry import BUILTIN
+
+    used: dict[str, str] = {}
+    fidelity = suite.gates.fidelity
+    if fidelity is not None and fidelity.data:
+        used[fidelity.data.rpartition("/")[0]] = fidelity.where.of("data")
+    gates: tuple[AccuracyGate | RegressionGate, ...]
+    gates = (*suite.gates.accuracy, *suite.gates.regression)
+    for gate in gates:
+        used.setdefault(gate.task.rpartition("/")[0], gate.where.of("task"))
+    used.setdefault(suite.calibration.data.rpartition("/")[0], suite.calibration.where.of("data"))
+    for name, where in used.items():
+        if name in suite.datasets:
+            continue
+        if name in BUILTIN:
+            continue
+        known = [*BUILTIN, *suite.datasets]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+        errors.append(
+            f"{where}: unknown data set {name!r}{hint}; name others under `datasets:` with their "
+            f"root"
+        )
+    for name, spec in suite.datasets.items():
+        if name not in used:
+            notes.append(f"{spec.where}: data set {name!r} is declared and never used")
+        if spec.root is None:
+            errors.append(f"{spec.where}: data set {name!r} needs a root: the folder it is in")
+            continue
+        try:
+            root = expand_path(spec.root, where=spec.where.of("root"), environ=environ)
+        except NotMeasured as error:
+            notes.append(str(error))
+        except QuantGateError as error:
+            errors.append(str(error))
+        else:
+            if not root.is_dir():
+                notes.append(f"{spec.where.of('root')}: {root} is no directory on this machine")
+
+
+def _check_model(suite: Suite, *, notes: list[str], environ: Mapping[str, str]) -> None:
+    from pytest_quantgate.models.source import is_local
+
+    model = suite.model
+    if model.id is None or not is_local(model.id):
+        return
+    try:
+        folder = expand_path(model.id, where=model.where.of("id"), environ=environ)
+    except NotMeasured as error:
+        notes.append(str(error))
+        return
+    if not folder.is_dir():
+        notes.append(f"{model.where.of('id')}: {folder} is no directory on this machine")
+
+
+def _check_patterns(suite: Suite) -> Iterator[str]:
+    """Yield patterns that can match no module: another alphabet, or an empty alternative."""
+    listed = [(pattern, suite.quantize.where.of("exclude")) for pattern in suite.quantize.exclude]
+    coverage = suite.gates.coverage
+    for waiver in coverage.waive if coverage is not None else ():
+        listed += [(pattern, waiver.where.of("modules")) for pattern in waiver.modules]
+    for pattern, where in listed:
+        if not _PATTERN.fullmatch(pattern):
+            yield (
+                f"{where}: {pattern!r} can match no module: patterns are names with * and ?, "
+                f"such as '*patch_embedding*'"
+            )
+
+
+def _check_waivers(suite: Suite, *, today: date) -> Iterator[str]:
+    coverage = suite.gates.coverage
+    for waiver in coverage.waive if coverage is not None else ():
+        if waiver.until < today:
+            yield f"{waiver.where.of('until')}: the waiver ran out on {waiver.until.isoformat()}"

@@ -1,0 +1,397 @@
+"""Writes the text of a first suite: gates that the model can have, limits that the data can decide.
+
+Pure but for reading `config.json` and counting samples; the command writes the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_quantgate.errors import ModelError, SuiteError
+from pytest_quantgate.gates.statistics import Flips, samples_to_settle
+from pytest_quantgate.models.source import is_local
+from pytest_quantgate.suite import expand_path
+from pytest_quantgate.tasks.registry import BUILTIN, CAPTIONED
+from pytest_quantgate.untrusted import read_regular
+
+#: The flip rate at which the proposed limits are chosen, as `quantgate plan` assumes it.
+FLIPS = 0.05
+CONFIDENCE = 0.95
+#: Limits of which the strictest that the data can decide is proposed.
+DROPS_POINTS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
+#: TensorRT fuses FP8 attention from so many tokens on.
+FUSED_TOKENS = 32
+CALIBRATION_SAMPLES, HELD_OUT_SAMPLES, BATCH_SIZE = 512, 128, 64
+MAX_CONFIG_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerShape:
+    """One tower of a CLIP, from its configuration."""
+
+    blocks: int
+    width: int
+    heads: int
+    tokens: int
+
+    @property
+    def linears(self) -> int:
+        """q, k, v, output, fc1 and fc2 in every block, and the projection."""
+        return 6 * self.blocks + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The two towers of a CLIP."""
+
+    vision: TowerShape
+    text: TowerShape
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is evaluated and calibrated on.
+
+    `name` is the data set in the suite, `dataset` and `root` its declaration (None: it ships),
+    `samples` how many a task has, None where it takes loading them to know.
+    """
+
+    name: str
+    task: str
+    calibration_split: str
+    dataset: str | None = None
+    root: str | None = None
+    samples: int | None = None
+    calibration_samples: int | None = None
+    test_split: str = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a suite is wanted for."""
+
+    model: str
+    revision: str | None
+    recipe: str
+    exclude: tuple[str, ...]
+    data: Data
+    target: str | None = None
+    shape: Shape | None = None
+
+
+def read_shape(model: str, *, environ: Mapping[str, str]) -> Shape | None:
+    """Return the shape of a local model, None for a hub id or a variable that is not set.
+
+    Raises ModelError for a folder that is no CLIP, QuantGateError for a path that is none.
+    """
+    if model == "reference":
+        from pytest_quantgate.reference import weights_dir
+
+        return _read_config(weights_dir() / "config.json")
+    if not is_local(model):
+        return None
+    if "${" in model and any(not environ.get(name) for name in re.findall(r"\$\{(\w+)\}", model)):
+        return None
+    folder = expand_path(model, where="--model", environ=environ)
+    if not folder.is_dir():
+        raise ModelError(f"--model {model}: {folder} is no directory")
+    return _read_config(folder / "config.json")
+
+
+def _read_config(path: Path) -> Shape:
+    try:
+        config = json.loads(read_regular(path, max_bytes=MAX_CONFIG_BYTES))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "clip":
+        raise ModelError(f"{path}: model_type is {kind!r}, a suite needs 'clip'")
+    # transformers leaves out what is as in OpenAI's ViT-B/32.
+    vision = _section(config, "vision_config")
+    text = _section(config, "text_config")
+    try:
+        patches = int(vision.get("image_size", 224)) // int(vision.get("patch_size", 32))
+        return Shape(
+            vision=TowerShape(
+                blocks=int(vision.get("num_hidden_layers", 12)),
+                width=int(vision.get("hidden_size", 768)),
+                heads=int(vision.get("num_attention_heads", 12)),
+                tokens=patches**2 + 1,
+            ),
+            text=TowerShape(
+                blocks=int(text.get("num_hidden_layers", 12)),
+                width=int(text.get("hidden_size", 512)),
+                heads=int(text.get("num_attention_heads", 8)),
+                tokens=int(text.get("max_position_embeddings", 77)),
+            ),
+            dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
+        )
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"{path}: the sizes of its towers make no sense: {error}") from error
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def describe_data(
+    text: str, *, root: str | None, task: str | None, environ: Mapping[str, str]
+) -> Data:
+    """Return the data that `--data` names: what ships, a local folder, or clip-benchmark's.
+
+    Raises QuantGateError where a root is missing, or a folder is not in WebDataset's layout.
+    """
+    if text in BUILTIN:
+        if root is not None:
+            raise SuiteError(f"--data {text} ships with the package and has no --root")
+        return _describe_builtin(text, task=task)
+    if is_local(text) or text.startswith("wds/") or Path(text).is_dir():
+        return _describe_folder(text, root=root, task=task, environ=environ)
+    if root is None:
+        raise SuiteError(
+            f"--data {text} needs --root: the folder that its files are in, such as "
+            f"--root '${{QUANTGATE_DATA}}/{text}' (or name a local WebDataset folder)"
+        )
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", text)
+    return Data(
+        name=name,
+        dataset=text,
+        root=_as_path(root),
+        task=task or ("retrieval" if text in CAPTIONED else "classification"),
+        calibration_split="train",
+    )
+
+
+def _describe_builtin(name: str, *, task: str | None) -> Data:
+    from pytest_quantgate.planning import count_builtin
+
+    if name != "scenes" and task == "retrieval":
+        raise SuiteError(f"--data {name} has labels and no captions: leave out --task retrieval")
+    return Data(
+        name=name,
+        task=task or "classification",
+        calibration_split="calibration" if name == "scenes" else "train",
+        samples=count_builtin(name, purpose=task or "classification")[0],
+    )
+
+
+def _describe_folder(
+    text: str, *, root: str | None, task: str | None, environ: Mapping[str, str]
+) -> Data:
+    from pytest_quantgate.planning import count_webdataset
+
+    folder = root if root is not None else text
+    last = text.removeprefix("wds/").rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", re.sub(r"\$\{\w+\}", "", last)).strip("_.-") or "data"
+    if text.startswith("wds/") and root is None:
+        raise SuiteError(f"--data {text} needs --root: the folder that it is in")
+    written = _as_path(folder)
+    dataset = f"wds/{name}"
+    if "${" in folder and any(
+        not environ.get(variable) for variable in re.findall(r"\$\{(\w+)\}", folder)
+    ):
+        return Data(
+            name=name,
+            dataset=dataset,
+            root=written,
+            task=task or "classification",
+            calibration_split="train",
+        )
+    path = expand_path(written, where="--data", environ=environ)
+    kind = path / "dataset_type.txt"
+    said = kind.read_text(encoding="utf-8").strip() if kind.is_file() else "classification"
+    found = "retrieval" if said == "retrieval" else "classification"
+    if task is not None and task != found:
+        raise SuiteError(f"{kind}: the data is for {found}, --task says {task}")
+    splits = sorted(shards.parent.name for shards in path.glob("*/nshards.txt"))
+    if "test" not in splits:
+        raise SuiteError(
+            f"{path} has no test/nshards.txt (splits: {', '.join(splits) or 'none'}): a data set "
+            f"in WebDataset's layout has train/ and test/ with 0.tar, ... and nshards.txt"
+        )
+    others = [split for split in splits if split != "test"]
+    if not others:
+        raise SuiteError(
+            f"{path} has only the split test: calibration needs another one, so that no sample is "
+            f"used for both"
+        )
+    calibration = "train" if "train" in others else others[0]
+    counts = {
+        split: count_webdataset(path, split=split, texts=False) for split in ("test", calibration)
+    }
+    for split, count in counts.items():
+        if count < 2:  # calibration needs one, and one that is held out
+            raise SuiteError(f"{path / split} has {count} images: there is nothing to measure on")
+    return Data(
+        name=name,
+        dataset=dataset,
+        root=written,
+        task=found,
+        calibration_split=calibration,
+        samples=counts["test"],
+        calibration_samples=counts[calibration],
+    )
+
+
+def as_model(text: str) -> str:
+    """Return a model as a suite writes it: a relative folder that exists gets its `./`."""
+    if text == "reference" or is_local(text):
+        return text
+    return f"./{text}" if Path(text).is_dir() else text
+
+
+def _as_path(text: str) -> str:
+    return text if is_local(text) else f"./{text}"
+
+
+def write_suite(request: Request) -> str:
+    """Return the text of a suite file."""
+    data, shape = request.data, request.shape
+    lines = ["# Written by quantgate init. Every limit is a proposal: say what you can ship."]
+    if shape is not None:
+        lines += [f"# {line}" for line in _describe_shape(shape)]
+    lines += ["quantgate: 1", _model_line(request)]
+    if data.dataset is not None and data.root is not None:
+        lines += [
+            "datasets:",
+            f"  {quote(data.name)}: {{dataset: {quote(data.dataset)}, root: {quote(data.root)}}}",
+        ]
+    lines += _calibration_lines(data)
+    exclude = f", exclude: [{', '.join(quote(p) for p in request.exclude)}]"
+    lines.append(
+        f"quantize: {{recipe: {quote(request.recipe)}{exclude if request.exclude else ''}}}"
+    )
+    lines += ["gates:", *(f"  {line}" for line in _gate_lines(request))]
+    return "\n".join(lines) + "\n"
+
+
+def _describe_shape(shape: Shape) -> list[str]:
+    return [
+        f"{name}: {tower.blocks} blocks of width {tower.width}, {tower.heads} heads, "
+        f"{tower.tokens} tokens"
+        for name, tower in (("vision", shape.vision), ("text", shape.text))
+    ]
+
+
+def _model_line(request: Request) -> str:
+    if request.model == "reference":
+        return "model: {source: reference}"
+    revision = f", revision: {quote(request.revision)}" if request.revision else ""
+    return f"model: {{source: transformers, id: {quote(request.model)}{revision}}}"
+
+
+def _calibration_lines(data: Data) -> list[str]:
+    there = data.calibration_samples
+    samples, held_out, note = CALIBRATION_SAMPLES, HELD_OUT_SAMPLES, []
+    if there is not None and there < samples + held_out:
+        samples, held_out = max(1, there * 4 // 5), max(1, there - there * 4 // 5)
+        note = [f"# the split has {there} samples; 512 and more give steadier ranges"]
+    batch = min(BATCH_SIZE, samples)
+    extra = f", held_out_samples: {held_out}" if held_out != HELD_OUT_SAMPLES else ""
+    return [
+        *note,
+        f"calibration: {{data: {quote(f'{data.name}/{data.calibration_split}')}, "
+        f"samples: {samples}, batch_size: {batch}{extra}}}",
+    ]
+
+
+def _gate_lines(request: Request) -> list[str]:
+    data, recipe = request.data, request.recipe
+    has_attention = recipe == "fp8-attention"
+    test = quote(f"{data.name}/{data.test_split}")
+    fidelity_samples = min(512, data.samples) if data.samples is not None else 512
+    lines = [
+        "coverage: {attention: [q, k, v, output]}" if has_attention else "coverage: {}",
+        "calibration: {max_clipped: 0.1%}",
+        f"fidelity: {{data: {test}, samples: {fidelity_samples}, min_cosine: 0.99}}",
+        *_accuracy_lines(data),
+        "roundtrip: {}",
+        "export: {allow: [softmax]}" if has_attention else "export: {}",
+        "parity: {}",
+    ]
+    return [*lines, *_engine_lines(request)]
+
+
+def _accuracy_lines(data: Data) -> list[str]:
+    drop = propose_drop(data.samples)
+    assumption = f"if {FLIPS:.0%} of the answers change"
+    if data.samples is None:
+        why = f"# run `quantgate plan` with the data in place: are there samples enough for {drop}?"
+    else:
+        why = f"# {data.samples} samples decide {drop}, {assumption} (quantgate plan)"
+    task = quote(f"{data.name}/{data.task}")
+    metrics = (
+        ("acc1",)
+        if data.task == "classification"
+        else ("image_retrieval_recall@5", "text_retrieval_recall@5")
+    )
+    lines = ["accuracy:", f"  {why}", "  # add floor: a little under what FP16 reaches"]
+    lines += [f"  - {{task: {task}, metric: {metric}, max_drop: {drop}}}" for metric in metrics]
+    lines += ["regression:", "  # against baselines/: pytest suites/ --quantgate-baselines=create"]
+    lines += [
+        f"  - {{task: {task}, metric: {metric}, max_fp16_drop: {drop}, max_drop: {drop}, "
+        f"max_drop_since_first: {drop}}}"
+        for metric in metrics
+    ]
+    return lines
+
+
+def propose_drop(samples: int | None) -> str:
+    """Return the strictest limit of `DROPS_POINTS` that so many samples decide in 80 % of runs."""
+    if samples is None:
+        return "1pp"
+    flips = Flips(right_to_wrong=FLIPS / 2, wrong_to_right=FLIPS / 2, samples=1)
+    for points in DROPS_POINTS:
+        needed = samples_to_settle(flips, confidence=CONFIDENCE, limit=points / 100)
+        if needed is not None and needed <= samples:
+            return f"{points:g}pp"
+    return f"{DROPS_POINTS[-1]:g}pp"
+
+
+def _engine_lines(request: Request) -> list[str]:
+    if request.target is None:
+        return ["# engine: {target: sm89}   # quantgate init --target sm89 proposes its limits"]
+    if request.recipe not in ("fp8", "fp8-attention"):
+        return ["memory:", f"  - {{target: {request.target}, max_weights_ratio: 0.9x}}"]
+    shape = request.shape
+    if shape is None:
+        return [
+            "engine:",
+            "  # linear layers of both towers that must run in FP8: 6 a block and 1 a tower",
+            f"  - {{target: {request.target}, min_fp8_gemms: 1}}",
+        ]
+    lines = ["engine:", "  # 6 linear layers a block, and the projection"]
+    for name, tower in (("vision", shape.vision), ("text", shape.text)):
+        fused = request.recipe == "fp8-attention" and tower.tokens >= FUSED_TOKENS
+        attention = ", attention: fused-fp8" if fused else ""
+        if request.recipe == "fp8-attention" and not fused:
+            lines.append(
+                f"  # FP8 attention fuses from {FUSED_TOKENS} tokens on: {name} has {tower.tokens}"
+            )
+        lines.append(
+            f"  - {{target: {request.target}, towers: [{name}], "
+            f"min_fp8_gemms: {tower.linears}{attention}}}"
+        )
+    return lines
+
+
+def quote(text: str) -> str:
+    """Return a text as YAML takes it in a flow mapping: plain where that is safe."""
+    if (
+        re.fullmatch(r"(?:[A-Za-z_/]|\.\.?/)[A-Za-z0-9_./@-]*", text)
+        and text.lower() not in _YAML_WORDS
+    ):
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+_YAML_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}

@@ -1,0 +1,318 @@
+"""`quantgate init`: suites that are valid by construction, and files that are never overwritten."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pytest_quantgate.cli import main
+from pytest_quantgate.commands.init import _ask
+from pytest_quantgate.suite import Suite
+from pytest_quantgate.suite_checks import check_suite
+from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite_writing import propose_drop, quote
+
+Captured = pytest.CaptureFixture[str]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write_config(folder: Path, **changes: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": "clip",
+        "vision_config": {
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "image_size": 224,
+            "patch_size": 16,
+        },
+        "text_config": {"num_hidden_layers": 3, "max_position_embeddings": 16},
+        **changes,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def write_webdataset(
+    folder: Path, *, splits: tuple[str, ...] = ("train", "test"), count: int = 20
+) -> Path:
+    for split in splits:
+        (folder / split).mkdir(parents=True)
+        (folder / split / "nshards.txt").write_text("1")
+        with tarfile.open(folder / split / "0.tar", "w") as archive:
+            for index in range(count):
+                member = tarfile.TarInfo(f"{index:04d}.jpg")
+                member.size = 4
+                archive.addfile(member, io.BytesIO(b"jpeg"))
+    (folder / "classnames.txt").write_text("a\nb\n")
+    return folder
+
+
+def init(*arguments: str, environ: dict[str, str] | None = None) -> Suite:
+    assert main(["init", *arguments, "--output", "s.quantgate.yaml"], environ=environ or {}) == 0
+    suite = load_suite(Path("s.quantgate.yaml"))
+    assert check_suite(suite, environ=environ or {}).errors == ()
+    return suite
+
+
+def test_reference_suite_has_every_gate_that_it_can_have() -> None:
+    suite = init("--model", "reference", "--data", "scenes", "--target", "sm89")
+
+    gates = suite.gates
+    assert gates.coverage is not None
+    assert gates.coverage.attention == ("q", "k", "v", "output")
+    assert [float(gate.max_drop) for gate in gates.accuracy] == [0.01]
+    assert [gate.key for gate in gates.engine] == ["sm89-vision", "sm89-text"]
+    assert [(gate.min_fp8_gemms, gate.attention) for gate in gates.engine] == [
+        (25, "fused-fp8"),
+        (19, None),
+    ]
+    for part in (gates.calibration, gates.fidelity, gates.roundtrip, gates.export, gates.parity):
+        assert part is not None
+
+
+def test_local_model_is_looked_at() -> None:
+    write_config(Path("models/clip"))
+    suite = init("--model", "models/clip", "--data", "digits", "--target", "sm120")
+
+    assert suite.model.id == "./models/clip"
+    text = Path("s.quantgate.yaml").read_text(encoding="utf-8")
+    assert "# vision: 2 blocks of width 64, 4 heads, 197 tokens" in text
+    assert "# text: 3 blocks of width 512, 8 heads, 16 tokens" in text
+    assert [gate.min_fp8_gemms for gate in suite.gates.engine] == [13, 19]
+
+
+def test_local_folder_of_data_is_declared_and_counted() -> None:
+    write_webdataset(Path("my photos"))
+    suite = init("--model", "reference", "--data", "my photos")
+
+    spec = suite.datasets["my_photos"]
+    assert (spec.dataset, spec.root) == ("wds/my_photos", "./my photos")
+    assert suite.calibration.data == "my_photos/train"
+    assert (suite.calibration.samples, suite.calibration.held_out_samples) == (16, 4)
+    assert suite.gates.fidelity is not None
+    assert suite.gates.fidelity.samples == 20
+    assert [gate.task for gate in suite.gates.accuracy] == ["my_photos/classification"]
+
+
+def test_retrieval_data_gets_retrieval_tasks() -> None:
+    write_webdataset(Path("pairs")).joinpath("dataset_type.txt").write_text("retrieval\n")
+    suite = init("--model", "reference", "--data", "./pairs")
+
+    assert [gate.metric for gate in suite.gates.accuracy] == [
+        "image_retrieval_recall@5",
+        "text_retrieval_recall@5",
+    ]
+
+
+def test_hub_model_and_clip_benchmark_data_are_pinned_and_rooted() -> None:
+    suite = init(
+        "--model", "openai/clip-vit-base-patch32", "--revision", COMMIT,
+        "--data", "cifar100", "--root", "${DATA}/cifar100",
+        "--recipe", "int8", "--exclude", "*patch_embedding*", "--exclude", "*proj*",
+    )  # fmt: skip
+
+    assert (suite.model.id, suite.model.revision) == ("openai/clip-vit-base-patch32", COMMIT)
+    assert suite.datasets["cifar100"].root == "${DATA}/cifar100"
+    assert suite.quantize.exclude == ("*patch_embedding*", "*proj*")
+    assert suite.gates.coverage is not None
+    assert suite.gates.coverage.attention is None
+
+
+@pytest.mark.parametrize(
+    "recipe", ["fp8", "fp8-attention", "int8", "int8-smoothquant", "FP8_DEFAULT_CFG"]
+)
+@pytest.mark.parametrize("data", ["scenes", "digits"])
+@pytest.mark.parametrize("target", [None, "sm89"])
+def test_every_combination_is_valid(recipe: str, data: str, target: str | None) -> None:
+    suite = init(
+        "--model", "reference", "--data", data, "--recipe", recipe,
+        *(["--target", target] if target else []),
+    )  # fmt: skip
+
+    assert suite.quantize.recipe == recipe
+
+
+def test_existing_file_is_never_touched(capsys: Captured) -> None:
+    path = Path("s.quantgate.yaml")
+    path.write_text("mine", encoding="utf-8")
+
+    arguments = ["init", "--model", "reference", "--data", "scenes", "--output", str(path)]
+    assert main(arguments, environ={}) == 1
+
+    assert capsys.readouterr().err == (
+        "quantgate: s.quantgate.yaml is there already and was not touched: "
+        "choose another --output\n"
+    )
+    assert path.read_text(encoding="utf-8") == "mine"
+
+
+def test_dangling_link_is_not_followed(capsys: Captured) -> None:
+    Path("s.quantgate.yaml").symlink_to("elsewhere")
+
+    arguments = ["init", "--model", "reference", "--data", "scenes"]
+    assert main([*arguments, "--output", "s.quantgate.yaml"], environ={}) == 1
+    assert not Path("elsewhere").exists()
+
+
+def test_suite_can_be_printed(capsys: Captured) -> None:
+    assert main(["init", "--model", "reference", "--data", "scenes", "--output", "-"]) == 0
+    assert capsys.readouterr().out.startswith("# Written by quantgate init.")
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "a/b", "--data", "scenes"], "a/b is a hub id (there is no such folder): pin"),
+        (["--model", "a/b", "--revision", "main", "--data", "scenes"], "main is no commit"),
+        (["--model", "reference", "--revision", COMMIT, "--data", "scenes"], "has no revision"),
+        (["--model", "./no", "--data", "scenes"], "--model ./no: no is no directory"),
+        (["--model", "./siglip", "--data", "scenes"], "model_type is 'siglip'"),
+        (["--model", "./odd", "--data", "scenes"], "the sizes of its towers make no sense"),
+        (["--model", "./empty", "--data", "scenes"], "config.json cannot be read"),
+        (["--model", "reference", "--data", "cifar100"], "--data cifar100 needs --root"),
+        (["--model", "reference", "--data", "./empty"], "has no test/nshards.txt (splits: none)"),
+        (["--model", "reference", "--data", "./test-only"], "has only the split test"),
+        (["--model", "reference", "--data", "./no-images"], "no-images/test has 0 images"),
+        (["--model", "reference", "--data", "scenes", "--root", "x"], "has no --root"),
+        (["--model", "reference", "--data", "digits", "--task", "retrieval"], "no captions"),
+        (["--model", "reference", "--data", "scenes", "--recipe", "fp9"], "unknown recipe 'fp9'"),
+        (["--model", "reference", "--data", "scenes", "--target", "h100"], "no compute capability"),
+        (["--model", "reference", "--data", "scenes", "--exclude", "a b"], "can match no module"),
+    ],
+)
+def test_bad_request_writes_nothing(capsys: Captured, arguments: list[str], words: str) -> None:
+    write_config(Path("siglip"), model_type="siglip")
+    write_config(Path("odd"), vision_config={"patch_size": 0})
+    Path("empty").mkdir()
+    write_webdataset(Path("test-only"), splits=("test",))
+    write_webdataset(Path("no-images"), count=0)
+
+    assert main(["init", *arguments, "--output", "s.quantgate.yaml"], environ={}) == 1
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1
+    assert not Path("s.quantgate.yaml").exists()
+
+
+@pytest.mark.parametrize("output", ["s.yaml", ".quantgate.yaml", "suites/"])
+def test_output_has_the_suffix_of_suites(capsys: Captured, output: str) -> None:
+    arguments = ["init", "--model", "reference", "--data", "scenes", "--output", output]
+
+    assert main(arguments, environ={}) == 1
+    assert "a suite is a file NAME.quantgate.yaml" in capsys.readouterr().err
+
+
+def test_nobody_is_asked_without_a_terminal() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_quantgate.cli", "init", "--model", "reference"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("quantgate: --data, --output missing, and there is no terminal")
+
+
+def test_dialogue_in_a_terminal_writes_a_suite(tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    os.write(controller, b"\n\n\nsm89\nmine.quantgate.yaml\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_quantgate.cli", "init"],
+        stdin=terminal,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(terminal)
+    os.close(controller)
+
+    assert done.returncode == 0, done.stderr
+    suite = load_suite(tmp_path / "mine.quantgate.yaml")
+    assert suite.model.source == "reference"
+    assert suite.quantize.recipe == "fp8-attention"
+    assert {gate.target for gate in suite.gates.engine} == {"sm89"}
+    assert "model: reference, a folder, or a hub id [reference]: " in done.stdout
+
+
+def test_dialogue_that_ends_early_writes_nothing(tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    os.write(controller, b"reference\n\x04")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_quantgate.cli", "init"],
+        stdin=terminal,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(terminal)
+    os.close(controller)
+
+    assert done.returncode == 1
+    assert done.stderr == "quantgate: ended before all was answered: nothing was written\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_what_is_missing_is_asked() -> None:
+    asked = []
+
+    def ask(question: str, default: str) -> str:
+        asked.append(question.partition(":")[0])
+        return {"commit of the hub id (40 digits)": COMMIT}.get(asked[-1], default)
+
+    parsed = argparse.Namespace(
+        model="a/b", revision=None, data="cifar100", root=None, recipe="fp8", target="sm89",
+        output=None,
+    )  # fmt: skip
+    _ask(parsed, ask=ask)
+
+    assert asked == ["commit of the hub id (40 digits)", "write to"]
+    assert (parsed.revision, parsed.output) == (COMMIT, "suites/b.quantgate.yaml")
+
+
+@pytest.mark.parametrize(
+    ("samples", "limit"),
+    [(None, "1pp"), (50_000, "0.5pp"), (5000, "1pp"), (596, "3pp"), (9, "10pp")],
+)
+def test_proposed_limit_is_the_strictest_that_the_data_decides(
+    samples: int | None, limit: str
+) -> None:
+    assert propose_drop(samples) == limit
+
+
+@pytest.mark.parametrize(
+    "text", ["a: b", "yes", "1.5", "*x*", 'q"u\\o', "${A}/b", "", "#x", "null", ".inf", "./x"]
+)
+def test_texts_are_quoted_where_yaml_would_read_something_else(text: str) -> None:
+    import yaml
+
+    assert yaml.safe_load(f"{{x: {quote(text)}}}") == {"x": text}
+
+
+def test_help_shows_an_example(capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["init", "--help"])
+
+    assert "quantgate init --model reference --data scenes" in capsys.readouterr().out

@@ -1,0 +1,232 @@
+"""Two baselines: results paired sample by sample, digests, versions, reasons."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_quantgate.baselines import Record, Store
+from pytest_quantgate.comparison.baseline_files import (
+    compare_record,
+    compare_records,
+    read_records,
+)
+from pytest_quantgate.comparison.changes import DiffError, mirror
+from pytest_quantgate.errors import BaselineError
+from pytest_quantgate.fingerprint import Fingerprint
+from pytest_quantgate.gates.statistics import Flips, drop_limits
+from pytest_quantgate.measurement import StoredOutcomes
+
+NAME = "clip scenes/classification-acc1"
+LABELS = ("old", "new")
+
+
+def outcomes(correct: list[bool], *, ids: str = "ids", data: str = "data") -> StoredOutcomes:
+    return StoredOutcomes(
+        samples=len(correct),
+        ids_digest=hashlib.sha256(ids.encode()).hexdigest(),
+        correct=tuple(correct),
+        value=sum(correct) / len(correct),
+        data_digest=hashlib.sha256(data.encode()).hexdigest(),
+    )
+
+
+def record(
+    correct: list[bool], *, suite: str = "clip", key: str = "scenes/classification-acc1"
+) -> Record:
+    return Record(
+        suite=suite,
+        key=key,
+        task="scenes/classification",
+        metric="acc1",
+        fp16=outcomes([True] * len(correct)),
+        accepted=outcomes(correct),
+        first=outcomes(correct),
+        fingerprint=Fingerprint(
+            model="a" * 64, data="b" * 64, calibration="c" * 64, recipe="d" * 64
+        ),
+        versions={"torch": "2.15.0"},
+        created="2026-11-01",
+        updated="2026-11-01",
+        reason="measured",
+        first_accepted="2026-11-01",
+        first_reason="measured",
+    )
+
+
+RIGHT = [True] * 95 + [False] * 5
+
+
+def test_record_is_the_same_as_itself() -> None:
+    assert compare_record(record(RIGHT), record(list(RIGHT)), name=NAME) == []
+
+
+def test_change_of_the_variant_is_paired_with_its_interval() -> None:
+    worse = [False] * 8 + [True] * 87 + [True] * 2 + [False] * 3
+
+    (change,) = compare_record(record(RIGHT), record(worse), name=NAME)
+
+    limits = drop_limits(Flips(right_to_wrong=8, wrong_to_right=2, samples=100), confidence=0.95)
+    assert change.figures["right_to_wrong"] == 8
+    assert change.figures["wrong_to_right"] == 2
+    assert change.figures["change_points"] == pytest.approx(-6)
+    assert change.figures["change_low_points"] == pytest.approx(-limits.high * 100)
+    assert change.figures["change_high_points"] == pytest.approx(-limits.low * 100)
+    assert change.text == (
+        f"{NAME}: quantized 95.00 % -> 89.00 %, change -6.00 "
+        f"[{-limits.high * 100:.2f}, {-limits.low * 100:.2f}] pp: a loss"
+    )
+    assert change.lines == (
+        "10 flips on 100 samples: 8 right to wrong, 2 wrong to right "
+        "(paired, one-sided 95% limits)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "words"),
+    [(0, 5, "a gain"), (2, 1, "no change that the samples can show"), (20, 0, "a loss")],
+)
+def test_interval_is_put_into_words(lost: int, won: int, words: str) -> None:
+    after = [False] * lost + [True] * (95 - lost) + [True] * won + [False] * (5 - won)
+
+    (change,) = compare_record(record(RIGHT), record(after), name=NAME)
+
+    assert change.text.endswith(f"pp: {words}")
+
+
+def test_flips_without_a_change_of_the_value_are_named() -> None:
+    swapped = [False] + [True] * 94 + [True] + [False] * 4
+
+    (change,) = compare_record(record(RIGHT), record(swapped), name=NAME)
+
+    assert "95.00 % -> 95.00 %, change 0.00" in change.text
+    assert change.figures["right_to_wrong"] == change.figures["wrong_to_right"] == 1
+
+
+def test_fp16_that_moved_is_named_as_fp16() -> None:
+    moved = replace(record(RIGHT), fp16=outcomes([True] * 99 + [False]))
+
+    (change,) = compare_record(record(RIGHT), moved, name=NAME)
+
+    assert change.text.startswith(f"{NAME}: FP16 100.00 % -> 99.00 %")
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (outcomes(RIGHT, ids="other"), "the samples differ (100 -> 100, ids "),
+        (outcomes(RIGHT[:-1]), "the samples differ (100 -> 99, ids "),
+        (outcomes(RIGHT, data="other"), "the data differs ("),
+    ],
+)
+def test_other_samples_are_never_paired(after: StoredOutcomes, words: str) -> None:
+    changes = compare_record(
+        record(RIGHT), replace(record(RIGHT), accepted=after, first=after), name=NAME
+    )
+
+    assert [change.kind for change in changes] == ["not paired"]
+    assert words in changes[0].text
+
+
+def test_digests_versions_and_reasons_are_named() -> None:
+    before = record(RIGHT)
+    after = replace(
+        before,
+        fingerprint=replace(before.fingerprint, recipe="e" * 64),
+        versions={"torch": "2.16.0", "numpy": "2.4.6"},
+        reason="new torch",
+        updated="2026-11-21",
+    )
+
+    assert [change.text for change in compare_record(before, after, name=NAME)] == [
+        f"{NAME}: recipe or exclude list: dddddddddddd -> eeeeeeeeeeee",
+        f"{NAME}: torch: 2.15.0 -> 2.16.0",
+        f"{NAME}: numpy: 2.4.6 (was not there)",
+        f"{NAME}: reason: measured -> new torch",
+        f"{NAME}: updated: 2026-11-01 -> 2026-11-21",
+    ]
+
+
+def test_baselines_that_came_or_went_are_named() -> None:
+    one, two = record(RIGHT), record(RIGHT, suite="other")
+
+    found = compare_records({"a": one}, {"b": two}, labels=LABELS)
+
+    assert [(c.kind, c.subjects) for c in found.changes] == [("removed", ("a",)), ("added", ("b",))]
+    assert "FP16 100.00%, quantized 95.00% on 100 samples" in found.changes[0].text
+
+
+def test_two_named_files_are_compared_though_their_names_differ() -> None:
+    found = compare_records(
+        {"a x": record(RIGHT)}, {"b x": record(RIGHT)}, labels=LABELS, by_name=False
+    )
+
+    assert [change.text for change in found.changes] == ["baseline of: a x -> b x"]
+
+
+def test_files_and_folders_are_read(tmp_path: Path) -> None:
+    path = Store(tmp_path).write(record(RIGHT))
+
+    assert read_records(path) == read_records(tmp_path) == {NAME: record(RIGHT)}
+
+
+def test_second_record_of_a_name_is_trouble(tmp_path: Path) -> None:
+    path = Store(tmp_path).write(record(RIGHT))
+    path.with_name("regression-z.json").write_text(path.read_text())
+
+    with pytest.raises(DiffError, match="a second baseline of clip scenes"):
+        read_records(tmp_path)
+
+
+def test_damaged_record_is_trouble(tmp_path: Path) -> None:
+    path = Store(tmp_path).write(record(RIGHT))
+    path.write_text(path.read_text()[:-20])
+
+    with pytest.raises(BaselineError, match="damaged baseline"):
+        read_records(tmp_path)
+
+
+RECORD = st.builds(
+    lambda bits, ids, recipe, version, reason: replace(
+        record(bits),
+        accepted=outcomes(bits, ids=ids),
+        first=outcomes(bits, ids=ids),
+        fingerprint=replace(record(bits).fingerprint, recipe=recipe * 64),
+        versions={"torch": version} if version else {},
+        reason=reason,
+    ),
+    st.lists(st.booleans(), min_size=3, max_size=3),
+    st.sampled_from(["x", "y"]),
+    st.sampled_from("ef"),
+    st.sampled_from(["", "1", "2"]),
+    st.sampled_from(["a", "b"]),
+)
+SETS = st.dictionaries(st.sampled_from(["one", "two", "three"]), RECORD, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SETS)
+def test_nothing_differs_from_itself(found: dict[str, Record]) -> None:
+    assert compare_records(found, dict(found), labels=LABELS).changes == ()
+
+
+@settings(max_examples=60, deadline=None)
+@given(SETS, SETS)
+def test_swapped_sides_mirror_each_other(one: dict[str, Record], two: dict[str, Record]) -> None:
+    there = compare_records(one, two, labels=LABELS).changes
+    back = compare_records(two, one, labels=LABELS).changes
+
+    assert {(c.area, c.kind, c.subjects, c.before, c.after) for c in there} == {
+        (c.area, mirror(c.kind), c.subjects, c.after, c.before) for c in back
+    }
+    gains = {c.subjects: c.figures.get("change_points", 0) for c in there}
+    assert all(
+        gains[c.subjects] == -float(c.figures.get("change_points", 0))
+        for c in back
+        if c.kind == "accuracy"
+    )

@@ -1,0 +1,503 @@
+"""Two checkpoints: nothing where they are the same, and every planted change by its name."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from pytest_quantgate.comparison.changes import Change, Comparison, DiffError, mirror
+from pytest_quantgate.comparison.checkpoints import (
+    Checkpoint,
+    compare_checkpoints,
+    read_checkpoint,
+)
+from pytest_quantgate.comparison.quantizers import StoredQuantizer, describe_places
+from pytest_quantgate.comparison.recipe_lines import compare_recipe_lines
+from pytest_quantgate.models.checkpoint import save_checkpoint
+from pytest_quantgate.models.clip import ClipModel
+
+FC1 = "vision_model.encoder.layers.1.mlp.fc1"
+Edit = Callable[[dict[str, torch.Tensor]], None]
+
+
+@pytest.fixture(scope="module")
+def quantized(make_quantized: Callable[..., ClipModel]) -> ClipModel:
+    return make_quantized("fp8-attention")
+
+
+@pytest.fixture(scope="module")
+def saved(quantized: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "checkpoint"
+    save_checkpoint(quantized, folder)
+    return folder
+
+
+@pytest.fixture
+def planted(saved: Path, tmp_path: Path) -> Callable[[Edit], Comparison]:
+    """Compare the saved checkpoint with a copy whose tensors were edited."""
+
+    def plant(edit: Edit) -> Comparison:
+        folder = tmp_path / "planted"
+        shutil.copytree(saved, folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "files": {}}))
+        tensors = load_file(folder / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        return compare_checkpoints(read_checkpoint(saved), read_checkpoint(folder))
+
+    return plant
+
+
+def save_changed(model: ClipModel, folder: Path, change: Callable[[Any], None]) -> Checkpoint:
+    module = copy.deepcopy(model.module)
+    change(module)
+    save_checkpoint(replace(model, module=module), folder)
+    return read_checkpoint(folder)
+
+
+def only(comparison: Comparison, *areas: str) -> list[Change]:
+    return [change for change in comparison.changes if change.area in areas]
+
+
+# -- the same -------------------------------------------------------------------------------------
+
+
+def test_checkpoint_is_the_same_as_itself_and_as_its_copy(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "copy")
+
+    found = compare_checkpoints(read_checkpoint(saved), read_checkpoint(tmp_path / "copy"))
+
+    assert found.changes == ()
+    assert "70 quantizers on both sides, bit for bit the same" in found.same
+    assert any(line.endswith("weight tensors equal") for line in found.same)
+
+
+def test_cache_entry_is_read_as_the_checkpoint_in_it(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "entry" / "checkpoint")
+
+    found = compare_checkpoints(read_checkpoint(saved), read_checkpoint(tmp_path / "entry"))
+
+    assert not found.is_different
+
+
+def test_precision_of_storage_is_no_change_of_values(
+    planted: Callable[[Edit], Comparison],
+) -> None:
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{FC1}.weight"] = tensors[f"{FC1}.weight"].float()
+
+    found = planted(widen)
+
+    assert [c.kind for c in only(found, "weights")] == ["stored as"]
+    assert "F16 -> F32" in only(found, "weights")[0].text
+
+
+# -- planted: ranges and weights ------------------------------------------------------------------
+
+
+def test_moved_range_is_named_with_its_factor(planted: Callable[[Edit], Comparison]) -> None:
+    found = planted(lambda t: t[f"{FC1}.input_quantizer._amax"].mul_(4))
+
+    (change,) = only(found, "ranges")
+    assert change.kind == "re-ranged"
+    assert change.subjects == (f"{FC1}.input_quantizer",)
+    assert "(x4)" in change.text
+    assert only(found, "weights", "quantizers", "recipe") == []
+
+
+def test_drifts_are_sorted_by_size_up_and_down(planted: Callable[[Edit], Comparison]) -> None:
+    factors = {"q_proj": 1.5, "k_proj": 0.125, "v_proj": 3.0, "out_proj": 0.9}
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        for name, factor in factors.items():
+            key = f"text_model.encoder.layers.0.self_attn.{name}.weight_quantizer._amax"
+            tensors[key] *= factor
+
+    (change,) = only(planted(spoil), "ranges")
+
+    assert [name.split(".")[-2] for name in change.subjects] == [
+        "k_proj",
+        "v_proj",
+        "q_proj",
+        "out_proj",
+    ]
+    assert change.table is not None
+    assert [row[3] for row in change.table.rows] == ["x0.125", "x3", "x1.5", "x0.9"]
+    assert change.lines[0] == "2 by more than 2x, 2 by 10 % to 2x, 0 by less"
+    assert change.lines[1] == "2 wider (coarser steps), 2 narrower (more is clipped)"
+    assert change.lines[2] == "text: weight (4) in block 0"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_range_that_is_none_comes_first(
+    value: float, planted: Callable[[Edit], Comparison]
+) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{FC1}.input_quantizer._amax"] *= 100
+        tensors[f"{FC1}.weight_quantizer._amax"].fill_(value)
+
+    (change,) = only(planted(spoil), "ranges")
+
+    assert change.subjects[0] == f"{FC1}.weight_quantizer"
+    assert f"not finite or not positive now: {FC1}.weight_quantizer" in change.lines
+
+
+def test_lost_range_is_named(planted: Callable[[Edit], Comparison]) -> None:
+    (change,) = only(planted(lambda t: t.pop(f"{FC1}.input_quantizer._amax") and None), "ranges")
+
+    assert change.kind == "range lost"
+    assert change.subjects == (f"{FC1}.input_quantizer",)
+    assert "takes each batch's own" in change.text
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda w: w.mul_(8), "scaled by 8"),
+        (lambda w: w.mul_(-0.5), "scaled by -0.5"),
+        (lambda w: w.zero_(), "all zero now"),
+        (lambda w: w.view(-1)[3:5].fill_(math.nan), "2 values NaN or Inf"),
+        (lambda w: w.view(-1)[0].add_(1.0), "relative change"),
+    ],
+)
+def test_changed_weight_is_named_with_what_was_done(
+    edit: Callable[[torch.Tensor], Any], words: str, planted: Callable[[Edit], Comparison]
+) -> None:
+    (change,) = only(planted(lambda t: edit(t[f"{FC1}.weight"])), "weights")
+
+    assert change.kind == "weights changed"
+    assert change.subjects == (f"{FC1}.weight",)
+    assert words in change.text
+
+
+def test_swapped_and_transposed_weights_are_recognised(
+    planted: Callable[[Edit], Comparison],
+) -> None:
+    layers = "vision_model.encoder.layers"
+    one, two, square = (
+        f"{layers}.0.mlp.fc1.weight",
+        f"{layers}.1.mlp.fc1.weight",
+        f"{layers}.0.self_attn.q_proj.weight",
+    )
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[one], tensors[two] = tensors[two].clone(), tensors[one].clone()
+        tensors[square] = tensors[square].T.contiguous()
+
+    (change,) = only(planted(edit), "weights")
+
+    assert change.table is not None
+    assert {row[0]: row[3] for row in change.table.rows} == {
+        one: f"holds what {two} held",
+        two: f"holds what {one} held",
+        square: "transposed",
+    }
+
+
+def test_calibration_is_compared_where_the_cache_keeps_it(saved: Path, tmp_path: Path) -> None:
+    for name, nonfinite in (("a", []), ("b", ["image 7"])):
+        shutil.copytree(saved, tmp_path / name / "checkpoint")
+        run = {"data": "x/train", "samples": 8, "nonfinite": nonfinite, "sample_hashes": [[name]]}
+        (tmp_path / name / "calibration.json").write_text(json.dumps(run))
+
+    found = compare_checkpoints(read_checkpoint(tmp_path / "a"), read_checkpoint(tmp_path / "b"))
+
+    assert [c.subjects[0] for c in found.changes] == [
+        "not finite in calibration",
+        "calibration images",
+    ]
+    assert found.changes[0].text == "not finite in calibration: none -> image 7"
+
+
+def test_weight_that_is_gone_new_or_of_another_shape(
+    planted: Callable[[Edit], Comparison],
+) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["logit_scale"]
+        tensors["extra"] = torch.ones(2)
+        tensors[f"{FC1}.bias"] = torch.ones(3)
+
+    found = {change.kind: change.subjects for change in only(planted(edit), "weights")}
+
+    assert found == {
+        "removed": ("logit_scale",),
+        "added": ("extra",),
+        "reshaped": (f"{FC1}.bias",),
+    }
+
+
+# -- planted: quantizers --------------------------------------------------------------------------
+
+
+def test_switched_off_quantizers_are_named_by_place(
+    quantized: ClipModel, saved: Path, tmp_path: Path
+) -> None:
+    def switch_off(module: Any) -> None:
+        for layer in module.vision_model.encoder.layers:
+            layer.self_attn.q_bmm_quantizer.disable()
+            layer.self_attn.k_bmm_quantizer.disable()
+
+    after = save_changed(quantized, tmp_path / "b", switch_off)
+    (change,) = only(compare_checkpoints(read_checkpoint(saved), after), "quantizers")
+
+    assert change.kind == "switched off"
+    assert change.text == ("4 quantizers switched off: vision: attention q, k in blocks 0-1")
+    assert change.lines[0] == "vision_model.encoder.layers.{0-1}.self_attn.q_bmm_quantizer (2)"
+
+
+def test_format_of_one_layer_is_named(quantized: ClipModel, saved: Path, tmp_path: Path) -> None:
+    def retype(module: Any) -> None:
+        module.text_model.encoder.layers[0].mlp.fc1.input_quantizer.num_bits = 8
+
+    after = save_changed(quantized, tmp_path / "b", retype)
+    (change,) = only(compare_checkpoints(read_checkpoint(saved), after), "quantizers")
+
+    assert change.text == (
+        "format E4M3 -> INT8 in 1 quantizer: text_model.encoder.layers.0.mlp.fc1.input_quantizer"
+    )
+
+
+def test_preset_that_skips_the_vision_tower_is_seen(
+    saved: Path, tmp_path: Path, make_quantized: Callable[..., ClipModel]
+) -> None:
+    save_checkpoint(make_quantized("FP8_DEFAULT_CFG"), tmp_path / "b")
+
+    found = compare_checkpoints(read_checkpoint(saved), read_checkpoint(tmp_path / "b"))
+
+    assert only(found, "quantizers")[0].text == (
+        "the whole vision tower is unquantized now: 36 -> 0 quantizers on"
+    )
+    assert any(c.text.startswith("recipe entry added: *vision_model*: off") for c in found.changes)
+
+
+def test_other_recipe_is_named_entry_by_entry(
+    saved: Path, tmp_path: Path, make_quantized: Callable[..., ClipModel]
+) -> None:
+    save_checkpoint(make_quantized("fp8"), tmp_path / "b")
+
+    found = compare_checkpoints(read_checkpoint(saved), read_checkpoint(tmp_path / "b"))
+
+    removed = [c.subjects[0] for c in only(found, "recipe") if c.kind == "removed"]
+    assert "*q_bmm_quantizer: E4M3 per-tensor" in removed
+    assert "*bmm2_output_quantizer: E4M3 per-tensor" in removed
+    assert {c.text for c in only(found, "recipe") if c.kind == "changed"} == {
+        "attention: diffusers -> automatic"
+    }
+
+
+def test_quantizer_that_never_ran_is_seen_where_an_audit_lies_beside(
+    saved: Path, tmp_path: Path
+) -> None:
+    for name, calls in (("a", 1), ("b", 0)):
+        shutil.copytree(saved, tmp_path / name / "checkpoint")
+        entry = {"name": f"{FC1}.input_quantizer", "vision_calls": calls, "text_calls": 0}
+        (tmp_path / name / "audit.json").write_text(json.dumps({"quantizers": [entry]}))
+
+    found = compare_checkpoints(read_checkpoint(tmp_path / "a"), read_checkpoint(tmp_path / "b"))
+
+    (change,) = found.changes
+    assert (change.kind, change.subjects) == ("no longer runs", (f"{FC1}.input_quantizer",))
+
+
+# -- planted: files -------------------------------------------------------------------------------
+
+
+def test_missing_state_is_damage_and_takes_all_quantizers(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "b")
+    (tmp_path / "b" / "modelopt_state.pth").unlink()
+
+    found = compare_checkpoints(read_checkpoint(saved), read_checkpoint(tmp_path / "b"))
+
+    assert only(found, "damage")[0].subjects == ("modelopt_state.pth",)
+    *towers, change = only(found, "quantizers")
+    assert [c.subjects for c in towers] == [("vision",), ("text",)]
+    assert change.kind == "removed"
+    assert "the whole vision tower" in change.text
+    assert "the whole text tower" in change.text
+
+
+def test_file_that_was_changed_after_saving_is_named(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    config["_attn_implementation"] = "eager"
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
+
+    found = compare_checkpoints(read_checkpoint(saved), read_checkpoint(tmp_path / "b"))
+
+    assert [c.text for c in found.changes] == [
+        f"after, {(tmp_path / 'b').as_posix()}: config.json was changed after it was saved "
+        f"(another SHA-256)",
+        "config.json _attn_implementation: sdpa -> eager",
+    ]
+
+
+def test_folder_without_a_manifest_is_read_as_modelopt_and_transformers_save_it(
+    saved: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(saved, tmp_path / "b")
+    (tmp_path / "b" / "manifest.json").unlink()
+    found = compare_checkpoints(read_checkpoint(saved), read_checkpoint(tmp_path / "b"))
+
+    assert read_checkpoint(tmp_path / "b").quantizers == read_checkpoint(saved).quantizers
+    assert found.changes == ()
+
+
+def test_unified_export_is_read(tmp_path: Path) -> None:
+    save_file(
+        {
+            "a.weight": torch.ones(2, 2).to(torch.float8_e4m3fn),
+            "a.weight_scale": torch.tensor(0.5),
+            "a.input_scale": torch.tensor(0.25),
+            "b.weight": torch.ones(2, 2),
+        },
+        tmp_path / "model.safetensors",
+    )
+    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+
+    found = read_checkpoint(tmp_path)
+
+    assert {name: (q.format, q.amax) for name, q in found.quantizers.items()} == {
+        "a.weight_quantizer": ("E4M3", (224.0,)),
+        "a.input_quantizer": ("E4M3", (112.0,)),
+    }
+    assert set(found.weights) == {"a.weight", "b.weight"}
+    assert found.settings == {"export.quant_algo": "FP8"}
+
+
+def test_damaged_manifest_is_trouble(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "b")
+    (tmp_path / "b" / "manifest.json").write_text("{")
+
+    with pytest.raises(DiffError, match=r"manifest\.json is damaged: not JSON"):
+        read_checkpoint(tmp_path / "b")
+
+
+# -- properties -----------------------------------------------------------------------------------
+
+NAMES = [
+    f"{tower}_model.encoder.layers.{block}.{place}_quantizer"
+    for tower in ("vision", "text")
+    for block in (0, 1)
+    for place in ("mlp.fc1.input", "mlp.fc1.weight", "self_attn.q_bmm")
+]
+AMAX = st.one_of(
+    st.none(),
+    st.lists(st.floats(0, 1000, width=32) | st.just(math.nan), min_size=1, max_size=2).map(tuple),
+)
+QUANTIZER = st.builds(
+    lambda **values: values,
+    enabled=st.booleans(),
+    format=st.sampled_from(["E4M3", "INT8"]),
+    granularity=st.sampled_from(["per-tensor", "per-channel (axis 0)"]),
+    dynamic=st.booleans(),
+    amax=AMAX,
+    calls=st.sampled_from([None, 0, 1]),
+)
+CHECKPOINT = st.builds(
+    lambda quantizers, recipe, config, damage: Checkpoint(
+        label="x",
+        quantizers={n: StoredQuantizer(name=n, **values) for n, values in quantizers.items()},
+        weights={},
+        recipe=tuple(recipe),
+        config=config,
+        damage=tuple(damage),
+    ),
+    st.dictionaries(st.sampled_from(NAMES), QUANTIZER),
+    st.lists(st.sampled_from(["*: off", "a: E4M3", "b: E4M3", "c: INT8"]), max_size=5),
+    st.dictionaries(st.sampled_from(["x", "y"]), st.sampled_from(["1", "2"])),
+    st.sets(st.sampled_from(["m.json is missing", "w.bin was changed"])),
+)
+
+
+def signature(change: Change) -> tuple[str, str, frozenset[str]]:
+    return change.area, change.kind, frozenset(change.subjects)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CHECKPOINT)
+def test_nothing_differs_from_itself(one: Checkpoint) -> None:
+    assert compare_checkpoints(one, copy.deepcopy(one)).changes == ()
+
+
+@settings(max_examples=80, deadline=None)
+@given(CHECKPOINT, CHECKPOINT)
+def test_swapped_sides_mirror_each_other(one: Checkpoint, two: Checkpoint) -> None:
+    there = compare_checkpoints(one, two).changes
+    back = compare_checkpoints(two, one).changes
+
+    def sides(change: Change) -> tuple[str, str]:
+        return ("", "") if change.area == "ranges" else (change.before, change.after)
+
+    assert {(*signature(c), *sides(c)) for c in there} == {
+        (c.area, mirror(c.kind), frozenset(c.subjects), *reversed(sides(c))) for c in back
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(CHECKPOINT, st.data())
+def test_every_planted_change_of_a_quantizer_is_named(one: Checkpoint, data: st.DataObject) -> None:
+    on = {
+        name: replace(quantizer, enabled=True, amax=(1.0,), calls=1)
+        for name, quantizer in one.quantizers.items()
+    }
+    before = replace(one, quantizers=on)
+    if not on:
+        return
+    name = data.draw(st.sampled_from(sorted(on)))
+    changed, kind = data.draw(
+        st.sampled_from(
+            [
+                (replace(on[name], enabled=False), "switched off"),
+                (replace(on[name], amax=None), "range lost"),
+                (replace(on[name], amax=(1.0000001,)), "re-ranged"),
+                (replace(on[name], amax=(math.nan,)), "re-ranged"),
+                (replace(on[name], calls=0), "no longer runs"),
+                (replace(on[name], format="E5M2"), "format changed"),
+                (replace(on[name], dynamic=not on[name].dynamic), "range kind changed"),
+                (replace(on[name], settings={"unsigned": "yes"}), "setting changed"),
+                (replace(on[name], pre_scale=(1.0,)), "SmoothQuant changed"),
+                (None, "removed"),
+            ]
+        )
+    )
+    after = dict(on)
+    if changed is None:
+        del after[name]
+    else:
+        after[name] = changed
+
+    found = compare_checkpoints(before, replace(before, quantizers=after)).changes
+
+    assert [(c.kind, c.subjects) for c in found] == [(kind, (name,))]
+
+
+@given(st.permutations(["a: 1", "b: 2", "c: 3", "a: 1"]))
+def test_reordered_recipe_is_one_change(lines: list[str]) -> None:
+    found = compare_recipe_lines(["a: 1", "b: 2", "c: 3", "a: 1"], lines)
+
+    same = lines == ["a: 1", "b: 2", "c: 3", "a: 1"]
+    assert [c.kind for c in found] == ([] if same else ["reordered"])
+
+
+def test_places_name_towers_slots_and_blocks() -> None:
+    inputs = [name for name in NAMES if "fc1" in name and name.startswith("vision")]
+
+    assert describe_places(NAMES[:6], all_of=NAMES) == "the whole vision tower (6)"
+    assert describe_places(inputs, all_of=NAMES) == "vision: input, weight in blocks 0-1"
+    assert describe_places(NAMES[:1], all_of=NAMES) == NAMES[0]
+    assert describe_places([*NAMES[:6], NAMES[6]], all_of=NAMES) == (
+        "the whole vision tower (6); text: input in block 0"
+    )

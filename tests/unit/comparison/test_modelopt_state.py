@@ -1,0 +1,143 @@
+"""The reader of ModelOpt's state: reads it without torch, and runs nothing that is in it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pytest_quantgate.comparison.changes import DiffError
+from pytest_quantgate.comparison.modelopt_state import read_state
+
+STATE: dict[str, Any] = {
+    "modelopt_version": "0.47.0",
+    "modelopt_state_dict": [
+        (
+            "quantize",
+            {
+                "config": {"quant_cfg": [{"quantizer_name": "*"}], "algorithm": "max"},
+                "metadata": {"quantizer_state": {"a.input_quantizer": {"_disabled": True}}},
+            },
+        ),
+        (
+            "max_calibrate",
+            {
+                "config": {"method": "max"},
+                "metadata": {
+                    "quantizer_state": {
+                        "a.input_quantizer": {
+                            "_disabled": False,
+                            "_pytorch_state_metadata": {
+                                "buffers": {
+                                    "_amax": {"dtype": torch.float32, "shape": torch.Size([])}
+                                }
+                            },
+                        }
+                    }
+                },
+            },
+        ),
+    ],
+}
+
+
+class Runs:
+    """A pickle of this creates a file when it is loaded by pickle itself."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_last_state_counts(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "s.pth")
+
+    found = read_state(tmp_path / "s.pth")
+
+    assert found.quantizers["a.input_quantizer"]["_disabled"] is False
+    assert found.quant_cfg == ({"quantizer_name": "*"},)
+    assert (found.algorithm, found.version) == ("max", "0.47.0")
+    assert found.modes == ("quantize", "max_calibrate")
+    assert found.foreign == ()
+
+
+def test_tensors_in_a_state_are_passed_over(tmp_path: Path) -> None:
+    torch.save({**STATE, "extra": torch.ones(3)}, tmp_path / "s.pth")
+
+    assert read_state(tmp_path / "s.pth").foreign == ()
+
+
+def test_code_in_a_state_is_named_and_never_run(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    torch.save({**STATE, "extra": [Runs(target)]}, tmp_path / "s.pth")
+
+    found = read_state(tmp_path / "s.pth")
+
+    assert found.foreign == ("posix.mkdir",)
+    assert found.quantizers
+    assert not target.exists()
+    with zipfile.ZipFile(tmp_path / "s.pth") as archive:  # the same bytes do run elsewhere
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        plain = pickle.dumps(Runs(target))
+        assert b"mkdir" in archive.read(name)
+    pickle.loads(plain)
+    assert target.exists()
+
+
+def test_state_that_is_only_code_is_named(tmp_path: Path) -> None:
+    torch.save(Runs(tmp_path / "made"), tmp_path / "s.pth")
+
+    assert read_state(tmp_path / "s.pth").foreign == ("posix.mkdir",)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not written by torch.save"),
+        (b"PK\x03\x04 and no more", "not written by torch.save"),
+        (pickle.dumps({}), "not written by torch.save"),
+    ],
+)
+def test_other_files_are_refused(data: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "s.pth").write_bytes(data)
+
+    with pytest.raises(DiffError, match=words):
+        read_state(tmp_path / "s.pth")
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04.", b"cnowhere\n", b"\x80\x04]q\x00(K\x01"])
+def test_damaged_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "s.pth", "w") as archive:
+        archive.writestr("s/data.pkl", content)
+
+    with pytest.raises(DiffError, match="is damaged"):
+        read_state(tmp_path / "s.pth")
+
+
+def test_other_content_is_no_state(tmp_path: Path) -> None:
+    torch.save({"weights": [1]}, tmp_path / "s.pth")
+
+    with pytest.raises(DiffError, match="holds no ModelOpt state"):
+        read_state(tmp_path / "s.pth")
+
+
+def test_torch_is_not_imported(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "s.pth")
+    code = (
+        "import sys; from pathlib import Path;"
+        "from pytest_quantgate.comparison.modelopt_state import read_state;"
+        "assert read_state(Path(sys.argv[1])).quantizers; assert 'torch' not in sys.modules"
+    )
+
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "s.pth")], check=True)

@@ -1,0 +1,150 @@
+"""Two ONNX files: pairs, operations and weights that differ are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pytest_quantgate.comparison.changes import mirror
+from pytest_quantgate.comparison.onnx_files import OnnxFile, compare_onnx, read_onnx
+from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair
+
+MODULE = "vision_model.encoder.layers.0.mlp.fc1"
+LABELS = ("old", "new")
+PAIR = QdqPair(
+    node="q",
+    quantizer=f"{MODULE}.input_quantizer",
+    slot="input",
+    format="E4M3",
+    scale_type="float32",
+    scale_min=0.01,
+    scale_max=0.01,
+    scale_count=1,
+    scale_digest="s" * 64,
+    amax_min=4.48,
+    amax_max=4.48,
+    symmetric=True,
+    source="activation",
+    complete=True,
+    producer=None,
+    consumers=(MODULE,),
+    feeds_owner=True,
+)
+OPERATION = OnnxOperation(
+    node="m",
+    module=MODULE,
+    operator="MatMul",
+    operands_quantized=(True, True),
+    quantizers=(PAIR.quantizer, None),
+    weights_count=10,
+    weight_type="E4M3",
+)
+AUDIT = OnnxAudit(
+    tower="vision",
+    precision="float16",
+    opset=20,
+    domains=("",),
+    file_bytes=100,
+    digest="d" * 64,
+    dynamic_batch=True,
+    weights_bytes=(("E4M3", 10),),
+    declared=(),
+    extra=(),
+    pairs=(PAIR,),
+    operations=(OPERATION,),
+    problems=(),
+)
+FILE = OnnxFile(audit=AUDIT, weights={"fc1.weight": "w" * 64})
+
+
+def pair(**changes: Any) -> OnnxFile:
+    return replace(FILE, audit=replace(AUDIT, pairs=(replace(PAIR, **changes),)))
+
+
+def audit(**changes: Any) -> OnnxFile:
+    return replace(FILE, audit=replace(AUDIT, **changes))
+
+
+PLANTS = [
+    (audit(pairs=()), f"1 quantizer removed that had been on: {PAIR.quantizer}"),
+    (pair(complete=False), f"1 quantizer switched off: {PAIR.quantizer}"),
+    (pair(feeds_owner=False), f"1 quantizer switched off: {PAIR.quantizer}"),
+    (pair(amax_min=8.96, amax_max=8.96), "amax 4.48 -> 8.96 (x2)"),
+    (pair(format="INT8"), f"format E4M3 -> INT8 in 1 quantizer: {PAIR.quantizer}"),
+    (pair(symmetric=False), "zero point 0 -> not 0"),
+    (pair(source="weight, float"), "stored as activation -> weight, float"),
+    (
+        audit(operations=(replace(OPERATION, operands_quantized=(False, True)),)),
+        "1 operation with quantized x quantized, weight E4M3 -> full x quantized, weight E4M3",
+    ),
+    (audit(operations=()), "the file: 1 operation removed: m"),
+    (audit(opset=23), "the file: opset: 20 -> 23"),
+    (audit(domains=("", "trt")), "the file: domains: ai.onnx -> ai.onnx, trt"),
+    (audit(weights_bytes=(("FLOAT", 40),)), "the file: bytes of E4M3: 10 is gone"),
+    (
+        replace(FILE, weights={"fc1.weight": "x" * 64}),
+        "1 initializer with other values: fc1.weight",
+    ),
+    (replace(FILE, weights={}), "the file: 1 initializer gone: fc1.weight"),
+]
+
+
+@pytest.mark.parametrize(("planted", "words"), PLANTS, ids=[words for _, words in PLANTS])
+def test_planted_change_is_named_and_mirrored(planted: OnnxFile, words: str) -> None:
+    there = compare_onnx({"": FILE}, {"": planted}, labels=LABELS).changes
+    back = compare_onnx({"": planted}, {"": FILE}, labels=LABELS).changes
+
+    assert any(words in change.text for change in there), [change.text for change in there]
+    assert {(c.area, c.kind, c.subjects) for c in there} == {
+        (c.area, mirror(c.kind), c.subjects) for c in back
+    }
+
+
+def test_file_is_the_same_as_itself() -> None:
+    found = compare_onnx({"": FILE}, {"": replace(FILE)}, labels=LABELS)
+
+    assert found.changes == ()
+    assert found.same == ("the file: 1 Q/DQ pair, weights and operations equal",)
+
+
+def test_files_that_came_or_went_are_named() -> None:
+    found = compare_onnx({"vision.onnx": FILE}, {"text.onnx": FILE}, labels=LABELS)
+
+    assert [(c.kind, c.subjects) for c in found.changes] == [
+        ("removed", ("vision.onnx",)),
+        ("added", ("text.onnx",)),
+    ]
+
+
+def make_model(value: float) -> Any:
+    import onnx
+    from onnx import TensorProto, helper
+
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], [value, 0.0, 0.0, 1.0])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="/fc/MatMul")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [weight],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    return onnx, helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def test_files_are_read(tmp_path: Any) -> None:
+    sides: list[Callable[[], Any]] = []
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / name).mkdir()
+        onnx, model = make_model(value)
+        onnx.save(model, tmp_path / name / "m.onnx")
+        sides.append(lambda name=name: read_onnx(tmp_path / name))  # type: ignore[misc]
+
+    one, two = (read() for read in sides)
+    (change,) = compare_onnx(one, two, labels=LABELS).changes
+
+    assert change.text == "m.onnx: 1 initializer with other values: w"
+    assert compare_onnx(one, one, labels=LABELS).changes == ()

@@ -1,0 +1,86 @@
+"""The reader of safetensors files: every type as torch reads it, and damage refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pytest_quantgate.comparison.changes import DiffError
+from pytest_quantgate.comparison.safetensors_file import read_header
+
+FLOATS = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_float_type_is_read_as_torch_reads_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    values = torch.tensor([0.0, -0.0, 1.0, -1.5, 0.001, 300.0, 1e-8, -57344.0]).to(dtype)
+    save_file({"x": values.reshape(2, 4), "odd": torch.ones(3)}, tmp_path / "m.safetensors")
+
+    tensor = read_header(tmp_path / "m.safetensors")["x"]
+
+    assert tensor.shape == (2, 4)
+    assert tensor.bytes == values.numel() * values.element_size()
+    numpy.testing.assert_array_equal(tensor.values(), values.double().numpy())
+    numpy.testing.assert_array_equal(tensor.values(2, 5), values.double().numpy()[2:5])
+
+
+def test_all_bytes_of_e4m3_are_read_as_torch_reads_them(tmp_path: Path) -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    save_file({"x": every}, tmp_path / "m.safetensors")
+
+    found = read_header(tmp_path / "m.safetensors")["x"].values()
+
+    numpy.testing.assert_array_equal(found, every.double().numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool])
+def test_integers_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    values = torch.tensor([0, 1, 1, 0]).to(dtype)
+    save_file({"x": values}, tmp_path / "m.safetensors")
+
+    assert read_header(tmp_path / "m.safetensors")["x"].values().tolist() == [0, 1, 1, 0]
+
+
+def header(**tensors: object) -> bytes:
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "its header says 0 bytes, the file has 0"),
+        (b"\xff" * 16, "the file has 16"),
+        ((4).to_bytes(8, "little") + b"nope", "its header is not JSON"),
+        ((2).to_bytes(8, "little") + b"[]", "its header is no mapping"),
+        (header(x={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}), "ends beyond the file"),
+        (
+            header(x={"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}) + b"1234",
+            "another size",
+        ),
+        (header(x={"dtype": "F99", "shape": [], "data_offsets": [0, 4]}), "type 'F99'"),
+        (header(x={"shape": []}), "tensor 'x' is not described"),
+        (header(x={"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}), "another size"),
+    ],
+)
+def test_damaged_file_is_refused(data: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(data)
+
+    with pytest.raises(DiffError) as caught:
+        read_header(path)
+
+    assert str(caught.value).startswith(str(path))
+    assert words in str(caught.value)

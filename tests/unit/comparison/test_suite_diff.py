@@ -1,0 +1,167 @@
+"""Two suites: every edit by its name, and whether it loosens or tightens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_quantgate.comparison.changes import Change, mirror
+from pytest_quantgate.comparison.suite_files import compare_suite, compare_suites, read_suites
+from pytest_quantgate.suite import Suite
+from pytest_quantgate.suite_file import load_suite
+
+SUITE = """\
+quantgate: 1
+model: {source: transformers, id: ./clip}
+datasets:
+  photos: {dataset: wds/photos, root: ./photos}
+calibration: {data: photos/train, samples: 512, batch_size: 64}
+quantize: {recipe: fp8-attention, exclude: ["*patch_embedding*"]}
+gates:
+  coverage: {attention: [q, k, v, output], towers: [vision, text]}
+  calibration: {max_clipped: 0.1%}
+  fidelity: {data: photos/test, samples: 512, min_cosine: 0.99, min_sqnr: 15dB}
+  accuracy:
+    - {task: photos/classification, metric: acc1, max_drop: 1pp, floor: 70%, max_flips: 5%}
+  roundtrip: {}
+  export: {allow: [softmax], max_size_ratio: 0.65x}
+  engine: {target: sm89, attention: fused-fp8, min_fp8_gemms: 25, max_plan: 100MiB}
+"""
+
+
+def load(folder: Path, text: str, *, name: str = "clip") -> Suite:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.quantgate.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_suite(path, relative_to=folder)
+
+
+def compare(tmp_path: Path, *edits: tuple[str, str]) -> list[Change]:
+    text = SUITE
+    for old, new in edits:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return compare_suite(load(tmp_path / "a", SUITE), load(tmp_path / "b", text))
+
+
+EDITS = [
+    ("max_drop: 1pp", "max_drop: 2pp", "max_drop: 1pp -> 2pp, loosened (clip.quantgate.yaml:12)"),
+    ("max_drop: 1pp", "max_drop: 0.5pp", "max_drop: 1pp -> 0.5pp, tightened"),
+    ("floor: 70%", "floor: 60%", "floor: 70% -> 60%, loosened"),
+    (", floor: 70%", "", "floor: 70% -> none, loosened"),
+    (", max_flips: 5%", "", "max_flips: 5% -> none, loosened"),
+    (
+        "max_flips: 5%",
+        "max_flips: 5%, max_class_drop: 9pp",
+        "max_class_drop: none -> 9pp, tightened",
+    ),
+    ("max_flips: 5%", "max_flips: 5%, confidence: 90%", "confidence: 95% -> 90%, loosened"),
+    ("max_flips: 5%", "max_flips: 5%, samples: 9", "samples: none -> 9, loosened"),
+    ("min_cosine: 0.99", "min_cosine: 0.9", "fidelity.min_cosine: 0.99 -> 0.9, loosened"),
+    ("min_sqnr: 15dB", "min_sqnr: 20dB", "fidelity.min_sqnr: 15dB -> 20dB, tightened"),
+    ("samples: 512, min", "samples: 64, min", "fidelity.samples: 512 -> 64, loosened"),
+    ("[q, k, v, output]", "[q, k, v]", "attention: [q, k, v, output] -> [q, k, v], loosened"),
+    ("[vision, text]", "[vision]", "coverage.towers: [vision, text] -> [vision], loosened"),
+    ("max_clipped: 0.1%", "max_clipped: 1%", "calibration.max_clipped: 0.1% -> 1%, loosened"),
+    ("allow: [softmax], ", "", "export.allow: [softmax] -> [], tightened"),
+    ("0.65x", "0.7x", "export.max_size_ratio: 0.65x -> 0.7x, loosened"),
+    ("attention: fused-fp8", "attention: fused", "attention: fused-fp8 -> fused, loosened"),
+    ("attention: fused-fp8, ", "", "attention: fused-fp8 -> none, loosened"),
+    ("min_fp8_gemms: 25", "min_fp8_gemms: 24", "min_fp8_gemms: 25 -> 24, loosened"),
+    ("100MiB", "1GiB", "max_plan: 104857600 bytes -> 1073741824 bytes, loosened"),
+    ("roundtrip: {}\n", "parity: {}\n", "gate roundtrip is gone: nothing decides on it any more"),
+    ("recipe: fp8-attention", "recipe: fp8", "quantize.recipe: fp8-attention -> fp8"),
+    ('["*patch_embedding*"]', "[]", "quantize.exclude: [*patch_embedding*] -> []"),
+    ("id: ./clip", "id: ./clip2", "model.id: ./clip -> ./clip2"),
+    ("samples: 512, batch", "samples: 64, batch", "calibration.samples: 512 -> 64, loosened"),
+    ("root: ./photos", "root: ./other", "datasets.photos.root: ./photos -> ./other"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "words"), EDITS, ids=[words for _, _, words in EDITS])
+def test_every_edit_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:
+    found = compare(tmp_path, (old, new))
+
+    assert any(words in change.text for change in found), [change.text for change in found]
+    kinds = [word for word in ("loosened", "tightened") if f", {word}" in words]
+    assert [change.kind for change in found if change.kind.endswith("ened")] == kinds
+
+
+@pytest.mark.parametrize(("old", "new", "words"), EDITS, ids=[words for _, _, words in EDITS])
+def test_every_edit_is_mirrored(tmp_path: Path, old: str, new: str, words: str) -> None:
+    one, two = load(tmp_path / "a", SUITE), load(tmp_path / "b", SUITE.replace(old, new))
+
+    assert {(c.kind, c.subjects, c.before, c.after) for c in compare_suite(one, two)} == {
+        (mirror(c.kind), c.subjects, c.after, c.before) for c in compare_suite(two, one)
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("max_drop: 1pp", "max_drop: 1.0pp"),
+        ("max_drop: 1pp", "max_drop: 1pp, confidence: 95%"),
+        ("quantgate: 1\n", "# a comment\n\nquantgate: 1\n"),
+        ("samples: 512, batch_size: 64", "batch_size: 64, samples: 512"),
+    ],
+)
+def test_what_means_the_same_is_the_same(tmp_path: Path, old: str, new: str) -> None:
+    assert compare(tmp_path, (old, new)) == []
+
+
+def test_named_recipes_are_compared_entry_by_entry(tmp_path: Path) -> None:
+    texts = [c.text for c in compare(tmp_path, ("recipe: fp8-attention", "recipe: fp8"))]
+
+    assert texts[1:] == [
+        f"recipe entry removed: *{slot}_quantizer: E4M3 per-tensor"
+        for slot in ("q_bmm", "k_bmm", "v_bmm", "bmm2_output")
+    ]
+
+
+def test_inline_recipe_is_compared_entry_by_entry(tmp_path: Path) -> None:
+    inline = 'recipe: {quant_cfg: [{quantizer_name: "*", enable: %s}], algorithm: max}'
+    one = load(tmp_path / "a", SUITE.replace("recipe: fp8-attention", inline % "false"))
+    two = load(tmp_path / "b", SUITE.replace("recipe: fp8-attention", inline % "true"))
+
+    assert [c.text for c in compare_suite(one, two)] == [
+        "recipe entry removed: *: off",
+        "recipe entry added: *: on",
+    ]
+
+
+def test_default_of_the_dict_form_comes_first_wherever_it_stands(tmp_path: Path) -> None:
+    def suite(folder: str, recipe: str) -> Suite:
+        return load(tmp_path / folder, SUITE.replace("fp8-attention", recipe))
+
+    on = '"*weight_quantizer": {num_bits: [4, 3]}'
+    one = suite("a", f"{{{on}, default: {{enable: false}}}}")
+    two = suite("b", f"{{default: {{enable: false}}, {on}}}")
+
+    assert [c.text for c in compare_suite(one, two)] == []
+
+
+def test_suites_that_came_or_went_are_named(tmp_path: Path) -> None:
+    load(tmp_path / "a", SUITE, name="one")
+    load(tmp_path / "b", SUITE, name="two")
+
+    found = compare_suites(
+        read_suites(tmp_path / "a"), read_suites(tmp_path / "b"), labels=("a", "b")
+    )
+
+    assert [(c.kind, c.subjects) for c in found.changes] == [
+        ("removed", ("one",)),
+        ("added", ("two",)),
+    ]
+    assert "(coverage, calibration, fidelity, accuracy[photos/classification-acc1], " in (
+        found.changes[0].text
+    )
+
+
+def test_two_named_files_are_compared_though_their_names_differ(tmp_path: Path) -> None:
+    one = load(tmp_path / "a", SUITE, name="one")
+    two = load(tmp_path / "b", SUITE, name="two")
+
+    found = compare_suites({"one": one}, {"two": two}, labels=("a", "b"), by_name=False)
+
+    assert found.changes == ()

@@ -8,12 +8,13 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help gate test unit lint install clean
+.PHONY: help gate test unit lint docs install clean
 
 help:
 	@echo "make gate   install into .venv, run the default suites, end with a verdict table"
 	@echo "make test   the same, then the project's own tests"
 	@echo "make lint   ruff and mypy --strict"
+	@echo "make docs   the documentation as HTML into docs/_build/html; a warning is an error"
 	@echo "make clean  remove .venv (the cache of built variants stays)"
 
 install: $(STAMP)
@@ -37,6 +38,12 @@ test: gate unit
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# What the pages show of terminals is recorded: python docs/make_outputs.py runs their commands anew.
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 clean:
 	rm -rf $(VENV)

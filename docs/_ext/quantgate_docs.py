@@ -1,0 +1,343 @@
+"""Sphinx directives: recorded terminal sessions, and the reference out of the code itself."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
+from pages import read_output
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+OUTPUTS = Path(__file__).parents[1] / "outputs"
+SECURITY = Path(__file__).parents[2] / "SECURITY.md"
+SCREENSHOTS = Path(__file__).parents[1] / "screenshots"
+
+
+class Run(SphinxDirective):
+    """A command and what it really printed; an output that is missing or stale is a warning."""
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {"status": directives.nonnegative_int}
+
+    def run(self) -> list[nodes.Node]:
+        command = "\n".join(self.content).strip()
+        name = self.arguments[0]
+        self.env.note_dependency(str(OUTPUTS / f"{name}.txt"))
+        try:
+            recorded, output = read_output(OUTPUTS, name=name)
+        except FileNotFoundError:
+            missing = f"outputs/{name}.txt is missing: python docs/make_outputs.py"
+            raise self.error(missing) from None
+        if recorded != command:
+            raise self.error(
+                f"outputs/{name}.txt is of {recorded!r}, the page runs {command!r}: "
+                f"python docs/make_outputs.py"
+            )
+        text = f"$ {command}\n{output}".rstrip("\n")
+        block = nodes.literal_block(text, text, language="console", classes=["terminal"])
+        self.set_source_info(block)
+        return [block]
+
+
+class Generated(SphinxDirective):
+    """A directive whose content is Markdown that `lines()` writes."""
+
+    def run(self) -> list[nodes.Node]:
+        source = self.get_source_info()[0]
+        content = StringList(list(self.lines()), source=source)
+        container = nodes.Element()
+        self.state.nested_parse(content, self.content_offset, container, match_titles=True)
+        return container.children
+
+    def lines(self) -> Iterator[str]:
+        raise NotImplementedError
+
+
+def cell(text: str) -> str:
+    """Return text for a Markdown table's cell."""
+    return " ".join(text.split()).replace("|", r"\|").replace("*", r"\*").replace("<", "&lt;")
+
+
+class SuiteKeys(Generated):
+    """Every key of a suite, a table a section, out of the schema that reads it."""
+
+    def lines(self) -> Iterator[str]:
+        from pytest_quantgate.suite_file import SUITE
+
+        yield from self.section(SUITE, title="The file", path="")
+
+    def section(self, section: Any, *, title: str, path: str) -> Iterator[str]:
+        yield from (f"## {title}", "")
+        if section.help:
+            yield from (section.help, "")
+        if not section.fields:
+            yield from ("No keys: `{}`.", "")
+            return
+        yield from ("| key | value | meaning |", "|---|---|---|")
+        below = []
+        for name, known in section.fields.items():
+            inner, many = self.inner(known.schema)
+            if inner is not None:
+                below.append((inner, f"{path}{name}" + (".NAME" if many == "mapping" else "")))
+            needed = " (required)" if known.required else ""
+            yield f"| `{name}`{needed} | {self.value(known.schema)} | {cell(known.help)} |"
+        yield ""
+        for inner, key in below:
+            yield from self.section(inner, title=f"`{key}`", path=f"{key}.")
+
+    @staticmethod
+    def inner(schema: Mapping[str, Any]) -> tuple[Any, str]:
+        for kind in ("section", "sections", "mapping"):
+            if kind in schema:
+                return schema[kind], kind
+        return None, ""
+
+    def value(self, schema: Mapping[str, Any]) -> str:
+        """Say in words what a schema allows."""
+        if "section" in schema:
+            return "a mapping, below"
+        if "mapping" in schema:
+            return "a mapping of names, below"
+        if "sections" in schema:
+            return "a mapping or a list of them, below" if schema["single"] else "a list, below"
+        if "enum" in schema:
+            return ", ".join(f"`{choice}`" for choice in schema["enum"])
+        if "const" in schema:
+            return f"`{schema['const']}`"
+        if "anyOf" in schema:
+            return " or ".join(self.value(choice) for choice in schema["anyOf"])
+        if "pattern" in schema:
+            return UNITS.get(schema["pattern"].rpartition(" ?")[2], "a text")
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        if kinds == ["array"]:
+            return f"a list: {self.value(schema['items'])}" if "items" in schema else "a list"
+        if "format" in schema:
+            return "a day, `2027-03-01`"
+        words = " or ".join(NAMES[kind] for kind in kinds)
+        bounds = [schema.get("minimum"), schema.get("maximum")]
+        if kinds == ["integer"] and bounds[1] == 10**9:
+            return words if bounds[0] == 1 else f"{words}, at least {bounds[0]}"
+        if bounds != [None, None]:
+            return f"{words} from {bounds[0]} to {bounds[1]}"
+        return words
+
+
+NAMES = {
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "array": "a list",
+    "object": "a mapping",
+    "boolean": "`true` or `false`",
+    "null": "nothing",
+}
+UNITS = {
+    "pp$": "percentage points, `0.5pp`",
+    "%$": "a percentage, `95%`",
+    "[dD][bB]$": "decibels, `20dB`",
+    "[xX]$": "a ratio, `0.6x`",
+    "([KMG]i?B)$": "a size, `512MiB`",
+    "(us|ms|s)$": "a time, `3ms`",
+}
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """Stands for pytest's parser: writes down what the plugin declares."""
+
+    options: list[tuple[str, str, str]] = field(default_factory=list)
+    ini: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def getgroup(self, *_names: str) -> Recorder:
+        return self
+
+    def addoption(self, name: str, *, help: str, metavar: str = "", **_others: Any) -> None:
+        self.options.append((name, metavar, help))
+
+    def addini(self, name: str, help: str, *, default: Any = "", **_others: Any) -> None:
+        self.ini.append((name, help, default))
+
+
+class PluginOptions(Generated):
+    """The options and ini values of the plugin, as it declares them to pytest."""
+
+    def lines(self) -> Iterator[str]:
+        from pytest_quantgate.options import add_options
+
+        seen = Recorder()
+        add_options(seen)  # type: ignore[arg-type]
+        yield from ("## Options", "", "| option | meaning |", "|---|---|")
+        for name, metavar, help in seen.options:
+            yield f"| `{name}{'=' if metavar else ''}{metavar}` | {cell(help)} |"
+        yield from ("", "## Configuration values", "")
+        yield from ("| name | meaning | default |", "|---|---|---|")
+        for name, help, default in seen.ini:
+            shown = " ".join(default) if isinstance(default, list) else str(default).lower()
+            yield f"| `{name}` | {cell(help)} | {f'`{shown}`' if shown else 'none'} |"
+        yield ""
+
+
+class Commands(Generated):
+    """Every command of `quantgate` with its own `--help`."""
+
+    def lines(self) -> Iterator[str]:
+        from pytest_quantgate.cli import build_parser
+
+        parser = build_parser()
+        parser.formatter_class = Wide
+        for action in parser._subparsers._group_actions:  # type: ignore[union-attr]
+            helps = {choice.dest: choice.help for choice in action._choices_actions}  # type: ignore[attr-defined]
+            for name, command in action.choices.items():  # type: ignore[union-attr]
+                yield from (f"## quantgate {name}", "", sentence(helps[name]), "")
+                raw = issubclass(command.formatter_class, argparse.RawDescriptionHelpFormatter)
+                command.formatter_class = RawWide if raw else Wide
+                yield from ("```text", *command.format_help().splitlines(), "```", "")
+
+
+class Wide(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=96, max_help_position=28)
+
+
+class RawWide(Wide, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+class Fixtures(Generated):
+    """The fixtures of the plugin: name, what they give, docstring."""
+
+    def lines(self) -> Iterator[str]:
+        import pytest_quantgate.fixtures as module
+
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+        for node in tree.body:
+            decorators = getattr(node, "decorator_list", [])
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(decorator).startswith("pytest.fixture") for decorator in decorators
+            ):
+                gives = ast.unparse(node.returns) if node.returns else ""
+                yield from (f"## {node.name}", "", f"Gives `{gives}`.", "")
+                yield from (*(ast.get_docstring(node) or "").splitlines(), "")
+
+
+class ReportSchema(Generated):
+    """The classes of the JSON report, a table each, out of its published schema."""
+
+    def lines(self) -> Iterator[str]:
+        from pytest_quantgate.report.json_report import json_schema
+
+        schema = json_schema()
+        first = schema["$ref"].rpartition("/")[2]
+        definitions = schema["$defs"]
+        for name in [first, *(other for other in definitions if other != first)]:
+            yield from (f"### {name}", "")
+            description = definitions[name].get("description", "")
+            if description:
+                yield from (description, "")
+            yield from ("| field | value |", "|---|---|")
+            for key, value in definitions[name].get("properties", {}).items():
+                yield f"| `{key}` | {self.value(value)} |"
+            yield ""
+
+    def value(self, schema: Mapping[str, Any]) -> str:
+        if "$ref" in schema:
+            name = schema["$ref"].rpartition("/")[2]
+            return f"[{name}](#{name.lower()})"
+        if "anyOf" in schema:
+            return " or ".join(dict.fromkeys(self.value(choice) for choice in schema["anyOf"]))
+        if "enum" in schema or "const" in schema:
+            choices = schema.get("enum", [schema.get("const")])
+            return ", ".join(f"`{json.dumps(choice)}`" for choice in choices)
+        if schema.get("type") == "array":
+            if "prefixItems" in schema:
+                parts = ", ".join(self.value(item) for item in schema["prefixItems"])
+                return f"a list of {len(schema['prefixItems'])}: {parts}"
+            return f"a list: {self.value(schema['items'])}"
+        if schema.get("type") == "object":
+            return f"a mapping: {self.value(schema['additionalProperties'])}"
+        return NAMES[schema["type"]]
+
+
+class SecurityPolicy(Generated):
+    """SECURITY.md of the project, without its title."""
+
+    def lines(self) -> Iterator[str]:
+        if not SECURITY.is_file():
+            raise self.error(f"{SECURITY.name} is missing")
+        text = SECURITY.read_text(encoding="utf-8")
+        title, _, rest = text.partition("\n")
+        yield from (rest if title.startswith("# ") else text).splitlines()
+
+
+class Screenshots(Generated):
+    """The pictures of the report that its own script has made, with what each one shows."""
+
+    def lines(self) -> Iterator[str]:
+        if not any(SCREENSHOTS.glob("*.png")):
+            return
+        for name, caption in SHOWN.items():
+            if not (SCREENSHOTS / name).is_file():
+                raise self.error(f"screenshots/{name} is missing: python docs/make_screenshots.py")
+            yield from (f"![{caption}](/screenshots/{name})", "", f"*{caption}*", "")
+
+
+#: What is on each picture.
+SHOWN = {
+    "green-desktop-light.png": "The reference suite: every gate has passed.",
+    "green-accuracy.png": "Accuracy of both variants, with intervals and limits drawn in.",
+    "green-flips.png": "Samples that flipped, with both predictions.",
+    "red-desktop-light.png": "ModelOpt's preset: the vision tower is not quantized.",
+    "red-coverage.png": "The same as a map of the model: towers, blocks and kinds of quantizers.",
+    "unmeasured-desktop-light.png": "A suite whose weights are not there: nothing is green.",
+    "green-phone-dark.png": "On a phone, dark.",
+}
+
+
+#: What the theme's pages lack for a keyboard and a screen reader.
+ACCESSIBLE = {
+    '<p class="caption" role="heading">': '<p class="caption" role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Pages">',
+    '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
+    "<pre>": '<pre tabindex="0">',  # what scrolls must be reached
+    '<div class="table-wrapper': '<div tabindex="0" class="table-wrapper',
+    '\n<div id="search-results"></div>': '\n<h1>Search</h1><div id="search-results"></div>',
+}
+
+
+def make_accessible(app: Sphinx, error: Exception | None) -> None:
+    """Mend the HTML pages that were written."""
+    if error is not None or app.builder.format != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        text = mended = page.read_text(encoding="utf-8")
+        for lacking, whole in ACCESSIBLE.items():
+            mended = mended.replace(lacking, whole)
+        if mended != text:
+            page.write_text(mended, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("run", Run)
+    app.add_directive("suite-keys", SuiteKeys)
+    app.add_directive("plugin-options", PluginOptions)
+    app.add_directive("quantgate-commands", Commands)
+    app.add_directive("plugin-fixtures", Fixtures)
+    app.add_directive("report-schema", ReportSchema)
+    app.add_directive("security-policy", SecurityPolicy)
+    app.add_directive("screenshots", Screenshots)
+    app.connect("build-finished", make_accessible)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,443 @@
+"""The CI recipes that people copy: valid, pinned, careful with tokens, and their steps run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPES = REPOSITORY / "examples" / "ci"
+GITHUB = (
+    RECIPES / "github-actions.yml",
+    RECIPES / "nightly-gpu.yml",
+    REPOSITORY / ".github" / "workflows" / "ci.yml",
+)
+ACTION = REPOSITORY / "action.yml"
+GITLAB = RECIPES / "gitlab-ci.yml"
+CONTAINER = RECIPES / "Containerfile"
+
+#: A suite whose model is nowhere: every option is read, every report written, nothing measured.
+ABSENT = """\
+quantgate: 1
+model: {source: transformers, id: "${QUANTGATE_NO_SUCH_MODEL}"}
+calibration: {data: scenes/calibration, samples: 32, batch_size: 16}
+quantize: {recipe: fp8}
+gates:
+  coverage: {}
+"""
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def scripts() -> Iterator[tuple[str, str]]:
+    """Yield (where, shell script) of every `run:` and every line of GitLab's `script:`."""
+    for path in GITHUB:
+        for job_name, job in read(path)["jobs"].items():
+            for step in job["steps"]:
+                if "run" in step:
+                    yield f"{path.name}:{job_name}:{step['name']}", step["run"]
+    for step in read(ACTION)["runs"]["steps"]:
+        if "run" in step:
+            yield f"action.yml:{step['name']}", step["run"]
+    for index, line in enumerate(read(GITLAB)["gates"]["script"]):
+        yield f"gitlab-ci.yml:{index}", line
+
+
+def script_of(path: Path, *, name: str, job: str = "") -> str:
+    steps = read(path)["jobs"][job]["steps"] if job else read(path)["runs"]["steps"]
+    return str(next(step["run"] for step in steps if step.get("name") == name))
+
+
+# -- what can be read from the files ------------------------------------------------------
+
+
+def test_actions_are_pinned_to_one_commit_each() -> None:
+    found: dict[str, set[str]] = {}
+    for path in (*GITHUB, ACTION):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "uses:" in line:
+                match = re.search(r"uses: (\S+)@([0-9a-f]{40}) # (v\d+\.\d+\.\d+)$", line)
+                assert match, f"{path.name}: {line.strip()}"
+                found.setdefault(match[1], set()).add(f"{match[2]} {match[3]}")
+
+    assert {"actions/checkout", "actions/cache", "actions/upload-artifact"} <= set(found)
+    assert {name: pins for name, pins in found.items() if len(pins) != 1} == {}
+
+
+@pytest.mark.parametrize("path", GITHUB, ids=lambda path: path.name)
+def test_what_runs_a_model_holds_no_token_that_can_write(path: Path) -> None:
+    workflow = read(path)
+
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        runs = " ".join(step.get("run", "") for step in job["steps"])
+        writes = "write" in str(job.get("permissions", {}))
+        assert not (writes and re.search(r"\bpytest (?!-)|\.ci/run", runs))
+        if not writes:
+            checkouts = [s for s in job["steps"] if "checkout" in s.get("uses", "")]
+            assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+@pytest.mark.parametrize(("where", "script"), list(scripts()))
+def test_no_expression_is_pasted_into_a_shell(where: str, script: str) -> None:
+    assert "${{" not in script, where
+
+
+def test_every_job_has_a_time_limit() -> None:
+    for path in GITHUB:
+        assert all("timeout-minutes" in job for job in read(path)["jobs"].values()), path.name
+    assert "timeout" in read(GITLAB)["gates"]
+
+
+SCHEMAS = [
+    (GITHUB, ("vendor.github-workflows",)),
+    ((ACTION,), ("vendor.github-actions",)),
+    ((GITLAB,), ("vendor.gitlab-ci", "--data-transform", "gitlab-ci")),
+    ((REPOSITORY / ".github" / "dependabot.yml",), ("vendor.dependabot",)),
+]
+
+
+@pytest.mark.parametrize(("paths", "schema"), SCHEMAS, ids=[schema[0] for _, schema in SCHEMAS])
+def test_the_schema_holds(paths: tuple[Path, ...], schema: tuple[str, ...]) -> None:
+    pytest.importorskip("check_jsonschema")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", *schema, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def tool(name: str) -> str:
+    """Return the path of a tool of this environment; skips where it is not installed."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    found = shutil.which(name, path=path)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
+    shellcheck = tool("shellcheck")
+    for index, (where, script) in enumerate(scripts()):
+        path = tmp_path / f"{index}.sh"
+        path.write_text(f"#!/usr/bin/env bash\n# {where}\nset -eo pipefail\n{script}\n")
+
+    done = subprocess.run(
+        [shellcheck, *map(str, sorted(tmp_path.glob("*.sh")))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_actionlint_finds_nothing(tmp_path: Path) -> None:
+    actionlint = tool("actionlint")
+    config = tmp_path / "actionlint.yaml"
+    config.write_text("self-hosted-runner:\n  labels: [gpu]\n")
+
+    done = subprocess.run(
+        [actionlint, "-config-file", str(config), *map(str, GITHUB)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+
+
+# -- the steps, run -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A folder in which steps run as a CI runner runs them, with this environment's Python.
+
+    `pip install` is only written down, in `installed`; `gh` too, in `called`.
+    """
+
+    path: Path
+    bin: Path
+    environ: Mapping[str, str]
+
+    def run(self, script: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", script],
+            cwd=self.path,
+            env={**self.environ, **environ},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    @property
+    def installed(self) -> list[str]:
+        return self._read("installed")
+
+    @property
+    def called(self) -> list[str]:
+        return self._read("called")
+
+    def _read(self, name: str) -> list[str]:
+        path = self.bin / name
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    work, stubs = tmp_path / "work", tmp_path / "bin"
+    (work / "suites").mkdir(parents=True)
+    stubs.mkdir()
+    (tmp_path / "temp").mkdir()
+    for name, script in {
+        "python": (
+            f'if [ "$1 $2" = "-m pip" ]; then echo "$*" >> {stubs}/installed; exit 0; fi\n'
+            f'exec {sys.executable} "$@"\n'
+        ),
+        "gh": f'echo "$*" >> {stubs}/called\n[ "$1 $2" != "pr view" ] || exit 1\n',
+    }.items():
+        path = stubs / name
+        path.write_text(f"#!/bin/bash\n{script}")
+        path.chmod(0o755)
+    tools = Path(sys.executable).parent
+    kept = ("HOME", "LANG", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")
+    environ = {name: os.environ[name] for name in kept if name in os.environ}
+    return Machine(
+        path=work,
+        bin=stubs,
+        environ=environ
+        | {
+            "PATH": os.pathsep.join((str(stubs), str(tools), os.environ["PATH"])),
+            "CI": "true",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTEST_PLUGINS": "pytest_quantgate.plugin",
+            "RUNNER_TEMP": str(tmp_path / "temp"),
+            "GITHUB_ACTION_PATH": str(REPOSITORY),
+            "GITHUB_OUTPUT": str(tmp_path / "output"),
+            "GITHUB_PATH": str(tmp_path / "path"),
+        },
+    )
+
+
+def write_absent(machine: Machine) -> None:
+    (machine.path / "suites" / "absent.quantgate.yaml").write_text(ABSENT, encoding="utf-8")
+
+
+def extras_of(requirement: str) -> set[str]:
+    match = re.search(r"\[(.*?)\]", requirement)
+    return set(match[1].split(",")) if match else set()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [script for _, script in scripts() if "pip install" in script],
+)
+def test_what_is_installed_exists(machine: Machine, script: str) -> None:
+    known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    script = script.replace('python3 -m venv "$RUNNER_TEMP/venv"', "true")
+    script = script.replace('"$RUNNER_TEMP/venv/bin/python"', "python")
+
+    done = machine.run(script, EXTRAS="clip,onnx")
+
+    assert done.returncode == 0, done.stderr
+    (line,) = machine.installed
+    requirement = line.split()[-1]
+    path, _, _ = requirement.partition("[")
+    assert path == known["name"] or (Path(path) / "pyproject.toml").is_file()
+    assert extras_of(requirement) <= set(known["optional-dependencies"])
+
+
+def test_the_github_gates_write_reports_and_a_release_is_strict(machine: Machine) -> None:
+    write_absent(machine)
+    script = script_of(GITHUB[0], name="Gates", job="gates")
+    summary = machine.path.parent / "step-summary.md"
+
+    usual = machine.run(script, RELEASE="", GITHUB_STEP_SUMMARY=str(summary))
+    release = machine.run(script, RELEASE="yes")
+
+    assert usual.returncode == 0, usual.stdout + usual.stderr
+    assert release.returncode == 1, release.stdout + release.stderr
+    report = machine.path / "report"
+    uploaded = {path.name for path in report.iterdir()}
+    assert uploaded == {"index.html", "report.json", "summary.md", "junit.xml"}
+    assert "absent" in summary.read_text(encoding="utf-8")
+    comment = script_of(GITHUB[0], name="Comment", job="comment")
+    commented = machine.run(comment, NUMBER="7", REPOSITORY="a/b")
+    assert commented.returncode == 0, commented.stderr
+    assert machine.called == [
+        "pr comment 7 --repo a/b --edit-last --create-if-none --body-file report/summary.md"
+    ]
+
+
+def test_the_gitlab_script_runs_and_its_artifacts_exist(machine: Machine) -> None:
+    write_absent(machine)
+    job = read(GITLAB)["gates"]
+
+    usual = machine.run("\n".join(job["script"]))
+    release = machine.run("\n".join(job["script"]), **job["rules"][0]["variables"])
+
+    assert usual.returncode == 0, usual.stdout + usual.stderr
+    assert release.returncode == 1
+    assert (machine.path / job["artifacts"]["reports"]["junit"]).is_file()
+    assert (machine.path / "report" / "index.html").is_file()
+
+
+def test_the_container_runs_the_suites_as_an_ordinary_user(machine: Machine) -> None:
+    write_absent(machine)
+    text = CONTAINER.read_text(encoding="utf-8")
+    command = [
+        *json.loads(re.search(r"^ENTRYPOINT (.*)$", text, flags=re.MULTILINE)[1]),  # type: ignore[index]
+        *json.loads(re.search(r"^CMD (.*)$", text, flags=re.MULTILINE)[1]),  # type: ignore[index]
+    ]
+    install = re.search(r"^RUN (python -m pip install .*)$", text, flags=re.MULTILINE)
+
+    done = machine.run(" ".join(command))
+    assert install is not None
+    installed = machine.run(install[1])
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 gate: 1 not measured" in done.stdout
+    assert installed.returncode == 0
+    known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert extras_of(machine.installed[0]) <= set(known["optional-dependencies"])
+    assert re.findall(r"^USER (\S+)$", text, flags=re.MULTILINE)[-1] != "root"
+
+
+@pytest.mark.parametrize(
+    ("suite", "changes", "status", "verdict"),
+    [
+        (ABSENT, {}, 0, "NOT_MEASURED"),
+        (ABSENT, {"STRICT": "true"}, 1, "NOT_MEASURED"),
+        (ABSENT.replace("coverage", "covrage"), {}, 2, "FAIL"),
+        (ABSENT, {"PYTEST_ADDOPTS": "--quantgate-device=tpu"}, 4, "ERROR"),
+    ],
+)
+def test_the_action_says_its_verdict(
+    machine: Machine, suite: str, changes: dict[str, str], status: int, verdict: str
+) -> None:
+    (machine.path / "suites" / "a.quantgate.yaml").write_text(suite, encoding="utf-8")
+    defaults = {name: str(known["default"]) for name, known in read(ACTION)["inputs"].items()}
+    # What an earlier step left there is not this run's verdict.
+    (machine.path / defaults["report"]).mkdir()
+    stale = machine.path / defaults["report"] / "report.json"
+    stale.write_text('{"format": "pytest-quantgate report", "conclusion": {"status": "PASS"}}')
+
+    inputs = {name.upper(): defaults[name] for name in ("suites", "report", "strict")}
+    done = machine.run(script_of(ACTION, name="Gates"), **(inputs | changes))
+
+    output = Path(machine.environ["GITHUB_OUTPUT"]).read_text(encoding="utf-8")
+    assert (done.returncode, output) == (status, f"verdict={verdict}\n"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"STRICT": "yes", "REPORT": "out"}, "strict is 'yes': expected true or false"),
+        ({"STRICT": "true", "REPORT": "a/b"}, "report is 'a/b': expected a folder's name"),
+    ],
+)
+def test_the_action_refuses_inputs_that_would_mislead(
+    machine: Machine, environ: dict[str, str], message: str
+) -> None:
+    write_absent(machine)
+
+    done = machine.run(script_of(ACTION, name="Gates"), SUITES="suites", **environ)
+
+    assert done.returncode == 2
+    assert f"::error::{message}" in done.stdout
+
+
+MEASURED = """\
+quantgate: 1
+model: {{source: transformers, id: "{model}"}}
+calibration: {{data: scenes/calibration, samples: 16, batch_size: 16, held_out_samples: 16}}
+quantize: {{recipe: fp8}}
+gates:
+  regression:
+    - {{task: digits/classification, metric: acc1, samples: 64,
+       max_fp16_drop: 90pp, max_drop: 90pp, max_drop_since_first: 90pp}}
+"""
+
+
+def test_the_nightly_job_proposes_its_baselines(machine: Machine, tiny_clip: Path) -> None:
+    """The whole way: measured on a runner, accepted on a branch, pushed, a pull request opened."""
+
+    def git(arguments: str) -> str:
+        done = machine.run(f"git {arguments}", **identity)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    identity = {
+        f"GIT_{who}_{what}": "tests@localhost"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
+    origin = machine.path.parent / "origin.git"
+    suite = machine.path / "suites" / "tiny.quantgate.yaml"
+    suite.write_text(MEASURED.format(model=tiny_clip), encoding="utf-8")
+    (machine.path / ".gitignore").write_text("obtained/\nreport/\n.pytest_cache/\n")
+    git(f"init --quiet --bare {origin}")
+    git("init --quiet --initial-branch=main .")
+    git("add .")
+    git("commit --quiet --message first")
+    git(f"remote add origin {origin}")
+    git("push --quiet origin main")
+
+    gates = script_of(GITHUB[1], name="Gates", job="measure")
+    assert "--quantgate-device=cuda" in gates
+    cache = machine.path.parent / "cache"
+    here = f"--quantgate-device=cpu --quantgate-cache-dir={cache}"
+    run = machine.run(gates.replace("--quantgate-device=cuda", here))
+    assert run.returncode == 1, run.stdout + run.stderr
+    output = Path(machine.environ["GITHUB_OUTPUT"]).read_text(encoding="utf-8")
+    assert output == "differs=true\n"
+
+    proposed = machine.run(
+        script_of(GITHUB[1], name="Propose the baselines", job="propose"),
+        BRANCH="quantgate/baselines",
+        BASE="main",
+        RUN="https://ci.example/1",
+    )
+
+    assert proposed.returncode == 0, proposed.stdout + proposed.stderr
+    changed = git("diff --name-only origin/main quantgate/baselines").split()
+    assert changed == ["baselines/tiny/regression-digits--classification-acc1.json"]
+    pushed = git("ls-remote origin refs/heads/quantgate/baselines").split()[0]
+    assert pushed == git("rev-parse quantgate/baselines")
+    assert machine.called[-1].startswith("pr create --base main --head quantgate/baselines")
+    body = (Path(machine.environ["RUNNER_TEMP"]) / "body.md").read_text(encoding="utf-8")
+    assert body.startswith("Obtained by https://ci.example/1.")
+    assert "### Model change" in body
+    record = (machine.path / changed[0]).read_text(encoding="utf-8")
+    assert "nightly GPU run https://ci.example/1" in record
+
+
+def test_a_night_without_a_difference_proposes_nothing(machine: Machine) -> None:
+    write_absent(machine)
+    gates = script_of(GITHUB[1], name="Gates", job="measure")
+
+    done = machine.run(gates.replace("--quantgate-device=cuda", "--quantgate-device=cpu"))
+
+    assert done.returncode == 1  # strict: what was not measured is no success
+    output = Path(machine.environ["GITHUB_OUTPUT"]).read_text(encoding="utf-8")
+    assert output == "differs=false\n"

@@ -10,7 +10,8 @@ import functools
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from functools import cached_property
 from importlib import metadata
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pytest_quantgate.baselines import Store
-from pytest_quantgate.cache import Cache
+from pytest_quantgate.cache import Cache, read_json
 from pytest_quantgate.errors import MissingPackage, QuantGateError
 from pytest_quantgate.fingerprint import Fingerprint, digest_of
 from pytest_quantgate.judging import Judged, Judging
@@ -38,17 +39,18 @@ from pytest_quantgate.stages import Stages
 from pytest_quantgate.suite import (
     AccuracyGate,
     RegressionGate,
+    Stage,
     Suite,
 )
 
 if TYPE_CHECKING:
     import torch
 
+    from pytest_quantgate.measure.embeddings import Encoder
     from pytest_quantgate.measure.latency import LatencyRun
     from pytest_quantgate.models.clip import ClipModel
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
-    from pytest_quantgate.stages import ExportedClip
     from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.samples import Samples
 
@@ -60,9 +62,6 @@ BATCH_SIZE = 64
 
 #: How many held-out pairs a round trip compares, and a fidelity gate searches for the worst layer.
 PROBE_SAMPLES = 16
-
-#: How many layers a fidelity measurement names.
-WORST_LAYERS = 8
 
 
 Value = TypeVar("Value")
@@ -107,6 +106,8 @@ class Case:
         self.environ = environ
         self.today = today or datetime.now(UTC).date()
         self.latency_runs: dict[str, LatencyRun] = {}
+        #: The cache entries that this run used, by what they are: a report reads them again.
+        self.used: dict[tuple[str, ...], str] = {}
         self._values: dict[str, Any] = {}
 
     # -- verdicts ---------------------------------------------------------------------------
@@ -253,6 +254,10 @@ class Case:
                 )
         return kept[key]
 
+    def has_samples(self, name: str, count: int | None, *, purpose: Purpose) -> bool:
+        """Return whether `samples` would answer from memory."""
+        return (name, count, purpose) in self._values.get("samples", {})
+
     def held_out(self, count: int) -> Samples:
         """Return the first `count` held-out pairs of the calibration set, or all if fewer."""
         from pytest_quantgate.tasks.registry import load_calibration
@@ -278,7 +283,9 @@ class Case:
 
             data = self._data_key(name, count, purpose=purpose)
             key = digest_of({"data": data, "samples": count, "code": code_digest()})
-            hashes, ids = self.cache.get_or_measure(kind="hashes", key=key, measure=read)
+            hashes, ids = self.cache.get_or_measure(
+                kind="hashes", key=key, measure=read, read=_read_hashes
+            )
             for content, sample_id in zip(hashes, ids, strict=True):
                 found.setdefault(content, sample_id)
         return tuple(found.items())
@@ -311,11 +318,36 @@ class Case:
         with self.progress.stage("restoring the quantized variant"):
             return load_checkpoint(folder / "checkpoint", fp16=self.fp16)
 
+    def with_variant(self, quantized: ClipModel, *, key: str) -> Case:
+        """Return the case of the same suite, model and data with another quantized variant.
+
+        `key` takes the place of the digest under which the cache keeps what is measured of it.
+        """
+        other = Case(
+            suite=self.suite,
+            settings=self.settings,
+            store=self.store,
+            cache=self.cache,
+            progress=self.progress,
+            environ=self.environ,
+            today=self.today,
+        )
+        for name in ("source", "fp16", "recipe", "audit"):
+            vars(other)[name] = getattr(self, name)
+        vars(other).update(quantized=quantized, variant_key=key)
+        other._values["samples"] = self._values.setdefault("samples", {})
+        return other
+
     @computed_once
     def _variant_folder(self) -> Path:
-        return self.cache.get_or_build(
-            kind="variant", key=self.variant_key, build=self._build_variant
+        folder = self.cache.get_and_read(
+            kind="variant",
+            key=self.variant_key,
+            build=self._build_variant,
+            read=_check_variant_folder,
         )
+        self.used["variant",] = self.variant_key
+        return folder
 
     def _build_variant(self, folder: Path) -> None:
         from pytest_quantgate.measure.audit import audit_quantizers
@@ -382,11 +414,12 @@ class Case:
         task: str,
         metric: str,
         samples: int | None,
-        stage: Literal["torch", "onnx"] = "torch",
+        stage: Stage = "torch",
     ) -> tuple[Outcomes, Outcomes]:
         """Return the per-sample outcomes of the FP16 and the quantized variant on one task.
 
-        With `stage="onnx"` the quantized side is the exported model in ONNX Runtime.
+        With `stage="onnx"` the quantized side is the exported model in ONNX Runtime, with
+        `stage="engine"` its engines on the GPU in this machine. Raises NotMeasured without one.
         """
         from pytest_quantgate.tasks.registry import evaluation_data
 
@@ -398,7 +431,7 @@ class Case:
                 "task": task,
                 "metric": metric,
                 "samples": samples,
-                "stage": [stage, self.stages.softmax] if stage != "torch" else [],
+                "stage": self.stages.stage_key(stage),
             }
         )
 
@@ -406,12 +439,14 @@ class Case:
             found = self._measure_outcomes(task, metric, samples, stage)
             return [to_json(outcome) for outcome in found]
 
-        stored = self.cache.get_or_measure(kind="outcomes", key=key, measure=measure)
-        fp16, quantized = (from_json(Outcomes, item) for item in stored)
+        fp16, quantized = self.cache.get_or_measure(
+            kind="outcomes", key=key, measure=measure, read=_read_outcomes
+        )
+        self.used["outcomes", task, metric, stage, str(samples or "")] = key
         return fp16, quantized
 
     def _measure_outcomes(
-        self, task: str, metric: str, count: int | None, stage: Literal["torch", "onnx"]
+        self, task: str, metric: str, count: int | None, stage: Stage
     ) -> tuple[Outcomes, Outcomes]:
         from pytest_quantgate.measure.accuracy import (
             classification_outcomes,
@@ -424,15 +459,15 @@ class Case:
         name, purpose = evaluation_data(task)
         samples = self.samples(name, count, purpose=purpose)
         images = self._image_embeddings(samples)
-        models: tuple[ClipModel, ClipModel | ExportedClip] = (self.fp16, self.quantized)
         names = ("FP16", self.recipe.name)
-        if stage == "onnx":
-            images = [images[0], self._onnx_embeddings(samples)]
-            models, names = (self.fp16, self.stages.exported()), ("FP16", f"{names[1]} in ONNX")
+        if stage != "torch":
+            images = [images[0], self._stage_embeddings(samples, stage)]
+            names = ("FP16", f"{names[1]} in {'ONNX' if stage == 'onnx' else 'an engine'}")
         if purpose == "classification":
-            classifiers = build_classifiers(
-                models, samples, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
-            )
+            with self._encoders(stage) as models:
+                classifiers = build_classifiers(
+                    models, samples, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
+                )
             fp16, quantized = (
                 classification_outcomes(
                     images=image,
@@ -447,7 +482,10 @@ class Case:
             return fp16, quantized
         captions, owners = list_captions(samples)
         if self._values.get("captions_key") != (samples.digest, stage):
-            with self.progress.stage(f"embedding {len(captions)} captions"):
+            with (
+                self.progress.stage(f"embedding {len(captions)} captions"),
+                self._encoders(stage) as models,
+            ):
                 embedded = embed_texts(
                     models, captions, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
                 )
@@ -468,89 +506,136 @@ class Case:
         return fp16, quantized
 
     def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
-        """Return the image embeddings of both variants, from memory, the cache, or a forward."""
+        """Return the image embeddings of both variants, from memory, the cache, or a forward.
+
+        Each is kept by itself, so that another variant of the same model finds FP16's; where both
+        are missing every image is decoded once for both.
+        """
+        import numpy
         import torch
 
         from pytest_quantgate.measure.embeddings import embed_images
 
-        key = digest_of({"variant": self.variant_key, "data": samples.digest})
-        if self._values.get("embeddings_key") == key:
+        keys = {
+            "fp16": digest_of({"fp16": self.fp16_key, "data": samples.digest}),
+            "quantized": digest_of({"variant": self.variant_key, "data": samples.digest}),
+        }
+        if self._values.get("embeddings_key") == keys:
             kept: list[torch.Tensor] = self._values["embeddings"]
             return kept
 
-        def build(folder: Path) -> None:
-            import numpy
+        def save(folder: Path, name: str, embedded: torch.Tensor) -> None:
+            numpy.save(folder / f"{name}.npy", embedded.numpy(), allow_pickle=False)
 
-            label = f"embedding {samples.name} with both variants"
+        def embed(names: tuple[str, ...]) -> list[torch.Tensor]:
+            models = {"fp16": lambda: self.fp16, "quantized": lambda: self.quantized}
+            label = f"embedding {samples.name} with " + (
+                "both variants" if len(names) > 1 else f"the {names[0]} variant"
+            )
             with self.progress.stage(label, total=len(samples)) as advance:
-                both = embed_images(
-                    (self.fp16, self.quantized),
+                return embed_images(
+                    [models[name]() for name in names],
                     samples,
                     batch_size=BATCH_SIZE,
                     preprocess=self.fp16.preprocess,
                     progress=advance,
                 )
-            for variant, embedded in zip(("fp16", "quantized"), both, strict=True):
-                numpy.save(folder / f"{variant}.npy", embedded.numpy(), allow_pickle=False)
 
-        import numpy
+        def build(folder: Path) -> None:
+            if self.cache.load(kind="embeddings", key=keys["fp16"]) is not None:
+                save(folder, "quantized", embed(("quantized",))[0])
+                return
+            fp16, quantized = embed(("fp16", "quantized"))
+            save(folder, "quantized", quantized)
+            self.cache.get_or_build(
+                kind="embeddings", key=keys["fp16"], build=lambda other: save(other, "fp16", fp16)
+            )
 
-        folder = self.cache.get_or_build(kind="embeddings", key=key, build=build)
-        found = [
-            torch.from_numpy(numpy.load(folder / f"{variant}.npy", allow_pickle=False))
-            for variant in ("fp16", "quantized")
-        ]
-        self._values |= {"embeddings_key": key, "embeddings": found}
+        def load(name: str, build: Callable[[Path], None]) -> torch.Tensor:
+            return self.cache.get_and_read(
+                kind="embeddings",
+                key=keys[name],
+                build=build,
+                read=lambda folder: torch.from_numpy(
+                    _load_embeddings(folder / f"{name}.npy", count=len(samples))
+                ),
+            )
+
+        quantized = load("quantized", build)
+        fp16 = load("fp16", lambda folder: save(folder, "fp16", embed(("fp16",))[0]))
+        found = [fp16, quantized]
+        self._values |= {"embeddings_key": keys, "embeddings": found}
         return found
 
-    def _onnx_embeddings(self, samples: Samples) -> torch.Tensor:
-        """Return the image embeddings of the exported model, from the cache or ONNX Runtime."""
+    @contextmanager
+    def _encoders(self, stage: Stage) -> Iterator[tuple[Encoder, Encoder]]:
+        """Open FP16 and the quantized variant at a stage, as what gives embeddings."""
+        if stage == "torch":
+            yield self.fp16, self.quantized
+            return
+        with self.stages.encoder(stage) as model:
+            yield self.fp16, model
+
+    def _stage_embeddings(self, samples: Samples, stage: Literal["onnx", "engine"]) -> torch.Tensor:
+        """Return the image embeddings of the exported model or its engine, or from the cache."""
         import numpy
         import torch
 
         from pytest_quantgate.measure.embeddings import embed_images
 
         def build(folder: Path) -> None:
-            label = f"embedding {samples.name} with the exported model"
-            with self.progress.stage(label, total=len(samples)) as advance:
+            what = "the exported model" if stage == "onnx" else "the engine"
+            label = f"embedding {samples.name} with {what}"
+            with (
+                self.stages.encoder(stage) as model,
+                self.progress.stage(label, total=len(samples)) as advance,
+            ):
                 (found,) = embed_images(
-                    (self.stages.exported(),),
+                    (model,),
                     samples,
                     batch_size=BATCH_SIZE,
                     preprocess=self.fp16.preprocess,
                     progress=advance,
                 )
-            numpy.save(folder / "onnx.npy", found.numpy(), allow_pickle=False)
+            numpy.save(folder / "stage.npy", found.numpy(), allow_pickle=False)
 
         key = digest_of(
             {
                 "variant": self.variant_key,
                 "data": samples.digest,
-                "onnx": True,
-                "softmax": self.stages.softmax,
+                "stage": self.stages.stage_key(stage),
             }
         )
-        folder = self.cache.get_or_build(kind="embeddings", key=key, build=build)
-        return torch.from_numpy(numpy.load(folder / "onnx.npy", allow_pickle=False))
+        return self.cache.get_and_read(
+            kind="embeddings",
+            key=key,
+            build=build,
+            read=lambda folder: torch.from_numpy(
+                _load_embeddings(folder / "stage.npy", count=len(samples))
+            ),
+        )
 
     def fidelity(self) -> Fidelity:
         """Return cosine and SQNR of both towers on the samples that the gate names."""
         gate = self.suite.gates.fidelity
         assert gate is not None
-        data = gate.data or self._default_data()
+        data = gate.data or self.default_data()
         key = digest_of(
             {
                 "variant": self.variant_key,
                 "data": self._data_key(data, gate.samples, purpose="pairs"),
                 "samples": gate.samples,
+                "layers": "all",
             }
         )
-        stored = self.cache.get_or_measure(
+        found: Fidelity = self.cache.get_or_measure(
             kind="fidelity",
             key=key,
             measure=lambda: to_json(self._measure_fidelity(data, gate.samples)),
+            read=functools.partial(from_json, Fidelity),
         )
-        return from_json(Fidelity, stored)
+        self.used["fidelity",] = key
+        return found
 
     def _measure_fidelity(self, data: str, count: int) -> Fidelity:
         from pytest_quantgate.measure.embeddings import embed_images, embed_texts, make_batches
@@ -582,10 +667,10 @@ class Case:
                 compare_embeddings(tower=tower, fp16=both[0], quantized=both[1], ids=samples.ids)
                 for tower, both in pairs
             ),
-            worst_layers=layers[:WORST_LAYERS],
+            worst_layers=layers,
         )
 
-    def _default_data(self) -> str:
+    def default_data(self) -> str:
         """Return what fidelity is measured on where a suite does not say: the first task's data."""
         from pytest_quantgate.tasks.registry import evaluation_data
 
@@ -609,8 +694,14 @@ class Case:
                     measure_roundtrip(self.quantized, batches=batches, directory=Path(folder))
                 )
 
-        stored = self.cache.get_or_measure(kind="roundtrip", key=self.variant_key, measure=measure)
-        return from_json(Roundtrip, stored)
+        found: Roundtrip = self.cache.get_or_measure(
+            kind="roundtrip",
+            key=self.variant_key,
+            measure=measure,
+            read=functools.partial(from_json, Roundtrip),
+        )
+        self.used["roundtrip",] = self.variant_key
+        return found
 
 
 def installed_versions() -> dict[str, str]:
@@ -635,8 +726,50 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _read_outcomes(stored: Any) -> tuple[Outcomes, Outcomes]:
+    """Return both sides of a stored measurement; raises ValueError."""
+    if not isinstance(stored, list) or len(stored) != 2:
+        raise ValueError("expected the outcomes of two variants")
+    fp16, quantized = (from_json(Outcomes, item) for item in stored)
+    return fp16, quantized
+
+
+def _read_hashes(stored: Any) -> tuple[list[str], list[str]]:
+    """Return content hashes and ids of equal number; raises ValueError."""
+    if not isinstance(stored, list) or len(stored) != 2:
+        raise ValueError("expected hashes and ids")
+    hashes, ids = stored
+    for items in (hashes, ids):
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ValueError("expected lists of texts")
+    if len(hashes) != len(ids):
+        raise ValueError(f"{len(hashes)} hashes of {len(ids)} samples")
+    return hashes, ids
+
+
+def _check_variant_folder(folder: Path) -> Path:
+    """Return the folder of a variant whose measurements can be read; raises ValueError."""
+    from_json(Audit, read_json(folder / "audit.json"))
+    from_json(CalibrationRun, read_json(folder / "calibration.json"))
+    notes = read_json(folder / "notes.json")
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError("notes.json: expected a list of texts")
+    return folder
+
+
+def _load_embeddings(path: Path, *, count: int) -> Any:
+    """Return float32 [count, D]; raises ValueError for anything else, which is never unpickled."""
+    import numpy
+
+    try:
+        found = numpy.load(path, allow_pickle=False)
+    except (EOFError, SyntaxError, TypeError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(found, numpy.ndarray) or found.dtype != numpy.float32:
+        raise ValueError(f"{path.name}: expected an array of float32")
+    if found.ndim != 2 or found.shape[0] != count:
+        raise ValueError(f"{path.name}: {found.shape} are no embeddings of {count} samples")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.replay import ReplayClock
 from pytest_quantgate.verdict import Status
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class GateItem:
 
 
 GATE = pytest.StashKey[GateItem]()
+#: What a timed gate's benchmark reads its time from.
+CLOCK = pytest.StashKey[ReplayClock]()
 #: What a test sends to the end of the run, through its report.
 CARRIED = pytest.StashKey[list[dict[str, object]]]()
 
@@ -58,6 +61,8 @@ def list_gates(suite: Suite) -> Iterator[GateItem]:
         yield GateItem(suite=suite, kind="engine", key=engine.key)
     for memory in gates.memory:
         yield GateItem(suite=suite, kind="memory", key=memory.key)
+    for trace in gates.trace:
+        yield GateItem(suite=suite, kind="trace", key=trace.key)
     for latency in gates.latency:
         yield GateItem(suite=suite, kind="latency", key=latency.key)
 
@@ -66,36 +71,75 @@ class SuiteFile(pytest.File):
     """One suite; collecting it reads YAML and nothing else."""
 
     def collect(self) -> Iterator[pytest.Function]:
+        from pytest_quantgate.report.printable import printable
         from pytest_quantgate.suite_file import load_suite
 
         try:
             suite = load_suite(self.path, relative_to=self.config.rootpath)
         except QuantGateError as error:
-            raise self.CollectError(str(error)) from None
+            raise self.CollectError(printable(str(error))) from None
         for gate in list_gates(suite):
-            function = pytest.Function.from_parent(self, name=gate.name, callobj=run_gate)
-            function.stash[GATE] = gate
-            function.add_marker(pytest.mark.quantgate(gate=gate.kind, suite=suite.name))
-            yield function
+            yield self._make_test(gate)
+
+    def _make_test(self, gate: GateItem) -> pytest.Function:
+        # pytest-benchmark selects and skips tests by their fixtures, so a timed gate asks for its
+        # fixture in the signature; without that plugin it is timed all the same.
+        timed = gate.kind == "latency" and self.config.getoption("benchmark_skip", None) is not None
+        function = pytest.Function.from_parent(
+            self, name=gate.name, callobj=run_timed_gate if timed else run_gate
+        )
+        function.stash[GATE] = gate
+        function.add_marker(pytest.mark.quantgate(gate=gate.kind, suite=gate.suite.name))
+        if timed:
+            clock = ReplayClock()
+            function.stash[CLOCK] = clock
+            group = f"{gate.suite.name}: latency"
+            function.add_marker(pytest.mark.benchmark(timer=clock, group=group))
+        return function
 
 
 def run_gate(request: pytest.FixtureRequest) -> None:
     """Judge the gate of this test: pass, fail with its report, or skip as not measured."""
+    _run(request, benchmark=None)
+
+
+def run_timed_gate(request: pytest.FixtureRequest, benchmark: Any) -> None:
+    """As `run_gate`; the times go into pytest-benchmark's results too."""
+    _run(request, benchmark=benchmark)
+
+
+def _run(request: pytest.FixtureRequest, *, benchmark: Any) -> None:
     # Imported here so that collecting stays cheap.
+    from pytest_quantgate.report.printable import printable
     from pytest_quantgate.report.terminal import render_failure
     from pytest_quantgate.session import SESSION, carry
 
     gate = request.node.stash[GATE]
     session = request.config.stash[SESSION]
     case = session.case_for(gate.suite)
-    if gate.kind == "latency":
+    if session.settings.selftest:
+        from pytest_quantgate.selftest.proof import prove_item
+
+        judged = prove_item(case, kind=gate.kind, key=gate.key, config=request.config)
+        if benchmark is not None:
+            from pytest_quantgate.timing import record_nothing
+
+            record_nothing(benchmark)
+    elif gate.kind == "latency":
         from pytest_quantgate.timing import judge_timed
 
-        judged = judge_timed(case, key=gate.key, request=request)
+        judged = judge_timed(case, key=gate.key, node=request.node, benchmark=benchmark)
     else:
         judged = case.judge(kind=gate.kind, key=gate.key)
     verdict = judged.verdict
     gates = list(list_gates(gate.suite))
+    evidence = None
+    if session.settings.reports:
+        from pytest_quantgate.report.evidence import describe_case
+        from pytest_quantgate.report.previews import keep_previews
+
+        keep_previews(case, images=session.settings.reports.images, warn=session.warnings.append)
+        evidence = describe_case(case, gates=tuple(item.name for item in gates))
     request.node.stash[CARRIED] = [
         carry(
             suite=gate.suite.name,
@@ -103,6 +147,7 @@ def run_gate(request: pytest.FixtureRequest) -> None:
             position=gates.index(gate),
             gates_in_suite=len(gates),
             judged=judged,
+            evidence=evidence,
             warnings=session.warnings,
         )
     ]
@@ -110,6 +155,10 @@ def run_gate(request: pytest.FixtureRequest) -> None:
     for name, figure in verdict.figures.items():
         request.node.user_properties.append((f"quantgate.{name}", figure))
     if verdict.status is Status.NOT_MEASURED and not session.settings.strict:
-        pytest.skip(f"not measured: {verdict.headline}")
+        pytest.skip(f"not measured: {printable(verdict.headline)}")
+    if verdict.passed and verdict.evidence:
+        # Shown by -rP, and in JUnit files: the evidence of what is green.
+        lines = "\n".join((verdict.headline, *verdict.evidence))
+        request.node.add_report_section("call", "quantgate", f"{lines}\n")
     if not verdict.passed:
         pytest.fail(render_failure(verdict), pytrace=False)

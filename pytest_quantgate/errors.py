@@ -23,6 +23,14 @@ class CacheError(QuantGateError):
     """A cache that cannot be written (a damaged entry is no error: it is rebuilt)."""
 
 
+class ReportError(QuantGateError):
+    """A report that cannot be written, or whose place is taken by a file of somebody else."""
+
+
+class StoredValueError(CacheError, ValueError):
+    """A stored measurement that is whole as a file and is not what this release reads."""
+
+
 class ModelError(QuantGateError):
     """A checkpoint, a recipe or a model that cannot be used."""
 

@@ -7,9 +7,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.baseline_mode import BaselineMode
-from pytest_quantgate.baselines import Record, next_record, refuse_unfit
+from pytest_quantgate.baselines import (
+    AnyRecord,
+    LatencyRecord,
+    Record,
+    next_latency_record,
+    next_record,
+    refuse_uncovered,
+    refuse_unfit,
+)
 from pytest_quantgate.errors import NotMeasured, QuantGateError
 from pytest_quantgate.fingerprint import differences
+from pytest_quantgate.gates import accuracy as accuracy_room
 from pytest_quantgate.gates import (
     judge_accuracy,
     judge_calibration,
@@ -22,16 +31,26 @@ from pytest_quantgate.gates import (
     judge_parity,
     judge_regression,
     judge_roundtrip,
+    judge_tower,
+    judge_trace,
 )
-from pytest_quantgate.gates.memory import MemoryFigures, MemoryLimits
-from pytest_quantgate.measurement import Outcomes, StoredPair
-from pytest_quantgate.stages import TOWERS, TowerName
+from pytest_quantgate.gates import regression as regression_room
+from pytest_quantgate.gates.family import ALONE, SILENT, Family
+from pytest_quantgate.gates.memory import figures_of, limits_of
+from pytest_quantgate.gates.suspects import name_suspects
+from pytest_quantgate.gates.trace import follow_quantizers
+from pytest_quantgate.measure.latency import Machine
+from pytest_quantgate.measurement import Outcomes, StoredPair, Tower
+from pytest_quantgate.stages import TOWERS
 from pytest_quantgate.suite import (
     AccuracyGate,
     EngineGate,
+    FidelityGate,
     LatencyGate,
     MemoryGate,
+    ParityGate,
     RegressionGate,
+    TraceGate,
 )
 from pytest_quantgate.verdict import Status, Verdict, combine
 
@@ -48,7 +67,7 @@ class Judged:
 
     verdict: Verdict
     proposal: str = ""
-    record: Record | None = None
+    record: AnyRecord | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -76,6 +95,7 @@ class Judging:
             "parity": self._judge_parity,
             "engine": lambda: self._judge_engine(self.engine_gate(key)),
             "memory": lambda: self._judge_memory(self.memory_gate(key)),
+            "trace": lambda: self._judge_trace(self.trace_gate(key)),
             "latency": lambda: self._judge_latency(self.latency_gate(key)),
         }
         if (kind, key) not in self._verdicts:
@@ -132,6 +152,9 @@ class Judging:
     def memory_gate(self, key: str) -> MemoryGate:
         return next(gate for gate in self.case.suite.gates.memory if gate.key == key)
 
+    def trace_gate(self, key: str) -> TraceGate:
+        return next(gate for gate in self.case.suite.gates.trace if gate.key == key)
+
     def latency_gate(self, key: str) -> LatencyGate:
         return next(gate for gate in self.case.suite.gates.latency if gate.key == key)
 
@@ -155,13 +178,86 @@ class Judging:
     def _judge_fidelity(self) -> Judged:
         gate = self.case.suite.gates.fidelity
         assert gate is not None
-        return Judged(verdict=judge_fidelity(self.case.fidelity(), gate=gate))
+        fidelity = self.case.fidelity()
+        verdict = judge_fidelity(fidelity, gate=gate)
+        red = [t for t in fidelity.towers if not judge_tower(t, gate=gate).passed]
+        if verdict.status is Status.FAIL and red:
+            tower = red[0]
+            # What a layer adds by itself stays as evidence; what it does to the embeddings leads.
+            plain = verdict if tower.nonfinite else replace(verdict, cause="")
+            named = self._name_suspects(plain, gate, tower=tower.tower)
+            verdict = named if named.cause else replace(named, cause=verdict.cause)
+        return Judged(verdict=verdict)
 
     def _judge_accuracy(self, gate: AccuracyGate) -> Judged:
         fp16, quantized = self.case.outcomes(
             task=gate.task, metric=gate.metric, samples=gate.samples, stage=gate.stage
         )
-        return Judged(verdict=judge_accuracy(fp16=fp16, quantized=quantized, gate=gate))
+        verdict = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate, family=self.family)
+        if verdict.status in (Status.FAIL, Status.INCONCLUSIVE):
+            verdict = self._name_suspects(verdict, gate)
+        return Judged(verdict=verdict)
+
+    def _name_suspects(
+        self, verdict: Verdict, gate: AccuracyGate | FidelityGate, *, tower: Tower | None = None
+    ) -> Verdict:
+        """Return a red verdict with the layers in which the error enters.
+
+        Whatever goes wrong in looking for them, the verdict itself stands, and says so.
+        """
+        from pytest_quantgate.sensitivity import Study
+
+        try:
+            suspects = Study(self.case).suspects(gate, tower=tower)
+        except Exception as error:  # noqa: BLE001 (it becomes a line of the evidence)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            line = f"which layer it is was not measured: {reason[:200]}"
+            return replace(verdict, evidence=(*verdict.evidence, line))
+        return name_suspects(verdict, suspects, suite=gate.where.file)
+
+    @property
+    def family(self) -> Family:
+        """The limits that a false alarm may come from: all accuracy and regression limits."""
+        gates = self.case.suite.gates
+        if self.case.suite.family == "none":
+            return ALONE
+        size = sum(accuracy_room.count_limits(gate) for gate in gates.accuracy)
+        size += regression_room.LIMITS_COUNT * len(gates.regression)
+        return Family(size=size, strengths=self._measure_strengths)
+
+    def _measure_strengths(self) -> tuple[float, ...]:
+        """Return the strength of every alarm of the family, measuring what is not in the cache."""
+        gates, found = self.case.suite.gates, list[float]()
+        for gate in gates.accuracy:
+            try:
+                fp16, quantized = self.case.outcomes(
+                    task=gate.task, metric=gate.metric, samples=gate.samples, stage=gate.stage
+                )
+            except QuantGateError:  # its own gate says why
+                found += [SILENT] * accuracy_room.count_limits(gate)
+                continue
+            found += accuracy_room.list_strengths(fp16=fp16, quantized=quantized, gate=gate)
+        for other in gates.regression:
+            try:
+                found += self._regression_strengths(other)
+            except QuantGateError:
+                found += [SILENT] * regression_room.LIMITS_COUNT
+        return tuple(found)
+
+    def _regression_strengths(self, gate: RegressionGate) -> tuple[float, ...]:
+        fp16, quantized = self.case.outcomes(
+            task=gate.task, metric=gate.metric, samples=gate.samples
+        )
+        record = self.case.store.read(self.case.suite.name, gate.key)
+        comparable = record is not None and not differences(
+            record.fingerprint, self.case.fingerprint(data=fp16.data_digest)
+        )
+        return regression_room.list_strengths(
+            fp16=fp16,
+            quantized=quantized,
+            stored=_stored_pair(record) if comparable else None,
+            gate=gate,
+        )
 
     def _judge_roundtrip(self) -> Judged:
         gate = self.case.suite.gates.roundtrip
@@ -171,6 +267,7 @@ class Judging:
     def _judge_export(self) -> Judged:
         gate = self.case.suite.gates.export
         assert gate is not None
+        coverage = self.case.suite.gates.coverage
         variants: tuple[Literal["fp16", "quantized"], ...] = ("fp16", "quantized")
         audits = {
             variant: [
@@ -184,6 +281,7 @@ class Judging:
                 self.case.audit,
                 quantized=audits["quantized"],
                 fp16_file_bytes=sum(found.file_bytes for found in audits["fp16"]),
+                left_out=[t for t in TOWERS if coverage and t not in coverage.towers],
                 gate=gate,
             )
         )
@@ -207,6 +305,12 @@ class Judging:
         from pytest_quantgate.measure.quantizers import owner_of
         from pytest_quantgate.runtimes.onnx_graph import module_of_node
 
+        outputs, not_executed = None, ""
+        parity = self.case.suite.gates.parity or ParityGate(where=gate.where)
+        try:
+            outputs = self.case.stages.engine_outputs(gate, samples=parity.samples)
+        except NotMeasured as error:
+            not_executed = str(error)
         excluded = {owner_of(name) for _, matched in self.case.audit.excludes for name in matched}
         return Judged(
             verdict=judge_engine(
@@ -225,52 +329,105 @@ class Judging:
                     for tower in gate.towers
                 },
                 gate=gate,
+                outputs=outputs,
+                not_executed=not_executed,
+                max_sqnr_change_db=parity.max_sqnr_change_db,
             )
         )
 
     def _judge_memory(self, gate: MemoryGate) -> Judged:
-        limits = MemoryLimits(
-            max_plan_ratio=gate.max_plan_ratio,
-            max_weights_ratio=gate.max_weights_ratio,
-            max_activation_ratio=gate.max_activation_ratio,
-            max_plan_bytes=gate.max_plan_bytes,
-            max_weights_bytes=gate.max_weights_bytes,
-            max_activation_bytes=gate.max_activation_bytes,
-        )
         parts = tuple(
             judge_memory(
-                fp16=self._memory_of("fp16", tower, gate),
-                quantized=self._memory_of("quantized", tower, gate),
-                limits=limits,
+                fp16=figures_of(self.case.stages.engine(variant="fp16", tower=tower, gate=gate)),
+                quantized=figures_of(
+                    self.case.stages.engine(variant="quantized", tower=tower, gate=gate)
+                ),
+                limits=limits_of(gate),
                 where=gate.where,
                 subject=f"{tower}, batch {gate.batch}, {gate.target}",
+                prefix=f"{tower}_",
             )
             for tower in gate.towers
         )
         return Judged(verdict=combine(gate="memory", parts=parts))
 
-    def _memory_of(
-        self, variant: Literal["fp16", "quantized"], tower: TowerName, gate: MemoryGate
-    ) -> MemoryFigures:
-        report = self.case.stages.engine(variant=variant, tower=tower, gate=gate)
-        return MemoryFigures(
-            plan_bytes=report.plan_bytes,
-            weights_bytes=report.weights_bytes,
-            activation_bytes=report.activation_bytes,
+    def _judge_trace(self, gate: TraceGate) -> Judged:
+        stages = self.case.stages
+        onnx = {
+            str(tower): stages.onnx_audit(variant="quantized", tower=tower, precision="float16")
+            for tower in gate.towers
+        }
+        engines, name = None, ""
+        if gate.target is not None:
+            engines = {
+                str(tower): stages.engine(variant="quantized", tower=tower, gate=gate)
+                for tower in gate.towers
+            }
+            first = engines[gate.towers[0]]
+            name = f"{first.library} {first.library_version} for {first.target}"
+        rows = follow_quantizers(
+            self.case.audit,
+            onnx=onnx,
+            engines=engines,
+            towers=gate.towers,
+            coverage=self.case.suite.gates.coverage,
         )
+        return Judged(verdict=judge_trace(rows, engine=name, gate=gate))
 
     def _judge_latency(self, gate: LatencyGate) -> Judged:
         run = self.case.stages.latency(gate)
         self.case.latency_runs[gate.key] = run
-        return Judged(
-            verdict=judge_latency(
+        command = f"pytest {gate.where.file} --quantgate-baselines="
+
+        def judge(machine: Machine | None) -> Verdict:
+            return judge_latency(
                 run,
                 max_ratio=gate.max_ratio,
-                max_latency_ms=None,
+                max_latency_ms=gate.max_latency_ms,
                 confidence=gate.confidence,
                 where=gate.where,
+                baseline_machine=machine,
+                create_command=f"{command}create",
+                update_command=f"{command}update --quantgate-reason='why'",
             )
+
+        if gate.max_latency_ms is None:
+            return Judged(verdict=judge(None))
+        record = self.case.store.read_latency(self.case.suite.name, gate.key)
+        proposed = next_latency_record(
+            record,
+            suite=self.case.suite.name,
+            key=gate.key,
+            run=run,
+            versions=self.case.versions,
+            today=self.case.today,
+            reason=self.case.settings.reason or "first baseline",
         )
+        here = judge(run.machine)
+        mode = self.case.settings.baselines
+        if mode is BaselineMode.UPDATE or (mode is BaselineMode.CREATE and record is None):
+            return self._accept_machine(record, proposed=proposed, verdict=here)
+        verdict = judge(record.machine if record else None)
+        if verdict.passed or not here.passed:
+            return Judged(verdict=verdict)
+        return Judged(verdict=verdict, proposal="obtained", record=proposed)
+
+    def _accept_machine(
+        self, record: LatencyRecord | None, *, proposed: LatencyRecord, verdict: Verdict
+    ) -> Judged:
+        """Return the verdict of a writing mode: a machine on which the limits hold is recorded."""
+        if not verdict.passed:
+            return Judged(verdict=verdict)
+        if self.case.suite.gates.coverage:
+            refuse_uncovered(proposed.key, verdict=self.judge(kind="coverage").verdict)
+        same = record is not None and record.same_result(proposed)
+        word = "up to date, nothing to write" if same else "updated" if record else "created"
+        verdict = replace(
+            verdict, evidence=(f"baseline {word}: {proposed.describe()}", *verdict.evidence)
+        )
+        if same:
+            return Judged(verdict=verdict)
+        return Judged(verdict=verdict, proposal="baseline", record=proposed)
 
     def _judge_regression(
         self,
@@ -303,15 +460,12 @@ class Judging:
         verdict = judge_regression(
             fp16=fp16,
             quantized=quantized,
-            stored=(
-                StoredPair(fp16=record.fp16, accepted=record.accepted, first=record.first)
-                if record
-                else None
-            ),
+            stored=_stored_pair(record),
             differences=(differences(record.fingerprint, proposed.fingerprint) if record else ()),
             create_command=f"{command}create",
             update_command=f"{command}update --quantgate-reason='why'",
             gate=gate,
+            family=self.family,
         )
         if verdict.passed:
             return Judged(verdict=verdict)
@@ -337,3 +491,9 @@ class Judging:
             proposal="baseline",
             record=proposed,
         )
+
+
+def _stored_pair(record: Record | None) -> StoredPair | None:
+    if record is None:
+        return None
+    return StoredPair(fp16=record.fp16, accepted=record.accepted, first=record.first)

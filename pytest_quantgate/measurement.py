@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+
+from pytest_quantgate.errors import StoredValueError
 
 Tower = Literal["vision", "text", "other"]
 
@@ -30,7 +33,7 @@ class Quantizer:
     `vision_calls` / `text_calls` count how often it ran in one forward of that tower;
     `changed` says whether its output ever differed from its input.
     `clipped` / `seen` count the values above amax and all values on held-out data (0 / 0 where
-    that was not measured).
+    that was not measured), `largest` is the largest magnitude among them (None: not measured).
     """
 
     name: str
@@ -52,6 +55,7 @@ class Quantizer:
     changed: bool
     clipped: int = 0
     seen: int = 0
+    largest: float | None = None
 
     @property
     def calls(self) -> int:
@@ -97,6 +101,7 @@ class Audit:
     `intended` are the quantizer names that the recipe meant to switch on *before* the
     excludes and before any preset's built-in disabling took them away; `disabled_by` names for
     each intended quantizer that is off the pattern (in the recipe) that switched it off.
+    `algorithm` is the recipe's calibration algorithm by name, empty where it is not known.
     """
 
     towers: tuple[Tower, ...]
@@ -109,6 +114,7 @@ class Audit:
     recipe_name: str
     formats: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    algorithm: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +159,147 @@ class TowerFidelity:
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """Fidelity of both towers; `worst_layers` are (module, SQNR in dB), worst first, or empty."""
+    """Fidelity of both towers.
+
+    `worst_layers` are (module, SQNR in dB) of every layer by itself, worst first, or empty.
+    """
 
     data: str
     towers: tuple[TowerFidelity, ...]
     worst_layers: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerGroup:
+    """Enabled quantizers that are left out together: one transformer block and kind.
+
+    `label` is its name for people (`vision block 3 mlp`). `patterns` are the exclude patterns that
+    match exactly these of all enabled quantizers; `extra_bytes` is what leaving the group out adds
+    to the weights.
+    """
+
+    label: str
+    tower: Tower
+    block: int | None
+    kind: str
+    quantizers: tuple[str, ...]
+    patterns: tuple[str, ...]
+    extra_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupEffect:
+    """What one group does to the embeddings and to a task.
+
+    Noise is a ratio of powers, sum (x - y)^2 / sum x^2 over all samples (SQNR is -10 log10 of it):
+    0 where nothing changes, +inf for NaN or Inf. `noise_only` has this group alone quantized,
+    `noise_without` all but it (NaN where that was not measured); `metric_*` are the task's metric
+    in [0, 1] in the same states. A group that runs in both towers has the larger noise of the two.
+    `towers` are those in which it ran, empty where it never did.
+    """
+
+    group: QuantizerGroup
+    towers: tuple[Tower, ...]
+    noise_only: float
+    noise_without: float
+    metric_only: float | None = None
+    metric_without: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerNoise:
+    """The noise (see `GroupEffect`) of one tower with every quantizer on, and with every one off.
+
+    `noise_off` is against FP16; the others are against the model with every quantizer off.
+    """
+
+    tower: Tower
+    samples: int
+    noise_all: float
+    noise_off: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """Which groups of quantizers cost what on `samples` images and `texts` texts of `data`.
+
+    `effects` are ranked, the largest noise of one group alone first. `task` and `metric` are empty
+    where no metric was measured; `metric_off` is that with every quantizer off. `evaluations` is
+    the cost in plain evaluations: forwards of both variants over the same samples.
+    """
+
+    data: str
+    samples: int
+    texts: int
+    task: str
+    metric: str
+    towers: tuple[TowerNoise, ...]
+    metric_off: float | None
+    metric_all: float | None
+    effects: tuple[GroupEffect, ...]
+    weights_bytes: int
+    evaluations: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateCheck:
+    """One gate of a suite before and after an exclusion; values in [0, 1], None where it has none.
+
+    `before` and `after` are statuses, the briefs their figures; `after` is empty where nothing was
+    verified. `predicted` is the value expected from the noise that the exclusion takes away.
+    """
+
+    gate: str
+    before: str
+    brief_before: str
+    fp16_value: float | None = None
+    value_before: float | None = None
+    predicted: float | None = None
+    after: str = ""
+    brief_after: str = ""
+    value_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exclusion:
+    """The smallest list of groups found whose exclusion makes every gate pass.
+
+    `outcome` is `none needed`, `found`, `not found` (within the verifications that are spent on
+    it; `groups` is then empty), or `impossible` (`reason` says why not even FP16 passes).
+    `coverage` is what the coverage gate then says, empty where it passes or there is none.
+    """
+
+    outcome: Literal["none needed", "found", "not found", "impossible"]
+    groups: tuple[QuantizerGroup, ...]
+    checks: tuple[GateCheck, ...]
+    verifications: int
+    extra_bytes: int = 0
+    reason: str = ""
+    coverage: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """A group of quantizers that a red gate names: its label, SQNR alone in dB, and patterns."""
+
+    label: str
+    towers: tuple[Tower, ...]
+    sqnr_db: float
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockParity:
+    """One transformer block of the exported graph, given the hidden state that PyTorch's got.
+
+    `error` is relative to what the block adds to its hidden state, ||onnx - torch|| / ||added||;
+    `floor` the largest of the same between PyTorch's block and itself with its hidden state
+    changed by a random 1e-6.
+    """
+
+    module: str
+    error: float
+    floor: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +310,8 @@ class TowerParity:
     samples; `floor` the largest of the same between the PyTorch model and itself with each hidden
     state behind the embeddings changed by a random 1e-6 of it: what it moves by itself.
     `quantization_error` is PyTorch's error against FP16; the SQNR are against FP16, in dB.
+    `blocks` are compared one by one, each with PyTorch's own hidden state: no error of a block
+    reaches the next one.
     """
 
     tower: Tower
@@ -179,6 +323,7 @@ class TowerParity:
     sqnr_onnx_db: float
     nonfinite: int
     optimization: str
+    blocks: tuple[BlockParity, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +341,8 @@ class Outcomes:
     `ids`, `correct`, `answers` (index of the predicted class, or of the best match) and
     `labels` (class of the sample, -1 where the task has no classes) have one entry a sample.
     For retrieval a sample is a query, and `correct` says whether a match was in the first k.
+    `clusters` numbers for each sample what it shares with others, such as the image that several
+    captions describe: those are not independent. Empty: each stands for itself.
     `value` is the metric as clip-benchmark defines it, in [0, 1].
     """
 
@@ -210,6 +357,7 @@ class Outcomes:
     value: float
     data_digest: str
     nonfinite: int = 0
+    clusters: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +414,8 @@ def to_json(value: Any) -> Any:
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: to_json(item) for name, item in value.items()}
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     return value
@@ -274,9 +424,12 @@ def to_json(value: Any) -> Any:
 def from_json(kind: type[Value], data: Any) -> Value:
     """Return the dataclass `kind` read back from `to_json`'s form.
 
-    Raises ValueError where a field is missing, unknown or of the wrong shape.
+    Raises StoredValueError, a ValueError, where a field is missing, unknown or of the wrong shape.
     """
-    return typing.cast(Value, _read(kind, data))
+    try:
+        return typing.cast(Value, _read(kind, data))
+    except ValueError as error:
+        raise StoredValueError(str(error)) from error
 
 
 def _read(kind: Any, data: Any) -> Any:
@@ -289,7 +442,13 @@ def _read(kind: Any, data: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in arguments:
             return None
-        return _read(next(a for a in arguments if a is not type(None)), data)
+        kinds = [a for a in arguments if a is not type(None)]
+        # Of several scalars the one of the value's own type: 1 is no float where an int may stand.
+        return _read(next((k for k in kinds if k is type(data)), kinds[0]), data)
+    if origin is Mapping:
+        if not isinstance(data, dict):
+            raise ValueError(f"expected a mapping, found {type(data).__name__}")
+        return {name: _read(arguments[1], item) for name, item in data.items()}
     if origin is tuple:
         if not isinstance(data, list):
             raise ValueError(f"expected a list, found {type(data).__name__}")
@@ -327,6 +486,22 @@ def _read_dataclass(kind: type, data: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineOutputs:
+    """What a quantized engine gave on a device, as SQNR in dB against FP16 in PyTorch.
+
+    `sqnr_onnx_db` is None where the exported file could not be run in ONNX Runtime. `nonfinite`
+    samples of `samples` have a NaN or an Inf in the engine's embedding.
+    """
+
+    tower: str
+    samples: int
+    nonfinite: int
+    sqnr_engine_db: float
+    sqnr_torch_db: float
+    sqnr_onnx_db: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class QdqPair:
     """One QuantizeLinear/DequantizeLinear pair of an ONNX graph, or a lone half of one.
 
@@ -341,7 +516,8 @@ class QdqPair:
     `producer` is the module of the node whose value is quantized (None for weights and inputs),
     `consumers` the modules of those that read the result; nodes that only move values are
     looked through. `feeds_owner` says whether they include the module that the quantizer's name
-    says it belongs to.
+    says it belongs to. `amax_deviation` is the largest relative difference between an amax of
+    the graph and the calibrated one at the same place; None where they were not compared.
     """
 
     node: str
@@ -361,6 +537,7 @@ class QdqPair:
     producer: str | None
     consumers: tuple[str, ...]
     feeds_owner: bool
+    amax_deviation: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.report.files import Targets, check_targets, find_step_summary
 
 DEVICES = ("auto", "cpu", "cuda")
+STEP_SUMMARY = ("auto", "off")
+
+#: A report with more pictures than this would be too large to send around.
+MAX_REPORT_IMAGES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,8 @@ class Settings:
     device: str
     suite: str
     root: Path
+    selftest: bool = False
+    reports: Targets = field(default_factory=Targets)
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -69,12 +76,37 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="the suite that the fixtures of hand-written tests use",
     )
+    group.addoption(
+        "--quantgate-selftest",
+        action="store_true",
+        help="plant known damage and prove that each gate turns red on it",
+    )
+    group.addoption(
+        "--quantgate-report", metavar="DIR", help="write DIR/index.html and DIR/report.json"
+    )
+    group.addoption("--quantgate-markdown", metavar="FILE", help="write the report as Markdown")
+    group.addoption("--quantgate-json", metavar="FILE", help="write the report as JSON")
+    group.addoption(
+        "--quantgate-report-images",
+        metavar="N",
+        help="pictures of flipped samples in the report, for each task (default: 12; 0: none)",
+    )
+    group.addoption(
+        "--quantgate-step-summary",
+        metavar="MODE",
+        help="auto (default: Markdown into GITHUB_STEP_SUMMARY where that is set) or off",
+    )
     parser.addini("quantgate_baselines", "check, create, update or prune", default="check")
     parser.addini("quantgate_strict", "NOT_MEASURED is a failure", type="bool", default=False)
     parser.addini("quantgate_device", "auto, cpu or cuda", default="auto")
     parser.addini("quantgate_cache_dir", "where built variants are kept", default="")
     parser.addini("quantgate_baselines_dir", "where baselines live", default="baselines")
     parser.addini("quantgate_obtained_dir", "where differing results go", default="obtained")
+    parser.addini("quantgate_report", "the folder of the HTML report", default="")
+    parser.addini("quantgate_markdown", "the file of the Markdown report", default="")
+    parser.addini("quantgate_json", "the file of the JSON report", default="")
+    parser.addini("quantgate_report_images", "pictures for each task in the report", default="12")
+    parser.addini("quantgate_step_summary", "auto or off", default="auto")
     parser.addini("quantgate_suite", "the suite of hand-written tests", default="")
     parser.addini(
         "quantgate_suites",
@@ -121,6 +153,12 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
             "--quantgate-baselines=update needs --quantgate-reason='why': "
             "the reason is kept in the baseline and read in its review"
         )
+    selftest = bool(config.getoption("quantgate_selftest"))
+    if selftest and mode is not BaselineMode.CHECK:
+        raise pytest.UsageError(
+            f"--quantgate-selftest plants damage: no baseline may be written in such a run "
+            f"(--quantgate-baselines={mode.value})"
+        )
     strict = config.getoption("quantgate_strict")
     cache_dir = pick("cache_dir")
     return Settings(
@@ -138,4 +176,51 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
         device=device,
         suite=pick("suite"),
         root=config.rootpath,
+        selftest=selftest,
+        reports=resolve_reports(config, environ=environ, selftest=selftest),
     )
+
+
+def resolve_reports(
+    config: pytest.Config, *, environ: Mapping[str, str], selftest: bool
+) -> Targets:
+    """Return which reports a run writes; raises pytest.UsageError for a place that will not do."""
+
+    def pick(name: str) -> str:
+        value = config.getoption(f"quantgate_{name}")
+        return str(config.getini(f"quantgate_{name}") if value is None else value)
+
+    def place(name: str) -> Path | None:
+        text = pick(name)
+        return config.rootpath / Path(text).expanduser() if text else None
+
+    if pick("step_summary") not in STEP_SUMMARY:
+        raise pytest.UsageError(
+            f"{pick('step_summary')!r} is not a valid quantgate step summary. "
+            f"Valid modes: {', '.join(STEP_SUMMARY)}."
+        )
+    images = pick("report_images")
+    if not images.isdecimal() or int(images) > MAX_REPORT_IMAGES:
+        raise pytest.UsageError(
+            f"--quantgate-report-images={images}: expected a number from 0 to {MAX_REPORT_IMAGES}"
+        )
+    if selftest:
+        for name in ("report", "markdown", "json"):
+            if config.getoption(f"quantgate_{name}"):
+                raise pytest.UsageError(
+                    f"--quantgate-{name} shows what is true of a model, and --quantgate-selftest "
+                    f"plants damage: run them one after the other"
+                )
+        return Targets()
+    targets = Targets(
+        directory=place("report"),
+        markdown=place("markdown"),
+        json=place("json"),
+        step_summary=find_step_summary(environ) if pick("step_summary") == "auto" else None,
+        images=int(images),
+    )
+    try:
+        check_targets(targets)
+    except QuantGateError as error:
+        raise pytest.UsageError(str(error)) from error
+    return targets

@@ -64,7 +64,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     run = _session(session.config)
     if session.config.option.collectonly:
         return
-    if not run.is_worker and not run.finish() and session.exitstatus == pytest.ExitCode.OK:
+    if run.is_worker:
+        return
+    done = run.finish()
+    if not (run.write_reports() and done) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -94,6 +94,28 @@ def parse_ratio(value: object) -> Fraction:
     return number
 
 
+_MILLISECONDS = {"us": Fraction(1, 1000), "ms": Fraction(1), "s": Fraction(1000)}
+
+
+def parse_milliseconds(value: object) -> float:
+    """Return a duration in ms: `3ms` is 3.0, `250us` 0.25, `0.5s` 500.0.
+
+    Raises QuantityError for a bare number, another unit, or what is not above 0 and at most an
+    hour.
+    """
+    number, unit = _split(value, wants="ms", example="3ms")
+    if unit == "":
+        raise QuantityError(f"{value} needs a unit: {value}ms or {value}s")
+    if unit not in _MILLISECONDS:
+        raise QuantityError(
+            f"{value} has the unit {unit!r}, wants one of {', '.join(_MILLISECONDS)}"
+        )
+    duration = number * _MILLISECONDS[unit]
+    if not 0 < duration <= 3_600_000:
+        raise QuantityError(f"{value} is out of range: above 0ms, at most 3600s")
+    return float(duration)
+
+
 _BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 

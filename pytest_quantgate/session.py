@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_quantgate.baseline_mode import BaselineMode
+from pytest_quantgate.collect import SUFFIX
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import Progress, silent
@@ -23,9 +24,10 @@ from pytest_quantgate.verdict import Status, Verdict
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:
-    from pytest_quantgate.baselines import Record, Store
+    from pytest_quantgate.baselines import AnyRecord, Store
     from pytest_quantgate.case import Case
     from pytest_quantgate.judging import Judged
+    from pytest_quantgate.report.evidence import Evidence
     from pytest_quantgate.report.terminal import Row, Summary
     from pytest_quantgate.suite import Suite
 
@@ -52,11 +54,13 @@ class RunSession:
     progress: Progress
     is_worker: bool
     rows: list[Row] = field(default_factory=list)
-    proposals: list[tuple[str, Record]] = field(default_factory=list)
+    proposals: list[tuple[str, AnyRecord]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
     obtained: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
     _case: Case | None = None
 
     def case_for(self, suite: Suite) -> Case:
@@ -83,11 +87,26 @@ class RunSession:
         """Take the verdict out of a report (on the controller, or in a plain run)."""
         if self.is_worker:
             return
-        for carried in getattr(report, REPORT_ATTRIBUTE, ()):
-            self._take(carried)
+        carried = getattr(report, REPORT_ATTRIBUTE, ())
+        for verdict in carried:
+            self._take(verdict)
+        if report.failed and not carried and f"{SUFFIX}::" in report.nodeid:
+            self._note_error(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note a suite that cannot be read: a report without it would look complete."""
+        if not self.is_worker and report.failed and report.nodeid.endswith(SUFFIX):
+            self._note_error(report)
+
+    def _note_error(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        crash = getattr(report.longrepr, "reprcrash", None)  # none where a message is all
+        text = str(crash.message if crash else report.longreprtext).strip()
+        error = f"{report.nodeid}: {text.partition(chr(10))[0] or 'no message'}"
+        if error not in self.errors:  # every worker collects
+            self.errors.append(error)
 
     def _take(self, carried: Mapping[str, Any]) -> None:
-        from pytest_quantgate.baselines import Record
+        from pytest_quantgate.baselines import record_from_json
         from pytest_quantgate.report.terminal import Row
 
         if carried["gate"]:
@@ -101,9 +120,15 @@ class RunSession:
                     notes=tuple(carried["notes"]),
                 )
             )
+        if carried["evidence"] is not None:
+            from pytest_quantgate.report.evidence import read_evidence
+
+            found = read_evidence(carried["evidence"])
+            known = self.evidence.get(found.suite)
+            self.evidence[found.suite] = known.joined(found) if known else found
         self.warnings.extend(w for w in carried["warnings"] if w not in self.warnings)
         if carried["record"] is not None:
-            record = Record.from_json(carried["record"])
+            record = record_from_json(carried["record"])
             self.proposals.append((carried["proposal"], record))
 
     def finish(self) -> bool:
@@ -131,15 +156,27 @@ class RunSession:
                 ok = False
         return self._finish_orphans(store) and ok
 
+    def write_reports(self) -> bool:
+        """Write the reports that this run was asked for; return False where one cannot be."""
+        if not self.settings.reports:
+            return True
+        from pytest_quantgate.report.write import write_reports
+
+        return write_reports(self)
+
     def _finish_orphans(self, store: Store) -> bool:
         suites, unreadable = self._load_suites()
         if unreadable:
             return True  # a suite that cannot be read may own any of them
-        orphans = store.orphans(suites)
-        if orphans and self.settings.baselines is BaselineMode.PRUNE:
-            for path in store.prune(suites):
-                self.written.append(f"baseline deleted: {self._shorten(path)} (orphan)")
-            return True
+        try:
+            orphans = store.orphans(suites)
+            if orphans and self.settings.baselines is BaselineMode.PRUNE:
+                for path in store.prune(suites):
+                    self.written.append(f"baseline deleted: {self._shorten(path)} (orphan)")
+                return True
+        except QuantGateError as error:
+            self.warnings.append(str(error))
+            return False
         self.orphans = [self._shorten(path) for path in orphans]
         return not (self.orphans and self.settings.strict)
 
@@ -174,6 +211,8 @@ class RunSession:
         from pytest_quantgate.report.terminal import render_summary
 
         summary = self.summary()
+        if self.settings.selftest:
+            from pytest_quantgate.selftest.terminal import render_selftest as render_summary
         reporter.write_sep("=", "quantgate")
         width = reporter.config.get_terminal_writer().fullwidth
         for line, status in render_summary(summary, width=max(80, width)):
@@ -214,7 +253,13 @@ def terminal_progress(config: pytest.Config) -> Progress:
     def write(text: str) -> None:
         capture = config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
-            writer.write(text, flush=True)
+            if mode == "live":
+                # pytest places its [100%] by what its writer wrote on the line of its dots: what
+                # is drawn below and erased does not belong to that line.
+                writer.flush()
+                print(text, end="", flush=True)
+            else:
+                writer.write(text, flush=True)
 
     # Markup that nobody asked for means a terminal; asked for, it says nothing (CI logs).
     asked = config.getoption("color") != "auto" or {"FORCE_COLOR", "PY_COLORS"} & set(os.environ)
@@ -232,6 +277,7 @@ def carry(
     gates_in_suite: int = 0,
     judged: Judged,
     warnings: list[str],
+    evidence: Evidence | None = None,
 ) -> dict[str, Any]:
     """Return the plain data that a test report carries from a worker to the controller.
 
@@ -259,6 +305,7 @@ def carry(
                 "warnings": list(warnings),
                 "proposal": judged.proposal,
                 "record": judged.record.to_json() if judged.record else None,
+                "evidence": evidence.to_json() if evidence else None,
             }
         )
     )

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_quantgate.errors import MissingPackage, NotMeasured
 from pytest_quantgate.fingerprint import digest_of
 from pytest_quantgate.measurement import (
+    BlockParity,
+    EngineOutputs,
     OnnxAudit,
     Parity,
     TowerParity,
     from_json,
     to_json,
 )
-from pytest_quantgate.suite import EngineGate, LatencyGate, MemoryGate
+from pytest_quantgate.suite import EngineGate, LatencyGate, MemoryGate, Stage, TraceGate
 
 if TYPE_CHECKING:
     import torch
 
     from pytest_quantgate.case import Case
-    from pytest_quantgate.measure.latency import LatencyRun, TimeRuns
+    from pytest_quantgate.measure.latency import LatencyRun
     from pytest_quantgate.models.clip import ClipModel, PairBatch
     from pytest_quantgate.runtimes.engine import InputShapes
     from pytest_quantgate.runtimes.engine_layers import EngineReport
+    from pytest_quantgate.runtimes.engine_run import RunsBatches
     from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
+    from pytest_quantgate.runtimes.tensorrt_library import Library, LibraryName
 
 TowerName = Literal["vision", "text"]
 Variant = Literal["fp16", "quantized"]
@@ -36,6 +45,11 @@ VARIANTS: tuple[Variant, ...] = ("fp16", "quantized")
 #: A round lasts at least this long, so that the clock and the scheduler do not count.
 MIN_ROUND_MS = 20.0
 WARM_UP_S = 5.0
+
+TEXT_INPUTS = ("input_ids", "attention_mask")
+
+#: The batch size of engines that run a task.
+ENGINE_BATCH = 64
 
 #: Pairs in a batch of the parity measurement.
 PARITY_BATCH_SIZE = 16
@@ -58,8 +72,48 @@ class ExportedClip:
         """Return float32 [N, D], not normalised, for token ids and attention mask [N, T]."""
         import torch
 
-        ids, mask = (tokens[name].cpu().numpy() for name in ("input_ids", "attention_mask"))
+        ids, mask = (tokens[name].cpu().numpy() for name in TEXT_INPUTS)
         return torch.from_numpy(self.text.run_text(ids, mask))
+
+
+class EngineClip:
+    """Engines of both towers, built for one batch size, with the interface of a ClipModel."""
+
+    def __init__(self, *, vision: RunsBatches, text: RunsBatches, batch: int) -> None:
+        self.vision = vision
+        self.text = text
+        self.batch = batch
+
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return float32 [N, D], not normalised, for pixel values [N, 3, H, W]."""
+        return self._run(self.vision, {"pixel_values": pixel_values})
+
+    def encode_text(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return float32 [N, D], not normalised, for token ids and attention mask [N, T]."""
+        return self._run(self.text, {name: tokens[name] for name in TEXT_INPUTS})
+
+    def _run(self, engine: RunsBatches, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        from pytest_quantgate.runtimes.engine_run import run_in_batches
+
+        found: torch.Tensor = run_in_batches(engine, inputs, batch=self.batch)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOrder:
+    """Which engine is wanted; `source` is where the suite asks for it, for messages."""
+
+    target: str
+    library: str
+    batch: int
+    source: str
+
+
+def select_inputs(batch: PairBatch, *, tower: str) -> dict[str, torch.Tensor]:
+    """Return the inputs of one tower by the names of its exported graph."""
+    if tower == "vision":
+        return {"pixel_values": batch.pixel_values}
+    return {name: batch.tokens[name] for name in TEXT_INPUTS}
 
 
 class Stages:
@@ -81,15 +135,23 @@ class Stages:
 
     def onnx_audit(self, *, variant: Variant, tower: TowerName, precision: Precision) -> OnnxAudit:
         """Return what the ONNX file of a tower holds, read back from the file."""
+        from pytest_quantgate.measure.quantizers import list_amax
         from pytest_quantgate.runtimes.onnx_graph import read_graph
 
+        def read() -> Any:
+            amax = list_amax(self.case.quantized.module) if variant == "quantized" else None
+            return to_json(read_graph(folder / "model.onnx", amax=amax))
+
         folder = self._onnx_folder(variant, tower, precision)
-        stored = self.case.cache.get_or_measure(
+        key = digest_of({"folder": folder.name, "code": self.case.code})
+        stored: OnnxAudit = self.case.cache.get_or_measure(
             kind="onnx_audit",
-            key=digest_of({"folder": folder.name, "code": self.case.code}),
-            measure=lambda: to_json(read_graph(folder / "model.onnx")),
+            key=key,
+            measure=read,
+            read=functools.partial(from_json, OnnxAudit),
         )
-        return from_json(OnnxAudit, stored)
+        self.case.used["onnx_audit", variant, tower, precision] = key
+        return stored
 
     def _onnx_folder(self, variant: Variant, tower: TowerName, precision: Precision) -> Path:
         case = self.case
@@ -123,63 +185,39 @@ class Stages:
         if tower not in self._open:
             import torch
 
-            threads = torch.get_num_threads()
-            self._open[tower] = self._new_session("quantized", tower, threads=threads)
+            workers = torch.get_num_threads()
+            self._open[tower] = self._new_session("quantized", tower, workers=workers)
         found: OnnxRuntimeModel = self._open[tower]
         return found
 
-    def _new_session(self, variant: Variant, tower: TowerName, *, threads: int) -> OnnxRuntimeModel:
+    def _new_session(self, variant: Variant, tower: TowerName, *, workers: int) -> OnnxRuntimeModel:
         from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
         path = self.onnx_path(variant=variant, tower=tower, precision="float32")
-        return OnnxRuntimeModel(path, threads=threads)
+        return OnnxRuntimeModel(path, workers=workers)
 
     def latency(self, gate: LatencyGate) -> LatencyRun:
         """Return the times of FP16 and the quantized variant; never from a cache."""
-        from pytest_quantgate.measure.embeddings import make_batches
-        from pytest_quantgate.measure.latency import (
-            measure_latency,
-            read_machine,
-            time_onnx_tower,
-            time_torch_tower,
-        )
+        from pytest_quantgate.contestants import open_contestants
+        from pytest_quantgate.measure.latency import measure_latency, read_machine
 
-        case = self.case
-        pairs = case.held_out(gate.batch)
-        if len(pairs) < gate.batch:
-            pairs = pairs.select([i % len(pairs) for i in range(gate.batch)])
-        (batch,) = make_batches(case.fp16, pairs, batch_size=gate.batch)
-        contestants: dict[str, TimeRuns]
-        if gate.runtime == "onnxruntime":
-            contestants = {
-                variant: time_onnx_tower(
-                    self._new_session(variant, gate.tower, threads=gate.threads),
+        label = f"timing the {gate.tower} tower in {gate.runtime}, batch {gate.batch}"
+        with open_contestants(self, gate=gate) as contestants:
+            machine = read_machine(threads=gate.threads, device=contestants.device)
+            with self.case.progress.stage(label, total=gate.rounds) as advance:
+                return measure_latency(
+                    contestants=contestants.timers,
+                    rounds=gate.rounds,
+                    min_round_ms=MIN_ROUND_MS,
+                    warm_up_s=WARM_UP_S,
+                    runtime=gate.runtime,
+                    runtime_version=contestants.runtime_version,
+                    machine=machine,
                     tower=gate.tower,
-                    batch=batch,
+                    batch_size=gate.batch,
+                    footprints=contestants.footprints,
+                    advance=advance,
                 )
-                for variant in VARIANTS
-            }
-            device = "cpu"
-        else:
-            models = {"fp16": case.fp16, "quantized": case.quantized}
-            contestants = {
-                variant: time_torch_tower(models[variant], tower=gate.tower, batch=batch)
-                for variant in VARIANTS
-            }
-            device = "cuda:0" if case.device == "cuda" else "cpu"
-        label = f"timing the {gate.tower} tower in {gate.runtime}"
-        with case.progress.stage(label, total=gate.rounds) as advance:
-            return measure_latency(
-                contestants=contestants,
-                rounds=gate.rounds,
-                min_round_ms=MIN_ROUND_MS,
-                warm_up_s=WARM_UP_S,
-                runtime=gate.runtime,
-                machine=read_machine(threads=gate.threads, device=device),
-                tower=gate.tower,
-                batch_size=gate.batch,
-                advance=advance,
-            )
 
     def exported(self) -> ExportedClip:
         """Return both quantized towers in ONNX Runtime."""
@@ -187,14 +225,17 @@ class Stages:
 
     def parity(self, *, samples: int) -> Parity:
         """Return how far the exported towers are from the PyTorch model on held-out pairs."""
-        stored = self.case.cache.get_or_measure(
-            kind="parity",
-            key=digest_of(
-                {"variant": self.case.variant_key, "softmax": self.softmax, "samples": samples}
-            ),
-            measure=lambda: to_json(self._measure_parity(samples)),
+        key = digest_of(
+            {"variant": self.case.variant_key, "softmax": self.softmax, "samples": samples}
         )
-        return from_json(Parity, stored)
+        stored: Parity = self.case.cache.get_or_measure(
+            kind="parity",
+            key=key,
+            measure=lambda: to_json(self._measure_parity(samples)),
+            read=functools.partial(from_json, Parity),
+        )
+        self.case.used["parity",] = key
+        return stored
 
     def _measure_parity(self, samples: int) -> Parity:
         import onnxruntime
@@ -225,52 +266,230 @@ class Stages:
                         exported=run,
                         batches=batches,
                         optimization=self.session(tower).optimization,
+                        blocks=self._compare_blocks(approved, tower=tower, batches=batches),
                     )
                 )
         return Parity(towers=tuple(found), runtime=f"ONNX Runtime {onnxruntime.__version__}")
 
+    def _compare_blocks(
+        self, approved: ClipModel, *, tower: TowerName, batches: Sequence[PairBatch]
+    ) -> tuple[BlockParity, ...]:
+        import torch
+
+        from pytest_quantgate.measure.parity import list_blocks, measure_block_parity
+        from pytest_quantgate.runtimes.onnx_blocks import cut_blocks, given_name
+        from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
+
+        blocks = list_blocks(approved.module, tower=tower)
+        source = self.onnx_path(variant="quantized", tower=tower, precision="float32")
+        with tempfile.TemporaryDirectory(prefix="quantgate-") as folder:
+            path = Path(folder) / "blocks.onnx"
+            outputs = cut_blocks(source, blocks=blocks, path=path)
+            session = OnnxRuntimeModel(path, workers=torch.get_num_threads())
+
+        def run(
+            batch: PairBatch, hidden: Mapping[str, torch.Tensor]
+        ) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
+            feeds = {given_name(outputs[name]): value.cpu() for name, value in hidden.items()}
+            if tower == "vision":
+                feeds["pixel_values"] = batch.pixel_values.cpu()
+            else:
+                feeds |= {name: batch.tokens[name].cpu() for name in TEXT_INPUTS}
+            results = session.run({name: value.numpy() for name, value in feeds.items()})
+            embeddings = torch.from_numpy(next(iter(results.values())))
+            return {name: torch.from_numpy(results[outputs[name]]) for name in blocks}, embeddings
+
+        return measure_block_parity(
+            tower=tower, quantized=approved, blocks=blocks, exported=run, batches=batches
+        )
+
     def engine(
-        self, *, variant: Variant, tower: TowerName, gate: EngineGate | MemoryGate
+        self, *, variant: Variant, tower: TowerName, gate: EngineGate | MemoryGate | TraceGate
     ) -> EngineReport:
         """Return the report of a tower's engine; the plan stays in the cache beside it."""
-        from pytest_quantgate.case import read_json, write_json
+        assert gate.target is not None
+        order = EngineOrder(
+            target=gate.target,
+            library=gate.library,
+            batch=gate.batch,
+            source=gate.where.of("target"),
+        )
+        report, _ = self.build_engine(variant=variant, tower=tower, order=order)
+        return report
+
+    def build_engine(
+        self, *, variant: Variant, tower: TowerName, order: EngineOrder
+    ) -> tuple[EngineReport, Path]:
+        """Return the report and the plan of a tower's engine, from the cache or built."""
+        from pytest_quantgate.cache import read_json
+        from pytest_quantgate.case import write_json
         from pytest_quantgate.runtimes.engine import build_engine
         from pytest_quantgate.runtimes.engine_layers import EngineError, EngineReport
         from pytest_quantgate.runtimes.tensorrt_library import load_library
 
-        library = load_library(
-            name="tensorrt_rtx" if gate.library == "tensorrt-rtx" else "tensorrt"
-        )
+        target = order.target
+        library = load_library(name=_module_of(order.library))
         onnx_path = self.onnx_path(variant=variant, tower=tower, precision="float16")
         key = digest_of(
             {
                 "onnx": onnx_path.parent.name,
-                "target": gate.target,
-                "batch": gate.batch,
+                "target": target,
+                "batch": order.batch,
                 "library": [library.name, library.version],
                 "code": self.case.code,
             }
         )
 
         def build(folder: Path) -> None:
-            label = f"building the {tower} engine for {gate.target}, {_name(variant)}"
+            label = f"building the {tower} engine for {target}, {_name(variant)}"
             try:
                 with self.case.progress.stage(label):
                     report = build_engine(
                         onnx_path=onnx_path,
                         plan_path=folder / "model.plan",
                         library=library,
-                        target=gate.target,
-                        shapes=self._fixed_shapes(tower, batch=gate.batch),
+                        target=target,
+                        shapes=self._fixed_shapes(tower, batch=order.batch),
                     )
             except EngineError as error:
                 what = f"the {tower} tower, {_name(variant)}"
                 reason = str(error).removeprefix(f"{onnx_path}: ")
-                raise EngineError(f"{gate.where.of('target')}: {what}: {reason}") from error
+                raise EngineError(f"{order.source}: {what}: {reason}") from error
             write_json(folder / "report.json", to_json(report))
 
-        folder = self.case.cache.get_or_build(kind="engine", key=key, build=build)
-        return from_json(EngineReport, read_json(folder / "report.json"))
+        def read(folder: Path) -> tuple[EngineReport, Path]:
+            report = from_json(EngineReport, read_json(folder / "report.json"))
+            return report, folder / "model.plan"
+
+        found: tuple[EngineReport, Path] = self.case.cache.get_and_read(
+            kind="engine", key=key, build=build, read=read
+        )
+        self.case.used["engine", variant, tower, target, str(order.batch), order.library] = key
+        return found
+
+    # -- on a device -----------------------------------------------------------------------------
+
+    def require_gpu(self, what: str) -> None:
+        """Raise NotMeasured where this run has no GPU; imports nothing where it has none."""
+        if self.case.device != "cuda":
+            why = (
+                "--quantgate-device=cpu"
+                if self.case.settings.device == "cpu"
+                else "this machine has none"
+            )
+            raise NotMeasured(f"{what} needs an NVIDIA GPU: {why}")
+
+    def find_engine_target(self, name: str) -> tuple[Library, str]:
+        """Return the library of a suite's `name` and the target of the GPU in this machine.
+
+        Raises NotMeasured where there is no GPU or one that the library does not build for, and
+        MissingPackage without the library.
+        """
+        from pytest_quantgate.runtimes.tensorrt_library import load_library, require_device_target
+
+        self.require_gpu(f"running {name} engines")
+        library = load_library(name=_module_of(name))
+        return library, require_device_target(library)
+
+    def stage_key(self, stage: Stage) -> list[str | bool]:
+        """Return what the outcomes of a stage depend on besides the variant; empty for PyTorch.
+
+        Raises as `find_engine_target`: outcomes of an engine mean nothing where it cannot run.
+        """
+        if stage == "torch":
+            return []
+        if stage == "onnx":
+            return [stage, self.softmax]
+        _, plans = self._build_for_device()
+        return [stage, *(report.plan_sha256 for report, _ in plans.values())]
+
+    @contextmanager
+    def encoder(self, stage: Literal["onnx", "engine"]) -> Iterator[ExportedClip | EngineClip]:
+        """Open the quantized towers of a stage behind ExportedClip's interface."""
+        if stage == "onnx":
+            yield self.exported()
+            return
+        from pytest_quantgate.runtimes.engine_run import open_engine
+
+        library, plans = self._build_for_device()
+        errors: list[str] = []
+        with ExitStack() as stack:
+            vision, text = (
+                stack.enter_context(
+                    open_engine(
+                        library=library,
+                        plan_path=path,
+                        target=report.target,
+                        errors=errors,
+                    )
+                )
+                for report, path in (plans[tower] for tower in TOWERS)
+            )
+            yield EngineClip(vision=vision, text=text, batch=ENGINE_BATCH)
+
+    def _build_for_device(self) -> tuple[Library, dict[TowerName, tuple[EngineReport, Path]]]:
+        """Return the quantized engines for the GPU in this machine.
+
+        The library is that of the suite's first engine gate, TensorRT for RTX without one.
+        """
+        gates = self.case.suite.gates
+        name = gates.engine[0].library if gates.engine else "tensorrt-rtx"
+        library, target = self.find_engine_target(name)
+        order = EngineOrder(
+            target=target, library=name, batch=ENGINE_BATCH, source=str(self.case.suite.path.name)
+        )
+        return library, {
+            tower: self.build_engine(variant="quantized", tower=tower, order=order)
+            for tower in TOWERS
+        }
+
+    def engine_outputs(self, gate: EngineGate, *, samples: int) -> dict[str, EngineOutputs]:
+        """Return what the quantized engines of a gate give on held-out pairs, never from a cache.
+
+        Raises NotMeasured where the machine has no GPU of the gate's target, or a part is missing.
+        """
+        from pytest_quantgate.measure.embeddings import make_batches
+        from pytest_quantgate.measure.parity import measure_engine_outputs
+        from pytest_quantgate.runtimes.engine_run import open_engine
+        from pytest_quantgate.runtimes.onnx_export import simulate_softmax
+
+        library, here = self.find_engine_target(gate.library)
+        case = self.case
+        pairs = case.held_out(samples)
+        batches = list(make_batches(case.fp16, pairs, batch_size=PARITY_BATCH_SIZE))
+        approved: ClipModel = simulate_softmax(case.quantized) if self.softmax else case.quantized
+        order = EngineOrder(
+            target=gate.target,
+            library=gate.library,
+            batch=gate.batch,
+            source=gate.where.of("target"),
+        )
+        found = {}
+        for tower in gate.towers:
+            report, path = self.build_engine(variant="quantized", tower=tower, order=order)
+            if report.target != here:
+                raise NotMeasured(f"the engines are for {report.target}, the GPU here is {here}")
+            try:
+                session: OnnxRuntimeModel | None = self.session(tower)
+            except MissingPackage:
+                session = None
+            with (
+                case.progress.stage(f"running the {tower} engine on held-out pairs"),
+                open_engine(library=library, plan_path=path, target=here) as engine,
+            ):
+                found[str(tower)] = measure_engine_outputs(
+                    tower=tower,
+                    fp16=case.fp16,
+                    quantized=approved,
+                    engine=_encode_with(
+                        EngineClip(vision=engine, text=engine, batch=gate.batch), tower=tower
+                    ),
+                    exported=None
+                    if session is None
+                    else _encode_with(ExportedClip(vision=session, text=session), tower=tower),
+                    batches=batches,
+                )
+        return found
 
     def _fixed_shapes(self, tower: TowerName, *, batch: int) -> tuple[InputShapes, ...]:
         """Return the shapes of a tower's inputs with one batch and no other."""
@@ -289,6 +508,19 @@ class Stages:
             InputShapes(name=name, smallest=shape, usual=shape, largest=shape)
             for name, shape in shapes.items()
         )
+
+
+def _encode_with(
+    model: ExportedClip | EngineClip, *, tower: TowerName
+) -> Callable[[PairBatch], torch.Tensor]:
+    """Return what embeds a batch of pairs with one tower of a model."""
+    if tower == "vision":
+        return lambda batch: model.encode_image(batch.pixel_values)
+    return lambda batch: model.encode_text(batch.tokens)
+
+
+def _module_of(library: str) -> LibraryName:
+    return "tensorrt_rtx" if library == "tensorrt-rtx" else "tensorrt"
 
 
 def _name(variant: Variant) -> str:

@@ -16,6 +16,14 @@ from typing import Any, Literal
 
 from pytest_quantgate.errors import NotMeasured, SuiteError
 
+#: What a latency gate can time in. `onnxruntime` is its CPU provider.
+LatencyRuntime = Literal[
+    "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt-rtx", "tensorrt", "torch"
+]
+
+#: Which form of the quantized variant does a task.
+Stage = Literal["torch", "onnx", "engine"]
+
 #: The places around attention where a quantizer can be, as a suite names them.
 AttentionSlot = Literal["q", "k", "v", "softmax", "output"]
 
@@ -138,13 +146,13 @@ class AccuracyGate:
     max_flips: Fraction | None = None
     max_class_drop: Fraction | None = None
     samples: int | None = None
-    stage: Literal["torch", "onnx"] = "torch"
+    stage: Stage = "torch"
 
     @property
     def key(self) -> str:
         """`<task>-<metric>`, the part of the node id in brackets and of the baseline's name.
 
-        `-onnx` follows where the exported model is judged, not the one in PyTorch.
+        `-onnx` or `-engine` follows where that stage is judged, not the model in PyTorch.
         """
         stage = "" if self.stage == "torch" else f"-{self.stage}"
         return f"{self.task}-{self.metric}{stage}"
@@ -256,26 +264,49 @@ class MemoryGate:
         return _name_engine(self)
 
 
-def _name_engine(gate: EngineGate | MemoryGate) -> str:
+@dataclass(frozen=True, kw_only=True)
+class TraceGate:
+    """Every quantizer followed from the recipe into ONNX and, with a `target`, into the engine.
+
+    `allow` are patterns of quantizers that may run wider in the engine, such as a convolution that
+    a target has no FP8 kernel for.
+    """
+
+    where: Where
+    target: str | None = None
+    library: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
+    towers: tuple[Literal["vision", "text"], ...] = ("vision", "text")
+    batch: int = 1
+    allow: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """As an engine gate's; `onnx` without a target."""
+        return _name_engine(self)
+
+
+def _name_engine(gate: EngineGate | MemoryGate | TraceGate) -> str:
     towers = "" if len(set(gate.towers)) == 2 else f"-{gate.towers[0]}"
     batch = "" if gate.batch == 1 else f"-batch{gate.batch}"
     library = "" if gate.library == "tensorrt-rtx" else f"-{gate.library}"
-    return f"{gate.target}{towers}{batch}{library}"
+    return f"{gate.target or 'onnx'}{towers}{batch}{library}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyGate:
     """How fast one tower of the exported variant is against FP16, interleaved in one run.
 
-    `max_ratio` is the largest median of quantized / FP16 time; `rounds` are timed rounds of each,
-    `threads` those of the runtime.
+    `max_ratio` is the largest median of quantized / FP16 time. `max_latency_ms` is the largest
+    median of the quantized variant's time for one batch; it holds on the machine of the baseline
+    alone. `rounds` are timed rounds of each, `threads` those of a runtime on the CPU.
     """
 
     where: Where
     tower: Literal["vision", "text"]
-    max_ratio: Fraction
+    max_ratio: Fraction | None = None
+    max_latency_ms: float | None = None
     batch: int = 1
-    runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
+    runtime: LatencyRuntime = "onnxruntime"
     threads: int = 1
     rounds: int = 30
     confidence: Fraction = Fraction(95, 100)
@@ -300,12 +331,16 @@ class Gates:
     parity: ParityGate | None = None
     engine: tuple[EngineGate, ...] = ()
     memory: tuple[MemoryGate, ...] = ()
+    trace: tuple[TraceGate, ...] = ()
     latency: tuple[LatencyGate, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """One suite file, whole. `name` is the file's stem without `.quantgate.yaml`."""
+    """One suite file, whole. `name` is the file's stem without `.quantgate.yaml`.
+
+    `family` is how false alarms of its many limits are held down: by Holm's procedure, or not.
+    """
 
     path: Path
     name: str
@@ -315,6 +350,23 @@ class Suite:
     quantize: QuantizeSpec
     gates: Gates
     datasets: Mapping[str, DatasetSpec] = field(default_factory=dict)
+    family: Literal["holm", "none"] = "holm"
+
+
+def expand_path(text: str, *, where: str, environ: Mapping[str, str]) -> Path:
+    """Return the path that a suite names, with `${NAME}` and `~` expanded.
+
+    Raises as `expand_environment`, and SuiteError for what can be no path.
+    """
+    expanded = expand_environment(text, where=where, environ=environ)
+    try:
+        path = Path(expanded).expanduser()
+        path.is_dir()  # a name that is too long, or holds a null byte, is no path of any file
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~name of no user
+        reason = " ".join(str(error).split())
+        shown = expanded if len(expanded) <= 80 else f"{expanded[:77]}..."
+        raise SuiteError(f"{where}: {shown!r} is no path: {reason[:200]}") from error
+    return path
 
 
 def expand_environment(text: str, *, where: str, environ: Mapping[str, str]) -> str:

@@ -7,12 +7,13 @@ table into a JSON Schema for editors.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -23,6 +24,7 @@ from pytest_quantgate.quantities import (
     parse_confidence,
     parse_cosine,
     parse_decibels,
+    parse_milliseconds,
     parse_percent,
     parse_points,
     parse_ratio,
@@ -38,6 +40,7 @@ from pytest_quantgate.suite import (
     FidelityGate,
     Gates,
     LatencyGate,
+    LatencyRuntime,
     MemoryGate,
     ModelSpec,
     ParityGate,
@@ -45,15 +48,19 @@ from pytest_quantgate.suite import (
     RegressionGate,
     RoundtripGate,
     Suite,
+    TraceGate,
     Waiver,
     Where,
     expand_environment,
 )
+from pytest_quantgate.untrusted import read_regular
 
 SUFFIX = ".quantgate.yaml"
 VERSION = 1
-MAX_BYTES = 1 << 20
+#: A hundred times what a long suite has, and read in a few seconds.
+MAX_BYTES = 256 << 10
 MAX_DEPTH = 20
+MAX_MESSAGE = 600
 
 Read = Callable[["Place", yaml.Node], Any]
 
@@ -73,13 +80,18 @@ class Place:
 
     def error(self, node: yaml.Node, what: str) -> SuiteError:
         line = node.start_mark.line + 1
-        key = f"{self.key}: " if self.key else ""
-        return SuiteError(f"{self.file}:{line}: {key}{what}")
+        key = f"{_cut(self.key, most=120)}: " if self.key else ""
+        return SuiteError(f"{self.file}:{line}: {key}{_cut(what, most=MAX_MESSAGE)}")
 
     def error_at(self, node: yaml.Node, key: str, what: str) -> SuiteError:
         """Return the error of a key of the mapping `node`: its own line, or where it is missing."""
         keys = (pair[0] for pair in node.value if pair[0].value == key)
         return self.child(key).error(next(keys, node), what)
+
+
+def _cut(text: str, *, most: int) -> str:
+    """Return the text, or both of its ends: what mends it stands at the end."""
+    return text if len(text) <= most else f"{text[: most // 2]} [...] {text[-most // 2 :]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +134,9 @@ def load_suite(path: Path, *, relative_to: Path | None = None) -> Suite:
 def read_text(path: Path, *, name: str) -> str:
     """Return the text of a suite file; raises SuiteError where it cannot be one."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, max_bytes=MAX_BYTES)
     except OSError as error:
         raise SuiteError(f"{name}:1: cannot read the suite: {error.strerror or error}") from error
-    if len(data) > MAX_BYTES:
-        raise SuiteError(f"{name}:1: a suite is at most {MAX_BYTES} bytes, this has {len(data)}")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -293,8 +303,13 @@ def _scalar(place: Place, node: yaml.Node) -> Any:
 # -- readers of single values -------------------------------------------------------------
 
 
-def text_field(*, help: str, required: bool = False, environment: bool = False) -> Field:
-    """A text; `${NAME}` is allowed in it only where `environment` is set."""
+def text_field(
+    *, help: str, required: bool = False, environment: bool = False, lines: bool = False
+) -> Field:
+    """A text; `${NAME}` is allowed in it only where `environment` is set.
+
+    Without `lines` it is one line of visible characters: it may become part of a test's name.
+    """
 
     def read(place: Place, node: yaml.Node) -> str:
         value = _scalar(place, node)
@@ -302,6 +317,11 @@ def text_field(*, help: str, required: bool = False, environment: bool = False) 
             raise place.error(node, f"expected a text, found {value!r}: put it in quotes")
         if not value.strip():
             raise place.error(node, "is empty")
+        if not lines and not value.isprintable():
+            odd = next(char for char in value if not char.isprintable())
+            raise place.error(
+                node, f"{value!r} holds U+{ord(odd):04X}: write it in one line of plain characters"
+            )
         if environment:
             _check_environment(place, node, value)
         elif "${" in value:
@@ -389,6 +409,11 @@ def ratio_field(*, help: str, required: bool = False) -> Field:
 def bytes_field(*, help: str) -> Field:
     schema = {"type": "string", "pattern": rf"^\+?{_NUMBER_TEXT} ?([KMG]i?B)$"}
     return quantity_field(parse_bytes, schema=schema, help=help)
+
+
+def milliseconds_field(*, help: str) -> Field:
+    schema = {"type": "string", "pattern": rf"^\+?{_NUMBER_TEXT} ?(us|ms|s)$"}
+    return quantity_field(parse_milliseconds, schema=schema, help=help)
 
 
 def list_field(item: Field, *, help: str, single: bool = False, required: bool = False) -> Field:
@@ -542,7 +567,7 @@ def _check_gates(values: Mapping[str, Any], place: Place, node: yaml.Node) -> No
         raise place.child("gates").error(
             node, f"has no gates: name at least one of {', '.join(GATES.fields)}"
         )
-    for kind in ("accuracy", "regression", "engine", "memory", "latency"):
+    for kind in ("accuracy", "regression", "engine", "memory", "trace", "latency"):
         seen: set[str] = set()
         for gate in values.get(kind, ()):
             if gate.key in seen:
@@ -570,15 +595,39 @@ def _check_memory(values: Mapping[str, Any], place: Place, node: yaml.Node) -> N
     _check_limits(values, place, node, words="a max_...")
 
 
-def _check_limits(values: Mapping[str, Any], place: Place, node: yaml.Node, *, words: str) -> None:
+def _check_towers(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
     towers = values.get("towers", ("vision",))
     if not towers:
         raise place.error_at(node, "towers", "is empty: name vision, text or both")
     if len(set(towers)) < len(towers):
         raise place.error_at(node, "towers", "names a tower twice, which would count it twice")
+
+
+def _check_limits(values: Mapping[str, Any], place: Place, node: yaml.Node, *, words: str) -> None:
+    _check_towers(values, place, node)
     limits = values.keys() - {"target", "library", "towers", "batch"}
     if not limits:
         raise place.error(node, f"sets no limit, so it decides nothing: set {words}")
+
+
+def _check_trace(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    _check_towers(values, place, node)
+    if "target" not in values:
+        for name in ("library", "batch", "allow"):
+            if name in values:
+                raise place.error_at(
+                    node, name, "is about an engine: set target as well, such as target: sm89"
+                )
+
+
+def _check_latency(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    if "max_ratio" not in values and "max_latency" not in values:
+        raise place.error(node, "sets no limit, so it decides nothing: set max_ratio, max_latency")
+    if not values.get("batch", (1,)):
+        raise place.error_at(node, "batch", "is empty: name at least one batch size, such as [1]")
+    runtime = values.get("runtime", "onnxruntime")
+    if "threads" in values and runtime not in ("onnxruntime", "torch"):
+        raise place.error_at(node, "threads", f"{runtime} runs on the GPU: leave it out")
 
 
 def _check_parity(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
@@ -628,6 +677,13 @@ def _in_bytes(values: dict[str, Any]) -> dict[str, Any]:
         if name in values:
             values[f"{name}_bytes"] = values.pop(name)
     return values
+
+
+def _build_latency(**values: Any) -> tuple[LatencyGate, ...]:
+    """Return a gate for each batch size."""
+    if "max_latency" in values:
+        values["max_latency_ms"] = values.pop("max_latency")
+    return tuple(LatencyGate(batch=batch, **values) for batch in values.pop("batch", (1,)))
 
 
 def _build_fidelity(**values: Any) -> FidelityGate:
@@ -685,7 +741,7 @@ WAIVER = Section(
         "modules": list_field(
             text_field(help="pattern"), help="module patterns", single=True, required=True
         ),
-        "reason": text_field(help="why they may stay unquantized", required=True),
+        "reason": text_field(help="why they may stay unquantized", required=True, lines=True),
         "until": date_field(help="the last day on which this holds", required=True),
     },
 )
@@ -733,7 +789,9 @@ ACCURACY = Section(
         "floor": percent_field(help="least absolute value"),
         "max_flips": percent_field(help="share of answers that differ from FP16's"),
         "max_class_drop": points_field(help="loss of the worst class"),
-        "stage": choice_field("torch", "onnx", help="which model is judged; default: torch"),
+        "stage": choice_field(
+            "torch", "onnx", "engine", help="which model is judged; default: torch"
+        ),
     },
 )
 REGRESSION = Section(
@@ -791,18 +849,48 @@ ENGINE = Section(
     },
 )
 MEMORY = Section(build=_build_memory, check=_check_memory, fields={**_ENGINE, **_SIZES})
+TRACE = Section(
+    build=TraceGate,
+    check=_check_trace,
+    fields={
+        **_ENGINE,
+        "target": text_field(help="compute capability, such as sm89; without: ends at ONNX"),
+        "allow": list_field(
+            text_field(help="pattern"), help="quantizers that may run wider in the engine"
+        ),
+    },
+)
 LATENCY = Section(
-    build=LatencyGate,
+    build=_build_latency,
+    check=_check_latency,
     fields={
         "tower": choice_field("vision", "text", help="tower", required=True),
-        "max_ratio": ratio_field(help="time against FP16's", required=True),
-        "batch": count_field(help="images or texts in a batch; default: 1"),
-        "runtime": choice_field("onnxruntime", "torch", help="default: onnxruntime"),
-        "threads": count_field(help="of the runtime; default: 1"),
+        "max_ratio": ratio_field(help="time against FP16's"),
+        "max_latency": milliseconds_field(
+            help="time of one batch, on the machine of the baseline alone"
+        ),
+        "batch": list_field(
+            count_field(help="images or texts in a batch"),
+            help="images or texts in a batch, or several sizes; default: 1",
+            single=True,
+        ),
+        "runtime": choice_field(*get_args(LatencyRuntime), help="default: onnxruntime"),
+        "threads": count_field(help="of a runtime on the CPU; default: 1"),
         "rounds": count_field(help="timed rounds; default: 30"),
         "confidence": percent_field(help="one-sided; default 95%", parse=parse_confidence),
     },
 )
+
+
+def _latency_field() -> Field:
+    sections = sections_field(LATENCY, help="time against FP16, interleaved")
+
+    def read(place: Place, node: yaml.Node) -> tuple[LatencyGate, ...]:
+        return tuple(itertools.chain.from_iterable(sections.read(place, node)))
+
+    return replace(sections, read=read)
+
+
 GATES = Section(
     build=lambda **values: Gates(**_keep(**values)),
     check=_check_gates,
@@ -817,7 +905,8 @@ GATES = Section(
         "parity": section_field(PARITY, help="the ONNX files compute what PyTorch does"),
         "engine": sections_field(ENGINE, help="TensorRT engines: precision, fusion, sizes"),
         "memory": sections_field(MEMORY, help="sizes of the engines against FP16's"),
-        "latency": sections_field(LATENCY, help="time against FP16, interleaved"),
+        "trace": sections_field(TRACE, help="every quantizer, from the recipe to the engine"),
+        "latency": _latency_field(),
     },
 )
 
@@ -846,6 +935,9 @@ SUITE = Section(
         "datasets": _datasets_field(),
         "calibration": section_field(CALIBRATION, help="what calibrates", required=True),
         "quantize": section_field(QUANTIZE, help="how it is quantized", required=True),
+        "family": choice_field(
+            "holm", "none", help="control of false FAILs over all limits; default: holm"
+        ),
         "gates": Field(
             read=lambda place, node: read_section(GATES, Place(file=place.file, key=""), node),
             schema={"section": GATES},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ REPOSITORY = Path(__file__).parents[1]
 @pytest.fixture(scope="session", autouse=True)
 def _no_ci_variables() -> None:
     """The tests decide themselves when they run "under CI"."""
-    for name in ("CI", "BUILD_NUMBER"):
+    for name in ("CI", "BUILD_NUMBER", "GITHUB_STEP_SUMMARY"):
         os.environ.pop(name, None)
 
 
@@ -162,3 +164,20 @@ def run_gates(
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation as `make docs` builds it: any warning fails."""
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package, reason="the documentation needs pytest-quantgate[docs]")
+    out = tmp_path_factory.mktemp("site")
+    options = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(out / "doctrees")]
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, str(REPOSITORY / "docs"), str(out / "html")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return out / "html"

@@ -106,6 +106,7 @@ def audit_module(
                     forward()
     for name, seen in clipping.items():
         activity[name].clipped, activity[name].seen = seen.clipped, seen.seen
+        activity[name].largest = seen.largest
         activity[name].changed |= seen.changed
     ran = {name: frozenset(where) for name, where in recorder.ran.items()}
     modules = _describe_modules(module, quantizers=quantizers, ran=ran)
@@ -146,7 +147,15 @@ def audit_module(
             else tuple(dict.fromkeys(q.format for q in records if q.enabled))
         ),
         notes=notes,
+        algorithm=_name_algorithm(recipe.algorithm) if recipe is not None else "",
     )
+
+
+def _name_algorithm(algorithm: Any) -> str:
+    """Return the name of a recipe's algorithm, which may be a mapping with its `method`."""
+    if isinstance(algorithm, Mapping):
+        algorithm = algorithm.get("method")
+    return algorithm if isinstance(algorithm, str) else ""
 
 
 def _run(encode: Callable[[Any], object], value: Any) -> Callable[[], object]:

@@ -46,6 +46,22 @@ def test_terminal_redraws_not_too_often_and_cleans_up() -> None:
     ]
 
 
+def test_long_work_gets_a_bar_and_an_estimate() -> None:
+    written: list[str] = []
+    clock = Clock()
+    progress = Progress(mode="live", write=written.append, clock=clock)
+    with progress.stage("leaving out", total=40) as advance:
+        clock.now = 6.0
+        advance(10)
+        clock.now = 12.0
+        advance(30)
+
+    assert [text.rpartition("\033[K")[2] for text in written[2:4]] == [
+        "quantgate: [#####---------------] about 18 s left, leaving out 10/40",
+        "quantgate: [####################] about 0 s left, leaving out 40/40",
+    ]
+
+
 def test_terminal_is_cleaned_when_the_work_fails() -> None:
     written: list[str] = []
     with (
@@ -63,3 +79,18 @@ def test_line_never_wraps() -> None:
         pass
 
     assert len(written[1].rpartition("\033[K")[2]) == 19
+
+
+def test_a_stage_within_a_stage_keeps_the_place_of_the_dots() -> None:
+    written: list[str] = []
+    progress = Progress(mode="live", write=written.append, clock=Clock())
+    with progress.stage("embedding"), progress.stage("loading"):
+        pass
+    below = "\0338\033D\r\033[K"
+    assert written == [
+        "\033D\033[A\0337",  # the only place that is saved
+        f"{below}quantgate: embedding, 0 s",
+        f"{below}quantgate: loading, 0 s",
+        below,
+        f"{below}\0338",
+    ]

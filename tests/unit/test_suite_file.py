@@ -408,7 +408,7 @@ def test_name_is_not_shortened_without_a_common_root(
             "roundtrip: {}",
             "zzz: {}",
             "zzz: unknown key; known: coverage, calibration, fidelity, accuracy, "
-            "regression, roundtrip, export, parity, engine, memory, latency",
+            "regression, roundtrip, export, parity, engine, memory, trace, latency",
         ),
         ("roundtrip: {}", "roundtrip: {tolerance: 1}", "roundtrip.tolerance: unknown key; known: "),
         (
@@ -755,13 +755,13 @@ def test_refused_with_file_line_key_and_mend(
             "{roundtrip: {}}",
             "{}",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip, export, parity, engine, memory, latency",
+            "accuracy, regression, roundtrip, export, parity, engine, memory, trace, latency",
         ),
         (
             "{roundtrip: {}}",
             "",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip, export, parity, engine, memory, latency",
+            "accuracy, regression, roundtrip, export, parity, engine, memory, trace, latency",
         ),
         (
             "{roundtrip: {}}",
@@ -806,7 +806,8 @@ def test_refused_with_file_line_key_and_mend(
         (
             "quantgate: 1\n",
             "<<: {a: 1}\nquantgate: 1\n",
-            "1: <<: unknown key; known: quantgate, model, datasets, calibration, quantize, gates",
+            "1: <<: unknown key; known: quantgate, model, datasets, calibration, quantize, family, "
+            "gates",
         ),
         (
             "quantgate: 1\n",
@@ -922,6 +923,30 @@ def test_memory_is_named_as_an_engine_is_and_needs_a_limit(load: Load) -> None:
         load(swap("{roundtrip: {}}", "{memory: {target: sm89}}", text=SMALL))
 
 
+def test_a_trace_is_named_by_where_it_ends(load: Load) -> None:
+    text = "{trace: [{}, {target: sm89, allow: ['*patch*']}, {target: sm120, towers: [text]}]}"
+
+    found = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.trace
+
+    assert [gate.key for gate in found] == ["onnx", "sm89", "sm120-text"]
+    assert found[1].allow == ("*patch*",)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("{allow: ['*']}", "trace.allow: is about an engine: set target as well"),
+        ("{batch: 8}", "trace.batch: is about an engine"),
+        ("{towers: []}", "trace.towers: is empty"),
+        ("{towers: [text, text]}", "trace.towers: names a tower twice"),
+        ("[{target: sm89}, {target: sm89}]", "trace: sm89 stands twice"),
+    ],
+)
+def test_a_trace_that_cannot_be_meant_is_refused(load: Load, written: str, words: str) -> None:
+    with pytest.raises(SuiteError, match=re.escape(words)):
+        load(swap("{roundtrip: {}}", f"{{trace: {written}}}", text=SMALL))
+
+
 def test_latency_is_named_by_runtime_tower_and_batch(load: Load) -> None:
     text = "{latency: [{tower: vision, max_ratio: 0.9x}, {tower: text, batch: 8, max_ratio: 1x}]}"
 
@@ -931,10 +956,40 @@ def test_latency_is_named_by_runtime_tower_and_batch(load: Load) -> None:
     assert (first.max_ratio, first.confidence) == (Fraction(9, 10), Fraction(19, 20))
 
 
+def test_a_list_of_batch_sizes_is_a_gate_for_each(load: Load) -> None:
+    text = """{latency: [{tower: vision, batch: [1, 8], max_ratio: 0.9x, max_latency: 2.5ms},
+      {tower: text, batch: [4], runtime: tensorrt-rtx, max_latency: 250us}]}"""
+
+    gates = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.latency
+
+    assert [gate.key for gate in gates] == [
+        "onnxruntime-vision-batch1",
+        "onnxruntime-vision-batch8",
+        "tensorrt-rtx-text-batch4",
+    ]
+    assert [gate.max_latency_ms for gate in gates] == [2.5, 2.5, 0.25]
+    assert gates[2].max_ratio is None
+    assert gates[0].where == gates[1].where
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [
-        ("tower: vision", "latency.max_ratio: is missing"),
+        ("tower: vision", "latency: sets no limit, so it decides nothing: set max_ratio, max_lat"),
+        ("tower: vision, max_latency: 3", "latency.max_latency: 3 needs a unit: 3ms or 3s"),
+        ("tower: vision, max_latency: 3h", "latency.max_latency: 3h has the unit 'h', wants one o"),
+        ("tower: vision, max_latency: 0ms", "latency.max_latency: 0ms is out of range: above 0ms"),
+        ("tower: text, max_ratio: 1x, batch: []", "latency.batch: is empty: name at least one"),
+        ("tower: text, max_ratio: 1x, batch: [1, 0]", "latency.batch[1]: 0 is out of range: 1 to"),
+        ("tower: text, max_ratio: 1x, batch: {a: 1}", "latency.batch: expected a list [a, b], fo"),
+        (
+            "tower: text, max_ratio: 1x, batch: [1, 8, 1]",
+            "latency: onnxruntime-text-batch1 stands twice",
+        ),
+        (
+            "tower: text, max_ratio: 1x, runtime: tensorrt, threads: 2",
+            "latency.threads: tensorrt runs on the GPU: leave it out",
+        ),
         ("tower: vision, max_ratio: 90%", "latency.max_ratio: 90% has the unit '%'; write it as"),
         ("tower: image, max_ratio: 1x", "latency.tower: 'image' is none of vision, text"),
         ("tower: text, max_ratio: 1x, runtime: cuda", "latency.runtime: 'cuda' is none of onnx"),
@@ -969,13 +1024,13 @@ def test_each_limit_of_an_engine_is_enough_alone(load: Load, limit: str) -> None
     [
         (
             "stage: onnx",
-            "stage: engine",
-            "accuracy.stage: 'engine' is none of torch, onnx",
+            "stage: plan",
+            "accuracy.stage: 'plan' is none of torch, onnx, engine",
         ),
         (
             "stage: onnx",
             "stage: onxn",
-            "accuracy.stage: 'onxn' is none of torch, onnx; did you mean onnx?",
+            "accuracy.stage: 'onxn' is none of torch, onnx, engine; did you mean onnx?",
         ),
         ("stage: onnx", "stage:", "accuracy.stage: has no value"),
         # export
@@ -1259,7 +1314,7 @@ def test_file_of_a_gigabyte_is_not_parsed(refusal: Refusal) -> None:
     text = SMALL + "#" * (MAX_BYTES - len(SMALL) + 1)
 
     assert refusal(text) == (
-        f"{FILE}:1: a suite is at most {MAX_BYTES} bytes, this has {MAX_BYTES + 1}"
+        f"{FILE}:1: cannot read the suite: it is larger than {MAX_BYTES} bytes"
     )
 
 

@@ -227,6 +227,34 @@ def test_nan_is_wrong_and_counted() -> None:
     assert not any(spoiled.correct)
 
 
+def test_captions_are_in_the_cluster_of_their_image() -> None:
+    samples = Samples(
+        name="d",
+        ids=("a", "b"),
+        images=[None, None],
+        hashes=("1", "2"),
+        captions=(("one", "another"), ("a third",)),
+    )
+    texts, owners = list_captions(samples)
+    common: dict[str, Any] = {
+        "images": torch.eye(2),
+        "texts": torch.eye(2)[list(owners)],
+        "image_of_text": owners,
+        "samples": samples,
+        "task": "t",
+        "variant": "v",
+    }
+
+    by_text = retrieval_outcomes(metric="image_retrieval_recall@1", **common)
+    by_image = retrieval_outcomes(metric="text_retrieval_recall@1", **common)
+    single = {**common, "texts": torch.eye(2), "image_of_text": (0, 1)}
+
+    assert len(texts) == 3
+    assert by_text.clusters == (0, 0, 1)
+    assert by_image.clusters == ()
+    assert retrieval_outcomes(metric="image_retrieval_recall@1", **single).clusters == ()
+
+
 def test_nan_in_a_text_or_image_is_counted_in_retrieval(captioned: Samples) -> None:
     few = captioned.take(3)
     texts, owners = list_captions(few)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from pytest_quantgate.measure.latency import (
     FP16,
     QUANTIZED,
     ContestantTimes,
+    Footprint,
     LatencyRun,
     Machine,
-    ReplayClock,
     TimeRuns,
     list_extra_info,
     measure_latency,
     read_machine,
+    read_peak_rss_bytes,
     time_callable,
     time_engine,
     time_on_device,
@@ -274,9 +275,9 @@ class FakeEvent:
         self.log = log
         self.at = -1
 
-    def record(self) -> None:
+    def record(self, stream: str | None) -> None:
         self.at = self.log.count("run")
-        self.log.append("record")
+        self.log.append(f"record on {stream}" if stream else "record")
 
     def synchronize(self) -> None:
         self.log.append("wait")
@@ -299,6 +300,13 @@ def test_a_device_is_timed_between_two_events() -> None:
     time_runs = time_on_device(lambda: cuda.log.append("run"), cuda=cuda)
     assert time_runs(3) == 2.0
     assert cuda.log == ["record", "run", "run", "run", "record", "wait"]
+
+
+def test_a_stream_of_its_own_bears_the_events() -> None:
+    cuda = FakeCuda()
+    time_runs = time_on_device(lambda: cuda.log.append("run"), cuda=cuda, stream="mine")
+    assert time_runs(1) == 2.0
+    assert cuda.log == ["record on mine", "run", "record on mine", "wait"]
 
 
 def test_an_engine_times_itself() -> None:
@@ -424,34 +432,67 @@ def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- pytest-benchmark ----------------------------------------------------------------------------
 
 
-def test_a_replay_clock_gives_the_recorded_times() -> None:
-    clock = ReplayClock((10.0, 2.5))
-
-    def durations() -> Iterator[float]:
-        for _ in range(2):
-            started = clock()
-            clock.step()
-            yield clock() - started
-
-    assert list(durations()) == pytest.approx([0.010, 0.0025])
-    with pytest.raises(NotMeasured, match="more rounds"):
-        clock.step()
-
-
-def test_extra_info_has_units_and_the_device() -> None:
-    times = ContestantTimes(
-        name=QUANTIZED, times_ms=(4.0, 4.0), runs=5, first_run_ms=9.0, warm_up_batches=10, warm=True
+def make_times(name: str, time_ms: float) -> ContestantTimes:
+    return ContestantTimes(
+        name=name,
+        times_ms=(time_ms, time_ms),
+        runs=5,
+        first_run_ms=9.0,
+        warm_up_batches=10,
+        warm=True,
     )
+
+
+def test_extra_info_has_units_the_machine_and_the_sizes_that_are_told() -> None:
     run = LatencyRun(
-        runtime="torch",
+        runtime="tensorrt-rtx",
+        runtime_version="1.7",
         machine=MACHINE,
         tower="text",
         batch_size=8,
-        fp16=times,
-        quantized=times,
-        fp16_again=times,
+        fp16=make_times(FP16, 4.0),
+        quantized=make_times(QUANTIZED, 2.0),
+        fp16_again=make_times(AGAIN, 4.1),
+        fp16_footprint=Footprint(file_bytes=100, activation_bytes=0),
+        quantized_footprint=Footprint(file_bytes=60, weights_bytes=50, device_bytes=70),
+        process_peak_rss_bytes=1000,
     )
-    info = list_extra_info(run, times)
-    assert info["samples_per_s"] == 2000.0
-    assert info["median_ms"] == 4.0
-    assert (info["rounds"], info["runs_per_round"], info["device"]) == (2, 5, "cpu")
+    info = list_extra_info(run)
+    assert (info["fp16_median_ms"], info["quantized_median_ms"]) == (4.0, 2.0)
+    assert (info["fp16_samples_per_s"], info["quantized_samples_per_s"]) == (2000.0, 4000.0)
+    assert info["fp16_again_median_ms"] == 4.1
+    assert (info["rounds"], info["quantized_runs_per_round"], info["device"]) == (2, 5, "cpu")
+    assert (info["runtime"], info["runtime_version"]) == ("tensorrt-rtx", "1.7")
+    assert {name: size for name, size in info.items() if name.endswith("_bytes")} == {
+        "process_peak_rss_bytes": 1000,
+        "fp16_file_bytes": 100,
+        "fp16_activation_bytes": 0,
+        "quantized_file_bytes": 60,
+        "quantized_weights_bytes": 50,
+        "quantized_device_bytes": 70,
+    }
+    assert info["machine_fingerprint"] == MACHINE.fingerprint
+
+
+def test_a_fingerprint_is_that_of_every_property() -> None:
+    assert MACHINE.fingerprint == replace(MACHINE).fingerprint
+    for change in ({"system": "x"}, {"processor": "x"}, {"cores": 3}, {"threads": 2}):
+        assert replace(MACHINE, **change).fingerprint != MACHINE.fingerprint
+    assert replace(MACHINE, device="GPU").fingerprint != MACHINE.fingerprint
+
+
+def test_the_peak_of_the_process_is_in_bytes() -> None:
+    assert 10**7 < read_peak_rss_bytes() < 10**12
+
+
+def test_footprints_are_those_of_their_contestants() -> None:
+    clock = FakeClock()
+    run = measure(
+        clock,
+        clock.contestant("f", 10.0),
+        clock.contestant("q", 4.0),
+        footprints={QUANTIZED: Footprint(file_bytes=1), FP16: Footprint(file_bytes=2)},
+        runtime_version="1.2",
+    )
+    assert (run.quantized_footprint.file_bytes, run.fp16_footprint.file_bytes) == (1, 2)
+    assert run.runtime_version == "1.2"

@@ -1,0 +1,84 @@
+"""`python -m benchmarks.sabotage`: run the catalogue, print the result, write report.md."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks.sabotage.bench import Bench
+from benchmarks.sabotage.catalogue import CATALOGUE
+from benchmarks.sabotage.report import describe, render_lines, render_page
+from benchmarks.sabotage.rivals import find_quant_regress
+from benchmarks.sabotage.run import Result, run_entries
+
+REPORT = Path(__file__).with_name("report.md")
+PACKAGES = ("torch", "transformers", "nvidia-modelopt", "onnxruntime-gpu", "tensorrt-rtx-cu12")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return 0 where every sabotage is caught and named, or explained, and no control alarms."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sabotage", description=__doc__)
+    parser.add_argument("--only", metavar="REGEX", default="", help="entries whose name matches")
+    parser.add_argument(
+        "--folder", type=Path, help="keep what is built and found here, and go on where it ended"
+    )
+    parser.add_argument("--verbose", action="store_true", help="say what each gate says")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="sabotage-") as temporary:
+        results, seconds = _run(
+            options.folder or Path(temporary), only=options.only, verbose=options.verbose
+        )
+    for line in render_lines(results):
+        print(line)
+    if find_quant_regress():
+        print(f"quant-regress was not asked: {find_quant_regress()}")
+    if not options.only:
+        page = render_page(results, versions=_versions(), seconds=seconds)
+        REPORT.write_text("\n".join(page), encoding="utf-8")
+        print(f"written: {REPORT}")
+    return int(not all(map(is_as_it_should_be, results)))
+
+
+def is_as_it_should_be(result: Result) -> bool:
+    """Return whether a sabotage is named or explained, or a control green."""
+    if result.entry.is_control:
+        return not result.red and not result.unmeasured
+    return result.named or bool(result.entry.principle)
+
+
+def _run(folder: Path, *, only: str, verbose: bool) -> tuple[list[Result], float]:
+    entries = [e for e in CATALOGUE if re.search(only, e.title)]
+    bench = Bench(folder)
+    results: list[Result] = []
+    for number, result in enumerate(run_entries(bench, entries), start=1):
+        results.append(result)
+        mark = "ok " if is_as_it_should_be(result) else "?? "
+        entry = result.entry
+        print(
+            f"{mark}{number:3d}/{len(entries)} {entry.title}: "
+            f"{', '.join(result.red) or 'green'} ({result.seconds:.1f} s)",
+            flush=True,
+        )
+        if verbose or mark == "?? ":
+            for name, verdict in result.verdicts.items():
+                print(f"        {name}: {describe(verdict)}")
+    return results, sum(result.seconds for result in results)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

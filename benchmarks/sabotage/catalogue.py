@@ -1,0 +1,24 @@
+"""The whole catalogue."""
+
+from __future__ import annotations
+
+from benchmarks.sabotage.bench import Entry
+from benchmarks.sabotage.calibration import CALIBRATIONS, WEIGHTS
+from benchmarks.sabotage.controls import CONTROLS
+from benchmarks.sabotage.evaluation import BASELINES, EVALUATIONS
+from benchmarks.sabotage.export import ENGINES, EXPORTS
+from benchmarks.sabotage.recipe import ATTENTIONS, RECIPES
+from benchmarks.sabotage.speed import SPEEDS
+
+SABOTAGES: tuple[Entry, ...] = (
+    *RECIPES,
+    *ATTENTIONS,
+    *CALIBRATIONS,
+    *WEIGHTS,
+    *EVALUATIONS,
+    *BASELINES,
+    *EXPORTS,
+    *ENGINES,
+    *SPEEDS,
+)
+CATALOGUE: tuple[Entry, ...] = (*SABOTAGES, *CONTROLS)

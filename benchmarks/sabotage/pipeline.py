@@ -1,0 +1,206 @@
+"""A release pipeline as people write it, with a place for each thing that can go wrong."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.case import Case, computed_once
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.measure.audit import audit_quantizers
+from pytest_quantgate.measure.embeddings import embed_images, make_batches
+from pytest_quantgate.measurement import Audit, CalibrationRun
+from pytest_quantgate.models.attention import attention_class
+from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.models.quantize import Quantized, quantize
+from pytest_quantgate.models.recipes import to_modelopt
+from pytest_quantgate.tasks.registry import load_calibration
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_quantgate.tasks.samples import Samples
+
+Weights = Callable[[ClipModel], ClipModel]
+Pairs = Callable[[list[PairBatch]], list[PairBatch]]
+Calibrate = Callable[[ClipModel, Sequence[PairBatch]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """The steps of a release; None: done right.
+
+    `source` changes which calibration images are used, `pairs` what they are made into, `weights`
+    the model that is quantized, `calibrate` replaces the loop that feeds it, and `finish` is what
+    happens to the model afterwards.
+    """
+
+    source: Callable[[Samples], Samples] | None = None
+    pairs: Pairs | None = None
+    weights: Weights | None = None
+    calibrate: Calibrate | None = None
+    finish: Weights | None = None
+
+    @property
+    def is_good_until_finish(self) -> bool:
+        before = (self.source, self.pairs, self.weights, self.calibrate)
+        return self.finish is not None and before == (None,) * len(before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Built:
+    model: ClipModel
+    audit: Audit
+    run: CalibrationRun
+
+
+class PipelineCase(Case):
+    """A case whose variant comes out of a pipeline; all that is measured is measured honestly.
+
+    FP16 embeddings are the good case's: they are the same.
+    """
+
+    def __init__(self, *, good: Case, suite_case: Case, name: str, pipeline: Pipeline) -> None:
+        super().__init__(
+            suite=suite_case.suite,
+            settings=good.settings,
+            store=good.store,
+            cache=good.cache,
+            progress=good.progress,
+            environ=good.environ,
+        )
+        self.good = good
+        self.name = name
+        self.pipeline = pipeline
+
+    @computed_once
+    def variant_key(self) -> str:
+        return digest_of(["pipeline", self.name, Case.variant_key.func(self)])
+
+    @computed_once
+    def fp16(self) -> ClipModel:
+        fp16: ClipModel = self.good.fp16
+        return fp16
+
+    @computed_once
+    def quantized(self) -> ClipModel:
+        built: _Built = self._built
+        return built.model
+
+    @computed_once
+    def audit(self) -> Audit:
+        built: _Built = self._built
+        return built.audit
+
+    @computed_once
+    def calibration_run(self) -> CalibrationRun:
+        built: _Built = self._built
+        return built.run
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
+        before = self.good._image_embeddings(samples)[0]
+        (after,) = embed_images(
+            (self.quantized,), samples, batch_size=64, preprocess=self.fp16.preprocess
+        )
+        return [before, after]
+
+    @computed_once
+    def _built(self) -> _Built:
+        steps, spec = self.pipeline, self.suite.calibration
+        if steps.is_good_until_finish and self._recipe_plain() == self.good._recipe_plain():
+            return self._finish_good()
+        pairs, held_out = load_calibration(spec, datasets={}, environ={})
+        if steps.source is not None:
+            pairs = steps.source(pairs)
+        batches = list(make_batches(self.fp16, pairs, batch_size=spec.batch_size))
+        if steps.pairs is not None:
+            batches = steps.pairs(batches)
+        fp16 = steps.weights(self.fp16) if steps.weights is not None else self.fp16
+        if steps.calibrate is None:
+            result = quantize(
+                fp16, recipe=self.recipe, exclude=self.suite.quantize.exclude, batches=batches
+            )
+        else:
+            result = self._quantize_by_hand(fp16, batches, calibrate=steps.calibrate)
+        model = steps.finish(result.model) if steps.finish is not None else result.model
+        audit = audit_quantizers(
+            model,
+            recipe=self.recipe,
+            exclude=self.suite.quantize.exclude,
+            held_out=list(make_batches(self.fp16, held_out, batch_size=spec.batch_size)),
+        )
+        run = CalibrationRun(
+            data=spec.data,
+            samples=sum(len(batch.ids) for batch in batches),
+            batches=result.batches,
+            vision_batches=result.vision_batches,
+            text_batches=result.text_batches,
+            nonfinite=result.nonfinite,
+            sample_hashes=tuple(zip(pairs.hashes, pairs.ids, strict=True)),
+            held_out_samples=len(held_out),
+            held_out_hashes=tuple(zip(held_out.hashes, held_out.ids, strict=True)),
+        )
+        return _Built(model=model, audit=audit, run=run)
+
+    def _finish_good(self) -> _Built:
+        """The good release, whose model something happens to at the very end."""
+        assert self.pipeline.finish is not None
+        model = self.pipeline.finish(
+            replace(self.good.quantized, module=copy.deepcopy(self.good.quantized.module))
+        )
+        spec = self.suite.calibration
+        held_out = self.good.held_out(spec.held_out_samples)
+        audit = audit_quantizers(
+            model,
+            recipe=self.recipe,
+            exclude=self.suite.quantize.exclude,
+            held_out=list(make_batches(self.fp16, held_out, batch_size=spec.batch_size)),
+        )
+        return _Built(model=model, audit=audit, run=self.good.calibration_run)
+
+    def _quantize_by_hand(
+        self, fp16: ClipModel, batches: list[PairBatch], *, calibrate: Calibrate
+    ) -> Quantized:
+        """Quantize with a loop of the pipeline's own, and count what went through the towers."""
+        mtq = import_modelopt("modelopt.torch.quantization")
+        model = replace(fp16, module=copy.deepcopy(fp16.module))
+        seen = {"vision_model": 0, "text_model": 0}
+
+        def count(name: str) -> Any:
+            def hook(*_arguments: Any) -> None:
+                seen[name] += 1
+
+            return hook
+
+        towers: Any = model.module
+        handles = [getattr(towers, name).register_forward_hook(count(name)) for name in tuple(seen)]
+        with quiet_libraries(), attention_class(model.module, kind=self.recipe.attention):
+            try:
+                mtq.quantize(
+                    model.module,
+                    to_modelopt(self.recipe),
+                    forward_loop=lambda _module: calibrate(model, batches),
+                )
+            except (RuntimeError, ValueError, AssertionError) as error:
+                raise ModelError(f"ModelOpt cannot calibrate: {error}") from error
+            for pattern in self.suite.quantize.exclude:
+                mtq.disable_quantizer(model.module, pattern)
+        for handle in handles:
+            handle.remove()
+        model.module.eval().requires_grad_(False)
+        return Quantized(
+            model=model,
+            batches=max(seen.values()),
+            vision_batches=seen["vision_model"],
+            text_batches=seen["text_model"],
+            nonfinite=(),
+        )

@@ -1,0 +1,46 @@
+"""Short words for what nearly every sabotage of a model does."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.sabotage.bench import Bench
+from benchmarks.sabotage.pipeline import Pipeline, PipelineCase
+from pytest_quantgate.case import Case
+from pytest_quantgate.measure.quantizers import find_quantizers
+from pytest_quantgate.models.clip import ClipModel
+
+
+def choose(model: ClipModel, pattern: str) -> list[Any]:
+    """Return the quantizers whose names match; at least one."""
+    found = [
+        q for name, q in find_quantizers(model.module).items() if fnmatch.fnmatch(name, pattern)
+    ]
+    if not found:
+        raise ValueError(f"{pattern!r} matches no quantizer")
+    return found
+
+
+def released(
+    bench: Bench,
+    name: str,
+    pipeline: Pipeline | None = None,
+    *,
+    edits: dict[str, str] | None = None,
+    finish: Callable[[ClipModel], None] | None = None,
+) -> Case:
+    """Return the case of a pipeline; `finish` changes the finished model in place."""
+
+    def changed(model: ClipModel) -> ClipModel:
+        assert finish is not None
+        finish(model)
+        return model
+
+    steps = pipeline or Pipeline()
+    if finish is not None:
+        steps = replace(steps, finish=changed)
+    suite_case = bench.load(edits=edits)
+    return PipelineCase(good=bench.good, suite_case=suite_case, name=name, pipeline=steps)

@@ -1,0 +1,152 @@
+"""Puts every entry of the catalogue before the gates and the rivals."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.sabotage.bench import Bench, Entry
+from benchmarks.sabotage.rivals import Answer, ask_all
+from pytest_quantgate.case import Case
+from pytest_quantgate.collect import GateItem, list_gates
+from pytest_quantgate.selftest.sabotage import whole_text
+from pytest_quantgate.verdict import Status, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One line of the table: what each gate said (by its name), and each rival."""
+
+    entry: Entry
+    verdicts: Mapping[str, Verdict]
+    answers: Mapping[str, Answer]
+    seconds: float
+
+    @property
+    def red(self) -> tuple[str, ...]:
+        """The gates that said no; what was not measured is no answer."""
+        return tuple(
+            name
+            for name, verdict in self.verdicts.items()
+            if verdict.status not in (Status.PASS, Status.NOT_MEASURED)
+        )
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        return tuple(
+            name for name, verdict in self.verdicts.items() if verdict.status is Status.NOT_MEASURED
+        )
+
+    @property
+    def namers(self) -> tuple[str, ...]:
+        """The gates that are red, should be, and say the true cause."""
+        return tuple(
+            name
+            for name in self.red
+            if kind_of(name) in self.entry.gates
+            and re.search(self.entry.cause, whole_text(self.verdicts[name]))
+        )
+
+    @property
+    def caught(self) -> bool:
+        return bool(self.red)
+
+    @property
+    def named(self) -> bool:
+        return bool(self.namers)
+
+
+def kind_of(gate_name: str) -> str:
+    return gate_name.partition("[")[0]
+
+
+def run_entries(bench: Bench, entries: Iterable[Entry]) -> Iterator[Result]:
+    """Yield the result of each entry; one that is kept in the bench's folder is not run again."""
+    kept = {entry.title: entry for entry in entries}
+    found = read_results(bench.root, kept)
+    for entry in kept.values():
+        if entry.title in found:
+            yield found[entry.title]
+            continue
+        started = time.perf_counter()
+        made = entry.make(bench)
+        verdicts: Mapping[str, Verdict]
+        if isinstance(made, Case):
+            verdicts = judge(made, entry=entry)
+            answers = ask_all(made, good=bench.good, stage=entry.shipped)
+        else:
+            verdicts = made
+            answers = ask_all(bench.good, good=bench.good, stage=entry.shipped)
+        result = Result(
+            entry=entry,
+            verdicts=verdicts,
+            answers=answers,
+            seconds=time.perf_counter() - started,
+        )
+        keep_result(bench.root, result)
+        yield result
+
+
+RESULTS = "results.jsonl"
+
+
+def keep_result(root: Path, result: Result) -> None:
+    """Add a result to those that are kept in a folder, one line of JSON each."""
+    line = {
+        "entry": result.entry.title,
+        "seconds": result.seconds,
+        "verdicts": {
+            name: {**vars(verdict), "status": verdict.status.value, "figures": {}}
+            for name, verdict in result.verdicts.items()
+        },
+        "answers": {name: vars(answer) for name, answer in result.answers.items()},
+    }
+    with (root / RESULTS).open("a", encoding="utf-8") as out:
+        out.write(json.dumps(line) + "\n")
+
+
+def read_results(root: Path, entries: Mapping[str, Entry]) -> dict[str, Result]:
+    """Return the kept results of these entries by their titles; the last one of each counts."""
+    path = root / RESULTS
+    if not path.exists():
+        return {}
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        data = json.loads(line)
+        if data["entry"] not in entries:
+            continue
+        verdicts = {
+            name: Verdict(
+                **{
+                    **plain,
+                    "status": Status(plain["status"]),
+                    "evidence": tuple(plain["evidence"]),
+                }
+            )
+            for name, plain in data["verdicts"].items()
+        }
+        found[data["entry"]] = Result(
+            entry=entries[data["entry"]],
+            verdicts=verdicts,
+            answers={name: Answer(**plain) for name, plain in data["answers"].items()},
+            seconds=data["seconds"],
+        )
+    return found
+
+
+def judge(case: Case, *, entry: Entry) -> dict[str, Verdict]:
+    """Return the verdicts of the gates that an entry is put before."""
+    return {
+        gate.name: case.judge(kind=gate.kind, key=gate.key).verdict
+        for gate in list_gates(case.suite)
+        if judged_as(gate) in entry.judged
+    }
+
+
+def judged_as(gate: GateItem) -> str:
+    """Return the word for a gate in `Entry.judged`."""
+    return f"{gate.kind}-onnx" if gate.key.endswith("-onnx") else gate.kind

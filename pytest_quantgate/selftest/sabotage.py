@@ -1,0 +1,67 @@
+"""What a sabotage is, and how one measurement of a case is exchanged for another."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_quantgate.verdict import Verdict
+
+if TYPE_CHECKING:
+    from pytest_quantgate.case import Case
+
+#: Spoils a copy of a good case for the gate with this key; None where the case has nothing that
+#: could be spoiled this way (no attention, no limit on flips).
+Spoil = Callable[["Case", str], "Case | None"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sabotage:
+    """One way in which a release goes wrong.
+
+    `gate` is the kind that must turn red on it; `cause` is a regular expression that the text of
+    the verdict must match: red for a wrong reason sends people to the wrong place.
+    """
+
+    name: str
+    gate: str
+    cause: str
+    spoil: Spoil
+
+    def is_named_by(self, verdict: Verdict) -> bool:
+        """Return whether a verdict says what is really wrong."""
+        return bool(re.search(self.cause, whole_text(verdict)))
+
+
+def whole_text(verdict: Verdict) -> str:
+    """Return all that a reader of a verdict sees."""
+    parts = (verdict.headline, *verdict.evidence, verdict.cause, verdict.next_step)
+    return "\n".join(part for part in parts if part)
+
+
+def exchange(case: Case, **values: object) -> Case:
+    """Return a copy of a case on which these attributes are others; the case stays as it is.
+
+    What is expensive is shared; verdicts are not, and the later stages follow the copy.
+    """
+    spoiled = copy.copy(case)
+    kept = vars(spoiled)
+    for name in ("judging", "stages"):
+        kept.pop(name, None)
+    # What a run leaves in the case: what is measured of the copy stays with the copy.
+    kept.update(latency_runs=dict(case.latency_runs), used=dict(case.used))
+    kept.update(values)
+    return spoiled
+
+
+def exchange_stages(case: Case, **values: object) -> Case:
+    """Return a copy of a case whose exported files and engines are measured otherwise."""
+    spoiled = exchange(case)
+    stages = copy.copy(case.stages)
+    stages.case = spoiled
+    vars(stages).update(values)
+    vars(spoiled)["stages"] = stages
+    return spoiled

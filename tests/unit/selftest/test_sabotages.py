@@ -1,0 +1,175 @@
+"""The catalogue that works on any suite, and what a gate is found to be by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_quantgate.case import Case
+from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.selftest.measurements import (
+    answer_wrong,
+    count_by_gate,
+    drop_samples,
+    exchange_outcomes,
+    trade_answers,
+    with_correct,
+)
+from pytest_quantgate.selftest.model import audit_again, switch_off
+from pytest_quantgate.selftest.proof import Trial, conclude, list_sabotages
+from pytest_quantgate.selftest.sabotage import Sabotage, exchange, exchange_stages, whole_text
+from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.verdict import Status, Verdict
+
+OUTCOMES = Outcomes(
+    task="scenes/classification",
+    metric="acc1",
+    variant="fp8-attention",
+    ids=("a", "b", "c", "d"),
+    correct=(True, True, True, False),
+    answers=(0, 1, 2, 0),
+    labels=(0, 1, 2, 1),
+    class_names=("cat", "dog", "owl"),
+    value=0.75,
+    data_digest="d" * 64,
+)
+SUITE = """\
+quantgate: 1
+model: {{source: transformers, id: "{model}"}}
+calibration: {{data: scenes/calibration, samples: 32, batch_size: 16, held_out_samples: 16}}
+quantize: {{recipe: fp8-attention}}
+gates:
+  coverage: {{}}
+  accuracy:
+    - {{task: scenes/classification, metric: acc1, max_drop: 50pp, samples: 64}}
+"""
+SABOTAGE = Sabotage(
+    name="noise", gate="fidelity", cause="under min_cosine", spoil=lambda case, _key: case
+)
+FAILED = Verdict(gate="fidelity", status=Status.FAIL, headline="cosine 0.1, under min_cosine 0.9")
+PASSED = Verdict(gate="fidelity", status=Status.PASS, headline="fine")
+
+
+@pytest.fixture
+def case(tiny_clip: Path, tmp_path: Path, make_case: Callable[..., Case]) -> Case:
+    path = tmp_path / "tiny.quantgate.yaml"
+    path.write_text(SUITE.format(model=tiny_clip), encoding="utf-8")
+    return make_case(load_suite(path))
+
+
+def test_every_gate_has_several_sabotages() -> None:
+    counts = count_by_gate(list_sabotages())
+
+    assert counts["coverage"] >= 4
+    assert counts["calibration"] >= 6
+    assert counts["accuracy"] >= 6
+    assert set(counts) == {
+        *("coverage", "calibration", "fidelity", "accuracy", "regression", "roundtrip"),
+        *("export", "parity", "engine", "memory", "trace", "latency"),
+    }
+    assert len({(s.gate, s.name) for s in list_sabotages()}) == len(list_sabotages())
+
+
+def test_wrong_answers_agree_with_their_value() -> None:
+    wrong = answer_wrong(OUTCOMES)
+
+    assert wrong.value == 0
+    assert wrong.answers == (1, 2, 0, 0)
+    assert not any(a == b for a, b in zip(wrong.answers, wrong.labels, strict=True))
+
+
+def test_answers_change_only_where_they_flip() -> None:
+    changed = with_correct(OUTCOMES, correct=(False, True, True, True))
+
+    assert changed.answers == (1, 1, 2, 1)
+    assert changed.value == 0.75
+
+
+def test_traded_answers_keep_the_value() -> None:
+    traded = trade_answers(OUTCOMES)
+
+    assert traded.value == OUTCOMES.value
+    assert traded.correct == (False, True, True, True)
+
+
+def test_dropped_samples_are_gone_from_every_column() -> None:
+    fewer = drop_samples(OUTCOMES)
+
+    assert (fewer.ids, fewer.correct, fewer.labels) == (("a", "b"), (True, True), (0, 1))
+    assert fewer.value == 1
+
+
+@pytest.mark.parametrize(
+    ("verdict", "caught", "named"),
+    [
+        (FAILED, True, True),
+        (PASSED, False, False),
+        (replace(FAILED, headline="something else"), True, False),
+        (replace(FAILED, headline="x", cause="under min_cosine"), True, True),
+        (replace(FAILED, status=Status.INCONCLUSIVE), True, True),
+        (replace(FAILED, status=Status.NOT_MEASURED), False, False),
+    ],
+)
+def test_caught_is_red_and_named_is_red_for_the_right_reason(
+    verdict: Verdict, caught: bool, named: bool
+) -> None:
+    trial = Trial(sabotage=SABOTAGE, verdict=verdict)
+
+    assert (trial.caught, trial.named) == (caught, named)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "again", "status", "words"),
+    [
+        ([FAILED, FAILED], PASSED, Status.PASS, "turns red on 2 of 2 sabotages and names each"),
+        ([FAILED], None, Status.PASS, "turns red on 1 of 1 sabotages and names each"),
+        ([FAILED, PASSED], PASSED, Status.FAIL, "stays green on 1 of 2 sabotages"),
+        ([replace(FAILED, headline="?")], None, Status.FAIL, "names another cause"),
+        ([FAILED], FAILED, Status.FAIL, "is FAIL on the same variant measured again"),
+        ([], None, Status.NOT_MEASURED, "there is no sabotage for a fidelity gate"),
+    ],
+)
+def test_a_gate_is_proven_by_all_of_its_sabotages(
+    verdicts: list[Verdict], again: Verdict | None, status: Status, words: str
+) -> None:
+    trials = tuple(Trial(sabotage=SABOTAGE, verdict=verdict) for verdict in verdicts)
+
+    verdict = conclude(kind="fidelity", again=again, trials=trials).verdict
+
+    assert verdict.status is status
+    assert words in verdict.headline
+
+
+def test_an_exchange_leaves_the_case_as_it_is(case: Case) -> None:
+    good = case.judge(kind="coverage").verdict
+    spoiled = exchange(case, audit=replace(case.audit, quantizers=(), intended=()))
+    stages = exchange_stages(case, onnx_path=lambda **_request: Path("elsewhere"))
+
+    assert not spoiled.judge(kind="coverage").verdict.passed
+    assert case.judge(kind="coverage").verdict is good
+    assert case.stages is not stages.stages
+    assert stages.stages.case is stages
+
+
+def test_exchanged_outcomes_reach_the_gates(case: Case) -> None:
+    spoiled = exchange_outcomes(case, quantized=drop_samples)
+
+    verdict = spoiled.judge(kind="accuracy", key="scenes/classification-acc1").verdict
+
+    assert verdict.status is Status.INCOMPARABLE
+    assert "sample ids differ" in whole_text(verdict)
+
+
+def test_damage_to_the_model_is_undone(case: Case) -> None:
+    before = audit_again(case)
+    names = [q.name for q in case.audit.quantizers if q.enabled and q.tower == "vision"]
+
+    damaged = audit_again(case, names=names, damage=switch_off)
+
+    assert sum(q.enabled for q in damaged.quantizers) == len(
+        [q for q in before.quantizers if q.enabled and q.tower != "vision"]
+    )
+    assert audit_again(case) == before

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="say what each gate says")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="sabotage-") as temporary:
-        results, seconds = _run(
+        results = _run(
             options.folder or Path(temporary), only=options.only, verbose=options.verbose
         )
     for line in render_lines(results):
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if find_quant_regress():
         print(f"quant-regress was not asked: {find_quant_regress()}")
     if not options.only:
-        page = render_page(results, versions=_versions(), seconds=seconds)
+        page = render_page(results, versions=_versions())
         REPORT.write_text("\n".join(page), encoding="utf-8")
         print(f"written: {REPORT}")
     return int(not all(map(is_as_it_should_be, results)))
@@ -51,7 +51,7 @@ def is_as_it_should_be(result: Result) -> bool:
     return result.named or bool(result.entry.principle)
 
 
-def _run(folder: Path, *, only: str, verbose: bool) -> tuple[list[Result], float]:
+def _run(folder: Path, *, only: str, verbose: bool) -> list[Result]:
     entries = [e for e in CATALOGUE if re.search(only, e.title)]
     bench = Bench(folder)
     results: list[Result] = []
@@ -67,7 +67,9 @@ def _run(folder: Path, *, only: str, verbose: bool) -> tuple[list[Result], float
         if verbose or mark == "?? ":
             for name, verdict in result.verdicts.items():
                 print(f"        {name}: {describe(verdict)}")
-    return results, sum(result.seconds for result in results)
+    minutes = sum(result.seconds for result in results) / 60
+    print(f"{len(results)} entries in {minutes:.0f} min")
+    return results
 
 
 def _versions() -> dict[str, str]:

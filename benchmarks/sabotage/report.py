@@ -31,9 +31,7 @@ COLUMNS: Mapping[str, str] = {
 MESSAGE_LENGTH = 180
 
 
-def render_page(
-    results: Sequence[Result], *, versions: Mapping[str, str], seconds: float
-) -> Iterator[str]:
+def render_page(results: Sequence[Result], *, versions: Mapping[str, str]) -> Iterator[str]:
     """Yield the lines of report.md."""
     sabotages = [result for result in results if not result.entry.is_control]
     controls = [result for result in results if result.entry.is_control]
@@ -43,7 +41,7 @@ def render_page(
         f"{len(sabotages)} ways in which a quantized CLIP release goes wrong and {len(controls)} "
         "good releases, put before the gates of pytest-quantgate and before what people use today, "
         "all on the reference model. Written by `python -m benchmarks.sabotage`"
-        f" ({seconds / 60:.0f} min, {', '.join(f'{n} {v}' for n, v in versions.items())})."
+        f" ({', '.join(f'{name} {version}' for name, version in versions.items())})."
     )
     yield ""
     yield "A gate catches a sabotage when it does not say PASS; it names it when its text says the"

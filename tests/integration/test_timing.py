@@ -17,6 +17,7 @@ WriteSuite = Callable[..., Path]
 Run = Callable[..., pytest.RunResult]
 
 LATENCY = "  latency: {tower: vision, max_ratio: 1000x, rounds: 8}\n"
+WARNINGS = "error::pytest_benchmark.logger.PytestBenchmarkWarning"
 MACHINE = Machine(system="Linux x86_64", processor="A", cores=2, threads=1, device="cpu")
 
 
@@ -76,7 +77,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 @pytest.fixture
 def run_timed(run_gates: Run) -> Run:
     """Run the latency gates alone in this process."""
-    return lambda *arguments: run_gates("-k", "latency", "-W", "error", *arguments)
+    return lambda *arguments: run_gates("-k", "latency", "-W", WARNINGS, *arguments)
 
 
 def test_times_are_in_pytest_benchmarks_results(

@@ -128,7 +128,7 @@ def test_the_page_counts_what_was_caught_named_and_alarmed(tmp_path: Path) -> No
         keep_result(tmp_path, result)
 
     kept = read_results(tmp_path, BY_TITLE)
-    page = "\n".join(render_page(list(kept.values()), versions={"torch": "2"}, seconds=60))
+    page = "\n".join(render_page(list(kept.values()), versions={"torch": "2"}))
     lines = "\n".join(render_lines(results))
 
     assert list(kept.values()) == results

@@ -5,7 +5,6 @@ The format: eight bytes with the length of a JSON header (little endian), the he
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.comparison.changes import DiffError
 from pytest_quantgate.errors import MissingPackage
+from pytest_quantgate.untrusted import parse_json
 
 if TYPE_CHECKING:
     import numpy
@@ -132,7 +132,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
                     f"{damaged}: its header says {length} bytes, the file has {size}: "
                     f"copy or save it again"
                 )
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
     except OSError as error:
         raise DiffError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

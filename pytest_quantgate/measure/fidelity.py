@@ -82,7 +82,8 @@ def rank_layers(
         layer = quantized.module.get_submodule(name)
 
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            noisy = layer(*inputs)
+            # The variant may compute in another type than FP16 does here (`.half()` on a CPU).
+            noisy = layer(*(value.to(layer.weight.dtype) for value in inputs))
             signal = float(output.double().square().sum())
             noise = float((output.double() - noisy.double()).square().sum())
             found.append((name, to_db(signal, noise)))

@@ -80,3 +80,18 @@ def test_a_spoiled_layer_is_ranked_first(
     assert ranked[0][0] == name
     assert ranked[0][1] < ranked[1][1] - 3
     assert [db for _, db in ranked] == sorted(db for _, db in ranked)
+
+
+def test_a_variant_in_half_precision_is_ranked_too(
+    tiny_fp16: ClipModel,
+    make_quantized: Callable[..., ClipModel],
+    make_pairs: Callable[..., list[PairBatch]],
+) -> None:
+    """`.half()` after the calibration, while FP16 is computed in float32 on a CPU."""
+    model = make_quantized("fp8")
+    model.module.half()
+
+    ranked = rank_layers(fp16=tiny_fp16, quantized=model, batch=make_pairs(seed=5)[0])
+
+    assert len(ranked) >= 20
+    assert all(math.isfinite(db) for _, db in ranked)

@@ -302,7 +302,7 @@ CALIBRATIONS = (
         theme="calibration",
         make=ranges("wide weights", "*weight_quantizer", scale_by(1e5)),
         gates=("calibration",),
-        cause="wider than",
+        cause="not those of the weights",
     ),
     Entry(
         name=".half() after the calibration, a range does not fit",

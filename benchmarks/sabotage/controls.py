@@ -222,7 +222,6 @@ CONTROLS = (
         shipped="onnx",
     ),
     control("recipe fp8", suite({**named("fp8"), **NO_ATTENTION}), judged=OTHER),
-    control("recipe int8", suite({**named("int8"), **NO_ATTENTION}), judged=OTHER),
     control(
         "recipe int8-smoothquant",
         suite(

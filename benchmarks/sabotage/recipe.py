@@ -249,6 +249,14 @@ RECIPES = (
         cause="(?s)nobody asked for.*LayerNorm",
         judged=FULL_GATES,
     ),
+    Entry(
+        name="INT8 without SmoothQuant on a model with outlier channels",
+        theme="recipe",
+        make=suite(named("int8"), **{"attention: [q, k, v, output]": "attention: []"}),
+        gates=("fidelity",),
+        cause="(?s)under min_cosine.*the largest error enters at vision_model",
+        judged=tuple(kind for kind in MODEL_GATES if kind != "regression"),
+    ),
 )
 
 ATTENTIONS = (

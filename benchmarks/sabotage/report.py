@@ -48,6 +48,7 @@ def render_page(results: Sequence[Result], *, versions: Mapping[str, str]) -> It
     yield "true cause (a regular expression in the catalogue, checked by machine). Rivals see the"
     yield "same models and the same answers (of the exported model, where the export is damaged);"
     yield "each is implemented as its source has it, with the suite's limits where it needs one."
+    yield "Where ModelOpt or ONNX Runtime stops by itself, that counts as caught for all of them."
     yield ""
     yield from _summary(sabotages, controls)
     yield from _by_theme(sabotages)

@@ -113,7 +113,7 @@ def _cosine(seen: Seen) -> Answer:
 
 
 def _summary(seen: Seen) -> Answer:
-    """Count enabled quantizers in the printed summary against two for each Linear and Conv2d."""
+    """Count the enabled input and weight quantizers in the printed summary."""
     from torch import nn
 
     mtq = import_modelopt("modelopt.torch.quantization")
@@ -122,11 +122,15 @@ def _summary(seen: Seen) -> Answer:
     with contextlib.redirect_stdout(out):
         mtq.print_quant_summary(module)
     lines = [line for line in out.getvalue().splitlines() if "TensorQuantizer(" in line]
-    enabled = sum("disabled" not in line for line in lines)
-    layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    excluded = sum(len(names) for _, names in seen.case.audit.excludes)
-    wanted = 2 * len(layers) - excluded
-    return Answer(red=enabled < wanted, words=f"{enabled} enabled, {wanted} wanted")
+    linear = {name for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+    found = {}
+    for slot in ("input_quantizer", "weight_quantizer"):
+        excluded = {name for _, names in seen.case.audit.excludes for name in names}
+        wanted = sum(f"{name}.{slot}" not in excluded for name in linear)
+        enabled = sum(slot in line and "disabled" not in line for line in lines)
+        found[slot] = (enabled, wanted)
+    shown = ", ".join(f"{have} of {want} {slot}s" for slot, (have, want) in found.items())
+    return Answer(red=any(have < want for have, want in found.values()), words=f"{shown} enabled")
 
 
 def _vllm(seen: Seen) -> Answer:
@@ -228,7 +232,7 @@ COSINE = Rival(
 SUMMARY = Rival(
     name="print_quant_summary",
     source="https://github.com/NVIDIA/Model-Optimizer, mtq.print_quant_summary, read by a script",
-    rule="two enabled quantizers for each Linear and Conv2d, less the excluded ones",
+    rule="as many enabled input and weight quantizers as Linear layers, less the excluded ones",
     ask=_summary,
 )
 VLLM = Rival(

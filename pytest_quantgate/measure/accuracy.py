@@ -132,9 +132,7 @@ def retrieval_outcomes(
         nonfinite=int((~finite_images).sum() + (~finite_texts).sum()),
         # Captions of one image look for the same thing: they are found or lost together.
         clusters=(
-            tuple(image_of_text)
-            if by_text and len(set(image_of_text)) < len(image_of_text)
-            else ()
+            tuple(image_of_text) if by_text and len(set(image_of_text)) < len(image_of_text) else ()
         ),
     )
 

@@ -282,7 +282,8 @@ def test_answers_are_those_of_the_engine(case: Case, gpu: Gpu) -> None:
 
 
 def test_outcomes_of_an_engine_do_not_outlive_the_device(case: Case, gpu: Gpu) -> None:
-    request: dict[str, Any] = {"task": "scenes/classification", "metric": "acc1", "samples": 70}
+    # A number of samples of its own: what is measured goes into the cache of all tests.
+    request: dict[str, Any] = {"task": "scenes/classification", "metric": "acc1", "samples": 73}
     case.outcomes(**request, stage="engine")
     gpu.target = None
 

@@ -185,6 +185,8 @@ def test_ctrl_c_during_calibration_leaves_nothing_to_read(
 
         def interrupted(model, *, batches, **options):
             def first_batch_then_ctrl_c():
+                # A job in the background of a shell inherits a SIGINT that is ignored.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 yield next(iter(batches))
                 os.kill(os.getpid(), signal.SIGINT)
                 yield from batches

@@ -48,7 +48,7 @@ def is_as_it_should_be(result: Result) -> bool:
     """Return whether a sabotage is named or explained, or a control green."""
     if result.entry.is_control:
         return not result.red and not result.unmeasured
-    return result.named or bool(result.entry.principle)
+    return result.named or bool(result.entry.principle or result.entry.finding)
 
 
 def _run(folder: Path, *, only: str, verbose: bool) -> list[Result]:

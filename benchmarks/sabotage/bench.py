@@ -60,8 +60,8 @@ class Entry:
     `judged` are the kinds of gates that it is put before (`accuracy-onnx` is accuracy with
     `stage: onnx`), `gates` those of them that must turn red, at least one; `cause` is a regular
     expression that the text of one of these must match. A control has no `gates`: all must pass.
-    `principle` says why nothing can catch it. `shipped` is the stage that tools which look at the
-    answers alone are given: what ships.
+    `principle` says why nothing can catch it, `finding` what is still open. `shipped` is the stage
+    that tools which look at the answers alone are given: what ships.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Entry:
     cause: str = ""
     judged: tuple[str, ...] = MODEL_GATES
     principle: str = ""
+    finding: str = ""
     shipped: str = "torch"
 
     @property

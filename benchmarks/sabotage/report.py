@@ -72,7 +72,8 @@ def render_lines(results: Sequence[Result]) -> Iterator[str]:
         )
     for result in sabotages:
         if not result.named:
-            why = "by principle" if result.entry.principle else "cause not named"
+            entry = result.entry
+            why = "by principle" if entry.principle else entry.finding or "cause not named"
             yield (
                 f"  {'NOT CAUGHT' if not result.caught else 'NOT NAMED'} ({why}): "
                 f"{result.entry.title}"
@@ -146,7 +147,7 @@ def _not_caught(sabotages: Sequence[Result]) -> Iterator[str]:
     yield "|---|---|---|"
     for result in rows:
         red = ", ".join(result.red) or "every gate passes"
-        why = result.entry.principle or "an open finding"
+        why = result.entry.principle or result.entry.finding or "not known yet"
         yield f"| {result.entry.title} | {red} | {why} |"
     yield ""
 
@@ -165,7 +166,8 @@ def _sabotages(sabotages: Sequence[Result]) -> Iterator[str]:
     yield f"| sabotage | named by | what it says | {numbers} |"
     yield "|---" * (3 + len(rivals)) + "|"
     for result in sabotages:
-        by = ", ".join(_short(name) for name in result.namers or result.red) or "nothing"
+        names = dict.fromkeys(_short(name) for name in result.namers or result.red)
+        by = ", ".join(names) or "nothing"
         answers = " | ".join(RED if result.answers[rival.name].red else GREEN for rival in rivals)
         yield (f"| {result.entry.title} | {by} | {_escape(_message(result))} | {answers} |")
     yield ""
@@ -179,6 +181,7 @@ def _message(result: Result) -> str:
     verdict = result.verdicts[names[0]]
     text = re.sub(r"\s*\([^()]*reference\.quantgate\.yaml[^()]*\)", "", verdict.headline)
     text = re.sub(r"\S*reference\.quantgate\.yaml:\d+: ", "", text)
+    text = re.sub(r"\S+/([\w.-]+\.(?:json|onnx))\b", r"\1", text)  # no folder of this machine
     if not re.search(result.entry.cause, text) and verdict.cause:
         text = f"{text}; likely cause: {verdict.cause}"
     return text if len(text) <= MESSAGE_LENGTH else text[: MESSAGE_LENGTH - 3].rstrip() + "..."

@@ -120,7 +120,7 @@ def measure_block_parity(
     for batch in batches:
         runs, embeddings = _record_blocks(quantized, tower=tower, blocks=blocks, batch=batch)
         found, projected = exported(batch, {block: run.result for block, run in runs.items()})
-        added[head] += float(embeddings.double().square().sum())
+        added[head] += _energy(embeddings)
         errors[head] += _distance(projected, embeddings)
         floors[head] += max(
             _distance(
@@ -130,8 +130,7 @@ def measure_block_parity(
             for seed in range(DRAWS)
         )
         for block, run in runs.items():
-            gained = run.result.double() - run.given.double()
-            added[block] += float(gained.square().sum())
+            added[block] += _energy(run.result.double() - run.given.double())
             errors[block] += _distance(found[block], run.result)
             with torch.inference_mode(), quiet_libraries():
                 floors[block] += max(
@@ -206,7 +205,12 @@ def _hidden(output: Any) -> torch.Tensor:
 
 
 def _distance(value: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((value.cpu().double() - reference.cpu().double()).square().sum())
+    return _energy(value.cpu().double() - reference.cpu().double())
+
+
+def _energy(value: torch.Tensor) -> float:
+    """Return the sum of squares; in NumPy, whose sum does not depend on the number of threads."""
+    return float((value.detach().cpu().double().numpy() ** 2).sum())
 
 
 def _share(distance: float, added: float) -> float:

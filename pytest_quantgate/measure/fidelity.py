@@ -13,6 +13,9 @@ from pytest_quantgate.models.loading import quiet_libraries
 if TYPE_CHECKING:
     import torch
 
+#: Of the product of two norms, below which a cosine counts as 0 / 0 = 0.
+SMALLEST_NORM = 1e-16
+
 
 def compare_embeddings(
     *, tower: Tower, fp16: torch.Tensor, quantized: torch.Tensor, ids: Sequence[str]
@@ -22,6 +25,7 @@ def compare_embeddings(
     SQNR is 10 log10(sum x^2 / sum (x - y)^2) in dB: of each sample, and for the mean of all
     samples together. Where NaN or Inf occurs on either side all four figures are NaN.
     """
+    import numpy as np
     import torch
 
     x, y = fp16.double(), quantized.double()
@@ -41,8 +45,9 @@ def compare_embeddings(
             sqnr_worst_id=bad,
             nonfinite=nonfinite,
         )
-    cosine = torch.nn.functional.cosine_similarity(x, y, dim=1)
-    signal, noise = x.square().sum(dim=1), (x - y).square().sum(dim=1)
+    a, b = x.detach().cpu().numpy(), y.detach().cpu().numpy()
+    signal, noise, after = ((value**2).sum(axis=1) for value in (a, a - b, b))
+    cosine = (a * b).sum(axis=1) / np.maximum(np.sqrt(signal) * np.sqrt(after), SMALLEST_NORM)
     sqnr = [to_db(float(s), float(n)) for s, n in zip(signal, noise, strict=True)]
     lowest = min(range(len(sqnr)), key=sqnr.__getitem__)
     furthest = int(cosine.argmin())
@@ -66,6 +71,14 @@ def to_db(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
+def sum_of_squares(value: torch.Tensor) -> float:
+    """Return sum x^2 in float64, the same to the last digit on any number of threads.
+
+    NumPy adds in pairs in a fixed order; PyTorch shares a large sum out among its threads.
+    """
+    return float((value.detach().cpu().double().numpy() ** 2).sum())
+
+
 def rank_layers(
     *, fp16: ClipModel, quantized: ClipModel, batch: PairBatch
 ) -> tuple[tuple[str, float], ...]:
@@ -84,9 +97,8 @@ def rank_layers(
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             # The variant may compute in another type than FP16 does here (`.half()` on a CPU).
             noisy = layer(*(value.to(layer.weight.dtype) for value in inputs))
-            signal = float(output.double().square().sum())
-            noise = float((output.double() - noisy.double()).square().sum())
-            found.append((name, to_db(signal, noise)))
+            noise = sum_of_squares(output.double() - noisy.double())
+            found.append((name, to_db(sum_of_squares(output), noise)))
 
         return hook
 

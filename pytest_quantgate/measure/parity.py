@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate.measure.fidelity import to_db
+from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
 from pytest_quantgate.measurement import BlockParity, EngineOutputs, TowerParity
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
@@ -120,7 +120,7 @@ def measure_block_parity(
     for batch in batches:
         runs, embeddings = _record_blocks(quantized, tower=tower, blocks=blocks, batch=batch)
         found, projected = exported(batch, {block: run.result for block, run in runs.items()})
-        added[head] += _energy(embeddings)
+        added[head] += sum_of_squares(embeddings)
         errors[head] += _distance(projected, embeddings)
         floors[head] += max(
             _distance(
@@ -130,7 +130,7 @@ def measure_block_parity(
             for seed in range(DRAWS)
         )
         for block, run in runs.items():
-            added[block] += _energy(run.result.double() - run.given.double())
+            added[block] += sum_of_squares(run.result.double() - run.given.double())
             errors[block] += _distance(found[block], run.result)
             with torch.inference_mode(), quiet_libraries():
                 floors[block] += max(
@@ -205,12 +205,7 @@ def _hidden(output: Any) -> torch.Tensor:
 
 
 def _distance(value: torch.Tensor, reference: torch.Tensor) -> float:
-    return _energy(value.cpu().double() - reference.cpu().double())
-
-
-def _energy(value: torch.Tensor) -> float:
-    """Return the sum of squares; in NumPy, whose sum does not depend on the number of threads."""
-    return float((value.detach().cpu().double().numpy() ** 2).sum())
+    return sum_of_squares(value.cpu().double() - reference.cpu().double())
 
 
 def _share(distance: float, added: float) -> float:
@@ -259,8 +254,8 @@ def measure_engine_outputs(
 
 
 def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return ||value - reference|| / ||reference||, both [N, D]."""
-    return float((value - reference).norm() / reference.norm())
+    """Return ||value - reference|| / ||reference||, both [N, D]; +inf where all should be 0."""
+    return _share(_distance(value, reference), sum_of_squares(reference))
 
 
 @contextmanager
@@ -292,5 +287,4 @@ def _nudge(value: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
 
 
 def _sqnr_db(reference: torch.Tensor, value: torch.Tensor) -> float:
-    signal, noise = reference.square().sum(), (reference - value).square().sum()
-    return to_db(float(signal), float(noise))
+    return to_db(sum_of_squares(reference), sum_of_squares(reference - value))

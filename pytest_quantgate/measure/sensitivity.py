@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate.measure.fidelity import to_db
+from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
 from pytest_quantgate.measure.groups import block_prefix
 from pytest_quantgate.measure.quantizers import find_quantizers, owner_of, slot_of
 from pytest_quantgate.measurement import QuantizerGroup
@@ -92,7 +92,7 @@ def noise_ratio(reference: torch.Tensor, value: torch.Tensor) -> float:
         return math.nan
     if not bool(torch.isfinite(y).all()):
         return math.inf
-    noise, signal = float((x - y).square().sum()), float(x.square().sum())
+    noise, signal = sum_of_squares(x - y), sum_of_squares(x)
     if noise == 0:
         return 0.0
     return noise / signal if signal else math.inf

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from pytest_quantgate.measure.fidelity import compare_embeddings, rank_layers, to_db
+from pytest_quantgate.measure.fidelity import (
+    compare_embeddings,
+    rank_layers,
+    sum_of_squares,
+    to_db,
+)
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 
 IDS = ("a", "b", "c", "d")
@@ -60,6 +66,42 @@ def test_decibels_at_the_ends() -> None:
     assert to_db(1.0, 0.0) == math.inf
     assert to_db(0.0, 1.0) == -math.inf
     assert to_db(100.0, 1.0) == pytest.approx(20.0)
+
+
+@pytest.fixture
+def on_threads() -> Iterator[Callable[[int, Callable[[], Any]], Any]]:
+    """Return what runs a function on a number of threads."""
+    before = torch.get_num_threads()
+
+    def run(threads: int, function: Callable[[], Any]) -> Any:
+        torch.set_num_threads(threads)
+        return function()
+
+    yield run
+    torch.set_num_threads(before)
+
+
+def test_no_digit_depends_on_the_number_of_threads(
+    on_threads: Callable[[int, Callable[[], Any]], Any],
+) -> None:
+    for seed in range(3):
+        chance = torch.Generator().manual_seed(seed)
+        x, y = (torch.randn(20_000, 16, generator=chance) for _ in range(2))
+        ids = tuple(map(str, range(len(x))))
+        sums, found = set(), set()
+        for threads in (1, 2, 3):
+            sums.add(on_threads(threads, partial(sum_of_squares, x)))
+            compare = partial(compare_embeddings, tower="text", fp16=x, quantized=y, ids=ids)
+            found.add(on_threads(threads, compare))
+        assert len(sums) == len(found) == 1
+
+
+def test_an_embedding_of_zeros_has_no_direction() -> None:
+    x = embeddings()
+    found = compare_embeddings(tower="text", fp16=x, quantized=torch.zeros_like(x), ids=IDS)
+
+    assert found.cosine_mean == found.cosine_worst == 0.0
+    assert found.sqnr_mean_db == 0.0
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@
                                                [--select EXPRESSION]
 
 Runs the suites in fresh processes, each with an empty cache and an empty folder of baselines, the
-thread counts in turn, and compares byte for byte: status and figures of every verdict (as JSON),
-every baseline that is written, and every measurement that is cached (audits, per-sample outcomes,
-embeddings, parity). Times are not digits: latency gates are left out. Writes determinism.md beside
-it and ends with 1 where anything differs.
+thread counts in turn, and compares byte for byte: status and figures of every verdict, every value
+of the JSON report, every baseline that is written, and every measurement that is cached (audits,
+per-sample outcomes, embeddings, parity). Times are not digits: latency gates are left out, and so
+is what `MOVING` names. Writes determinism.md beside it and ends with 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = Path(__file__).with_suffix(".md")
@@ -35,6 +36,11 @@ PACKAGES = ("torch", "transformers", "nvidia-modelopt", "onnxruntime-gpu", "onnx
 #: whose bytes change from run to run (its content, every amax, is in audit.json), manifests, which
 #: hold the digest of that, and ONNX files and engines, which their audits describe.
 MEASUREMENTS = ("value.json", "audit.json", "calibration.json", "*.npy", "*.safetensors")
+
+#: What no two runs share in a JSON report, and why.
+MOVING = {
+    "created": "the time of the run",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,7 @@ def run_cold(
     command += [f"--quantgate-cache-dir={folder / 'cache'}", "--quantgate-baselines=create"]
     command += [f"--quantgate-baselines-dir={folder / 'baselines'}"]
     command += [f"--quantgate-obtained-dir={folder / 'obtained'}"]
+    command += [f"--quantgate-json={folder / 'report.json'}"]
     count = str(threads)
     environ = {name: value for name, value in os.environ.items() if name not in ("CI",)}
     environ |= {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
@@ -70,19 +77,39 @@ def run_cold(
 
 
 def collect(folder: Path) -> dict[str, str]:
-    """Return verdict figures as JSON, and the SHA-256 of baselines and measurements, by name."""
+    """Return the figures of verdicts and the values of the report as JSON, and the SHA-256 of
+    baselines and measurements, each by its name."""
     values = {}
     for case in ElementTree.parse(folder / "junit.xml").getroot().iter("testcase"):
         figures = {found.get("name"): found.get("value") for found in case.iter("property")}
         suite = (case.get("classname") or "").rpartition(".")[2]
         for name, figure in sorted(figures.items(), key=str):
             values[f"verdict {suite} {case.get('name')} {name}"] = json.dumps(figure)
+    report = (folder / "report.json").read_text(encoding="utf-8")
+    for place in (str(folder), folder.name):
+        report = report.replace(place, "FOLDER")
+    for name, value in flatten(json.loads(report)):
+        if name not in MOVING:
+            values[f"report {name}"] = json.dumps(value)
     for kind, patterns in (("baselines", ("*.json",)), ("cache", MEASUREMENTS)):
         for pattern in patterns:
             for path in sorted((folder / kind).rglob(pattern)):
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
                 values[f"{kind} {path.relative_to(folder / kind).as_posix()}"] = digest
     return values
+
+
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every leaf of JSON with its place: `suites.0.tasks.1.samples`."""
+    if isinstance(value, dict):
+        places: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list):
+        places = enumerate(value)
+    else:
+        yield name, value
+        return
+    for key, found in places:
+        yield from flatten(found, f"{name}.{key}" if name else str(key))
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
@@ -106,7 +133,7 @@ def render(runs: Sequence[Run], *, suites: Sequence[Path], select: str) -> str:
     versions = ", ".join(
         f"{name} {metadata.version(name)}" for name in PACKAGES if _is_installed(name)
     )
-    kinds = ("verdict", "baselines", "cache")
+    kinds = ("verdict", "report", "baselines", "cache")
     lines = [
         "# Same commit, same machine, same digits",
         "",
@@ -116,14 +143,16 @@ def render(runs: Sequence[Run], *, suites: Sequence[Path], select: str) -> str:
         f"process with an empty cache. {platform.system()} {platform.machine()}, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}.",
         "",
-        "| runs | how many | figures of verdicts | baselines | measurements | different |",
-        "|---|---|---|---|---|---|",
+        "| runs | how many | figures of verdicts | values in the JSON report | baselines "
+        "| measurements | different |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, group in groups.items():
-        counts = [sum(key.startswith(kind) for key in group[0].values) for kind in kinds]
+        counts = [sum(key.startswith(f"{kind} ") for key in group[0].values) for kind in kinds]
         cells = (name, len(group), *counts, len(differences(group)))
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines.append("")
+    left_out = "; ".join(f"`{name}`, {why}" for name, why in MOVING.items())
+    lines += ["", f"Not compared in the JSON report: {left_out}.", ""]
     found = differences(runs)
     if not found:
         lines.append("Every value is the same in every run, byte for byte.")

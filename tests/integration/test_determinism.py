@@ -63,13 +63,16 @@ def test_cold_runs_give_the_same_digits_on_one_and_two_threads(
             f"--quantgate-baselines-dir={folder / 'baselines'}",
             "--quantgate-baselines=create",
             f"--junitxml={folder / 'junit.xml'}",
+            f"--quantgate-json={folder / 'report.json'}",
+            f"--quantgate-obtained-dir={folder / 'obtained'}",
         )
         result.assert_outcomes(passed=6)
         runs.append(bench.Run(number=threads, threads=threads, values=bench.collect(folder)))
 
     assert bench.differences(runs) == []
     kinds = {name.partition(" ")[0] for name in runs[0].values}
-    assert kinds == {"verdict", "baselines", "cache"}
+    assert kinds == {"verdict", "report", "baselines", "cache"}
+    assert any(name.endswith("quantizers.0.amax_max") for name in runs[0].values)
     assert any("quantgate.drop_high_points" in name for name in runs[0].values)
     assert any("accuracy[scenes/classification-acc1-onnx]" in name for name in runs[0].values)
     assert any(name.endswith(".npy") for name in runs[0].values)
@@ -83,5 +86,5 @@ def test_a_digit_that_moved_is_named(bench: ModuleType) -> None:
     assert bench.differences([one, two]) == [("verdict a", ["1.0", "1.1"])]
     assert [name for name, _ in bench.differences([two, three])] == ["cache b"]
     page = bench.render([one, two], suites=[Path("s.quantgate.yaml")], select="all")
-    assert "| all runs | 2 | 1 | 0 | 1 | 1 |" in page
+    assert "| all runs | 2 | 1 | 0 | 0 | 1 | 1 |" in page
     assert "| verdict a | 1.0, 1.1 |" in page

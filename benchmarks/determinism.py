@@ -174,8 +174,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=20, help="cold runs in all; default: 20")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="taken in turn")
-    default = ROOT / "suites" / "clip_reference.quantgate.yaml"
-    parser.add_argument("--suite", type=Path, nargs="+", default=[default])
+    names = ("clip_reference", "clip_reference_int8")  # what `make gate` runs
+    default = [ROOT / "suites" / f"{name}.quantgate.yaml" for name in names]
+    parser.add_argument("--suite", type=Path, nargs="+", default=default)
     parser.add_argument("--select", default="not latency", help="pytest's -k")
     asked = parser.parse_args()
     runs = []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from pytest_quantgate.baseline_mode import BaselineMode
-from pytest_quantgate.baselines import Record, Store, next_record
+from pytest_quantgate.baselines import AnyRecord, Record, Store, next_record
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.case import Case
+from pytest_quantgate.collect import GateItem, list_gates
 from pytest_quantgate.fingerprint import digest_of
 from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import silent
@@ -56,7 +57,7 @@ STAGE_GATES = ("accuracy-onnx", "export", "parity", "engine", "memory")
 class Entry:
     """One line of the catalogue.
 
-    `make` gives the spoiled case, or the verdicts themselves where a gate is asked directly.
+    `make` gives the spoiled case.
     `judged` are the kinds of gates that it is put before (`accuracy-onnx` is accuracy with
     `stage: onnx`), `gates` those of them that must turn red, at least one; `cause` is a regular
     expression that the text of one of these must match. A control has no `gates`: all must pass.
@@ -66,7 +67,7 @@ class Entry:
 
     name: str
     theme: str
-    make: Callable[[Bench], Case | Mapping[str, Verdict]]
+    make: Callable[[Bench], Case]
     gates: tuple[str, ...] = ()
     cause: str = ""
     judged: tuple[str, ...] = MODEL_GATES
@@ -157,8 +158,22 @@ class Bench:
             reason="first baseline",
         )
 
-    def store_of(self, name: str, record: Record) -> Store:
+    def store_of(self, name: str, record: AnyRecord) -> Store:
         """Return a store of its own that holds one record."""
         store = Store(self.root / f"baselines-{name}")
         store.write(record)
         return store
+
+
+def judge_kinds(case: Case, kinds: Collection[str]) -> dict[str, Verdict]:
+    """Return the verdicts of the gates of these kinds, as `Entry.judged` names them."""
+    return {
+        gate.name: case.judge(kind=gate.kind, key=gate.key).verdict
+        for gate in list_gates(case.suite)
+        if judged_as(gate) in kinds
+    }
+
+
+def judged_as(gate: GateItem) -> str:
+    """Return the word for a gate in `Entry.judged`."""
+    return f"{gate.kind}-onnx" if gate.key.endswith("-onnx") else gate.kind

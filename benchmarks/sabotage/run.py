@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.sabotage.bench import Bench, Entry
+from benchmarks.sabotage.bench import Bench, Entry, judge_kinds
+from benchmarks.sabotage.releases import Releases
 from benchmarks.sabotage.rivals import Answer, ask_all
 from pytest_quantgate.case import Case
-from pytest_quantgate.collect import GateItem, list_gates
 from pytest_quantgate.selftest.sabotage import whole_text
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -64,23 +64,27 @@ def kind_of(gate_name: str) -> str:
     return gate_name.partition("[")[0]
 
 
-def run_entries(bench: Bench, entries: Iterable[Entry]) -> Iterator[Result]:
-    """Yield the result of each entry; one that is kept in the bench's folder is not run again."""
+def run_entries(
+    bench: Bench, entries: Iterable[Entry], *, releases: Releases | None = None
+) -> Iterator[Result]:
+    """Yield the result of each entry; one that is kept in the bench's folder is not run again.
+
+    With `releases`, what a reviewer gets of each is kept there too.
+    """
     kept = {entry.title: entry for entry in entries}
     found = read_results(bench.root, kept)
     for entry in kept.values():
-        if entry.title in found:
+        if entry.title in found and (releases is None or releases.has(entry.title)):
             yield found[entry.title]
             continue
         started = time.perf_counter()
+        if releases is not None:
+            releases.good  # noqa: B018 (before the copies of it that an entry makes)
         made = entry.make(bench)
-        verdicts: Mapping[str, Verdict]
-        if isinstance(made, Case):
-            verdicts = judge(made, entry=entry)
-            answers = ask_all(made, good=bench.good, stage=entry.shipped)
-        else:
-            verdicts = made
-            answers = ask_all(bench.good, good=bench.good, stage=entry.shipped)
+        verdicts = judge(made, entry=entry)
+        answers = ask_all(made, good=bench.good, stage=entry.shipped)
+        if releases is not None:
+            releases.publish(entry.title, case=made, verdicts=verdicts)
         result = Result(
             entry=entry,
             verdicts=verdicts,
@@ -140,13 +144,4 @@ def read_results(root: Path, entries: Mapping[str, Entry]) -> dict[str, Result]:
 
 def judge(case: Case, *, entry: Entry) -> dict[str, Verdict]:
     """Return the verdicts of the gates that an entry is put before."""
-    return {
-        gate.name: case.judge(kind=gate.kind, key=gate.key).verdict
-        for gate in list_gates(case.suite)
-        if judged_as(gate) in entry.judged
-    }
-
-
-def judged_as(gate: GateItem) -> str:
-    """Return the word for a gate in `Entry.judged`."""
-    return f"{gate.kind}-onnx" if gate.key.endswith("-onnx") else gate.kind
+    return judge_kinds(case, entry.judged)

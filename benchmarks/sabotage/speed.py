@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 
 from benchmarks.sabotage.bench import Bench, Entry
+from pytest_quantgate.baselines import Store, next_latency_record
 from pytest_quantgate.case import Case
-from pytest_quantgate.gates.latency import judge_latency
 from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
 from pytest_quantgate.selftest.sabotage import exchange_stages
-from pytest_quantgate.verdict import Verdict
 
 MACHINE = Machine(system="Linux", processor="a", cores=8, threads=1, device="cpu")
 ROUNDS = 30
@@ -49,20 +47,27 @@ def judged(run: LatencyRun) -> Callable[[Bench], Case]:
     return lambda bench: exchange_stages(bench.good, latency=lambda _gate: run)
 
 
-def asked(run: LatencyRun, *, baseline: Machine | None) -> Callable[[Bench], dict[str, Verdict]]:
-    """Ask the gate with an absolute limit, which holds on the machine of the baseline alone."""
+def in_ms(baseline: Machine | None) -> Callable[[Bench], Case]:
+    """Return the maker of a case with an absolute limit, and the machine that it is meant for."""
 
-    def make(bench: Bench) -> dict[str, Verdict]:
-        (gate,) = bench.good.suite.gates.latency
-        verdict = judge_latency(
-            run,
-            max_ratio=None,
-            max_latency_ms=70.0,
-            confidence=Fraction(95, 100),
-            where=gate.where,
-            baseline_machine=baseline,
-        )
-        return {f"latency[{gate.key}]": verdict}
+    def make(bench: Bench) -> Case:
+        case = bench.load(edits={"max_ratio: 0.9x}": "max_latency: 70ms}"})
+        (gate,) = case.suite.gates.latency
+        name = "no-machine"
+        if baseline is not None:
+            record = next_latency_record(
+                None,
+                suite=case.suite.name,
+                key=gate.key,
+                run=replace(_GOOD, machine=baseline),
+                versions=case.versions,
+                today=case.today,
+                reason="first baseline",
+            )
+            name = "machine"
+            bench.store_of(name, record)
+        case.store = Store(bench.root / f"baselines-{name}")
+        return exchange_stages(case, latency=lambda _gate: _GOOD)
 
     return make
 
@@ -80,7 +85,7 @@ def cold_fp16(run: LatencyRun) -> LatencyRun:
 
 def entry(
     name: str,
-    make: Callable[[Bench], Case | dict[str, Verdict]],
+    make: Callable[[Bench], Case],
     cause: str,
     *,
     principle: str = "",
@@ -119,12 +124,12 @@ SPEEDS = (
     ),
     entry(
         "an absolute limit on another machine",
-        asked(_GOOD, baseline=replace(MACHINE, processor="b")),
+        in_ms(replace(MACHINE, processor="b")),
         "(?s)another machine.*processor",
     ),
     entry(
         "an absolute limit without a baseline",
-        asked(_GOOD, baseline=None),
+        in_ms(None),
         "there is no baseline",
     ),
     entry(

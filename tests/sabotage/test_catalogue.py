@@ -64,8 +64,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def ask(bench: Bench, entry: Entry, *, kinds: tuple[str, ...]) -> Mapping[str, Verdict]:
-    made = entry.make(bench)
-    return made if isinstance(made, dict) else judge(made, entry=replace(entry, judged=kinds))  # type: ignore[arg-type]
+    return judge(entry.make(bench), entry=replace(entry, judged=kinds))
 
 
 @pytest.mark.parametrize("title", FAST)

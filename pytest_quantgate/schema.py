@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_quantgate.suite_file import SUITE, Field, Section
+from pytest_quantgate.suite_file.fields import Field, Section
+from pytest_quantgate.suite_file.sections import SUITE
 
 
 def json_schema() -> dict[str, Any]:

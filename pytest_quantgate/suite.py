@@ -1,4 +1,4 @@
-"""Suite files: the closed schema as frozen dataclasses. `suite_file.py` reads YAML into them.
+"""Suite files: the closed schema as frozen dataclasses. `suite_file/` reads YAML into them.
 
 Fractions are exact (`fractions.Fraction`): `0.5pp` is 1/200, so that limits are compared with
 counts and never with rounded percentages.
@@ -298,13 +298,15 @@ class LatencyGate:
 
     `max_ratio` is the largest median of quantized / FP16 time. `max_latency_ms` is the largest
     median of the quantized variant's time for one batch; it holds on the machine of the baseline
-    alone. `rounds` are timed rounds of each, `threads` those of a runtime on the CPU.
+    alone. `min_ratio` is the smallest ratio that is believed; None: what 8-bit arithmetic can gain
+    where it runs. `rounds` are timed rounds of each, `threads` those of a runtime on the CPU.
     """
 
     where: Where
     tower: Literal["vision", "text"]
     max_ratio: Fraction | None = None
     max_latency_ms: float | None = None
+    min_ratio: Fraction | None = None
     batch: int = 1
     runtime: LatencyRuntime = "onnxruntime"
     threads: int = 1

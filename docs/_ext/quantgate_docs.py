@@ -72,7 +72,7 @@ class SuiteKeys(Generated):
     """Every key of a suite, a table a section, out of the schema that reads it."""
 
     def lines(self) -> Iterator[str]:
-        from pytest_quantgate.suite_file import SUITE
+        from pytest_quantgate.suite_file.sections import SUITE
 
         yield from self.section(SUITE, title="The file", path="")
 

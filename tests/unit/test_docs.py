@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from pytest_quantgate import cli
-from pytest_quantgate.suite_file import SUITE, load_suite
+from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite_file.sections import SUITE
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
@@ -150,7 +151,7 @@ def test_every_gate_and_every_recipe_is_explained() -> None:
 
 
 def test_the_site_builds_without_a_warning_and_names_every_key(site: Path) -> None:
-    from pytest_quantgate.suite_file import GATES
+    from pytest_quantgate.suite_file.sections import GATES
 
     suite = (site / "reference" / "suite.html").read_text(encoding="utf-8")
     options = (site / "reference" / "options.html").read_text(encoding="utf-8")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.errors import QuantGateError, SuiteError
 from pytest_quantgate.suite import Suite
-from pytest_quantgate.suite_file import MAX_BYTES, load_suite
+from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite_file.nodes import MAX_BYTES
 
 SHIPPED = sorted((Path(__file__).parents[2] / "suites").glob("*.quantgate.yaml"))
 FILE = "suites/demo.quantgate.yaml"
@@ -571,6 +572,12 @@ def test_name_is_not_shortened_without_a_common_root(
             "language: de",
             "language: 49",
             "datasets.photos.language: expected a text, found 49: put it in quotes",
+        ),
+        (  # a commit may have no letter in it
+            "language: de",
+            "language: 8235902348590238459023845902384590238459",
+            "datasets.photos.language: expected a text, found "
+            "8235902348590238459023845902384590238459: put it in quotes",
         ),
         (
             "language: de",

@@ -1,0 +1,31 @@
+"""Reads `*.quantgate.yaml` into a Suite: a closed schema, and errors with file, line and mend.
+
+`nodes.py` reads YAML, `fields.py` are the kinds of keys, `sections.py` is the table of all of
+them and `checks.py` looks at several together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_quantgate.suite import Suite
+from pytest_quantgate.suite_file.fields import read_section
+from pytest_quantgate.suite_file.nodes import Place, compose, read_text
+from pytest_quantgate.suite_file.sections import SUITE
+
+SUFFIX = ".quantgate.yaml"
+
+
+def load_suite(path: Path, *, relative_to: Path | None = None) -> Suite:
+    """Return the suite in a file.
+
+    `relative_to` shortens the file's name in messages. Raises SuiteError, whose message starts
+    with `file:line:`, for anything that is not a valid suite.
+    """
+    shown = path
+    if relative_to is not None and path.is_absolute() and path.is_relative_to(relative_to):
+        shown = path.relative_to(relative_to)
+    name = shown.as_posix()
+    root = compose(read_text(path, name=name), name=name)
+    values = read_section(SUITE, Place(file=name, key=""), root)
+    return Suite(path=path, name=path.name.removesuffix(SUFFIX), **values)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from report_builder import make_audit, make_outcomes, make_run, verdict
 
+from pytest_quantgate.comparison.report_files import compare_reports
+from pytest_quantgate.report import diff
 from pytest_quantgate.report.html import render_html
 from pytest_quantgate.verdict import Status
 
@@ -20,7 +22,8 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A green, a red and a not measured report; the red one is full of hostile names."""
+    """A green, a red and a not measured report; the red one is full of hostile names. And what
+    `quantgate diff` says of the green and the red one."""
     root = tmp_path_factory.mktemp("pages")
     broken = make_audit(prefix="x." + HOSTILE)
     broken = replace(
@@ -52,6 +55,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, report in reports.items():
         found[name] = root / f"{name}.html"
         found[name].write_text(render_html(report), encoding="utf-8")
+    found["diff"] = root / "diff.html"
+    compared = compare_reports(reports["green"], reports["red"], labels=("main", HOSTILE))
+    found["diff"].write_text(diff.render_html(compared), encoding="utf-8")
     return found
 
 
@@ -92,7 +98,7 @@ def visit(chromium: Any, pages: dict[str, Path]) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("scheme", "viewport"), [("light", DESKTOP), ("dark", PHONE)], ids=["desktop", "phone"]
 )
-@pytest.mark.parametrize("name", ["green", "red", "unmeasured"])
+@pytest.mark.parametrize("name", ["green", "red", "unmeasured", "diff"])
 def test_page_is_quiet_alone_and_accessible(
     visit: Any, name: str, viewport: dict[str, int], scheme: str
 ) -> None:

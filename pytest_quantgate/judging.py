@@ -209,11 +209,12 @@ class Judging:
 
         try:
             suspects = Study(self.case).suspects(gate, tower=tower)
+            recipe = self.case.recipe.name
         except Exception as error:  # noqa: BLE001 (it becomes a line of the evidence)
             reason = " ".join(str(error).split()) or type(error).__name__
             line = f"which layer it is was not measured: {reason[:200]}"
             return replace(verdict, evidence=(*verdict.evidence, line))
-        return name_suspects(verdict, suspects, suite=gate.where.file)
+        return name_suspects(verdict, suspects, suite=gate.where.file, recipe=recipe)
 
     @property
     def family(self) -> Family:
@@ -384,6 +385,7 @@ class Judging:
                 run,
                 max_ratio=gate.max_ratio,
                 max_latency_ms=gate.max_latency_ms,
+                min_ratio=gate.min_ratio,
                 confidence=gate.confidence,
                 where=gate.where,
                 baseline_machine=machine,

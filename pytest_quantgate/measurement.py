@@ -188,6 +188,31 @@ class QuantizerGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutlierChannels:
+    """A few channels so large that the range of one quantizer is theirs, and not the others'.
+
+    `place` is where in its block the quantizer sits (`mlp.fc1`). `channels` are their indices, the
+    largest first, of `channels_count`; they reach `largest_ratio` to `smallest_ratio` times the
+    largest value of the median channel, which has `levels` of the `levels_count` levels above 0 of
+    the `format` (None: of a format whose levels are not counted). `range_ratio` is the range that
+    the other channels need by themselves, as a share of the one there is. `smoothable` says
+    whether SmoothQuant would take the difference away.
+    """
+
+    quantizer: str
+    place: str
+    format: str
+    channels: tuple[int, ...]
+    channels_count: int
+    largest_ratio: float
+    smallest_ratio: float
+    range_ratio: float
+    levels: int | None
+    levels_count: int | None
+    smoothable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupEffect:
     """What one group does to the embeddings and to a task.
 
@@ -195,7 +220,9 @@ class GroupEffect:
     0 where nothing changes, +inf for NaN or Inf. `noise_only` has this group alone quantized,
     `noise_without` all but it (NaN where that was not measured); `metric_*` are the task's metric
     in [0, 1] in the same states. A group that runs in both towers has the larger noise of the two.
-    `towers` are those in which it ran, empty where it never did.
+    `towers` are those in which it ran, empty where it never did. `outliers` are the quantizers of
+    the group with outlier channels, `noise_apart` is `noise_only` with these channels and all
+    others rounded apart from each other (None: no outliers).
     """
 
     group: QuantizerGroup
@@ -204,6 +231,8 @@ class GroupEffect:
     noise_without: float
     metric_only: float | None = None
     metric_without: float | None = None
+    outliers: tuple[OutlierChannels, ...] = ()
+    noise_apart: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,12 +309,17 @@ class Exclusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Suspect:
-    """A group of quantizers that a red gate names: its label, SQNR alone in dB, and patterns."""
+    """A group of quantizers that a red gate names: its label, SQNR alone in dB, and patterns.
+
+    `outliers` and `sqnr_apart_db` are as in `GroupEffect`, the noise as SQNR.
+    """
 
     label: str
     towers: tuple[Tower, ...]
     sqnr_db: float
     patterns: tuple[str, ...]
+    outliers: tuple[OutlierChannels, ...] = ()
+    sqnr_apart_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +377,8 @@ class Outcomes:
     For retrieval a sample is a query, and `correct` says whether a match was in the first k.
     `clusters` numbers for each sample what it shares with others, such as the image that several
     captions describe: those are not independent. Empty: each stands for itself.
+    `data_parts` are the SHA-256 of what `data_digest` covers, part by part (`images`, `labels`,
+    `templates`, ...), so that two data sets that differ can be told apart.
     `value` is the metric as clip-benchmark defines it, in [0, 1].
     """
 
@@ -358,6 +394,7 @@ class Outcomes:
     data_digest: str
     nonfinite: int = 0
     clusters: tuple[int, ...] = ()
+    data_parts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -480,7 +517,7 @@ def _read_dataclass(kind: type, data: Any) -> Any:
     for field in dataclasses.fields(kind):
         if field.name in data:
             values[field.name] = _read(hints[field.name], data[field.name])
-        elif field.default is dataclasses.MISSING:
+        elif field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{kind.__name__}: field {field.name!r} is missing")
     return kind(**values)
 

@@ -462,6 +462,15 @@ def summarize(
         ]
         return score(*states) if score else None
 
+    def apart(index: int) -> float | None:
+        if not any(index in found.apart for found in towers.values()):
+            return None
+        return max(
+            noise_ratio(found.off, found.apart.get(index, found.groups["only", index]))
+            for found in towers.values()
+            if ("only", index) in found.groups
+        )
+
     effects = [
         GroupEffect(
             group=group,
@@ -474,6 +483,10 @@ def summarize(
             noise_without=noise_of("without", index),
             metric_only=metric_of("only", index),
             metric_without=metric_of("without", index),
+            outliers=tuple(
+                outliers for found in towers.values() for outliers in found.outliers.get(index, ())
+            ),
+            noise_apart=apart(index),
         )
         for index, group in enumerate(groups)
     ]
@@ -493,12 +506,22 @@ def summarize(
     )
 
 
-def rank_suspects(sensitivity: Sensitivity, *, tower: Tower | None = None) -> tuple[Suspect, ...]:
+def rank_suspects(
+    sensitivity: Sensitivity, *, tower: Tower | None = None, most: int = SUSPECTS
+) -> tuple[Suspect, ...]:
     """Return the groups with the most noise alone, worst first, of one tower or of both.
 
-    Groups without noise are none.
+    Groups without noise are none. Outlier channels are told of only in towers whose error is that
+    of quantizers: not where the model is further from FP16 than that with every one of them off.
     """
     from pytest_quantgate.measure.sensitivity import sqnr_db
+
+    quantized = {t.tower for t in sensitivity.towers if not t.noise_off >= t.noise_all}
+
+    def apart(effect: GroupEffect) -> dict[str, Any]:
+        if effect.noise_apart is None or not quantized.issuperset(effect.towers):
+            return {}
+        return {"outliers": effect.outliers, "sqnr_apart_db": sqnr_db(effect.noise_apart)}
 
     return tuple(
         Suspect(
@@ -506,10 +529,11 @@ def rank_suspects(sensitivity: Sensitivity, *, tower: Tower | None = None) -> tu
             towers=effect.towers,
             sqnr_db=sqnr_db(effect.noise_only),
             patterns=effect.group.patterns,
+            **apart(effect),
         )
         for effect in sensitivity.effects
         if effect.noise_only > 0 and (tower is None or tower in effect.towers)
-    )[:SUSPECTS]
+    )[:most]
 
 
 def noise_left(sensitivity: Sensitivity, excluded: Sequence[GroupEffect]) -> float:

@@ -253,10 +253,9 @@ RECIPES = (
         name="INT8 without SmoothQuant on a model with outlier channels",
         theme="recipe",
         make=suite(named("int8"), **{"attention: [q, k, v, output]": "attention: []"}),
-        gates=("fidelity",),
-        cause="outlier",
-        finding="the gates name the blocks where the error enters and ask for a gentler recipe; "
-        "no measurement looks at single channels, so none names the outliers behind it",
+        gates=("fidelity", "accuracy"),
+        cause=r"outlier channels explain it: \d+ of 160 input channels of (mlp|self_attn)\."
+        r".*\(\d+(, \d+)*\).* the 127 levels of INT8",
         judged=tuple(kind for kind in MODEL_GATES if kind != "regression"),
     ),
 )

@@ -1,4 +1,4 @@
-"""Names, in a red verdict, the layers in which the error enters."""
+"""Names, in a red verdict, the layers in which the error enters, and outlier channels there."""
 
 from __future__ import annotations
 
@@ -7,19 +7,32 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pytest_quantgate.measurement import Suspect
+from pytest_quantgate.gates.words import listed
+from pytest_quantgate.measurement import OutlierChannels, Suspect
 from pytest_quantgate.verdict import Status, Verdict
 
 #: A suspect that is no noisier than this above the next does not stand out.
 STANDS_OUT_DB = 3.0
 
+#: Outlier channels explain the noise of a suspect if it falls by so much once all other channels
+#: have a range of their own: to a quarter, so that no other cause is as large as this one.
+EXPLAINS_DB = 2 * STANDS_OUT_DB
 
-def name_suspects(verdict: Verdict, suspects: Sequence[Suspect], *, suite: str) -> Verdict:
+#: In E4M3, whose normal numbers go from 2^-6 to 448, a channel that is so many times smaller than
+#: the range still has its values down to 2^-6 of its largest rounded as finely as any.
+FP8_REACH = 448.0
+
+
+def name_suspects(
+    verdict: Verdict, suspects: Sequence[Suspect], *, suite: str, recipe: str = ""
+) -> Verdict:
     """Return a verdict that also says where the largest error enters, and what to try.
 
-    `suspects` are groups of quantizers by their noise alone, worst first. A verdict that passed,
-    and one without suspects, stays as it is. The next step changes where the loss itself is over
-    its limit, and not where FP16 is in doubt (a floor) or samples are too few.
+    `suspects` are groups of quantizers by their noise alone, worst first; `recipe` is the name of
+    the one that quantized them. A verdict that passed, and one without suspects, stays as it is.
+    The next step changes where the loss itself is over its limit, and not where FP16 is in doubt
+    (a floor) or samples are too few. Outlier channels are named where they explain the noise of
+    the worst suspect (`explained_by_outliers`).
     """
     if verdict.passed or not suspects:
         return verdict
@@ -29,10 +42,18 @@ def name_suspects(verdict: Verdict, suspects: Sequence[Suspect], *, suite: str) 
     names = f"quantgate sensitivity {suite}"
     if not _stands_out(worst, rest):
         where += ": no layer stands out"
+        leave_out = ""
         advice = f"choose a gentler recipe, or run {names}: it ranks all layers"
     else:
         patterns = ", ".join(json.dumps(pattern, ensure_ascii=False) for pattern in worst.patterns)
-        advice = f"try quantize.exclude: [{patterns}]; {names} finds the smallest list that passes"
+        leave_out = f"quantize.exclude: [{patterns}]"
+        advice = f"try {leave_out}; {names} finds the smallest list that passes"
+    if explained_by_outliers(worst):
+        where += f"; outlier channels explain it: {describe_outliers(worst)}"
+        gentler = _advise(worst.outliers, recipe=recipe)
+        if gentler:
+            tries = ", or ".join([*gentler, *([leave_out] if leave_out else [])])
+            advice = f"try {tries}; {names} finds the smallest exclude list that passes"
     if not _is_loss(verdict):
         return replace(verdict, evidence=(*verdict.evidence, where))
     return replace(
@@ -41,9 +62,83 @@ def name_suspects(verdict: Verdict, suspects: Sequence[Suspect], *, suite: str) 
         next_step=advice,
         evidence=(
             *verdict.evidence,
-            *(f"{s.label}: SQNR {_db(s)} alone" for s in suspects),
+            *(f"{s.label}: SQNR {_db(s)} alone{_apart(s)}" for s in suspects),
         ),
     )
+
+
+def explained_by_outliers(suspect: Suspect) -> bool:
+    """Return whether most of a suspect's noise comes from a range that outlier channels stretch.
+
+    That was tried out, not derived: the group was run alone once more, the outliers and the other
+    channels rounded apart from each other, and its SQNR rose by `EXPLAINS_DB`. It is the
+    decomposition of LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339, section 3.2), where each
+    part has a range of its own; that a channel of size m_i has but m_i / m of all levels in a range
+    m is in SmoothQuant (Xiao et al. 2023, arXiv 2211.10438, section 3).
+    """
+    if not suspect.outliers or suspect.sqnr_apart_db is None:
+        return False
+    return suspect.sqnr_apart_db >= suspect.sqnr_db + EXPLAINS_DB
+
+
+def describe_outliers(suspect: Suspect) -> str:
+    """Return which channels of a suspect reach furthest, and what they leave to the others."""
+    worst = max(suspect.outliers, key=lambda found: found.largest_ratio)
+    low, high = (_times(ratio) for ratio in (worst.smallest_ratio, worst.largest_ratio))
+    left = ""
+    if worst.levels is not None:
+        left = f", which has {worst.levels or 'none'} of the {worst.levels_count} levels of "
+        left += worst.format
+    one = len(worst.channels) == 1
+    return (
+        f"{len(worst.channels)} of {worst.channels_count} input channels of "
+        f"{_places(worst, suspect.outliers)} ({_channels(worst)}) {'reaches' if one else 'reach'} "
+        f"{high if low == high else f'{low} to {high}'} times the median channel{left}"
+    )
+
+
+def _apart(suspect: Suspect) -> str:
+    if not explained_by_outliers(suspect):
+        return ""
+    worst = max(suspect.outliers, key=lambda found: found.largest_ratio)
+    return (
+        f", {suspect.sqnr_apart_db:.1f} dB with channels {_channels(worst)} of "
+        f"{_places(worst, suspect.outliers)} quantized apart"
+    )
+
+
+def _places(worst: OutlierChannels, outliers: Sequence[OutlierChannels]) -> str:
+    """Return `self_attn.q_proj, k_proj, v_proj` for layers that are given the same input."""
+    first, *others = (
+        found.place
+        for found in outliers
+        if (found.channels, found.largest_ratio) == (worst.channels, worst.largest_ratio)
+    )
+    parent = first.rpartition(".")[0]
+    return ", ".join([first, *(place.removeprefix(f"{parent}.") for place in others)])
+
+
+def _channels(found: OutlierChannels) -> str:
+    return listed([str(channel) for channel in found.channels])
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
+
+
+def _advise(outliers: Sequence[OutlierChannels], *, recipe: str) -> list[str]:
+    """Return what there is against outlier channels, first what keeps most of the recipe.
+
+    SmoothQuant is for Linear layers in INT8 alone, FP8 for a range that it can span.
+    """
+    found = []
+    if all(one.smoothable for one in outliers):
+        own = recipe == "inline quant_cfg" or recipe.endswith((".yaml", ".yml"))
+        name = "algorithm: smoothquant next to its quant_cfg" if own else "recipe: int8-smoothquant"
+        found.append(f"{name}, which moves the range of such channels into the weights")
+    if all(o.format.startswith("INT") and o.largest_ratio <= FP8_REACH for o in outliers):
+        found.append("a recipe in FP8 (fp8, fp8-attention), which rounds small values as finely")
+    return found
 
 
 def _stands_out(worst: Suspect, rest: Sequence[Suspect]) -> bool:

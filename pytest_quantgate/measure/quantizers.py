@@ -134,6 +134,21 @@ def watch(
         handle.remove()
 
 
+@contextmanager
+def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Run another forward in a module's place, while the block runs."""
+    own = vars(module)
+    before = own.get("forward")
+    own["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del own["forward"]
+        else:
+            own["forward"] = before
+
+
 def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[int, int]:
     """Return how many values lie above a quantizer's amax, and how many there are.
 

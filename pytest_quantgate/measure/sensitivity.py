@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
 from pytest_quantgate.measure.groups import block_prefix
-from pytest_quantgate.measure.quantizers import find_quantizers, owner_of, slot_of
-from pytest_quantgate.measurement import QuantizerGroup
+from pytest_quantgate.measure.outliers import find_outliers, set_apart
+from pytest_quantgate.measure.quantizers import (
+    find_quantizers,
+    owner_of,
+    replaced_forward,
+    slot_of,
+)
+from pytest_quantgate.measurement import OutlierChannels, QuantizerGroup
 from pytest_quantgate.models.loading import quiet_libraries
 
 if TYPE_CHECKING:
@@ -44,7 +50,10 @@ class TowerEmbeddings:
     """Embeddings [N, D] of one tower in every state that was run.
 
     `groups` maps a state and the index of a group to its embeddings; a group that never ran in
-    this tower is not there. `forwards` counts whole forwards over all samples.
+    this tower is not there. `outliers` are the outlier channels that the quantizers of a group
+    were given in the first batch, `apart` its embeddings as alone, with these and the other
+    channels rounded apart; both are empty where no group has any. `forwards` counts whole forwards
+    over all samples.
     """
 
     fp16: torch.Tensor
@@ -52,6 +61,8 @@ class TowerEmbeddings:
     full: torch.Tensor
     groups: dict[tuple[Direction, int], torch.Tensor]
     forwards: float
+    outliers: dict[int, tuple[OutlierChannels, ...]] = field(default_factory=dict)
+    apart: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @contextmanager
@@ -140,7 +151,8 @@ class _TowerWork:
     ) -> None:
         if not inputs.batches:
             raise ValueError(f"the {inputs.tower} tower has no batch to run")
-        self.inputs, self.quantizers, self.directions = inputs, quantizers, directions
+        self.module, self.quantizers = module, quantizers
+        self.inputs, self.directions = inputs, directions
         self.tower = ResumableTower(module, quantizers, inputs.quantized, inputs.batches[0])
         self.names = [frozenset(group.quantizers) for group in groups]
         self.enabled = frozenset(name for name, q in quantizers.items() if q.is_enabled)
@@ -150,13 +162,19 @@ class _TowerWork:
         ]
         #: The block at which each group first acts; a group that never ran here is not there.
         self.starts = {index: min(blocks) for index, blocks in enumerate(found) if blocks}
+        outliers = {
+            index: tuple(o for o in self.tower.outliers if o.quantizer in self.names[index])
+            for index in (self.starts if "only" in directions else ())
+        }
+        self.outliers = {index: found for index, found in outliers.items() if found}
 
     @property
     def total(self) -> int:
         """Blocks to run over all batches: the groups, and the plain forwards of both states."""
         whole = self.tower.cost(0)
         groups = sum(self.tower.cost(start) for start in self.starts.values())
-        return len(self.inputs.batches) * (3 * whole + groups * len(self.directions))
+        apart = sum(self.tower.cost(self.starts[index]) for index in self.outliers)
+        return len(self.inputs.batches) * (3 * whole + groups * len(self.directions) + apart)
 
     def run(self, advance: Callable[[int], None]) -> TowerEmbeddings:
         import torch
@@ -164,6 +182,7 @@ class _TowerWork:
         fp16: list[torch.Tensor] = []
         plain: dict[Direction, list[torch.Tensor]] = {"only": [], "without": []}
         parts: dict[tuple[Direction, int], list[torch.Tensor]] = {}
+        apart: dict[int, list[torch.Tensor]] = {}
         for batch in self.inputs.batches:
             fp16.append(self.inputs.fp16(batch).cpu())
             advance(self.tower.cost(0))
@@ -177,11 +196,21 @@ class _TowerWork:
                         found = self.tower.resume(batch, recording, start=first)
                     parts.setdefault((state, index), []).append(found)
                     advance(self.tower.cost(first))
+                    if state == "only" and index in self.outliers:
+                        with (
+                            enabled_only(self.quantizers, self._on(state, index)),
+                            set_apart(self.module, self.quantizers, self.outliers[index]),
+                        ):
+                            found = self.tower.resume(batch, recording, start=first)
+                        apart.setdefault(index, []).append(found)
+                        advance(self.tower.cost(first))
         return TowerEmbeddings(
             fp16=torch.cat(fp16),
             off=torch.cat(plain["only"]),
             full=torch.cat(plain["without"]),
             groups={key: torch.cat(found) for key, found in parts.items()},
+            outliers=self.outliers,
+            apart={index: torch.cat(found) for index, found in apart.items()},
             forwards=self.total / (len(self.inputs.batches) * self.tower.cost(0)),
         )
 
@@ -204,6 +233,7 @@ class _Seen:
     blocks: list[str] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     first_block: dict[str, int] = field(default_factory=dict)
+    outliers: dict[str, OutlierChannels] = field(default_factory=dict)
 
 
 class ResumableTower:
@@ -221,14 +251,16 @@ class ResumableTower:
         encode: Callable[[Any], torch.Tensor],
         probe: Any,
     ) -> None:
-        self._quantizers, self._encode = quantizers, encode
+        self._module, self._quantizers, self._encode = module, quantizers, encode
         self._blocks: dict[str, torch.nn.Module] = {
             name: child for name, child in module.named_modules() if block_prefix(name) == name
         }
         seen = _Seen()
-        whole = self._record(probe, seen)
+        whole = self._record(probe, seen, look_for_outliers=True)
         #: For every quantizer that ran, how many blocks had ended before.
         self.first_block = seen.first_block
+        #: The outlier channels of those that are on, and were given some.
+        self.outliers = tuple(seen.outliers.values())
         if len(set(seen.blocks)) < len(seen.blocks) or not all(map(_is_plain, seen.outputs)):
             seen.blocks = []
         self._blocks = {name: self._blocks[name] for name in seen.blocks}
@@ -254,7 +286,7 @@ class ResumableTower:
         kept = recording.outputs[start - 1]
         with ExitStack() as stack:
             for block in list(self._blocks.values())[:start]:
-                stack.enter_context(_replaced_forward(block, lambda *_, **__: _copy(kept)))
+                stack.enter_context(replaced_forward(block, lambda *_, **__: _copy(kept)))
             return self._encode(inputs).cpu()
 
     def _repeats(self, probe: Any, whole: torch.Tensor, outputs: tuple[Any, ...]) -> bool:
@@ -265,15 +297,21 @@ class ResumableTower:
         again = self.resume(probe, recording, start=middle)
         return torch.equal(whole.nan_to_num(), again.nan_to_num())
 
-    def _record(self, inputs: Any, seen: _Seen) -> torch.Tensor:
+    def _record(self, inputs: Any, seen: _Seen, *, look_for_outliers: bool = False) -> torch.Tensor:
         from torch.nn.modules.module import register_module_forward_hook
 
         blocks = {id(block): name for name, block in self._blocks.items()}
         names = {id(quantizer): name for name, quantizer in self._quantizers.items()}
 
-        def hook(module: Any, _inputs: Any, output: Any) -> None:
+        def hook(module: Any, given: Any, output: Any) -> None:
             if id(module) in names:
-                seen.first_block.setdefault(names[id(module)], len(seen.blocks))
+                name = names[id(module)]
+                if look_for_outliers and module.is_enabled and name not in seen.first_block:
+                    owner = self._module.get_submodule(owner_of(name))
+                    found = find_outliers(name, module, given[0], owner=owner)
+                    if found is not None:
+                        seen.outliers[name] = found
+                seen.first_block.setdefault(name, len(seen.blocks))
             elif id(module) in blocks:
                 seen.blocks.append(blocks[id(module)])
                 seen.outputs.append(_copy(output))
@@ -284,20 +322,6 @@ class ResumableTower:
             return self._encode(inputs).cpu()
         finally:
             handle.remove()
-
-
-@contextmanager
-def _replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(module)
-    before = own.get("forward")
-    own["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del own["forward"]
-        else:
-            own["forward"] = before
 
 
 def _is_plain(output: Any) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from xml.sax.saxutils import escape
 
+from pytest_quantgate.gates.suspects import describe_outliers, explained_by_outliers
 from pytest_quantgate.measurement import (
     Exclusion,
     GateCheck,
@@ -14,6 +16,7 @@ from pytest_quantgate.measurement import (
     QuantizerGroup,
     Sensitivity,
 )
+from pytest_quantgate.sensitivity import SUSPECTS, rank_suspects
 
 #: SQNR from which on noise no longer shows in a plot.
 QUIET_DB = 60.0
@@ -60,6 +63,22 @@ def render_sensitivity(found: Sensitivity, *, top: int) -> Iterator[str]:
         yield f"  {effect.group.label:<{width}}  {_row(effect, found)}"
     if len(found.effects) > top:
         yield f"  ... and {_plural(len(found.effects) - top, 'group')} more (--top)"
+    yield from _outlier_lines(shown, found)
+
+
+def _outlier_lines(effects: Sequence[GroupEffect], found: Sensitivity) -> Iterator[str]:
+    """Yield the outlier channels that explain the noise of a group, as a red gate names them."""
+    ranked = rank_suspects(replace(found, effects=tuple(effects)), most=len(effects))
+    explained = [suspect for suspect in ranked if explained_by_outliers(suspect)]
+    if not explained:
+        return
+    yield ""
+    yield f"outlier channels explain most of the noise of {_plural(len(explained), 'group')}"
+    for suspect in explained[:SUSPECTS]:
+        yield f"  {suspect.label}: {describe_outliers(suspect)}"
+        yield f"    quantized apart from the others: SQNR {suspect.sqnr_apart_db:.1f} dB"
+    if len(explained) > SUSPECTS:
+        yield f"  ... and {_plural(len(explained) - SUSPECTS, 'group')} more"
 
 
 def render_exclusion(

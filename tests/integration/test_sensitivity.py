@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -222,6 +223,39 @@ def test_red_gates_name_their_suspects(
         assert "layers.1.self_attn.*bmm*" in verdict.next_step
     assert "enters at text" in text.cause
     assert judging._judge_fidelity().verdict.cause == vision.cause.removeprefix("noise; ")
+
+
+@pytest.mark.parametrize("recipe", ["int8", "fp8-attention"])
+def test_red_gates_name_outlier_channels_where_they_are_why(
+    open_case: Callable[..., Case], recipe: str
+) -> None:
+    import copy
+
+    case = open_case(min_sqnr=119, replaced=("recipe: fp8-attention", f"recipe: {recipe}"))
+    module = copy.deepcopy(case.quantized.module)
+    block: Any = module.get_submodule("vision_model.encoder.layers.1")
+    for part in (block.layer_norm2.weight, block.layer_norm2.bias):
+        part.data[[3, 20]] *= 100
+    block.mlp.fc1.weight.data[:, [3, 20]] /= 100
+    block.mlp.fc1.input_quantizer._amax = block.mlp.fc1.input_quantizer._amax * 100
+    planted = replace(case.quantized, module=module)
+    verdict = case.with_variant(planted, key=f"outliers-{recipe}").judge(kind="fidelity").verdict
+
+    text = "\n".join([verdict.cause, verdict.next_step, *verdict.evidence])
+    assert verdict.status.value == "FAIL"
+    if recipe == "int8":
+        assert re.search(
+            r"enters at vision block 1 mlp .* outlier channels explain it: 2 of 32 input channels "
+            r"of mlp\.fc1 \((3, 20|20, 3)\) reach \d+ to \d+ times the median channel, which has "
+            r"\d of the 127 levels of INT8",
+            verdict.cause,
+        )
+        assert verdict.next_step.startswith("try recipe: int8-smoothquant, which moves the range")
+        assert re.search(r"channels \d+, \d+ of mlp\.fc1 quantized apart", text)
+    else:
+        assert "enters at" in verdict.cause
+        assert "outlier channels" not in text
+        assert "quantized apart" not in text
 
 
 def make_red(gate: str) -> Any:

@@ -10,14 +10,36 @@ from gate_builders import accuracy_gate, all_text, make_pair
 
 from pytest_quantgate.gates import judge_accuracy
 from pytest_quantgate.gates.suspects import name_suspects
-from pytest_quantgate.measurement import Suspect
+from pytest_quantgate.measurement import OutlierChannels, Suspect
 from pytest_quantgate.verdict import Status, Verdict
 
 SUITE = "suites/clip.quantgate.yaml"
 
 
-def suspect(label: str, db: float, *patterns: str) -> Suspect:
-    return Suspect(label=label, towers=("vision",), sqnr_db=db, patterns=patterns)
+def suspect(label: str, db: float, *patterns: str, **changes: Any) -> Suspect:
+    return Suspect(label=label, towers=("vision",), sqnr_db=db, patterns=patterns, **changes)
+
+
+def outliers(place: str = "mlp.fc1", **changes: Any) -> OutlierChannels:
+    values: dict[str, Any] = {
+        "quantizer": f"vision_model.encoder.layers.3.{place}.input_quantizer",
+        "place": place,
+        "format": "INT8",
+        "channels": (93, 17),
+        "channels_count": 256,
+        "largest_ratio": 44.51,
+        "smallest_ratio": 38.2,
+        "range_ratio": 0.03,
+        "levels": 3,
+        "levels_count": 127,
+        "smoothable": True,
+        **changes,
+    }
+    return OutlierChannels(**values)
+
+
+def with_outliers(*found: OutlierChannels, db: float = 18.0, apart: float = 36.6) -> Suspect:
+    return suspect("vision block 3 mlp", db, "x.*", outliers=found, sqnr_apart_db=apart)
 
 
 PATCH = suspect("vision patch_embedding", 19.0, "*patch_embedding*")
@@ -107,3 +129,120 @@ def test_a_floor_under_fp16_is_not_blamed_on_a_layer(lost: int, renamed: bool) -
     assert verdict.status is Status.FAIL
     assert ("quantize.exclude" in named.next_step) is renamed
     assert "vision patch_embedding" in all_text(named)
+
+
+# -- outlier channels -----------------------------------------------------------------------------
+
+
+def test_outlier_channels_are_named_with_what_helps_against_them() -> None:
+    verdict = name_suspects(red(), [with_outliers(outliers()), MLP], suite=SUITE, recipe="int8")
+
+    assert verdict.cause == (
+        "quantization noise where the model is sensitive; the largest error enters at vision "
+        "block 3 mlp (SQNR 18.0 dB alone; next 31.2 dB, vision block 3 mlp); outlier channels "
+        "explain it: 2 of 256 input channels of mlp.fc1 (93, 17) reach 38 to 45 times the median "
+        "channel, which has 3 of the 127 levels of INT8"
+    )
+    assert verdict.next_step == (
+        "try recipe: int8-smoothquant, which moves the range of such channels into the weights, or "
+        "a recipe in FP8 (fp8, fp8-attention), which rounds small values as finely, or "
+        f'quantize.exclude: ["x.*"]; quantgate sensitivity {SUITE} finds the smallest exclude list '
+        "that passes"
+    )
+    assert verdict.evidence[-2:] == (
+        "vision block 3 mlp: SQNR 18.0 dB alone, 36.6 dB with channels 93, 17 of mlp.fc1 "
+        "quantized apart",
+        "vision block 3 mlp: SQNR 31.2 dB alone",
+    )
+
+
+@pytest.mark.parametrize(("apart", "named"), [(24.1, True), (23.9, False), (-math.inf, False)])
+def test_outlier_channels_are_named_only_where_they_explain_the_noise(
+    apart: float, named: bool
+) -> None:
+    found = [with_outliers(outliers(), apart=apart), MLP]
+    verdict = name_suspects(red(), found, suite=SUITE, recipe="int8")
+
+    assert ("outlier" in all_text(verdict)) is named
+    assert ("smoothquant" in verdict.next_step) is named
+    assert ("quantized apart" in all_text(verdict)) is named
+    assert "quantize.exclude" in verdict.next_step
+
+
+def test_outlier_channels_of_a_lesser_suspect_are_evidence_and_no_cause() -> None:
+    found = [suspect("vision patch_embedding", 5.0, "p.*"), with_outliers(outliers())]
+    verdict = name_suspects(red(), found, suite=SUITE, recipe="int8")
+
+    assert "outlier" not in verdict.cause
+    assert "smoothquant" not in verdict.next_step
+    assert "with channels 93, 17 of mlp.fc1 quantized apart" in verdict.evidence[-1]
+
+
+def test_where_no_layer_stands_out_none_is_left_out_for_its_outliers() -> None:
+    rest = suspect("vision block 0 mlp", 18.5, "y.*")
+    verdict = name_suspects(red(), [with_outliers(outliers()), rest], suite=SUITE, recipe="int8")
+
+    assert "no layer stands out; outlier channels explain it: 2 of 256" in verdict.cause
+    assert verdict.next_step.startswith("try recipe: int8-smoothquant")
+    assert "quantize.exclude" not in verdict.next_step
+
+
+def test_where_nothing_helps_against_outliers_a_gentler_recipe_is_asked_for() -> None:
+    found = with_outliers(outliers(smoothable=False, format="E4M3"))
+    rest = suspect("vision block 0 mlp", 18.5, "y.*")
+    verdict = name_suspects(red(), [found, rest], suite=SUITE, recipe="fp8")
+
+    assert "outlier channels explain it" in verdict.cause
+    assert verdict.next_step.startswith("choose a gentler recipe, or run quantgate sensitivity")
+
+
+def test_layers_of_one_input_are_named_together() -> None:
+    same = [outliers(f"self_attn.{name}_proj") for name in "qkv"]
+    other = outliers("mlp.fc2", channels=(5,), largest_ratio=9.0)
+    verdict = name_suspects(red(), [with_outliers(other, *same)], suite=SUITE)
+
+    assert "channels of self_attn.q_proj, k_proj, v_proj (93, 17) reach" in verdict.cause
+
+
+def test_one_channel_and_many_read_well() -> None:
+    one = outliers(channels=(7,), largest_ratio=4.44, smallest_ratio=4.44, levels=0)
+    many = outliers(channels=tuple(range(40)), channels_count=4096, levels=None, levels_count=None)
+
+    assert (
+        "1 of 256 input channels of mlp.fc1 (7) reaches 4.4 times the median channel, which has "
+        "none of the 127 levels of INT8"
+    ) in name_suspects(red(), [with_outliers(one)], suite=SUITE).cause
+    text = name_suspects(red(), [with_outliers(many)], suite=SUITE).cause
+    assert "40 of 4096 input channels of mlp.fc1 (0, 1, 2, 3 and 36 more) reach 38" in text
+    assert text.endswith("times the median channel")
+
+
+@pytest.mark.parametrize(
+    ("changes", "recipe", "advice"),
+    [
+        ({}, "int8", "try recipe: int8-smoothquant, which moves"),
+        ({}, "INT8_DEFAULT_CFG", "try recipe: int8-smoothquant, which moves"),
+        ({}, "inline quant_cfg", "try algorithm: smoothquant next to its quant_cfg, which moves"),
+        ({}, "ours.yaml", "try algorithm: smoothquant next to its quant_cfg, which moves"),
+        ({"smoothable": False}, "int8-smoothquant", "try a recipe in FP8 (fp8, fp8-attention), "),
+        ({"largest_ratio": 449.0}, "int8", "weights, or quantize.exclude"),
+        ({"smoothable": False, "format": "E4M3"}, "fp8", 'try quantize.exclude: ["x.*"]; quantg'),
+    ],
+)
+def test_the_advice_is_what_there_is(changes: dict[str, Any], recipe: str, advice: str) -> None:
+    verdict = name_suspects(
+        red(), [with_outliers(outliers(**changes)), MLP], suite=SUITE, recipe=recipe
+    )
+
+    assert "outlier channels explain it" in verdict.cause
+    assert advice in verdict.next_step
+    assert ("smoothquant" in verdict.next_step) is changes.get("smoothable", True)
+
+
+def test_outlier_channels_are_no_remedy_for_too_few_samples() -> None:
+    fp16, quantized = make_pair(300, lost=4, won=1)
+    verdict = judge_accuracy(fp16=fp16, quantized=quantized, gate=accuracy_gate())
+    named = name_suspects(verdict, [with_outliers(outliers())], suite=SUITE, recipe="int8")
+
+    assert (named.cause, named.next_step) == (verdict.cause, verdict.next_step)
+    assert "outlier channels explain it: 2 of 256" in named.evidence[-1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +27,8 @@ from pytest_quantgate.measure.sensitivity import (
 )
 from pytest_quantgate.measurement import Audit, QuantizerGroup
 from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.quantize import quantize
+from pytest_quantgate.models.recipes import Recipe
 
 MakeQuantized = Callable[..., ClipModel]
 MakePairs = Callable[..., list[PairBatch]]
@@ -229,6 +233,83 @@ def test_a_spoiled_range_is_ranked_first(
 
     assert rank(groups, towers)[0] == label
     assert {state for found in towers.values() for state, _ in found.groups} == {"only"}
+
+
+def plant_outliers(model: ClipModel, *, block: str, times: float = 64.0) -> ClipModel:
+    """Return a model that computes the same, with two channels far above the others in a block."""
+    changed = replace(model, module=copy.deepcopy(model.module))
+    norm: Any = changed.module.get_submodule(f"{block}.layer_norm2")
+    layer: Any = changed.module.get_submodule(f"{block}.mlp.fc1")
+    with torch.no_grad():
+        norm.weight[[3, 20]] *= times
+        norm.bias[[3, 20]] *= times
+        layer.weight[:, [3, 20]] /= times
+    return changed
+
+
+@pytest.mark.parametrize(("recipe", "found"), [("int8", True), ("int8-smoothquant", False)])
+def test_outlier_channels_are_found_and_set_apart(
+    recipe: str,
+    found: bool,
+    tiny_fp16: ClipModel,
+    make_recipe: Callable[[Any], Recipe],
+    make_pairs: MakePairs,
+) -> None:
+    fp16 = plant_outliers(tiny_fp16, block="vision_model.encoder.layers.1")
+    batches = make_pairs(seed=6)
+    model = quantize(fp16, recipe=make_recipe(recipe), batches=make_pairs()).model
+    told: list[int] = []
+
+    def start(total: int) -> Callable[[int], None]:
+        told.append(total)
+        return told.append
+
+    groups, towers = measure(fp16, model, batches, start=start)
+    vision = towers["vision"]
+    labels = [groups[index].label for index in vision.outliers]
+
+    assert told[0] == sum(told[1:])
+    assert labels == (["vision block 1 mlp"] if found else [])
+    assert vision.apart.keys() == vision.outliers.keys()
+    assert not towers["text"].outliers
+    for index, (outliers,) in vision.outliers.items():
+        assert outliers.place == "mlp.fc1"
+        assert set(outliers.channels) == {3, 20}
+        assert outliers.smoothable
+        assert vision.apart[index].shape == vision.off.shape
+        alone = noise_ratio(vision.off, vision.groups["only", index])
+        apart = noise_ratio(vision.off, vision.apart[index])
+        # As without the planted channels.
+        _, plain = measure(tiny_fp16, make_int8(tiny_fp16, make_recipe, make_pairs), batches)
+        ordinary = noise_ratio(plain["vision"].off, plain["vision"].groups["only", index])
+        assert sqnr_db(alone) < sqnr_db(ordinary) - 15
+        assert sqnr_db(apart) == pytest.approx(sqnr_db(ordinary), abs=3)
+    assert not [n for n, m in model.module.named_modules() if "forward" in vars(m)]
+
+    told.clear()
+    _, towers = measure(fp16, model, batches, start=start, directions=("without",))
+    assert told[0] == sum(told[1:])
+    assert not towers["vision"].outliers
+
+
+def make_int8(
+    fp16: ClipModel, make_recipe: Callable[[Any], Recipe], make_pairs: MakePairs
+) -> ClipModel:
+    return quantize(fp16, recipe=make_recipe("int8"), batches=make_pairs()).model
+
+
+def test_outliers_of_a_quantizer_that_is_off_are_none(
+    tiny_fp16: ClipModel, make_recipe: Callable[[Any], Recipe], make_pairs: MakePairs
+) -> None:
+    fp16 = plant_outliers(tiny_fp16, block="vision_model.encoder.layers.1")
+    model = make_int8(fp16, make_recipe, make_pairs)
+    quantizers = find_quantizers(model.module)
+    quantizers["vision_model.encoder.layers.1.mlp.fc1.input_quantizer"].disable()
+    tower = ResumableTower(
+        model.module, quantizers, model.encode_image, make_pairs()[0].pixel_values
+    )
+
+    assert tower.outliers == ()
 
 
 def test_groups_of_a_tower_that_is_off_do_not_run(

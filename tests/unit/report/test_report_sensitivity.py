@@ -13,6 +13,7 @@ from pytest_quantgate.measurement import (
     Exclusion,
     GateCheck,
     GroupEffect,
+    OutlierChannels,
     QuantizerGroup,
     Sensitivity,
     TowerNoise,
@@ -221,3 +222,57 @@ def test_decibels() -> None:
     assert to_sqnr_db(0.001) == 30.0
     assert to_sqnr_db(0.0) == math.inf
     assert to_sqnr_db(math.inf) == -math.inf
+
+
+# -- outlier channels -----------------------------------------------------------------------------
+
+OUTLIERS = OutlierChannels(
+    quantizer="vision_model.encoder.layers.0.mlp.fc1.input_quantizer",
+    place="mlp.fc1",
+    format="INT8",
+    channels=(46, 158),
+    channels_count=160,
+    largest_ratio=35.6,
+    smallest_ratio=30.4,
+    range_ratio=0.04,
+    levels=3,
+    levels_count=127,
+    smoothable=True,
+)
+
+
+def with_outliers(*labels: str, apart: float = 1e-4, noise_off: float = 0.0) -> Sensitivity:
+    effects = [effect(x, 0.01, 0.001, outliers=(OUTLIERS,), noise_apart=apart) for x in labels]
+    towers = (TowerNoise(tower="vision", samples=256, noise_all=0.02, noise_off=noise_off),)
+    return replace(FOUND, towers=towers, effects=tuple(effects))
+
+
+def test_outlier_channels_follow_the_table() -> None:
+    labels = [f"vision block {index} mlp" for index in range(6)]
+    lines = list(render_sensitivity(with_outliers(*labels), top=5))
+    text = lines[lines.index("  ... and 1 group more (--top)") + 1 :]
+
+    assert text[:4] == [
+        "",
+        "outlier channels explain most of the noise of 5 groups",
+        "  vision block 0 mlp: 2 of 160 input channels of mlp.fc1 (46, 158) reach 30 to 36 times "
+        "the median channel, which has 3 of the 127 levels of INT8",
+        "    quantized apart from the others: SQNR 40.0 dB",
+    ]
+    assert text[-1] == "  ... and 1 group more"
+    assert len(text) == 2 + 4 * 2 + 1
+
+
+def test_outlier_channels_that_explain_nothing_are_not_told() -> None:
+    for found in (
+        FOUND,
+        with_outliers("vision block 0 mlp", apart=0.006),
+        with_outliers("vision block 0 mlp", noise_off=0.03),  # the weights are not FP16's
+    ):
+        assert "outlier" not in "\n".join(render_sensitivity(found, top=20))
+
+
+def test_outlier_channels_are_stored_and_read_back() -> None:
+    found = with_outliers("vision block 0 mlp")
+
+    assert from_json(Sensitivity, to_json(found)) == found

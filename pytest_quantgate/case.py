@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import cached_property
 from importlib import metadata
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pytest_quantgate.baselines import Store
 from pytest_quantgate.cache import Cache, read_json
 from pytest_quantgate.errors import MissingPackage, QuantGateError
-from pytest_quantgate.fingerprint import Fingerprint, digest_of
+from pytest_quantgate.fingerprint import Fingerprint, digest_of, digest_parts
 from pytest_quantgate.judging import Judged, Judging
 from pytest_quantgate.measurement import (
     Audit,
@@ -479,7 +480,7 @@ class Case:
                 )
                 for image, classifier, variant in zip(images, classifiers, names, strict=True)
             )
-            return fp16, quantized
+            return _with_parts(fp16, samples), _with_parts(quantized, samples)
         captions, owners = list_captions(samples)
         if self._values.get("captions_key") != (samples.digest, stage):
             with (
@@ -503,7 +504,7 @@ class Case:
             )
             for image, text, variant in zip(images, texts, names, strict=True)
         )
-        return fp16, quantized
+        return _with_parts(fp16, samples), _with_parts(quantized, samples)
 
     def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
         """Return the image embeddings of both variants, from memory, the cache, or a forward.
@@ -724,6 +725,10 @@ def code_digest() -> str:
         for path in sorted((root / room).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _with_parts(outcomes: Outcomes, samples: Samples) -> Outcomes:
+    return replace(outcomes, data_parts=digest_parts(samples))
 
 
 def _read_outcomes(stored: Any) -> tuple[Outcomes, Outcomes]:

@@ -52,6 +52,19 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def digest_parts(samples: Any) -> tuple[tuple[str, str], ...]:
+    """Return the name and SHA-256 of each part of what was evaluated, as `Samples` has them."""
+    parts = {
+        "ids": samples.ids,
+        "images": samples.hashes,
+        "labels": samples.labels,
+        "captions": samples.captions,
+        "class names": samples.class_names,
+        "templates": samples.templates,
+    }
+    return tuple((name, digest_of(value)) for name, value in parts.items() if value is not None)
+
+
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value

@@ -1,4 +1,7 @@
-"""`python -m benchmarks.sabotage`: run the catalogue, print the result, write report.md."""
+"""`python -m benchmarks.sabotage`: run the catalogue, print the result, write report.md.
+
+With `--diff` it asks `quantgate diff` what was changed in every entry, and writes diff.md instead.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,38 @@ from pathlib import Path
 
 from benchmarks.sabotage.bench import Bench
 from benchmarks.sabotage.catalogue import CATALOGUE
+from benchmarks.sabotage.differences import Difference, compare_entries, describe_failure
+from benchmarks.sabotage.differences import render_page as render_differences
+from benchmarks.sabotage.releases import Releases
 from benchmarks.sabotage.report import describe, render_lines, render_page
 from benchmarks.sabotage.rivals import find_quant_regress
 from benchmarks.sabotage.run import Result, run_entries
 
 REPORT = Path(__file__).with_name("report.md")
+DIFFERENCES = Path(__file__).with_name("diff.md")
 PACKAGES = ("torch", "transformers", "nvidia-modelopt", "onnxruntime-gpu", "tensorrt-rtx-cu12")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return 0 where every sabotage is caught and named, or explained, and no control alarms."""
+    """Return 0 where every sabotage is caught and named, or explained, and no control alarms.
+
+    With `--diff`: where the true change of every entry is named, and nothing else of a control.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sabotage", description=__doc__)
     parser.add_argument("--only", metavar="REGEX", default="", help="entries whose name matches")
     parser.add_argument(
         "--folder", type=Path, help="keep what is built and found here, and go on where it ended"
     )
     parser.add_argument("--verbose", action="store_true", help="say what each gate says")
+    parser.add_argument(
+        "--diff", action="store_true", help="ask quantgate diff what was changed in each entry"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="sabotage-") as temporary:
-        results = _run(
-            options.folder or Path(temporary), only=options.only, verbose=options.verbose
-        )
+        folder = options.folder or Path(temporary)
+        if options.diff:
+            return _compare(folder, only=options.only, verbose=options.verbose)
+        results = _run(Bench(folder), only=options.only, verbose=options.verbose)
     for line in render_lines(results):
         print(line)
     if find_quant_regress():
@@ -51,11 +65,37 @@ def is_as_it_should_be(result: Result) -> bool:
     return result.named or bool(result.entry.principle or result.entry.finding)
 
 
-def _run(folder: Path, *, only: str, verbose: bool) -> list[Result]:
-    entries = [e for e in CATALOGUE if re.search(only, e.title)]
+def _compare(folder: Path, *, only: str, verbose: bool) -> int:
+    """Release every entry, ask the command about each, print and write what it says."""
     bench = Bench(folder)
+    releases = Releases(bench)
+    _run(bench, only=only, verbose=False, releases=releases)
+    found: list[Difference] = []
+    entries = [e for e in CATALOGUE if re.search(only, e.title)]
+    for difference in compare_entries(releases, entries):
+        found.append(difference)
+        if not difference.is_named:
+            print(f"?? {describe_failure(difference)}", flush=True)
+        elif verbose:
+            print(f"ok {difference.entry.title}", flush=True)
+        if verbose:
+            for said in difference.said:
+                print("".join(f"        {line}\n" for line in said.text.splitlines()), end="")
+    named = sum(difference.is_named for difference in found)
+    print(f"quantgate diff names the true change of {named} of {len(found)} entries")
+    if not only:
+        text = "\n".join(render_differences(found))
+        DIFFERENCES.write_text(text, encoding="utf-8")
+        print(f"written: {DIFFERENCES}")
+    return int(named < len(found))
+
+
+def _run(
+    bench: Bench, *, only: str, verbose: bool, releases: Releases | None = None
+) -> list[Result]:
+    entries = [e for e in CATALOGUE if re.search(only, e.title)]
     results: list[Result] = []
-    for number, result in enumerate(run_entries(bench, entries), start=1):
+    for number, result in enumerate(run_entries(bench, entries, releases=releases), start=1):
         results.append(result)
         mark = "ok " if is_as_it_should_be(result) else "?? "
         entry = result.entry

@@ -11,7 +11,7 @@ from pytest_quantgate.baseline_mode import BaselineMode
 from pytest_quantgate.baselines import AnyRecord, Record, Store, next_record
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.case import Case
-from pytest_quantgate.collect import GateItem, list_gates
+from pytest_quantgate.collect import list_gates
 from pytest_quantgate.fingerprint import digest_of
 from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import silent
@@ -170,10 +170,11 @@ def judge_kinds(case: Case, kinds: Collection[str]) -> dict[str, Verdict]:
     return {
         gate.name: case.judge(kind=gate.kind, key=gate.key).verdict
         for gate in list_gates(case.suite)
-        if judged_as(gate) in kinds
+        if judged_as(gate.name) in kinds
     }
 
 
-def judged_as(gate: GateItem) -> str:
+def judged_as(gate_name: str) -> str:
     """Return the word for a gate in `Entry.judged`."""
-    return f"{gate.kind}-onnx" if gate.key.endswith("-onnx") else gate.kind
+    kind = gate_name.partition("[")[0]
+    return f"{kind}-onnx" if gate_name.endswith("-onnx]") else kind

@@ -103,7 +103,12 @@ def other_samples(change: Callable[[Samples], Samples]) -> Callable[[Case], Any]
 
 def data_key_of_samples(good: Case) -> Any:
     """The suite's data key is that of the files; the loader's own change is not in it."""
-    return lambda name, count, purpose: digest_of(["changed", name, count, purpose])
+
+    def data_key(name: str, count: int | None, *, purpose: Any) -> str:
+        key: str = good._data_key(name, count, purpose=purpose)
+        return digest_of(["changed", key]) if purpose == "classification" else key
+
+    return data_key
 
 
 def shuffle_labels(samples: Samples) -> Samples:

@@ -304,8 +304,14 @@ def older_plan(bench: Bench) -> Case:
         entry = model.metadata_props.add()
         entry.key, entry.value = "exported", "again"
 
-    case = edited("touched", touch)(bench)
-    vars(case.stages)["engine"] = bench.good.stages.engine
+    case, good = edited("touched", touch)(bench), bench.good
+
+    def engine(**request: Any) -> Any:
+        report = good.stages.engine(**request)
+        case.used.update({about: key for about, key in good.used.items() if about[0] == "engine"})
+        return report
+
+    vars(case.stages)["engine"] = engine
     return case
 
 

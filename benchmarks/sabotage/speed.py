@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.sabotage.bench import Bench, Entry
-from pytest_quantgate.baselines import Store, next_latency_record
+from pytest_quantgate.baselines import next_latency_record
 from pytest_quantgate.case import Case
 from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
 from pytest_quantgate.selftest.sabotage import exchange_stages
@@ -53,7 +53,9 @@ def in_ms(baseline: Machine | None) -> Callable[[Bench], Case]:
     def make(bench: Bench) -> Case:
         case = bench.load(edits={"max_ratio: 0.9x}": "max_latency: 70ms}"})
         (gate,) = case.suite.gates.latency
-        name = "no-machine"
+        store = bench.store_of(
+            f"machine-{baseline.processor if baseline else 'none'}", bench.record(bench.good)
+        )
         if baseline is not None:
             record = next_latency_record(
                 None,
@@ -64,9 +66,8 @@ def in_ms(baseline: Machine | None) -> Callable[[Bench], Case]:
                 today=case.today,
                 reason="first baseline",
             )
-            name = "machine"
-            bench.store_of(name, record)
-        case.store = Store(bench.root / f"baselines-{name}")
+            store.write(record)
+        case.store = store
         return exchange_stages(case, latency=lambda _gate: _GOOD)
 
     return make
@@ -83,13 +84,7 @@ def cold_fp16(run: LatencyRun) -> LatencyRun:
     )
 
 
-def entry(
-    name: str,
-    make: Callable[[Bench], Case],
-    cause: str,
-    *,
-    principle: str = "",
-) -> Entry:
+def entry(name: str, make: Callable[[Bench], Case], cause: str) -> Entry:
     return Entry(
         name=name,
         theme="speed",
@@ -97,7 +92,6 @@ def entry(
         gates=("latency",),
         cause=cause,
         judged=("latency",),
-        principle=principle,
     )
 
 
@@ -112,9 +106,29 @@ SPEEDS = (
     entry(
         "quantized timed at batch 1, FP16 at batch 8",
         judged(measure(quantized_ms=7.0)),
-        "batch|implausible|not the same work",
-        principle="a suite's own measurement gives both variants one batch; times that were put "
-        "together elsewhere under one label look like a very fast model",
+        "(?s)implausible.*not the same work.*smaller batch",
+    ),
+    entry(
+        "quantized exported with a fixed batch of 4, FP16 timed at batch 8",
+        judged(
+            replace(
+                _GOOD,
+                fp16=replace(_GOOD.fp16, samples=8),
+                quantized=replace(times("quantized", 30.0, seed=1), samples=4),
+            )
+        ),
+        "(?s)not the same work.*quantized 4.*batch size that is fixed",
+    ),
+    entry(
+        "a timer that does not wait for the device",
+        judged(
+            replace(
+                measure(quantized_ms=0.05),
+                runtime="tensorrt-rtx",
+                machine=replace(MACHINE, device="NVIDIA L4"),
+            )
+        ),
+        "(?s)implausible.*timer that does not wait",
     ),
     entry("no warm-up: FP16 is timed cold", judged(cold_fp16(measure(quantized_ms=120.0))), "warm"),
     entry(

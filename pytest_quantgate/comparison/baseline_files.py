@@ -5,28 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pytest_quantgate.baselines import Record, read_record
+from pytest_quantgate.baselines import AnyRecord, LatencyRecord, Record, read_any_record
 from pytest_quantgate.comparison.changes import Change, Comparison, DiffError, compare_texts
 from pytest_quantgate.comparison.outcomes import Sampled, compare_results
 from pytest_quantgate.fingerprint import LABELS
+from pytest_quantgate.gates.latency import LABELS as LABELS_OF_MACHINE
 from pytest_quantgate.gates.words import count
 from pytest_quantgate.measurement import StoredOutcomes
+
+#: Slots that differed in fewer samples may come to agree by chance.
+LEAST_APART = 10
 
 RESULTS = {"fp16": "FP16", "accepted": "quantized", "first": "first accepted"}
 
 
-def read_records(path: Path) -> dict[str, Record]:
-    """Return the records of a file or of a folder by `<suite> <key>`.
+def read_records(path: Path) -> dict[str, AnyRecord]:
+    """Return the records of a file or of a folder by `<suite> <key>` (`<suite> latency <key>`).
 
     Raises BaselineError for a damaged one, DiffError for two of one name.
     """
-    records: dict[str, Record] = {}
+    records: dict[str, AnyRecord] = {}
     root = path if path.is_dir() else path.parent
     for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
-        record = read_record(file, root=root)
+        record = read_any_record(file, root=root)
         if record is None:
             raise DiffError(f"{file} does not exist")
-        name = f"{record.suite} {record.key}"
+        kind = f"{record.kind} " if isinstance(record, LatencyRecord) else ""
+        name = f"{record.suite} {kind}{record.key}"
         if name in records:
             raise DiffError(f"{file}: a second baseline of {name} in {path}")
         records[name] = record
@@ -34,8 +39,8 @@ def read_records(path: Path) -> dict[str, Record]:
 
 
 def compare_records(
-    before: Mapping[str, Record],
-    after: Mapping[str, Record],
+    before: Mapping[str, AnyRecord],
+    after: Mapping[str, AnyRecord],
     *,
     labels: tuple[str, str],
     by_name: bool = True,
@@ -65,7 +70,7 @@ def compare_records(
                 for name in names
             ]
     for name, old, new in pairs:
-        found = compare_record(old, new, name=name)
+        found = _compare_any(old, new, name=name)
         changes += found
         if not found:
             same.append(f"{name}: {new.describe()}")
@@ -78,6 +83,37 @@ def compare_records(
         changes=tuple(changes),
         same=tuple(same),
     )
+
+
+def _compare_any(before: AnyRecord, after: AnyRecord, *, name: str) -> list[Change]:
+    if isinstance(before, LatencyRecord) and isinstance(after, LatencyRecord):
+        return compare_latency_record(before, after, name=name)
+    if isinstance(before, Record) and isinstance(after, Record):
+        return compare_record(before, after, name=name)
+    raise DiffError(f"{name}: a baseline of accuracy and one of latency: compare two of a kind")
+
+
+def compare_latency_record(
+    before: LatencyRecord, after: LatencyRecord, *, name: str
+) -> list[Change]:
+    """Return what differs between two records of a machine; clock times alone are no change."""
+    machines = [
+        {f"{name}: {LABELS_OF_MACHINE[key]}": str(value) for key, value in vars(side).items()}
+        for side in (before.machine, after.machine)
+    ]
+    changes = compare_texts(machines[0], machines[1], area="engine", noun="another machine:")
+    changes += compare_texts(
+        {f"{name}: runtime": before.runtime}, {f"{name}: runtime": after.runtime}, area="engine"
+    )
+    changes += compare_texts(
+        {f"{name}: {key}": value for key, value in before.versions.items()},
+        {f"{name}: {key}": value for key, value in after.versions.items()},
+        area="versions",
+    )
+    fields = ("reason", "created", "updated")
+    said = [{f"{name}: {key}": getattr(side, key) for key in fields} for side in (before, after)]
+    changes += compare_texts(said[0], said[1], area="other")
+    return changes
 
 
 def compare_record(before: Record, after: Record, *, name: str) -> list[Change]:
@@ -94,6 +130,7 @@ def compare_record(before: Record, after: Record, *, name: str) -> list[Change]:
             what=f"{name}: {word}",
             metric=after.metric,
         )
+    changes += _compare_slots(before, after, name=name)
     changes += compare_texts(
         {f"{name}: {LABELS[key]}": getattr(before.fingerprint, key)[:12] for key in LABELS},
         {f"{name}: {LABELS[key]}": getattr(after.fingerprint, key)[:12] for key in LABELS},
@@ -110,6 +147,36 @@ def compare_record(before: Record, after: Record, *, name: str) -> list[Change]:
         area="other",
     )
     return changes
+
+
+def _compare_slots(before: Record, after: Record, *, name: str) -> list[Change]:
+    """Return whether the slots of FP16 and of the variant have come to hold one model's outcomes.
+
+    Two models that answer alike in every sample are rare, one in the place of the other is not.
+    """
+    apart = [
+        sum(a != b for a, b in zip(side.fp16.correct, side.accepted.correct, strict=False))
+        for side in (before, after)
+    ]
+    if before.fp16.ids_digest != after.fp16.ids_digest:
+        return []
+    if min(apart) > 0 or max(apart) < LEAST_APART:
+        return []
+    moved = "FP16" if before.fp16.correct != after.fp16.correct else RESULTS["accepted"]
+    other = RESULTS["accepted"] if moved == "FP16" else "FP16"
+    return [
+        Change(
+            area="accuracy",
+            kind="slots alike" if apart[1] == 0 else "slots apart",
+            subjects=(name,),
+            text=f"{name}: the {moved} slot "
+            + (
+                f"now holds what the {other} slot holds, sample by sample"
+                if apart[1] == 0
+                else f"held what the {other} slot holds, and no longer does"
+            ),
+        )
+    ]
 
 
 def _said(record: Record, *, name: str) -> dict[str, str]:

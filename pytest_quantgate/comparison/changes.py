@@ -36,6 +36,11 @@ MIRRORED = {
     "runs now": "no longer runs",
     "range added": "range lost",
     "loosened": "tightened",
+    "class lost": "class won",
+    "noisier": "quieter",
+    "slots alike": "slots apart",
+    "ranges no longer fit": "ranges fit again",
+    "switches nothing on": "switches on again",
     "damaged": "repaired",
     "tower quantized": "tower unquantized",
 }

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate.comparison.calibration import (
+    Calibrated,
+    compare_calibration,
+    describe_images,
+)
 from pytest_quantgate.comparison.changes import (
     Area,
     Change,
@@ -21,17 +26,21 @@ from pytest_quantgate.comparison.changes import (
     compare_texts,
 )
 from pytest_quantgate.comparison.modelopt_state import ModelOptState, read_state
-from pytest_quantgate.comparison.quantizers import StoredQuantizer, compare_quantizers
+from pytest_quantgate.comparison.quantizers import (
+    StoredQuantizer,
+    compare_quantizers,
+    describe_places,
+)
 from pytest_quantgate.comparison.recipe_lines import (
     as_bits,
     as_mapping,
-    compare_recipe_lines,
+    compare_recipes,
     describe_entry,
     show_plain,
 )
 from pytest_quantgate.comparison.safetensors_file import Tensor, read_header
-from pytest_quantgate.comparison.weights import compare_weights
-from pytest_quantgate.gates.words import count, listed
+from pytest_quantgate.comparison.weights import compare_weights, largest_magnitude
+from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.measure.quantizers import owner_of
 from pytest_quantgate.models.recipes import format_of_bits
 from pytest_quantgate.untrusted import read_regular
@@ -40,6 +49,7 @@ MAX_JSON_BYTES = 64 << 20
 STATE = "modelopt_state.pth"
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
+ALGORITHM = "calibration algorithm"
 EXPORT_CONFIG = "hf_quant_config.json"
 
 #: What a configuration says of its own making, not of the model.
@@ -62,7 +72,7 @@ class Checkpoint:
     digests: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
-    calibration: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibrated = field(default_factory=Calibrated)
     damage: tuple[str, ...] = ()
 
 
@@ -113,7 +123,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         key: str(manifest[key]) for key in ("compute_dtype", "attention") if key in manifest
     }
     if state is not None:
-        settings |= {"calibration algorithm": state.algorithm or "none"}
+        settings |= {ALGORITHM: state.algorithm or "none"}
     settings |= _flatten(export.get("quantization"), "export")
     return Checkpoint(
         label=label,
@@ -249,17 +259,21 @@ def _read_calls(audit: Path) -> dict[str, int]:
     return calls
 
 
-def _read_calibration(run: Mapping[str, Any]) -> dict[str, str]:
+def _read_calibration(run: Mapping[str, Any]) -> Calibrated:
     """Return how the quantizers got their ranges, where the cache entry says so."""
     keys = ("data", "samples", "batches", "vision_batches", "text_batches", "held_out_samples")
     found = {f"calibration {key.replace('_', ' ')}": str(run[key]) for key in keys if key in run}
     if "nonfinite" in run:
         names = [str(name) for name in run["nonfinite"]]
         found["not finite in calibration"] = listed(names) or "none"
-    if "sample_hashes" in run:
-        text = json.dumps(run["sample_hashes"], sort_keys=True)
-        found["calibration images"] = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return found
+    hashes = [_as_pairs(run.get(f"{name}_hashes")) for name in ("sample", "held_out")]
+    images = describe_images(hashes[0], held_out=hashes[1]) if hashes[0] else None
+    return Calibrated(facts=found, images=images)
+
+
+def _as_pairs(value: Any) -> list[Sequence[str]]:
+    items = value if isinstance(value, list) else []
+    return [item for item in items if isinstance(item, list) and len(item) == 2]
 
 
 def _with_calls(quantizer: StoredQuantizer, *, calls: Mapping[str, int]) -> StoredQuantizer:
@@ -299,19 +313,21 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 def compare_checkpoints(before: Checkpoint, after: Checkpoint) -> Comparison:
     """Return all that differs between two checkpoints."""
+    weights = compare_weights(before.weights, after.weights)
     changes = [
         *_compare_damage(before, after),
-        *compare_recipe_lines(before.recipe, after.recipe),
+        *compare_recipes(before.recipe, after.recipe),
         *_compare_said(before.settings, after.settings, area="recipe"),
         *compare_quantizers(before.quantizers, after.quantizers),
-        *compare_weights(before.weights, after.weights),
+        *weights,
+        *_relate_ranges_and_weights(before, after, changed=_name_changed(weights)),
         *compare_texts(before.config, after.config, area="model", noun=CONFIG),
         *_compare_said(
             {name: value[:12] for name, value in before.digests.items()},
             {name: value[:12] for name, value in after.digests.items()},
             area="model",
         ),
-        *_compare_said(before.calibration, after.calibration, area="data"),
+        *compare_calibration(before.calibration, after.calibration),
         *_compare_said(before.versions, after.versions, area="versions"),
     ]
     changes += _compare_sizes(before.sizes, after.sizes)
@@ -322,6 +338,69 @@ def compare_checkpoints(before: Checkpoint, after: Checkpoint) -> Comparison:
         changes=tuple(changes),
         same=_what_is_same(before, after, changes=changes),
     )
+
+
+def _relate_ranges_and_weights(
+    before: Checkpoint, after: Checkpoint, *, changed: Collection[str]
+) -> list[Change]:
+    """Return which weights have a range that is not theirs, where before or after it was.
+
+    A weight that is calibrated gets the range of its largest value. Where only one of the two
+    moved and they no longer fit, either the weight was changed afterwards, or the range is another
+    weight's. `changed` are the names of the weights that moved. Another algorithm of calibration
+    gives other ranges, and nothing is said then.
+    """
+    if before.settings.get(ALGORITHM) != after.settings.get(ALGORITHM):
+        return []
+    why = {  # by whether the weight moved, and whether its range did
+        (True, False): "the weights moved and their ranges did not: changed after the calibration",
+        (False, True): "the ranges moved and the weights did not: "
+        "ranges of another checkpoint, or edited",
+        (True, True): "both moved: ranges of other weights than these",
+    }
+    misfits: dict[tuple[str, str], list[str]] = {}
+    for name, old in before.quantizers.items():
+        new, weight = after.quantizers.get(name), f"{owner_of(name)}.weight"
+        if new is None or not name.endswith(".weight_quantizer") or not old.enabled:
+            continue
+        if not new.enabled or weight not in before.weights or weight not in after.weights:
+            continue
+        moved = (weight in changed, old.amax != new.amax)
+        if moved not in why:
+            continue
+        fits = [_fits(old, before.weights[weight]), _fits(new, after.weights[weight])]
+        if fits[0] != fits[1]:
+            kind = "ranges no longer fit" if fits[0] else "ranges fit again"
+            misfits.setdefault((kind, why[moved]), []).append(name)
+    return [
+        Change(
+            area="ranges",
+            kind=kind,
+            subjects=tuple(names),
+            text=f"{count(len(names), 'weight')} {_fit_words(kind)}: {reason}: "
+            f"{describe_places(names, all_of=before.quantizers)}",
+            lines=group(names),
+            figures={"quantizers": len(names)},
+        )
+        for (kind, reason), names in misfits.items()
+    ]
+
+
+def _fit_words(kind: str) -> str:
+    return "with a range that is not theirs" if kind == "ranges no longer fit" else "fit again"
+
+
+def _fits(quantizer: StoredQuantizer, weight: Tensor) -> bool:
+    """Return whether the widest range is that of the largest weight, up to 1 %."""
+    largest = largest_magnitude(weight)
+    widest = max(quantizer.amax or (0.0,))
+    return abs(widest - largest) <= 0.01 * largest
+
+
+def _name_changed(weights: Sequence[Change]) -> frozenset[str]:
+    """Return the weights whose values changed."""
+    found = (change.subjects for change in weights if change.kind == "weights changed")
+    return frozenset(name for subjects in found for name in subjects)
 
 
 def _compare_said(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pytest_quantgate.comparison.changes import Change, Comparison, compare_texts
 from pytest_quantgate.comparison.quantizers import StoredQuantizer, compare_quantizers
@@ -14,13 +16,24 @@ from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair
 
 SUFFIX = ".onnx"
 
+#: What the exporter of this product says of a file and the audit reads: compared as its facts.
+OWN_METADATA = frozenset(
+    f"quantgate.{key}" for key in ("tower", "precision", "quantizers", "extra")
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFile:
-    """One ONNX file: what its graph says, and the SHA-256 of every initializer by name."""
+    """One ONNX file: what its graph says, and the SHA-256 of every initializer by name.
+
+    Scales and zero points of Q/DQ pairs are not among them: they are compared as ranges. `zero` are
+    those that hold nothing but zeros, `metadata` what else the file says of itself.
+    """
 
     audit: OnnxAudit
     weights: Mapping[str, str]
+    zero: frozenset[str] = frozenset()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_onnx(path: Path) -> dict[str, OnnxFile]:
@@ -35,13 +48,36 @@ def read_onnx(path: Path) -> dict[str, OnnxFile]:
     for file in files:
         audit = read_graph(file)
         model = parse_model(file.read_bytes(), path=file)
+        parts = {
+            name
+            for node in model.graph.node
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+            for name in node.input[1:]
+        }
         weights = {
             tensor.name: hashlib.sha256(tensor.SerializeToString(deterministic=True)).hexdigest()
             for tensor in model.graph.initializer
+            if tensor.name not in parts
         }
         name = file.relative_to(path).as_posix() if path.is_dir() else ""
-        found[name] = OnnxFile(audit=audit, weights=weights)
+        found[name] = OnnxFile(
+            audit=audit,
+            weights=weights,
+            zero=frozenset(tensor.name for tensor in model.graph.initializer if _is_zero(tensor)),
+            metadata={
+                entry.key: entry.value
+                for entry in model.metadata_props
+                if entry.key not in OWN_METADATA
+            },
+        )
     return found
+
+
+def _is_zero(tensor: Any) -> bool:
+    """Return whether an initializer holds values, and nothing but zeros."""
+    fields = ("raw_data", "float_data", "int32_data", "int64_data", "double_data")
+    values = next((found for field in fields if (found := getattr(tensor, field))), b"")
+    return bool(values) and not any(values)
 
 
 def compare_onnx(
@@ -49,7 +85,7 @@ def compare_onnx(
 ) -> Comparison:
     """Return what differs between the files of one name, and which came or went."""
     changes = [
-        Change(area="gates", kind=kind, subjects=(name,), text=f"file {kind}: {name}")
+        Change(area="engine", kind=kind, subjects=(name,), text=f"file {kind}: {name}")
         for kind, here, there in (("removed", before, after), ("added", after, before))
         for name in here
         if name not in there
@@ -73,7 +109,12 @@ def compare_file(before: OnnxFile, after: OnnxFile, *, name: str) -> list[Change
         *compare_texts(_describe(old, name), _describe(new, name), area="engine"),
         *compare_quantizers(_stored(old.pairs), _stored(new.pairs)),
         *_compare_operations(old.operations, new.operations, name=name),
-        *_compare_weights(before.weights, after.weights, name=name),
+        *_compare_weights(before, after, name=name),
+        *compare_texts(
+            {f"{name}: metadata {key}": value for key, value in before.metadata.items()},
+            {f"{name}: metadata {key}": value for key, value in after.metadata.items()},
+            area="other",
+        ),
         *compare_texts(_sizes(old, name), _sizes(new, name), area="sizes"),
     ]
 
@@ -92,12 +133,14 @@ def _describe(audit: OnnxAudit, name: str) -> dict[str, str]:
 def _stored(pairs: Sequence[QdqPair]) -> dict[str, StoredQuantizer]:
     """Return every pair as a quantizer: one that is a lone half, or elsewhere, is off."""
     found: dict[str, StoredQuantizer] = {}
+    places = Counter(pair.quantizer for pair in pairs)
     for pair in pairs:
         quantizer = pair.quantizer or f"nameless pair {pair.node}"
         amax = (pair.amax_max,) if pair.scale_count == 1 else (pair.amax_min, pair.amax_max)
         found[quantizer] = StoredQuantizer(
             name=quantizer,
             enabled=pair.complete and (pair.feeds_owner or pair.quantizer is None),
+            off_because="" if pair.complete and pair.feeds_owner else _describe_place(pair),
             format=pair.format,
             granularity=f"{count(pair.scale_count, 'scale')}",
             dynamic=False,
@@ -106,11 +149,18 @@ def _stored(pairs: Sequence[QdqPair]) -> dict[str, StoredQuantizer]:
                 "zero point": "0" if pair.symmetric else "not 0",
                 "stored as": pair.source,
                 "scale type": pair.scale_type,
-                # Two ranges stand for all: the digest is of every one of them.
-                **({"scales": pair.scale_digest[:12]} if pair.scale_count > 1 else {}),
+                "Q/DQ pairs of one name": str(places[pair.quantizer] if pair.quantizer else 1),
             },
+            # Two ranges stand for all: the digest is of every one of them.
+            ranges_digest=pair.scale_digest if pair.scale_count > 1 else "",
         )
     return found
+
+
+def _describe_place(pair: QdqPair) -> str:
+    if not pair.complete:
+        return "left as half a pair: nothing is quantized there"
+    return "bypassed: the pair is there and does not feed its layer"
 
 
 def _compare_operations(
@@ -158,9 +208,8 @@ def _operands(operation: OnnxOperation) -> str:
     return f"{' x '.join(words)}{weight}"
 
 
-def _compare_weights(
-    before: Mapping[str, str], after: Mapping[str, str], *, name: str
-) -> list[Change]:
+def _compare_weights(old: OnnxFile, new: OnnxFile, *, name: str) -> list[Change]:
+    before, after = old.weights, new.weights
     changes = []
     for kind, names in (
         ("removed", [weight for weight in before if weight not in after]),
@@ -169,13 +218,15 @@ def _compare_weights(
     ):
         if names:
             word = {"removed": "gone", "added": "new"}.get(kind, "with other values")
+            lost = [weight for weight in names if weight in new.zero and weight not in old.zero]
+            zeros = f"; all zero now: {listed(group(lost))}" if lost and kind != "added" else ""
             changes.append(
                 Change(
                     area="weights",
                     kind=kind,
                     subjects=tuple(names),
                     text=f"{name}: {count(len(names), 'initializer')} {word}: "
-                    f"{listed(group(names))}",
+                    f"{listed(group(names))}{zeros}",
                     lines=group(names),
                 )
             )

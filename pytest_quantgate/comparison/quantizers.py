@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_quantgate.comparison.changes import Change, Table
@@ -20,6 +21,16 @@ _SLOT_WORDS = {
 }
 
 
+#: So many ranges are a pattern.
+_MANY = 5
+
+#: Ranges that moved by less than this, in powers of two, moved by rounding: 2e-6 of their size.
+_ROUNDING = 3e-6
+
+#: A phrase names no more modules than this, for they stand in the lines below it.
+_MOST_MODULES = 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredQuantizer:
     """One quantizer as a checkpoint keeps it.
@@ -27,6 +38,8 @@ class StoredQuantizer:
     `amax` are the stored ranges, flat and in their own order, None where there is none.
     `pre_scale` is what SmoothQuant scales a value by before it is quantized, None without.
     `settings` are all further settings that change what it computes, as text.
+    `ranges_digest` stands for all ranges where `amax` are the smallest and the largest alone.
+    `off_because` says why it is off where that is more than a switch.
     `calls` is how often it ran when it was audited, None where no audit lies beside.
     """
 
@@ -38,6 +51,8 @@ class StoredQuantizer:
     amax: tuple[float, ...] | None
     pre_scale: tuple[float, ...] | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    ranges_digest: str = ""
+    off_because: str = ""
     calls: int | None = None
 
 
@@ -79,19 +94,18 @@ def _compare_switches(
         "removed that had been on",
         all_of=on,
     )
-    note("added", [name for name in new if name in on_now], "added and on", all_of=on_now)
-    note(
-        "switched off",
-        [name for name in both if name in on and name not in on_now],
-        "switched off",
-        all_of=on,
-    )
-    note(
-        "switched on",
-        [name for name in both if name not in on and name in on_now],
-        "switched on",
-        all_of=on_now,
-    )
+    added = [name for name in new if name in on_now]
+    note("added", added, f"added and on{_count_idle(added, after)}", all_of=on_now)
+    stopped = [name for name in both if name in on and name not in on_now]
+    for reason in dict.fromkeys(after[name].off_because for name in stopped):
+        note(
+            "switched off",
+            [name for name in stopped if after[name].off_because == reason],
+            reason or "switched off",
+            all_of=on,
+        )
+    started = [name for name in both if name not in on and name in on_now]
+    note("switched on", started, f"switched on{_count_idle(started, after)}", all_of=on_now)
     active = [name for name in both if name in on and name in on_now]
     ran = [n for n in active if before[n].calls is not None and after[n].calls is not None]
     note(
@@ -127,6 +141,12 @@ def _compare_switches(
             read=lambda q, key=key: q.settings.get(key, "none"),  # type: ignore[misc]
         )
     return changes
+
+
+def _count_idle(names: Sequence[str], quantizers: Mapping[str, StoredQuantizer]) -> str:
+    """Return how many of these never run, where that was audited."""
+    idle = sum(quantizers[name].calls == 0 for name in names)
+    return f" ({'it never runs' if idle == len(names) == 1 else f'{idle} never run'})" * bool(idle)
 
 
 def _compare_towers(before: Iterable[str], after: Iterable[str]) -> list[Change]:
@@ -211,16 +231,34 @@ def describe_places(names: Iterable[str], *, all_of: Iterable[str]) -> str:
             by_slot.setdefault(_SLOT_WORDS.get(kind, kind), []).append(name)
         by_place: dict[str, list[str]] = {}
         for slot, members in by_slot.items():
-            blocks = sorted(
-                block for block in {block_of(name) for name in members} if block is not None
-            )
-            where = f"in {_name_blocks(blocks)}" if blocks else ""
-            if len(members) != len(blocks):
-                where = f"({len(members)}) {where}".rstrip()
-            by_place.setdefault(where, []).append(slot)
+            by_place.setdefault(_describe_place(slot, members), []).append(slot)
         slots = [f"{_join_slots(found)} {where}".rstrip() for where, found in by_place.items()]
         phrases.append(f"{tower}: {', '.join(slots)}")
     return "; ".join(phrases)
+
+
+def _describe_place(slot: str, members: Sequence[str]) -> str:
+    """Return the modules where they are few, how many, and the blocks, of one slot in a tower."""
+    blocks = sorted(block for block in {block_of(name) for name in members} if block is not None)
+    parts = []
+    if not slot.startswith("attention "):
+        modules = dict.fromkeys(_module_in_block(name) for name in members)
+        if len(modules) <= _MOST_MODULES:
+            parts.append(f"of {', '.join(modules)}")
+    if len(members) != len(blocks) and len(members) > 1:
+        parts.append(f"({len(members)})")
+    if blocks:
+        parts.append(f"in {_name_blocks(blocks)}")
+    return " ".join(parts)
+
+
+def _module_in_block(name: str) -> str:
+    """Return what owns a quantizer, by its name inside its block: `mlp.fc1`."""
+    owner = owner_of(name)
+    block = block_of(name)
+    if block is not None:
+        return owner.partition(f".{block}.")[2] or owner
+    return owner.partition("_model.")[2] or owner
 
 
 def _name_blocks(blocks: Sequence[int]) -> str:
@@ -264,9 +302,11 @@ def _compare_ranges(
     for name in both:
         old, new = before[name].amax, after[name].amax
         if old is not None and new is None:
-            lost.append(name)
+            if not after[name].dynamic:  # a dynamic one has none, and that it is one is said
+                lost.append(name)
         elif old is None and new is not None:
-            gained.append(name)
+            if not before[name].dynamic:
+                gained.append(name)
         elif old is not None and new is not None:
             drift = _drift(name, old, new)
             if drift is not None:
@@ -295,7 +335,27 @@ def _compare_ranges(
             )
         )
     if drifts:
-        changes.append(_describe_drifts(drifts, all_of=both))
+        alike = {name for name in both if _is_alike(before[name], after[name])}
+        changes.append(_describe_drifts(drifts, all_of=both, alike=alike))
+    inside = [
+        name
+        for name in both
+        if before[name].amax == after[name].amax
+        and before[name].ranges_digest
+        and after[name].ranges_digest
+        and before[name].ranges_digest != after[name].ranges_digest
+    ]
+    if inside:
+        changes.append(
+            Change(
+                area="ranges",
+                kind="re-ranged inside",
+                subjects=tuple(inside),
+                text=f"{count(len(inside), 'quantizer')} with other ranges between the same "
+                f"smallest and largest: {describe_places(inside, all_of=both)}",
+                lines=group(inside),
+            )
+        )
     rescaled = [
         drift
         for name in both
@@ -306,6 +366,12 @@ def _compare_ranges(
     if rescaled:
         changes.append(_describe_rescaled(rescaled))
     return changes
+
+
+def _is_alike(old: StoredQuantizer, new: StoredQuantizer) -> bool:
+    """Return whether the same values would give both quantizers the same range."""
+    kinds = [(q.format, q.granularity, q.pre_scale is None) for q in (old, new)]
+    return kinds[0] == kinds[1]
 
 
 def _drift(name: str, old: tuple[float, ...], new: tuple[float, ...]) -> _Drift | None:
@@ -322,7 +388,7 @@ def _drift(name: str, old: tuple[float, ...], new: tuple[float, ...]) -> _Drift 
         size = _octaves(was, now)
         if size >= worst:
             worst, ratio = size, now / was if was else math.inf
-    if not changed and len(old) == len(new):
+    if not changed:
         return None
     return _Drift(name=name, before=old, after=new, size=worst, ratio=ratio, changed=changed)
 
@@ -334,7 +400,9 @@ def _octaves(was: float, now: float) -> float:
     return math.inf
 
 
-def _describe_drifts(drifts: list[_Drift], *, all_of: Sequence[str]) -> Change:
+def _describe_drifts(
+    drifts: list[_Drift], *, all_of: Sequence[str], alike: Collection[str]
+) -> Change:
     drifts.sort(key=lambda drift: (-drift.size, drift.name))
     worst = drifts[0]
     ratios = [drift.ratio for drift in drifts]
@@ -343,18 +411,31 @@ def _describe_drifts(drifts: list[_Drift], *, all_of: Sequence[str]) -> Change:
     if broken:
         lines.append(f"not finite or not positive now: {listed(group(broken))}")
     same_ratio = max(ratios) - min(ratios) <= 1e-4 * abs(max(ratios)) if len(drifts) > 1 else False
-    if same_ratio and math.isfinite(ratios[0]):
+    if worst.size < _ROUNDING:
+        lines.append("rounding alone: another batch order, library or machine does that")
+    elif same_ratio and math.isfinite(ratios[0]):
         lines.append(f"all by the same factor {ratios[0]:.4g}")
-    else:
+    elif len(drifts) > 1:
         wide = sum(d.size > 1 for d in drifts)
         middle = sum(math.log2(1.1) < d.size <= 1 for d in drifts)
         lines.append(
             f"{wide} by more than 2x, {middle} by 10 % to 2x, {len(drifts) - wide - middle} by less"
         )
-    wider = sum(d.ratio > 1 for d in drifts)
-    lines.append(f"{wider} wider (coarser steps), {len(drifts) - wider} narrower (more is clipped)")
+    sized = [d for d in drifts if math.isfinite(d.size)]
+    wider = sum(d.ratio > 1 for d in sized)
+    if sized:
+        parts = (
+            f"{wider} wider (coarser steps)",
+            f"{len(sized) - wider} narrower (more is clipped)",
+        )
+        lines.append(", ".join(parts))
     if 2 < len(drifts) < len(all_of):
         lines.append(describe_places([drift.name for drift in drifts], all_of=all_of))
+    halved = sum(tuple(map(_to_half, drift.before)) == drift.after for drift in drifts)
+    if halved > len(drifts) / 2:
+        lines.append(f"{halved} of {len(drifts)} are what they were, rounded to half precision")
+    elif worst.size >= _ROUNDING:
+        lines += _list_unmoved({drift.name for drift in drifts}, all_of=all_of, alike=alike)
     return Change(
         area="ranges",
         kind="re-ranged",
@@ -384,6 +465,40 @@ def _describe_drifts(drifts: list[_Drift], *, all_of: Sequence[str]) -> Change:
     )
 
 
+def _list_unmoved(
+    moved: Collection[str], *, all_of: Sequence[str], alike: Collection[str]
+) -> list[str]:
+    """Return which whole towers, and whether all weights, kept their ranges where many moved.
+
+    One side of a model that moved alone says what was other: what that tower was calibrated on.
+    """
+    if len(moved) < _MANY:
+        return []
+    kept = [name for name in all_of if name not in moved]
+    lines = []
+    for tower in ("vision", "text"):
+        if len(kept_there := [n for n in kept if tower_of(owner_of(n)) == tower]) >= _MANY and not (
+            [n for n in moved if tower_of(owner_of(n)) == tower]
+        ):
+            lines.append(f"no range of the {tower} tower moved ({len(kept_there)} are the same)")
+    weights = [name for name in kept if slot_of(name) == "weight"]
+    moved_weights = sum(slot_of(name) == "weight" for name in moved)
+    if sum(slot_of(name) == "weight" and name in alike for name in moved) >= _MANY:
+        lines.append(f"{count(moved_weights, 'range')} of weights moved: those of other weights")
+    elif len(weights) >= _MANY and not moved_weights:
+        lines.append("no range of a weight moved: other calibration data, or another order of it")
+    return lines
+
+
+def _to_half(value: float) -> float:
+    """Return a value rounded to half precision: infinite over 65504."""
+    try:
+        rounded: float = struct.unpack("e", struct.pack("e", value))[0]
+    except OverflowError:
+        return math.inf
+    return rounded
+
+
 def _describe_rescaled(drifts: list[_Drift]) -> Change:
     drifts.sort(key=lambda drift: (-drift.size, drift.name))
     worst = drifts[0]
@@ -411,4 +526,8 @@ def _show(values: tuple[float, ...]) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"x{ratio:.4g}" if math.isfinite(ratio) else "not a factor"
+    if not math.isfinite(ratio):
+        return "not a factor"
+    if 0 < abs(ratio - 1) < 1e-3:
+        return f"{(ratio - 1) * 100:+.2g} %"
+    return f"x{ratio:.4g}"

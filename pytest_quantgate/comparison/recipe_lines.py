@@ -19,6 +19,12 @@ _DEFAULTS = {
 }
 
 
+#: ModelOpt's, where a recipe names none.
+DEFAULT_ALGORITHM = "max"
+
+_ALL_OFF = "*: off"
+
+
 def describe_recipe(config: Any) -> tuple[str, ...]:
     """Return a recipe, in any form that a suite takes, as one line an entry and its algorithm.
 
@@ -26,10 +32,14 @@ def describe_recipe(config: Any) -> tuple[str, ...]:
     """
     lines: list[str] = []
     if isinstance(config, Mapping) and "quant_cfg" in config:
-        lines.append(f"algorithm: {show_plain(config.get('algorithm', 'max'))}")
+        algorithm = config.get("algorithm") or DEFAULT_ALGORITHM
+        if algorithm != DEFAULT_ALGORITHM:
+            lines.append(f"algorithm: {show_plain(algorithm)}")
         config = config["quant_cfg"]
-    if not isinstance(config, Mapping):
+    if isinstance(config, (list, tuple)):
         return (*lines, *(describe_entry(entry) for entry in config))
+    if not isinstance(config, Mapping):  # a suite may hold it, building it is what refuses it
+        return (*lines, f"no entries: {show_plain(config)}")
     first = {name: entry for name, entry in config.items() if name == "default"}
     for name, entry in {**first, **config}.items():
         if str(name).startswith("nn.") and isinstance(entry, Mapping):
@@ -96,6 +106,29 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def compare_recipes(before: Sequence[str], after: Sequence[str]) -> list[Change]:
+    """Return what differs between two recipes, and whether they still switch anything on."""
+    changes = compare_recipe_lines(before, after)
+    on = [bool(_switches_on(side)) for side in (before, after)]
+    if not before or not after or on[0] == on[1]:
+        return changes
+    text = "the recipe switches something on again"
+    if on[0]:
+        reason = "every entry is off"
+        if any(not line.endswith(": off") for line in _entries(after)):
+            reason = f"`{_ALL_OFF}` stands behind the entries that switch on, and takes them back"
+        text = f"the recipe switches nothing on any more: {reason}"
+    change = Change(
+        area="recipe",
+        kind="switches nothing on" if on[0] else "switches on again",
+        subjects=("quant_cfg",),
+        text=text,
+        before="; ".join(before),
+        after="; ".join(after),
+    )
+    return [change, *changes]
+
+
 def compare_recipe_lines(before: Sequence[str], after: Sequence[str]) -> list[Change]:
     """Return which recipe entries came, went or moved; later entries win, so order counts."""
     had, has = Counter(before), Counter(after)
@@ -132,6 +165,18 @@ def compare_recipe_lines(before: Sequence[str], after: Sequence[str]) -> list[Ch
             )
         )
     return changes
+
+
+def _entries(lines: Sequence[str]) -> list[str]:
+    return [line for line in lines if not line.startswith("algorithm: ")]
+
+
+def _switches_on(lines: Sequence[str]) -> list[str]:
+    """Return the entries that switch on and are not taken back by a later `*: off`."""
+    left: list[str] = []
+    for line in _entries(lines):
+        left = [] if line == _ALL_OFF else [*left, *([] if line.endswith(": off") else [line])]
+    return left
 
 
 def _kept(lines: Sequence[str], common: Counter[str]) -> list[str]:

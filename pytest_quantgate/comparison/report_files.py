@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pytest_quantgate.baselines import unpack_bits
+from pytest_quantgate.comparison.calibration import (
+    Calibrated,
+    CalibrationImages,
+    compare_calibration,
+)
 from pytest_quantgate.comparison.changes import (
     Area,
     Change,
@@ -14,25 +20,49 @@ from pytest_quantgate.comparison.changes import (
     compare_texts,
 )
 from pytest_quantgate.comparison.outcomes import Sampled, compare_results
-from pytest_quantgate.comparison.quantizers import StoredQuantizer, compare_quantizers
-from pytest_quantgate.comparison.recipe_lines import compare_recipe_lines
-from pytest_quantgate.gates.words import count, listed
+from pytest_quantgate.comparison.quantizers import (
+    StoredQuantizer,
+    compare_quantizers,
+    describe_places,
+)
+from pytest_quantgate.comparison.recipe_lines import (
+    compare_recipe_lines,
+    compare_recipes,
+    describe_recipe,
+)
+from pytest_quantgate.comparison.report_measurements import (
+    compare_fidelity,
+    compare_latency,
+    compare_parity,
+    compare_roundtrip,
+)
+from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES
+from pytest_quantgate.gates.words import count, group, listed, percent
 from pytest_quantgate.report import FORMAT
 from pytest_quantgate.report.json_report import read_report as parse_report
 from pytest_quantgate.report.model import (
+    AuditFacts,
+    ClassFacts,
     EngineFacts,
     GateResult,
     OnnxFacts,
     OutcomeFacts,
     QuantizerFacts,
+    RecipeFacts,
     Report,
     SuiteReport,
     TaskFacts,
 )
-from pytest_quantgate.untrusted import read_regular
+from pytest_quantgate.untrusted import parse_json, read_regular
 from pytest_quantgate.verdict import Status
 
 MAX_BYTES = 256 << 20
+
+#: Of a gate that turned red, so many lines of its evidence are repeated.
+EVIDENCE_LINES = 2
+
+#: Fewer samples of a class are no sign that it was lost.
+LEAST_OF_A_CLASS = 3
 
 
 def is_report(data: object) -> bool:
@@ -86,6 +116,7 @@ def compare_reports(before: Report, after: Report, *, labels: tuple[str, str]) -
         changes += found
         if not found:
             same.append(f"{new.name}: {new.conclusion.sentence}")
+        same += compare_latency(old.latency, new.latency, suite=new.name)[1]
         notes += _list_unmeasured(old, new)
     changes += compare_texts(
         dict(before.environment.packages), dict(after.environment.packages), area="versions"
@@ -127,10 +158,12 @@ def compare_suite_reports(before: SuiteReport, after: SuiteReport) -> list[Chang
         changes += compare_texts(
             {f"{name}: recipe": old.name}, {f"{name}: recipe": new.name}, area="recipe"
         )
-        changes += compare_recipe_lines(old.lines, new.lines)
+        words = [_recipe_words(facts, other=other) for facts, other in ((old, new), (new, old))]
+        changes += compare_recipes(words[0], words[1])
+        both = before.audit is not None and after.audit is not None
         changes += compare_recipe_lines(
-            [f"exclude {pattern}" for pattern in old.exclude],
-            [f"exclude {pattern}" for pattern in new.exclude],
+            _exclude_words(old, before.audit if both else None),
+            _exclude_words(new, after.audit if both else None),
         )
     if before.audit is not None and after.audit is not None:
         changes += compare_quantizers(
@@ -138,28 +171,83 @@ def compare_suite_reports(before: SuiteReport, after: SuiteReport) -> list[Chang
         )
         changes += _compare_states(before.audit.quantizers, after.audit.quantizers)
     changes += _compare_tasks(before.tasks, after.tasks, suite=name)
+    changes += compare_fidelity(before.fidelity, after.fidelity, suite=name)
+    changes += compare_roundtrip(before.roundtrip, after.roundtrip, suite=name)
     changes += _compare_onnx(before.onnx, after.onnx, suite=name)
-    changes += _compare_engines(before.engines, after.engines, suite=name)
-    changes += compare_texts(_facts(before, name=name), _facts(after, name=name), area="model")
-    changes += compare_texts(
-        _calibration(before, name=name), _calibration(after, name=name), area="data"
-    )
-    changes += compare_texts(
-        {f"{name}: {key}": value for key, value in before.versions.items()},
-        {f"{name}: {key}": value for key, value in after.versions.items()},
-        area="versions",
-    )
+    changes += compare_parity(before.parity, after.parity, suite=name)
+    changes += _compare_engines(before, after)
+    changes += compare_latency(before.latency, after.latency, suite=name)[0]
+    if before.model is not None and after.model is not None:
+        changes += compare_texts(_facts(before, name=name), _facts(after, name=name), area="model")
+        changes += compare_texts(
+            {f"{name}: {key}": value for key, value in before.versions.items()},
+            {f"{name}: {key}": value for key, value in after.versions.items()},
+            area="versions",
+        )
+    changes += compare_calibration(_calibrated(before), _calibrated(after), suite=f"{name}:")
     return changes
+
+
+def _recipe_words(facts: RecipeFacts, *, other: RecipeFacts) -> tuple[str, ...]:
+    """Return a recipe as lines in words; one that is its name is opened where the other differs."""
+    lines = facts.lines
+    if lines == other.lines:
+        return lines
+    if len(lines) == 1:
+        from pytest_quantgate.models.recipes import named_recipes
+
+        known = named_recipes().get(lines[0])
+        if known is not None:
+            return describe_recipe(known)
+    return describe_recipe(_read_lines(lines)) if _is_inline(lines) else lines
+
+
+def _is_inline(lines: Sequence[str]) -> bool:
+    """Return whether lines are those of an inline recipe: one JSON value an entry."""
+    try:
+        return bool(_read_lines(lines))
+    except (ValueError, TypeError):
+        return False
+
+
+def _read_lines(lines: Sequence[str]) -> Any:
+    """Return the recipe that `report.evidence.recipe_lines` wrote; raises ValueError."""
+    entries, named = [], {}
+    for line in lines:
+        if line.startswith("{"):
+            entries.append(parse_json(line))
+        else:
+            key, _, value = line.partition(": ")
+            named[key] = parse_json(value)
+    if not named:
+        return entries
+    head = {key: named.pop(key) for key in ("algorithm",) if key in named}
+    return {**head, "quant_cfg": entries or named}
+
+
+def _exclude_words(facts: RecipeFacts, audit: AuditFacts | None) -> list[str]:
+    words = []
+    for pattern in facts.exclude:
+        matched = audit.excludes.get(pattern) if audit is not None else None
+        said = "" if matched is None else f" ({count(matched, 'quantizer')})"
+        words.append(f"exclude {pattern}{' (it matches none)' if matched == 0 else said}")
+    return words
 
 
 def _list_unmeasured(before: SuiteReport, after: SuiteReport) -> list[str]:
     notes = []
     for field, word in (
+        ("model", "the model"),
         ("recipe", "the recipe"),
+        ("calibration", "the calibration"),
         ("audit", "the quantizers"),
+        ("fidelity", "fidelity"),
         ("tasks", "tasks"),
+        ("roundtrip", "the round trip"),
         ("onnx", "exported files"),
+        ("parity", "parity"),
         ("engines", "engines"),
+        ("latency", "times"),
     ):
         there = [bool(getattr(side, field)) for side in (before, after)]
         if there[0] != there[1]:
@@ -169,11 +257,12 @@ def _list_unmeasured(before: SuiteReport, after: SuiteReport) -> list[str]:
 
 
 def _compare_gates(before: SuiteReport, after: SuiteReport) -> list[Change]:
-    changes = []
+    changes: list[Change] = []
     olds = {gate.name: gate for gate in before.gates}
     news = {gate.name: gate for gate in after.gates}
-    for gate in [*olds, *(gate for gate in news if gate not in olds)]:
-        old, new = olds.get(gate), news.get(gate)
+    verdicts: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for name in [*olds, *(name for name in news if name not in olds)]:
+        old, new = olds.get(name), news.get(name)
         if old is None or new is None:
             kind = "added" if old is None else "removed"
             here = old or new
@@ -182,12 +271,18 @@ def _compare_gates(before: SuiteReport, after: SuiteReport) -> list[Change]:
                 Change(
                     area="gates",
                     kind=kind,
-                    subjects=(f"{after.name} {gate}",),
-                    text=f"{after.name}: gate {gate} {kind}: {here.status} {here.brief}".rstrip(),
+                    subjects=(f"{after.name} {name}",),
+                    text=f"{after.name}: gate {name} {kind}: {here.status} {here.brief}".rstrip(),
+                    lines=_explain(here) if here.status != "PASS" else (),
                 )
             )
         elif old.status != new.status:
-            changes.append(_describe_verdict(old, new, suite=after.name))
+            now_red = Status[new.status].severity > Status[old.status].severity
+            key = (old.status, new.status, _explain(new if now_red else old))
+            verdicts.setdefault(key, []).append(name)
+        elif new.status != "PASS" and _explain(old)[0] != _explain(new)[0]:
+            verdicts.setdefault((old.status, new.status, _explain(new)), []).append(name)
+    changes = [*_describe_verdicts(verdicts, suite=after.name), *changes]
     if before.conclusion.status != after.conclusion.status:
         changes.insert(
             0,
@@ -203,26 +298,41 @@ def _compare_gates(before: SuiteReport, after: SuiteReport) -> list[Change]:
     return changes
 
 
-def _describe_verdict(old: GateResult, new: GateResult, *, suite: str) -> Change:
-    now_red = Status[new.status].severity > Status[old.status].severity
-    return Change(
-        area="gates",
-        kind="changed",
-        subjects=(f"{suite} {new.name}",),
-        text=f"{suite}: {new.name}: {old.status} -> {new.status}",
-        before=old.status,
-        after=new.status,
-        lines=((new if now_red else old).headline,),
-    )
+def _describe_verdicts(
+    verdicts: Mapping[tuple[str, str, tuple[str, ...]], list[str]], *, suite: str
+) -> list[Change]:
+    """Return a change for each verdict; gates that say the same stand together."""
+    return [
+        Change(
+            area="gates",
+            kind="changed",
+            subjects=tuple(f"{suite} {name}" for name in names),
+            text=f"{suite}: {', '.join(names)}: "
+            + (f"{old} -> {new}" if old != new else f"still {new}, for another reason"),
+            before=old,
+            after=new,
+            lines=lines,
+        )
+        for (old, new, lines), names in verdicts.items()
+    ]
+
+
+def _explain(gate: GateResult) -> tuple[str, ...]:
+    """Return what a red gate says: its headline, the first evidence and the likely cause."""
+    cause = f"likely cause: {gate.cause}" if gate.cause else ""
+    lines = [gate.headline, *gate.evidence[:EVIDENCE_LINES], cause]
+    return tuple(line for line in lines if line)
 
 
 def _stored(quantizers: Iterable[QuantizerFacts]) -> dict[str, StoredQuantizer]:
     found = {}
     for facts in quantizers:
+        if not facts.format:
+            continue  # meant, and not in the model at all
         amax: tuple[float, ...] | None = None
         if facts.amax_min is not None and facts.amax_max is not None:
             amax = (facts.amax_max,)
-            if facts.amax_min != facts.amax_max:
+            if facts.amax_count > 1 and facts.amax_min != facts.amax_max:
                 amax = (facts.amax_min, facts.amax_max)
         found[facts.name] = StoredQuantizer(
             name=facts.name,
@@ -242,9 +352,10 @@ def _compare_states(
     """Return the quantizers that get less far, or farther, on the way to the engine."""
     olds = {facts.name: facts for facts in before}
     moved: dict[tuple[str, str], list[str]] = {}
-    for facts in after:
+    both = [facts for facts in after if facts.format and olds.get(facts.name, facts).format]
+    for facts in both:
         old = olds.get(facts.name)
-        if old is not None and old.lost_at != facts.lost_at:
+        if old is not None and old.enabled and facts.enabled and old.lost_at != facts.lost_at:
             moved.setdefault((old.lost_at, facts.lost_at), []).append(facts.name)
     return [
         Change(
@@ -252,7 +363,8 @@ def _compare_states(
             kind="lost elsewhere",
             subjects=tuple(names),
             text=f"{count(len(names), 'quantizer')} {_lost(old)} before, {_lost(new)} now: "
-            f"{listed(names)}",
+            f"{describe_places(names, all_of=[facts.name for facts in both])}",
+            lines=group(names),
             before=old or "nowhere",
             after=new or "nowhere",
             figures={"quantizers": len(names)},
@@ -282,6 +394,9 @@ def _compare_tasks(
                 what=f"{suite}: {_task_name(task)}: {word}",
                 metric=task.metric,
             )
+        changes += _compare_data(old, task, suite=suite)
+        changes += _compare_soundness(old, task, suite=suite)
+        changes += _compare_classes(old, task, suite=suite)
         flips = (old.answers_changed, task.answers_changed)
         if flips[0] != flips[1]:
             changes.append(
@@ -297,6 +412,84 @@ def _compare_tasks(
                 )
             )
     return changes
+
+
+def _compare_data(before: TaskFacts, after: TaskFacts, *, suite: str) -> list[Change]:
+    """Return which part of the evaluation data is another one."""
+    if before.data_digest == after.data_digest:
+        return []
+    old, new = before.data_parts, after.data_parts
+    shared = [part for part in old if part in new]
+    others = [part for part in shared if old[part] != new[part]]
+    if not others:
+        return []  # a report of an older release does not say
+    kept = [part for part in shared if part not in others]
+    return [
+        Change(
+            area="data",
+            kind="other data",
+            subjects=(f"{suite} {_task_name(after)}",),
+            text=f"{suite}: {_task_name(after)}: other {' and '.join(others)}"
+            + (f"; {', '.join(kept)} are the same" if kept else ""),
+            before=before.data_digest[:12],
+            after=after.data_digest[:12],
+        )
+    ]
+
+
+def _compare_soundness(before: TaskFacts, after: TaskFacts, *, suite: str) -> list[Change]:
+    """Return samples with NaN or Inf, and values that are not what their samples say."""
+    sides = []
+    for task in (before, after):
+        found = {}
+        for word, facts in (("FP16", task.fp16), ("quantized", task.quantized)):
+            name = f"{suite}: {_task_name(task)}: {word}"
+            found[f"{name}: samples with NaN or Inf"] = str(facts.nonfinite)
+            counted = facts.right / task.samples if task.samples else 0.0
+            agrees = task.metric == MEAN_OVER_CLASSES or abs(facts.value - counted) <= 1e-9
+            found[f"{name}: the value reported"] = (
+                "what its samples say"
+                if agrees
+                else f"{percent(facts.value)}, but {facts.right} of {task.samples} samples are "
+                f"right, {percent(counted)}"
+            )
+        sides.append(found)
+    return compare_texts(sides[0], sides[1], area="accuracy")
+
+
+def _compare_classes(before: TaskFacts, after: TaskFacts, *, suite: str) -> list[Change]:
+    """Return the classes of which the quantized variant lost, or won, most of the samples."""
+    olds = {facts.name: facts for facts in before.classes}
+    moved: dict[str, list[tuple[ClassFacts, ClassFacts]]] = {"class lost": [], "class won": []}
+    for new in after.classes:
+        old = olds.get(new.name)
+        if old is None or old.samples != new.samples or before.data_digest != after.data_digest:
+            continue
+        change = new.quantized_right - old.quantized_right
+        if abs(change) >= max(LEAST_OF_A_CLASS, new.samples / 2):
+            moved["class won" if change > 0 else "class lost"].append((old, new))
+    return [
+        Change(
+            area="accuracy",
+            kind=kind,
+            subjects=tuple(new.name for _, new in pairs),
+            text=f"{suite}: {_task_name(after)}: {_count_classes(len(pairs))} "
+            f"{'lost' if kind == 'class lost' else 'won'} at least half of the samples: "
+            + listed(
+                [
+                    f"{new.name!r} {old.quantized_right} -> {new.quantized_right} right of "
+                    f"{new.samples}"
+                    for old, new in pairs
+                ]
+            ),
+        )
+        for kind, pairs in moved.items()
+        if pairs
+    ]
+
+
+def _count_classes(number: int) -> str:
+    return "1 class" if number == 1 else f"{number} classes"
 
 
 def _task_name(task: TaskFacts) -> str:
@@ -354,6 +547,9 @@ def _compare_onnx(
             {f"{name}: file bytes": facts.file_bytes, **_by_type(facts, name)},
             area="sizes",
         )
+        changes += compare_texts(
+            {f"{name}: file": old.digest[:12]}, {f"{name}: file": facts.digest[:12]}, area="engine"
+        )
     return changes
 
 
@@ -361,20 +557,24 @@ def _by_type(facts: OnnxFacts, name: str) -> dict[str, int]:
     return {f"{name}: {kind} weight bytes": size for kind, size in facts.weights_bytes.items()}
 
 
-def _compare_engines(
-    before: Iterable[EngineFacts], after: Iterable[EngineFacts], *, suite: str
-) -> list[Change]:
+def _compare_engines(before: SuiteReport, after: SuiteReport) -> list[Change]:
+    suite = after.name
     changes: list[Change] = []
 
     def key(facts: EngineFacts) -> tuple[str, str, str, int, str]:
         return (facts.variant, facts.tower, facts.target, facts.batch, facts.library)
 
-    olds = {key(facts): facts for facts in before}
-    for facts in after:
+    olds = {key(facts): facts for facts in before.engines}
+    for facts in after.engines:
         old = olds.get(key(facts))
         if old is None:
             continue
         name = f"{suite}: engine {facts.target} {facts.variant} {facts.tower} batch {facts.batch}"
+        changes += compare_texts(
+            {f"{name}: built from": _origin(old, before.onnx)},
+            {f"{name}: built from": _origin(facts, after.onnx)},
+            area="engine",
+        )
         changes += _compare_counts(_precisions(old, name), _precisions(facts, name), area="engine")
         moved: dict[tuple[str, str], list[str]] = {}
         for layer in [*old.layers, *(n for n in facts.layers if n not in old.layers)]:
@@ -400,6 +600,16 @@ def _compare_engines(
             area="versions",
         )
     return changes
+
+
+def _origin(engine: EngineFacts, files: Iterable[OnnxFacts]) -> str:
+    """Return whether an engine is of the ONNX file that was exported."""
+    for file in files:
+        if (file.variant, file.tower) == (engine.variant, engine.tower):
+            if file.digest != engine.onnx_digest:
+                return "another ONNX file than the one exported"
+            break
+    return "the exported ONNX file"
 
 
 def _precisions(facts: EngineFacts, name: str) -> dict[str, int]:
@@ -456,15 +666,28 @@ def _facts(suite: SuiteReport, *, name: str) -> dict[str, str]:
     return found
 
 
-def _calibration(suite: SuiteReport, *, name: str) -> dict[str, str]:
+def _calibrated(suite: SuiteReport) -> Calibrated:
     facts = suite.calibration
     if facts is None:
-        return {}
-    return {
-        f"{name}: calibration data": facts.data,
-        f"{name}: calibration samples": str(facts.samples),
-        f"{name}: calibration batch size": str(facts.batch_size),
-        f"{name}: calibration held out": str(facts.held_out_samples),
-        f"{name}: calibration digest": facts.digest[:12],
-        f"{name}: not finite in calibration": listed(facts.nonfinite) or "none",
+        return Calibrated()
+    found = {
+        "calibration data": facts.data,
+        "calibration samples": str(facts.samples),
+        "calibration batch size": str(facts.batch_size),
+        "calibration batches": str(facts.batches),
+        "calibration held out": str(facts.held_out_samples),
+        "calibration digest": facts.digest[:12],
+        "not finite in calibration": listed(facts.nonfinite) or "none",
     }
+    for tower, batches in (("vision", facts.vision_batches), ("text", facts.text_batches)):
+        if batches is not None:
+            found[f"calibration batches through the {tower} tower"] = str(batches)
+    images = None
+    if facts.contents_digest:
+        images = CalibrationImages(
+            sources=facts.sources,
+            contents=facts.contents_digest,
+            order=facts.order_digest,
+            held_out=facts.held_out_overlap,
+        )
+    return Calibrated(facts=found, images=images)

@@ -6,6 +6,7 @@ The format: eight bytes with the length of a JSON header (little endian), the he
 from __future__ import annotations
 
 import math
+import stat
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 MAX_HEADER_BYTES = 100 << 20
+#: More than any library takes, and few enough to multiply.
+MAX_DIMENSIONS = 64
 
 #: Bytes of one value by the name that the format gives its type.
 SIZES = {
@@ -124,7 +127,10 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name; raises DiffError for a damaged one."""
     damaged = f"{path} is damaged"
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise DiffError(f"{path} is no regular file: copy or save it again")
+        size = found.st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
@@ -151,17 +157,23 @@ def _read_entry(entry: Any, *, name: str, path: Path, start: int, size: int) -> 
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        plain = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError) as error:
         raise DiffError(
-            f"{path} is damaged: tensor {name!r} is not described: save it again"
+            f"{path} is damaged: tensor {name!r:.80} is not described: save it again"
         ) from error
-    if dtype not in SIZES:
-        raise DiffError(f"{path}: tensor {name!r} has the type {dtype!r}, which is not known here")
-    expected = math.prod(shape) * SIZES[dtype] if plain else -1
-    if end - begin != expected or start + end > size:
+    if not isinstance(dtype, str) or dtype not in SIZES:
         raise DiffError(
-            f"{path} is damaged: tensor {name!r} ends beyond the file or has another size than "
+            f"{path}: tensor {name!r:.80} has the type {dtype!r:.80}, which is not known here"
+        )
+    plain = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    if (
+        not plain
+        or len(shape) > MAX_DIMENSIONS
+        or end - begin != math.prod(shape) * SIZES[dtype]
+        or start + end > size
+    ):
+        raise DiffError(
+            f"{path} is damaged: tensor {name!r:.80} ends beyond the file or has another size than "
             f"its shape: copy or save it again"
         )
     return Tensor(file=path, dtype=dtype, shape=shape, offset=start + begin)

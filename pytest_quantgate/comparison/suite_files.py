@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.comparison.changes import Area, Change, Comparison, compare_texts
-from pytest_quantgate.comparison.recipe_lines import compare_recipe_lines, describe_recipe
+from pytest_quantgate.comparison.recipe_lines import compare_recipes, describe_recipe
 from pytest_quantgate.suite import QuantizeSpec, Suite, Where
 from pytest_quantgate.suite_file import SUFFIX, load_suite
 
@@ -31,10 +31,13 @@ _LOOSER_DOWN = (
 )
 
 
-def read_suites(path: Path) -> dict[str, Suite]:
-    """Return the suites of a file or of a folder by name; raises SuiteError."""
+def read_suites(path: Path, *, relative_to: Path | None = None) -> dict[str, Suite]:
+    """Return the suites of a file or of a folder by name; raises SuiteError.
+
+    Places in them are named relative to `relative_to`.
+    """
     files = sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
-    suites = [load_suite(file) for file in files]
+    suites = [load_suite(file, relative_to=relative_to) for file in files]
     return {suite.name: suite for suite in suites}
 
 
@@ -178,7 +181,7 @@ def _compare_recipes(before: Suite, after: Suite) -> list[Change]:
         )
     old_lines, new_lines = _recipe_lines(before.quantize), _recipe_lines(after.quantize)
     if old_lines is not None and new_lines is not None:
-        changes += compare_recipe_lines(old_lines, new_lines)
+        changes += compare_recipes(old_lines, new_lines)
     if not changes:
         changes.append(
             Change(

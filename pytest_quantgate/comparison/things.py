@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
+from pytest_quantgate.baselines import Kind as BaselineKind
+from pytest_quantgate.baselines import LatencyRecord
 from pytest_quantgate.comparison.baseline_files import compare_records, read_records
 from pytest_quantgate.comparison.changes import Comparison, DiffError, combine
 from pytest_quantgate.comparison.checkpoints import (
@@ -54,7 +57,7 @@ def kind_of(path: Path) -> Kind:
         return "report"
     if any(path.rglob(f"*{SUFFIX}")):
         return "suite"
-    if any(path.rglob("regression-*.json")):
+    if any(any(path.rglob(f"{kind}-*.json")) for kind in get_args(BaselineKind)):
         return "baseline"
     if any(path.rglob("*.onnx")):
         return "onnx"
@@ -81,7 +84,7 @@ def _kind_of_file(path: Path) -> Kind:
         raise DiffError(f"{path} is damaged: not JSON: {error}") from error
     if is_report(data):
         return "report"
-    if isinstance(data, dict) and "accepted" in data:
+    if isinstance(data, dict) and ("accepted" in data or data.get("kind") == LatencyRecord.kind):
         return "baseline"
     raise DiffError(f"{path} is neither a baseline nor a report of pytest-quantgate")
 
@@ -148,7 +151,9 @@ def compare_trees(text: str, *, baselines: str, suites: str, here: Path, room: P
         parts.append(compare_records(records[0], records[1], labels=labels))
     if any((root / suites).is_dir() for root in roots):
         found_suites = [
-            _read_side(read_suites, root / suites, root=root, label=label)
+            _read_side(
+                partial(read_suites, relative_to=root), root / suites, root=root, label=label
+            )
             for root, label in zip(roots, labels, strict=True)
         ]
         parts.append(compare_suites(found_suites[0], found_suites[1], labels=labels))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_quantgate.comparison.changes import Change, Table
 from pytest_quantgate.comparison.safetensors_file import Tensor, import_numpy
 from pytest_quantgate.gates.words import count, group, listed
+from pytest_quantgate.measure.quantizers import block_of
 
 #: Values read at once from a weight: 8 MB as float64.
 _STEP = 1 << 20
@@ -59,7 +60,7 @@ def compare_weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
             retyped.append((name, old.dtype, new.dtype))
     if moved:
         moved = [replace(item, now=_recognise(item.name, before, after)) for item in moved]
-        changes.append(_describe_weights(moved, of=len(before)))
+        changes.append(_describe_weights(moved, all_of=tuple(before)))
     for pair in dict.fromkeys((old, new) for _, old, new in retyped):
         names = [name for name, old, new in retyped if (old, new) == pair]
         changes.append(
@@ -74,6 +75,16 @@ def compare_weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
             )
         )
     return changes
+
+
+def largest_magnitude(weight: Tensor) -> float:
+    """Return the largest magnitude in a tensor, NaN where one is in it, 0 for an empty one."""
+    numpy = import_numpy()
+    parts = [
+        numpy.abs(weight.values(start, start + _STEP)).max()
+        for start in range(0, weight.count, _STEP)
+    ]
+    return float(numpy.max(parts)) if parts else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +157,8 @@ def _recognise(name: str, before: Mapping[str, Tensor], after: Mapping[str, Tens
         turned = old.values().reshape(old.shape).T.reshape(-1)
         if numpy.array_equal(turned, values):
             return "transposed"
-    if values.min() == values.max():
-        return ""  # all zeros, or all ones, are many a weight's
+    if values.min() == values.max():  # what many a weight may hold
+        return f"all {values[0]:g} now" if values[0] else "all zero now"
     for other, tensor in before.items():
         if other == name or tensor.shape != new.shape or not _starts_alike(tensor, new):
             continue
@@ -160,15 +171,35 @@ def _starts_alike(one: Tensor, two: Tensor) -> bool:
     return bool((one.values(0, 8) == two.values(0, 8)).all())
 
 
-def _describe_weights(moved: list[_Moved], *, of: int) -> Change:
+def _list_whole_blocks(moved: Sequence[str], *, all_of: Sequence[str]) -> tuple[str, ...]:
+    """Return which whole transformer blocks changed where that is all that did."""
+    blocks = {name: _block_module(name) for name in all_of}
+    whole = {block for name, block in blocks.items() if name in moved and block}
+    if not whole or any(not blocks[name] for name in moved):
+        return ()
+    if whole == {block for block in blocks.values() if block}:
+        return ()
+    if any(block in whole and name not in moved for name, block in blocks.items()):
+        return ()
+    return (f"all weights of these blocks, and no other: {listed(group(sorted(whole)))}",)
+
+
+def _block_module(name: str) -> str:
+    """Return the module of the transformer block that a weight is in, empty outside of them."""
+    block = block_of(name)
+    return "" if block is None else f"{name.partition(f'.{block}.')[0]}.{block}"
+
+
+def _describe_weights(moved: list[_Moved], *, all_of: Sequence[str]) -> Change:
     moved.sort(key=lambda item: (-item.nonfinite, -item.error, item.name))
     worst = moved[0]
     return Change(
         area="weights",
         kind="weights changed",
         subjects=tuple(item.name for item in moved),
-        text=f"{len(moved)} of {count(of, 'weight tensor')} changed, most {worst.name}: "
+        text=f"{len(moved)} of {count(len(all_of), 'weight tensor')} changed, most {worst.name}: "
         f"{_weight_words(worst)}",
+        lines=_list_whole_blocks([item.name for item in moved], all_of=all_of),
         table=Table(
             columns=("weight", "relative change", "values changed", "what"),
             rows=tuple(

@@ -20,6 +20,7 @@ from typing import TypeVar, cast
 from pytest_quantgate import __version__
 from pytest_quantgate.baselines import pack_bits
 from pytest_quantgate.cache import Cache
+from pytest_quantgate.comparison.calibration import describe_images
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.gates.coverage import wanted_slots
 from pytest_quantgate.gates.trace import STAGES, Stage, TraceRow, follow_quantizers
@@ -262,6 +263,7 @@ class _SuiteReader:
     def _describe_calibration(self, run: CalibrationRun | None) -> CalibrationFacts | None:
         if run is None:
             return None
+        images = describe_images(run.sample_hashes, held_out=run.held_out_hashes)
         return CalibrationFacts(
             data=run.data,
             samples=run.samples,
@@ -270,6 +272,12 @@ class _SuiteReader:
             held_out_samples=run.held_out_samples,
             nonfinite=run.nonfinite,
             digest=self.evidence.calibration_digest,
+            vision_batches=run.vision_batches,
+            text_batches=run.text_batches,
+            sources=images.sources,
+            contents_digest=images.contents,
+            order_digest=images.order,
+            held_out_overlap=images.held_out,
         )
 
     def _describe_audit(
@@ -426,6 +434,7 @@ def describe_task(
             _describe_flip(fp16, quantized, index=index, preview=previews.get(fp16.ids[index], {}))
             for index in flips[:MAX_FLIPS]
         ),
+        data_parts=dict(fp16.data_parts),
     )
 
 

@@ -144,9 +144,11 @@ def _sign(change: Change) -> str:
         "tower unquantized",
         "range lost",
         "no longer runs",
+        "switches nothing on",
     ):
         return "-"
-    return "!" if change.kind in ("damaged", "loosened") else "~"
+    alarming = ("damaged", "loosened", "ranges no longer fit", "slots alike")
+    return "!" if change.kind in alarming else "~"
 
 
 def _shown_lines(change: Change, *, all_of_them: bool = False) -> list[str]:

@@ -86,6 +86,7 @@ def describe_case(case: Case, *, gates: tuple[str, ...]) -> Evidence:
                 fp16_ms=run.fp16.times_ms,
                 quantized_ms=run.quantized.times_ms,
                 fp16_again_ms=run.fp16_again.times_ms,
+                cold=tuple(c.name for c in run.contestants if not c.warm),
             )
             for key, run in case.latency_runs.items()
         ),
@@ -139,11 +140,14 @@ def recipe_lines(content: Any) -> tuple[str, ...]:
 
 
 def _lines_of(mapping: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{key}: {_dump(value)}" for key, value in mapping.items())
+    # The patterns of a class (`nn.Linear: {...}`) are entries of their own: later ones win.
+    return tuple(
+        f"{key}: {_dump(value, in_order=key.startswith('nn.'))}" for key, value in mapping.items()
+    )
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
+def _dump(value: Any, *, in_order: bool = False) -> str:
+    return json.dumps(value, sort_keys=not in_order, ensure_ascii=False, default=_plain)
 
 
 def _plain(value: Any) -> Any:

@@ -88,7 +88,13 @@ class RecipeFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationFacts:
-    """What calibrated the quantizers; `digest` covers data and settings."""
+    """What calibrated the quantizers; `digest` covers data and settings.
+
+    `vision_batches` and `text_batches` went through that tower. `sources` counts the images by the
+    folder in their ids, `contents_digest` is the SHA-256 of their sorted content hashes,
+    `order_digest` of the same in the order of calibration; `held_out_overlap` counts those that
+    are also held-out images.
+    """
 
     data: str
     samples: int
@@ -97,6 +103,12 @@ class CalibrationFacts:
     held_out_samples: int
     nonfinite: tuple[str, ...]
     digest: str
+    vision_batches: int | None = None
+    text_batches: int | None = None
+    sources: Mapping[str, int] = field(default_factory=dict)
+    contents_digest: str = ""
+    order_digest: str = ""
+    held_out_overlap: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +232,8 @@ class TaskFacts:
     sorted sample ids, one a line; two tasks of two reports are paired sample by sample where
     `ids_digest` and `data_digest` are the same. `answers_changed` counts other answers, right or
     wrong; `flips` are some of the `right_to_wrong` + `wrong_to_right` samples, losses first.
-    `classes` are in the data set's order, empty for retrieval.
+    `classes` are in the data set's order, empty for retrieval; `data_parts` gives the SHA-256 of
+    what `data_digest` covers part by part (`images`, `labels`, `templates`, ...).
     """
 
     task: str
@@ -237,6 +250,7 @@ class TaskFacts:
     answers_changed: int
     classes: tuple[ClassFacts, ...]
     flips: tuple[Flip, ...]
+    data_parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +301,8 @@ class EngineFacts:
 class LatencyFacts:
     """One interleaved timing; round i is at place i of all three lists, in ms.
 
-    `fp16_again` is FP16 a second time: the machine's own noise.
+    `fp16_again` is FP16 a second time: the machine's own noise. `cold` names the variants whose
+    times had not settled when they were taken.
     """
 
     gate: str
@@ -302,6 +317,7 @@ class LatencyFacts:
     fp16_ms: tuple[float, ...]
     quantized_ms: tuple[float, ...]
     fp16_again_ms: tuple[float, ...]
+    cold: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.baselines import Record, Store
+from pytest_quantgate.baselines import LatencyRecord, Record, Store
 from pytest_quantgate.comparison.baseline_files import (
     compare_record,
     compare_records,
     read_records,
 )
 from pytest_quantgate.comparison.changes import DiffError, mirror
+from pytest_quantgate.comparison.things import compare_paths
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.gates.statistics import Flips, drop_limits
+from pytest_quantgate.measure.latency import Machine
 from pytest_quantgate.measurement import StoredOutcomes
 
 NAME = "clip scenes/classification-acc1"
@@ -85,6 +87,76 @@ def test_change_of_the_variant_is_paired_with_its_interval() -> None:
         "10 flips on 100 samples: 8 right to wrong, 2 wrong to right "
         "(paired, one-sided 95% limits)",
     )
+
+
+@pytest.mark.parametrize("moved", ["FP16", "quantized"])
+def test_slot_that_comes_to_hold_the_other_ones_outcomes_is_named(moved: str) -> None:
+    before = record([False] * 12 + [True] * 88)
+    after = (
+        replace(before, fp16=before.accepted)
+        if moved == "FP16"
+        else replace(before, accepted=before.fp16, first=before.fp16)
+    )
+    other = "quantized" if moved == "FP16" else "FP16"
+
+    there, back = (
+        [c for c in compare_record(one, two, name=NAME) if c.kind.startswith("slots")]
+        for one, two in ((before, after), (after, before))
+    )
+
+    assert [c.text for c in there] == [
+        f"{NAME}: the {moved} slot now holds what the {other} slot holds, sample by sample"
+    ]
+    assert [c.kind for c in back] == ["slots apart"]
+
+
+def test_few_samples_that_come_to_agree_are_no_exchanged_slot() -> None:
+    found = compare_record(record([False] * 9 + [True] * 91), record([True] * 100), name=NAME)
+
+    assert [change.kind for change in found] == ["accuracy"]
+
+
+def latency_record(**changes: object) -> LatencyRecord:
+    made = LatencyRecord(
+        suite="clip",
+        key="onnxruntime-vision-batch8",
+        runtime="onnxruntime",
+        machine=Machine(system="Linux", processor="a", cores=8, threads=1, device="cpu"),
+        rounds=30,
+        fp16_ms=100.0,
+        quantized_ms=60.0,
+        versions={"torch": "2.15.0"},
+        created="2026-11-01",
+        updated="2026-11-01",
+        reason="measured",
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_baselines_of_latency_stand_beside_the_others(tmp_path: Path) -> None:
+    for folder, processor in (("a", "a"), ("b", "b")):
+        store = Store(tmp_path / folder)
+        store.write(record(RIGHT))
+        machine = replace(latency_record().machine, processor=processor)
+        store.write(latency_record(machine=machine, quantized_ms=61.0))
+
+    found = compare_paths(tmp_path / "a", tmp_path / "b")
+    single = compare_paths(*(next((tmp_path / f).rglob("latency-*.json")) for f in ("a", "b")))
+
+    assert [c.text for c in found.changes] == [
+        "another machine: clip latency onnxruntime-vision-batch8: processor: a -> b"
+    ]
+    assert [c.text for c in single.changes] == [c.text for c in found.changes]
+
+
+def test_clock_times_of_a_machine_alone_are_no_change() -> None:
+    name = "clip latency x"
+
+    found = compare_records(
+        {name: latency_record()}, {name: latency_record(fp16_ms=101.0)}, labels=LABELS
+    )
+
+    assert found.changes == ()
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from pytest_quantgate.comparison.calibration import (
+    Calibrated,
+    compare_calibration,
+    describe_images,
+)
 from pytest_quantgate.comparison.changes import Change, Comparison, DiffError, mirror
 from pytest_quantgate.comparison.checkpoints import (
     Checkpoint,
     compare_checkpoints,
     read_checkpoint,
 )
-from pytest_quantgate.comparison.quantizers import StoredQuantizer, describe_places
+from pytest_quantgate.comparison.quantizers import (
+    StoredQuantizer,
+    compare_quantizers,
+    describe_places,
+)
 from pytest_quantgate.comparison.recipe_lines import compare_recipe_lines
 from pytest_quantgate.models.checkpoint import save_checkpoint
 from pytest_quantgate.models.clip import ClipModel
@@ -126,8 +135,13 @@ def test_drifts_are_sorted_by_size_up_and_down(planted: Callable[[Edit], Compari
             key = f"text_model.encoder.layers.0.self_attn.{name}.weight_quantizer._amax"
             tensors[key] *= factor
 
-    (change,) = only(planted(spoil), "ranges")
+    change, misfit = only(planted(spoil), "ranges")
 
+    assert misfit.text == (
+        "4 weights with a range that is not theirs: the ranges moved and the weights did not: "
+        "ranges of another checkpoint, or edited: text: weight of self_attn.k_proj, "
+        "self_attn.v_proj, self_attn.q_proj, self_attn.out_proj (4) in block 0"
+    )
     assert [name.split(".")[-2] for name in change.subjects] == [
         "k_proj",
         "v_proj",
@@ -138,7 +152,8 @@ def test_drifts_are_sorted_by_size_up_and_down(planted: Callable[[Edit], Compari
     assert [row[3] for row in change.table.rows] == ["x0.125", "x3", "x1.5", "x0.9"]
     assert change.lines[0] == "2 by more than 2x, 2 by 10 % to 2x, 0 by less"
     assert change.lines[1] == "2 wider (coarser steps), 2 narrower (more is clipped)"
-    assert change.lines[2] == "text: weight (4) in block 0"
+    assert change.lines[2].startswith("text: weight of self_attn.k_proj, self_attn.v_proj, ")
+    assert change.lines[2].endswith(" (4) in block 0")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
@@ -149,8 +164,9 @@ def test_range_that_is_none_comes_first(
         tensors[f"{FC1}.input_quantizer._amax"] *= 100
         tensors[f"{FC1}.weight_quantizer._amax"].fill_(value)
 
-    (change,) = only(planted(spoil), "ranges")
+    change, misfit = only(planted(spoil), "ranges")
 
+    assert misfit.kind == "ranges no longer fit"
     assert change.subjects[0] == f"{FC1}.weight_quantizer"
     assert f"not finite or not positive now: {FC1}.weight_quantizer" in change.lines
 
@@ -210,16 +226,83 @@ def test_swapped_and_transposed_weights_are_recognised(
 def test_calibration_is_compared_where_the_cache_keeps_it(saved: Path, tmp_path: Path) -> None:
     for name, nonfinite in (("a", []), ("b", ["image 7"])):
         shutil.copytree(saved, tmp_path / name / "checkpoint")
-        run = {"data": "x/train", "samples": 8, "nonfinite": nonfinite, "sample_hashes": [[name]]}
+        run = {
+            "data": "x/train",
+            "samples": 8,
+            "nonfinite": nonfinite,
+            "sample_hashes": [["1" * 64, "x/train/1"], [name * 64, f"x/{name}/2"]],
+            "held_out_hashes": [["b" * 64, "x/train/9"]],
+        }
         (tmp_path / name / "calibration.json").write_text(json.dumps(run))
 
     found = compare_checkpoints(read_checkpoint(tmp_path / "a"), read_checkpoint(tmp_path / "b"))
 
-    assert [c.subjects[0] for c in found.changes] == [
-        "not finite in calibration",
-        "calibration images",
+    assert [c.text for c in found.changes] == [
+        "not finite in calibration: none -> image 7",
+        "calibration images: others than before (1 of 2 are the same): 1 of x/a, 1 of x/train -> "
+        "1 of x/b, 1 of x/train",
+        "calibration images that are also held-out ones: 0 -> 1",
     ]
-    assert found.changes[0].text == "not finite in calibration: none -> image 7"
+
+
+def test_order_of_calibration_alone_is_said_so() -> None:
+    samples = [("1", "x/1"), ("2", "x/2")]
+    sides = [
+        Calibrated(images=describe_images(found, held_out=())) for found in (samples, samples[::-1])
+    ]
+
+    (change,) = compare_calibration(sides[0], sides[1])
+
+    assert change.text == "calibration images: the same ones in another order"
+    assert compare_calibration(sides[0], sides[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("moved", "words"),
+    [
+        ("weight", "the weights moved and their ranges did not: changed after the calibration"),
+        ("amax", "the ranges moved and the weights did not: ranges of another checkpoint"),
+        ("both", ""),
+        ("other", "both moved: ranges of other weights than these"),
+    ],
+)
+def test_weight_and_its_range_that_part_are_named(
+    moved: str, words: str, planted: Callable[[Edit], Comparison]
+) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        if moved != "amax":
+            tensors[f"{FC1}.weight"] *= 2
+        if moved != "weight":
+            tensors[f"{FC1}.weight_quantizer._amax"] *= 3 if moved == "other" else 2
+
+    comparison = planted(spoil)
+    found = [c for c in only(comparison, "ranges") if c.kind == "ranges no longer fit"]
+
+    assert [words in change.text for change in found] == ([True] if words else [])
+    assert all(change.lines == () for change in only(comparison, "weights"))
+
+
+def test_weights_of_whole_blocks_and_constants_are_named(
+    planted: Callable[[Edit], Comparison],
+) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if ".layers.1." in name and "vision" in name and "_quantizer" not in name:
+                tensor.fill_(2.0) if "norm1.weight" in name else tensor.add_(0.5)
+
+    (change,) = only(planted(spoil), "weights")
+
+    assert change.lines == (
+        "all weights of these blocks, and no other: vision_model.encoder.layers.1",
+    )
+
+
+def test_weight_that_is_constant_now_is_named(planted: Callable[[Edit], Comparison]) -> None:
+    found = planted(lambda t: t["text_model.final_layer_norm.bias"].fill_(0.25))
+
+    (change,) = only(found, "weights")
+    assert "all 0.25 now" in change.text
+    assert change.lines == ()
 
 
 def test_weight_that_is_gone_new_or_of_another_shape(
@@ -450,7 +533,7 @@ def test_swapped_sides_mirror_each_other(one: Checkpoint, two: Checkpoint) -> No
 @given(CHECKPOINT, st.data())
 def test_every_planted_change_of_a_quantizer_is_named(one: Checkpoint, data: st.DataObject) -> None:
     on = {
-        name: replace(quantizer, enabled=True, amax=(1.0,), calls=1)
+        name: replace(quantizer, enabled=True, amax=(1.0,), calls=1, dynamic=False)
         for name, quantizer in one.quantizers.items()
     }
     before = replace(one, quantizers=on)
@@ -496,8 +579,113 @@ def test_places_name_towers_slots_and_blocks() -> None:
     inputs = [name for name in NAMES if "fc1" in name and name.startswith("vision")]
 
     assert describe_places(NAMES[:6], all_of=NAMES) == "the whole vision tower (6)"
-    assert describe_places(inputs, all_of=NAMES) == "vision: input, weight in blocks 0-1"
+    assert describe_places(inputs, all_of=NAMES) == "vision: input, weight of mlp.fc1 in blocks 0-1"
     assert describe_places(NAMES[:1], all_of=NAMES) == NAMES[0]
     assert describe_places([*NAMES[:6], NAMES[6]], all_of=NAMES) == (
-        "the whole vision tower (6); text: input in block 0"
+        "the whole vision tower (6); text: input of mlp.fc1 in block 0"
     )
+    outside = [
+        f"vision_model.embeddings.patch_embedding.{s}_quantizer" for s in ("a", "b", "input")
+    ]
+    assert describe_places(outside, all_of=[*outside, NAMES[0]]) == (
+        "vision: other of embeddings.patch_embedding (2), input of embeddings.patch_embedding"
+    )
+
+
+MANY = {
+    f"{tower}_model.encoder.layers.{block}.mlp.fc1.{slot}_quantizer": StoredQuantizer(
+        name=f"{tower} {block} {slot}",
+        enabled=True,
+        format="E4M3",
+        granularity="per-tensor",
+        dynamic=False,
+        amax=(4.1,),
+    )
+    for tower in ("vision", "text")
+    for block in range(6)
+    for slot in ("input", "weight")
+}
+
+
+@pytest.mark.parametrize(
+    ("concerned", "factor", "words"),
+    [
+        (("vision", "input"), 1.5, "no range of the text tower moved (12 are the same)"),
+        (("vision", "input"), 1.5, "no range of a weight moved: other calibration data"),
+        (("text", "weight"), 1.5, "6 ranges of weights moved: those of other weights"),
+        (("vision", ""), 1 + 1e-7, "rounding alone"),
+    ],
+)
+def test_what_moved_together_is_said(concerned: tuple[str, str], factor: float, words: str) -> None:
+    after = {
+        name: replace(q, amax=(4.1 * factor,)) if all(w in name for w in concerned) else q
+        for name, q in MANY.items()
+    }
+
+    (change,) = compare_quantizers(MANY, after)
+
+    assert any(words in line for line in change.lines), change.lines
+
+
+def test_ranges_rounded_to_half_are_named() -> None:
+    after = {name: replace(q, amax=(4.1015625,)) for name, q in MANY.items()}  # 4.1 as float16
+
+    (change,) = compare_quantizers(MANY, after)
+
+    assert change.lines[-1] == "24 of 24 are what they were, rounded to half precision"
+
+
+def test_range_of_another_algorithm_is_no_misfit(saved: Path) -> None:
+    one = read_checkpoint(saved)
+    name = f"{FC1}.weight_quantizer"
+    moved = {**one.quantizers, name: replace(one.quantizers[name], amax=(100.0,))}
+    two = replace(one, quantizers=moved)
+    other = replace(two, settings={**one.settings, "calibration algorithm": "mse"})
+
+    kinds, others = (
+        [change.kind for change in compare_checkpoints(one, side).changes] for side in (two, other)
+    )
+
+    assert "ranges no longer fit" in kinds
+    assert "ranges no longer fit" not in others
+
+
+def test_dynamic_quantizer_has_no_range_to_lose() -> None:
+    name = next(iter(MANY))
+    after = {name: replace(MANY[name], dynamic=True, amax=None)}
+
+    (there,) = compare_quantizers({name: MANY[name]}, after)
+    (back,) = compare_quantizers(after, {name: MANY[name]})
+
+    assert there.text == f"range static -> dynamic in 1 quantizer: {name}"
+    assert back.kind == "range kind changed"
+
+
+def test_another_granularity_is_no_other_range_where_the_widest_stays() -> None:
+    name = next(iter(MANY))
+    after = {name: replace(MANY[name], granularity="per-channel (axis 0)", amax=(1.0, 4.1))}
+
+    found = compare_quantizers({name: MANY[name]}, after)
+
+    assert [change.kind for change in found] == ["granularity changed"]
+
+
+def test_ranges_between_the_same_ends_are_compared_by_their_digest() -> None:
+    name = next(iter(MANY))
+    one, two = ({name: replace(MANY[name], ranges_digest=digest)} for digest in ("1", "2"))
+
+    (change,) = compare_quantizers(one, two)
+
+    assert change.kind == "re-ranged inside"
+    assert compare_quantizers(one, one) == []
+
+
+def test_added_quantizer_that_never_runs_is_said_so() -> None:
+    name, *others = MANY
+    after = {n: replace(MANY[n], calls=0 if n == name else 1) for n in (name, *others[:2])}
+
+    (change,) = [c for c in compare_quantizers({}, after) if c.kind == "added"]
+
+    assert "3 quantizers added and on (1 never run): " in change.text
+    (single,) = compare_quantizers({}, {name: after[name]})
+    assert "1 quantizer added and on (it never runs): " in single.text

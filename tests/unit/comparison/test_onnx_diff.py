@@ -70,8 +70,20 @@ def audit(**changes: Any) -> OnnxFile:
 
 PLANTS = [
     (audit(pairs=()), f"1 quantizer removed that had been on: {PAIR.quantizer}"),
-    (pair(complete=False), f"1 quantizer switched off: {PAIR.quantizer}"),
-    (pair(feeds_owner=False), f"1 quantizer switched off: {PAIR.quantizer}"),
+    (
+        pair(complete=False),
+        f"1 quantizer left as half a pair: nothing is quantized there: {PAIR.quantizer}",
+    ),
+    (
+        pair(feeds_owner=False),
+        f"1 quantizer bypassed: the pair is there and does not feed its layer: {PAIR.quantizer}",
+    ),
+    (audit(pairs=(PAIR, PAIR)), f"Q/DQ pairs of one name 1 -> 2 in 1 quantizer: {PAIR.quantizer}"),
+    (replace(FILE, metadata={"exported": "again"}), "the file: metadata exported: again"),
+    (
+        replace(FILE, weights={"fc1.weight": "x" * 64}, zero=frozenset({"fc1.weight"})),
+        "1 initializer with other values: fc1.weight; all zero now: fc1.weight",
+    ),
     (pair(amax_min=8.96, amax_max=8.96), "amax 4.48 -> 8.96 (x2)"),
     (pair(format="INT8"), f"format E4M3 -> INT8 in 1 quantizer: {PAIR.quantizer}"),
     (pair(symmetric=False), "zero point 0 -> not 0"),
@@ -148,3 +160,18 @@ def test_files_are_read(tmp_path: Any) -> None:
 
     assert change.text == "m.onnx: 1 initializer with other values: w"
     assert compare_onnx(one, one, labels=LABELS).changes == ()
+
+
+def test_zeros_and_metadata_are_read_from_the_file(tmp_path: Any) -> None:
+    onnx, model = make_model(0.0)
+    helper = onnx.helper
+    helper.set_model_props(model, {"quantgate.quantizers": "[]", "quantgate.weights": "abc"})
+    lost = helper.make_tensor("lost", onnx.TensorProto.FLOAT, [2], b"\0" * 8, raw=True)
+    typed = helper.make_tensor("typed", onnx.TensorProto.FLOAT, [2], [0.0, 0.0])
+    model.graph.initializer.extend([lost, typed])
+    onnx.save(model, tmp_path / "m.onnx")
+
+    (file,) = read_onnx(tmp_path).values()
+
+    assert file.zero == {"lost", "typed"}
+    assert file.metadata == {"quantgate.weights": "abc"}

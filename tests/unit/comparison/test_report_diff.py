@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pytest_quantgate.report.json_report import render_json
 from pytest_quantgate.report.model import (
     AuditFacts,
     CalibrationFacts,
+    ClassFacts,
     Conclusion,
     EngineFacts,
     Environment,
@@ -46,6 +48,10 @@ def outcome(variant: str, correct: tuple[bool, ...]) -> OutcomeFacts:
     )
 
 
+PARTS = {"images": "1", "labels": "2", "templates": "3"}
+CLASS = ClassFacts(
+    name="a", samples=10, fp16_right=9, quantized_right=9, right_to_wrong=0, wrong_to_right=0
+)
 TASK = TaskFacts(
     task="scenes/classification",
     metric="acc1",
@@ -59,8 +65,23 @@ TASK = TaskFacts(
     right_to_wrong=0,
     wrong_to_right=0,
     answers_changed=3,
-    classes=(),
+    classes=(CLASS, replace(CLASS, name="b")),
     flips=(),
+    data_parts=PARTS,
+)
+CALIBRATION = CalibrationFacts(
+    data="scenes/calibration",
+    samples=512,
+    batch_size=64,
+    batches=8,
+    held_out_samples=128,
+    nonfinite=(),
+    digest="c" * 64,
+    vision_batches=8,
+    text_batches=8,
+    sources={"scenes/calibration": 512},
+    contents_digest="1",
+    order_digest="1",
 )
 QUANTIZER = QuantizerFacts(
     name=Q,
@@ -90,7 +111,7 @@ ENGINE = EngineFacts(
     library="tensorrt_rtx",
     library_version="1.7.1",
     plan_digest="p" * 64,
-    onnx_digest="o" * 64,
+    onnx_digest="f" * 64,
     plan_bytes=1000,
     weights_bytes=800,
     activation_bytes=200,
@@ -145,15 +166,7 @@ SUITE = SuiteReport(
     recipe=RecipeFacts(
         name="fp8", lines=("fp8",), exclude=("*patch*",), formats=("E4M3",), digest="r" * 64
     ),
-    calibration=CalibrationFacts(
-        data="scenes/calibration",
-        samples=512,
-        batch_size=64,
-        batches=8,
-        held_out_samples=128,
-        nonfinite=(),
-        digest="c" * 64,
-    ),
+    calibration=CALIBRATION,
     audit=AuditFacts(towers=("vision",), quantizers=(QUANTIZER,), excludes={}, stages=(), notes=()),
     tasks=(TASK,),
     onnx=(ONNX,),
@@ -233,6 +246,66 @@ PLANTS: list[Plant] = [
         ),
         "recipe entry removed: exclude *patch*",
     ),
+    (
+        part(
+            "recipe",
+            RecipeFacts(
+                name="inline quant_cfg",
+                lines=(
+                    '{"enable": false, "quantizer_name": "*"}',
+                    '{"cfg": {"axis": null, "num_bits": [5, 2]}, "quantizer_name": "*input_q*"}',
+                ),
+                exclude=("*patch*",),
+                formats=(),
+                digest="",
+            ),
+        ),
+        "recipe entry added: *input_q*: E5M2 per-tensor",
+    ),
+    (
+        part("tasks", (replace(TASK, quantized=replace(TASK.quantized, nonfinite=2)),)),
+        "clip: scenes/classification acc1: quantized: samples with NaN or Inf: 0 -> 2",
+    ),
+    (
+        part("tasks", (replace(TASK, quantized=replace(TASK.quantized, value=0.95)),)),
+        "quantized: the value reported: what its samples say -> 95.00 %, but 90 of 100 samples are "
+        "right, 90.00 %",
+    ),
+    (
+        part("tasks", (replace(TASK, data_digest="e" * 64, data_parts={**PARTS, "labels": "9"}),)),
+        "clip: scenes/classification acc1: other labels; images, templates are the same",
+    ),
+    (
+        part(
+            "tasks", (replace(TASK, classes=(CLASS, replace(CLASS, name="b", quantized_right=1))),)
+        ),
+        "1 class lost at least half of the samples: 'b' 9 -> 1 right of 10",
+    ),
+    (
+        part("calibration", replace(CALIBRATION, text_batches=0)),
+        "clip: calibration batches through the text tower: 8 -> 0",
+    ),
+    (part("calibration", replace(CALIBRATION, batches=0)), "clip: calibration batches: 8 -> 0"),
+    (
+        part(
+            "calibration", replace(CALIBRATION, contents_digest="2", sources={"scenes/test": 512})
+        ),
+        "clip: calibration images: others than before: 512 of scenes/calibration -> "
+        "512 of scenes/test",
+    ),
+    (
+        part("calibration", replace(CALIBRATION, order_digest="2")),
+        "clip: calibration images: the same ones in another order",
+    ),
+    (
+        part("calibration", replace(CALIBRATION, held_out_overlap=128)),
+        "clip: calibration images that are also held-out ones: 0 -> 128",
+    ),
+    (
+        part("engines", (replace(ENGINE, onnx_digest="x" * 64),)),
+        "batch 1: built from: the exported ONNX file -> another ONNX file than the one exported",
+    ),
+    (part("onnx", (replace(ONNX, digest="x" * 64),)), "ONNX quantized vision: file: f"),
     (part("versions", {"torch": "2.16.0"}), "clip: torch: 2.15.0 -> 2.16.0"),
     (part("device", "cuda"), "clip: device: cpu -> cuda"),
     (
@@ -275,6 +348,113 @@ def test_gate_that_turned_red_brings_its_headline() -> None:
     (change,) = compare(part("gates", (replace(GATE, status="FAIL", headline="q is off"),)))
 
     assert change.lines == ("q is off",)
+
+
+def test_gates_that_say_the_same_stand_together_with_their_cause() -> None:
+    red = replace(
+        GATE, status="FAIL", headline="q is off", evidence=("a", "b", "c"), cause="disabled"
+    )
+    gates = tuple(replace(red, name=name) for name in ("coverage", "export"))
+    before = replace(REPORT, suites=(replace(SUITE, gates=(GATE, replace(GATE, name="export"))),))
+
+    (change,) = compare_reports(
+        before, replace(REPORT, suites=(replace(SUITE, gates=gates),)), labels=LABELS
+    ).changes
+
+    assert change.text == "clip: coverage, export: PASS -> FAIL"
+    assert change.subjects == ("clip coverage", "clip export")
+    assert change.lines == ("q is off", "a", "b", "likely cause: disabled")
+
+
+def test_gate_that_stays_red_for_another_reason_is_named() -> None:
+    red, other = (replace(GATE, status="FAIL", headline=text) for text in ("q is off", "k is off"))
+    before, after = (
+        replace(REPORT, suites=(replace(SUITE, gates=(gate,)),)) for gate in (red, other)
+    )
+
+    (change,) = compare_reports(before, after, labels=LABELS).changes
+
+    assert change.text == "clip: coverage: still FAIL, for another reason"
+    assert change.lines == ("k is off",)
+    assert compare_reports(before, before, labels=LABELS).changes == ()
+
+
+def test_gate_that_is_new_and_red_says_why() -> None:
+    added = replace(GATE, name="engine[sm86]", status="FAIL", headline="sm86 has no FP8")
+
+    (change,) = compare(part("gates", (GATE, added)))
+
+    assert change.lines == ("sm86 has no FP8",)
+
+
+def test_quantizer_that_the_model_lacks_is_removed_and_not_switched_off() -> None:
+    changes = compare(audit(enabled=False, format="", state="missing"))
+
+    assert [change.kind for change in changes] == ["removed"]
+
+
+def test_recipe_that_is_written_out_is_the_same() -> None:
+    lines = (
+        '{"enable": false, "quantizer_name": "*"}',
+        *(
+            f'{{"cfg": {{"axis": null, "num_bits": [4, 3]}}, "parent_class": "{parent}", '
+            f'"quantizer_name": "*{slot}_quantizer"}}'
+            for parent in ("nn.Linear", "nn.Conv2d")
+            for slot in ("weight", "input")
+        ),
+    )
+    inline = RecipeFacts(
+        name="inline quant_cfg", lines=lines, exclude=("*patch*",), formats=(), digest=""
+    )
+
+    (change,) = compare(part("recipe", inline))
+
+    assert change.text == "clip: recipe: fp8 -> inline quant_cfg"
+
+
+def test_exclude_that_matches_nothing_is_said_so() -> None:
+    assert SUITE.recipe is not None
+    assert SUITE.audit is not None
+
+    def with_exclude(pattern: str, matched: int) -> Report:
+        assert SUITE.recipe is not None
+        assert SUITE.audit is not None
+        suite = replace(
+            SUITE,
+            recipe=replace(SUITE.recipe, exclude=(pattern,)),
+            audit=replace(SUITE.audit, excludes={pattern: matched}),
+        )
+        return replace(REPORT, suites=(suite,))
+
+    found = compare_reports(with_exclude("*a*", 3), with_exclude("*b*", 0), labels=LABELS)
+
+    assert [change.text for change in found.changes] == [
+        "recipe entry removed: exclude *a* (3 quantizers)",
+        "recipe entry added: exclude *b* (it matches none)",
+    ]
+
+
+def test_model_that_was_not_built_is_a_note_and_no_change() -> None:
+    after = replace(SUITE, model=None, calibration=None, versions={}, device="")
+
+    found = compare_reports(REPORT, replace(REPORT, suites=(after,)), labels=LABELS)
+
+    assert found.changes == ()
+    assert "clip: the model not compared: not measured after" in found.notes
+
+
+def test_report_of_an_older_release_is_read_without_the_newer_fields(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    data = json.loads(render_json(REPORT))
+    (suite,) = data["suites"]
+    for name in ("sources", "contents_digest", "vision_batches"):
+        del suite["calibration"][name]
+    del suite["tasks"][0]["data_parts"]
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+    found = compare_reports(read_report(path), REPORT, labels=LABELS)
+
+    assert found.changes == ()
 
 
 def test_what_was_not_measured_is_a_note() -> None:

@@ -127,6 +127,13 @@ def test_one_revision_is_compared_with_the_work_tree(
     assert found.after == "work tree"
 
 
+def test_places_are_those_of_the_repository(compare: Callable[..., Comparison]) -> None:
+    texts = [change.text for change in compare("main..branch").changes]
+
+    assert texts
+    assert all("(suites/clip.quantgate.yaml:" in text or "recipe entry" in text for text in texts)
+
+
 def test_same_revision_is_the_same(compare: Callable[..., Comparison]) -> None:
     assert not compare("HEAD...HEAD").is_different
 

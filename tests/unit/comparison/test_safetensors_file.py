@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy
@@ -73,7 +74,16 @@ def header(**tensors: object) -> bytes:
         (header(x={"dtype": "F99", "shape": [], "data_offsets": [0, 4]}), "type 'F99'"),
         (header(x={"shape": []}), "tensor 'x' is not described"),
         (header(x={"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}), "another size"),
+        (header(x={"dtype": ["F32"], "shape": [], "data_offsets": [0, 4]}), "type ['F32']"),
+        (header(x={"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}), "another size"),
+        (header(x={"dtype": "F32", "shape": [1], "data_offsets": [0, None]}), "another size"),
+        (
+            header(x={"dtype": "F32", "shape": [10**300] * 90_000, "data_offsets": [0, 4]}),
+            "another",
+        ),
+        (header(**{"x" * 9000: {}}), f"tensor '{'x' * 79} is not described"),
     ],
+    ids=lambda value: ascii(value[-40:]),
 )
 def test_damaged_file_is_refused(data: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
@@ -84,3 +94,11 @@ def test_damaged_file_is_refused(data: bytes, words: str, tmp_path: Path) -> Non
 
     assert str(caught.value).startswith(str(path))
     assert words in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    os.mkfifo(path)
+
+    with pytest.raises(DiffError, match="is no regular file"):
+        read_header(path)

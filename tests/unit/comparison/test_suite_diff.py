@@ -125,9 +125,47 @@ def test_inline_recipe_is_compared_entry_by_entry(tmp_path: Path) -> None:
     two = load(tmp_path / "b", SUITE.replace("recipe: fp8-attention", inline % "true"))
 
     assert [c.text for c in compare_suite(one, two)] == [
+        "the recipe switches something on again",
         "recipe entry removed: *: off",
         "recipe entry added: *: on",
     ]
+
+
+@pytest.mark.parametrize("value", ["0", "false", "-1.5", "words"])
+def test_inline_recipe_that_is_none_is_compared_all_the_same(tmp_path: Path, value: str) -> None:
+    """Building the variant refuses it; what a branch did to it can be told before."""
+    inline = f"recipe: {{quant_cfg: {value}}}"
+    one, two = (
+        load(tmp_path / "a", SUITE),
+        load(tmp_path / "b", SUITE.replace("recipe: fp8-attention", inline)),
+    )
+
+    texts = [change.text for change in compare_suite(one, two)]
+
+    assert any(text.startswith("recipe entry added: no entries: ") for text in texts), texts
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ('[{quantizer_name: "*", enable: false}]', "every entry is off"),
+        (
+            '[{quantizer_name: "*weight_quantizer", cfg: {num_bits: [4, 3]}}, '
+            '{quantizer_name: "*", enable: false}]',
+            "`*: off` stands behind the entries that switch on, and takes them back",
+        ),
+    ],
+)
+def test_recipe_that_switches_nothing_on_any_more_is_said_so(
+    tmp_path: Path, recipe: str, reason: str
+) -> None:
+    one = load(tmp_path / "a", SUITE)
+    two = load(tmp_path / "b", SUITE.replace("fp8-attention", recipe))
+
+    texts = [c.text for c in compare_suite(one, two)]
+
+    assert f"the recipe switches nothing on any more: {reason}" in texts
+    assert not any("switches" in c.text for c in compare_suite(one, one))
 
 
 def test_default_of_the_dict_form_comes_first_wherever_it_stands(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.measure.latency import (
     Footprint,
     TimeRuns,
+    run_onnx_tower,
+    run_torch_tower,
     time_engine,
     time_on_device,
     time_onnx_tower,
@@ -35,9 +37,13 @@ GPU = "cuda:0"
 
 @dataclass(frozen=True, kw_only=True)
 class Contestants:
-    """`fp16` and `quantized` by name, ready to be timed; `device` is `cpu` or `cuda:0`."""
+    """`fp16` and `quantized` by name, ready to be timed; `device` is `cpu` or `cuda:0`.
+
+    `samples` are the embeddings that one run of each gave, before any was timed.
+    """
 
     timers: Mapping[str, TimeRuns]
+    samples: Mapping[str, int]
     footprints: Mapping[str, Footprint]
     device: str
     runtime_version: str
@@ -66,6 +72,10 @@ def _open_torch(stages: Stages, gate: LatencyGate, stack: ExitStack) -> Contesta
             variant: time_torch_tower(models[variant], tower=gate.tower, batch=batch)
             for variant in VARIANTS
         },
+        samples={
+            variant: len(run_torch_tower(models[variant], tower=gate.tower, batch=batch)())
+            for variant in VARIANTS
+        },
         footprints={},  # fake quantization makes nothing smaller: no size is worth telling
         device=GPU if case.device == "cuda" else "cpu",
         runtime_version=torch.__version__,
@@ -90,12 +100,17 @@ def _open_onnxruntime(stages: Stages, gate: LatencyGate, _stack: ExitStack) -> C
     version = require_provider("cpu")
     batch = make_batch(stages, size=gate.batch)
     paths = _export(stages, gate, precision="float32")
+    models = {
+        variant: OnnxRuntimeModel(path, threads=gate.threads) for variant, path in paths.items()
+    }
     return Contestants(
         timers={
-            variant: time_onnx_tower(
-                OnnxRuntimeModel(path, threads=gate.threads), tower=gate.tower, batch=batch
-            )
-            for variant, path in paths.items()
+            variant: time_onnx_tower(model, tower=gate.tower, batch=batch)
+            for variant, model in models.items()
+        },
+        samples={
+            variant: len(run_onnx_tower(model, tower=gate.tower, batch=batch)())
+            for variant, model in models.items()
         },
         footprints={
             variant: _measure_file(stages, gate, variant=variant, precision="float32")
@@ -124,14 +139,16 @@ def _open_provider(
         inputs = select_inputs(make_batch(stages, size=gate.batch), tower=gate.tower)
         paths = _export(stages, gate, precision="float16")
         timers: dict[str, TimeRuns] = {}
+        samples: dict[str, int] = {}
         footprints: dict[str, Footprint] = {}
         for variant, path in paths.items():
             free = read_free_bytes(cuda)
             # Not the default stream: ONNX Runtime takes its 0 for none.
             stream = cuda.Stream()
             model = OnnxRuntimeModel(path, provider=provider, stream=stream.cuda_stream)
-            run, _ = model.bind(inputs, device=GPU)
+            run, output = model.bind(inputs, device=GPU)
             run()
+            samples[variant] = len(output)
             footprints[variant] = _measure_file(
                 stages,
                 gate,
@@ -141,7 +158,11 @@ def _open_provider(
             )
             timers[variant] = time_on_device(run, cuda=cuda, stream=stream)
         return Contestants(
-            timers=timers, footprints=footprints, device=GPU, runtime_version=version
+            timers=timers,
+            samples=samples,
+            footprints=footprints,
+            device=GPU,
+            runtime_version=version,
         )
 
     return open_on_gpu
@@ -163,13 +184,15 @@ def _open_engines(stages: Stages, gate: LatencyGate, stack: ExitStack) -> Contes
     inputs = select_inputs(make_batch(stages, size=gate.batch), tower=gate.tower)
     errors: list[str] = []
     timers: dict[str, TimeRuns] = {}
+    samples: dict[str, int] = {}
     footprints: dict[str, Footprint] = {}
     for variant, (report, plan_path) in built.items():
         free = read_free_bytes(torch.cuda)
         engine = stack.enter_context(
             open_engine(library=library, plan_path=plan_path, target=target, errors=errors)
         )
-        engine.run(inputs)
+        (output,) = engine.run(inputs).values()
+        samples[variant] = len(output)
         timers[variant] = time_engine(engine)
         footprints[variant] = Footprint(
             file_bytes=report.plan_bytes,
@@ -178,7 +201,11 @@ def _open_engines(stages: Stages, gate: LatencyGate, stack: ExitStack) -> Contes
             device_bytes=free - read_free_bytes(torch.cuda),
         )
     return Contestants(
-        timers=timers, footprints=footprints, device=GPU, runtime_version=library.version
+        timers=timers,
+        samples=samples,
+        footprints=footprints,
+        device=GPU,
+        runtime_version=library.version,
     )
 
 

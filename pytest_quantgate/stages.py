@@ -199,7 +199,11 @@ class Stages:
     def latency(self, gate: LatencyGate) -> LatencyRun:
         """Return the times of FP16 and the quantized variant; never from a cache."""
         from pytest_quantgate.contestants import open_contestants
-        from pytest_quantgate.measure.latency import measure_latency, read_machine
+        from pytest_quantgate.measure.latency import (
+            measure_latency,
+            read_arithmetic_gain,
+            read_machine,
+        )
 
         label = f"timing the {gate.tower} tower in {gate.runtime}, batch {gate.batch}"
         with open_contestants(self, gate=gate) as contestants:
@@ -216,6 +220,8 @@ class Stages:
                     tower=gate.tower,
                     batch_size=gate.batch,
                     footprints=contestants.footprints,
+                    samples=contestants.samples,
+                    arithmetic_gain=read_arithmetic_gain(runtime=gate.runtime),
                     advance=advance,
                 )
 

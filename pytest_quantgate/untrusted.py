@@ -13,10 +13,14 @@ import math
 import os
 import re
 import stat
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+
+_PIECE_BYTES = 1 << 20
 
 MAX_YAML_DEPTH = 50
 MAX_YAML_VALUES = 100_000
@@ -31,7 +35,12 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        content = stream.read(max_bytes + 1)
+        # In pieces: a buffer for the largest file that is taken may be more than there is.
+        pieces, left = [], max_bytes + 1
+        while left and (piece := stream.read(min(left, _PIECE_BYTES))):
+            pieces.append(piece)
+            left -= len(piece)
+    content = b"".join(pieces)
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {max_bytes} bytes", str(path))
     return content
@@ -51,6 +60,7 @@ def parse_json(text: str | bytes) -> Any:
             object_pairs_hook=_without_doubles,
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_within_floats,
         )
         if _SURROGATE.search(text):
             _refuse_surrogates(value)
@@ -70,31 +80,38 @@ def check_yaml(text: str) -> None:
     sizes: dict[str, int] = {}
     # Anchor and size so far of every open collection, the outermost first.
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+    for event in _parse_events(text):
+        line = (event.start_mark.line if event.start_mark else 0) + 1
+        anchor = getattr(event, "anchor", None)
+        if getattr(event, "tag", None):
+            raise ValueError(f"line {line}: tags (!...) are not taken")
+        if isinstance(event, yaml.AliasEvent):
+            if anchor not in sizes:
+                raise ValueError(f"line {line}: alias *{anchor} stands for what holds it")
+            _grow(open_nodes, sizes[anchor], line=line)
+        elif isinstance(event, yaml.ScalarEvent):
+            if anchor:
+                sizes[anchor] = 1
+            _grow(open_nodes, 1, line=line)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((anchor, 1))
+            if anchor:
+                sizes.pop(anchor, None)
+            if len(open_nodes) > MAX_YAML_DEPTH:
+                raise ValueError(f"line {line}: nested deeper than {MAX_YAML_DEPTH} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            name, size = open_nodes.pop()
+            if name:
+                sizes[name] = size
+            _grow(open_nodes, size, line=line)
+
+
+def _parse_events(text: str) -> Iterator[Any]:
+    """Yield the events of a YAML text; raises ValueError, with the line, for what is no YAML."""
+    import yaml
+
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = (event.start_mark.line if event.start_mark else 0) + 1
-            anchor = getattr(event, "anchor", None)
-            if getattr(event, "tag", None):
-                raise ValueError(f"line {line}: tags (!...) are not taken")
-            if isinstance(event, yaml.AliasEvent):
-                if anchor not in sizes:
-                    raise ValueError(f"line {line}: alias *{anchor} stands for what holds it")
-                _grow(open_nodes, sizes[anchor], line=line)
-            elif isinstance(event, yaml.ScalarEvent):
-                if anchor:
-                    sizes[anchor] = 1
-                _grow(open_nodes, 1, line=line)
-            elif isinstance(event, yaml.CollectionStartEvent):
-                open_nodes.append((anchor, 1))
-                if anchor:
-                    sizes.pop(anchor, None)
-                if len(open_nodes) > MAX_YAML_DEPTH:
-                    raise ValueError(f"line {line}: nested deeper than {MAX_YAML_DEPTH} levels")
-            elif isinstance(event, yaml.CollectionEndEvent):
-                name, size = open_nodes.pop()
-                if name:
-                    sizes[name] = size
-                _grow(open_nodes, size, line=line)
+        yield from yaml.parse(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ValueError(
@@ -102,7 +119,8 @@ def check_yaml(text: str) -> None:
         ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {' '.join(str(error).split())[:200]}") from error
-    except OverflowError as error:  # PyYAML does not check the number of "\UFFFFFFFF"
+    except (ValueError, OverflowError) as error:
+        # PyYAML does not check the number of "\UFFFFFFFF"; what chr() raises depends on Python.
         raise ValueError("not YAML: a number is out of range") from error
 
 
@@ -144,3 +162,10 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:40]} is out of range")
     return value
+
+
+def _within_floats(text: str) -> int:
+    """Return a whole number: sooner or later it becomes a float, and that must not be the crash."""
+    if len(text) > sys.float_info.max_10_exp:
+        _finite(text)
+    return int(text)

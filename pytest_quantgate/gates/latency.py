@@ -5,6 +5,11 @@ what more rounds would narrow: a bootstrap of whole blocks of rounds, and never 
 exact limits of a median. The second is the A/A floor: FP16 against itself in the same rounds should
 give 1, and by as much as the interval of that ratio leaves 1, the result's interval is widened.
 
+A ratio that 8-bit arithmetic cannot give is no good news: then the two did not do the same work
+(another batch, half a graph, a timer that does not wait). Multiply-adds are at most
+`arithmetic_gain` times as fast; what is not arithmetic gains less by itself, and fusion and caches
+are granted a factor of `ROOM` on top. A ratio below 1 / (gain * ROOM) is INCOMPARABLE.
+
 What no run can show: something that slows one variant for as long as its process lives, such as
 where its weights came to lie in memory. A verdict near the limit deserves a second process.
 """
@@ -33,6 +38,10 @@ BRIEF_LENGTH = 70
 #: A time outside of these, in ms, is none: a femtosecond, thirty years.
 SHORTEST_MS, LONGEST_MS = 1e-12, 1e12
 
+#: How many times the gain of the arithmetic is believed: INT8 weights that fit where FP32 ones do
+#: not, or an attention that is fused in one precision alone, gain more than multiply-adds do.
+ROOM = 2
+
 #: More rounds than this, times those that were measured, are no advice.
 MOST_TIMES_ROUNDS = 100
 
@@ -52,6 +61,7 @@ def judge_latency(
     max_latency_ms: float | None,
     confidence: Fraction,
     where: Where,
+    min_ratio: Fraction | None = None,
     baseline_machine: Machine | None = None,
     create_command: str = "pytest --quantgate-baselines=create",
     update_command: str = "pytest --quantgate-baselines=update --quantgate-reason='why'",
@@ -62,7 +72,9 @@ def judge_latency(
     FAIL where the lower one is beyond, INCONCLUSIVE between. `max_latency_ms` holds on the machine
     of the baseline, `baseline_machine`; it is INCOMPARABLE elsewhere, and FAIL without a baseline:
     `create_command` and `update_command` make one. No rounds are NOT_MEASURED; times that are none,
-    unequal rounds and a gate without limits are FAIL.
+    unequal rounds and a gate without limits are FAIL. Where a run gives another number of
+    embeddings than the batch has, or the ratio is below `min_ratio` (None: 1 / (ROOM *
+    `run.arithmetic_gain`)), the two did not do the same work: INCOMPARABLE.
     """
     if max_ratio is None and max_latency_ms is None:
         return Verdict(
@@ -74,6 +86,9 @@ def judge_latency(
     broken = _check_run(run, where=where)
     if broken is not None:
         return broken
+    implausible = _check_plausible(run, min_ratio=min_ratio, where=where)
+    if implausible is not None:
+        return implausible
     needed = least_rounds(confidence)
     if run.rounds < needed:
         return Verdict(
@@ -147,7 +162,68 @@ def _check_run(run: LatencyRun, *, where: Where) -> Verdict | None:
                 cause="a timer that is broken or too coarse",
                 next_step="raise min_round_ms and measure again",
             )
+    counted = {c.name: c.samples for c in run.contestants[:2] if c.samples is not None}
+    if any(samples != run.batch_size for samples in counted.values()):
+        shown = ", ".join(f"{name} {samples}" for name, samples in counted.items())
+        return Verdict(
+            gate=GATE,
+            status=Status.INCOMPARABLE,
+            headline=f"latency: {_describe(run)}: not the same work: a run gives other than "
+            f"{count(run.batch_size, 'embedding')}: {shown} ({where})",
+            brief=_fit("not the same work", f"embeddings of a run: {shown}"),
+            cause="a batch size that is fixed in the exported graph, or another input than FP16's",
+            next_step="export with a free batch axis, and give both variants the same inputs",
+        )
     return None
+
+
+def _check_plausible(
+    run: LatencyRun, *, min_ratio: Fraction | None, where: Where
+) -> Verdict | None:
+    """Return a red verdict where quantized is faster than its arithmetic allows.
+
+    The median itself decides, not a limit of it: noise is no reason to believe such a ratio.
+    """
+    ratio = statistics.median(divide_rounds(run.quantized, run.fp16))
+    least = min_ratio or Fraction(1, ROOM * run.arithmetic_gain)
+    if ratio >= least:
+        return None
+    if min_ratio is not None:
+        source, reason = where.of("min_ratio"), "the suite believes no smaller one"
+    elif run.arithmetic_gain > 1:
+        source, reason = (
+            str(where),
+            f"8-bit arithmetic is at most {run.arithmetic_gain} times as fast as FP16's in "
+            f"{run.runtime} here, and {ROOM} times that is granted for fusion and caches",
+        )
+    else:
+        source, reason = (
+            str(where),
+            f"{run.runtime} simulates quantization on top of FP16's own arithmetic, which makes "
+            f"nothing {ROOM} times as fast",
+        )
+    fp16_ms, quantized_ms = show_ms(run.fp16.median_ms), show_ms(run.quantized.median_ms)
+    shown, allowed = show_ratio(ratio, limit=least), f"{float(least):.12g}"
+    return Verdict(
+        gate=GATE,
+        status=Status.INCOMPARABLE,
+        headline=f"latency: {_describe(run)}: implausible: quantized {quantized_ms} vs FP16 "
+        f"{fp16_ms} over {count(run.rounds, 'round')}: ratio {shown}, below {allowed}: not the "
+        f"same work ({source})",
+        brief=_fit(f"implausible: {shown}x FP16, below {allowed}x", "not the same work"),
+        evidence=(reason,),
+        cause="quantized was timed on a smaller batch or input, on a part of its graph, or by a "
+        "timer that does not wait for the device; or FP16 fell back to something slow",
+        next_step="check that both run the same batch and give the same outputs (parity gate), and "
+        "where the times come from; if the ratio is right, set min_ratio below it",
+        figures={
+            "rounds": run.rounds,
+            "fp16_ms": run.fp16.median_ms,
+            "quantized_ms": run.quantized.median_ms,
+            "latency_ratio": ratio,
+            "min_latency_ratio": float(least),
+        },
+    )
 
 
 def _judge_ratio(

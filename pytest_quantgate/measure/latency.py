@@ -31,6 +31,8 @@ from pytest_quantgate.fingerprint import digest_of
 from pytest_quantgate.runtimes.engine_run import WINDOW, is_stable
 
 if TYPE_CHECKING:
+    import torch
+
     from pytest_quantgate.models.clip import ClipModel, PairBatch
     from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
@@ -48,6 +50,14 @@ AGAIN = "fp16 again"
 
 #: No batch has more runs than this: what is still too short then is not measurable.
 MOST_RUNS = 1 << 16
+
+#: How many times as many multiply-adds a second a device can do in 8 bits as in FP16's arithmetic.
+#: GPU: tensor cores double the rate from FP16 to FP8 or INT8; GeForce halves that of FP16 where it
+#: sums in FP32. CPU, against FP32: a lane of 32 bits holds four products (VNNI, SDOT).
+NARROW_GAIN = 4
+#: CPUs with units of their own for 8 bits, against their FP32 lanes: SMMLA does 32 products where
+#: FMLA does 4; TDPBUSD 1024 a cycle where two AVX-512 units do 32, and SME is not far from that.
+_GAINS_OF_UNITS = {"i8mm": 8, "amx_int8": 32, "sme": 32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +100,8 @@ class ContestantTimes:
     """What one contestant took: for each round the mean time of one of its `runs`, in ms.
 
     `first_run_ms` is its very first run, where kernels are chosen or compiled, and in no round.
-    `warm` says whether the times had settled after `warm_up_batches`.
+    `warm` says whether the times had settled after `warm_up_batches`. `samples` is how many
+    embeddings one run gave; None where nobody looked.
     """
 
     name: str
@@ -99,6 +110,7 @@ class ContestantTimes:
     first_run_ms: float
     warm_up_batches: int
     warm: bool
+    samples: int | None = None
 
     @property
     def median_ms(self) -> float:
@@ -110,8 +122,10 @@ class ContestantTimes:
 class LatencyRun:
     """One interleaved measurement of one tower at one batch size; round i is in all three.
 
-    `runtime` is as a suite names it. `process_peak_rss_bytes` is that of the whole process at the
-    end of the run: both variants, PyTorch, and whatever ran before.
+    `runtime` is as a suite names it. `arithmetic_gain` is how many times as fast the quantized
+    variant's arithmetic can be as FP16's there (`read_arithmetic_gain`). `process_peak_rss_bytes`
+    is that of the whole process at the end of the run: both variants, PyTorch, and whatever ran
+    before.
     """
 
     runtime: str
@@ -124,6 +138,7 @@ class LatencyRun:
     runtime_version: str = ""
     fp16_footprint: Footprint = Footprint()
     quantized_footprint: Footprint = Footprint()
+    arithmetic_gain: int = NARROW_GAIN
     process_peak_rss_bytes: int = 0
 
     @property
@@ -148,6 +163,8 @@ def measure_latency(
     batch_size: int,
     runtime_version: str = "",
     footprints: Mapping[str, Footprint] = {},
+    samples: Mapping[str, int] = {},
+    arithmetic_gain: int = NARROW_GAIN,
     clock: Clock = time.perf_counter,
     seed: int = 0,
     advance: Callable[[int], None] = lambda _count: None,
@@ -187,6 +204,7 @@ def measure_latency(
             first_run_ms=ready[name].first_run_ms,
             warm_up_batches=ready[name].batches,
             warm=ready[name].warm,
+            samples=samples.get(FP16 if name == AGAIN else name),
         )
 
     return LatencyRun(
@@ -200,6 +218,7 @@ def measure_latency(
         runtime_version=runtime_version,
         fp16_footprint=footprints.get(FP16, Footprint()),
         quantized_footprint=footprints.get(QUANTIZED, Footprint()),
+        arithmetic_gain=arithmetic_gain,
         process_peak_rss_bytes=read_peak_rss_bytes(),
     )
 
@@ -334,21 +353,25 @@ def time_torch_tower(
     """
     import torch
 
+    run = run_torch_tower(model, tower=tower, batch=batch)
+    if model.device.startswith("cuda"):
+        return time_on_device(run, cuda=torch.cuda)
+    return time_callable(run, clock=clock)
+
+
+def run_torch_tower(
+    model: ClipModel, *, tower: TimedTower, batch: PairBatch
+) -> Callable[[], torch.Tensor]:
+    """Return a call that gives the embeddings of a batch; its inputs lie on the model's device."""
+    import torch
+
     if tower == "vision":
         dtype = getattr(torch, model.compute_dtype)
         pixels = batch.pixel_values.to(device=model.device, dtype=dtype)
 
-        def run() -> object:
-            return model.encode_image(pixels)
-    else:
-        tokens = {name: value.to(model.device) for name, value in batch.tokens.items()}
-
-        def run() -> object:
-            return model.encode_text(tokens)
-
-    if model.device.startswith("cuda"):
-        return time_on_device(run, cuda=torch.cuda)
-    return time_callable(run, clock=clock)
+        return lambda: model.encode_image(pixels)
+    tokens = {name: value.to(model.device) for name, value in batch.tokens.items()}
+    return lambda: model.encode_text(tokens)
 
 
 def time_onnx_tower(
@@ -359,15 +382,19 @@ def time_onnx_tower(
     clock: Clock = time.perf_counter,
 ) -> TimeRuns:
     """Return a contestant for one exported tower in ONNX Runtime on the CPU."""
+    return time_callable(run_onnx_tower(model, tower=tower, batch=batch), clock=clock)
+
+
+def run_onnx_tower(
+    model: OnnxRuntimeModel, *, tower: TimedTower, batch: PairBatch
+) -> Callable[[], Any]:
+    """Return a call that gives the embeddings of a batch, as a NumPy array."""
     pixels = batch.pixel_values.numpy()
     input_ids, mask = batch.tokens["input_ids"].numpy(), batch.tokens["attention_mask"].numpy()
 
-    def run() -> object:
-        if tower == "vision":
-            return model.run_image(pixels)
-        return model.run_text(input_ids, mask)
-
-    return time_callable(run, clock=clock)
+    if tower == "vision":
+        return lambda: model.run_image(pixels)
+    return lambda: model.run_text(input_ids, mask)
 
 
 # -- the machine ---------------------------------------------------------------------------------
@@ -392,6 +419,28 @@ def read_machine(
         threads=threads,
         device=device,
     )
+
+
+def read_arithmetic_gain(*, runtime: str, cpu_info: Path = Path("/proc/cpuinfo")) -> int:
+    """Return how many times as fast the quantized variant's arithmetic can be as FP16's.
+
+    1 in PyTorch, where quantization is simulated on top of FP16's own arithmetic; otherwise by the
+    units of the device, and the most that is known for a CPU that does not tell.
+    """
+    if runtime == "torch":
+        return 1
+    if runtime != "onnxruntime":
+        return NARROW_GAIN
+    try:
+        found = re.search(
+            r"^(?:flags|Features)\s*:(.*)$", cpu_info.read_text("utf-8"), re.MULTILINE
+        )
+    except OSError:
+        found = None
+    if not found:
+        return max(_GAINS_OF_UNITS.values())
+    units = _GAINS_OF_UNITS.keys() & set(found[1].split())
+    return max((_GAINS_OF_UNITS[unit] for unit in units), default=NARROW_GAIN)
 
 
 def _read_processor(cpu_info: Path) -> str:

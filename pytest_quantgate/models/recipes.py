@@ -272,11 +272,21 @@ def _load_file(path: Path, *, where: str) -> Any:
 
 
 def _load_recipe(recipe: Path | str, *, name: str, where: str) -> Any:
+    import yaml
+
     load_recipe = import_modelopt("modelopt.recipe").load_recipe
     with quiet_libraries():
         try:
             loaded = load_recipe(recipe)
-        except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            ValueError,
+            OSError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            yaml.YAMLError,  # several documents where ModelOpt takes one
+        ) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(
                 f"{where}: ModelOpt cannot load the recipe {name!r}: {reason[:300]}"

@@ -18,6 +18,7 @@ from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.measure.quantizers import owner_of, slot_of, whole_name
 from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair
 from pytest_quantgate.runtimes.onnx_surgery import LARGEST, describe_without_weights
+from pytest_quantgate.untrusted import read_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,9 @@ MOVES = frozenset(
         *("Slice", "Expand", "Split"),
     )
 )
+
+#: Protobuf reads no larger message.
+MAX_BYTES = 2 << 30
 
 OPERATIONS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
@@ -53,14 +57,17 @@ def read_graph(path: Path, *, amax: Mapping[str, np.ndarray] | None = None) -> O
     MissingPackage without onnx.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path, max_bytes=MAX_BYTES)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     model = parse_model(content, path=path)
     if not model.graph.node:
         raise ModelError(f"{path}: holds no ONNX graph: export the tower again")
+    disorder = _find_disorder(model)
+    if disorder:
+        raise ModelError(f"{path}: is no sound ONNX graph: {disorder}: export the tower again")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    graph = _Graph.index(model, amax=amax or {})
+    graph = _Graph.index(model, path=path, amax=amax or {})
     pairs = tuple(graph.pairs())
     return OnnxAudit(
         tower=metadata.get("quantgate.tower", "other"),
@@ -131,10 +138,11 @@ class _Graph:
     readers: Mapping[str, tuple[Any, ...]]
     initializers: Mapping[str, Any]
     outputs: frozenset[str]
+    path: Path
     amax: Mapping[str, np.ndarray]
 
     @classmethod
-    def index(cls, model: Any, *, amax: Mapping[str, np.ndarray]) -> _Graph:
+    def index(cls, model: Any, *, path: Path, amax: Mapping[str, np.ndarray]) -> _Graph:
         makers: dict[str, Any] = {}
         readers: dict[str, list[Any]] = {}
         initializers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -153,6 +161,7 @@ class _Graph:
             readers={name: tuple(found) for name, found in readers.items()},
             initializers=initializers,
             outputs=frozenset(value.name for value in model.graph.output),
+            path=path,
             amax=amax,
         )
 
@@ -162,13 +171,13 @@ class _Graph:
         for node in self.nodes:
             if node.op_type.endswith("DequantizeLinear"):
                 quantize = self.makers.get(node.input[0])
-                if quantize is not None and not quantize.op_type.endswith("QuantizeLinear"):
+                if quantize is not None and not _quantizes(quantize):
                     quantize = None
                 if quantize is not None:
                     undone.add(id(quantize))
                 yield self._describe(node, quantize=quantize)
         for node in self.nodes:
-            if node.op_type.endswith("QuantizeLinear") and id(node) not in undone:
+            if _quantizes(node) and id(node) not in undone:
                 yield self._describe(None, quantize=node)
 
     def operations(self, pairs: Mapping[str, QdqPair]) -> Iterator[OnnxOperation]:
@@ -183,7 +192,7 @@ class _Graph:
                 if maker is not None and maker.op_type.endswith("DequantizeLinear"):
                     pair = pairs.get(_label(maker))
                     source, entered = self._origin(maker.input[0])
-                    if entered is not None and entered.op_type.endswith("QuantizeLinear"):
+                    if entered is not None and _quantizes(entered):
                         source, _ = self._origin(entered.input[0])
                 quantized.append(pair is not None and pair.complete)
                 names.append(pair.quantizer if pair is not None else None)
@@ -293,27 +302,27 @@ class _Graph:
     def _consumers(self, name: str) -> Iterator[str]:
         """Yield the module of every node that reads a value, looking through moves."""
         seen: set[str] = set()
-        waiting = [name]
-        while waiting:
-            for node in self.readers.get(waiting.pop(), ()):
+        for value in self._follow(name):
+            for node in self.readers.get(value, ()):
                 module = module_of_node(node.name)
-                if node.op_type in MOVES:
-                    waiting.extend(node.output)
-                elif module not in seen:
+                if node.op_type not in MOVES and module not in seen:
                     seen.add(module)
                     yield module
 
     def _reaches_output(self, name: str) -> bool:
         """Return whether a value is the graph's output, looking through moves."""
-        waiting = [name]
+        return any(value in self.outputs for value in self._follow(name))
+
+    def _follow(self, name: str) -> Iterator[str]:
+        """Yield a value and every one that it is moved to, each once."""
+        seen, waiting = {name}, [name]
         while waiting:
             value = waiting.pop()
-            if value in self.outputs:
-                return True
+            yield value
             for node in self.readers.get(value, ()):
-                if node.op_type in MOVES:
-                    waiting.extend(node.output)
-        return False
+                moved = set(node.output) - seen if node.op_type in MOVES else set()
+                seen |= moved
+                waiting += sorted(moved)
 
     def _values(self, name: str) -> Any:
         """Return an initializer as an array, one NaN for a value that is computed."""
@@ -323,7 +332,17 @@ class _Graph:
         tensor = self.initializers.get(name)
         if tensor is None:
             return np.full(1, np.nan, dtype=np.float32)
-        values = onnx.numpy_helper.to_array(tensor)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # would be read from anywhere
+            raise ModelError(f"{self.path}: keeps {name[:80]!r} in another file, which is not read")
+        try:
+            values = onnx.numpy_helper.to_array(tensor)
+            if not values.size or values.dtype.kind in "OSUc":  # texts, complex numbers
+                raise ValueError(f"{values.size} values of type {values.dtype}")
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"{self.path}: tensor {name[:80]!r} is damaged ({reason}): export the tower again"
+            ) from error
         return values.astype(np.float32) if tensor.data_type in _FLOAT8 else values
 
     def _type_of(self, name: str) -> str:
@@ -335,6 +354,46 @@ class _Graph:
         if name not in self.initializers:
             return name, b""
         return self._type_of(name), self._values(name).tobytes()
+
+
+def _find_disorder(model: Any) -> str:
+    """Return why a graph's values cannot be followed, empty where they can.
+
+    ONNX demands of every graph that each value is made once and before it is read; in one without,
+    whoever follows values back may walk in a circle.
+    """
+    import onnx
+
+    known = set(onnx.helper.get_all_tensor_dtypes()) - {onnx.TensorProto.UNDEFINED}
+    tensors = list(model.graph.initializer)
+    late = {name for node in model.graph.node for name in node.output if name}
+    made: set[str] = set()
+    for node in model.graph.node:
+        if not node.output:
+            return f"node {node.name[:80]!r} makes nothing"
+        label = repr(_label(node)[:80])
+        least = 2 if _quantizes(node) or node.op_type.endswith("DequantizeLinear") else 0
+        if len(node.input) < max(least, node.op_type in MOVES):
+            return f"node {label} has too few inputs"
+        for name in node.input:
+            if name in late:
+                return f"node {label} reads {name[:80]!r} before it is made"
+        for name in filter(None, node.output):
+            if name in made:
+                return f"value {name[:80]!r} is made twice"
+        made.update(node.output)
+        late.difference_update(node.output)
+        tensors += [a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"]
+    for tensor in tensors:
+        if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
+            return f"tensor {tensor.name[:80]!r} has no type or size that there is"
+    return ""
+
+
+def _quantizes(node: Any) -> bool:
+    """Return whether a node is QuantizeLinear, of ONNX's or TensorRT's domain."""
+    name = node.op_type
+    return bool(name.endswith("QuantizeLinear") and name != "DynamicQuantizeLinear")
 
 
 def _label(node: Any) -> str:

@@ -139,6 +139,8 @@ def check_latency(values: Mapping[str, Any], place: Place, node: yaml.Node) -> N
         raise place.error(node, "sets no limit, so it decides nothing: set max_ratio, max_latency")
     if not values.get("batch", (1,)):
         raise place.error_at(node, "batch", "is empty: name at least one batch size, such as [1]")
+    if "max_ratio" in values and values.get("min_ratio", 0) >= values["max_ratio"]:
+        raise place.error_at(node, "min_ratio", "is not below max_ratio, so nothing could pass")
     runtime = values.get("runtime", "onnxruntime")
     if "threads" in values and runtime not in ("onnxruntime", "torch"):
         raise place.error_at(node, "threads", f"{runtime} runs on the GPU: leave it out")

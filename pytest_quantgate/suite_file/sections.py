@@ -292,6 +292,9 @@ LATENCY = Section(
         "max_latency": milliseconds_field(
             help="time of one batch, on the machine of the baseline alone"
         ),
+        "min_ratio": ratio_field(
+            help="a smaller ratio is not believed; default: by what 8-bit arithmetic can gain there"
+        ),
         "batch": list_field(
             count_field(help="images or texts in a batch"),
             help="images or texts in a batch, or several sizes; default: 1",

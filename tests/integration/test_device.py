@@ -129,6 +129,7 @@ def test_engines_are_built_for_the_device_and_timed_by_themselves(case: Case, gp
 
     run = case.latency_runs["tensorrt-rtx-text-batch4"]
     assert run.machine.device == "A GPU"
+    assert [contestant.samples for contestant in run.contestants] == [4, 4, 4]
     assert run.runtime_version == case.stages.find_engine_target("tensorrt-rtx")[0].version
     assert run.fp16_footprint.weights_bytes == run.fp16.median_ms * 1e3
     assert run.quantized_footprint.weights_bytes == run.quantized.median_ms * 1e3
@@ -230,6 +231,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
 
     assert sessions == [("cuda", 77), ("cuda", 78)]
     assert run.fp16.median_ms == pytest.approx(6.0), "both were bound by then"
+    assert [contestant.samples for contestant in run.contestants] == [2, 2, 2]
     assert (run.runtime, run.runtime_version) == ("onnxruntime-cuda", "1.24")
     assert run.fp16_footprint.weights_bytes > run.quantized_footprint.weights_bytes  # type: ignore[operator]
     batch = contestants.make_batch(case.stages, size=2)

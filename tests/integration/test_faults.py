@@ -336,8 +336,9 @@ Cache._build = counted
 def test_two_runs_at_once_build_everything_once(
     pytester: pytest.Pytester, write_suite: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """One with two workers, one without, on one empty cache and one folder of baselines."""
-    write_suite(replace={"  roundtrip: {}\n": ""})  # it only takes time
+    """One with four workers, one without, on one empty cache and one folder of baselines."""
+    leave_out = ("  roundtrip: {}\n", "  calibration: {max_clipped: 20%}\n")  # they take only time
+    write_suite(replace=dict.fromkeys(leave_out, ""))
     pytester.makeconftest(COUNT_BUILDS)
     command = [
         sys.executable, "-m", "pytest", "suites", "-p", "no:randomly", "--color=no",
@@ -354,14 +355,16 @@ def test_two_runs_at_once_build_everything_once(
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for more in ([], ["-n", "2"])
+        # Four gates: one for each worker, so that all of them ask for the variant at once.
+        for more in ([], ["-n", "4", "--dist=worksteal"])
     ]
     outputs = [run.communicate(timeout=400)[0] for run in runs]
 
     for run, output in zip(runs, outputs, strict=True):
         assert run.returncode == 0, output
-        assert "5 passed" in output
+        assert "4 passed" in output
         assert "damaged" not in output
+    assert "4 workers [4 items]" in outputs[1]
     builds = (pytester.path / "builds.log").read_text().splitlines()
     assert len(builds) == len(set(builds)), builds
     assert sum(line.startswith("variant ") for line in builds) == 1

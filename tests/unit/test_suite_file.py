@@ -963,6 +963,15 @@ def test_latency_is_named_by_runtime_tower_and_batch(load: Load) -> None:
     assert (first.max_ratio, first.confidence) == (Fraction(9, 10), Fraction(19, 20))
 
 
+def test_the_smallest_ratio_that_is_believed_can_be_set(load: Load) -> None:
+    text = """{latency: [{tower: vision, max_ratio: 0.9x, min_ratio: 0.05x},
+      {tower: text, max_ratio: 1x}]}"""
+
+    first, second = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.latency
+
+    assert (first.min_ratio, second.min_ratio) == (Fraction(1, 20), None)
+
+
 def test_a_list_of_batch_sizes_is_a_gate_for_each(load: Load) -> None:
     text = """{latency: [{tower: vision, batch: [1, 8], max_ratio: 0.9x, max_latency: 2.5ms},
       {tower: text, batch: [4], runtime: tensorrt-rtx, max_latency: 250us}]}"""
@@ -998,6 +1007,11 @@ def test_a_list_of_batch_sizes_is_a_gate_for_each(load: Load) -> None:
             "latency.threads: tensorrt runs on the GPU: leave it out",
         ),
         ("tower: vision, max_ratio: 90%", "latency.max_ratio: 90% has the unit '%'; write it as"),
+        (
+            "tower: text, max_ratio: 0.5x, min_ratio: 0.5x",
+            "latency.min_ratio: is not below max_ratio, so nothing could pass",
+        ),
+        ("tower: text, min_ratio: 0.1x", "latency: sets no limit, so it decides nothing"),
         ("tower: image, max_ratio: 1x", "latency.tower: 'image' is none of vision, text"),
         ("tower: text, max_ratio: 1x, runtime: cuda", "latency.runtime: 'cuda' is none of onnx"),
     ],

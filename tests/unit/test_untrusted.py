@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,27 @@ def test_a_file_up_to_the_limit_is_read(tmp_path: Path) -> None:
         read_regular(path, max_bytes=4)
 
 
+def test_a_limit_is_no_buffer(tmp_path: Path) -> None:
+    """A file of a few bytes costs as much, however large a file might be."""
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    tracemalloc.start()
+    try:
+        assert read_regular(path, max_bytes=1 << 50) == b"0123456789"
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_of_many_pieces_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    content = bytes(range(256)) * (3 << 12)  # three pieces
+    path.write_bytes(content)
+    assert read_regular(path, max_bytes=len(content)) == content
+    with pytest.raises(OSError, match="larger than"):
+        read_regular(path, max_bytes=len(content) - 1)
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -54,7 +76,9 @@ def test_a_device_and_a_folder_are_no_files(tmp_path: Path) -> None:
         ("NaN", "NaN is no number here"),
         ("[-Infinity]", "-Infinity is no number here"),
         ("1e999", "1e999 is out of range"),
-        ("9" * 5000, "Exceeds the limit"),
+        ("9" * 5000, "9{40} is out of range"),
+        ('{"fp16_ms": 1' + "0" * 309 + "}", "1000+ is out of range"),
+        ("-" + "9" * 309, "-9{39} is out of range"),
         (b"\xff\xfe\x00", "codec can't decode"),
         (b'"\xed\xa0\x80"', "codec can't decode"),
         ('{"a": ["\\ud800"]}', "surrogates not allowed"),

@@ -261,18 +261,137 @@ def test_any_times_give_a_verdict_and_getting_faster_never_hurts(
     rows: list[tuple[float, float, float]], limit: Fraction, faster: float
 ) -> None:
     fp16, quantized, again = (list(column) for column in zip(*rows, strict=True))
-    verdict = judge(make_run(fp16, quantized, again), max_ratio=limit)
+    believe_all = Fraction(1, 10**30)
+    verdict = judge(make_run(fp16, quantized, again), max_ratio=limit, min_ratio=believe_all)
     check_words(verdict)
     low, high = (verdict.figures[f"latency_ratio_{end}"] for end in ("low", "high"))
     assert isinstance(low, float)
     assert isinstance(high, float)
     assert low <= verdict.figures["latency_ratio"] <= high
     quicker = judge(
-        make_run(fp16, [max(1e-12, t * faster) for t in quantized], again), max_ratio=limit
+        make_run(fp16, [max(1e-12, t * faster) for t in quantized], again),
+        max_ratio=limit,
+        min_ratio=believe_all,
     )
     rank = (Status.FAIL, Status.INCONCLUSIVE, Status.PASS)
     if min(quantized) * faster > 1e-12:
         assert rank.index(quicker.status) >= rank.index(verdict.status)
+
+
+# -- what cannot be ------------------------------------------------------------------------------
+
+
+@given(
+    rows=st.lists(st.tuples(times, times, times), min_size=5, max_size=20),
+    limit=st.fractions("0.01", 100, max_denominator=1000),
+    gain=st.sampled_from((1, 4, 8, 32)),
+)
+@settings(SAME_EXAMPLES, max_examples=150)
+def test_a_ratio_below_what_arithmetic_gains_is_never_green_and_others_are_judged_as_ever(
+    rows: list[tuple[float, float, float]], limit: Fraction, gain: int
+) -> None:
+    fp16, quantized, again = (list(column) for column in zip(*rows, strict=True))
+    run = make_run(fp16, quantized, again, arithmetic_gain=gain)
+    verdict = judge(run, max_ratio=limit)
+    check_words(verdict)
+    believed = judge(run, max_ratio=limit, min_ratio=Fraction(1, 10**30))
+    ratio = believed.figures["latency_ratio"]
+    assert isinstance(ratio, float)
+    if ratio < 1 / (2 * gain):
+        assert verdict.status is Status.INCOMPARABLE
+        assert verdict.figures["latency_ratio"] == ratio
+    else:
+        assert verdict == believed
+
+
+@given(
+    shape=st.sampled_from(SHAPES),
+    seed=st.integers(0, 10**6),
+    rounds=st.integers(5, 60),
+    gain=st.sampled_from((1, 4, 8, 32)),
+    slower=st.floats(1, 10),
+)
+@SAME_EXAMPLES
+def test_what_arithmetic_can_gain_is_believed_on_any_machine(
+    shape: str, seed: int, rounds: int, gain: int, slower: float
+) -> None:
+    run = simulate(shape=shape, ratio=slower / gain, rounds=rounds, seed=seed)
+    verdict = judge(replace(run, arithmetic_gain=gain))
+    assert verdict.status is not Status.INCOMPARABLE
+
+
+@pytest.mark.parametrize(
+    ("gain", "quantized_ms", "words"),
+    [
+        (4, 1.24, "ratio 0.124, below 0.125: not the same work"),
+        (4, 1.2499, "ratio 0.12499, below 0.125: not the same work"),
+        (1, 4.0, "ratio 0.400, below 0.5: not the same work"),
+        (8, 0.6, "ratio 0.060, below 0.0625: not the same work"),
+    ],
+)
+def test_too_fast_a_model_says_what_was_expected_and_what_to_check(
+    gain: int, quantized_ms: float, words: str
+) -> None:
+    verdict = judge(make_run([10.0] * 9, [quantized_ms] * 9, arithmetic_gain=gain))
+    assert verdict.status is Status.INCOMPARABLE
+    assert f"implausible: quantized {show_ms(quantized_ms)} vs FP16 10.0 ms" in verdict.headline
+    assert f"{words} ({FILE}:30)" in verdict.headline
+    reason = "simulates quantization" if gain == 1 else f"at most {gain} times as fast as FP16's"
+    assert reason in verdict.evidence[0]
+    assert "smaller batch" in verdict.cause
+    assert verdict.next_step.endswith("if the ratio is right, set min_ratio below it")
+    assert verdict.brief.endswith("x; not the same work")
+    check_words(verdict)
+
+
+@pytest.mark.parametrize(("gain", "ratio"), [(4, 0.125), (1, 0.5), (32, 1 / 64)])
+def test_a_ratio_at_the_end_of_what_is_believed_is_judged(gain: int, ratio: float) -> None:
+    run = make_run([10.0] * 9, [10.0 * ratio] * 9, arithmetic_gain=gain)
+    assert judge(run).status is Status.PASS
+
+
+def test_a_suite_may_believe_less_or_more() -> None:
+    run = make_run([10.0] * 9, [1.0] * 9)
+    assert judge(run, min_ratio=Fraction(1, 10)).status is Status.PASS
+    verdict = judge(make_run([10.0] * 9, [2.0] * 9), min_ratio=Fraction(1, 4))
+    assert verdict.status is Status.INCOMPARABLE
+    assert "ratio 0.200, below 0.25: not the same work" in verdict.headline
+    assert verdict.evidence == ("the suite believes no smaller one",)
+
+
+def test_too_fast_a_model_is_not_green_by_its_limit_in_ms_either() -> None:
+    verdict = judge(
+        make_run([10.0] * 9, [0.5] * 9),
+        max_ratio=None,
+        max_latency_ms=12.0,
+        baseline_machine=MACHINE,
+    )
+    assert verdict.status is Status.INCOMPARABLE
+    assert "implausible" in verdict.headline
+
+
+@pytest.mark.parametrize(("fp16", "quantized"), [(8, 4), (4, 4), (None, 16), (8, 0)])
+def test_a_run_that_gives_another_number_of_embeddings_is_not_compared(
+    fp16: int | None, quantized: int
+) -> None:
+    run = make_run([10.0] * 9, [5.0] * 9)
+    run = replace(
+        run,
+        fp16=replace(run.fp16, samples=fp16),
+        quantized=replace(run.quantized, samples=quantized),
+    )
+    verdict = judge(run)
+    assert verdict.status is Status.INCOMPARABLE
+    assert "not the same work: a run gives other than 8 embeddings: " in verdict.headline
+    assert f"quantized {quantized} ({FILE}:30)" in verdict.headline
+    assert "batch" in verdict.cause
+    check_words(verdict)
+
+
+def test_a_run_that_gives_the_batch_is_judged() -> None:
+    run = make_run([10.0] * 9, [5.0] * 9)
+    whole = replace(run, quantized=replace(run.quantized, samples=8))
+    assert judge(whole) == judge(run)
 
 
 # -- the limit in ms -----------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from pytest_quantgate.measure.latency import (
     TimeRuns,
     list_extra_info,
     measure_latency,
+    read_arithmetic_gain,
     read_machine,
     read_peak_rss_bytes,
     time_callable,
@@ -85,6 +86,21 @@ def test_a_run_has_the_same_rounds_of_all_three() -> None:
     assert run.fp16.times_ms == run.fp16_again.times_ms == (10.0,) * 12
     assert run.quantized.times_ms == (4.0,) * 12
     assert (run.runtime, run.machine, run.tower, run.batch_size) == ("fake", MACHINE, "vision", 8)
+
+
+def test_what_a_run_gave_and_what_its_arithmetic_can_gain_go_into_the_result() -> None:
+    clock = FakeClock()
+    run = measure(
+        clock,
+        clock.contestant("f", 10.0),
+        clock.contestant("q", 4.0),
+        samples={FP16: 8, QUANTIZED: 1},
+        arithmetic_gain=32,
+    )
+    assert [c.samples for c in run.contestants] == [8, 1, 8]
+    assert run.arithmetic_gain == 32
+    untold = measure(clock, clock.contestant("f", 10.0), clock.contestant("q", 4.0))
+    assert [c.samples for c in untold.contestants] == [None] * 3
 
 
 def test_a_batch_has_as_many_runs_as_last_the_round_time() -> None:
@@ -427,6 +443,31 @@ def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU at {device}")
     assert read_machine(threads=1, device="cuda:0").device == "GPU at cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("info", "gain"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\n", 4),
+        ("flags\t\t: fpu sse2\n", 4),
+        ("flags\t\t: avx512_vnni amx_bf16 amx_tile amx_int8\nprocessor: 1\n", 32),
+        ("model name: amx_int8\nflags\t\t: fpu avx2\n", 4),
+        ("Features\t: fp asimd asimddp\n", 4),
+        ("Features\t: fp asimd asimddp i8mm\n", 8),
+        ("Features\t: fp asimd i8mm sme sme2\n", 32),
+        ("a processor that does not tell\n", 32),
+        (None, 32),
+    ],
+)
+def test_a_cpu_gains_in_8_bits_what_its_units_can(
+    tmp_path: Path, info: str | None, gain: int
+) -> None:
+    path = tmp_path / "cpuinfo"
+    if info is not None:
+        path.write_text(info)
+    assert read_arithmetic_gain(runtime="onnxruntime", cpu_info=path) == gain
+    assert read_arithmetic_gain(runtime="torch", cpu_info=path) == 1
+    assert read_arithmetic_gain(runtime="tensorrt-rtx", cpu_info=path) == 4
 
 
 # -- pytest-benchmark ----------------------------------------------------------------------------

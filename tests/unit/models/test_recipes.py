@@ -146,9 +146,10 @@ def test_what_is_no_recipe(recipe: Any, message: str, make_recipe: MakeRecipe) -
 
 def test_yaml_file_that_is_no_recipe(tmp_path: Path, make_recipe: MakeRecipe) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text("just: words\n", encoding="utf-8")
-    with pytest.raises(ModelError, match=r"ModelOpt cannot load the recipe"):
-        make_recipe(str(path))
+    for text in ("just: words\n", "1\n---\n2\n---\n3\n"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ModelError, match=r"ModelOpt cannot load the recipe"):
+            make_recipe(str(path))
 
 
 def test_plain_data_survives_the_way_to_modelopt(make_recipe: MakeRecipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -438,6 +439,90 @@ def test_a_list_of_quantizers_that_is_none_is_refused(
 
     with pytest.raises(ModelError, match=f"its list of quantizers is damaged: .*{words}"):
         read_graph(path)
+
+
+def write_model(path: Path, nodes: list[Any], tensors: list[Any], outputs: list[str]) -> Path:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], ends, tensors))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+SCALE = numpy_helper.from_array(np.float32(0.5), name="s")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ([("Reshape", ["b"], ["a"]), ("Reshape", ["a"], ["b"])], "reads 'b' before it is made"),
+        ([("MatMul", ["a", "x"], ["a"])], "reads 'a' before it is made"),
+        ([("Relu", ["x"], ["a"]), ("Cast", ["a"], ["a"])], "'a' is made twice|reads 'a' before"),
+        ([("Relu", ["x"], ["a"]), ("Relu", ["x"], ["a"])], "value 'a' is made twice"),
+        ([("QuantizeLinear", ["x"], ["q"])], "node 'q' has too few inputs"),
+        ([("TRT_FP8DequantizeLinear", ["x"], ["q"])], "node 'q' has too few inputs"),
+        ([("Identity", [], ["q"])], "node 'q' has too few inputs"),
+        ([("Relu", ["x"], [])], "node '' makes nothing"),
+    ],
+)
+def test_a_graph_whose_values_cannot_be_followed_is_refused(
+    tmp_path: Path, nodes: list[tuple[str, list[str], list[str]]], reason: str
+) -> None:
+    path = write_model(tmp_path / "m.onnx", [helper.make_node(*node) for node in nodes], [], ["q"])
+
+    with pytest.raises(ModelError, match=f"m.onnx: is no sound ONNX graph: .*({reason})"):
+        read_graph(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"data_type": 99}, "tensor 's' has no type or size that there is"),
+        ({"data_type": 0}, "tensor 's' has no type or size that there is"),
+        ({"dims": [-1]}, "tensor 's' has no type or size that there is"),
+        ({"dims": [2]}, "tensor 's' is damaged"),
+        ({"dims": [0], "raw_data": b""}, "tensor 's' is damaged"),
+        ({"data_type": TensorProto.STRING, "string_data": [b"a"]}, "tensor 's' is damaged"),
+        ({"data_location": TensorProto.EXTERNAL}, "keeps 's' in another file, which is not read"),
+    ],
+    ids=str,
+)
+def test_a_scale_that_is_none_is_refused(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    fields = {"name": "s", "data_type": 1, "dims": [], "raw_data": b"\0\0\0\x3f", **change}
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s"], ["q"])]
+    path = write_model(tmp_path / "m.onnx", nodes, [TensorProto(**fields)], ["q"])
+
+    with pytest.raises(ModelError, match=f"m.onnx: .*{reason}"):
+        read_graph(path)
+
+
+def test_values_that_are_moved_in_many_ways_are_followed_once(tmp_path: Path) -> None:
+    """Each node reads its input twice: 2^60 ways through the graph."""
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s"], ["q"])]
+    nodes += [helper.make_node("DequantizeLinear", ["q", "s"], ["v0"])]
+    nodes += [helper.make_node("Expand", [f"v{i}", f"v{i}"], [f"v{i + 1}"]) for i in range(60)]
+    path = write_model(tmp_path / "m.onnx", nodes, [SCALE], ["v60"])
+
+    (pair,) = read_graph(path).pairs
+
+    assert pair.complete
+
+
+def test_dynamic_quantization_is_no_pair(tmp_path: Path) -> None:
+    nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])]
+    nodes += [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]
+
+    (pair,) = read_graph(write_model(tmp_path / "m.onnx", nodes, [], ["y"])).pairs
+
+    assert not pair.complete
+
+
+def test_a_pipe_in_the_place_of_a_model_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.onnx")
+
+    with pytest.raises(ModelError, match=r"m\.onnx: cannot be read: .*it is no regular file"):
+        read_graph(tmp_path / "m.onnx")
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -58,11 +58,12 @@ def write_reports(folder: Path) -> None:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("QUANTGATE_C")}
     environ |= {"PYTEST_ADDOPTS": "", "CI": ""}
     for name, suite in suites.items():
+        own = folder if name == "red" else REPOSITORY  # the red suite is none of this repository's
         subprocess.run(
             [sys.executable, "-m", "pytest", str(suite), "-q", "-p", "no:cacheprovider",
-             f"--rootdir={suite.parents[1] if name != 'red' else folder}",
+             f"--rootdir={own}",
              f"--quantgate-report={folder / name}",
-             f"--quantgate-baselines-dir={REPOSITORY / 'baselines'}"],
+             f"--quantgate-baselines-dir={own / 'baselines'}"],
             cwd=REPOSITORY, env=environ, check=False,
         )  # fmt: skip
 

@@ -138,7 +138,7 @@ def render(runs: Sequence[Run], *, suites: Sequence[Path], select: str) -> str:
     lines = [
         "# Same commit, same machine, same digits",
         "",
-        f"`python benchmarks/determinism.py --runs {len(runs)}` on "
+        "Written by `python benchmarks/determinism.py` on "
         f"{datetime.now(UTC).date().isoformat()}: {len(runs)} cold runs of "
         f'{", ".join(f"`{path.name}`" for path in suites)} (`-k "{select}"`), each in a fresh '
         f"process with an empty cache. {platform.system()} {platform.machine()}, "

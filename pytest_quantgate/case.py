@@ -480,7 +480,7 @@ class Case:
                 )
                 for image, classifier, variant in zip(images, classifiers, names, strict=True)
             )
-            return _with_parts(fp16, samples), _with_parts(quantized, samples)
+            return _with_parts(fp16, quantized, samples=samples)
         captions, owners = list_captions(samples)
         if self._values.get("captions_key") != (samples.digest, stage):
             with (
@@ -504,7 +504,7 @@ class Case:
             )
             for image, text, variant in zip(images, texts, names, strict=True)
         )
-        return _with_parts(fp16, samples), _with_parts(quantized, samples)
+        return _with_parts(fp16, quantized, samples=samples)
 
     def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
         """Return the image embeddings of both variants, from memory, the cache, or a forward.
@@ -727,8 +727,11 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _with_parts(outcomes: Outcomes, samples: Samples) -> Outcomes:
-    return replace(outcomes, data_parts=digest_parts(samples))
+def _with_parts(
+    fp16: Outcomes, quantized: Outcomes, *, samples: Samples
+) -> tuple[Outcomes, Outcomes]:
+    parts = digest_parts(samples)
+    return replace(fp16, data_parts=parts), replace(quantized, data_parts=parts)
 
 
 def _read_outcomes(stored: Any) -> tuple[Outcomes, Outcomes]:

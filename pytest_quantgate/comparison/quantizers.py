@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_quantgate.comparison.changes import Change, Table
+from pytest_quantgate.comparison.changes import Area, Change, Table
 from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.measure.quantizers import block_of, owner_of, slot_of, tower_of
 
@@ -74,18 +74,7 @@ def _compare_switches(
     changes = _compare_towers(on, on_now)
 
     def note(kind: str, names: Sequence[str], words: str, *, all_of: Iterable[str]) -> None:
-        if names:
-            changes.append(
-                Change(
-                    area="quantizers",
-                    kind=kind,
-                    subjects=tuple(names),
-                    text=f"{count(len(names), 'quantizer')} {words}: "
-                    f"{describe_places(names, all_of=all_of)}",
-                    lines=group(names),
-                    figures={"quantizers": len(names)},
-                )
-            )
+        changes.extend(_note("quantizers", kind, names, words, all_of=all_of))
 
     # A quantizer that is off computes nothing: whether it is there at all makes no difference.
     note(
@@ -141,6 +130,25 @@ def _compare_switches(
             read=lambda q, key=key: q.settings.get(key, "none"),  # type: ignore[misc]
         )
     return changes
+
+
+def _note(
+    area: Area, kind: str, names: Sequence[str], words: str, *, all_of: Iterable[str]
+) -> list[Change]:
+    """Return one change of these quantizers, none without any."""
+    if not names:
+        return []
+    text = f"{count(len(names), 'quantizer')} {words}: {describe_places(names, all_of=all_of)}"
+    return [
+        Change(
+            area=area,
+            kind=kind,
+            subjects=tuple(names),
+            text=text,
+            lines=group(names),
+            figures={"quantizers": len(names)},
+        )
+    ]
 
 
 def _count_idle(names: Sequence[str], quantizers: Mapping[str, StoredQuantizer]) -> str:
@@ -312,28 +320,8 @@ def _compare_ranges(
             if drift is not None:
                 drifts.append(drift)
     words = "a static quantizer without one takes each batch's own, without a word"
-    if lost:
-        changes.append(
-            Change(
-                area="ranges",
-                kind="range lost",
-                subjects=tuple(lost),
-                text=f"{count(len(lost), 'quantizer')} on without amax now ({words}): "
-                f"{describe_places(lost, all_of=both)}",
-                lines=group(lost),
-            )
-        )
-    if gained:
-        changes.append(
-            Change(
-                area="ranges",
-                kind="range added",
-                subjects=tuple(gained),
-                text=f"{count(len(gained), 'quantizer')} on with an amax that had none: "
-                f"{describe_places(gained, all_of=both)}",
-                lines=group(gained),
-            )
-        )
+    changes += _note("ranges", "range lost", lost, f"on without amax now ({words})", all_of=both)
+    changes += _note("ranges", "range added", gained, "on with an amax that had none", all_of=both)
     if drifts:
         alike = {name for name in both if _is_alike(before[name], after[name])}
         changes.append(_describe_drifts(drifts, all_of=both, alike=alike))
@@ -345,17 +333,8 @@ def _compare_ranges(
         and after[name].ranges_digest
         and before[name].ranges_digest != after[name].ranges_digest
     ]
-    if inside:
-        changes.append(
-            Change(
-                area="ranges",
-                kind="re-ranged inside",
-                subjects=tuple(inside),
-                text=f"{count(len(inside), 'quantizer')} with other ranges between the same "
-                f"smallest and largest: {describe_places(inside, all_of=both)}",
-                lines=group(inside),
-            )
-        )
+    words = "with other ranges between the same smallest and largest"
+    changes += _note("ranges", "re-ranged inside", inside, words, all_of=both)
     rescaled = [
         drift
         for name in both

@@ -112,11 +112,12 @@ def compare_reports(before: Report, after: Report, *, labels: tuple[str, str]) -
                 for name in names
             ]
     for old, new in pairs:
-        found = compare_suite_reports(old, new)
+        timed, as_before = compare_latency(old.latency, new.latency, suite=new.name)
+        found = [*compare_suite_reports(old, new), *timed]
         changes += found
         if not found:
             same.append(f"{new.name}: {new.conclusion.sentence}")
-        same += compare_latency(old.latency, new.latency, suite=new.name)[1]
+        same += as_before
         notes += _list_unmeasured(old, new)
     changes += compare_texts(
         dict(before.environment.packages), dict(after.environment.packages), area="versions"
@@ -176,7 +177,6 @@ def compare_suite_reports(before: SuiteReport, after: SuiteReport) -> list[Chang
     changes += _compare_onnx(before.onnx, after.onnx, suite=name)
     changes += compare_parity(before.parity, after.parity, suite=name)
     changes += _compare_engines(before, after)
-    changes += compare_latency(before.latency, after.latency, suite=name)[0]
     if before.model is not None and after.model is not None:
         changes += compare_texts(_facts(before, name=name), _facts(after, name=name), area="model")
         changes += compare_texts(

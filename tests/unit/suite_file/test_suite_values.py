@@ -1,0 +1,232 @@
+"""What is valid is read whole, with its defaults and its lines."""
+
+from __future__ import annotations
+
+from datetime import date
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from suite_texts import FILE, SMALL, VALID, Load, line_of, swap
+
+from pytest_quantgate.errors import SuiteError
+from pytest_quantgate.suite_file import load_suite
+
+SHIPPED = sorted((Path(__file__).parents[3] / "suites").glob("*.quantgate.yaml"))
+
+
+def test_what_is_measured_arrives_as_written(load: Load, tmp_path: Path) -> None:
+    suite = load(VALID)
+
+    assert (suite.path, suite.name, suite.version) == (tmp_path / FILE, "demo", 1)
+    assert (suite.model.source, suite.model.id) == ("transformers", "${QUANTGATE_CLIP}")
+    assert (suite.model.dtype, suite.model.attn_implementation) == ("bfloat16", "eager")
+    photos = suite.datasets["photos"]
+    assert (photos.dataset, photos.root, photos.language) == ("wds/photos", "${DATA}/photos", "de")
+    calibration = suite.calibration
+    assert (calibration.data, calibration.samples) == ("photos/train", 512)
+    assert (calibration.batch_size, calibration.held_out_samples) == (64, 32)
+    assert suite.quantize.recipe == "fp8-attention"
+    assert suite.quantize.exclude == ("*patch_embedding*",)
+
+
+def test_limits_arrive_exact_and_with_their_units(load: Load) -> None:
+    gates = load(VALID).gates
+
+    assert gates.calibration is not None
+    assert gates.calibration.max_clipped == Fraction(2, 1000)
+    fidelity = gates.fidelity
+    assert fidelity is not None
+    assert (fidelity.data, fidelity.samples) == ("photos/test", 256)
+    assert (fidelity.min_cosine, fidelity.min_worst_cosine) == (0.99, 0.0)
+    assert (fidelity.min_sqnr_db, fidelity.min_worst_sqnr_db) == (15.0, -3.5)
+    first, second = gates.accuracy
+    assert first.key == "photos/classification-acc1"
+    assert (first.max_drop, first.confidence) == (Fraction(1, 200), Fraction(99, 100))
+    assert (first.floor, first.max_flips) == (Fraction(1, 2), Fraction(3, 100))
+    assert (first.max_class_drop, first.samples) == (Fraction(1, 5), 1000)
+    assert second.key == "photos/retrieval-image_retrieval_recall@5"
+    (regression,) = gates.regression
+    assert regression.key == "photos/classification-mean_per_class_recall"
+    assert regression.max_fp16_drop == Fraction(1, 400)
+    assert regression.max_drop == Fraction(1, 100)
+    assert regression.max_drop_since_first == Fraction(3, 200)
+    assert gates.roundtrip is not None
+
+
+def test_waivers_arrive_with_their_day(load: Load) -> None:
+    coverage = load(VALID).gates.coverage
+
+    assert coverage is not None
+    assert coverage.attention == ("q", "k", "v", "output")
+    assert coverage.towers == ("vision",)
+    first, second = coverage.waive
+    assert first.modules == ("*visual_projection*",)
+    assert (first.reason, first.until) == ("the kernel comes in March", date(2027, 3, 1))
+    assert second.modules == ("a", "b")
+    assert (second.reason, second.until) == ("why: this", date(2027, 4, 1))
+    assert str(second.where) == f"{FILE}:{line_of('modules: [a, b]')}"
+
+
+def test_every_limit_knows_its_line(load: Load) -> None:
+    gates = load(VALID).gates
+
+    assert gates.fidelity is not None
+    assert str(gates.fidelity.where) == f"{FILE}:{line_of('data: photos/test')}"
+    assert gates.fidelity.where.of("min_sqnr") == f"{FILE}:{line_of('min_sqnr')}"
+    assert gates.accuracy[0].where.of("max_drop") == f"{FILE}:{line_of('max_drop: 0.5pp')}"
+    assert str(gates.accuracy[1].where) == f"{FILE}:{line_of('task: photos/retrieval')}"
+    assert gates.regression[0].where.of("max_drop") == f"{FILE}:{line_of('max_drop: 1pp')}"
+
+
+def test_what_is_left_out_takes_the_default(load: Load) -> None:
+    suite = load(
+        swap("{roundtrip: {}}", "{coverage: , calibration: ~, roundtrip: null}", text=SMALL)
+    )
+
+    assert (suite.model.dtype, suite.model.attn_implementation) == ("float16", "sdpa")
+    assert suite.calibration.held_out_samples == 128
+    assert suite.datasets == {}
+    assert suite.quantize.exclude == ()
+    gates = suite.gates
+    assert gates.coverage is not None
+    assert gates.coverage.attention is None
+    assert gates.coverage.towers == ("vision", "text")
+    assert gates.coverage.waive == ()
+    assert gates.calibration is not None
+    assert gates.calibration.max_clipped == Fraction(1, 1000)
+    assert (gates.fidelity, gates.accuracy, gates.regression) == (None, (), ())
+    assert gates.roundtrip is not None
+
+
+def test_one_task_alone_is_a_list_of_one(load: Load) -> None:
+    gate = "{accuracy: {task: scenes/classification, metric: acc1, max_drop: 1pp}}"
+
+    (accuracy,) = load(swap("{roundtrip: {}}", gate, text=SMALL)).gates.accuracy
+
+    assert accuracy.task == "scenes/classification"
+
+
+def test_fidelity_without_data_and_samples_leaves_them_to_the_run(load: Load) -> None:
+    fidelity = load(swap("roundtrip: {}", "fidelity: {min_cosine: 1}", text=SMALL)).gates.fidelity
+
+    assert fidelity is not None
+    assert (fidelity.data, fidelity.samples) == (None, 512)
+    assert fidelity.min_cosine == 1.0
+    assert (fidelity.min_worst_cosine, fidelity.min_sqnr_db) == (None, None)
+
+
+def test_attention_can_be_asked_for_none(load: Load) -> None:
+    coverage = load(swap("[q, k, v, output]", "[]")).gates.coverage
+
+    assert coverage is not None
+    assert coverage.attention == ()
+
+
+def test_hub_id_is_taken_with_its_commit(load: Load) -> None:
+    model = "{source: transformers, id: laion/CLIP-ViT-L-14, revision: 1627abc}"
+
+    suite = load(swap("{source: reference}", model, text=SMALL))
+
+    assert (suite.model.id, suite.model.revision) == ("laion/CLIP-ViT-L-14", "1627abc")
+
+
+@pytest.mark.parametrize(
+    "name", ["/models/clip", "./clip", "../clip", "~/clip", "${HOME}/clip"], ids=str
+)
+def test_local_directory_needs_no_commit(load: Load, name: str) -> None:
+    assert load(swap('"${QUANTGATE_CLIP}"', f'"{name}"')).model.id == name
+
+
+def test_inline_quant_cfg_as_a_mapping_keeps_its_types(load: Load) -> None:
+    recipe = """\
+quantize:
+  recipe:
+    quant_cfg:
+      "*weight_quantizer": {num_bits: [4, 3], axis: null, enable: yes}
+      default: {enable: off, trt_high_precision_dtype: Half}
+    algorithm: {method: smoothquant, alpha: 0.8, steps: -2, big: 4.48e+2}
+"""
+
+    suite = load(swap("quantize: {recipe: fp8}\n", recipe, text=SMALL))
+
+    assert suite.quantize.recipe == {
+        "quant_cfg": {
+            "*weight_quantizer": {"num_bits": [4, 3], "axis": None, "enable": True},
+            "default": {"enable": False, "trt_high_precision_dtype": "Half"},
+        },
+        "algorithm": {"method": "smoothquant", "alpha": 0.8, "steps": -2, "big": 448.0},
+    }
+
+
+def test_inline_quant_cfg_as_a_list_keeps_its_order(load: Load) -> None:
+    recipe = """\
+quantize:
+  recipe:
+    - {quantizer_path: "*", enable: false}
+    - quantizer_path: "*weight_quantizer"
+      cfg: {num_bits: [4, 3]}
+"""
+
+    suite = load(swap("quantize: {recipe: fp8}\n", recipe, text=SMALL))
+
+    assert suite.quantize.recipe == (
+        {"quantizer_path": "*", "enable": False},
+        {"quantizer_path": "*weight_quantizer", "cfg": {"num_bits": [4, 3]}},
+    )
+
+
+def test_recipe_path_may_hold_a_variable(load: Load) -> None:
+    suite = load(swap("{recipe: fp8}", '{recipe: "${RECIPES}/fp8.yaml"}', text=SMALL))
+
+    assert suite.quantize.recipe == "${RECIPES}/fp8.yaml"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_suite_loads(path: Path) -> None:
+    suite = load_suite(path)
+
+    assert f"{suite.name}.quantgate.yaml" == path.name
+    assert suite.gates.coverage is not None
+    assert suite.gates.accuracy
+
+
+def test_there_are_shipped_suites() -> None:
+    assert "clip_reference.quantgate.yaml" in {path.name for path in SHIPPED}
+
+
+def test_byte_order_mark_and_windows_lines_are_taken(load: Load) -> None:
+    text = b"\xef\xbb\xbf" + VALID.replace("\n", "\r\n").encode()
+
+    suite = load(text)
+
+    assert suite.gates.regression[0].where.of("max_drop") == f"{FILE}:{line_of('max_drop: 1pp')}"
+
+
+# -- names of the file in messages ----------------------------------------------------------------
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError) as caught:
+        load_suite(tmp_path / "suites" / "no.quantgate.yaml", relative_to=tmp_path)
+
+    assert str(caught.value) == (
+        "suites/no.quantgate.yaml:1: cannot read the suite: No such file or directory"
+    )
+
+
+def test_directory_is_no_suite(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match=r":1: cannot read the suite: Is a directory$"):
+        load_suite(tmp_path)
+
+
+@pytest.mark.parametrize("elsewhere", [None, Path("/elsewhere")])
+def test_name_is_not_shortened_without_a_common_root(
+    tmp_path: Path, elsewhere: Path | None
+) -> None:
+    path = tmp_path / "no.quantgate.yaml"
+
+    with pytest.raises(SuiteError) as caught:
+        load_suite(path, relative_to=elsewhere)
+
+    assert str(caught.value).startswith(f"{path.as_posix()}:1: ")

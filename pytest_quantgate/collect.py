@@ -152,6 +152,8 @@ def _run(request: pytest.FixtureRequest, *, benchmark: Any) -> None:
         )
     ]
     request.node.user_properties.append(("quantgate.status", verdict.status.value))
+    if verdict.code:
+        request.node.user_properties.append(("quantgate.code", verdict.code))
     for name, figure in verdict.figures.items():
         request.node.user_properties.append((f"quantgate.{name}", figure))
     if verdict.status is Status.NOT_MEASURED and not session.settings.strict:

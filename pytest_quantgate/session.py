@@ -300,6 +300,7 @@ def carry(
                     "cause": verdict.cause,
                     "next_step": verdict.next_step,
                     "figures": dict(verdict.figures),
+                    "code": verdict.code,
                 },
                 "notes": list(judged.notes),
                 "warnings": list(warnings),
@@ -322,4 +323,5 @@ def verdict_from_json(data: Mapping[str, Any]) -> Verdict:
         cause=data["cause"],
         next_step=data["next_step"],
         figures=data["figures"],
+        code=data["code"],
     )

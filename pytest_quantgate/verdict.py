@@ -36,6 +36,9 @@ class Verdict:
     `evidence` are further lines (which modules, which samples), worst first, already cut short.
     `cause` is the likely cause and `next_step` the command or edit to try; both may be empty.
     `figures` are the raw numbers by name (units in the names) for JUnit and other machines.
+    `code` names what was found, `<gate>.<finding>` such as `coverage.tower-off`: it stays the same
+    from release to release where the words around it do not, so suppressions, tests and docs refer
+    to it. Empty where nothing was found.
     """
 
     gate: str
@@ -46,6 +49,7 @@ class Verdict:
     cause: str = ""
     next_step: str = ""
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    code: str = ""
 
     @property
     def passed(self) -> bool:
@@ -82,4 +86,5 @@ def combine(*, gate: str, parts: tuple[Verdict, ...]) -> Verdict:
         cause=lead.cause,
         next_step=lead.next_step,
         figures=figures,
+        code=lead.code,
     )

@@ -185,6 +185,7 @@ def _describe_gate(row: Row) -> GateResult:
         cause=verdict.cause,
         next_step=verdict.next_step,
         figures=verdict.figures,
+        code=verdict.code,
     )
 
 

@@ -104,7 +104,8 @@ def _sections(report: Report) -> Iterator[list[str]]:
 
 def _render_failure(gate: GateResult) -> Iterator[str]:
     yield ""
-    yield f"**{_sign(gate.status)} {escape(gate.name)}**: {escape(_cut(gate.headline, 600))}"
+    code = f" ({escape(gate.code)})" if gate.code else ""
+    yield f"**{_sign(gate.status)} {escape(gate.name)}**: {escape(_cut(gate.headline, 600))}{code}"
     for line in gate.evidence[:3]:
         yield f"- {escape(_cut(line))}"
     if gate.cause:

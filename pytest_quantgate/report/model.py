@@ -60,6 +60,7 @@ class GateResult:
     cause: str
     next_step: str
     figures: Mapping[str, Figure]
+    code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,6 +139,7 @@ def _render_failures(suite: SuiteReport, *, number: int) -> Html:
             "article",
             tag("h4", badge(gate.status), " ", gate.name, id=f"s{number}-f{place}"),
             tag("p", gate.headline, class_="headline"),
+            tag("p", "Code: ", tag("code", gate.code)) if gate.code else None,
             bullets(gate.evidence) if gate.evidence else None,
             tag("p", tag("b", "Likely cause: "), gate.cause) if gate.cause else None,
             tag("p", tag("b", "Next step: "), gate.next_step) if gate.next_step else None,

@@ -74,7 +74,8 @@ class Summary:
 
 def render_failure(verdict: Verdict) -> str:
     """Return the text of a red gate: what and numbers, evidence, likely cause, next step."""
-    lines = [f"{verdict.status.value} {verdict.headline}"]
+    code = f" [{verdict.code}]" if verdict.code else ""
+    lines = [f"{verdict.status.value} {verdict.headline}{code}"]
     shown = verdict.evidence[:EVIDENCE_LINES]
     lines += [f"    {line}" for line in shown]
     if len(verdict.evidence) > len(shown):

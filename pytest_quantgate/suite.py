@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,10 @@ Stage = Literal["torch", "onnx", "engine"]
 
 #: The places around attention where a quantizer can be, as a suite names them.
 AttentionSlot = Literal["q", "k", "v", "softmax", "output"]
+
+
+#: What waits longer than a year does not wait: it is left out for good.
+MAX_WAIVER_DAYS = 366
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,13 @@ class Waiver:
     modules: tuple[str, ...]
     reason: str
     until: date
+
+    def last_day(self, today: date) -> date:
+        """Return the last day until which a waiver may hold, seen from `today`."""
+        return today + timedelta(days=MAX_WAIVER_DAYS)
+
+    def lasts_too_long(self, today: date) -> bool:
+        return self.until > self.last_day(today)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from pytest_quantgate.errors import NotMeasured, QuantGateError
 from pytest_quantgate.suite import (
+    MAX_WAIVER_DAYS,
     AccuracyGate,
     RegressionGate,
     Suite,
@@ -43,7 +44,7 @@ def check_suite(suite: Suite, *, environ: Mapping[str, str], today: date | None 
     _check_datasets(suite, errors=errors, notes=notes, environ=environ)
     _check_model(suite, notes=notes, environ=environ)
     errors += _check_patterns(suite)
-    notes += _check_waivers(suite, today=today or datetime.now(UTC).date())
+    _check_waivers(suite, errors=errors, notes=notes, today=today or datetime.now(UTC).date())
     return Findings(errors=tuple(errors), notes=tuple(dict.fromkeys(notes)))
 
 
@@ -220,8 +221,14 @@ def _check_patterns(suite: Suite) -> Iterator[str]:
             )
 
 
-def _check_waivers(suite: Suite, *, today: date) -> Iterator[str]:
+def _check_waivers(suite: Suite, *, errors: list[str], notes: list[str], today: date) -> None:
     coverage = suite.gates.coverage
     for waiver in coverage.waive if coverage is not None else ():
+        where = waiver.where.of("until")
         if waiver.until < today:
-            yield f"{waiver.where.of('until')}: the waiver ran out on {waiver.until.isoformat()}"
+            notes.append(f"{where}: the waiver ran out on {waiver.until.isoformat()}")
+        if waiver.lasts_too_long(today):
+            errors.append(
+                f"{where}: the waiver holds until {waiver.until}, more than {MAX_WAIVER_DAYS} days "
+                f"from today: write {waiver.last_day(today)} or earlier"
+            )

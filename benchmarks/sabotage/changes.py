@@ -67,6 +67,21 @@ RECIPES = {
         checkpoint="whole text tower is unquantized now: 50 -> 0",
         report="whole text tower is unquantized now: 50 -> 0",
     ),
+    "text tower switched off, and a waiver that names it": truth(
+        revisions=r"coverage\.waive: \[\] -> \[{modules: \[text_\*\]",
+        checkpoint="whole text tower is unquantized now: 50 -> 0",
+        report="whole text tower is unquantized now: 50 -> 0",
+    ),
+    "one block switched off, and a waiver that names them all": truth(
+        revisions=r"coverage\.waive: \[\] -> \[{modules: \[\*layers",
+        checkpoint="16 quantizers switched off: vision: input, weight .*in block 2, attention",
+        report="16 quantizers switched off: vision: input, weight .*in block 2, attention",
+    ),
+    "one block switched off, and a waiver until 9999": truth(
+        revisions=r"coverage\.waive: \[\] -> .*until: 99\d\d-",
+        checkpoint="16 quantizers switched off: vision: input, weight .*in block 2, attention",
+        report="16 quantizers switched off: vision: input, weight .*in block 2, attention",
+    ),
     "patterns of another model's names": truth(
         revisions=r"(?s)removed: \*weight_quantizer on nn.Linear.*"
         r"added: \*transformer.resblocks\*weight_quantizer on nn.Linear",
@@ -654,7 +669,7 @@ CONTROLS = {
         only=f"visual_projection|{_MEASURED}|all tensors",
     ),
     "one layer waived until a day": truth(
-        revisions=r"(?s)coverage\.waive: \[\] -> .*visual_projection.*until: 2099-01-01",
+        revisions=r"(?s)coverage\.waive: \[\] -> .*visual_projection.*until: \d{4}-\d\d-\d\d",
         checkpoint=r"2 quantizers switched off: visual_projection\.",
         report=r"2 quantizers switched off: visual_projection\.",
         only=f"visual_projection|{_RECIPE_NAME}inline quant_cfg|{_MEASURED}|all tensors",

@@ -13,7 +13,7 @@ import torch
 from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
-from benchmarks.sabotage.recipe import ATTENTION, E4M3, inline, layers, named
+from benchmarks.sabotage.recipe import ATTENTION, E4M3, inline, layers, named, waiver
 from benchmarks.sabotage.speed import judged as timed
 from benchmarks.sabotage.speed import measure
 from pytest_quantgate.case import Case
@@ -185,11 +185,7 @@ def accepted_again(bench: Bench) -> Case:
 
 def waived(bench: Bench) -> Case:
     return bench.load(
-        edits={
-            "attention: [q, k, v, output]": "attention: [q, k, v, output], waive: [{modules: "
-            '"*visual_projection*", reason: "overflow on the first batch", until: 2099-01-01}]',
-            **named("fp8-attention", exclude='["*patch_embedding*"]'),
-        }
+        edits=waiver("*visual_projection*", days=30)
         | {
             'quantize: {recipe: fp8-attention, exclude: ["*patch_embedding*"]}': "quantize: "
             "{recipe: ["

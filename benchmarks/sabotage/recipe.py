@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, Entry
@@ -19,6 +20,7 @@ ATTENTION = [
     f'{{quantizer_name: "*{name}_quantizer", cfg: {E4M3}}}'
     for name in ("q_bmm", "k_bmm", "v_bmm", "bmm2_output")
 ]
+BLOCK = "vision_model.encoder.layers.2.*"
 FULL_GATES = (*MODEL_GATES, *STAGE_GATES)
 
 
@@ -41,6 +43,15 @@ def inline(*entries: str, exclude: str = '["*patch_embedding*"]') -> dict[str, s
 
 def named(recipe: str, *, exclude: str = '["*patch_embedding*"]') -> dict[str, str]:
     return {RECIPE: f"quantize: {{recipe: {recipe}, exclude: {exclude}}}"}
+
+
+def waiver(pattern: str, *, days: int) -> dict[str, str]:
+    """Return the edit that lets modules stay unquantized for so many days from today."""
+    until = (datetime.now(UTC).date() + timedelta(days=days)).isoformat()
+    return {
+        "attention: [q, k, v, output]": "attention: [q, k, v, output], waive: [{modules: "
+        f'"{pattern}", reason: "overflow on the first batch", until: {until}}}]'
+    }
 
 
 def suite(edits: dict[str, str], **more: str) -> Any:
@@ -71,14 +82,14 @@ def other_format(bench: Bench) -> Case:
     return released(bench, "INT8 activations", finish=finish)
 
 
-def switch_off(name: str, *patterns: str) -> Any:
+def switch_off(name: str, *patterns: str, edits: dict[str, str] | None = None) -> Any:
     def make(bench: Bench) -> Case:
         def finish(model: ClipModel) -> None:
             for pattern in patterns:
                 for quantizer in choose(model, pattern):
                     quantizer.disable()
 
-        return released(bench, name, finish=finish)
+        return released(bench, name, edits=edits, finish=finish)
 
     return make
 
@@ -114,6 +125,27 @@ RECIPES = (
         cause="(?s)whole text tower is unquantized.*disabled after the quantization",
     ),
     Entry(
+        name="text tower switched off, and a waiver that names it",
+        theme="recipe",
+        make=switch_off("text off", "text_*", edits=waiver("text_*", days=30)),
+        gates=("coverage",),
+        cause="(?s)whole text tower is unquantized.*waivers name 100.0 % of the text tower",
+    ),
+    Entry(
+        name="one block switched off, and a waiver that names them all",
+        theme="recipe",
+        make=switch_off("block 2 off", BLOCK, edits=waiver("*layers.[0-9]*", days=30)),
+        gates=("coverage",),
+        cause="waivers name .* of the .* tower's quantizers .*: at most 25 %",
+    ),
+    Entry(
+        name="one block switched off, and a waiver until 9999",
+        theme="recipe",
+        make=switch_off("block 2 off", BLOCK, edits=waiver(BLOCK, days=2_900_000)),
+        gates=("coverage",),
+        cause="holds until 99[0-9-]+, 2900000 days from today: at most 366",
+    ),
+    Entry(
         name="patterns of another model's names",
         theme="recipe",
         make=suite(inline(ALL_OFF, *layers(only="*transformer.resblocks*"), exclude="[]")),
@@ -132,7 +164,7 @@ RECIPES = (
     Entry(
         name="one block switched off",
         theme="recipe",
-        make=switch_off("block 2 off", "vision_model.encoder.layers.2.*"),
+        make=switch_off("block 2 off", BLOCK),
         gates=("coverage",),
         cause="(?s)intended layer quantizers are off.*vision_model.encoder.layers.2",
         judged=FULL_GATES,

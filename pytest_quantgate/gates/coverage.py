@@ -8,13 +8,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from fractions import Fraction
 
-from pytest_quantgate.gates.words import closest, count, group, listed, percent, shorten
+from pytest_quantgate.gates.words import (
+    closest,
+    count,
+    group,
+    listed,
+    percent,
+    shorten,
+    waivers_words,
+)
 from pytest_quantgate.measurement import Audit, Module, Operation, Quantizer, Slot, Tower
-from pytest_quantgate.suite import AttentionSlot, CoverageGate, Waiver
+from pytest_quantgate.suite import MAX_WAIVER_DAYS, AttentionSlot, CoverageGate, Waiver
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
 GATE = "coverage"
+
+#: All waivers together name at most this share of a tower.
+MAX_WAIVED_SHARE = Fraction(1, 4)
 
 #: The index of a block in a name: `layers.3.mlp`.
 _INDEX = re.compile(r"\.\d+\.")
@@ -71,24 +83,39 @@ def judge_coverage(audit: Audit, *, gate: CoverageGate, today: date) -> Verdict:
         _judge_excludes(audit, gate=gate, modules=modules),
         _judge_operations(audit, gate=gate, scope=scope, used=used),
     ]
-    parts.append(_judge_waivers(gate=gate, today=today, used=used))
+    waived = measure_waived(audit, gate=gate, scope=scope)
+    parts.append(_judge_waivers(gate=gate, waived=waived, today=today, used=used))
     verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
     figures = {**_figures(audit, scope=scope), **verdict.figures}
     if not verdict.passed:
         return replace(verdict, figures=figures)
     headline, brief = _describe(audit, figures=figures)
+    if gate.waive:
+        headline = f"{headline}; waived: {_waived_words(waived)}"
+        # The waiver stands first: it is what a reader of the one line must not miss.
+        brief = (
+            f"{waivers_words([figures])}, {percent(waived.share, 1)} of at most "
+            f"{percent(MAX_WAIVED_SHARE, 0)}; {listed(audit.formats, most=1)} on "
+            f"{percent(float(figures['weights_covered_share']), 1)}"
+        )
     return Verdict(
         gate=GATE,
         status=Status.PASS,
         headline=headline,
         brief=brief,
-        evidence=_left_out(audit, scope=scope),
+        evidence=_left_out(audit, scope=scope, today=today),
         figures=figures,
     )
 
 
-def _fail(headline: str, **more: object) -> Verdict:
-    return Verdict(gate=GATE, status=Status.FAIL, headline=f"coverage: {headline}", **more)  # type: ignore[arg-type]
+def _fail(finding: str, headline: str, **more: object) -> Verdict:
+    return Verdict(
+        gate=GATE,
+        status=Status.FAIL,
+        headline=f"coverage: {headline}",
+        code=f"{GATE}.{finding}",
+        **more,  # type: ignore[arg-type]
+    )
 
 
 def _pass(headline: str) -> Verdict:
@@ -102,9 +129,10 @@ def _judge_expectation(audit: Audit, *, gate: CoverageGate) -> Verdict:
     """An expectation that comes out empty proves nothing and must not pass."""
     where = gate.where
     if not audit.modules:
-        return _fail(f"the model has no layers to quantize ({where})")
+        return _fail("no-layers", f"the model has no layers to quantize ({where})")
     if not audit.quantizers:
         return _fail(
+            "no-quantizers",
             f"the model holds no quantizer at all ({where})",
             cause="it was never quantized, or it was restored without its quantizers: ModelOpt "
             "loads a checkpoint without its state file as a plain model and says nothing",
@@ -112,6 +140,7 @@ def _judge_expectation(audit: Audit, *, gate: CoverageGate) -> Verdict:
         )
     if not audit.intended:
         return _fail(
+            "recipe-matches-nothing",
             f"recipe {audit.recipe_name!r} means no layer of this model: its patterns match none "
             f"of {count(len(audit.modules), 'module')} ({where})",
             cause="patterns written for another model's names",
@@ -119,10 +148,12 @@ def _judge_expectation(audit: Audit, *, gate: CoverageGate) -> Verdict:
         )
     if not audit.operations:
         return _fail(
-            f"no matrix operation ran in the audit's forward: nothing was seen running ({where})"
+            "nothing-ran",
+            f"no matrix operation ran in the audit's forward: nothing was seen running ({where})",
         )
     if not gate.towers:
         return _fail(
+            "no-towers",
             f"coverage.towers is empty: nothing is expected ({where.of('towers')})",
             next_step="name towers: [vision, text]",
         )
@@ -140,6 +171,7 @@ def _judge_towers(
         if tower not in audit.towers:
             failures.append(
                 _fail(
+                    "tower-missing",
                     f"the model has no {tower} tower, or its forward was not run "
                     f"({gate.where.of('towers')})",
                     next_step=f"leave {tower} out of coverage.towers if that is meant",
@@ -151,12 +183,10 @@ def _judge_towers(
         ]
         if any(by_name[name].enabled for name in intended):
             continue
-        # An exclude list leaves layers out, never a tower that the suite expects: there a waiver
-        # is in use even where the exclude list names the same quantizers.
+        # Neither an exclude list nor a waiver leaves out a tower that the suite expects. A waiver
+        # that names its quantizers is not called unused: the tower is the finding.
         waivers = [scope.waiver_of(name) for name in intended]
-        if waivers and None not in waivers:
-            used.update(scope.waivers.index(waiver) for waiver in waivers if waiver is not None)
-            continue
+        used.update(scope.waivers.index(waiver) for waiver in waivers if waiver is not None)
         patterns = Counter(off_by[name] for name in intended if name in off_by)
         own = {pattern for pattern, _ in audit.excludes}
         # A pattern that took a part of the tower does not explain why all of it is off.
@@ -167,6 +197,7 @@ def _judge_towers(
         )
         failures.append(
             _fail(
+                "tower-off",
                 f"the whole {tower} tower is unquantized: 0 of {len(intended)} intended quantizers "
                 f"enabled{f', switched off by {words}' if explained else ''} ({gate.where})",
                 cause=_tower_cause(
@@ -235,6 +266,7 @@ def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[i
         patterns = [pattern for pattern in off if pattern]
         parts.append(
             _fail(
+                "layers-off",
                 f"{len(missing)} of {intended} intended layer quantizers are off"
                 f"{': ' + _patterns(patterns) if patterns else ''} ({gate.where})",
                 evidence=shorten(
@@ -258,6 +290,7 @@ def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[i
         found = Counter(q.format for q in wrong)
         parts.append(
             _fail(
+                "other-format",
                 f"{len(wrong)} quantizers have another format than the recipe's "
                 f"{listed(audit.formats)}: {', '.join(f'{n} {f}' for f, n in found.most_common())} "
                 f"({gate.where})",
@@ -267,6 +300,7 @@ def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[i
     if idle:
         parts.append(
             _fail(
+                "never-ran",
                 f"{len(idle)} enabled quantizers never ran in their tower's forward ({gate.where})",
                 evidence=shorten(group(q.name for q in idle), noun="groups"),
                 cause="the layer's weight is used by a functional call that goes around the module",
@@ -306,11 +340,12 @@ def _judge_blocks(
         for tower, (meant, total) in of.items()
     )
     return _fail(
+        "blocks-left-out",
         f"recipe {audit.recipe_name!r} means only {towers}: {len(left_out)} weights are left out "
         f"({gate.where})",
         evidence=shorten(group(q.name for q in left_out), noun="groups"),
         cause="a pattern that names single blocks, or the block numbers of another model",
-        next_step="let the pattern match every block, or waive the others with a reason and a day",
+        next_step="let the pattern match every block of this model",
         figures={"weights_left_out": len(left_out)},
     )
 
@@ -331,6 +366,7 @@ def _judge_axis(
     if not found:
         return None
     return _fail(
+        "range-per-channel",
         f"{count(len(found), 'activation quantizer')} have a range per channel ({gate.where})",
         evidence=shorten(group(q.name for q in found), noun="groups"),
         cause="a wrong axis: a matmul sums over these channels, so their scales cannot be taken "
@@ -386,6 +422,7 @@ def _judge_attention(
     absent = [tower for tower in gate.towers if not any(m.tower == tower for m in blocks)]
     if absent:
         return _fail(
+            "attention-not-found",
             f"no attention block was found in the {' and '.join(absent)} tower, although "
             f"{listed([_ATTENTION_NAMES[s] for s in slots])} quantizers are expected ({where})",
             cause="attention is called as a function outside any attention module",
@@ -397,7 +434,7 @@ def _judge_attention(
             problem = _attention_problem(found, audit=audit)
             if problem is None:
                 continue
-            name = found.name if found is not None else module.name
+            name = found.name if found else f"{module.name}.{_ATTENTION_NAMES[slot]}"
             if _take(scope, name, used):
                 continue
             missing.setdefault(f"{_ATTENTION_NAMES[slot]} {problem}", []).append(module.name)
@@ -408,6 +445,7 @@ def _judge_attention(
     worst, names = next(iter(missing.items()))
     hint = _attention_hint(missing)
     return _fail(
+        "attention-missing",
         f"attention is not quantized as expected: {worst} in {len(names)} of {len(blocks)} blocks "
         f"({where})",
         evidence=shorten(
@@ -480,6 +518,7 @@ def _judge_unasked(
     total = sum(len(names) for names in found.values())
     kinds = ", ".join(f"{len(names)} on {kind} modules" for kind, names in found.items())
     return _fail(
+        "unasked",
         f"{count(total, 'quantizer')} enabled that nobody asked for: {kinds} ({gate.where})",
         evidence=shorten(
             [f"{kind}: {line}" for kind, names in found.items() for line in group(names)],
@@ -516,6 +555,7 @@ def _judge_excludes(
             near = closest(pattern.strip("*"), parts)
             hint = f": did you mean '*{near}*'?" if near and f"*{near}*" != pattern else ""
             return _fail(
+                "exclude-matches-nothing",
                 f"exclude {pattern!r} matches none of {len(audit.quantizers)} quantizers{hint} "
                 f"({gate.where})",
                 cause="a typing error, another model's names, or a regular expression: these are "
@@ -525,6 +565,7 @@ def _judge_excludes(
         on = [name for name in matched if name in by_name and by_name[name].enabled]
         if on:
             return _fail(
+                "exclude-enabled",
                 f"exclude {pattern!r} matched {len(matched)} quantizers, {len(on)} of them are "
                 f"enabled all the same ({gate.where})",
                 evidence=shorten(group(on), noun="groups"),
@@ -532,6 +573,7 @@ def _judge_excludes(
             )
         if not set(matched) & set(audit.intended):
             return _fail(
+                "exclude-without-effect",
                 f"exclude {pattern!r} matches {count(len(matched), 'quantizer')} that the recipe "
                 f"does not switch on: it excludes nothing ({gate.where})",
                 evidence=shorten(group(matched), noun="groups"),
@@ -573,6 +615,7 @@ def _judge_operations(audit: Audit, *, gate: CoverageGate, scope: Scope, used: s
     if attention:
         parts.append(
             _fail(
+                "attention-bypassed",
                 f"{count(len(attention), 'attention call')} ran on operands that no quantizer "
                 f"touched ({gate.where.of('attention')})",
                 evidence=shorten(group(op.module for op in attention), noun="groups"),
@@ -585,6 +628,7 @@ def _judge_operations(audit: Audit, *, gate: CoverageGate, scope: Scope, used: s
         total = sum(op.weights_count for op in audit.operations)
         parts.append(
             _fail(
+                "weights-escaped",
                 f"{percent(lost / total, 1)} of the weights escaped the quantization: "
                 f"{', '.join(f'{len(found)} {words}' for words, found in escaped.items())} "
                 f"({gate.where})",
@@ -643,25 +687,131 @@ def _touched(
 # -- waivers ------------------------------------------------------------------------------
 
 
-def _judge_waivers(*, gate: CoverageGate, today: date, used: set[int]) -> Verdict | None:
+@dataclass(frozen=True, kw_only=True)
+class Waived:
+    """What all waivers together name in one tower (or in the whole model), used or not.
+
+    Shares are of the quantizers that the recipe means, and of the weights of matrix operations.
+    """
+
+    subject: str
+    quantizers_share: Fraction
+    weights_share: Fraction
+
+    @property
+    def share(self) -> Fraction:
+        return max(self.quantizers_share, self.weights_share)
+
+
+def measure_waived(audit: Audit, *, gate: CoverageGate, scope: Scope) -> Waived:
+    """Return what the waivers name where they name the largest share."""
+    slots_of: dict[str, list[str]] = {}
+    for quantizer in audit.quantizers:
+        slots_of.setdefault(quantizer.module, []).append(quantizer.name)
+
+    def measure(subject: str, towers: Sequence[Tower]) -> Waived:
+        names = [q.name for q in audit.quantizers if q.tower in towers]
+        intended = set(audit.intended).intersection(names)
+        weighed = [op for op in audit.operations if op.tower in towers and op.weights_count]
+        # A matrix product is in full precision where its weight or its other operand is.
+        named = [
+            op.weights_count
+            for op in weighed
+            if any(map(scope.waiver_of, (op.module, *slots_of.get(op.module, ()))))
+        ]
+        return Waived(
+            subject=subject,
+            quantizers_share=_share(
+                sum(scope.waiver_of(name) is not None for name in intended), of=len(intended)
+            ),
+            weights_share=_share(sum(named), of=sum(op.weights_count for op in weighed)),
+        )
+
+    found = [measure(f"the {tower} tower's", (tower,)) for tower in gate.towers]
+    found.append(measure("the model's", (*gate.towers, "other")))
+    return max(found, key=lambda waived: waived.share)
+
+
+def _share(part: int, *, of: int) -> Fraction:
+    return Fraction(part, of) if of else Fraction(0)
+
+
+def _judge_waivers(
+    *, gate: CoverageGate, waived: Waived, today: date, used: set[int]
+) -> Verdict | None:
+    """A waiver is in use, ends soon, and all of them together leave the variant what it is."""
     if not gate.waive:
         return None
+    failures = []
     for index, waiver in enumerate(gate.waive):
         names = listed(waiver.modules)
+        until = waiver.where.of("until")
+        reason = (f"its reason was: {waiver.reason}",)
         if today > waiver.until:
-            return _fail(
-                f"the waiver for {names} expired on {waiver.until} ({waiver.where.of('until')})",
-                evidence=(f"its reason was: {waiver.reason}",),
-                next_step="quantize these modules, or decide anew until when they may wait",
+            failures.append(
+                _fail(
+                    "waiver-expired",
+                    f"the waiver for {names} expired on {waiver.until} ({until})",
+                    evidence=reason,
+                    next_step="quantize these modules, or decide anew until when they may wait",
+                )
             )
-        if index not in used:
-            return _fail(
-                f"the waiver for {names} is not used: nothing that it names is uncovered "
-                f"({waiver.where})",
-                evidence=(f"its reason was: {waiver.reason}",),
-                next_step="remove the waiver",
+        elif index not in used:
+            failures.append(
+                _fail(
+                    "waiver-unused",
+                    f"the waiver for {names} is not used: nothing that it names is uncovered "
+                    f"({waiver.where})",
+                    evidence=reason,
+                    next_step="remove the waiver",
+                )
             )
-    return _pass(f"{count(len(gate.waive), 'waiver')} in use")
+        if waiver.lasts_too_long(today):
+            failures.append(
+                _fail(
+                    "waiver-too-long",
+                    f"the waiver for {names} holds until {waiver.until}, "
+                    f"{(waiver.until - today).days} days from today: at most {MAX_WAIVER_DAYS} "
+                    f"({until})",
+                    evidence=reason,
+                    next_step=f"write until: {waiver.last_day(today)} or earlier, and decide anew "
+                    f"then",
+                )
+            )
+    if waived.share > MAX_WAIVED_SHARE:
+        failures.append(
+            _fail(
+                "waivers-too-wide",
+                f"the waivers name {_waived_words(waived)}: at most "
+                f"{percent(MAX_WAIVED_SHARE, 0)} "
+                f"({', '.join(waiver.where.of('modules') for waiver in gate.waive)})",
+                evidence=shorten([f"waived: {name}" for w in gate.waive for name in w.modules]),
+                cause="a waiver is for single layers that wait for a mend: with this much in full "
+                "precision it is another variant than its recipe promises",
+                next_step="name single layers; what this variant leaves out for good belongs into "
+                "quantize.exclude, a whole tower out of coverage.towers",
+            )
+        )
+    if failures:
+        return combine(gate=GATE, parts=tuple(failures))
+    return replace(
+        _pass(f"{count(len(gate.waive), 'waiver')} in use"),
+        figures={
+            "waivers": len(gate.waive),
+            "waived_until": min(waiver.until for waiver in gate.waive).isoformat(),
+            "waived_quantizers_share": float(waived.quantizers_share),
+            "waived_weights_share": float(waived.weights_share),
+            "max_waived_share": float(MAX_WAIVED_SHARE),
+            "max_waiver_days": MAX_WAIVER_DAYS,
+        },
+    )
+
+
+def _waived_words(waived: Waived) -> str:
+    return (
+        f"{percent(waived.quantizers_share, 1)} of {waived.subject} quantizers and "
+        f"{percent(waived.weights_share, 1)} of its matrix weights"
+    )
 
 
 def _take(scope: Scope, name: str, used: set[int]) -> bool:
@@ -721,13 +871,17 @@ def _describe(audit: Audit, *, figures: Mapping[str, Figure]) -> tuple[str, str]
     )
 
 
-def _left_out(audit: Audit, *, scope: Scope) -> tuple[str, ...]:
+def _left_out(audit: Audit, *, scope: Scope, today: date) -> tuple[str, ...]:
     lines = [
+        f"waived until {w.until} (in {(w.until - today).days} of at most {MAX_WAIVER_DAYS} days): "
+        f"{listed(w.modules)} ({w.reason})"
+        for w in scope.waivers
+    ]
+    lines += [
         f"excluded by {pattern!r}: {line}"
         for pattern, matched in audit.excludes
         for line in group(name for name in matched if name in audit.intended)
     ]
-    lines += [f"waived until {w.until}: {listed(w.modules)} ({w.reason})" for w in scope.waivers]
     return shorten(lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 #: A list in a verdict shows no more than this.
@@ -44,6 +44,18 @@ def brief_drop(
 def count(number: int, noun: str) -> str:
     """Return `1 sample`, `2 samples`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def waivers_words(figures: Iterable[Mapping[str, object]]) -> str:
+    """Return `2 waivers until 2027-03-01`, the day of the first to end; nothing without any.
+
+    `figures` are those of coverage verdicts.
+    """
+    found = [each for each in figures if each.get("waivers")]
+    if not found:
+        return ""
+    number = sum(int(str(each["waivers"])) for each in found)
+    return f"{count(number, 'waiver')} until {min(str(each['waived_until']) for each in found)}"
 
 
 def shorten(lines: Sequence[str], *, most: int = MOST, noun: str = "more") -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from pytest_quantgate.comparison.calibration import describe_images
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.gates.coverage import wanted_slots
 from pytest_quantgate.gates.trace import STAGES, Stage, TraceRow, follow_quantizers
+from pytest_quantgate.gates.words import waivers_words
 from pytest_quantgate.measurement import (
     Audit,
     CalibrationRun,
@@ -146,7 +147,9 @@ def conclude_run(suites: Sequence[SuiteReport], *, errors: Sequence[str]) -> Con
     names = ", ".join(suite.name for suite in members)
     if status == "PASS":
         gates = sum(len(suite.gates) for suite in suites)
-        sentence = f"May ship: all {gates} gates of {len(suites)} suites passed"
+        passed = f"May ship: all {gates} gates of {len(suites)} suites passed"
+        waivers = waivers_words(gate.figures for suite in suites for gate in suite.gates)
+        sentence = ", ".join(filter(None, (passed, waivers)))
     else:
         word = "Do not ship" if status == "FAIL" else "Not decided"
         sentence = f"{word}: {len(members)} of {len(suites)} suites: {names}"

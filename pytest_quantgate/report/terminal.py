@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pytest_quantgate.gates.words import waivers_words
 from pytest_quantgate.report.printable import printable
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -69,7 +70,9 @@ class Summary:
                 f"not decided: {len(rows)} passed, {_plural(left_out, 'gate')} did not run",
                 Status.NOT_MEASURED,
             )
-        return f"may ship: {_plural(len(rows), 'gate')} passed", Status.PASS
+        waivers = waivers_words(row.verdict.figures for row in rows)
+        passed = f"may ship: {_plural(len(rows), 'gate')} passed"
+        return ", ".join(filter(None, (passed, waivers))), Status.PASS
 
 
 def render_failure(verdict: Verdict) -> str:

@@ -39,6 +39,20 @@ def check_model(values: Mapping[str, Any], place: Place, node: yaml.Node) -> Non
         )
 
 
+def check_waiver(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
+    """Refuse a waiver that names nothing. How much of a model one names, the gate counts."""
+    if not values["modules"]:
+        raise place.error_at(node, "modules", "is empty: name the layers that may wait")
+    for pattern in values["modules"]:
+        if not re.search(r"[^\W_]", pattern):
+            raise place.error_at(
+                node,
+                "modules",
+                f"{pattern!r} names every module: name the layers that may wait, such as "
+                f"'*visual_projection*'",
+            )
+
+
 def check_fidelity(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:
     limits = ("min_cosine", "min_worst_cosine", "min_sqnr", "min_worst_sqnr")
     if not any(limit in values for limit in limits):

@@ -13,6 +13,7 @@ import yaml
 
 from pytest_quantgate.quantities import parse_confidence
 from pytest_quantgate.suite import (
+    MAX_WAIVER_DAYS,
     AccuracyGate,
     CalibrationGate,
     CalibrationSpec,
@@ -46,6 +47,7 @@ from pytest_quantgate.suite_file.checks import (
     check_suite,
     check_task,
     check_trace,
+    check_waiver,
 )
 from pytest_quantgate.suite_file.fields import (
     Field,
@@ -160,12 +162,19 @@ QUANTIZE = Section(
 )
 WAIVER = Section(
     build=Waiver,
+    check=check_waiver,
     fields={
         "modules": list_field(
-            text_field(help="pattern"), help="module patterns", single=True, required=True
+            text_field(help="pattern"),
+            help="module patterns; all waivers together name at most a quarter of a tower",
+            single=True,
+            required=True,
         ),
         "reason": text_field(help="why they may stay unquantized", required=True, lines=True),
-        "until": date_field(help="the last day on which this holds", required=True),
+        "until": date_field(
+            help=f"the last day on which this holds, at most {MAX_WAIVER_DAYS} days from today",
+            required=True,
+        ),
     },
 )
 COVERAGE = Section(

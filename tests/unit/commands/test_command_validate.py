@@ -76,6 +76,12 @@ def test_suite_with_all_that_it_names_is_without_errors() -> None:
         (', root: "${PHOTOS}"', "", "data set 'photos' needs a root"),
         ('"*patch_embedding*"', '"* patch*"', "'* patch*' can match no module"),
         ('"*proj*"', '"proj; rm"', "s.quantgate.yaml:9: 'proj; rm' can match no module"),
+        (
+            "until: 2026-01-01",
+            "until: 9999-12-31",
+            "s.quantgate.yaml:9: the waiver holds until 9999-12-31, more than 366 days from today: "
+            "write 2027-01-01 or earlier",
+        ),
     ],
 )
 def test_wrong_name_is_an_error_at_its_line(old: str, new: str, words: str) -> None:

@@ -310,15 +310,15 @@ def make_operation(module: str, function: str = "linear", **changes: Any) -> Ope
     return Operation(**values)
 
 
-def make_audit(**changes: Any) -> Audit:
-    """Return a CLIP of two towers with two blocks each, all of it quantized and seen running."""
+def make_audit(*, blocks: int = BLOCKS, **changes: Any) -> Audit:
+    """Return a CLIP of two towers with so many blocks each, all quantized and seen running."""
     modules: list[Module] = []
     quantizers: list[Quantizer] = []
     operations: list[Operation] = []
     for tower in ("vision", "text"):
         if tower == "text":
             modules.append(make_module("text_model.token_embedding", "embedding"))
-        for block in range(BLOCKS):
+        for block in range(blocks):
             prefix = f"{tower}_model.layers.{block}"
             attention, linear = f"{prefix}.self_attn", f"{prefix}.mlp.fc1"
             modules += [

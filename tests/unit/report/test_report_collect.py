@@ -55,6 +55,17 @@ def test_verdict_of_a_run_is_its_worst_suite(
     )
 
 
+def test_verdict_of_a_run_names_the_waivers_of_all_suites(tmp_path: Path) -> None:
+    figures = {"waivers": 1, "waived_until": "2027-03-01"}
+    extra = [verdict("coverage[x]", Status.PASS, figures=figures)]
+    found = make_run(tmp_path, extra=extra).collect().suites[0]
+    other = replace(found, name="other", gates=found.gates[:1])
+
+    assert conclude_run([found, other, found], errors=[]).sentence == (
+        "May ship: all 7 gates of 3 suites passed, 2 waivers until 2027-03-01"
+    )
+
+
 def test_report_of_a_run(tmp_path: Path) -> None:
     report = make_run(tmp_path).collect()
 

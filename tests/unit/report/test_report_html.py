@@ -62,6 +62,14 @@ def test_verdict_is_the_title_and_the_only_h1(tmp_path: Path) -> None:
     assert count_elements(text)["h1"] == 1
 
 
+def test_waiver_stands_in_the_headline(tmp_path: Path) -> None:
+    figures = {"waivers": 2, "waived_until": "2027-03-01"}
+    extra = [verdict("coverage[x]", Status.PASS, figures=figures)]
+    text = render_html(make_run(tmp_path, extra=extra).collect())
+
+    assert "<span>May ship: 3 gates passed, 2 waivers until 2027-03-01</span>" in text
+
+
 def test_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
     elements = Reader(render_html(make_run(tmp_path).collect())).elements
 

@@ -72,6 +72,16 @@ def test_top_says_the_verdict_and_what_was_not_measured(tmp_path: Path) -> None:
     assert lines[3].startswith("**Not measured:** roundtrip; no gate asks for calibration,")
 
 
+def test_waiver_stands_in_the_verdict_and_on_the_line_of_its_gate(tmp_path: Path) -> None:
+    figures = {"waivers": 1, "waived_until": "2027-03-01"}
+    brief = "1 waiver until 2027-03-01, 2.9 % of at most 25 %"
+    extra = [verdict("coverage[x]", Status.PASS, brief=brief, figures=figures)]
+    lines = render_markdown(make_run(tmp_path, extra=extra).collect()).splitlines()
+
+    assert lines[1].endswith("May ship: 3 gates passed, 1 waiver until 2027-03-01")
+    assert any(line.endswith(f"| {brief} |") for line in lines)
+
+
 def test_failure_stands_before_what_passed(tmp_path: Path) -> None:
     extra = [verdict("export", Status.FAIL, headline="export: 3 lost", next_step="export again")]
     text = render_markdown(make_run(tmp_path, extra=extra).collect())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pytest_quantgate.report.terminal import Row, Summary, render_failure, render_summary
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -60,6 +62,22 @@ def test_green_suite_may_ship() -> None:
         "clip: may ship: 2 gates passed",
         "2 gates: 2 passed",
     ]
+
+
+def test_waivers_stand_in_the_sentence_with_the_first_day_on_which_one_ends() -> None:
+    def coverage(suite: str, number: int, until: str) -> Row:
+        found = row("coverage", Status.PASS, suite=suite)
+        figures = {"waivers": number, "waived_until": until}
+        return replace(found, verdict=replace(found.verdict, figures=figures))
+
+    waived = coverage("clip", 2, "2027-03-01")
+    several = Summary(rows=(waived, coverage("clip", 1, "2027-02-01")))
+
+    assert Summary(rows=(waived,)).conclude("clip") == (
+        "may ship: 1 gate passed, 2 waivers until 2027-03-01",
+        Status.PASS,
+    )
+    assert several.conclude("clip")[0] == "may ship: 2 gates passed, 3 waivers until 2027-02-01"
 
 
 def test_a_gate_that_did_not_run_is_not_a_release() -> None:

@@ -242,6 +242,27 @@ from suite_texts import FILE, SMALL, VALID, Refusal, swap
             "until: [2027]",
             "coverage.waive.until: 'a list' is no day: write it as 2027-03-01",
         ),
+        # waivers that name nothing, or everything
+        (
+            "modules: [a, b]",
+            "modules: []",
+            "coverage.waive.modules: is empty: name the layers that may wait",
+        ),
+        *(
+            (
+                "modules: [a, b]",
+                f"modules: {written}",
+                f"coverage.waive.modules: {pattern!r} names every module: name the layers that may "
+                f"wait, such as '*visual_projection*'",
+            )
+            for written, pattern in [
+                ('"*"', "*"),
+                ('[a, "**"]', "**"),
+                ('"?*"', "?*"),
+                ('"*.*"', "*.*"),
+                ('"[!_]*"', "[!_]*"),
+            ]
+        ),
         # environment variables
         (
             "${DATA}/photos",

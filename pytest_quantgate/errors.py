@@ -28,7 +28,12 @@ class ReportError(QuantGateError):
 
 
 class StoredValueError(CacheError, ValueError):
-    """A stored measurement that is whole as a file and is not what this release reads."""
+    """A stored measurement that is whole as a file and is not what this release reads.
+
+    `place` grows while it passes out of nested data (`.machine.cores`).
+    """
+
+    place = ""
 
 
 class ModelError(QuantGateError):

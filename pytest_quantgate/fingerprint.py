@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from fractions import Fraction
 from pathlib import PurePath
@@ -19,10 +19,19 @@ LABELS = {
     "recipe": "recipe or exclude list",
 }
 
+#: No more entries of a recipe are named on either side.
+ENTRIES_SHOWN = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """Digests (SHA-256, hex) of all that a stored result depends on.
+    """What a stored result depends on: digests (SHA-256, hex), and in words what can be said so.
+
+    `recipe` is the digest of the recipe as the suite writes it, and of the exclude list.
+    `recipe_entries` is what the installed ModelOpt makes of it, one line an entry of its
+    `quant_cfg` in order, and the algorithm. `settings` are the suite's and the run's by the name
+    that a reader knows (`dtype`, `calibration samples`). `data_parts` are the digests of the parts
+    of the data (see `digest_parts`). The last three are empty in what version 0.1 wrote.
 
     Library versions are not part of it: what they change is drift, and drift is to be measured.
     """
@@ -31,15 +40,58 @@ class Fingerprint:
     data: str
     calibration: str
     recipe: str
+    recipe_entries: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    data_parts: Mapping[str, str] = field(default_factory=dict)
 
 
 def differences(stored: Fingerprint, now: Fingerprint) -> tuple[str, ...]:
-    """Return a sentence for each digest that differs; empty where results may be compared."""
-    return tuple(
-        f"{label} differ: baseline {getattr(stored, name)[:12]}, now {getattr(now, name)[:12]}"
-        for name, label in LABELS.items()
-        if getattr(stored, name) != getattr(now, name)
-    )
+    """Return a sentence for each thing that differs; empty where results may be compared.
+
+    What the stored side does not say is not compared: `list_unknown` names it.
+    """
+    named = {
+        name: f"{name} {stored.settings[name] or 'none'} -> {now.settings[name] or 'none'}"
+        for name in now.settings
+        if name in stored.settings and stored.settings[name] != now.settings[name]
+    }
+    found = list(named.values())
+    if stored.recipe_entries and stored.recipe_entries != now.recipe_entries:
+        found.append(_describe_entries(stored.recipe_entries, now.recipe_entries))
+    for name, label in LABELS.items():
+        before, after = getattr(stored, name), getattr(now, name)
+        # A recipe whose content is known is what it does, however it is written.
+        known = name == "recipe" and stored.recipe_entries
+        if before == after or known or any(key.startswith(f"{name} ") for key in named):
+            continue
+        parts = [part for part in now.data_parts if _differs(part, stored, now)]
+        which = f" in {', '.join(parts)}" if name == "data" and parts else ""
+        found.append(f"{label} differ{which}: baseline {before[:12]}, now {after[:12]}")
+    return tuple(found)
+
+
+def list_unknown(stored: Fingerprint, now: Fingerprint) -> tuple[str, ...]:
+    """Return what a stored side does not say, so that it could not be compared."""
+    unknown = [name for name in now.settings if name not in stored.settings]
+    if now.recipe_entries and not stored.recipe_entries:
+        unknown.append("recipe content")
+    return tuple(unknown)
+
+
+def _differs(part: str, stored: Fingerprint, now: Fingerprint) -> bool:
+    return part in stored.data_parts and stored.data_parts[part] != now.data_parts[part]
+
+
+def _describe_entries(before: Sequence[str], after: Sequence[str]) -> str:
+    gone = [line for line in before if line not in after]
+    come = [line for line in after if line not in before]
+    parts = [
+        f"{word} {'; '.join(lines[:ENTRIES_SHOWN])}"
+        + (f" and {len(lines) - ENTRIES_SHOWN} more" if len(lines) > ENTRIES_SHOWN else "")
+        for word, lines in (("without", gone), ("with", come))
+        if lines
+    ]
+    return f"recipe content differs: now {', '.join(parts) or 'in another order'}"
 
 
 def digest_of(value: Any) -> str:

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.baseline_mode import BaselineMode
 from pytest_quantgate.baselines import (
-    AnyRecord,
-    LatencyRecord,
-    Record,
     next_latency_record,
     next_record,
     refuse_uncovered,
@@ -42,6 +39,7 @@ from pytest_quantgate.gates.trace import follow_quantizers
 from pytest_quantgate.measure.latency import Machine
 from pytest_quantgate.measurement import Outcomes, StoredPair, Tower
 from pytest_quantgate.stages import TOWERS
+from pytest_quantgate.store.records import AnyRecord, LatencyRecord, Record
 from pytest_quantgate.suite import (
     AccuracyGate,
     EngineGate,
@@ -498,4 +496,9 @@ class Judging:
 def _stored_pair(record: Record | None) -> StoredPair | None:
     if record is None:
         return None
-    return StoredPair(fp16=record.fp16, accepted=record.accepted, first=record.first)
+    return StoredPair(
+        fp16=record.fp16,
+        accepted=record.accepted,
+        first=record.first,
+        first_fp16=record.first_fp16,
+    )

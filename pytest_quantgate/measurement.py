@@ -6,11 +6,13 @@ can be cached next to the variant that it belongs to.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from pytest_quantgate.errors import StoredValueError
@@ -401,23 +403,54 @@ class Outcomes:
 class StoredOutcomes:
     """Per-sample results as a baseline keeps them: `correct` in the order of the sorted ids.
 
-    `ids_digest` is the SHA-256 of the sorted ids, one a line.
+    `ids_digest` is the SHA-256 of the sorted ids, one a line; `correct_bits` is `pack_bits` of
+    `correct`. `effective_samples` is to how many independent samples these are worth where they
+    come in clusters (None: it was not recorded).
     """
 
     samples: int
     ids_digest: str
-    correct: tuple[bool, ...]
+    correct_bits: str
     value: float
     data_digest: str
+    effective_samples: float | None = None
+
+    @cached_property
+    def correct(self) -> tuple[bool, ...]:
+        """Whether each sample is right; raises ValueError where the bits are damaged."""
+        return unpack_bits(self.correct_bits, count=self.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredPair:
-    """What a regression gate compares with: FP16, the variant accepted last, and the first."""
+    """What a regression gate compares with: FP16, the variant accepted last, and the first.
+
+    `first_fp16` is what FP16 gave when `first` was accepted.
+    """
 
     fp16: StoredOutcomes
     accepted: StoredOutcomes
     first: StoredOutcomes
+    first_fp16: StoredOutcomes
+
+
+def pack_bits(bits: Sequence[bool]) -> str:
+    """Return one bit a sample, first sample in the highest bit of the first byte, in base64."""
+    packed = bytearray((len(bits) + 7) // 8)
+    for index, bit in enumerate(bits):
+        if bit:
+            packed[index // 8] |= 0x80 >> (index % 8)
+    return base64.b64encode(bytes(packed)).decode("ascii")
+
+
+def unpack_bits(text: str, *, count: int) -> tuple[bool, ...]:
+    """Return `count` bits out of `pack_bits`; raises ValueError where there are more or fewer."""
+    packed = base64.b64decode(text, validate=True)
+    if len(packed) != (count + 7) // 8:
+        raise ValueError(f"{len(packed)} bytes cannot hold {count} outcomes")
+    if count % 8 and packed[-1] & (0xFF >> (count % 8)):
+        raise ValueError(f"there are more than {count} outcomes")
+    return tuple(bool(packed[i // 8] & (0x80 >> (i % 8))) for i in range(count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -461,12 +494,20 @@ def to_json(value: Any) -> Any:
 def from_json(kind: type[Value], data: Any) -> Value:
     """Return the dataclass `kind` read back from `to_json`'s form.
 
-    Raises StoredValueError, a ValueError, where a field is missing, unknown or of the wrong shape.
+    Raises StoredValueError, a ValueError that names the place, where a field is missing, unknown
+    or of the wrong shape.
     """
     try:
         return typing.cast(Value, _read(kind, data))
-    except ValueError as error:
-        raise StoredValueError(str(error)) from error
+    except StoredValueError as error:
+        name = getattr(kind, "__name__", str(kind))
+        raise StoredValueError(f"{name}{error.place}: {error}") from error
+
+
+def shorten(value: Any) -> str:
+    """Return a value for a message: ten thousand digits help nobody."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _read(kind: Any, data: Any) -> Any:
@@ -474,7 +515,7 @@ def _read(kind: Any, data: Any) -> Any:
     arguments = typing.get_args(kind)
     if origin is Literal:
         if data not in arguments:
-            raise ValueError(f"{data!r} is none of {arguments}")
+            raise StoredValueError(f"{shorten(data)} is none of {arguments}")
         return data
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in arguments:
@@ -484,15 +525,15 @@ def _read(kind: Any, data: Any) -> Any:
         return _read(next((k for k in kinds if k is type(data)), kinds[0]), data)
     if origin is Mapping:
         if not isinstance(data, dict):
-            raise ValueError(f"expected a mapping, found {type(data).__name__}")
-        return {name: _read(arguments[1], item) for name, item in data.items()}
+            raise StoredValueError(f"expected a mapping, found {type(data).__name__}")
+        return {name: _read_part(arguments[1], data[name], f".{name}") for name in data}
     if origin is tuple:
         if not isinstance(data, list):
-            raise ValueError(f"expected a list, found {type(data).__name__}")
+            raise StoredValueError(f"expected a list, found {type(data).__name__}")
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_read(arguments[0], item) for item in data)
+            arguments = (arguments[0],) * len(data)
         if len(data) != len(arguments):
-            raise ValueError(f"expected {len(arguments)} items, found {len(data)}")
+            raise StoredValueError(f"expected {len(arguments)} items, found {len(data)}")
         return tuple(_read(a, item) for a, item in zip(arguments, data, strict=True))
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(typing.cast(type, kind), data)
@@ -500,25 +541,36 @@ def _read(kind: Any, data: Any) -> Any:
         try:
             return float(data)
         except OverflowError as error:
-            raise ValueError(f"expected float, found an integer out of range: {error}") from error
+            raise StoredValueError(
+                f"expected float, found an integer out of range: {error}"
+            ) from error
     if kind in (int, bool, str) and type(data) is kind:
         return data
-    raise ValueError(f"expected {getattr(kind, '__name__', kind)}, found {data!r}")
+    raise StoredValueError(f"expected {getattr(kind, '__name__', kind)}, found {shorten(data)}")
+
+
+def _read_part(kind: Any, data: Any, place: str) -> Any:
+    try:
+        return _read(kind, data)
+    except StoredValueError as error:
+        error.place = place + error.place
+        raise
 
 
 def _read_dataclass(kind: type, data: Any) -> Any:
     if not isinstance(data, dict):
-        raise ValueError(f"{kind.__name__}: expected a mapping, found {type(data).__name__}")
+        raise StoredValueError(f"expected a mapping, found {type(data).__name__}")
     hints = typing.get_type_hints(kind)
-    unknown = sorted(set(data) - set(hints))
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise ValueError(f"{kind.__name__}: unknown fields {unknown}")
+        raise StoredValueError(f"unknown fields {shorten(unknown)}")
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        if field.name in data:
-            values[field.name] = _read(hints[field.name], data[field.name])
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _read_part(hints[name], data[name], f".{name}")
         elif field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{kind.__name__}: field {field.name!r} is missing")
+            raise StoredValueError(f"field {name!r} is missing")
     return kind(**values)
 
 

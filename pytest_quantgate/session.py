@@ -24,11 +24,12 @@ from pytest_quantgate.verdict import Status, Verdict
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:
-    from pytest_quantgate.baselines import AnyRecord, Store
+    from pytest_quantgate.baselines import Store
     from pytest_quantgate.case import Case
     from pytest_quantgate.judging import Judged
     from pytest_quantgate.report.evidence import Evidence
     from pytest_quantgate.report.terminal import Row, Summary
+    from pytest_quantgate.store.records import AnyRecord
     from pytest_quantgate.suite import Suite
 
 SESSION = pytest.StashKey["RunSession"]()
@@ -106,8 +107,8 @@ class RunSession:
             self.errors.append(error)
 
     def _take(self, carried: Mapping[str, Any]) -> None:
-        from pytest_quantgate.baselines import record_from_json
         from pytest_quantgate.report.terminal import Row
+        from pytest_quantgate.store.records import record_from_json
 
         if carried["gate"]:
             self.rows.append(
@@ -283,6 +284,8 @@ def carry(
 
     `gate` is empty for a hand-written test, which is no row of the summary.
     """
+    from pytest_quantgate.store.records import record_to_json
+
     verdict = judged.verdict
     plain: dict[str, Any] = json.loads(
         json.dumps(
@@ -305,7 +308,7 @@ def carry(
                 "notes": list(judged.notes),
                 "warnings": list(warnings),
                 "proposal": judged.proposal,
-                "record": judged.record.to_json() if judged.record else None,
+                "record": record_to_json(judged.record) if judged.record else None,
                 "evidence": evidence.to_json() if evidence else None,
             }
         )

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_quantgate.baselines import unpack_bits
 from pytest_quantgate.comparison.calibration import (
     Calibrated,
     CalibrationImages,
@@ -38,6 +37,7 @@ from pytest_quantgate.comparison.report_measurements import (
 )
 from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES
 from pytest_quantgate.gates.words import count, group, listed, percent
+from pytest_quantgate.measurement import unpack_bits
 from pytest_quantgate.report import FORMAT
 from pytest_quantgate.report.json_report import read_report as parse_report
 from pytest_quantgate.report.model import (

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from pytest_quantgate.baselines import Kind as BaselineKind
-from pytest_quantgate.baselines import LatencyRecord
 from pytest_quantgate.comparison.baseline_files import compare_records, read_records
 from pytest_quantgate.comparison.changes import Comparison, DiffError, combine
 from pytest_quantgate.comparison.checkpoints import (
@@ -26,6 +24,8 @@ from pytest_quantgate.comparison.revisions import (
 )
 from pytest_quantgate.comparison.suite_files import compare_suites, read_suites
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.store.records import Kind as BaselineKind
+from pytest_quantgate.store.records import LatencyRecord
 from pytest_quantgate.suite_file import SUFFIX
 from pytest_quantgate.untrusted import parse_json, read_regular
 

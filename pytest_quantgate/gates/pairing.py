@@ -131,14 +131,18 @@ def pair_stored(*, stored: StoredOutcomes, now: Outcomes) -> Pairs:
         raise Unpaired(
             f"the data differs: baseline {stored.data_digest[:12]}, now {now.data_digest[:12]}"
         )
-    if len(stored.correct) != stored.samples or not math.isfinite(stored.value):
-        raise Unpaired("the baseline is damaged: its outcomes or its value make no sense")
+    try:
+        before = stored.correct
+    except ValueError as error:
+        raise Unpaired(f"the baseline is damaged: {error}") from error
+    if not math.isfinite(stored.value):
+        raise Unpaired(f"the baseline is damaged: its value is {stored.value}")
     correct = [now.correct[i] for i in order]
     # The same ids of the same data have the same labels and clusters: today's are the baseline's.
     return _count(
-        stored.correct,
+        before,
         correct,
-        changed=[a != b for a, b in zip(stored.correct, correct, strict=True)],
+        changed=[a != b for a, b in zip(before, correct, strict=True)],
         labels=[now.labels[i] for i in order],
         names=now.class_names,
         clusters=[now.clusters[i] for i in order if now.clusters],

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from pytest_quantgate import __version__
-from pytest_quantgate.baselines import pack_bits
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.comparison.calibration import describe_images
 from pytest_quantgate.errors import QuantGateError
@@ -34,6 +33,7 @@ from pytest_quantgate.measurement import (
     Parity,
     Roundtrip,
     from_json,
+    pack_bits,
 )
 from pytest_quantgate.report.evidence import Evidence
 from pytest_quantgate.report.model import (

@@ -22,24 +22,26 @@ from hypothesis import strategies as st
 from pytest_quantgate import baselines
 from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed, refuse_ci
 from pytest_quantgate.baselines import (
-    Record,
     Store,
     accept_obtained,
-    canonical_text,
     next_record,
-    pack_bits,
-    parse_record,
     read_record,
     refuse_unfit,
     slug,
     store_outcomes,
-    unpack_bits,
     write_atomically,
     write_obtained,
 )
 from pytest_quantgate.errors import BaselineError, QuantGateError
 from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.measurement import Outcomes, pack_bits, unpack_bits
+from pytest_quantgate.store.records import (
+    Record,
+    canonical_text,
+    parse_record,
+    read_as,
+    record_to_json,
+)
 from pytest_quantgate.suite import (
     CalibrationSpec,
     Gates,
@@ -234,6 +236,33 @@ def test_next_record_keeps_first_and_moves_accepted() -> None:
     assert after.reason == "better"
 
 
+def test_next_record_keeps_what_fp16_gave_when_the_first_was_accepted() -> None:
+    before = make_record()
+
+    after = make_record(before, fp16=outcomes("1111111111"))
+
+    assert after.first_fp16 == before.fp16 != after.fp16
+
+
+def test_first_starts_anew_on_other_data_and_the_old_chain_stays() -> None:
+    """Its drop must not be forgotten with the samples that showed it."""
+    first = make_record()
+    before = make_record(first, quantized=outcomes("1101100110"), today=date(2026, 12, 1))
+
+    new = {"fp16": outcomes(data="f" * 64), "quantized": outcomes(data="f" * 64)}
+    after = make_record(before, **new, today=date(2027, 1, 2), reason="new data")
+    again = make_record(after, **new, today=date(2027, 1, 3))
+
+    (chain,) = after.chains
+    assert chain.drop == pytest.approx(0.1)
+    assert chain.describe() == (
+        "2026-11-21 to 2027-01-02, 10 samples of other data (eeeeeeeeeeee): quantized "
+        "70.00% -> 60.00%, drop 10.00 pp"
+    )
+    assert again.chains == after.chains
+    assert parse_record(canonical_text(again)) == again
+
+
 def test_first_starts_anew_on_other_data() -> None:
     before = make_record()
 
@@ -350,6 +379,7 @@ def test_text_is_sorted_indented_and_ends_with_one_newline() -> None:
 
     assert text == json.dumps(json.loads(text), sort_keys=True, indent=2) + "\n"
     assert text.startswith('{\n  "accepted": {\n    "correct_bits": "')
+    assert json.loads(text)["schema"] == 2
 
 
 def test_equal_records_have_equal_bytes_in_any_order_of_keys() -> None:
@@ -360,11 +390,11 @@ def test_equal_records_have_equal_bytes_in_any_order_of_keys() -> None:
     assert canonical_text(turned) == canonical_text(record)
 
 
-def test_value_that_json_cannot_hold_is_never_written() -> None:
+def test_value_that_is_no_number_is_never_written(store: Store) -> None:
     record = make_record(fp16=outcomes(value=float("nan")))
 
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        canonical_text(record)
+    assert message(lambda: store.write(record)).endswith("fp16.value: nan is not in [0, 1]")
+    assert not store.root.exists()
 
 
 @repeatable
@@ -400,37 +430,79 @@ def test_bits_that_are_not_just_so_many_are_refused(text: str, count: int, words
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(schema=2), "schema 2 is not supported: this release reads 1"),
-        (lambda d: d.pop("schema"), "schema None is not supported: this release reads 1"),
-        (lambda d: d.pop("first"), "record: 'first' is missing"),
-        (lambda d: d.update(note="x"), "record: 'note' is unknown"),
-        (lambda d: d.update(reason=1), "reason: expected a text, found int"),
-        (lambda d: d.update(suite=None), "suite: expected a text, found NoneType"),
-        (lambda d: d.update(versions=[]), "versions: expected a mapping"),
-        (lambda d: d["versions"].update(torch=2), "versions.torch: expected a text, found int"),
-        (lambda d: d.update(fingerprint="x"), "fingerprint: expected a mapping"),
-        (lambda d: d["fingerprint"].pop("data"), "fingerprint: 'data' is missing"),
-        (lambda d: d["fingerprint"].update(x="y"), "fingerprint: 'x' is unknown"),
+        (lambda d: d.update(schema=3), "schema 3 is not supported: this release reads 1 and 2"),
+        (lambda d: d.pop("schema"), "schema None is not supported: this release reads 1 and 2"),
+        (lambda d: d.update(kind="speed"), "kind is 'speed', expected 'regression'"),
+        (lambda d: d.pop("first"), "Record: field 'first' is missing"),
+        (lambda d: d.update(note="x"), "Record: unknown fields ['note']"),
+        (lambda d: d.update(reason=1), "Record.reason: expected str, found 1"),
+        (lambda d: d.update(suite=None), "Record.suite: expected str, found None"),
+        (lambda d: d.update(versions=[]), "Record.versions: expected a mapping, found list"),
+        (lambda d: d["versions"].update(torch=2), "Record.versions.torch: expected str, found 2"),
+        (lambda d: d.update(fingerprint="x"), "Record.fingerprint: expected a mapping, found str"),
+        (lambda d: d["fingerprint"].pop("data"), "Record.fingerprint: field 'data' is missing"),
+        (lambda d: d["fingerprint"].update(x="y"), "Record.fingerprint: unknown fields ['x']"),
         (lambda d: d["fingerprint"].update(data="B" * 64), "fingerprint.data: not a SHA-256"),
-        (lambda d: d.update(fp16=[]), "fp16: expected a mapping"),
-        (lambda d: d["fp16"].pop("value"), "fp16: 'value' is missing"),
-        (lambda d: d["first"].update(x=1), "first: 'x' is unknown"),
-        (lambda d: d["fp16"].update(samples="10"), "fp16.samples: '10' is no number of samples"),
-        (lambda d: d["fp16"].update(samples=True), "fp16.samples: True is no number of samples"),
-        (lambda d: d["fp16"].update(samples=0), "fp16.samples: 0 is no number of samples"),
+        (
+            lambda d: d["fingerprint"].update(settings={"dtype": 1}),
+            "Record.fingerprint.settings.dtype: expected str, found 1",
+        ),
+        (lambda d: d.update(fp16=[]), "Record.fp16: expected a mapping, found list"),
+        (lambda d: d["fp16"].pop("value"), "Record.fp16: field 'value' is missing"),
+        (lambda d: d["first"].update(x=1), "Record.first: unknown fields ['x']"),
+        (lambda d: d["fp16"].update(samples="10"), "Record.fp16.samples: expected int, found '10'"),
+        (lambda d: d["fp16"].update(samples=True), "Record.fp16.samples: expected int, found True"),
+        (lambda d: d["fp16"].update(samples=0), "fp16.samples: 0 is no count from 1 to 10000000"),
         (
             lambda d: d["fp16"].update(samples=10**8 + 1),
-            "fp16.samples: 100000001 is no number of samples",
+            "fp16.samples: 100000001 is no count from 1 to 10000000",
         ),
-        (lambda d: d["fp16"].update(value="0.5"), "fp16.value: '0.5' is not in [0, 1]"),
-        (lambda d: d["fp16"].update(value=True), "fp16.value: True is not in [0, 1]"),
+        (
+            lambda d: d["fp16"].update(effective_samples=0),
+            "fp16.effective_samples: 0.0 is no number of samples",
+        ),
+        (
+            lambda d: d["fp16"].update(effective_samples="nan"),
+            "fp16.effective_samples: nan is no number of samples",
+        ),
+        (lambda d: d["fp16"].update(value="0.5"), "Record.fp16.value: expected float, found '0.5'"),
+        (lambda d: d["fp16"].update(value="nan"), "fp16.value: nan is not in [0, 1]"),
+        (lambda d: d["fp16"].update(value=True), "Record.fp16.value: expected float, found True"),
+        (lambda d: d.update(looks=[{}]), "Record.looks: field 'samples' is missing"),
+        (
+            lambda d: d.update(
+                looks=[{"samples": 0, "data_digest": "a" * 64, "day": "2026-11-21"}]
+            ),
+            "looks.samples: 0 is no count from 1 to 10000000",
+        ),
+        (lambda d: d.update(chains=[1]), "Record.chains: expected a mapping, found int"),
+        (
+            lambda d: d["first_fp16"].update(data_digest="0" * 64),
+            "first and first_fp16 are of different data",
+        ),
+        (
+            lambda d: d.update(verdicts={"coverage": "GREEN"}),
+            "Record.verdicts.coverage: 'GREEN' is none of ('PASS', 'FAIL', 'INCONCLUSIVE', "
+            "'INCOMPARABLE', 'NOT_MEASURED', 'DID_NOT_RUN')",
+        ),
+        (
+            lambda d: d.update(reason="another"),
+            "it was changed by hand: its digest is not that of its content",
+        ),
+        (
+            lambda d: d.pop("digest"),
+            "it was changed by hand: its digest is not that of its content",
+        ),
         (lambda d: d["accepted"].update(value=1.01), "accepted.value: 1.01 is not in [0, 1]"),
         (lambda d: d["accepted"].update(value=-0.1), "accepted.value: -0.1 is not in [0, 1]"),
-        (lambda d: d["accepted"].update(ids_digest=1), "accepted.ids_digest: not a SHA-256"),
+        (
+            lambda d: d["accepted"].update(ids_digest=1),
+            "Record.accepted.ids_digest: expected str, found 1",
+        ),
         (lambda d: d["accepted"].update(data_digest="x"), "accepted.data_digest: not a SHA-256"),
         (
             lambda d: d["accepted"].update(correct_bits=3),
-            "accepted.correct_bits: expected a text, found int",
+            "Record.accepted.correct_bits: expected str, found 3",
         ),
         (
             lambda d: d["accepted"].update(correct_bits="2c="),
@@ -462,6 +534,37 @@ def test_damaged_record_is_refused_and_named(store: Store, change: Change, words
     )
 
 
+def written_by_01(record: Record, **changes: object) -> str:
+    """Return a record's text as version 0.1 wrote it."""
+    plain = json.loads(canonical_text(record))
+    for name in ("kind", "digest", "first_fp16", "chains", "verdicts", "floor_status", "looks"):
+        del plain[name]
+    for name in ("recipe_entries", "settings", "data_parts"):
+        del plain["fingerprint"][name]
+    for name in ("fp16", "accepted", "first"):
+        del plain[name]["effective_samples"]
+    return json.dumps({**plain, "schema": 1, **changes}, sort_keys=True, indent=2) + "\n"
+
+
+def test_what_version_0_1_wrote_is_read_and_what_it_does_not_say_is_unknown() -> None:
+    record = make_record(make_record(), fp16=outcomes("1111111111"), quantized=outcomes("1" * 10))
+
+    found = parse_record(written_by_01(record))
+
+    assert found == replace(record, first_fp16=record.fp16)
+    assert found.fingerprint.settings == found.verdicts == {}
+    assert parse_record(canonical_text(found)) == found
+
+
+def test_old_schema_is_no_way_around_a_check() -> None:
+    text = written_by_01(make_record())
+
+    with pytest.raises(BaselineError, match=r"accepted\.value is 0\.9, but 7 of 10"):
+        parse_record(text.replace("0.7", "0.9", 1))
+    with pytest.raises(BaselineError, match="field 'first' is missing"):
+        parse_record(text.replace('"first"', '"first_fp16"'))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -475,7 +578,7 @@ def test_damaged_record_is_refused_and_named(store: Store, change: Change, words
         (lambda text: text.replace("0.7", "-Infinity", 1), "not JSON: -Infinity is no number"),
         (lambda text: text.replace("0.7", "1e999", 1), "not JSON: 1e999 is out of range: "),
         (lambda text: text.replace("0.7", "9" * 5000, 1), f"not JSON: {'9' * 40} is out of range"),
-        (lambda text: '{"a": 1, ' + text[1:], "record: 'a' is unknown: "),
+        (lambda text: '{"a": 1, ' + text[1:], "Record: unknown fields ['a']: "),
         (lambda text: '{"reason": "x", ' + text[1:], "not JSON: key 'reason' stands twice: "),
         (lambda text: "[" * 100_000, "not JSON: "),
     ],
@@ -922,7 +1025,7 @@ def test_obtained_without_samples_is_refused(store: Store, tmp_path: Path) -> No
     obtained = tmp_path / "obtained"
     plant(obtained, NAME, canonical_text(make_record(quantized=outcomes(""))))
 
-    assert "accepted.samples: 0 is no number of samples" in message(
+    assert "accepted.samples: 0 is no count" in message(
         lambda: accept_obtained(obtained, store=store, reason="r")
     )
 
@@ -940,11 +1043,12 @@ def test_unfit_record_is_refused_even_if_it_could_be_read(
     assert not store.root.exists()
 
 
-@pytest.mark.parametrize("name", ["fp16", "accepted", "first"])
+@pytest.mark.parametrize("name", ["fp16", "accepted", "first", "first_fp16"])
 def test_an_edited_value_or_bit_shows_in_the_other(name: str) -> None:
-    data = make_record().to_json()
+    data = record_to_json(make_record())
     data[name] |= {"value": 0.9}
 
     with pytest.raises(BaselineError, match=rf"{name}\.value is 0\.9, but \d of 10 .* by hand"):
-        Record.from_json(data)
-    assert Record.from_json(data | {"metric": "mean_per_class_recall"}).metric
+        read_as(Record, data)
+    with pytest.raises(BaselineError, match="its digest is not that of its content"):
+        read_as(Record, data | {"metric": "mean_per_class_recall"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pytest_quantgate.cli import main
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.schema import json_schema
+from pytest_quantgate.store.records import canonical_text, parse_record
 
 SHIPPED = sorted((Path(__file__).parents[2] / "suites").glob("*.quantgate.yaml"))
 KEY = "scenes/classification-acc1"
@@ -230,7 +232,8 @@ def test_file_of_another_kind_is_refused_in_one_line(
 
 
 def test_record_that_climbs_out_is_refused(capsys: Captured, obtained: Path) -> None:
-    obtained.write_text(obtained.read_text().replace('"demo"', '"../../demo"'))
+    record = replace(parse_record(obtained.read_text()), suite="../../demo")
+    obtained.write_text(canonical_text(record))
 
     assert main(["accept", "obtained", "--reason", "r"], environ={}) == 1
     assert capsys.readouterr().err == (

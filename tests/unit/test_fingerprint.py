@@ -17,7 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.fingerprint import LABELS, Fingerprint, differences, digest_of
+from pytest_quantgate.fingerprint import (
+    LABELS,
+    Fingerprint,
+    differences,
+    digest_of,
+    list_unknown,
+)
 
 STORED = Fingerprint(model="a" * 64, data="b" * 64, calibration="c" * 64, recipe="d" * 64)
 repeatable = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -70,7 +76,93 @@ def test_difference_after_the_shown_part_is_seen() -> None:
 
 
 def test_no_digest_is_forgotten_in_the_comparison() -> None:
-    assert set(LABELS) == {field.name for field in fields(Fingerprint)}
+    in_words = {"recipe_entries", "settings", "data_parts"}
+    assert set(LABELS) == {field.name for field in fields(Fingerprint)} - in_words
+
+
+WORDS = {
+    "dtype": "float16",
+    "attention": "sdpa",
+    "device": "cpu",
+    "calibration samples": "256",
+    "recipe": "fp8-attention",
+    "recipe exclude": "",
+}
+SAID = replace(
+    STORED,
+    settings=WORDS,
+    recipe_entries=("*: off", "*q_bmm_quantizer: E4M3", "algorithm: max"),
+    data_parts={"images": "1" * 64, "labels": "2" * 64},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("dtype", "bfloat16", "dtype float16 -> bfloat16"),
+        ("attention", "eager", "attention sdpa -> eager"),
+        ("device", "cuda", "device cpu -> cuda"),
+        ("recipe exclude", "text*", "recipe exclude none -> text*"),
+    ],
+)
+def test_setting_that_differs_is_named_in_words(name: str, value: str, words: str) -> None:
+    assert differences(SAID, replace(SAID, settings={**WORDS, name: value})) == (words,)
+
+
+def test_words_take_the_place_of_the_digest_of_the_same_part() -> None:
+    now = replace(SAID, calibration="f" * 64, settings={**WORDS, "calibration samples": "128"})
+    same_words = replace(SAID, calibration="f" * 64)
+
+    assert differences(SAID, now) == ("calibration samples 256 -> 128",)
+    assert differences(SAID, same_words) == (
+        "calibration data or settings differ: baseline cccccccccccc, now ffffffffffff",
+    )
+
+
+def test_recipe_is_compared_by_what_it_does() -> None:
+    written_otherwise = replace(SAID, recipe="f" * 64)
+    other_content = replace(
+        SAID, recipe_entries=("*: off", "*q_bmm_quantizer: INT8", "algorithm: max")
+    )
+    turned = replace(SAID, recipe_entries=SAID.recipe_entries[::-1])
+
+    assert differences(SAID, written_otherwise) == ()
+    assert differences(SAID, other_content) == (
+        "recipe content differs: now without *q_bmm_quantizer: E4M3, with *q_bmm_quantizer: INT8",
+    )
+    assert differences(SAID, turned) == ("recipe content differs: now in another order",)
+
+
+def test_part_of_the_data_that_differs_is_named() -> None:
+    now = replace(SAID, data="f" * 64, data_parts={**SAID.data_parts, "labels": "9" * 64})
+
+    assert differences(SAID, now) == (
+        "evaluation data differ in labels: baseline bbbbbbbbbbbb, now ffffffffffff",
+    )
+
+
+def test_what_an_old_baseline_does_not_say_is_unknown_and_not_compared() -> None:
+    assert differences(STORED, SAID) == ()
+    assert list_unknown(STORED, SAID) == (*WORDS, "recipe content")
+    assert list_unknown(SAID, SAID) == ()
+    assert differences(STORED, replace(SAID, recipe="f" * 64)) == (
+        "recipe or exclude list differ: baseline dddddddddddd, now ffffffffffff",
+    )
+
+
+@repeatable
+@given(
+    before=st.dictionaries(st.sampled_from(list(WORDS)), st.sampled_from("ab")),
+    after=st.dictionaries(st.sampled_from(list(WORDS)), st.sampled_from("ab")),
+)
+def test_settings_are_equal_different_or_unknown(
+    before: dict[str, str], after: dict[str, str]
+) -> None:
+    stored, now = replace(STORED, settings=before), replace(STORED, settings=after)
+
+    unknown, different = list_unknown(stored, now), differences(stored, now)
+    equal = [name for name in after if before.get(name) == after[name]]
+    assert len(unknown) + len(different) + len(equal) == len(after)
 
 
 @pytest.mark.parametrize(

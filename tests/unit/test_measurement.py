@@ -126,18 +126,18 @@ def test_calls_are_those_of_both_towers() -> None:
     [
         (lambda d: d.pop("ids"), "Outcomes: field 'ids' is missing"),
         (lambda d: d.update(more=1, extra=2), "Outcomes: unknown fields ['extra', 'more']"),
-        (lambda d: d.update(ids="ab"), "expected a list, found str"),
-        (lambda d: d.update(ids=None), "expected a list, found NoneType"),
-        (lambda d: d.update(ids=[1]), "expected str, found 1"),
-        (lambda d: d.update(correct=[1]), "expected bool, found 1"),
-        (lambda d: d.update(answers=[True]), "expected int, found True"),
-        (lambda d: d.update(answers=[1.0]), "expected int, found 1.0"),
-        (lambda d: d.update(value="high"), "expected float, found 'high'"),
-        (lambda d: d.update(value="0.5"), "expected float, found '0.5'"),
-        (lambda d: d.update(value=True), "expected float, found True"),
-        (lambda d: d.update(value=None), "expected float, found None"),
-        (lambda d: d.update(value=[]), "expected float, found []"),
-        (lambda d: d.update(task=None), "expected str, found None"),
+        (lambda d: d.update(ids="ab"), "Outcomes.ids: expected a list, found str"),
+        (lambda d: d.update(ids=None), "Outcomes.ids: expected a list, found NoneType"),
+        (lambda d: d.update(ids=[1]), "Outcomes.ids: expected str, found 1"),
+        (lambda d: d.update(correct=[1]), "Outcomes.correct: expected bool, found 1"),
+        (lambda d: d.update(answers=[True]), "Outcomes.answers: expected int, found True"),
+        (lambda d: d.update(answers=[1.0]), "Outcomes.answers: expected int, found 1.0"),
+        (lambda d: d.update(value="high"), "Outcomes.value: expected float, found 'high'"),
+        (lambda d: d.update(value="0.5"), "Outcomes.value: expected float, found '0.5'"),
+        (lambda d: d.update(value=True), "Outcomes.value: expected float, found True"),
+        (lambda d: d.update(value=None), "Outcomes.value: expected float, found None"),
+        (lambda d: d.update(value=[]), "Outcomes.value: expected float, found []"),
+        (lambda d: d.update(task=None), "Outcomes.task: expected str, found None"),
     ],
 )
 def test_damaged_outcomes_are_refused(change: Change, words: str) -> None:
@@ -160,11 +160,14 @@ def test_number_beyond_all_floats_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(tower="audio"), "'audio' is none of ('vision', 'text', 'other')"),
-        (lambda d: d.update(tower=["vision"]), "['vision'] is none of "),
-        (lambda d: d.update(slot=None), "None is none of "),
-        (lambda d: d.update(block="0"), "expected int, found '0'"),
-        (lambda d: d.update(amax_min="huge"), "expected float, found 'huge'"),
+        (
+            lambda d: d.update(tower="audio"),
+            "Quantizer.tower: 'audio' is none of ('vision', 'text', 'other')",
+        ),
+        (lambda d: d.update(tower=["vision"]), "Quantizer.tower: ['vision'] is none of "),
+        (lambda d: d.update(slot=None), "Quantizer.slot: None is none of "),
+        (lambda d: d.update(block="0"), "Quantizer.block: expected int, found '0'"),
+        (lambda d: d.update(amax_min="huge"), "Quantizer.amax_min: expected float, found 'huge'"),
     ],
 )
 def test_damaged_quantizer_is_refused(change: Change, words: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.baselines import LatencyRecord, Record, Store
+from pytest_quantgate.baselines import Store
 from pytest_quantgate.comparison.baseline_files import (
     compare_record,
     compare_records,
@@ -22,7 +22,8 @@ from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.gates.statistics import Flips, drop_limits
 from pytest_quantgate.measure.latency import Machine
-from pytest_quantgate.measurement import StoredOutcomes
+from pytest_quantgate.measurement import StoredOutcomes, pack_bits
+from pytest_quantgate.store.records import LatencyRecord, Record
 
 NAME = "clip scenes/classification-acc1"
 LABELS = ("old", "new")
@@ -32,7 +33,7 @@ def outcomes(correct: list[bool], *, ids: str = "ids", data: str = "data") -> St
     return StoredOutcomes(
         samples=len(correct),
         ids_digest=hashlib.sha256(ids.encode()).hexdigest(),
-        correct=tuple(correct),
+        correct_bits=pack_bits(correct),
         value=sum(correct) / len(correct),
         data_digest=hashlib.sha256(data.encode()).hexdigest(),
     )
@@ -49,6 +50,7 @@ def record(
         fp16=outcomes([True] * len(correct)),
         accepted=outcomes(correct),
         first=outcomes(correct),
+        first_fp16=outcomes([True] * len(correct)),
         fingerprint=Fingerprint(
             model="a" * 64, data="b" * 64, calibration="c" * 64, recipe="d" * 64
         ),

@@ -216,11 +216,17 @@ def regression_gate(**changes: Any) -> RegressionGate:
     return RegressionGate(**values)
 
 
-def store(fp16: Outcomes, accepted: Outcomes, first: Outcomes | None = None) -> StoredPair:
+def store(
+    fp16: Outcomes,
+    accepted: Outcomes,
+    first: Outcomes | None = None,
+    first_fp16: Outcomes | None = None,
+) -> StoredPair:
     return StoredPair(
         fp16=store_outcomes(fp16),
         accepted=store_outcomes(accepted),
         first=store_outcomes(first if first is not None else accepted),
+        first_fp16=store_outcomes(fp16 if first_fp16 is None else first_fp16),
     )
 
 

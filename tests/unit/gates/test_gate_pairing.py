@@ -132,8 +132,8 @@ def test_stored_outcomes_pair_like_the_fresh_ones() -> None:
         ),
         ({"samples": 5}, "the sample ids differ: 5 in the baseline"),
         ({"data_digest": "e" * 64}, "^the data differs: baseline e{12}, now d{12}$"),
-        ({"correct": (True, True)}, "the baseline is damaged"),
-        ({"value": float("nan")}, "the baseline is damaged"),
+        ({"correct_bits": ""}, "^the baseline is damaged: 0 bytes cannot hold 4 outcomes$"),
+        ({"value": float("nan")}, "^the baseline is damaged: its value is nan$"),
     ],
 )
 def test_stored_outcomes_of_something_else_are_not_paired(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from report_builder import make_audit, make_outcomes, make_run, verdict
 
-from pytest_quantgate.baselines import store_outcomes, unpack_bits
+from pytest_quantgate.baselines import store_outcomes
+from pytest_quantgate.measurement import unpack_bits
 from pytest_quantgate.report.collect_evidence import conclude_run
 from pytest_quantgate.report.evidence import Evidence, Use, read_evidence, recipe_lines
 from pytest_quantgate.report.model import Conclusion, StatusName, SuiteReport

@@ -49,9 +49,9 @@ def test_command_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
         (lambda d: d.update(format="x"),
          "r.json: this is no report: its `format` is not 'pytest-quantgate report'"),
         (lambda d: d["suites"][0].pop("gates"),
-         "r.json: damaged report: SuiteReport: field 'gates' is missing"),
+         "r.json: damaged report: Report.suites: field 'gates' is missing"),
         (lambda d: d["suites"][0]["tasks"][0].update(samples="many"),
-         "r.json: damaged report: expected int, found 'many'"),
+         "r.json: damaged report: Report.suites.tasks.samples: expected int, found 'many'"),
     ],
 )  # fmt: skip
 def test_what_is_no_report_is_refused(text: str, change: object, words: str) -> None:

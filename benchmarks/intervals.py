@@ -302,6 +302,56 @@ def tabulate_share(found: Sequence[tuple[int, float, float, float]]) -> str:
     )
 
 
+# -- wrong decisions at the limit ----------------------------------------------------------------
+
+CONFIDENCES = (0.90, 0.95, 0.99)
+
+
+def measure_levels(*, quick: bool) -> list[tuple[Truth, float, float, float]]:
+    """Return truth, confidence, and the exact chances of PASS and of FAIL if the drop is the limit.
+
+    Dense where counts are small: there a step of one count is a step in the chances.
+    """
+    if quick:
+        sizes, wins = (20, 100, 20_000), (0, 0.6, 3)
+        expected = np.concatenate([np.arange(0.2, 9, 0.2), np.arange(9, 25, 2)])
+    else:
+        sizes, wins = (
+            (20, 30, 50, 100, 200, 1000, 20_000),
+            (0, 0.1, 0.3, 0.6, 0.8, 1, 1.5, 3, 8, 30),
+        )
+        expected = np.concatenate(
+            [np.arange(0.1, 8, 0.1), np.arange(8, 16, 0.25), np.arange(16, 64, 2)]
+        )
+    rows = []
+    for size, won, net in itertools.product(sizes, wins, expected.tolist()):
+        truth = Truth(size, (won + net) / size, won / size)
+        if truth.drop <= 0.6 and truth.lost + truth.won <= 0.95:
+            for confidence in CONFIDENCES:
+                passed, _, failed = verdicts(truth, limit=truth.drop, confidence=confidence)
+                rows.append((truth, confidence, passed, failed))
+    return rows
+
+
+def tabulate_levels(found: Sequence[tuple[Truth, float, float, float]]) -> str:
+    """The worst cells: how often a decision is wrong at most, and where."""
+    rows = []
+    for confidence, losses_only in itertools.product(CONFIDENCES, (True, False)):
+        cells = [row for row in found if row[1] == confidence and (not row[0].won) == losses_only]
+        row = [f"{confidence * 100:g} %", "none" if losses_only else "some", len(cells)]
+        for side in (2, 3):
+            worst = max(cells, key=lambda cell: cell[side])
+            truth = worst[0]
+            where = f"{truth.samples} samples, {truth.samples * truth.lost:.3g} lost"
+            row += [
+                pct(worst[side], 2),
+                where + (f", {truth.samples * truth.won:.3g} won" if truth.won else ""),
+            ]
+        rows.append(row)
+    head = ("confidence", "won", "cells", "wrong PASS in % at most", "expected there")
+    return table_of((*head, "wrong FAIL in % at most", "expected there"), rows)
+
+
 # -- samples that are not alike ------------------------------------------------------------------
 
 
@@ -736,6 +786,7 @@ def replace_tables(text: str, tables: dict[str, str]) -> str:
 def main(*, quick: bool) -> None:
     found = measure_drop(quick=quick)
     tables = {
+        "levels": tabulate_levels(measure_levels(quick=quick)),
         "drop": tabulate_drop(found),
         "outside": tabulate_outside(found),
         "share": tabulate_share(measure_share(quick=quick)),

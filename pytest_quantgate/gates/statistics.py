@@ -20,9 +20,9 @@ MOST_SAMPLES = 10**9
 SETTLING_POWER = 0.8
 
 #: How far, in samples, a count is moved towards the hypothesis before it is judged. Laud
-#: (Pharmaceutical Statistics 16 (2017) 334-348, section 2.4) offers 0 to 0.5, with 0.25 as the
-#: middle way; 0.3 is the least that leaves no cell of docs/statistics.md under 94 %.
-CONTINUITY = 0.3
+#: (Pharmaceutical Statistics 16 (2017) 334-348, section 2.4) offers 0 to 0.5; 0.5 is the least, in
+#: steps of 0.05, with which no wrong PASS is likelier than it says (docs/statistics.md).
+CONTINUITY = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,13 +61,13 @@ def test_half_a_point_on_ten_thousand_samples_is_not_decided() -> None:
     assert verdict.status is Status.INCONCLUSIVE
     assert verdict.headline == (
         "accuracy: scenes/classification: fp8-attention acc1 62.00 % vs fp16 62.47 % on 10000 "
-        "samples: drop 0.47 pp, one-sided 95 % limits [0.16, 0.78] pp, not decided against "
+        "samples: drop 0.47 pp, one-sided 95 % limits [0.16, 0.79] pp, not decided against "
         f"max_drop 0.50 pp = 50 samples ({at('max_drop')})"
     )
     assert "200 right to wrong, 153 wrong to right, 530 answers changed" in verdict.evidence
     assert verdict.figures["drop_points"] == pytest.approx(0.47)
     assert verdict.figures["drop_low_points"] == pytest.approx(0.16, abs=0.005)
-    assert verdict.figures["drop_high_points"] == pytest.approx(0.78, abs=0.005)
+    assert verdict.figures["drop_high_points"] == pytest.approx(0.786, abs=0.001)
     assert "too few samples" in verdict.cause
     assert "more samples" in verdict.next_step
 
@@ -187,7 +187,7 @@ def test_another_loss_never_makes_a_verdict_better(
         (10_000, 20, 10, Fraction(1, 200)),
         (1_000, 0, 0, Fraction(1, 100)),
         (1_000, 0, 30, Fraction(1, 100)),
-        (273, 0, 0, Fraction(1, 100)),
+        (311, 0, 0, Fraction(1, 100)),
     ],
 )
 def test_number_of_flips_that_would_end_a_pass_is_exact(
@@ -244,7 +244,7 @@ def test_failure_names_the_limit_its_place_and_what_to_do() -> None:
     verdict = judge(make_pair(1_000, lost=60, won=5), max_drop=Fraction(1, 100))
 
     assert verdict.status is Status.FAIL
-    assert "drop 5.50 pp, one-sided 95 % limits [4.24, 6.91] pp" in verdict.headline
+    assert "drop 5.50 pp, one-sided 95 % limits [4.23, 6.93] pp" in verdict.headline
     assert f"over max_drop 1.00 pp = 10 samples ({at('max_drop')})" in verdict.headline
     assert verdict.cause == "quantization noise where the model is sensitive"
     assert "exclude the worst layers" in verdict.next_step
@@ -425,10 +425,10 @@ def test_loss_of_nothing_from_nothing_is_no_pass() -> None:
 @pytest.mark.parametrize(
     ("right", "limits", "status", "words"),
     [
-        (650, "62.46, 67.48", Status.PASS, "over floor 60.00 %"),
-        (610, "58.41, 63.54", Status.INCONCLUSIVE, "not decided against floor 60.00 %"),
-        (590, "56.39, 61.57", Status.INCONCLUSIVE, "not decided against floor 60.00 %"),
-        (550, "52.37, 57.60", Status.FAIL, "under floor 60.00 %"),
+        (650, "62.44, 67.50", Status.PASS, "over floor 60.00 %"),
+        (610, "58.39, 63.56", Status.INCONCLUSIVE, "not decided against floor 60.00 %"),
+        (590, "56.37, 61.59", Status.INCONCLUSIVE, "not decided against floor 60.00 %"),
+        (550, "52.35, 57.62", Status.FAIL, "under floor 60.00 %"),
     ],
 )
 def test_floor_is_decided_with_confidence(

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from gate_builders import SAME_EXAMPLES, accuracy_gate, make_pair, regression_gate, store
@@ -223,12 +224,34 @@ def test_what_cannot_be_judged_raises_no_alarm() -> None:
 
     assert accuracy.list_strengths(fp16=fp16, quantized=other, gate=accuracy_gate()) == (SILENT,)
     assert accuracy.list_strengths(fp16=fp16, quantized=nan, gate=accuracy_gate()) == (SILENT,)
-    assert regression.list_strengths(
-        fp16=fp16, quantized=quantized, stored=None, gate=regression_gate()
-    ) == ((SILENT,) * 3)
-    assert regression.list_strengths(
-        fp16=fp16, quantized=quantized, stored=store(fp16, other), gate=regression_gate()
-    ) == ((SILENT,) * 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stored": None},
+        {"stored": store(DOUBTFUL[0], replace(DOUBTFUL[1], data_digest="0" * 64))},
+        {"quantized": replace(DOUBTFUL[1], nonfinite=3)},
+        {"fp16": replace(DOUBTFUL[0], nonfinite=3)},
+        {
+            "gate": regression_gate(metric="mean_per_class_recall"),
+            "quantized": replace(DOUBTFUL[1], class_names=()),
+        },
+    ],
+)
+def test_regression_that_cannot_be_judged_raises_no_alarm(changes: dict[str, Any]) -> None:
+    fp16, quantized = DOUBTFUL
+    judged: dict[str, Any] = {
+        "fp16": fp16,
+        "quantized": quantized,
+        "stored": store(fp16, fp16),
+        "gate": regression_gate(),
+    }
+
+    strengths = regression.list_strengths(**judged)
+
+    assert all(0 < strength < SILENT for strength in strengths)
+    assert regression.list_strengths(**judged | changes) == (SILENT, SILENT, SILENT)
 
 
 def test_a_regression_gate_has_three_members_that_its_family_holds_down() -> None:

@@ -10,8 +10,8 @@ import pytest
 from gate_builders import CLASSES, make_class_pair, make_hits, make_outcomes, make_pair
 
 from pytest_quantgate.baselines import store_outcomes
-from pytest_quantgate.gates.pairing import Unpaired, pair_outcomes, pair_stored
-from pytest_quantgate.gates.statistics import ClassCounts
+from pytest_quantgate.gates.pairing import Clusters, Unpaired, pair_outcomes, pair_stored
+from pytest_quantgate.gates.statistics import ClassCounts, clustered_samples
 from pytest_quantgate.measurement import Outcomes
 
 
@@ -179,6 +179,23 @@ def test_captions_that_are_lost_together_are_worth_their_images() -> None:
     assert pairs.flips.drop == pytest.approx(pairs.drop)
     assert pairs.changed_share.samples == pytest.approx(pairs.flips.samples)
     assert pairs.right_share.samples == pytest.approx(pairs.flips.samples)
+
+
+def test_a_cluster_is_weighed_by_what_its_samples_lost_less_what_they_won() -> None:
+    """Exact: the first image loses both captions, the second wins one of two, the third none."""
+    clusters = (0, 0, 1, 1, 2)
+    before = make_hits([True, True, True, False, True], variant="fp16", clusters=clusters)
+    after = make_hits([False, False, True, True, True], clusters=clusters)
+
+    found = pair_outcomes(before=before, after=after).clusters
+
+    sizes = [2, 2, 1]
+    assert found == Clusters(
+        count=3,
+        drop=clustered_samples(sizes=sizes, totals=[2, -1, 0], squares=3),
+        right=clustered_samples(sizes=sizes, totals=[0, 2, 1], squares=3),
+        changed=clustered_samples(sizes=sizes, totals=[2, 1, 0], squares=3),
+    )
 
 
 def test_captions_that_are_lost_apart_are_worth_more() -> None:

@@ -175,10 +175,10 @@ def test_nuisance_is_where_the_likelihood_is_largest(flips: Flips, delta: float)
     )
 
 
-@pytest.mark.parametrize(("limit", "least"), [(0.01, 273), (0.005, 546)])
+@pytest.mark.parametrize(("limit", "least"), [(0.01, 311), (0.005, 623)])
 def test_without_a_flip_a_known_number_of_samples_is_enough(limit: float, least: int) -> None:
-    """Near the rule of three, ln 20 = 3.0 for exact limits; 2.7 without the corrections."""
-    assert 2.7 < least * limit < 3.0
+    """Just above the rule of three, which is exact: ln 20 = 3.0; 2.7 without the corrections."""
+    assert 3.0 < least * limit < 3.2
 
     assert limits(flips_of(least, 0, 0)).high <= limit
     assert limits(flips_of(least - 1, 0, 0)).high > limit
@@ -289,13 +289,18 @@ def test_share_limits_solve_their_score_equation(
             assert share.score(limit).normal() == pytest.approx(expected, rel=1e-6)
 
 
-def test_share_limits_lie_beside_the_exact_ones() -> None:
-    """Clopper and Pearson's one-sided 95 % limits of 10 in 100 are 5.53 and 16.37 %; theirs are
-    on the safe side, the score limits without the corrections are 6.07 and 15.91 %."""
-    found = share_limits(Share(count=10, samples=100), confidence=0.95)
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("samples", [20, 100, 1000])
+def test_share_limits_lie_beside_the_exact_ones(samples: int, confidence: float) -> None:
+    """Clopper and Pearson's limits, within a sixth of the interval's width on either side."""
+    beta = pytest.importorskip("scipy.stats").beta
+    for count in range(samples + 1) if samples < 1000 else (0, 1, 2, 5, 30, 500, 970, 998, 1000):
+        found = share_limits(Share(count=count, samples=samples), confidence=confidence)
 
-    assert 0.0553 < found.low < 0.0607
-    assert 0.1591 < found.high < 0.1637
+        low = beta.ppf(1 - confidence, count, samples - count + 1) if count else 0.0
+        high = beta.ppf(confidence, count + 1, samples - count) if count < samples else 1.0
+        assert found.low == pytest.approx(low, abs=(high - low) / 6)
+        assert found.high == pytest.approx(high, abs=(high - low) / 6)
 
 
 def test_none_and_all_reach_the_ends() -> None:

@@ -47,6 +47,25 @@ def test_enumeration_leaves_nothing_out(bench: ModuleType) -> None:
         assert total[0] == total[2] == 0
 
 
+def test_no_wrong_decision_at_the_limit_is_likelier_than_it_says(bench: ModuleType) -> None:
+    """With losses only, at 90 % and at 99 % as well: there 0.3 of a sample let through 13 %."""
+    for truth, confidence, passed, failed in bench.measure_levels(quick=True):
+        assert passed <= 1 - confidence, (truth, confidence)
+        assert failed <= (1 - confidence) * 1.04, (truth, confidence)
+
+
+def test_level_is_lost_with_less_continuity(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check can fail: 546 samples without a flip pass 0.5 pp, which happens in 6.5 %."""
+    monkeypatch.setattr("pytest_quantgate.gates.statistics.CONTINUITY", 0.3)
+
+    passed, _, _ = bench.verdicts(bench.Truth(546, 0.005, 0.0), limit=0.005)
+
+    assert passed == pytest.approx(0.995**546)
+    assert passed > 0.06
+
+
 def test_limits_of_a_drop_hold_in_94_to_97_percent(bench: ModuleType) -> None:
     """With ten expected flips and more; the one exception that counts force is in the docs."""
     checked = 0
@@ -129,11 +148,21 @@ def test_paired_samples_are_an_order_less_than_unpaired_ones(bench: ModuleType) 
 
 def test_the_page_holds_every_table_once(bench: ModuleType) -> None:
     text = bench.PAGE.read_text(encoding="utf-8")
-    names = ("drop", "outside", "share", "captions", "classes", "latency", "verdicts", "advice")
+    names = (
+        "levels",
+        "drop",
+        "outside",
+        "share",
+        "captions",
+        "classes",
+        "latency",
+        "verdicts",
+        "advice",
+    )
 
     replaced = bench.replace_tables(text, dict.fromkeys((*names, "power", "family"), "| new |"))
 
-    assert replaced.count("| new |") == 10
+    assert replaced.count("| new |") == 11
 
 
 def test_a_page_without_its_marker_is_refused(bench: ModuleType) -> None:

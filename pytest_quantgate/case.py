@@ -39,6 +39,7 @@ from pytest_quantgate.progress import Progress
 from pytest_quantgate.stages import Stages
 from pytest_quantgate.suite import (
     AccuracyGate,
+    FidelityGate,
     RegressionGate,
     Stage,
     Suite,
@@ -160,7 +161,10 @@ class Case:
         spec = self.suite.calibration
         return {
             "data": self._data_key(
-                spec.data, spec.samples + spec.held_out_samples, purpose="pairs"
+                spec.data,
+                spec.samples + spec.held_out_samples,
+                purpose="pairs",
+                first=spec.first,
             ),
             "samples": spec.samples,
             "batch_size": spec.batch_size,
@@ -191,7 +195,9 @@ class Case:
         # The driver's device node, not torch: asking torch would import it with a warm cache too.
         return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
 
-    def _data_key(self, name: str, count: int | None, *, purpose: Purpose) -> str:
+    def _data_key(
+        self, name: str, count: int | None, *, purpose: Purpose, first: bool = False
+    ) -> str:
         from pytest_quantgate.tasks.registry import data_key
 
         key = data_key(
@@ -200,8 +206,11 @@ class Case:
             samples=count,
             environ=self.environ,
             purpose=purpose,
+            first=first,
         )
-        return key if key is not None else self.samples(name, count, purpose=purpose).digest
+        if key is not None:
+            return key
+        return self.samples(name, count, purpose=purpose, first=first).digest
 
     @computed_once
     def fp16_key(self) -> str:
@@ -235,15 +244,17 @@ class Case:
 
     # -- data ------------------------------------------------------------------------------------
 
-    def samples(self, name: str, count: int | None, *, purpose: Purpose) -> Samples:
-        """Return the samples of `<data set>/<split>`, read once.
+    def samples(
+        self, name: str, count: int | None, *, purpose: Purpose, first: bool = False
+    ) -> Samples:
+        """Return the samples of `<data set>/<split>`, read once; see `load_samples`.
 
         What ships is small, and files are decoded on access: keeping them all costs little memory.
         """
         from pytest_quantgate.tasks.registry import load_samples
 
         kept: dict[Any, Samples] = self._values.setdefault("samples", {})
-        key = (name, count, purpose)
+        key = (name, count, purpose, first)
         if key not in kept:
             with self.progress.stage(f"reading {name}"):
                 kept[key] = load_samples(
@@ -252,15 +263,18 @@ class Case:
                     samples=count,
                     environ=self.environ,
                     purpose=purpose,
+                    first=first,
                 )
         return kept[key]
 
-    def has_samples(self, name: str, count: int | None, *, purpose: Purpose) -> bool:
+    def has_samples(
+        self, name: str, count: int | None, *, purpose: Purpose, first: bool = False
+    ) -> bool:
         """Return whether `samples` would answer from memory."""
-        return (name, count, purpose) in self._values.get("samples", {})
+        return (name, count, purpose, first) in self._values.get("samples", {})
 
     def held_out(self, count: int) -> Samples:
-        """Return the first `count` held-out pairs of the calibration set, or all if fewer."""
+        """Return `count` of the held-out pairs of the calibration set, or all if fewer."""
         from pytest_quantgate.tasks.registry import load_calibration
 
         _, held_out = load_calibration(
@@ -272,17 +286,22 @@ class Case:
         """Return (content hash, id) of every sample that a task of this suite is judged on."""
         from pytest_quantgate.tasks.registry import evaluation_data
 
-        wanted = {(*evaluation_data(gate.task), gate.samples) for gate in self._task_gates}
+        wanted = {
+            (*evaluation_data(gate.task), gate.samples, gate.first) for gate in self._task_gates
+        }
         found: dict[str, str] = {}
-        for name, purpose, count in sorted(wanted, key=str):
+        for name, purpose, count, first in sorted(wanted, key=str):
 
             def read(
-                name: str = name, purpose: Purpose = purpose, count: int | None = count
+                name: str = name,
+                purpose: Purpose = purpose,
+                count: int | None = count,
+                first: bool = first,
             ) -> Any:
-                samples = self.samples(name, count, purpose=purpose)
+                samples = self.samples(name, count, purpose=purpose, first=first)
                 return [list(samples.hashes), list(samples.ids)]
 
-            data = self._data_key(name, count, purpose=purpose)
+            data = self._data_key(name, count, purpose=purpose, first=first)
             key = digest_of({"data": data, "samples": count, "code": code_digest()})
             hashes, ids = self.cache.get_or_measure(
                 kind="hashes", key=key, measure=read, read=_read_hashes
@@ -416,8 +435,11 @@ class Case:
         metric: str,
         samples: int | None,
         stage: Stage = "torch",
+        first: bool = False,
     ) -> tuple[Outcomes, Outcomes]:
         """Return the per-sample outcomes of the FP16 and the quantized variant on one task.
+
+        On all samples, or on so many as an accuracy gate takes by `samples` and `first`.
 
         With `stage="onnx"` the quantized side is the exported model in ONNX Runtime, with
         `stage="engine"` its engines on the GPU in this machine. Raises NotMeasured without one.
@@ -428,7 +450,7 @@ class Case:
         key = digest_of(
             {
                 "variant": self.variant_key,
-                "data": self._data_key(data, samples, purpose=purpose),
+                "data": self._data_key(data, samples, purpose=purpose, first=first),
                 "task": task,
                 "metric": metric,
                 "samples": samples,
@@ -437,17 +459,18 @@ class Case:
         )
 
         def measure() -> Any:
-            found = self._measure_outcomes(task, metric, samples, stage)
+            found = self._measure_outcomes(task, metric, samples, stage, first=first)
             return [to_json(outcome) for outcome in found]
 
         fp16, quantized = self.cache.get_or_measure(
             kind="outcomes", key=key, measure=measure, read=_read_outcomes
         )
-        self.used["outcomes", task, metric, stage, str(samples or "")] = key
+        taken = f"first {samples}" if first else str(samples or "")
+        self.used["outcomes", task, metric, stage, taken] = key
         return fp16, quantized
 
     def _measure_outcomes(
-        self, task: str, metric: str, count: int | None, stage: Stage
+        self, task: str, metric: str, count: int | None, stage: Stage, *, first: bool
     ) -> tuple[Outcomes, Outcomes]:
         from pytest_quantgate.measure.accuracy import (
             classification_outcomes,
@@ -458,7 +481,7 @@ class Case:
         from pytest_quantgate.tasks.registry import evaluation_data
 
         name, purpose = evaluation_data(task)
-        samples = self.samples(name, count, purpose=purpose)
+        samples = self.samples(name, count, purpose=purpose, first=first)
         images = self._image_embeddings(samples)
         names = ("FP16", self.recipe.name)
         if stage != "torch":
@@ -624,7 +647,7 @@ class Case:
         key = digest_of(
             {
                 "variant": self.variant_key,
-                "data": self._data_key(data, gate.samples, purpose="pairs"),
+                "data": self._data_key(data, gate.samples, purpose="pairs", first=gate.first),
                 "samples": gate.samples,
                 "layers": "all",
             }
@@ -632,17 +655,17 @@ class Case:
         found: Fidelity = self.cache.get_or_measure(
             kind="fidelity",
             key=key,
-            measure=lambda: to_json(self._measure_fidelity(data, gate.samples)),
+            measure=lambda: to_json(self._measure_fidelity(data, gate)),
             read=functools.partial(from_json, Fidelity),
         )
         self.used["fidelity",] = key
         return found
 
-    def _measure_fidelity(self, data: str, count: int) -> Fidelity:
+    def _measure_fidelity(self, data: str, gate: FidelityGate) -> Fidelity:
         from pytest_quantgate.measure.embeddings import embed_images, embed_texts, make_batches
         from pytest_quantgate.measure.fidelity import compare_embeddings, rank_layers
 
-        samples = self.samples(data, count, purpose="pairs")
+        samples = self.samples(data, gate.samples, purpose="pairs", first=gate.first)
         models = (self.fp16, self.quantized)
         texts = [samples.text(index) for index in range(len(samples))]
         with self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance:

@@ -189,7 +189,11 @@ class Judging:
 
     def _judge_accuracy(self, gate: AccuracyGate) -> Judged:
         fp16, quantized = self.case.outcomes(
-            task=gate.task, metric=gate.metric, samples=gate.samples, stage=gate.stage
+            task=gate.task,
+            metric=gate.metric,
+            samples=gate.samples,
+            stage=gate.stage,
+            first=gate.first,
         )
         verdict = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate, family=self.family)
         if verdict.status in (Status.FAIL, Status.INCONCLUSIVE):
@@ -230,7 +234,11 @@ class Judging:
         for gate in gates.accuracy:
             try:
                 fp16, quantized = self.case.outcomes(
-                    task=gate.task, metric=gate.metric, samples=gate.samples, stage=gate.stage
+                    task=gate.task,
+                    metric=gate.metric,
+                    samples=gate.samples,
+                    stage=gate.stage,
+                    first=gate.first,
                 )
             except QuantGateError:  # its own gate says why
                 found += [SILENT] * accuracy_room.count_limits(gate)
@@ -245,7 +253,7 @@ class Judging:
 
     def _regression_strengths(self, gate: RegressionGate) -> tuple[float, ...]:
         fp16, quantized = self.case.outcomes(
-            task=gate.task, metric=gate.metric, samples=gate.samples
+            task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first
         )
         record = self.case.store.read(self.case.suite.name, gate.key)
         comparable = record is not None and not differences(
@@ -437,7 +445,9 @@ class Judging:
         quantized: Outcomes | None = None,
     ) -> Judged:
         if fp16 is None or quantized is None:
-            measured = self.case.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples)
+            measured = self.case.outcomes(
+                task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first
+            )
             fp16, quantized = fp16 or measured[0], quantized or measured[1]
         record = self.case.store.read(self.case.suite.name, gate.key)
         proposed = next_record(

@@ -166,9 +166,9 @@ class Study:
 
         if isinstance(gate, FidelityGate):
             data = gate.data or self.case.default_data()
-            return self.case.samples(data, gate.samples, purpose="pairs")
+            return self.case.samples(data, gate.samples, purpose="pairs", first=gate.first)
         data, purpose = evaluation_data(gate.task)
-        return self.case.samples(data, gate.samples, purpose=purpose)
+        return self.case.samples(data, gate.samples, purpose=purpose, first=gate.first)
 
     def _measure(self, gate: Gate, count: int, *, directions: tuple[Direction, ...]) -> Sensitivity:
         from pytest_quantgate.measure.groups import group_quantizers
@@ -364,7 +364,9 @@ class Study:
         return found
 
     def _outcomes(self, case: Case, gate: AccuracyGate) -> tuple[Any, Any]:
-        return case.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples)
+        return case.outcomes(
+            task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first
+        )
 
     def _coverage(self, names: Collection[str], groups: Sequence[QuantizerGroup]) -> str:
         """Return what the coverage gate says with an exclusion, or nothing where it passes."""
@@ -413,7 +415,9 @@ def without(case: Case, names: Collection[str]) -> Iterator[Case]:
 
 def judge_case(case: Case, gate: AccuracyGate) -> Verdict:
     """Return the verdict of one accuracy gate on a case, in PyTorch."""
-    fp16, quantized = case.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples)
+    fp16, quantized = case.outcomes(
+        task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first
+    )
     return judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
 
 

@@ -75,13 +75,17 @@ class DatasetSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSpec:
-    """Which pairs calibrate; `data` is `<data set>/<split>`."""
+    """Which pairs calibrate; `data` is `<data set>/<split>`.
+
+    Both numbers are drawn by seed over the whole split, or with `first` its first ones are taken.
+    """
 
     where: Where
     data: str
     samples: int
     batch_size: int
     held_out_samples: int = 128
+    first: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +137,15 @@ class CalibrationGate:
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityGate:
-    """Limits on cosine (1) and SQNR (dB) of embeddings, mean and worst sample, per tower."""
+    """Limits on cosine (1) and SQNR (dB) of embeddings, mean and worst sample, per tower.
+
+    `samples` and `first` as in an accuracy gate.
+    """
 
     where: Where
     data: str | None = None
     samples: int = 512
+    first: bool = False
     min_cosine: float | None = None
     min_worst_cosine: float | None = None
     min_sqnr_db: float | None = None
@@ -146,7 +154,11 @@ class FidelityGate:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyGate:
-    """Limits on one task and metric; `task` is `<data set>/classification` or `/retrieval`."""
+    """Limits on one task and metric; `task` is `<data set>/classification` or `/retrieval`.
+
+    `samples` (None: all) are drawn by seed over the whole, stratified by class; with `first` they
+    are the first of the data.
+    """
 
     where: Where
     task: str
@@ -157,6 +169,7 @@ class AccuracyGate:
     max_flips: Fraction | None = None
     max_class_drop: Fraction | None = None
     samples: int | None = None
+    first: bool = False
     stage: Stage = "torch"
 
     @property
@@ -181,6 +194,7 @@ class RegressionGate:
     max_drop_since_first: Fraction
     confidence: Fraction = Fraction(95, 100)
     samples: int | None = None
+    first: bool = False
 
     @property
     def key(self) -> str:

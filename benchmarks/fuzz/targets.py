@@ -424,6 +424,7 @@ def shard_target(folder: Path) -> Target:
     """A WebDataset shard: its members, its images and its labels."""
     from PIL import Image
 
+    from pytest_quantgate.tasks.drawing import Draw
     from pytest_quantgate.tasks.webdataset import load_webdataset
 
     root = folder / "photos"
@@ -446,7 +447,7 @@ def shard_target(folder: Path) -> Target:
 
     def read(data: bytes) -> None:
         (root / "test" / "0.tar").write_bytes(data)
-        samples = load_webdataset(root, split="test", name="photos/test", count=None)
+        samples = load_webdataset(root, split="test", name="photos/test", draw=Draw())
         samples.digest  # noqa: B018  # every text of it must be one that UTF-8 holds
         for index in range(len(samples)):
             samples.images[index]

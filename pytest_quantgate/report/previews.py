@@ -64,12 +64,13 @@ def _keep(case: Case, *, task: str, count: str, outcomes_key: str, images: int) 
         for item in case.cache.read(kind="outcomes", key=outcomes_key) or ()
     )
     name, purpose = evaluation_data(task)
-    number = int(count) if count else None
-    if len(fp16.ids) > MAX_SAMPLES and not case.has_samples(name, number, purpose=purpose):
+    is_first, number = count.startswith("first "), int(count.rpartition(" ")[2] or 0) or None
+    known = case.has_samples(name, number, purpose=purpose, first=is_first)
+    if len(fp16.ids) > MAX_SAMPLES and not known:
         return None
 
     def measure() -> Any:
-        samples = case.samples(name, number, purpose=purpose)
+        samples = case.samples(name, number, purpose=purpose, first=is_first)
         return draw_previews(fp16, quantized, samples=samples, images=images)
 
     case.cache.get_or_measure(kind="previews", key=key, measure=measure)

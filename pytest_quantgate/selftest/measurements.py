@@ -256,7 +256,11 @@ def _accuracy() -> tuple[Sabotage, ...]:
         if gate.max_flips is None:
             return None
         before, _ = case.outcomes(
-            task=gate.task, metric=gate.metric, samples=gate.samples, stage=gate.stage
+            task=gate.task,
+            metric=gate.metric,
+            samples=gate.samples,
+            stage=gate.stage,
+            first=gate.first,
         )
         traded = trade_answers(before)
         flipped = sum(a != b for a, b in zip(before.answers, traded.answers, strict=True))

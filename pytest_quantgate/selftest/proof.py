@@ -104,7 +104,7 @@ AGAIN_SAMPLES = 256
 def judge_again(case: Case, *, kind: str, key: str) -> Verdict | None:
     """Return the verdict on the same variant measured once more; None where that proves nothing.
 
-    Coverage and calibration: the restored variant is audited again. Accuracy: its first samples
+    Coverage and calibration: the restored variant is audited again. Accuracy: some samples
     are evaluated again, and must give the same answers.
     """
     again: dict[str, Callable[[], Case | None]] = {
@@ -123,26 +123,36 @@ def _evaluate_again(case: Case, *, key: str) -> Case | None:
     gate = case.judging.accuracy_gate(key)
     if not gate.task.endswith("/classification"):
         return None  # what is found depends on how many there are to find among
-    fp16, _ = case.outcomes(
-        task=gate.task, metric=gate.metric, samples=gate.samples, stage=gate.stage
-    )
-    some = min(AGAIN_SAMPLES, len(fp16.ids))
-    first = case.outcomes(task=gate.task, metric=gate.metric, samples=some, stage=gate.stage)
+
+    def measure(samples: int | None) -> tuple[Outcomes, Outcomes]:
+        found: tuple[Outcomes, Outcomes] = case.outcomes(
+            task=gate.task,
+            metric=gate.metric,
+            samples=samples,
+            stage=gate.stage,
+            first=gate.first,
+        )
+        return found
+
+    fp16, _ = measure(gate.samples)
+    some = measure(min(AGAIN_SAMPLES, len(fp16.ids)))
 
     def put(again: Outcomes) -> Callable[[Outcomes], Outcomes]:
+        answers = dict(zip(again.ids, zip(again.correct, again.answers, strict=True), strict=True))
+
         def change(outcomes: Outcomes) -> Outcomes:
-            if outcomes.ids[:some] != again.ids:
-                return outcomes
+            before = zip(outcomes.ids, outcomes.correct, outcomes.answers, strict=True)
+            both = [answers.get(name, (right, answer)) for name, right, answer in before]
             # Its value stays: answers that differ then contradict it, and the gate says so.
             return dataclasses.replace(
                 outcomes,
-                correct=(*again.correct, *outcomes.correct[some:]),
-                answers=(*again.answers, *outcomes.answers[some:]),
+                correct=tuple(right for right, _ in both),
+                answers=tuple(answer for _, answer in both),
             )
 
         return change
 
-    return exchange_outcomes(case, fp16=put(first[0]), quantized=put(first[1]))
+    return exchange_outcomes(case, fp16=put(some[0]), quantized=put(some[1]))
 
 
 def conclude(*, kind: str, again: Verdict | None, trials: tuple[Trial, ...]) -> Judged:

@@ -85,6 +85,8 @@ def check_task(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None
             f"{metric!r} is no metric of retrieval: image_retrieval_recall@K, "
             f"text_retrieval_recall@K",
         )
+    if values.get("first") and "samples" not in values:
+        raise place.error_at(node, "first", "is about samples: say how many, such as samples: 1000")
     if kind == "retrieval" and "max_class_drop" in values:
         raise place.error_at(node, "max_class_drop", "retrieval has no classes")
 

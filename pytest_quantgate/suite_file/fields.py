@@ -148,6 +148,16 @@ def count_field(*, help: str, required: bool = False, least: int = 1) -> Field:
     return Field(read=read, schema=schema, help=help, required=required)
 
 
+def flag_field(*, help: str) -> Field:
+    def read(place: Place, node: yaml.Node) -> bool:
+        value = read_scalar(place, node)
+        if not isinstance(value, bool):
+            raise place.error(node, f"expected true or false, found {value!r}")
+        return value
+
+    return Field(read=read, schema={"type": "boolean"}, help=help)
+
+
 def quantity_field(
     parse: Callable[[object], Any], *, schema: Mapping[str, Any], help: str, required: bool = False
 ) -> Field:

@@ -58,6 +58,7 @@ from pytest_quantgate.suite_file.fields import (
     count_field,
     date_field,
     decibel_field,
+    flag_field,
     list_field,
     milliseconds_field,
     percent_field,
@@ -141,6 +142,7 @@ DATASET = Section(
         "language": text_field(help="of class names and templates"),
     },
 )
+_FIRST = flag_field(help="take the first samples, as they stand; default: draw them by seed")
 CALIBRATION = Section(
     build=CalibrationSpec,
     check=check_data,
@@ -148,7 +150,8 @@ CALIBRATION = Section(
         "data": text_field(help="<data set>/<split>", required=True),
         "samples": count_field(help="pairs that calibrate", required=True),
         "batch_size": count_field(help="pairs in a batch", required=True),
-        "held_out_samples": count_field(help="pairs after those, on which clipping is counted"),
+        "held_out_samples": count_field(help="pairs besides, on which clipping is counted"),
+        "first": _FIRST,
     },
 )
 QUANTIZE = Section(
@@ -199,7 +202,8 @@ FIDELITY = Section(
     check=check_fidelity,
     fields={
         "data": text_field(help="<data set>/<split>; default: the first task's"),
-        "samples": count_field(help="default: 512"),
+        "samples": count_field(help="drawn over the whole by seed; default: 512"),
+        "first": _FIRST,
         "min_cosine": cosine_field(help="mean cosine to FP16"),
         "min_worst_cosine": cosine_field(help="cosine of the worst sample"),
         "min_sqnr": decibel_field(help="mean SQNR"),
@@ -210,7 +214,8 @@ _TASK = {
     "task": text_field(help="<data set>/classification or /retrieval", required=True),
     "metric": text_field(help="acc1, acc5, image_retrieval_recall@5, ...", required=True),
     "confidence": percent_field(help="one-sided; default 95%", parse=parse_confidence),
-    "samples": count_field(help="the first so many; default: all"),
+    "samples": count_field(help="drawn over the whole by seed, stratified; default: all"),
+    "first": _FIRST,
 }
 ACCURACY = Section(
     build=AccuracyGate,

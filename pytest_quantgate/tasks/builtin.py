@@ -6,6 +6,7 @@ import hashlib
 from typing import Literal, get_args
 
 from pytest_quantgate.errors import DataError, MissingPackage
+from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.samples import Samples
 
 Purpose = Literal["classification", "retrieval", "pairs"]
@@ -15,17 +16,20 @@ SCENES = 5000
 RETRIEVAL_SCENES = 1000
 
 
-def load_scenes(*, split: str, count: int | None, purpose: Purpose) -> Samples:
-    """Return rendered scenes: labelled for classification, captioned for retrieval and pairs."""
+def load_scenes(*, split: str, draw: Draw, purpose: Purpose) -> Samples:
+    """Return rendered scenes: labelled for classification, captioned for retrieval and pairs.
+
+    They are random as they are rendered: the first so many are a draw already.
+    """
     from pytest_quantgate.reference import scenes
 
     _check_split(split, known=get_args(scenes.Split), name="scenes")
     if purpose == "retrieval":
-        drawn = scenes.render_retrieval(split=split, count=count or RETRIEVAL_SCENES)  # type: ignore[arg-type]
+        drawn = scenes.render_retrieval(split=split, count=draw.count or RETRIEVAL_SCENES)  # type: ignore[arg-type]
     else:
         drawn = scenes.render_scenes(
             split=split,  # type: ignore[arg-type]
-            count=count or SCENES,
+            count=draw.count or SCENES,
             kind="mixed" if purpose == "pairs" else "single",
         )
     labelled = purpose == "classification"
@@ -41,7 +45,7 @@ def load_scenes(*, split: str, count: int | None, purpose: Purpose) -> Samples:
     )
 
 
-def load_digits(*, split: str, count: int | None, purpose: Purpose) -> Samples:
+def load_digits(*, split: str, draw: Draw, purpose: Purpose) -> Samples:
     """Return handwritten digits with their labels."""
     _check_split(split, known=("train", "test"), name="digits")
     if purpose == "retrieval":
@@ -53,16 +57,17 @@ def load_digits(*, split: str, count: int | None, purpose: Purpose) -> Samples:
             error.name or "numpy", extra="clip", purpose="the data set digits"
         ) from error
     found = digits.load_digit_images(split=split)  # type: ignore[arg-type]
-    stop = len(found.ids) if count is None else count
-    return Samples(
+    labels = tuple(int(label) for label in found.labels)
+    everything = Samples(
         name=f"digits/{split}",
-        ids=found.ids[:stop],
-        images=found.images[:stop],
-        hashes=tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in found.images[:stop]),
-        labels=tuple(int(label) for label in found.labels[:stop]),
+        ids=found.ids,
+        images=found.images,
+        hashes=tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in found.images),
+        labels=labels,
         class_names=digits.CLASS_NAMES,
         templates=digits.TEMPLATES,
     )
+    return everything.select(draw.choose(total=len(everything), labels=labels))
 
 
 def _check_split(split: str, *, known: tuple[str, ...], name: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
 from pytest_quantgate.models.loading import quiet_libraries, refuse_forced_pickles
+from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.samples import Samples
 
 
@@ -21,24 +22,22 @@ class DatasetImages(Sequence[Any]):
     """The images of a torchvision-style data set, decoded on access."""
 
     dataset: Any
-    taken: int
+    indices: Sequence[int]
 
     def __len__(self) -> int:
-        return self.taken
+        return len(self.indices)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.taken))]
-        if not 0 <= index < self.taken:
-            raise IndexError(index)
+            return [self[i] for i in range(*index.indices(len(self)))]
         with quiet_libraries():
-            return read_sample(self.dataset, index)[0]
+            return read_sample(self.dataset, self.indices[index])[0]
 
 
 def load_clip_benchmark(
-    dataset: str, *, root: Path, split: str, language: str, count: int | None, retrieval: bool
+    dataset: str, *, root: Path, split: str, language: str, draw: Draw, retrieval: bool
 ) -> Samples:
-    """Return samples of a clip-benchmark data set in its own order.
+    """Return the drawn samples of a clip-benchmark data set; only these are decoded.
 
     Raises NotMeasured where its files are not under `root`, DataError where it is no data set of
     clip-benchmark, MissingPackage without the package.
@@ -86,11 +85,9 @@ def load_clip_benchmark(
             f"{dataset}: its templates differ by class, which is not supported: copy the data set "
             f"to a WebDataset folder with templates of one kind"
         )
-    total = len(found)
-    taken = total if count is None else min(count, total)
-    images = DatasetImages(dataset=found, taken=taken)
+    chosen = draw.choose(total=len(found), labels=None if retrieval else _list_labels(found))
     hashes, labels, captions = [], [], []
-    for index in range(taken):
+    for index in chosen:
         with quiet_libraries():
             try:
                 image, target = read_sample(found, index)
@@ -103,11 +100,11 @@ def load_clip_benchmark(
         if retrieval:
             captions.append(tuple([target] if isinstance(target, str) else target))
         else:
-            labels.append(int(target))
+            labels.append(_read_label(target, where=f"{dataset}: sample {index}"))
     return Samples(
         name=f"{dataset}/{split}",
-        ids=tuple(f"{dataset}/{split}/{index:06d}" for index in range(taken)),
-        images=images,
+        ids=tuple(f"{dataset}/{split}/{index:06d}" for index in chosen),
+        images=DatasetImages(dataset=found, indices=chosen),
         hashes=tuple(hashes),
         labels=None if retrieval else tuple(labels),
         captions=tuple(captions) if retrieval else None,
@@ -146,6 +143,25 @@ def _without_shell(builder: Any) -> Iterator[None]:
         yield
     finally:
         builder.call = before
+
+
+def _list_labels(dataset: Any) -> list[int] | None:
+    """Return the labels of all samples where the data set keeps them; None: only by decoding."""
+    for name in ("targets", "labels", "_labels"):  # torchvision's names for them
+        try:
+            labels = [int(label) for label in getattr(dataset, name, ())]
+        except (TypeError, ValueError):
+            continue
+        if len(labels) == len(dataset):
+            return labels
+    return None
+
+
+def _read_label(target: Any, *, where: str) -> int:
+    try:
+        return int(target)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor of several raises the last
+        raise DataError(f"{where}: its target is no class index, but {target!r:.60}") from error
 
 
 def _line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.suite import CalibrationSpec, DatasetSpec, expand_path
 from pytest_quantgate.tasks.builtin import Purpose, load_digits, load_scenes
+from pytest_quantgate.tasks.drawing import SEED, Draw
 from pytest_quantgate.tasks.samples import Samples
 
 BUILTIN = {"scenes": load_scenes, "digits": load_digits}
@@ -46,21 +47,26 @@ def load_samples(
     samples: int | None,
     environ: Mapping[str, str],
     purpose: Purpose = "classification",
+    first: bool = False,
 ) -> Samples:
-    """Return the first `samples` of `<data set>/<split>` (None: its own number).
+    """Return `samples` of `<data set>/<split>` (None: all), drawn by seed or the `first`.
+
+    Those of a task are in the order of the data; pairs are in the order in which they were drawn,
+    so that each beginning of them is a draw too.
 
     Raises NotMeasured where the data is not on this machine, DataError where it is empty, damaged,
     unknown or smaller than asked for.
     """
     dataset, split = split_name(name)
+    draw = Draw(count=samples, first=first, in_order=purpose != "pairs")
     if dataset in BUILTIN and dataset not in datasets:
-        found = BUILTIN[dataset](split=split, count=samples, purpose=purpose)
+        found = BUILTIN[dataset](split=split, draw=draw, purpose=purpose)
     else:
         spec, root = _locate(dataset, datasets=datasets, environ=environ)
         if _is_webdataset(spec):
             from pytest_quantgate.tasks.webdataset import load_webdataset
 
-            found = load_webdataset(root, split=split, name=name, count=samples)
+            found = load_webdataset(root, split=split, name=name, draw=draw)
         else:
             from pytest_quantgate.tasks.clip_benchmark import load_clip_benchmark
 
@@ -69,7 +75,7 @@ def load_samples(
                 root=root,
                 split=split,
                 language=spec.language,
-                count=samples,
+                draw=draw,
                 retrieval=spec.dataset in CAPTIONED,
             )
     _check_purpose(found, purpose=purpose)
@@ -81,13 +87,18 @@ def load_samples(
 def load_calibration(
     spec: CalibrationSpec, *, datasets: Mapping[str, DatasetSpec], environ: Mapping[str, str]
 ) -> tuple[Samples, Samples]:
-    """Return the calibration pairs and the held-out pairs that follow them in the same split.
+    """Return the calibration pairs, and the held-out pairs that are drawn after them.
 
     No image is in both, by content: what a quantizer clips is only known on what it has not seen.
     """
     wanted = spec.samples + spec.held_out_samples
     found = load_samples(
-        spec.data, datasets=datasets, samples=wanted, environ=environ, purpose="pairs"
+        spec.data,
+        datasets=datasets,
+        samples=wanted,
+        environ=environ,
+        purpose="pairs",
+        first=spec.first,
     )
     calibration = found.take(spec.samples)
     used = set(calibration.hashes)
@@ -107,21 +118,24 @@ def data_key(
     samples: int | None,
     environ: Mapping[str, str],
     purpose: Purpose = "classification",
+    first: bool = False,
 ) -> str | None:
     """Return a digest of what `load_samples` would give, without decoding; None where that takes
     loading it."""
     dataset, split = split_name(name)
+    drawn = [SEED, purpose] if Draw(count=samples, first=first).is_drawn else []
     if dataset in BUILTIN and dataset not in datasets:
+        drawn = [] if dataset == "scenes" else drawn
         folder = Path(__file__).parents[1] / "reference"
         source = "".join(
             (folder / file).read_text(encoding="utf-8") for file in ("scenes.py", "digits.py")
         )
-        return _digest(["builtin", source, name, samples, purpose])
+        return _digest(["builtin", source, name, samples, purpose, *drawn])
     spec, root = _locate(dataset, datasets=datasets, environ=environ)
     if _is_webdataset(spec):
         from pytest_quantgate.tasks.webdataset import digest_root
 
-        return _digest(["wds", digest_root(root, split=split), name, samples])
+        return _digest(["wds", digest_root(root, split=split), name, samples, *drawn])
     return None
 
 

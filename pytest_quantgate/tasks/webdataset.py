@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.errors import DataError, NotMeasured
+from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.untrusted import read_regular
 
@@ -119,8 +120,8 @@ def digest_root(root: Path, *, split: str) -> str:
     return digest.hexdigest()
 
 
-def load_webdataset(root: Path, *, split: str, name: str, count: int | None) -> Samples:
-    """Return the first `count` samples of a split (all where None).
+def load_webdataset(root: Path, *, split: str, name: str, draw: Draw) -> Samples:
+    """Return the drawn samples of a split; of the others only headers and labels are read.
 
     Raises NotMeasured where the folder is not there, DataError for a damaged one, with the file.
     """
@@ -131,30 +132,28 @@ def load_webdataset(root: Path, *, split: str, name: str, count: int | None) -> 
         raise DataError(f"{root / 'classnames.txt'} is missing or empty: one class name a line")
     templates = tuple(_read_lines(root / "zeroshot_classification_templates.txt"))
     ids: list[str] = []
-    hashes: list[str] = []
     labels: list[int] = []
     captions: list[tuple[str, ...]] = []
     places: list[TarImage] = []
     for number, shard in enumerate(shards):
         for key, place, text in _read_shard(shard, text_suffix="txt" if captioned else "cls"):
-            if count is not None and len(ids) == count:
-                break
             ids.append(f"{number}/{key}")
-            hashes.append(hashlib.sha256(place.read()).hexdigest())
             places.append(place)
             if captioned:
                 captions.append(tuple(line for line in text.splitlines() if line.strip()))
                 if not captions[-1]:
                     raise DataError(f"{shard}: sample {key!r} has no caption")
             else:
-                labels.append(_read_label(text, shard=shard, key=key))
+                labels.append(_read_label(text, shard=shard, key=key, classes=len(class_names)))
+    chosen = draw.choose(total=len(ids), labels=None if captioned else labels)
+    names, taken = (tuple(ids[i] for i in chosen), tuple(places[i] for i in chosen))
     return Samples(
         name=name,
-        ids=tuple(ids),
-        images=TarImages(places=tuple(places), names=tuple(ids)),
-        hashes=tuple(hashes),
-        labels=None if captioned else tuple(labels),
-        captions=tuple(captions) if captioned else None,
+        ids=names,
+        images=TarImages(places=taken, names=names),
+        hashes=tuple(hashlib.sha256(place.read()).hexdigest() for place in taken),
+        labels=None if captioned else tuple(labels[i] for i in chosen),
+        captions=tuple(captions[i] for i in chosen) if captioned else None,
         class_names=class_names,
         templates=templates or ("a photo of a {c}",),
     )
@@ -215,9 +214,13 @@ def _split_member(name: str, *, shard: Path) -> tuple[str, str]:
     return "/".join(parts), suffix
 
 
-def _read_label(text: str, *, shard: Path, key: str) -> int:
+def _read_label(text: str, *, shard: Path, key: str, classes: int) -> int:
     if not re.fullmatch(r"\s*\d{1,9}\s*", text, re.ASCII):
         raise DataError(f"{shard}: sample {key!r}: label {text[:20]!r} is no class index")
+    if int(text) >= classes:
+        raise DataError(
+            f"{shard}: sample {key!r} has label {int(text)}, but there are {classes} class names"
+        )
     return int(text)
 
 

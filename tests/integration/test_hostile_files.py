@@ -31,6 +31,7 @@ from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.models.recipes import resolve_recipe
 from pytest_quantgate.suite import DatasetSpec, ModelSpec, QuantizeSpec, Where
 from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.webdataset import load_webdataset
 
@@ -514,7 +515,7 @@ def test_a_split_is_the_name_of_a_folder(make_shard: Callable[..., Path], split:
     root = make_shard(*GOOD)
 
     with pytest.raises(DataError, match=r"is no name of a folder in"):
-        load_webdataset(root, split=split, name="x", count=None)
+        load_webdataset(root, split=split, name="x", draw=Draw())
 
 
 def test_class_names_with_a_mark_of_the_byte_order_are_read(

@@ -332,6 +332,16 @@ from suite_texts import FILE, SMALL, VALID, Refusal, swap
             "max_drop: 3pp\n      max_class_drop: 1pp",
             "accuracy.max_class_drop: retrieval has no classes",
         ),
+        (
+            "samples: 1000",
+            "samples: 1000\n      first: 40",
+            "accuracy.first: expected true or false, found 40",
+        ),
+        (
+            "max_drop: 3pp",
+            "max_drop: 3pp\n      first: true",
+            "accuracy.first: is about samples: say how many, such as samples: 1000",
+        ),
     ],
     ids=lambda value: value[:40],
 )

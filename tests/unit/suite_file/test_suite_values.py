@@ -54,6 +54,21 @@ def test_limits_arrive_exact_and_with_their_units(load: Load) -> None:
     assert gates.roundtrip is not None
 
 
+def test_the_first_samples_are_taken_only_where_the_suite_says_so(load: Load) -> None:
+    def read(text: str) -> tuple[bool, ...]:
+        suite = load(text)
+        assert suite.gates.fidelity is not None
+        sections = (suite.calibration, suite.gates.fidelity, *suite.gates.accuracy)
+        return tuple(section.first for section in sections)
+
+    text = VALID
+    for key in ("held_out_samples: 32", "samples: 256", "samples: 1000"):
+        indent = "  " if key.startswith("held") else "    " if "256" in key else "      "
+        text = swap(key, f"{key}\n{indent}first: true", text=text)
+    assert read(VALID) == (False,) * 4
+    assert read(text) == (True, True, True, False)
+
+
 def test_waivers_arrive_with_their_day(load: Load) -> None:
     coverage = load(VALID).gates.coverage
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,7 +64,10 @@ def test_digits_have_labels_and_both_purposes_of_them() -> None:
     found = load("digits/test")
     everything = load("digits/test", count=None)
 
-    assert found.ids == everything.ids[:4]
+    assert set(found.ids) < set(everything.ids)
+    assert load("digits/test", first=True).ids == everything.ids[:4]
+    assert load("digits/test", count=596).ids == everything.ids
+    assert set(load("digits/test", count=10).labels or ()) == set(range(10))
     assert len(everything) == 596
     assert load("digits/train", purpose="pairs").text(0) in {
         fill(template, name) for template in found.templates for name in found.class_names
@@ -123,6 +127,25 @@ class Fake:
         return Image.fromarray(pixels), self.targets[index]
 
 
+class Sorted(Fake):
+    """A hundred samples, class after class, that notes what was decoded."""
+
+    classes = tuple("abcde")
+
+    def __init__(self, keeps: str) -> None:
+        self.values = [index // 20 for index in range(100)]
+        self.decoded: set[int] = set()
+        setattr(self, keeps, self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        self.decoded.add(index)
+        pixels = np.full((4, 4), index, dtype=np.uint8)
+        return Image.fromarray(pixels), self.values[index]
+
+
 @pytest.fixture
 def use_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Load a data set that the builder makes, or refuses with an error."""
@@ -159,6 +182,25 @@ def test_clip_benchmark_sets_keep_their_order_names_and_templates(use_builder: A
     assert (asked["dataset_name"], asked["split"]) == ("cifar100", "test")
     with pytest.raises(IndexError):
         _ = found.images[3]
+
+
+@pytest.mark.parametrize("keeps", ["targets", "labels", "_labels", "nothing that says"])
+def test_only_what_is_drawn_is_decoded(use_builder: Any, keeps: str) -> None:
+    """The labels are taken where torchvision's sets keep them; without, all are one class."""
+    there = Sorted(keeps)
+    found, _ = use_builder(there, count=10)
+
+    assert len(there.decoded) == len(found) == 10
+    assert found.labels is not None
+    if keeps != "nothing that says":
+        assert Counter(found.labels) == dict.fromkeys(range(5), 2)
+    assert found.ids[0] == f"cifar100/test/{min(there.decoded):06d}"
+    assert np.asarray(found.images[0])[0, 0, 0] == min(there.decoded)
+
+
+def test_a_target_that_is_no_class_is_named(use_builder: Any) -> None:
+    with pytest.raises(DataError, match=r"cifar100: sample 0: its target is no class index, but"):
+        use_builder(Fake([np.zeros(20)]), count=1)
 
 
 def test_clip_benchmark_captions(use_builder: Any) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,10 @@ from PIL import Image
 
 from pytest_quantgate.errors import DataError, NotMeasured
 from pytest_quantgate.suite import CalibrationSpec, DatasetSpec, Where
+from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.registry import data_key, load_calibration, load_samples
 from pytest_quantgate.tasks.samples import Samples
-from pytest_quantgate.tasks.webdataset import load_webdataset
+from pytest_quantgate.tasks.webdataset import digest_root, load_webdataset
 
 WHERE = Where(file="suites/x.quantgate.yaml", line=4, keys={"root": 5})
 Members = list[tuple[str, bytes]]
@@ -64,8 +69,8 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def load(root: Path, *, split: str = "test", count: int | None = None) -> Samples:
-    return load_webdataset(root, split=split, name=f"photos/{split}", count=count)
+def load(root: Path, *, split: str = "test", **draw: Any) -> Samples:
+    return load_webdataset(root, split=split, name=f"photos/{split}", draw=Draw(**draw))
 
 
 def test_samples_come_in_the_files_order(make_root: Callable[..., Path]) -> None:
@@ -81,7 +86,25 @@ def test_samples_come_in_the_files_order(make_root: Callable[..., Path]) -> None
 
 
 def test_the_first_samples_can_be_taken(make_root: Callable[..., Path]) -> None:
-    assert load(make_root(), count=2).ids == ("0/s0000", "0/s0001")
+    assert load(make_root(), count=2, first=True).ids == ("0/s0000", "0/s0001")
+
+
+def test_a_draw_of_a_sorted_archive_sees_every_class(make_root: Callable[..., Path]) -> None:
+    """Forty of one class of ten would be the first; only what was drawn is read."""
+    classes = "".join(f"class {label}\n" for label in range(10))
+    members = [part for i in range(100) for part in sample(i, i // 10)]
+    root = make_root(shards=(members[:100], members[100:]), classes=classes)
+    damaged = (root / "test" / "1.tar").read_bytes().replace(png(99), bytes(len(png(99))))
+    (root / "test" / "1.tar").write_bytes(damaged)
+
+    found = load(root, count=20)
+    assert Counter(found.labels) == dict.fromkeys(range(10), 2)
+    assert [np.asarray(image)[0, 0, 0] for image in found.images[:]] == [
+        int(name[-4:]) for name in found.ids
+    ]
+    assert list(found.ids) == sorted(found.ids)
+    assert set(found.ids) < set(load(root, count=40).ids)
+    assert found.ids == load(root, count=20).ids
 
 
 def test_templates_are_the_data_sets_own(make_root: Callable[..., Path]) -> None:
@@ -201,14 +224,56 @@ def test_calibration_leaves_out_copies_of_what_it_used(make_root: Callable[..., 
     members = [*sample(0, 0), *sample(1, 1), ("x.png", png(0)), ("x.cls", b"0"), *sample(3, 0)]
     datasets = suite_set(make_root(shards=(members,), split="train"))
     spec = CalibrationSpec(
-        where=WHERE, data="photos/train", samples=2, batch_size=2, held_out_samples=2
+        where=WHERE, data="photos/train", samples=2, batch_size=2, held_out_samples=2, first=True
     )
     used, held_out = load_calibration(spec, datasets=datasets, environ={})
     assert used.ids == ("0/s0000", "0/s0001")
     assert held_out.ids == ("0/s0003",)
 
     copies = CalibrationSpec(
-        where=WHERE, data="photos/train", samples=2, batch_size=2, held_out_samples=1
+        where=WHERE, data="photos/train", samples=2, batch_size=2, held_out_samples=1, first=True
     )
     with pytest.raises(DataError, match="all 1 held-out samples are copies of calibration"):
         load_calibration(copies, datasets=datasets, environ={})
+
+
+def test_calibration_and_held_out_pairs_are_drawn_over_a_sorted_archive(
+    make_root: Callable[..., Path],
+) -> None:
+    classes = "".join(f"class {label}\n" for label in range(5))
+    members = [part for i in range(60) for part in sample(i, i // 12)]
+    datasets = suite_set(make_root(shards=(members,), split="train", classes=classes))
+    given: dict[str, Any] = {"data": "photos/train", "batch_size": 5, "where": WHERE}
+    spec = CalibrationSpec(samples=20, held_out_samples=40, **given)
+
+    used, held_out = load_calibration(spec, datasets=datasets, environ={})
+    assert Counter(used.labels) == dict.fromkeys(range(5), 4)
+    assert Counter(held_out.labels) == dict.fromkeys(range(5), 8)
+    assert not set(used.ids) & set(held_out.ids)
+    # Each beginning is a draw: batches and probes see all classes.
+    assert len(set(used.labels[:5])) == len(set(held_out.labels[:5])) == 5
+
+    first, rest = load_calibration(replace(spec, first=True), datasets=datasets, environ={})
+    assert first.ids == tuple(f"0/s{i:04d}" for i in range(20))
+    assert rest.ids == tuple(f"0/s{i:04d}" for i in range(20, 60))
+
+
+def test_the_key_says_what_is_drawn(make_root: Callable[..., Path]) -> None:
+    """`first` and the whole have the keys that version 0.1 gave them: its baselines stay."""
+    datasets = suite_set(make_root())
+
+    def key(samples: int | None, **more: Any) -> str | None:
+        return data_key("photos/test", samples=samples, environ={}, datasets=datasets, **more)
+
+    keys = [key(2), key(3), key(2, purpose="pairs"), key(2, first=True), key(None)]
+    assert len(set(keys)) == len(keys)
+    digest = digest_root(datasets_root(datasets), split="test")
+    for samples, found in ((2, key(2, first=True)), (None, key(None))):
+        text = json.dumps(["wds", digest, "photos/test", samples])
+        assert found == hashlib.sha256(text.encode()).hexdigest()
+
+
+def datasets_root(datasets: dict[str, DatasetSpec]) -> Path:
+    (spec,) = datasets.values()
+    assert spec.root is not None
+    return Path(spec.root)

@@ -289,7 +289,7 @@ def next_record(
 def follow(before: Record, now: Record) -> Record:
     """Return what accepting `now`, a record by itself, makes of the record that is there."""
     now = replace(now, created=before.created, looks=before.looks)
-    if before.first.data_digest != now.accepted.data_digest:
+    if is_of_other_data(before, now):
         return replace(now, chains=(*before.chains, end_chain(before, now)))
     return replace(
         now,
@@ -299,6 +299,11 @@ def follow(before: Record, now: Record) -> Record:
         first_reason=before.first_reason,
         chains=before.chains,
     )
+
+
+def is_of_other_data(before: Record, now: Record) -> bool:
+    """Return whether a comparison with the first accepted variant ends here."""
+    return before.first.data_digest != now.accepted.data_digest
 
 
 def end_chain(before: Record, now: Record) -> Chain:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -140,12 +140,30 @@ class Case:
         with self.progress.stage(f"looking for {model.id} here and in the hub"):
             return resolve_checkpoint(model, environ=self.environ)
 
-    def fingerprint(self, *, data: str) -> Fingerprint:
+    def fingerprint(self, *, data: str, data_parts: Iterable[tuple[str, str]] = ()) -> Fingerprint:
+        """Return what results on some data depend on; the quantized variant is built for it."""
+        model, calibration = self.suite.model, self.suite.calibration
+        quantize = self.suite.quantize
         return Fingerprint(
             model=self.source.digest,
             data=data,
             calibration=digest_of(self._calibration_plain()),
             recipe=digest_of(self._recipe_plain()),
+            recipe_entries=self.recipe_entries,
+            settings={
+                "dtype": model.dtype,
+                "attention": model.attn_implementation,
+                "device": self.device,
+                "calibration data": calibration.data,
+                "calibration samples": str(calibration.samples),
+                "calibration batch size": str(calibration.batch_size),
+                "calibration held-out samples": str(calibration.held_out_samples),
+                "recipe": quantize.recipe if isinstance(quantize.recipe, str) else "inline",
+                "recipe exclude": ", ".join(quantize.exclude),
+                "evaluation stage": "torch",
+                "evaluation batch size": str(BATCH_SIZE),
+            },
+            data_parts=dict(data_parts),
         )
 
     def _recipe_plain(self) -> Any:
@@ -352,7 +370,7 @@ class Case:
             environ=self.environ,
             today=self.today,
         )
-        for name in ("source", "fp16", "recipe", "audit"):
+        for name in ("source", "fp16", "recipe", "audit", "recipe_entries"):
             vars(other)[name] = getattr(self, name)
         vars(other).update(quantized=quantized, variant_key=key)
         other._values["samples"] = self._values.setdefault("samples", {})
@@ -374,6 +392,7 @@ class Case:
         from pytest_quantgate.measure.embeddings import make_batches
         from pytest_quantgate.models.checkpoint import save_checkpoint
         from pytest_quantgate.models.quantize import quantize
+        from pytest_quantgate.models.recipes import describe_content
         from pytest_quantgate.tasks.registry import load_calibration
 
         spec = self.suite.calibration
@@ -410,6 +429,7 @@ class Case:
             save_checkpoint(result.model, folder / "checkpoint")
         write_json(folder / "audit.json", to_json(audit))
         write_json(folder / "calibration.json", to_json(run))
+        write_json(folder / "recipe.json", list(describe_content(recipe)))
         write_json(folder / "notes.json", list(self.fp16.notes))
         self._values["built"] = result.model
 
@@ -420,6 +440,11 @@ class Case:
     @computed_once
     def calibration_run(self) -> CalibrationRun:
         return from_json(CalibrationRun, read_json(self._variant_folder / "calibration.json"))
+
+    @computed_once
+    def recipe_entries(self) -> tuple[str, ...]:
+        """What the recipe was in the ModelOpt that built the variant, one line an entry."""
+        return tuple(read_json(self._variant_folder / "recipe.json"))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -782,9 +807,10 @@ def _check_variant_folder(folder: Path) -> Path:
     """Return the folder of a variant whose measurements can be read; raises ValueError."""
     from_json(Audit, read_json(folder / "audit.json"))
     from_json(CalibrationRun, read_json(folder / "calibration.json"))
-    notes = read_json(folder / "notes.json")
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        raise ValueError("notes.json: expected a list of texts")
+    for name in ("recipe.json", "notes.json"):
+        lines = read_json(folder / name)
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ValueError(f"{name}: expected a list of texts")
     return folder
 
 

@@ -55,12 +55,14 @@ def differences(stored: Fingerprint, now: Fingerprint) -> tuple[str, ...]:
         for name in now.settings
         if name in stored.settings and stored.settings[name] != now.settings[name]
     }
+    # A recipe whose content is known is what it does, however it is called.
+    renamed = named.pop("recipe", "recipe content differs") if stored.recipe_entries else ""
     found = list(named.values())
     if stored.recipe_entries and stored.recipe_entries != now.recipe_entries:
-        found.append(_describe_entries(stored.recipe_entries, now.recipe_entries))
+        changed = _describe_entries(stored.recipe_entries, now.recipe_entries)
+        found.append(f"{renamed}: now {changed}")
     for name, label in LABELS.items():
         before, after = getattr(stored, name), getattr(now, name)
-        # A recipe whose content is known is what it does, however it is written.
         known = name == "recipe" and stored.recipe_entries
         if before == after or known or any(key.startswith(f"{name} ") for key in named):
             continue
@@ -91,7 +93,7 @@ def _describe_entries(before: Sequence[str], after: Sequence[str]) -> str:
         for word, lines in (("without", gone), ("with", come))
         if lines
     ]
-    return f"recipe content differs: now {', '.join(parts) or 'in another order'}"
+    return ", ".join(parts) or "in another order"
 
 
 def digest_of(value: Any) -> str:

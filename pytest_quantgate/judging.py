@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.baseline_mode import BaselineMode
 from pytest_quantgate.baselines import (
+    end_chain,
+    is_of_other_data,
     next_latency_record,
     next_record,
     refuse_uncovered,
     refuse_unfit,
 )
 from pytest_quantgate.errors import NotMeasured, QuantGateError
-from pytest_quantgate.fingerprint import differences
+from pytest_quantgate.fingerprint import differences, list_unknown
 from pytest_quantgate.gates import accuracy as accuracy_room
 from pytest_quantgate.gates import (
     judge_accuracy,
@@ -257,7 +259,8 @@ class Judging:
         )
         record = self.case.store.read(self.case.suite.name, gate.key)
         comparable = record is not None and not differences(
-            record.fingerprint, self.case.fingerprint(data=fp16.data_digest)
+            record.fingerprint,
+            self.case.fingerprint(data=fp16.data_digest, data_parts=fp16.data_parts),
         )
         return regression_room.list_strengths(
             fp16=fp16,
@@ -458,28 +461,44 @@ class Judging:
             metric=gate.metric,
             fp16=fp16,
             quantized=quantized,
-            fingerprint=self.case.fingerprint(data=fp16.data_digest),
+            fingerprint=self.case.fingerprint(data=fp16.data_digest, data_parts=fp16.data_parts),
             versions=self.case.versions,
             today=self.case.today,
             reason=self.case.settings.reason or "first baseline",
         )
         mode = self.case.settings.baselines
-        if mode is BaselineMode.UPDATE or (mode is BaselineMode.CREATE and record is None):
-            return self._accept(gate, record=record, proposed=proposed)
         command = f"pytest {gate.where.file} --quantgate-baselines="
+        update = f"{command}update --quantgate-reason='why'"
+        has_new_data = record is not None and is_of_other_data(record, proposed)
+        if has_new_data:
+            update += " --quantgate-new-data"
+        if mode is BaselineMode.UPDATE or (mode is BaselineMode.CREATE and record is None):
+            if record is not None and has_new_data and not self.case.settings.new_data:
+                return Judged(verdict=_refuse_new_data(record, gate=gate, command=update))
+            return self._accept(gate, record=record, proposed=proposed)
         verdict = judge_regression(
             fp16=fp16,
             quantized=quantized,
             stored=_stored_pair(record),
             differences=(differences(record.fingerprint, proposed.fingerprint) if record else ()),
             create_command=f"{command}create",
-            update_command=f"{command}update --quantgate-reason='why'",
+            update_command=update,
             gate=gate,
             family=self.family,
         )
+        notes: tuple[str, ...] = ()
+        if record is not None:
+            chains = tuple(f"accepted before: {chain.describe()}" for chain in record.chains)
+            verdict = replace(verdict, evidence=(*verdict.evidence, *chains))
+            unknown = list_unknown(record.fingerprint, proposed.fingerprint)
+            if unknown:
+                notes = (
+                    f"the baseline of {gate.key} does not say: {', '.join(unknown)}; they were "
+                    f"not compared. To record them: {update}",
+                )
         if verdict.passed:
-            return Judged(verdict=verdict)
-        return Judged(verdict=verdict, proposal="obtained", record=proposed)
+            return Judged(verdict=verdict, notes=notes)
+        return Judged(verdict=verdict, proposal="obtained", record=proposed, notes=notes)
 
     def _accept(self, gate: RegressionGate, *, record: Record | None, proposed: Record) -> Judged:
         """Return the verdict of a writing mode: the new record, or why it may not be kept."""
@@ -501,6 +520,19 @@ class Judging:
             proposal="baseline",
             record=proposed,
         )
+
+
+def _refuse_new_data(record: Record, *, gate: RegressionGate, command: str) -> Verdict:
+    return Verdict(
+        gate="regression",
+        status=Status.FAIL,
+        headline=f"regression: baseline of {gate.key} is not updated: the evaluation data is not "
+        f"that on which the first variant was accepted ({gate.where})",
+        evidence=(f"accepted so far: {end_chain(record, record).describe()}",),
+        cause="on other data nobody sees what the variant has lost since the first one",
+        next_step=f"if the data is meant to change: {command}",
+        code="regression.new-data",
+    )
 
 
 def _stored_pair(record: Record | None) -> StoredPair | None:

@@ -37,6 +37,7 @@ class Settings:
     device: str
     suite: str
     root: Path
+    new_data: bool = False
     selftest: bool = False
     reports: Targets = field(default_factory=Targets)
 
@@ -53,6 +54,12 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="TEXT",
         default="",
         help="why the baselines change; required by update, kept in the record",
+    )
+    group.addoption(
+        "--quantgate-new-data",
+        action="store_true",
+        help="update although the evaluation data changed: the first accepted variant starts anew, "
+        "what was lost so far stays in the record",
     )
     group.addoption(
         "--quantgate-allow-ci-write",
@@ -153,6 +160,12 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
             "--quantgate-baselines=update needs --quantgate-reason='why': "
             "the reason is kept in the baseline and read in its review"
         )
+    new_data = bool(config.getoption("quantgate_new_data"))
+    if new_data and mode is not BaselineMode.UPDATE:
+        raise pytest.UsageError(
+            "--quantgate-new-data is for --quantgate-baselines=update: nothing else replaces what "
+            "was accepted on the data so far"
+        )
     selftest = bool(config.getoption("quantgate_selftest"))
     if selftest and mode is not BaselineMode.CHECK:
         raise pytest.UsageError(
@@ -172,6 +185,7 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
             else default_cache_root(environ)
         ),
         reason=reason,
+        new_data=new_data,
         strict=bool(config.getini("quantgate_strict") if strict is None else strict),
         device=device,
         suite=pick("suite"),

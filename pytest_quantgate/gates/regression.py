@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from fractions import Fraction
 
 from pytest_quantgate.gates.accuracy import (
@@ -27,6 +28,9 @@ from pytest_quantgate.verdict import Status, Verdict, combine
 
 GATE = "regression"
 
+#: As much as a table shows of one gate.
+BRIEF_LENGTH = 70
+
 
 def judge_regression(
     *,
@@ -41,10 +45,10 @@ def judge_regression(
 ) -> Verdict:
     """Return whether FP16 and the quantized variant are still what was accepted.
 
-    Three comparisons with a limit each: FP16 with the stored FP16 (libraries drift: then the
-    baseline moved, not the quantization), the variant with the one accepted last, and with the
-    first one, so that small accepted drops do not add up unseen. `differences` say what else is
-    different from what the baseline was made of; then nothing is compared.
+    Four comparisons: FP16 with the stored FP16 (libraries drift: then the baseline moved, not the
+    quantization), the variant with the one accepted last, and both with what they were when the
+    first variant was accepted, so that small accepted drops do not add up unseen. `differences`
+    say what else is different from what the baseline was made of; then nothing is compared.
     """
     if stored is None:
         return Verdict(
@@ -59,8 +63,10 @@ def judge_regression(
             status=Status.INCOMPARABLE,
             headline=f"regression: the baseline of {gate.task} {gate.metric} was made of "
             f"something else ({gate.where})",
+            brief=textwrap.shorten(", ".join(differences), BRIEF_LENGTH, placeholder=" ..."),
             evidence=differences,
             next_step=f"if that is meant: {update_command}",
+            code="regression.baseline-of-other-things",
         )
     broken = check_outcomes(fp16, quantized)
     if broken is not None:
@@ -81,6 +87,7 @@ def judge_regression(
         )
     try:
         drift = pair_stored(stored=stored.fp16, now=fp16)
+        drift_since_first = pair_stored(stored=stored.first_fp16, now=fp16)
         since_accepted = pair_stored(stored=stored.accepted, now=quantized)
         since_first = pair_stored(stored=stored.first, now=quantized)
     except Unpaired as error:
@@ -127,7 +134,22 @@ def judge_regression(
         fp16_drop=drift.drop,
         next_step="undo the change that cost most: small accepted drops have added up",
     )
-    verdict = combine(gate=GATE, parts=(moved, accepted, first))
+    parts = [moved, accepted, first]
+    if stored.first_fp16 != stored.fp16:  # else `moved` says it
+        parts.append(
+            _compare(
+                drift_since_first,
+                name="first_fp16",
+                limit=gate.max_drop_since_first,
+                stored=stored.first_fp16,
+                now=fp16,
+                gate=gate,
+                family=family,
+                next_step="compare the library versions with those of the first baseline: small "
+                "accepted drifts of FP16 have added up",
+            )
+        )
+    verdict = combine(gate=GATE, parts=tuple(parts))
     if not verdict.passed:
         return verdict
     # A variant that was as good as FP16 and lost something is one of the three; no loss is left.
@@ -174,14 +196,14 @@ def _judge_slot(
     )
 
 
-#: Each regression gate has three limits.
-LIMITS_COUNT = 3
+#: Each regression gate compares with a limit so many times.
+LIMITS_COUNT = 4
 
 
 def list_strengths(
     *, fp16: Outcomes, quantized: Outcomes, stored: StoredPair | None, gate: RegressionGate
 ) -> tuple[float, ...]:
-    """Return the strength of the alarm of each of the three limits; silent without a baseline."""
+    """Return the strength of the alarm of each comparison; silent without a baseline."""
     needs_classes = gate.metric == MEAN_OVER_CLASSES and not quantized.class_names
     if stored is None or needs_classes or check_outcomes(fp16, quantized) is not None:
         return (SILENT,) * LIMITS_COUNT
@@ -190,6 +212,7 @@ def list_strengths(
             (pair_stored(stored=stored.fp16, now=fp16), gate.max_fp16_drop),
             (pair_stored(stored=stored.accepted, now=quantized), gate.max_drop),
             (pair_stored(stored=stored.first, now=quantized), gate.max_drop_since_first),
+            (pair_stored(stored=stored.first_fp16, now=fp16), gate.max_drop_since_first),
         )
     except Unpaired:
         return (SILENT,) * LIMITS_COUNT
@@ -201,12 +224,23 @@ def _alarm(pairs: Pairs, *, gate: RegressionGate, limit: Fraction) -> Alarm:
     return Alarm(chance=chance_above(flips, float(limit)), confidence=gate.confidence)
 
 
-_LIMITS = {"fp16": "max_fp16_drop", "accepted": "max_drop", "first": "max_drop_since_first"}
-_BRIEF = {"fp16": "FP16", "accepted": "variant", "first": "since first"}
+_LIMITS = {
+    "fp16": "max_fp16_drop",
+    "accepted": "max_drop",
+    "first": "max_drop_since_first",
+    "first_fp16": "max_drop_since_first",
+}
+_BRIEF = {
+    "fp16": "FP16",
+    "accepted": "variant",
+    "first": "since first",
+    "first_fp16": "FP16 since first",
+}
 _SUBJECTS = {
     "fp16": "against its own baseline",
     "accepted": "against the variant accepted last",
     "first": "against the first variant accepted",
+    "first_fp16": "against FP16 when the first variant was accepted",
 }
 
 
@@ -242,7 +276,7 @@ def _compare(
         if status is Status.INCONCLUSIVE and drop <= float(limit):
             cause = "too few samples for this limit and this rate of flips"
             next_step = f"evaluate on more samples, or accept a larger {key} on purpose"
-        elif name == "fp16":
+        elif name in ("fp16", "first_fp16"):
             cause = "a library, the machine or the preprocessing changed what FP16 computes"
         elif fp16_drop > 0 and fp16_drop >= drop / 2:
             cause = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -193,6 +194,17 @@ def normalise_quant_cfg(config: Any, *, where: str) -> list[dict[str, Any]]:
         }
         for entry in found
     ]
+
+
+def describe_content(recipe: Recipe) -> tuple[str, ...]:
+    """Return what a recipe does, one line an entry in order: the same lines mean the same."""
+    lines = []
+    for entry in recipe.quant_cfg:
+        parent = f"{entry['parent_class']} " if entry["parent_class"] else ""
+        does = json.dumps(entry["cfg"], sort_keys=True, default=str) if entry["enable"] else "off"
+        lines.append(f"{parent}{entry['quantizer_name']}: {does}")
+    algorithm = json.dumps(recipe.algorithm, sort_keys=True, default=str)
+    return (*lines, f"algorithm: {algorithm}", f"attention class: {recipe.attention}")
 
 
 def to_modelopt(recipe: Recipe) -> dict[str, Any]:

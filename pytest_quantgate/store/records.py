@@ -73,8 +73,8 @@ class Chain:
 
     def describe(self) -> str:
         return (
-            f"{self.first_accepted} to {self.ended}, {self.samples} samples of other data "
-            f"({self.data_digest[:12]}): quantized {self.first_value:.2%} -> "
+            f"{self.first_accepted} to {self.ended}, {self.samples} samples "
+            f"(data {self.data_digest[:12]}): quantized {self.first_value:.2%} -> "
             f"{self.last_value:.2%}, drop {self.drop * 100:.2f} pp"
         )
 

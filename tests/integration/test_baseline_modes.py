@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 Run = Callable[..., pytest.RunResult]
 WriteSuite = Callable[..., Path]
 ONLY = ("-k", "regression")
+
+
+def as_version_01(made: dict[str, Any]) -> str:
+    """Return the text that version 0.1 wrote for a record of today."""
+    new = ("kind", "digest", "first_fp16", "chains", "verdicts", "floor_status", "looks")
+    old = {name: value for name, value in made.items() if name not in new}
+    digests = ("model", "data", "calibration", "recipe")
+    old["fingerprint"] = {name: made["fingerprint"][name] for name in digests}
+    for name in ("fp16", "accepted", "first"):
+        old[name] = {k: v for k, v in made[name].items() if k != "effective_samples"}
+    return json.dumps({**old, "schema": 1}, sort_keys=True, indent=2) + "\n"
 
 
 def stored(pytester: pytest.Pytester) -> Path:
@@ -97,7 +109,100 @@ def test_baseline_of_another_recipe_is_incomparable(
     result = run_gates(*ONLY)
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*INCOMPARABLE regression: *", "*recipe*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*INCOMPARABLE regression: *",
+            "*recipe fp8-attention -> fp8: now without ?q_bmm_quantizer: *",
+        ]
+    )
+
+
+def test_baseline_of_other_settings_is_incomparable_and_they_are_named(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    """All digests are the same: weights, data, calibration and recipe did not change."""
+    write_suite(recipe="fp8")
+    run_gates(*ONLY, "--quantgate-baselines=create")
+    before = stored(pytester).read_bytes()
+    write_suite(recipe="fp8", replace={'"}': '", dtype: bfloat16, attn_implementation: eager}'})
+
+    result = run_gates(*ONLY)
+    updated = run_gates(*ONLY, "--quantgate-baselines=update", "--quantgate-reason=eager")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*INCOMPARABLE regression: *was made of something else*"
+            "[[]regression.baseline-of-other-things[]]",
+            "*dtype float16 -> bfloat16",
+            "*attention sdpa -> eager",
+            "*INCOMPARABLE  regression*",
+            "*dtype float16 -> bfloat16, attention sdpa -> eager",
+        ]
+    )
+    assert "model weights" not in result.stdout.str()
+    updated.assert_outcomes(passed=1)
+    assert json.loads(stored(pytester).read_text())["first"] == json.loads(before)["first"]
+
+
+def test_other_data_starts_anew_only_where_that_is_said(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    write_suite()
+    run_gates(*ONLY, "--quantgate-baselines=create")
+    before = stored(pytester).read_bytes()
+    write_suite(replace={"samples: 64,\n": "samples: 60,\n"})
+    update = ("--quantgate-baselines=update", "--quantgate-reason=fewer samples")
+
+    checked = run_gates(*ONLY)
+    refused = run_gates(*ONLY, *update)
+    kept = stored(pytester).read_bytes()
+    allowed = run_gates(*ONLY, *update, "--quantgate-new-data")
+
+    checked.stdout.fnmatch_lines(
+        ["*INCOMPARABLE regression: *", "*evaluation data differ in *", "*--quantgate-new-data"]
+    )
+    refused.assert_outcomes(failed=1)
+    refused.stdout.fnmatch_lines(
+        [
+            "*FAIL regression: baseline of * is not updated: the evaluation data is not that on "
+            "which the first variant was accepted *[[]regression.new-data[]]",
+            "*accepted so far: *64 samples*drop 0.00 pp",
+            "*next step: *update --quantgate-reason='why' --quantgate-new-data",
+        ]
+    )
+    assert kept == before
+    allowed.assert_outcomes(passed=1)
+    record = json.loads(stored(pytester).read_text())
+    assert record["accepted"]["samples"] == record["first"]["samples"] == 60
+    assert [chain["samples"] for chain in record["chains"]] == [64]
+    assert record["chains"][0]["reason"] == "fewer samples"
+    run_gates(*ONLY, "-rP").stdout.fnmatch_lines(["*accepted before: *64 samples*drop 0.00 pp"])
+
+
+def test_what_an_old_baseline_does_not_say_is_named(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    write_suite()
+    run_gates(*ONLY, "--quantgate-baselines=create")
+    path = stored(pytester)
+    made = json.loads(path.read_text())
+    path.write_text(as_version_01(made), encoding="utf-8")
+
+    checked = run_gates(*ONLY)
+    updated = run_gates(*ONLY, "--quantgate-baselines=update", "--quantgate-reason=settings")
+
+    checked.assert_outcomes(passed=1)
+    checked.stdout.fnmatch_lines(
+        [
+            "*note: the baseline of scenes/classification-acc1 does not say: dtype, attention, "
+            "device, *recipe content; they were not compared. To record them: pytest *update*"
+        ]
+    )
+    updated.assert_outcomes(passed=1)
+    now = json.loads(path.read_text())
+    assert (now["schema"], now["fingerprint"]) == (2, made["fingerprint"])
+    assert (now["first"], now["first_accepted"]) == (made["first"], made["first_accepted"])
 
 
 def test_orphans_come_from_the_suites_not_from_what_ran(

@@ -256,7 +256,7 @@ def test_first_starts_anew_on_other_data_and_the_old_chain_stays() -> None:
     (chain,) = after.chains
     assert chain.drop == pytest.approx(0.1)
     assert chain.describe() == (
-        "2026-11-21 to 2027-01-02, 10 samples of other data (eeeeeeeeeeee): quantized "
+        "2026-11-21 to 2027-01-02, 10 samples (data eeeeeeeeeeee): quantized "
         "70.00% -> 60.00%, drop 10.00 pp"
     )
     assert again.chains == after.chains

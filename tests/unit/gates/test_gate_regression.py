@@ -58,7 +58,7 @@ def judge(
     )
 
 
-def test_same_results_pass_all_three_comparisons() -> None:
+def test_same_results_pass_all_comparisons() -> None:
     verdict = judge(stored=store(FP16, ALL_RIGHT))
 
     assert verdict.passed
@@ -104,6 +104,7 @@ def test_baseline_of_another_model_is_not_compared() -> None:
     assert verdict.status is Status.INCOMPARABLE
     assert "was made of something else" in verdict.headline
     assert verdict.evidence == (words,)
+    assert verdict.code == "regression.baseline-of-other-things"
     assert verdict.next_step == f"if that is meant: {UPDATE}"
 
 
@@ -117,7 +118,7 @@ def test_baseline_of_another_model_is_not_compared_even_where_it_would_fail() ->
     assert verdict.status is Status.INCOMPARABLE
 
 
-@pytest.mark.parametrize("which", ["fp16", "accepted", "first"])
+@pytest.mark.parametrize("which", ["fp16", "accepted", "first", "first_fp16"])
 def test_baseline_of_other_data_is_not_compared(which: str) -> None:
     good = store(FP16, ALL_RIGHT)
     stored = replace(good, **{which: replace(getattr(good, which), data_digest="e" * 64)})
@@ -345,3 +346,23 @@ def test_few_flips_exchange_no_slots() -> None:
     fp16, quantized = make_pair(2_000, lost=3, won=3, both_wrong=100)
 
     assert judge(stored=store(fp16, fp16), fp16=fp16, quantized=quantized).passed
+
+
+def test_small_accepted_drifts_of_fp16_do_not_add_up_unseen() -> None:
+    """An update replaces the FP16 slot each time; what FP16 gave at first stays."""
+    drifts = [with_wrong(range(12 * n), variant="fp16") for n in range(8)]
+    stored = store(drifts[6], ALL_RIGHT, first_fp16=FP16)
+
+    step = judge(stored=store(drifts[6], ALL_RIGHT), fp16=drifts[7])
+    verdict = judge(stored=stored, fp16=drifts[7])
+
+    assert step.passed
+    assert verdict.status is Status.FAIL
+    assert "fp16 acc1 95.80 % against FP16 when the first variant was accepted 100.00 %" in (
+        verdict.headline
+    )
+    assert f"over max_drop_since_first 2.00 pp = 40 samples ({at('max_drop_since_first')})" in (
+        verdict.headline
+    )
+    assert verdict.figures["first_fp16_drop_points"] == pytest.approx(4.2)
+    assert "small accepted drifts of FP16 have added up" in verdict.next_step

@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.recipes import (
     Recipe,
     check_modelopt_version,
+    describe_content,
     format_of_bits,
     named_recipes,
     resolve_recipe,
@@ -83,6 +85,42 @@ def test_preset_is_used_exactly_as_it_is(make_recipe: MakeRecipe) -> None:
     assert {"*vision_model*", "*visual*"} <= {
         entry["quantizer_name"] for entry in entries if not entry["enable"]
     }
+
+
+def test_other_content_under_the_same_name_is_described_by_other_lines(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a new release of ModelOpt changes a preset."""
+    mtq = import_modelopt("modelopt.torch.quantization")
+    before = describe_content(make_recipe("FP8_DEFAULT_CFG"))
+    again = describe_content(make_recipe("FP8_DEFAULT_CFG"))
+    entries = [
+        {**entry, "cfg": {"num_bits": 8, "axis": None}}
+        if entry["quantizer_name"] == "*input_quantizer"
+        else entry
+        for entry in mtq.FP8_DEFAULT_CFG["quant_cfg"]
+    ]
+    monkeypatch.setattr(mtq, "FP8_DEFAULT_CFG", {**mtq.FP8_DEFAULT_CFG, "quant_cfg": entries})
+    after = describe_content(make_recipe("FP8_DEFAULT_CFG"))
+
+    assert before == again
+    assert [line for line in after if line not in before] == [
+        '*input_quantizer: {"axis": null, "num_bits": 8}'
+    ]
+    assert before[-2:] == ('algorithm: "max"', "attention class: automatic")
+    assert len(before) == len(after)
+
+
+def test_order_of_entries_is_content(make_recipe: MakeRecipe) -> None:
+    off, fp8 = {"quantizer_name": "*", "enable": False}, {"quantizer_name": "*q_bmm_quantizer"}
+    cfg = {"cfg": {"num_bits": (4, 3)}}
+
+    first = describe_content(make_recipe([off, {**fp8, **cfg}]))
+    last = describe_content(make_recipe([{**fp8, **cfg}, off]))
+
+    assert sorted(first) == sorted(last)
+    assert first != last
+    assert first[0] == "*: off"
 
 
 def test_bare_list_and_whole_configuration_are_the_same(make_recipe: MakeRecipe) -> None:

@@ -7,7 +7,6 @@ the cache, and only what is not there is built. With a warm cache torch is not e
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -37,6 +35,19 @@ from pytest_quantgate.measurement import (
 from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import Progress
 from pytest_quantgate.stages import Stages
+from pytest_quantgate.store.keys import (
+    EMBEDDINGS,
+    ENGINES,
+    FIDELITY,
+    FP16,
+    HASHES,
+    OUTCOMES,
+    ROUNDTRIP,
+    VARIANT,
+    Measurement,
+    make_key,
+)
+from pytest_quantgate.store.surroundings import Surroundings
 from pytest_quantgate.suite import (
     AccuracyGate,
     FidelityGate,
@@ -56,8 +67,15 @@ if TYPE_CHECKING:
     from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.samples import Samples
 
-#: Packages whose version can change a variant or a number; part of every cache key.
-PACKAGES = ("torch", "transformers", "nvidia-modelopt", "diffusers", "clip-benchmark", "numpy")
+#: Packages without which no variant can be built, and what to install for them.
+NEEDED = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "modelopt": "nvidia-modelopt",
+    "diffusers": "diffusers",
+    "clip_benchmark": "clip-benchmark",
+    "numpy": "numpy",
+}
 
 #: Fixed, so that results do not depend on how much memory a machine has.
 BATCH_SIZE = 64
@@ -99,6 +117,7 @@ class Case:
         progress: Progress,
         environ: Mapping[str, str],
         today: date | None = None,
+        surroundings: Surroundings | None = None,
     ) -> None:
         self.suite = suite
         self.settings = settings
@@ -107,6 +126,8 @@ class Case:
         self.progress = progress
         self.environ = environ
         self.today = today or datetime.now(UTC).date()
+        #: What libraries see, whatever `environ` this case was given for its suite.
+        self.surroundings = surroundings or Surroundings()
         self.latency_runs: dict[str, LatencyRun] = {}
         #: The cache entries that this run used, by what they are: a report reads them again.
         self.used: dict[tuple[str, ...], str] = {}
@@ -189,21 +210,40 @@ class Case:
             "held_out_samples": spec.held_out_samples,
         }
 
+    def key(self, measurement: Measurement, **inputs: Any) -> str:
+        """Return the key under which a declared measurement of this case is kept.
+
+        Raises TypeError where an input is missing or not declared.
+        """
+        return make_key(measurement, surroundings=self.surroundings, device=self.device, **inputs)
+
+    def measured(
+        self,
+        measurement: Measurement,
+        key: str,
+        *,
+        measure: Callable[[], Any],
+        read: Callable[[Any], Value],
+        about: tuple[str, ...] = (),
+    ) -> Value:
+        """Return what `read` makes of a measurement's JSON, from the cache or measured and kept.
+
+        A report finds it again by its kind and `about`.
+        """
+        found: Value = self.cache.get_or_measure(
+            kind=measurement.kind, key=key, measure=measure, read=read
+        )
+        self.used[measurement.kind, *about] = key
+        return found
+
     @computed_once
     def variant_key(self) -> str:
-        """Digest of all that the quantized variant depends on."""
-        model = self.suite.model
-        return digest_of(
-            {
-                "model": self.source.digest,
-                "dtype": model.dtype,
-                "attn_implementation": model.attn_implementation,
-                "recipe": self._recipe_plain(),
-                "calibration": self._calibration_plain(),
-                "versions": installed_versions(),
-                "code": code_digest(),
-                "device": self.device,
-            }
+        """Digest of all that the quantized variant depends on; raises MissingPackage."""
+        return self.key(
+            VARIANT,
+            fp16=self.fp16_key,
+            recipe=self._recipe_plain(),
+            calibration=self._calibration_plain(),
         )
 
     @computed_once
@@ -232,28 +272,30 @@ class Case:
 
     @computed_once
     def fp16_key(self) -> str:
-        """Digest of all that the FP16 variant depends on."""
+        """Digest of all that the FP16 variant depends on; raises MissingPackage."""
         model = self.suite.model
-        return digest_of(
-            {
-                "model": self.source.digest,
-                "dtype": model.dtype,
-                "attn_implementation": model.attn_implementation,
-                "versions": installed_versions(),
-                "code": code_digest(),
-                "device": self.device,
-            }
+        _ = self.versions
+        return self.key(
+            FP16,
+            model=self.source.digest,
+            dtype=model.dtype,
+            attn_implementation=model.attn_implementation,
         )
 
     @property
     def versions(self) -> dict[str, str]:
-        """The version of every package that can change a number."""
-        return installed_versions()
+        """The version of every package that can change a number, by distribution.
 
-    @property
-    def code(self) -> str:
-        """Digest of the measuring code, which a cached measurement depends on."""
-        return code_digest()
+        Raises MissingPackage without one of those that a variant is built with.
+        """
+        found = {}
+        for name in ENGINES:
+            package = self.surroundings.package(name)
+            if package is not None:
+                found[package.distribution] = package.version
+            elif name in NEEDED:
+                raise MissingPackage(NEEDED[name], extra="clip", purpose="quantizing a model")
+        return found
 
     @computed_once
     def stages(self) -> Stages:
@@ -320,10 +362,9 @@ class Case:
                 return [list(samples.hashes), list(samples.ids)]
 
             data = self._data_key(name, count, purpose=purpose, first=first)
-            key = digest_of({"data": data, "samples": count, "code": code_digest()})
-            hashes, ids = self.cache.get_or_measure(
-                kind="hashes", key=key, measure=read, read=_read_hashes
-            )
+            key = self.key(HASHES, data=data, samples=count, first=first)
+            about = (name, purpose, _taken(count, first=first))
+            hashes, ids = self.measured(HASHES, key, measure=read, read=_read_hashes, about=about)
             for content, sample_id in zip(hashes, ids, strict=True):
                 found.setdefault(content, sample_id)
         return tuple(found.items())
@@ -369,6 +410,7 @@ class Case:
             progress=self.progress,
             environ=self.environ,
             today=self.today,
+            surroundings=self.surroundings,
         )
         for name in ("source", "fp16", "recipe", "audit", "recipe_entries"):
             vars(other)[name] = getattr(self, name)
@@ -379,12 +421,12 @@ class Case:
     @computed_once
     def _variant_folder(self) -> Path:
         folder = self.cache.get_and_read(
-            kind="variant",
+            kind=VARIANT.kind,
             key=self.variant_key,
             build=self._build_variant,
             read=_check_variant_folder,
         )
-        self.used["variant",] = self.variant_key
+        self.used[VARIANT.kind,] = self.variant_key
         return folder
 
     def _build_variant(self, folder: Path) -> None:
@@ -472,27 +514,24 @@ class Case:
         from pytest_quantgate.tasks.registry import evaluation_data
 
         data, purpose = evaluation_data(task)
-        key = digest_of(
-            {
-                "variant": self.variant_key,
-                "data": self._data_key(data, samples, purpose=purpose, first=first),
-                "task": task,
-                "metric": metric,
-                "samples": samples,
-                "stage": self.stages.stage_key(stage),
-            }
+        key = self.key(
+            OUTCOMES,
+            fp16=self.fp16_key,
+            variant=self.variant_key,
+            data=self._data_key(data, samples, purpose=purpose, first=first),
+            task=task,
+            metric=metric,
+            samples=samples,
+            first=first,
+            stage=self.stages.stage_key(stage),
         )
 
         def measure() -> Any:
             found = self._measure_outcomes(task, metric, samples, stage, first=first)
             return [to_json(outcome) for outcome in found]
 
-        fp16, quantized = self.cache.get_or_measure(
-            kind="outcomes", key=key, measure=measure, read=_read_outcomes
-        )
-        taken = f"first {samples}" if first else str(samples or "")
-        self.used["outcomes", task, metric, stage, taken] = key
-        return fp16, quantized
+        about = (task, metric, stage, _taken(samples, first=first))
+        return self.measured(OUTCOMES, key, measure=measure, read=_read_outcomes, about=about)
 
     def _measure_outcomes(
         self, task: str, metric: str, count: int | None, stage: Stage, *, first: bool
@@ -566,8 +605,8 @@ class Case:
         from pytest_quantgate.measure.embeddings import embed_images
 
         keys = {
-            "fp16": digest_of({"fp16": self.fp16_key, "data": samples.digest}),
-            "quantized": digest_of({"variant": self.variant_key, "data": samples.digest}),
+            name: self.key(EMBEDDINGS, variant=variant, data=samples.digest, stage="")
+            for name, variant in (("fp16", self.fp16_key), ("quantized", self.variant_key))
         }
         if self._values.get("embeddings_key") == keys:
             kept: list[torch.Tensor] = self._values["embeddings"]
@@ -591,18 +630,20 @@ class Case:
                 )
 
         def build(folder: Path) -> None:
-            if self.cache.load(kind="embeddings", key=keys["fp16"]) is not None:
+            if self.cache.load(kind=EMBEDDINGS.kind, key=keys["fp16"]) is not None:
                 save(folder, "quantized", embed(("quantized",))[0])
                 return
             fp16, quantized = embed(("fp16", "quantized"))
             save(folder, "quantized", quantized)
             self.cache.get_or_build(
-                kind="embeddings", key=keys["fp16"], build=lambda other: save(other, "fp16", fp16)
+                kind=EMBEDDINGS.kind,
+                key=keys["fp16"],
+                build=lambda other: save(other, "fp16", fp16),
             )
 
         def load(name: str, build: Callable[[Path], None]) -> torch.Tensor:
             return self.cache.get_and_read(
-                kind="embeddings",
+                kind=EMBEDDINGS.kind,
                 key=keys[name],
                 build=build,
                 read=lambda folder: torch.from_numpy(
@@ -648,15 +689,14 @@ class Case:
                 )
             numpy.save(folder / "stage.npy", found.numpy(), allow_pickle=False)
 
-        key = digest_of(
-            {
-                "variant": self.variant_key,
-                "data": samples.digest,
-                "stage": self.stages.stage_key(stage),
-            }
+        key = self.key(
+            EMBEDDINGS,
+            variant=self.variant_key,
+            data=samples.digest,
+            stage=self.stages.stage_key(stage),
         )
         return self.cache.get_and_read(
-            kind="embeddings",
+            kind=EMBEDDINGS.kind,
             key=key,
             build=build,
             read=lambda folder: torch.from_numpy(
@@ -669,22 +709,20 @@ class Case:
         gate = self.suite.gates.fidelity
         assert gate is not None
         data = gate.data or self.default_data()
-        key = digest_of(
-            {
-                "variant": self.variant_key,
-                "data": self._data_key(data, gate.samples, purpose="pairs", first=gate.first),
-                "samples": gate.samples,
-                "layers": "all",
-            }
+        key = self.key(
+            FIDELITY,
+            fp16=self.fp16_key,
+            variant=self.variant_key,
+            data=self._data_key(data, gate.samples, purpose="pairs", first=gate.first),
+            samples=gate.samples,
+            first=gate.first,
         )
-        found: Fidelity = self.cache.get_or_measure(
-            kind="fidelity",
-            key=key,
+        return self.measured(
+            FIDELITY,
+            key,
             measure=lambda: to_json(self._measure_fidelity(data, gate)),
             read=functools.partial(from_json, Fidelity),
         )
-        self.used["fidelity",] = key
-        return found
 
     def _measure_fidelity(self, data: str, gate: FidelityGate) -> Fidelity:
         from pytest_quantgate.measure.embeddings import embed_images, embed_texts, make_batches
@@ -743,36 +781,17 @@ class Case:
                     measure_roundtrip(self.quantized, batches=batches, directory=Path(folder))
                 )
 
-        found: Roundtrip = self.cache.get_or_measure(
-            kind="roundtrip",
-            key=self.variant_key,
+        return self.measured(
+            ROUNDTRIP,
+            self.key(ROUNDTRIP, variant=self.variant_key),
             measure=measure,
             read=functools.partial(from_json, Roundtrip),
         )
-        self.used["roundtrip",] = self.variant_key
-        return found
 
 
-def installed_versions() -> dict[str, str]:
-    """Return the version of every package that can change a number; raises MissingPackage."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            raise MissingPackage(package, extra="clip", purpose="quantizing a model") from None
-    return versions
-
-
-@functools.cache
-def code_digest() -> str:
-    """Return the SHA-256 of the package's measuring code: a cache outlives an upgrade of it."""
-    root = Path(__file__).parent
-    digest = hashlib.sha256()
-    for room in ("models", "measure", "tasks", "reference", "runtimes"):
-        for path in sorted((root / room).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+def _taken(samples: int | None, *, first: bool) -> str:
+    """Return which samples of a task an entry is of, in words that a report finds it by."""
+    return f"first {samples}" if first else str(samples or "")
 
 
 def _with_parts(

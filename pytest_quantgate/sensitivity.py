@@ -7,17 +7,14 @@ The case gives the variants and the data, `measure/sensitivity.py` the forwards,
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_quantgate.errors import DataError, ModelError
-from pytest_quantgate.fingerprint import digest_of
 from pytest_quantgate.gates import judge_accuracy, judge_coverage, judge_fidelity
 from pytest_quantgate.measurement import (
     Exclusion,
@@ -31,6 +28,7 @@ from pytest_quantgate.measurement import (
     from_json,
     to_json,
 )
+from pytest_quantgate.store.keys import EXCLUSION, SENSITIVITY, WITHOUT
 from pytest_quantgate.suite import AccuracyGate, FidelityGate
 from pytest_quantgate.verdict import Verdict
 
@@ -138,23 +136,23 @@ class Study:
         self, gate: Gate, samples: int, *, directions: tuple[Direction, ...]
     ) -> Sensitivity:
         case = self.case
-        key = digest_of(
-            {
-                "variant": case.variant_key,
-                "data": self._data_key(gate),
-                # Without a metric all gates of one task share what is found.
-                "task": _task_of(gate)[: 2 if "without" in directions else 1],
-                "samples": samples,
-                "directions": list(directions),
-                "code": case.code,
-            }
+        key = case.key(
+            SENSITIVITY,
+            fp16=case.fp16_key,
+            variant=case.variant_key,
+            data=self._data_key(gate),
+            # Without a metric all gates of one task share what is found.
+            task=_task_of(gate)[: 2 if "without" in directions else 1],
+            samples=samples,
+            directions=directions,
         )
-        stored = case.cache.get_or_measure(
-            kind="sensitivity",
-            key=key,
+        return case.measured(
+            SENSITIVITY,
+            key,
             measure=lambda: to_json(self._measure(gate, samples, directions=directions)),
+            read=functools.partial(from_json, Sensitivity),
+            about=(*_task_of(gate), str(samples), *directions),
         )
-        return from_json(Sensitivity, stored)
 
     def _data_key(self, gate: Gate) -> str:
         if gate is None:
@@ -268,21 +266,24 @@ class Study:
         quantizers off that the exclusion would switch off: ModelOpt excludes after calibration,
         so this is the variant that a suite with the new list builds.
         """
-        key = digest_of(
-            {
-                "variant": self.case.variant_key,
-                "sensitivity": digest_of(to_json(sensitivity)),
-                "gates": [repr(gate) for gate in self.gates()],
-                "fidelity": repr(self.case.suite.gates.fidelity),
-                "coverage": repr(self.case.suite.gates.coverage),
-                "day": self.case.today.isoformat(),
-                "code": deciding_code(),
-            }
+        case, fidelity = self.case, self.case.suite.gates.fidelity
+        key = case.key(
+            EXCLUSION,
+            fp16=case.fp16_key,
+            variant=case.variant_key,
+            sensitivity=to_json(sensitivity),
+            gates=[repr(gate) for gate in self.gates()],
+            fidelity=repr(fidelity),
+            coverage=repr(case.suite.gates.coverage),
+            data=[self._data_key(gate) for gate in (*self.gates(), fidelity) if gate],
+            day=case.today.isoformat(),
         )
-        stored = self.case.cache.get_or_measure(
-            kind="exclusion", key=key, measure=lambda: to_json(self._propose(sensitivity))
+        return case.measured(
+            EXCLUSION,
+            key,
+            measure=lambda: to_json(self._propose(sensitivity)),
+            read=functools.partial(from_json, Exclusion),
         )
-        return from_json(Exclusion, stored)
 
     def _propose(self, sensitivity: Sensitivity) -> Exclusion:
         now = self._verdicts(self.case)
@@ -388,14 +389,6 @@ class Study:
         return "" if verdict.passed else verdict.headline
 
 
-@functools.cache
-def deciding_code() -> str:
-    """Return the SHA-256 of what turns measurements into an exclusion: the gates and this file."""
-    here = Path(__file__)
-    files = [here, *sorted((here.parent / "gates").glob("*.py"))]
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
-
-
 @contextmanager
 def without(case: Case, names: Collection[str]) -> Iterator[Case]:
     """Give the case of the same suite with some quantizers off, while the block runs.
@@ -408,7 +401,7 @@ def without(case: Case, names: Collection[str]) -> Iterator[Case]:
 
     quantizers = find_quantizers(case.quantized.module)
     enabled = {name for name, quantizer in quantizers.items() if quantizer.is_enabled}
-    key = digest_of({"variant": case.variant_key, "without": sorted(names)})
+    key = case.key(WITHOUT, variant=case.variant_key, quantizers=sorted(names))
     with enabled_only(quantizers, enabled.difference(names)):
         yield case.with_variant(case.quantized, key=key)
 

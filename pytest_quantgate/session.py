@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.report.evidence import Evidence
     from pytest_quantgate.report.terminal import Row, Summary
     from pytest_quantgate.store.records import AnyRecord
+    from pytest_quantgate.store.surroundings import Surroundings
     from pytest_quantgate.suite import Suite
 
 SESSION = pytest.StashKey["RunSession"]()
@@ -63,6 +64,7 @@ class RunSession:
     errors: list[str] = field(default_factory=list)
     evidence: dict[str, Evidence] = field(default_factory=dict)
     _case: Case | None = None
+    _surroundings: Surroundings | None = None
 
     def case_for(self, suite: Suite) -> Case:
         """Return the case of a suite; the one used last is kept, so models are built once.
@@ -72,7 +74,9 @@ class RunSession:
         from pytest_quantgate.baselines import Store
         from pytest_quantgate.cache import Cache
         from pytest_quantgate.case import Case
+        from pytest_quantgate.store.surroundings import Surroundings
 
+        self._surroundings = self._surroundings or Surroundings()
         if self._case is None or self._case.suite.path != suite.path:
             self._case = Case(
                 suite=suite,
@@ -81,6 +85,7 @@ class RunSession:
                 cache=Cache(root=self.settings.cache_dir, warn=self.warnings.append),
                 progress=self.progress,
                 environ=os.environ,
+                surroundings=self._surroundings,
             )
         return self._case
 

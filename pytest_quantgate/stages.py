@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, NotMeasured
-from pytest_quantgate.fingerprint import digest_of
 from pytest_quantgate.measurement import (
     BlockParity,
     EngineOutputs,
@@ -21,6 +20,7 @@ from pytest_quantgate.measurement import (
     from_json,
     to_json,
 )
+from pytest_quantgate.store.keys import ENGINE, EXECUTED, EXPORTED, ONNX_AUDIT, ONNX_FILE, PARITY
 from pytest_quantgate.suite import EngineGate, LatencyGate, MemoryGate, Stage, TraceGate
 
 if TYPE_CHECKING:
@@ -143,26 +143,23 @@ class Stages:
             return to_json(read_graph(folder / "model.onnx", amax=amax))
 
         folder = self._onnx_folder(variant, tower, precision)
-        key = digest_of({"folder": folder.name, "code": self.case.code})
-        stored: OnnxAudit = self.case.cache.get_or_measure(
-            kind="onnx_audit",
-            key=key,
+        return self.case.measured(
+            ONNX_AUDIT,
+            self.case.key(ONNX_AUDIT, onnx=folder.name),
             measure=read,
             read=functools.partial(from_json, OnnxAudit),
+            about=(variant, tower, precision),
         )
-        self.case.used["onnx_audit", variant, tower, precision] = key
-        return stored
 
     def _onnx_folder(self, variant: Variant, tower: TowerName, precision: Precision) -> Path:
         case = self.case
         softmax = self.softmax and variant == "quantized"
-        key = digest_of(
-            {
-                "variant": case.variant_key if variant == "quantized" else case.fp16_key,
-                "tower": tower,
-                "precision": precision,
-                "softmax": softmax,
-            }
+        key = case.key(
+            ONNX_FILE,
+            variant=case.variant_key if variant == "quantized" else case.fp16_key,
+            tower=tower,
+            precision=precision,
+            softmax=softmax,
         )
 
         def build(folder: Path) -> None:
@@ -178,7 +175,7 @@ class Stages:
                     precision=precision,
                 )
 
-        return case.cache.get_or_build(kind="onnx", key=key, build=build)
+        return case.cache.get_or_build(kind=ONNX_FILE.kind, key=key, build=build)
 
     def session(self, tower: TowerName) -> OnnxRuntimeModel:
         """Return the quantized tower in ONNX Runtime, in float32, ready to run."""
@@ -231,17 +228,20 @@ class Stages:
 
     def parity(self, *, samples: int) -> Parity:
         """Return how far the exported towers are from the PyTorch model on held-out pairs."""
-        key = digest_of(
-            {"variant": self.case.variant_key, "softmax": self.softmax, "samples": samples}
+        case = self.case
+        key = case.key(
+            PARITY,
+            fp16=case.fp16_key,
+            variant=case.variant_key,
+            softmax=self.softmax,
+            samples=samples,
         )
-        stored: Parity = self.case.cache.get_or_measure(
-            kind="parity",
-            key=key,
+        return case.measured(
+            PARITY,
+            key,
             measure=lambda: to_json(self._measure_parity(samples)),
             read=functools.partial(from_json, Parity),
         )
-        self.case.used["parity",] = key
-        return stored
 
     def _measure_parity(self, samples: int) -> Parity:
         import onnxruntime
@@ -336,14 +336,12 @@ class Stages:
         target = order.target
         library = load_library(name=_module_of(order.library))
         onnx_path = self.onnx_path(variant=variant, tower=tower, precision="float16")
-        key = digest_of(
-            {
-                "onnx": onnx_path.parent.name,
-                "target": target,
-                "batch": order.batch,
-                "library": [library.name, library.version],
-                "code": self.case.code,
-            }
+        key = self.case.key(
+            ENGINE,
+            onnx=onnx_path.parent.name,
+            target=target,
+            batch=order.batch,
+            library=[library.name, library.version],
         )
 
         def build(folder: Path) -> None:
@@ -368,9 +366,10 @@ class Stages:
             return report, folder / "model.plan"
 
         found: tuple[EngineReport, Path] = self.case.cache.get_and_read(
-            kind="engine", key=key, build=build, read=read
+            kind=ENGINE.kind, key=key, build=build, read=read
         )
-        self.case.used["engine", variant, tower, target, str(order.batch), order.library] = key
+        about = (variant, tower, target, str(order.batch), order.library)
+        self.case.used[ENGINE.kind, *about] = key
         return found
 
     # -- on a device -----------------------------------------------------------------------------
@@ -397,17 +396,18 @@ class Stages:
         library = load_library(name=_module_of(name))
         return library, require_device_target(library)
 
-    def stage_key(self, stage: Stage) -> list[str | bool]:
+    def stage_key(self, stage: Stage) -> str:
         """Return what the outcomes of a stage depend on besides the variant; empty for PyTorch.
 
         Raises as `find_engine_target`: outcomes of an engine mean nothing where it cannot run.
         """
         if stage == "torch":
-            return []
+            return ""
         if stage == "onnx":
-            return [stage, self.softmax]
+            return self.case.key(EXPORTED, softmax=self.softmax)
         _, plans = self._build_for_device()
-        return [stage, *(report.plan_sha256 for report, _ in plans.values())]
+        digests = [report.plan_sha256 for report, _ in plans.values()]
+        return self.case.key(EXECUTED, plans=digests)
 
     @contextmanager
     def encoder(self, stage: Literal["onnx", "engine"]) -> Iterator[ExportedClip | EngineClip]:

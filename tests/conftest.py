@@ -14,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
+    from pytest_quantgate.store.surroundings import Surroundings
     from pytest_quantgate.suite import Suite
 
 pytest_plugins = ["pytester"]
@@ -69,9 +70,17 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def surroundings() -> Surroundings:
+    """What every measurement of a session runs in, looked at once."""
+    from pytest_quantgate.store.surroundings import Surroundings
+
+    return Surroundings()
+
+
 @pytest.fixture
 def make_case(
-    tmp_path: Path, shared_cache: Path, pytestconfig: pytest.Config
+    tmp_path: Path, shared_cache: Path, pytestconfig: pytest.Config, surroundings: Surroundings
 ) -> Callable[..., Case]:
     """Make the case of a suite with the session's cache, without a run of pytest around it."""
     from pytest_quantgate.baselines import Store
@@ -90,6 +99,7 @@ def make_case(
             cache=Cache(root=shared_cache, warn=pytest.fail),
             progress=silent(),
             environ=environ,
+            surroundings=surroundings,
         )
 
     return make

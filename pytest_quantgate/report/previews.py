@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.fingerprint import digest_of
 from pytest_quantgate.measurement import Outcomes, from_json
+from pytest_quantgate.store.keys import OUTCOMES, PREVIEWS
 
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
@@ -56,12 +56,12 @@ def _keep(case: Case, *, task: str, count: str, outcomes_key: str, images: int) 
     """Return the key of the pictures of one task; None where reading its data takes too long."""
     from pytest_quantgate.tasks.registry import evaluation_data
 
-    key = digest_of({"outcomes": outcomes_key, "images": images, "side": MAX_SIDE})
-    if case.cache.read(kind="previews", key=key) is not None:
+    key = case.key(PREVIEWS, outcomes=outcomes_key, images=images)
+    if case.cache.read(kind=PREVIEWS.kind, key=key) is not None:
         return key
     fp16, quantized = (
         from_json(Outcomes, item)
-        for item in case.cache.read(kind="outcomes", key=outcomes_key) or ()
+        for item in case.cache.read(kind=OUTCOMES.kind, key=outcomes_key) or ()
     )
     name, purpose = evaluation_data(task)
     is_first, number = count.startswith("first "), int(count.rpartition(" ")[2] or 0) or None
@@ -73,7 +73,7 @@ def _keep(case: Case, *, task: str, count: str, outcomes_key: str, images: int) 
         samples = case.samples(name, number, purpose=purpose, first=is_first)
         return draw_previews(fp16, quantized, samples=samples, images=images)
 
-    case.cache.get_or_measure(kind="previews", key=key, measure=measure)
+    case.cache.get_or_measure(kind=PREVIEWS.kind, key=key, measure=measure)
     return key
 
 

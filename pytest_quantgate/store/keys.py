@@ -1,0 +1,140 @@
+"""The one door to the cache: every kind of entry is declared here, and its key derived from that.
+
+A key is the SHA-256 of all that can change the entry: its inputs, and what it runs in (packages by
+content, this package's code and version, Python, processor, threads, environment, device). Nobody
+writes one by hand. To keep a measurement of your own:
+
+1. Declare it below, and name it in `MEASUREMENTS`:
+
+       SANITY = Measurement(kind="sanity", inputs=("fp16", "data"), packages=CLIP)
+
+   `inputs` are what a caller gives: digests of other entries, data and settings of the suite.
+   Constants in the code are not among them, as the code is in every key already.
+
+2. Ask for it, in `Case` or with one:
+
+       key = case.key(SANITY, fp16=case.fp16_key, data=samples.digest)
+       found = case.measured(SANITY, key, measure=..., read=...)
+
+   `measure()` returns plain JSON, `read` makes a value of it and may raise ValueError: what is
+   stored is then measured again. Entries of files use `case.cache.get_and_read(kind=SANITY.kind,
+   key=key, ...)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.store.surroundings import Code, Surroundings
+
+#: What a forward of either variant runs through, from a file of pixels to an embedding.
+CLIP = (
+    *("torch", "torchvision", "numpy", "PIL", "transformers", "tokenizers", "safetensors"),
+    *("modelopt", "diffusers", "clip_benchmark", "webdataset"),
+)
+
+#: What an ONNX file is written and read with.
+ONNX = (*CLIP, "onnx", "ml_dtypes", "google.protobuf")
+
+#: What an exported model runs in.
+ONNX_RUNTIME = (*ONNX, "onnxruntime")
+
+#: What an engine is built by and runs in, whichever of them is there.
+ENGINES = (
+    *ONNX_RUNTIME,
+    *("tensorrt", "tensorrt_bindings", "tensorrt_libs"),
+    *("tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt_rtx_libs"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A kind of cache entry, and what its value depends on.
+
+    `packages` are import names; one that is not installed counts as such. `code` is `whole` where
+    judgement or report is part of the value.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    packages: tuple[str, ...]
+    code: Code = "measuring"
+
+
+def make_key(
+    measurement: Measurement, *, surroundings: Surroundings, device: str, **inputs: Any
+) -> str:
+    """Return the key of one entry; raises TypeError where an input is missing or not declared."""
+    if inputs.keys() != set(measurement.inputs):
+        raise TypeError(
+            f"{measurement.kind} is declared with the inputs {sorted(measurement.inputs)}, "
+            f"and was given {sorted(inputs)}"
+        )
+    about = surroundings.describe(
+        packages=measurement.packages, device=device, code=measurement.code
+    )
+    return digest_of({"kind": measurement.kind, "inputs": inputs, "surroundings": about})
+
+
+#: The model before it is quantized. Never stored itself: an input of what is.
+FP16 = Measurement(kind="fp16", inputs=("model", "dtype", "attn_implementation"), packages=CLIP)
+#: The quantized variant's checkpoint, with its audit and how it was calibrated.
+VARIANT = Measurement(
+    kind="variant",
+    inputs=("fp16", "recipe", "calibration"),
+    packages=(*CLIP, "onnx"),  # ModelOpt's attention quantizers import it
+)
+#: A variant with some of its quantizers off. Never stored itself.
+WITHOUT = Measurement(kind="without", inputs=("variant", "quantizers"), packages=())
+#: The exported variant in ONNX Runtime, and its engines. Never stored themselves.
+EXPORTED = Measurement(kind="exported", inputs=("softmax",), packages=ONNX_RUNTIME)
+EXECUTED = Measurement(kind="executed", inputs=("plans",), packages=ENGINES)
+#: Content hashes and ids of the samples of a task.
+HASHES = Measurement(kind="hashes", inputs=("data", "samples", "first"), packages=CLIP)
+#: Image embeddings of one variant at one stage; `stage` is empty for PyTorch.
+EMBEDDINGS = Measurement(kind="embeddings", inputs=("variant", "data", "stage"), packages=CLIP)
+#: What both variants answer to each sample of a task.
+OUTCOMES = Measurement(
+    kind="outcomes",
+    inputs=("fp16", "variant", "data", "task", "metric", "samples", "first", "stage"),
+    packages=CLIP,
+)
+FIDELITY = Measurement(
+    kind="fidelity", inputs=("fp16", "variant", "data", "samples", "first"), packages=CLIP
+)
+ROUNDTRIP = Measurement(kind="roundtrip", inputs=("variant",), packages=(*CLIP, "onnx"))
+#: The ONNX file of one tower.
+ONNX_FILE = Measurement(
+    kind="onnx", inputs=("variant", "tower", "precision", "softmax"), packages=ONNX
+)
+ONNX_AUDIT = Measurement(kind="onnx_audit", inputs=("onnx",), packages=ONNX)
+PARITY = Measurement(
+    kind="parity", inputs=("fp16", "variant", "softmax", "samples"), packages=ONNX_RUNTIME
+)
+#: The plan of one tower's engine, and what its builder says of it.
+ENGINE = Measurement(kind="engine", inputs=("onnx", "target", "batch", "library"), packages=ENGINES)
+SENSITIVITY = Measurement(
+    kind="sensitivity",
+    inputs=("fp16", "variant", "data", "task", "samples", "directions"),
+    packages=CLIP,
+)
+EXCLUSION = Measurement(
+    kind="exclusion",
+    inputs=("fp16", "variant", "sensitivity", "gates", "fidelity", "coverage", "data", "day"),
+    packages=CLIP,
+    code="whole",
+)
+#: Pictures of the samples that flipped.
+PREVIEWS = Measurement(
+    kind="previews",
+    inputs=("outcomes", "images"),
+    packages=("PIL", "numpy", "clip_benchmark", "webdataset"),
+    code="whole",
+)
+
+MEASUREMENTS = (
+    *(FP16, VARIANT, WITHOUT, EXPORTED, EXECUTED, HASHES, EMBEDDINGS, OUTCOMES, FIDELITY),
+    *(ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, PARITY, ENGINE, SENSITIVITY, EXCLUSION, PREVIEWS),
+)

@@ -34,8 +34,13 @@ class Quantizer:
     `amax` fields are None where there is no amax; NaN and Inf are kept as `float`.
     `vision_calls` / `text_calls` count how often it ran in one forward of that tower;
     `changed` says whether its output ever differed from its input.
-    `clipped` / `seen` count the values above amax and all values on held-out data (0 / 0 where
-    that was not measured), `largest` is the largest magnitude among them (None: not measured).
+    `clipped` / `seen` count the values that were clipped and all values on held-out data (0 / 0
+    where that was not measured), `largest` is the largest magnitude among them (None: not
+    measured). A value is clipped where it lies above amax by more than half a step of the format:
+    up to there rounding gives the largest level anyway. `clipped_samples` are the held-out samples
+    that had any, `clipped_squares` the sum over samples of the square of their clipped values:
+    values of one sample are not independent. `batch_dependent` says whether what it gives for a
+    sample depends on the other samples in the batch.
     """
 
     name: str
@@ -58,6 +63,9 @@ class Quantizer:
     clipped: int = 0
     seen: int = 0
     largest: float | None = None
+    clipped_samples: int = 0
+    clipped_squares: int = 0
+    batch_dependent: bool = False
 
     @property
     def calls(self) -> int:
@@ -96,6 +104,20 @@ class Operation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchInvariance:
+    """How far the embeddings of one tower move with their batch, as a share of their length.
+
+    `change` is between a batch of one and two batches with other samples, `floor` how far the
+    model moves by itself; `samples` is 0 where there were too few to compare.
+    """
+
+    tower: Tower
+    samples: int
+    change: float
+    floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Audit:
     """All that was found in one quantized model, in the model's own order.
 
@@ -104,6 +126,7 @@ class Audit:
     excludes and before any preset's built-in disabling took them away; `disabled_by` names for
     each intended quantizer that is off the pattern (in the recipe) that switched it off.
     `algorithm` is the recipe's calibration algorithm by name, empty where it is not known.
+    `invariance` has an entry a tower where whole embeddings were compared.
     """
 
     towers: tuple[Tower, ...]
@@ -117,6 +140,7 @@ class Audit:
     formats: tuple[str, ...]
     notes: tuple[str, ...] = ()
     algorithm: str = ""
+    invariance: tuple[BatchInvariance, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,10 +129,15 @@ class CoverageGate:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationGate:
-    """`max_clipped` is the largest share of held-out values above amax, per quantizer."""
+    """`max_clipped` is the largest share of held-out values that a quantizer may clip.
+
+    `max_batch_change` is how far an embedding may move with the rest of its batch, as a share of
+    its length; None: no quantizer may take its range from the batch.
+    """
 
     where: Where
     max_clipped: Fraction = Fraction(1, 1000)
+    max_batch_change: Fraction | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

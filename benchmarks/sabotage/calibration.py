@@ -288,7 +288,7 @@ CALIBRATIONS = (
         theme="calibration",
         make=ranges("one quarter", "vision*.2.mlp.fc1.input_quantizer", scale_by(0.25)),
         gates=("calibration",),
-        cause=r"(?s)clip more.*layers\.2\.mlp\.fc1",
+        cause=r"(?s)clips? more.*layers\.2\.mlp\.fc1",
     ),
     Entry(
         name="one range a million times what it was",

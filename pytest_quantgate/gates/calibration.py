@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
+from pytest_quantgate.gates.family import highest_rejected
+from pytest_quantgate.gates.statistics import Share, chance_above, first_count, share_limits
 from pytest_quantgate.gates.words import count, group, listed, percent, shorten
 from pytest_quantgate.measurement import Audit, CalibrationRun, Quantizer
 from pytest_quantgate.suite import CalibrationGate
@@ -15,6 +18,17 @@ GATE = "calibration"
 #: Algorithms that take a weight's range from the weight as it is, and how far rounding may move it.
 EXACT_ALGORITHMS = ("max", "smoothquant")
 WEIGHT_TOLERANCE = 0.01
+
+#: Of the interval of a clipped share; FAIL holds with it for all quantizers together.
+CONFIDENCE = 0.95
+
+#: More held-out samples than so many times those there are help nobody.
+MOST_TIMES = 1000
+
+#: How far an embedding may move with its batch by rounding alone; more where the model itself does.
+#: That floor comes of a dozen nudges, and a range of the batch is found at its quantizer anyway.
+SAME_EMBEDDING = 1e-3
+FLOOR_FACTOR = 4.0
 
 #: So many times wider than the largest value costs four bits of a fixed-point format.
 TOO_WIDE = 16.0
@@ -30,33 +44,39 @@ def judge_calibration(
     """Return whether the ranges can be trusted.
 
     In this order: something ran through both towers at all, its data was finite, every enabled
-    static quantizer has a finite positive amax, was called in its tower's forward, and clips at
-    most `max_clipped` of held-out values; no evaluation sample was calibrated on.
+    static quantizer has a finite positive amax, every enabled one was called in its tower's
+    forward, and clips at most `max_clipped` of held-out values; no embedding depends on the other
+    samples in its batch; no evaluation sample was calibrated on.
     """
     static = [q for q in audit.quantizers if q.enabled and not q.dynamic]
+    dynamic = [q for q in audit.quantizers if q.enabled and q.dynamic]
     parts = (
         _judge_run(run, gate=gate),
         _judge_amax(static, gate=gate),
         _judge_weights(static, algorithm=audit.algorithm, gate=gate),
-        _judge_calls(static, gate=gate),
+        _judge_calls([*static, *dynamic], gate=gate),
         _judge_clipping(static, held_out_samples=run.held_out_samples, gate=gate),
         _judge_width(static, gate=gate),
+        _judge_batch(audit, gate=gate),
         _judge_overlap(run, evaluation_hashes=evaluation_hashes, gate=gate),
     )
     verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
     if not verdict.passed:
         return verdict
-    activations = [q for q in static if q.seen]
-    worst = max(activations, key=lambda q: q.clipped / q.seen)
+    worst = _worst_clipped([q for q in static if q.seen])
+    share = f"{percent(worst.clipped / worst.seen, 3)}"
+    more = f"; {_describe_dynamic(dynamic)}" if dynamic else ""
     return Verdict(
         gate=GATE,
         status=Status.PASS,
         headline=f"calibration: {count(len(static), 'static quantizer')} with a finite amax, all "
-        f"called; {run.samples} pairs in {run.batches} batches through both towers; worst clipping "
-        f"{percent(worst.clipped / worst.seen, 3)} of held-out values ({worst.name}), within "
-        f"max_clipped {percent(gate.max_clipped, 3)}",
-        brief=f"{count(len(static), 'static quantizer')}, worst clipping "
-        f"{percent(worst.clipped / worst.seen, 3)} within {percent(gate.max_clipped, 3)}",
+        f"called{more}; {run.samples} pairs in {run.batches} batches through both towers; worst "
+        f"clipping {share} of {worst.seen} held-out values, at most "
+        f"{percent(_most_clipped(worst), 3)} ({worst.name}), within max_clipped "
+        f"{percent(gate.max_clipped, 3)}",
+        brief=f"{count(len(static), 'static quantizer')}"
+        f"{f' and {len(dynamic)} dynamic' if dynamic else ''}, worst clipping {share} within "
+        f"{percent(gate.max_clipped, 3)}",
         evidence=verdict.evidence,
         figures=verdict.figures,
     )
@@ -71,9 +91,10 @@ def judge_ranges(audit: Audit, *, gate: CalibrationGate) -> Verdict:
     parts = (
         _judge_amax(static, gate=gate),
         _judge_weights(static, algorithm=audit.algorithm, gate=gate),
-        _judge_calls(static, gate=gate),
+        _judge_calls([q for q in audit.quantizers if q.enabled], gate=gate),
         _judge_clipping(static, held_out_samples=None, gate=gate),
         _judge_width(static, gate=gate),
+        _judge_batch(audit, gate=gate),
     )
     return combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
 
@@ -89,6 +110,7 @@ def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
             Status.FAIL,
             f"no batch was ever calibrated on: the ranges are each batch's own ({where})",
             next_step="give calibration.data and calibration.samples that are there",
+            code="calibration.no-batch",
         )
     if run.nonfinite:
         return _verdict(
@@ -97,6 +119,7 @@ def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
             f"{listed(run.nonfinite)} ({where})",
             cause="damaged images, or a wrong mean or std in the preprocessing",
             next_step="repair or remove these samples",
+            code="calibration.data-nonfinite",
         )
     idle = [
         name
@@ -110,6 +133,7 @@ def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
             f"through it ({where})",
             cause="the forward loop runs one tower only",
             next_step="calibrate with pairs: images and texts",
+            code="calibration.tower-idle",
         )
     return _verdict(
         Status.PASS,
@@ -121,7 +145,9 @@ def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
 def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdict:
     if not static:
         return _verdict(
-            Status.FAIL, f"no static quantizer is enabled: nothing to calibrate ({gate.where})"
+            Status.FAIL,
+            f"no static quantizer is enabled: nothing to calibrate ({gate.where})",
+            code="calibration.nothing-static",
         )
     missing = [q.name for q in static if not _has_amax(q)]
     broken = [q.name for q in static if _has_amax(q) and not q.amax_finite]
@@ -130,22 +156,23 @@ def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdic
         for q in static
         if _has_amax(q) and q.amax_finite and q.amax_min is not None and q.amax_min <= 0
     ]
+    own = "no amax: each batch is quantized with its own range, and nothing says so"
     found = [
-        (missing, "no amax: each batch is quantized with its own range, and nothing says so"),
-        (broken, "an amax that is NaN or Inf"),
-        (zero, "an amax that is not positive"),
+        (missing, own, "missing"),
+        (broken, "an amax that is NaN or Inf", "nonfinite"),
+        (zero, "an amax that is not positive", "zero"),
     ]
-    bad = [(names, words) for names, words in found if names]
+    bad = [part for part in found if part[0]]
     if not bad:
         return _verdict(Status.PASS, f"{len(static)} amax finite and positive")
-    total = sum(len(names) for names, _ in bad)
-    names, words = bad[0]
+    total = sum(len(names) for names, *_ in bad)
+    names, words, code = bad[0]
     return _verdict(
         Status.FAIL,
         f"{total} of {len(static)} enabled static quantizers cannot be trusted: {len(names)} with "
         f"{words} ({gate.where})",
         evidence=shorten(
-            [f"{line}: {words}" for names, words in bad for line in group(names)], noun="groups"
+            [f"{line}: {words}" for names, words, _ in bad for line in group(names)], noun="groups"
         ),
         cause="enabled after the calibration, or never reached by its forward",
         next_step="calibrate again with batches that reach these modules",
@@ -154,6 +181,7 @@ def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdic
             "amax_nonfinite": len(broken),
             "amax_zero": len(zero),
         },
+        code=f"calibration.amax-{code}",
     )
 
 
@@ -182,6 +210,7 @@ def _judge_weights(
         "or the ranges are those of another checkpoint",
         next_step="calibrate the weights that ship: quantize again as the last step",
         figures={"weights_out_of_range": len(other)},
+        code="calibration.weights-changed",
     )
 
 
@@ -210,6 +239,7 @@ def _judge_width(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdi
         "was changed afterwards",
         next_step="calibrate on data that the model will see, preprocessed as it will be",
         figures={"widest_range": _width(wide[0])},
+        code="calibration.range-too-wide",
     )
 
 
@@ -227,6 +257,7 @@ def _judge_calls(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdi
         "attention class intercepts, a fused call, or a module that is not used",
         next_step="set model.attn_implementation: sdpa, or exclude these quantizers",
         figures={"never_called": len(idle)},
+        code="calibration.never-called",
     )
 
 
@@ -241,6 +272,10 @@ def _calls(quantizer: Quantizer) -> int:
 def _judge_clipping(
     static: Sequence[Quantizer], *, held_out_samples: int | None, gate: CalibrationGate
 ) -> Verdict:
+    """Each quantizer's share has an interval; FAIL is corrected for how many there are (Holm).
+
+    A weight is no sample: its share is what it is. What clipped nothing has nothing to settle.
+    """
     source = gate.where.of("max_clipped")
     measured = [q for q in static if q.seen > 0 and _has_amax(q)]
     if held_out_samples == 0 or not measured:
@@ -248,31 +283,164 @@ def _judge_clipping(
             Status.NOT_MEASURED,
             f"clipping was not measured: {held_out_samples or 0} held-out samples ({source})",
             next_step="set calibration.held_out_samples",
+            code="calibration.clipping-unmeasured",
         )
-    over = sorted(
-        (q for q in measured if q.clipped > gate.max_clipped * q.seen),
-        key=lambda q: -q.clipped / q.seen,
+    limit = float(gate.max_clipped)
+    strengths = {
+        q.name: chance_above(_clipped_share(q), limit) / (1 - CONFIDENCE) for q in measured
+    }
+    rejected = highest_rejected([strengths[q.name] for q in measured if q.slot != "weight"])
+    over, open_ = [], []
+    for q in sorted(measured, key=lambda q: -q.clipped / q.seen):
+        if q.slot == "weight":
+            over += [q] if q.clipped > gate.max_clipped * q.seen else []
+        elif strengths[q.name] <= rejected:
+            over.append(q)
+        elif q.clipped and _most_clipped(q) > limit:
+            open_.append(q)
+    worst = _worst_clipped(measured)
+    figures = {
+        "worst_clipped_share": worst.clipped / worst.seen,
+        "worst_clipped_high": _most_clipped(worst),
+    }
+    if over:
+        verb = "clips" if len(over) == 1 else "clip"
+        return _verdict(
+            Status.FAIL,
+            f"{count(len(over), 'quantizer')} {verb} more than max_clipped "
+            f"{percent(gate.max_clipped, 3)} of values that they were not calibrated on; worst "
+            f"{over[0].name}: {_describe_clipping(over[0])} ({source})",
+            evidence=shorten([f"{q.name}: {_describe_clipping(q)}" for q in (*over, *open_)]),
+            cause="calibration data unlike the real data (other preprocessing, too few samples), "
+            "or ranges of another checkpoint",
+            next_step="calibrate on more samples of the data that the model will see",
+            figures=figures,
+            code="calibration.clipped",
+        )
+    if open_:
+        return _verdict(
+            Status.INCONCLUSIVE,
+            f"whether {open_[0].name} clips more than max_clipped {percent(gate.max_clipped, 3)} "
+            f"is open: {_describe_clipping(open_[0])} ({source})",
+            evidence=shorten([f"{q.name}: {_describe_clipping(q)}" for q in open_[1:]]),
+            cause="too few held-out samples for a share so near to its limit",
+            next_step=_advise_samples(open_, limit=limit, held_out_samples=held_out_samples),
+            figures=figures,
+            code="calibration.clipping-open",
+        )
+    return _verdict(Status.PASS, "clipping within max_clipped", figures=figures)
+
+
+def _clipped_share(quantizer: Quantizer) -> Share:
+    """Return the clipped values as the independent ones that they are worth.
+
+    Values of one sample are clipped together: what counts are bunches, of squares / clipped values
+    each on average. The sum of weighted events that Fay and Feuer (Statistics in Medicine 16 (1997)
+    791-801) give limits for, with a sample's clipped values as its weight; every sample may clip.
+    """
+    bunch = max(1.0, quantizer.clipped_squares / quantizer.clipped) if quantizer.clipped else 1.0
+    return Share(count=quantizer.clipped / bunch, samples=quantizer.seen / bunch)
+
+
+def _most_clipped(quantizer: Quantizer) -> float:
+    if quantizer.slot == "weight":
+        return quantizer.clipped / quantizer.seen
+    return share_limits(_clipped_share(quantizer), confidence=CONFIDENCE).high
+
+
+def _worst_clipped(measured: Sequence[Quantizer]) -> Quantizer:
+    return max(measured, key=lambda q: (q.clipped / q.seen, _most_clipped(q)))
+
+
+def _describe_clipping(quantizer: Quantizer) -> str:
+    """Return `12 of 262144 values in 3 samples, 0.005 % [0.002, 0.011], above amax 3.1`."""
+    where = f" in {count(quantizer.clipped_samples, 'sample')}" if quantizer.clipped_samples else ""
+    text = (
+        f"{quantizer.clipped} of {quantizer.seen} values{where}, "
+        f"{percent(quantizer.clipped / quantizer.seen, 3)}"
     )
-    worst = max(measured, key=lambda q: q.clipped / q.seen)
-    figures = {"worst_clipped_share": worst.clipped / worst.seen}
-    if not over:
-        return _verdict(Status.PASS, "clipping within max_clipped", figures=figures)
-    first = over[0]
+    if quantizer.slot != "weight":
+        found = share_limits(_clipped_share(quantizer), confidence=CONFIDENCE)
+        text += f" [{found.low * 100:.3f}, {found.high * 100:.3f}]"
+    return f"{text}, above amax {quantizer.amax_max:.4g}"
+
+
+def _advise_samples(
+    quantizers: Sequence[Quantizer], *, limit: float, held_out_samples: int | None
+) -> str:
+    """Return how many held-out samples would settle each share, if it is what was found."""
+
+    def settles(times: int) -> bool:
+        for share in map(_clipped_share, quantizers):
+            more = Share(count=share.count * times, samples=share.samples * times)
+            found = share_limits(more, confidence=CONFIDENCE)
+            if found.low <= limit < found.high:
+                return False
+        return True
+
+    times = first_count(settles, low=2, high=MOST_TIMES)
+    if times is None:
+        return "the share is the limit: set max_clipped to what may be lost"
+    if held_out_samples is None:
+        return f"run {times} times as many samples through the towers"
+    return f"set calibration.held_out_samples: {times * held_out_samples}"
+
+
+def _describe_dynamic(quantizers: Sequence[Quantizer]) -> str:
+    """Return what a reader must know of ranges that nobody calibrated."""
+    if not quantizers:
+        return ""
+    kinds = Counter(f"{q.granularity} {q.slot}" for q in quantizers)
+    listing = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    return f"{count(len(quantizers), 'dynamic quantizer')} with ranges of their own ({listing})"
+
+
+def _judge_batch(audit: Audit, *, gate: CalibrationGate) -> Verdict | None:
+    """No embedding depends on what else is in its batch, or only as far as the suite allows."""
+    source = gate.where.of("max_batch_change")
+    enabled = [q for q in audit.quantizers if q.enabled]
+    dependent = [q for q in enabled if q.batch_dependent]
+    compared = [found for found in audit.invariance if found.samples]
+    limits = {
+        found.tower: max(
+            float(gate.max_batch_change or SAME_EMBEDDING),
+            FLOOR_FACTOR * found.floor if math.isfinite(found.floor) else 0.0,
+        )
+        for found in compared
+    }
+    moved = [found for found in compared if not found.change <= limits[found.tower]]
+    figures = {f"{found.tower}_batch_change": found.change for found in compared}
+    said = ", ".join(
+        f"{found.tower} {percent(found.change)} (limit {percent(limits[found.tower])})"
+        for found in compared
+    )
+    said = f": embeddings move by {said} with other samples beside them" if said else ""
+    if moved or (dependent and (gate.max_batch_change is None or not compared)):
+        what = (
+            f"{count(len(dependent), 'quantizer')} take the range from the whole batch"
+            if dependent
+            else "an embedding depends on what else is in its batch"
+        )
+        return _verdict(
+            Status.FAIL,
+            f"{what}{said} ({source})",
+            brief=f"{len(dependent)} ranges depend on the batch" if dependent else "",
+            evidence=shorten(group(q.name for q in dependent), noun="groups"),
+            cause="a dynamic range over all samples of a batch: in production other batch mates, "
+            "or a batch of one, give other embeddings"
+            if dependent
+            else "a part of the model mixes the samples of a batch",
+            next_step="calibrate these ranges (type: static), or take them for each token "
+            "(axis: [0, 1])"
+            if dependent
+            else "embed each sample alone, and look for what differs from the batch",
+            figures=figures,
+            code="calibration.batch-dependent",
+        )
+    if not compared:
+        return None
     return _verdict(
-        Status.FAIL,
-        f"{len(over)} quantizers clip more than max_clipped {percent(gate.max_clipped, 3)} of "
-        f"values that they were not calibrated on; worst {first.name}: {first.clipped} of "
-        f"{first.seen}, {percent(first.clipped / first.seen, 3)} ({source})",
-        evidence=shorten(
-            [
-                f"{q.name}: {percent(q.clipped / q.seen, 3)} above amax {q.amax_max:.4g}"
-                for q in over
-            ]
-        ),
-        cause="calibration data unlike the real data (other preprocessing, too few samples), or "
-        "ranges of another checkpoint",
-        next_step="calibrate on more samples of the data that the model will see",
-        figures=figures,
+        Status.PASS, f"no embedding depends on its batch{said} ({source})", figures=figures
     )
 
 

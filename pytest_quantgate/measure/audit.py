@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.measure.invariance import measure_invariance
 from pytest_quantgate.measure.operations import Recorder
 from pytest_quantgate.measure.quantizers import (
     Activity,
@@ -52,7 +54,7 @@ def audit_quantizers(
     first = held_out[0]
     few_pixels = first.pixel_values[:RECORDED_SAMPLES]
     few_tokens = {name: value[:RECORDED_SAMPLES] for name, value in first.tokens.items()}
-    return audit_module(
+    audit = audit_module(
         model.module,
         run_vision=lambda: model.encode_image(few_pixels),
         run_text=lambda: model.encode_text(few_tokens),
@@ -61,6 +63,12 @@ def audit_quantizers(
         clip_vision=[_run(model.encode_image, batch.pixel_values) for batch in held_out],
         clip_text=[_run(model.encode_text, batch.tokens) for batch in held_out],
         notes=model.notes,
+    )
+    return replace(
+        audit,
+        invariance=tuple(
+            measure_invariance(model, tower=tower, batches=held_out) for tower in ("vision", "text")
+        ),
     )
 
 
@@ -101,13 +109,17 @@ def audit_module(
                 run()
         clipping = {name: Activity() for name in quantizers}
         for tower, _, forwards in runs:
-            with watch(quantizers, activity=clipping, tower=tower, count_clipping=True):
-                for forward in forwards:
+            for forward in forwards:
+                with watch(quantizers, activity=clipping, tower=tower, count_clipping=True):
                     forward()
     for name, seen in clipping.items():
-        activity[name].clipped, activity[name].seen = seen.clipped, seen.seen
-        activity[name].largest = seen.largest
-        activity[name].changed |= seen.changed
+        activity[name] = replace(
+            activity[name],
+            changed=activity[name].changed or seen.changed,
+            clipped_values=seen.clipped_values,
+            seen=seen.seen,
+            largest=seen.largest,
+        )
     ran = {name: frozenset(where) for name, where in recorder.ran.items()}
     modules = _describe_modules(module, quantizers=quantizers, ran=ran)
     kinds = {found.name: found.kind for found in modules}

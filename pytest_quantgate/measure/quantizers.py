@@ -6,7 +6,8 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.measurement import Quantizer, Slot, Tower
@@ -38,13 +39,16 @@ _TEXT = re.compile(r"text|token|^transformer$|^ln_final$|^positional_embedding$"
 class Activity:
     """What one quantizer did: forwards in which it ran per tower, and values that it clipped.
 
+    `clipped_values` counts them sample by sample (only of forwards in which any was clipped).
     `largest` is the largest magnitude that it was given on held-out data, None before any.
+    `batch_dependent` says whether what it gave for a sample changed with the rest of the batch.
     """
 
     vision_calls: int = 0
     text_calls: int = 0
     changed: bool = False
-    clipped: int = 0
+    batch_dependent: bool = False
+    clipped_values: list[int] = field(default_factory=list)
     seen: int = 0
     largest: float | None = None
 
@@ -98,6 +102,8 @@ def watch(
 ) -> Iterator[None]:
     """Count calls, changes and clipped values of every quantizer while the block runs.
 
+    Whether the batch matters is asked where clipping is not counted: once is enough.
+
     One hook for all modules, not a hook on each: `nn.TransformerEncoderLayer` looks for hooks on
     its children and leaves its fused path, which calls no quantizer, as soon as it finds one.
     """
@@ -107,6 +113,8 @@ def watch(
     by_identity = {
         id(quantizer): (activity[name], slot_of(name)) for name, quantizer in quantizers.items()
     }
+
+    begun: dict[int, int] = {}
 
     def hook(module: Any, inputs: Sequence[Any], output: Any) -> None:
         found = by_identity.get(id(module))
@@ -120,18 +128,45 @@ def watch(
         value = inputs[0]
         if not seen.changed:
             seen.changed = output.shape != value.shape or not torch.equal(output, value)
-        if count_clipping and not (slot == "weight" and seen.seen):  # a weight stays as it is
-            clipped, total = count_clipped(module, value)
-            seen.clipped += clipped
-            seen.seen += total
-            if total and not has_constant_range(module):
-                seen.largest = max(seen.largest or 0.0, largest_magnitude(module, value))
+        if slot == "weight" and (seen.seen or not count_clipping):
+            return  # a weight stays as it is, whatever is in the batch
+        if not count_clipping:
+            seen.batch_dependent |= depends_on_batch(module, value, output)
+            return
+        clipped, total = count_clipped(module, value)
+        if slot == "weight":
+            clipped = [sum(clipped)]
+        if id(module) in begun:  # called before in this block, for the same samples
+            place = begun[id(module)]
+            pairs = zip_longest(seen.clipped_values[place:], clipped, fillvalue=0)
+            clipped = [one + other for one, other in pairs]
+            del seen.clipped_values[place:]
+        begun[id(module)] = len(seen.clipped_values)
+        seen.clipped_values += clipped
+        seen.seen += total
+        if total and not has_constant_range(module):
+            seen.largest = max(seen.largest or 0.0, largest_magnitude(module, value))
 
     handle = register_module_forward_hook(hook)
     try:
         yield
     finally:
         handle.remove()
+
+
+def depends_on_batch(quantizer: Any, value: torch.Tensor, output: torch.Tensor) -> bool:
+    """Return whether what a quantizer gives for a batch changes with what else is in it.
+
+    The same values, 1.3 times as large, are put behind it: a range for the whole batch then is
+    another one, a range for each token or block, or one that was calibrated, is not. Not twice as
+    large: to a floating-point format a power of two makes no difference.
+    """
+    import torch
+
+    if amax_of(quantizer) is not None and not is_dynamic(quantizer):
+        return False
+    more = quantizer.forward(torch.cat([value, 1.3 * value]))
+    return not torch.equal(more[: len(value)], output)
 
 
 @contextmanager
@@ -149,29 +184,50 @@ def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> It
             own["forward"] = before
 
 
-def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[int, int]:
-    """Return how many values lie above a quantizer's amax, and how many there are.
+def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[list[int], int]:
+    """Return how many values a quantizer clips in each row, and how many values there are in all.
 
-    (0, 0) where there is no static amax that could clip. SmoothQuant scales a value before it is
-    quantized, and so does this count.
+    No rows stand for none in any. ([], 0) where there is no static amax that could clip.
+    SmoothQuant scales a value before it is quantized, and so does this count.
+
+    What lies above amax by up to half a step of the format becomes the largest level, as far off
+    as rounding puts any value of that size: it is not clipped. Nor is it news: the model that was
+    calibrated had no quantizers before this one, and the noise of those moves a value as far.
     """
     import torch
 
     amax = amax_of(quantizer)
     if amax is None or is_dynamic(quantizer) or not value.numel():
-        return 0, 0
+        return [], 0
     scale = getattr(quantizer, "pre_quant_scale", None)
     if scale is not None:
         value = value * scale
-    amax = amax.to(value.device)
+    highest = amax.to(value.device) * (1 + half_step(quantizer.num_bits, dtype=value.dtype))
     low, high = torch.aminmax(value.detach())
-    if float(torch.maximum(-low, high)) <= float(amax.min()):
-        return 0, value.numel()  # the usual case, without a temporary of the value's size
+    if float(torch.maximum(-low, high)) <= float(highest.min()):
+        return [], value.numel()  # the usual case, without a temporary of the value's size
     try:
-        above = value.detach().abs() > amax
+        above = value.detach().abs() > highest
     except RuntimeError:  # block amax does not broadcast over the value
-        return 0, 0
-    return int(above.sum()), value.numel()
+        return [], 0
+    return above.flatten(start_dim=1).sum(dim=1).tolist(), value.numel()
+
+
+def half_step(num_bits: Any, *, dtype: torch.dtype) -> float:
+    """Return half the distance of the two largest levels of a format, as a share of the largest.
+
+    0.5 / 127 for INT8; for E4M3, whose levels end at 416 and 448, 16 / 448. Never less than the
+    rounding of `dtype`, in which the value was computed.
+    """
+    import torch
+
+    rounding: float = 8 * torch.finfo(dtype).eps
+    if isinstance(num_bits, int):
+        return max(0.5 / float(2 ** (num_bits - 1) - 1), rounding)
+    _, mantissa = num_bits
+    # E4M3 gives its last code to NaN (OCP 8-bit floating point, section 5.1): 1.75, not 1.875.
+    top = 1.75 if tuple(num_bits) == (4, 3) else 2 - 2.0**-mantissa
+    return max(float(2.0 ** -(mantissa + 1) / top), rounding)
 
 
 def list_amax(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -254,9 +310,12 @@ def describe_quantizer(
         vision_calls=activity.vision_calls,
         text_calls=activity.text_calls,
         changed=activity.changed,
-        clipped=activity.clipped,
+        clipped=sum(activity.clipped_values),
         seen=activity.seen,
         largest=activity.largest,
+        clipped_samples=sum(number > 0 for number in activity.clipped_values),
+        clipped_squares=sum(number**2 for number in activity.clipped_values),
+        batch_dependent=activity.batch_dependent,
     )
 
 

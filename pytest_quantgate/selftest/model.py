@@ -132,7 +132,7 @@ def list_model_sabotages() -> tuple[Sabotage, ...]:
         Sabotage(
             name="ranges of other data",
             gate="calibration",
-            cause="clip more than max_clipped",
+            cause="clips? more than max_clipped",
             spoil=_damage(_inputs, narrow_ranges),
         ),
     )

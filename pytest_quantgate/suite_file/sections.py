@@ -194,7 +194,10 @@ COVERAGE = Section(
 CALIBRATION_GATE = Section(
     build=CalibrationGate,
     fields={
-        "max_clipped": percent_field(help="share of held-out values above amax, per quantizer")
+        "max_clipped": percent_field(help="share of held-out values that a quantizer may clip"),
+        "max_batch_change": percent_field(
+            help="of an embedding, with other samples in its batch; default: what rounding explains"
+        ),
     },
 )
 FIDELITY = Section(

@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -13,18 +14,25 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pytest_quantgate.gates import judge_ranges
 from pytest_quantgate.measure.audit import audit_module, audit_quantizers
+from pytest_quantgate.measure.quantizers import Activity, count_clipped, half_step, watch
 from pytest_quantgate.measurement import Audit, Operation, Quantizer, from_json, to_json
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.recipes import Recipe
+from pytest_quantgate.suite import CalibrationGate, Where
 
 MakePairs = Callable[..., list[PairBatch]]
 MakeRecipe = Callable[[Any], Recipe]
 PATCH = ("*patch_embedding*",)
 
 mtq = import_modelopt("modelopt.torch.quantization")
+TensorQuantizer = import_modelopt("modelopt.torch.quantization.nn").TensorQuantizer
+QuantizerAttributeConfig = import_modelopt(
+    "modelopt.torch.quantization.config"
+).QuantizerAttributeConfig
 E4M3 = {"num_bits": (4, 3), "axis": None}
 LAYERS = [
     {"quantizer_name": "*", "enable": False},
@@ -349,10 +357,13 @@ def test_clipping_is_counted_on_data_that_was_not_calibrated_on(
     handle.remove()
     scale = layer.input_quantizer.pre_quant_scale
     assert (scale is None) == (recipe == "fp8")
-    values = torch.cat([(value * (1 if scale is None else scale)).flatten() for value in seen])
-    amax = layer.input_quantizer.amax
+    values = torch.cat([(value * (1 if scale is None else scale)).flatten(1) for value in seen])
+    slack = 16 / 448 if recipe == "fp8" else 0.5 / 127
+    clipped = (values.abs() > layer.input_quantizer.amax * (1 + slack)).sum(dim=1)
     assert found.seen == values.numel()
-    assert found.clipped == int((values.abs() > amax).sum()) > 0.1 * found.seen
+    assert found.clipped == int(clipped.sum()) > 0.1 * found.seen
+    assert found.clipped_samples == int((clipped > 0).sum())
+    assert found.clipped_squares == int((clipped**2).sum())
 
 
 def test_weights_are_counted_once(build: Callable[..., Any]) -> None:
@@ -622,3 +633,116 @@ def test_siglip_pooling_head_escapes() -> None:
     assert not any(head.operands_quantized)
     assert by_name(audit)["vision_model.head.attention.out_proj.input_quantizer"].calls == 0
     assert by_name(audit)["text_model.head.input_quantizer"].text_calls == 1
+
+
+# -- the batch ------------------------------
+
+GATE = CalibrationGate(where=Where(file="", line=0), max_clipped=Fraction(1, 2))
+
+
+def input_config(**settings: Any) -> tuple[dict[str, Any], ...]:
+    """Return FP8 for every layer, with these ranges on the inputs."""
+    entry = {"quantizer_name": "*input_quantizer", "parent_class": "nn.Linear"}
+    return (*LAYERS[:2], {**entry, "cfg": {**E4M3, **settings}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "dependent"),
+    [
+        ({"type": "static"}, False),
+        ({"type": "dynamic"}, True),
+        ({"type": "dynamic", "axis": (0, 1)}, False),  # a range for each token
+    ],
+    ids=["static", "dynamic", "for each token"],
+)
+def test_range_of_the_batch_is_told_from_one_for_each_token(
+    settings: dict[str, Any],
+    dependent: bool,
+    build: Callable[..., Any],
+) -> None:
+    _, audit = build(input_config(**settings), exclude=(*PATCH, "*projection*"))
+    inputs = enabled(audit, slot="input")
+
+    assert len(inputs) == 24
+    assert {q.batch_dependent for q in inputs} == {dependent}
+    assert {q.dynamic for q in inputs} == {settings["type"] == "dynamic"}
+    assert not any(q.batch_dependent for q in enabled(audit, slot="weight"))
+    assert [found.samples for found in audit.invariance] == [4, 4]
+    assert judge_ranges(audit, gate=GATE).passed is not dependent
+
+
+def test_range_for_each_token_is_one_of_the_batch_where_there_are_no_tokens(
+    build: Callable[..., Any],
+) -> None:
+    """ModelOpt takes (0, 1) of [N, D] for all of it: the pooled outputs in front of projections."""
+    _, audit = build(input_config(type="dynamic", axis=(0, 1)), exclude=PATCH)
+    (text,) = (found for found in audit.invariance if found.tower == "text")
+
+    assert {q.name for q in audit.quantizers if q.batch_dependent} == {
+        "text_projection.input_quantizer",
+        "visual_projection.input_quantizer",
+    }
+    assert text.change > 1e-3 > text.floor
+    assert judge_ranges(audit, gate=GATE).code == "calibration.batch-dependent"
+
+
+def test_quantizer_without_a_range_depends_on_the_batch(build: Callable[..., Any]) -> None:
+    def sabotage(model: ClipModel) -> None:
+        del model.module.get_submodule("text_projection.input_quantizer")._amax
+
+    _, audit = build("fp8", sabotage=sabotage)
+
+    assert [q.name for q in audit.quantizers if q.batch_dependent] == [
+        "text_projection.input_quantizer"
+    ]
+
+
+# -- clipping ------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_bits", "top", "following"),
+    [(8, 127, 128), (4, 7, 8), ((4, 3), 448, 480), ((5, 2), 57344, 65536), ((2, 1), 6, 8)],
+)
+def test_values_that_round_to_the_largest_level_are_not_clipped(
+    num_bits: Any, top: float, following: float
+) -> None:
+    """The grid, if it went on: half-way to the next level is where clipping begins."""
+    assert half_step(num_bits, dtype=torch.float32) == pytest.approx(
+        (following - top) / 2 / top, rel=1e-12
+    )
+
+
+def test_slack_is_never_less_than_the_rounding_of_the_arithmetic() -> None:
+    assert half_step(8, dtype=torch.bfloat16) == 8 * torch.finfo(torch.bfloat16).eps
+    assert half_step(24, dtype=torch.float32) == 8 * torch.finfo(torch.float32).eps
+
+
+def test_clipped_values_are_counted_sample_by_sample() -> None:
+    quantizer = TensorQuantizer(QuantizerAttributeConfig(num_bits=(4, 3)))
+    quantizer.amax = torch.tensor(1.0)
+    inside = 1 + 15.9 / 448
+    values = torch.tensor([[0.5, inside, -1.0], [1.1, -2.0, 0.0], [-inside, 0.1, 3.0]])
+
+    assert count_clipped(quantizer, values) == ([0, 2, 1], 9)
+    assert count_clipped(quantizer, values[:1]) == ([], 3)
+    assert float(quantizer(torch.tensor([inside]))) == 1.0
+
+
+def test_quantizer_that_is_called_twice_clips_in_the_same_samples() -> None:
+    quantizer = TensorQuantizer(QuantizerAttributeConfig(num_bits=8))
+    quantizer.amax = torch.tensor(1.0)
+    activity = {"layers.0.input_quantizer": Activity()}
+    clips, other = torch.tensor([[2.0, 2.0], [0.0, 2.0]]), torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    for first, second in ((clips, other), (other, clips), (other, other), (0 * other, clips)):
+        with watch(
+            {"layers.0.input_quantizer": quantizer},
+            activity=activity,
+            tower="vision",
+            count_clipping=True,
+        ):
+            quantizer(first)
+            quantizer(second)
+
+    assert activity["layers.0.input_quantizer"].clipped_values == [2, 2, 2, 2, 0, 2, 2, 1]
+    assert activity["layers.0.input_quantizer"].seen == 32

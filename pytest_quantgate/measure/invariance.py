@@ -1,0 +1,74 @@
+"""Whether an embedding depends on what else is in its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pytest_quantgate.measure.parity import nudged
+from pytest_quantgate.measurement import BatchInvariance
+from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.loading import quiet_libraries
+
+if TYPE_CHECKING:
+    import torch
+
+#: How many samples are embedded alone and in two batches: what depends on a batch does in each.
+SAMPLES = 4
+
+#: How often the model is nudged to see how far it moves by itself.
+DRAWS = 3
+
+
+def measure_invariance(
+    model: ClipModel, *, tower: Literal["vision", "text"], batches: Sequence[PairBatch]
+) -> BatchInvariance:
+    """Return how far embeddings move between a batch of one and two batches with other mates.
+
+    Of each sample the largest relative distance of the three, ||a - b|| / ||alone||, and of these
+    the median: the kernels for a batch of one round otherwise than those for many, which in a
+    quantized model moves some samples far and most not at all. The floor is the largest distance
+    that the same samples move by when each value in front of the blocks is changed by a random
+    1e-6 of it. With fewer than two samples nothing can be compared, and `samples` is 0.
+    """
+    import torch
+
+    if tower == "vision":
+        inputs = {"pixel_values": torch.cat([batch.pixel_values for batch in batches])}
+    else:
+        names = batches[0].tokens
+        inputs = {name: torch.cat([batch.tokens[name] for batch in batches]) for name in names}
+    total = len(next(iter(inputs.values())))
+    count = min(SAMPLES, total // 2)
+    if count == 0:
+        return BatchInvariance(tower=tower, samples=0, change=0.0, floor=0.0)
+    own, mates = list(range(count)), list(range(count, min(total, 3 * count)))
+    first, second = mates[:count], mates[count:] or mates[::-1]
+
+    def embed(places: Sequence[int]) -> torch.Tensor:
+        chosen = {name: value[places] for name, value in inputs.items()}
+        with quiet_libraries():
+            if tower == "vision":
+                return model.encode_image(chosen["pixel_values"]).cpu().double()
+            return model.encode_text(chosen).cpu().double()
+
+    alone = torch.cat([embed([place]) for place in own])
+    among = embed([*own, *first])[:count]
+    others = embed([*second, *own])[-count:]
+    change = [_distances(*pair) for pair in ((among, alone), (others, alone), (others, among))]
+    floors = []
+    for seed in range(DRAWS):
+        with nudged(model.module.get_submodule(f"{tower}_model.embeddings"), seed=seed):
+            floors.append(_distances(embed([*own, *first])[:count], among))
+    return BatchInvariance(
+        tower=tower,
+        samples=count,
+        change=float(torch.stack(change).amax(dim=0).median()),
+        floor=float(torch.stack(floors).amax()),
+    )
+
+
+def _distances(value: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Return ||value - reference|| / ||reference|| of each row [N, D], [N]."""
+    found: torch.Tensor = (value - reference).norm(dim=1) / reference.norm(dim=1)
+    return found

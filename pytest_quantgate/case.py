@@ -168,8 +168,8 @@ class Case:
         return Fingerprint(
             model=self.source.digest,
             data=data,
-            calibration=digest_of(self._calibration_plain()),
-            recipe=digest_of(self._recipe_plain()),
+            calibration=digest_of(self._calibration_plain),
+            recipe=digest_of(self._recipe_plain),
             recipe_entries=self.recipe_entries,
             settings={
                 "dtype": model.dtype,
@@ -187,7 +187,9 @@ class Case:
             data_parts=dict(data_parts),
         )
 
+    @computed_once
     def _recipe_plain(self) -> Any:
+        """The recipe as it was when the run began: what a file says later was not measured."""
         from pytest_quantgate.models.source import recipe_content
 
         quantize = self.suite.quantize
@@ -196,6 +198,7 @@ class Case:
             "exclude": list(quantize.exclude),
         }
 
+    @computed_once
     def _calibration_plain(self) -> Any:
         spec = self.suite.calibration
         return {
@@ -242,8 +245,8 @@ class Case:
         return self.key(
             VARIANT,
             fp16=self.fp16_key,
-            recipe=self._recipe_plain(),
-            calibration=self._calibration_plain(),
+            recipe=self._recipe_plain,
+            calibration=self._calibration_plain,
         )
 
     @computed_once
@@ -288,14 +291,10 @@ class Case:
 
         Raises MissingPackage without one of those that a variant is built with.
         """
-        found = {}
-        for name in ENGINES:
-            package = self.surroundings.package(name)
-            if package is not None:
-                found[package.distribution] = package.version
-            elif name in NEEDED:
-                raise MissingPackage(NEEDED[name], extra="clip", purpose="quantizing a model")
-        return found
+        for name, distribution in NEEDED.items():
+            if self.surroundings.package(name) is None:
+                raise MissingPackage(distribution, extra="clip", purpose="quantizing a model")
+        return self.surroundings.versions(ENGINES)
 
     @computed_once
     def stages(self) -> Stages:

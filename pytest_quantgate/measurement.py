@@ -11,7 +11,9 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -502,7 +504,8 @@ Value = TypeVar("Value")
 def to_json(value: Any) -> Any:
     """Return `value` (a dataclass of this module) as JSON-ready dicts, lists and scalars.
 
-    Non-finite floats become the strings `nan`, `inf`, `-inf`, so that the file is strict JSON.
+    Non-finite floats become the strings `nan`, `inf`, `-inf`, so that the file is strict JSON;
+    a day becomes its ISO text.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -510,6 +513,8 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if isinstance(value, Mapping):
         return {name: to_json(item) for name, item in value.items()}
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     return value
@@ -570,6 +575,9 @@ def _read(kind: Any, data: Any) -> Any:
             ) from error
     if kind in (int, bool, str) and type(data) is kind:
         return data
+    if kind is date and isinstance(data, str):
+        with suppress(ValueError):
+            return date.fromisoformat(data)
     raise StoredValueError(f"expected {getattr(kind, '__name__', kind)}, found {shorten(data)}")
 
 

@@ -244,8 +244,6 @@ class Stages:
         )
 
     def _measure_parity(self, samples: int) -> Parity:
-        import onnxruntime
-
         from pytest_quantgate.measure.embeddings import make_batches
         from pytest_quantgate.measure.parity import measure_tower_parity
         from pytest_quantgate.runtimes.onnx_export import simulate_softmax
@@ -275,7 +273,9 @@ class Stages:
                         blocks=self._compare_blocks(approved, tower=tower, batches=batches),
                     )
                 )
-        return Parity(towers=tuple(found), runtime=f"ONNX Runtime {onnxruntime.__version__}")
+        runtime = case.surroundings.package("onnxruntime")
+        assert runtime is not None  # it has just run
+        return Parity(towers=tuple(found), runtime=f"ONNX Runtime {runtime.version}")
 
     def _compare_blocks(
         self, approved: ClipModel, *, tower: TowerName, batches: Sequence[PairBatch]

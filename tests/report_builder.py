@@ -290,7 +290,6 @@ def make_run(
     )
     evidence = Evidence(
         suite=suite,
-        path=str(root / "gone.quantgate.yaml"),
         file=f"suites/{suite}.quantgate.yaml",
         gates=gates,
         used=(

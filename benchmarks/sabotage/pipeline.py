@@ -116,7 +116,7 @@ class PipelineCase(Case):
     @computed_once
     def _built(self) -> _Built:
         steps, spec = self.pipeline, self.suite.calibration
-        if steps.is_good_until_finish and self._recipe_plain() == self.good._recipe_plain():
+        if steps.is_good_until_finish and self._recipe_plain == self.good._recipe_plain:
             return self._finish_good()
         pairs, held_out = load_calibration(spec, datasets={}, environ={})
         if steps.source is not None:

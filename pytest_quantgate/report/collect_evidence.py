@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,7 +21,6 @@ from typing import TypeVar, cast
 from pytest_quantgate import __version__
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.comparison.calibration import describe_images
-from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.gates.coverage import wanted_slots
 from pytest_quantgate.gates.trace import STAGES, Stage, TraceRow, follow_quantizers
 from pytest_quantgate.gates.words import waivers_words
@@ -60,34 +60,16 @@ from pytest_quantgate.report.quantizer_states import describe_quantizers
 from pytest_quantgate.report.terminal import Row, Summary
 from pytest_quantgate.runtimes.engine_layers import EngineReport
 from pytest_quantgate.stages import TOWERS
-from pytest_quantgate.suite import CoverageGate, Suite, Where
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.store.keys import ENGINES
+from pytest_quantgate.store.surroundings import Surroundings
+from pytest_quantgate.suite import CoverageGate, Where
 from pytest_quantgate.verdict import Status
 
 #: A report names no more flipped samples of a task than this, losses first.
 MAX_FLIPS = 200
 
-#: Packages that a reader may ask for.
-PACKAGES = (
-    "pytest-quantgate",
-    "pytest",
-    "torch",
-    "transformers",
-    "nvidia-modelopt",
-    "diffusers",
-    "clip-benchmark",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "tensorrt",
-    "tensorrt-cu12",
-    "tensorrt-cu13",
-    "tensorrt-rtx-cu12",
-    "tensorrt-rtx-cu13",
-    "pytest-benchmark",
-)
+#: Packages that measure nothing themselves, and that a reader may ask for.
+TOOLS = ("pytest-quantgate", "pytest", "pytest-benchmark")
 
 Value = TypeVar("Value")
 
@@ -111,7 +93,9 @@ def collect_report(
         created=_read_clock(environ),
         conclusion=conclude_run(suites, errors=errors),
         suites=suites,
-        environment=describe_environment(root=root, environ=environ),
+        environment=describe_environment(
+            root=root, environ=environ, measured=[found.versions for found in evidence.values()]
+        ),
         errors=tuple(errors),
         warnings=summary.warnings,
         written=summary.written,
@@ -198,10 +182,6 @@ class _SuiteReader:
     def __init__(self, evidence: Evidence, *, cache: Cache) -> None:
         self.evidence = evidence
         self.cache = cache
-        try:
-            self.suite: Suite | None = load_suite(Path(evidence.path))
-        except QuantGateError:
-            self.suite = None  # changed since it was judged; its limits are in the verdicts
 
     def fill(self, report: SuiteReport) -> SuiteReport:
         evidence = self.evidence
@@ -271,7 +251,7 @@ class _SuiteReader:
         return CalibrationFacts(
             data=run.data,
             samples=run.samples,
-            batch_size=self.suite.calibration.batch_size if self.suite else 0,
+            batch_size=self.evidence.calibration_batch_size,
             batches=run.batches,
             held_out_samples=run.held_out_samples,
             nonfinite=run.nonfinite,
@@ -293,8 +273,7 @@ class _SuiteReader:
     ) -> AuditFacts | None:
         if audit is None:
             return None
-        gate = self.suite.gates.coverage if self.suite else None
-        gate = gate or CoverageGate(where=Where(file="", line=0))
+        gate = self.evidence.coverage or CoverageGate(where=Where(file="", line=0))
         traces = list(_follow(audit, gate=gate, onnx=onnx, engines=engines))
         lost: dict[str, tuple[Stage, str]] = {}
         for target, rows in traces:
@@ -548,14 +527,19 @@ def _describe_engine(about: Sequence[str], engine: EngineReport) -> EngineFacts:
     )
 
 
-def describe_environment(*, root: Path, environ: Mapping[str, str]) -> Environment:
-    """Return the machine, the packages and the revision that a run judged."""
+def describe_environment(
+    *, root: Path, environ: Mapping[str, str], measured: Iterable[Mapping[str, str]]
+) -> Environment:
+    """Return the machine, the packages and the revision that a run judged.
+
+    `measured` are the versions of what measured; where nothing did, those of what would have.
+    """
     packages = {}
-    for package in PACKAGES:
-        try:
+    for package in TOOLS:
+        with suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    found = {name: version for versions in measured for name, version in versions.items()}
+    packages |= found or Surroundings(environ=environ).versions(ENGINES)
     return Environment(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",

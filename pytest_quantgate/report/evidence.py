@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.measurement import from_json, to_json
 from pytest_quantgate.report.model import LatencyFacts, ModelFacts, RecipeFacts
+from pytest_quantgate.suite import CoverageGate
 
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
@@ -27,10 +28,12 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What one process used of one suite. `gates` are the suite's, in order; `file` is shown."""
+    """What one process used of one suite. `gates` are the suite's, in order; `file` is shown.
+
+    `coverage` is the gate that was judged by: the file may say something else by the end of a run.
+    """
 
     suite: str
-    path: str
     file: str
     gates: tuple[str, ...]
     used: tuple[Use, ...] = ()
@@ -39,6 +42,8 @@ class Evidence:
     model: ModelFacts | None = None
     recipe: RecipeFacts | None = None
     calibration_digest: str = ""
+    calibration_batch_size: int = 0
+    coverage: CoverageGate | None = None
     latency: tuple[LatencyFacts, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -68,10 +73,11 @@ def describe_case(case: Case, *, gates: tuple[str, ...]) -> Evidence:
     suite = case.suite
     evidence = Evidence(
         suite=suite.name,
-        path=str(suite.path),
         file=suite.model.where.file,
         gates=gates,
         used=tuple(Use(about=about, key=key) for about, key in case.used.items()),
+        calibration_batch_size=suite.calibration.batch_size,
+        coverage=suite.gates.coverage,
         latency=tuple(
             LatencyFacts(
                 gate=f"latency[{key}]",

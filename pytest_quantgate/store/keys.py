@@ -32,7 +32,8 @@ from pytest_quantgate.store.surroundings import Code, Surroundings
 #: What a forward of either variant runs through, from a file of pixels to an embedding.
 CLIP = (
     *("torch", "torchvision", "numpy", "PIL", "transformers", "tokenizers", "safetensors"),
-    *("modelopt", "diffusers", "clip_benchmark", "webdataset"),
+    *("modelopt", "modelopt_recipes", "omegaconf", "yaml", "diffusers"),
+    *("clip_benchmark", "webdataset"),
 )
 
 #: What an ONNX file is written and read with.

@@ -100,6 +100,11 @@ class Surroundings:
             self._packages[name] = self._read_package(name)
         return self._packages[name]
 
+    def versions(self, packages: Iterable[str]) -> dict[str, str]:
+        """Return the version of each of these packages that is there, by its distribution."""
+        found = (self.package(name) for name in packages)
+        return {package.distribution: package.version for package in found if package}
+
     def code(self, kind: Code) -> str:
         """Return the SHA-256 of this package's files: those that measure, or all."""
         if kind not in self._code:

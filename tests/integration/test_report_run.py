@@ -264,3 +264,29 @@ def test_workers_report_the_same_and_a_warm_run_imports_no_torch(
     one, two, three = (load(pytester.path / f"{name}.json") for name in ("one", "two", "three"))
     assert one["suites"] == two["suites"] == three["suites"]
     assert one["suites"][0]["tasks"]
+
+
+def test_suite_that_is_edited_while_it_runs_is_reported_as_it_was_judged(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: RunGates
+) -> None:
+    path = write_suite()
+    some = ("-k", "coverage or calibration")
+    run_gates(*some, "--quantgate-json=one.json")
+    edits = {"coverage: {}": "coverage: {attention: [softmax]}", "max_clipped": "max"}
+    pytester.makeconftest(
+        f"""
+        from pathlib import Path
+
+        def pytest_runtest_teardown():
+            path = Path({str(path)!r})
+            for old, new in {edits!r}.items():
+                path.write_text(path.read_text().replace(old, new))
+        """
+    )
+
+    run_gates(*some, "--quantgate-json=two.json")
+
+    assert "attention: [softmax]" in path.read_text()
+    one, two = (load(pytester.path / f"{name}.json") for name in ("one", "two"))
+    assert one["suites"] == two["suites"]
+    assert one["suites"][0]["audit"]["quantizers"]

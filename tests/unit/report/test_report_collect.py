@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from pytest_quantgate.measurement import unpack_bits
 from pytest_quantgate.report.collect_evidence import conclude_run
 from pytest_quantgate.report.evidence import Evidence, Use, read_evidence, recipe_lines
 from pytest_quantgate.report.model import Conclusion, StatusName, SuiteReport
+from pytest_quantgate.suite import CoverageGate, Waiver, Where
 from pytest_quantgate.verdict import Status
 
 
@@ -83,6 +86,20 @@ def test_report_of_a_run(tmp_path: Path) -> None:
     assert len(found.audit.quantizers) == 2 * 2 * (6 * 3 + 4)
 
 
+def test_versions_are_those_of_what_measured(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    ((suite_name, evidence),) = run.evidence.items()
+    measured = {"torch": "0.0.1+patched", "onnxruntime-gpu": "9.9"}
+    evidence = replace(evidence, versions=measured)
+
+    report = replace(run, evidence={suite_name: evidence}).collect()
+
+    packages = dict(report.environment.packages)
+    assert packages.items() >= measured.items()
+    assert packages.keys() - measured.keys() <= {"pytest", "pytest-quantgate", "pytest-benchmark"}
+    assert report.suites[0].versions == measured
+
+
 def test_task_counts_flips_and_keeps_outcomes_as_a_baseline_does(tmp_path: Path) -> None:
     fp16, quantized = make_outcomes(samples=50, class_names=["a", "b"], lost=4, won=2)
     shuffled = [
@@ -150,7 +167,6 @@ def test_evidence_of_two_workers_is_joined() -> None:
     def used(*kinds: str) -> Evidence:
         return Evidence(
             suite="x",
-            path="p",
             file="f",
             gates=("coverage",),
             used=tuple(Use(about=(kind,), key=kind) for kind in kinds),
@@ -183,3 +199,33 @@ def test_audit_of_another_module_order_keeps_the_models_order(tmp_path: Path) ->
 
     assert found.audit is not None
     assert [q.name for q in found.audit.quantizers] == [q.name for q in audit.quantizers]
+
+
+def test_report_explains_the_gate_that_was_judged(tmp_path: Path) -> None:
+    """The gate travels with the evidence: no file is read for it."""
+    gate = CoverageGate(
+        where=Where(file="suites/x.quantgate.yaml", line=6, keys={"attention": 7}),
+        attention=("softmax",),
+        towers=("text",),
+        waive=(
+            Waiver(
+                where=Where(file="suites/x.quantgate.yaml", line=8),
+                modules=("vision_model*fc1",),
+                reason="until the next calibration",
+                until=date(2026, 12, 1),
+            ),
+        ),
+    )
+    run = make_run(tmp_path)
+    ((suite_name, evidence),) = run.evidence.items()
+    evidence = replace(evidence, coverage=gate, calibration_batch_size=24)
+    travelled = read_evidence(json.loads(json.dumps(evidence.to_json())))
+
+    (found,) = replace(run, evidence={suite_name: travelled}).collect().suites
+
+    assert travelled == evidence
+    assert found.calibration is not None
+    assert found.calibration.batch_size == 24
+    before = run.collect().suites[0]
+    assert found.audit is not None
+    assert found.audit != before.audit

@@ -1,0 +1,429 @@
+"""What a measurement runs in: packages by content, our own code, threads, devices."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pytest_quantgate
+from pytest_quantgate.store import surroundings
+from pytest_quantgate.store.surroundings import JUDGING, Package, Surroundings, digest_code
+
+PACKAGE = Path(pytest_quantgate.__file__).parent
+
+#: The module that all these tests install; nothing of that name is anywhere else.
+NAME = "quantgate_reversing_runtime"
+
+FILES = {
+    f"{NAME}/__init__.py": b'__version__ = "1.24.4"\nfrom ._core import run\n',
+    f"{NAME}/_core.py": b"def run(x):\n    return x\n",
+    f"{NAME}/capi/kernel.so": b"\x7fELF kernels",
+    f"{NAME}.libs/libsum.so": b"\x7fELF sums",
+}
+
+
+def install(
+    site: Path,
+    files: Mapping[str, bytes] = FILES,
+    *,
+    distribution: str = f"{NAME}-gpu",
+    version: str = "1.24.4",
+) -> Path:
+    """Install files as pip does: RECORD last, with the SHA-256 and the size of each."""
+    rows = []
+    for name, content in files.items():
+        path = site / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+        rows.append(f"{name},sha256={digest},{len(content)}")
+    info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.4\nName: {distribution}\nVersion: {version}\n\n"
+    )
+    rows += [f"../../bin/{NAME},sha256=x,3", f"{NAME}/__pycache__/_core.pyc,,"]
+    (info / "RECORD").write_text("\n".join([*rows, f"{info.name}/RECORD,,", ""]))
+    return site
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Package]]:
+    """Look at the module as a new run would, with a folder first on the path."""
+
+    def find(site: Path) -> Package:
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(site)
+            found = Surroundings().package(NAME)
+        assert found is not None
+        return found
+
+    yield find
+    assert NAME not in sys.modules  # it was never imported
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return install(tmp_path / "site")
+
+
+Look = Callable[[Path], Package]
+
+
+def test_package_is_that_of_its_distribution(site: Path, look: Look) -> None:
+    found = look(site)
+
+    assert (found.distribution, found.version) == (f"{NAME}-gpu".replace("_", "-"), "1.24.4")
+    assert found == look(site)
+
+
+def test_same_wheel_has_the_same_digest_everywhere(site: Path, look: Look, tmp_path: Path) -> None:
+    again = install(tmp_path / "elsewhere")
+    (again / NAME / "__pycache__").mkdir()
+    (again / NAME / "__pycache__" / "_core.pyc").write_bytes(b"compiled")
+
+    assert look(again).digest == look(site).digest
+
+
+def reversed_core(site: Path) -> None:
+    """Edit a file in place; no version changes."""
+    path = site / NAME / "_core.py"
+    path.write_bytes(path.read_bytes().replace(b"return x", b"return x[::-1]"))
+
+
+def reversed_in_the_same_size(site: Path) -> None:
+    path = site / NAME / "_core.py"
+    path.write_bytes(path.read_bytes().replace(b"return x", b"return y"))
+    later = path.stat().st_mtime + 60
+    os.utime(path, (later, later))
+
+
+def swapped_from_an_older_file(site: Path) -> None:
+    """Put a file of another size there that is older than RECORD, as `cp -p` does."""
+    path = site / NAME / "_core.py"
+    path.write_bytes(b"from other import run\n")
+    os.utime(path, (1, 1))
+
+
+def added_file(site: Path) -> None:
+    (site / NAME / "_core.cpython-311-x86_64-linux-gnu.so").write_bytes(b"comes before _core.py")
+
+
+def removed_file(site: Path) -> None:
+    (site / NAME / "capi" / "kernel.so").unlink()
+
+
+def other_library_beside_it(site: Path) -> None:
+    (site / f"{NAME}.libs" / "libsum.so").write_bytes(b"\x7fELF other sums")
+
+
+def missing_library_beside_it(site: Path) -> None:
+    (site / f"{NAME}.libs" / "libsum.so").unlink()
+
+
+def other_wheel(site: Path) -> None:
+    shutil.rmtree(site)
+    install(site, {**FILES, f"{NAME}/_core.py": b"def run(x):\n    return x[::-1]\n"})
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        reversed_core,
+        reversed_in_the_same_size,
+        swapped_from_an_older_file,
+        added_file,
+        removed_file,
+        other_library_beside_it,
+        missing_library_beside_it,
+        other_wheel,
+    ],
+)
+def test_replaced_package_is_another_though_its_version_is_the_same(
+    site: Path, look: Look, replace: Callable[[Path], None]
+) -> None:
+    before = look(site)
+
+    replace(site)
+
+    after = look(site)
+    assert after.version == before.version
+    assert after.digest != before.digest
+
+
+def test_package_earlier_on_the_path_is_the_one_that_counts(
+    site: Path, look: Look, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = look(site)
+    shadow = tmp_path / "shadow"
+    (shadow / NAME).mkdir(parents=True)
+    (shadow / NAME / "__init__.py").write_text('import sys\n__version__: str = "9.9"\n')
+    monkeypatch.syspath_prepend(site)
+
+    after = look(shadow)
+
+    # What the metadata of the folder behind it says is not what would be imported.
+    assert (after.distribution, after.version) == (NAME, "9.9")
+    assert after.digest != before.digest
+
+
+def test_package_without_a_version_is_told_by_its_files(look: Look, tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / "__init__.py").write_text("")
+
+    assert (look(tmp_path).distribution, look(tmp_path).version) == (NAME, "unknown")
+
+
+def test_of_two_distributions_with_one_module_the_last_installed_counts(
+    site: Path, look: Look
+) -> None:
+    """`onnxruntime` and `onnxruntime-gpu` overwrite one another's files."""
+    before = look(site)
+    (record,) = site.glob("*.dist-info/RECORD")
+    os.utime(record, (1, 1))
+    core = {f"{NAME}/_core.py": b"def run(x):\n    return -x\n"}
+
+    install(site, {**FILES, **core}, distribution=NAME, version="1.25.0")
+
+    after = look(site)
+    assert (after.distribution, after.version) == (NAME.replace("_", "-"), "1.25.0")
+    assert after.digest != before.digest
+
+
+def test_module_of_a_single_file_counts(look: Look, tmp_path: Path) -> None:
+    (tmp_path / f"{NAME}.py").write_text('__version__ = "3"\n')
+    before = look(tmp_path)
+    assert before.version == "3"
+
+    (tmp_path / f"{NAME}.py").write_text('__version__ = "3"\n\n')
+
+    assert look(tmp_path).digest != before.digest
+
+
+def test_absent_package_is_none_and_a_made_up_module_is_never_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Surroundings().package(NAME) is None
+    assert Surroundings().package(f"{NAME}.part") is None
+    monkeypatch.setitem(sys.modules, NAME, type(sys)(NAME))
+
+    one, two = (Surroundings().package(NAME) for _ in range(2))
+
+    assert one
+    assert two
+    assert one.digest != two.digest
+
+
+def test_links_in_a_package_are_followed_to_files_and_not_to_folders(
+    site: Path, look: Look, tmp_path: Path
+) -> None:
+    kept = tmp_path / "store.so"
+    shutil.move(site / NAME / "capi" / "kernel.so", kept)
+    (site / NAME / "capi" / "kernel.so").symlink_to(kept)
+    (site / NAME / "self").symlink_to(site / NAME)
+    before = look(site)
+
+    kept.write_bytes(b"other kernels")
+
+    assert look(site).digest != before.digest
+
+
+@given(
+    files=st.dictionaries(
+        st.sampled_from([f"{NAME}/{part}" for part in ("a.py", "b/c.py", "b/d,e.py", "f.so")]),
+        st.binary(max_size=8),
+    ),
+    edit=st.sampled_from([f"{NAME}/{part}" for part in ("a.py", "b/c.py", "b/d,e.py", "f.so")]),
+    content=st.binary(max_size=8),
+)
+@settings(max_examples=40, deadline=None)
+def test_digest_is_that_of_the_contents_with_a_record_or_without(
+    tmp_path_factory: pytest.TempPathFactory,
+    files: dict[str, bytes],
+    edit: str,
+    content: bytes,
+) -> None:
+    def digest(folder: Path) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(folder)
+            found = Surroundings().package(NAME)
+        assert found is not None
+        return found.digest
+
+    files = {f"{NAME}/__init__.py": b"", **files}
+    folder = install(tmp_path_factory.mktemp("site"), files)
+    first = digest(folder)
+    (record,) = folder.glob("*.dist-info/RECORD")
+    record.unlink()
+    assert digest(folder) == first
+
+    edited = install(tmp_path_factory.mktemp("site"), {**files, edit: content})
+    assert (digest(edited) == first) == (files.get(edit) == content)
+
+
+# -- the rest of the surroundings -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "threads"),
+    [
+        ({"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "5"}, 3),
+        ({"OMP_NUM_THREADS": "4,2"}, 4),
+        ({"OMP_NUM_THREADS": "many", "MKL_NUM_THREADS": "5"}, 5),
+        ({}, len(os.sched_getaffinity(0))),
+    ],
+)
+def test_threads_are_what_the_libraries_take(environ: dict[str, str], threads: int) -> None:
+    assert Surroundings(environ=environ).threads == threads
+
+
+def test_environment_is_what_changes_a_number_and_nothing_else() -> None:
+    counts = {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "LD_PRELOAD": "libmkl.so",
+        "NVIDIA_TF32_OVERRIDE": "0",
+        "PYTORCH_CUDA_ALLOC_CONF": "x",
+    }
+    other = {"HOME": "/root", "OMP_NUM_THREADS": "2", "PATH": "/bin", "MY_TORCH_": "1"}
+
+    assert Surroundings(environ={**counts, **other}).variables == counts
+
+
+def test_processor_is_known_by_its_instructions() -> None:
+    found = Surroundings().processor
+
+    assert found[0] == os.uname().machine
+    if Path("/proc/cpuinfo").exists():
+        assert any(line.startswith(("flags", "Features")) for line in found)
+        assert not any("MHz" in line for line in found)  # it changes from one look to the next
+
+
+def test_gpus_are_known_by_driver_and_part_and_not_by_their_serial_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = {
+        "--query-gpu=name,compute_cap,driver_version": "NVIDIA H200, 9.0, 550.54",
+        "-L": "GPU 0: NVIDIA H200 (UUID: GPU-1)\n  MIG 1g.18gb Device 0: (UUID: MIG-2)",
+    }
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[0] == "nvidia-smi"
+        return subprocess.CompletedProcess(command, 0, stdout=answers[command[1]])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    first = Surroundings().gpus
+    assert "550.54" in "".join(first)
+    assert "MIG 1g.18gb" in "".join(first)
+    assert "UUID" not in "".join(first)
+
+    answers["-L"] = answers["-L"].replace("1g.18gb", "2g.35gb")
+    assert Surroundings().gpus != first
+
+
+def test_gpus_are_asked_of_torch_where_the_driver_has_no_utilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(surroundings, "_ask_torch", lambda: iter(["NVIDIA L4"]))
+
+    assert Surroundings().gpus[0] == "NVIDIA L4"
+
+
+# -- our own code ---------------------------------------------------------------------------------
+
+
+def list_code() -> list[str]:
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def test_judging_rooms_are_there() -> None:
+    for name in JUDGING:
+        assert (PACKAGE / name).exists(), name
+
+
+def test_a_change_in_any_file_that_measures_changes_every_key(tmp_path: Path) -> None:
+    """Also in what they read, and in a file that comes or goes; judging moves nothing."""
+    copy = tmp_path / "pytest_quantgate"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    before = {kind: digest_code(copy, kind=kind) for kind in ("measuring", "whole")}
+    assert before["measuring"] == digest_code(PACKAGE, kind="measuring")
+    files = [*list_code(), "reference/weights/model.safetensors", "reference/words.py"]
+
+    for name in files:
+        path = copy / name
+        good = path.read_bytes()
+        path.write_bytes(good + b"\n")
+        changed = {kind: digest_code(copy, kind=kind) for kind in before}
+        path.write_bytes(good)
+        assert changed["whole"] != before["whole"], name
+        assert (changed["measuring"] == before["measuring"]) == name.startswith(JUDGING), name
+    (copy / "measure" / "new.py").write_text("")
+    assert digest_code(copy, kind="measuring") != before["measuring"]
+    (copy / "measure" / "new.py").unlink()
+
+    assert {kind: digest_code(copy, kind=kind) for kind in before} == before
+
+
+#: What measuring modules import of the judging ones, and for which of their names: what a case
+#: asks for verdicts, and what a study judges its exclusions with (their key covers all code).
+AFTER = {
+    "case.py": {"baselines", "judging", "options", "progress"},
+    "sensitivity.py": {"gates", "verdict"},
+}
+
+
+def imports_of(name: str) -> set[str]:
+    """Return the modules of this package that a file imports when it runs, wherever it does so."""
+    found = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pytest_quantgate"):
+            module = (node.module or "").removeprefix("pytest_quantgate").lstrip(".")
+            names = {".".join(filter(None, (module, alias.name))) for alias in node.names}
+            found.update(names if not module else {module, *names})
+        if isinstance(node, ast.Import):
+            found.update(
+                alias.name.removeprefix("pytest_quantgate.")
+                for alias in node.names
+                if alias.name.startswith("pytest_quantgate.")
+            )
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse((PACKAGE / name).read_text("utf-8")))
+    return {module for module in found if find_file(module)}
+
+
+def find_file(module: str) -> str:
+    """Return the file of a module, empty where the name is none (a function, a class)."""
+    path = module.replace(".", "/")
+    for name in (f"{path}.py", f"{path}/__init__.py"):
+        if (PACKAGE / name).is_file():
+            return name
+    return ""
+
+
+def test_what_measures_runs_through_no_file_that_judges() -> None:
+    measuring = [name for name in list_code() if not name.startswith(JUDGING)]
+    assert {"case.py", "stages.py", "sensitivity.py", "measure/fidelity.py"} <= set(measuring)
+
+    for name in measuring:
+        outside = {module for module in imports_of(name) if find_file(module).startswith(JUDGING)}
+        assert outside <= AFTER.get(name, set()), name

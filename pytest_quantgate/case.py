@@ -28,6 +28,7 @@ from pytest_quantgate.measurement import (
     Fidelity,
     Outcomes,
     Roundtrip,
+    Sanity,
     Tower,
     from_json,
     to_json,
@@ -43,6 +44,7 @@ from pytest_quantgate.store.keys import (
     HASHES,
     OUTCOMES,
     ROUNDTRIP,
+    SANITY,
     VARIANT,
     Measurement,
     make_key,
@@ -82,6 +84,9 @@ BATCH_SIZE = 64
 
 #: How many held-out pairs a round trip compares, and a fidelity gate searches for the worst layer.
 PROBE_SAMPLES = 16
+
+#: Pairs that run through FP16 before anything else.
+SANITY_PAIRS = 2
 
 
 Value = TypeVar("Value")
@@ -411,7 +416,7 @@ class Case:
             today=self.today,
             surroundings=self.surroundings,
         )
-        for name in ("source", "fp16", "recipe", "audit", "recipe_entries"):
+        for name in ("source", "fp16", "recipe", "audit", "recipe_entries", "sanity"):
             vars(other)[name] = getattr(self, name)
         vars(other).update(quantized=quantized, variant_key=key)
         other._values["samples"] = self._values.setdefault("samples", {})
@@ -493,6 +498,42 @@ class Case:
         return tuple(read_json(self._variant_folder / "notes.json"))
 
     # -- measurements ----------------------------------------------------------------------------
+
+    @computed_once
+    def sanity(self) -> Sanity:
+        """What must be true of the model and its data before any limit means something."""
+        spec = self.suite.calibration
+        tasks = list(
+            dict.fromkeys((gate.task, gate.samples, gate.first) for gate in self._task_gates)
+        )
+        data = [self._task_key(task, samples, first=first) for task, samples, first in tasks]
+        pairs = self._data_key(spec.data, SANITY_PAIRS, purpose="pairs", first=spec.first)
+        return self.measured(
+            SANITY,
+            self.key(SANITY, fp16=self.fp16_key, pairs=pairs, tasks=tasks, data=data),
+            measure=lambda: to_json(self._measure_sanity(tasks)),
+            read=functools.partial(from_json, Sanity),
+        )
+
+    def _task_key(self, task: str, samples: int | None, *, first: bool) -> str:
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        data, purpose = evaluation_data(task)
+        return self._data_key(data, samples, purpose=purpose, first=first)
+
+    def _measure_sanity(self, tasks: list[tuple[str, int | None, bool]]) -> Sanity:
+        from pytest_quantgate.measure.sanity import measure_sanity
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        spec = self.suite.calibration
+        loaded = []
+        for task, count, first in tasks:
+            data, purpose = evaluation_data(task)
+            loaded.append((task, self.samples(data, count, purpose=purpose, first=first)))
+        pairs = self.samples(spec.data, SANITY_PAIRS, purpose="pairs", first=spec.first)
+        fp16 = self.fp16
+        with self.progress.stage("checking that the model and its data fit"):
+            return measure_sanity(fp16, pairs=pairs, tasks=loaded)
 
     def outcomes(
         self,

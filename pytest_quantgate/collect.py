@@ -39,8 +39,12 @@ CARRIED = pytest.StashKey[list[dict[str, object]]]()
 
 
 def list_gates(suite: Suite) -> Iterator[GateItem]:
-    """Yield the gates of a suite in the order they run: what is cheap and tells most first."""
+    """Yield the gates of a suite in the order they run: what is cheap and tells most first.
+
+    `sanity` has no section: no suite is without it.
+    """
     gates = suite.gates
+    yield GateItem(suite=suite, kind="sanity")
     if gates.coverage:
         yield GateItem(suite=suite, kind="coverage")
     if gates.calibration:

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 
 class QuantGateError(Exception):
-    """Base of all errors that a user can cause and mend; `str(error)` is the whole message."""
+    """Base of all errors that a user can cause and mend; `str(error)` is the whole message.
+
+    `code` is that of the verdict which the error becomes (see `Verdict.code`), empty for most.
+    """
+
+    def __init__(self, *arguments: object, code: str = "") -> None:
+        super().__init__(*arguments)
+        self.code = code
 
 
 class SuiteError(QuantGateError):

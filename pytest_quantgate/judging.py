@@ -30,6 +30,7 @@ from pytest_quantgate.gates import (
     judge_parity,
     judge_regression,
     judge_roundtrip,
+    judge_sanity,
     judge_tower,
     judge_trace,
 )
@@ -85,6 +86,7 @@ class Judging:
         message. Neither is ever green.
         """
         judges: dict[str, Callable[[], Judged]] = {
+            "sanity": self._judge_sanity,
             "coverage": self._judge_coverage,
             "calibration": self._judge_calibration,
             "fidelity": self._judge_fidelity,
@@ -101,6 +103,22 @@ class Judging:
         if (kind, key) not in self._verdicts:
             self._verdicts[kind, key] = self._judge(kind, judges[kind])
         return self._verdicts[kind, key]
+
+    def _find_insanity(self, kind: str) -> Judged | None:
+        """Return why a gate is not judged: where sanity fails, numbers mean something else."""
+        sanity = self.judge(kind="sanity").verdict
+        if sanity.status is not Status.FAIL:
+            return None
+        code = f" [{sanity.code}]" if sanity.code else ""
+        return Judged(
+            verdict=Verdict(
+                gate=kind,
+                status=Status.NOT_MEASURED,
+                headline=f"not judged, as the sanity gate fails: "
+                f"{sanity.headline.removeprefix('sanity: ')}{code}",
+                brief=f"not judged, as the sanity gate fails{code}",
+            )
+        )
 
     def check_baseline(
         self,
@@ -131,13 +149,20 @@ class Judging:
 
     def _judge(self, kind: str, judge: Callable[[], Judged]) -> Judged:
         try:
+            insanity = None if kind == "sanity" else self._find_insanity(kind)
+            if insanity is not None:
+                return insanity
             judged = judge()
         except NotMeasured as error:
             return Judged(
                 verdict=Verdict(gate=kind, status=Status.NOT_MEASURED, headline=str(error))
             )
         except QuantGateError as error:
-            return Judged(verdict=Verdict(gate=kind, status=Status.FAIL, headline=str(error)))
+            return Judged(
+                verdict=Verdict(gate=kind, status=Status.FAIL, headline=str(error), code=error.code)
+            )
+        if kind == "sanity":
+            return judged  # what a reader must know of the variants is not built yet
         return replace(judged, notes=(*judged.notes, *self.case.notes))
 
     def accuracy_gate(self, key: str) -> AccuracyGate:
@@ -157,6 +182,17 @@ class Judging:
 
     def latency_gate(self, key: str) -> LatencyGate:
         return next(gate for gate in self.case.suite.gates.latency if gate.key == key)
+
+    def _judge_sanity(self) -> Judged:
+        from pytest_quantgate.tasks.registry import locate_texts
+
+        case = self.case
+        sanity = case.sanity
+        places = {
+            task.data: locate_texts(task.data, datasets=case.suite.datasets, environ=case.environ)
+            for task in sanity.tasks
+        }
+        return Judged(verdict=judge_sanity(sanity, model=case.source.description, places=places))
 
     def _judge_coverage(self) -> Judged:
         gate = self.case.suite.gates.coverage

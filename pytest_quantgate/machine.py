@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.suite import Suite, expand_path
+from pytest_quantgate.suite import AccuracyGate, RegressionGate, Suite, expand_path
 
 State = Literal["OK", "MISSING", "TOO OLD", "TOO NEW", "BROKEN", "NOTE"]
 
@@ -348,7 +348,9 @@ class Need:
 def list_kinds(machine: Machine) -> tuple[Need, ...]:
     """Return for every kind of gate whether this machine can measure it, data and model aside."""
     needs = []
-    for kind in ("coverage", "calibration", "fidelity", "accuracy", "regression", "roundtrip"):
+    for kind in (
+        *("sanity", "coverage", "calibration", "fidelity", "accuracy", "regression", "roundtrip"),
+    ):
         needs.append(_need(kind, _extra(machine, "clip")))
     needs.append(_need("accuracy, stage: onnx", _extra(machine, "clip"), _onnxruntime(machine)))
     needs.append(_need("accuracy, stage: engine", _extra(machine, "clip"), _gpu(machine)))
@@ -374,10 +376,14 @@ def list_needs(suite: Suite, *, machine: Machine, environ: Mapping[str, str]) ->
 
     model = _model(suite, environ=environ)
     calibration = _data(suite, suite.calibration.data, environ=environ)
-    needs = []
+    gates: tuple[AccuracyGate | RegressionGate, ...]
+    gates = (*suite.gates.accuracy, *suite.gates.regression)
+    tasks = [_data(suite, gate.task, environ=environ) for gate in gates]
+    clip = _extra(machine, "clip")
+    needs = [_need("sanity", clip, model, calibration, *tasks)]
     for name, gate in gates_by_name(suite).items():
         kind = name.partition("[")[0]
-        parts: list[Missing | None] = [_extra(machine, "clip"), model, calibration]
+        parts: list[Missing | None] = [clip, model, calibration]
         task = getattr(gate, "task", None) or getattr(gate, "data", None)
         if task:
             parts.append(_data(suite, task, environ=environ))

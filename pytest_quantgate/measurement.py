@@ -498,6 +498,85 @@ class Roundtrip:
     accepted: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextReading:
+    """How the text tower reads `count` texts, of which `distinct` differ as far as it looks.
+
+    A text tower pools one token, and what stands behind it is not read. `without_end` texts have
+    no end token; of `pooled_elsewhere` another token is pooled than the end token behind the text.
+    `example` is the first such text, `pooled` the token that is pooled instead, at `position`.
+    `end_token` is the tokenizer's (empty where it names none), `commonest` the number of texts
+    that read like the most frequent one.
+    """
+
+    count: int
+    distinct: int
+    commonest: int
+    end_token: str
+    without_end: int = 0
+    pooled_elsewhere: int = 0
+    example: str = ""
+    pooled: str = ""
+    position: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twins:
+    """Two classes that cannot be told apart, by index and name; `pairs` says how many are so."""
+
+    first: int
+    second: int
+    names: tuple[str, str]
+    pairs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPlaces:
+    """Where the class names and the templates of a data set stand, `file:line` by index.
+
+    Empty where they come with a package.
+    """
+
+    class_names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSanity:
+    """What must be true of a task whatever its limits are.
+
+    `without_class` are the indices and texts of templates without `{c}`. `same_name`,
+    `same_prompt` and `same_embedding` are classes with one name, with prompts that read alike in
+    every template, and with FP16 embeddings that are equal up to rounding.
+    """
+
+    task: str
+    data: str
+    classes: int
+    reading: TextReading
+    templates: int = 0
+    without_class: tuple[tuple[int, str], ...] = ()
+    same_name: Twins | None = None
+    same_prompt: Twins | None = None
+    same_embedding: Twins | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sanity:
+    """What must be true of a model, its tokenizer and its data before any limit means something.
+
+    `data` is what calibrates; `reading` is of the texts of its first `pairs` pairs, which FP16
+    embedded: `nonfinite_images` and `nonfinite_texts` of them to NaN or Inf.
+    """
+
+    data: str
+    pairs: int
+    reading: TextReading
+    nonfinite_images: int = 0
+    nonfinite_texts: int = 0
+    tasks: tuple[TaskSanity, ...] = ()
+
+
 Value = TypeVar("Value")
 
 

@@ -11,6 +11,7 @@ from pytest_quantgate.gates.memory import judge_memory
 from pytest_quantgate.gates.parity import judge_parity
 from pytest_quantgate.gates.regression import judge_regression
 from pytest_quantgate.gates.roundtrip import judge_roundtrip
+from pytest_quantgate.gates.sanity import judge_sanity
 from pytest_quantgate.gates.trace import judge_trace
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "judge_ranges",
     "judge_regression",
     "judge_roundtrip",
+    "judge_sanity",
     "judge_tower",
     "judge_trace",
 ]

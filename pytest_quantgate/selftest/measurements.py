@@ -10,7 +10,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate.measurement import Audit, Fidelity, OnnxAudit, Outcomes, Parity, Roundtrip
+from pytest_quantgate.measurement import (
+    Audit,
+    Fidelity,
+    OnnxAudit,
+    Outcomes,
+    Parity,
+    Roundtrip,
+    Sanity,
+    Twins,
+)
 from pytest_quantgate.selftest.sabotage import Sabotage, Spoil, exchange, exchange_stages
 
 if TYPE_CHECKING:
@@ -24,6 +33,7 @@ OTHER_DIGEST = "0" * 64
 def list_measurement_sabotages() -> tuple[Sabotage, ...]:
     """Return the sabotages of measurements, of every gate that has any."""
     return (
+        *_sanity(),
         *_coverage(),
         *_calibration(),
         *_fidelity(),
@@ -36,6 +46,77 @@ def list_measurement_sabotages() -> tuple[Sabotage, ...]:
         *_memory(),
         *_trace(),
         *_latency(),
+    )
+
+
+# -- sanity --------------------------------------------------------------------------------------
+
+
+def _sanity() -> tuple[Sabotage, ...]:
+    def on_sanity(change: Callable[[Sanity], Sanity | None]) -> Spoil:
+        def spoil(case: Case, _key: str) -> Case | None:
+            changed = change(case.sanity)
+            return None if changed is None else exchange(case, sanity=changed)
+
+        return spoil
+
+    def on_classes(**changes: object) -> Spoil:
+        def change(sanity: Sanity) -> Sanity | None:
+            if not any(task.classes > 1 for task in sanity.tasks):
+                return None
+            tasks = tuple(
+                dataclasses.replace(task, **changes) if task.classes > 1 else task  # type: ignore[arg-type]
+                for task in sanity.tasks
+            )
+            return dataclasses.replace(sanity, tasks=tasks)
+
+        return on_sanity(change)
+
+    def on_reading(**changes: object) -> Spoil:
+        def change(sanity: Sanity) -> Sanity:
+            changed = dataclasses.replace(sanity.reading, **changes)  # type: ignore[arg-type]
+            return dataclasses.replace(sanity, reading=changed)
+
+        return on_sanity(change)
+
+    twins = Twins(first=0, second=1, names=("one", "one"), pairs=1)
+    return (
+        Sabotage(
+            name="a template that names no class",
+            gate="sanity",
+            cause=r"has no \{c\}",
+            spoil=on_classes(without_class=((0, "a photo of a {}"),)),
+        ),
+        Sabotage(
+            name="a class name that stands twice",
+            gate="sanity",
+            cause="stands twice",
+            spoil=on_classes(same_name=twins),
+        ),
+        Sabotage(
+            name="two classes with one prompt",
+            gate="sanity",
+            cause="read alike",
+            spoil=on_classes(same_prompt=twins),
+        ),
+        Sabotage(
+            name="a tokenizer without end token",
+            gate="sanity",
+            cause="no end token",
+            spoil=on_reading(without_end=1, example="a photo", pooled="a"),
+        ),
+        Sabotage(
+            name="another token pooled",
+            gate="sanity",
+            cause="not the end token",
+            spoil=on_reading(pooled_elsewhere=1, example="a photo", pooled="photo"),
+        ),
+        Sabotage(
+            name="FP16 that gives NaN",
+            gate="sanity",
+            cause="NaN or Inf",
+            spoil=on_sanity(lambda sanity: dataclasses.replace(sanity, nonfinite_images=1)),
+        ),
     )
 
 

@@ -6,18 +6,18 @@ writes one by hand. To keep a measurement of your own:
 
 1. Declare it below, and name it in `MEASUREMENTS`:
 
-       SANITY = Measurement(kind="sanity", inputs=("fp16", "data"), packages=CLIP)
+       NORMS = Measurement(kind="norms", inputs=("fp16", "data"), packages=CLIP)
 
    `inputs` are what a caller gives: digests of other entries, data and settings of the suite.
    Constants in the code are not among them, as the code is in every key already.
 
 2. Ask for it, in `Case` or with one:
 
-       key = case.key(SANITY, fp16=case.fp16_key, data=samples.digest)
-       found = case.measured(SANITY, key, measure=..., read=...)
+       key = case.key(NORMS, fp16=case.fp16_key, data=samples.digest)
+       found = case.measured(NORMS, key, measure=..., read=...)
 
    `measure()` returns plain JSON, `read` makes a value of it and may raise ValueError: what is
-   stored is then measured again. Entries of files use `case.cache.get_and_read(kind=SANITY.kind,
+   stored is then measured again. Entries of files use `case.cache.get_and_read(kind=NORMS.kind,
    key=key, ...)`.
 """
 
@@ -81,6 +81,8 @@ def make_key(
 
 #: The model before it is quantized. Never stored itself: an input of what is.
 FP16 = Measurement(kind="fp16", inputs=("model", "dtype", "attn_implementation"), packages=CLIP)
+#: What must be true of the model and its data; `tasks` are (task, samples, first) and their `data`.
+SANITY = Measurement(kind="sanity", inputs=("fp16", "pairs", "tasks", "data"), packages=CLIP)
 #: The quantized variant's checkpoint, with its audit and how it was calibrated.
 VARIANT = Measurement(
     kind="variant",
@@ -136,6 +138,6 @@ PREVIEWS = Measurement(
 )
 
 MEASUREMENTS = (
-    *(FP16, VARIANT, WITHOUT, EXPORTED, EXECUTED, HASHES, EMBEDDINGS, OUTCOMES, FIDELITY),
+    *(FP16, SANITY, VARIANT, WITHOUT, EXPORTED, EXECUTED, HASHES, EMBEDDINGS, OUTCOMES, FIDELITY),
     *(ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, PARITY, ENGINE, SENSITIVITY, EXCLUSION, PREVIEWS),
 )

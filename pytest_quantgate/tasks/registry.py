@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_quantgate.errors import DataError
+from pytest_quantgate.measurement import TextPlaces
 from pytest_quantgate.suite import CalibrationSpec, DatasetSpec, expand_path
 from pytest_quantgate.tasks.builtin import Purpose, load_digits, load_scenes
 from pytest_quantgate.tasks.drawing import SEED, Draw
@@ -137,6 +138,22 @@ def data_key(
 
         return _digest(["wds", digest_root(root, split=split), name, samples, *drawn])
     return None
+
+
+def locate_texts(
+    name: str, *, datasets: Mapping[str, DatasetSpec], environ: Mapping[str, str]
+) -> TextPlaces:
+    """Return where class names and templates of `<data set>/<split>` stand; nowhere for what
+    comes with a package."""
+    dataset, _ = split_name(name)
+    if dataset in BUILTIN and dataset not in datasets:
+        return TextPlaces()
+    spec, root = _locate(dataset, datasets=datasets, environ=environ)
+    if not _is_webdataset(spec):
+        return TextPlaces()
+    from pytest_quantgate.tasks import webdataset
+
+    return webdataset.locate_texts(root)
 
 
 def _locate(

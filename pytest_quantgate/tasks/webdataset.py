@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.errors import DataError, NotMeasured
+from pytest_quantgate.measurement import TextPlaces
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.untrusted import read_regular
@@ -32,6 +33,9 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 #: Nothing else is decoded, whatever a file is called: Pillow hands PostScript to Ghostscript.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+
+CLASS_NAMES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
 
 MAX_IMAGE_BYTES = 256 << 20
 MAX_TEXT_BYTES = 1 << 20
@@ -111,7 +115,7 @@ def list_shards(root: Path, *, split: str) -> list[Path]:
 def digest_root(root: Path, *, split: str) -> str:
     """Return the SHA-256 of a split's bytes, names and templates, without decoding an image."""
     digest = hashlib.sha256()
-    texts = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
+    texts = (CLASS_NAMES, TEMPLATES, "dataset_type.txt")
     for path in [*(root / name for name in texts), *list_shards(root, split=split)]:
         if path.is_file():
             with path.open("rb") as stream:
@@ -127,10 +131,10 @@ def load_webdataset(root: Path, *, split: str, name: str, draw: Draw) -> Samples
     """
     shards = list_shards(root, split=split)
     captioned = (_read_lines(root / "dataset_type.txt") or ["classification"])[0] == "retrieval"
-    class_names = () if captioned else tuple(_read_lines(root / "classnames.txt"))
+    class_names = () if captioned else tuple(_read_lines(root / CLASS_NAMES))
     if not captioned and not class_names:
-        raise DataError(f"{root / 'classnames.txt'} is missing or empty: one class name a line")
-    templates = tuple(_read_lines(root / "zeroshot_classification_templates.txt"))
+        raise DataError(f"{root / CLASS_NAMES} is missing or empty: one class name a line")
+    templates = tuple(_read_lines(root / TEMPLATES))
     ids: list[str] = []
     labels: list[int] = []
     captions: list[tuple[str, ...]] = []
@@ -224,11 +228,26 @@ def _read_label(text: str, *, shard: Path, key: str, classes: int) -> int:
     return int(text)
 
 
+def locate_texts(root: Path) -> TextPlaces:
+    """Return the `file:line` of every class name and template of a folder."""
+
+    def locate(path: Path) -> tuple[str, ...]:
+        return tuple(f"{path}:{line}" for line, _ in _read_numbered(path))
+
+    return TextPlaces(class_names=locate(root / CLASS_NAMES), templates=locate(root / TEMPLATES))
+
+
 def _read_lines(path: Path) -> list[str]:
+    return [text for _, text in _read_numbered(path)]
+
+
+def _read_numbered(path: Path) -> list[tuple[int, str]]:
+    """Return the lines that hold anything, each with its number; none where there is no file."""
     try:
         text = read_regular(path, max_bytes=MAX_NAMES_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = enumerate(text.splitlines(), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]

@@ -93,7 +93,7 @@ def test_damaged_weights(
     weights.write_bytes(weights.read_bytes()[:-1000])
     write_suite(replace=use(tiny_clip, copy_clip))
 
-    text = run_bad("-k", "coverage")
+    text = run_bad("-k", "sanity")
 
     assert f"FAIL suites/tiny.quantgate.yaml:2: {weights} is damaged (" in text
     assert "download or save it again" in text
@@ -124,7 +124,7 @@ def test_a_pickled_checkpoint_is_never_loaded(
     (copy_clip / "model.safetensors").rename(copy_clip / "pytorch_model.bin")
     write_suite(replace=use(tiny_clip, copy_clip))
 
-    text = run_bad("-k", "coverage")
+    text = run_bad("-k", "sanity")
 
     assert (
         "holds no *.safetensors file; pytorch_model.bin is a pickle, which is never loaded" in text
@@ -148,7 +148,7 @@ def test_an_empty_data_set(
         }
     )
 
-    text = run_bad("-k", "accuracy")
+    text = run_bad("-k", "sanity")
 
     assert "FAIL photos/test: the data set is empty: nothing can be measured on it" in text
 
@@ -171,7 +171,7 @@ def test_a_recipe_that_quantizes_nothing(
 ) -> None:
     write_suite(recipe='{quant_cfg: [{quantizer_name: "*", enable: false}], algorithm: max}')
 
-    text = run_bad()
+    text = run_bad("-k", "not sanity")
 
     assert "quantizes nothing" in text
 
@@ -210,7 +210,7 @@ def test_the_published_recipe_runs_as_it_was_published(
     )
 
     # Bare patterns: norms and embeddings are quantized too, which the coverage gate says.
-    run_gates("-k", "fidelity or roundtrip").assert_outcomes(passed=2, deselected=4)
+    run_gates("-k", "fidelity or roundtrip").assert_outcomes(passed=2, deselected=5)
 
 
 def test_a_baseline_of_another_model(
@@ -222,7 +222,7 @@ def test_a_baseline_of_another_model(
 ) -> None:
     write_suite()
     run_gates("-k", "regression", "--quantgate-baselines=create").assert_outcomes(
-        passed=1, deselected=5
+        passed=1, deselected=6
     )
     tokenizer = copy_clip / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text("utf-8") + "\n", encoding="utf-8")

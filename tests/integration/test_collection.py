@@ -41,6 +41,7 @@ def test_each_gate_is_one_test_with_a_stable_id(
     pytester: pytest.Pytester, suite_path: Path
 ) -> None:
     assert collected(pytester, "suites") == [
+        "suites/clip.quantgate.yaml::sanity",
         "suites/clip.quantgate.yaml::coverage",
         "suites/clip.quantgate.yaml::accuracy[scenes/classification-acc1]",
         "suites/clip.quantgate.yaml::accuracy[scenes/retrieval-image_retrieval_recall@5]",
@@ -69,7 +70,7 @@ def test_selection(
 def test_gates_run_beside_ordinary_tests(pytester: pytest.Pytester, suite_path: Path) -> None:
     pytester.makepyfile("def test_ordinary(): pass")
 
-    assert len(collected(pytester, ".")) == 5
+    assert len(collected(pytester, ".")) == 6
 
 
 def test_other_yaml_is_left_alone(pytester: pytest.Pytester) -> None:
@@ -139,7 +140,7 @@ def test_unset_environment_is_not_measured_and_strict_makes_it_red(
 
     loose, strict = run_gates("-rs"), run_gates("--quantgate-strict")
 
-    loose.assert_outcomes(skipped=4)
+    loose.assert_outcomes(skipped=5)
     loose.stdout.fnmatch_lines(
         [
             "clip: not measured: suites/clip.quantgate.yaml:2: environment variable QG_NO_SUCH "
@@ -148,5 +149,5 @@ def test_unset_environment_is_not_measured_and_strict_makes_it_red(
             "SKIPPED * not measured: suites/clip.quantgate.yaml:2: *",
         ]
     )
-    strict.assert_outcomes(failed=4)
+    strict.assert_outcomes(failed=5)
     assert strict.ret == pytest.ExitCode.TESTS_FAILED

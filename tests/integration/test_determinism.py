@@ -66,7 +66,7 @@ def test_cold_runs_give_the_same_digits_on_one_and_two_threads(
             f"--quantgate-json={folder / 'report.json'}",
             f"--quantgate-obtained-dir={folder / 'obtained'}",
         )
-        result.assert_outcomes(passed=6)
+        result.assert_outcomes(passed=7)
         runs.append(bench.Run(number=threads, threads=threads, values=bench.collect(folder)))
 
     assert bench.differences(runs) == []

@@ -29,8 +29,8 @@ def test_variants_case_and_gates_are_the_suites_own(
         """
     )
 
-    run_gates(path=".").assert_outcomes(passed=6, failed=1)  # the regression has no baseline
-    run_gates("-k", "test_variants", path=".").assert_outcomes(passed=1, deselected=6)
+    run_gates(path=".").assert_outcomes(passed=7, failed=1)  # the regression has no baseline
+    run_gates("-k", "test_variants", path=".").assert_outcomes(passed=1, deselected=7)
 
 
 def test_the_suite_can_come_from_the_ini_file_or_an_option(

@@ -57,7 +57,7 @@ def test_every_report_is_written_and_named(pytester: pytest.Pytester) -> None:
     assert "What was not measured" in page
     report = read_report((pytester.path / "r.json").read_bytes(), name="r.json")
     assert report.conclusion.status == "NOT_MEASURED"
-    assert [gate.name for gate in report.suites[0].gates] == ["coverage", "roundtrip"]
+    assert [gate.name for gate in report.suites[0].gates] == ["sanity", "coverage", "roundtrip"]
     assert load(pytester.path / "r.json") == load(pytester.path / "out/report.json")
 
 

@@ -18,11 +18,13 @@ def test_a_good_variant_ends_with_a_verdict_table(write_suite: WriteSuite, run_g
 
     result = run_gates()
 
-    result.assert_outcomes(passed=6)
+    result.assert_outcomes(passed=7)
     result.stdout.fnmatch_lines(
         [
             "*= quantgate =*",
             "tiny",
+            "  PASS  sanity",
+            "        a pair runs through FP16, prompts of 100 classes differ",
             "  PASS  coverage",
             "        E4M3 on *% of matrix weights, attention q k v output in 2+2 blocks",
             "  PASS  calibration",
@@ -31,8 +33,8 @@ def test_a_good_variant_ends_with_a_verdict_table(write_suite: WriteSuite, run_g
             "        * -> * %, drop * [[]*, *[]] within 50.00 pp",
             "  PASS  regression[[]scenes/classification-acc1[]]",
             "  PASS  roundtrip",
-            "tiny: may ship: 6 gates passed",
-            "6 gates: 6 passed",
+            "tiny: may ship: 7 gates passed",
+            "7 gates: 7 passed",
         ]
     )
 
@@ -71,7 +73,7 @@ def test_last_failed_and_exitfirst(write_suite: WriteSuite, run_gates: Run) -> N
     first = run_gates("-x")
     again = run_gates("--lf")
 
-    first.assert_outcomes(passed=2, failed=1)
+    first.assert_outcomes(passed=3, failed=1)
     first.stdout.fnmatch_lines(["tiny: do not ship: fidelity"])
     again.assert_outcomes(failed=1)
 
@@ -81,7 +83,7 @@ def test_selected_gates_do_not_make_a_release(write_suite: WriteSuite, run_gates
 
     result = run_gates("-k", "coverage")
 
-    result.stdout.fnmatch_lines(["tiny: not decided: 1 passed, 5 gates did not run"])
+    result.stdout.fnmatch_lines(["tiny: not decided: 1 passed, 6 gates did not run"])
 
 
 def test_second_run_imports_no_torch(
@@ -102,7 +104,7 @@ def test_second_run_imports_no_torch(
         "suites", f"--quantgate-cache-dir={shared_cache}", "-p", "no:randomly", "-s"
     )
 
-    result.assert_outcomes(passed=6)
+    result.assert_outcomes(passed=7)
     result.stdout.fnmatch_lines(["*torch imported: False"])
 
 
@@ -123,8 +125,8 @@ def test_other_plugins(
         "suites", f"--quantgate-cache-dir={shared_cache}", *arguments
     )
 
-    result.assert_outcomes(passed=6)
-    result.stdout.fnmatch_lines(["tiny: may ship: 6 gates passed"])
+    result.assert_outcomes(passed=7)
+    result.stdout.fnmatch_lines(["tiny: may ship: 7 gates passed"])
 
 
 def test_xdist_workers_build_one_variant(
@@ -140,7 +142,7 @@ def test_xdist_workers_build_one_variant(
         "--quantgate-baselines=create",
     )
 
-    result.assert_outcomes(passed=6)
+    result.assert_outcomes(passed=7)
     assert len(list((tmp_path / "v1" / "variant").glob("??/*"))) == 1
     assert len(list((pytester.path / "baselines" / "tiny").glob("*.json"))) == 1
 

@@ -24,7 +24,7 @@ def test_each_gate_is_proven_or_not_and_nothing_is_changed(
     afterwards = run_gates()
 
     # The tiny CLIP answers by chance: no variant can lose the 50 points that its suite allows.
-    result.assert_outcomes(passed=4, failed=2)
+    result.assert_outcomes(passed=5, failed=2)
     result.stdout.fnmatch_lines(
         [
             "FAIL selftest: accuracy stays green on 1 of 5 sabotages, first: answers of another*",
@@ -33,6 +33,7 @@ def test_each_gate_is_proven_or_not_and_nothing_is_changed(
             "  next step: tighten the gate's limits in the suite",
             "*= quantgate =*",
             "tiny: selftest",
+            "  PROVEN        sanity: red on 6 of 6 sabotages",
             "  PROVEN        coverage: red on 5 of 5 sabotages, green on the same varia*",
             "      red    a whole tower switched off: the whole vision tower is unquant*",
             "      red    one block switched off: *",
@@ -42,14 +43,14 @@ def test_each_gate_is_proven_or_not_and_nothing_is_changed(
             "  NOT PROVEN    accuracy[[]scenes/classification-acc1[]]: stays green: answers of*",
             "  NOT PROVEN    regression[[]scenes/classification-acc1[]]: stays green: a varian*",
             "  PROVEN        roundtrip: red on 3 of 3 sabotages",
-            "tiny: 4 of 6 gates proven: red for the right reason on 24 of 27 sabotages",
+            "tiny: 5 of 7 gates proven: red for the right reason on 30 of 33 sabotages",
         ]
     )
     result.stdout.no_fnmatch_line("*may ship*")
     assert [p.read_bytes() for p in (pytester.path / "baselines").rglob("*.json")] == stored
     assert not (pytester.path / "obtained").exists()
     # Real damage was done to the variant in memory, and undone.
-    afterwards.assert_outcomes(passed=6)
+    afterwards.assert_outcomes(passed=7)
 
 
 def test_a_gate_that_is_red_already_proves_nothing(write_suite: WriteSuite, run_gates: Run) -> None:

@@ -56,7 +56,7 @@ def test_a_good_export_passes_every_stage(
 
     result = run_gates(*ONLY)
 
-    result.assert_outcomes(passed=6, deselected=5)
+    result.assert_outcomes(passed=6, deselected=6)
     result.stdout.fnmatch_lines(
         [
             "  PASS  accuracy[[]scenes/classification-acc1-onnx[]]",
@@ -73,7 +73,7 @@ def test_a_good_export_passes_every_stage(
 def test_int8_goes_through_onnx_runtime(write_stages: Callable[..., Path], run_gates: Run) -> None:
     write_stages(recipe="int8", replace={"allow: [softmax], ": ""})
 
-    run_gates("-k", "export or parity or onnx").assert_outcomes(passed=3, deselected=8)
+    run_gates("-k", "export or parity or onnx").assert_outcomes(passed=3, deselected=9)
 
 
 def test_a_text_tower_exported_from_fp16_is_red(
@@ -105,7 +105,7 @@ def test_a_text_tower_exported_from_fp16_is_red(
 
     result = run_gates("-k", "export or parity", f"--quantgate-cache-dir={tmp_path}")
 
-    result.assert_outcomes(failed=2, deselected=9)
+    result.assert_outcomes(failed=2, deselected=10)
     result.stdout.fnmatch_lines(
         [
             "FAIL export: * of * quantizers of the text tower are not in its graph *",
@@ -123,7 +123,7 @@ def test_a_target_without_fp8_units_says_so(
 
     result = run_gates("-k", "sm86")
 
-    result.assert_outcomes(failed=1, deselected=10)
+    result.assert_outcomes(failed=1, deselected=11)
     result.stdout.fnmatch_lines(
         ["FAIL suites/tiny.quantgate.yaml:*: the text tower, quantized: cannot build for sm86, *"]
     )
@@ -140,9 +140,9 @@ def test_without_the_library_the_install_line_is_shown(
         run_gates("-k", "engine", "--quantgate-strict"),
     )
 
-    loose.assert_outcomes(skipped=2, deselected=9)
+    loose.assert_outcomes(skipped=2, deselected=10)
     loose.stdout.fnmatch_lines(["SKIPPED*pip install 'pytest-quantgate[[]rtx[]]'*"])
-    strict.assert_outcomes(failed=2, deselected=9)
+    strict.assert_outcomes(failed=2, deselected=10)
 
 
 def test_an_engine_of_another_file_than_the_audited_one_is_incomparable(
@@ -170,7 +170,7 @@ def test_an_engine_of_another_file_than_the_audited_one_is_incomparable(
 
     result = run_gates("-k", "sm89-vision", cache)
 
-    result.assert_outcomes(failed=1, deselected=10)
+    result.assert_outcomes(failed=1, deselected=11)
     result.stdout.fnmatch_lines(
         ["INCOMPARABLE engine: the plan of the vision tower was built from another ONNX file: *"]
     )

@@ -95,7 +95,7 @@ def test_times_are_in_pytest_benchmarks_results(
         f"--quantgate-cache-dir={shared_cache}",
     )
 
-    result.assert_outcomes(passed=1, skipped=5)
+    result.assert_outcomes(passed=1, skipped=6)
     result.stdout.fnmatch_lines(
         ["*x FP16 [[]*within 1000x; *", "latency[[]onnxruntime-vision-batch1[]]*"]
     )
@@ -144,24 +144,24 @@ def test_strict_fails_what_was_not_timed_with_no_word_of_an_unused_fixture(
 ) -> None:
     result = run_timed("--benchmark-disable", "--quantgate-strict")
 
-    result.assert_outcomes(failed=1, deselected=5)
+    result.assert_outcomes(failed=1, deselected=6)
     result.stdout.no_fnmatch_line("*not used at all*")
     assert bench.asked == []
 
 
 def test_enable_is_stronger_than_disable(timed_suite: Path, bench: Bench, run_timed: Run) -> None:
-    run_timed("--benchmark-disable", "--benchmark-enable").assert_outcomes(passed=1, deselected=5)
+    run_timed("--benchmark-disable", "--benchmark-enable").assert_outcomes(passed=1, deselected=6)
 
 
 def test_it_is_timed_without_the_benchmark_plugin_too(
     timed_suite: Path, bench: Bench, run_timed: Run
 ) -> None:
-    run_timed("-p", "no:benchmark").assert_outcomes(passed=1, deselected=5)
+    run_timed("-p", "no:benchmark").assert_outcomes(passed=1, deselected=6)
     assert bench.asked == ["onnxruntime-vision-batch1"]
 
 
 def test_benchmarks_are_skipped_when_asked(timed_suite: Path, bench: Bench, run_timed: Run) -> None:
-    run_timed("--benchmark-skip").assert_outcomes(skipped=1, deselected=5)
+    run_timed("--benchmark-skip").assert_outcomes(skipped=1, deselected=6)
     assert bench.asked == []
 
 
@@ -172,7 +172,7 @@ def test_a_list_of_batch_sizes_is_a_test_and_a_benchmark_each(
 
     result = run_timed("--benchmark-json=times.json")
 
-    result.assert_outcomes(passed=2, deselected=5)
+    result.assert_outcomes(passed=2, deselected=6)
     found = json.loads((pytester.path / "times.json").read_text("utf-8"))["benchmarks"]
     assert [b["extra_info"]["batch_size"] for b in found] == [1, 8]
     assert [b["stats"]["median"] for b in found] == pytest.approx([0.005, 0.005])
@@ -182,12 +182,12 @@ def test_a_list_of_batch_sizes_is_a_test_and_a_benchmark_each(
 def test_saved_times_are_compared_by_pytest_benchmark(
     timed_suite: Path, bench: Bench, run_timed: Run
 ) -> None:
-    run_timed("--benchmark-save=first").assert_outcomes(passed=1, deselected=5)
+    run_timed("--benchmark-save=first").assert_outcomes(passed=1, deselected=6)
     bench.quantized_ms = 7.0
 
     result = run_timed("--benchmark-compare")
 
-    result.assert_outcomes(passed=1, deselected=5)
+    result.assert_outcomes(passed=1, deselected=6)
     result.stdout.fnmatch_lines(["*(0001_first) *5.0000 (1.0) *", "*(NOW) *7.0000 (1.40) *"])
 
 
@@ -198,7 +198,7 @@ def test_a_slow_variant_is_red_and_its_times_are_kept(
 
     result = run_timed("--benchmark-json=times.json")
 
-    result.assert_outcomes(failed=1, deselected=5)
+    result.assert_outcomes(failed=1, deselected=6)
     (benchmark,) = json.loads((pytester.path / "times.json").read_text("utf-8"))["benchmarks"]
     assert benchmark["extra_info"]["status"] == "FAIL"
     assert benchmark["extra_info"]["latency_ratio"] == 0.5
@@ -217,9 +217,9 @@ def test_without_a_device_the_reason_is_told_and_nothing_is_built(
     loose = run_timed("-rs", "--quantgate-device=cpu", cache)
     strict = run_timed("--quantgate-device=cpu", "--quantgate-strict", cache)
 
-    loose.assert_outcomes(skipped=1, deselected=5)
+    loose.assert_outcomes(skipped=1, deselected=6)
     loose.stdout.fnmatch_lines([f"SKIPPED*{runtime}* needs an NVIDIA GPU: --quantgate-device=cpu*"])
-    strict.assert_outcomes(failed=1, deselected=5)
+    strict.assert_outcomes(failed=1, deselected=6)
     assert not (tmp_path / "cache").exists()
 
 
@@ -247,7 +247,7 @@ def test_a_limit_in_ms_goes_from_missing_to_created_to_kept(
     run_timed: Run,
 ) -> None:
     missing = run_timed()
-    missing.assert_outcomes(failed=1, deselected=5)
+    missing.assert_outcomes(failed=1, deselected=6)
     missing.stdout.no_fnmatch_line("*traceback*")
     missing.stdout.fnmatch_lines(
         [
@@ -257,7 +257,7 @@ def test_a_limit_in_ms_goes_from_missing_to_created_to_kept(
     )
     assert not record_path.exists()
 
-    run_timed("--quantgate-baselines=create").assert_outcomes(passed=1, deselected=5)
+    run_timed("--quantgate-baselines=create").assert_outcomes(passed=1, deselected=6)
     written = json.loads(record_path.read_text("utf-8"))
     assert written["machine"] == {
         "system": "Linux x86_64",
@@ -269,14 +269,14 @@ def test_a_limit_in_ms_goes_from_missing_to_created_to_kept(
     assert (written["quantized_ms"], written["fp16_ms"], written["rounds"]) == (5.0, 10.0, 8)
 
     bench.quantized_ms = 5.5
-    run_timed().assert_outcomes(passed=1, deselected=5)
+    run_timed().assert_outcomes(passed=1, deselected=6)
     again = run_timed("--quantgate-baselines=update", "--quantgate-reason=why")
-    again.assert_outcomes(passed=1, deselected=5)
+    again.assert_outcomes(passed=1, deselected=6)
     assert json.loads(record_path.read_text("utf-8")) == written, "the same machine: nothing new"
 
     bench.quantized_ms = 7.0
     slow = run_timed()
-    slow.assert_outcomes(failed=1, deselected=5)
+    slow.assert_outcomes(failed=1, deselected=6)
     slow.stdout.fnmatch_lines(
         ["FAIL latency: *quantized 7.00 ms over 8 rounds*over max_latency 6*"]
     )
@@ -291,12 +291,12 @@ def test_another_machine_is_incomparable_and_can_be_accepted(
 ) -> None:
     from pytest_quantgate.cli import main
 
-    run_timed("--quantgate-baselines=create").assert_outcomes(passed=1, deselected=5)
+    run_timed("--quantgate-baselines=create").assert_outcomes(passed=1, deselected=6)
     bench.machine = Machine(system="Linux x86_64", processor="B", cores=8, threads=1, device="cpu")
 
     result = run_timed()
 
-    result.assert_outcomes(failed=1, deselected=5)
+    result.assert_outcomes(failed=1, deselected=6)
     result.stdout.fnmatch_lines(
         [
             "INCOMPARABLE latency: *holds on another machine (*, here *): processor differs: "
@@ -310,7 +310,7 @@ def test_another_machine_is_incomparable_and_can_be_accepted(
     assert main(["accept", "obtained", "--reason", "new machines"]) == 0
     assert record_path.read_text("utf-8") != before
     assert json.loads(record_path.read_text("utf-8"))["reason"] == "new machines"
-    run_timed().assert_outcomes(passed=1, deselected=5)
+    run_timed().assert_outcomes(passed=1, deselected=6)
 
 
 def test_what_is_over_its_limit_is_neither_written_nor_proposed(
@@ -322,8 +322,8 @@ def test_what_is_over_its_limit_is_neither_written_nor_proposed(
 ) -> None:
     bench.quantized_ms = 7.0
 
-    run_timed("--quantgate-baselines=create").assert_outcomes(failed=1, deselected=5)
-    run_timed().assert_outcomes(failed=1, deselected=5)
+    run_timed("--quantgate-baselines=create").assert_outcomes(failed=1, deselected=6)
+    run_timed().assert_outcomes(failed=1, deselected=6)
 
     assert not record_path.exists()
     assert not (pytester.path / "obtained").exists()
@@ -344,7 +344,7 @@ def test_a_machine_is_not_recorded_while_coverage_is_red(
 
     result = run_timed("--quantgate-baselines=create")
 
-    result.assert_outcomes(failed=1, deselected=5)
+    result.assert_outcomes(failed=1, deselected=6)
     result.stdout.fnmatch_lines(["*the coverage gate is FAIL: half of it is missing*"])
     assert not record_path.exists()
 
@@ -357,7 +357,7 @@ def test_nothing_is_written_on_ci_or_untimed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     untimed = run_timed("--quantgate-baselines=create", "--benchmark-disable")
-    untimed.assert_outcomes(skipped=1, deselected=5)
+    untimed.assert_outcomes(skipped=1, deselected=6)
     monkeypatch.setenv("CI", "1")
     refused = run_timed("--quantgate-baselines=create")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
@@ -371,13 +371,13 @@ def test_a_record_without_a_limit_is_an_orphan(
     bench: Bench,
     run_timed: Run,
 ) -> None:
-    run_timed("--quantgate-baselines=create").assert_outcomes(passed=1, deselected=5)
+    run_timed("--quantgate-baselines=create").assert_outcomes(passed=1, deselected=6)
     kept = run_timed("-k", "coverage and latency", "--quantgate-baselines=prune")
     assert kept.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     assert record_path.exists(), "orphans come from the suites, not from what ran"
     write_suite(replace={"  roundtrip: {}\n": LATENCY})
 
-    run_timed("--quantgate-baselines=prune").assert_outcomes(passed=1, deselected=5)
+    run_timed("--quantgate-baselines=prune").assert_outcomes(passed=1, deselected=6)
 
     assert not record_path.exists()
 
@@ -429,6 +429,6 @@ def test_a_damaged_record_is_red_and_left_alone(
 
     result = run_timed()
 
-    result.assert_outcomes(failed=1, deselected=5)
+    result.assert_outcomes(failed=1, deselected=6)
     result.stdout.fnmatch_lines([f"*latency-{KEY}.json*{words}*"])
     assert record_path.read_bytes() == before

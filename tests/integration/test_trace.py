@@ -32,7 +32,7 @@ def test_every_quantizer_is_followed_into_the_engine_and_the_table_is_shown(
 
     result = run_gates("-k", "trace", "-rP")
 
-    result.assert_outcomes(passed=1, deselected=6)
+    result.assert_outcomes(passed=1, deselected=7)
     result.stdout.fnmatch_lines(
         [
             "trace: * of * quantizers followed from the recipe into tensorrt_rtx *",
@@ -53,7 +53,7 @@ def test_attention_that_falls_back_to_half_for_want_of_softmax_pairs_is_named(
 
     result = run_gates("-k", "trace")
 
-    result.assert_outcomes(failed=1, deselected=5)
+    result.assert_outcomes(failed=1, deselected=6)
     result.stdout.fnmatch_lines(
         [
             "FAIL trace: 4 of * do not reach the engine: *.self_attn.v_bmm_quantizer: "
@@ -69,7 +69,7 @@ def test_a_preset_without_the_vision_tower_is_lost_in_the_model(
 
     result = run_gates("-k", "trace")
 
-    result.assert_outcomes(failed=1, deselected=5)
+    result.assert_outcomes(failed=1, deselected=6)
     result.stdout.fnmatch_lines(
         [
             "FAIL trace: * are switched off in the model: vision_model.*",
@@ -102,7 +102,7 @@ def test_quantizers_that_an_export_drops_are_lost_in_onnx(
 
     result = run_gates("-k", "trace", f"--quantgate-cache-dir={tmp_path}")
 
-    result.assert_outcomes(failed=1, deselected=6)
+    result.assert_outcomes(failed=1, deselected=7)
     result.stdout.fnmatch_lines(
         [
             "FAIL trace: 4 of * quantizers are not in the ONNX graph: "

@@ -25,7 +25,7 @@ def test_the_first_suite_loads_and_has_about_ten_lines(tmp_path: Path) -> None:
     path = tmp_path / "clip.quantgate.yaml"
     path.write_text(blocks("yaml")[0], encoding="utf-8")
 
-    assert len(list(list_gates(load_suite(path)))) == 4
+    assert len(list(list_gates(load_suite(path)))) == 5
     assert blocks("yaml")[0].count("\n") <= 11
 
 

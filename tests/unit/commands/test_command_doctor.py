@@ -253,6 +253,7 @@ def test_suite_needs_only_what_its_gates_need(installed: Callable[..., None]) ->
     installed(tensorrt_rtx_cu12="1.7")
 
     assert needs(SUITE, machine=make_machine()) == {
+        "sanity": [],
         "coverage": [],
         "parity": [("onnxruntime (missing)", "pip install 'pytest-quantgate[onnx]'")],
         "engine[sm89]": [],
@@ -327,6 +328,7 @@ def test_status_follows_the_suite(
     assert main([*arguments, "--json"], environ={}) == 1
     found = json.loads(capsys.readouterr().out)
     assert {gate["gate"]: gate["measurable"] for gate in found["suites"][0]["gates"]} == {
+        "sanity": False,
         "coverage": False,
         "parity": False,
         "engine[sm89]": False,

@@ -63,12 +63,13 @@ def case(tiny_clip: Path, tmp_path: Path, make_case: Callable[..., Case]) -> Cas
 def test_every_gate_has_several_sabotages() -> None:
     counts = count_by_gate(list_sabotages())
 
+    assert counts["sanity"] >= 6
     assert counts["coverage"] >= 4
     assert counts["calibration"] >= 6
     assert counts["accuracy"] >= 6
     assert set(counts) == {
-        *("coverage", "calibration", "fidelity", "accuracy", "regression", "roundtrip"),
-        *("export", "parity", "engine", "memory", "trace", "latency"),
+        *("sanity", "coverage", "calibration", "fidelity", "accuracy", "regression"),
+        *("roundtrip", "export", "parity", "engine", "memory", "trace", "latency"),
     }
     assert len({(s.gate, s.name) for s in list_sabotages()}) == len(list_sabotages())
 

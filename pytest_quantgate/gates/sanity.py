@@ -1,0 +1,154 @@
+"""The sanity gate: what must be true before any limit means something. It has no limit to set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pytest_quantgate.gates.words import count
+from pytest_quantgate.measurement import Sanity, TaskSanity, TextPlaces, TextReading, Twins
+from pytest_quantgate.verdict import Status, Verdict, combine
+
+GATE = "sanity"
+
+
+def judge_sanity(
+    sanity: Sanity, *, model: str, places: Mapping[str, TextPlaces] | None = None
+) -> Verdict:
+    """Return whether a model and its data can mean anything.
+
+    `model` is the model's name for people, `places` where the texts of a data set (by its name)
+    stand. The first cause leads: what follows from it is evidence.
+    """
+    known = places or {}
+    found = [*_judge_pairs(sanity, model=model)]
+    for task in sanity.tasks:
+        found += _judge_task(task, model=model, places=known.get(task.data, TextPlaces()))
+    if found:
+        return combine(gate=GATE, parts=tuple(found))
+    classes = sum(task.classes for task in sanity.tasks)
+    texts = sum(task.reading.count for task in sanity.tasks)
+    pairs = f"{count(sanity.pairs, 'pair')} of {sanity.data}"
+    told = f", prompts of {count(classes, 'class', 'classes')} differ" if classes else ""
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS,
+        headline=f"sanity: {pairs} encoded in FP16, {count(texts, 'text')} of "
+        f"{count(len(sanity.tasks), 'task')} end where the text tower looks{told}",
+        brief=f"a pair runs through FP16{told}",
+        figures={"pairs": sanity.pairs, "tasks": len(sanity.tasks), "texts": texts},
+    )
+
+
+def _judge_pairs(sanity: Sanity, *, model: str) -> Iterator[Verdict]:
+    for tower, bad in (("image", sanity.nonfinite_images), ("text", sanity.nonfinite_texts)):
+        if bad:
+            yield _fail(
+                "embeddings-nonfinite",
+                f"{model}: FP16 gives NaN or Inf for {bad} of the first "
+                f"{count(sanity.pairs, tower)} of {sanity.data}",
+                cause="an overflow in FP16, or weights that are damaged",
+                next_step="evaluate the FP16 model by itself before it is quantized",
+            )
+    yield from _judge_reading(sanity.reading, of=sanity.data, model=model)
+
+
+def _judge_task(task: TaskSanity, *, model: str, places: TextPlaces) -> Iterator[Verdict]:
+    for index, template in task.without_class:
+        where = _place(places.templates, index, of=f"{task.data}, template {index + 1}")
+        yield _fail(
+            "template-without-class",
+            f"{where}: template {template!r} has no {{c}}: every class gets the same prompt",
+            cause="a template of another tool: `{}` or `{0}` is not filled, `{c}` is",
+            next_step=f"write {{c}} where the class name belongs ({where})",
+        )
+    if task.same_name is not None:
+        both = _both(task.same_name, places=places, data=task.data)
+        yield _fail(
+            "class-name-twice",
+            f"{both}: class name {task.same_name.names[0]!r} stands twice"
+            f"{_further(task.same_name)}: the two classes cannot be told apart",
+            cause="a line that was copied, or two classes that another word must tell apart",
+            next_step=f"give each class a name of its own ({both})",
+        )
+    yield from _judge_reading(task.reading, of=task.data, model=model)
+    if task.same_prompt is not None and task.same_name is None:
+        twins = task.same_prompt
+        everything = task.reading.distinct == task.templates
+        subject = (
+            f"all {task.classes} classes read alike"
+            if everything
+            else f"classes {twins.names[0]!r} and {twins.names[1]!r} read alike{_further(twins)}"
+        )
+        yield _fail(
+            "prompts-equal",
+            f"{task.task}: {subject}: after tokenization their prompts are the same in "
+            f"{count(task.templates, 'template')}",
+            cause="words that the tokenizer does not know, or that it cuts off or lowercases",
+            next_step="use the tokenizer that the model was trained with, or other class names "
+            f"({_both(twins, places=places, data=task.data)})",
+        )
+    if (
+        not task.classes
+        and task.reading.count > 1
+        and 2 * task.reading.commonest > task.reading.count
+    ):
+        yield _fail(
+            "captions-equal",
+            f"{task.task}: {task.reading.commonest} of {task.reading.count} captions read alike: "
+            f"none of them can find its image",
+            cause="the captions of another export, or words that the tokenizer does not know",
+            next_step="look at the captions of the data set, and at the tokenizer",
+        )
+
+
+def _judge_reading(reading: TextReading, *, of: str, model: str) -> Iterator[Verdict]:
+    pooled = f"{reading.pooled!r} at position {reading.position}"
+    if reading.without_end:
+        yield _fail(
+            "end-token-absent",
+            f"{model}: {reading.without_end} of {count(reading.count, 'text')} of {of} have no "
+            f"end token {reading.end_token!r}: the text tower pools {pooled} of "
+            f"{reading.example!r} instead",
+            cause="the tokenizer appends no end token (post_processor in tokenizer.json)",
+            next_step="save the tokenizer that the model was trained with beside it",
+        )
+    elif reading.pooled_elsewhere:
+        yield _fail(
+            "pooled-token",
+            f"{model}: the text tower pools {pooled} of {reading.example!r}, not the end token "
+            f"{reading.end_token!r} behind it ({reading.pooled_elsewhere} of "
+            f"{count(reading.count, 'text')} of {of})",
+            cause="text_config.eos_token_id in config.json is not the tokenizer's end token; 2 "
+            "means that the largest id is pooled, which an added word changes",
+            next_step="set text_config.eos_token_id to the id of the tokenizer's end token",
+        )
+
+
+def _both(twins: Twins, *, places: TextPlaces, data: str) -> str:
+    first, second = (
+        _place(places.class_names, index, of=f"{data}, class {index}")
+        for index in (twins.first, twins.second)
+    )
+    file, _, line = second.rpartition(":")
+    return (
+        f"{first} and {line}" if file and first.startswith(f"{file}:") else f"{first} and {second}"
+    )
+
+
+def _place(places: tuple[str, ...], index: int, *, of: str) -> str:
+    return places[index] if index < len(places) else of
+
+
+def _further(twins: Twins) -> str:
+    return f" (and {twins.pairs - 1} more such pairs)" if twins.pairs > 1 else ""
+
+
+def _fail(finding: str, headline: str, *, cause: str, next_step: str) -> Verdict:
+    return Verdict(
+        gate=GATE,
+        status=Status.FAIL,
+        headline=f"sanity: {headline}",
+        cause=cause,
+        next_step=next_step,
+        code=f"{GATE}.{finding}",
+    )

@@ -1,0 +1,174 @@
+"""The sanity gate: what must be true before any limit means something, each with its own code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pytest_quantgate.gates import judge_sanity
+from pytest_quantgate.measurement import Sanity, TaskSanity, TextPlaces, TextReading, Twins
+from pytest_quantgate.verdict import Status, Verdict
+
+READING = TextReading(count=20, distinct=20, commonest=1, end_token="</s>")
+TASK = TaskSanity(
+    task="photos/classification",
+    data="photos/test",
+    classes=10,
+    templates=2,
+    reading=READING,
+)
+CAPTIONS = TaskSanity(task="coco/retrieval", data="coco/test", classes=0, reading=READING)
+SANITY = Sanity(
+    data="photos/train",
+    pairs=2,
+    reading=replace(READING, count=2, distinct=2),
+    tasks=(TASK, CAPTIONS),
+)
+PLACES = TextPlaces(
+    class_names=tuple(f"photos/classnames.txt:{line}" for line in range(1, 11)),
+    templates=("photos/templates.txt:1", "photos/templates.txt:3"),
+)
+
+
+def judge(*, task: dict[str, Any] | None = None, **changes: Any) -> Verdict:
+    if task is not None:
+        changes["tasks"] = (replace(TASK, **task), CAPTIONS)
+    sanity = replace(SANITY, **changes)
+    return judge_sanity(sanity, model="clip-tiny", places={"photos/test": PLACES})
+
+
+def test_what_holds_passes_and_says_what_was_looked_at() -> None:
+    verdict = judge()
+
+    assert verdict.status is Status.PASS
+    assert verdict.code == ""
+    assert verdict.headline == (
+        "sanity: 2 pairs of photos/train encoded in FP16, 40 texts of 2 tasks end where the text "
+        "tower looks, prompts of 10 classes differ"
+    )
+    assert verdict.brief == "a pair runs through FP16, prompts of 10 classes differ"
+
+
+def test_a_suite_without_tasks_passes_on_its_pairs() -> None:
+    verdict = judge(tasks=())
+
+    assert verdict.passed
+    assert verdict.brief == "a pair runs through FP16"
+
+
+def test_a_template_without_class_names_its_file_and_line() -> None:
+    verdict = judge(task={"without_class": ((1, "a photo of a {}."),)})
+
+    assert (verdict.status, verdict.code) == (Status.FAIL, "sanity.template-without-class")
+    assert verdict.headline == (
+        "sanity: photos/templates.txt:3: template 'a photo of a {}.' has no {c}: every class gets "
+        "the same prompt"
+    )
+    assert verdict.next_step == "write {c} where the class name belongs (photos/templates.txt:3)"
+
+
+def test_a_class_name_that_stands_twice_names_both_lines() -> None:
+    twins = Twins(first=7, second=9, names=("horse", "horse"), pairs=1)
+    verdict = judge(task={"same_name": twins, "same_prompt": twins})
+
+    assert verdict.code == "sanity.class-name-twice"
+    assert verdict.headline == (
+        "sanity: photos/classnames.txt:8 and 10: class name 'horse' stands twice: the two classes "
+        "cannot be told apart"
+    )
+    assert not any("read alike" in line for line in verdict.evidence), "it is said once"
+
+
+def test_classes_that_read_alike_are_named() -> None:
+    twins = Twins(first=0, second=3, names=("Cat", "cat"), pairs=2)
+    verdict = judge(task={"same_prompt": twins})
+
+    assert verdict.code == "sanity.prompts-equal"
+    assert verdict.headline == (
+        "sanity: photos/classification: classes 'Cat' and 'cat' read alike (and 1 more such "
+        "pairs): after tokenization their prompts are the same in 2 templates"
+    )
+    assert "(photos/classnames.txt:1 and 4)" in verdict.next_step
+
+
+def test_all_classes_alike_are_said_so() -> None:
+    verdict = judge(
+        task={
+            "reading": replace(READING, distinct=2),
+            "same_prompt": Twins(first=0, second=1, names=("cat", "dog"), pairs=9),
+        }
+    )
+
+    assert "photos/classification: all 10 classes read alike: " in verdict.headline
+
+
+def test_a_tokenizer_without_end_token_says_what_is_pooled_instead() -> None:
+    verdict = judge(
+        reading=replace(
+            READING, without_end=2, pooled_elsewhere=2, example="a cat", pooled="<s>", position=0
+        )
+    )
+
+    assert verdict.code == "sanity.end-token-absent"
+    assert verdict.headline == (
+        "sanity: clip-tiny: 2 of 20 texts of photos/train have no end token '</s>': the text tower "
+        "pools '<s>' at position 0 of 'a cat' instead"
+    )
+
+
+def test_another_pooled_token_is_named() -> None:
+    verdict = judge(
+        task={
+            "reading": replace(
+                READING, pooled_elsewhere=5, example="a <domain> cat", pooled="<domain>", position=2
+            )
+        }
+    )
+
+    assert verdict.code == "sanity.pooled-token"
+    assert verdict.headline == (
+        "sanity: clip-tiny: the text tower pools '<domain>' at position 2 of 'a <domain> cat', not "
+        "the end token '</s>' behind it (5 of 20 texts of photos/test)"
+    )
+
+
+@pytest.mark.parametrize(("tower", "field"), [("image", "images"), ("text", "texts")])
+def test_embeddings_that_are_not_finite_fail(tower: str, field: str) -> None:
+    verdict = judge(**{f"nonfinite_{field}": 1})
+
+    assert verdict.code == "sanity.embeddings-nonfinite"
+    assert (
+        f"FP16 gives NaN or Inf for 1 of the first 2 {tower}s of photos/train" in verdict.headline
+    )
+
+
+@pytest.mark.parametrize(("commonest", "red"), [(1, False), (10, False), (11, True), (20, True)])
+def test_captions_that_mostly_read_alike_fail(commonest: int, red: bool) -> None:
+    captions = replace(CAPTIONS, reading=replace(READING, commonest=commonest))
+    verdict = judge(tasks=(captions,))
+
+    assert (verdict.code == "sanity.captions-equal") is red
+    assert verdict.passed is not red
+
+
+def test_the_first_cause_leads_and_the_others_are_evidence() -> None:
+    verdict = judge(
+        task={
+            "without_class": ((0, "a {}"), (1, "the {}")),
+            "same_prompt": Twins(first=0, second=1, names=("cat", "dog"), pairs=9),
+        }
+    )
+
+    assert verdict.code == "sanity.template-without-class"
+    assert [line.partition(": ")[0] for line in verdict.evidence] == ["FAIL", "FAIL"]
+    assert "photos/templates.txt:3" in verdict.evidence[0]
+
+
+def test_a_data_set_of_a_package_is_named_by_its_number() -> None:
+    verdict = judge_sanity(
+        replace(SANITY, tasks=(replace(TASK, without_class=((1, "a {}"),)),)), model="clip-tiny"
+    )
+
+    assert verdict.headline.startswith("sanity: photos/test, template 2: template 'a {}' has no")

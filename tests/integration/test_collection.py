@@ -145,7 +145,7 @@ def test_unset_environment_is_not_measured_and_strict_makes_it_red(
         [
             "clip: not measured: suites/clip.quantgate.yaml:2: environment variable QG_NO_SUCH "
             "is not set: export QG_NO_SUCH=PATH",
-            "4 gates: 4 not measured",
+            "5 gates: 5 not measured",
             "SKIPPED * not measured: suites/clip.quantgate.yaml:2: *",
         ]
     )

@@ -6,6 +6,8 @@ No option can loosen a limit: limits live in suites alone.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,11 @@ from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.report.files import Targets, check_targets, find_step_summary
 
 DEVICES = ("auto", "cpu", "cuda")
+CACHES = ("on", "off")
 STEP_SUMMARY = ("auto", "off")
+
+#: What a worker is told by the controller: the folder of the run's cache.
+CACHE_INPUT = "quantgate_cache_dir"
 
 #: A report with more pictures than this would be too large to send around.
 MAX_REPORT_IMAGES = 200
@@ -39,6 +45,7 @@ class Settings:
     root: Path
     new_data: bool = False
     selftest: bool = False
+    cache: str = "on"
     reports: Targets = field(default_factory=Targets)
 
 
@@ -74,6 +81,11 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption("--quantgate-device", metavar="DEVICE", help="auto (default), cpu or cuda")
     group.addoption(
+        "--quantgate-cache",
+        metavar="MODE",
+        help="on (default), or off: read and write no cache, measure everything (release jobs)",
+    )
+    group.addoption(
         "--quantgate-cache-dir", metavar="DIR", help="where built variants and embeddings are kept"
     )
     group.addoption("--quantgate-baselines-dir", metavar="DIR", help="default: baselines")
@@ -106,6 +118,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("quantgate_baselines", "check, create, update or prune", default="check")
     parser.addini("quantgate_strict", "NOT_MEASURED is a failure", type="bool", default=False)
     parser.addini("quantgate_device", "auto, cpu or cuda", default="auto")
+    parser.addini("quantgate_cache", "on, or off: measure everything", default="on")
     parser.addini("quantgate_cache_dir", "where built variants are kept", default="")
     parser.addini("quantgate_baselines_dir", "where baselines live", default="baselines")
     parser.addini("quantgate_obtained_dir", "where differing results go", default="obtained")
@@ -154,6 +167,10 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
         raise pytest.UsageError(
             f"{device!r} is not a valid quantgate device. Valid devices: {', '.join(DEVICES)}."
         )
+    if pick("cache") not in CACHES:
+        raise pytest.UsageError(
+            f"{pick('cache')!r} is not a valid quantgate cache. Valid modes: {', '.join(CACHES)}."
+        )
     reason = str(config.getoption("quantgate_reason")).strip()
     if mode is BaselineMode.UPDATE and not reason:
         raise pytest.UsageError(
@@ -173,7 +190,7 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
             f"(--quantgate-baselines={mode.value})"
         )
     strict = config.getoption("quantgate_strict")
-    cache_dir = pick("cache_dir")
+    cache_dir = _make_temporary(config) if pick("cache") == "off" else pick("cache_dir")
     return Settings(
         baselines=mode,
         baselines_dir=folder("baselines_dir"),
@@ -184,6 +201,7 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
             if cache_dir
             else default_cache_root(environ)
         ),
+        cache=pick("cache"),
         reason=reason,
         new_data=new_data,
         strict=bool(config.getini("quantgate_strict") if strict is None else strict),
@@ -193,6 +211,16 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
         selftest=selftest,
         reports=resolve_reports(config, environ=environ, selftest=selftest),
     )
+
+
+def _make_temporary(config: pytest.Config) -> str:
+    """Return a new folder that goes when the run ends; a worker's is the controller's."""
+    given: dict[str, str] = getattr(config, "workerinput", {})  # set by xdist
+    if given:
+        return given[CACHE_INPUT]
+    folder = tempfile.mkdtemp(prefix="quantgate-cache-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return folder
 
 
 def resolve_reports(

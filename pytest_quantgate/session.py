@@ -18,7 +18,7 @@ import pytest
 from pytest_quantgate.baseline_mode import BaselineMode
 from pytest_quantgate.collect import SUFFIX
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.options import Settings
+from pytest_quantgate.options import CACHE_INPUT, Settings
 from pytest_quantgate.progress import Progress, silent
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -88,6 +88,11 @@ class RunSession:
                 surroundings=self._surroundings,
             )
         return self._case
+
+    @pytest.hookimpl(optionalhook=True)  # xdist's
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker where the controller will read what it measured."""
+        node.workerinput[CACHE_INPUT] = str(self.settings.cache_dir)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the verdict out of a report (on the controller, or in a plain run)."""

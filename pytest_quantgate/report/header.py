@@ -7,5 +7,8 @@ from pytest_quantgate.options import Settings
 
 def describe_settings(settings: Settings) -> str:
     """Return one line with what differs between runs: mode, strictness, device."""
+    cache = ", cache=off" if settings.cache == "off" else ""
     strict = ", strict" if settings.strict else ""
-    return f"quantgate: baselines={settings.baselines.value}, device={settings.device}{strict}"
+    return (
+        f"quantgate: baselines={settings.baselines.value}, device={settings.device}{cache}{strict}"
+    )

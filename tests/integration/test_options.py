@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 HEADER = "quantgate: baselines={mode}, device={device}"
@@ -29,6 +32,12 @@ def header(pytester: pytest.Pytester, *arguments: str) -> str:
             "quantgate: baselines=check, device=auto",
         ),
         ("quantgate_strict = true", [], "quantgate: baselines=check, device=auto, strict"),
+        ("quantgate_cache = off", [], "quantgate: baselines=check, device=auto, cache=off"),
+        (
+            "quantgate_cache = off",
+            ["--quantgate-cache=on"],
+            "quantgate: baselines=check, device=auto",
+        ),
         ("", ["--quantgate-strict"], "quantgate: baselines=check, device=auto, strict"),
     ],
 )
@@ -51,6 +60,10 @@ def test_command_line_over_ini_over_default(
         (
             ["--quantgate-device=tpu"],
             "'tpu' is not a valid quantgate device. Valid devices: auto, cpu, cuda.",
+        ),
+        (
+            ["--quantgate-cache=of"],
+            "'of' is not a valid quantgate cache. Valid modes: on, off.",
         ),
         (
             ["--quantgate-baselines=update"],
@@ -82,3 +95,14 @@ def test_ci_writes_nothing_unless_told(
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     refused.stderr.fnmatch_lines([f"ERROR: *{mode}*{variable}*--quantgate-allow-ci-write*"])
     assert allowed.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_temporary_cache_goes_with_a_run_that_could_not_start(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    result = pytester.runpytest_inprocess("--quantgate-cache=off", "--quantgate-json=.")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert list(tmp_path.glob("quantgate-*")) == []

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pytest_quantgate.cache import Cache
 from pytest_quantgate.report.json_report import read_report
 
 UNMEASURED = """\
@@ -290,3 +291,26 @@ def test_suite_that_is_edited_while_it_runs_is_reported_as_it_was_judged(
     one, two = (load(pytester.path / f"{name}.json") for name in ("one", "two"))
     assert one["suites"] == two["suites"]
     assert one["suites"][0]["audit"]["quantizers"]
+
+
+def test_without_a_cache_nothing_is_read_written_or_left(
+    pytester: pytest.Pytester,
+    write_suite: WriteSuite,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """What a worker measured is in the controller's report all the same."""
+    write_suite()
+    temporary, cache = tmp_path / "temporary", tmp_path / "cache"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    Cache(root=cache).get_or_measure(kind="fidelity", key="a" * 64, measure=lambda: 1)
+    before = sorted(cache.rglob("*"))
+    options = ["--quantgate-cache=off", f"--quantgate-cache-dir={cache}", "-k", "coverage"]
+
+    result = pytester.runpytest_subprocess("suites", "-n1", "--quantgate-json=r.json", *options)
+
+    result.assert_outcomes(passed=1)
+    assert load(pytester.path / "r.json")["suites"][0]["audit"]
+    assert sorted(cache.rglob("*")) == before
+    assert list(temporary.glob("quantgate-*")) == []

@@ -97,6 +97,38 @@ def test_no_expression_is_pasted_into_a_shell(where: str, script: str) -> None:
     assert "${{" not in script, where
 
 
+def cache_steps() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    steps = [(ACTION.name, step) for step in read(ACTION)["runs"]["steps"]]
+    for path in GITHUB:
+        steps += [(path.name, s) for job in read(path)["jobs"].values() for s in job["steps"]]
+    for name, step in steps:
+        if step.get("uses", "").startswith("actions/cache@") and "quantgate" in str(step["with"]):
+            yield name, step
+
+
+def test_caches_are_restored_from_the_nearest_run_and_saved_anew() -> None:
+    """A prefix may be restored: the name of an entry holds all that can change it.
+
+    The last part of a key makes it new, as GitHub never replaces a saved cache.
+    """
+    steps = list(cache_steps())
+    assert {name for name, _ in steps} == {"action.yml", "github-actions.yml"}
+
+    for name, step in steps:
+        key, prefixes = step["with"]["key"], step["with"]["restore-keys"].splitlines()
+        lengths = [len(prefix) for prefix in prefixes]
+        assert lengths == sorted(lengths, reverse=True), name  # the first that is found counts
+        assert all(key.startswith(prefix) and key != prefix for prefix in prefixes), name
+        assert all(prefix.endswith("-") for prefix in prefixes), name
+        assert key.endswith("-${{ github.run_id }}-${{ github.run_attempt }}"), name
+        expressions = set(re.findall(r"\$\{\{ (.*?) \}\}", key))
+        hashed = {found for found in expressions if re.fullmatch(r"hashFiles\('[^']+'\)", found)}
+        assert len(hashed) == 1, name
+        known = {"runner.os", "runner.arch", "github.run_id", "github.run_attempt"}
+        assert expressions - hashed == known, name
+        assert step["with"]["path"] == ".quantgate-cache"
+
+
 def test_every_job_has_a_time_limit() -> None:
     for path in GITHUB:
         assert all("timeout-minutes" in job for job in read(path)["jobs"].values()), path.name
@@ -277,6 +309,8 @@ def test_the_github_gates_write_reports_and_a_release_is_strict(machine: Machine
 
     assert usual.returncode == 0, usual.stdout + usual.stderr
     assert release.returncode == 1, release.stdout + release.stderr
+    assert "cache=off" in release.stdout
+    assert "cache=off" not in usual.stdout
     report = machine.path / "report"
     uploaded = {path.name for path in report.iterdir()}
     assert uploaded == {"index.html", "report.json", "summary.md", "junit.xml"}
@@ -298,6 +332,8 @@ def test_the_gitlab_script_runs_and_its_artifacts_exist(machine: Machine) -> Non
 
     assert usual.returncode == 0, usual.stdout + usual.stderr
     assert release.returncode == 1
+    assert "cache=off" in release.stdout
+    assert "cache=off" not in usual.stdout
     assert (machine.path / job["artifacts"]["reports"]["junit"]).is_file()
     assert (machine.path / "report" / "index.html").is_file()
 
@@ -328,6 +364,7 @@ def test_the_container_runs_the_suites_as_an_ordinary_user(machine: Machine) -> 
     [
         (ABSENT, {}, 0, "NOT_MEASURED"),
         (ABSENT, {"STRICT": "true"}, 1, "NOT_MEASURED"),
+        (ABSENT, {"CACHE": "false"}, 0, "NOT_MEASURED"),
         (ABSENT.replace("coverage", "covrage"), {}, 2, "FAIL"),
         (ABSENT, {"PYTEST_ADDOPTS": "--quantgate-device=tpu"}, 4, "ERROR"),
     ],
@@ -342,9 +379,10 @@ def test_the_action_says_its_verdict(
     stale = machine.path / defaults["report"] / "report.json"
     stale.write_text('{"format": "pytest-quantgate report", "conclusion": {"status": "PASS"}}')
 
-    inputs = {name.upper(): defaults[name] for name in ("suites", "report", "strict")}
+    inputs = {name.upper(): defaults[name] for name in ("suites", "report", "strict", "cache")}
     done = machine.run(script_of(ACTION, name="Gates"), **(inputs | changes))
 
+    assert ("cache=off" in done.stdout) == (changes.get("CACHE") == "false")
     output = Path(machine.environ["GITHUB_OUTPUT"]).read_text(encoding="utf-8")
     assert (done.returncode, output) == (status, f"verdict={verdict}\n"), done.stdout + done.stderr
 
@@ -352,16 +390,18 @@ def test_the_action_says_its_verdict(
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"STRICT": "yes", "REPORT": "out"}, "strict is 'yes': expected true or false"),
-        ({"STRICT": "true", "REPORT": "a/b"}, "report is 'a/b': expected a folder's name"),
+        ({"STRICT": "yes"}, "strict is 'yes': expected true or false"),
+        ({"CACHE": "off"}, "cache is 'off': expected true or false"),
+        ({"REPORT": "a/b"}, "report is 'a/b': expected a folder's name"),
     ],
 )
 def test_the_action_refuses_inputs_that_would_mislead(
     machine: Machine, environ: dict[str, str], message: str
 ) -> None:
     write_absent(machine)
+    good = {"SUITES": "suites", "STRICT": "true", "CACHE": "true", "REPORT": "out"}
 
-    done = machine.run(script_of(ACTION, name="Gates"), SUITES="suites", **environ)
+    done = machine.run(script_of(ACTION, name="Gates"), **(good | environ))
 
     assert done.returncode == 2
     assert f"::error::{message}" in done.stdout

@@ -26,6 +26,7 @@ from pytest_quantgate.measurement import (
     Audit,
     CalibrationRun,
     Fidelity,
+    NearCopy,
     Outcomes,
     Roundtrip,
     Sanity,
@@ -37,11 +38,12 @@ from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import Progress
 from pytest_quantgate.stages import Stages
 from pytest_quantgate.store.keys import (
+    CONTENTS,
     EMBEDDINGS,
     ENGINES,
     FIDELITY,
     FP16,
-    HASHES,
+    NEAR_COPIES,
     OUTCOMES,
     ROUNDTRIP,
     SANITY,
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
     from pytest_quantgate.tasks.builtin import Purpose
+    from pytest_quantgate.tasks.contents import Contents
     from pytest_quantgate.tasks.samples import Samples
 
 #: Packages without which no variant can be built, and what to install for them.
@@ -266,17 +269,19 @@ class Case:
     ) -> str:
         from pytest_quantgate.tasks.registry import data_key
 
-        key = data_key(
-            name,
-            datasets=self.suite.datasets,
-            samples=count,
-            environ=self.environ,
-            purpose=purpose,
-            first=first,
-        )
-        if key is not None:
-            return key
-        return self.samples(name, count, purpose=purpose, first=first).digest
+        kept: dict[Any, str] = self._values.setdefault("data_keys", {})
+        asked = (name, count, purpose, first)
+        if asked not in kept:
+            key = data_key(
+                name,
+                datasets=self.suite.datasets,
+                samples=count,
+                environ=self.environ,
+                purpose=purpose,
+                first=first,
+            )
+            kept[asked] = key or self.samples(name, count, purpose=purpose, first=first).digest
+        return kept[asked]
 
     @computed_once
     def fp16_key(self) -> str:
@@ -337,41 +342,82 @@ class Case:
         """Return whether `samples` would answer from memory."""
         return (name, count, purpose, first) in self._values.get("samples", {})
 
+    def contents(
+        self, name: str, count: int | None, *, purpose: Purpose, first: bool = False
+    ) -> Contents:
+        """Return what the images of `samples` show, decoded once and kept in the cache."""
+        from pytest_quantgate.tasks.contents import Contents, read_contents
+
+        def measure() -> Any:
+            samples = self.samples(name, count, purpose=purpose, first=first)
+            with self.progress.stage(f"hashing {name}", total=len(samples)) as advance:
+                return to_json(read_contents(samples, progress=advance))
+
+        kept: dict[Any, Contents] = self._values.setdefault("contents", {})
+        data = self._data_key(name, count, purpose=purpose, first=first)
+        key = self.key(CONTENTS, data=data, samples=count, first=first)
+        if key not in kept:
+            kept[key] = self.measured(
+                CONTENTS,
+                key,
+                measure=measure,
+                read=functools.partial(from_json, Contents),
+                about=(name, purpose, _taken(count, first=first)),
+            )
+        return kept[key]
+
+    def _split_calibration(self) -> tuple[tuple[Samples, Contents], tuple[Samples, Contents]]:
+        """Return the calibration pairs and the held-out pairs, and what they show."""
+        from pytest_quantgate.tasks.registry import split_calibration
+
+        spec = self.suite.calibration
+        wanted = spec.samples + spec.held_out_samples
+        found = self.samples(spec.data, wanted, purpose="pairs", first=spec.first)
+        shown = self.contents(spec.data, wanted, purpose="pairs", first=spec.first)
+        used, fresh = split_calibration(spec, pixels=shown.pixels)
+        return (found.select(used), shown.select(used)), (found.select(fresh), shown.select(fresh))
+
     def held_out(self, count: int) -> Samples:
         """Return `count` of the held-out pairs of the calibration set, or all if fewer."""
-        from pytest_quantgate.tasks.registry import load_calibration
-
-        _, held_out = load_calibration(
-            self.suite.calibration, datasets=self.suite.datasets, environ=self.environ
-        )
+        _, (held_out, _) = self._split_calibration()
         return held_out.take(min(count, len(held_out)))
 
-    def evaluation_hashes(self) -> tuple[tuple[str, str], ...]:
-        """Return (content hash, id) of every sample that a task of this suite is judged on."""
+    def _evaluated(self) -> Iterator[Contents]:
+        """Yield what the samples show that the tasks of this suite are judged on."""
         from pytest_quantgate.tasks.registry import evaluation_data
 
         wanted = {
             (*evaluation_data(gate.task), gate.samples, gate.first) for gate in self._task_gates
         }
-        found: dict[str, str] = {}
         for name, purpose, count, first in sorted(wanted, key=str):
+            yield self.contents(name, count, purpose=purpose, first=first)
 
-            def read(
-                name: str = name,
-                purpose: Purpose = purpose,
-                count: int | None = count,
-                first: bool = first,
-            ) -> Any:
-                samples = self.samples(name, count, purpose=purpose, first=first)
-                return [list(samples.hashes), list(samples.ids)]
-
-            data = self._data_key(name, count, purpose=purpose, first=first)
-            key = self.key(HASHES, data=data, samples=count, first=first)
-            about = (name, purpose, _taken(count, first=first))
-            hashes, ids = self.measured(HASHES, key, measure=read, read=_read_hashes, about=about)
-            for content, sample_id in zip(hashes, ids, strict=True):
-                found.setdefault(content, sample_id)
+    def evaluation_hashes(self) -> tuple[tuple[str, str], ...]:
+        """Return (SHA-256 of the pixels, id) of every sample that a task is judged on."""
+        found: dict[str, str] = {}
+        for shown in self._evaluated():
+            for pixels, sample_id in zip(shown.pixels, shown.ids, strict=True):
+                found.setdefault(pixels, sample_id)
         return tuple(found.items())
+
+    def near_copies(self) -> tuple[NearCopy, ...]:
+        """Return the evaluated samples that look like one that was calibrated on."""
+        from pytest_quantgate.tasks.contents import Contents, find_near_copies
+
+        run = self.calibration_run
+        pixels, ids = zip(*run.sample_hashes, strict=True) if run.sample_hashes else ((), ())
+        looks = run.sample_looks or ("",) * len(ids)
+        used = Contents(ids=ids, pixels=pixels, looks=looks)
+
+        def search(shown: Contents) -> tuple[NearCopy, ...]:
+            return self.measured(
+                NEAR_COPIES,
+                self.key(NEAR_COPIES, evaluated=shown, calibrated=used),
+                measure=lambda: [to_json(copy) for copy in find_near_copies(shown, used)],
+                read=lambda stored: tuple(from_json(NearCopy, item) for item in stored),
+            )
+
+        return tuple(dict.fromkeys(copy for shown in self._evaluated() for copy in search(shown)))
 
     # -- variants --------------------------------------------------------------------------------
 
@@ -419,7 +465,8 @@ class Case:
         for name in ("source", "fp16", "recipe", "audit", "recipe_entries", "sanity"):
             vars(other)[name] = getattr(self, name)
         vars(other).update(quantized=quantized, variant_key=key)
-        other._values["samples"] = self._values.setdefault("samples", {})
+        for name in ("samples", "contents", "data_keys"):
+            other._values[name] = self._values.setdefault(name, {})
         return other
 
     @computed_once
@@ -439,11 +486,10 @@ class Case:
         from pytest_quantgate.models.checkpoint import save_checkpoint
         from pytest_quantgate.models.quantize import quantize
         from pytest_quantgate.models.recipes import describe_content
-        from pytest_quantgate.tasks.registry import load_calibration
 
         spec = self.suite.calibration
         exclude = self.suite.quantize.exclude
-        pairs, held_out = load_calibration(spec, datasets=self.suite.datasets, environ=self.environ)
+        (pairs, shown), (held_out, unseen) = self._split_calibration()
         recipe, fp16 = self.recipe, self.fp16
         with self.progress.stage(f"calibrating {recipe.name}", total=spec.samples) as advance:
             result = quantize(
@@ -467,9 +513,10 @@ class Case:
             vision_batches=result.vision_batches,
             text_batches=result.text_batches,
             nonfinite=result.nonfinite,
-            sample_hashes=tuple(zip(pairs.hashes, pairs.ids, strict=True)),
+            sample_hashes=tuple(zip(shown.pixels, shown.ids, strict=True)),
+            sample_looks=shown.looks,
             held_out_samples=len(held_out),
-            held_out_hashes=tuple(zip(held_out.hashes, held_out.ids, strict=True)),
+            held_out_hashes=tuple(zip(unseen.pixels, unseen.ids, strict=True)),
         )
         with self.progress.stage("saving the quantized variant"):
             save_checkpoint(result.model, folder / "checkpoint")
@@ -847,19 +894,6 @@ def _read_outcomes(stored: Any) -> tuple[Outcomes, Outcomes]:
         raise ValueError("expected the outcomes of two variants")
     fp16, quantized = (from_json(Outcomes, item) for item in stored)
     return fp16, quantized
-
-
-def _read_hashes(stored: Any) -> tuple[list[str], list[str]]:
-    """Return content hashes and ids of equal number; raises ValueError."""
-    if not isinstance(stored, list) or len(stored) != 2:
-        raise ValueError("expected hashes and ids")
-    hashes, ids = stored
-    for items in (hashes, ids):
-        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise ValueError("expected lists of texts")
-    if len(hashes) != len(ids):
-        raise ValueError(f"{len(hashes)} hashes of {len(ids)} samples")
-    return hashes, ids
 
 
 def _check_variant_folder(folder: Path) -> Path:

@@ -35,6 +35,7 @@ from pytest_quantgate.gates import (
     judge_trace,
 )
 from pytest_quantgate.gates import regression as regression_room
+from pytest_quantgate.gates.calibration import warn_of_near_copies
 from pytest_quantgate.gates.family import ALONE, SILENT, Family
 from pytest_quantgate.gates.memory import figures_of, limits_of
 from pytest_quantgate.gates.suspects import name_suspects
@@ -202,13 +203,16 @@ class Judging:
     def _judge_calibration(self) -> Judged:
         gate = self.case.suite.gates.calibration
         assert gate is not None
+        near_copies = self.case.near_copies()
         return Judged(
             verdict=judge_calibration(
                 self.case.audit,
                 self.case.calibration_run,
                 evaluation_hashes=self.case.evaluation_hashes(),
+                near_copies=near_copies,
                 gate=gate,
-            )
+            ),
+            notes=warn_of_near_copies(near_copies),
         )
 
     def _judge_fidelity(self) -> Judged:

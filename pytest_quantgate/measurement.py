@@ -151,8 +151,8 @@ class CalibrationRun:
 
     `vision_batches` / `text_batches` are forwards really seen by each tower during calibration.
     `nonfinite` names what was NaN or Inf in the calibration data (`image 17`, `text 3`).
-    `sample_hashes` / `held_out_hashes` / `evaluation_hashes` are content hashes of the image
-    bytes, each tagged with its sample id: (hash, id).
+    `sample_hashes` / `held_out_hashes` are SHA-256 of the decoded pixels, each tagged with its
+    sample id: (hash, id); `sample_looks` are the perceptual hashes of the samples in that order.
     """
 
     data: str
@@ -164,6 +164,19 @@ class CalibrationRun:
     sample_hashes: tuple[tuple[str, str], ...]
     held_out_samples: int
     held_out_hashes: tuple[tuple[str, str], ...]
+    sample_looks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearCopy:
+    """A sample that looks like one that was calibrated on, although its pixels are others.
+
+    `sample` and `like` are their ids; `bits` how many of 256 bits of their hashes differ.
+    """
+
+    sample: str
+    like: str
+    bits: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import Quantized, quantize
 from pytest_quantgate.models.recipes import to_modelopt
+from pytest_quantgate.tasks.contents import read_contents
 from pytest_quantgate.tasks.registry import load_calibration
 
 if TYPE_CHECKING:
@@ -119,8 +120,10 @@ class PipelineCase(Case):
         if steps.is_good_until_finish and self._recipe_plain == self.good._recipe_plain:
             return self._finish_good()
         pairs, held_out = load_calibration(spec, datasets={}, environ={})
+        unseen = read_contents(held_out)
         if steps.source is not None:
             pairs = steps.source(pairs)
+        shown = read_contents(pairs)
         batches = list(make_batches(self.fp16, pairs, batch_size=spec.batch_size))
         if steps.pairs is not None:
             batches = steps.pairs(batches)
@@ -145,9 +148,10 @@ class PipelineCase(Case):
             vision_batches=result.vision_batches,
             text_batches=result.text_batches,
             nonfinite=result.nonfinite,
-            sample_hashes=tuple(zip(pairs.hashes, pairs.ids, strict=True)),
+            sample_hashes=tuple(zip(shown.pixels, shown.ids, strict=True)),
+            sample_looks=shown.looks,
             held_out_samples=len(held_out),
-            held_out_hashes=tuple(zip(held_out.hashes, held_out.ids, strict=True)),
+            held_out_hashes=tuple(zip(unseen.pixels, unseen.ids, strict=True)),
         )
         return _Built(model=model, audit=audit, run=run)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pytest_quantgate.gates.family import highest_rejected
 from pytest_quantgate.gates.statistics import Share, chance_above, first_count, share_limits
 from pytest_quantgate.gates.words import count, group, listed, percent, shorten
-from pytest_quantgate.measurement import Audit, CalibrationRun, Quantizer
+from pytest_quantgate.measurement import Audit, CalibrationRun, NearCopy, Quantizer
 from pytest_quantgate.suite import CalibrationGate
 from pytest_quantgate.verdict import Status, Verdict, combine
 
@@ -40,13 +40,15 @@ def judge_calibration(
     *,
     evaluation_hashes: tuple[tuple[str, str], ...],
     gate: CalibrationGate,
+    near_copies: Sequence[NearCopy] = (),
 ) -> Verdict:
     """Return whether the ranges can be trusted.
 
     In this order: something ran through both towers at all, its data was finite, every enabled
     static quantizer has a finite positive amax, every enabled one was called in its tower's
     forward, and clips at most `max_clipped` of held-out values; no embedding depends on the other
-    samples in its batch; no evaluation sample was calibrated on.
+    samples in its batch; no evaluation sample was calibrated on. Near copies of
+    what was calibrated on are evidence, and no more: different pictures can look alike.
     """
     static = [q for q in audit.quantizers if q.enabled and not q.dynamic]
     dynamic = [q for q in audit.quantizers if q.enabled and q.dynamic]
@@ -58,7 +60,9 @@ def judge_calibration(
         _judge_clipping(static, held_out_samples=run.held_out_samples, gate=gate),
         _judge_width(static, gate=gate),
         _judge_batch(audit, gate=gate),
-        _judge_overlap(run, evaluation_hashes=evaluation_hashes, gate=gate),
+        _judge_overlap(
+            run, evaluation_hashes=evaluation_hashes, near_copies=near_copies, gate=gate
+        ),
     )
     verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
     if not verdict.passed:
@@ -448,6 +452,7 @@ def _judge_overlap(
     run: CalibrationRun,
     *,
     evaluation_hashes: tuple[tuple[str, str], ...],
+    near_copies: Sequence[NearCopy],
     gate: CalibrationGate,
 ) -> Verdict:
     used = dict(run.sample_hashes)
@@ -465,8 +470,23 @@ def _judge_overlap(
                 cause="calibration.data and the task share images",
                 next_step="calibrate on another split",
                 figures={f"{what.replace('-', '_')}_overlap": len(found)},
+                code="calibration.overlap",
             )
     return _verdict(
         Status.PASS,
         f"none of {len(evaluation_hashes)} evaluation samples was calibrated on",
+        evidence=warn_of_near_copies(near_copies),
+        figures={"near_copies": len(near_copies)},
+    )
+
+
+def warn_of_near_copies(near: Sequence[NearCopy]) -> tuple[str, ...]:
+    """Return the warning of evaluation samples that look like calibrated ones; empty for none."""
+    if not near:
+        return ()
+    pairs = shorten([f"{copy.sample} ~ {copy.like} ({copy.bits} of 256 bits)" for copy in near])
+    return (
+        f"{count(len(near), 'evaluation sample')} may be near copies of calibration samples, "
+        f"resized or compressed again: {', '.join(pairs)}: look at them; where they are, "
+        "calibrate on another split [calibration.near-copies]",
     )

@@ -36,6 +36,9 @@ CLIP = (
     *("clip_benchmark", "webdataset"),
 )
 
+#: What turns a file into pixels, and these into a perceptual hash.
+PICTURES = ("PIL", "torchvision", "numpy", "scipy", "imagehash", "clip_benchmark", "webdataset")
+
 #: What an ONNX file is written and read with.
 ONNX = (*CLIP, "onnx", "ml_dtypes", "google.protobuf")
 
@@ -94,8 +97,12 @@ WITHOUT = Measurement(kind="without", inputs=("variant", "quantizers"), packages
 #: The exported variant in ONNX Runtime, and its engines. Never stored themselves.
 EXPORTED = Measurement(kind="exported", inputs=("softmax",), packages=ONNX_RUNTIME)
 EXECUTED = Measurement(kind="executed", inputs=("plans",), packages=ENGINES)
-#: Content hashes and ids of the samples of a task.
-HASHES = Measurement(kind="hashes", inputs=("data", "samples", "first"), packages=CLIP)
+#: What the images of a data set show: ids, decoded pixels and perceptual hashes.
+CONTENTS = Measurement(kind="contents", inputs=("data", "samples", "first"), packages=PICTURES)
+#: Evaluated pictures that look like calibrated ones.
+NEAR_COPIES = Measurement(
+    kind="near_copies", inputs=("evaluated", "calibrated"), packages=("numpy",)
+)
 #: Image embeddings of one variant at one stage; `stage` is empty for PyTorch.
 EMBEDDINGS = Measurement(kind="embeddings", inputs=("variant", "data", "stage"), packages=CLIP)
 #: What both variants answer to each sample of a task.
@@ -138,6 +145,7 @@ PREVIEWS = Measurement(
 )
 
 MEASUREMENTS = (
-    *(FP16, SANITY, VARIANT, WITHOUT, EXPORTED, EXECUTED, HASHES, EMBEDDINGS, OUTCOMES, FIDELITY),
-    *(ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, PARITY, ENGINE, SENSITIVITY, EXCLUSION, PREVIEWS),
+    *(FP16, SANITY, VARIANT, WITHOUT, EXPORTED, EXECUTED, CONTENTS, NEAR_COPIES, EMBEDDINGS),
+    *(OUTCOMES, FIDELITY, ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, PARITY, ENGINE, SENSITIVITY),
+    *(EXCLUSION, PREVIEWS),
 )

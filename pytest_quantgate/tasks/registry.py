@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_quantgate.errors import DataError
@@ -90,8 +90,10 @@ def load_calibration(
 ) -> tuple[Samples, Samples]:
     """Return the calibration pairs, and the held-out pairs that are drawn after them.
 
-    No image is in both, by content: what a quantizer clips is only known on what it has not seen.
+    See `split_calibration`.
     """
+    from pytest_quantgate.tasks.contents import hash_pixels
+
     wanted = spec.samples + spec.held_out_samples
     found = load_samples(
         spec.data,
@@ -101,15 +103,28 @@ def load_calibration(
         purpose="pairs",
         first=spec.first,
     )
-    calibration = found.take(spec.samples)
-    used = set(calibration.hashes)
-    fresh = [i for i in range(spec.samples, len(found)) if found.hashes[i] not in used]
+    pixels = [hash_pixels(found.images[i]) for i in range(len(found))]
+    used, fresh = split_calibration(spec, pixels=pixels)
+    return found.select(used), found.select(fresh)
+
+
+def split_calibration(
+    spec: CalibrationSpec, *, pixels: Sequence[str]
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Return which pairs calibrate and which are held out, of all that were taken, in that order.
+
+    No image is in both, by its pixels: what a quantizer clips is only known on what it has not
+    seen.
+    """
+    used = range(spec.samples)
+    seen = {pixels[i] for i in used}
+    fresh = [i for i in range(spec.samples, len(pixels)) if pixels[i] not in seen]
     if not fresh:
         raise DataError(
             f"{spec.where}: {spec.data}: all {spec.held_out_samples} held-out samples are copies "
             f"of calibration samples: clipping cannot be measured"
         )
-    return calibration, found.select(fresh)
+    return used, fresh
 
 
 def data_key(

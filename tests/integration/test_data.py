@@ -6,6 +6,7 @@ A random CLIP answers at random, so what is judged here is the data.
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -19,6 +20,8 @@ from PIL import Image
 from pytest_quantgate.case import Case
 from pytest_quantgate.selftest.proof import judge_again
 from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.tasks.webdataset import TarImages
+from pytest_quantgate.verdict import Status
 
 CLASSES = ("cat", "dog", "fox", "owl")
 
@@ -37,10 +40,18 @@ gates:
 """
 
 
-def picture(seed: int, *, side: int = 24) -> Image.Image:
-    """Return a picture of soft blobs, as unlike others as photographs are."""
-    rough = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(rough).resize((side, side), Image.Resampling.BICUBIC)
+def picture(seed: int, *, side: int = 48) -> Image.Image:
+    """Return grey noise with about the spectrum of photographs, in one tint."""
+    noise = np.random.default_rng(seed)
+    layers = [
+        Image.fromarray(noise.integers(0, 256, (rough, rough), dtype=np.uint8)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
+        for rough in (3, 6, 12, side // 2)
+    ]
+    mixed = np.average([np.asarray(layer) for layer in layers], axis=0, weights=[8, 4, 2, 1])
+    tint = noise.uniform(0.7, 1, 3)
+    return Image.fromarray((mixed[:, :, None] * tint).astype(np.uint8))
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -114,3 +125,82 @@ def test_a_gate_draws_its_samples_over_a_sorted_archive(
     again = judge_again(case, kind="accuracy", key=gate.key)
     assert again is not None
     assert again.status is case.judge(kind="accuracy", key=gate.key).verdict.status
+
+
+# -- the test images calibrated on, in other files ------------------------------------------------
+
+
+def test_test_images_in_other_files_are_calibrated_on(
+    make_photos: Callable[..., Path], case_of: Callable[..., Case]
+) -> None:
+    """As PNG and lossless WebP the files have no byte in common."""
+    pictures = [picture(i) for i in range(16)]
+    root = make_photos(
+        train=[(encode(image), str(i % 4)) for i, image in enumerate(pictures)],
+        test=[
+            *(
+                (encode(image, "WEBP", lossless=True), str(i % 4))
+                for i, image in enumerate(pictures)
+            ),
+            *(photo(100 + i, i % 4) for i in range(16)),
+        ],
+    )
+    verdict = case_of(root).judge(kind="calibration").verdict
+
+    assert (verdict.status, verdict.code) == (Status.FAIL, "calibration.overlap")
+    assert "12 evaluation samples by content also calibrated the quantizers" in verdict.headline
+    assert re.fullmatch(r"0/s000\d\d is calibration sample 0/s000\d\d", verdict.evidence[0])
+
+
+def test_resized_and_recompressed_test_images_are_a_note_with_the_pairs(
+    make_photos: Callable[..., Path], case_of: Callable[..., Case]
+) -> None:
+    root = make_photos(
+        train=[photo(i, i % 4) for i in range(16)],
+        test=[
+            (encode(picture(0).resize((96, 96)), "JPEG", quality=90), "0"),
+            (encode(picture(1), "JPEG", quality=90), "1"),
+            *(photo(100 + i, i % 4) for i in range(16)),
+        ],
+    )
+    case = case_of(root, edits={"samples: 12, batch": "samples: 12, first: true, batch"})
+    judged = case.judge(kind="calibration")
+
+    assert judged.verdict.passed
+    assert {(copy.sample, copy.like) for copy in case.near_copies()} == {
+        ("0/s00000", "0/s00000"),
+        ("0/s00001", "0/s00001"),
+    }
+    note, *_ = judged.notes
+    assert "2 evaluation samples may be near copies of calibration samples" in note
+
+
+def test_different_photographs_give_no_note(
+    make_photos: Callable[..., Path], case_of: Callable[..., Case]
+) -> None:
+    judged = case_of(make_photos(test=[photo(i, i % 4) for i in range(40)])).judge(
+        kind="calibration"
+    )
+
+    assert judged.verdict.passed
+    assert not [note for note in judged.notes if "near copies" in note]
+
+
+def test_a_warm_run_decodes_nothing(
+    make_photos: Callable[..., Path],
+    case_of: Callable[..., Case],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = make_photos(test=[photo(i, i % 4) for i in range(20)])
+    gates = ("calibration", "fidelity", "accuracy")
+    key = "photos/classification-acc1"
+    cold = case_of(root)
+    before = [cold.judge(kind=k, key=key if k == "accuracy" else "").verdict for k in gates]
+
+    def refuse(*_: Any) -> None:
+        pytest.fail("an image was decoded")
+
+    monkeypatch.setattr(TarImages, "__getitem__", refuse)
+    warm = case_of(root)
+    after = [warm.judge(kind=k, key=key if k == "accuracy" else "").verdict for k in gates]
+    assert after == before

@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates import judge_calibration
-from pytest_quantgate.gates.calibration import judge_ranges
-from pytest_quantgate.measurement import Audit, BatchInvariance, CalibrationRun
+from pytest_quantgate.gates.calibration import judge_ranges, warn_of_near_copies
+from pytest_quantgate.measurement import Audit, BatchInvariance, CalibrationRun, NearCopy
 from pytest_quantgate.verdict import Status, Verdict
 
 AUDIT = make_audit()
@@ -37,12 +37,14 @@ def judge(
     run: CalibrationRun | None = None,
     *,
     evaluated: tuple[tuple[str, str], ...] = (("ff", "scene-9"),),
+    near: tuple[NearCopy, ...] = (),
     **limits: Any,
 ) -> Verdict:
     return judge_calibration(
         audit,
         run if run is not None else make_run(),
         evaluation_hashes=evaluated,
+        near_copies=near,
         gate=calibration_gate(**limits),
     )
 
@@ -528,6 +530,7 @@ def test_evaluation_sample_that_was_calibrated_on_is_found_by_its_content() -> N
     assert verdict.evidence[0] == "test-2 is calibration sample scene-2"
     assert verdict.next_step == "calibrate on another split"
     assert verdict.figures["evaluation_overlap"] == 1
+    assert verdict.code == "calibration.overlap"
 
 
 def test_same_name_with_other_content_is_no_overlap() -> None:
@@ -542,6 +545,28 @@ def test_held_out_sample_that_was_calibrated_on_fails() -> None:
     assert verdict.status is Status.FAIL
     assert "2 held-out samples by content also calibrated the quantizers" in verdict.headline
     assert verdict.figures["held_out_overlap"] == 2
+
+
+def test_near_copies_are_a_warning_with_the_pairs() -> None:
+    """Different pictures can look alike, so it is not red."""
+    near = tuple(NearCopy(sample=f"test-{n}", like="scene-1", bits=n) for n in range(1, 13))
+
+    verdict = judge(near=near)
+    (line,) = warn_of_near_copies(near)
+
+    assert verdict.passed
+    assert line in verdict.evidence
+    assert line.startswith(
+        "12 evaluation samples may be near copies of calibration samples, resized or compressed "
+        "again: test-1 ~ scene-1 (1 of 256 bits), test-2 ~ scene-1 (2 of 256 bits), "
+    )
+    assert line.endswith(
+        "... and 4 more: look at them; where they are, calibrate on another split "
+        "[calibration.near-copies]"
+    )
+    assert verdict.figures["near_copies"] == 12
+    assert warn_of_near_copies(()) == ()
+    assert judge().figures["near_copies"] == 0
 
 
 def test_long_overlap_is_cut_short() -> None:

@@ -103,12 +103,12 @@ def test_kinds_have_keys_of_their_own() -> None:
 
 
 def test_an_input_that_is_not_declared_is_refused() -> None:
-    expected = "hashes is declared with the inputs ['data', 'first', 'samples'], and was given"
+    expected = "contents is declared with the inputs ['data', 'first', 'samples'], and was given"
 
     with pytest.raises(TypeError, match=re.escape(expected)):
-        make_key(keys.HASHES, surroundings=Here(), device="cpu", data="d", samples=1)
+        make_key(keys.CONTENTS, surroundings=Here(), device="cpu", data="d", samples=1)
     with pytest.raises(TypeError, match=r"and was given.*'seed'"):
-        key_of(keys.HASHES, seed=1)
+        key_of(keys.CONTENTS, seed=1)
 
 
 # -- no other door --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -24,7 +24,19 @@ from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.measure.latency import LatencyRun
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes, pack_bits, shorten
+from pytest_quantgate.store.owners import (
+    Orphan,
+    Owned,
+    check_only_owner,
+    is_below_root,
+    is_plain,
+    judge_orphan,
+    old_name,
+    walk_files,
+)
 from pytest_quantgate.store.records import (
+    OLD_SCHEMA,
+    AnyKind,
     AnyRecord,
     Chain,
     Kind,
@@ -35,8 +47,7 @@ from pytest_quantgate.store.records import (
     parse_latency_record,
     parse_record,
 )
-from pytest_quantgate.suite import Suite
-from pytest_quantgate.untrusted import read_regular
+from pytest_quantgate.untrusted import parse_json, read_regular
 from pytest_quantgate.verdict import Status, Verdict
 
 #: A record of a million samples has half a megabyte.
@@ -45,7 +56,6 @@ MAX_SLUG = 200  # file systems end at 255
 #: A temporary file that is older than this belongs to a run that was killed.
 LEFTOVER_SECONDS = 3600
 _WRITING = ".writing-"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Value = TypeVar("Value")
 
@@ -54,20 +64,17 @@ Value = TypeVar("Value")
 class Store:
     """The baselines under one folder: `<root>/<suite>/<kind>-<key>.json`.
 
-    `read`, `regression` files alone, is what compares results; `read_latency` reads the others.
+    A suite is named by its path below `project`, the root of the run, without its ending. Without
+    a project nothing that version 0.1 wrote is found, and there are no orphans. `read`,
+    `regression` files alone, is what compares results; `read_latency` reads the others.
     """
 
     root: Path
+    project: Path | None = None
 
     def path(self, suite: str, key: str, *, kind: Kind = "regression") -> Path:
-        """Return where a record lives; raises BaselineError for a name that is no plain name."""
-        if not _NAME.fullmatch(suite):
-            raise BaselineError(
-                f"suite name {suite!r} cannot be a folder name: use letters, digits, . _ -"
-            )
-        if kind == "latency" and not _NAME.fullmatch(key):  # a gate's key is a plain name
-            raise BaselineError(f"key {shorten(key)} is of no latency gate: no plain name")
-        return self.root / suite / f"{kind}-{slug(key) if kind == 'regression' else key}.json"
+        """Return where a record lives; raises BaselineError for what is not below the root."""
+        return self.root / _folder_of(suite) / _file_of(key, kind=kind)
 
     def path_of(self, record: AnyRecord) -> Path:
         """Return where a record belongs; raises as `path`."""
@@ -76,25 +83,63 @@ class Store:
     def read(self, suite: str, key: str) -> Record | None:
         """Return a record, or None where there is none.
 
-        Raises BaselineError, naming the file and the mend, for one that is damaged, of another
-        format, of another suite or key, or that leads out of the store.
+        Where the suite has none, and version 0.1 left one that is its and no other suite's, it is
+        that one. Raises BaselineError, naming the file and the mend, for one that is damaged, of
+        another format, of another suite or key, that may be another suite's, or that leads out of
+        the store.
         """
-        path = self.path(suite, key)
-        record = read_record(path, root=self.root)
-        _check_place(record, path=path, suite=suite, key=key)
-        return record
+        return self._read(suite, key, kind="regression", parse=parse_record)
 
     def read_latency(self, suite: str, key: str) -> LatencyRecord | None:
         """Return the record of a latency gate, or None where there is none; raises as `read`."""
-        path = self.path(suite, key, kind="latency")
-        record = _read_file(path, root=self.root, parse=parse_latency_record)
-        _check_place(record, path=path, suite=suite, key=key)
+        return self._read(suite, key, kind="latency", parse=parse_latency_record)
+
+    def _read(
+        self, suite: str, key: str, *, kind: Kind, parse: Callable[[str], AnyKind]
+    ) -> AnyKind | None:
+        path, owner = self.path(suite, key, kind=kind), suite
+        if self.project is not None:
+            old = self.find_old(suite, key, kind=kind)
+            if old is not None:
+                check_only_owner(old, suite=suite, project=self.project)
+                path, owner = old.path, old.suite
+        record = _read_file(path, root=self.root, parse=parse)
+        if record is None:
+            return None
+        if (record.suite, record.key) != (owner, key):
+            raise BaselineError(
+                f"{path}: holds {record.suite} {record.key}, expected {suite} {key}: "
+                f"restore the file with git checkout -- {path}"
+            )
+        return replace(record, suite=suite)
+
+    def find_old(self, suite: str, key: str, *, kind: Kind = "regression") -> Owned | None:
+        """Return what version 0.1 left for a gate that has no record of today, or None."""
+        place, name = self.path(suite, key, kind=kind), old_name(suite)
+        if not is_plain(name):
+            return None
+        old = self.root / name / place.name
+        if old != place and os.path.lexists(place):
+            return None
+        found = self._peek(old)
+        return found if found is not None and found.is_old else None
+
+    def find(self, suite: str, key: str, *, kind: Kind = "regression") -> Owned | None:
+        """Return what stands in the place of a gate's record, by what it says of itself."""
+        return self._peek(self.path(suite, key, kind=kind))
+
+    def read_file(self, owned: Owned) -> AnyRecord:
+        """Return the record in a file that was found; raises BaselineError."""
+        record = read_any_record(owned.path, root=self.root)
+        if record is None:
+            raise BaselineError(f"{owned.path}: it is gone")
         return record
 
-    def write(self, record: AnyRecord) -> Path:
+    def write(self, record: AnyRecord, *, instead_of: Owned | None = None) -> Path:
         """Write a record atomically, return its path; raises BaselineError, the old one whole.
 
         What could not be read back, such as a reason with an escape sequence, is not written.
+        `instead_of` is deleted then, or what version 0.1 kept for the same gate elsewhere.
         """
         path = self.path_of(record)
         text = canonical_text(record)
@@ -102,39 +147,103 @@ class Store:
             parse_any_record(text)
         except BaselineError as error:
             raise BaselineError(f"cannot write {path}: {error}") from error
+        old = instead_of
+        if old is None and self.project is not None:
+            old = self.find_old(record.suite, record.key, kind=record.kind)
+            if old is not None:
+                check_only_owner(old, suite=record.suite, project=self.project)
         write_atomically(path, text, root=self.root)
+        if old is not None and old.path != path:
+            self._delete(old.path)
         return path
 
-    def orphans(self, suites: Iterable[Suite]) -> tuple[Path, ...]:
-        """Return the baselines that no gate of `suites` names, from the suites alone.
+    def list_files(self) -> tuple[Owned, ...]:
+        """Return the baselines below the root that stand in their own place.
 
-        Only files at the place and of the name of a baseline: a root that is set to a folder with
-        other JSON files in it loses none of them.
+        Other files, such as those of somebody else where the root is a larger folder, are none.
         """
-        named = set[Path]()
-        for suite in suites:
-            named |= {self.path(suite.name, gate.key) for gate in suite.gates.regression}
-            named |= {
-                self.path(suite.name, gate.key, kind="latency")
-                for gate in suite.gates.latency
-                if gate.max_latency_ms is not None
-            }
-        there = sorted(
-            path for kind in get_args(Kind) for path in self.root.glob(f"*/{kind}-*.json")
+        starts = tuple(f"{kind}-" for kind in get_args(Kind))
+        peeked = (
+            self._peek(path)
+            for path in walk_files(self.root)
+            if path.name.startswith(starts) and path.suffix == ".json"
         )
-        return tuple(path for path in there if path not in named and not path.is_dir())
+        return tuple(owned for owned in peeked if owned is not None)
 
-    def prune(self, suites: Iterable[Suite]) -> tuple[Path, ...]:
+    def orphans(self) -> tuple[Orphan, ...]:
+        """Return the baselines that no gate names, told by the suite files below the project."""
+        if self.project is None:
+            return ()
+        found = []
+        for owned in self.list_files():
+
+            def has_other(suite: str, owned: Owned = owned) -> bool:
+                place = self.path(suite, owned.key, kind=owned.kind)
+                return place != owned.path and place.exists()
+
+            orphan = judge_orphan(owned, project=self.project, has_other=has_other)
+            if orphan is not None:
+                found.append(orphan)
+        return tuple(found)
+
+    def prune(self) -> tuple[Orphan, ...]:
         """Delete the orphans and return what was deleted."""
-        orphans = self.orphans(suites)
-        for path in orphans:
-            try:
-                path.unlink()
-                if not any(path.parent.iterdir()):
-                    path.parent.rmdir()
-            except OSError as error:
-                raise BaselineError(f"cannot delete {path}: {error.strerror or error}") from error
+        orphans = self.orphans()
+        for orphan in orphans:
+            self._delete(orphan.path)
         return orphans
+
+    def _peek(self, path: Path) -> Owned | None:
+        """Return whose a file says it is; None for what is no baseline, or not in its place."""
+        if path.is_symlink():
+            return None
+        try:
+            data = parse_json(read_regular(path, max_bytes=MAX_BYTES))
+            schema, suite, key = data["schema"], data["suite"], data["key"]
+            kind: Kind = "latency" if data.get("kind") == "latency" else "regression"
+            place = self.path(suite, key, kind=kind)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, BaselineError):
+            return None  # who reads it as a baseline is told what is wrong with it
+        is_old = schema == OLD_SCHEMA
+        return (
+            Owned(path=path, suite=suite, key=key, kind=kind, is_old=is_old)
+            if path == place
+            else None
+        )
+
+    def _delete(self, path: Path) -> None:
+        try:
+            path.unlink()
+            for folder in path.parents:
+                if folder == self.root or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+        except OSError as error:
+            raise BaselineError(f"cannot delete {path}: {error.strerror or error}") from error
+
+
+def _folder_of(suite: str) -> Path:
+    """Return the folder of a suite's baselines below the root; raises BaselineError."""
+    if not is_below_root(suite):
+        raise BaselineError(
+            f"suite {suite!r} is not below the root of this run, so its baselines have no place: "
+            f"run pytest with --rootdir=FOLDER, a folder above the suite"
+        )
+    names = (part if is_plain(part) else _plain_name(part) for part in suite.split("/"))
+    return Path(*names)
+
+
+def _plain_name(name: str) -> str:
+    """Return another name by which a folder can be called everywhere; no two names share one."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:80]
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain}-{digest}" if plain else digest
+
+
+def _file_of(key: str, *, kind: Kind) -> str:
+    if kind == "latency" and not is_plain(key):  # a gate's key is a plain name
+        raise BaselineError(f"key {shorten(key)} is of no latency gate: no plain name")
+    return f"{kind}-{slug(key) if kind == 'regression' else key}.json"
 
 
 def slug(key: str) -> str:
@@ -148,14 +257,6 @@ def slug(key: str) -> str:
         return plain
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{plain[:80]}-{digest[:8]}"
-
-
-def _check_place(record: AnyRecord | None, *, path: Path, suite: str, key: str) -> None:
-    if record is not None and (record.suite, record.key) != (suite, key):
-        raise BaselineError(
-            f"{path}: holds {record.suite} {record.key}, expected {suite} {key}: "
-            f"restore the file with git checkout -- {path}"
-        )
 
 
 def read_record(path: Path, *, root: Path) -> Record | None:

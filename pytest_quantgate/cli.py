@@ -13,7 +13,17 @@ from pytest_quantgate import __version__
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.report.printable import printable
 
-COMMANDS = ("init", "validate", "plan", "doctor", "diff", "sensitivity", "schema", "accept")
+COMMANDS = (
+    "init",
+    "validate",
+    "plan",
+    "doctor",
+    "diff",
+    "sensitivity",
+    "schema",
+    "accept",
+    "migrate",
+)
 
 
 def main(arguments: Sequence[str] | None = None, *, environ: Mapping[str, str] = os.environ) -> int:

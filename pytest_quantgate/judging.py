@@ -43,7 +43,7 @@ from pytest_quantgate.gates.trace import follow_quantizers
 from pytest_quantgate.measure.latency import Machine
 from pytest_quantgate.measurement import Outcomes, StoredPair, Tower
 from pytest_quantgate.stages import TOWERS
-from pytest_quantgate.store.records import AnyRecord, LatencyRecord, Record
+from pytest_quantgate.store.records import AnyRecord, Kind, LatencyRecord, Record
 from pytest_quantgate.suite import (
     AccuracyGate,
     EngineGate,
@@ -459,9 +459,10 @@ class Judging:
         if mode is BaselineMode.UPDATE or (mode is BaselineMode.CREATE and record is None):
             return self._accept_machine(record, proposed=proposed, verdict=here)
         verdict = judge(record.machine if record else None)
+        notes = self._note_old_place(gate) if record else ()
         if verdict.passed or not here.passed:
-            return Judged(verdict=verdict)
-        return Judged(verdict=verdict, proposal="obtained", record=proposed)
+            return Judged(verdict=verdict, notes=notes)
+        return Judged(verdict=verdict, proposal="obtained", record=proposed, notes=notes)
 
     def _accept_machine(
         self, record: LatencyRecord | None, *, proposed: LatencyRecord, verdict: Verdict
@@ -528,17 +529,30 @@ class Judging:
         )
         notes: tuple[str, ...] = ()
         if record is not None:
+            notes = self._note_old_place(gate)
             chains = tuple(f"accepted before: {chain.describe()}" for chain in record.chains)
             verdict = replace(verdict, evidence=(*verdict.evidence, *chains))
             unknown = list_unknown(record.fingerprint, proposed.fingerprint)
             if unknown:
                 notes = (
+                    *notes,
                     f"the baseline of {gate.key} does not say: {', '.join(unknown)}; they were "
                     f"not compared. To record them: {update}",
                 )
         if verdict.passed:
             return Judged(verdict=verdict, notes=notes)
         return Judged(verdict=verdict, proposal="obtained", record=proposed, notes=notes)
+
+    def _note_old_place(self, gate: RegressionGate | LatencyGate) -> tuple[str, ...]:
+        """Say where version 0.1 left the baseline that was used, and what moves it."""
+        kind: Kind = "regression" if isinstance(gate, RegressionGate) else "latency"
+        old = self.case.store.find_old(self.case.suite.name, gate.key, kind=kind)
+        if old is None:
+            return ()
+        return (
+            f"{old.path.name} is as version 0.1 wrote it, below {old.path.parent.name}/: "
+            f"quantgate migrate {gate.where.file}",
+        )
 
     def _accept(self, gate: RegressionGate, *, record: Record | None, proposed: Record) -> Judged:
         """Return the verdict of a writing mode: the new record, or why it may not be kept."""

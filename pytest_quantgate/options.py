@@ -36,7 +36,6 @@ class Settings:
     baselines: BaselineMode
     baselines_dir: Path
     obtained_dir: Path
-    suites_dirs: tuple[Path, ...]
     cache_dir: Path
     reason: str
     strict: bool
@@ -130,9 +129,9 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("quantgate_suite", "the suite of hand-written tests", default="")
     parser.addini(
         "quantgate_suites",
-        "folders of suites that own the baselines (orphans are computed from these)",
+        "not needed any more: a baseline names its suite by its path below the root",
         type="args",
-        default=["suites"],
+        default=[],
     )
 
 
@@ -195,7 +194,6 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
         baselines=mode,
         baselines_dir=folder("baselines_dir"),
         obtained_dir=folder("obtained_dir"),
-        suites_dirs=tuple(config.rootpath / name for name in config.getini("quantgate_suites")),
         cache_dir=(
             config.rootpath / Path(cache_dir).expanduser()
             if cache_dir

@@ -27,6 +27,7 @@ from pytest_quantgate.gates.statistics import (
     share_limits,
 )
 from pytest_quantgate.measurement import StoredOutcomes
+from pytest_quantgate.store.owners import is_below_root
 from pytest_quantgate.suite import AccuracyGate, RegressionGate, Suite, expand_path
 
 #: Where rates come from that are not measured: named on the command line, or by nobody.
@@ -179,6 +180,8 @@ def _measured(
 ) -> dict[str, Rates]:
     """Return the measured rates of a task: FP16 against the variant, the first against the last."""
     if store is None or getattr(gate, "stage", "torch") != "torch":
+        return {}
+    if not is_below_root(suite.name):
         return {}
     key = f"{gate.task}-{gate.metric}"
     record = store.read(suite.name, key)

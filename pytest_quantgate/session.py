@@ -81,7 +81,7 @@ class RunSession:
             self._case = Case(
                 suite=suite,
                 settings=self.settings,
-                store=Store(self.settings.baselines_dir),
+                store=Store(self.settings.baselines_dir, project=self.settings.root),
                 cache=Cache(root=self.settings.cache_dir, warn=self.warnings.append),
                 progress=self.progress,
                 environ=os.environ,
@@ -150,12 +150,17 @@ class RunSession:
         from pytest_quantgate.baselines import Store, write_obtained
 
         ok = True
-        store = Store(self.settings.baselines_dir)
+        store = Store(self.settings.baselines_dir, project=self.settings.root)
         for kind, record in self.proposals:
             try:
                 if kind == "baseline":
+                    old = store.find_old(record.suite, record.key, kind=record.kind)
                     path = store.write(record)
                     self.written.append(f"baseline written: {self._shorten(path)} ({record.key})")
+                    if old is not None and old.path != path:
+                        self.written.append(
+                            f"baseline deleted: {self._shorten(old.path)} (version 0.1 kept it)"
+                        )
                 else:
                     path = write_obtained(self.settings.obtained_dir, record)
                     self.obtained.append(
@@ -176,32 +181,19 @@ class RunSession:
         return write_reports(self)
 
     def _finish_orphans(self, store: Store) -> bool:
-        suites, unreadable = self._load_suites()
-        if unreadable:
-            return True  # a suite that cannot be read may own any of them
         try:
-            orphans = store.orphans(suites)
-            if orphans and self.settings.baselines is BaselineMode.PRUNE:
-                for path in store.prune(suites):
-                    self.written.append(f"baseline deleted: {self._shorten(path)} (orphan)")
+            if self.settings.baselines is BaselineMode.PRUNE:
+                for orphan in store.prune():
+                    self.written.append(
+                        f"baseline deleted: {self._shorten(orphan.path)} ({orphan.reason})"
+                    )
                 return True
+            orphans = store.orphans()
         except QuantGateError as error:
             self.warnings.append(str(error))
             return False
-        self.orphans = [self._shorten(path) for path in orphans]
+        self.orphans = [f"{self._shorten(orphan.path)} ({orphan.reason})" for orphan in orphans]
         return not (self.orphans and self.settings.strict)
-
-    def _load_suites(self) -> tuple[tuple[Suite, ...], bool]:
-        from pytest_quantgate.suite_file import load_suite
-
-        suites, unreadable = [], False
-        for folder in self.settings.suites_dirs:
-            for path in sorted(folder.rglob("*.quantgate.yaml")):
-                try:
-                    suites.append(load_suite(path, relative_to=self.settings.root))
-                except QuantGateError:
-                    unreadable = True
-        return tuple(suites), unreadable
 
     def summary(self) -> Summary:
         from pytest_quantgate.report.terminal import Summary

@@ -369,7 +369,7 @@ class Gates:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """One suite file, whole. `name` is the file's stem without `.quantgate.yaml`.
+    """One suite file, whole. `name` is its path below the root without `.quantgate.yaml`.
 
     `family` is how false alarms of its many limits are held down: by Holm's procedure, or not.
     """
@@ -383,6 +383,11 @@ class Suite:
     gates: Gates
     datasets: Mapping[str, DatasetSpec] = field(default_factory=dict)
     family: Literal["holm", "none"] = "holm"
+
+    @property
+    def label(self) -> str:
+        """The file's own name, for where no other suite is meant."""
+        return self.name.rpartition("/")[2]
 
 
 def expand_path(text: str, *, where: str, environ: Mapping[str, str]) -> Path:

@@ -102,15 +102,14 @@ algorithm: {method: smoothquant, alpha: 0.5}
 
 
 def suite_target(folder: Path) -> Target:
-    from pytest_quantgate.baselines import Store
     from pytest_quantgate.collect import list_gates
     from pytest_quantgate.comparison.suite_files import compare_suite
     from pytest_quantgate.fingerprint import digest_of
     from pytest_quantgate.models.recipes import build_recipe
+    from pytest_quantgate.store.owners import list_baselines
     from pytest_quantgate.suite_file import load_suite
 
     path = folder / "fuzz.quantgate.yaml"
-    store = Store(folder)
     good = folder / "good.quantgate.yaml"
     good.write_bytes(SUITE)
     other = load_suite(good)
@@ -121,7 +120,7 @@ def suite_target(folder: Path) -> Target:
         # What is taken becomes tests, keys and names of files.
         for gate in list_gates(suite):
             assert gate.name.isprintable()
-        store.orphans([suite])
+        list_baselines(suite)
         compare_suite(other, suite)
         quantize = suite.quantize
         if not isinstance(quantize.recipe, str):
@@ -240,7 +239,7 @@ def baseline_target(folder: Path) -> Target:
     from pytest_quantgate.baselines import Store, accept_obtained
     from pytest_quantgate.comparison.baseline_files import compare_records, read_records
 
-    obtained, store = Store(folder / "obtained"), Store(folder / "baselines")
+    obtained, store = Store(folder / "obtained", project=folder), Store(folder / "baselines")
     accuracy = ("demo", "scenes/classification-acc1")
     latency = ("demo", "tensorrt-rtx-vision-batch8")
     seeds = (record_seed(), latency_record_seed(), old_record_seed())
@@ -256,7 +255,7 @@ def baseline_target(folder: Path) -> Target:
         path = obtained.path(*place, kind="latency" if is_latency else "regression")
         path.write_bytes(seal(data))
         try:
-            obtained.orphans([])
+            obtained.orphans()
             (obtained.read_latency if is_latency else obtained.read)(*place)
             (written,) = accept_obtained(obtained.root, store=store, reason="fuzz")
         finally:

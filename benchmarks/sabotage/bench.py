@@ -121,7 +121,6 @@ class Bench:
             baselines=BaselineMode.CHECK,
             baselines_dir=self.root / "baselines",
             obtained_dir=self.root / "obtained",
-            suites_dirs=(),
             cache_dir=self.root / "cache",
             reason="",
             strict=True,

@@ -43,7 +43,9 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.options import default_cache_root
     from pytest_quantgate.suite_file import load_suite
 
-    suites = [(path, load_suite(path)) for path in find_suites(parsed.suites)]
+    suites = [
+        (path, load_suite(path, relative_to=Path.cwd())) for path in find_suites(parsed.suites)
+    ]
     machine = look(environ=environ, cache_dir=parsed.cache_dir or default_cache_root(environ))
     deeper = tuple(look_deeper(machine, environ=environ)) if parsed.deep else ()
     checks = (*machine.checks, *deeper)

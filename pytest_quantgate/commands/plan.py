@@ -71,10 +71,10 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     is_named = parsed.flips is not None or parsed.drop is not None
     source = ASSUMED if is_named else DEFAULT
     assumed = Rates(flips=float(flips), drop=float(drop), source=source)
-    store = None if is_named else Store(parsed.baselines)
+    store = None if is_named else Store(parsed.baselines, project=Path.cwd())
     found = []
     for path in find_suites(parsed.suites):
-        suite = load_suite(path)
+        suite = load_suite(path, relative_to=Path.cwd())
         plans = plan_suite(suite, assumed=assumed, store=store, environ=environ)
         found.append((path.as_posix(), plans))
     if parsed.json:

@@ -67,16 +67,16 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     found = study.measure(gate=gate, samples=parsed.samples)
     if case.progress.mode == "log":
         print(file=sys.stderr)  # its stages end without a newline
-    print(printable(case.suite.name))
+    print(printable(case.suite.label))
     for line in render_sensitivity(found, top=parsed.top):
         print(printable(line))
-    result = {"format": FORMAT, "suite": case.suite.name, "sensitivity": to_json(found)}
+    result = {"format": FORMAT, "suite": case.suite.label, "sensitivity": to_json(found)}
     if not parsed.no_exclusion:
         exclusion = study.propose(found)
         print()
         for line in render_exclusion(
             exclusion,
-            suite=case.suite.name,
+            suite=case.suite.label,
             weights_bytes=found.weights_bytes,
             exclude=case.suite.quantize.exclude,
         ):
@@ -103,7 +103,6 @@ def open_case(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Case
         baselines=BaselineMode.CHECK,
         baselines_dir=root / "baselines",
         obtained_dir=root / "obtained",
-        suites_dirs=(),
         cache_dir=parsed.cache_dir or default_cache_root(environ),
         reason="",
         strict=False,
@@ -116,9 +115,9 @@ def open_case(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Case
         print(f"warning: {message}", file=sys.stderr)
 
     return Case(
-        suite=load_suite(parsed.suite),
+        suite=load_suite(parsed.suite, relative_to=root),
         settings=settings,
-        store=Store(settings.baselines_dir),
+        store=Store(settings.baselines_dir, project=root),
         cache=Cache(root=settings.cache_dir, warn=warn),
         progress=show_progress(),
         environ=environ,

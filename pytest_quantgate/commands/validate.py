@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError, SuiteError
 from pytest_quantgate.report.printable import printable
+
+if TYPE_CHECKING:
+    from pytest_quantgate.suite import Suite
 
 EXAMPLES = """\
 examples:
@@ -45,7 +48,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
             continue
         for path in paths:
             try:
-                suite = load_suite(path)
+                suite = load_suite(path, relative_to=Path.cwd())
                 found = check_suite(suite, environ=environ)
             except QuantGateError as error:
                 print(printable(str(error)), file=sys.stderr)
@@ -56,10 +59,23 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
             if found.errors:
                 invalid += 1
             else:
-                print(printable(f"{path}: valid ({suite.name})"))
-            for note in found.notes:
+                print(printable(f"{path}: valid ({suite.label})"))
+            for note in (*found.notes, *_note_old_baselines(suite)):
                 print(printable(f"  note: {note}"))
     return 1 if invalid else 0
+
+
+def _note_old_baselines(suite: Suite) -> Iterator[str]:
+    """Yield what version 0.1 left in `baselines/` for a suite, and the command that moves it."""
+    from pytest_quantgate.baselines import Store
+    from pytest_quantgate.store.owners import is_below_root, list_baselines, suite_file
+
+    store = Store(Path("baselines"), project=Path.cwd())
+    for kind, key in list_baselines(suite) if is_below_root(suite.name) else ():
+        old = store.find_old(suite.name, key, kind=kind)
+        if old is not None:
+            file = suite_file(suite.name)
+            yield f"{old.path} is as version 0.1 wrote it: quantgate migrate {file}"
 
 
 def find_suites(arguments: Iterable[Path]) -> list[Path]:

@@ -91,25 +91,24 @@ def compare_reports(before: Report, after: Report, *, labels: tuple[str, str]) -
     changes: list[Change] = []
     same: list[str] = []
     notes: list[str] = []
-    olds = {suite.name: suite for suite in before.suites}
-    news = {suite.name: suite for suite in after.suites}
+    olds = {suite.file or suite.name: suite for suite in before.suites}
+    news = {suite.file or suite.name: suite for suite in after.suites}
     if len(olds) == len(news) == 1:
         pairs = [(next(iter(olds.values())), next(iter(news.values())))]
     else:
         pairs = [(olds[name], news[name]) for name in olds if name in news]
-        for kind, names in (
-            ("removed", [name for name in olds if name not in news]),
-            ("added", [name for name in news if name not in olds]),
+        for kind, suites in (
+            ("removed", [suite for file, suite in olds.items() if file not in news]),
+            ("added", [suite for file, suite in news.items() if file not in olds]),
         ):
             changes += [
                 Change(
                     area="gates",
                     kind=kind,
-                    subjects=(name,),
-                    text=f"suite {kind}: {name}: "
-                    f"{(olds if kind == 'removed' else news)[name].conclusion.sentence}",
+                    subjects=(suite.name,),
+                    text=f"suite {kind}: {suite.name}: {suite.conclusion.sentence}",
                 )
-                for name in names
+                for suite in suites
             ]
     for old, new in pairs:
         timed, as_before = compare_latency(old.latency, new.latency, suite=new.name)

@@ -11,7 +11,7 @@ from typing import Any
 from pytest_quantgate.comparison.changes import Area, Change, Comparison, compare_texts
 from pytest_quantgate.comparison.recipe_lines import compare_recipes, describe_recipe
 from pytest_quantgate.suite import QuantizeSpec, Suite, Where
-from pytest_quantgate.suite_file import SUFFIX, load_suite
+from pytest_quantgate.suite_file import SUFFIX, load_suite, name_suite
 
 _POINTS = {"max_drop", "max_class_drop", "max_fp16_drop", "max_drop_since_first"}
 _SUFFIXES = {"_db": "dB", "_bytes": " bytes", "_ms": " ms"}
@@ -32,12 +32,19 @@ _LOOSER_DOWN = (
 
 
 def read_suites(path: Path, *, relative_to: Path | None = None) -> dict[str, Suite]:
-    """Return the suites of a file or of a folder by name; raises SuiteError.
+    """Return the suites of a file or of a folder by their path below it; raises SuiteError.
 
     Places in them are named relative to `relative_to`.
     """
+    root = path if path.is_dir() else path.parent
     files = sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
-    suites = [load_suite(file, relative_to=relative_to) for file in files]
+    suites = [
+        dataclasses.replace(
+            load_suite(file, relative_to=relative_to),
+            name=name_suite(file.absolute(), relative_to=root.absolute()),
+        )
+        for file in files
+    ]
     return {suite.name: suite for suite in suites}
 
 

@@ -148,7 +148,7 @@ def collect_suite(
     sentence, status = summary.conclude(name)
     names = {row.gate for row in rows}
     report = SuiteReport(
-        name=name,
+        name=summary.label(name),
         file=evidence.file if evidence else "",
         conclusion=Conclusion(status=status.value, sentence=sentence),
         gates=tuple(_describe_gate(row) for row in rows),

@@ -45,6 +45,16 @@ class Summary:
     def suites(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.suite for row in self.rows))
 
+    def label(self, suite: str) -> str:
+        """Return as much of a suite's path as tells it from the others of this run."""
+        parts = suite.split("/")
+        others = [f"/{other}" for other in self.suites if other != suite]
+        for start in range(len(parts) - 1, 0, -1):
+            end = "/".join(parts[start:])
+            if not any(other.endswith(f"/{end}") for other in others):
+                return end
+        return suite
+
     def conclude(self, suite: str) -> tuple[str, Status]:
         """Return the sentence on one suite and the status that it carries.
 
@@ -98,7 +108,8 @@ def render_summary(summary: Summary, *, width: int) -> Iterator[tuple[str, Statu
 
 def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Status | None]]:
     for suite in summary.suites:
-        yield from _render_table([row for row in summary.rows if row.suite == suite], width=width)
+        rows = [row for row in summary.rows if row.suite == suite]
+        yield from _render_table(rows, label=summary.label(suite), width=width)
         for note in dict.fromkeys(
             n for row in summary.rows if row.suite == suite for n in row.notes
         ):
@@ -115,7 +126,7 @@ def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Statu
         yield "  no suite names these; delete them with --quantgate-baselines=prune", None
     for suite in summary.suites:
         sentence, status = summary.conclude(suite)
-        yield f"{suite}: {sentence}", status
+        yield f"{summary.label(suite)}: {sentence}", status
     if summary.rows:
         yield _counts(summary), None
 
@@ -132,13 +143,15 @@ def _counts(summary: Summary) -> str:
     return f"{_plural(len(summary.rows), 'gate')}: {', '.join(parts)}"
 
 
-def _render_table(rows: Sequence[Row], *, width: int) -> Iterator[tuple[str, Status | None]]:
+def _render_table(
+    rows: Sequence[Row], *, label: str, width: int
+) -> Iterator[tuple[str, Status | None]]:
     """Yield one line a gate where all of them fit the width, else two: the name, the result."""
     headlines = {row.verdict.headline for row in rows}
     unmeasured = all(row.verdict.status is Status.NOT_MEASURED for row in rows)
     if unmeasured and len(headlines) == 1:
         return  # the sentence on the suite says it once for all
-    yield rows[0].suite, None
+    yield label, None
     label_width = max(len(_label(row)) for row in rows)
     gate_width = max(len(row.gate) for row in rows)
     texts = [_brief(row) for row in rows]

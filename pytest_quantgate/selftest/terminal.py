@@ -22,14 +22,14 @@ def render_selftest(summary: Summary, *, width: int) -> Iterator[tuple[str, Stat
     Each gate, and below it every sabotage with what the gate said to it.
     """
     for suite in summary.suites:
-        yield f"{suite}: selftest", None
+        yield f"{summary.label(suite)}: selftest", None
         rows = [row for row in summary.rows if row.suite == suite]
         for row in rows:
             yield from _render_gate(row, width=width)
     for text in summary.warnings:
         yield f"warning: {text}", None
     for suite in summary.suites:
-        yield _conclude(suite, [row for row in summary.rows if row.suite == suite])
+        yield _conclude(summary.label(suite), [row for row in summary.rows if row.suite == suite])
 
 
 def _render_gate(row: Row, *, width: int) -> Iterator[tuple[str, Status | None]]:

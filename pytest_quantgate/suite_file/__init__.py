@@ -6,6 +6,7 @@ them and `checks.py` looks at several together.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pytest_quantgate.suite import Suite
@@ -19,8 +20,9 @@ SUFFIX = ".quantgate.yaml"
 def load_suite(path: Path, *, relative_to: Path | None = None) -> Suite:
     """Return the suite in a file.
 
-    `relative_to` shortens the file's name in messages. Raises SuiteError, whose message starts
-    with `file:line:`, for anything that is not a valid suite.
+    `relative_to` is the root: it shortens the file's name in messages, and the suite is named by
+    its path below it. Raises SuiteError, whose message starts with `file:line:`, for anything that
+    is not a valid suite.
     """
     shown = path
     if relative_to is not None and path.is_absolute() and path.is_relative_to(relative_to):
@@ -28,4 +30,16 @@ def load_suite(path: Path, *, relative_to: Path | None = None) -> Suite:
     name = shown.as_posix()
     root = compose(read_text(path, name=name), name=name)
     values = read_section(SUITE, Place(file=name, key=""), root)
-    return Suite(path=path, name=path.name.removesuffix(SUFFIX), **values)
+    return Suite(path=path, name=name_suite(path, relative_to=relative_to), **values)
+
+
+def name_suite(path: Path, *, relative_to: Path | None) -> str:
+    """Return what a suite is called: its path below the root without the ending.
+
+    A relative path is below the root; an absolute one without a root is called by its file alone.
+    """
+    if path.is_absolute():
+        shown = os.path.relpath(path, relative_to) if relative_to is not None else path.name
+    else:
+        shown = os.path.normpath(path)
+    return Path(shown).as_posix().removesuffix(SUFFIX)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pytest_quantgate.store.records import canonical_text, record_from_json
 
 Run = Callable[..., pytest.RunResult]
 WriteSuite = Callable[..., Path]
@@ -26,7 +29,7 @@ def as_version_01(made: dict[str, Any]) -> str:
 
 
 def stored(pytester: pytest.Pytester) -> Path:
-    (path,) = (pytester.path / "baselines" / "tiny").glob("*.json")
+    (path,) = (pytester.path / "baselines" / "suites" / "tiny").glob("*.json")
     return path
 
 
@@ -57,7 +60,7 @@ def test_create_then_check_then_nothing_to_do(
 
     for result in (created, checked, again, updated):
         result.assert_outcomes(passed=1)
-    created.stdout.fnmatch_lines(["baseline written: baselines/tiny/*"])
+    created.stdout.fnmatch_lines(["baseline written: baselines/suites/tiny/*"])
     updated.stdout.no_fnmatch_line("baseline written*")
     assert stored(pytester).read_bytes() == first
     assert first.endswith(b"}\n")
@@ -76,7 +79,7 @@ def test_a_moved_result_is_proposed_and_can_be_accepted(
     result = run_gates(*ONLY)  # 64 samples cannot show a drop of nothing
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*INCONCLUSIVE regression: *", "obtained: obtained/tiny/*"])
+    result.stdout.fnmatch_lines(["*INCONCLUSIVE regression: *", "obtained: obtained/suites/tiny/*"])
     assert path.read_bytes() == before
     assert main(["accept", "obtained", "--baselines", "baselines", "--reason", "looked at"]) == 0
     assert json.loads(path.read_text())["reason"] == "looked at"
@@ -94,7 +97,7 @@ def test_damaged_baseline_is_named_and_kept(
     result = run_gates(*ONLY)
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([f"*baselines/tiny/{path.name}*"])
+    result.stdout.fnmatch_lines([f"*baselines/suites/tiny/{path.name}*"])
     result.stdout.no_fnmatch_line("*Traceback*")
     assert path.read_bytes() == damaged
 
@@ -211,41 +214,106 @@ def test_orphans_come_from_the_suites_not_from_what_ran(
     write_suite()
     run_gates("--quantgate-baselines=create")
     kept = stored(pytester)
-    orphan = pytester.path / "baselines" / "gone" / "regression-old.json"
+    gone = json.loads(kept.read_text())
+    orphan = pytester.path / "baselines" / "suites" / "gone" / kept.name
     orphan.parent.mkdir()
-    orphan.write_text("{}", encoding="utf-8")
+    record = replace(record_from_json(gone), suite="suites/gone")
+    orphan.write_text(canonical_text(record), encoding="utf-8")
+    shown = f"baselines/suites/gone/{kept.name} (there is no suites/gone.quantgate.yaml)"
 
     selected = run_gates("-k", "coverage")
     strict = run_gates("-k", "coverage", "--quantgate-strict")
     pruned = run_gates("-k", "coverage", "--quantgate-baselines=prune")
 
-    selected.stdout.fnmatch_lines(["orphaned baseline: baselines/gone/regression-old.json"])
+    selected.stdout.fnmatch_lines([f"orphaned baseline: {shown}"])
     assert selected.ret == pytest.ExitCode.OK
     assert strict.ret == pytest.ExitCode.TESTS_FAILED
-    pruned.stdout.fnmatch_lines(["baseline deleted: baselines/gone/regression-old.json (orphan)"])
+    pruned.stdout.fnmatch_lines([f"baseline deleted: {shown}"])
     assert not orphan.exists()
     assert kept.exists()
 
 
-def test_failed_coverage_is_never_accepted(
+def test_suite_outside_of_suites_owns_its_baseline(
     pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
 ) -> None:
-    write_suite(recipe="FP8_DEFAULT_CFG")
+    path = write_suite()
+    moved = pytester.path / "models" / "clip" / "quality.quantgate.yaml"
+    moved.parent.mkdir(parents=True)
+    path.rename(moved)
 
-    result = run_gates(*ONLY, "--quantgate-baselines=create")
+    run_gates(*ONLY, "--quantgate-baselines=create", path="models")
+    (kept,) = (pytester.path / "baselines" / "models" / "clip" / "quality").glob("*.json")
+    checked = run_gates(*ONLY, "--quantgate-strict", path="models")
+    pruned = run_gates(*ONLY, "--quantgate-baselines=prune", path="models")
+    empty = run_gates("--quantgate-baselines=prune", path="suites")
 
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*coverage*"])
-    assert not (pytester.path / "baselines").exists()
+    checked.assert_outcomes(passed=1)
+    assert checked.ret == pytest.ExitCode.OK
+    for result in (checked, pruned, empty):
+        result.stdout.no_fnmatch_line("*orphan*")
+        result.stdout.no_fnmatch_line("baseline deleted*")
+    assert kept.exists()
 
 
-def test_result_under_the_floor_is_never_accepted(
+def test_suites_of_one_name_in_two_folders_are_two_suites(
     pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
 ) -> None:
-    write_suite(replace={"max_drop: 50pp, samples": "max_drop: 50pp, floor: 90%, samples"})
+    path = write_suite()
+    text = path.read_text()
+    for team in ("team_a", "team_b"):
+        place = pytester.path / team / "tiny.quantgate.yaml"
+        place.parent.mkdir()
+        place.write_text(text, encoding="utf-8")
+    path.unlink()
 
-    result = run_gates(*ONLY, "--quantgate-baselines=create")
+    created = run_gates("-k", "regression", "--quantgate-baselines=create", path=".")
+    one = run_gates(path="team_a")
+    both = run_gates("--deselect=team_b/tiny.quantgate.yaml::coverage", path=".")
 
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*floor*"])
-    assert not (pytester.path / "baselines").exists()
+    created.stdout.fnmatch_lines(
+        ["baseline written: baselines/team_a/tiny/*", "baseline written: baselines/team_b/tiny/*"]
+    )
+    assert len(list((pytester.path / "baselines").rglob("*.json"))) == 2
+    one.stdout.fnmatch_lines(["tiny", "tiny: may ship: * gates passed"])
+    both.stdout.fnmatch_lines(
+        [
+            "team_a/tiny",
+            "team_b/tiny",
+            "team_a/tiny: may ship: * gates passed",
+            "team_b/tiny: not decided: *",
+        ]
+    )
+
+
+def test_what_version_0_1_left_is_used_and_the_command_that_moves_it_works(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    from pytest_quantgate.cli import main
+
+    path = write_suite()
+    run_gates(*ONLY, "--quantgate-baselines=create")
+    today = stored(pytester)
+    old = pytester.path / "baselines" / "tiny" / today.name
+    old.parent.mkdir()
+    old.write_text(as_version_01({**json.loads(today.read_text()), "suite": "tiny"}))
+    today.unlink()
+
+    used = run_gates(*ONLY)
+    other = pytester.path / "elsewhere" / path.name
+    other.parent.mkdir()
+    other.write_text(path.read_text(), encoding="utf-8")
+    refused = run_gates(*ONLY)
+
+    used.assert_outcomes(passed=1)
+    used.stdout.fnmatch_lines(
+        ["*note: *version 0.1 wrote it, below tiny/: quantgate migrate suites/tiny.quantgate.yaml"]
+    )
+    used.stdout.no_fnmatch_line("*orphan*")
+    refused.assert_outcomes(failed=1)
+    refused.stdout.fnmatch_lines(
+        ["*version 0.1 kept it for every suite called tiny*quantgate migrate suites/tiny.*"]
+    )
+    assert main(["migrate", "suites/tiny.quantgate.yaml"]) == 0
+    assert today.exists()
+    assert not old.exists()
+    run_gates(*ONLY).assert_outcomes(passed=1)

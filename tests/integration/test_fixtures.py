@@ -88,8 +88,8 @@ def test_baseline_check_is_the_suites_regression_gate(
     missing.assert_outcomes(failed=1, deselected=2)
     missing.stdout.fnmatch_lines(["*no baseline of scenes/classification acc1*"])
     created.assert_outcomes(passed=1, deselected=2)
-    created.stdout.fnmatch_lines(["baseline written: baselines/tiny/*"])
-    assert len(list((pytester.path / "baselines" / "tiny").glob("*.json"))) == 1
+    created.stdout.fnmatch_lines(["baseline written: baselines/suites/tiny/*"])
+    assert len(list((pytester.path / "baselines" / "suites" / "tiny").glob("*.json"))) == 1
     checked.assert_outcomes(passed=2, failed=1)
     checked.stdout.fnmatch_lines(
         ["*tiny.quantgate.yaml has no regression gate of scenes/classification acc5 (it has: *"]
@@ -113,8 +113,10 @@ def test_a_hand_written_red_check_proposes_what_it_obtained(
     result = run_gates(path=str(test))
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["obtained: obtained/tiny/*; to accept it: quantgate accept *"])
-    assert len(list((pytester.path / "obtained" / "tiny").glob("*.json"))) == 1
+    result.stdout.fnmatch_lines(
+        ["obtained: obtained/suites/tiny/*; to accept it: quantgate accept *"]
+    )
+    assert len(list((pytester.path / "obtained" / "suites" / "tiny").glob("*.json"))) == 1
 
 
 def test_what_is_absent_skips_and_what_is_bad_fails(

@@ -144,7 +144,7 @@ def test_xdist_workers_build_one_variant(
 
     result.assert_outcomes(passed=7)
     assert len(list((tmp_path / "v1" / "variant").glob("??/*"))) == 1
-    assert len(list((pytester.path / "baselines" / "tiny").glob("*.json"))) == 1
+    assert len(list((pytester.path / "baselines" / "suites" / "tiny").glob("*.json"))) == 1
 
 
 def test_a_damaged_cache_is_named_and_built_again(

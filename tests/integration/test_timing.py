@@ -236,7 +236,7 @@ def absolute_suite(write_suite: WriteSuite) -> Path:
 
 @pytest.fixture
 def record_path(pytester: pytest.Pytester) -> Path:
-    return pytester.path / "baselines" / "tiny" / f"latency-{KEY}.json"
+    return pytester.path / "baselines" / "suites" / "tiny" / f"latency-{KEY}.json"
 
 
 def test_a_limit_in_ms_goes_from_missing_to_created_to_kept(
@@ -303,7 +303,7 @@ def test_another_machine_is_incomparable_and_can_be_accepted(
             "baseline A, now B (*",
             "*number of cores differs: baseline 2, now 8",
             "*--quantgate-baselines=update --quantgate-reason='why'*",
-            f"*obtained: obtained/tiny/latency-{KEY}.json*",
+            f"*obtained: obtained/suites/tiny/latency-{KEY}.json*",
         ]
     )
     before = record_path.read_text("utf-8")

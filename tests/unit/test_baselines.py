@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,6 @@ from pytest_quantgate.store.records import (
     record_to_json,
 )
 from pytest_quantgate.suite import (
-    CalibrationSpec,
-    Gates,
-    ModelSpec,
-    QuantizeSpec,
-    RegressionGate,
-    Suite,
     Where,
 )
 from pytest_quantgate.verdict import Status, Verdict
@@ -106,33 +99,34 @@ def make_record(
     )
 
 
-def make_suite(*keys: tuple[str, str], name: str = SUITE) -> Suite:
-    limit = Fraction(1, 100)
-    gates = tuple(
-        RegressionGate(
-            where=WHERE,
-            task=task,
-            metric=metric,
-            max_fp16_drop=limit,
-            max_drop=limit,
-            max_drop_since_first=limit,
-        )
-        for task, metric in keys
-    )
-    return Suite(
-        path=Path(f"suites/{name}.quantgate.yaml"),
-        name=name,
-        version=1,
-        model=ModelSpec(where=WHERE, source="reference"),
-        calibration=CalibrationSpec(where=WHERE, data="scenes/train", samples=1, batch_size=1),
-        quantize=QuantizeSpec(where=WHERE, recipe="fp8"),
-        gates=Gates(regression=gates),
-    )
+SUITE_TEXT = """\
+quantgate: 1
+model: {source: reference}
+calibration: {data: scenes/calibration, samples: 32, batch_size: 16}
+quantize: {recipe: fp8}
+gates:
+  coverage: {}
+"""
+REGRESSION = (
+    "    - {{task: {task}, metric: {metric}, max_fp16_drop: 1pp, max_drop: 1pp, "
+    "max_drop_since_first: 1pp}}\n"
+)
+
+
+def write_suite(project: Path, name: str, *keys: tuple[str, str]) -> Path:
+    """Write a suite with a regression gate for each task and metric."""
+    text = SUITE_TEXT + ("  regression:\n" if keys else "")
+    for task, metric in keys:
+        text += REGRESSION.format(task=task, metric=metric)
+    path = project / f"{name}.quantgate.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "baselines")
+    return Store(tmp_path / "baselines", project=tmp_path)
 
 
 def message(action: Callable[[], object], kind: type[QuantGateError] = BaselineError) -> str:
@@ -641,14 +635,46 @@ def test_what_was_never_stored_is_none(store: Store) -> None:
     assert not store.root.exists()
 
 
-@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "-x", "a b", "ä", "a\n"])
-def test_suite_name_that_is_no_folder_name_is_refused(store: Store, name: str) -> None:
-    words = f"suite name {name!r} cannot be a folder name: use letters, digits, . _ -"
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/../b", "a//b", "/a", "a/"])
+def test_suite_that_is_not_below_the_root_has_no_place(store: Store, name: str) -> None:
+    words = (
+        f"suite {name!r} is not below the root of this run, so its baselines have no place: run "
+        f"pytest with --rootdir=FOLDER, a folder above the suite"
+    )
 
     assert message(lambda: store.path(name, KEY)) == words
     assert message(lambda: store.read(name, KEY)) == words
     assert message(lambda: store.write(make_record(suite=name))) == words
     assert not store.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("suites/clip", "suites/clip"),
+        ("team_a/suites/clip", "team_a/suites/clip"),
+        ("vision models/clip", "vision-models-a84da6f7/clip"),
+        (".hidden/clip", "hidden-16924190/clip"),
+        ("ä", "33e6d73f"),
+        ("a\nb", "a-b-7e18f737"),
+    ],
+)
+def test_folder_of_a_suite_is_its_path(store: Store, name: str, folder: str) -> None:
+    assert store.path(name, KEY).parent.relative_to(store.root).as_posix() == folder
+
+
+@repeatable
+@given(names=st.lists(st.text("ab/ .-é", min_size=1, max_size=6), min_size=2, unique=True))
+def test_no_two_suites_share_a_folder(names: list[str]) -> None:
+    places = []
+    for name in names:
+        try:
+            places.append(Store(Path("baselines")).path(name, KEY))
+        except BaselineError:
+            continue
+    assert len(set(places)) == len(places)
+    assert all(re.fullmatch(r"[A-Za-z0-9._/-]+", place.as_posix()) for place in places)
+    assert all(".." not in place.parts for place in places)
 
 
 @pytest.mark.parametrize(("suite", "key"), [("other", KEY), (SUITE, "digits/classification-acc1")])
@@ -855,34 +881,78 @@ def test_store_whose_root_is_a_file_cannot_be_written(tmp_path: Path) -> None:
     )
 
 
-# -- orphans ---------------------------------------------------------------------------------------
+# -- whose a baseline is ---------------------------------------------------------------------------
+
+ACC1 = ("scenes/classification", "acc1")
+DIGITS = ("digits/classification", "acc1")
 
 
-def test_file_that_no_gate_names_is_an_orphan(store: Store) -> None:
+def test_suites_of_one_name_in_two_folders_have_baselines_of_their_own(store: Store) -> None:
+    one = make_record(suite="team_a/clip", reason="a")
+    other = make_record(suite="team_b/clip", reason="b")
+
+    paths = [store.write(record) for record in (one, other)]
+
+    assert [path.parent.relative_to(store.root).as_posix() for path in paths] == [
+        "team_a/clip",
+        "team_b/clip",
+    ]
+    assert store.read("team_a/clip", KEY) == one
+    assert store.read("team_b/clip", KEY) == other
+
+
+def test_file_that_no_gate_names_is_an_orphan(store: Store, tmp_path: Path) -> None:
+    write_suite(tmp_path, "demo", ACC1)
+    write_suite(tmp_path, "empty")
     kept = store.write(make_record())
     other_key = store.write(make_record(key="digits/classification-acc1"))
-    other_suite = store.write(make_record(suite="gone"))
-    suites = [make_suite(("scenes/classification", "acc1")), make_suite(name="empty")]
+    other_suite = store.write(make_record(suite="suites/gone"))
 
-    assert store.orphans(suites) == (other_key, other_suite)
-    assert store.prune(suites) == (other_key, other_suite)
+    assert [(orphan.path, orphan.reason) for orphan in store.orphans()] == [
+        (other_key, "demo.quantgate.yaml has no such gate"),
+        (other_suite, "there is no suites/gone.quantgate.yaml"),
+    ]
+    assert [orphan.path for orphan in store.prune()] == [other_key, other_suite]
     assert kept.exists()
     assert not other_key.exists()
-    assert not other_suite.parent.exists()
-    assert store.prune(suites) == ()
+    assert not other_suite.parent.parent.exists()
+    assert store.prune() == ()
+
+
+def test_suite_anywhere_below_the_root_keeps_its_baseline(store: Store, tmp_path: Path) -> None:
+    """Not the folder `suites/` says whose it is, and not what was asked to run."""
+    for name in ("models/clip/quality", "clip", "a b/ü"):
+        write_suite(tmp_path, name, ACC1)
+        store.write(make_record(suite=name))
+
+    assert store.orphans() == ()
+
+
+def test_baseline_of_a_suite_that_cannot_be_read_is_kept(store: Store, tmp_path: Path) -> None:
+    write_suite(tmp_path, "demo", ACC1).write_text("quantgate: [", encoding="utf-8")
+    path = store.write(make_record())
+
+    assert store.orphans() == store.prune() == ()
+    assert path.exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "no", '{"schema": 2, "suite": 1, "key": "x"}'])
+def test_what_is_no_baseline_is_never_deleted(store: Store, text: str) -> None:
+    path = store.write(make_record(suite="gone"))
+    other = path.with_name("regression-notes.json")
+    other.write_text(text, encoding="utf-8")
+    moved = store.root / "elsewhere" / path.name
+    moved.parent.mkdir()
+    moved.write_text(path.read_text())
+
+    assert [orphan.path for orphan in store.prune()] == [path]
+    assert other.read_text() == text
+    assert moved.exists()
 
 
 def test_store_that_is_not_there_has_no_orphans(store: Store) -> None:
-    assert store.orphans([make_suite()]) == ()
-    assert store.prune([]) == ()
-
-
-def test_folder_with_other_files_stays(store: Store) -> None:
-    path = store.write(make_record())
-    (path.parent / "README.md").write_text("why")
-
-    assert store.prune([]) == (path,)
-    assert [p.name for p in path.parent.iterdir()] == ["README.md"]
+    assert store.orphans() == ()
+    assert store.prune() == ()
 
 
 def test_orphan_that_cannot_be_deleted_is_named(
@@ -895,8 +965,121 @@ def test_orphan_that_cannot_be_deleted_is_named(
 
     monkeypatch.setattr(Path, "unlink", refuse)
 
-    assert message(lambda: store.prune([])) == f"cannot delete {path}: Permission denied"
+    assert message(store.prune) == f"cannot delete {path}: Permission denied"
     assert path.exists()
+
+
+# -- what version 0.1 left -------------------------------------------------------------------------
+
+
+def leave_old(store: Store, record: Record, *, name: str = "clip") -> Path:
+    """Write a record where version 0.1 kept it: under the name of the suite's file alone."""
+    path = store.root / name / Path(NAME).name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(written_by_01(record, suite=name), encoding="utf-8")
+    return path
+
+
+def test_old_baseline_is_the_one_suites_that_it_can_be(store: Store, tmp_path: Path) -> None:
+    write_suite(tmp_path, "suites/clip", ACC1)
+    write_suite(tmp_path, "other/clip", DIGITS)  # of the same name, with another gate
+    old = leave_old(store, make_record())
+
+    found = store.read("suites/clip", KEY)
+
+    assert found == make_record(suite="suites/clip")
+    assert store.orphans() == ()
+    assert store.read("other/clip", "digits/classification-acc1") is None
+    # What is accepted next goes to its own place, and the old file goes.
+    written = store.write(make_record(found, suite="suites/clip", reason="next"))
+    assert not old.parent.exists()
+    assert store.read("suites/clip", KEY) == parse_record(written.read_text())
+
+
+@pytest.mark.parametrize("other", ["team_b/clip", "clip"])
+def test_old_baseline_that_two_suites_may_own_is_refused(
+    store: Store, tmp_path: Path, other: str
+) -> None:
+    write_suite(tmp_path, "team_a/clip", ACC1)
+    write_suite(tmp_path, other, ACC1)
+    old = leave_old(store, make_record())
+    before = old.read_bytes()
+    files = " and ".join(sorted(f"{name}.quantgate.yaml" for name in ("team_a/clip", other)))
+
+    for name in ("team_a/clip", other):
+        assert message(lambda name=name: store.read(name, KEY)) == (
+            f"{old}: version 0.1 kept it for every suite called clip, and {files} may each own "
+            f"it: name the one that does: quantgate migrate {name}.quantgate.yaml"
+        )
+        assert message(lambda name=name: store.write(make_record(suite=name)))
+    assert store.prune() == ()
+    assert old.read_bytes() == before
+
+
+def test_suite_that_cannot_be_read_may_own_an_old_baseline(store: Store, tmp_path: Path) -> None:
+    write_suite(tmp_path, "team_a/clip", ACC1)
+    write_suite(tmp_path, "team_b/clip", ACC1).write_text("quantgate: [", encoding="utf-8")
+    leave_old(store, make_record())
+
+    assert "may each own it" in message(lambda: store.read("team_a/clip", KEY))
+    assert store.prune() == ()
+
+
+def test_suites_of_others_own_nothing(store: Store, tmp_path: Path) -> None:
+    write_suite(tmp_path, "suites/clip", ACC1)
+    for folder in (".git", "node_modules", "venv/lib"):
+        write_suite(tmp_path, f"{folder}/clip", ACC1)
+    (tmp_path / "venv" / "pyvenv.cfg").write_text("")
+    leave_old(store, make_record())
+
+    assert store.read("suites/clip", KEY) is not None
+
+
+def test_old_baseline_of_no_suite_is_an_orphan(store: Store, tmp_path: Path) -> None:
+    write_suite(tmp_path, "suites/clip", DIGITS)
+    old = leave_old(store, make_record())
+
+    (orphan,) = store.orphans()
+
+    assert (orphan.path, orphan.reason) == (old, "no suite called clip has this gate")
+
+
+def test_old_baseline_beside_one_of_today_is_not_read_and_an_orphan(
+    store: Store, tmp_path: Path
+) -> None:
+    write_suite(tmp_path, "suites/clip", ACC1)
+    record = make_record(suite="suites/clip", reason="today")
+    store.write(record)
+    old = leave_old(store, make_record())
+
+    assert store.read("suites/clip", KEY) == record
+    (orphan,) = store.orphans()
+    assert (orphan.path, orphan.reason) == (
+        old,
+        "no suite called clip needs it: each has another one",
+    )
+
+
+def test_old_baseline_of_a_suite_in_the_root_stands_in_its_place(
+    store: Store, tmp_path: Path
+) -> None:
+    write_suite(tmp_path, "clip", ACC1)
+    path = leave_old(store, make_record())
+
+    found = store.read("clip", KEY)
+    assert found == make_record(suite="clip")
+    assert store.orphans() == ()
+    assert store.write(found) == path
+    assert json.loads(path.read_text())["schema"] == 2
+
+
+def test_record_of_today_is_never_taken_for_an_old_one(store: Store, tmp_path: Path) -> None:
+    """A suite in the root has the place that version 0.1 gave to all of its name."""
+    write_suite(tmp_path, "clip", ACC1)
+    write_suite(tmp_path, "suites/clip", ACC1)
+    store.write(make_record(suite="clip"))
+
+    assert store.read("suites/clip", KEY) is None
 
 
 # -- obtained results ------------------------------------------------------------------------------
@@ -976,7 +1159,7 @@ def plant(obtained: Path, name: str, text: str) -> Path:
         (
             "zzz/regression-scenes--classification-acc1.json",
             canonical_text(make_record(suite="../../etc")),
-            "suite name '../../etc' cannot be a folder name",
+            "suite '../../etc' is not below the root of this run",
         ),
         (
             "zzz/x.json",

@@ -461,7 +461,7 @@ def test_the_nightly_job_proposes_its_baselines(machine: Machine, tiny_clip: Pat
 
     assert proposed.returncode == 0, proposed.stdout + proposed.stderr
     changed = git("diff --name-only origin/main quantgate/baselines").split()
-    assert changed == ["baselines/tiny/regression-digits--classification-acc1.json"]
+    assert changed == ["baselines/suites/tiny/regression-digits--classification-acc1.json"]
     pushed = git("ls-remote origin refs/heads/quantgate/baselines").split()[0]
     assert pushed == git("rev-parse quantgate/baselines")
     assert machine.called[-1].startswith("pr create --base main --head quantgate/baselines")

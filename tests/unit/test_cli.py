@@ -237,7 +237,8 @@ def test_record_that_climbs_out_is_refused(capsys: Captured, obtained: Path) -> 
 
     assert main(["accept", "obtained", "--reason", "r"], environ={}) == 1
     assert capsys.readouterr().err == (
-        "quantgate: suite name '../../demo' cannot be a folder name: use letters, digits, . _ -\n"
+        "quantgate: suite '../../demo' is not below the root of this run, so its baselines have no "
+        "place: run pytest with --rootdir=FOLDER, a folder above the suite\n"
     )
 
 

@@ -470,11 +470,24 @@ def test_what_was_not_measured_is_a_note() -> None:
 
 
 def test_suites_that_came_or_went_are_named() -> None:
-    two = replace(REPORT, suites=(SUITE, replace(SUITE, name="other")))
+    two = replace(REPORT, suites=(SUITE, replace(SUITE, name="other", file="suites/o.yaml")))
 
     (change,) = compare_reports(REPORT, two, labels=LABELS).changes
 
     assert change.text == "suite added: other: may ship: 1 gate passed"
+
+
+def test_suites_of_one_name_are_told_apart_by_their_files() -> None:
+    """Their labels differ from run to run, by which others ran."""
+    elsewhere = replace(SUITE, name="b/clip", file="b/clip.quantgate.yaml")
+    here = replace(SUITE, name="a/clip", file="a/clip.quantgate.yaml")
+    worse = replace(elsewhere, conclusion=replace(SUITE.conclusion, sentence="do not ship"))
+    before = replace(REPORT, suites=(here, elsewhere))
+    after = replace(REPORT, suites=(replace(here, name="clip"), worse))
+
+    assert compare_reports(before, before, labels=LABELS).changes == ()
+    kinds = {change.kind for change in compare_reports(before, after, labels=LABELS).changes}
+    assert not {"removed", "added"} & kinds
 
 
 def test_written_report_is_read(tmp_path: Path) -> None:

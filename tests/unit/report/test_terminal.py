@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from pytest_quantgate.report.terminal import Row, Summary, render_failure, render_summary
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -150,3 +152,25 @@ def test_orphans_name_the_command_that_deletes_them() -> None:
         "orphaned baseline: baselines/old/x.json",
         "  no suite names these; delete them with --quantgate-baselines=prune",
     ]
+
+
+@pytest.mark.parametrize(
+    ("suites", "labels"),
+    [
+        (["suites/clip"], ["clip"]),
+        (["suites/clip", "suites/clip_int8"], ["clip", "clip_int8"]),
+        (["team_a/clip", "team_b/clip"], ["team_a/clip", "team_b/clip"]),
+        (["a/x/clip", "b/x/clip", "c/vit"], ["a/x/clip", "b/x/clip", "vit"]),
+        (["clip", "suites/clip"], ["clip", "suites/clip"]),
+        (["suites/my_clip", "clip"], ["my_clip", "clip"]),
+    ],
+)
+def test_suite_is_called_by_as_little_of_its_path_as_tells_it_apart(
+    suites: list[str], labels: list[str]
+) -> None:
+    rows = tuple(replace(row("coverage", Status.PASS), suite=suite) for suite in suites)
+    summary = Summary(rows=rows)
+
+    assert [summary.label(suite) for suite in suites] == labels
+    assert [text for text in lines(summary) if text in labels] == labels
+    assert [text.partition(":")[0] for text in lines(summary) if "may ship" in text] == labels

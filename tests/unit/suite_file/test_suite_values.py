@@ -18,7 +18,8 @@ SHIPPED = sorted((Path(__file__).parents[3] / "suites").glob("*.quantgate.yaml")
 def test_what_is_measured_arrives_as_written(load: Load, tmp_path: Path) -> None:
     suite = load(VALID)
 
-    assert (suite.path, suite.name, suite.version) == (tmp_path / FILE, "demo", 1)
+    assert (suite.path, suite.name, suite.version) == (tmp_path / FILE, "suites/demo", 1)
+    assert suite.label == "demo"
     assert (suite.model.source, suite.model.id) == ("transformers", "${QUANTGATE_CLIP}")
     assert (suite.model.dtype, suite.model.attn_implementation) == ("bfloat16", "eager")
     photos = suite.datasets["photos"]

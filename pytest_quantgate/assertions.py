@@ -17,10 +17,8 @@ the gate where it is anything else: INCONCLUSIVE is no pass.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pytest_quantgate.gates import (
@@ -41,6 +39,7 @@ from pytest_quantgate.quantities import (
     parse_points,
 )
 from pytest_quantgate.report.terminal import render_failure
+from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.suite import (
     AccuracyGate,
     AttentionSlot,
@@ -216,8 +215,8 @@ def assert_roundtrip(
     )
     ids = tuple(str(index) for index in range(len(pixel_values)))
     batch = PairBatch(pixel_values=pixel_values, tokens=tokens, ids=ids)
-    with tempfile.TemporaryDirectory(prefix="quantgate-") as folder:
-        found = measure_roundtrip(model, batches=[batch], directory=Path(folder))
+    with temporary_folder() as folder:
+        found = measure_roundtrip(model, batches=[batch], directory=folder)
     return _require(judge_roundtrip(found, gate=RoundtripGate(where=_here("assert_roundtrip"))))
 
 

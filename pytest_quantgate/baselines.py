@@ -12,7 +12,6 @@ import hashlib
 import math
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.measure.latency import LatencyRun
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes, pack_bits, shorten
+from pytest_quantgate.store.disk import WRITING, describe_write_error, write_whole
 from pytest_quantgate.store.owners import (
     Orphan,
     Owned,
@@ -55,7 +55,6 @@ MAX_BYTES = 8 << 20
 MAX_SLUG = 200  # file systems end at 255
 #: A temporary file that is older than this belongs to a run that was killed.
 LEFTOVER_SECONDS = 3600
-_WRITING = ".writing-"
 
 Value = TypeVar("Value")
 
@@ -295,28 +294,17 @@ def _read_file(path: Path, *, root: Path, parse: Callable[[str], Value]) -> Valu
 
 def write_atomically(path: Path, text: str, *, root: Path) -> None:
     """Replace a file by `text` as a whole; raises BaselineError and leaves what was there."""
-    temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.parent.resolve().is_relative_to(root.resolve()) or path.is_symlink():
             raise BaselineError(f"{path}: leads out of {root}: replace the link by the file itself")
         _sweep(path.parent)
-        descriptor, temporary = tempfile.mkstemp(prefix=_WRITING, dir=path.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        # mkstemp makes it private; baselines are files of the repository like others.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        temporary = None
+        write_whole(path, text.encode(), durable=True)
     except OSError as error:
+        reason = describe_write_error(error, folder=path.parent)
         raise BaselineError(
-            f"cannot write {path}: {error.strerror or error}; what was there is unchanged"
+            f"cannot write {path}: {reason}; what was there is unchanged"
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
     # The file is in its place already: where a folder cannot be synced, nothing has failed.
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
@@ -328,7 +316,7 @@ def write_atomically(path: Path, text: str, *, root: Path) -> None:
 
 def _sweep(folder: Path) -> None:
     """Delete what killed runs left in a folder of baselines; a run that still writes is younger."""
-    for path in folder.glob(f"{_WRITING}*"):
+    for path in folder.glob(f"{WRITING}*"):
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's
             if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                 path.unlink()

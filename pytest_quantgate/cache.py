@@ -9,7 +9,6 @@ locked by nobody is of a killed run, and the next build deletes it.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pytest_quantgate.errors import CacheError, MissingPackage, StoredValueError
+from pytest_quantgate.errors import CacheError, MissingPackage, StoredValueError, WriteError
+from pytest_quantgate.store.disk import describe_write_error, find_write_error, mend_write_error
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 #: Part of every path: raise it when the layout of an entry changes.
@@ -145,15 +145,32 @@ class Cache:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            build(temporary)
+            self._fill(temporary, build=build)
+            self._seal(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return folder
+
+    def _fill(self, folder: Path, *, build: Callable[[Path], None]) -> None:
+        """Build an entry; what a library says of a file that it cannot write is a CacheError."""
+        try:
+            build(folder)
+        except WriteError:
+            raise  # of an entry that this one is made of, or of a temporary folder
+        except Exception as error:
+            found = find_write_error(error, folder=self.root)
+            if found is None:
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise self._unwritable(found) from error
+
+    def _seal(self, temporary: Path, folder: Path) -> None:
+        try:
             seal(temporary)
             temporary.replace(folder)
             _flush_folder(folder.parent)
         except OSError as error:
             raise self._unwritable(error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return folder
 
     def _set_aside(self, *, kind: str, key: str, damage: str) -> None:
         """Take a damaged entry out of its place; its lock is held."""
@@ -217,13 +234,8 @@ class Cache:
         return FileLock(folder / f"{kind}-{key}.lock")
 
     def _unwritable(self, error: OSError, *, damage: str = "") -> CacheError:
-        reason = error.strerror or str(error)
-        mend = "free space there or choose another folder with --quantgate-cache-dir=DIR"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            mend = (
-                "it is read-only or another user's: choose a folder of your own with "
-                "--quantgate-cache-dir=DIR"
-            )
+        reason = describe_write_error(error, folder=self.root)
+        mend = mend_write_error(error, option="--quantgate-cache-dir=DIR")
         found = f" ({damage})" if damage else ""
         return CacheError(f"cannot write the cache under {self.root}{found}: {reason}; {mend}")
 

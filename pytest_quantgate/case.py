@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,6 +36,7 @@ from pytest_quantgate.measurement import (
 from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import Progress
 from pytest_quantgate.stages import Stages
+from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.store.keys import (
     CONTENTS,
     EMBEDDINGS,
@@ -862,11 +862,9 @@ class Case:
             batches = list(make_batches(self.fp16, pairs, batch_size=PROBE_SAMPLES))
             with (
                 self.progress.stage("saving and restoring in a new process"),
-                tempfile.TemporaryDirectory(prefix="quantgate-") as folder,
+                temporary_folder() as folder,
             ):
-                return to_json(
-                    measure_roundtrip(self.quantized, batches=batches, directory=Path(folder))
-                )
+                return to_json(measure_roundtrip(self.quantized, batches=batches, directory=folder))
 
         return self.measured(
             ROUNDTRIP,

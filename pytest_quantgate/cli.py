@@ -34,6 +34,12 @@ def main(arguments: Sequence[str] | None = None, *, environ: Mapping[str, str] =
     except QuantGateError as error:
         print(f"quantgate: {printable(str(error))}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        raise  # of whoever reads our output, and no file
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"quantgate: {printable(f'{place}{error.strerror or error}')}", file=sys.stderr)
+        return 1
     return status
 
 

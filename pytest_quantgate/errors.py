@@ -26,7 +26,11 @@ class BaselineError(QuantGateError):
     """A baseline file that is damaged, of another version, or may not be written."""
 
 
-class CacheError(QuantGateError):
+class WriteError(QuantGateError):
+    """A place that cannot be written: a full or read-only disk, or a limit on sizes of files."""
+
+
+class CacheError(WriteError):
     """A cache that cannot be written (a damaged entry is no error: it is rebuilt)."""
 
 
@@ -34,7 +38,7 @@ class ReportError(QuantGateError):
     """A report that cannot be written, or whose place is taken by a file of somebody else."""
 
 
-class StoredValueError(CacheError, ValueError):
+class StoredValueError(QuantGateError, ValueError):
     """A stored measurement that is whole as a file and is not what this release reads.
 
     `place` grows while it passes out of nested data (`.machine.cores`).

@@ -15,7 +15,7 @@ from pytest_quantgate.baselines import (
     refuse_uncovered,
     refuse_unfit,
 )
-from pytest_quantgate.errors import NotMeasured, QuantGateError
+from pytest_quantgate.errors import NotMeasured, QuantGateError, WriteError
 from pytest_quantgate.fingerprint import differences, list_unknown
 from pytest_quantgate.gates import accuracy as accuracy_room
 from pytest_quantgate.gates import (
@@ -79,6 +79,8 @@ class Judging:
     def __init__(self, case: Case) -> None:
         self.case = case
         self._verdicts: dict[tuple[str, str], Judged] = {}
+        #: The gates that first met a place that cannot be written, by the kind of place.
+        self._unwritable: dict[type[WriteError], str] = {}
 
     def judge(self, *, kind: str, key: str = "") -> Judged:
         """Return the verdict of one gate, judged once.
@@ -158,13 +160,28 @@ class Judging:
             return Judged(
                 verdict=Verdict(gate=kind, status=Status.NOT_MEASURED, headline=str(error))
             )
+        except WriteError as error:
+            return Judged(verdict=self._say_unwritable(kind, error))
         except QuantGateError as error:
             return Judged(
                 verdict=Verdict(gate=kind, status=Status.FAIL, headline=str(error), code=error.code)
             )
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            headline = f"cannot read or write: {place}{error.strerror or error}"
+            return Judged(verdict=Verdict(gate=kind, status=Status.FAIL, headline=headline))
         if kind == "sanity":
             return judged  # what a reader must know of the variants is not built yet
         return replace(judged, notes=(*judged.notes, *self.case.notes))
+
+    def _say_unwritable(self, kind: str, error: WriteError) -> Verdict:
+        """Return a FAIL that says what to do, once; it is why the other gates measure nothing."""
+        first = self._unwritable.setdefault(type(error), kind)
+        if first != kind:
+            headline = f"nothing could be written: the {first} gate says where, and what to do"
+            return Verdict(gate=kind, status=Status.NOT_MEASURED, headline=headline)
+        code = f"{kind}.unwritable"
+        return Verdict(gate=kind, status=Status.FAIL, headline=str(error), code=code)
 
     def accuracy_gate(self, key: str) -> AccuracyGate:
         return next(gate for gate in self.case.suite.gates.accuracy if gate.key == key)

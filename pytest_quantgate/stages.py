@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pytest_quantgate.measurement import (
     from_json,
     to_json,
 )
+from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.store.keys import ENGINE, EXECUTED, EXPORTED, ONNX_AUDIT, ONNX_FILE, PARITY
 from pytest_quantgate.suite import EngineGate, LatencyGate, MemoryGate, Stage, TraceGate
 
@@ -288,8 +288,8 @@ class Stages:
 
         blocks = list_blocks(approved.module, tower=tower)
         source = self.onnx_path(variant="quantized", tower=tower, precision="float32")
-        with tempfile.TemporaryDirectory(prefix="quantgate-") as folder:
-            path = Path(folder) / "blocks.onnx"
+        with temporary_folder() as folder:
+            path = folder / "blocks.onnx"
             outputs = cut_blocks(source, blocks=blocks, path=path)
             session = OnnxRuntimeModel(path, workers=torch.get_num_threads())
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.store.disk import describe_write_error, temporary_folder, write_whole
 
 if TYPE_CHECKING:
     from pytest_quantgate.comparison.changes import Comparison
@@ -79,13 +79,13 @@ def compare(parsed: argparse.Namespace) -> Comparison:
 def _compare_revisions(parsed: argparse.Namespace) -> Comparison:
     from pytest_quantgate.comparison.things import compare_trees
 
-    with tempfile.TemporaryDirectory(prefix="quantgate-diff-") as folder:
+    with temporary_folder() as folder:
         return compare_trees(
             parsed.before,
             baselines=parsed.baselines,
             suites=parsed.suites,
             here=Path.cwd(),
-            room=Path(folder),
+            room=folder,
         )
 
 
@@ -116,9 +116,7 @@ def _write_file(path: Path, text: str, *, inputs: tuple[str, str | None]) -> Non
             if here == there or here.is_relative_to(there):
                 raise DiffError(f"{path} is part of what is compared: write it elsewhere")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.writing")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
-        raise DiffError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = describe_write_error(error, folder=path.parent)
+        raise DiffError(f"cannot write {path}: {reason}") from error

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import SuiteError
+from pytest_quantgate.store.disk import describe_write_error, temporary_folder
 
 if TYPE_CHECKING:
     from pytest_quantgate.suite_writing import Request
@@ -109,10 +109,10 @@ def _checked(request: Request, *, name: str, environ: Mapping[str, str]) -> str:
     from pytest_quantgate.suite_writing import write_suite
 
     text = write_suite(request)
-    with tempfile.TemporaryDirectory(prefix="quantgate-init-") as folder:
-        draft = Path(folder) / name
+    with temporary_folder() as folder:
+        draft = folder / name
         draft.write_text(text, encoding="utf-8")
-        found = check_suite(load_suite(draft, relative_to=Path(folder)), environ=environ)
+        found = check_suite(load_suite(draft, relative_to=folder), environ=environ)
     if found.errors:
         raise SuiteError(f"nothing was written: {found.errors[0]}")
     return text
@@ -135,12 +135,18 @@ def _write(path: Path, text: str) -> None:
     """Write a new file; raises SuiteError, also where somebody else made it meanwhile."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as out:
-            out.write(text)
+        out = path.open("x", encoding="utf-8")
+        try:
+            with out:
+                out.write(text)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
     except FileExistsError as error:
         raise SuiteError(f"{path} is there already and was not touched") from error
     except OSError as error:
-        raise SuiteError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = describe_write_error(error, folder=path.parent)
+        raise SuiteError(f"cannot write {path}: {reason}") from error
 
 
 def _ask_for_the_rest(parsed: argparse.Namespace) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.errors import WriteError
+from pytest_quantgate.store.disk import describe_write_error, write_whole
 
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
@@ -144,10 +145,10 @@ def show_progress() -> Progress:
 def write(path: Path, text: str) -> None:
     """Write a file beside the text on the terminal; raises QuantGateError where it cannot."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode())
     except OSError as error:
-        raise QuantGateError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = describe_write_error(error, folder=path.parent)
+        raise WriteError(f"cannot write {path}: {reason}") from error
 
 
 def _count(text: str) -> int:

@@ -26,6 +26,7 @@ from pytest_quantgate.models.attention import attention_class
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import check_config, quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.store.disk import describe_write_error, find_write_error
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 if TYPE_CHECKING:
@@ -79,10 +80,12 @@ def save_checkpoint(model: ClipModel, directory: Path) -> int:
             temporary.replace(directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise ModelError(
-            f"cannot write the checkpoint {directory}: {error.strerror or error}"
-        ) from error
+    except Exception as error:  # torch, safetensors and the file system share no base class
+        found = find_write_error(error, folder=directory.parent)
+        if found is None:
+            raise
+        reason = describe_write_error(found, folder=directory.parent)
+        raise ModelError(f"cannot write the checkpoint {directory}: {reason}") from found
     return size_bytes
 
 

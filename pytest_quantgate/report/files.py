@@ -14,6 +14,7 @@ from typing import Literal
 
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.report import FORMAT
+from pytest_quantgate.store.disk import describe_write_error, write_whole
 
 Kind = Literal["html", "markdown", "json"]
 
@@ -103,32 +104,29 @@ def is_ours(path: Path, *, kind: Kind) -> bool:
 
 def replace_file(path: Path, text: str, *, kind: Kind, option: str) -> None:
     """Write a report as a whole; raises ReportError and leaves what was there."""
-    import tempfile
-
     check_file(path, kind=kind, option=option)
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(encode(text))
-        Path(temporary).chmod(0o644)  # mkstemp makes it private; a report is there to be read
-        Path(temporary).replace(path)
-        temporary = None
+        write_whole(path, encode(text))
     except OSError as error:
-        raise ReportError(f"{option}: cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        reason = describe_write_error(error, folder=path.parent)
+        raise ReportError(f"{option}: cannot write {path}: {reason}") from error
 
 
 def append_to(path: Path, text: str) -> None:
-    """Append to the step summary of a CI job; raises ReportError."""
+    """Append to the step summary of a CI job, all or nothing; raises ReportError."""
     try:
-        with path.open("ab") as out:
-            out.write(b"\n" + encode(text))
+        with path.open("ab", buffering=0) as out:
+            before = out.tell()
+            data = memoryview(b"\n" + encode(text))
+            try:
+                while data:
+                    data = data[out.write(data) :]
+            except OSError:
+                out.truncate(before)
+                raise
     except OSError as error:
-        raise ReportError(f"cannot write the step summary {path}: {error.strerror}") from error
+        reason = describe_write_error(error, folder=path.parent)
+        raise ReportError(f"cannot write the step summary {path}: {reason}") from error
 
 
 def encode(text: str) -> bytes:

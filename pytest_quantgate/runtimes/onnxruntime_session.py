@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.runtimes.onnx_graph import parse_model
+from pytest_quantgate.store.disk import temporary_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,13 +187,13 @@ class OnnxRuntimeModel:
 
         Runs in a session of its own with ONNX Runtime's profiler, which this one does without.
         """
-        with tempfile.TemporaryDirectory(prefix="quantgate-") as folder:
+        with temporary_folder() as folder:
             session = _open(
                 self.path.read_bytes(),
                 path=self.path,
                 threads=self.threads,
                 optimization=self.optimization,
-                profile=Path(folder) / "profile",
+                profile=folder / "profile",
             )
             session.run(None, self._zeros(batch=batch))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -234,7 +234,7 @@ def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (errno.ENOSPC, "No space left on device; free space there or choose another folder with"),
+        (errno.ENOSPC, "free space there or choose another folder with"),
         (errno.EROFS, "Read-only file system; it is read-only or another user's: choose a folder"),
         (errno.EACCES, "Permission denied; it is read-only or another user's: choose a folder"),
     ],
@@ -310,6 +310,81 @@ def test_a_baseline_folder_that_cannot_be_written_keeps_what_it_has(
         store.write(make_record("new"))
 
     assert path.read_bytes() == before
+
+
+# -- a disk that fills while a run builds ---------------------------------------------------------
+
+#: Limits the size of files, as a full disk does at some byte, and runs pytest.
+WITH_LIMIT = """\
+import resource, sys, pytest
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+LEAVE_OUT = ("  roundtrip: {}\n", "  fidelity: {data: scenes/test, samples: 32, min_cosine: 0.5}\n")
+
+
+def check_one_message(status: int, text: str, *, cache: Path) -> None:
+    """One gate says it with what to do, the others refer to it; nothing half-written is left."""
+    assert status == pytest.ExitCode.TESTS_FAILED, text
+    assert "Traceback" not in text
+    assert "Error:" not in text
+    failures = [line for line in text.splitlines() if line.startswith("FAIL cannot write")]
+    assert len(failures) == 1, text
+    assert f"cannot write the cache under {cache}: " in failures[0]
+    assert "coverage.unwritable" in failures[0]
+    assert text.count("nothing could be written: the coverage gate says where") >= 2
+    assert list(cache.glob("v1/*/*/.*")) == []
+    assert list(cache.rglob(".saving-*")) == []
+
+
+def test_a_file_that_becomes_too_large_is_one_message(
+    pytester: pytest.Pytester, write_suite: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("resource", reason="the limit on file sizes is of POSIX")
+    write_suite(replace=dict.fromkeys(LEAVE_OUT, ""))
+    cache = tmp_path / "cache"
+
+    arguments = ["suites", "-p", "no:randomly", f"--quantgate-cache-dir={cache}"]
+    result = pytester.run(sys.executable, "-c", WITH_LIMIT, "100000", *arguments)
+
+    text = result.stdout.str() + result.stderr.str()
+    check_one_message(int(result.ret), text, cache=cache)
+    assert "File too large (files may have 100000 bytes here); raise the limit: ulimit -f" in text
+
+
+@pytest.mark.usefixtures("_libraries")
+def test_a_full_disk_is_one_message_and_the_run_goes_through_once_there_is_room(
+    pytester: pytest.Pytester,
+    write_suite: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        write_suite(replace=dict.fromkeys(LEAVE_OUT, ""))
+        arguments = ("suites", "-p", "no:randomly", f"--quantgate-cache-dir={disk / 'cache'}")
+        report = disk / "report"
+        (disk / "full").write_bytes(b"x" * 60_000)
+
+        result = pytester.runpytest_inprocess(*arguments, f"--quantgate-report={report}")
+
+        text = result.stdout.str() + result.stderr.str()
+        check_one_message(int(result.ret), text, cache=disk / "cache")
+        assert "No space left on device (free without it: 0.1 MB of 0.2 MB)" in text
+        assert not list(report.glob("*.writing*"))
+
+        remount = ["mount", "-o", "remount,size=100m", str(disk)]
+        subprocess.run(remount, check=True)
+        result = pytester.runpytest_inprocess(*arguments, "--quantgate-baselines=create")
+        assert result.ret == pytest.ExitCode.OK
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        result = pytester.runpytest_inprocess(*arguments)  # all of it is there to be read
+        assert result.ret == pytest.ExitCode.OK
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 # -- two runs at once ------------------------------------------------------------------------------

@@ -296,3 +296,15 @@ def test_status_of_the_program_is_that_of_the_command(
         runpy.run_path(cli.__file__, run_name="__main__")
 
     assert caught.value.code == status
+
+
+def test_an_error_of_a_file_is_a_line_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> int:
+        raise OSError(28, "No space left on device", "some/file")
+
+    monkeypatch.setattr("pytest_quantgate.commands.schema.run", fail)
+
+    assert main(["schema"]) == 1
+    assert capsys.readouterr().err == "quantgate: some/file: No space left on device\n"

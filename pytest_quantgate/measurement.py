@@ -106,6 +106,19 @@ class Operation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerActivation:
+    """The largest magnitude that one module took or gave on held-out data.
+
+    `overflowing` counts the samples with a value that the number format which ships cannot hold.
+    """
+
+    module: str
+    tower: Tower
+    largest: float
+    overflowing: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchInvariance:
     """How far the embeddings of one tower move with their batch, as a share of their length.
 
@@ -128,7 +141,8 @@ class Audit:
     excludes and before any preset's built-in disabling took them away; `disabled_by` names for
     each intended quantizer that is off the pattern (in the recipe) that switched it off.
     `algorithm` is the recipe's calibration algorithm by name, empty where it is not known.
-    `invariance` has an entry a tower where whole embeddings were compared.
+    `invariance` has an entry a tower where whole embeddings were compared. `activations` are those
+    of the held-out forwards, in the order in which the modules ran.
     """
 
     towers: tuple[Tower, ...]
@@ -143,6 +157,7 @@ class Audit:
     notes: tuple[str, ...] = ()
     algorithm: str = ""
     invariance: tuple[BatchInvariance, ...] = ()
+    activations: tuple[LayerActivation, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,12 @@ are asked whether their operands came out of one.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.measure.activations import ActivationRecorder, highest_finite
 from pytest_quantgate.measure.invariance import measure_invariance
 from pytest_quantgate.measure.operations import Recorder
 from pytest_quantgate.measure.quantizers import (
@@ -25,7 +27,7 @@ from pytest_quantgate.measure.quantizers import (
     tower_of,
     watch,
 )
-from pytest_quantgate.measurement import Audit, Module, Tower
+from pytest_quantgate.measurement import Audit, LayerActivation, Module, Tower
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
@@ -63,6 +65,7 @@ def audit_quantizers(
         clip_vision=[_run(model.encode_image, batch.pixel_values) for batch in held_out],
         clip_text=[_run(model.encode_text, batch.tokens) for batch in held_out],
         notes=model.notes,
+        highest=highest_finite(model.weight_dtype),
     )
     return replace(
         audit,
@@ -82,17 +85,19 @@ def audit_module(
     clip_vision: Iterable[Callable[[], object]] = (),
     clip_text: Iterable[Callable[[], object]] = (),
     notes: tuple[str, ...] = (),
+    highest: float = math.inf,
 ) -> Audit:
     """Return the audit of any model with a vision and a text tower.
 
     `run_vision` and `run_text` run one forward of a tower each; None for a tower that the model
     does not have. Without a `recipe` every Linear and Conv layer's input and weight are taken as
     intended, in the formats that the enabled quantizers have. `clip_*` are further forwards on
-    data that the quantizers were not calibrated on, in which clipped values are counted.
+    data that the quantizers were not calibrated on, in which clipped values are counted, and values
+    above `highest`, which the number format that ships cannot hold.
     """
     quantizers = find_quantizers(module)
     activity = {name: Activity() for name in quantizers}
-    recorder = Recorder()
+    operations = Recorder()
     towers: list[Tower] = []
     runs: tuple[tuple[Tower, Callable[[], object] | None, Iterable[Callable[[], object]]], ...]
     runs = (("vision", run_vision, clip_vision), ("text", run_text, clip_text))
@@ -105,13 +110,19 @@ def audit_module(
             # calls are counted in a forward that is watched by nothing else.
             with watch(quantizers, activity=activity, tower=tower, count_clipping=False):
                 run()
-            with recorder.record(module, quantizers=quantizers, tower=tower):
+            with operations.record(module, quantizers=quantizers, tower=tower):
                 run()
         clipping = {name: Activity() for name in quantizers}
+        activations: list[LayerActivation] = []
         for tower, _, forwards in runs:
+            recorder = ActivationRecorder(highest=highest)
             for forward in forwards:
-                with watch(quantizers, activity=clipping, tower=tower, count_clipping=True):
+                with (
+                    recorder.record(module, tower=tower, ignore=quantizers, products=False),
+                    watch(quantizers, activity=clipping, tower=tower, count_clipping=True),
+                ):
                     forward()
+            activations += recorder.describe()
     for name, seen in clipping.items():
         activity[name] = replace(
             activity[name],
@@ -120,7 +131,7 @@ def audit_module(
             seen=seen.seen,
             largest=seen.largest,
         )
-    ran = {name: frozenset(where) for name, where in recorder.ran.items()}
+    ran = {name: frozenset(where) for name, where in operations.ran.items()}
     modules = _describe_modules(module, quantizers=quantizers, ran=ran)
     kinds = {found.name: found.kind for found in modules}
     owners = {name: _submodule(module, owner_of(name)) for name in quantizers}
@@ -148,7 +159,7 @@ def audit_module(
         towers=tuple(towers),
         modules=modules,
         quantizers=records,
-        operations=tuple(recorder.operations.values()),
+        operations=tuple(operations.operations.values()),
         excludes=tuple((pattern, matched) for pattern, matched in excluded.items()),
         intended=meant,
         disabled_by=tuple((name, off[name]) for name in meant if name in off),
@@ -160,6 +171,7 @@ def audit_module(
         ),
         notes=notes,
         algorithm=_name_algorithm(recipe.algorithm) if recipe is not None else "",
+        activations=tuple(activations),
     )
 
 

@@ -92,7 +92,7 @@ class Recorder:
         recorder = self
 
         def mark(value: Any) -> None:
-            for tensor in _tensors(value):
+            for tensor in tensors_in(value):
                 quantized[tensor.untyped_storage().data_ptr()] = tensor
 
         def unmark(value: Any) -> None:
@@ -122,7 +122,7 @@ class Recorder:
                 if _is_in_place(name) and args:
                     unmark(args[0])
                 unmark(kwargs.get("out"))
-                parts = _tensors(args[0]) if args else []
+                parts = tensors_in(args[0]) if args else []
                 if (name in MOVES and any(is_quantized(part) for part in parts)) or (
                     name in JOINS and parts and all(is_quantized(part) for part in parts)
                 ):
@@ -207,7 +207,8 @@ class Recorder:
                 handle.remove()
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return the tensors that a value is or holds in a tuple or list."""
     import torch
 
     if isinstance(value, torch.Tensor):

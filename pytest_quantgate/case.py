@@ -25,6 +25,7 @@ from pytest_quantgate.measurement import (
     Audit,
     CalibrationRun,
     Fidelity,
+    LayerActivation,
     NearCopy,
     Outcomes,
     Roundtrip,
@@ -38,6 +39,7 @@ from pytest_quantgate.progress import Progress
 from pytest_quantgate.stages import Stages
 from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.store.keys import (
+    ACTIVATIONS,
     CONTENTS,
     EMBEDDINGS,
     ENGINES,
@@ -842,6 +844,34 @@ class Case:
                 for tower, both in pairs
             ),
             worst_layers=layers,
+        )
+
+    def activations(self) -> tuple[LayerActivation, ...]:
+        """Return the largest activations of FP16 on held-out pairs; none for a float32 model."""
+        spec = self.suite.calibration
+        dtype = self.suite.model.dtype
+        if dtype == "float32":
+            return ()
+
+        def measure() -> Any:
+            from pytest_quantgate.measure.activations import highest_finite, measure_activations
+            from pytest_quantgate.measure.embeddings import make_batches
+
+            pairs = self.held_out(spec.held_out_samples)
+            with self.progress.stage("looking for overflow"):
+                return to_json(
+                    measure_activations(
+                        self.fp16,
+                        batches=list(make_batches(self.fp16, pairs, batch_size=BATCH_SIZE)),
+                        highest=highest_finite(dtype),
+                    )
+                )
+
+        return self.measured(
+            ACTIVATIONS,
+            self.key(ACTIVATIONS, fp16=self.fp16_key, calibration=self._calibration_plain),
+            measure=measure,
+            read=functools.partial(from_json, tuple[LayerActivation, ...]),
         )
 
     def default_data(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.baseline_mode import BaselineMode
@@ -38,6 +38,7 @@ from pytest_quantgate.gates import regression as regression_room
 from pytest_quantgate.gates.calibration import warn_of_near_copies
 from pytest_quantgate.gates.family import ALONE, SILENT, Family
 from pytest_quantgate.gates.memory import figures_of, limits_of
+from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
 from pytest_quantgate.gates.suspects import name_suspects
 from pytest_quantgate.gates.trace import follow_quantizers
 from pytest_quantgate.measure.latency import Machine
@@ -104,7 +105,9 @@ class Judging:
             "latency": lambda: self._judge_latency(self.latency_gate(key)),
         }
         if (kind, key) not in self._verdicts:
-            self._verdicts[kind, key] = self._judge(kind, judges[kind])
+            self._verdicts[kind, key] = self._judge(
+                kind, lambda: self._judge_overflow(judges[kind](), kind=kind, key=key)
+            )
         return self._verdicts[kind, key]
 
     def _find_insanity(self, kind: str) -> Judged | None:
@@ -245,6 +248,28 @@ class Judging:
             named = self._name_suspects(plain, gate, tower=tower.tower)
             verdict = named if named.cause else replace(named, cause=verdict.cause)
         return Judged(verdict=verdict)
+
+    def _judge_overflow(self, judged: Judged, *, kind: str, key: str) -> Judged:
+        """Return what a gate says, and of the values inside the model where it answers for them."""
+        gates = self.case.suite.gates
+        for name in dict.fromkeys((*ANSWERING, *(field.name for field in fields(gates)))):
+            found = getattr(gates, name)
+            if found:
+                gate = found[0] if isinstance(found, tuple) else found
+                break
+        if (name, getattr(gate, "key", "")) != (kind, key):
+            return judged
+        verdict = judge_overflow(
+            judged.verdict,
+            fp16=self.case.activations(),
+            quantized=self.case.audit.activations,
+            samples=self.case.calibration_run.held_out_samples,
+            dtype=self.case.suite.model.dtype,
+            where=gate.where,
+        )
+        if verdict.status is judged.verdict.status:
+            return replace(judged, verdict=verdict)
+        return replace(judged, verdict=verdict, proposal="", record=None)
 
     def _judge_accuracy(self, gate: AccuracyGate) -> Judged:
         fp16, quantized = self.case.outcomes(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pytest_quantgate.gates.words import count, percent, shorten
+from pytest_quantgate.gates.words import count, shorten
 from pytest_quantgate.measurement import LayerActivation
 from pytest_quantgate.suite import Where
 from pytest_quantgate.verdict import Status, Verdict, combine
@@ -27,52 +27,61 @@ def judge_overflow(
     *,
     fp16: Sequence[LayerActivation],
     quantized: Sequence[LayerActivation],
+    samples: int,
     dtype: str,
     where: Where,
 ) -> Verdict:
     """Return the verdict of a gate, which is FAIL where a value on held-out data overflows `dtype`.
 
-    Otherwise it says in a line of evidence, and in a figure, how far the values go.
+    Otherwise it says in a line of evidence, and in a figure, how far the values go. `samples` are
+    the held-out pairs on which they were seen.
     """
     limit = LARGEST.get(dtype)
     layers = [("FP16", layer) for layer in fp16] + [("quantized", layer) for layer in quantized]
     if limit is None or not layers:
         return verdict
-    name, worst = max(layers, key=lambda found: found[1].largest)
+    variant, worst = max(layers, key=lambda found: found[1].largest)
     figures = {"largest_activation": worst.largest} if math.isfinite(worst.largest) else {}
     over = [found for found in layers if found[1].overflowing]
     if not over:
-        line = (
-            f"largest activation {worst.largest:,.5g} ({name}, {worst.module}), "
-            f"{percent(worst.largest / limit, 1)} of what {dtype} holds"
-        )
+        share = worst.largest / limit
+        of = f"; the largest {dtype} is {size(limit)}, {1 / share:.1f} times that" if share else ""
+        line = f"largest activation {size(worst.largest)} in {worst.module} ({variant}){of}"
         return replace(
             verdict,
             evidence=(*verdict.evidence, line),
             figures={**verdict.figures, **figures},
         )
-    name, first = over[0]
-    samples = count(max(layer.overflowing for _, layer in over), "held-out sample")
-    # One cause is one line: the modules around a layer hand on the same values.
-    lines = [
-        f"{variant} {layer.module}: {layer.largest:,.5g} on "
-        f"{count(layer.overflowing, 'sample')}"
-        for variant, layer in over
-    ]
+    variant, first = over[0]
+    most = max(layer.overflowing for _, layer in over)
+    # What the quantized variant does too needs no second line.
+    known = {layer.module for layer in fp16 if layer.overflowing}
+    others = [(v, layer) for v, layer in over[1:] if v == "FP16" or layer.module not in known]
     found = Verdict(
         gate=verdict.gate,
         status=Status.FAIL,
-        headline=f"{verdict.gate}: {dtype} overflows on {samples}: first in {first.module} ({name}),"
-        f" whose values reach {first.largest:,.5g}; the largest {dtype} is {limit:,.5g} ({where})",
-        brief=f"{dtype} overflows on {samples}: values reach {worst.largest:,.5g}",
-        evidence=shorten(lines[1:]),
-        cause="the weights come from a wider format; a run on a CPU computes in FP32, where nothing "
-        "overflows and all other numbers look right",
-        next_step="ship in bfloat16 (model: {dtype: bfloat16}), or scale the weights in front of "
-        "this layer down"
-        if dtype == "float16"
-        else "scale the weights in front of this layer down",
+        headline=f"{verdict.gate}: {dtype} overflows on {most} of "
+        f"{count(samples, 'held-out pair')}: first in {first.module} ({variant}), whose values "
+        f"reach {size(first.largest)}; the largest {dtype} is {size(limit)} ({where})",
+        brief=f"{dtype} overflows on {most} of {samples} pairs: up to {size(worst.largest)}",
+        evidence=shorten(
+            [
+                f"{v} {layer.module}: up to {size(layer.largest)}, on {layer.overflowing}"
+                for v, layer in others
+            ]
+        ),
+        cause="the weights come from a wider format; a run on a CPU computes in FP32, where "
+        "nothing overflows and all other numbers look right",
+        next_step="scale the weights in front of this layer down"
+        if dtype == "bfloat16"
+        else "ship in bfloat16 (model: {dtype: bfloat16}), or scale the weights in front of this "
+        "layer down",
         figures=figures,
         code=f"{verdict.gate}.overflow",
     )
     return combine(gate=verdict.gate, parts=(found, verdict))
+
+
+def size(value: float) -> str:
+    """Return a magnitude as people write it: `65,504`, `3.39e+38`, `0.0213`."""
+    return f"{value:,.0f}" if 1000 <= value < 1e7 else f"{value:.3g}"

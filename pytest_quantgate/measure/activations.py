@@ -1,6 +1,6 @@
 """The largest values inside a model: what the number format that it ships in must hold.
 
-On a CPU the FP16 model is computed in FP32, where nothing overflows: the values say whether it would.
+On a CPU the FP16 model is computed in FP32, where nothing overflows: the values say where it would.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class _Layer:
 
 @dataclass(kw_only=True)
 class ActivationRecorder:
-    """The largest magnitude that each module took or gave, in the order in which they ran.
+    """The largest magnitude that each module took or gave, in the order in which they ran; one that
+    overflows stands where it first did, a layer in front of the block that hands its values on.
 
-    `highest` is the magnitude from which on the format that ships has only Inf.
+    `highest` is the largest magnitude that the format which ships does not round to Inf.
     """
 
     highest: float
@@ -70,7 +71,6 @@ class ActivationRecorder:
         `quantizers.watch`. `products` are those of attention, which no module returns; to see them
         changes the path that some modules take.
         """
-        import torch
         from torch.nn.modules.module import (
             register_module_forward_hook,
             register_module_forward_pre_hook,
@@ -130,11 +130,15 @@ class ActivationRecorder:
         if largest <= self.highest:  # NaN is not
             layer.largest = max(layer.largest, largest)
             return
-        sizes = value.detach().abs().nan_to_num(nan=torch.inf).flatten(start_dim=1)
+        sizes = (
+            value.detach().abs().nan_to_num(nan=torch.inf, posinf=torch.inf).flatten(start_dim=1)
+        )
         if value.dtype != torch.float16:
             sizes = sizes.where(~((sizes > _MASK) & (sizes < torch.inf)), 0.0)
         layer.largest = max(layer.largest, float(sizes.amax()))
         over = (sizes > self.highest).any(dim=1).nonzero().flatten().tolist()
+        if over and not layer.over:
+            self.layers[name] = self.layers.pop(name)
         layer.over |= {self.seen + row for row in over}
 
 
@@ -146,7 +150,7 @@ def measure_activations(
     for tower in ("vision", "text"):
         recorder = ActivationRecorder(highest=highest)
         for batch in batches:
-            with quiet_libraries(), recorder.record(model.module, tower=tower):  # type: ignore[arg-type]
+            with quiet_libraries(), recorder.record(model.module, tower=tower):
                 if tower == "vision":
                     model.encode_image(batch.pixel_values)
                 else:
@@ -156,8 +160,9 @@ def measure_activations(
 
 
 def highest_finite(dtype: str) -> float:
-    """Return the magnitude up to which a value rounds to a finite one in a format: 65520 - 1 ulp
-    for float16, whose largest value is 65504; inf for float32, which computes all of this."""
+    """Return the largest float32 that a format does not round to Inf: the one below 65520 for
+    float16, whose largest value is 65504; inf for float32, which computes all of this."""
+    import numpy as np
     import torch
 
     if dtype == "float32":
@@ -166,7 +171,7 @@ def highest_finite(dtype: str) -> float:
     # Half a step beyond the largest value is a tie, and rounds to the even neighbour: Inf.
     top = float(info.max)
     step = top * float(info.eps) / (2 - float(info.eps))
-    return top + step / 2 * (1 - 2.0**-20)
+    return float(np.nextafter(np.float32(top + step / 2), np.float32(0)))
 
 
 def _scores(

@@ -105,6 +105,8 @@ NEAR_COPIES = Measurement(
 )
 #: Image embeddings of one variant at one stage; `stage` is empty for PyTorch.
 EMBEDDINGS = Measurement(kind="embeddings", inputs=("variant", "data", "stage"), packages=CLIP)
+#: The largest values inside FP16, on held-out pairs.
+ACTIVATIONS = Measurement(kind="activations", inputs=("fp16", "calibration"), packages=CLIP)
 #: What both variants answer to each sample of a task.
 OUTCOMES = Measurement(
     kind="outcomes",
@@ -146,6 +148,16 @@ PREVIEWS = Measurement(
 
 MEASUREMENTS = (
     *(FP16, SANITY, VARIANT, WITHOUT, EXPORTED, EXECUTED, CONTENTS, NEAR_COPIES, EMBEDDINGS),
-    *(OUTCOMES, FIDELITY, ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, PARITY, ENGINE, SENSITIVITY),
+    *(
+        ACTIVATIONS,
+        OUTCOMES,
+        FIDELITY,
+        ROUNDTRIP,
+        ONNX_FILE,
+        ONNX_AUDIT,
+        PARITY,
+        ENGINE,
+        SENSITIVITY,
+    ),
     *(EXCLUSION, PREVIEWS),
 )

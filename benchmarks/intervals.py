@@ -1,6 +1,6 @@
 """How often the limits of the gates hold, what their advice is worth, and what pairing saves.
 
-    .venv/bin/python benchmarks/intervals.py [--quick]
+    .venv/bin/python benchmarks/intervals.py [--quick] [--only classes parts]
 
 Writes the tables and plots of docs/statistics.md. Where two counts decide, every outcome is
 enumerated with its exact probability; the rest is simulated with fixed seeds. All limits come from
@@ -31,9 +31,11 @@ from pytest_quantgate.gates.statistics import (
     SETTLING_POWER,
     ClassCounts,
     Flips,
+    Mean,
     Share,
     chance_above,
     clustered_samples,
+    drop_limits,
     mean_class_flips,
     samples_to_settle,
 )
@@ -355,9 +357,9 @@ def tabulate_levels(found: Sequence[tuple[Truth, float, float, float]]) -> str:
 # -- samples that are not alike ------------------------------------------------------------------
 
 
-def holds(flips: Flips, drop: float) -> tuple[bool, bool]:
-    deviate = ours(flips, drop)
-    return deviate > -Z, deviate < Z
+def holds(found: Flips | Mean[Flips], drop: float) -> tuple[bool, bool]:
+    limits = drop_limits(found, confidence=CONFIDENCE)
+    return limits.high >= drop, limits.low <= drop
 
 
 def simulate_captions(
@@ -410,17 +412,22 @@ CLASS_SIZES = {
     "10 of 50": [50] * 10,
     "100 of 10": [10] * 100,
     "100, 3 to 2000 each": [max(3, 2000 // (i + 1)) for i in range(100)],
+    "37, 88 to 100 each": [88 + i % 13 for i in range(37)],
     "8, 10 to 1000 each": [1000, 300, 100, 50, 20, 20, 10, 10],
+    "9 of 1000, 1 of 10": [1000] * 9 + [10],
+    "90 of 500, 10 of 1": [500] * 90 + [1] * 10,
 }
 
 
 def tabulate_classes(*, quick: bool) -> str:
     stream = np.random.RandomState(7)
-    runs = 300 if quick else 3000
+    runs = 100 if quick else 3000
     rows = []
     for name, sizes in CLASS_SIZES.items():
         places = np.linspace(0, 1, len(sizes))
+        last = np.where(places == 1, 0.3, 0.001)
         rates = {
+            "one loses 30 %": (last, np.full(len(sizes), 0.001)),
             "alike": (np.full(len(sizes), 0.03), np.full(len(sizes), 0.02)),
             "small ones worse": (0.01 + 0.07 * places, 0.01 + 0.02 * places),
             "large ones worse": (0.08 - 0.07 * places, 0.03 - 0.02 * places),
@@ -430,7 +437,7 @@ def tabulate_classes(*, quick: bool) -> str:
             for _ in range(runs):
                 b = stream.binomial(sizes, lost)
                 c = stream.binomial(np.array(sizes) - b, won / (1 - lost))
-                flips = mean_class_flips(
+                found = mean_class_flips(
                     [
                         ClassCounts(
                             samples=n, right=0, right_to_wrong=int(x), wrong_to_right=int(y)
@@ -438,9 +445,66 @@ def tabulate_classes(*, quick: bool) -> str:
                         for n, x, y in zip(sizes, b, c, strict=True)
                     ]
                 )
-                counts += holds(flips, truth)
+                counts += holds(found, truth)
             rows.append((name, what, *(pct(value) for value in counts / runs)))
     return table_of(("classes", "flips", "upper holds in %", "lower holds in %"), rows)
+
+
+@functools.cache
+def limits_of_lost(lost: int, *, samples: int) -> tuple[float, float]:
+    flips = Flips(right_to_wrong=lost, wrong_to_right=0, samples=samples)
+    limits = drop_limits(flips, confidence=CONFIDENCE)
+    return limits.low, limits.high
+
+
+def levels_of_two(
+    parts: Sequence[tuple[float, int, float]], *, limit: float | None = None
+) -> tuple[float, float]:
+    """Return the exact chances of PASS and FAIL of a mean of two parts that only lose.
+
+    A part is its weight, its samples, and what it really loses; `limit` None: the true drop.
+    """
+    if limit is None:
+        limit = sum(weight * lost for weight, _, lost in parts)
+    value, below, above, chance = 0.0, 0.0, 0.0, 1.0
+    for axis, (weight, samples, lost) in enumerate(parts):
+        low, chances = binomial(samples, lost, table=log_factorials(samples))
+        counts = np.arange(low, low + len(chances))
+        limits = np.array([limits_of_lost(k, samples=samples) for k in counts.tolist()])
+        shape = (-1, 1) if axis == 0 else (1, -1)
+        share = counts / samples
+        value = value + (weight * share).reshape(shape)
+        below = below + ((weight * (share - limits[:, 0])) ** 2).reshape(shape)
+        above = above + ((weight * (limits[:, 1] - share)) ** 2).reshape(shape)
+        chance = chance * chances.reshape(shape)
+    passed = chance[value + np.sqrt(above) <= limit].sum()
+    return float(passed), float(chance[value - np.sqrt(below) > limit].sum())
+
+
+#: Weight and samples of all classes of one size together.
+TWO_SIZES = {
+    "9 of 1000, 1 of 1": ((0.9, 9000), (0.1, 1)),
+    "90 of 500, 10 of 1": ((0.9, 45_000), (0.1, 10)),
+    "9 of 1000, 1 of 10": ((0.9, 9000), (0.1, 10)),
+    "1 of 1000, 1 of 20": ((0.5, 1000), (0.5, 20)),
+    "4 of 100, 4 of 30": ((0.5, 400), (0.5, 120)),
+}
+
+
+def measure_parts(*, quick: bool) -> dict[str, tuple[float, float]]:
+    """Return how often PASS and FAIL are wrong at most, over what both parts may really lose."""
+    large = (0.001, 0.01) if quick else (0.0005, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    small = np.arange(0.02, 0.98, 0.12 if quick else 0.03).tolist()
+    found = {}
+    for name, (many, few) in TWO_SIZES.items():
+        cells = [levels_of_two(((*many, a), (*few, b))) for a, b in itertools.product(large, small)]
+        found[name] = (max(cell[0] for cell in cells), max(cell[1] for cell in cells))
+    return found
+
+
+def tabulate_parts(found: dict[str, tuple[float, float]]) -> str:
+    rows = [(name, *(pct(value) for value in worst)) for name, worst in found.items()]
+    return table_of(("classes", "wrong PASS in % at most", "wrong FAIL in % at most"), rows)
 
 
 # -- latency -------------------------------------------------------------------------------------
@@ -783,33 +847,55 @@ def replace_tables(text: str, tables: dict[str, str]) -> str:
     return text
 
 
-def main(*, quick: bool) -> None:
-    found = measure_drop(quick=quick)
-    tables = {
-        "levels": tabulate_levels(measure_levels(quick=quick)),
-        "drop": tabulate_drop(found),
-        "outside": tabulate_outside(found),
-        "share": tabulate_share(measure_share(quick=quick)),
-        "captions": tabulate_captions(quick=quick),
-        "classes": tabulate_classes(quick=quick),
-        "latency": tabulate_latency(quick=quick),
-        "verdicts": tabulate_verdicts(),
-        "advice": tabulate_advice(measure_advice(ADVICE[:4] if quick else ADVICE)),
-        "power": tabulate_power(),
-        "family": tabulate_family(quick=quick),
+def list_tables(*, quick: bool) -> dict[str, Callable[[], str]]:
+    """Return what writes each table of the page."""
+    drop = functools.cache(lambda: measure_drop(quick=quick))
+    return {
+        "levels": lambda: tabulate_levels(measure_levels(quick=quick)),
+        "drop": lambda: tabulate_drop(drop()),
+        "outside": lambda: tabulate_outside(drop()),
+        "share": lambda: tabulate_share(measure_share(quick=quick)),
+        "captions": lambda: tabulate_captions(quick=quick),
+        "classes": lambda: tabulate_classes(quick=quick),
+        "parts": lambda: tabulate_parts(measure_parts(quick=quick)),
+        "latency": lambda: tabulate_latency(quick=quick),
+        "verdicts": tabulate_verdicts,
+        "advice": lambda: tabulate_advice(measure_advice(ADVICE[:4] if quick else ADVICE)),
+        "power": tabulate_power,
+        "family": lambda: tabulate_family(quick=quick),
     }
-    for name, table in tables.items():
-        print(f"\n{name}\n{table}")
-    if quick:
-        return
-    PAGE.write_text(replace_tables(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
+
+
+def draw_plots() -> None:
+    found = measure_drop(quick=False)
     for side, name in ((0, "upper"), (1, "lower")):
         title = f"how often the {name} 95 % limit of a drop holds"
         path = PAGE.parent / f"statistics-{name}.svg"
         path.write_text(draw_reach(found, side=side, title=title), encoding="utf-8")
 
 
+def main(*, quick: bool, only: Sequence[str]) -> None:
+    tables = list_tables(quick=quick)
+    for name in only or tables:
+        table = tables[name]()
+        print(f"\n{name}\n{table}", flush=True)
+        if not quick:
+            text = PAGE.read_text(encoding="utf-8")
+            PAGE.write_text(replace_tables(text, {name: table}), encoding="utf-8")
+    if not quick and not only:
+        draw_plots()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, nothing written")
-    main(quick=parser.parse_args().quick)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="TABLE",
+        choices=list(list_tables(quick=True)),
+        help="these tables alone",
+    )
+    arguments = parser.parse_args()
+    main(quick=arguments.quick, only=arguments.only)

@@ -53,24 +53,24 @@ class Pairs:
     @property
     def flips(self) -> Flips:
         """What was lost and won, in independent samples."""
-        scale = self.clusters.drop / self.samples if self.clusters else 1
-        return Flips(
-            right_to_wrong=self.right_to_wrong * scale,
-            wrong_to_right=self.wrong_to_right * scale,
-            samples=self.samples * scale,
+        found = Flips(
+            right_to_wrong=self.right_to_wrong,
+            wrong_to_right=self.wrong_to_right,
+            samples=self.samples,
         )
+        return found.grow(self.clusters.drop / self.samples) if self.clusters else found
 
     @property
     def right_share(self) -> Share:
         """What is right afterwards, in independent samples."""
-        scale = self.clusters.right / self.samples if self.clusters else 1
-        return Share(count=self.after_right * scale, samples=self.samples * scale)
+        found = Share(count=self.after_right, samples=self.samples)
+        return found.grow(self.clusters.right / self.samples) if self.clusters else found
 
     @property
     def changed_share(self) -> Share:
         """What changed, in independent samples."""
-        scale = self.clusters.changed / self.samples if self.clusters else 1
-        return Share(count=self.changed * scale, samples=self.samples * scale)
+        found = Share(count=self.changed, samples=self.samples)
+        return found.grow(self.clusters.changed / self.samples) if self.clusters else found
 
 
 def pair_outcomes(*, before: Outcomes, after: Outcomes) -> Pairs:

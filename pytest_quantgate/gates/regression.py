@@ -12,7 +12,7 @@ from pytest_quantgate.gates.accuracy import (
     check_outcomes,
     confirm,
     decide,
-    describe_clusters,
+    describe_worth,
     drop_flips,
     drop_interval,
     relation,
@@ -302,7 +302,7 @@ def _compare(
         evidence=(
             *doubts,
             f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right",
-            *describe_clusters(pairs),
+            *describe_worth(pairs, metric=gate.metric, confidence=gate.confidence),
         ),
         cause=cause,
         next_step="" if status is Status.PASS else next_step,

@@ -12,6 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Generic, TypeVar
+
+#: Rarer than this is never: a float knows no smaller chance.
+MOST_DEVIATE = 38.0
 
 #: More samples than this would "settle" nothing in practice.
 MOST_SAMPLES = 10**9
@@ -81,13 +85,35 @@ class Flips:
             raise ValueError(f"{b} and {c} flips do not fit {n} samples")
 
     @property
-    def drop(self) -> float:
+    def value(self) -> float:
+        """The drop, in [-1, 1]."""
         return (self.right_to_wrong - self.wrong_to_right) / self.samples
 
     @property
     def rate(self) -> float:
         """The share of samples that flipped, either way."""
         return (self.right_to_wrong + self.wrong_to_right) / self.samples
+
+    @property
+    def variance(self) -> float:
+        """The estimated variance of the drop."""
+        return max(0.0, self.rate - self.value**2) / self.samples
+
+    def grow(self, times: float) -> Flips:
+        """Return the same rates on so many times the samples."""
+        return Flips(
+            right_to_wrong=self.right_to_wrong * times,
+            wrong_to_right=self.wrong_to_right * times,
+            samples=self.samples * times,
+        )
+
+    def deviate(self, drop: float) -> float:
+        """Return the normal deviate that is as rare as these flips if the true drop is `drop`."""
+        return self.score(drop).normal()
+
+    def limit(self, z: float) -> float:
+        """Return the drop whose deviate is `z`: a lower limit for z > 0, else an upper one."""
+        return _solve(self.deviate, z, at=self.value, least=-1.0)
 
     def score(self, drop: float) -> Score:
         """Return the score of the hypothesis that the true drop is `drop`.
@@ -115,8 +141,26 @@ class Share:
             raise ValueError(f"{self.count} of {self.samples} is no share")
 
     @property
-    def share(self) -> float:
+    def value(self) -> float:
+        """The share, in [0, 1]."""
         return self.count / self.samples
+
+    @property
+    def variance(self) -> float:
+        """The estimated variance of the share."""
+        return self.value * (1 - self.value) / self.samples
+
+    def grow(self, times: float) -> Share:
+        """Return the same share of so many times the samples."""
+        return Share(count=self.count * times, samples=self.samples * times)
+
+    def deviate(self, share: float) -> float:
+        """Return the normal deviate that is as rare as this count if the true share is `share`."""
+        return self.score(share).normal()
+
+    def limit(self, z: float) -> float:
+        """Return the share whose deviate is `z`: a lower limit for z > 0, else an upper one."""
+        return _solve(self.deviate, z, at=self.value, least=0.0)
 
     def score(self, share: float) -> Score:
         """Return the score of the hypothesis that the true share is `share` (Wilson's)."""
@@ -129,32 +173,82 @@ class Share:
         )
 
 
-def drop_limits(flips: Flips, *, confidence: float) -> Interval:
+Counts = TypeVar("Counts", Flips, Share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(Generic[Counts]):
+    """A weighted mean of independent results; the weights add up to 1.
+
+    Its limits are by the method of variance estimates recovery (Zou and Donner, Statistics in
+    Medicine 27 (2008) 1693-1702; Donner and Zou, Statistical Methods in Medical Research 21 (2012)
+    347-359; for two shares Newcombe, Statistics in Medicine 17 (1998) 873-890, method 10): the
+    distance from a part's value to its own limit stands for its standard error there.
+    """
+
+    parts: tuple[tuple[float, Counts], ...]
+
+    @property
+    def value(self) -> float:
+        return sum(weight * part.value for weight, part in self.parts)
+
+    @property
+    def samples(self) -> float:
+        return sum(part.samples for _, part in self.parts)
+
+    @property
+    def deviation(self) -> float:
+        """The estimated standard deviation of the value."""
+        return math.sqrt(sum(weight**2 * part.variance for weight, part in self.parts))
+
+    def limit(self, z: float) -> float:
+        """Return the lower limit for z > 0, else the upper one."""
+        distances = (weight * (part.value - part.limit(z)) for weight, part in self.parts)
+        return self.value - math.copysign(math.hypot(*distances), z)
+
+    def deviate(self, truth: float) -> float:
+        """Return the `z` whose limit is `truth`."""
+        sign = math.copysign(1.0, self.value - truth)
+        return sign * _last(
+            lambda z: sign * (self.limit(sign * z) - truth) <= 0, inside=MOST_DEVIATE, outside=0.0
+        )
+
+    def grow(self, times: float) -> Mean[Counts]:
+        """Return the mean with so many times the samples, at the same rates."""
+        return Mean(parts=tuple((weight, part.grow(times)) for weight, part in self.parts))
+
+
+#: What limits can be had of: counts, or a mean of such.
+Result = Flips | Share | Mean[Flips] | Mean[Share]
+
+
+def drop_limits(found: Flips | Mean[Flips], *, confidence: float) -> Interval:
     """Return the limits of the drop, in [-1, 1].
 
     Where the score of the hypothesis, corrected for skewness and continuity, meets the normal
     quantile. Laud's SCAS method (Pharmaceutical Statistics 16 (2017) 334-348) for Tango's score.
+    Those of a mean are its parts', combined.
     """
-    return _limits(flips.score, at=flips.drop, least=-1.0, most=1.0, confidence=confidence)
+    return _limits(found, confidence=confidence)
 
 
-def share_limits(share: Share, *, confidence: float) -> Interval:
+def share_limits(found: Share | Mean[Share], *, confidence: float) -> Interval:
     """Return the limits of a share, in [0, 1]: the same for one binomial share."""
-    return _limits(share.score, at=share.share, least=0.0, most=1.0, confidence=confidence)
+    return _limits(found, confidence=confidence)
 
 
-def chance_above(found: Flips | Share, limit: float) -> float:
+def chance_above(found: Result, limit: float) -> float:
     """Return how likely a result this high or higher is at most, if the truth is at the limit.
 
     The one-sided p-value of "not over the limit": `low` is above the limit just where it is less
     than 1 - confidence.
     """
-    return NormalDist().cdf(-found.score(limit).normal())
+    return NormalDist().cdf(-found.deviate(limit))
 
 
-def chance_below(found: Flips | Share, limit: float) -> float:
+def chance_below(found: Result, limit: float) -> float:
     """Return how likely a result this low or lower is at most, if the truth is at the limit."""
-    return NormalDist().cdf(found.score(limit).normal())
+    return NormalDist().cdf(found.deviate(limit))
 
 
 # -- samples that are not alike ------------------------------------------------------------------
@@ -173,55 +267,61 @@ class ClassCounts:
     def drop(self) -> float:
         return (self.right_to_wrong - self.wrong_to_right) / self.samples
 
+    @property
+    def flips(self) -> Flips:
+        return Flips(
+            right_to_wrong=self.right_to_wrong,
+            wrong_to_right=self.wrong_to_right,
+            samples=self.samples,
+        )
 
-def mean_class_flips(classes: Sequence[ClassCounts]) -> Flips:
-    """Return the flips that the mean over classes of the drop is worth, for `drop_limits`.
 
-    With classes of one size they are the plain counts. Raises ValueError for no classes or an
-    empty one.
+#: Classes whose sizes differ by no more than this factor are judged as one part of the mean.
+LIKE_SIZES = 1.5
+
+
+def mean_class_flips(classes: Sequence[ClassCounts]) -> Flips | Mean[Flips]:
+    """Return what the mean over classes of the drop rests on, for `limits_of`.
+
+    Classes of like size are one part, with as many samples each as the smallest of them; with
+    classes of one size that part is the plain counts. Raises ValueError for no classes or an empty
+    one.
     """
-    _check_classes(classes)
-    size = stratified_samples(
-        sizes=[found.samples for found in classes],
-        totals=[found.right_to_wrong - found.wrong_to_right for found in classes],
-        squares=[found.right_to_wrong + found.wrong_to_right for found in classes],
-    )
-    scale = size / len(classes)
-    return Flips(
-        right_to_wrong=scale * sum(found.right_to_wrong / found.samples for found in classes),
-        wrong_to_right=scale * sum(found.wrong_to_right / found.samples for found in classes),
-        samples=size,
-    )
+
+    def pool(least: int, group: Sequence[ClassCounts]) -> Flips:
+        return Flips(
+            right_to_wrong=least * sum(found.right_to_wrong / found.samples for found in group),
+            wrong_to_right=least * sum(found.wrong_to_right / found.samples for found in group),
+            samples=least * len(group),
+        )
+
+    return _mean_class(classes, pool)
 
 
-def mean_class_share(classes: Sequence[ClassCounts]) -> Share:
-    """Return the count that the mean over classes of what is right is worth; raises as above."""
-    _check_classes(classes)
-    rights = [found.right for found in classes]
-    size = stratified_samples(
-        sizes=[found.samples for found in classes], totals=rights, squares=rights
-    )
-    mean = sum(found.right / found.samples for found in classes) / len(classes)
-    return Share(count=mean * size, samples=size)
+def mean_class_share(classes: Sequence[ClassCounts]) -> Share | Mean[Share]:
+    """Return what the mean over classes of the share that is right rests on; raises as above."""
+
+    def pool(least: int, group: Sequence[ClassCounts]) -> Share:
+        return Share(
+            count=least * sum(found.right / found.samples for found in group),
+            samples=least * len(group),
+        )
+
+    return _mean_class(classes, pool)
 
 
-def stratified_samples(
-    *, sizes: Sequence[int], totals: Sequence[int], squares: Sequence[int]
-) -> float:
-    """Return how many equal samples the mean over classes of their means is worth.
-
-    A sample of a small class weighs more. `totals` and `squares` are the sums of the samples'
-    values in each class, and of their squares.
-    """
-    mean = sum(t / n for t, n in zip(totals, sizes, strict=True)) / len(sizes)
-    spread = variance = mass = 0.0
-    for size, total, square in zip(sizes, totals, squares, strict=True):
-        weight = 1 / (len(sizes) * size)
-        around = square - 2 * mean * total + size * mean**2
-        spread += weight * around
-        variance += weight**2 * around
-        mass += weight**2 * size
-    return _effective(spread=spread, variance=variance, mass=mass)
+def _mean_class(
+    classes: Sequence[ClassCounts], pool: Callable[[int, Sequence[ClassCounts]], Counts]
+) -> Counts | Mean[Counts]:
+    if not classes or any(found.samples <= 0 for found in classes):
+        raise ValueError("a mean over classes needs samples in each class")
+    groups: list[list[ClassCounts]] = []
+    for found in sorted(classes, key=lambda found: found.samples):
+        if not groups or found.samples > LIKE_SIZES * groups[-1][0].samples:
+            groups.append([])
+        groups[-1].append(found)
+    parts = [(len(group) / len(classes), pool(group[0].samples, group)) for group in groups]
+    return parts[0][1] if len(parts) == 1 else Mean(parts=tuple(parts))
 
 
 def clustered_samples(*, sizes: Sequence[int], totals: Sequence[int], squares: int) -> float:
@@ -255,36 +355,65 @@ def _effective(*, spread: float, variance: float, mass: float) -> float:
     return (spread + mass) / (variance + mass * mass)
 
 
-def _check_classes(classes: Sequence[ClassCounts]) -> None:
-    if not classes or any(found.samples <= 0 for found in classes):
-        raise ValueError("a mean over classes needs samples in each class")
+def effective_samples(found: Flips | Mean[Flips], *, confidence: float) -> float:
+    """Return how many samples of equal weight, at the same rates, have as near an upper limit."""
+    if isinstance(found, Flips):
+        return found.samples
+    z = -NormalDist().inv_cdf(confidence)
+    high = found.limit(z)
+    one = Flips(
+        right_to_wrong=sum(w * part.right_to_wrong / part.samples for w, part in found.parts),
+        wrong_to_right=sum(w * part.wrong_to_right / part.samples for w, part in found.parts),
+        samples=1.0,
+    )
+    return _last(
+        lambda samples: one.grow(samples).limit(z) <= high, inside=found.samples, outside=0.0
+    )
 
 
 # -- what it would take --------------------------------------------------------------------------
 
 
 def samples_to_settle(
-    flips: Flips, *, confidence: float, limit: float, power: float = SETTLING_POWER
+    found: Flips | Mean[Flips], *, confidence: float, limit: float, power: float = SETTLING_POWER
 ) -> int | None:
     """Return how many samples settle on which side of `limit` the drop is, if these are its rates.
 
     So many that `power` of all runs of that size decide. None where no number would: the drop is
     the limit, or it would take more than 10^9. The sample size of the score test (Nam, Biometrics
     53 (1997) 1422-1430; Liu and others, Statistics in Medicine 21 (2002) 231-245), with the
-    continuity correction.
+    continuity correction; of a mean, all parts growing alike, where its own limits decide.
     """
-    distance = abs(flips.drop - limit)
-    if math.isclose(flips.drop, limit, rel_tol=1e-12, abs_tol=1e-15):
+    distance = abs(found.value - limit)
+    if math.isclose(found.value, limit, rel_tol=1e-12, abs_tol=1e-15):
         return None
     quantile = NormalDist().inv_cdf
-    variance_there = 2 * _restricted_won(flips, limit) + limit * (1 - limit)
-    variance_here = max(0.0, flips.rate - flips.drop**2)
+    if isinstance(found, Mean):
+        z = math.copysign(quantile(confidence), found.value - limit)
+
+        def settles(samples: int) -> bool:
+            grown = found.grow(samples / found.samples)
+            reach = abs(grown.limit(z) - grown.value) + quantile(power) * grown.deviation
+            return reach <= distance
+
+        return first_count(settles, low=1, high=MOST_SAMPLES)
+    variance_there = 2 * _restricted_won(found, limit) + limit * (1 - limit)
     spread = quantile(confidence) * math.sqrt(max(0.0, variance_there))
-    spread += quantile(power) * math.sqrt(variance_here)
+    spread += quantile(power) * math.sqrt(found.variance * found.samples)
     # n distance - CONTINUITY = sqrt(n) spread, solved for sqrt(n).
     root = (spread + math.sqrt(spread**2 + 4 * distance * CONTINUITY)) / (2 * distance)
     needed = math.ceil(root * root)
     return needed if needed <= MOST_SAMPLES else None
+
+
+def samples_without_loss(*, confidence: float, limit: float) -> int | None:
+    """Return the least number of samples that pass a limit on the drop if none of them flips."""
+
+    def passes(samples: int) -> bool:
+        still = Flips(right_to_wrong=0, wrong_to_right=0, samples=samples)
+        return chance_below(still, limit) <= 1 - confidence
+
+    return first_count(passes, low=1, high=MOST_SAMPLES)
 
 
 def first_count(holds: Callable[[int], bool], *, low: int, high: int) -> int | None:
@@ -333,15 +462,19 @@ def _standardise(distance: float, *, variance: float, third: float, samples: flo
     )
 
 
-def _limits(
-    score: Callable[[float], Score], *, at: float, least: float, most: float, confidence: float
-) -> Interval:
+def _limits(found: Result, *, confidence: float) -> Interval:
     z = NormalDist().inv_cdf(confidence)
-    # The score falls as the hypothesis grows.
-    return Interval(
-        low=_last(lambda value: score(value).normal() >= z, inside=least, outside=at),
-        high=_last(lambda value: score(value).normal() <= -z, inside=most, outside=at),
-    )
+    return Interval(low=found.limit(z), high=found.limit(-z))
+
+
+def _solve(deviate: Callable[[float], float], z: float, *, at: float, least: float) -> float:
+    """Return the value from `least` to 1 whose deviate is `z`; it falls as the value grows.
+
+    `at` is where it is 0.
+    """
+    if z >= 0:
+        return _last(lambda value: deviate(value) >= z, inside=least, outside=at)
+    return _last(lambda value: deviate(value) <= z, inside=1.0, outside=at)
 
 
 def _last(holds: Callable[[float], bool], *, inside: float, outside: float) -> float:
@@ -352,9 +485,9 @@ def _last(holds: Callable[[float], bool], *, inside: float, outside: float) -> f
     if not holds(inside):
         return inside
     for _ in range(200):
-        middle = (inside + outside) / 2
-        if middle in (inside, outside):
+        if math.isclose(inside, outside, rel_tol=1e-12, abs_tol=1e-300):
             break
+        middle = (inside + outside) / 2
         if holds(middle):
             inside = middle
         else:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.gates import judge_accuracy
 from pytest_quantgate.gates.pairing import pair_outcomes
-from pytest_quantgate.gates.statistics import drop_limits, mean_class_flips
+from pytest_quantgate.gates.statistics import Flips, drop_limits, mean_class_flips
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.suite import AccuracyGate
 from pytest_quantgate.verdict import Status, Verdict
@@ -112,14 +112,13 @@ def test_improvement_never_fails(case: tuple[int, int, int], limit: Fraction) ->
 
 @SAME_EXAMPLES
 @given(case=flips(), limit=LIMITS)
-def test_gaining_only_never_fails_the_class_screen(
-    case: tuple[int, int, int], limit: Fraction
-) -> None:
+def test_gaining_only_never_fails_a_class(case: tuple[int, int, int], limit: Fraction) -> None:
     samples, _, won = case
 
     verdict = judge(make_pair(samples, won=won), max_drop=Fraction(1), max_class_drop=limit)
 
-    assert verdict.status is Status.PASS
+    assert verdict.status is not Status.FAIL
+    assert verdict.figures["classes_over"] == 0
 
 
 @SAME_EXAMPLES
@@ -531,7 +530,11 @@ def test_one_class_that_is_lost_fails_although_the_mean_is_kept() -> None:
         "worst class 'fox' drops 40.00 pp on 100 samples, 1 of 3 classes over max_class_drop "
         f"5.00 pp ({at('max_class_drop')})"
     ) in verdict.headline
-    assert "class 'fox': drop 40.00 pp (40 lost, 0 won of 100)" in verdict.evidence
+    assert (
+        "class 'fox': drop 40.00 pp, upper limit 48.71 pp (40 lost, 0 won of 100)"
+        in verdict.evidence
+    )
+    assert verdict.code == "accuracy.class-drop"
     assert "hides the loss of some" in verdict.cause
     assert verdict.figures["worst_class"] == "fox"
     assert verdict.figures["worst_class_drop_points"] == pytest.approx(40)
@@ -547,15 +550,80 @@ def test_few_samples_of_a_class_decide_nothing() -> None:
     assert "worst class 'fox' drops 12.50 pp" in verdict.headline
 
 
-def test_class_at_its_limit_passes_the_screen() -> None:
+@SAME_EXAMPLES
+@given(
+    sizes=st.lists(
+        st.integers(1, 60).flatmap(
+            lambda n: st.tuples(st.just(n), st.integers(0, n // 2), st.integers(0, n // 2))
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    limit=st.sampled_from([Fraction(n, 100) for n in (5, 10, 20, 40, 100)]),
+)
+def test_classes_pass_just_where_each_by_itself_does(
+    sizes: list[tuple[int, int, int]], limit: Fraction
+) -> None:
+    """An intersection-union test: no class is let off for the others, none is held down."""
+    classes = [(f"class {i}", *counts) for i, counts in enumerate(sizes)]
+
+    together = judge(make_class_pair(*classes), max_drop=Fraction(1), max_class_drop=limit)
+
+    alone = [
+        judge(make_class_pair(found), max_drop=Fraction(1), max_class_drop=limit).passed
+        for found in classes
+    ]
+    assert together.passed == all(alone)
+    for name, samples, lost, won in classes:
+        high = drop_limits(
+            Flips(right_to_wrong=lost, wrong_to_right=won, samples=samples), confidence=0.95
+        ).high
+        assert (high <= limit) == alone[classes.index((name, samples, lost, won))]
+
+
+def test_class_that_is_open_says_what_is_known_of_it() -> None:
+    """Nothing was lost of 8 samples: that does not show that less than 5 pp are."""
+    pair = make_class_pair(("cat", 500, 0, 0), ("fox", 8, 0, 0), ("owl", 300, 8, 1))
+
+    verdict = judge(pair, max_drop=Fraction(5, 100), max_class_drop=Fraction(5, 100))
+
+    assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "accuracy.class-drop-open")
+    assert verdict.headline == (
+        "accuracy: scenes/classification: worst class 'owl' drops 2.33 pp on 300 samples, 0 of 3 "
+        f"classes over max_class_drop 5.00 pp, 1 not decided ({at('max_class_drop')})"
+    )
+    assert verdict.brief == "0 of 3 classes over max_class_drop 5.00 pp, 1 not decided"
+    assert verdict.evidence[:2] == (
+        "class 'fox': drop 0.00 pp, upper limit 32.14 pp (0 lost, 0 won of 8)",
+        "1 class with fewer than 61 samples cannot show 5.00 pp, even without a loss",
+    )
+    assert verdict.cause == (
+        "too few samples in some classes for this limit and this rate of flips"
+    )
+    assert verdict.next_step == (
+        "evaluate on more samples, or accept a larger max_class_drop on purpose"
+    )
+
+
+@pytest.mark.parametrize("samples", [60, 61])
+def test_number_of_samples_that_a_class_needs_is_exact(samples: int) -> None:
+    pair = make_class_pair(("cat", 500, 0, 0), ("fox", samples, 0, 0))
+
+    verdict = judge(pair, max_drop=Fraction(5, 100), max_class_drop=Fraction(5, 100))
+
+    assert verdict.passed == (samples == 61)
+    assert ("even without a loss" in all_text(verdict)) == (samples == 60)
+
+
+def test_class_at_its_limit_is_not_over_it_but_open() -> None:
     pair = make_class_pair(("cat", 500, 0, 0), ("fox", 100, 29, 0))
 
-    within = judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(29, 100))
+    at_limit = judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(29, 100))
     beyond = judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(2899, 10_000))
 
-    assert within.passed
-    assert within.cause == ""
-    assert beyond.status is Status.INCONCLUSIVE
+    assert (at_limit.status, at_limit.figures["classes_over"]) == (Status.INCONCLUSIVE, 0)
+    assert at_limit.figures["classes_not_decided"] == 1
+    assert (beyond.status, beyond.figures["classes_over"]) == (Status.INCONCLUSIVE, 1)
 
 
 def test_looking_at_more_classes_asks_for_more_evidence() -> None:
@@ -608,6 +676,31 @@ def test_mean_over_classes_weighs_small_classes_alike() -> None:
     expected = drop_limits(mean_class_flips(classes), confidence=0.95)
     assert verdict.figures["drop_low_points"] == pytest.approx(expected.low * 100)
     assert verdict.figures["drop_high_points"] == pytest.approx(expected.high * 100)
+
+
+def test_a_class_of_one_sample_leaves_a_mean_over_classes_open() -> None:
+    """Nine classes lost nothing, and nothing is known of what the tenth loses: 3 pp may be lost."""
+    classes = [(f"class-{i}", 1_000, 0, 0) for i in range(9)]
+    pair = make_class_pair(*classes, ("rare", 1, 0, 0), metric="mean_per_class_recall")
+
+    verdict = judge(pair, metric="mean_per_class_recall", max_drop=Fraction(3, 100))
+
+    assert verdict.status is Status.INCONCLUSIVE
+    assert verdict.figures["drop_high_points"] == pytest.approx(9.64, abs=0.01)
+    assert (
+        "9001 samples in 10 classes of 1 to 1000 are worth 31 in classes of one size: each class "
+        "weighs 10 % of the mean"
+    ) in verdict.evidence
+    assert number_in(r"about (\d+) samples", verdict.evidence) > 9_001 * 3
+
+
+def test_classes_of_one_size_need_no_word() -> None:
+    pair = make_class_pair(("cat", 400, 0, 0), ("dog", 400, 1, 0), metric="mean_per_class_recall")
+
+    verdict = judge(pair, metric="mean_per_class_recall", max_drop=Fraction(3, 100))
+
+    assert verdict.passed
+    assert "are worth" not in all_text(verdict)
 
 
 def test_mean_over_classes_improves_without_failing() -> None:

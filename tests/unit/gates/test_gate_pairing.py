@@ -176,7 +176,7 @@ def test_captions_that_are_lost_together_are_worth_their_images() -> None:
     assert pairs.clusters is not None
     assert pairs.clusters.count == 200
     assert pairs.flips.samples == pytest.approx(200, rel=0.05)
-    assert pairs.flips.drop == pytest.approx(pairs.drop)
+    assert pairs.flips.value == pytest.approx(pairs.drop)
     assert pairs.changed_share.samples == pytest.approx(pairs.flips.samples)
     assert pairs.right_share.samples == pytest.approx(pairs.flips.samples)
 
@@ -204,7 +204,7 @@ def test_captions_that_are_lost_apart_are_worth_more() -> None:
     pairs = pair_outcomes(before=before, after=after)
 
     assert pairs.flips.samples > 600
-    assert pairs.flips.drop == pytest.approx(0.05)
+    assert pairs.flips.value == pytest.approx(0.05)
 
 
 def test_a_baseline_takes_the_clusters_of_today_in_its_own_order() -> None:

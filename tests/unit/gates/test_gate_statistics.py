@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 from gate_builders import SAME_EXAMPLES
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates.statistics import (
@@ -18,12 +20,14 @@ from pytest_quantgate.gates.statistics import (
     ClassCounts,
     Flips,
     Interval,
+    Mean,
     Score,
     Share,
     chance_above,
     chance_below,
     clustered_samples,
     drop_limits,
+    effective_samples,
     first_count,
     mean_class_flips,
     mean_class_share,
@@ -48,7 +52,7 @@ def flips_of(samples: float, lost: float, won: float) -> Flips:
     return Flips(right_to_wrong=lost, wrong_to_right=won, samples=samples)
 
 
-def limits(flips: Flips, confidence: float = 0.95) -> Interval:
+def limits(flips: Flips | Mean[Flips], confidence: float = 0.95) -> Interval:
     return drop_limits(flips, confidence=confidence)
 
 
@@ -60,7 +64,7 @@ def limits(flips: Flips, confidence: float = 0.95) -> Interval:
 def test_drop_lies_between_its_limits(flips: Flips, confidence: float) -> None:
     found = limits(flips, confidence)
 
-    assert -1 <= found.low <= flips.drop <= found.high <= 1
+    assert -1 <= found.low <= flips.value <= found.high <= 1
 
 
 @SAME_EXAMPLES
@@ -283,7 +287,7 @@ def test_share_limits_solve_their_score_equation(
 
     found = share_limits(share, confidence=confidence)
 
-    assert 0 <= found.low <= share.share <= found.high <= 1
+    assert 0 <= found.low <= share.value <= found.high <= 1
     for limit, expected in ((found.low, z), (found.high, -z)):
         if 0 < limit < 1:
             assert share.score(limit).normal() == pytest.approx(expected, rel=1e-6)
@@ -338,19 +342,174 @@ def test_classes_of_one_size_are_the_plain_counts(size: int, flips: list[tuple[i
     assert share.count == pytest.approx(sum(found.right for found in classes))
 
 
-def test_the_mean_over_classes_is_kept_and_small_classes_cost_certainty() -> None:
-    classes = [counts_of(900, 0, 0), counts_of(100, 10, 0)]
+CLASSES = st.lists(
+    st.integers(1, 300).flatmap(
+        lambda n: st.builds(counts_of, st.just(n), st.integers(0, n // 2), st.integers(0, n // 2))
+    ),
+    min_size=1,
+    max_size=6,
+)
 
+
+def test_classes_of_like_size_are_one_part_and_the_others_parts_of_their_own() -> None:
+    """10 and 15 are alike, 16 is not; each class of a part counts as its smallest."""
+    classes = [
+        counts_of(16, 4, 0, right=8),
+        counts_of(10, 1, 2, right=5),
+        counts_of(15, 3, 0, right=9),
+    ]
+
+    flips, share = mean_class_flips(classes), mean_class_share(classes)
+
+    assert flips == Mean(
+        parts=(
+            (2 / 3, flips_of(20, 10 * (1 / 10 + 3 / 15), 10 * (2 / 10))),
+            (1 / 3, flips_of(16, 16 * (4 / 16), 0)),
+        )
+    )
+    assert share == Mean(
+        parts=(
+            (2 / 3, Share(count=10 * (5 / 10 + 9 / 15), samples=20)),
+            (1 / 3, Share(count=8, samples=16)),
+        )
+    )
+
+
+@SAME_EXAMPLES
+@given(classes=CLASSES)
+def test_the_mean_over_classes_is_kept(classes: list[ClassCounts]) -> None:
+    flips, share = mean_class_flips(classes), mean_class_share(classes)
+
+    assert flips.value == pytest.approx(sum(c.drop for c in classes) / len(classes), abs=1e-12)
+    assert share.value == pytest.approx(sum(c.right / c.samples for c in classes) / len(classes))
+    assert flips.samples <= sum(c.samples for c in classes) + 1e-9
+
+
+@SAME_EXAMPLES
+@given(classes=CLASSES, confidence=CONFIDENCES)
+def test_limits_of_a_mean_are_no_nearer_than_those_of_any_part(
+    classes: list[ClassCounts], confidence: float
+) -> None:
     found = mean_class_flips(classes)
+    assume(isinstance(found, Mean))
+    assert isinstance(found, Mean)
 
-    assert found.drop == pytest.approx(0.05)
-    assert found.samples < 400
+    mean = limits(found, confidence)
+
+    assert -1 <= mean.low <= found.value <= mean.high <= 1
+    for weight, part in found.parts:
+        own = limits(part, confidence)
+        assert mean.high - found.value >= weight * (own.high - part.value) - 1e-12
+        assert found.value - mean.low >= weight * (part.value - own.low) - 1e-12
+
+
+@settings(SAME_EXAMPLES, max_examples=20)
+@given(classes=CLASSES, limit=st.floats(0.001, 0.3), confidence=st.sampled_from([0.9, 0.95, 0.99]))
+def test_a_limit_of_a_mean_is_beyond_just_where_its_chance_is_small(
+    classes: list[ClassCounts], limit: float, confidence: float
+) -> None:
+    found = mean_class_flips(classes)
+    assume(isinstance(found, Mean))
+    mean = limits(found, confidence)
+    assume(min(abs(mean.low - limit), abs(mean.high - limit)) > 1e-9)
+
+    assert (mean.low > limit) == (chance_above(found, limit) < 1 - confidence)
+    assert (mean.high < limit) == (chance_below(found, limit) < 1 - confidence)
+    assert chance_above(found, limit) + chance_below(found, limit) == pytest.approx(1)
+
+
+def test_a_drop_that_no_chance_explains_has_none() -> None:
+    found = mean_class_flips([counts_of(10_000, 5_000, 0), counts_of(20_000, 10_000, 0)])
+
+    assert chance_above(found, 0.001) < 1e-300
+    assert chance_below(found, 0.001) == 1
 
 
 def test_agreeing_samples_of_a_tiny_class_claim_no_certainty() -> None:
     found = limits(mean_class_flips([counts_of(1000, 0, 0), counts_of(2, 0, 0)]))
 
-    assert found.high > 0.2
+    assert found.high > 0.3
+
+
+@dataclass(frozen=True)
+class Wilson:
+    """A share with Wilson's limits, without the corrections of `Share`."""
+
+    count: int
+    samples: int
+
+    @property
+    def value(self) -> float:
+        return self.count / self.samples
+
+    def limit(self, z: float) -> float:
+        n, p = self.samples, self.value
+        return (p + z * z / 2 / n - z * math.sqrt((p * (1 - p) + z * z / 4 / n) / n)) / (
+            1 + z * z / n
+        )
+
+
+def test_limits_of_two_shares_are_newcombes() -> None:
+    """The example of Newcombe (1998), table II: 56/70 - 48/80 by method 10 is 0.0524 to 0.3339."""
+    z = NormalDist().inv_cdf(0.975)
+
+    # 56/70 - 48/80 is 56/70 + 32/80 - 1.
+    found: Mean[Any] = Mean(parts=((1.0, Wilson(56, 70)), (1.0, Wilson(32, 80))))
+
+    assert found.limit(z) - 1 == pytest.approx(0.0524, abs=5e-5)
+    assert found.limit(-z) - 1 == pytest.approx(0.3339, abs=5e-5)
+    assert found.deviate(1.0524) == pytest.approx(z, abs=1e-3)
+    assert found.deviate(1.3339) == pytest.approx(-z, abs=1e-3)
+
+
+def test_effective_samples_have_the_same_upper_limit() -> None:
+    found = mean_class_flips([counts_of(1000, 20, 10), counts_of(20, 1, 0), counts_of(20, 0, 0)])
+
+    worth = effective_samples(found, confidence=0.95)
+
+    assert 20 < worth < 100
+    alike = flips_of(worth, worth * (0.02 + 0.05) / 3, worth * 0.01 / 3)
+    assert alike.value == pytest.approx(found.value)
+    assert limits(alike).high == pytest.approx(limits(found).high)
+
+
+def test_samples_of_equal_weight_are_worth_themselves() -> None:
+    assert effective_samples(flips_of(70, 3, 1), confidence=0.95) == 70
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.2])
+def test_a_mean_is_settled_where_its_own_limits_decide(limit: float) -> None:
+    """The advised size is the least whose limit is beyond, with a standard error to spare."""
+    found = mean_class_flips([counts_of(900, 9, 9), counts_of(40, 4, 1), counts_of(38, 3, 0)])
+
+    needed = samples_to_settle(found, confidence=0.95, limit=limit)
+
+    def spare(samples: int) -> float:
+        assert isinstance(found, Mean)
+        grown = found.grow(samples / found.samples)
+        mean = limits(grown)
+        half = (limit - mean.high) if found.value < limit else (mean.low - limit)
+        return half - NormalDist().inv_cdf(0.8) * grown.deviation
+
+    assert needed is not None
+    assert spare(needed) >= 0 > spare(needed - 1)
+
+
+def test_a_mean_at_its_limit_is_never_settled() -> None:
+    found = mean_class_flips([counts_of(1000, 10, 0), counts_of(20, 1, 0)])
+
+    assert samples_to_settle(found, confidence=0.95, limit=found.value) is None
+
+
+@SAME_EXAMPLES
+@given(flips=tables(), times=st.floats(0.1, 50))
+def test_growing_keeps_the_rates(flips: Flips, times: float) -> None:
+    grown = flips.grow(times)
+
+    assert grown.samples == pytest.approx(flips.samples * times)
+    assert grown.value == pytest.approx(flips.value, abs=1e-12)
+    assert grown.rate == pytest.approx(flips.rate)
+    assert grown.variance == pytest.approx(flips.variance / times, abs=1e-12)
 
 
 @pytest.mark.parametrize("classes", [(), (counts_of(0, 0, 0),)])

@@ -115,6 +115,23 @@ def test_advice_is_right_within_a_fifth(bench: ModuleType) -> None:
         assert 0.72 < decided < 0.9
 
 
+def test_a_mean_of_unequal_classes_keeps_its_level(bench: ModuleType) -> None:
+    """With one or a few small classes its limits held in 29 to 81 %."""
+    for name, (passed, failed) in bench.measure_parts(quick=True).items():
+        assert passed <= 0.05, name
+        assert failed <= 0.05, name
+
+
+def test_a_class_of_one_sample_cannot_hide_a_drop(bench: ModuleType) -> None:
+    """Nine classes of 1000 lose nothing, one of a single sample 32.5 %: 3.25 pp of the mean.
+
+    Two of three times its sample stays right; that passed a limit of 3 pp.
+    """
+    passed, _ = bench.levels_of_two(((0.9, 9000, 0.0), (0.1, 1, 0.325)), limit=0.03)
+
+    assert passed == 0
+
+
 def test_captions_are_judged_by_their_images(bench: ModuleType) -> None:
     truth = bench.Truth(2_000, 0.04, 0.03)
 
@@ -148,21 +165,11 @@ def test_paired_samples_are_an_order_less_than_unpaired_ones(bench: ModuleType) 
 
 def test_the_page_holds_every_table_once(bench: ModuleType) -> None:
     text = bench.PAGE.read_text(encoding="utf-8")
-    names = (
-        "levels",
-        "drop",
-        "outside",
-        "share",
-        "captions",
-        "classes",
-        "latency",
-        "verdicts",
-        "advice",
-    )
+    names = list(bench.list_tables(quick=True))
 
-    replaced = bench.replace_tables(text, dict.fromkeys((*names, "power", "family"), "| new |"))
+    replaced = bench.replace_tables(text, dict.fromkeys(names, "| new |"))
 
-    assert replaced.count("| new |") == 11
+    assert replaced.count("| new |") == len(names) == text.count("<!-- table: ")
 
 
 def test_a_page_without_its_marker_is_refused(bench: ModuleType) -> None:

@@ -39,6 +39,7 @@ from pytest_quantgate.gates.calibration import warn_of_near_copies
 from pytest_quantgate.gates.family import ALONE, SILENT, Family
 from pytest_quantgate.gates.memory import figures_of, limits_of
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
+from pytest_quantgate.gates.parity import point_to_export
 from pytest_quantgate.gates.suspects import name_suspects
 from pytest_quantgate.gates.trace import follow_quantizers
 from pytest_quantgate.measure.latency import Machine
@@ -381,9 +382,10 @@ class Judging:
     def _judge_parity(self) -> Judged:
         gate = self.case.suite.gates.parity
         assert gate is not None
-        return Judged(
-            verdict=judge_parity(self.case.stages.parity(samples=gate.samples), gate=gate)
-        )
+        verdict = judge_parity(self.case.stages.parity(samples=gate.samples), gate=gate)
+        if verdict.status is Status.FAIL and self.case.suite.gates.export is not None:
+            verdict = point_to_export(verdict, export=self.judge(kind="export").verdict)
+        return Judged(verdict=verdict)
 
     def _judge_engine(self, gate: EngineGate) -> Judged:
         variants: tuple[Literal["fp16", "quantized"], ...] = ("fp16", "quantized")

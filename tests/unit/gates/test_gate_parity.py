@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates import judge_parity
+from pytest_quantgate.gates.parity import point_to_export
 from pytest_quantgate.measurement import BlockParity, Parity, Tower, TowerParity
 from pytest_quantgate.suite import ParityGate, Where
 from pytest_quantgate.verdict import Status, Verdict
@@ -105,7 +107,8 @@ def test_error_over_the_limit_fails_in_each_tower(tower: str) -> None:
     )
     assert verdict.brief == f"{tower} differs by 1.1e-03, over 1.0e-03"
     assert "computes something else than the model that was approved" in verdict.cause
-    assert "export gate" in verdict.next_step
+    assert verdict.next_step.startswith("export the approved variant again")
+    assert verdict.code == "parity.embeddings-differ"
     assert verdict.figures[f"{tower}_parity_error"] == 0.0011
 
 
@@ -155,7 +158,7 @@ def test_graph_that_is_quantized_less_is_told_from_one_with_more_noise() -> None
     )
     assert verdict.brief == "vision SQNR 26.0 dB exported, 23.1 dB in PyTorch"
     assert verdict.cause == "the graph is quantized less than the model"
-    assert verdict.next_step == "look at the export gate: it names what differs"
+    assert verdict.code == "parity.noise-changed"
 
     verdict = judge(vision={"sqnr_onnx_db": 20.0})
 
@@ -226,7 +229,7 @@ def test_nan_in_the_exported_tower_fails_under_any_limit(error: float) -> None:
     assert verdict.headline == (
         f"parity: the exported text tower gives NaN or Inf on 3 of 64 samples ({FILE}:10)"
     )
-    assert verdict.next_step == "look at the export gate"
+    assert verdict.code == "parity.nonfinite"
 
 
 @pytest.mark.parametrize("error", [math.nan, math.inf])
@@ -301,6 +304,46 @@ def test_change_of_noise_is_symmetric(onnx: float, torch: float, limit: float) -
     assert (there.cause == back.cause) is there.passed
 
 
+# -- a few samples, and most of them --------------------------------------------------------------
+
+
+def test_a_few_samples_that_a_tie_threw_far_off_say_nothing() -> None:
+    """Those are in the quantile that the nudged ones have too."""
+    assert judge(text={"error": 1e-6, "high_error": 0.04, "high_floor": 0.021}).passed
+
+
+def test_one_sample_in_ten_that_is_off_further_than_any_nudged_one_fails() -> None:
+    verdict = judge(text={"error": 1e-6, "high_error": 0.04, "high_floor": 0.019})
+
+    assert verdict.code == "parity.embeddings-differ"
+    assert (
+        "differ from PyTorch's by 4.00e-02, over 3.80e-02, 2 times the 1.90e-02 that the model "
+        "moves by itself"
+    ) in verdict.headline
+
+
+def test_most_samples_decide_before_a_few() -> None:
+    verdict = judge(text={"error": 0.01, "high_error": 0.04, "high_floor": 0.019})
+
+    assert "differ from PyTorch's by 1.00e-02, over 1.00e-03, max_error" in verdict.headline
+
+
+# -- what to do -----------------------------------------------------------------------------------
+
+
+def test_next_step_is_the_finding_of_the_export_gate_if_it_has_one() -> None:
+    red = judge(vision={"error": 0.5})
+    found = Verdict(
+        gate="export", status=Status.FAIL, headline="export: 3 pairs lost", next_step="put them in"
+    )
+
+    pointed = point_to_export(red, export=found)
+
+    assert pointed.next_step == "the export gate names what differs: 3 pairs lost; put them in"
+    assert replace(pointed, next_step=red.next_step) == red
+    assert point_to_export(red, export=replace(found, status=Status.PASS)) is red
+
+
 # -- block by block -------------------------------------------------------------------------------
 
 
@@ -342,6 +385,20 @@ def test_a_block_may_differ_by_twice_what_it_moves_by_itself(
     error: float, floor: float, good: bool
 ) -> None:
     assert judge(vision={"blocks": make_blocks((error, floor))}).passed == good
+
+
+def test_a_block_that_is_off_in_one_sample_of_ten_is_named() -> None:
+    off = BlockParity(
+        module="vision_model.layers.1", error=1e-7, floor=1e-7, high_error=0.02, high_floor=1e-3
+    )
+
+    verdict = judge(vision={"blocks": (*make_blocks((2e-4, 1e-5)), off)})
+
+    assert verdict.code == "parity.block-differs"
+    assert "vision_model.layers.1 differs by 2.00e-02 of what it adds, over 2.00e-03" in (
+        verdict.headline
+    )
+    assert "vision_model.layers.1" in verdict.next_step
 
 
 def test_blocks_that_agree_are_evidence() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import re
 import time
@@ -21,8 +20,10 @@ from typing import TypeVar, get_args
 
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.fingerprint import Fingerprint
+from pytest_quantgate.gates.words import listed
 from pytest_quantgate.measure.latency import LatencyRun
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes, pack_bits, shorten
+from pytest_quantgate.store.acceptance import needs_passing, refuse_unfit
 from pytest_quantgate.store.disk import WRITING, describe_write_error, write_whole
 from pytest_quantgate.store.owners import (
     Orphan,
@@ -32,6 +33,7 @@ from pytest_quantgate.store.owners import (
     is_plain,
     judge_orphan,
     old_name,
+    suite_file,
     walk_files,
 )
 from pytest_quantgate.store.records import (
@@ -48,7 +50,6 @@ from pytest_quantgate.store.records import (
     parse_record,
 )
 from pytest_quantgate.untrusted import parse_json, read_regular
-from pytest_quantgate.verdict import Status, Verdict
 
 #: A record of a million samples has half a megabyte.
 MAX_BYTES = 8 << 20
@@ -268,8 +269,14 @@ def read_any_record(path: Path, *, root: Path) -> AnyRecord | None:
     return _read_file(path, root=root, parse=parse_any_record)
 
 
-def _read_file(path: Path, *, root: Path, parse: Callable[[str], Value]) -> Value | None:
-    mend = (
+#: What mends a record that is no baseline yet.
+_OBTAIN = "run the suite again to obtain it anew"
+
+
+def _read_file(
+    path: Path, *, root: Path, parse: Callable[[str], Value], mend: str = ""
+) -> Value | None:
+    mend = mend or (
         f"restore it with git checkout -- {path}, or make it anew with --quantgate-baselines=update"
     )
     try:
@@ -438,48 +445,27 @@ def next_latency_record(
     )
 
 
-def refuse_unfit(record: Record, *, verdicts: tuple[Verdict, ...]) -> None:
-    """Raise BaselineError for a result that must never become a baseline.
-
-    That is a non-finite value, no samples, a coverage gate that is not green, or a result that a
-    floor refuses (`verdicts` are those of the suite's coverage gate and of the same task's
-    accuracy gate).
-    """
-    for name, outcomes in (("FP16", record.fp16), ("quantized", record.accepted)):
-        if outcomes.samples == 0:
-            raise BaselineError(f"{record.key}: {name} has no samples: not accepted as a baseline")
-        if not math.isfinite(outcomes.value):
-            raise BaselineError(f"{record.key}: {name} value is {outcomes.value}: not accepted")
-    for verdict in verdicts:
-        floor = verdict.figures.get("floor_status")
-        if verdict.gate == "coverage":
-            refuse_uncovered(record.key, verdict=verdict)
-        if floor is not None and floor != Status.PASS.value:
-            raise BaselineError(
-                f"{record.key}: not accepted as a baseline, its result is not over the floor: "
-                f"{verdict.headline}"
-            )
-
-
-def refuse_uncovered(key: str, *, verdict: Verdict) -> None:
-    """Raise BaselineError for a coverage gate that is not green: nothing of it is kept."""
-    if verdict.status is not Status.PASS:
-        raise BaselineError(
-            f"{key}: not accepted as a baseline, the coverage gate is "
-            f"{verdict.status.value}: {verdict.headline}"
-        )
-
-
 def write_obtained(directory: Path, record: AnyRecord) -> Path:
     """Write a proposed record below `directory` and return its path; `accept_obtained` takes it."""
     return Store(directory).write(record)
 
 
-def accept_obtained(directory: Path, *, store: Store, reason: str) -> tuple[Path, ...]:
+def discard_obtained(directory: Path, record: AnyRecord) -> None:
+    """Delete what an earlier run proposed in a record's place; raises BaselineError."""
+    path = Store(directory).path_of(record)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise BaselineError(f"cannot delete {path}: {error.strerror or error}") from error
+
+
+def accept_obtained(
+    directory: Path, *, store: Store, reason: str, new_data: bool = False
+) -> tuple[Path, ...]:
     """Make every record below `directory` a baseline and return the files written.
 
-    All are read and checked before the first is written: one that is damaged leaves everything as
-    it was. Raises BaselineError.
+    What is there is followed as an update would. All are read and checked before the first is
+    written: one that is damaged or unfit leaves everything as it was. Raises BaselineError.
     """
     if not reason.strip():
         raise BaselineError("accepting needs a reason: it is kept in the baseline")
@@ -490,15 +476,51 @@ def accept_obtained(directory: Path, *, store: Store, reason: str) -> tuple[Path
         raise BaselineError(f"{directory} holds no obtained results: nothing to accept")
     records = []
     for path in paths:
-        record = read_any_record(path, root=directory)
+        record = _read_file(path, root=directory, parse=parse_any_record, mend=_OBTAIN)
         assert record is not None
         if path.resolve() != Store(directory).path_of(record).resolve():
             raise BaselineError(
-                f"{path}: holds {record.suite} {record.key}, which belongs elsewhere: "
-                f"run the gate again to obtain it anew"
+                f"{path}: holds {record.suite} {record.key}, which belongs elsewhere: {_OBTAIN}"
             )
-        if isinstance(record, Record):
-            refuse_unfit(record, verdicts=())
-        store.path_of(record)
-        records.append(replace(record, reason=reason.strip()))
+        try:
+            refuse_unfit(record)
+            _check_gates(record, project=store.project)
+            records.append(_accept(record, store=store, reason=reason.strip(), new_data=new_data))
+        except BaselineError as error:
+            raise BaselineError(f"{path}: {error}") from error
     return tuple(store.write(record) for record in records)
+
+
+def _check_gates(record: AnyRecord, *, project: Path | None) -> None:
+    """Raise BaselineError where the suite has gates, by now, of which the record says nothing."""
+    from pytest_quantgate.collect import list_gates
+    from pytest_quantgate.suite_file import load_suite
+
+    file = project / suite_file(record.suite) if project is not None else None
+    if file is None or not file.exists():
+        return
+    gates = (gate for gate in list_gates(load_suite(file, relative_to=project)))
+    new = [g.name for g in gates if needs_passing(g.kind) and g.name not in record.verdicts]
+    if new:
+        raise BaselineError(
+            f"{suite_file(record.suite)} has gates that its run did not know ({listed(new)}): "
+            f"{_OBTAIN}"
+        )
+
+
+def _accept(record: AnyRecord, *, store: Store, reason: str, new_data: bool) -> AnyRecord:
+    record = replace(record, reason=reason)
+    if isinstance(record, LatencyRecord):
+        machine = store.read_latency(record.suite, record.key)
+        return replace(record, created=machine.created) if machine is not None else record
+    before = store.read(record.suite, record.key)
+    if before is None:
+        is_first = record.first == record.accepted
+        return replace(record, first_reason=reason) if is_first else record
+    if is_of_other_data(before, record) and not new_data:
+        raise BaselineError(
+            f"its evaluation data is not that on which the first variant was accepted "
+            f"({end_chain(before, before).describe()}), so what it has lost since could not be "
+            f"seen any more: if that is meant, add --new-data"
+        )
+    return follow(before, record)

@@ -12,8 +12,6 @@ from pytest_quantgate.baselines import (
     is_of_other_data,
     next_latency_record,
     next_record,
-    refuse_uncovered,
-    refuse_unfit,
 )
 from pytest_quantgate.errors import NotMeasured, QuantGateError, WriteError
 from pytest_quantgate.fingerprint import differences, list_unknown
@@ -45,7 +43,8 @@ from pytest_quantgate.gates.trace import follow_quantizers
 from pytest_quantgate.measure.latency import Machine
 from pytest_quantgate.measurement import Outcomes, StoredPair, Tower
 from pytest_quantgate.stages import TOWERS
-from pytest_quantgate.store.records import AnyRecord, Kind, LatencyRecord, Record
+from pytest_quantgate.store.acceptance import needs_passing, refuse_unfit, with_verdicts
+from pytest_quantgate.store.records import AnyKind, AnyRecord, Kind, LatencyRecord, Record
 from pytest_quantgate.suite import (
     AccuracyGate,
     EngineGate,
@@ -60,6 +59,7 @@ from pytest_quantgate.verdict import Status, Verdict, combine
 
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
+    from pytest_quantgate.collect import GateItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -506,7 +506,7 @@ class Judging:
         notes = self._note_old_place(gate) if record else ()
         if verdict.passed or not here.passed:
             return Judged(verdict=verdict, notes=notes)
-        return Judged(verdict=verdict, proposal="obtained", record=proposed, notes=notes)
+        return self._propose(proposed, verdict=verdict, notes=notes)
 
     def _accept_machine(
         self, record: LatencyRecord | None, *, proposed: LatencyRecord, verdict: Verdict
@@ -514,8 +514,7 @@ class Judging:
         """Return the verdict of a writing mode: a machine on which the limits hold is recorded."""
         if not verdict.passed:
             return Judged(verdict=verdict)
-        if self.case.suite.gates.coverage:
-            refuse_uncovered(proposed.key, verdict=self.judge(kind="coverage").verdict)
+        proposed = self._judge_others(proposed)
         same = record is not None and record.same_result(proposed)
         word = "up to date, nothing to write" if same else "updated" if record else "created"
         verdict = replace(
@@ -585,7 +584,40 @@ class Judging:
                 )
         if verdict.passed:
             return Judged(verdict=verdict, notes=notes)
-        return Judged(verdict=verdict, proposal="obtained", record=proposed, notes=notes)
+        return self._propose(proposed, verdict=verdict, notes=notes)
+
+    def _judge_others(self, record: AnyKind) -> AnyKind:
+        """Return a record with the verdicts of all other gates, whether they were to run or not.
+
+        Raises BaselineError where one of them is not green: what is kept is what may ship.
+        """
+        verdicts = {
+            gate.name: self.judge(kind=gate.kind, key=gate.key).verdict for gate in self._others
+        }
+        record = with_verdicts(record, gates=verdicts, verdicts=verdicts)
+        refuse_unfit(record, verdicts=verdicts)
+        return record
+
+    def _propose(self, record: AnyRecord, *, verdict: Verdict, notes: tuple[str, ...]) -> Judged:
+        """Return a red verdict and the record that would make it green.
+
+        What other gates say is known at the end of the run, whatever their order and process: until
+        then those that this case has not judged have not run.
+        """
+        judged = {
+            gate.name: self._verdicts[gate.kind, gate.key].verdict
+            for gate in self._others
+            if (gate.kind, gate.key) in self._verdicts
+        }
+        record = with_verdicts(record, gates=[gate.name for gate in self._others], verdicts=judged)
+        return Judged(verdict=verdict, proposal="obtained", record=record, notes=notes)
+
+    @property
+    def _others(self) -> list[GateItem]:
+        """The gates that must have passed for a result to become a baseline."""
+        from pytest_quantgate.collect import list_gates
+
+        return [gate for gate in list_gates(self.case.suite) if needs_passing(gate.kind)]
 
     def _note_old_place(self, gate: RegressionGate | LatencyGate) -> tuple[str, ...]:
         """Say where version 0.1 left the baseline that was used, and what moves it."""
@@ -600,13 +632,7 @@ class Judging:
 
     def _accept(self, gate: RegressionGate, *, record: Record | None, proposed: Record) -> Judged:
         """Return the verdict of a writing mode: the new record, or why it may not be kept."""
-        checks = [self.judge(kind="coverage")] if self.case.suite.gates.coverage else []
-        checks += [
-            self.judge(kind="accuracy", key=other.key)
-            for other in self.case.suite.gates.accuracy
-            if other.key == gate.key
-        ]
-        refuse_unfit(proposed, verdicts=tuple(check.verdict for check in checks))
+        proposed = self._judge_others(proposed)
         if record is not None and record.same_result(proposed):
             headline = f"regression: baseline of {gate.key} is up to date, nothing to write"
             return Judged(verdict=Verdict(gate="regression", status=Status.PASS, headline=headline))

@@ -147,7 +147,7 @@ class RunSession:
 
         Called once, on the controller, after the last test.
         """
-        from pytest_quantgate.baselines import Store, write_obtained
+        from pytest_quantgate.baselines import Store
 
         ok = True
         store = Store(self.settings.baselines_dir, project=self.settings.root)
@@ -162,15 +162,29 @@ class RunSession:
                             f"baseline deleted: {self._shorten(old.path)} (version 0.1 kept it)"
                         )
                 else:
-                    path = write_obtained(self.settings.obtained_dir, record)
-                    self.obtained.append(
-                        f"obtained: {self._shorten(path)}; to accept it: quantgate accept "
-                        f"{self._shorten(self.settings.obtained_dir)} --reason='why'"
-                    )
+                    self.obtained.append(self._propose(record))
             except QuantGateError as error:
                 self.warnings.append(str(error))
                 ok = False
         return self._finish_orphans(store) and ok
+
+    def _propose(self, record: AnyRecord) -> str:
+        """Write what could become a baseline, or say why it is not proposed as one."""
+        from pytest_quantgate.baselines import discard_obtained, write_obtained
+        from pytest_quantgate.store.acceptance import complete_verdicts, why_unfit
+
+        folder = self.settings.obtained_dir
+        rows = [(row.gate, row.verdict) for row in self.rows if row.suite == record.suite]
+        record = complete_verdicts(record, rows=rows)
+        reason = why_unfit(record)
+        if reason:
+            discard_obtained(folder, record)
+            return f"no baseline for {record.suite} {record.key}: {reason}"
+        path = write_obtained(folder, record)
+        return (
+            f"obtained: {self._shorten(path)}; to accept it: quantgate accept "
+            f"{self._shorten(folder)} --reason='why'"
+        )
 
     def write_reports(self) -> bool:
         """Write the reports that this run was asked for; return False where one cannot be."""

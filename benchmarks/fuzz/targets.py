@@ -193,7 +193,7 @@ def record_seed() -> bytes:
 def old_record_seed() -> bytes:
     """As version 0.1 wrote it."""
     record = json.loads(record_seed())
-    for name in ("kind", "digest", "first_fp16", "chains", "verdicts", "floor_status", "looks"):
+    for name in ("kind", "digest", "first_fp16", "chains", "verdicts", "looks"):
         del record[name]
     for name in ("recipe_entries", "settings", "data_parts"):
         del record["fingerprint"][name]

@@ -19,14 +19,20 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--baselines", type=Path, default=Path("baselines"), metavar="DIR")
     parser.add_argument("--reason", required=True, help="kept in the baseline, read in its review")
+    parser.add_argument(
+        "--new-data",
+        action="store_true",
+        help="although the evaluation data changed: the first accepted variant starts anew",
+    )
     parser.add_argument("--allow-ci-write", action="store_true", help="although CI is set")
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     if not parsed.allow_ci_write:
         refuse_ci("quantgate accept", environ=environ, flag="--allow-ci-write")
+    store = Store(parsed.baselines, project=Path.cwd())
     for path in accept_obtained(
-        parsed.obtained, store=Store(parsed.baselines), reason=parsed.reason
+        parsed.obtained, store=store, reason=parsed.reason, new_data=parsed.new_data
     ):
         print(printable(f"baseline written: {path}"))
     return 0

@@ -87,8 +87,8 @@ class Record:
     that was ever accepted on this data and `first_fp16` what FP16 gave then; `accepted` and `fp16`
     are of the last update. `created`, `updated`, `first_accepted` are ISO days; `first_reason` is
     why the first was taken. `chains` are those that ended with earlier data. `verdicts` are those
-    of all gates of the suite in the run that measured `accepted`, and `floor_status` that of the
-    accuracy gate's floor (empty: there is none); `looks` is how often which data was looked at.
+    of the suite's other gates in the run that measured `accepted`, by the name of the gate;
+    `looks` is how often which data was looked at.
     """
 
     kind: ClassVar[Kind] = "regression"
@@ -110,7 +110,6 @@ class Record:
     first_reason: str
     chains: tuple[Chain, ...] = ()
     verdicts: Mapping[str, GateStatus] = field(default_factory=dict)
-    floor_status: Literal["", "PASS", "FAIL", "INCONCLUSIVE"] = ""
     looks: tuple[Look, ...] = ()
 
     def same_result(self, other: Record) -> bool:
@@ -202,7 +201,7 @@ class LatencyRecord:
 
 #: What a Store keeps.
 AnyRecord = Record | LatencyRecord
-AnyKind = TypeVar("AnyKind", Record, LatencyRecord)
+AnyKind = TypeVar("AnyKind", bound=AnyRecord)
 
 _OUTCOMES = ("fp16", "accepted", "first", "first_fp16")
 

@@ -48,7 +48,8 @@ JUDGING = (
     *("assertions.py", "baseline_mode.py", "baselines.py", "cli.py", "collect.py", "fixtures.py"),
     *("judging.py", "machine.py", "options.py", "planning.py", "plugin.py", "progress.py"),
     *("replay.py", "schema.py", "session.py", "suite_checks.py", "suite_writing.py", "timing.py"),
-    *("store/migration.py", "store/owners.py", "store/records.py", "verdict.py"),
+    *("store/acceptance.py", "store/migration.py", "store/owners.py", "store/records.py"),
+    "verdict.py",
 )
 
 #: Which of this package's files a measurement runs through: those that measure, or all.

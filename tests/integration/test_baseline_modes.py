@@ -19,7 +19,7 @@ ONLY = ("-k", "regression")
 
 def as_version_01(made: dict[str, Any]) -> str:
     """Return the text that version 0.1 wrote for a record of today."""
-    new = ("kind", "digest", "first_fp16", "chains", "verdicts", "floor_status", "looks")
+    new = ("kind", "digest", "first_fp16", "chains", "verdicts", "looks")
     old = {name: value for name, value in made.items() if name not in new}
     digests = ("model", "data", "calibration", "recipe")
     old["fingerprint"] = {name: made["fingerprint"][name] for name in digests}
@@ -66,23 +66,88 @@ def test_create_then_check_then_nothing_to_do(
     assert first.endswith(b"}\n")
 
 
+#: 64 samples cannot show a drop of nothing: INCONCLUSIVE, and every other gate passes.
+STRICTER = {"20pp, max_drop: 20pp,": "20pp, max_drop: 0pp,"}
+RED = {"min_cosine: 0.5": "min_cosine: 0.999999"}
+
+
 def test_a_moved_result_is_proposed_and_can_be_accepted(
     pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
 ) -> None:
     from pytest_quantgate.cli import main
 
-    write_suite(replace={"20pp, max_drop: 20pp,": "20pp, max_drop: 0pp,"})
+    write_suite(replace=STRICTER)
     run_gates(*ONLY, "--quantgate-baselines=create")
     path = stored(pytester)
     before = path.read_bytes()
 
-    result = run_gates(*ONLY)  # 64 samples cannot show a drop of nothing
+    result = run_gates()
 
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*INCONCLUSIVE regression: *", "obtained: obtained/suites/tiny/*"])
+    result.assert_outcomes(failed=1, passed=6)
+    result.stdout.fnmatch_lines(
+        [
+            "*INCONCLUSIVE regression: *",
+            "obtained: obtained/suites/tiny/*; to accept it: quantgate accept obtained *",
+        ]
+    )
     assert path.read_bytes() == before
     assert main(["accept", "obtained", "--baselines", "baselines", "--reason", "looked at"]) == 0
-    assert json.loads(path.read_text())["reason"] == "looked at"
+    accepted = json.loads(path.read_text())
+    assert accepted["reason"] == "looked at"
+    assert accepted["verdicts"] == {
+        "sanity": "PASS",
+        "coverage": "PASS",
+        "calibration": "PASS",
+        "fidelity": "PASS",
+        "accuracy[scenes/classification-acc1]": "PASS",
+        "roundtrip": "PASS",
+    }
+
+
+def test_red_result_is_not_proposed_nor_created_nor_accepted(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    from pytest_quantgate.cli import main
+
+    path = write_suite(replace=STRICTER)
+    run_gates(*ONLY, "--quantgate-baselines=create")
+    run_gates()
+    (proposed,) = (pytester.path / "obtained").rglob("*.json")
+    before = stored(pytester).read_bytes()
+    write_suite(replace=STRICTER | RED)
+
+    red = run_gates()
+    # Whatever the order: what runs last counts too.
+    nodes = [f"{path}::{name}" for name in ("regression[scenes/classification-acc1]", "fidelity")]
+    turned = run_gates(nodes[1], path=nodes[0])
+    updated = run_gates(*ONLY, "--quantgate-baselines=update", "--quantgate-reason=why")
+
+    words = "no baseline for suites/tiny scenes/classification-acc1: fidelity is FAIL"
+    red.stdout.fnmatch_lines([words])
+    turned.stdout.fnmatch_lines([f"{words}, coverage, *did not run"])
+    for result in (red, turned):
+        result.stdout.no_fnmatch_line("*to accept it*")
+    assert not proposed.exists()  # the run before this one had proposed it
+    updated.assert_outcomes(failed=1)
+    updated.stdout.fnmatch_lines(
+        ["*not accepted as a baseline: fidelity is FAIL: fidelity: *cosine*"]
+    )
+    assert main(["accept", "obtained", "--reason", "why"]) == 1
+    assert stored(pytester).read_bytes() == before
+
+
+def test_result_of_a_part_of_the_suite_is_not_proposed(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
+) -> None:
+    write_suite(replace=STRICTER)
+    run_gates(*ONLY, "--quantgate-baselines=create")
+
+    result = run_gates(*ONLY)
+
+    result.stdout.fnmatch_lines(
+        ["no baseline for suites/tiny *: coverage, * and 1 more did not run"]
+    )
+    assert not (pytester.path / "obtained").exists()
 
 
 def test_damaged_baseline_is_named_and_kept(

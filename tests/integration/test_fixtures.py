@@ -110,9 +110,12 @@ def test_a_hand_written_red_check_proposes_what_it_obtained(
         """
     )
 
-    result = run_gates(path=str(test))
+    alone = run_gates(path=str(test))
+    result = run_gates("suites", path=str(test))
 
-    result.assert_outcomes(failed=1)
+    alone.assert_outcomes(failed=1)
+    alone.stdout.fnmatch_lines(["no baseline for suites/tiny *: *coverage, * did not run"])
+    result.assert_outcomes(failed=2, passed=6)
     result.stdout.fnmatch_lines(
         ["obtained: obtained/suites/tiny/*; to accept it: quantgate accept *"]
     )

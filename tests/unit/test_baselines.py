@@ -25,7 +25,6 @@ from pytest_quantgate.baselines import (
     accept_obtained,
     next_record,
     read_record,
-    refuse_unfit,
     slug,
     store_outcomes,
     write_atomically,
@@ -34,6 +33,12 @@ from pytest_quantgate.baselines import (
 from pytest_quantgate.errors import BaselineError, QuantGateError
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.measurement import Outcomes, pack_bits, unpack_bits
+from pytest_quantgate.store.acceptance import (
+    complete_verdicts,
+    refuse_unfit,
+    why_unfit,
+    with_verdicts,
+)
 from pytest_quantgate.store.records import (
     Record,
     canonical_text,
@@ -84,7 +89,7 @@ def make_record(
     today: date = date(2026, 11, 21),
     reason: str = "first accepted",
 ) -> Record:
-    return next_record(
+    made = next_record(
         record,
         suite=suite,
         key=key,
@@ -97,6 +102,7 @@ def make_record(
         today=today,
         reason=reason,
     )
+    return replace(made, verdicts={"sanity": "PASS", "coverage": "PASS"})
 
 
 SUITE_TEXT = """\
@@ -288,19 +294,32 @@ def test_record_is_described_in_a_few_words() -> None:
 # -- what must never become a baseline -------------------------------------------------------------
 
 
-def verdict(gate: str, status: Status, **figures: str) -> Verdict:
-    return Verdict(gate=gate, status=status, headline=f"{gate} headline", figures=figures)
+def verdict(gate: str, status: Status) -> Verdict:
+    return Verdict(gate=gate.partition("[")[0], status=status, headline=f"{gate} headline")
 
 
-def test_fit_result_is_accepted() -> None:
-    refuse_unfit(
-        make_record(),
-        verdicts=(
-            verdict("coverage", Status.PASS),
-            verdict("accuracy", Status.FAIL),
-            verdict("accuracy", Status.PASS, floor_status="PASS"),
-        ),
-    )
+OTHERS = ("sanity", "coverage", "accuracy[scenes/classification-acc1]", "roundtrip")
+
+
+def judged(**changes: str) -> dict[str, Any]:
+    """Return statuses of a run in which every other gate passed, but for some kinds."""
+    return {gate: changes.get(gate.partition("[")[0], "PASS") for gate in OTHERS}
+
+
+@pytest.mark.parametrize(
+    "verdicts",
+    [
+        judged(),
+        judged(roundtrip="NOT_MEASURED"),
+        # These are judged against the baseline that is to be replaced.
+        {**judged(), "regression[x]": "FAIL", "latency[y]": "INCOMPARABLE"},
+    ],
+)
+def test_result_of_a_run_that_passed_is_accepted(verdicts: dict[str, Any]) -> None:
+    record = replace(make_record(), verdicts=verdicts)
+
+    assert why_unfit(record) == ""
+    refuse_unfit(record)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -309,8 +328,8 @@ def test_value_that_is_no_number_is_refused(side: str, name: str, value: float) 
     record = make_record()
     record = replace(record, **{side: replace(getattr(record, side), value=value)})
 
-    assert message(lambda: refuse_unfit(record, verdicts=())) == (
-        f"{KEY}: {name} value is {value}: not accepted"
+    assert message(lambda: refuse_unfit(record)) == (
+        f"{KEY}: not accepted as a baseline: {name} value is {value}"
     )
 
 
@@ -318,27 +337,69 @@ def test_value_that_is_no_number_is_refused(side: str, name: str, value: float) 
 def test_result_without_samples_is_refused(side: str, name: str) -> None:
     record = make_record(**{side: outcomes("")})  # type: ignore[arg-type]
 
-    assert message(lambda: refuse_unfit(record, verdicts=())) == (
-        f"{KEY}: {name} has no samples: not accepted as a baseline"
+    assert message(lambda: refuse_unfit(record)) == (
+        f"{KEY}: not accepted as a baseline: {name} has no samples"
     )
 
 
-@pytest.mark.parametrize("status", [status for status in Status if status is not Status.PASS])
-def test_result_under_a_coverage_that_is_not_green_is_refused(status: Status) -> None:
-    verdicts = (verdict("accuracy", Status.PASS), verdict("coverage", status))
+@pytest.mark.parametrize(
+    ("verdicts", "words"),
+    [
+        ({}, "it does not say what the other gates of its run said"),
+        ({"regression[x]": "PASS"}, "it does not say what the other gates of its run said"),
+        (judged(coverage="FAIL"), "coverage is FAIL"),
+        (judged(coverage="NOT_MEASURED"), "coverage is NOT_MEASURED"),
+        (judged(sanity="NOT_MEASURED"), "sanity is NOT_MEASURED"),
+        (judged(accuracy="INCONCLUSIVE"), f"{OTHERS[2]} is INCONCLUSIVE"),
+        (judged(roundtrip="INCOMPARABLE"), "roundtrip is INCOMPARABLE"),
+        (judged(coverage="FAIL", accuracy="FAIL"), f"coverage is FAIL, {OTHERS[2]} is FAIL"),
+        (judged(roundtrip="DID_NOT_RUN"), "roundtrip did not run"),
+        (
+            judged(sanity="FAIL", coverage="DID_NOT_RUN", roundtrip="DID_NOT_RUN"),
+            "sanity is FAIL, coverage, roundtrip did not run",
+        ),
+    ],
+)
+def test_result_of_a_run_that_is_not_green_is_refused(verdicts: dict[str, Any], words: str) -> None:
+    record = replace(make_record(), verdicts=verdicts)
 
-    assert message(lambda: refuse_unfit(make_record(), verdicts=verdicts)) == (
-        f"{KEY}: not accepted as a baseline, the coverage gate is {status.value}: coverage headline"
+    assert why_unfit(record) == words
+    assert message(lambda: refuse_unfit(record)) == (f"{KEY}: not accepted as a baseline: {words}")
+
+
+def test_refusal_tells_the_first_red_verdict_in_full() -> None:
+    verdicts = {gate: verdict(gate, Status.PASS) for gate in OTHERS}
+    verdicts |= {gate: verdict(gate, Status.FAIL) for gate in ("coverage", "roundtrip")}
+    record = with_verdicts(make_record(), gates=verdicts, verdicts=verdicts)
+
+    assert message(lambda: refuse_unfit(record, verdicts=verdicts)) == (
+        f"{KEY}: not accepted as a baseline: coverage is FAIL, roundtrip is FAIL: coverage headline"
     )
 
 
-@pytest.mark.parametrize("floor", ["FAIL", "INCONCLUSIVE"])
-def test_result_not_over_its_floor_is_refused(floor: str) -> None:
-    verdicts = (verdict("accuracy", Status.FAIL, floor_status=floor),)
+@repeatable
+@given(
+    statuses=st.lists(st.sampled_from(list(Status)), min_size=1, max_size=3),
+    left_out=st.booleans(),
+)
+def test_a_record_is_fit_only_if_every_gate_of_its_run_was(
+    statuses: list[Status], left_out: bool
+) -> None:
+    """In whatever order and process they ran, and however often."""
+    gates = ["accuracy[a]", *(["roundtrip"] if left_out else [])]
+    open_record = with_verdicts(make_record(), gates=gates, verdicts={})
+    rows = [("accuracy[a]", verdict("accuracy[a]", status)) for status in statuses]
 
-    assert message(lambda: refuse_unfit(make_record(), verdicts=verdicts)) == (
-        f"{KEY}: not accepted as a baseline, its result is not over the floor: accuracy headline"
-    )
+    forth = complete_verdicts(open_record, rows=rows)
+    other = ("other", verdict("other", Status.FAIL))
+    back = complete_verdicts(open_record, rows=[other, *rows[::-1]])
+
+    assert forth == back
+    green = all(status in (Status.PASS, Status.NOT_MEASURED) for status in statuses)
+    assert (why_unfit(forth) == "") == (green and not left_out)
+    assert ("accuracy[a] is" in why_unfit(forth)) == (not green)
+    assert why_unfit(open_record).endswith("did not run")
+    assert parse_record(canonical_text(forth)) == forth
 
 
 # -- the text of a file ----------------------------------------------------------------------------
@@ -531,7 +592,7 @@ def test_damaged_record_is_refused_and_named(store: Store, change: Change, words
 def written_by_01(record: Record, **changes: object) -> str:
     """Return a record's text as version 0.1 wrote it."""
     plain = json.loads(canonical_text(record))
-    for name in ("kind", "digest", "first_fp16", "chains", "verdicts", "floor_status", "looks"):
+    for name in ("kind", "digest", "first_fp16", "chains", "verdicts", "looks"):
         del plain[name]
     for name in ("recipe_entries", "settings", "data_parts"):
         del plain["fingerprint"][name]
@@ -545,7 +606,7 @@ def test_what_version_0_1_wrote_is_read_and_what_it_does_not_say_is_unknown() ->
 
     found = parse_record(written_by_01(record))
 
-    assert found == replace(record, first_fp16=record.fp16)
+    assert found == replace(record, first_fp16=record.fp16, verdicts={})
     assert found.fingerprint.settings == found.verdicts == {}
     assert parse_record(canonical_text(found)) == found
 
@@ -987,7 +1048,7 @@ def test_old_baseline_is_the_one_suites_that_it_can_be(store: Store, tmp_path: P
 
     found = store.read("suites/clip", KEY)
 
-    assert found == make_record(suite="suites/clip")
+    assert found == replace(make_record(suite="suites/clip"), verdicts={})
     assert store.orphans() == ()
     assert store.read("other/clip", "digits/classification-acc1") is None
     # What is accepted next goes to its own place, and the old file goes.
@@ -1067,7 +1128,7 @@ def test_old_baseline_of_a_suite_in_the_root_stands_in_its_place(
     path = leave_old(store, make_record())
 
     found = store.read("clip", KEY)
-    assert found == make_record(suite="clip")
+    assert found == replace(make_record(suite="clip"), verdicts={})
     assert store.orphans() == ()
     assert store.write(found) == path
     assert json.loads(path.read_text())["schema"] == 2
@@ -1149,7 +1210,7 @@ def plant(obtained: Path, name: str, text: str) -> Path:
             "zzz/regression-scenes--classification-acc1.json",
             canonical_text(make_record(suite="demo2")),
             "holds demo2 scenes/classification-acc1, which belongs elsewhere: "
-            "run the gate again to obtain it anew",
+            "run the suite again to obtain it anew",
         ),
         (
             "zzz/x.json",
@@ -1217,13 +1278,92 @@ def test_unfit_record_is_refused_even_if_it_could_be_read(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unfit = make_record(fp16=outcomes(value=float("nan")))
-    plant(tmp_path / "obtained", NAME, "")
-    monkeypatch.setattr(baselines, "read_any_record", lambda _path, **_more: unfit)
+    path = plant(tmp_path / "obtained", NAME, "")
+    monkeypatch.setattr(baselines, "parse_any_record", lambda _text: unfit)
 
     assert message(lambda: accept_obtained(tmp_path / "obtained", store=store, reason="r")) == (
-        f"{KEY}: FP16 value is nan: not accepted"
+        f"{path}: {KEY}: not accepted as a baseline: FP16 value is nan"
     )
     assert not store.root.exists()
+
+
+@pytest.mark.parametrize("status", ["FAIL", "INCONCLUSIVE", "DID_NOT_RUN"])
+def test_result_of_a_red_run_is_not_accepted(store: Store, tmp_path: Path, status: str) -> None:
+    """As `create` and `update` refuse it: one path to a baseline must not be wider."""
+    write_obtained(tmp_path / "obtained", make_record(key="digits/classification-acc1"))
+    record = replace(make_record(), verdicts=judged(accuracy=status))
+    path = write_obtained(tmp_path / "obtained", record)
+
+    words = f"{path}: {KEY}: not accepted as a baseline: {OTHERS[2]} "
+    assert message(
+        lambda: accept_obtained(tmp_path / "obtained", store=store, reason="r")
+    ).startswith(words)
+    assert not store.root.exists()
+
+
+def test_verdict_that_was_changed_by_hand_is_not_accepted(store: Store, tmp_path: Path) -> None:
+    record = replace(make_record(), verdicts=judged(accuracy="FAIL"))
+    path = write_obtained(tmp_path / "obtained", record)
+    path.write_text(path.read_text().replace('"FAIL"', '"PASS"'))
+
+    assert message(lambda: accept_obtained(tmp_path / "obtained", store=store, reason="r")) == (
+        f"{path}: damaged baseline: it was changed by hand: its digest is not that of its "
+        f"content: run the suite again to obtain it anew"
+    )
+
+
+def test_what_version_0_1_obtained_is_not_accepted(store: Store, tmp_path: Path) -> None:
+    plant(tmp_path / "obtained", NAME, written_by_01(make_record()))
+
+    assert message(
+        lambda: accept_obtained(tmp_path / "obtained", store=store, reason="r")
+    ).endswith("it does not say what the other gates of its run said")
+
+
+def test_gate_that_came_since_the_run_is_not_passed_over(store: Store, tmp_path: Path) -> None:
+    write_suite(tmp_path, "demo", ACC1)
+    record = replace(make_record(), verdicts={"sanity": "PASS"})
+    path = write_obtained(tmp_path / "obtained", record)
+
+    assert message(lambda: accept_obtained(tmp_path / "obtained", store=store, reason="r")) == (
+        f"{path}: demo.quantgate.yaml has gates that its run did not know (coverage): run the "
+        f"suite again to obtain it anew"
+    )
+
+
+def test_accepting_follows_the_baseline_that_is_there(store: Store, tmp_path: Path) -> None:
+    """Not the one of the run: it may have been made elsewhere, or be older."""
+    first = make_record(quantized=outcomes("1" * 10), reason="the first")
+    store.write(make_record(first, today=date(2026, 12, 1), reason="the second"))
+    write_obtained(tmp_path / "obtained", make_record(today=date(2026, 12, 24)))
+
+    accept_obtained(tmp_path / "obtained", store=store, reason="the third")
+
+    found = store.read(SUITE, KEY)
+    assert found is not None
+    assert (found.first, found.first_fp16) == (first.first, first.first_fp16)
+    assert (found.first_reason, found.reason) == ("the first", "the third")
+    assert (found.created, found.updated) == ("2026-11-21", "2026-12-24")
+
+
+def test_other_data_is_accepted_only_where_that_is_said(store: Store, tmp_path: Path) -> None:
+    store.write(make_record())
+    new = make_record(
+        fp16=outcomes(data="f" * 64), quantized=outcomes(data="f" * 64), today=date(2027, 1, 1)
+    )
+    path = write_obtained(tmp_path / "obtained", new)
+
+    assert message(lambda: accept_obtained(tmp_path / "obtained", store=store, reason="r")) == (
+        f"{path}: its evaluation data is not that on which the first variant was accepted "
+        f"(2026-11-21 to 2026-11-21, 10 samples (data eeeeeeeeeeee): quantized 70.00% -> 70.00%, "
+        f"drop 0.00 pp), so what it has lost since could not be seen any more: if that is meant, "
+        f"add --new-data"
+    )
+    accept_obtained(tmp_path / "obtained", store=store, reason="new set", new_data=True)
+    found = store.read(SUITE, KEY)
+    assert found is not None
+    assert found.first == found.accepted == new.accepted
+    assert [chain.reason for chain in found.chains] == ["new set"]
 
 
 @pytest.mark.parametrize("name", ["fp16", "accepted", "first", "first_fp16"])

@@ -461,7 +461,7 @@ def test_the_nightly_job_proposes_its_baselines(machine: Machine, tiny_clip: Pat
 
     assert proposed.returncode == 0, proposed.stdout + proposed.stderr
     changed = git("diff --name-only origin/main quantgate/baselines").split()
-    assert changed == ["baselines/suites/tiny/regression-digits--classification-acc1.json"]
+    assert changed == ["baselines-gpu/suites/tiny/regression-digits--classification-acc1.json"]
     pushed = git("ls-remote origin refs/heads/quantgate/baselines").split()[0]
     assert pushed == git("rev-parse quantgate/baselines")
     assert machine.called[-1].startswith("pr create --base main --head quantgate/baselines")
@@ -470,6 +470,21 @@ def test_the_nightly_job_proposes_its_baselines(machine: Machine, tiny_clip: Pat
     assert "### Model change" in body
     record = (machine.path / changed[0]).read_text(encoding="utf-8")
     assert "nightly GPU run https://ci.example/1" in record
+
+
+def test_a_red_night_proposes_nothing(machine: Machine, tiny_clip: Path) -> None:
+    text = MEASURED.format(model=tiny_clip) + "  coverage: {attention: [q, k, v]}\n"
+    (machine.path / "suites" / "tiny.quantgate.yaml").write_text(text, encoding="utf-8")
+    cache = machine.path.parent / "cache"
+    here = f"--quantgate-device=cpu --quantgate-cache-dir={cache}"
+
+    gates = script_of(GITHUB[1], name="Gates", job="measure")
+    run = machine.run(gates.replace("--quantgate-device=cuda", here))
+
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "no baseline for suites/tiny digits/classification-acc1: coverage is FAIL" in run.stdout
+    output = Path(machine.environ["GITHUB_OUTPUT"]).read_text(encoding="utf-8")
+    assert output == "differs=false\n"
 
 
 def test_a_night_without_a_difference_proposes_nothing(machine: Machine) -> None:

@@ -68,7 +68,7 @@ def obtained() -> Path:
         today=date(2026, 11, 21),
         reason="measured",
     )
-    return write_obtained(Path("obtained"), record)
+    return write_obtained(Path("obtained"), replace(record, verdicts={"sanity": "PASS"}))
 
 
 def write(name: str, text: str) -> Path:

@@ -44,6 +44,7 @@ def make_record(**changes: Any) -> LatencyRecord:
         "created": "2026-11-01",
         "updated": "2026-11-02",
         "reason": "first",
+        "verdicts": {"sanity": "PASS", "coverage": "PASS"},
         **changes,
     }
     return LatencyRecord(**values)
@@ -149,5 +150,13 @@ def test_a_record_in_anothers_place_is_not_accepted(store: Store, tmp_path: Path
     path = write_obtained(obtained, make_record())
     path.rename(path.with_name("latency-other.json"))
     with pytest.raises(BaselineError, match="belongs elsewhere"):
+        accept_obtained(obtained, store=store, reason="r")
+    assert not store.root.exists()
+
+
+def test_machine_of_a_red_run_is_not_accepted(store: Store, tmp_path: Path) -> None:
+    obtained = tmp_path / "obtained"
+    write_obtained(obtained, make_record(verdicts={"coverage": "PASS", "parity": "FAIL"}))
+    with pytest.raises(BaselineError, match="not accepted as a baseline: parity is FAIL"):
         accept_obtained(obtained, store=store, reason="r")
     assert not store.root.exists()

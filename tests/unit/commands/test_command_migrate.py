@@ -91,7 +91,7 @@ def write(name: str, text: str) -> Path:
 def leave_old(record: Record | LatencyRecord, name: str) -> Path:
     """Write a record as version 0.1 did."""
     plain = json.loads(canonical_text(record))
-    new = ["digest", "verdicts", "first_fp16", "chains", "floor_status", "looks"]
+    new = ["digest", "verdicts", "first_fp16", "chains", "looks"]
     for field in (*new, *(["kind"] if isinstance(record, Record) else [])):
         plain.pop(field, None)
     if isinstance(record, Record):

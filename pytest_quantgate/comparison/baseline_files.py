@@ -8,7 +8,7 @@ from pathlib import Path
 from pytest_quantgate.baselines import read_any_record
 from pytest_quantgate.comparison.changes import Change, Comparison, DiffError, compare_texts
 from pytest_quantgate.comparison.outcomes import Sampled, compare_results
-from pytest_quantgate.fingerprint import LABELS
+from pytest_quantgate.fingerprint import LABELS, Fingerprint
 from pytest_quantgate.gates.latency import LABELS as LABELS_OF_MACHINE
 from pytest_quantgate.gates.words import count
 from pytest_quantgate.measurement import StoredOutcomes
@@ -17,7 +17,14 @@ from pytest_quantgate.store.records import AnyRecord, LatencyRecord, Record
 #: Slots that differed in fewer samples may come to agree by chance.
 LEAST_APART = 10
 
-RESULTS = {"fp16": "FP16", "accepted": "quantized", "first": "first accepted"}
+RESULTS = {
+    "fp16": "FP16",
+    "accepted": "quantized",
+    "first": "first accepted",
+    "first_fp16": "FP16 of the first accepted",
+}
+#: What a slot holds that says the same: no second line about it.
+LIKE = {"first": "accepted", "first_fp16": "fp16"}
 
 
 def read_records(path: Path) -> dict[str, AnyRecord]:
@@ -122,8 +129,9 @@ def compare_record(before: Record, after: Record, *, name: str) -> list[Change]:
     changes: list[Change] = []
     for field, word in RESULTS.items():
         old, new = getattr(before, field), getattr(after, field)
-        if field == "first" and (old, new) == (before.accepted, after.accepted):
-            continue  # says the same as the one accepted last
+        like = LIKE.get(field, field)
+        if like != field and (old, new) == (getattr(before, like), getattr(after, like)):
+            continue
         changes += compare_results(
             _sampled(old),
             _sampled(new),
@@ -132,6 +140,17 @@ def compare_record(before: Record, after: Record, *, name: str) -> list[Change]:
             metric=after.metric,
         )
     changes += _compare_slots(before, after, name=name)
+    changes += _compare_words(before.fingerprint, after.fingerprint, name=name)
+    changes += compare_texts(
+        _list_chains(before, name=name),
+        _list_chains(after, name=name),
+        area="accuracy",
+    )
+    changes += compare_texts(
+        {f"{name}: {gate} of its run": status for gate, status in before.verdicts.items()},
+        {f"{name}: {gate} of its run": status for gate, status in after.verdicts.items()},
+        area="gates",
+    )
     changes += compare_texts(
         {f"{name}: {LABELS[key]}": getattr(before.fingerprint, key)[:12] for key in LABELS},
         {f"{name}: {LABELS[key]}": getattr(after.fingerprint, key)[:12] for key in LABELS},
@@ -147,6 +166,43 @@ def compare_record(before: Record, after: Record, *, name: str) -> list[Change]:
         _said(after, name=name),
         area="other",
     )
+    return changes
+
+
+def _list_chains(record: Record, *, name: str) -> dict[str, str]:
+    return {
+        f"{name}: accepted before, {number}": chain.describe()
+        for number, chain in enumerate(record.chains, start=1)
+    }
+
+
+def _compare_words(before: Fingerprint, after: Fingerprint, *, name: str) -> list[Change]:
+    """Return the settings and the entries of the recipe that differ."""
+    sides = [
+        {f"{name}: {key}": value or "none" for key, value in side.settings.items()}
+        for side in (before, after)
+    ]
+    if not all(sides):  # version 0.1 recorded none
+        known = [bool(side) for side in sides]
+        sides = [{f"{name}: settings": "recorded" if each else "unknown"} for each in known]
+    changes = compare_texts(sides[0], sides[1], area="model")
+    gone = [line for line in before.recipe_entries if line not in after.recipe_entries]
+    come = [line for line in after.recipe_entries if line not in before.recipe_entries]
+    changes += [
+        Change(
+            area="recipe",
+            kind=kind,
+            subjects=(name,),
+            text=f"{name}: recipe entry {kind}: {line}",
+            before=line if kind == "removed" else "",
+            after=line if kind == "added" else "",
+        )
+        for kind, lines in (("removed", gone), ("added", come))
+        for line in lines
+    ]
+    if not gone and not come and before.recipe_entries != after.recipe_entries:
+        text = f"{name}: the entries of the recipe are in another order"
+        changes.append(Change(area="recipe", kind="reordered", subjects=(name,), text=text))
     return changes
 
 

@@ -23,7 +23,7 @@ from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.gates.statistics import Flips, drop_limits
 from pytest_quantgate.measure.latency import Machine
 from pytest_quantgate.measurement import StoredOutcomes, pack_bits
-from pytest_quantgate.store.records import LatencyRecord, Record
+from pytest_quantgate.store.records import Chain, LatencyRecord, Record
 
 NAME = "clip scenes/classification-acc1"
 LABELS = ("old", "new")
@@ -226,6 +226,62 @@ def test_digests_versions_and_reasons_are_named() -> None:
     ]
 
 
+def test_settings_recipe_entries_chains_and_verdicts_are_named() -> None:
+    chain = Chain(
+        first_accepted="2026-10-01",
+        first_reason="why",
+        ended="2026-11-01",
+        reason="new set",
+        samples=100,
+        data_digest="7" * 64,
+        first_fp16_value=0.9,
+        first_value=0.9,
+        last_fp16_value=0.9,
+        last_value=0.88,
+    )
+    made = replace(
+        record(RIGHT).fingerprint,
+        settings={"dtype": "float16", "recipe exclude": ""},
+        recipe_entries=("*: off", "*q: E4M3"),
+    )
+    before = replace(record(RIGHT), fingerprint=made, verdicts={"parity": "PASS"})
+    after = replace(
+        before,
+        fingerprint=replace(
+            made,
+            settings={"dtype": "bfloat16", "recipe exclude": "text*"},
+            recipe_entries=("*: off", "*q: INT8"),
+        ),
+        chains=(chain,),
+        verdicts={"parity": "NOT_MEASURED"},
+        first_fp16=outcomes([True] * 99 + [False]),
+    )
+
+    assert [change.text for change in compare_record(before, after, name=NAME)] == [
+        f"{NAME}: FP16 of the first accepted 100.00 % -> 99.00 %, change -1.00 [-4.74, +2.25] pp: "
+        f"no change that the samples can show",
+        f"{NAME}: dtype: float16 -> bfloat16",
+        f"{NAME}: recipe exclude: none -> text*",
+        f"{NAME}: recipe entry removed: *q: E4M3",
+        f"{NAME}: recipe entry added: *q: INT8",
+        f"{NAME}: accepted before, 1: {chain.describe()} (was not there)",
+        f"{NAME}: parity of its run: PASS -> NOT_MEASURED",
+    ]
+
+
+def test_order_of_the_recipe_and_unknown_settings_are_named() -> None:
+    made = replace(record(RIGHT).fingerprint, settings={"dtype": "x"}, recipe_entries=("a", "b"))
+    before = replace(record(RIGHT), fingerprint=made)
+    turned = replace(before, fingerprint=replace(made, recipe_entries=("b", "a")))
+    old = replace(before, fingerprint=replace(made, settings={}))
+
+    (order,) = compare_record(before, turned, name=NAME)
+    (unknown,) = compare_record(old, before, name=NAME)
+
+    assert order.text == f"{NAME}: the entries of the recipe are in another order"
+    assert unknown.text == f"{NAME}: settings: unknown -> recorded"
+
+
 def test_baselines_that_came_or_went_are_named() -> None:
     one, two = record(RIGHT), record(RIGHT, suite="other")
 
@@ -266,11 +322,17 @@ def test_damaged_record_is_trouble(tmp_path: Path) -> None:
 
 
 RECORD = st.builds(
-    lambda bits, ids, recipe, version, reason: replace(
+    lambda bits, ids, recipe, version, reason, dtype, gates: replace(
         record(bits),
         accepted=outcomes(bits, ids=ids),
         first=outcomes(bits, ids=ids),
-        fingerprint=replace(record(bits).fingerprint, recipe=recipe * 64),
+        fingerprint=replace(
+            record(bits).fingerprint,
+            recipe=recipe * 64,
+            settings={"dtype": dtype, "device": "cpu"} if dtype else {},
+            recipe_entries=tuple(dtype),
+        ),
+        verdicts=dict.fromkeys(gates, "PASS"),
         versions={"torch": version} if version else {},
         reason=reason,
     ),
@@ -279,6 +341,8 @@ RECORD = st.builds(
     st.sampled_from("ef"),
     st.sampled_from(["", "1", "2"]),
     st.sampled_from(["a", "b"]),
+    st.sampled_from(["", "ab", "ba", "cd"]),
+    st.sampled_from(["", "x", "xy"]),
 )
 SETS = st.dictionaries(st.sampled_from(["one", "two", "three"]), RECORD, max_size=3)
 

@@ -29,14 +29,14 @@ from pytest_quantgate.gates.family import ALONE, Alarm, Family
 from pytest_quantgate.gates.latency import median_limits, noise_factor, widen
 from pytest_quantgate.gates.statistics import (
     SETTLING_POWER,
-    ClassCounts,
     Flips,
     Mean,
     Share,
     chance_above,
+    chance_to_pass,
     clustered_samples,
     drop_limits,
-    mean_class_flips,
+    mean_over,
     samples_to_settle,
 )
 
@@ -362,25 +362,35 @@ def holds(found: Flips | Mean[Flips], drop: float) -> tuple[bool, bool]:
     return limits.high >= drop, limits.low <= drop
 
 
-def simulate_captions(
-    *, images: int, captions: int, truth: Truth, together: float, runs: int
-) -> tuple[float, ...]:
-    """Return how often upper and lower limit hold, cluster by cluster and as if independent.
+def draw_captions(
+    stream: np.random.RandomState, *, images: int, captions: int, truth: Truth, together: float
+) -> tuple[Flips, Flips]:
+    """Return the flips of one run in independent samples, and as if all were independent.
 
     With probability `together` the captions of an image share one fate.
     """
+    draws = stream.rand(images, captions)
+    shared = stream.rand(images) < together
+    draws[shared] = draws[shared][:, :1]
+    lost, won = draws < truth.lost, draws > 1 - truth.won
+    b, c, n = int(lost.sum()), int(won.sum()), images * captions
+    totals = (lost.sum(axis=1) - won.sum(axis=1)).tolist()
+    worth = clustered_samples(sizes=[captions] * images, totals=totals, squares=b + c)
+    plain = Flips(right_to_wrong=b, wrong_to_right=c, samples=n)
+    return plain.grow(worth / n), plain
+
+
+def simulate_captions(
+    *, images: int, captions: int, truth: Truth, together: float, runs: int
+) -> tuple[float, ...]:
+    """Return how often upper and lower limit hold, cluster by cluster and as if independent."""
     stream = np.random.RandomState(images + captions)
     counts = np.zeros(4)
     for _ in range(runs):
-        draws = stream.rand(images, captions)
-        shared = stream.rand(images) < together
-        draws[shared] = draws[shared][:, :1]
-        lost, won = draws < truth.lost, draws > 1 - truth.won
-        totals = (lost.sum(axis=1) - won.sum(axis=1)).tolist()
-        b, c, n = int(lost.sum()), int(won.sum()), images * captions
-        size = clustered_samples(sizes=[captions] * images, totals=totals, squares=b + c)
-        for place, worth in ((0, size), (2, float(n))):
-            flips = Flips(right_to_wrong=b * worth / n, wrong_to_right=c * worth / n, samples=worth)
+        found = draw_captions(
+            stream, images=images, captions=captions, truth=truth, together=together
+        )
+        for place, flips in zip((0, 2), found, strict=True):
             counts[place : place + 2] += holds(flips, truth.drop)
     return tuple(counts / runs)
 
@@ -437,11 +447,9 @@ def tabulate_classes(*, quick: bool) -> str:
             for _ in range(runs):
                 b = stream.binomial(sizes, lost)
                 c = stream.binomial(np.array(sizes) - b, won / (1 - lost))
-                found = mean_class_flips(
+                found = mean_over(
                     [
-                        ClassCounts(
-                            samples=n, right=0, right_to_wrong=int(x), wrong_to_right=int(y)
-                        )
+                        Flips(right_to_wrong=int(x), wrong_to_right=int(y), samples=n)
                         for n, x, y in zip(sizes, b, c, strict=True)
                     ]
                 )
@@ -628,6 +636,72 @@ def tabulate_advice(rows: Sequence[tuple[float, ...]]) -> str:
             )
             for limit, rate, drop, advised, needed, decided in rows
         ],
+    )
+
+
+# -- what `quantgate plan` promises ----------------------------------------------------------------
+
+
+def measure_planned(*, quick: bool) -> list[tuple[str, float, int, float]]:
+    """Return what is planned, its limit in pp, the samples needed, and how often those decide.
+
+    Every limit is planned at the true rates, or at those of one run that stands for a baseline.
+    """
+    runs, stream = (200 if quick else 2000), np.random.RandomState(11)
+    truth = Truth(1, 0.02, 0.018)
+    one = Flips(right_to_wrong=truth.lost, wrong_to_right=truth.won, samples=1)
+    settle = functools.partial(samples_to_settle, confidence=CONFIDENCE)
+    rows = []
+
+    def power_alone(samples: int) -> float:
+        return verdicts(Truth(samples, truth.lost, truth.won), limit=0.01)[0]
+
+    alone = settle(one, limit=0.01)
+    assert alone is not None
+    rows.append(("one limit", 1.0, alone, power_alone(alone)))
+    rows.append(("six limits, each as if alone", 1.0, alone, power_alone(alone) ** 6))
+    for_all = settle(one, limit=0.01, power=1 - (1 - SETTLING_POWER) / 6)
+    assert for_all is not None
+    rows.append(("six limits, all together", 1.0, for_all, power_alone(for_all) ** 6))
+    for together in (0.3, 1.0):
+        draw = functools.partial(draw_captions, stream, captions=5, truth=truth, together=together)
+        baseline, _ = draw(images=1000)
+        images = math.ceil(alone / baseline.samples * 1000)
+        passed = sum(draw(images=images)[0].deviate(0.01) <= -Z for _ in range(runs)) / runs
+        rows.append((f"5 captions an image, {together:g} together", 1.0, images * 5, passed))
+    sizes = np.array([1000, 300, 100, 50, 20, 20, 10, 10])
+    mean = mean_over([one.grow(size) for size in sizes.tolist()])
+    settled = settle(mean, limit=0.05)
+    assert settled is not None
+    grown = np.maximum(1, np.rint(sizes * settled / mean.samples)).astype(int)
+    passed = 0.0
+    for _ in range(max(20, runs // 10)):
+        lost = stream.binomial(grown, truth.lost)
+        won = stream.binomial(grown - lost, truth.won / (1 - truth.lost))
+        found = mean_over(
+            [
+                Flips(right_to_wrong=int(b), wrong_to_right=int(c), samples=int(n))
+                for b, c, n in zip(lost, won, grown, strict=True)
+            ]
+        )
+        passed += found.deviate(0.05) <= -Z
+    rows.append(("8 classes, 10 to 1000 each", 5.0, int(grown.sum()), passed / max(20, runs // 10)))
+    size = first_true(
+        lambda n: (
+            chance_to_pass(one.grow(n), confidence=CONFIDENCE, limit=0.2) ** 100 >= SETTLING_POWER
+        ),
+        low=1,
+        high=200,
+    )
+    each = verdicts(Truth(size, truth.lost, truth.won), limit=0.2)[0]
+    rows.append(("max_class_drop of 100 classes", 20.0, size * 100, each**100))
+    return rows
+
+
+def tabulate_planned(rows: Sequence[tuple[str, float, int, float]]) -> str:
+    return table_of(
+        ("planned", "limit in pp", "needed", "green in % of runs"),
+        [(what, f"{limit:g}", f"{n:,}", pct(share)) for what, limit, n, share in rows],
     )
 
 
@@ -861,6 +935,7 @@ def list_tables(*, quick: bool) -> dict[str, Callable[[], str]]:
         "latency": lambda: tabulate_latency(quick=quick),
         "verdicts": tabulate_verdicts,
         "advice": lambda: tabulate_advice(measure_advice(ADVICE[:4] if quick else ADVICE)),
+        "planned": lambda: tabulate_planned(measure_planned(quick=quick)),
         "power": tabulate_power,
         "family": lambda: tabulate_family(quick=quick),
     }

@@ -12,11 +12,12 @@ import hashlib
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.fingerprint import Fingerprint
@@ -50,6 +51,9 @@ from pytest_quantgate.store.records import (
     parse_record,
 )
 from pytest_quantgate.untrusted import parse_json, read_regular
+
+if TYPE_CHECKING:
+    from pytest_quantgate.gates.pairing import Pairs
 
 #: A record of a million samples has half a megabyte.
 MAX_BYTES = 8 << 20
@@ -355,22 +359,35 @@ def next_record(
     versions: Mapping[str, str],
     today: date,
     reason: str,
+    pairs: Pairs | None = None,
 ) -> Record:
     """Return the record that accepting these outcomes would make.
+
+    `pairs` are the same outcomes paired; what they say beyond each alone is kept for `plan`.
 
     `first` and `first_fp16` stay what they were as long as the data is the same; on other data a
     comparison with them means nothing: the chain ends, is kept in `chains`, and starts anew.
     """
     day = today.isoformat()
+    before, after = store_outcomes(fp16), store_outcomes(quantized)
+    if pairs is not None:
+        worth = pairs.clusters
+        before = replace(before, effective_samples=worth.right if worth else None)
+        after = replace(
+            after,
+            effective_samples=worth.drop if worth else None,
+            answers_changed=pairs.changed,
+        )
+    sizes = Counter(Counter(quantized.labels).values()) if quantized.class_names else Counter()
     now = Record(
         suite=suite,
         key=key,
         task=task,
         metric=metric,
-        fp16=store_outcomes(fp16),
-        accepted=store_outcomes(quantized),
-        first=store_outcomes(quantized),
-        first_fp16=store_outcomes(fp16),
+        fp16=before,
+        accepted=after,
+        first=after,
+        first_fp16=before,
         fingerprint=fingerprint,
         versions=dict(versions),
         created=day,
@@ -378,6 +395,7 @@ def next_record(
         reason=reason,
         first_accepted=day,
         first_reason=reason,
+        class_sizes={str(size): times for size, times in sorted(sizes.items())},
     )
     return now if record is None else follow(record, now)
 

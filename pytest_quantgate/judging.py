@@ -37,6 +37,7 @@ from pytest_quantgate.gates.calibration import warn_of_near_copies
 from pytest_quantgate.gates.family import ALONE, SILENT, Family
 from pytest_quantgate.gates.memory import figures_of, limits_of
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
+from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.gates.parity import point_to_export
 from pytest_quantgate.gates.suspects import name_suspects
 from pytest_quantgate.gates.trace import follow_quantizers
@@ -549,6 +550,7 @@ class Judging:
             versions=self.case.versions,
             today=self.case.today,
             reason=self.case.settings.reason or "first baseline",
+            pairs=_pair(fp16, quantized),
         )
         mode = self.case.settings.baselines
         command = f"pytest {gate.where.file} --quantgate-baselines="
@@ -657,6 +659,14 @@ def _refuse_new_data(record: Record, *, gate: RegressionGate, command: str) -> V
         next_step=f"if the data is meant to change: {command}",
         code="regression.new-data",
     )
+
+
+def _pair(fp16: Outcomes, quantized: Outcomes) -> Pairs | None:
+    """Return both variants paired; None where they cannot be, which their own gate says."""
+    try:
+        return pair_outcomes(before=fp16, after=quantized)
+    except Unpaired:
+        return None
 
 
 def _stored_pair(record: Record | None) -> StoredPair | None:

@@ -464,8 +464,9 @@ class StoredOutcomes:
     """Per-sample results as a baseline keeps them: `correct` in the order of the sorted ids.
 
     `ids_digest` is the SHA-256 of the sorted ids, one a line; `correct_bits` is `pack_bits` of
-    `correct`. `effective_samples` is to how many independent samples these are worth where they
-    come in clusters (None: it was not recorded).
+    `correct`. `effective_samples` is how many independent samples these are worth where they come
+    in clusters: of FP16 for the share that is right, of a variant for what it lost against FP16;
+    `answers_changed` how many answers of a variant were not FP16's (None: not recorded).
     """
 
     samples: int
@@ -474,6 +475,7 @@ class StoredOutcomes:
     value: float
     data_digest: str
     effective_samples: float | None = None
+    answers_changed: int | None = None
 
     @cached_property
     def correct(self) -> tuple[bool, ...]:

@@ -6,28 +6,33 @@ where that takes no decoding.
 
 from __future__ import annotations
 
+import math
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from statistics import NormalDist
 from typing import Literal
 
 from pytest_quantgate.baselines import Store
 from pytest_quantgate.comparison.outcomes import count_flips
 from pytest_quantgate.errors import DataError, QuantGateError
+from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES
 from pytest_quantgate.gates.statistics import (
     MOST_SAMPLES,
     SETTLING_POWER,
     Flips,
+    Result,
     Share,
+    chance_to_pass,
     first_count,
+    mean_over,
     samples_to_settle,
-    share_limits,
 )
+from pytest_quantgate.gates.words import count
 from pytest_quantgate.measurement import StoredOutcomes
-from pytest_quantgate.store.owners import is_below_root
+from pytest_quantgate.store.records import Record
 from pytest_quantgate.suite import AccuracyGate, RegressionGate, Suite, expand_path
 
 #: Where rates come from that are not measured: named on the command line, or by nobody.
@@ -40,23 +45,44 @@ Decision = Literal["enough", "too few", "cannot pass", "unknown"]
 class Rates:
     """How outcomes are expected to change: shares of all samples, and where they come from.
 
-    `accuracy` is the expected value of the quantized variant, None where nothing is known of it.
+    `changed` is the share of answers that change, right or wrong (None: unknown); `accuracy` the
+    expected value of the quantized variant (None: nothing is known of it). `worth` and
+    `worth_right` are how many independent samples one counts as for what is lost and for what is
+    right: captions of one image are found or lost together.
     """
 
     flips: float
     drop: float
     source: str
     accuracy: float | None = None
+    changed: float | None = None
+    worth: float = 1.0
+    worth_right: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.flips <= 1 or abs(self.drop) > self.flips + 1e-12:
             raise ValueError(f"a drop of {self.drop} cannot come of {self.flips} flips")
 
-    def as_flips(self) -> Flips:
-        """Return the rates as the flips of one sample: `samples_to_settle` only asks the rates."""
+    def as_flips(self, samples: float = 1.0) -> Flips:
+        """Return the flips that are expected of so many samples."""
         lost = min(1.0, max(0.0, (self.flips + self.drop) / 2))
         won = min(1.0 - lost, max(0.0, (self.flips - self.drop) / 2))
-        return Flips(right_to_wrong=lost, wrong_to_right=won, samples=1)
+        return Flips(right_to_wrong=lost * samples, wrong_to_right=won * samples, samples=samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a gate is judged on.
+
+    `samples` is None where it takes loading the data. `classes` are the sizes of its classes, empty
+    where they are not known or there are none; `groups` how many images its captions belong to
+    (None: every sample stands for itself).
+    """
+
+    samples: int | None = None
+    classes: tuple[int, ...] = ()
+    groups: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +90,8 @@ class Plan:
     """What one limit of one gate needs.
 
     `samples` is what the data has (None: not known without loading it), `needed` how many decide
-    with 80 % probability, None where no number would.
+    with 80 % probability, None where no number would; `needed_for_all` how many it takes for every
+    limit of the suite to be decided, together, in 80 % of runs. `advice` says what would do.
     """
 
     gate: str
@@ -75,15 +102,59 @@ class Plan:
     rates: Rates
     samples: int | None
     needed: int | None
+    needed_for_all: int | None
     notes: tuple[str, ...] = ()
+    advice: str = ""
 
     @property
     def decision(self) -> Decision:
-        if self.needed is None:
+        return self._decide(self.needed)
+
+    @property
+    def decision_for_all(self) -> Decision:
+        return self._decide(self.needed_for_all)
+
+    def _decide(self, needed: int | None) -> Decision:
+        if needed is None:
             return "cannot pass"
         if self.samples is None:
             return "unknown"
-        return "enough" if self.samples >= self.needed else "too few"
+        return "enough" if self.samples >= needed else "too few"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Limit:
+    """One limit with the rates that it stands under and the data that it is judged on."""
+
+    gate: AccuracyGate | RegressionGate
+    name: str
+    limit: Fraction
+    rates: Rates
+    data: Data
+
+    def count_needed(self, power: float) -> int | None:
+        """Return how many samples keep the limit in `power` of all runs; None where none would."""
+        if self.name == "max_class_drop":
+            return _count_for_classes(self, power=power)
+        limit, rates = float(self.limit), self.rates
+        expected: Flips | Share
+        if self.name == "max_flips":
+            expected, worth = Share(count=rates.changed or 0.0, samples=1.0), rates.worth
+        elif self.name == "floor":
+            expected, worth = Share(count=rates.accuracy or 0.0, samples=1.0), rates.worth_right
+        else:
+            expected, worth = rates.as_flips(), rates.worth
+        if expected.value <= limit if self.name == "floor" else expected.value >= limit:
+            return None
+        found: Result = expected
+        classes = self.data.classes
+        if self.gate.metric == MEAN_OVER_CLASSES and self.name != "max_flips" and classes:
+            found = _over_classes(expected, classes)
+            worth = found.samples / sum(classes)
+        settled = samples_to_settle(
+            found, confidence=float(self.gate.confidence), limit=limit, power=power
+        )
+        return None if settled is None else math.ceil(settled / worth)
 
 
 def plan_suite(
@@ -94,103 +165,178 @@ def plan_suite(
     Where `store` is given and holds the baseline of a task, its measured flips take the place of
     the assumed ones. Raises BaselineError for a damaged one.
     """
-    plans: list[Plan] = []
     gates: tuple[AccuracyGate | RegressionGate, ...]
     gates = (*suite.gates.accuracy, *suite.gates.regression)
-    for gate in gates:
-        measured = _measured(suite, gate, store=store)
-        samples, notes = count_samples(suite, gate, environ=environ)
-        kind = "accuracy" if isinstance(gate, AccuracyGate) else "regression"
-        for name, limit, rates in _list_limits(gate, measured=measured, assumed=assumed):
-            plans.append(
-                Plan(
-                    gate=f"{kind}[{gate.key}]",
-                    limit_name=name,
-                    limit=float(limit),
-                    where=gate.where.of(name),
-                    confidence=float(gate.confidence),
-                    rates=rates,
-                    samples=samples,
-                    needed=_needed(name, limit, rates=rates, confidence=float(gate.confidence)),
-                    notes=notes,
-                )
+    limits = [
+        limit
+        for gate in gates
+        for limit in _list_limits(suite, gate, assumed=assumed, store=store, environ=environ)
+    ]
+    together = 1 - (1 - SETTLING_POWER) / max(1, len(limits))
+    plans = []
+    for limit in limits:
+        kind = "accuracy" if isinstance(limit.gate, AccuracyGate) else "regression"
+        plans.append(
+            Plan(
+                gate=f"{kind}[{limit.gate.key}]",
+                limit_name=limit.name,
+                limit=float(limit.limit),
+                where=limit.gate.where.of(limit.name),
+                confidence=float(limit.gate.confidence),
+                rates=limit.rates,
+                samples=limit.data.samples,
+                needed=limit.count_needed(SETTLING_POWER),
+                needed_for_all=limit.count_needed(together),
+                notes=limit.data.notes,
+                advice=_advise_classes(limit) if limit.name == "max_class_drop" else "",
             )
+        )
     return tuple(plans)
 
 
 def _list_limits(
-    gate: AccuracyGate | RegressionGate, *, measured: Mapping[str, Rates], assumed: Rates
-) -> Iterator[tuple[str, Fraction, Rates]]:
-    """Yield the limits that more samples decide better, with the rates that each stands under.
+    suite: Suite,
+    gate: AccuracyGate | RegressionGate,
+    *,
+    assumed: Rates,
+    store: Store | None,
+    environ: Mapping[str, str],
+) -> Iterator[_Limit]:
+    """Yield the limits of a gate, with the rates that each stands under.
 
-    `max_class_drop` is a screen on the counts as they are; `floor` without a measured value, and
-    `max_flips` at a rate that nobody named, have nothing to be compared with.
+    `floor` without a measured value, and `max_flips` at a rate that nobody named or measured, have
+    nothing to be compared with.
     """
-    rates = measured.get("accuracy", assumed)
-    if isinstance(gate, AccuracyGate):
-        yield "max_drop", gate.max_drop, rates
-        if gate.floor is not None and rates.accuracy is not None:
-            yield "floor", gate.floor, rates
-        if gate.max_flips is not None and rates.source != DEFAULT:
-            yield "max_flips", gate.max_flips, rates
-        return
-    named = rates.source == ASSUMED
-    # The same FP16 on other libraries flips next to nothing; a new variant about as many as this.
-    still = Rates(flips=0.0, drop=0.0, source="no drift")
-    again = replace(rates, drop=rates.drop if named else 0.0)
-    yield "max_fp16_drop", gate.max_fp16_drop, rates if named else still
-    yield "max_drop", gate.max_drop, again
-    yield "max_drop_since_first", gate.max_drop_since_first, measured.get("first", again)
-
-
-def _needed(name: str, limit: Fraction, *, rates: Rates, confidence: float) -> int | None:
-    """Return how many samples decide that a limit is kept; None where it is not, or none would."""
-    if name == "max_flips":
-        return _needed_share(rates.flips, limit=float(limit), confidence=confidence, below=True)
-    if name == "floor":
-        assert rates.accuracy is not None
-        return _needed_share(rates.accuracy, limit=float(limit), confidence=confidence, below=False)
-    if rates.drop >= limit:
-        return None
-    return samples_to_settle(rates.as_flips(), confidence=confidence, limit=float(limit))
-
-
-def _needed_share(share: float, *, limit: float, confidence: float, below: bool) -> int | None:
-    """Return the least number of samples whose interval lies on the right side of a limit.
-
-    The count is taken where 80 % of runs are no worse (normal approximation of the binomial).
-    """
-    if share >= limit if below else share <= limit:
-        return None
-    z = NormalDist().inv_cdf(SETTLING_POWER)
-
-    def decides(samples: int) -> bool:
-        spread = z * (samples * share * (1 - share)) ** 0.5
-        count = samples * share + (spread if below else -spread)
-        found = share_limits(
-            Share(count=min(max(count, 0.0), samples), samples=samples), confidence=confidence
+    data = count_samples(suite, gate, environ=environ)
+    record = _read_record(suite, gate, store=store)
+    measured: dict[str, Rates] = {}
+    if record is not None:
+        measured = _measured(record)
+        if record.class_sizes and data.samples in (None, record.accepted.samples):
+            data = replace(data, classes=record.list_class_sizes())
+    elif data.groups is not None and data.samples:
+        # Nothing says yet how the captions of an image move together: as if they all did.
+        assumed = replace(
+            assumed,
+            worth=data.groups / data.samples,
+            worth_right=data.groups / data.samples,
         )
-        return found.high <= limit if below else found.low >= limit
+        data = replace(
+            data,
+            notes=(
+                *data.notes,
+                f"{gate.task} {gate.metric}: the {data.samples} captions of {data.groups} images "
+                f"are counted as {data.groups} samples until a baseline says what they are worth",
+            ),
+        )
+    rates = measured.get("accuracy", assumed)
+    listed: list[tuple[str, Fraction | None, Rates]]
+    if isinstance(gate, AccuracyGate):
+        listed = [
+            ("max_drop", gate.max_drop, rates),
+            ("floor", gate.floor if rates.accuracy is not None else None, rates),
+            ("max_flips", gate.max_flips if rates.changed is not None else None, rates),
+            ("max_class_drop", gate.max_class_drop if data.classes else None, rates),
+        ]
+        if gate.max_class_drop is not None and not data.classes:
+            note = (
+                f"{gate.where.of('max_class_drop')}: the sizes of the classes are only known after "
+                f"the data was loaded once, for a baseline"
+            )
+            data = replace(data, notes=(*data.notes, note))
+    else:
+        named = rates.source == ASSUMED
+        # The same FP16 on other libraries flips next to nothing; a new variant as many as this.
+        still = replace(rates, flips=0.0, drop=0.0, source="no drift")
+        again = replace(rates, drop=rates.drop if named else 0.0)
+        listed = [
+            ("max_fp16_drop", gate.max_fp16_drop, rates if named else still),
+            ("max_drop", gate.max_drop, again),
+            ("max_drop_since_first", gate.max_drop_since_first, measured.get("first", again)),
+        ]
+    for name, limit, under in listed:
+        if limit is not None:
+            yield _Limit(gate=gate, name=name, limit=limit, rates=under, data=data)
 
-    return first_count(decides, low=1, high=MOST_SAMPLES)
+
+def _over_classes(expected: Flips | Share, classes: Sequence[int]) -> Result:
+    """Return what a mean over classes of these sizes rests on, at the expected rates."""
+    if isinstance(expected, Flips):
+        return mean_over([expected.grow(size) for size in classes])
+    return mean_over([expected.grow(size) for size in classes])
 
 
-def _measured(
+def _count_for_classes(limit: _Limit, *, power: float) -> int | None:
+    """Return how many samples, in classes of these sizes, keep each of them in `power` of runs."""
+    classes, total = Counter(limit.data.classes), sum(limit.data.classes)
+    if limit.rates.drop >= limit.limit:
+        return None
+
+    def passes(samples: int) -> bool:
+        grown = Counter[int]()
+        for size, times in classes.items():
+            grown[max(1, round(size * samples / total))] += times
+        return _chance_of_classes(limit, grown) >= power
+
+    high = total
+    while not passes(high):
+        high *= 2
+        if high > MOST_SAMPLES:
+            return None
+    return first_count(passes, low=1, high=high)
+
+
+def _chance_of_classes(limit: _Limit, classes: Mapping[int, int], at: float | None = None) -> float:
+    """Return how often all classes of these sizes (size: how many) keep a limit."""
+    one, confidence = limit.rates.as_flips(), float(limit.gate.confidence)
+    bound = float(limit.limit) if at is None else at
+    chances = (
+        chance_to_pass(one.grow(size), confidence=confidence, limit=bound) ** times
+        for size, times in classes.items()
+    )
+    return math.prod(chances)
+
+
+def _advise_classes(limit: _Limit) -> str:
+    """Return how often good variants keep a limit on classes, and which one these data can keep."""
+    classes = Counter(limit.data.classes)
+    chance = _chance_of_classes(limit, classes)
+    could = first_count(
+        lambda points: _chance_of_classes(limit, classes, at=points / 100) >= SETTLING_POWER,
+        low=1,
+        high=100,
+    )
+    least, most = min(classes), max(classes)
+    sizes = f"{least}" if least == most else f"{least} to {most}"
+    words = f"{count(sum(classes.values()), 'class', 'classes')} of {sizes}: all pass in "
+    words += f"{chance * 100:.0f} % of runs"
+    return f"{words}, from {could}pp on in 80 %" if could else words
+
+
+def _read_record(
     suite: Suite, gate: AccuracyGate | RegressionGate, *, store: Store | None
-) -> dict[str, Rates]:
-    """Return the measured rates of a task: FP16 against the variant, the first against the last."""
+) -> Record | None:
+    """Return the baseline of a task that holds both variants on the same data."""
     if store is None or getattr(gate, "stage", "torch") != "torch":
-        return {}
-    if not is_below_root(suite.name):
-        return {}
-    key = f"{gate.task}-{gate.metric}"
-    record = store.read(suite.name, key)
-    if record is None or not _paired(record.fp16, record.accepted):
-        return {}
-    source = "measured"
-    found = {"accuracy": _rates(record.fp16, record.accepted, source=source)}
+        return None
+    record = store.read(suite.name, f"{gate.task}-{gate.metric}")
+    return record if record is not None and _paired(record.fp16, record.accepted) else None
+
+
+def _measured(record: Record) -> dict[str, Rates]:
+    """Return the measured rates: FP16 against the variant, the first against the last."""
+    rates = _rates(record.fp16, record.accepted)
+    worth = record.accepted.effective_samples
+    worth_right = record.fp16.effective_samples
+    rates = replace(
+        rates,
+        worth=1.0 if worth is None else worth / record.accepted.samples,
+        worth_right=1.0 if worth_right is None else worth_right / record.fp16.samples,
+    )
+    found = {"accuracy": rates}
     if _paired(record.first, record.accepted) and record.first != record.accepted:
-        found["first"] = _rates(record.first, record.accepted, source=source)
+        again = _rates(record.first, record.accepted)
+        found["first"] = replace(again, worth=rates.worth)
     return found
 
 
@@ -198,13 +344,15 @@ def _paired(before: StoredOutcomes, after: StoredOutcomes) -> bool:
     return (before.ids_digest, before.data_digest) == (after.ids_digest, after.data_digest)
 
 
-def _rates(before: StoredOutcomes, after: StoredOutcomes, *, source: str) -> Rates:
+def _rates(before: StoredOutcomes, after: StoredOutcomes) -> Rates:
     lost, won = count_flips(before.correct, after.correct)
+    changed = after.answers_changed
     return Rates(
         flips=(lost + won) / after.samples,
         drop=(lost - won) / after.samples,
-        source=source,
+        source="measured",
         accuracy=after.value,
+        changed=None if changed is None else changed / after.samples,
     )
 
 
@@ -213,30 +361,34 @@ def _rates(before: StoredOutcomes, after: StoredOutcomes, *, source: str) -> Rat
 
 def count_samples(
     suite: Suite, gate: AccuracyGate | RegressionGate, *, environ: Mapping[str, str]
-) -> tuple[int | None, tuple[str, ...]]:
-    """Return how many samples a gate is judged on, and what is to be said of that number.
-
-    None where it takes loading the data, or where the data is not here: the note says which.
-    """
+) -> Data:
+    """Return what a gate is judged on, with notes on what is not known or does not fit."""
     try:
-        there, note = _count_data(suite, gate, environ=environ)
+        there = _count_data(suite, gate, environ=environ)
     except QuantGateError as error:
-        return gate.samples, (str(error),)
-    notes = (note,) if note else ()
-    if there is None or gate.samples is None:
-        return gate.samples if there is None else there, notes
-    if gate.samples > there:
-        return there, (
-            *notes,
-            f"samples: {gate.samples} is asked for, the data has {there} "
-            f"({gate.where.of('samples')})",
-        )
-    return gate.samples, notes
+        return Data(samples=gate.samples, notes=(str(error),))
+    asked = gate.samples
+    if asked is None:
+        return there
+    # Of retrieval, `samples` are images; a caption is a query of its own.
+    have = there.samples if there.groups is None else there.groups
+    if have is None:
+        return replace(there, samples=asked)
+    if asked > have:
+        note = f"samples: {asked} is asked for, the data has {have} ({gate.where.of('samples')})"
+        return replace(there, notes=(*there.notes, note))
+    assert there.samples is not None
+    return Data(
+        samples=round(there.samples * asked / have),
+        classes=tuple(max(1, round(size * asked / have)) for size in there.classes),
+        groups=None if there.groups is None else asked,
+        notes=there.notes,
+    )
 
 
 def _count_data(
     suite: Suite, gate: AccuracyGate | RegressionGate, *, environ: Mapping[str, str]
-) -> tuple[int | None, str]:
+) -> Data:
     from pytest_quantgate.tasks.registry import BUILTIN, evaluation_data, split_name
 
     name, purpose = evaluation_data(gate.task)
@@ -249,33 +401,53 @@ def _count_data(
     if spec.root is None:
         raise DataError(f"{spec.where}: data set {dataset!r} needs a root: the folder it is in")
     root = expand_path(spec.root, where=spec.where.of("root"), environ=environ)
-    if spec.dataset == "wds" or spec.dataset.startswith("wds/"):
-        return count_webdataset(root, split=split, texts=gate.metric.startswith("text_")), ""
-    return None, f"the number of samples of {spec.dataset} is only known after it was loaded"
+    if not (spec.dataset == "wds" or spec.dataset.startswith("wds/")):
+        note = f"the number of samples of {spec.dataset} is only known after it was loaded"
+        return Data(notes=(note,))
+    found = count_webdataset(root, split=split)
+    if not gate.metric.startswith("image_retrieval"):
+        return Data(samples=found.images, classes=found.classes)
+    clustered = found.captions > found.images
+    return Data(samples=found.captions, groups=found.images if clustered else None)
 
 
-def count_builtin(dataset: str, *, purpose: str) -> tuple[int | None, str]:
-    """Return how many samples a data set that ships has by itself, and a note where unknown."""
+def count_builtin(dataset: str, *, purpose: str) -> Data:
+    """Return what a data set that ships has by itself, with a note where that is unknown."""
     from pytest_quantgate.tasks.builtin import RETRIEVAL_SCENES, SCENES
 
-    if dataset == "scenes":
-        return (RETRIEVAL_SCENES if purpose == "retrieval" else SCENES), ""
+    if dataset == "scenes" and purpose != "classification":
+        return Data(samples=RETRIEVAL_SCENES)
+    samples = SCENES if dataset == "scenes" else None
     try:
+        if dataset == "scenes":
+            from pytest_quantgate.reference.scenes import CLASS_NAMES
+
+            # They are drawn at random: this is what is expected of each.
+            return Data(samples=samples, classes=(SCENES // len(CLASS_NAMES),) * len(CLASS_NAMES))
         from pytest_quantgate.reference.digits import load_digit_images
 
-        return len(load_digit_images(split="test").ids), ""
+        labels = load_digit_images(split="test").labels.tolist()
+        return Data(samples=len(labels), classes=tuple(Counter(labels).values()))
     except ImportError as error:
-        return (
-            None,
-            f"{dataset} needs the package {error.name}: pip install 'pytest-quantgate[clip]'",
-        )
+        note = f"{dataset} needs the package {error.name}: pip install 'pytest-quantgate[clip]'"
+        return Data(samples=samples, notes=(note,))
 
 
-def count_webdataset(root: Path, *, split: str, texts: bool) -> int:
-    """Return how many images, or captions, a local split has: archive headers are enough."""
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a local split holds: images, lines of captions, and the sizes of its classes."""
+
+    images: int
+    captions: int
+    classes: tuple[int, ...]
+
+
+def count_webdataset(root: Path, *, split: str) -> Contents:
+    """Return what a local split holds: headers of its archives and their texts are enough."""
     from pytest_quantgate.tasks.webdataset import IMAGE_SUFFIXES, list_shards
 
-    total = 0
+    images = captions = 0
+    classes = Counter[bytes]()
     for shard in list_shards(root, split=split):
         try:
             with tarfile.open(shard, "r:") as archive:
@@ -283,12 +455,16 @@ def count_webdataset(root: Path, *, split: str, texts: bool) -> int:
                     suffix = member.name.rpartition("/")[2].partition(".")[2]
                     if not member.isreg():
                         continue
-                    if texts and suffix == "txt" and member.size <= 1 << 20:
-                        stream = archive.extractfile(member)
-                        assert stream is not None
-                        total += sum(bool(line.strip()) for line in stream.read().splitlines())
-                    elif not texts and suffix in IMAGE_SUFFIXES:
-                        total += 1
+                    images += suffix in IMAGE_SUFFIXES
+                    if suffix not in ("txt", "cls") or member.size > 1 << 20:
+                        continue
+                    stream = archive.extractfile(member)
+                    assert stream is not None
+                    text = stream.read()
+                    if suffix == "cls":
+                        classes[text.strip()] += 1
+                    else:
+                        captions += sum(bool(line.strip()) for line in text.splitlines())
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{shard} is damaged: {error}: copy or build it again") from error
-    return total
+    return Contents(images=images, captions=captions, classes=tuple(classes.values()))

@@ -180,7 +180,7 @@ def _describe_builtin(name: str, *, task: str | None) -> Data:
         name=name,
         task=task or "classification",
         calibration_split="calibration" if name == "scenes" else "train",
-        samples=count_builtin(name, purpose=task or "classification")[0],
+        samples=count_builtin(name, purpose=task or "classification").samples,
     )
 
 
@@ -225,9 +225,7 @@ def _describe_folder(
             f"used for both"
         )
     calibration = "train" if "train" in others else others[0]
-    counts = {
-        split: count_webdataset(path, split=split, texts=False) for split in ("test", calibration)
-    }
+    counts = {split: count_webdataset(path, split=split).images for split in ("test", calibration)}
     for split, count in counts.items():
         if count < 2:  # calibration needs one, and one that is held out
             raise SuiteError(f"{path / split} has {count} images: there is nothing to measure on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -21,8 +22,9 @@ examples:
   quantgate plan suites/ --flips 3% --drop 0.2pp            # at assumed rates
 
 A limit is decided when the whole confidence interval lies on one side of it. "needed" samples do
-that in 80 % of runs, if the rates are true. A drop of 0pp is the best case: what is too few for it
-is too few for any. The status is 0 where no limit is known to be undecidable, else 1.
+that in 80 % of runs, if the rates are true; with "for all" samples of each, all limits of the suite
+are green together in 80 % of runs. A drop of 0pp is the best case: what is too few for it is too
+few for any. The status is 0 where no limit is known to be undecidable, else 1.
 """
 
 
@@ -42,6 +44,13 @@ def add(commands: Any) -> None:
         type=_percent,
         help="assumed share of samples whose outcome changes; default: as the baseline measured "
         "it, else 5%%",
+    )
+    parser.add_argument(
+        "--changed",
+        metavar="PERCENT",
+        type=_percent,
+        help="assumed share of answers that change, right or wrong, for max_flips, with --flips; "
+        "default: as many as flips",
     )
     parser.add_argument(
         "--drop",
@@ -68,9 +77,19 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
             f"--drop {_show(drop, 'pp')} is more than --flips {_show(flips, '%')}: a drop is made "
             f"of flips"
         )
-    is_named = parsed.flips is not None or parsed.drop is not None
-    source = ASSUMED if is_named else DEFAULT
-    assumed = Rates(flips=float(flips), drop=float(drop), source=source)
+    changed = flips if parsed.changed is None else parsed.changed
+    if changed < flips:
+        raise QuantGateError(
+            f"--changed {_show(changed, '%')} is less than --flips {_show(flips, '%')}: a flip is "
+            f"an answer that changed"
+        )
+    is_named = any(given is not None for given in (parsed.flips, parsed.drop, parsed.changed))
+    assumed = Rates(
+        flips=float(flips),
+        drop=float(drop),
+        source=ASSUMED if is_named else DEFAULT,
+        changed=float(changed) if is_named else None,
+    )
     store = None if is_named else Store(parsed.baselines, project=Path.cwd())
     found = []
     for path in find_suites(parsed.suites):
@@ -101,31 +120,41 @@ def _print(found: Sequence[tuple[str, Sequence[Plan]]]) -> None:
             print(printable(line))
         for note in dict.fromkeys(note for plan in plans for note in plan.notes):
             print(printable(f"  note: {note}"))
-        few = [plan for plan in plans if plan.decision in ("too few", "cannot pass")]
-        unknown = [plan for plan in plans if plan.decision == "unknown"]
-        print(f"  {_conclude(plans, few=len(few), unknown=len(unknown))}")
+        for line in _conclude(plans):
+            print(f"  {line}")
 
 
-def _conclude(plans: Sequence[Plan], *, few: int, unknown: int) -> str:
+def _conclude(plans: Sequence[Plan]) -> list[str]:
+    found = Counter(plan.decision for plan in plans)
+    few = found["too few"] + found["cannot pass"]
+    total = count(len(plans), "limit")
     if few:
-        sentence = f"{few} of {count(len(plans), 'limit')} cannot be decided in 80 % of runs"
+        each = f"{few} of {total} cannot be decided in 80 % of runs"
     else:
-        sentence = f"{len(plans) - unknown} of {count(len(plans), 'limit')} can be decided"
-    return f"{sentence}, {unknown} unknown" if unknown else sentence
+        each = f"{found['enough']} of {total} can be decided"
+    unknown = f", {found['unknown']} unknown" if found["unknown"] else ""
+    if len(plans) == 1 or found["cannot pass"]:
+        return [each + unknown]
+    scarce = [plan for plan in plans if plan.decision_for_all == "too few"]
+    together = f'all {total} together: green in 80 % of runs with the samples under "for all"'
+    if scarce:
+        together += f"; {len(scarce)} of them {'have' if len(scarce) > 1 else 'has'} fewer"
+    return [each + unknown, together]
 
 
 def _table(plans: Sequence[Plan]) -> list[str]:
-    rows = [("gate", "limit", "flips", "drop", "rates", "samples", "needed", "")]
+    rows = [("gate", "limit", "flips", "drop", "rates", "samples", "needed", "for all", "")]
     for plan in plans:
         rows.append(
             (
                 plan.gate,
                 f"{plan.limit_name} {plan.limit * 100:g}{_unit(plan.limit_name)}",
-                f"{plan.rates.flips * 100:.3g}%",
+                f"{_flips(plan) * 100:.3g}%",
                 f"{plan.rates.drop * 100:.3g}pp",
                 plan.rates.source,
                 "?" if plan.samples is None else str(plan.samples),
                 "-" if plan.needed is None else str(plan.needed),
+                "-" if plan.needed_for_all is None else str(plan.needed_for_all),
                 _explain(plan),
             )
         )
@@ -138,6 +167,12 @@ def _table(plans: Sequence[Plan]) -> list[str]:
     return lines
 
 
+def _flips(plan: Plan) -> float:
+    """Return the rate that a limit stands under: max_flips counts answers, right or wrong."""
+    changed = plan.rates.changed
+    return changed if plan.limit_name == "max_flips" and changed else plan.rates.flips
+
+
 def _unit(name: str) -> str:
     return "%" if name in ("floor", "max_flips") else "pp"
 
@@ -145,15 +180,16 @@ def _unit(name: str) -> str:
 def _explain(plan: Plan) -> str:
     if plan.decision == "cannot pass":
         value = {
-            "max_flips": f"a flip rate of {plan.rates.flips * 100:.3g}%",
+            "max_flips": f"{_flips(plan) * 100:.3g}% of answers changed",
             "floor": f"a value of {(plan.rates.accuracy or 0) * 100:.4g}%",
         }.get(plan.limit_name, f"a true drop of {plan.rates.drop * 100:.3g}pp")
         return f"CANNOT PASS: {value} does not keep it ({plan.where})"
     if plan.decision == "too few":
         assert plan.needed is not None
         assert plan.samples is not None
-        return f"TOO FEW: {plan.needed - plan.samples} more ({plan.where})"
-    return plan.decision
+        more = f"TOO FEW: {plan.needed - plan.samples} more ({plan.where})"
+        return f"{more}: {plan.advice}" if plan.advice else more
+    return f"{plan.decision}: {plan.advice}" if plan.advice else plan.decision
 
 
 def _to_json(path: str, plans: Sequence[Plan]) -> dict[str, Any]:
@@ -171,6 +207,10 @@ def _to_json(path: str, plans: Sequence[Plan]) -> dict[str, Any]:
                 "rates": plan.rates.source,
                 "samples": plan.samples,
                 "needed": plan.needed,
+                "needed_for_all": plan.needed_for_all,
+                "answers_changed": plan.rates.changed,
+                "worth": plan.rates.worth,
+                "advice": plan.advice,
                 "decision": plan.decision,
                 "notes": list(plan.notes),
             }

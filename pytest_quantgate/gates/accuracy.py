@@ -19,8 +19,7 @@ from pytest_quantgate.gates.statistics import (
     drop_limits,
     effective_samples,
     first_count,
-    mean_class_flips,
-    mean_class_share,
+    mean_over,
     samples_to_settle,
     samples_without_loss,
     share_limits,
@@ -178,7 +177,7 @@ def relation(status: Status, *, name: str, limit: str) -> str:
 def drop_flips(pairs: Pairs, *, metric: str) -> Flips | Mean[Flips]:
     """Return what a metric's drop rests on: independent samples, in parts of equal weight."""
     if metric == MEAN_OVER_CLASSES:
-        return mean_class_flips([counts for _, counts in pairs.classes])
+        return mean_over([counts.flips for _, counts in pairs.classes])
     return pairs.flips
 
 
@@ -343,7 +342,7 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: flo
 
 def _right_share(pairs: Pairs, *, gate: AccuracyGate) -> Share | Mean[Share]:
     if gate.metric == MEAN_OVER_CLASSES:
-        return mean_class_share([counts for _, counts in pairs.classes])
+        return mean_over([counts.right_share for _, counts in pairs.classes])
     return pairs.right_share
 
 

@@ -9,8 +9,8 @@ these limits hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Generic, TypeVar
 
@@ -197,9 +197,9 @@ class Mean(Generic[Counts]):
         return sum(part.samples for _, part in self.parts)
 
     @property
-    def deviation(self) -> float:
-        """The estimated standard deviation of the value."""
-        return math.sqrt(sum(weight**2 * part.variance for weight, part in self.parts))
+    def variance(self) -> float:
+        """The estimated variance of the value."""
+        return sum(weight**2 * part.variance for weight, part in self.parts)
 
     def limit(self, z: float) -> float:
         """Return the lower limit for z > 0, else the upper one."""
@@ -264,10 +264,6 @@ class ClassCounts:
     wrong_to_right: int
 
     @property
-    def drop(self) -> float:
-        return (self.right_to_wrong - self.wrong_to_right) / self.samples
-
-    @property
     def flips(self) -> Flips:
         return Flips(
             right_to_wrong=self.right_to_wrong,
@@ -275,53 +271,43 @@ class ClassCounts:
             samples=self.samples,
         )
 
+    @property
+    def right_share(self) -> Share:
+        return Share(count=self.right, samples=self.samples)
+
+    @property
+    def drop(self) -> float:
+        return self.flips.value
+
 
 #: Classes whose sizes differ by no more than this factor are judged as one part of the mean.
 LIKE_SIZES = 1.5
 
 
-def mean_class_flips(classes: Sequence[ClassCounts]) -> Flips | Mean[Flips]:
-    """Return what the mean over classes of the drop rests on, for `limits_of`.
+def mean_over(classes: Sequence[Counts]) -> Counts | Mean[Counts]:
+    """Return what the mean of the values of classes rests on, for their limits.
 
     Classes of like size are one part, with as many samples each as the smallest of them; with
-    classes of one size that part is the plain counts. Raises ValueError for no classes or an empty
-    one.
+    classes of one size that part is the plain counts. Raises ValueError for no classes.
     """
-
-    def pool(least: int, group: Sequence[ClassCounts]) -> Flips:
-        return Flips(
-            right_to_wrong=least * sum(found.right_to_wrong / found.samples for found in group),
-            wrong_to_right=least * sum(found.wrong_to_right / found.samples for found in group),
-            samples=least * len(group),
-        )
-
-    return _mean_class(classes, pool)
-
-
-def mean_class_share(classes: Sequence[ClassCounts]) -> Share | Mean[Share]:
-    """Return what the mean over classes of the share that is right rests on; raises as above."""
-
-    def pool(least: int, group: Sequence[ClassCounts]) -> Share:
-        return Share(
-            count=least * sum(found.right / found.samples for found in group),
-            samples=least * len(group),
-        )
-
-    return _mean_class(classes, pool)
-
-
-def _mean_class(
-    classes: Sequence[ClassCounts], pool: Callable[[int, Sequence[ClassCounts]], Counts]
-) -> Counts | Mean[Counts]:
-    if not classes or any(found.samples <= 0 for found in classes):
-        raise ValueError("a mean over classes needs samples in each class")
-    groups: list[list[ClassCounts]] = []
+    if not classes:
+        raise ValueError("a mean over classes needs classes")
+    groups: list[list[Counts]] = []
     for found in sorted(classes, key=lambda found: found.samples):
         if not groups or found.samples > LIKE_SIZES * groups[-1][0].samples:
             groups.append([])
         groups[-1].append(found)
-    parts = [(len(group) / len(classes), pool(group[0].samples, group)) for group in groups]
-    return parts[0][1] if len(parts) == 1 else Mean(parts=tuple(parts))
+    parts = tuple(
+        (len(group) / len(classes), _pool([f.grow(group[0].samples / f.samples) for f in group]))
+        for group in groups
+    )
+    return parts[0][1] if len(parts) == 1 else Mean(parts=parts)
+
+
+def _pool(results: Sequence[Counts]) -> Counts:
+    """Return all counts together."""
+    kind = type(results[0])
+    return kind(**{item.name: sum(getattr(r, item.name) for r in results) for item in fields(kind)})
 
 
 def clustered_samples(*, sizes: Sequence[int], totals: Sequence[int], squares: int) -> float:
@@ -360,12 +346,7 @@ def effective_samples(found: Flips | Mean[Flips], *, confidence: float) -> float
     if isinstance(found, Flips):
         return found.samples
     z = -NormalDist().inv_cdf(confidence)
-    high = found.limit(z)
-    one = Flips(
-        right_to_wrong=sum(w * part.right_to_wrong / part.samples for w, part in found.parts),
-        wrong_to_right=sum(w * part.wrong_to_right / part.samples for w, part in found.parts),
-        samples=1.0,
-    )
+    high, one = found.limit(z), _pool([part.grow(w / part.samples) for w, part in found.parts])
     return _last(
         lambda samples: one.grow(samples).limit(z) <= high, inside=found.samples, outside=0.0
     )
@@ -375,35 +356,62 @@ def effective_samples(found: Flips | Mean[Flips], *, confidence: float) -> float
 
 
 def samples_to_settle(
-    found: Flips | Mean[Flips], *, confidence: float, limit: float, power: float = SETTLING_POWER
+    found: Result, *, confidence: float, limit: float, power: float = SETTLING_POWER
 ) -> int | None:
-    """Return how many samples settle on which side of `limit` the drop is, if these are its rates.
+    """Return how many samples settle on which side of `limit` a value is, if these are its rates.
 
-    So many that `power` of all runs of that size decide. None where no number would: the drop is
-    the limit, or it would take more than 10^9. The sample size of the score test (Nam, Biometrics
-    53 (1997) 1422-1430; Liu and others, Statistics in Medicine 21 (2002) 231-245), with the
-    continuity correction; of a mean, all parts growing alike, where its own limits decide.
+    So many that `power` of all runs of that size decide. None where no number would: the value is
+    the limit, or it would take more than 10^9. Of flips the sample size of the score test (Nam,
+    Biometrics 53 (1997) 1422-1430; Liu and others, Statistics in Medicine 21 (2002) 231-245), with
+    the continuity correction; otherwise where the limit of a result with these rates, moved by as
+    many standard deviations as the power asks for, decides.
     """
     distance = abs(found.value - limit)
     if math.isclose(found.value, limit, rel_tol=1e-12, abs_tol=1e-15):
         return None
     quantile = NormalDist().inv_cdf
-    if isinstance(found, Mean):
-        z = math.copysign(quantile(confidence), found.value - limit)
+    if isinstance(found, Flips):
+        there, here = _deviations(found, limit)
+        spread = quantile(confidence) * there + quantile(power) * here
+        # n distance - CONTINUITY = sqrt(n) spread, solved for sqrt(n).
+        root = (spread + math.sqrt(spread**2 + 4 * distance * CONTINUITY)) / (2 * distance)
+        needed = math.ceil(root * root)
+        return needed if needed <= MOST_SAMPLES else None
+    z = math.copysign(quantile(confidence), found.value - limit)
 
-        def settles(samples: int) -> bool:
-            grown = found.grow(samples / found.samples)
-            reach = abs(grown.limit(z) - grown.value) + quantile(power) * grown.deviation
-            return reach <= distance
+    def settles(samples: int) -> bool:
+        grown = found.grow(samples / found.samples)
+        reach = abs(grown.limit(z) - grown.value) + quantile(power) * math.sqrt(grown.variance)
+        return reach <= distance
 
-        return first_count(settles, low=1, high=MOST_SAMPLES)
-    variance_there = 2 * _restricted_won(found, limit) + limit * (1 - limit)
-    spread = quantile(confidence) * math.sqrt(max(0.0, variance_there))
-    spread += quantile(power) * math.sqrt(found.variance * found.samples)
-    # n distance - CONTINUITY = sqrt(n) spread, solved for sqrt(n).
-    root = (spread + math.sqrt(spread**2 + 4 * distance * CONTINUITY)) / (2 * distance)
-    needed = math.ceil(root * root)
-    return needed if needed <= MOST_SAMPLES else None
+    return first_count(settles, low=1, high=MOST_SAMPLES)
+
+
+def chance_to_pass(expected: Flips, *, confidence: float, limit: float) -> float:
+    """Return how often so many samples keep a limit on the drop, if these are their true rates.
+
+    Every result of up to 1,000 samples is enumerated with its exact probability; beyond, by the
+    normal approximation of `samples_to_settle`.
+    """
+    z, samples = NormalDist().inv_cdf(confidence), round(expected.samples)
+    if samples > 1000:
+        there, here = _deviations(expected, limit)
+        root = math.sqrt(samples)
+        spare = root * (limit - expected.value) - CONTINUITY / root - z * there
+        return NormalDist().cdf(spare / here) if here else float(spare >= 0)
+    won = expected.wrong_to_right / expected.samples
+    lost = min(1.0, expected.right_to_wrong / expected.samples / (1 - won)) if won < 1 else 0.0
+    total = 0.0
+    for gained, chance in _binomial(samples, won):
+
+        def fails(missed: int, gained: int = gained) -> bool:
+            found = Flips(right_to_wrong=missed, wrong_to_right=gained, samples=samples)
+            return found.deviate(limit) > -z
+
+        left = samples - gained
+        first = first_count(fails, low=0, high=left)
+        total += chance * sum(p for k, p in _binomial(left, lost) if first is None or k < first)
+    return min(1.0, total)
 
 
 def samples_without_loss(*, confidence: float, limit: float) -> int | None:
@@ -430,6 +438,26 @@ def first_count(holds: Callable[[int], bool], *, low: int, high: int) -> int | N
         else:
             low = middle + 1
     return low
+
+
+def _deviations(flips: Flips, limit: float) -> tuple[float, float]:
+    """Return a sample's standard deviation if the true drop is the limit, and if it is as found."""
+    there = 2 * _restricted_won(flips, limit) + limit * (1 - limit)
+    return math.sqrt(max(0.0, there)), math.sqrt(flips.variance * flips.samples)
+
+
+def _binomial(samples: int, share: float) -> Iterator[tuple[int, float]]:
+    """Yield each count of a binomial that is not out of the question, and its probability."""
+    if share <= 0 or share >= 1:
+        yield (samples if share > 0 else 0), 1.0
+        return
+    reach = 8 * math.sqrt(samples * share * (1 - share)) + 20
+    whole = math.lgamma(samples + 1)
+    for k in range(
+        max(0, int(samples * share - reach)), min(samples, int(samples * share + reach)) + 1
+    ):
+        log = whole - math.lgamma(k + 1) - math.lgamma(samples - k + 1)
+        yield k, math.exp(log + k * math.log(share) + (samples - k) * math.log1p(-share))
 
 
 # -- the machinery -------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ class Record:
     why the first was taken. `chains` are those that ended with earlier data. `verdicts` are those
     of the suite's other gates in the run that measured `accepted`, by the name of the gate;
     `looks` is how often which data was looked at.
+    `class_sizes` says how many classes have so many samples, for `plan`.
     """
 
     kind: ClassVar[Kind] = "regression"
@@ -111,6 +112,15 @@ class Record:
     chains: tuple[Chain, ...] = ()
     verdicts: Mapping[str, GateStatus] = field(default_factory=dict)
     looks: tuple[Look, ...] = ()
+    class_sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def list_class_sizes(self) -> tuple[int, ...]:
+        """Return how many samples each class has, the smallest first; empty: not recorded."""
+        return tuple(
+            size
+            for size, times in sorted((int(s), n) for s, n in self.class_sizes.items())
+            for _ in range(times)
+        )
 
     def same_result(self, other: Record) -> bool:
         """Return whether two records hold the same outcomes of the same things."""
@@ -147,6 +157,15 @@ class Record:
             _check_count(chain.samples, at="chains.samples", most=MAX_SAMPLES)
             for name in ("first_fp16_value", "first_value", "last_fp16_value", "last_value"):
                 _check_share(getattr(chain, name), at=f"chains.{name}")
+        for size, times in self.class_sizes.items():
+            if not re.fullmatch(r"[1-9][0-9]{0,9}", size):
+                raise BaselineError(f"class_sizes: {shorten(size)} is no number of samples")
+            _check_count(times, at=f"class_sizes.{size}", most=self.accepted.samples)
+        total = sum(int(size) * times for size, times in self.class_sizes.items())
+        if self.class_sizes and total != self.accepted.samples:
+            raise BaselineError(
+                f"class_sizes add up to {total}, but there are {self.accepted.samples} samples"
+            )
         for look in self.looks:
             _check_day(look.day, at="looks.day")
             _check_digest(look.data_digest, at="looks.data_digest")
@@ -318,6 +337,9 @@ def _check_outcomes(outcomes: StoredOutcomes, *, at: str) -> None:
         outcomes.correct  # noqa: B018 (it raises where the bits are damaged)
     except ValueError as error:
         raise BaselineError(f"{at}.correct_bits: {error}") from error
+    changed = outcomes.answers_changed
+    if changed is not None and not 0 <= changed <= outcomes.samples:
+        raise BaselineError(f"{at}.answers_changed: {changed!r} is no number of answers")
     effective = outcomes.effective_samples
     if effective is not None and not 0 < effective <= MAX_SAMPLES:
         raise BaselineError(f"{at}.effective_samples: {effective!r} is no number of samples")

@@ -433,7 +433,7 @@ def test_text_is_sorted_indented_and_ends_with_one_newline() -> None:
     text = canonical_text(make_record())
 
     assert text == json.dumps(json.loads(text), sort_keys=True, indent=2) + "\n"
-    assert text.startswith('{\n  "accepted": {\n    "correct_bits": "')
+    assert text.startswith('{\n  "accepted": {\n    "answers_changed": ')
     assert json.loads(text)["schema"] == 2
 
 
@@ -517,6 +517,26 @@ def test_bits_that_are_not_just_so_many_are_refused(text: str, count: int, words
             "fp16.effective_samples: 0.0 is no number of samples",
         ),
         (
+            lambda d: d["accepted"].update(answers_changed=11),
+            "accepted.answers_changed: 11 is no number of answers",
+        ),
+        (
+            lambda d: d["accepted"].update(answers_changed=-1),
+            "accepted.answers_changed: -1 is no number of answers",
+        ),
+        (
+            lambda d: d.update(class_sizes={"3": 3}),
+            "class_sizes add up to 9, but there are 10 samples",
+        ),
+        (
+            lambda d: d.update(class_sizes={"9999999999": 10**7}),
+            "class_sizes.9999999999: 10000000 is no count from 1 to 10",
+        ),
+        (
+            lambda d: d.update(class_sizes={"0": 1, "10": 1}),
+            "class_sizes: '0' is no number of samples",
+        ),
+        (
             lambda d: d["fp16"].update(effective_samples="nan"),
             "fp16.effective_samples: nan is no number of samples",
         ),
@@ -597,7 +617,7 @@ def written_by_01(record: Record, **changes: object) -> str:
     for name in ("recipe_entries", "settings", "data_parts"):
         del plain["fingerprint"][name]
     for name in ("fp16", "accepted", "first"):
-        del plain[name]["effective_samples"]
+        del plain[name]["effective_samples"], plain[name]["answers_changed"]
     return json.dumps({**plain, "schema": 1, **changes}, sort_keys=True, indent=2) + "\n"
 
 

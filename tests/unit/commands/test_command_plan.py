@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_quantgate.baselines import Store, next_record
 from pytest_quantgate.cli import main
 from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.gates.statistics import Flips, samples_to_settle
+from pytest_quantgate.gates.pairing import Pairs, pair_outcomes
+from pytest_quantgate.gates.statistics import (
+    Flips,
+    Share,
+    chance_to_pass,
+    mean_over,
+    samples_to_settle,
+)
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.planning import DEFAULT, Rates, plan_suite
 from pytest_quantgate.suite_file import load_suite
@@ -59,17 +70,24 @@ def outcomes(correct: list[bool], variant: str) -> Outcomes:
     )
 
 
-def write_baseline(*, lost: int, won: int, samples: int = 1000) -> None:
-    fp16 = [True] * (samples - 200) + [False] * 200
-    after = [False] * lost + fp16[lost : samples - won] + [True] * won
+def write_baseline(
+    *, lost: int, won: int, samples: int = 1000, key: str = KEY, **changes: Any
+) -> Pairs:
+    """Write the baseline of a variant with these flips; the lost samples come first."""
+    before = [True] * (samples - 200) + [False] * 200
+    after = [False] * lost + before[lost : samples - won] + [True] * won
+    fp16 = replace(outcomes(before, "FP16"), **changes)
+    quantized = replace(outcomes(after, "fp8"), **changes)
+    pairs = pair_outcomes(before=fp16, after=quantized)
     record = next_record(
         None,
         suite="s",
-        key=KEY,
-        task="scenes/classification",
-        metric="acc1",
-        fp16=outcomes(fp16, "FP16"),
-        quantized=outcomes(after, "fp8"),
+        key=key,
+        task=fp16.task,
+        metric=fp16.metric,
+        fp16=fp16,
+        quantized=quantized,
+        pairs=pairs,
         fingerprint=Fingerprint(
             model="a" * 64, data="b" * 64, calibration="c" * 64, recipe="d" * 64
         ),
@@ -78,6 +96,7 @@ def write_baseline(*, lost: int, won: int, samples: int = 1000) -> None:
         reason="measured",
     )
     Store(Path("baselines")).write(record)
+    return pairs
 
 
 def plan(capsys: Captured, *arguments: str, environ: dict[str, str] | None = None) -> list[dict]:  # type: ignore[type-arg]
@@ -224,6 +243,258 @@ def test_limit_on_flips_needs_a_rate_that_somebody_named() -> None:
     )
 
     assert "max_flips" not in {p.limit_name for p in plans}
+
+
+# -- samples that do not count alike ---------------------------------------------------------------
+
+ONE_GATE = """\
+quantgate: 1
+model: {source: reference}
+datasets:
+  photos: {dataset: wds/photos, root: "${PHOTOS}"}
+calibration: {data: scenes/calibration, samples: 512, batch_size: 64}
+quantize: {recipe: fp8}
+gates:
+  accuracy:
+    - {GATE}
+"""
+
+
+def write_suite(gate: str) -> None:
+    Path("s.quantgate.yaml").write_text(ONE_GATE.replace("GATE", gate), encoding="utf-8")
+
+
+def write_shard(root: Path, samples: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Write a split with one image for each (suffix, text); returns the environment."""
+    (root / "test").mkdir(parents=True)
+    (root / "test" / "nshards.txt").write_text("1")
+    with tarfile.open(root / "test" / "0.tar", "w") as archive:
+        for index, (suffix, text) in enumerate(samples):
+            for ending, data in (("jpg", b"no image"), (suffix, text.encode())):
+                member = tarfile.TarInfo(f"{index:05d}.{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return {"PHOTOS": str(root)}
+
+
+CAPTIONS = "task: photos/retrieval, metric: image_retrieval_recall@5, max_drop: 3pp"
+
+
+def test_captions_count_as_their_images_until_a_baseline_says_more(
+    capsys: Captured, tmp_path: Path
+) -> None:
+    write_suite(CAPTIONS)
+    environ = write_shard(tmp_path / "photos", [("txt", "a\nb\nc\nd\n\ne\n")] * 40)
+
+    (limit,) = plan(capsys, "--flips", "5%", environ=environ)
+
+    alone = needed(0.05, 0, 0.03)
+    assert alone is not None
+    assert limit["samples"] == 200
+    assert limit["worth"] == pytest.approx(0.2)
+    assert limit["needed"] == alone * 5
+    assert limit["notes"] == [
+        "photos/retrieval image_retrieval_recall@5: the 200 captions of 40 images are counted as "
+        "40 samples until a baseline says what they are worth"
+    ]
+
+
+def test_texts_are_found_by_their_images(capsys: Captured, tmp_path: Path) -> None:
+    """`text_retrieval_recall@K` has one query an image."""
+    write_suite(CAPTIONS.replace("image_retrieval", "text_retrieval"))
+    environ = write_shard(tmp_path / "photos", [("txt", "a\nb\nc\nd\ne\n")] * 40)
+
+    (limit,) = plan(capsys, "--flips", "5%", environ=environ)
+
+    assert (limit["samples"], limit["worth"], limit["notes"]) == (40, 1, [])
+    assert limit["needed"] == needed(0.05, 0, 0.03)
+
+
+def test_samples_of_retrieval_are_images(capsys: Captured, tmp_path: Path) -> None:
+    write_suite(f"{CAPTIONS}, samples: 10")
+    environ = write_shard(tmp_path / "photos", [("txt", "a\nb\nc\nd\ne\n")] * 40)
+
+    (limit,) = plan(capsys, "--flips", "5%", environ=environ)
+
+    assert limit["samples"] == 50
+
+
+def test_captions_are_worth_what_the_baseline_measured(capsys: Captured, tmp_path: Path) -> None:
+    write_suite(f"{CAPTIONS}, floor: 50%")
+    environ = write_shard(tmp_path / "photos", [("txt", "a\nb\nc\nd\ne\n")] * 200)
+    pairs = write_baseline(
+        lost=20,
+        won=10,
+        key="photos/retrieval-image_retrieval_recall@5",
+        task="photos/retrieval",
+        metric="image_retrieval_recall@5",
+        class_names=(),
+        labels=(-1,) * 1000,
+        clusters=tuple(i // 5 for i in range(1000)),
+    )
+    assert pairs.clusters is not None
+
+    drop, floor = plan(capsys, environ=environ)
+
+    one = Flips(right_to_wrong=0.02, wrong_to_right=0.01, samples=1)
+    alone = samples_to_settle(one, confidence=0.95, limit=0.03)
+    assert alone is not None
+    assert 190 < pairs.clusters.drop < 199.9
+    assert drop["needed"] == math.ceil(alone * 1000 / pairs.clusters.drop)
+    right = samples_to_settle(Share(count=0.79, samples=1), confidence=0.95, limit=0.5)
+    assert right is not None
+    assert floor["needed"] == math.ceil(right * 1000 / pairs.clusters.right)
+
+
+def test_a_mean_over_classes_is_planned_by_their_sizes(capsys: Captured, tmp_path: Path) -> None:
+    write_suite("task: photos/classification, metric: mean_per_class_recall, max_drop: 3pp")
+    labels = [0] * 300 + [1] * 40 + [2] * 30
+    environ = write_shard(tmp_path / "photos", [("cls", str(label)) for label in labels])
+
+    (limit,) = plan(capsys, "--flips", "5%", environ=environ)
+
+    one = Flips(right_to_wrong=0.025, wrong_to_right=0.025, samples=1)
+    found = mean_over([one.grow(size) for size in (300, 40, 30)])
+    settled = samples_to_settle(found, confidence=0.95, limit=0.03)
+    alone = needed(0.05, 0, 0.03)
+    assert settled is not None
+    assert alone is not None
+    assert limit["samples"] == 370
+    assert limit["needed"] == math.ceil(settled * 370 / found.samples)
+    assert limit["needed"] > 2 * alone
+
+
+def test_changed_answers_decide_about_max_flips(capsys: Captured) -> None:
+    """Twice as many answers change as outcomes: those that are wrong before and after."""
+    write_suite("task: scenes/classification, metric: acc1, max_drop: 3pp, max_flips: 10%")
+    write_baseline(lost=20, won=10)
+    path = next(Path("baselines").rglob("*.json"))
+    record = Store(Path("baselines")).read("s", KEY)
+    assert record is not None
+    assert record.accepted.answers_changed == 0  # the builder's answers are all alike
+    changed = replace(record, accepted=replace(record.accepted, answers_changed=60))
+    path.unlink()
+    Store(Path("baselines")).write(changed)
+
+    _, flips = plan(capsys)
+
+    assert flips["answers_changed"] == 0.06
+    share = Share(count=0.06, samples=1)
+    assert flips["needed"] == samples_to_settle(share, confidence=0.95, limit=0.1)
+
+
+def test_answers_change_at_least_as_often_as_outcomes(capsys: Captured) -> None:
+    write_suite("task: scenes/classification, metric: acc1, max_drop: 3pp, max_flips: 10%")
+
+    _, flips = plan(capsys, "--flips", "2%", "--changed", "11%")
+
+    assert flips["decision"] == "cannot pass"
+    assert main(["plan", "s.quantgate.yaml", "--flips", "2%", "--changed", "11%"], environ={}) == 1
+    assert "CANNOT PASS: 11% of answers changed does not keep it" in capsys.readouterr().out
+    assert main(["plan", "s.quantgate.yaml", "--flips", "2%", "--changed", "1%"]) == 1
+    assert capsys.readouterr().err == (
+        "quantgate: --changed 1% is less than --flips 2%: a flip is an answer that changed\n"
+    )
+
+
+# -- the worst class -------------------------------------------------------------------------------
+
+
+def class_suite(limit: str) -> str:
+    return f"task: photos/classification, metric: acc1, max_drop: 10pp, max_class_drop: {limit}"
+
+
+def test_limit_on_classes_that_chance_exceeds_is_refused(capsys: Captured, tmp_path: Path) -> None:
+    """Good variants lose 10 pp in one of 200 classes of 20 by chance alone."""
+    write_suite(class_suite("20pp"))
+    labels = [label for label in range(200) for _ in range(20)]
+    environ = write_shard(tmp_path / "photos", [("cls", str(label)) for label in labels])
+
+    (_, limit) = plan(capsys, "--flips", "5%", environ=environ)
+    arguments = ["plan", "s.quantgate.yaml", "--flips", "5%"]
+
+    each = chance_to_pass(
+        Flips(right_to_wrong=0.5, wrong_to_right=0.5, samples=20), confidence=0.95, limit=0.2
+    )
+    assert each**200 < 0.01
+    assert limit["decision"] == "too few"
+    assert limit["advice"] == ("200 classes of 20: all pass in 0 % of runs, from 37pp on in 80 %")
+    assert main(arguments, environ=environ) == 1
+    assert "TOO FEW" in capsys.readouterr().out
+
+
+def test_number_that_all_classes_need_is_the_least(capsys: Captured, tmp_path: Path) -> None:
+    write_suite(class_suite("20pp"))
+    labels = [label for label in range(10) for _ in range(20)]
+    environ = write_shard(tmp_path / "photos", [("cls", str(label)) for label in labels])
+
+    (_, limit) = plan(capsys, "--flips", "5%", environ=environ)
+
+    def chance(samples: int) -> float:
+        one = Flips(right_to_wrong=0.025, wrong_to_right=0.025, samples=1)
+        return chance_to_pass(one.grow(samples), confidence=0.95, limit=0.2) ** 10
+
+    size = limit["needed"] / 10
+    assert chance(round(size)) >= 0.8
+    assert chance(round(size) - 2) < 0.8
+
+
+def test_sizes_of_classes_come_from_the_baseline_where_they_need_loading(
+    capsys: Captured,
+) -> None:
+    write_suite("task: scenes/classification, metric: acc1, max_drop: 9pp, max_class_drop: 30pp")
+    labels = (*(i % 4 for i in range(999)), 4)
+    write_baseline(lost=5, won=5, class_names=tuple("abcde"), labels=labels)
+    record = Store(Path("baselines")).read("s", KEY)
+    assert record is not None
+    assert record.class_sizes == {"1": 1, "249": 1, "250": 3}
+    assert record.list_class_sizes() == (1, 249, 250, 250, 250)
+    write_suite(
+        "task: scenes/classification, metric: acc1, max_drop: 9pp, max_class_drop: 30pp, "
+        "samples: 1000"
+    )
+
+    (_, limit) = plan(capsys)
+
+    assert limit["advice"].startswith("5 classes of 1 to 250: all pass in 0 % of runs")
+
+
+def test_unknown_sizes_of_classes_are_said(capsys: Captured) -> None:
+    write_suite(class_suite("20pp"))
+
+    (drop,) = plan(capsys, "--flips", "5%")
+
+    assert drop["limit"] == "max_drop"
+    assert drop["notes"][-1] == (
+        "s.quantgate.yaml:9: the sizes of the classes are only known after the data was loaded "
+        "once, for a baseline"
+    )
+
+
+# -- the whole suite -------------------------------------------------------------------------------
+
+
+def test_all_limits_together_need_more_than_each(capsys: Captured) -> None:
+    found = plan(capsys, "--flips", "2%", "--drop", "0.1pp")
+
+    one = Flips(right_to_wrong=0.0105, wrong_to_right=0.0095, samples=1)
+    for limit in found:
+        if limit["limit"] == "max_drop":
+            assert limit["needed_for_all"] == samples_to_settle(
+                one, confidence=0.95, limit=0.01, power=1 - 0.2 / len(found)
+            )
+        assert limit["needed_for_all"] > limit["needed"]
+
+
+def test_last_line_says_what_all_limits_together_take(capsys: Captured) -> None:
+    main(["plan", "s.quantgate.yaml", "--flips", "3%"], environ={})
+
+    out = capsys.readouterr().out
+    assert "  6 limits can be decided, 0" not in out
+    assert (
+        'all 6 limits together: green in 80 % of runs with the samples under "for all"; 1 of them '
+        "has fewer"
+    ) in out
 
 
 def test_help_shows_an_example(capsys: Captured) -> None:

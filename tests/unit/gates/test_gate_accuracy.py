@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.gates import judge_accuracy
 from pytest_quantgate.gates.pairing import pair_outcomes
-from pytest_quantgate.gates.statistics import Flips, drop_limits, mean_class_flips
+from pytest_quantgate.gates.statistics import Flips, drop_limits, mean_over
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.suite import AccuracyGate
 from pytest_quantgate.verdict import Status, Verdict
@@ -673,7 +673,7 @@ def test_mean_over_classes_weighs_small_classes_alike() -> None:
     assert "would end" not in all_text(verdict)
     fp16, quantized = pair
     classes = [counts for _, counts in pair_outcomes(before=fp16, after=quantized).classes]
-    expected = drop_limits(mean_class_flips(classes), confidence=0.95)
+    expected = drop_limits(mean_over([found.flips for found in classes]), confidence=0.95)
     assert verdict.figures["drop_low_points"] == pytest.approx(expected.low * 100)
     assert verdict.figures["drop_high_points"] == pytest.approx(expected.high * 100)
 

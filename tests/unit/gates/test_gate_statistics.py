@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -29,9 +30,9 @@ from pytest_quantgate.gates.statistics import (
     drop_limits,
     effective_samples,
     first_count,
-    mean_class_flips,
-    mean_class_share,
+    mean_over,
     samples_to_settle,
+    samples_without_loss,
     share_limits,
 )
 
@@ -333,13 +334,21 @@ def counts_of(samples: int, lost: int, won: int, *, right: int = 0) -> ClassCoun
 def test_classes_of_one_size_are_the_plain_counts(size: int, flips: list[tuple[int, int]]) -> None:
     classes = [counts_of(size, lost, won, right=size - lost) for lost, won in flips]
 
-    found, share = mean_class_flips(classes), mean_class_share(classes)
+    found, share = mean_flips(classes), mean_share(classes)
 
     assert found.samples == pytest.approx(size * len(classes))
     assert found.right_to_wrong == pytest.approx(sum(lost for lost, _ in flips))
     assert found.wrong_to_right == pytest.approx(sum(won for _, won in flips))
     assert share.samples == pytest.approx(size * len(classes))
     assert share.count == pytest.approx(sum(found.right for found in classes))
+
+
+def mean_flips(classes: Sequence[ClassCounts]) -> Flips | Mean[Flips]:
+    return mean_over([found.flips for found in classes])
+
+
+def mean_share(classes: Sequence[ClassCounts]) -> Share | Mean[Share]:
+    return mean_over([found.right_share for found in classes])
 
 
 CLASSES = st.lists(
@@ -359,17 +368,17 @@ def test_classes_of_like_size_are_one_part_and_the_others_parts_of_their_own() -
         counts_of(15, 3, 0, right=9),
     ]
 
-    flips, share = mean_class_flips(classes), mean_class_share(classes)
+    flips, share = mean_flips(classes), mean_share(classes)
 
     assert flips == Mean(
         parts=(
-            (2 / 3, flips_of(20, 10 * (1 / 10 + 3 / 15), 10 * (2 / 10))),
-            (1 / 3, flips_of(16, 16 * (4 / 16), 0)),
+            (2 / 3, flips_of(20, 3, 2)),
+            (1 / 3, flips_of(16, 4, 0)),
         )
     )
     assert share == Mean(
         parts=(
-            (2 / 3, Share(count=10 * (5 / 10 + 9 / 15), samples=20)),
+            (2 / 3, Share(count=11, samples=20)),
             (1 / 3, Share(count=8, samples=16)),
         )
     )
@@ -378,7 +387,7 @@ def test_classes_of_like_size_are_one_part_and_the_others_parts_of_their_own() -
 @SAME_EXAMPLES
 @given(classes=CLASSES)
 def test_the_mean_over_classes_is_kept(classes: list[ClassCounts]) -> None:
-    flips, share = mean_class_flips(classes), mean_class_share(classes)
+    flips, share = mean_flips(classes), mean_share(classes)
 
     assert flips.value == pytest.approx(sum(c.drop for c in classes) / len(classes), abs=1e-12)
     assert share.value == pytest.approx(sum(c.right / c.samples for c in classes) / len(classes))
@@ -390,7 +399,7 @@ def test_the_mean_over_classes_is_kept(classes: list[ClassCounts]) -> None:
 def test_limits_of_a_mean_are_no_nearer_than_those_of_any_part(
     classes: list[ClassCounts], confidence: float
 ) -> None:
-    found = mean_class_flips(classes)
+    found = mean_flips(classes)
     assume(isinstance(found, Mean))
     assert isinstance(found, Mean)
 
@@ -408,7 +417,7 @@ def test_limits_of_a_mean_are_no_nearer_than_those_of_any_part(
 def test_a_limit_of_a_mean_is_beyond_just_where_its_chance_is_small(
     classes: list[ClassCounts], limit: float, confidence: float
 ) -> None:
-    found = mean_class_flips(classes)
+    found = mean_flips(classes)
     assume(isinstance(found, Mean))
     mean = limits(found, confidence)
     assume(min(abs(mean.low - limit), abs(mean.high - limit)) > 1e-9)
@@ -419,14 +428,14 @@ def test_a_limit_of_a_mean_is_beyond_just_where_its_chance_is_small(
 
 
 def test_a_drop_that_no_chance_explains_has_none() -> None:
-    found = mean_class_flips([counts_of(10_000, 5_000, 0), counts_of(20_000, 10_000, 0)])
+    found = mean_flips([counts_of(10_000, 5_000, 0), counts_of(20_000, 10_000, 0)])
 
     assert chance_above(found, 0.001) < 1e-300
     assert chance_below(found, 0.001) == 1
 
 
 def test_agreeing_samples_of_a_tiny_class_claim_no_certainty() -> None:
-    found = limits(mean_class_flips([counts_of(1000, 0, 0), counts_of(2, 0, 0)]))
+    found = limits(mean_flips([counts_of(1000, 0, 0), counts_of(2, 0, 0)]))
 
     assert found.high > 0.3
 
@@ -463,7 +472,7 @@ def test_limits_of_two_shares_are_newcombes() -> None:
 
 
 def test_effective_samples_have_the_same_upper_limit() -> None:
-    found = mean_class_flips([counts_of(1000, 20, 10), counts_of(20, 1, 0), counts_of(20, 0, 0)])
+    found = mean_flips([counts_of(1000, 20, 10), counts_of(20, 1, 0), counts_of(20, 0, 0)])
 
     worth = effective_samples(found, confidence=0.95)
 
@@ -480,7 +489,7 @@ def test_samples_of_equal_weight_are_worth_themselves() -> None:
 @pytest.mark.parametrize("limit", [0.01, 0.2])
 def test_a_mean_is_settled_where_its_own_limits_decide(limit: float) -> None:
     """The advised size is the least whose limit is beyond, with a standard error to spare."""
-    found = mean_class_flips([counts_of(900, 9, 9), counts_of(40, 4, 1), counts_of(38, 3, 0)])
+    found = mean_flips([counts_of(900, 9, 9), counts_of(40, 4, 1), counts_of(38, 3, 0)])
 
     needed = samples_to_settle(found, confidence=0.95, limit=limit)
 
@@ -489,14 +498,14 @@ def test_a_mean_is_settled_where_its_own_limits_decide(limit: float) -> None:
         grown = found.grow(samples / found.samples)
         mean = limits(grown)
         half = (limit - mean.high) if found.value < limit else (mean.low - limit)
-        return half - NormalDist().inv_cdf(0.8) * grown.deviation
+        return half - NormalDist().inv_cdf(0.8) * math.sqrt(grown.variance)
 
     assert needed is not None
     assert spare(needed) >= 0 > spare(needed - 1)
 
 
 def test_a_mean_at_its_limit_is_never_settled() -> None:
-    found = mean_class_flips([counts_of(1000, 10, 0), counts_of(20, 1, 0)])
+    found = mean_flips([counts_of(1000, 10, 0), counts_of(20, 1, 0)])
 
     assert samples_to_settle(found, confidence=0.95, limit=found.value) is None
 
@@ -512,11 +521,14 @@ def test_growing_keeps_the_rates(flips: Flips, times: float) -> None:
     assert grown.variance == pytest.approx(flips.variance / times, abs=1e-12)
 
 
-@pytest.mark.parametrize("classes", [(), (counts_of(0, 0, 0),)])
-def test_empty_class_is_refused(classes: tuple[ClassCounts, ...]) -> None:
-    for judge in (mean_class_flips, mean_class_share):
-        with pytest.raises(ValueError, match="needs samples in each class"):
-            judge(classes)
+def test_no_classes_have_no_mean() -> None:
+    with pytest.raises(ValueError, match="needs classes"):
+        mean_over([])
+
+
+def test_an_empty_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit 0 samples"):
+        mean_flips([counts_of(10, 1, 0), counts_of(0, 0, 0)])
 
 
 def test_captions_that_move_together_are_worth_their_images() -> None:
@@ -546,6 +558,35 @@ def test_a_single_cluster_is_worth_one_sample() -> None:
 def test_samples_that_exclude_each_other_are_not_worth_more_than_they_are() -> None:
     """One of two captions is always lost: the drop is known exactly, which is not believed."""
     assert clustered_samples(sizes=[2] * 500, totals=[1] * 500, squares=500) == 1000
+
+
+@pytest.mark.parametrize(("value", "limit"), [(0.06, 0.1), (0.8, 0.7), (0.8, 0.9), (0.0, 0.02)])
+def test_a_share_is_settled_where_its_own_limits_decide(value: float, limit: float) -> None:
+    one = Share(count=value, samples=1)
+
+    needed = samples_to_settle(one, confidence=0.95, limit=limit)
+
+    def spare(samples: int) -> float:
+        found = one.grow(samples)
+        bounds = share_limits(found, confidence=0.95)
+        half = (limit - bounds.high) if value < limit else (bounds.low - limit)
+        return half - NormalDist().inv_cdf(0.8) * math.sqrt(value * (1 - value) / samples)
+
+    assert needed is not None
+    assert spare(needed) >= 0 > spare(needed - 1)
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.05, 0.2])
+def test_samples_without_loss_are_the_least_that_pass(limit: float) -> None:
+    least = samples_without_loss(confidence=0.95, limit=limit)
+
+    assert least is not None
+    assert limits(flips_of(least, 0, 0)).high <= limit
+    assert limits(flips_of(least - 1, 0, 0)).high > limit
+
+
+def test_no_number_of_samples_shows_that_nothing_is_lost() -> None:
+    assert samples_without_loss(confidence=0.95, limit=0.0) is None
 
 
 # -- the searches -------------------------------------------------------------------------------

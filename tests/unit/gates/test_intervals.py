@@ -115,6 +115,30 @@ def test_advice_is_right_within_a_fifth(bench: ModuleType) -> None:
         assert 0.72 < decided < 0.9
 
 
+@pytest.mark.parametrize(
+    ("samples", "lost", "won", "limit", "close"),
+    [
+        (50, 0.03, 0.02, 0.2, 1e-9),
+        (400, 0.03, 0.02, 0.03, 1e-9),
+        (1000, 0.005, 0.0, 0.01, 1e-9),
+        (30, 0.0, 0.0, 0.1, 1e-9),
+        (5000, 0.02, 0.015, 0.01, 0.01),
+    ],
+)
+def test_chance_to_pass_is_the_exact_one(
+    bench: ModuleType, samples: int, lost: float, won: float, limit: float, close: float
+) -> None:
+    """Without NumPy against with it; beyond 1,000 samples by the normal approximation."""
+    flips = bench.Flips(
+        right_to_wrong=samples * lost, wrong_to_right=samples * won, samples=samples
+    )
+
+    found = bench.chance_to_pass(flips, confidence=0.95, limit=limit)
+
+    exact, _, _ = bench.verdicts(bench.Truth(samples, lost, won), limit=limit)
+    assert found == pytest.approx(exact, abs=close)
+
+
 def test_a_mean_of_unequal_classes_keeps_its_level(bench: ModuleType) -> None:
     """With one or a few small classes its limits held in 29 to 81 %."""
     for name, (passed, failed) in bench.measure_parts(quick=True).items():
@@ -130,6 +154,18 @@ def test_a_class_of_one_sample_cannot_hide_a_drop(bench: ModuleType) -> None:
     passed, _ = bench.levels_of_two(((0.9, 9000, 0.0), (0.1, 1, 0.325)), limit=0.03)
 
     assert passed == 0
+
+
+def test_what_is_planned_decides_as_often_as_promised(bench: ModuleType) -> None:
+    """Captions at the number that independent samples need decide in 29 to 64 %; six limits that
+    are each planned alone are green together in 27 %."""
+    found = {what: share for what, _, _, share in bench.measure_planned(quick=True)}
+
+    assert found.pop("six limits, each as if alone") < 0.3
+    assert found.pop("8 classes, 10 to 1000 each") > 0.5  # of 20 runs
+    assert len(found) == 5
+    for what, share in found.items():
+        assert 0.75 < share < 0.9, what
 
 
 def test_captions_are_judged_by_their_images(bench: ModuleType) -> None:

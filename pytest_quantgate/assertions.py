@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from pytest_quantgate.gates import (
     judge_accuracy,
@@ -30,6 +31,7 @@ from pytest_quantgate.gates import (
 )
 from pytest_quantgate.gates.coverage import SLOTS
 from pytest_quantgate.measurement import Audit, Outcomes
+from pytest_quantgate.own_tests import tell
 from pytest_quantgate.quantities import (
     QuantityError,
     parse_confidence,
@@ -59,8 +61,29 @@ if TYPE_CHECKING:
 
 Forward = Callable[[], object]
 Limit = TypeVar("Limit")
+Given = ParamSpec("Given")
 
 
+def _assertion(judge: Callable[Given, Verdict]) -> Callable[Given, Verdict]:
+    """Return a function that raises AssertionError where the verdict of `judge` is not PASS.
+
+    A run of pytest hears of it: the test that it stands in has a say in whether a model may ship.
+    """
+
+    @wraps(judge)
+    def check(*arguments: Given.args, **options: Given.kwargs) -> Verdict:
+        __tracebackhide__ = True
+        tell(None)
+        verdict = judge(*arguments, **options)
+        tell(verdict)
+        if not verdict.passed:
+            raise AssertionError(render_failure(verdict))
+        return verdict
+
+    return check
+
+
+@_assertion
 def assert_quantizer_coverage(
     module: torch.nn.Module,
     *,
@@ -94,9 +117,10 @@ def assert_quantizer_coverage(
             for pattern, (reason, until) in (waive or {}).items()
         ),
     )
-    return _require(judge_coverage(audit, gate=gate, today=datetime.now(UTC).date()))
+    return judge_coverage(audit, gate=gate, today=datetime.now(UTC).date())
 
 
+@_assertion
 def assert_calibrated(
     module: torch.nn.Module,
     *,
@@ -115,9 +139,10 @@ def assert_calibrated(
         where=_here("assert_calibrated"),
         max_clipped=_read(parse_percent, max_clipped, "max_clipped"),
     )
-    return _require(judge_ranges(audit, gate=gate))
+    return judge_ranges(audit, gate=gate)
 
 
+@_assertion
 def assert_fidelity(
     *,
     fp16: torch.Tensor,
@@ -147,9 +172,10 @@ def assert_fidelity(
         min_sqnr_db=_read_optional(parse_decibels, min_sqnr, "min_sqnr"),
         min_worst_sqnr_db=_read_optional(parse_decibels, min_worst_sqnr, "min_worst_sqnr"),
     )
-    return _require(judge_tower(found, gate=gate))
+    return judge_tower(found, gate=gate)
 
 
+@_assertion
 def assert_accuracy_drop(
     *,
     fp16: Outcomes | Sequence[object],
@@ -183,9 +209,10 @@ def assert_accuracy_drop(
         max_flips=_read_optional(parse_percent, max_flips, "max_flips"),
         max_class_drop=_read_optional(parse_points, max_class_drop, "max_class_drop"),
     )
-    return _require(judge_accuracy(fp16=before, quantized=after, gate=gate))
+    return judge_accuracy(fp16=before, quantized=after, gate=gate)
 
 
+@_assertion
 def assert_roundtrip(
     module: torch.nn.Module,
     *,
@@ -217,14 +244,7 @@ def assert_roundtrip(
     batch = PairBatch(pixel_values=pixel_values, tokens=tokens, ids=ids)
     with temporary_folder() as folder:
         found = measure_roundtrip(model, batches=[batch], directory=folder)
-    return _require(judge_roundtrip(found, gate=RoundtripGate(where=_here("assert_roundtrip"))))
-
-
-def _require(verdict: Verdict) -> Verdict:
-    __tracebackhide__ = True
-    if not verdict.passed:
-        raise AssertionError(render_failure(verdict))
-    return verdict
+    return judge_roundtrip(found, gate=RoundtripGate(where=_here("assert_roundtrip")))
 
 
 def _audit(

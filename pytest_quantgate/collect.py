@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,8 +34,6 @@ class GateItem:
 GATE = pytest.StashKey[GateItem]()
 #: What a timed gate's benchmark reads its time from.
 CLOCK = pytest.StashKey[ReplayClock]()
-#: What a test sends to the end of the run, through its report.
-CARRIED = pytest.StashKey[list[dict[str, object]]]()
 
 
 def list_gates(suite: Suite) -> Iterator[GateItem]:
@@ -71,17 +69,30 @@ def list_gates(suite: Suite) -> Iterator[GateItem]:
         yield GateItem(suite=suite, kind="latency", key=latency.key)
 
 
+def describe_gates(suite: Suite, *, file: str) -> dict[str, Any]:
+    """Return a suite as it was collected: `conclusion.SuiteGates` as plain data."""
+    return {
+        "suite": suite.name,
+        "file": file,
+        "gates": [gate.name for gate in list_gates(suite)],
+        "allow_unmeasured": list(suite.allow_unmeasured),
+    }
+
+
 class SuiteFile(pytest.File):
     """One suite; collecting it reads YAML and nothing else."""
 
     def collect(self) -> Iterator[pytest.Function]:
         from pytest_quantgate.report.printable import printable
+        from pytest_quantgate.session import SESSION
         from pytest_quantgate.suite_file import load_suite
 
         try:
             suite = load_suite(self.path, relative_to=self.config.rootpath)
         except QuantGateError as error:
             raise self.CollectError(printable(str(error))) from None
+        gathered = self.config.stash[SESSION].gathered
+        gathered.suites[suite.name] = describe_gates(suite, file=self.nodeid)
         for gate in list_gates(suite):
             yield self._make_test(gate)
 
@@ -116,7 +127,8 @@ def _run(request: pytest.FixtureRequest, *, benchmark: Any) -> None:
     # Imported here so that collecting stays cheap.
     from pytest_quantgate.report.printable import printable
     from pytest_quantgate.report.terminal import render_failure
-    from pytest_quantgate.session import SESSION, carry
+    from pytest_quantgate.results import TRIED, allow_step, carry
+    from pytest_quantgate.session import SESSION
 
     gate = request.node.stash[GATE]
     session = request.config.stash[SESSION]
@@ -136,31 +148,20 @@ def _run(request: pytest.FixtureRequest, *, benchmark: Any) -> None:
     else:
         judged = case.judge(kind=gate.kind, key=gate.key)
     verdict = judged.verdict
-    gates = list(list_gates(gate.suite))
+    may_be_missing = session.settings.may_be_missing(gate.kind, suite=gate.suite.allow_unmeasured)
+    if verdict.status is Status.NOT_MEASURED and not may_be_missing and not verdict.next_step:
+        verdict = replace(verdict, next_step=allow_step(gate.kind))
     evidence = None
     if session.settings.reports:
         from pytest_quantgate.report.evidence import describe_case
         from pytest_quantgate.report.previews import keep_previews
 
         keep_previews(case, images=session.settings.reports.images, warn=session.warnings.append)
-        evidence = describe_case(case, gates=tuple(item.name for item in gates))
-    request.node.stash[CARRIED] = [
-        carry(
-            suite=gate.suite.name,
-            gate=gate.name,
-            position=gates.index(gate),
-            gates_in_suite=len(gates),
-            judged=judged,
-            evidence=evidence,
-            warnings=session.warnings,
-        )
-    ]
-    request.node.user_properties.append(("quantgate.status", verdict.status.value))
-    if verdict.code:
-        request.node.user_properties.append(("quantgate.code", verdict.code))
-    for name, figure in verdict.figures.items():
-        request.node.user_properties.append((f"quantgate.{name}", figure))
-    if verdict.status is Status.NOT_MEASURED and not session.settings.strict:
+        evidence = describe_case(case)
+    tried = request.node.stash[TRIED]
+    tried.judged = verdict
+    tried.carried.append(carry(judged, warnings=session.warnings, evidence=evidence))
+    if verdict.status is Status.NOT_MEASURED and may_be_missing:
         pytest.skip(f"not measured: {printable(verdict.headline)}")
     if verdict.passed and verdict.evidence:
         # Shown by -rP, and in JUnit files: the evidence of what is green.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.case import Case
     from pytest_quantgate.measurement import Outcomes
     from pytest_quantgate.models.clip import ClipModel
+    from pytest_quantgate.verdict import Verdict
 
 
 @pytest.fixture
@@ -47,28 +48,26 @@ def quantgate_case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture
-def quantgate_fp16(quantgate_case: Case) -> ClipModel:
+def quantgate_fp16(request: pytest.FixtureRequest, quantgate_case: Case) -> ClipModel:
     """The FP16 variant of the suite's model."""
-    return _build(lambda: quantgate_case.fp16)
+    return _build(request, lambda: quantgate_case.fp16)
 
 
 @pytest.fixture
-def quantgate_quantized(quantgate_case: Case) -> ClipModel:
+def quantgate_quantized(request: pytest.FixtureRequest, quantgate_case: Case) -> ClipModel:
     """The quantized variant, calibrated as the suite says."""
-    return _build(lambda: quantgate_case.quantized)
+    return _build(request, lambda: quantgate_case.quantized)
 
 
 @pytest.fixture
 def quantgate_baseline(request: pytest.FixtureRequest, quantgate_case: Case) -> Callable[..., None]:
     """The baseline check: `quantgate_baseline(task=..., metric=...)` fails the test as the
     suite's own regression gate would; `fp16=` and `quantized=` take outcomes of your own."""
-    from pytest_quantgate.collect import CARRIED
-    from pytest_quantgate.report.terminal import render_failure
-    from pytest_quantgate.session import SESSION, carry
-    from pytest_quantgate.verdict import Status
+    from pytest_quantgate.results import TRIED, carry
+    from pytest_quantgate.session import SESSION
 
     session = request.config.stash[SESSION]
-    carried = request.node.stash.setdefault(CARRIED, [])
+    carried = request.node.stash[TRIED].carried
 
     def check(
         *,
@@ -81,30 +80,40 @@ def quantgate_baseline(request: pytest.FixtureRequest, quantgate_case: Case) -> 
         judged = quantgate_case.judging.check_baseline(
             task=task, metric=metric, fp16=fp16, quantized=quantized
         )
-        verdict = judged.verdict
-        carried.append(
-            carry(
-                suite=quantgate_case.suite.name,
-                judged=judged,
-                warnings=session.warnings,
-            )
-        )
-        if verdict.status is Status.NOT_MEASURED and not session.settings.strict:
-            pytest.skip(f"not measured: {verdict.headline}")
-        if not verdict.passed:
-            pytest.fail(render_failure(verdict), pytrace=False)
+        carried.append(carry(judged, warnings=session.warnings))
+        _require(request, judged.verdict)
 
     return check
 
 
-def _build(make: Callable[[], ClipModel]) -> ClipModel:
-    """Build a variant; what is absent skips the test, bad input fails it with its message."""
+def _require(request: pytest.FixtureRequest, verdict: Verdict) -> None:
+    """Let the test end here where its verdict is not PASS; what may be missing skips it."""
+    from pytest_quantgate.gate_kinds import OWN_TESTS
+    from pytest_quantgate.own_tests import tell
+    from pytest_quantgate.report.terminal import render_failure
+    from pytest_quantgate.session import SESSION
+    from pytest_quantgate.verdict import Status
+
+    __tracebackhide__ = True
+    tell(verdict)
+    settings = request.config.stash[SESSION].settings
+    if verdict.status is Status.NOT_MEASURED and settings.may_be_missing(OWN_TESTS):
+        pytest.skip(f"not measured: {verdict.headline}")
+    if not verdict.passed:
+        pytest.fail(render_failure(verdict), pytrace=False)
+
+
+def _build(request: pytest.FixtureRequest, make: Callable[[], ClipModel]) -> ClipModel:
+    """Build a variant; what is absent is not measured, bad input fails with its message."""
     from pytest_quantgate.errors import NotMeasured, QuantGateError
+    from pytest_quantgate.verdict import Status, Verdict
 
     __tracebackhide__ = True
     try:
         return make()
     except NotMeasured as error:
-        pytest.skip(f"not measured: {error}")
+        headline, status = str(error), Status.NOT_MEASURED
     except QuantGateError as error:
-        pytest.fail(str(error), pytrace=False)
+        headline, status = str(error), Status.FAIL
+    _require(request, Verdict(gate="test", status=status, headline=headline))
+    raise AssertionError("a verdict that is not PASS ends the test")

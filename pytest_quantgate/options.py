@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed
+from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed, find_ci
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.gate_kinds import parse_kinds
 from pytest_quantgate.report.files import Targets, check_targets, find_step_summary
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -31,7 +32,11 @@ MAX_REPORT_IMAGES = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run was asked to do: the command line first, then the ini file, then the default."""
+    """What a run was asked to do: the command line first, then the ini file, then the default.
+
+    `ci` is the variable that says that this is a CI job, empty elsewhere. `must_judge` is whether
+    the run was started for its gates: `--quantgate-strict` on the command line.
+    """
 
     baselines: BaselineMode
     baselines_dir: Path
@@ -46,6 +51,18 @@ class Settings:
     selftest: bool = False
     cache: str = "on"
     reports: Targets = field(default_factory=Targets)
+    ci: str = ""
+    allow_unmeasured: tuple[str, ...] = ()
+    must_judge: bool = False
+
+    @property
+    def demands_all(self) -> bool:
+        """Whether what was not measured fails the run."""
+        return self.strict or bool(self.ci and not self.selftest)
+
+    def may_be_missing(self, kind: str, *, suite: Collection[str] = ()) -> bool:
+        """Return whether a gate of a kind may stay unmeasured; `suite` are the kinds it allows."""
+        return not self.demands_all or kind in {*self.allow_unmeasured, *suite}
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -76,7 +93,14 @@ def add_options(parser: pytest.Parser) -> None:
         "--quantgate-strict",
         action="store_true",
         default=None,
-        help="a gate that was not measured fails, and so do orphaned baselines (release jobs)",
+        help="everything that was collected must be measured, and no baseline be orphaned "
+        "(release jobs)",
+    )
+    group.addoption(
+        "--quantgate-allow-unmeasured",
+        metavar="KINDS",
+        help="kinds of gates that may be missing in CI and in strict runs, with commas: "
+        "engine,latency (tests: your own)",
     )
     group.addoption("--quantgate-device", metavar="DEVICE", help="auto (default), cpu or cuda")
     group.addoption(
@@ -116,6 +140,9 @@ def add_options(parser: pytest.Parser) -> None:
     )
     parser.addini("quantgate_baselines", "check, create, update or prune", default="check")
     parser.addini("quantgate_strict", "NOT_MEASURED is a failure", type="bool", default=False)
+    parser.addini(
+        "quantgate_allow_unmeasured", "kinds of gates that may be missing in CI", default=""
+    )
     parser.addini("quantgate_device", "auto, cpu or cuda", default="auto")
     parser.addini("quantgate_cache", "on, or off: measure everything", default="on")
     parser.addini("quantgate_cache_dir", "where built variants are kept", default="")
@@ -159,6 +186,7 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
             environ=environ,
             allow_ci_write=bool(config.getoption("quantgate_allow_ci_write")),
         )
+        allowed = parse_kinds(pick("allow_unmeasured"), option="--quantgate-allow-unmeasured")
     except QuantGateError as error:
         raise pytest.UsageError(str(error)) from error
     device = pick("device")
@@ -208,6 +236,9 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
         root=config.rootpath,
         selftest=selftest,
         reports=resolve_reports(config, environ=environ, selftest=selftest),
+        ci=find_ci(environ),
+        allow_unmeasured=allowed,
+        must_judge=bool(strict),
     )
 
 

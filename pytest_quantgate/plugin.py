@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_quantgate.collect import CARRIED, SUFFIX, SuiteFile
+from pytest_quantgate.collect import SUFFIX, SuiteFile
 from pytest_quantgate.options import add_options, resolve_settings
+from pytest_quantgate.results import begin_attempt, note_phase, watch
 
 if TYPE_CHECKING:
     from pytest_quantgate.session import RunSession
@@ -48,27 +49,28 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile 
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    from pytest_quantgate.session import REPORT_ATTRIBUTE
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with watch(item):
+        return (yield)
 
-    report = yield
-    if report.when == "call" and CARRIED in item.stash:
-        setattr(report, REPORT_ATTRIBUTE, item.stash[CARRIED])
-        del item.stash[CARRIED]
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # a mark that skips comes later
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    begin_attempt(item)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around what makes of a failure an xfail
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    note_phase(item, call, report := (yield))
     return report
 
 
+@pytest.hookimpl(tryfirst=True)  # JUnit writes its file in this hook
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    run = _session(session.config)
-    if session.config.option.collectonly:
-        return
-    if run.is_worker:
-        return
-    done = run.finish()
-    if not (run.write_reports() and done) and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    _session(session.config).finish(session)
 
 
 def pytest_terminal_summary(

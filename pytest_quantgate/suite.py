@@ -372,6 +372,7 @@ class Suite:
     """One suite file, whole. `name` is its path below the root without `.quantgate.yaml`.
 
     `family` is how false alarms of its many limits are held down: by Holm's procedure, or not.
+    `allow_unmeasured` are the kinds of its gates that may be missing in CI and in strict runs.
     """
 
     path: Path
@@ -383,6 +384,7 @@ class Suite:
     gates: Gates
     datasets: Mapping[str, DatasetSpec] = field(default_factory=dict)
     family: Literal["holm", "none"] = "holm"
+    allow_unmeasured: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

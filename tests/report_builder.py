@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from pytest_quantgate.cache import Cache
+from pytest_quantgate.conclusion import Results, Row, SuiteGates
 from pytest_quantgate.gates import judge_accuracy, judge_coverage
 from pytest_quantgate.measurement import (
     Audit,
@@ -30,7 +32,7 @@ from pytest_quantgate.measurement import (
 from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import Evidence, Use
 from pytest_quantgate.report.model import LatencyFacts, ModelFacts, RecipeFacts, Report
-from pytest_quantgate.report.terminal import Row, Summary
+from pytest_quantgate.report.terminal import Summary
 from pytest_quantgate.suite import AccuracyGate, CoverageGate, Where
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -198,11 +200,12 @@ class Run:
     evidence: Mapping[str, Evidence]
     cache: Cache
 
-    def collect(self, *, errors: tuple[str, ...] = ()) -> Report:
+    def collect(self, **changes: Any) -> Report:
+        """Return the report; `changes` are of the results."""
+        results = replace(self.summary.results, **changes)
         return collect_report(
-            self.summary,
+            replace(self.summary, results=results),
             evidence=self.evidence,
-            errors=errors,
             cache=self.cache,
             root=self.cache.root,
             environ={"SOURCE_DATE_EPOCH": "1790000000", "GITHUB_SHA": "c0ffee" * 6},
@@ -284,14 +287,11 @@ def make_run(
         **{verdict.gate: verdict for verdict in extra},
     }
     gates = (*verdicts, *not_run)
-    rows = tuple(
-        Row(suite=suite, gate=name, gates_in_suite=len(gates), verdict=verdict, position=place)
-        for place, (name, verdict) in enumerate(verdicts.items())
-    )
+    rows = tuple(Row(suite=suite, gate=name, verdict=verdict) for name, verdict in verdicts.items())
+    collected = SuiteGates(suite=suite, file=f"suites/{suite}.quantgate.yaml", gates=gates)
     evidence = Evidence(
         suite=suite,
         file=f"suites/{suite}.quantgate.yaml",
-        gates=gates,
         used=(
             Use(about=("variant",), key="a" * 64),
             Use(about=("fidelity",), key="b" * 64),
@@ -329,7 +329,8 @@ def make_run(
             ),
         ),
     )
-    return Run(summary=Summary(rows=rows), evidence={suite: evidence}, cache=cache)
+    results = Results(suites=(collected,), rows=rows)
+    return Run(summary=Summary(results=results), evidence={suite: evidence}, cache=cache)
 
 
 def verdict(gate: str, status: Status, *, headline: str = "", **more: object) -> Verdict:

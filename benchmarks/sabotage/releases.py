@@ -19,17 +19,17 @@ from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, judge_kin
 from benchmarks.sabotage.speed import measure
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.case import Case, write_json
+from pytest_quantgate.conclusion import Results, Row, SuiteGates
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.fingerprint import digest_of
-from pytest_quantgate.judging import Judged
 from pytest_quantgate.measurement import to_json
 from pytest_quantgate.models.checkpoint import save_checkpoint
 from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import describe_case, read_evidence
 from pytest_quantgate.report.json_report import render_json
-from pytest_quantgate.report.terminal import Row, Summary
+from pytest_quantgate.report.terminal import Summary
+from pytest_quantgate.results import verdict_from_json, verdict_to_json
 from pytest_quantgate.selftest.sabotage import exchange_stages
-from pytest_quantgate.session import carry, verdict_from_json
 from pytest_quantgate.stages import TOWERS
 from pytest_quantgate.verdict import Verdict
 
@@ -112,20 +112,12 @@ class Releases:
             if judged_as(row["gate"]) in kinds
         }
         evidence = read_evidence(kept[0]["evidence"])
-        rows = tuple(
-            Row(
-                suite=evidence.suite,
-                gate=name,
-                gates_in_suite=len(verdicts),
-                verdict=verdict,
-                position=position,
-            )
-            for position, (name, verdict) in enumerate(verdicts.items())
-        )
+        suite = evidence.suite
+        collected = SuiteGates(suite=suite, file=evidence.file, gates=tuple(verdicts))
+        rows = tuple(Row(suite=suite, gate=name, verdict=v) for name, v in verdicts.items())
         report = collect_report(
-            Summary(rows=rows),
-            evidence={evidence.suite: evidence},
-            errors=(),
+            Summary(results=Results(suites=(collected,), rows=rows)),
+            evidence={suite: evidence},
             cache=Cache(root=self.bench.settings.cache_dir),
             root=self.bench.root,
             environ={"SOURCE_DATE_EPOCH": "0", "GITHUB_SHA": "0" * 40},
@@ -195,18 +187,10 @@ def _copy_onnx(folder: Path, *, case: Case) -> None:
 
 def _carry_run(case: Case, *, verdicts: Mapping[str, Verdict]) -> list[Any]:
     """Return what the tests of a run carry to the session that writes the report."""
-    evidence = describe_case(case, gates=tuple(verdicts))
+    evidence = describe_case(case).to_json()
     return [
-        carry(
-            suite=case.suite.name,
-            gate=name,
-            position=position,
-            gates_in_suite=len(verdicts),
-            judged=Judged(verdict=verdict),
-            warnings=[],
-            evidence=evidence,
-        )
-        for position, (name, verdict) in enumerate(verdicts.items())
+        {"gate": name, "verdict": verdict_to_json(verdict), "evidence": evidence}
+        for name, verdict in verdicts.items()
     ]
 
 

@@ -21,9 +21,9 @@ from typing import TypeVar, cast
 from pytest_quantgate import __version__
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.comparison.calibration import describe_images
+from pytest_quantgate.conclusion import Results, Row, SuiteConclusion
 from pytest_quantgate.gates.coverage import wanted_slots
 from pytest_quantgate.gates.trace import STAGES, Stage, TraceRow, follow_quantizers
-from pytest_quantgate.gates.words import waivers_words
 from pytest_quantgate.measurement import (
     Audit,
     CalibrationRun,
@@ -37,6 +37,7 @@ from pytest_quantgate.measurement import (
 )
 from pytest_quantgate.report.evidence import Evidence
 from pytest_quantgate.report.model import (
+    Attempt,
     AuditFacts,
     CalibrationFacts,
     ClassFacts,
@@ -47,6 +48,7 @@ from pytest_quantgate.report.model import (
     GateResult,
     OnnxFacts,
     OutcomeFacts,
+    OwnTestResult,
     QuantizerFacts,
     Report,
     StageFacts,
@@ -57,13 +59,13 @@ from pytest_quantgate.report.model import (
 )
 from pytest_quantgate.report.previews import list_flips
 from pytest_quantgate.report.quantizer_states import describe_quantizers
-from pytest_quantgate.report.terminal import Row, Summary
+from pytest_quantgate.report.terminal import Summary
 from pytest_quantgate.runtimes.engine_layers import EngineReport
 from pytest_quantgate.stages import TOWERS
 from pytest_quantgate.store.keys import ENGINES
 from pytest_quantgate.store.surroundings import Surroundings
 from pytest_quantgate.suite import CoverageGate, Where
-from pytest_quantgate.verdict import Status
+from pytest_quantgate.verdict import Verdict
 
 #: A report names no more flipped samples of a task than this, losses first.
 MAX_FLIPS = 200
@@ -78,84 +80,65 @@ def collect_report(
     summary: Summary,
     *,
     evidence: Mapping[str, Evidence],
-    errors: Sequence[str],
     cache: Cache,
     root: Path,
     environ: Mapping[str, str],
 ) -> Report:
-    """Return the report of a run: `evidence` is by suite name, `errors` ended without a verdict."""
-    suites = tuple(
-        collect_suite(name, summary=summary, evidence=evidence.get(name), cache=cache)
-        for name in summary.suites
-    )
+    """Return the report of a run; `evidence` is by suite name."""
+    results, conclusion = summary.results, summary.conclusion
     return Report(
         product_version=__version__,
         created=_read_clock(environ),
-        conclusion=conclude_run(suites, errors=errors),
-        suites=suites,
+        conclusion=Conclusion(status=conclusion.status.value, sentence=conclusion.sentence),
+        suites=tuple(
+            collect_suite(suite, results=results, evidence=evidence.get(suite.suite), cache=cache)
+            for suite in conclusion.suites
+        ),
         environment=describe_environment(
             root=root, environ=environ, measured=[found.versions for found in evidence.values()]
         ),
-        errors=tuple(errors),
+        errors=results.errors,
         warnings=summary.warnings,
         written=summary.written,
         obtained=summary.obtained,
         orphans=summary.orphans,
+        own_tests=tuple(
+            OwnTestResult(
+                test=test.test,
+                status=test.verdict.status.value,
+                headline=test.verdict.headline,
+                code=test.verdict.code,
+                attempts=_describe_attempts(test.attempts),
+            )
+            for test in results.own_tests
+        ),
+        stopped=results.stopped,
     )
-
-
-def conclude_run(suites: Sequence[SuiteReport], *, errors: Sequence[str]) -> Conclusion:
-    """Return the verdict of a whole run in one sentence: the worst suite's, and which."""
-    if errors:
-        number = f"{len(errors)} tests" if len(errors) > 1 else "a test"
-        return Conclusion(
-            status="FAIL", sentence=f"Do not ship: {number} ended without a verdict ({errors[0]})"
-        )
-    if not suites:
-        return Conclusion(status="NOT_MEASURED", sentence="Not decided: no gate ran")
-    worst = max(suites, key=lambda suite: Status[suite.conclusion.status].severity)
-    status = worst.conclusion.status
-    members = [suite for suite in suites if suite.conclusion.status == status]
-    if len(suites) == 1 or len(members) == 1:
-        sentence = worst.conclusion.sentence
-        if worst.gates and all(gate.status == "NOT_MEASURED" for gate in worst.gates):
-            # The suite's own sentence is the reason, which stands below with the gates.
-            sentence = f"not decided: none of {len(worst.gates)} gates could be measured"
-        others = f" ({len(suites) - 1} other of {len(suites)} suites may ship)"
-        rest = all(suite.conclusion.status == "PASS" for suite in suites if suite is not worst)
-        return Conclusion(
-            status=status,
-            sentence=f"{sentence[:1].upper()}{sentence[1:]}"
-            + (f", in {worst.name}{others if rest else ''}" if len(suites) > 1 else ""),
-        )
-    names = ", ".join(suite.name for suite in members)
-    if status == "PASS":
-        gates = sum(len(suite.gates) for suite in suites)
-        passed = f"May ship: all {gates} gates of {len(suites)} suites passed"
-        waivers = waivers_words(gate.figures for suite in suites for gate in suite.gates)
-        sentence = ", ".join(filter(None, (passed, waivers)))
-    else:
-        word = "Do not ship" if status == "FAIL" else "Not decided"
-        sentence = f"{word}: {len(members)} of {len(suites)} suites: {names}"
-    return Conclusion(status=status, sentence=sentence)
 
 
 def collect_suite(
-    name: str, *, summary: Summary, evidence: Evidence | None, cache: Cache
+    suite: SuiteConclusion, *, results: Results, evidence: Evidence | None, cache: Cache
 ) -> SuiteReport:
     """Return all that is known of one suite of the run."""
-    rows = [row for row in summary.rows if row.suite == name]
-    sentence, status = summary.conclude(name)
-    names = {row.gate for row in rows}
+    rows = [row for row in results.rows if row.suite == suite.suite]
+    files = {found.suite: found.file for found in results.suites}
     report = SuiteReport(
-        name=summary.label(name),
-        file=evidence.file if evidence else "",
-        conclusion=Conclusion(status=status.value, sentence=sentence),
+        name=suite.label,
+        file=files[suite.suite],
+        conclusion=Conclusion(status=suite.status.value, sentence=suite.sentence),
         gates=tuple(_describe_gate(row) for row in rows),
-        not_run=tuple(gate for gate in (evidence.gates if evidence else ()) if gate not in names),
+        not_run=tuple(suite.not_run),
+        not_run_because=suite.not_run,
+        allowed_unmeasured=suite.allowed,
         notes=tuple(dict.fromkeys(note for row in rows for note in row.notes)),
     )
     return _SuiteReader(evidence, cache=cache).fill(report) if evidence else report
+
+
+def _describe_attempts(attempts: Sequence[Verdict]) -> tuple[Attempt, ...]:
+    if len(attempts) < 2:
+        return ()
+    return tuple(Attempt(status=v.status.value, headline=v.headline) for v in attempts)
 
 
 def _describe_gate(row: Row) -> GateResult:
@@ -173,6 +156,7 @@ def _describe_gate(row: Row) -> GateResult:
         next_step=verdict.next_step,
         figures=verdict.figures,
         code=verdict.code,
+        attempts=_describe_attempts(row.attempts),
     )
 
 

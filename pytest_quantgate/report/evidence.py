@@ -28,14 +28,13 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What one process used of one suite. `gates` are the suite's, in order; `file` is shown.
+    """What one process used of one suite; `file` is its name as it is shown.
 
     `coverage` is the gate that was judged by: the file may say something else by the end of a run.
     """
 
     suite: str
     file: str
-    gates: tuple[str, ...]
     used: tuple[Use, ...] = ()
     device: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -54,13 +53,8 @@ class Evidence:
         """Return what both processes used; the later one's word counts."""
         used = {use.about: use for use in (*self.used, *later.used)}
         latency = {facts.gate: facts for facts in (*self.latency, *later.latency)}
-        first, second = (later, self) if later.model else (self, later)
-        return replace(
-            first,
-            gates=first.gates or second.gates,
-            used=tuple(used.values()),
-            latency=tuple(latency.values()),
-        )
+        known = later if later.model else self
+        return replace(known, used=tuple(used.values()), latency=tuple(latency.values()))
 
 
 def read_evidence(data: Any) -> Evidence:
@@ -68,13 +62,12 @@ def read_evidence(data: Any) -> Evidence:
     return from_json(Evidence, data)
 
 
-def describe_case(case: Case, *, gates: tuple[str, ...]) -> Evidence:
+def describe_case(case: Case) -> Evidence:
     """Return what a case has used so far. Costs nothing that the case has not paid already."""
     suite = case.suite
     evidence = Evidence(
         suite=suite.name,
         file=suite.model.where.file,
-        gates=gates,
         used=tuple(Use(about=about, key=key) for about, key in case.used.items()),
         calibration_batch_size=suite.calibration.batch_size,
         coverage=suite.gates.coverage,

@@ -5,28 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from pytest_quantgate.gate_kinds import KINDS
 from pytest_quantgate.report.model import (
     ClassFacts,
     GateResult,
     StageName,
     SuiteReport,
     TaskFacts,
-)
-
-#: Every kind of gate, to say which of them a suite does not ask for.
-KINDS = (
-    "coverage",
-    "calibration",
-    "fidelity",
-    "accuracy",
-    "regression",
-    "roundtrip",
-    "export",
-    "parity",
-    "engine",
-    "memory",
-    "trace",
-    "latency",
 )
 
 STAGES: Mapping[StageName, str] = {"torch": "", "onnx": " in ONNX", "engine": " in an engine"}
@@ -45,7 +30,21 @@ def absent_kinds(suite: SuiteReport) -> list[str]:
     """Return the kinds of gates that a suite does not have: what nobody asked for."""
     names = [*(gate.name for gate in suite.gates), *suite.not_run]
     there = {name.partition("[")[0] for name in names}
-    return [kind for kind in KINDS if kind not in there]
+    return [kind for kind in KINDS if kind not in there and kind != "sanity"]  # every suite has it
+
+
+def list_missing(suite: SuiteReport) -> dict[str, list[str]]:
+    """Return the gates without a measurement by the reason, and whether they may be missing."""
+    reasons: dict[str, list[str]] = {}
+    told = {g.name: g.headline for g in suite.gates if g.status == "NOT_MEASURED"}
+    told |= {
+        name: f"did not run: {suite.not_run_because.get(name) or 'no reason is known'}"
+        for name in suite.not_run
+    }
+    for name, reason in told.items():
+        may = " (allowed to be missing)" if name in suite.allowed_unmeasured else ""
+        reasons.setdefault(f"{reason}{may}", []).append(name)
+    return reasons
 
 
 def has_drop(gate: GateResult) -> bool:

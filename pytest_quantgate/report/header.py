@@ -6,9 +6,14 @@ from pytest_quantgate.options import Settings
 
 
 def describe_settings(settings: Settings) -> str:
-    """Return one line with what differs between runs: mode, strictness, device."""
-    cache = ", cache=off" if settings.cache == "off" else ""
-    strict = ", strict" if settings.strict else ""
-    return (
-        f"quantgate: baselines={settings.baselines.value}, device={settings.device}{cache}{strict}"
-    )
+    """Return one line with what differs between runs: mode, device, what may be missing."""
+    parts = [f"baselines={settings.baselines.value}", f"device={settings.device}"]
+    if settings.cache == "off":
+        parts.append("cache=off")
+    if settings.strict:
+        parts.append("strict")
+    elif settings.demands_all:
+        parts.append(f"{settings.ci} is set: what is not measured fails")
+    if settings.demands_all and settings.allow_unmeasured:
+        parts.append(f"may be missing: {' '.join(settings.allow_unmeasured)}")
+    return f"quantgate: {', '.join(parts)}"

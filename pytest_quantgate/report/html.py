@@ -15,7 +15,7 @@ from importlib import resources
 
 from pytest_quantgate import __version__
 from pytest_quantgate.report.charts import Spec
-from pytest_quantgate.report.facts import absent_kinds
+from pytest_quantgate.report.facts import absent_kinds, list_missing
 from pytest_quantgate.report.markup import Child, Html, embed_json, join, tag
 from pytest_quantgate.report.model import Report
 from pytest_quantgate.report.parts import (
@@ -26,6 +26,7 @@ from pytest_quantgate.report.parts import (
     class_of,
     definitions,
     plural,
+    table,
 )
 from pytest_quantgate.report.sections import list_sections, render_suite
 
@@ -39,6 +40,7 @@ def render_html(report: Report) -> str:
         _render_contents(report),
         tag(
             "main",
+            _render_own_tests(report),
             _render_messages(report),
             (
                 render_suite(suite, number=number, alone=not several, drawn=drawn)
@@ -135,6 +137,9 @@ def _count_gates(report: Report) -> Html:
     not_run = sum(len(suite.not_run) for suite in report.suites)
     if not_run:
         parts.append(badge("NOT_MEASURED", text=f"{not_run} did not run"))
+    if report.own_tests:
+        red = sum(test.status != "PASS" for test in report.own_tests)
+        parts.append(f"{plural(len(report.own_tests), 'own test')}, {red} not passed")
     return join(parts)
 
 
@@ -143,14 +148,8 @@ def _render_unmeasured(report: Report) -> Html:
     items: list[Html] = []
     for suite in report.suites:
         of = f"{suite.name}: " if len(report.suites) > 1 else ""
-        reasons: dict[str, list[str]] = {}
-        for gate in suite.gates:
-            if gate.status == "NOT_MEASURED":
-                reasons.setdefault(gate.headline, []).append(gate.name)
-        for reason, names in reasons.items():
+        for reason, names in list_missing(suite).items():
             items.append(join(of, tag("b", ", ".join(names)), f": {reason}"))
-        if suite.not_run:
-            items.append(join(of, tag("b", ", ".join(suite.not_run)), ": did not run"))
         absent = absent_kinds(suite)
         if absent:
             items.append(join(of, f"no gate asks for {', '.join(absent)}"))
@@ -169,13 +168,50 @@ def _render_contents(report: Report) -> Html:
             tag("li", tag("a", title, href=f"#s{number}-{anchor}"))
             for anchor, title in list_sections(suite)
         )
+    if report.own_tests:
+        links.append(tag("li", tag("a", "Own tests", href="#own-tests")))
     links.append(tag("li", tag("a", "Environment", href="#environment")))
     return tag("nav", tag("ul", links, class_="wide"), aria_label="Sections")
 
 
+def _render_own_tests(report: Report) -> Html | None:
+    """Return the project's own tests that count, red ones with what they found."""
+    if not report.own_tests:
+        return None
+    order = sorted(report.own_tests, key=lambda test: test.status == "PASS")  # stable: red first
+    rows = [
+        tag(
+            "tr",
+            tag("td", badge(test.status)),
+            tag("th", test.test, scope="row"),
+            tag(
+                "td",
+                test.headline,
+                tag("p", "Code: ", tag("code", test.code)) if test.code else None,
+                bullets(f"{attempt.status}: {attempt.headline}" for attempt in test.attempts)
+                if test.attempts
+                else None,
+            ),
+        )
+        for test in order
+    ]
+    return tag(
+        "section",
+        tag("h2", "The project's own tests", id="own-tests"),
+        table(
+            ["verdict", "test", "result"],
+            rows,
+            caption="Tests that use quantgate's assertions or fixtures",
+            class_="gates",
+        ),
+        class_="card",
+    )
+
+
 def _render_messages(report: Report) -> Html:
     lists = [
-        ("Ended without a verdict", report.errors, "card errors"),
+        ("Errors", report.errors, "card errors"),
+        ("Stopped early", (report.stopped,) if report.stopped else (), "card errors"),
         ("Warnings", report.warnings, "card"),
         ("Orphaned baselines", report.orphans, "card"),
         ("Written in this run", (*report.written, *report.obtained), "card"),

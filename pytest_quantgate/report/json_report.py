@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.measurement import from_json, to_json
-from pytest_quantgate.report import FORMAT, VERSION
+from pytest_quantgate.report import FORMAT, READABLE, VERSION
 from pytest_quantgate.report.model import Report
 from pytest_quantgate.untrusted import parse_json
 
@@ -27,8 +27,8 @@ def render_json(report: Report) -> str:
 def read_report(text: str | bytes, *, name: str) -> Report:
     """Return the report in a JSON text; raises ReportError, which starts with `name`.
 
-    Refused are what is no report, a version that is not this one's, and any field that is
-    missing, unknown or of another type.
+    Refused are what is no report, a version that is not known, and any field that is missing,
+    unknown or of another type.
     """
     try:
         data = parse_json(text)
@@ -36,10 +36,11 @@ def read_report(text: str | bytes, *, name: str) -> Report:
         raise ReportError(f"{name}: this is no JSON: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ReportError(f"{name}: this is no report: its `format` is not {FORMAT!r}")
-    if data.get("version") != VERSION:
+    if data.get("version") not in READABLE:
         raise ReportError(
-            f"{name}: a report of version {data.get('version')!r}, here version {VERSION} is "
-            f"known: write it again with this release (--quantgate-json={name})"
+            f"{name}: a report of version {data.get('version')!r}, here versions "
+            f"{' and '.join(map(str, READABLE))} are known: write it again with this release "
+            f"(--quantgate-json={name})"
         )
     try:
         return from_json(Report, data)

@@ -10,10 +10,17 @@ from pytest_quantgate.report.facts import (
     absent_kinds,
     figure,
     gate_of,
+    list_missing,
     task_name,
     worst_classes,
 )
-from pytest_quantgate.report.model import GateResult, Report, StatusName, SuiteReport
+from pytest_quantgate.report.model import (
+    GateResult,
+    OwnTestResult,
+    Report,
+    StatusName,
+    SuiteReport,
+)
 from pytest_quantgate.report.numbers import show_bytes, show_percent, show_points, show_ratio
 from pytest_quantgate.report.parts import GREEN_OR_UNKNOWN, STATUSES
 from pytest_quantgate.report.printable import printable
@@ -72,15 +79,16 @@ def _render_top(report: Report) -> Iterator[str]:
     parts = []
     for suite in report.suites:
         of = f"{suite.name}: " if len(report.suites) > 1 else ""
-        names = [gate.name for gate in suite.gates if gate.status == "NOT_MEASURED"]
-        if names or suite.not_run:
-            parts.append(f"{of}{_few([*names, *suite.not_run])}")
+        for reason, names in list_missing(suite).items():
+            parts.append(f"{of}{_few(names)} ({_cut(reason, 80)})")
         absent = absent_kinds(suite)
         if absent:
             parts.append(f"{of}no gate asks for {', '.join(absent)}")
     yield f"**Not measured:** {escape(_cut('; '.join(parts) or 'nothing is missing'))}"
+    if report.stopped:
+        yield f"- stopped early: {escape(_cut(report.stopped))}"
     for error in report.errors[:3]:
-        yield f"- ended without a verdict: {escape(_cut(error))}"
+        yield f"- {escape(_cut(error))}"
 
 
 def _sections(report: Report) -> Iterator[list[str]]:
@@ -93,6 +101,9 @@ def _sections(report: Report) -> Iterator[list[str]]:
     ]
     for _, gate in red:
         yield list(_render_failure(gate))
+    for test in report.own_tests:
+        if test.status != "PASS":
+            yield list(_render_own_test(test))
     for suite in report.suites:
         yield list(_render_gates(suite))
     for suite in report.suites:
@@ -114,6 +125,14 @@ def _render_failure(gate: GateResult) -> Iterator[str]:
         yield f"- next step: {escape(_cut(gate.next_step))}"
 
 
+def _render_own_test(test: OwnTestResult) -> Iterator[str]:
+    yield ""
+    code = f" ({escape(test.code)})" if test.code else ""
+    yield f"**{_sign(test.status)} {escape(test.test)}**: {escape(_cut(test.headline, 600))}{code}"
+    for number, attempt in enumerate(test.attempts, start=1):
+        yield f"- attempt {number}: {attempt.status} {escape(_cut(attempt.headline))}"
+
+
 def _render_gates(suite: SuiteReport) -> Iterator[str]:
     yield ""
     yield f"| {_sign(suite.conclusion.status)} | {escape(suite.name)} | result |"
@@ -122,7 +141,8 @@ def _render_gates(suite: SuiteReport) -> Iterator[str]:
     for gate in order:
         yield f"| {_sign(gate.status)} | {escape(gate.name)} | {escape(_cut(gate.brief))} |"
     for name in suite.not_run:
-        yield f"| {_sign('NOT_MEASURED')} | {escape(name)} | did not run |"
+        reason = escape(_cut(suite.not_run_because.get(name, "")))
+        yield f"| {_sign('NOT_MEASURED')} | {escape(name)} | did not run: {reason} |"
 
 
 def _render_accuracy(suite: SuiteReport) -> Iterator[str]:

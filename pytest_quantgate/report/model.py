@@ -44,10 +44,19 @@ class Conclusion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One of several tries at a gate or a test, and what it found."""
+
+    status: StatusName
+    headline: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class GateResult:
     """One gate that ran: `name` is `<kind>` or `<kind>[<key>]`; the rest as in its verdict.
 
-    `figures` are the raw numbers by name, units in the names.
+    `figures` are the raw numbers by name, units in the names. `attempts` are all tries where there
+    were several; different answers are FAIL.
     """
 
     name: str
@@ -61,6 +70,22 @@ class GateResult:
     next_step: str
     figures: Mapping[str, Figure]
     code: str = ""
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnTestResult:
+    """A hand-written test, by its node id, that used an assertion or a fixture of the plugin.
+
+    `status` is the verdict that it failed with where it was the plugin's, else PASS or FAIL. A test
+    that was expected to fail (`xfail`) is FAIL.
+    """
+
+    test: str
+    status: StatusName
+    headline: str
+    code: str = ""
+    attempts: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +350,9 @@ class LatencyFacts:
 class SuiteReport:
     """One suite in this run.
 
-    `not_run` names its gates without a verdict: left out of this run, or ended by an error.
+    `not_run` names its gates without a verdict, `not_run_because` says why: `deselected`, `not
+    reached`, or the reason of a mark. `allowed_unmeasured` are the gates that were not measured, or
+    did not run, and that may be missing by the word of the suite or of an option.
     `fidelity.worst_layers` are (module, dB) of the noise that each layer adds, worst first.
     `notes` are what a reader must know of all its numbers.
     """
@@ -349,6 +376,8 @@ class SuiteReport:
     parity: Parity | None = None
     engines: tuple[EngineFacts, ...] = ()
     latency: tuple[LatencyFacts, ...] = ()
+    not_run_because: Mapping[str, str] = field(default_factory=dict)
+    allowed_unmeasured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,8 +396,9 @@ class Environment:
 class Report:
     """One run of pytest-quantgate.
 
-    `created` is UTC, ISO 8601. `errors` are what ended without a verdict (a suite that cannot be
-    read, a test that crashed): with any, nothing may ship.
+    `created` is UTC, ISO 8601. `errors` are of no gate (a suite that cannot be read, a crash of
+    pytest): with any, nothing may ship. `own_tests` are the project's own that count, `stopped` is
+    why the run ended early, empty where it did not.
     """
 
     format: str = FORMAT
@@ -383,3 +413,5 @@ class Report:
     written: tuple[str, ...] = ()
     obtained: tuple[str, ...] = ()
     orphans: tuple[str, ...] = ()
+    own_tests: tuple[OwnTestResult, ...] = ()
+    stopped: str = ""

@@ -120,7 +120,7 @@ def _render_gates(suite: SuiteReport, *, number: int) -> Html:
             "tr",
             tag("td", badge("NOT_MEASURED", text="did not run")),
             tag("th", name, scope="row"),
-            tag("td", "no verdict in this run"),
+            tag("td", f"no verdict in this run: {suite.not_run_because.get(name, '')}"),
         )
         for name in suite.not_run
     ]
@@ -141,6 +141,7 @@ def _render_failures(suite: SuiteReport, *, number: int) -> Html:
             tag("p", gate.headline, class_="headline"),
             tag("p", "Code: ", tag("code", gate.code)) if gate.code else None,
             bullets(gate.evidence) if gate.evidence else None,
+            tag("p", f"{len(gate.attempts)} attempts.") if gate.attempts else None,
             tag("p", tag("b", "Likely cause: "), gate.cause) if gate.cause else None,
             tag("p", tag("b", "Next step: "), gate.next_step) if gate.next_step else None,
             class_=f"failure f-{class_of(gate.status)}",

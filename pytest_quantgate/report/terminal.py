@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from pytest_quantgate.gates.words import waivers_words
+from pytest_quantgate.conclusion import (
+    DESELECTED,
+    NAMED,
+    NOT_REACHED,
+    Conclusion,
+    Results,
+    Row,
+    SuiteConclusion,
+    conclude,
+)
+from pytest_quantgate.gates.words import count, listed
 from pytest_quantgate.report.printable import printable
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -17,72 +28,42 @@ BRIEF_LENGTH = 70
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One gate of the summary and what was decided; `position` is its place in the suite."""
-
-    suite: str
-    gate: str
-    gates_in_suite: int
-    verdict: Verdict
-    position: int = 0
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A session's gates and what else the reader must know; derives its counts."""
+    """What there is to say at the end of a run: its results, what they conclude to, and notes.
 
-    rows: tuple[Row, ...]
+    `lost_report` says that a report which was asked for could not be written, `failed` that the run
+    fails by what is said here, whatever pytest says.
+    """
+
+    results: Results
     orphans: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     obtained: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    lost_report: bool = False
+    failed: bool = False
 
-    def count(self, status: Status) -> int:
-        return sum(row.verdict.status is status for row in self.rows)
+    @cached_property
+    def conclusion(self) -> Conclusion:
+        return conclude(self.results)
 
     @property
-    def suites(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(row.suite for row in self.rows))
+    def has_news(self) -> bool:
+        """Whether a terminal should show it: a run of other tests that pass is left alone."""
+        results = self.results
+        own_red = any(not test.verdict.passed for test in results.own_tests)
+        told = any(reason not in (DESELECTED, NOT_REACHED) for *_, reason in self.list_not_run())
+        notes = (self.orphans, self.written, self.obtained, self.warnings)
+        return bool(results.rows or self.failed or own_red or told or any(notes))
 
-    def label(self, suite: str) -> str:
-        """Return as much of a suite's path as tells it from the others of this run."""
-        parts = suite.split("/")
-        others = [f"/{other}" for other in self.suites if other != suite]
-        for start in range(len(parts) - 1, 0, -1):
-            end = "/".join(parts[start:])
-            if not any(other.endswith(f"/{end}") for other in others):
-                return end
-        return suite
+    def count(self, status: Status) -> int:
+        return sum(row.verdict.status is status for row in self.results.rows)
 
-    def conclude(self, suite: str) -> tuple[str, Status]:
-        """Return the sentence on one suite and the status that it carries.
-
-        `may ship` needs every gate of the suite: one that was not measured or not selected in
-        this run makes the sentence say so.
-        """
-        rows = [row for row in self.rows if row.suite == suite]
-        red = [r.gate for r in rows if r.verdict.status.severity > Status.NOT_MEASURED.severity]
-        unmeasured = [r.gate for r in rows if r.verdict.status is Status.NOT_MEASURED]
-        left_out = max(row.gates_in_suite for row in rows) - len({row.gate for row in rows})
-        if red:
-            failed = any(r.verdict.status is Status.FAIL for r in rows)
-            word = "do not ship" if failed else "not decided"
-            return f"{word}: {_join(red)}", Status.FAIL if failed else Status.INCONCLUSIVE
-        if unmeasured:
-            if len(unmeasured) == len(rows):
-                reasons = {row.verdict.headline for row in rows}
-                reason = f": {reasons.pop()}" if len(reasons) == 1 else ""
-                return f"not measured{reason}", Status.NOT_MEASURED
-            return f"not decided: {_join(unmeasured)} not measured", Status.NOT_MEASURED
-        if left_out:
-            return (
-                f"not decided: {len(rows)} passed, {_plural(left_out, 'gate')} did not run",
-                Status.NOT_MEASURED,
-            )
-        waivers = waivers_words(row.verdict.figures for row in rows)
-        passed = f"may ship: {_plural(len(rows), 'gate')} passed"
-        return ", ".join(filter(None, (passed, waivers))), Status.PASS
+    def list_not_run(self) -> Iterator[tuple[SuiteConclusion, str, str]]:
+        """Yield (suite, gate, why) of every gate that was collected and has no verdict."""
+        for suite in self.conclusion.suites:
+            for gate, reason in suite.not_run.items():
+                yield suite, gate, reason
 
 
 def render_failure(verdict: Verdict) -> str:
@@ -107,13 +88,21 @@ def render_summary(summary: Summary, *, width: int) -> Iterator[tuple[str, Statu
 
 
 def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Status | None]]:
-    for suite in summary.suites:
-        rows = [row for row in summary.rows if row.suite == suite]
-        yield from _render_table(rows, label=summary.label(suite), width=width)
-        for note in dict.fromkeys(
-            n for row in summary.rows if row.suite == suite for n in row.notes
-        ):
+    results, conclusion = summary.results, summary.conclusion
+    for suite in conclusion.suites:
+        rows = [row for row in results.rows if row.suite == suite.suite]
+        yield from _render_table(rows, label=suite.label, width=width)
+        yield from _list_not_run(suite, headed=bool(rows))
+        for note in dict.fromkeys(note for row in rows for note in row.notes):
             yield f"  note: {note}", None
+    red = [
+        Row(suite="own tests", gate=test.test, verdict=test.verdict)
+        for test in results.own_tests
+        if not test.verdict.passed
+    ]
+    yield from _render_table(red, label="own tests", width=width)
+    for text in results.errors:
+        yield f"error: {text}", None
     for text in summary.warnings:
         yield f"warning: {text}", None
     for text in summary.written:
@@ -124,14 +113,30 @@ def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Statu
         yield f"orphaned baseline: {text}", None
     if summary.orphans:
         yield "  no suite names these; delete them with --quantgate-baselines=prune", None
-    for suite in summary.suites:
-        sentence, status = summary.conclude(suite)
-        yield f"{summary.label(suite)}: {sentence}", status
-    if summary.rows:
-        yield _counts(summary), None
+    for suite in conclusion.suites:
+        yield f"{suite.label}: {suite.sentence}", suite.status
+    if conclusion.says_more and (conclusion.suites or summary.failed):
+        sentence = conclusion.sentence
+        yield f"run: {sentence[:1].lower()}{sentence[1:]}", conclusion.status
+    if results.rows:
+        yield _count("gate", [row.verdict.status for row in results.rows]), None
+    if red:
+        yield _count("own test", [test.verdict.status for test in results.own_tests]), None
 
 
-def _counts(summary: Summary) -> str:
+def _list_not_run(suite: SuiteConclusion, *, headed: bool) -> Iterator[tuple[str, Status | None]]:
+    reasons: dict[str, list[str]] = {}
+    for gate, reason in suite.not_run.items():
+        reasons.setdefault(reason, []).append(gate)
+    if not headed and len(reasons) < 2:
+        return  # the sentence on the suite says it
+    if not headed:
+        yield suite.label, None
+    for reason, gates in reasons.items():
+        yield f"  did not run ({reason}): {listed(gates, most=NAMED)}", None
+
+
+def _count(noun: str, statuses: Sequence[Status]) -> str:
     words = {
         Status.PASS: "passed",
         Status.FAIL: "failed",
@@ -139,8 +144,8 @@ def _counts(summary: Summary) -> str:
         Status.INCOMPARABLE: "incomparable",
         Status.NOT_MEASURED: "not measured",
     }
-    parts = [f"{summary.count(s)} {word}" for s, word in words.items() if summary.count(s)]
-    return f"{_plural(len(summary.rows), 'gate')}: {', '.join(parts)}"
+    parts = [f"{statuses.count(s)} {word}" for s, word in words.items() if s in statuses]
+    return f"{count(len(statuses), noun)}: {', '.join(parts)}"
 
 
 def _render_table(
@@ -149,7 +154,7 @@ def _render_table(
     """Yield one line a gate where all of them fit the width, else two: the name, the result."""
     headlines = {row.verdict.headline for row in rows}
     unmeasured = all(row.verdict.status is Status.NOT_MEASURED for row in rows)
-    if unmeasured and len(headlines) == 1:
+    if not rows or (unmeasured and len(headlines) == 1):
         return  # the sentence on the suite says it once for all
     yield label, None
     label_width = max(len(_label(row)) for row in rows)
@@ -173,16 +178,5 @@ def _brief(row: Row) -> str:
     """Return the result in a phrase; the gate's name stands beside it already."""
     if row.verdict.brief:
         return row.verdict.brief
-    text = row.verdict.headline.removeprefix(f"{row.gate.partition('[')[0]}: ")
+    text = row.verdict.headline.removeprefix(f"{row.verdict.gate}: ")
     return text if len(text) <= BRIEF_LENGTH else text[: BRIEF_LENGTH - 3].rstrip() + "..."
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _join(names: Sequence[str] | Iterable[str], *, most: int = 3) -> str:
-    names = list(names)
-    if len(names) <= most:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pytest_quantgate.report.terminal import Row, Summary
+from pytest_quantgate.conclusion import Row
+from pytest_quantgate.report.terminal import Summary
 from pytest_quantgate.verdict import Status
 
 LABELS = {
@@ -21,15 +22,19 @@ def render_selftest(summary: Summary, *, width: int) -> Iterator[tuple[str, Stat
 
     Each gate, and below it every sabotage with what the gate said to it.
     """
-    for suite in summary.suites:
-        yield f"{summary.label(suite)}: selftest", None
-        rows = [row for row in summary.rows if row.suite == suite]
-        for row in rows:
+    rows = {
+        suite.label: [row for row in summary.results.rows if row.suite == suite.suite]
+        for suite in summary.conclusion.suites
+    }
+    proven = {label: found for label, found in rows.items() if found}
+    for label, found in proven.items():
+        yield f"{label}: selftest", None
+        for row in found:
             yield from _render_gate(row, width=width)
     for text in summary.warnings:
         yield f"warning: {text}", None
-    for suite in summary.suites:
-        yield _conclude(summary.label(suite), [row for row in summary.rows if row.suite == suite])
+    for label, found in proven.items():
+        yield _conclude(label, found)
 
 
 def _render_gate(row: Row, *, width: int) -> Iterator[tuple[str, Status | None]]:

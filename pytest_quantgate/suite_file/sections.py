@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import yaml
 
+from pytest_quantgate.gate_kinds import KINDS
 from pytest_quantgate.quantities import parse_confidence
 from pytest_quantgate.suite import (
     MAX_WAIVER_DAYS,
@@ -380,6 +381,11 @@ SUITE = Section(
         "quantize": section_field(QUANTIZE, help="how it is quantized", required=True),
         "family": choice_field(
             "holm", "none", help="control of false FAILs over all limits; default: holm"
+        ),
+        "allow_unmeasured": list_field(
+            choice_field(*KINDS, help="kind of gate"),
+            help="kinds of gates that may be missing in CI and in strict runs; default: none",
+            single=True,
         ),
         "gates": Field(
             read=lambda place, node: read_section(GATES, Place(file=place.file, key=""), node),

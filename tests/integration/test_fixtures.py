@@ -38,7 +38,7 @@ def test_the_suite_can_come_from_the_ini_file_or_an_option(
 ) -> None:
     write_suite()
     test = pytester.makepyfile(
-        "def test_name(quantgate_case): assert quantgate_case.suite.name == 'tiny'"
+        "def test_name(quantgate_case): assert quantgate_case.suite.name == 'suites/tiny'"
     )
     option = "--quantgate-suite=suites/tiny.quantgate.yaml"
 

@@ -176,11 +176,11 @@ def test_gate_that_crashes_makes_the_report_red(pytester: pytest.Pytester) -> No
     pytester.runpytest_inprocess("suites", "--quantgate-json=r.json")
 
     report = load(pytester.path / "r.json")
-    assert report["conclusion"]["status"] == "FAIL"
-    assert report["errors"] == [
-        "suites/absent.quantgate.yaml::roundtrip: RuntimeError: out of memory"
-    ]
-    assert report["suites"][0]["not_run"] == ["roundtrip"]
+    assert report["conclusion"] == {"status": "FAIL", "sentence": "Do not ship: roundtrip"}
+    gate = next(g for g in report["suites"][0]["gates"] if g["name"] == "roundtrip")
+    assert (gate["status"], gate["code"]) == ("FAIL", "roundtrip.no-verdict")
+    assert gate["headline"] == ("roundtrip: ended without a verdict: RuntimeError: out of memory")
+    assert report["suites"][0]["not_run"] == []
 
 
 @pytest.mark.usefixtures("suite")
@@ -199,7 +199,7 @@ def test_step_summary_is_appended_to_where_gates_ran(
     assert summary.read_text() == "# Build\n"
 
     pytester.runpytest_inprocess("suites")
-    assert summary.read_text().startswith("# Build\n\n<!-- pytest-quantgate report version 1 -->\n")
+    assert summary.read_text().startswith("# Build\n\n<!-- pytest-quantgate report version 2 -->\n")
 
 
 @pytest.mark.usefixtures("suite")

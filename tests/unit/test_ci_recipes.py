@@ -307,10 +307,12 @@ def test_the_github_gates_write_reports_and_a_release_is_strict(machine: Machine
     usual = machine.run(script, RELEASE="", GITHUB_STEP_SUMMARY=str(summary))
     release = machine.run(script, RELEASE="yes")
 
-    assert usual.returncode == 0, usual.stdout + usual.stderr
-    assert release.returncode == 1, release.stdout + release.stderr
-    assert "cache=off" in release.stdout
+    assert "device=auto, CI is set: what is not measured fails" in usual.stdout
+    assert "device=auto, cache=off, strict" in release.stdout
     assert "cache=off" not in usual.stdout
+    for done in (usual, release):
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "absent: not measured: suites/absent.quantgate.yaml:2: " in done.stdout
     report = machine.path / "report"
     uploaded = {path.name for path in report.iterdir()}
     assert uploaded == {"index.html", "report.json", "summary.md", "junit.xml"}
@@ -330,9 +332,8 @@ def test_the_gitlab_script_runs_and_its_artifacts_exist(machine: Machine) -> Non
     usual = machine.run("\n".join(job["script"]))
     release = machine.run("\n".join(job["script"]), **job["rules"][0]["variables"])
 
-    assert usual.returncode == 0, usual.stdout + usual.stderr
-    assert release.returncode == 1
-    assert "cache=off" in release.stdout
+    assert (usual.returncode, release.returncode) == (1, 1), usual.stdout + usual.stderr
+    assert "cache=off, strict" in release.stdout
     assert "cache=off" not in usual.stdout
     assert (machine.path / job["artifacts"]["reports"]["junit"]).is_file()
     assert (machine.path / "report" / "index.html").is_file()
@@ -351,8 +352,8 @@ def test_the_container_runs_the_suites_as_an_ordinary_user(machine: Machine) -> 
     assert install is not None
     installed = machine.run(install[1])
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 gate: 1 not measured" in done.stdout
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "2 gates: 2 not measured" in done.stdout
     assert installed.returncode == 0
     known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert extras_of(machine.installed[0]) <= set(known["optional-dependencies"])
@@ -362,9 +363,13 @@ def test_the_container_runs_the_suites_as_an_ordinary_user(machine: Machine) -> 
 @pytest.mark.parametrize(
     ("suite", "changes", "status", "verdict"),
     [
-        (ABSENT, {}, 0, "NOT_MEASURED"),
+        (ABSENT, {}, 1, "NOT_MEASURED"),
         (ABSENT, {"STRICT": "true"}, 1, "NOT_MEASURED"),
-        (ABSENT, {"CACHE": "false"}, 0, "NOT_MEASURED"),
+        (ABSENT, {"CACHE": "false"}, 1, "NOT_MEASURED"),
+        # Of a suite of which nothing is measured nobody knows anything, whatever may be missing.
+        (ABSENT, {"ALLOW_UNMEASURED": "coverage,sanity"}, 1, "NOT_MEASURED"),
+        (ABSENT, {"ALLOW_UNMEASURED": "coverage", "CI": ""}, 0, "NOT_MEASURED"),
+        (ABSENT, {"ALLOW_UNMEASURED": "covrage"}, 4, "ERROR"),
         (ABSENT.replace("coverage", "covrage"), {}, 2, "FAIL"),
         (ABSENT, {"PYTEST_ADDOPTS": "--quantgate-device=tpu"}, 4, "ERROR"),
     ],
@@ -379,7 +384,8 @@ def test_the_action_says_its_verdict(
     stale = machine.path / defaults["report"] / "report.json"
     stale.write_text('{"format": "pytest-quantgate report", "conclusion": {"status": "PASS"}}')
 
-    inputs = {name.upper(): defaults[name] for name in ("suites", "report", "strict", "cache")}
+    names = ("suites", "report", "strict", "cache", "allow-unmeasured")
+    inputs = {name.upper().replace("-", "_"): defaults[name] for name in names}
     done = machine.run(script_of(ACTION, name="Gates"), **(inputs | changes))
 
     assert ("cache=off" in done.stdout) == (changes.get("CACHE") == "false")

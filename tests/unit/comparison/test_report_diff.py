@@ -500,7 +500,7 @@ def test_written_report_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
-        ('"version": 1', '"version": 99', ReportError),
+        ('"version": 2', '"version": 99', ReportError),
         ('"samples": 100', '"samples": 10', DiffError),
         ('"clip"', "7", ReportError),
     ],

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_quantgate.conclusion import OwnTest, Results, Row, SuiteGates
 from pytest_quantgate.report.printable import printable
-from pytest_quantgate.report.terminal import Row, Summary, render_failure, render_summary
+from pytest_quantgate.report.terminal import Summary, render_failure, render_summary
 from pytest_quantgate.verdict import Status, Verdict
 
 EVIL = (
@@ -80,10 +81,21 @@ def test_a_failure_has_as_many_lines_as_it_was_given() -> None:
 
 @pytest.mark.parametrize("width", [80, 2000])
 def test_no_line_of_the_summary_can_be_forged(width: int) -> None:
-    row = Row(suite=EVIL, gate=f"accuracy[{EVIL}]", gates_in_suite=1, verdict=evil_verdict(),
+    row = Row(suite=EVIL, gate=f"accuracy[{EVIL}]", verdict=evil_verdict(),
               notes=("::notice::x", EVIL))  # fmt: skip
     summary = Summary(
-        rows=(row,), orphans=("::a::", EVIL), written=("::b::",), obtained=(EVIL,), warnings=(EVIL,)
+        results=Results(
+            suites=(SuiteGates(suite=EVIL, file=EVIL, gates=(row.gate, EVIL)),),
+            rows=(row,),
+            not_run={(EVIL, EVIL): EVIL},
+            own_tests=(OwnTest(test=EVIL, verdict=evil_verdict()),),
+            errors=(EVIL,),
+            stopped=EVIL,
+        ),
+        orphans=("::a::", EVIL),
+        written=("::b::",),
+        obtained=(EVIL,),
+        warnings=(EVIL,),
     )
 
     lines = [line for line, _ in render_summary(summary, width=width)]

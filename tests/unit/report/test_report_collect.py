@@ -11,63 +11,12 @@ import pytest
 from report_builder import make_audit, make_outcomes, make_run, verdict
 
 from pytest_quantgate.baselines import store_outcomes
+from pytest_quantgate.conclusion import OwnTest
 from pytest_quantgate.measurement import unpack_bits
-from pytest_quantgate.report.collect_evidence import conclude_run
 from pytest_quantgate.report.evidence import Evidence, Use, read_evidence, recipe_lines
-from pytest_quantgate.report.model import Conclusion, StatusName, SuiteReport
+from pytest_quantgate.report.model import Attempt, Conclusion, OwnTestResult
 from pytest_quantgate.suite import CoverageGate, Waiver, Where
 from pytest_quantgate.verdict import Status
-
-
-def suite(name: str, status: StatusName, sentence: str = "a, b") -> SuiteReport:
-    return SuiteReport(
-        name=name,
-        file="",
-        conclusion=Conclusion(status=status, sentence=sentence),
-        gates=(),
-        not_run=(),
-        notes=(),
-    )
-
-
-@pytest.mark.parametrize(
-    ("suites", "errors", "status", "sentence"),
-    [
-        ([], [], "NOT_MEASURED", "Not decided: no gate ran"),
-        ([suite("x", "PASS", "may ship: 2 gates passed")], [], "PASS",
-         "May ship: 2 gates passed"),
-        ([suite("x", "PASS", "may ship: 2 gates passed")], ["x.yaml:3: bad"], "FAIL",
-         "Do not ship: a test ended without a verdict (x.yaml:3: bad)"),
-        ([suite("x", "PASS"), suite("y", "FAIL", "do not ship: coverage")], [], "FAIL",
-         "Do not ship: coverage, in y (1 other of 2 suites may ship)"),
-        ([suite("x", "NOT_MEASURED"), suite("y", "FAIL", "do not ship: coverage")], [], "FAIL",
-         "Do not ship: coverage, in y"),
-        ([suite("x", "FAIL"), suite("y", "FAIL"), suite("z", "PASS")], [], "FAIL",
-         "Do not ship: 2 of 3 suites: x, y"),
-        ([suite("x", "NOT_MEASURED"), suite("y", "NOT_MEASURED")], [], "NOT_MEASURED",
-         "Not decided: 2 of 2 suites: x, y"),
-        ([suite("x", "PASS"), suite("y", "PASS")], [], "PASS",
-         "May ship: all 0 gates of 2 suites passed"),
-    ],
-)  # fmt: skip
-def test_verdict_of_a_run_is_its_worst_suite(
-    suites: list[SuiteReport], errors: list[str], status: str, sentence: str
-) -> None:
-    assert conclude_run(suites, errors=errors) == Conclusion(
-        status=status,  # type: ignore[arg-type]
-        sentence=sentence,
-    )
-
-
-def test_verdict_of_a_run_names_the_waivers_of_all_suites(tmp_path: Path) -> None:
-    figures = {"waivers": 1, "waived_until": "2027-03-01"}
-    extra = [verdict("coverage[x]", Status.PASS, figures=figures)]
-    found = make_run(tmp_path, extra=extra).collect().suites[0]
-    other = replace(found, name="other", gates=found.gates[:1])
-
-    assert conclude_run([found, other, found], errors=[]).sentence == (
-        "May ship: all 7 gates of 3 suites passed, 2 waivers until 2027-03-01"
-    )
 
 
 def test_report_of_a_run(tmp_path: Path) -> None:
@@ -135,9 +84,11 @@ def test_damaged_evidence_is_left_out_and_changes_nothing(tmp_path: Path) -> Non
 
 
 def test_gates_that_did_not_run_are_named(tmp_path: Path) -> None:
-    report = make_run(tmp_path, not_run=["roundtrip", "export"]).collect()
+    run = make_run(tmp_path, not_run=["roundtrip", "export"])
+    report = run.collect(not_run={("made", "roundtrip"): "wip"})
 
     assert report.suites[0].not_run == ("roundtrip", "export")
+    assert report.suites[0].not_run_because == {"roundtrip": "wip", "export": "not reached"}
     assert report.conclusion == Conclusion(
         status="NOT_MEASURED", sentence="Not decided: 2 passed, 2 gates did not run"
     )
@@ -147,9 +98,9 @@ def test_suite_that_is_not_measured_at_all_is_not_decided(tmp_path: Path) -> Non
     run = make_run(tmp_path)
     rows = tuple(
         replace(row, verdict=verdict(row.gate, Status.NOT_MEASURED, headline="NAME is not set"))
-        for row in run.summary.rows
+        for row in run.summary.results.rows
     )
-    report = replace(run, summary=replace(run.summary, rows=rows)).collect()
+    report = run.collect(rows=rows)
 
     assert report.conclusion == Conclusion(
         status="NOT_MEASURED", sentence="Not decided: none of 2 gates could be measured"
@@ -163,12 +114,34 @@ def test_red_gate_makes_the_report_red(tmp_path: Path) -> None:
     assert report.conclusion == Conclusion(status="FAIL", sentence="Do not ship: export")
 
 
+def test_attempts_and_tests_of_the_project_are_in_the_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    red = verdict("test", Status.FAIL, headline="test: failed: no", code="test.failed")
+    (first, *rest) = run.summary.results.rows
+    tried = replace(first, attempts=(first.verdict, first.verdict))
+
+    report = run.collect(
+        rows=(tried, *rest), own_tests=(OwnTest(test="test_a.py::test_x", verdict=red),)
+    )
+
+    assert report.conclusion == Conclusion(
+        status="FAIL", sentence="Do not ship: own test test_a.py::test_x"
+    )
+    assert report.own_tests == (
+        OwnTestResult(
+            test="test_a.py::test_x", status="FAIL", headline="test: failed: no", code="test.failed"
+        ),
+    )
+    passed = Attempt(status="PASS", headline=first.verdict.headline)
+    assert report.suites[0].gates[0].attempts == (passed, passed)
+    assert report.suites[0].gates[1].attempts == ()
+
+
 def test_evidence_of_two_workers_is_joined() -> None:
     def used(*kinds: str) -> Evidence:
         return Evidence(
             suite="x",
             file="f",
-            gates=("coverage",),
             used=tuple(Use(about=(kind,), key=kind) for kind in kinds),
         )
 

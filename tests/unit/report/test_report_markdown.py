@@ -67,9 +67,11 @@ def test_what_is_readable_stays_readable() -> None:
 def test_top_says_the_verdict_and_what_was_not_measured(tmp_path: Path) -> None:
     lines = render_markdown(make_run(tmp_path, not_run=["roundtrip"]).collect()).splitlines()
 
-    assert lines[0] == "<!-- pytest-quantgate report version 1 -->"
+    assert lines[0] == "<!-- pytest-quantgate report version 2 -->"
     assert lines[1] == "## \N{EN DASH} Not decided: 2 passed, 1 gate did not run"
-    assert lines[3].startswith("**Not measured:** roundtrip; no gate asks for calibration,")
+    assert lines[3].startswith(
+        "**Not measured:** roundtrip (did not run: not reached); no gate asks for calibration,"
+    )
 
 
 def test_waiver_stands_in_the_verdict_and_on_the_line_of_its_gate(tmp_path: Path) -> None:
@@ -124,5 +126,5 @@ def test_hostile_class_name_cannot_break_out(tmp_path: Path, name: str) -> None:
         for token in tokens_of(text)
         if token.type in ("html_inline", "html_block", "link_open", "image", "code_inline")  # type: ignore[attr-defined]
     ]
-    allowed = {"<!-- -->", "<sub>", "</sub>", "<!-- pytest-quantgate report version 1 -->\n"}
+    allowed = {"<!-- -->", "<sub>", "</sub>", "<!-- pytest-quantgate report version 2 -->\n"}
     assert set(markup) <= allowed

@@ -137,7 +137,7 @@ def _open_provider(
 
         cuda: Any = torch.cuda
         inputs = select_inputs(make_batch(stages, size=gate.batch), tower=gate.tower)
-        paths = _export(stages, gate, precision="float16")
+        paths = _export(stages, gate, precision=stages.shipped)
         timers: dict[str, TimeRuns] = {}
         samples: dict[str, int] = {}
         footprints: dict[str, Footprint] = {}
@@ -153,7 +153,7 @@ def _open_provider(
                 stages,
                 gate,
                 variant=variant,
-                precision="float16",
+                precision=stages.shipped,
                 device_bytes=free - read_free_bytes(cuda),
             )
             timers[variant] = time_on_device(run, cuda=cuda, stream=stream)

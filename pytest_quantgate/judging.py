@@ -39,6 +39,7 @@ from pytest_quantgate.gates.memory import figures_of, limits_of
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.gates.parity import point_to_export
+from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.gates.suspects import name_suspects
 from pytest_quantgate.gates.trace import follow_quantizers
 from pytest_quantgate.measure.latency import Machine
@@ -362,28 +363,48 @@ class Judging:
         gate = self.case.suite.gates.export
         assert gate is not None
         coverage = self.case.suite.gates.coverage
+        stages = self.case.stages
         variants: tuple[Literal["fp16", "quantized"], ...] = ("fp16", "quantized")
         audits = {
             variant: [
-                self.case.stages.onnx_audit(variant=variant, tower=tower, precision="float16")
+                stages.onnx_audit(variant=variant, tower=tower, precision=stages.shipped)
                 for tower in TOWERS
             ]
             for variant in variants
         }
-        return Judged(
-            verdict=judge_export(
-                self.case.audit,
-                quantized=audits["quantized"],
-                fp16_file_bytes=sum(found.file_bytes for found in audits["fp16"]),
-                left_out=[t for t in TOWERS if coverage and t not in coverage.towers],
-                gate=gate,
-            )
+        verdict = judge_export(
+            self.case.audit,
+            quantized=audits["quantized"],
+            fp16_file_bytes=sum(found.file_bytes for found in audits["fp16"]),
+            left_out=[t for t in TOWERS if coverage and t not in coverage.towers],
+            gate=gate,
         )
+        if self.case.suite.gates.parity is None:  # which runs the files otherwise
+            usual = ParityGate(where=gate.where)
+            parts = judge_shipped(
+                stages.shipped_towers(samples=usual.samples),
+                gate="export",
+                where=gate.where,
+                torch_db={},
+                max_change_db=usual.max_sqnr_change_db,
+            )
+            red = tuple(part for part in parts if not part.passed)
+            if red:
+                verdict = combine(gate="export", parts=(*red, verdict))
+            else:
+                lines = tuple(part.headline for part in parts)
+                verdict = replace(verdict, evidence=(*verdict.evidence, *lines))
+        return Judged(verdict=verdict)
 
     def _judge_parity(self) -> Judged:
         gate = self.case.suite.gates.parity
         assert gate is not None
-        verdict = judge_parity(self.case.stages.parity(samples=gate.samples), gate=gate)
+        stages = self.case.stages
+        verdict = judge_parity(
+            stages.parity(samples=gate.samples),
+            gate=gate,
+            shipped=stages.shipped_towers(samples=gate.samples),
+        )
         if verdict.status is Status.FAIL and self.case.suite.gates.export is not None:
             verdict = point_to_export(verdict, export=self.judge(kind="export").verdict)
         return Judged(verdict=verdict)
@@ -419,7 +440,9 @@ class Judging:
                 },
                 onnx_digests={
                     tower: self.case.stages.onnx_audit(
-                        variant="quantized", tower=tower, precision="float16"
+                        variant="quantized",
+                        tower=tower,
+                        precision=self.case.stages.shipped,
                     ).digest
                     for tower in gate.towers
                 },
@@ -449,7 +472,9 @@ class Judging:
     def _judge_trace(self, gate: TraceGate) -> Judged:
         stages = self.case.stages
         onnx = {
-            str(tower): stages.onnx_audit(variant="quantized", tower=tower, precision="float16")
+            str(tower): stages.onnx_audit(
+                variant="quantized", tower=tower, precision=stages.shipped
+            )
             for tower in gate.towers
         }
         engines, name = None, ""

@@ -423,6 +423,26 @@ class TowerParity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShippedTower:
+    """One exported tower in the number format that ships, each result rounded to it.
+
+    `nonfinite` samples have a NaN or an Inf in their embedding; `first` is then the module with the
+    first value that the format does not hold, and `largest` that value. The SQNR are in dB:
+    `sqnr_db` of this tower against FP16 in float32, `rounding_db` of FP16 itself, rounded in the
+    same way in PyTorch.
+    """
+
+    tower: Tower
+    dtype: str
+    samples: int
+    nonfinite: int
+    first: str
+    largest: float
+    sqnr_db: float
+    rounding_db: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parity:
     """Parity of both towers, and of whose export."""
 

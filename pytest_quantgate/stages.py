@@ -15,12 +15,21 @@ from pytest_quantgate.measurement import (
     EngineOutputs,
     OnnxAudit,
     Parity,
+    ShippedTower,
     TowerParity,
     from_json,
     to_json,
 )
 from pytest_quantgate.store.disk import temporary_folder
-from pytest_quantgate.store.keys import ENGINE, EXECUTED, EXPORTED, ONNX_AUDIT, ONNX_FILE, PARITY
+from pytest_quantgate.store.keys import (
+    ENGINE,
+    EXECUTED,
+    EXPORTED,
+    ONNX_AUDIT,
+    ONNX_FILE,
+    PARITY,
+    SHIPPED,
+)
 from pytest_quantgate.suite import EngineGate, LatencyGate, MemoryGate, Stage, TraceGate
 
 if TYPE_CHECKING:
@@ -37,7 +46,7 @@ if TYPE_CHECKING:
 
 TowerName = Literal["vision", "text"]
 Variant = Literal["fp16", "quantized"]
-Precision = Literal["float32", "float16"]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 TOWERS: tuple[TowerName, ...] = ("vision", "text")
 VARIANTS: tuple[Variant, ...] = ("fp16", "quantized")
@@ -128,6 +137,11 @@ class Stages:
         """Whether the suite declares softmax pairs, which then are in every exported file."""
         gate = self.case.suite.gates.export
         return gate is not None and "softmax" in gate.allow
+
+    @property
+    def shipped(self) -> Precision:
+        """The number format that the exported files and engines are in: that of the suite."""
+        return self.case.suite.model.dtype
 
     def onnx_path(self, *, variant: Variant, tower: TowerName, precision: Precision) -> Path:
         """Return the ONNX file of a tower, with a free batch: one file for every later stage."""
@@ -243,6 +257,54 @@ class Stages:
             read=functools.partial(from_json, Parity),
         )
 
+    def shipped_towers(self, *, samples: int) -> tuple[ShippedTower, ...]:
+        """Return what the exported towers give in the number format that ships, on held-out pairs.
+
+        None for a float32 model: parity looks at its files as they are.
+        """
+        case, dtype = self.case, self.shipped
+        if dtype == "float32":
+            return ()
+        paths = {
+            tower: self.onnx_path(variant="quantized", tower=tower, precision=dtype)
+            for tower in TOWERS
+        }
+
+        def measure() -> Any:
+            import torch
+
+            from pytest_quantgate.measure.embeddings import make_batches
+            from pytest_quantgate.measure.shipped import measure_shipped
+
+            pairs = case.held_out(samples)
+            batches = list(make_batches(case.fp16, pairs, batch_size=PARITY_BATCH_SIZE))
+            with case.progress.stage(f"running the exported towers in {dtype}"):
+                return to_json(
+                    [
+                        measure_shipped(
+                            paths[tower],
+                            tower=tower,
+                            fp16=case.fp16,
+                            batches=batches,
+                            dtype=dtype,
+                            workers=torch.get_num_threads(),
+                        )
+                        for tower in TOWERS
+                    ]
+                )
+
+        return case.measured(
+            SHIPPED,
+            case.key(
+                SHIPPED,
+                fp16=case.fp16_key,
+                onnx=[path.parent.name for path in paths.values()],
+                samples=samples,
+            ),
+            measure=measure,
+            read=functools.partial(from_json, tuple[ShippedTower, ...]),
+        )
+
     def _measure_parity(self, samples: int) -> Parity:
         from pytest_quantgate.measure.embeddings import make_batches
         from pytest_quantgate.measure.parity import measure_tower_parity
@@ -335,7 +397,7 @@ class Stages:
 
         target = order.target
         library = load_library(name=_module_of(order.library))
-        onnx_path = self.onnx_path(variant=variant, tower=tower, precision="float16")
+        onnx_path = self.onnx_path(variant=variant, tower=tower, precision=self.shipped)
         key = self.case.key(
             ENGINE,
             onnx=onnx_path.parent.name,

@@ -119,7 +119,7 @@ class PipelineCase(Case):
         steps, spec = self.pipeline, self.suite.calibration
         if steps.is_good_until_finish and self._recipe_plain == self.good._recipe_plain:
             return self._finish_good()
-        pairs, held_out = load_calibration(spec, datasets={}, environ={})
+        pairs, held_out = load_calibration(spec, datasets=self.suite.datasets, environ={})
         unseen = read_contents(held_out)
         if steps.source is not None:
             pairs = steps.source(pairs)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
+from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.gates.words import count, shorten
-from pytest_quantgate.measurement import BlockParity, Parity, TowerParity
+from pytest_quantgate.measurement import BlockParity, Parity, ShippedTower, TowerParity
 from pytest_quantgate.suite import ParityGate
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
@@ -22,7 +24,9 @@ EXPORT_AGAIN = (
 FLOOR_FACTOR = 2.0
 
 
-def judge_parity(parity: Parity, *, gate: ParityGate) -> Verdict:
+def judge_parity(
+    parity: Parity, *, gate: ParityGate, shipped: Sequence[ShippedTower] = ()
+) -> Verdict:
     """Return whether the exported towers agree with PyTorch as far as the model itself is stable.
 
     A deep quantized model is chaotic: a change of 1e-6 moves its output by as much as quantization
@@ -32,7 +36,7 @@ def judge_parity(parity: Parity, *, gate: ParityGate) -> Verdict:
     quantizer or a wrong scale changes it, chaos does not; and its error may be no larger than
     `max_error`, twice what the model moves by itself, or, where the blocks were compared, what
     quantization itself costs. An error is that of half of the samples, and of 90 % of them: a few
-    that a tie threw far off say nothing.
+    that a tie threw far off say nothing. `shipped` are the towers in the format that ships.
     """
     present = {tower.tower for tower in parity.towers if tower.samples > 0}
     missing = [name for name in ("vision", "text") if name not in present]
@@ -44,6 +48,13 @@ def judge_parity(parity: Parity, *, gate: ParityGate) -> Verdict:
         )
     parts = tuple(
         part for tower in parity.towers for part in _judge_tower(tower, parity=parity, gate=gate)
+    )
+    parts += judge_shipped(
+        shipped,
+        gate=GATE,
+        where=gate.where,
+        torch_db={tower.tower: tower.sqnr_torch_db for tower in parity.towers},
+        max_change_db=gate.max_sqnr_change_db,
     )
     verdict = combine(gate=GATE, parts=parts)
     if not verdict.passed:

@@ -174,7 +174,7 @@ class _SuiteReader:
         onnx = {
             (variant, tower): found
             for (_, variant, tower, precision), found in self._read_all(OnnxAudit, "onnx_audit")
-            if precision == "float16"
+            if evidence.model is not None and precision == evidence.model.dtype
         }
         engines = {
             about[1:]: found

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import torch
 
 TowerName = Literal["vision", "text"]
-Precision = Literal["float32", "float16"]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 #: FP8 in QuantizeLinear came with opset 19; PyTorch's tracing exporter writes up to 20.
 OPSETS = (19, 20)
@@ -100,7 +100,8 @@ def export_tower(
     normalised, as `encode_image` and `encode_text` give it. N is free with `dynamic_batch`, else
     `batch`. `softmax` puts a pair with the range [0, 1] behind Softmax in every attention block:
     TensorRT fuses FP8 attention only then; `simulate_softmax` gives the PyTorch model of it.
-    `float32` runs in ONNX Runtime; `float16` is the strongly typed graph for TensorRT.
+    `float32` runs in ONNX Runtime; `float16` and `bfloat16` are strongly typed graphs for TensorRT,
+    the latter of opset 22, in which convolutions take bfloat16.
     The model stays as it is. Raises ModelError for a quantizer that standard ONNX cannot hold
     (dynamic, without amax, of another format), MissingPackage without onnx.
     """

@@ -35,7 +35,11 @@ MARK_DOMAIN, MARK = "quantgate", "Pair"
 #: What protobuf can write, less room for the nodes.
 LARGEST_FILE_BYTES = 2**31 - 2**24
 
-_LARGEST_HALF = 65504.0
+#: The formats that a float32 graph can be narrowed to, and the largest value of each.
+_NARROW: Mapping[str, float] = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120}
+
+#: Convolutions in bfloat16 came with opset 22; the operators of earlier ones mean the same there.
+BFLOAT16_OPSET = 22
 
 _FEW_VALUES = 64
 
@@ -109,7 +113,7 @@ def finish_graph(
     tensors: Mapping[str, torch.Tensor],
     stored: Mapping[str, StoredQuantizer],
     inputs: tuple[str, ...],
-    precision: Literal["float32", "float16"],
+    precision: Literal["float32", "float16", "bfloat16"],
     metadata: Mapping[str, str],
     path: Path,
 ) -> None:
@@ -139,15 +143,17 @@ def finish_graph(
     )
     for node in nodes:
         _add_node(build, node)
-    if precision == "float16":
-        _convert_to_half(build)
     graph_inputs = [value for value in trace.graph.input if value.name in inputs]
     outputs = list(trace.graph.output)
-    if precision == "float16":
-        _convert_interface(build, inputs=graph_inputs, output=outputs[0].name)
+    opsets = [entry for entry in trace.opset_import if entry.domain in ("", "ai.onnx")]
+    if precision != "float32":
+        _narrow(build, precision)
+        _convert_interface(build, precision, inputs=graph_inputs, output=outputs[0].name)
+    if precision == "bfloat16":
+        opsets = [onnx.helper.make_opsetid("", BFLOAT16_OPSET)]
     model = onnx.helper.make_model(
         onnx.helper.make_graph(build.nodes, trace.graph.name, graph_inputs, outputs),
-        opset_imports=[entry for entry in trace.opset_import if entry.domain in ("", "ai.onnx")],
+        opset_imports=opsets,
         ir_version=trace.ir_version,
         producer_name="pytest-quantgate",
     )
@@ -279,8 +285,8 @@ def _add_initializer(build: _Build, name: str, tensor: torch.Tensor) -> None:
     )
 
 
-def _convert_to_half(build: _Build) -> None:
-    """Make every float of the graph a half, but the pairs: those keep float32 between two casts.
+def _narrow(build: _Build, precision: str) -> None:
+    """Make every float of the graph narrower, but the pairs: those keep float32 between two casts.
 
     A scale rounded to half is off by up to 0.05 %, a small one becomes 0, and dividing by it in
     half moves twice as many INT8 values to a neighbour as PyTorch's half model does. TensorRT
@@ -300,39 +306,46 @@ def _convert_to_half(build: _Build) -> None:
         elif node.op_type == "DequantizeLinear":
             result, wide = node.output[0], f"float32_{number}"
             node.output[0] = wide
-            nodes += [node, _make_cast(wide, result, number=number, to=onnx.TensorProto.FLOAT16)]
+            nodes += [node, _make_cast(wide, result, number=number, to=_kind(precision))]
         else:
-            _convert_attributes(node)
+            _convert_attributes(node, precision)
             nodes.append(node)
     build.nodes = nodes
     pairs = ("QuantizeLinear", "DequantizeLinear")
     scales = {node.input[1] for node in nodes if node.op_type in pairs}
     for name, tensor in build.initializers.items():
         if name not in scales:
-            build.initializers[name] = _round_to_half(tensor, name=name)
+            build.initializers[name] = _round(tensor, precision, name=name)
 
 
-def _convert_attributes(node: Any) -> None:
-    """Make the floats that a node holds itself halves: constants, and what a Cast casts to."""
+def _kind(precision: str) -> int:
+    import onnx
+
+    return int(getattr(onnx.TensorProto, precision.upper()))
+
+
+def _convert_attributes(node: Any, precision: str) -> None:
+    """Narrow the floats that a node holds itself: constants, and what a Cast casts to."""
     import numpy as np
     import onnx
 
+    largest = _NARROW[precision]
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to":
             if attribute.i == onnx.TensorProto.FLOAT:
-                attribute.i = onnx.TensorProto.FLOAT16
+                attribute.i = _kind(precision)
         elif (
             attribute.type == onnx.AttributeProto.TENSOR
             and attribute.t.data_type == onnx.TensorProto.FLOAT
         ):
             values = onnx.numpy_helper.to_array(attribute.t)
-            # A mask holds the lowest float; the lowest half says the same.
-            clipped = np.clip(values, -_LARGEST_HALF, _LARGEST_HALF)
+            # A mask holds the lowest float; the lowest of a narrower format says the same.
+            clipped = np.clip(values, np.float32(-largest), np.float32(largest))
             finite = onnx.numpy_helper.from_array(np.where(np.isfinite(values), clipped, values))
-            attribute.t.CopyFrom(_round_to_half(finite, name=node.name))
+            attribute.t.CopyFrom(_round(finite, precision, name=node.name))
 
 
-def _round_to_half(tensor: Any, *, name: str) -> Any:
+def _round(tensor: Any, precision: str, *, name: str) -> Any:
     import numpy as np
     import onnx
 
@@ -340,10 +353,10 @@ def _round_to_half(tensor: Any, *, name: str) -> Any:
         return tensor
     values = onnx.numpy_helper.to_array(tensor)
     with np.errstate(over="ignore", under="ignore"):
-        half = values.astype(np.float16)
-    if bool((np.isinf(half) & np.isfinite(values)).any()):
-        raise ModelError(f"{name}: holds values that no half can hold: export it in float32")
-    return onnx.numpy_helper.from_array(half, name=name)
+        narrow = values.astype(onnx.helper.tensor_dtype_to_np_dtype(_kind(precision)))
+    if bool((np.isinf(narrow.astype(np.float32)) & np.isfinite(values)).any()):
+        raise ModelError(f"{name}: holds values that no {precision} can hold: export it in float32")
+    return onnx.numpy_helper.from_array(narrow, name=name)
 
 
 def _make_cast(source: str, result: str, *, number: int, to: int) -> Any:
@@ -352,14 +365,16 @@ def _make_cast(source: str, result: str, *, number: int, to: int) -> Any:
     return onnx.helper.make_node("Cast", [source], [result], name=f"Cast_{number}", to=to)
 
 
-def _convert_interface(build: _Build, *, inputs: Iterable[Any], output: str) -> None:
-    """Take half inputs, and give the result as float32."""
+def _convert_interface(
+    build: _Build, precision: str, *, inputs: Iterable[Any], output: str
+) -> None:
+    """Take narrow inputs, and give the result as float32."""
     import onnx
 
     for value in inputs:
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    inner = f"{output}_half"
+            value.type.tensor_type.elem_type = _kind(precision)
+    inner = f"{output}_narrow"
     for node in build.nodes:
         for names in (node.input, node.output):
             for index, name in enumerate(names):

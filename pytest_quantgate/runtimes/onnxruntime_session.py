@@ -150,7 +150,7 @@ class OnnxRuntimeModel:
             return {
                 "device_type": kind,
                 "device_id": int(index or 0),
-                "element_type": getattr(_numpy(), str(tensor.dtype).removeprefix("torch.")),
+                "element_type": _element_type(str(tensor.dtype).removeprefix("torch.")),
                 "shape": tuple(tensor.shape),
                 "buffer_ptr": tensor.data_ptr(),
             }
@@ -277,6 +277,7 @@ class OnnxRuntimeModel:
 _KINDS: Mapping[str, str] = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
     "tensor(int64)": "int64",
 }
 
@@ -340,10 +341,12 @@ def _import() -> Any:
         ) from error
 
 
-def _numpy() -> Any:
+def _element_type(dtype: str) -> Any:
+    """Return how ONNX Runtime is told a type: NumPy's, or ONNX's number where NumPy has none."""
     import numpy as np
+    import onnx
 
-    return np
+    return onnx.TensorProto.BFLOAT16 if dtype == "bfloat16" else getattr(np, dtype)
 
 
 def list_providers(provider: Provider, *, stream: int) -> list[tuple[str, dict[str, str]]]:

@@ -125,6 +125,8 @@ ONNX_AUDIT = Measurement(kind="onnx_audit", inputs=("onnx",), packages=ONNX)
 PARITY = Measurement(
     kind="parity", inputs=("fp16", "variant", "softmax", "samples"), packages=ONNX_RUNTIME
 )
+#: The exported towers in the number format that ships.
+SHIPPED = Measurement(kind="shipped", inputs=("fp16", "onnx", "samples"), packages=ONNX_RUNTIME)
 #: The plan of one tower's engine, and what its builder says of it.
 ENGINE = Measurement(kind="engine", inputs=("onnx", "target", "batch", "library"), packages=ENGINES)
 SENSITIVITY = Measurement(
@@ -149,5 +151,5 @@ PREVIEWS = Measurement(
 MEASUREMENTS = (
     *(FP16, SANITY, VARIANT, WITHOUT, EXPORTED, EXECUTED, CONTENTS, NEAR_COPIES, EMBEDDINGS),
     *(ACTIVATIONS, OUTCOMES, FIDELITY, ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, PARITY, ENGINE),
-    *(SENSITIVITY, EXCLUSION, PREVIEWS),
+    *(SHIPPED, SENSITIVITY, EXCLUSION, PREVIEWS),
 )

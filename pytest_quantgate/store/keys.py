@@ -31,8 +31,9 @@ from pytest_quantgate.store.surroundings import Code, Surroundings
 
 #: What a forward of either variant runs through, from a file of pixels to an embedding.
 CLIP = (
-    *("torch", "torchvision", "numpy", "PIL", "transformers", "tokenizers", "safetensors"),
-    *("modelopt", "modelopt_recipes", "omegaconf", "yaml", "diffusers"),
+    *("torch", "torchvision", "triton", "numpy", "scipy", "PIL"),
+    *("transformers", "tokenizers", "regex", "safetensors", "kernels"),
+    *("modelopt", "modelopt_recipes", "omegaconf", "yaml", "pydantic", "diffusers"),
     *("clip_benchmark", "webdataset"),
 )
 

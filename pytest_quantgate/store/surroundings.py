@@ -14,6 +14,7 @@ import csv
 import hashlib
 import importlib.util
 import itertools
+import operator
 import os
 import platform
 import re
@@ -30,13 +31,25 @@ from pytest_quantgate import __version__
 
 #: Environment variables that change what libraries compute, by how their names begin.
 VARIABLES = (
-    *("ATEN_", "CUBLAS", "CUDA_", "CUDNN_", "DNNL_", "KMP_", "LD_LIBRARY_PATH", "LD_PRELOAD"),
-    *("MKL_", "MODELOPT_", "NPY_", "NVIDIA_TF32_OVERRIDE", "OMP_", "ONEDNN_", "OPENBLAS_"),
-    *("ORT_", "PYTORCH_", "TENSORRT_", "TORCHINDUCTOR_", "TORCH_", "TRT_"),
+    *("ATEN_", "CUBLAS", "CUDA_", "CUDNN_", "DIFFUSERS_ATTN", "DNNL_", "GOMP_", "KMP_"),
+    *("LD_LIBRARY_PATH", "LD_PRELOAD", "MKL_", "MODELOPT_", "NPY_", "NVIDIA_TF32_OVERRIDE"),
+    *("NVPL_", "OMP_", "ONEDNN_", "OPENBLAS_", "ORT_", "PYTORCH_", "TENSORRT_", "TORCH"),
+    *("TRITON_", "TRT_", "USE_HUB_KERNELS", "XLA_"),
 )
 
 #: The number of threads, by the variables that set it; the first that is set counts.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+#: PyTorch's switches that change a number, by where they are read, and how it starts.
+SWITCHES: Mapping[str, object] = {
+    "get_float32_matmul_precision()": "highest",
+    "get_default_dtype()": "torch.float32",
+    "are_deterministic_algorithms_enabled()": False,
+    "backends.cudnn.allow_tf32": True,
+    "backends.cudnn.benchmark": False,
+    "backends.cudnn.deterministic": False,
+    "backends.mkldnn.enabled": True,
+}
 
 #: Folders of a package that hold nothing a program runs.
 INERT = frozenset(("__pycache__", "include", "test", "tests"))
@@ -91,6 +104,7 @@ class Surroundings:
             "processor": self.processor,
             "threads": self.threads,
             "environment": self.variables,
+            "switches": self.switches,
             "device": device,
             "gpus": self.gpus if device == "cuda" else (),
         }
@@ -149,6 +163,24 @@ class Surroundings:
             for name, value in sorted(self.environ.items())
             if name.startswith(VARIABLES) and name not in THREADS
         }
+
+    @property
+    def switches(self) -> dict[str, object]:
+        """PyTorch's switches that are not as it starts: somebody's conftest turned them.
+
+        A process that has not imported it has turned none.
+        """
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return {}
+        found: dict[str, object] = {}
+        for name, start in SWITCHES.items():
+            value = operator.attrgetter(name.removesuffix("()"))(torch)
+            value = value() if name.endswith("()") else value
+            value = value if isinstance(value, bool) else str(value)
+            if value != start:
+                found[name] = value
+        return found
 
     @cached_property
     def gpus(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ PARTS = {
     "processor": ("x86_64", "flags : sse2"),
     "threads": 1 << 20,
     "variables": {"NVIDIA_TF32_OVERRIDE": "1"},
+    "switches": {"backends.cudnn.benchmark": True},
 }
 
 
@@ -34,6 +35,7 @@ class Here(Surroundings):
     processor = ("x86_64", "flags : avx2")
     threads = 2
     variables: Mapping[str, str] = MappingProxyType({})
+    switches: Mapping[str, object] = MappingProxyType({})
     gpus = ("NVIDIA L4, driver 550",)
 
     def __init__(self, **parts: Any) -> None:

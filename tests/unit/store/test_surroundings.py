@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -299,6 +300,42 @@ def test_environment_is_what_changes_a_number_and_nothing_else() -> None:
     other = {"HOME": "/root", "OMP_NUM_THREADS": "2", "PATH": "/bin", "MY_TORCH_": "1"}
 
     assert Surroundings(environ={**counts, **other}).variables == counts
+
+
+def test_switches_of_torch_count_where_somebody_turned_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert Surroundings().switches == {}
+    cudnn = SimpleNamespace(allow_tf32=True, benchmark=False, deterministic=False)
+    torch = SimpleNamespace(
+        get_float32_matmul_precision=lambda: "highest",
+        get_default_dtype=lambda: "torch.float32",
+        are_deterministic_algorithms_enabled=lambda: False,
+        backends=SimpleNamespace(cudnn=cudnn, mkldnn=SimpleNamespace(enabled=True)),
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert Surroundings().switches == {}
+
+    torch.get_float32_matmul_precision = lambda: "high"
+    cudnn.benchmark = True
+
+    assert Surroundings().switches == {
+        "get_float32_matmul_precision()": "high",
+        "backends.cudnn.benchmark": True,
+    }
+
+
+def test_torch_starts_as_it_is_expected_to() -> None:
+    """Otherwise what a cold run keeps is not found by a warm one, which does not import it."""
+    code = "import torch; from pytest_quantgate.store.surroundings import Surroundings as S; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code} print(S().switches)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "{}", done.stderr
 
 
 def test_processor_is_known_by_its_instructions() -> None:

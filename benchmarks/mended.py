@@ -383,7 +383,6 @@ def measure(kinds: Sequence[str], *, folder: Path) -> dict[str, Any]:
         baselines=BaselineMode.CHECK,
         baselines_dir=folder / "baselines",
         obtained_dir=folder / "obtained",
-        suites_dirs=(),
         cache_dir=folder / "cache",
         reason="",
         strict=False,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pytest_quantgate.baselines import Store
 from pytest_quantgate.cache import Cache, read_json
-from pytest_quantgate.errors import MissingPackage, QuantGateError
+from pytest_quantgate.errors import MissingPackage, ModelError, QuantGateError
 from pytest_quantgate.fingerprint import Fingerprint, digest_of, digest_parts
 from pytest_quantgate.judging import Judged, Judging
 from pytest_quantgate.measurement import (
@@ -426,8 +426,14 @@ class Case:
     @computed_once
     def recipe(self) -> Recipe:
         from pytest_quantgate.models.recipes import resolve_recipe
+        from pytest_quantgate.models.source import recipe_content
 
-        return resolve_recipe(self.suite.quantize, environ=self.environ)
+        spec = self.suite.quantize
+        known = self._recipe_plain["recipe"]
+        found = resolve_recipe(spec, environ=self.environ)
+        if recipe_content(spec.recipe, where=spec.where, environ=self.environ) != known:
+            raise _changed(f"the recipe {spec.recipe}", where=spec.where.of("recipe"))
+        return found
 
     @computed_once
     def fp16(self) -> ClipModel:
@@ -435,7 +441,10 @@ class Case:
         from pytest_quantgate.models.loading import load_fp16
 
         with self.progress.stage(f"loading {self.source.description}"):
-            return load_fp16(self.suite.model, device=self.device, environ=self.environ)
+            found = load_fp16(self.suite.model, device=self.device, environ=self.environ)
+        if found.weights_digest != self.source.digest:
+            raise _changed(self.source.description, where=self.suite.model.where.of("id"))
+        return found
 
     @computed_once
     def quantized(self) -> ClipModel:
@@ -902,6 +911,14 @@ class Case:
             measure=measure,
             read=functools.partial(from_json, Roundtrip),
         )
+
+
+def _changed(what: str, *, where: str) -> ModelError:
+    """Return the error for a file that is no more what the keys of this run were made of."""
+    return ModelError(
+        f"{where}: {what} was changed while the suite ran: what was measured before the change is "
+        f"of other files; run again"
+    )
 
 
 def _taken(samples: int | None, *, first: bool) -> str:

@@ -138,7 +138,7 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
                 f"{percent(outcomes.value)}, is not what its {len(outcomes.correct)} samples say, "
                 f"{percent(counted)}",
                 cause="the measurement was changed after it was taken",
-                next_step="measure again with an empty cache (--quantgate-cache-dir)",
+                next_step="measure again without the cache: --quantgate-cache=off",
             )
     return None
 

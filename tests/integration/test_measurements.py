@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from benchmarks.mended import KINDS, PACKAGE, PLANTS, ROOT
+from pytest_quantgate.errors import ModelError
 from pytest_quantgate.models.source import FILES
 from pytest_quantgate.store.keys import ENGINES, MEASUREMENTS
 from pytest_quantgate.store.surroundings import JUDGING
+from pytest_quantgate.suite_file import load_suite
+
+if TYPE_CHECKING:
+    from pytest_quantgate.case import Case
 
 #: Packages that are loaded while something is measured, and why none of them moves a number.
 INERT = {
@@ -158,3 +165,29 @@ def test_a_mended_bug_and_a_replaced_runtime_are_measured_again_on_a_warm_cache(
     ], done.stdout + done.stderr
     assert rows[-1].endswith("the first values, nothing built")
     assert done.returncode == 0
+
+
+@pytest.mark.usefixtures("_libraries")
+@pytest.mark.parametrize("changed", ["model", "recipe"])
+def test_files_that_change_while_a_suite_runs_are_not_taken_for_those_of_its_keys(
+    make_case: Callable[..., Case], tiny_clip: Path, tmp_path: Path, changed: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_clip, model)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text('quant_cfg: {"*weight_quantizer": {"num_bits": 8}, "default": {"enable": 0}}')
+    path = tmp_path / "changing.quantgate.yaml"
+    path.write_text(
+        f"quantgate: 1\nmodel: {{source: transformers, id: {model}}}\n"
+        "calibration: {data: scenes/calibration, samples: 8, batch_size: 8}\n"
+        f"quantize: {{recipe: {recipe}}}\ngates: {{coverage: {{}}}}\n"
+    )
+    case = make_case(load_suite(path))
+    key = case.variant_key
+    edited = {"model": model / "config.json", "recipe": recipe}[changed]
+
+    edited.write_text(edited.read_text() + "\n")
+
+    with pytest.raises(ModelError, match=r"changing.*:\d: .* was changed while the suite ran: "):
+        getattr(case, {"model": "fp16", "recipe": "recipe"}[changed])
+    assert case.variant_key == key

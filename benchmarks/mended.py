@@ -8,7 +8,7 @@ is mended, and the first values must come back. A second part puts another ONNX 
 installed one, of the same version, whose vision outputs come out reversed.
 
 Each run is a fork of a process that has imported PyTorch and what is slow beside it, but nothing of
-this package.
+this package; a replaced package that is imported there already gets a process of its own.
 """
 
 from __future__ import annotations
@@ -142,6 +142,11 @@ PLANTS = (
         spoils="outcomes",
     ),
     Plant(
+        module="measure/activations.py",
+        code=wrap("measure_activations", "return good(*given, **named)[1:]"),
+        spoils="activations",
+    ),
+    Plant(
         module="measure/audit.py",
         code=wrap(
             "audit_quantizers",
@@ -165,6 +170,11 @@ PLANTS = (
     Plant(
         module="measure/operations.py",
         code="FUNCTIONS = {}",
+        spoils="audit",
+    ),
+    Plant(
+        module="measure/invariance.py",
+        code="_distances = lambda value, reference: value.abs().sum(dim=1)",
         spoils="audit",
     ),
     Plant(
@@ -418,6 +428,7 @@ def _export(case: Case) -> Any:
 
 
 KINDS: dict[str, Callable[[Case], Any]] = {
+    "activations": lambda case: repr(case.activations()),
     "audit": lambda case: repr(case.audit),
     "contents": lambda case: repr(case.evaluation_hashes()),
     "export": _export,
@@ -431,14 +442,17 @@ KINDS: dict[str, Callable[[Case], Any]] = {
 }
 
 
-def in_fork(kinds: Sequence[str], *, folder: Path) -> dict[str, Any]:
-    """Return what `measure` does in a fork of this process; `{"error": ...}` where it raises."""
+def in_fork(kinds: Sequence[str], *, folder: Path, first: Sequence[Path] = ()) -> dict[str, Any]:
+    """Return what `measure` does in a fork of this process; `{"error": ...}` where it raises.
+
+    `first` are folders that come first on its path.
+    """
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         try:
-            sys.path.insert(0, str(folder / "copy"))
+            sys.path[:0] = [str(path) for path in (*first, folder / "copy")]
             found = measure(kinds, folder=folder)
         except BaseException:  # noqa: BLE001 (what the parent reports; a fork must not go on)
             found = {"error": traceback.format_exc()}
@@ -520,7 +534,10 @@ def try_all(plants: Sequence[Plant], replaced: Sequence[Plant], *, folder: Path)
             (first / libraries.name).symlink_to(libraries)
         with (first / plant.module).open("a", encoding="utf-8") as stream:
             stream.write(f"\n{plant.code}\n")
-        found = in_process([plant.spoils], folder=folder, first=first)
+        if name in sys.modules:
+            found = in_process([plant.spoils], folder=folder, first=first)
+        else:
+            found = in_fork([plant.spoils], folder=folder, first=[first])
         shutil.rmtree(first)
         rows.append(Row.of(plant, found, good=good))
         print(rows[-1].line, flush=True)

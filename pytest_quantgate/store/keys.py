@@ -33,8 +33,8 @@ from pytest_quantgate.store.surroundings import Code, Surroundings
 CLIP = (
     *("torch", "torchvision", "triton", "numpy", "scipy", "PIL"),
     *("transformers", "tokenizers", "regex", "safetensors", "kernels"),
-    *("modelopt", "modelopt_recipes", "omegaconf", "yaml", "pydantic", "diffusers"),
-    *("clip_benchmark", "webdataset"),
+    *("modelopt", "modelopt_recipes", "omegaconf", "yaml", "pydantic", "pydantic_core"),
+    *("diffusers", "clip_benchmark", "webdataset"),
 )
 
 #: What turns a file into pixels, and these into a perceptual hash.

@@ -145,7 +145,7 @@ def test_plants_are_in_most_modules_that_measure() -> None:
 def test_a_mended_bug_and_a_replaced_runtime_are_measured_again_on_a_warm_cache() -> None:
     """The two lines of the issue: FP16 compared with itself in `case.py`, and an ONNX Runtime of
     the same version whose vision outputs come out reversed."""
-    some = r"^case\.py|measure/fidelity|onnxruntime_session|^onnxruntime/"
+    some = r"^case\.py|^onnxruntime/"
 
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.mended", "--only", some],
@@ -158,8 +158,6 @@ def test_a_mended_bug_and_a_replaced_runtime_are_measured_again_on_a_warm_cache(
     rows = [line for line in done.stdout.splitlines() if line.startswith(("ok ", "BAD"))]
     assert [row.split()[:2] for row in rows] == [
         ["ok", "case.py"],
-        ["ok", "measure/fidelity.py"],
-        ["ok", "runtimes/onnxruntime_session.py"],
         ["ok", "onnxruntime/__init__.py"],
         ["ok", "all"],
     ], done.stdout + done.stderr

@@ -73,6 +73,13 @@ def _chart(*, description: str, height: Any, values: Sequence[Mapping[str, Any]]
     }
 
 
+def near_floors(gates: Sequence[GateResult]) -> list[GateResult]:
+    """Return the gates whose floor is drawn: a far one would press the values together."""
+    values = [figure(gate, name) for gate in gates for name in ("fp16_value", "quantized_value")]
+    lowest = min(values) * 100 - FLOOR_REACH
+    return [gate for gate in gates if figure(gate, "floor") * 100 > lowest]
+
+
 def draw_values(gates: Sequence[GateResult]) -> Spec:
     """Return FP16 and quantized side by side, a row a task, with floors that are near."""
     rows: list[dict[str, Any]] = [
@@ -80,13 +87,12 @@ def draw_values(gates: Sequence[GateResult]) -> Spec:
         for gate in gates
         for name, key in (("FP16", "fp16_value"), ("quantized", "quantized_value"))
     ]
-    lowest = min(row["value"] for row in rows)
-    rows += [
+    floors = [
         {"task": gate.key, "variant": "floor", "value": figure(gate, "floor") * 100}
-        for gate in gates
-        if figure(gate, "floor") * 100 > lowest - FLOOR_REACH
+        for gate in near_floors(gates)
     ]
-    names = ["FP16", "quantized", "floor"]
+    rows += floors
+    names = ["FP16", "quantized", *(["floor"] if floors else [])]
     x = {
         "field": "value",
         "type": "quantitative",
@@ -103,9 +109,11 @@ def draw_values(gates: Sequence[GateResult]) -> Spec:
         "encoding": {
             "y": {"field": "task", "type": "nominal", "sort": None, "title": None},
             "x": x,
-            "shape": _scale("variant", names, ["circle", "diamond", "stroke"]),
-            "stroke": _scale("variant", names, [FP16, QUANTIZED, LIMIT]),
-            "fill": _scale("variant", names, ["transparent", QUANTIZED, "transparent"]),
+            "shape": _scale("variant", names, ["circle", "diamond", "stroke"][: len(names)]),
+            "stroke": _scale("variant", names, [FP16, QUANTIZED, LIMIT][: len(names)]),
+            "fill": _scale(
+                "variant", names, ["transparent", QUANTIZED, "transparent"][: len(names)]
+            ),
             "size": {
                 "condition": {"test": "datum.variant === 'quantized'", "value": 60},
                 "value": 220,

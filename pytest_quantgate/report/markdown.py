@@ -179,12 +179,14 @@ def _render_accuracy(suite: SuiteReport) -> Iterator[str]:
 
 def _render_cost(suite: SuiteReport) -> Iterator[str]:
     parts = []
-    sizes: dict[str, int] = {}
+    sizes: dict[str, dict[str, int]] = {}
     for facts in suite.onnx:
-        sizes[facts.variant] = sizes.get(facts.variant, 0) + facts.file_bytes
-    if len(sizes) == 2:
-        ratio = show_ratio(sizes["quantized"], sizes["fp16"])
-        parts.append(f"ONNX {show_bytes(sizes['quantized'])} ({ratio} of FP16)")
+        sizes.setdefault(facts.tower, {})[facts.variant] = facts.file_bytes
+    both = {tower: found for tower, found in sizes.items() if len(found) == 2}
+    if both:
+        quantized = sum(found["quantized"] for found in both.values())
+        ratio = show_ratio(quantized, sum(found["fp16"] for found in both.values()))
+        parts.append(f"ONNX ({', '.join(both)}) {show_bytes(quantized)} ({ratio} of FP16)")
     parts.extend(
         f"engine {engine.target} {engine.tower} {engine.fp8_gemm_nodes} of {engine.gemm_nodes} "
         f"linear in FP8"

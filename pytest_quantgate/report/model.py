@@ -256,10 +256,11 @@ class TaskFacts:
 
     `gates` names the gates of the suite that were judged on it. `ids_digest` is the SHA-256 of the
     sorted sample ids, one a line; two tasks of two reports are paired sample by sample where
-    `ids_digest` and `data_digest` are the same. `answers_changed` counts other answers, right or
-    wrong; `flips` are some of the `right_to_wrong` + `wrong_to_right` samples, losses first.
-    `classes` are in the data set's order, empty for retrieval; `data_parts` gives the SHA-256 of
-    what `data_digest` covers part by part (`images`, `labels`, `templates`, ...).
+    `ids_digest` and `data_digest` are the same. `answers_changed` counts all samples with another
+    answer, `right_to_wrong` and `wrong_to_right` among them (of a retrieval those two alone);
+    `flips` are some of those two, losses first. `classes` are those with samples, in the data set's
+    order, empty for retrieval; `data_parts` gives the SHA-256 of what `data_digest` covers part by
+    part (`images`, `labels`, `templates`, ...).
     """
 
     task: str

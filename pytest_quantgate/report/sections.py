@@ -161,7 +161,7 @@ def _render_accuracy(suite: SuiteReport, *, drawn: Charts) -> Html:
     return join(
         tag(
             "div",
-            drawn.place(charts.draw_values(gates), caption="FP16 and quantized"),
+            drawn.place(charts.draw_values(gates), caption=_caption_values(gates)),
             drawn.place(
                 charts.draw_drops(gates), caption="Drop with its interval; the red bar is its limit"
             ),
@@ -178,13 +178,23 @@ def _render_accuracy(suite: SuiteReport, *, drawn: Charts) -> Html:
         ),
         tag(
             "p",
-            "An interval has one-sided limits at the confidence of its gate: a gate passes where "
-            "the upper end is within the limit. Lost are samples that FP16 has right and the "
-            "quantized variant wrong, won the other way round, changed all other answers.",
+            "An interval has one-sided limits at the confidence of its gate: a drop is within its "
+            "limit where the upper end is. Lost are samples that FP16 has right and the quantized "
+            "variant wrong, won the other way round. Changed are all samples with another answer, "
+            "lost and won among them; a retrieval counts those two alone.",
             class_="note",
         ),
         tag("div", (_render_classes(task) for task in suite.tasks if task.classes), class_="pair"),
     )
+
+
+def _caption_values(gates: Sequence[GateResult]) -> str:
+    floors = [gate for gate in gates if math.isfinite(figure(gate, "floor"))]
+    near = len(charts.near_floors(gates))
+    caption = "FP16, quantized and the floor" if near else "FP16 and quantized"
+    if near < len(floors):
+        caption += f"; {plural(len(floors) - near, 'floor')} far below in the table alone"
+    return caption
 
 
 def _accuracy_row(task: TaskFacts, *, gate: GateResult | None) -> Html:
@@ -229,11 +239,11 @@ def _render_classes(task: TaskFacts) -> Html:
         else tag("p", "No class lost samples on balance."),
         tag(
             "details",
-            tag("summary", f"All {len(task.classes)} classes of {task_name(task)}"),
+            tag("summary", f"All {len(task.classes)} classes with samples of {task_name(task)}"),
             table(
                 heads,
                 [_class_row(facts) for facts in task.classes],
-                caption=f"All classes of {task_name(task)}",
+                caption=f"All classes with samples of {task_name(task)}",
                 numeric=True,
                 quiet=True,
             ),
@@ -361,17 +371,28 @@ def _render_layers(suite: SuiteReport, *, drawn: Charts) -> Html:
             [(name, sqnr[name]) for name in modules if name in sqnr],
             towers={facts.module: facts.tower for facts in audit.quantizers},
         )
-        figures.append(drawn.place(spec, caption="Noise that each layer adds by itself"))
+        caption = "Noise that each layer adds by itself"
+        hidden = sum(not math.isfinite(db) for db in sqnr.values())
+        if hidden:
+            caption += f"; {plural(hidden, 'layer')} with none, or not finite, not drawn"
+        figures.append(drawn.place(spec, caption=caption))
     spec = charts.draw_amax(audit.quantizers)
     if spec["data"]["values"]:
-        figures.append(drawn.place(spec, caption="Calibrated range (amax) of every quantizer"))
+        there, on = len(spec["data"]["values"]), sum(facts.enabled for facts in audit.quantizers)
+        caption = f"Calibrated range (amax) of {there} of {plural(on, 'quantizer')} that are on"
+        if there < on:
+            caption += "; the others are dynamic, or have no amax above 0 that is finite"
+        figures.append(drawn.place(spec, caption=caption))
     shown = [facts for facts in audit.quantizers if facts.state != "off"]
     return join(
         tag("div", figures, class_="pair") if figures else None,
         tag("div", _render_fidelity(suite), _render_worst_layers(sqnr), class_="pair"),
         tag(
             "details",
-            tag("summary", f"All {len(shown)} quantizers with their amax and SQNR"),
+            tag(
+                "summary",
+                f"All {len(shown)} quantizers that are on, or were meant to be, with amax and SQNR",
+            ),
             table(
                 ["quantizer", "state", "format", "amax", "clipped", "SQNR of its layer"],
                 [_quantizer_row(facts, sqnr=sqnr) for facts in shown],
@@ -464,7 +485,7 @@ def _stage_cell(now: int | None, before: int | None) -> Html:
     if now is None:
         return join("-")
     gone = before - now if before is not None else 0
-    return join(now, tag("span", f" {gone} lost", class_="gone") if gone else None)
+    return join(now, tag("span", f" {gone} lost", class_="gone") if gone > 0 else None)
 
 
 def _render_parity(suite: SuiteReport) -> Html | None:
@@ -509,7 +530,7 @@ def _render_cost(suite: SuiteReport, *, drawn: Charts) -> Html:
             if sizes
             else None,
             table(
-                ["engine", "library", "linear in FP8", "attention in FP8", "all layers"],
+                ["engine", "library", "linear in FP8", "attention in FP8", "linear and conv"],
                 [_engine_row(engine) for engine in engines],
                 caption="What the engines compute in",
             )

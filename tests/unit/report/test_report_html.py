@@ -20,6 +20,7 @@ from pytest_quantgate.report.collect_evidence import describe_task
 from pytest_quantgate.report.facts import worst_classes
 from pytest_quantgate.report.html import render_html
 from pytest_quantgate.report.markup import embed_json, join, tag
+from pytest_quantgate.report.model import GateResult
 from pytest_quantgate.report.numbers import show_bytes, show_points, show_ratio
 from pytest_quantgate.verdict import Status
 
@@ -213,13 +214,64 @@ def test_worst_classes_are_those_that_lost_on_balance() -> None:
     ]
 
 
-def test_floor_is_drawn_where_it_is_near(tmp_path: Path) -> None:
-    (suite,) = make_run(tmp_path).collect().suites
+def test_floor_is_drawn_where_it_is_near_and_the_caption_says_so(tmp_path: Path) -> None:
+    report = make_run(tmp_path).collect()
+    (suite,) = report.suites
     (gate,) = [gate for gate in suite.gates if gate.kind == "accuracy"]
     near = replace(gate, figures={**gate.figures, "floor": 0.75})
 
+    def page(*gates: GateResult) -> str:
+        return render_html(replace(report, suites=(replace(suite, gates=gates),)))
+
     assert len(charts.draw_values([gate])["data"]["values"]) == 2
+    assert "floor" not in json.dumps(charts.draw_values([gate])["encoding"])
     assert charts.draw_values([near])["data"]["values"][2]["value"] == 75.0
+    assert "FP16 and quantized; 1 floor far below in the table alone" in page(gate)
+    assert "FP16, quantized and the floor" in page(near)
+
+
+def test_changed_counts_what_its_caption_says(tmp_path: Path) -> None:
+    fp16, quantized = make_outcomes(samples=100, class_names=["a", "b", "c"], lost=5, won=3)
+    wrong = [i for i in range(100) if not fp16.correct[i] and not quantized.correct[i]][:7]
+    answers = list(quantized.answers)
+    for i in wrong:
+        answers[i] = (answers[i] + 1) % 3
+        answers[i] = (answers[i] + 1) % 3 if answers[i] == fp16.labels[i] else answers[i]
+    quantized = replace(quantized, answers=tuple(answers))
+
+    report = make_run(tmp_path, outcomes=(fp16, quantized)).collect()
+
+    (task,) = report.suites[0].tasks
+    assert (task.right_to_wrong, task.wrong_to_right, task.answers_changed) == (5, 3, 5 + 3 + 7)
+    page = render_html(report)
+    assert "<td>5</td><td>3</td><td>15</td>" in page
+    assert "Changed are all samples with another answer, lost and won among them" in page
+    assert "changed all other answers" not in page
+
+
+def test_captions_count_what_is_there(tmp_path: Path) -> None:
+    audit = make_audit()
+    some = [
+        replace(quantizer, amax_min=0.0, amax_max=0.0) if place % 5 == 0 else quantizer
+        for place, quantizer in enumerate(q for q in audit.quantizers if q.enabled)
+    ]
+    off = [quantizer for quantizer in audit.quantizers if not quantizer.enabled]
+    outcomes = make_outcomes(samples=40, class_names=["a", "b", "c", "never"], lost=2, won=0)
+    outcomes = tuple(replace(o, labels=tuple(label % 3 for label in o.labels)) for o in outcomes)  # type: ignore[assignment]
+    report = make_run(
+        tmp_path, audit=replace(audit, quantizers=(*some, *off)), outcomes=outcomes
+    ).collect()
+    page = render_html(report)
+
+    facts = report.suites[0].audit
+    assert facts is not None
+    on = [quantizer for quantizer in facts.quantizers if quantizer.enabled]
+    drawn = charts.draw_amax(facts.quantizers)["data"]["values"]
+    assert len(on) == len(some) > len(drawn)
+    assert f"Calibrated range (amax) of {len(drawn)} of {len(on)} quantizers that are on" in page
+    shown = sum(quantizer.state != "off" for quantizer in facts.quantizers)
+    assert f"All {shown} quantizers that are on, or were meant to be" in page
+    assert "All 3 classes with samples of made/classification acc1" in page
 
 
 def test_layers_are_drawn_in_the_models_order_without_infinities() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from pytest_quantgate.baselines import Record, Store
+from pytest_quantgate.baselines import read_record
 from pytest_quantgate.gates.family import ALONE, Alarm, Family
 from pytest_quantgate.gates.latency import median_limits, noise_factor, widen
 from pytest_quantgate.gates.statistics import (
@@ -733,7 +732,7 @@ def simulate_unpaired(before: float, after: float, *, samples: int, limit: float
 def reference_pairs() -> Iterator[tuple[str, float, Flips]]:
     """Yield name, FP16 value and flips of every stored baseline of the reference."""
     for path in sorted(BASELINES.rglob("*.json")):
-        record: Record | None = Store(BASELINES).read(path.parent.name, _key(path))
+        record = read_record(path, root=BASELINES)
         assert record is not None
         both = list(zip(record.fp16.correct, record.accepted.correct, strict=True))
         yield (
@@ -745,11 +744,6 @@ def reference_pairs() -> Iterator[tuple[str, float, Flips]]:
                 samples=len(both),
             ),
         )
-
-
-def _key(path: Path) -> str:
-    key: str = json.loads(path.read_text(encoding="utf-8"))["key"]
-    return key
 
 
 POWER = 0.95

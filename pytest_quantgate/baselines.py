@@ -511,13 +511,13 @@ def accept_obtained(
 
 def _check_gates(record: AnyRecord, *, project: Path | None) -> None:
     """Raise BaselineError where the suite has gates, by now, of which the record says nothing."""
-    from pytest_quantgate.collect import list_gates
-    from pytest_quantgate.suite_file import load_suite
-
     file = project / suite_file(record.suite) if project is not None else None
     if file is None or not file.exists():
         return
-    gates = (gate for gate in list_gates(load_suite(file, relative_to=project)))
+    from pytest_quantgate.collect import list_gates
+    from pytest_quantgate.suite_file import load_suite
+
+    gates = list_gates(load_suite(file, relative_to=project))
     new = [g.name for g in gates if needs_passing(g.kind) and g.name not in record.verdicts]
     if new:
         raise BaselineError(

@@ -152,7 +152,7 @@ class Bench:
             metric=METRIC,
             fp16=fp16,
             quantized=quantized,
-            fingerprint=case.fingerprint(data=fp16.data_digest),
+            fingerprint=case.fingerprint(data=fp16.data_digest, data_parts=fp16.data_parts),
             versions=case.versions,
             today=case.today,
             reason="first baseline",

@@ -430,9 +430,25 @@ BASELINES = {
         revisions="model weights or files: [0-9a-f]{12} -> 2{12}",
         report="model weights or files differ: baseline 2{12}",
     ),
-    "baseline of another recipe": truth(
-        revisions="recipe or exclude list: [0-9a-f]{12} -> 3{12}",
-        report="recipe or exclude list differ: baseline 3{12}",
+    "baseline of other recipe content under its name": truth(
+        revisions=r"recipe entry added: \*qkv_quantizer",
+        report=r"recipe content differs: now without \*qkv_quantizer",
+    ),
+    "baseline made with bfloat16 and eager attention": truth(
+        revisions="(?s)dtype: float16 -> bfloat16.*attention: sdpa -> eager",
+        report="dtype bfloat16 -> float16",
+    ),
+    "baseline made on a GPU": truth(
+        revisions="device: cpu -> cuda",
+        report="device cuda -> cpu",
+    ),
+    "baseline of another suite of the same name": truth(
+        revisions="baseline added: other/reference scenes/classification-acc1",
+        report="holds other/reference .*, expected reference",
+    ),
+    "verdicts edited by hand": truth(
+        revisions="other: .*it was changed by hand",
+        report="it was changed by hand",
     ),
     "value edited by hand": truth(
         revisions="other: .*accepted.value is 0.746, but 796 of 1000 outcomes are right: it was "
@@ -462,6 +478,10 @@ BASELINES = {
     "small accepted drops have added up": truth(
         revisions="first accepted 79.60 % -> 84.10 %, change .*a gain",
         report="against the first variant accepted 84.10 %.*over max_drop_since_first",
+    ),
+    "small accepted drifts of FP16 have added up": truth(
+        revisions="FP16 of the first accepted 79.10 % -> 84.10 %, change .*a gain",
+        report="against FP16 when the first variant was accepted 84.10 %",
     ),
     "a library moved FP16": truth(
         revisions="FP16 79.10 % -> 82.10 %, change .*a gain",

@@ -13,10 +13,10 @@ import torch
 from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
-from pytest_quantgate.baselines import Record, Store, store_outcomes
+from pytest_quantgate.baselines import Store, store_outcomes
 from pytest_quantgate.case import Case
 from pytest_quantgate.fingerprint import digest_of
-from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.measurement import Outcomes, StoredOutcomes
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.selftest.measurements import (
     drop_samples,
@@ -26,6 +26,7 @@ from pytest_quantgate.selftest.measurements import (
     with_correct,
 )
 from pytest_quantgate.selftest.sabotage import exchange
+from pytest_quantgate.store.records import Record
 from pytest_quantgate.tasks.samples import Samples
 
 TASKS = ("accuracy", "regression")
@@ -381,6 +382,10 @@ def set_schema(data: dict[str, Any]) -> None:
     data["schema"] = 0
 
 
+def set_verdict(data: dict[str, Any]) -> None:
+    data["verdicts"] = {"coverage": "PASS"}
+
+
 def drop_first(data: dict[str, Any]) -> None:
     del data["first"]
 
@@ -404,28 +409,57 @@ def other_model(_bench: Bench, record: Record) -> Record:
 
 
 def other_recipe(_bench: Bench, record: Record) -> Record:
-    fingerprint = replace(record.fingerprint, recipe="3" * 64)
-    return replace(record, fingerprint=fingerprint)
+    """The recipe's name is the same: a release of ModelOpt, or of ours, changed what it does."""
+    before = record.fingerprint.recipe_entries
+    entries = tuple(line.replace("q_bmm_quantizer", "qkv_quantizer") for line in before)
+    assert entries != before
+    return replace(record, fingerprint=replace(record.fingerprint, recipe_entries=entries))
+
+
+def other_settings(**changes: str) -> Callable[[Bench, Record], Record]:
+    def change(_bench: Bench, record: Record) -> Record:
+        settings = {**record.fingerprint.settings, **changes}
+        assert settings.keys() == record.fingerprint.settings.keys()
+        return replace(record, fingerprint=replace(record.fingerprint, settings=settings))
+
+    return change
+
+
+def fp16_with_more_right(bench: Bench, record: Record, *, more: int) -> StoredOutcomes:
+    fp16, _ = bench.good.outcomes(task=record.task, metric=record.metric, samples=bench.samples)
+    wrong = {i for i, good in enumerate(fp16.correct) if not good}
+    won = set(sorted(wrong)[:more])
+    correct = tuple(good or i in won for i, good in enumerate(fp16.correct))
+    return store_outcomes(with_correct(fp16, correct=correct))
 
 
 def better_first(bench: Bench, record: Record) -> Record:
     """Many small accepted drops: the first variant was four points better than the last."""
-    fp16, _ = bench.good.outcomes(task=record.task, metric=record.metric, samples=bench.samples)
-    wrong = [i for i, good in enumerate(fp16.correct) if not good][:50]
-    won = with_correct(
-        fp16, correct=tuple(good or i in set(wrong) for i, good in enumerate(fp16.correct))
-    )
-    return replace(record, first=store_outcomes(won))
+    return replace(record, first=fp16_with_more_right(bench, record, more=50))
 
 
 def better_fp16(bench: Bench, record: Record) -> Record:
     """A library changed what FP16 computes: it was two points better."""
-    fp16, _ = bench.good.outcomes(task=record.task, metric=record.metric, samples=bench.samples)
-    wrong = [i for i, good in enumerate(fp16.correct) if not good][:30]
-    won = with_correct(
-        fp16, correct=tuple(good or i in set(wrong) for i, good in enumerate(fp16.correct))
-    )
-    return replace(record, fp16=store_outcomes(won))
+    return replace(record, fp16=fp16_with_more_right(bench, record, more=30))
+
+
+def better_first_fp16(bench: Bench, record: Record) -> Record:
+    """Small drifts of FP16, each accepted: its slot is replaced at each update."""
+    return replace(record, first_fp16=fp16_with_more_right(bench, record, more=50))
+
+
+def of_a_namesake(name: str) -> Callable[[Bench], Case]:
+    """Return the maker of the good case before the file of another suite of its name."""
+
+    def make(bench: Bench) -> Case:
+        record = bench.record(bench.good)
+        store = bench.store_of(name, replace(record, suite=f"other/{record.suite}"))
+        place = store.path(record.suite, record.key)
+        place.parent.mkdir(parents=True)
+        store.path(f"other/{record.suite}", record.key).rename(place)
+        return exchange(bench.good, store=store)
+
+    return make
 
 
 def no_baseline(bench: Bench) -> Case:
@@ -448,7 +482,27 @@ BASELINES: tuple[Entry, ...] = (
     entry("there is no baseline", no_baseline, "no baseline of"),
     entry("baseline of another data set", baseline("data", other_data), "evaluation data differ"),
     entry("baseline of another model", baseline("model", other_model), "model weights .* differ"),
-    entry("baseline of another recipe", baseline("recipe", other_recipe), "recipe .* differ"),
+    entry(
+        "baseline of other recipe content under its name",
+        baseline("recipe", other_recipe),
+        r"recipe content differs: now without \*qkv_quantizer.*, with \*q_bmm_quantizer",
+    ),
+    entry(
+        "baseline made with bfloat16 and eager attention",
+        baseline("settings", other_settings(dtype="bfloat16", attention="eager")),
+        "(?s)dtype bfloat16 -> float16.*attention eager -> sdpa",
+    ),
+    entry(
+        "baseline made on a GPU",
+        baseline("device", other_settings(device="cuda")),
+        "device cuda -> cpu",
+    ),
+    entry(
+        "baseline of another suite of the same name",
+        of_a_namesake("namesake"),
+        "holds other/reference .*, expected reference",
+    ),
+    entry("verdicts edited by hand", edited_file("verdict", in_json(set_verdict)), "by hand"),
     entry("value edited by hand", edited_file("value", in_json(set_value)), "damaged baseline"),
     entry("older schema", edited_file("schema", in_json(set_schema)), "schema 0 is not supported"),
     entry(
@@ -471,6 +525,11 @@ BASELINES: tuple[Entry, ...] = (
         "small accepted drops have added up",
         baseline("first", better_first),
         "(?s)over max_drop_since_first.*added up",
+    ),
+    entry(
+        "small accepted drifts of FP16 have added up",
+        baseline("first-fp16", better_first_fp16),
+        "(?s)FP16 when the first variant was accepted.*over max_drop_since_first.*added up",
     ),
     entry(
         "a library moved FP16",

@@ -58,11 +58,11 @@ INERT = frozenset(("__pycache__", "include", "test", "tests"))
 #: others are part of every key; `tests/unit/store` holds the two apart.
 JUDGING = (
     *("commands/", "comparison/", "gates/", "report/", "selftest/"),
-    *("assertions.py", "baseline_mode.py", "baselines.py", "cli.py", "collect.py", "fixtures.py"),
-    *("judging.py", "machine.py", "options.py", "planning.py", "plugin.py", "progress.py"),
-    *("replay.py", "schema.py", "session.py", "suite_checks.py", "suite_writing.py", "timing.py"),
+    *("assertions.py", "baseline_mode.py", "baselines.py", "cli.py", "closing.py", "collect.py"),
+    *("conclusion.py", "fixtures.py", "judging.py", "machine.py", "options.py", "own_tests.py"),
+    *("planning.py", "plugin.py", "progress.py", "replay.py", "results.py", "schema.py"),
+    *("session.py", "suite_checks.py", "suite_writing.py", "timing.py", "verdict.py"),
     *("store/acceptance.py", "store/migration.py", "store/owners.py", "store/records.py"),
-    "verdict.py",
 )
 
 #: Which of this package's files a measurement runs through: those that measure, or all.

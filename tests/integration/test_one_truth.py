@@ -535,3 +535,24 @@ def test_collecting_concludes_nothing(
 
     assert result.ret == 0
     result.stdout.no_fnmatch_line("*= quantgate =*")
+
+
+def test_a_suite_says_what_may_be_missing(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    write_project(pytester.path, verdicts=MISSING)
+    suite = pytester.path / "suites" / "clip.quantgate.yaml"
+    text = suite.read_text(encoding="utf-8")
+
+    suite.write_text(f"{text}allow_unmeasured: [coverage, latency]\n", encoding="utf-8")
+    allowed = run(pytester, "suites")
+    suite.write_text(f"{text}allow_unmeasured: covrage\n", encoding="utf-8")
+    wrong = run(pytester, "suites")
+
+    assert allowed.ret == 0
+    allowed.stdout.fnmatch_lines(
+        ["clip: may ship: 3 gates passed; allowed to be missing: coverage"]
+    )
+    assert wrong.ret == pytest.ExitCode.INTERRUPTED
+    wrong.stdout.fnmatch_lines(["suites/clip.quantgate.yaml:6: allow_unmeasured: *covrage*"])

@@ -39,6 +39,16 @@ def header(pytester: pytest.Pytester, *arguments: str) -> str:
             "quantgate: baselines=check, device=auto",
         ),
         ("", ["--quantgate-strict"], "quantgate: baselines=check, device=auto, strict"),
+        (
+            "quantgate_allow_unmeasured = engine, latency",
+            ["--quantgate-strict"],
+            "quantgate: baselines=check, device=auto, strict, may be missing: engine latency",
+        ),
+        (
+            "quantgate_allow_unmeasured = engine",
+            ["--quantgate-strict", "--quantgate-allow-unmeasured="],
+            "quantgate: baselines=check, device=auto, strict",
+        ),
     ],
 )
 def test_command_line_over_ini_over_default(
@@ -64,6 +74,12 @@ def test_command_line_over_ini_over_default(
         (
             ["--quantgate-cache=of"],
             "'of' is not a valid quantgate cache. Valid modes: on, off.",
+        ),
+        (
+            ["--quantgate-allow-unmeasured=engine,latencies"],
+            "--quantgate-allow-unmeasured: 'latencies' is not a kind of gate. Valid kinds: sanity, "
+            "coverage, calibration, fidelity, accuracy, regression, roundtrip, export, parity, "
+            "engine, memory, trace, latency, tests.",
         ),
         (
             ["--quantgate-baselines=update"],
@@ -106,3 +122,13 @@ def test_temporary_cache_goes_with_a_run_that_could_not_start(
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert list(tmp_path.glob("quantgate-*")) == []
+
+
+def test_ci_demands_all_and_the_header_says_so(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUILD_NUMBER", "7")
+
+    assert header(pytester) == (
+        "quantgate: baselines=check, device=auto, BUILD_NUMBER is set: what is not measured fails"
+    )

@@ -18,6 +18,9 @@ from pytest_quantgate.verdict import Status, Verdict, combine
 #: The largest finite value of each format.
 LARGEST = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120}
 
+#: So many layers are listed with their largest activation.
+MOST_LAYERS = 8
+
 #: Which gate answers, if the suite has it: the first of these.
 ANSWERING = ("fidelity", "calibration", "accuracy", "regression", "coverage")
 
@@ -47,9 +50,11 @@ def judge_overflow(
         share = worst.largest / limit
         of = f"; the largest {dtype} is {size(limit)}, {1 / share:.1f} times that" if share else ""
         line = f"largest activation {size(worst.largest)} in {worst.module} ({variant}){of}"
+        ranked = sorted(fp16 or quantized, key=lambda layer: -layer.largest)[:MOST_LAYERS]
+        listing = ", ".join(f"{layer.module} {size(layer.largest)}" for layer in ranked)
         return replace(
             verdict,
-            evidence=(*verdict.evidence, line),
+            evidence=(*verdict.evidence, line, f"largest activations by layer: {listing}"),
             figures={**verdict.figures, **figures},
         )
     variant, first = over[0]

@@ -51,6 +51,7 @@ def test_values_that_fit_are_evidence_with_what_is_left() -> None:
             "a line",
             "largest activation 30,000 in vision_model.encoder (FP16); the largest float16 is "
             "65,504, 2.2 times that",
+            "largest activations by layer: vision_model.encoder 30,000, vision_model.embeddings 3",
         ),
         figures={"vision_cosine": 0.999, "largest_activation": 30_000.0},
     )
@@ -107,8 +108,9 @@ def test_nothing_to_say_of_float32_and_of_models_that_were_not_looked_at() -> No
 
 
 def test_a_model_of_zeros_has_no_share() -> None:
-    assert judge(fp16=(layer("patches", 0.0),), quantized=()).evidence[-1] == (
-        "largest activation 0 in patches (FP16)"
+    assert judge(fp16=(layer("patches", 0.0),), quantized=()).evidence[1:] == (
+        "largest activation 0 in patches (FP16)",
+        "largest activations by layer: patches 0",
     )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pytest_quantgate.store.records import canonical_text, parse_record
 
 Run = Callable[..., pytest.RunResult]
 WriteSuite = Callable[..., Path]
@@ -283,9 +285,9 @@ def test_no_space_for_a_baseline(
     write_suite()
     run_gates("-k", "regression", "--quantgate-baselines=create")
     (path,) = (pytester.path / "baselines").rglob("*.json")
-    record = json.loads(path.read_text("utf-8"))
-    record["accepted"] = record["fp16"]  # so that there is something to write
-    path.write_text(json.dumps(record, sort_keys=True, indent=2) + "\n", encoding="utf-8")
+    record = parse_record(path.read_text("utf-8"))
+    other = replace(record, accepted=record.fp16)  # so that there is something to write
+    path.write_text(canonical_text(other), encoding="utf-8")
     before = path.read_bytes()
 
     def full(*_arguments: Any, **_options: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -497,6 +497,7 @@ class Case:
         from pytest_quantgate.models.checkpoint import save_checkpoint
         from pytest_quantgate.models.quantize import quantize
         from pytest_quantgate.models.recipes import describe_content
+        from pytest_quantgate.tasks.contents import count_copies
 
         spec = self.suite.calibration
         exclude = self.suite.quantize.exclude
@@ -526,6 +527,7 @@ class Case:
             nonfinite=result.nonfinite,
             sample_hashes=tuple(zip(shown.pixels, shown.ids, strict=True)),
             sample_looks=shown.looks,
+            copies=count_copies(pairs, pixels=shown.pixels),
             held_out_samples=len(held_out),
             held_out_hashes=tuple(zip(unseen.pixels, unseen.ids, strict=True)),
         )
@@ -644,6 +646,7 @@ class Case:
 
         name, purpose = evaluation_data(task)
         samples = self.samples(name, count, purpose=purpose, first=first)
+        shown = self.contents(name, count, purpose=purpose, first=first)
         images = self._image_embeddings(samples)
         names = ("FP16", self.recipe.name)
         if stage != "torch":
@@ -665,7 +668,7 @@ class Case:
                 )
                 for image, classifier, variant in zip(images, classifiers, names, strict=True)
             )
-            return _with_parts(fp16, quantized, samples=samples)
+            return _with_parts(fp16, quantized, samples=samples, pixels=shown.pixels)
         captions, owners = list_captions(samples)
         if self._values.get("captions_key") != (samples.digest, stage):
             with (
@@ -689,7 +692,7 @@ class Case:
             )
             for image, text, variant in zip(images, texts, names, strict=True)
         )
-        return _with_parts(fp16, quantized, samples=samples)
+        return _with_parts(fp16, quantized, samples=samples, pixels=shown.pixels)
 
     def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
         """Return the image embeddings of both variants, from memory, the cache, or a forward.
@@ -825,8 +828,10 @@ class Case:
     def _measure_fidelity(self, data: str, gate: FidelityGate) -> Fidelity:
         from pytest_quantgate.measure.embeddings import embed_images, embed_texts, make_batches
         from pytest_quantgate.measure.fidelity import compare_embeddings, rank_layers
+        from pytest_quantgate.tasks.contents import count_copies
 
         samples = self.samples(data, gate.samples, purpose="pairs", first=gate.first)
+        shown = self.contents(data, gate.samples, purpose="pairs", first=gate.first)
         models = (self.fp16, self.quantized)
         texts = [samples.text(index) for index in range(len(samples))]
         with self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance:
@@ -853,6 +858,7 @@ class Case:
                 for tower, both in pairs
             ),
             worst_layers=layers,
+            copies=count_copies(samples, pixels=shown.pixels),
         )
 
     def activations(self) -> tuple[LayerActivation, ...]:
@@ -927,10 +933,16 @@ def _taken(samples: int | None, *, first: bool) -> str:
 
 
 def _with_parts(
-    fp16: Outcomes, quantized: Outcomes, *, samples: Samples
+    fp16: Outcomes, quantized: Outcomes, *, samples: Samples, pixels: Sequence[str]
 ) -> tuple[Outcomes, Outcomes]:
+    from pytest_quantgate.measure.accuracy import cluster_samples
+
     parts = digest_parts(samples)
-    return replace(fp16, data_parts=parts), replace(quantized, data_parts=parts)
+    before, after = (
+        replace(cluster_samples(found, samples=samples, pixels=pixels), data_parts=parts)
+        for found in (fp16, quantized)
+    )
+    return before, after
 
 
 def _read_outcomes(stored: Any) -> tuple[Outcomes, Outcomes]:

@@ -39,6 +39,7 @@ from pytest_quantgate.gates.memory import figures_of, limits_of
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.gates.parity import point_to_export
+from pytest_quantgate.gates.samples import FINDINGS
 from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.gates.suspects import name_suspects
 from pytest_quantgate.gates.trace import follow_quantizers
@@ -283,7 +284,8 @@ class Judging:
             first=gate.first,
         )
         verdict = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate, family=self.family)
-        if verdict.status in (Status.FAIL, Status.INCONCLUSIVE):
+        about_data = verdict.code.rpartition(".")[2] in FINDINGS  # no layer explains that
+        if verdict.status in (Status.FAIL, Status.INCONCLUSIVE) and not about_data:
             verdict = self._name_suspects(verdict, gate)
         return Judged(verdict=verdict)
 

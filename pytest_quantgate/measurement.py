@@ -168,6 +168,7 @@ class CalibrationRun:
     `nonfinite` names what was NaN or Inf in the calibration data (`image 17`, `text 3`).
     `sample_hashes` / `held_out_hashes` are SHA-256 of the decoded pixels, each tagged with its
     sample id: (hash, id); `sample_looks` are the perceptual hashes of the samples in that order.
+    `copies` counts the samples that repeat the picture and the label (or captions) of another.
     """
 
     data: str
@@ -180,6 +181,7 @@ class CalibrationRun:
     held_out_samples: int
     held_out_hashes: tuple[tuple[str, str], ...]
     sample_looks: tuple[str, ...] = ()
+    copies: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,11 +220,13 @@ class Fidelity:
     """Fidelity of both towers.
 
     `worst_layers` are (module, SQNR in dB) of every layer by itself, worst first, or empty.
+    `copies` counts the images that repeat another.
     """
 
     data: str
     towers: tuple[TowerFidelity, ...]
     worst_layers: tuple[tuple[str, float], ...] = ()
+    copies: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,7 +462,8 @@ class Outcomes:
     `labels` (class of the sample, -1 where the task has no classes) have one entry a sample.
     For retrieval a sample is a query, and `correct` says whether a match was in the first k.
     `clusters` numbers for each sample what it shares with others, such as the image that several
-    captions describe: those are not independent. Empty: each stands for itself.
+    captions describe: those are not independent. Empty: each stands for itself. `copies` counts the
+    samples that repeat the picture and the label (or captions) of another.
     `data_parts` are the SHA-256 of what `data_digest` covers, part by part (`images`, `labels`,
     `templates`, ...), so that two data sets that differ can be told apart.
     `value` is the metric as clip-benchmark defines it, in [0, 1].
@@ -476,6 +481,7 @@ class Outcomes:
     data_digest: str
     nonfinite: int = 0
     clusters: tuple[int, ...] = ()
+    copies: int = 0
     data_parts: tuple[tuple[str, str], ...] = ()
 
 

@@ -162,7 +162,8 @@ class AccuracyGate:
     """Limits on one task and metric; `task` is `<data set>/classification` or `/retrieval`.
 
     `samples` (None: all) are drawn by seed over the whole, stratified by class; with `first` they
-    are the first of the data.
+    are the first of the data. `min_classes` is how many classes must have a sample (None: all that
+    a fair draw of so many would show).
     """
 
     where: Where
@@ -175,6 +176,7 @@ class AccuracyGate:
     max_class_drop: Fraction | None = None
     samples: int | None = None
     first: bool = False
+    min_classes: int | None = None
     stage: Stage = "torch"
 
     @property
@@ -200,6 +202,7 @@ class RegressionGate:
     confidence: Fraction = Fraction(95, 100)
     samples: int | None = None
     first: bool = False
+    min_classes: int | None = None
 
     @property
     def key(self) -> str:

@@ -19,7 +19,7 @@ from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import Quantized, quantize
 from pytest_quantgate.models.recipes import to_modelopt
-from pytest_quantgate.tasks.contents import read_contents
+from pytest_quantgate.tasks.contents import count_copies, read_contents
 from pytest_quantgate.tasks.registry import load_calibration
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ class PipelineCase(Case):
             nonfinite=result.nonfinite,
             sample_hashes=tuple(zip(shown.pixels, shown.ids, strict=True)),
             sample_looks=shown.looks,
+            copies=count_copies(pairs, pixels=shown.pixels),
             held_out_samples=len(held_out),
             held_out_hashes=tuple(zip(unseen.pixels, unseen.ids, strict=True)),
         )

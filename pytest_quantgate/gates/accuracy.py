@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_outcomes
+from pytest_quantgate.gates.samples import describe_samples, judge_samples
 from pytest_quantgate.gates.statistics import (
     MOST_SAMPLES,
     SETTLING_POWER,
@@ -68,7 +69,11 @@ def judge_accuracy(
             f"none ({gate.where.of('metric')})",
             next_step="use metric: acc1, or the recall metrics for retrieval",
         )
-    parts = [_judge_drop(pairs, fp16=fp16, quantized=quantized, gate=gate, family=family)]
+    needs_all = gate.metric == MEAN_OVER_CLASSES or gate.max_class_drop is not None
+    parts = [
+        *judge_samples(quantized, kind=GATE, gate=gate, needs_all=needs_all),
+        _judge_drop(pairs, fp16=fp16, quantized=quantized, gate=gate, family=family),
+    ]
     if gate.floor is not None:
         parts.append(
             _judge_floor(pairs, quantized=quantized, gate=gate, floor=gate.floor, family=family)
@@ -192,9 +197,9 @@ def describe_worth(pairs: Pairs, *, metric: str, confidence: Fraction) -> tuple[
     """Return what samples that do not count alike are worth; empty where all do."""
     if pairs.clusters is not None:
         return (
-            f"{count(pairs.samples, 'caption')} of {count(pairs.clusters.count, 'image')} are "
-            f"worth {pairs.clusters.drop:.0f} independent ones: those of one image are lost "
-            f"together",
+            f"{count(pairs.samples, 'sample')} in {count(pairs.clusters.count, 'cluster')} that "
+            f"share a picture or a text are worth {pairs.clusters.drop:.0f} independent ones: "
+            f"those of one cluster are lost together",
         )
     found = drop_flips(pairs, metric=metric)
     if isinstance(found, Flips):
@@ -237,7 +242,7 @@ def _judge_drop(
     source = gate.where.of("max_drop")
     headline = (
         f"accuracy: {gate.task}: {quantized.variant} {gate.metric} {percent(quantized.value)} vs "
-        f"{fp16.variant} {percent(fp16.value)} on {count(pairs.samples, 'sample')}: drop "
+        f"{fp16.variant} {percent(fp16.value)} on {describe_samples(quantized)}: drop "
         f"{points(drop)}, {show_interval(interval, confidence=gate.confidence)}, "
         f"{relation(status, name='max_drop', limit=points(gate.max_drop))} "
         f"= {count(allowed, 'sample')} ({source})"
@@ -282,6 +287,8 @@ def _judge_drop(
         next_step=_next_step(status),
         figures={
             "samples": pairs.samples,
+            "copies": quantized.copies,
+            "classes_seen": len(pairs.classes),
             "fp16_value": fp16.value,
             "quantized_value": quantized.value,
             "drop_points": drop * 100,
@@ -490,7 +497,7 @@ def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family:
 def _name_small_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> tuple[str, ...]:
     """Name the classes that no result would let pass: they have too few samples."""
     needed = samples_without_loss(confidence=float(gate.confidence), limit=float(limit))
-    small = [counts for _, counts in pairs.classes if needed is None or counts.samples < needed]
+    small = [counts for _, counts in pairs.classes if needed is None or counts.independent < needed]
     if not small:
         return ()
     return (

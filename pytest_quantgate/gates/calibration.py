@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pytest_quantgate.gates.family import highest_rejected
+from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.gates.statistics import Share, chance_above, first_count, share_limits
 from pytest_quantgate.gates.words import count, group, listed, percent, shorten
 from pytest_quantgate.measurement import Audit, CalibrationRun, NearCopy, Quantizer
@@ -139,10 +140,23 @@ def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
             next_step="calibrate with pairs: images and texts",
             code="calibration.tower-idle",
         )
+    copies = judge_copies(
+        samples=run.samples,
+        copies=run.copies,
+        kind=GATE,
+        subject=run.data,
+        where=str(where),
+    )
+    if copies is not None:
+        return copies
     return _verdict(
         Status.PASS,
         f"{run.samples} pairs of {run.data} in {run.batches} batches through both towers",
-        figures={"calibration_samples": run.samples, "calibration_batches": run.batches},
+        figures={
+            "calibration_samples": run.samples,
+            "calibration_copies": run.copies,
+            "calibration_batches": run.batches,
+        },
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.gates.words import count
 from pytest_quantgate.measurement import Fidelity, TowerFidelity
 from pytest_quantgate.suite import FidelityGate
@@ -33,13 +34,22 @@ def judge_fidelity(fidelity: Fidelity, *, gate: FidelityGate) -> Verdict:
     ]
     if not parts:
         return _without_limits(gate)
+    copies = judge_copies(
+        samples=fidelity.towers[0].samples,
+        copies=fidelity.copies,
+        kind=GATE,
+        subject=fidelity.data,
+        where=str(gate.where),
+    )
+    parts = [copies, *parts] if copies else parts
     verdict = combine(gate=GATE, parts=tuple(parts))
     if verdict.passed:
         return Verdict(
             gate=GATE,
             status=Status.PASS,
             headline=f"fidelity: {'; '.join(_describe(tower) for tower in fidelity.towers)} on "
-            f"{count(fidelity.towers[0].samples, 'sample')} of {fidelity.data}",
+            f"{count(fidelity.towers[0].samples, 'sample')} of {fidelity.data}"
+            + (f", {fidelity.copies} of them copies" if fidelity.copies else ""),
             brief="; ".join(
                 f"{tower.tower} cosine {tower.cosine_mean:.4f}, SQNR {tower.sqnr_mean_db:.1f} dB"
                 for tower in fidelity.towers

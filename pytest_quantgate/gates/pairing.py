@@ -18,7 +18,7 @@ class Unpaired(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Clusters:
-    """Samples that come in clusters (the captions of an image): what they are worth.
+    """Samples that come in clusters (captions of an image, copies of one): what they are worth.
 
     `drop`, `right` and `changed` are how many independent samples would know the drop, the share
     that is right and the share that changed as well as these.
@@ -174,7 +174,7 @@ def _count(
         right_to_wrong=sum(was and not now for was, now in both),
         wrong_to_right=sum(now and not was for was, now in both),
         changed=sum(changed),
-        classes=_count_classes(before, after, labels, names),
+        classes=_count_classes(before, after, changed, labels, names, clusters),
         clusters=_weigh_clusters(before, after, changed, clusters),
     )
 
@@ -207,21 +207,24 @@ def _weigh_clusters(
 def _count_classes(
     before: Sequence[bool],
     after: Sequence[bool],
+    changed: Sequence[bool],
     labels: Sequence[int],
     names: Sequence[str],
+    clusters: Sequence[int],
 ) -> tuple[tuple[str, ClassCounts], ...]:
-    counts: dict[int, list[int]] = {}
-    for was, now, label in zip(before, after, labels, strict=True):
-        found = counts.setdefault(label, [0, 0, 0, 0])
-        found[0] += 1
-        found[1] += now
-        found[2] += was and not now
-        found[3] += now and not was
-    return tuple(
-        (
-            names[label] if 0 <= label < len(names) else str(label),
-            ClassCounts(samples=n, right=right, right_to_wrong=lost, wrong_to_right=won),
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(labels if names else ()):
+        members.setdefault(label, []).append(index)
+    found = []
+    for label, inside in sorted(members.items()):
+        was, now, other = ([values[i] for i in inside] for values in (before, after, changed))
+        weighed = _weigh_clusters(was, now, other, [clusters[i] for i in inside if clusters])
+        counts = ClassCounts(
+            samples=len(inside),
+            right=sum(now),
+            right_to_wrong=sum(a and not b for a, b in zip(was, now, strict=True)),
+            wrong_to_right=sum(b and not a for a, b in zip(was, now, strict=True)),
+            worth=min(weighed.drop, weighed.right) / len(inside) if weighed else 1.0,
         )
-        for label, (n, right, lost, won) in sorted(counts.items())
-        if names
-    )
+        found.append((names[label] if 0 <= label < len(names) else str(label), counts))
+    return tuple(found)

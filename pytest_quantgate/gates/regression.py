@@ -20,6 +20,7 @@ from pytest_quantgate.gates.accuracy import (
 )
 from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_stored
+from pytest_quantgate.gates.samples import describe_samples, judge_samples
 from pytest_quantgate.gates.statistics import chance_above
 from pytest_quantgate.gates.words import brief_drop, count, percent, points
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes, StoredPair
@@ -134,7 +135,11 @@ def judge_regression(
         fp16_drop=drift.drop,
         next_step="undo the change that cost most: small accepted drops have added up",
     )
-    parts = [moved, accepted, first]
+    needs_all = gate.metric == MEAN_OVER_CLASSES
+    parts = [
+        *judge_samples(quantized, kind=GATE, gate=gate, needs_all=needs_all),
+        *(moved, accepted, first),
+    ]
     if stored.first_fp16 != stored.fp16:  # else `moved` says it
         parts.append(
             _compare(
@@ -266,7 +271,7 @@ def _compare(
     key = _LIMITS[name]
     headline = (
         f"regression: {gate.task}: {now.variant} {gate.metric} {percent(now.value)} "
-        f"{_SUBJECTS[name]} {percent(stored.value)} on {count(pairs.samples, 'sample')}: drop "
+        f"{_SUBJECTS[name]} {percent(stored.value)} on {describe_samples(now)}: drop "
         f"{points(drop)}, {show_interval(interval, confidence=gate.confidence)}, "
         f"{relation(status, name=key, limit=points(limit))} "
         f"= {count(allowed_count(limit, samples=pairs.samples), 'sample')} ({gate.where.of(key)})"

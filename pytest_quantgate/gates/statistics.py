@@ -256,24 +256,34 @@ def chance_below(found: Result, limit: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCounts:
-    """Paired outcomes of one class; `right` are those that are right after the change."""
+    """Paired outcomes of one class; `right` are those that are right after the change.
+
+    `worth` is how much of an independent sample each is worth, where copies are among them.
+    """
 
     samples: int
     right: int
     right_to_wrong: int
     wrong_to_right: int
+    worth: float = 1.0
+
+    @property
+    def independent(self) -> float:
+        """How many independent samples these are worth."""
+        return self.samples * self.worth
 
     @property
     def flips(self) -> Flips:
+        """What was lost and won, in independent samples."""
         return Flips(
             right_to_wrong=self.right_to_wrong,
             wrong_to_right=self.wrong_to_right,
             samples=self.samples,
-        )
+        ).grow(self.worth)
 
     @property
     def right_share(self) -> Share:
-        return Share(count=self.right, samples=self.samples)
+        return Share(count=self.right, samples=self.samples).grow(self.worth)
 
     @property
     def drop(self) -> float:

@@ -8,11 +8,13 @@ one of its texts; clip_benchmark.metrics.zeroshot_retrieval).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.tasks.contents import count_copies
 from pytest_quantgate.tasks.samples import Samples
 
 if TYPE_CHECKING:
@@ -130,10 +132,6 @@ def retrieval_outcomes(
         value=float(hits.double().mean()),
         data_digest=samples.digest,
         nonfinite=int((~finite_images).sum() + (~finite_texts).sum()),
-        # Captions of one image look for the same thing: they are found or lost together.
-        clusters=(
-            tuple(image_of_text) if by_text and len(set(image_of_text)) < len(image_of_text) else ()
-        ),
     )
 
 
@@ -143,6 +141,47 @@ def list_captions(samples: Samples) -> tuple[tuple[str, ...], tuple[int, ...]]:
     texts = tuple(text for captions in samples.captions for text in captions)
     owners = tuple(i for i, captions in enumerate(samples.captions) for _ in captions)
     return texts, owners
+
+
+def cluster_samples(outcomes: Outcomes, *, samples: Samples, pixels: Sequence[str]) -> Outcomes:
+    """Return outcomes that say which of their samples are not independent, and which are copies.
+
+    `pixels` are the digests of the images. Samples of one picture are a cluster, whatever their
+    labels; so are queries of one text, and the captions of one image: they look for the same thing,
+    and are found or lost together. A sample whose picture and label (captions) another one had
+    before is a copy of that.
+    """
+    if outcomes.metric.startswith("image"):  # a caption looks for its picture
+        texts, owners = list_captions(samples)
+        shown = [pixels[owner] for owner in owners]
+        clusters = number_clusters(shown, texts)
+        copies = len(texts) - len(set(zip(shown, texts, strict=True)))
+    else:
+        clusters = number_clusters(pixels)
+        copies = count_copies(samples, pixels=pixels)
+    alone = len(set(clusters)) == len(clusters)
+    return replace(outcomes, clusters=() if alone else clusters, copies=copies)
+
+
+def number_clusters(*keys: Sequence[Hashable]) -> tuple[int, ...]:
+    """Return the number of each item's cluster, from 0 in the order of the items.
+
+    Items that have a key in common are in one cluster, also over a third one.
+    """
+    parents = list(range(len(keys[0])))
+
+    def find(item: int) -> int:
+        while parents[item] != item:
+            parents[item] = item = parents[parents[item]]
+        return item
+
+    for values in keys:
+        seen: dict[Hashable, int] = {}
+        for item, value in enumerate(values):
+            first, second = sorted((find(item), find(seen.setdefault(value, item))))
+            parents[second] = first
+    numbers: dict[int, int] = {}
+    return tuple(numbers.setdefault(find(item), len(numbers)) for item in range(len(parents)))
 
 
 def _text_ids(samples: Samples, image_of_text: Sequence[int]) -> tuple[str, ...]:

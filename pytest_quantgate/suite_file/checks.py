@@ -87,8 +87,9 @@ def check_task(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None
         )
     if values.get("first") and "samples" not in values:
         raise place.error_at(node, "first", "is about samples: say how many, such as samples: 1000")
-    if kind == "retrieval" and "max_class_drop" in values:
-        raise place.error_at(node, "max_class_drop", "retrieval has no classes")
+    for key in ("max_class_drop", "min_classes"):
+        if kind == "retrieval" and key in values:
+            raise place.error_at(node, key, "retrieval has no classes")
 
 
 def check_gates(values: Mapping[str, Any], place: Place, node: yaml.Node) -> None:

@@ -220,6 +220,7 @@ _TASK = {
     "confidence": percent_field(help="one-sided; default 95%", parse=parse_confidence),
     "samples": count_field(help="drawn over the whole by seed, stratified; default: all"),
     "first": _FIRST,
+    "min_classes": count_field(help="classes that must have a sample; default: all"),
 }
 ACCURACY = Section(
     build=AccuracyGate,

@@ -66,6 +66,13 @@ def read_contents(samples: Samples, *, progress: Callable[[int], None] | None = 
     return Contents(ids=samples.ids, pixels=tuple(pixels), looks=tuple(looks))
 
 
+def count_copies(samples: Samples, *, pixels: Sequence[str]) -> int:
+    """Return how many samples repeat the picture and the label (or the captions) of another."""
+    said = samples.labels if samples.labels is not None else samples.captions
+    assert said is not None
+    return len(samples) - len(set(zip(pixels, said, strict=True)))
+
+
 def hash_pixels(image: Any) -> str:
     """Return the SHA-256 of a PIL image or a uint8 array [H, W, 3]: its size and RGB pixels."""
     picture = _as_picture(image)

@@ -21,9 +21,9 @@ from pytest_quantgate.case import Case
 from pytest_quantgate.selftest.proof import judge_again
 from pytest_quantgate.suite_file import load_suite
 from pytest_quantgate.tasks.webdataset import TarImages
-from pytest_quantgate.verdict import Status
+from pytest_quantgate.verdict import Status, Verdict
 
-CLASSES = ("cat", "dog", "fox", "owl")
+CLASSES = ("red", "green", "blue", "yellow")
 
 SUITE = """\
 quantgate: 1
@@ -147,7 +147,7 @@ def test_test_images_in_other_files_are_calibrated_on(
     )
     verdict = case_of(root).judge(kind="calibration").verdict
 
-    assert (verdict.status, verdict.code) == (Status.FAIL, "calibration.overlap")
+    assert (verdict.status, verdict.code) == (Status.FAIL, "calibration.overlap"), verdict.headline
     assert "12 evaluation samples by content also calibrated the quantizers" in verdict.headline
     assert re.fullmatch(r"0/s000\d\d is calibration sample 0/s000\d\d", verdict.evidence[0])
 
@@ -204,3 +204,111 @@ def test_a_warm_run_decodes_nothing(
     warm = case_of(root)
     after = [warm.judge(kind=k, key=key if k == "accuracy" else "").verdict for k in gates]
     assert after == before
+
+
+# -- copies ---------------------------------------------------------------------------------------
+
+
+def judge_task(case: Case) -> Verdict:
+    (gate,) = case.suite.gates.accuracy
+    verdict: Verdict = case.judge(kind="accuracy", key=gate.key).verdict
+    return verdict
+
+
+def test_an_export_that_ran_twice_is_worth_its_distinct_images(
+    make_photos: Callable[..., Path], case_of: Callable[..., Case]
+) -> None:
+    """Each time in another file: the bytes differ, the pictures do not."""
+    kinds: tuple[dict[str, Any], ...] = (
+        {"kind": "PNG"},
+        {"kind": "PNG", "compress_level": 1},
+        {"kind": "WEBP", "lossless": True},
+    )
+    once = [(picture(i), str(i % 4)) for i in range(20)]
+    root = make_photos(test=[(encode(im, **kind), label) for kind in kinds for im, label in once])
+    case = case_of(root)
+    verdict = judge_task(case)
+
+    assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "accuracy.copies")
+    assert "40 of 60 samples are copies of others, 20 are distinct" in verdict.headline
+    assert (verdict.figures["samples"], verdict.figures["copies"]) == (60, 40)
+
+    alone = case_of(make_photos(test=[(encode(image), label) for image, label in once]))
+    both = [judge_task(each).figures["drop_high_points"] for each in (case, alone)]
+    assert both[0] == pytest.approx(both[1], abs=1.0)
+
+
+def test_one_photograph_in_two_classes_is_judged_as_before(
+    make_photos: Callable[..., Path], case_of: Callable[..., Case]
+) -> None:
+    test = [photo(i, label) for i in range(40) for label in (i % 4, (i + 1) % 4)]
+    case = case_of(make_photos(test=test))
+    verdict = judge_task(case)
+
+    assert verdict.passed, verdict.headline
+    assert "on 80 samples of 4 classes" in verdict.headline
+    fp16, _ = case.outcomes(task="photos/classification", metric="acc1", samples=None)
+    assert (len(set(fp16.clusters)), fp16.copies) == (40, 0)
+
+
+def test_captions_of_one_image_stored_apart_are_one_cluster(
+    make_photos: Callable[..., Path], case_of: Callable[..., Case]
+) -> None:
+    """As some exports do: a sample a caption, the photograph again in each."""
+    words = ("red circle", "blue square", "green star")
+    test = [(encode(picture(i)), f"a {words[i % 3]} {word}") for i in range(12) for word in words]
+    root = make_photos(captioned=True, test=test, train=[photo(99 + i, "a cat") for i in range(16)])
+    case = case_of(root, edits={"photos/classification, metric: acc1": RETRIEVAL})
+    fp16, quantized = case.outcomes(
+        task="photos/retrieval", metric="image_retrieval_recall@5", samples=None
+    )
+
+    assert fp16.clusters == quantized.clusters
+    assert fp16.copies == 0
+    # The captions of one picture, and the pictures of one caption: three kinds of words.
+    assert len(set(fp16.clusters)) == 3
+
+
+RETRIEVAL = "photos/retrieval, metric: image_retrieval_recall@5"
+
+
+def test_calibration_on_copies_is_not_decided(
+    make_photos: Callable[..., Path], case_of: Callable[..., Case]
+) -> None:
+    root = make_photos(
+        train=[*(photo(50 + i % 3, i % 3) for i in range(40)), *(photo(i, 3) for i in range(9))],
+        test=[photo(200 + i, i % 4) for i in range(20)],
+    )
+    verdict = case_of(root).judge(kind="calibration").verdict
+
+    assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "calibration.copies")
+    assert "of 12 samples are copies of others" in verdict.headline
+
+
+# -- classes that were not seen -------------------------------------------------------------------
+
+
+def test_one_class_of_four_does_not_stand_for_the_task(
+    make_photos: Callable[..., Path], case_of: Callable[..., Case]
+) -> None:
+    root = make_photos(test=[photo(i, i // 40) for i in range(160)])
+    first = judge_task(case_of(root, edits={"50pp": "50pp, samples: 40, first: true"}))
+    drawn = judge_task(case_of(root, edits={"50pp": "50pp, samples: 40"}))
+
+    assert (first.status, first.code) == (Status.INCONCLUSIVE, "accuracy.classes-unseen")
+    assert "40 samples of 1 of 4 classes do not stand for the task" in first.headline
+    assert first.evidence[0] == "without a sample: green, blue, yellow"
+    assert first.next_step.startswith("leave out first: true, or evaluate on data that shows every")
+    assert drawn.passed
+    assert "on 40 samples of 4 classes" in drawn.headline
+
+
+def test_data_without_a_class_passes_where_the_suite_says_so(
+    make_photos: Callable[..., Path], case_of: Callable[..., Case]
+) -> None:
+    root = make_photos(test=[photo(i, i % 3) for i in range(60)])
+
+    assert judge_task(case_of(root)).code == "accuracy.classes-unseen"
+    verdict = judge_task(case_of(root, edits={"50pp": "50pp, min_classes: 3"}))
+    assert verdict.passed
+    assert "on 60 samples of 3 of 4 classes" in verdict.headline

@@ -64,6 +64,8 @@ KEYS = {
     "min_worst_cosine": 23,
     "min_sqnr": 24,
     "min_worst_sqnr": 25,
+    "task": 26,
+    "first": 27,
 }
 WHERE = Where(file=FILE, line=10, keys=KEYS)
 CLASSES = ("cat", "dog", "fox", "owl")

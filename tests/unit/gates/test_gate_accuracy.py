@@ -61,8 +61,8 @@ def test_half_a_point_on_ten_thousand_samples_is_not_decided() -> None:
     assert verdict.status is Status.INCONCLUSIVE
     assert verdict.headline == (
         "accuracy: scenes/classification: fp8-attention acc1 62.00 % vs fp16 62.47 % on 10000 "
-        "samples: drop 0.47 pp, one-sided 95 % limits [0.16, 0.79] pp, not decided against "
-        f"max_drop 0.50 pp = 50 samples ({at('max_drop')})"
+        "samples of 4 classes: drop 0.47 pp, one-sided 95 % limits [0.16, 0.79] pp, not decided "
+        f"against max_drop 0.50 pp = 50 samples ({at('max_drop')})"
     )
     assert "200 right to wrong, 153 wrong to right, 530 answers changed" in verdict.evidence
     assert verdict.figures["drop_points"] == pytest.approx(0.47)
@@ -332,7 +332,7 @@ def test_captions_of_one_image_are_no_independent_samples() -> None:
     assert apart.status is Status.FAIL
     assert verdict.status is Status.INCONCLUSIVE
     assert "drop 6.00 pp" in verdict.headline
-    (line,) = [line for line in verdict.evidence if "of 200 images are worth" in line]
+    (line,) = [line for line in verdict.evidence if "in 200 clusters that share" in line]
     assert 195 < number_in(r"are worth (\d+) independent", [line]) < 215
     needed = number_in(r"about (\d+) samples", verdict.evidence)
     assert needed > 3_000

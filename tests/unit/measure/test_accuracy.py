@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import pytest
 import torch
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.measure.accuracy import (
     classification_outcomes,
+    cluster_samples,
     list_captions,
+    number_clusters,
     retrieval_outcomes,
 )
 from pytest_quantgate.measure.embeddings import build_classifiers, embed_images, embed_texts
@@ -227,32 +232,79 @@ def test_nan_is_wrong_and_counted() -> None:
     assert not any(spoiled.correct)
 
 
-def test_captions_are_in_the_cluster_of_their_image() -> None:
+def cluster(
+    metric: str,
+    pixels: str,
+    *,
+    captions: tuple[tuple[str, ...], ...] | None = None,
+    labels: tuple[int, ...] | None = None,
+) -> tuple[tuple[int, ...], int]:
+    """Return clusters and copies of samples, whose pictures are letters."""
     samples = Samples(
         name="d",
-        ids=("a", "b"),
-        images=[None, None],
-        hashes=("1", "2"),
-        captions=(("one", "another"), ("a third",)),
+        ids=tuple(map(str, range(len(pixels)))),
+        images=[None] * len(pixels),
+        hashes=tuple(pixels),
+        captions=captions,
+        labels=labels,
+        class_names=("cat", "dog") if labels else (),
     )
-    texts, owners = list_captions(samples)
-    common: dict[str, Any] = {
-        "images": torch.eye(2),
-        "texts": torch.eye(2)[list(owners)],
-        "image_of_text": owners,
-        "samples": samples,
-        "task": "t",
-        "variant": "v",
-    }
+    count = sum(map(len, captions or ())) if metric.startswith("image") else len(pixels)
+    outcomes = Outcomes(
+        task="t",
+        metric=metric,
+        variant="v",
+        ids=tuple(map(str, range(count))),
+        correct=(True,) * count,
+        answers=(0,) * count,
+        labels=labels or (-1,) * count,
+        class_names=samples.class_names,
+        value=1.0,
+        data_digest="d",
+    )
+    found = cluster_samples(outcomes, samples=samples, pixels=tuple(pixels))
+    return found.clusters, found.copies
 
-    by_text = retrieval_outcomes(metric="image_retrieval_recall@1", **common)
-    by_image = retrieval_outcomes(metric="text_retrieval_recall@1", **common)
-    single = {**common, "texts": torch.eye(2), "image_of_text": (0, 1)}
 
-    assert len(texts) == 3
-    assert by_text.clusters == (0, 0, 1)
-    assert by_image.clusters == ()
-    assert retrieval_outcomes(metric="image_retrieval_recall@1", **single).clusters == ()
+def test_samples_of_one_picture_are_a_cluster() -> None:
+    assert cluster("acc1", "abcd", labels=(0, 1, 0, 1)) == ((), 0)
+    # b and B are one picture under two ids; with two labels it is in two classes, and no copy.
+    assert cluster("acc1", "abcb", labels=(0, 1, 0, 1)) == ((0, 1, 2, 1), 1)
+    assert cluster("acc1", "abcb", labels=(0, 1, 0, 0)) == ((0, 1, 2, 1), 0)
+    assert cluster("acc1", "aaaa", labels=(0, 0, 0, 0)) == ((0, 0, 0, 0), 3)
+
+
+def test_captions_of_one_picture_or_one_text_are_a_cluster() -> None:
+    find, found = "image_retrieval_recall@1", "text_retrieval_recall@1"
+    two = (("one", "another"), ("a third",))
+
+    assert cluster(find, "ab", captions=two) == ((0, 0, 1), 0)
+    assert cluster(found, "ab", captions=two) == ((), 0)
+    # The same photograph under two ids, each with a caption of its own: no copy, one cluster.
+    assert cluster(find, "aa", captions=two) == ((0, 0, 0), 0)
+    assert cluster(found, "aa", captions=two) == ((0, 0), 0)
+    assert cluster(find, "aab", captions=(("x",), ("x",), ("y",))) == ((0, 0, 1), 1)
+    assert cluster(found, "aab", captions=(("x",), ("x",), ("y",))) == ((0, 0, 1), 1)
+    # All captions alike: one query, however many pictures.
+    assert cluster(find, "abc", captions=(("x",),) * 3) == ((0, 0, 0), 0)
+    # Over a third one: a and b share x, b and c share y.
+    chain = (("x",), ("x", "y"), ("y",), ("z",))
+    assert cluster(find, "abcd", captions=chain) == ((0, 0, 0, 0, 1), 0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_clusters_are_what_is_connected(items: list[tuple[int, int]]) -> None:
+    numbers = number_clusters([a for a, _ in items], [b for _, b in items])
+    pairs = list(itertools.combinations(range(len(items)), 2))
+    least = list(range(len(items)))
+    for _ in items:
+        for i, j in pairs:
+            if items[i][0] == items[j][0] or items[i][1] == items[j][1]:
+                least[i] = least[j] = min(least[i], least[j])
+
+    assert list(dict.fromkeys(numbers)) == list(range(max(numbers) + 1))
+    assert all((numbers[i] == numbers[j]) == (least[i] == least[j]) for i, j in pairs)
 
 
 def test_nan_in_a_text_or_image_is_counted_in_retrieval(captioned: Samples) -> None:

@@ -13,6 +13,7 @@ Members of other kinds are passed over.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import io
 import re
@@ -139,8 +140,17 @@ def load_webdataset(root: Path, *, split: str, name: str, draw: Draw) -> Samples
     labels: list[int] = []
     captions: list[tuple[str, ...]] = []
     places: list[TarImage] = []
+    shapes: dict[tuple[Any, ...], Path] = {}
     for number, shard in enumerate(shards):
-        for key, place, text in _read_shard(shard, text_suffix="txt" if captioned else "cls"):
+        members = _read_shard(shard, text_suffix="txt" if captioned else "cls")
+        shape = tuple((key, place.size, text) for key, place, text in members)
+        other = shapes.setdefault(shape, shard)
+        if members and other != shard and filecmp.cmp(other, shard, shallow=False):
+            raise DataError(
+                f"{shard} is a copy of {other}: an export that ran twice? Keep one of them, and "
+                f"write the number of shards into {shard.parent / 'nshards.txt'}"
+            )
+        for key, place, text in members:
             ids.append(f"{number}/{key}")
             places.append(place)
             if captioned:

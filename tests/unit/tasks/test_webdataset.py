@@ -277,3 +277,13 @@ def datasets_root(datasets: dict[str, DatasetSpec]) -> Path:
     (spec,) = datasets.values()
     assert spec.root is not None
     return Path(spec.root)
+
+
+def test_a_shard_that_is_a_copy_of_another_is_refused(make_root: Callable[..., Path]) -> None:
+    """The same keys under another number: the ids differ, the samples do not."""
+    shard = [*sample(0, 0), *sample(1, 1)]
+    with pytest.raises(DataError, match=r"1\.tar is a copy of .*0\.tar: .*nshards\.txt"):
+        load(make_root(shards=(shard, shard)))
+
+    other = [*sample(2, 0), *sample(3, 1)]
+    assert len(load(make_root(shards=(shard, other, [])))) == 4

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 #: A record of a million samples has half a megabyte.
 MAX_BYTES = 8 << 20
+#: More looks at its data than this no baseline remembers.
+MAX_LOOKS = 50
 MAX_SLUG = 200  # file systems end at 255
 #: A temporary file that is older than this belongs to a run that was killed.
 LEFTOVER_SECONDS = 3600
@@ -402,7 +404,8 @@ def next_record(
 
 def follow(before: Record, now: Record) -> Record:
     """Return what accepting `now`, a record by itself, makes of the record that is there."""
-    now = replace(now, created=before.created, looks=before.looks)
+    looks = (*before.looks, *(look for look in now.looks if look not in before.looks))
+    now = replace(now, created=before.created, looks=looks[-MAX_LOOKS:])
     if is_of_other_data(before, now):
         return replace(now, chains=(*before.chains, end_chain(before, now)))
     return replace(

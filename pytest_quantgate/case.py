@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.models.clip import ClipModel
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
+    from pytest_quantgate.store.looks import Ledger
     from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.contents import Contents
     from pytest_quantgate.tasks.samples import Samples
@@ -128,6 +129,7 @@ class Case:
         environ: Mapping[str, str],
         today: date | None = None,
         surroundings: Surroundings | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.suite = suite
         self.settings = settings
@@ -139,6 +141,8 @@ class Case:
         #: What libraries see, whatever `environ` this case was given for its suite.
         self.surroundings = surroundings or Surroundings()
         self.latency_runs: dict[str, LatencyRun] = {}
+        #: Where looks at the data are remembered; None: this is no look (a sabotage, a study).
+        self.ledger = ledger
         #: The cache entries that this run used, by what they are: a report reads them again.
         self.used: dict[tuple[str, ...], str] = {}
         self._values: dict[str, Any] = {}

@@ -44,6 +44,11 @@ class Fingerprint:
     settings: Mapping[str, str] = field(default_factory=dict)
     data_parts: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def variant(self) -> str:
+        """Digest of what the quantized variant is made of, whatever it is judged on."""
+        return digest_of((self.model, self.calibration, self.recipe))
+
 
 def differences(stored: Fingerprint, now: Fingerprint) -> tuple[str, ...]:
     """Return a sentence for each thing that differs; empty where results may be compared.

@@ -33,6 +33,7 @@ from pytest_quantgate.gates import (
     judge_trace,
 )
 from pytest_quantgate.gates import regression as regression_room
+from pytest_quantgate.gates.accuracy import describe_looks, spend_confidence
 from pytest_quantgate.gates.calibration import warn_of_near_copies
 from pytest_quantgate.gates.family import ALONE, SILENT, Family
 from pytest_quantgate.gates.memory import figures_of, limits_of
@@ -47,7 +48,15 @@ from pytest_quantgate.measure.latency import Machine
 from pytest_quantgate.measurement import Outcomes, StoredPair, Tower
 from pytest_quantgate.stages import TOWERS
 from pytest_quantgate.store.acceptance import needs_passing, refuse_unfit, with_verdicts
-from pytest_quantgate.store.records import AnyKind, AnyRecord, Kind, LatencyRecord, Record
+from pytest_quantgate.store.looks import Looks, count_looks, sketch
+from pytest_quantgate.store.records import (
+    AnyKind,
+    AnyRecord,
+    Kind,
+    LatencyRecord,
+    Look,
+    Record,
+)
 from pytest_quantgate.suite import (
     AccuracyGate,
     EngineGate,
@@ -283,11 +292,58 @@ class Judging:
             stage=gate.stage,
             first=gate.first,
         )
-        verdict = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate, family=self.family)
+        looks, notes = self._look(gate, quantized)
+        verdict = judge_accuracy(
+            fp16=fp16,
+            quantized=quantized,
+            gate=spend_confidence(gate, look=looks.number),
+            family=self.family,
+        )
+        verdict = describe_looks(verdict, gate=gate, looks=looks)
         about_data = verdict.code.rpartition(".")[2] in FINDINGS  # no layer explains that
         if verdict.status in (Status.FAIL, Status.INCONCLUSIVE) and not about_data:
             verdict = self._name_suspects(verdict, gate)
-        return Judged(verdict=verdict)
+        return Judged(verdict=verdict, notes=notes)
+
+    def _look(self, gate: AccuracyGate, quantized: Outcomes) -> tuple[Looks, tuple[str, ...]]:
+        """Remember a look at the data of a gate; return which it is, and what went wrong with it.
+
+        Without a ledger nothing is remembered, and every look is the first.
+        """
+        ledger, question = self.case.ledger, f"{self.case.suite.name} {gate.key}"
+        if ledger is None:
+            return FIRST_LOOK, ()
+        now = self._make_look(gate, quantized)
+        looks = count_looks(now, (*ledger.read(question), *self._list_stored_looks(gate)))
+        try:
+            ledger.add(question, replace(now, number=looks.number))
+        except OSError as error:
+            return looks, (f"{gate.key}: this look at the data was not remembered: {error}",)
+        return looks, ()
+
+    def _make_look(self, gate: AccuracyGate, quantized: Outcomes) -> Look:
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        name, purpose = evaluation_data(gate.task)
+        shown = self.case.contents(name, gate.samples, purpose=purpose, first=gate.first)
+        of = self.case.fingerprint(data=quantized.data_digest)
+        return Look(
+            samples=len(quantized.ids),
+            data_digest=quantized.data_digest,
+            day=self.case.today.isoformat(),
+            variant=of.variant,
+            sketch=sketch(shown.pixels),
+        )
+
+    def _list_stored_looks(self, gate: AccuracyGate) -> tuple[Look, ...]:
+        """Return the looks that a task's baseline knows of: all there is on a fresh machine."""
+        if gate.key not in {other.key for other in self.case.suite.gates.regression}:
+            return ()
+        try:
+            record = self.case.store.read(self.case.suite.name, gate.key)
+        except QuantGateError:  # the regression gate says so
+            return ()
+        return record.looks if record is not None else ()
 
     def _name_suspects(
         self, verdict: Verdict, gate: AccuracyGate | FidelityGate, *, tower: Tower | None = None
@@ -579,6 +635,7 @@ class Judging:
             reason=self.case.settings.reason or "first baseline",
             pairs=_pair(fp16, quantized),
         )
+        proposed = replace(proposed, looks=self._list_looks(gate, quantized) or proposed.looks)
         mode = self.case.settings.baselines
         command = f"pytest {gate.where.file} --quantgate-baselines="
         update = f"{command}update --quantgate-reason='why'"
@@ -648,6 +705,15 @@ class Judging:
 
         return [gate for gate in list_gates(self.case.suite) if needs_passing(gate.kind)]
 
+    def _list_looks(self, gate: RegressionGate, quantized: Outcomes) -> tuple[Look, ...]:
+        """Return the looks at the data of a baseline that this machine and the baseline know of."""
+        for other in self.case.suite.gates.accuracy:
+            if other.key == gate.key and self.case.ledger is not None:
+                looks, _ = self._look(other, quantized)
+                now = replace(self._make_look(other, quantized), number=looks.number)
+                return (*looks.earlier, now)
+        return ()
+
     def _note_old_place(self, gate: RegressionGate | LatencyGate) -> tuple[str, ...]:
         """Say where version 0.1 left the baseline that was used, and what moves it."""
         kind: Kind = "regression" if isinstance(gate, RegressionGate) else "latency"
@@ -686,6 +752,9 @@ def _refuse_new_data(record: Record, *, gate: RegressionGate, command: str) -> V
         next_step=f"if the data is meant to change: {command}",
         code="regression.new-data",
     )
+
+
+FIRST_LOOK = Looks(number=1, earlier=(), variants=1)
 
 
 def _pair(fp16: Outcomes, quantized: Outcomes) -> Pairs | None:

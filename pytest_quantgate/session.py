@@ -66,6 +66,7 @@ class RunSession:
         from pytest_quantgate.baselines import Store
         from pytest_quantgate.cache import Cache
         from pytest_quantgate.case import Case
+        from pytest_quantgate.store.looks import Ledger
         from pytest_quantgate.store.surroundings import Surroundings
 
         self._surroundings = self._surroundings or Surroundings()
@@ -78,6 +79,7 @@ class RunSession:
                 progress=self.progress,
                 environ=os.environ,
                 surroundings=self._surroundings,
+                ledger=Ledger(self.settings.cache_dir / "looks"),
             )
         return self._case
 

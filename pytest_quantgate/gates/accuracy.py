@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.gates.samples import describe_samples, judge_samples
 from pytest_quantgate.gates.statistics import (
+    LATER_LOOKS,
     MOST_SAMPLES,
     SETTLING_POWER,
     Flips,
@@ -17,6 +19,7 @@ from pytest_quantgate.gates.statistics import (
     Share,
     chance_above,
     chance_below,
+    confidence_of_look,
     drop_limits,
     effective_samples,
     first_count,
@@ -27,6 +30,7 @@ from pytest_quantgate.gates.statistics import (
 )
 from pytest_quantgate.gates.words import brief_drop, count, level, percent, points, signed
 from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.store.looks import Looks
 from pytest_quantgate.suite import AccuracyGate
 from pytest_quantgate.verdict import Status, Verdict, combine
 
@@ -83,6 +87,39 @@ def judge_accuracy(
     if gate.max_class_drop is not None:
         parts.append(_judge_classes(pairs, gate=gate, limit=gate.max_class_drop, family=family))
     return combine(gate=GATE, parts=tuple(parts))
+
+
+def spend_confidence(gate: AccuracyGate, *, look: int) -> AccuracyGate:
+    """Return the gate with the confidence that the how many-th look at its data has left."""
+    confidence = confidence_of_look(gate.confidence, number=look, last=gate.samples is None)
+    return gate if look == 1 else replace(gate, confidence=confidence)
+
+
+def describe_looks(verdict: Verdict, *, gate: AccuracyGate, looks: Looks) -> Verdict:
+    """Return a verdict that says which look at the data it is, and of how many variants."""
+    lines: list[str] = []
+    if looks.earlier:
+        spent = spend_confidence(gate, look=looks.number).confidence
+        most = (1 - gate.confidence) * (1 + LATER_LOOKS)
+        before = ", ".join(f"{look.samples} on {look.day}" for look in looks.earlier[-4:])
+        lines.append(
+            f"look {looks.number} at samples of the same data ({before}): judged at "
+            f"{level(spent)}, so that all looks together are wrong in at most "
+            f"{float(most * 100):.3g} %; fresh samples are a first look"
+        )
+    if looks.variants > 1:
+        once = float(1 - gate.confidence)
+        lines.append(
+            f"{looks.variants} variants were judged on these samples: the best of so many passes "
+            f"wrongly in up to {(1 - (1 - once) ** looks.variants) * 100:.2g} %; confirm the one "
+            f"that ships on fresh samples"
+        )
+    return replace(
+        verdict,
+        brief=f"{verdict.brief}, look {looks.number}" if looks.earlier else verdict.brief,
+        evidence=(*verdict.evidence, *lines),
+        figures={**verdict.figures, "look": looks.number, "variants_judged": looks.variants},
+    )
 
 
 def count_limits(gate: AccuracyGate) -> int:
@@ -307,7 +344,7 @@ def _next_step(status: Status, *, limit: str = "max_drop") -> str:
     if status is Status.FAIL:
         return "exclude the worst layers of the fidelity gate, or choose a gentler recipe"
     if status is Status.INCONCLUSIVE:
-        return f"evaluate on more samples, or accept a larger {limit} on purpose"
+        return f"evaluate on fresh samples, or accept a larger {limit} on purpose"
     return ""
 
 
@@ -322,8 +359,8 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: flo
         # Samples of the same kind: as many to one independent one as here.
         needed = max(pairs.samples + 1, math.ceil(needed * pairs.samples / flips.samples))
         return [
-            f"about {needed} samples at these rates would settle it {SETTLING_POWER * 10:.0f} "
-            f"times in 10, {pairs.samples} were measured"
+            f"about {needed} fresh samples at these rates would settle it "
+            f"{SETTLING_POWER * 10:.0f} times in 10, {pairs.samples} were measured"
         ]
     if gate.metric == MEAN_OVER_CLASSES or pairs.clusters is not None:
         return []

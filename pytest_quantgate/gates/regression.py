@@ -280,7 +280,7 @@ def _compare(
     if status is not Status.PASS:
         if status is Status.INCONCLUSIVE and drop <= float(limit):
             cause = "too few samples for this limit and this rate of flips"
-            next_step = f"evaluate on more samples, or accept a larger {key} on purpose"
+            next_step = f"evaluate on fresh samples, or accept a larger {key} on purpose"
         elif name in ("fp16", "first_fp16"):
             cause = "a library, the machine or the preprocessing changed what FP16 computes"
         elif fp16_drop > 0 and fp16_drop >= drop / 2:

@@ -41,11 +41,18 @@ GateStatus = Literal["PASS", "FAIL", "INCONCLUSIVE", "INCOMPARABLE", "NOT_MEASUR
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One time that the data was looked at: how many samples of which data, on which ISO day."""
+    """One time that the data was looked at: how many samples of which data, on which ISO day.
+
+    `variant` is the digest of the model, its recipe and calibration, `number` the how many-th look
+    of it this was; `sketch` are a few digests of samples, by which data is known again.
+    """
 
     samples: int
     data_digest: str
     day: str
+    variant: str = ""
+    number: int = 1
+    sketch: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,8 @@ JUDGING = (
     *("conclusion.py", "fixtures.py", "judging.py", "machine.py", "options.py", "own_tests.py"),
     *("planning.py", "plugin.py", "progress.py", "replay.py", "results.py", "schema.py"),
     *("session.py", "suite_checks.py", "suite_writing.py", "timing.py", "verdict.py"),
-    *("store/acceptance.py", "store/migration.py", "store/owners.py", "store/records.py"),
+    *("store/acceptance.py", "store/looks.py", "store/migration.py", "store/owners.py"),
+    "store/records.py",
 )
 
 #: Which of this package's files a measurement runs through: those that measure, or all.

@@ -24,9 +24,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates import judge_accuracy
+from pytest_quantgate.gates.accuracy import describe_looks, spend_confidence
 from pytest_quantgate.gates.pairing import pair_outcomes
 from pytest_quantgate.gates.statistics import Flips, drop_limits, mean_over
 from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.store.looks import Looks
+from pytest_quantgate.store.records import Look
 from pytest_quantgate.suite import AccuracyGate
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -69,7 +72,7 @@ def test_half_a_point_on_ten_thousand_samples_is_not_decided() -> None:
     assert verdict.figures["drop_low_points"] == pytest.approx(0.16, abs=0.005)
     assert verdict.figures["drop_high_points"] == pytest.approx(0.786, abs=0.001)
     assert "too few samples" in verdict.cause
-    assert "more samples" in verdict.next_step
+    assert "fresh samples" in verdict.next_step
 
 
 def test_the_same_result_fails_on_its_flips() -> None:
@@ -89,7 +92,7 @@ def test_the_same_rates_settle_where_the_verdict_says() -> None:
     verdict = judge(PRACTICE, max_drop=Fraction(1, 200))
 
     needed = number_in(
-        r"about (\d+) samples at these rates would settle it 8 times in 10", verdict.evidence
+        r"about (\d+) fresh samples at these rates would settle it 8 times in 10", verdict.evidence
     )
 
     assert needed > 100 * 10_000
@@ -334,7 +337,7 @@ def test_captions_of_one_image_are_no_independent_samples() -> None:
     assert "drop 6.00 pp" in verdict.headline
     (line,) = [line for line in verdict.evidence if "in 200 clusters that share" in line]
     assert 195 < number_in(r"are worth (\d+) independent", [line]) < 215
-    needed = number_in(r"about (\d+) samples", verdict.evidence)
+    needed = number_in(r"about (\d+) fresh samples", verdict.evidence)
     assert needed > 3_000
     assert verdict.figures["drop_low_points"] < apart.figures["drop_low_points"]
 
@@ -601,7 +604,7 @@ def test_class_that_is_open_says_what_is_known_of_it() -> None:
         "too few samples in some classes for this limit and this rate of flips"
     )
     assert verdict.next_step == (
-        "evaluate on more samples, or accept a larger max_class_drop on purpose"
+        "evaluate on fresh samples, or accept a larger max_class_drop on purpose"
     )
 
 
@@ -691,7 +694,7 @@ def test_a_class_of_one_sample_leaves_a_mean_over_classes_open() -> None:
         "9001 samples in 10 classes of 1 to 1000 are worth 31 in classes of one size: each class "
         "weighs 10 % of the mean"
     ) in verdict.evidence
-    assert number_in(r"about (\d+) samples", verdict.evidence) > 9_001 * 3
+    assert number_in(r"about (\d+) fresh samples", verdict.evidence) > 9_001 * 3
 
 
 def test_classes_of_one_size_need_no_word() -> None:
@@ -723,3 +726,65 @@ def test_mean_over_classes_needs_classes() -> None:
     assert f"mean_per_class_recall needs classes, and the samples have none ({at('metric')})" in (
         verdict.headline
     )
+
+
+# -- looks ---------------------------------------------------------------------------------------
+
+
+def look(samples: int, number: int = 1) -> Look:
+    return Look(samples=samples, data_digest="d" * 64, day="2026-11-28", number=number)
+
+
+def test_first_look_of_one_variant_says_nothing() -> None:
+    fp16, quantized = make_pair(2_000, lost=8)
+    gate = accuracy_gate()
+
+    plain = judge_accuracy(fp16=fp16, quantized=quantized, gate=spend_confidence(gate, look=1))
+    told = describe_looks(plain, gate=gate, looks=Looks(number=1, earlier=(), variants=1))
+
+    assert told.evidence == plain.evidence
+    assert (told.figures["look"], told.figures["variants_judged"]) == (1, 1)
+
+
+def test_second_look_is_judged_with_what_is_left_and_says_so() -> None:
+    """What passes at 95 % does not at 99.5 %: it was looked at before."""
+    fp16, quantized = make_pair(1_000, lost=4)
+    gate = accuracy_gate(samples=1_000)
+    looks = Looks(number=2, earlier=(look(500),), variants=1)
+
+    first = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
+    second = judge_accuracy(
+        fp16=fp16, quantized=quantized, gate=spend_confidence(gate, look=looks.number)
+    )
+    told = describe_looks(second, gate=gate, looks=looks)
+
+    assert first.passed
+    assert told.status is Status.INCONCLUSIVE
+    assert "one-sided 99.5 % limits" in told.headline
+    assert told.evidence[-1] == (
+        "look 2 at samples of the same data (500 on 2026-11-28): judged at 99.5 %, so that all "
+        "looks together are wrong in at most 6 %; fresh samples are a first look"
+    )
+    assert told.brief.endswith(" around 1.00 pp, look 2")
+    assert len(told.brief) <= 70
+    assert told.figures["look"] == 2
+
+
+def test_last_look_at_all_of_the_data_has_all_that_is_left() -> None:
+    assert spend_confidence(accuracy_gate(), look=2).confidence == Fraction(99, 100)
+    assert spend_confidence(accuracy_gate(samples=10), look=2).confidence == Fraction(995, 1000)
+
+
+def test_many_variants_on_one_data_are_told() -> None:
+    fp16, quantized = make_pair(2_000, lost=8)
+    gate = accuracy_gate()
+    plain = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
+
+    told = describe_looks(plain, gate=gate, looks=Looks(number=1, earlier=(), variants=10))
+
+    assert told.status is plain.status
+    assert told.evidence[-1] == (
+        "10 variants were judged on these samples: the best of so many passes wrongly in up to "
+        "40 %; confirm the one that ships on fresh samples"
+    )
+    assert told.figures["variants_judged"] == 10

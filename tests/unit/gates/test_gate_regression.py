@@ -272,7 +272,9 @@ def test_drop_within_its_limit_on_few_samples_asks_for_more(lost: int, drop: str
     assert f"drop {drop}" in verdict.headline
     assert "not decided against max_drop 1.00 pp" in verdict.headline
     assert verdict.cause == "too few samples for this limit and this rate of flips"
-    assert verdict.next_step == ("evaluate on more samples, or accept a larger max_drop on purpose")
+    assert verdict.next_step == (
+        "evaluate on fresh samples, or accept a larger max_drop on purpose"
+    )
 
 
 def test_drop_over_its_limit_is_blamed_although_it_is_not_decided() -> None:

@@ -156,6 +156,14 @@ def test_a_class_of_one_sample_cannot_hide_a_drop(bench: ModuleType) -> None:
     assert passed == 0
 
 
+def test_raising_the_samples_until_green_does_not_pay(bench: ModuleType) -> None:
+    """Seven looks, each for itself, pass a drop at its limit in one of five runs."""
+    alone, together = bench.simulate_looks(bench.LOOKS["7 doublings"], runs=1000)
+
+    assert alone > 0.14
+    assert together < 0.06 + 0.0225  # three standard deviations of 1000 throws
+
+
 def test_what_is_planned_decides_as_often_as_promised(bench: ModuleType) -> None:
     """Captions at the number that independent samples need decide in 29 to 64 %; six limits that
     are each planned alone are green together in 27 %."""

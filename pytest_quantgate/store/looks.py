@@ -1,0 +1,104 @@
+"""Which variants were judged on which evaluation data, and how often: the ledger of looks.
+
+A limit holds with its confidence for one look. Who raises `samples` until a gate is green looks
+again at the samples that were there before, and who calibrates again until it is green picks the
+best of several variants. Both are seen here: in a folder beside the cache, and in baselines, where
+CI finds them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_quantgate.measurement import from_json, to_json
+from pytest_quantgate.store.disk import write_whole
+from pytest_quantgate.store.records import Look
+from pytest_quantgate.untrusted import parse_json, read_regular
+
+MAX_BYTES = 1 << 16
+#: So many of the smallest digests stand for a set of samples: what two sets share is among them.
+SKETCH_SIZE, DIGITS = 48, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """The how many-th look this is, those of its variant before, and how many variants had any.
+
+    Only data that shares samples with this look counts.
+    """
+
+    number: int
+    earlier: tuple[Look, ...]
+    variants: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The looks of this machine: one small file each, below the folder of its question."""
+
+    root: Path
+
+    def read(self, question: str) -> tuple[Look, ...]:
+        """Return all looks of a question; what is damaged says nothing."""
+        found = []
+        for path in sorted(self._folder(question).glob("*.json")):
+            try:
+                found.append(from_json(Look, parse_json(read_regular(path, max_bytes=MAX_BYTES))))
+            except (OSError, ValueError):
+                continue
+        return tuple(found)
+
+    def add(self, question: str, look: Look) -> None:
+        """Keep a look; the first of its kind stays. Raises OSError where nothing can be written."""
+        path = self._folder(question) / f"{_short_digest(look.variant + look.data_digest)}.json"
+        if not path.exists():
+            text = json.dumps(to_json(look), sort_keys=True)
+            write_whole(path, text.encode())
+
+    def _folder(self, question: str) -> Path:
+        return self.root / _short_digest(question)
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def sketch(contents: Iterable[str]) -> str:
+    """Return the smallest digests of some samples: a sample of them that knows each other's.
+
+    Broder's bottom-k sketch (Compression and Complexity of Sequences (1997) 21-29): of two sets
+    that share a tenth of all their samples about a tenth of these are the same.
+    """
+    digests = {hashlib.sha256(content.encode()).hexdigest()[:DIGITS] for content in contents}
+    return "".join(sorted(digests)[:SKETCH_SIZE])
+
+
+def share_samples(one: Look, other: Look) -> bool:
+    """Return whether two looks are at some of the same samples."""
+    if one.data_digest == other.data_digest:
+        return True
+    mine, theirs = (
+        {text[at : at + DIGITS] for at in range(0, len(text), DIGITS)}
+        for text in (one.sketch, other.sketch)
+    )
+    return bool(mine & theirs)
+
+
+def count_looks(now: Look, before: Sequence[Look]) -> Looks:
+    """Return the how many-th look this is; the same variant on the same data is the same look."""
+    related = [look for look in before if share_samples(now, look)]
+    mine = {look.data_digest: look for look in related if look.variant == now.variant}
+    earlier = [look for digest, look in mine.items() if digest != now.data_digest]
+    if now.data_digest in mine:
+        at = mine[now.data_digest].number
+        earlier = [look for look in earlier if look.number < at]
+    earlier.sort(key=lambda look: (look.number, look.day))
+    return Looks(
+        number=len(earlier) + 1,
+        earlier=tuple(earlier),
+        variants=len({now.variant, *(look.variant for look in related)}),
+    )

@@ -1,0 +1,128 @@
+"""The ledger of looks: which variants were judged on which data, and what a further look costs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_quantgate.gates.statistics import LATER_LOOKS, confidence_of_look
+from pytest_quantgate.store.looks import Ledger, count_looks, share_samples, sketch
+from pytest_quantgate.store.records import Look
+
+DAY = "2026-11-29"
+
+
+def look_at(samples: Iterable[int], *, variant: str = "v", number: int = 1) -> Look:
+    """Return a look at some numbered samples."""
+    chosen = sorted(samples)
+    return Look(
+        samples=len(chosen),
+        data_digest=hashlib.sha256(str(chosen).encode()).hexdigest(),
+        day=DAY,
+        variant=variant,
+        number=number,
+        sketch=sketch(f"image {i}" for i in chosen),
+    )
+
+
+@pytest.mark.parametrize(("few", "many"), [(100, 200), (500, 5_000), (1_000, 3_000)])
+def test_a_larger_draw_is_known_to_hold_the_smaller(few: int, many: int) -> None:
+    assert share_samples(look_at(range(few)), look_at(range(many)))
+
+
+@pytest.mark.parametrize("size", [10, 1_000, 50_000])
+def test_fresh_samples_are_a_first_look(size: int) -> None:
+    before, now = look_at(range(size)), look_at(range(size, 2 * size))
+
+    assert not share_samples(before, now)
+    assert count_looks(now, [before]).number == 1
+    assert count_looks(now, [before]).variants == 1
+
+
+def test_raising_the_samples_is_another_look() -> None:
+    first, second = look_at(range(500)), look_at(range(1_000), number=2)
+
+    found = count_looks(look_at(range(2_000)), [second, first])
+
+    assert (found.number, found.variants) == (3, 1)
+    assert found.earlier == (first, second)
+
+
+def test_the_same_variant_on_the_same_data_is_the_same_look() -> None:
+    """A run again, or another machine with the baseline's looks, is not punished."""
+    first, second = look_at(range(500)), look_at(range(1_000), number=2)
+
+    assert count_looks(first, [first, second]).number == 1
+    assert count_looks(look_at(range(1_000)), [first, second]).number == 2
+
+
+def test_other_variants_are_counted_and_cost_no_look() -> None:
+    """Ten calibration seeds on the same evaluation data."""
+    before = [look_at(range(500), variant=f"seed {seed}") for seed in range(9)]
+
+    found = count_looks(look_at(range(500), variant="seed 9"), before)
+
+    assert (found.number, found.variants, found.earlier) == (1, 10, ())
+
+
+def test_the_ledger_keeps_each_look_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "looks")
+    first, second = look_at(range(500)), look_at(range(1_000), number=2)
+
+    for look in (first, second, first):
+        ledger.add("clip scenes-acc1", look)
+
+    assert set(ledger.read("clip scenes-acc1")) == {first, second}
+    assert ledger.read("clip digits-acc1") == ()
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"samples": "many"}', "[]"])
+def test_a_damaged_look_says_nothing(tmp_path: Path, damage: str) -> None:
+    ledger = Ledger(tmp_path)
+    first, second = look_at(range(500)), look_at(range(1_000), number=2)
+    ledger.add("q", first)
+    next(tmp_path.rglob("*.json")).write_text(damage)
+    ledger.add("q", second)
+
+    assert ledger.read("q") == (second,)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    confidence=st.sampled_from([Fraction(9, 10), Fraction(95, 100), Fraction(99, 100)]),
+    parts=st.integers(0, 30),
+    whole=st.booleans(),
+)
+def test_all_looks_together_spend_no_more_than_they_say(
+    confidence: Fraction, parts: int, whole: bool
+) -> None:
+    looks = [confidence_of_look(confidence, number=n + 1, last=False) for n in range(parts)]
+    looks += [confidence_of_look(confidence, number=parts + 1, last=True)] if whole else []
+
+    spent = sum(1 - look for look in looks)
+
+    assert spent <= (1 - confidence) * (1 + LATER_LOOKS)
+    assert all(earlier <= later for earlier, later in itertools.pairwise(looks[:parts]))
+
+
+def test_a_hundredth_look_still_has_a_confidence_below_certainty() -> None:
+    assert 0.999 < float(confidence_of_look(Fraction(999, 1000), number=100, last=False)) < 1
+
+
+def test_confidence_of_each_look_is_exact() -> None:
+    """5 % at the first; then halves of 1 %, and the last all that is left of it."""
+    ask = Fraction(95, 100)
+
+    assert confidence_of_look(ask, number=1, last=False) == ask
+    assert confidence_of_look(ask, number=1, last=True) == ask
+    assert confidence_of_look(ask, number=2, last=False) == Fraction(995, 1000)
+    assert confidence_of_look(ask, number=2, last=True) == Fraction(99, 100)
+    assert confidence_of_look(ask, number=3, last=False) == Fraction(9975, 10_000)
+    assert confidence_of_look(ask, number=3, last=True) == Fraction(995, 1000)

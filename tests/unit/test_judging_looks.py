@@ -1,0 +1,99 @@
+"""What a case remembers of its looks at the data, and what the next one is told."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_quantgate.fingerprint import Fingerprint
+from pytest_quantgate.judging import FIRST_LOOK, Judging
+from pytest_quantgate.store.looks import Ledger
+from pytest_quantgate.suite import AccuracyGate, Where
+
+GATE = AccuracyGate(
+    where=Where(file="s.yaml", line=1), task="scenes/classification", metric="acc1", max_drop=0
+)
+
+
+def judge_on(
+    samples: int,
+    *,
+    ledger: Ledger | None,
+    calibration: str = "c",
+    stored: tuple[Any, ...] = (),
+    name: str = "clip",
+) -> Any:
+    """Return the judging room of a case that is judged on the first so many pictures."""
+    regression = [SimpleNamespace(key=GATE.key)] if stored else []
+    case = SimpleNamespace(
+        ledger=ledger,
+        suite=SimpleNamespace(name=name, gates=SimpleNamespace(regression=regression)),
+        store=SimpleNamespace(read=lambda *_: SimpleNamespace(looks=stored)),
+        today=date(2026, 11, 29),
+        contents=lambda *_, **__: SimpleNamespace(pixels=[f"picture {i}" for i in range(samples)]),
+        fingerprint=lambda data: Fingerprint(
+            model="m", data=data, calibration=calibration, recipe="r"
+        ),
+    )
+    judging = Judging(case)  # type: ignore[arg-type]
+    outcomes = SimpleNamespace(ids=range(samples), data_digest=f"digest of {samples}")
+    return judging._look(GATE, outcomes)  # type: ignore[arg-type]
+
+
+def test_raised_samples_are_a_second_look_and_a_rerun_is_none(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+
+    numbers = [judge_on(n, ledger=ledger)[0].number for n in (500, 500, 1000, 500, 2000, 1000)]
+
+    assert numbers == [1, 1, 2, 1, 3, 2]
+
+
+def test_another_calibration_is_another_variant(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+
+    looks = [judge_on(500, ledger=ledger, calibration=f"seed {n}")[0] for n in range(3)]
+
+    assert [(look.number, look.variants) for look in looks] == [(1, 1), (1, 2), (1, 3)]
+
+
+def test_another_suite_asks_a_question_of_its_own(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    judge_on(500, ledger=ledger)
+
+    assert judge_on(1000, ledger=ledger, name="release")[0].number == 1
+
+
+def test_a_fresh_machine_knows_the_looks_of_the_baseline(tmp_path: Path) -> None:
+    developer = Ledger(tmp_path / "developer")
+    judge_on(500, ledger=developer)
+    stored = developer.read(f"clip {GATE.key}")
+
+    looks, _ = judge_on(1000, ledger=Ledger(tmp_path / "ci"), stored=stored)
+
+    assert (looks.number, looks.earlier) == (2, stored)
+
+
+def test_what_is_no_look_is_not_remembered() -> None:
+    """A sabotage of the self-test, or a study of sensitivity."""
+    assert judge_on(500, ledger=None) == (FIRST_LOOK, ())
+
+
+def test_a_look_that_cannot_be_remembered_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pytest_quantgate.store.looks.write_whole", refuse)
+
+    looks, notes = judge_on(500, ledger=Ledger(tmp_path))
+
+    assert looks.number == 1
+    assert notes == (
+        "scenes/classification-acc1: this look at the data was not remembered: [Errno 28] No space "
+        "left on device",
+    )

@@ -586,18 +586,20 @@ class Case:
         return self._data_key(data, samples, purpose=purpose, first=first)
 
     def _measure_sanity(self, tasks: list[tuple[str, int | None, bool]]) -> Sanity:
-        from pytest_quantgate.measure.sanity import measure_sanity
+        from pytest_quantgate.gates.chance import is_settled
+        from pytest_quantgate.measure.sanity import Task, measure_sanity
         from pytest_quantgate.tasks.registry import evaluation_data
 
         spec = self.suite.calibration
         loaded = []
         for task, count, first in tasks:
             data, purpose = evaluation_data(task)
-            loaded.append((task, self.samples(data, count, purpose=purpose, first=first)))
+            samples = self.samples(data, count, purpose=purpose, first=first)
+            loaded.append(Task(name=task, count=count, first=first, samples=samples))
         pairs = self.samples(spec.data, SANITY_PAIRS, purpose="pairs", first=spec.first)
         fp16 = self.fp16
         with self.progress.stage("checking that the model and its data fit"):
-            return measure_sanity(fp16, pairs=pairs, tasks=loaded)
+            return measure_sanity(fp16, pairs=pairs, tasks=loaded, is_settled=is_settled)
 
     def outcomes(
         self,

@@ -35,6 +35,7 @@ from pytest_quantgate.gates import (
 from pytest_quantgate.gates import regression as regression_room
 from pytest_quantgate.gates.accuracy import describe_looks, spend_confidence
 from pytest_quantgate.gates.calibration import warn_of_near_copies
+from pytest_quantgate.gates.chance import judge_chance
 from pytest_quantgate.gates.family import ALONE, SILENT, Family
 from pytest_quantgate.gates.memory import figures_of, limits_of
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
@@ -42,6 +43,7 @@ from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.gates.parity import point_to_export
 from pytest_quantgate.gates.samples import FINDINGS
 from pytest_quantgate.gates.shipped import judge_shipped
+from pytest_quantgate.gates.sanity import is_left_open
 from pytest_quantgate.gates.suspects import name_suspects
 from pytest_quantgate.gates.trace import follow_quantizers
 from pytest_quantgate.measure.latency import Machine
@@ -292,6 +294,9 @@ class Judging:
             stage=gate.stage,
             first=gate.first,
         )
+        senseless = self._judge_answers(gate, fp16=fp16)
+        if senseless is not None:
+            return Judged(verdict=senseless)
         looks, notes = self._look(gate, quantized)
         verdict = judge_accuracy(
             fp16=fp16,
@@ -344,6 +349,30 @@ class Judging:
         except QuantGateError:  # the regression gate says so
             return ()
         return record.looks if record is not None else ()
+
+    def _judge_answers(
+        self, gate: AccuracyGate | RegressionGate, *, fp16: Outcomes
+    ) -> Verdict | None:
+        """Return why FP16's answers to a whole task mean nothing; None where they do.
+
+        Chance is judged where sanity, which looks at a part, left it open; exchanged classes show
+        on many samples only.
+        """
+        from pytest_quantgate.measure.sanity import read_answers
+
+        if fp16.nonfinite:
+            return None  # no answers: its own gate says so
+        asked = (gate.task, gate.samples, gate.first)
+        answers = read_answers(fp16)
+        is_open = any(
+            (task.task, task.samples, task.first) == asked and is_left_open(task.answers)
+            for task in self.case.sanity.tasks
+        )
+        if not is_open and not answers.swapped:
+            return None
+        kind = "accuracy" if isinstance(gate, AccuracyGate) else "regression"
+        verdict = judge_chance(answers, gate=kind, task=gate.task)
+        return None if verdict.passed else verdict
 
     def _name_suspects(
         self, verdict: Verdict, gate: AccuracyGate | FidelityGate, *, tower: Tower | None = None
@@ -619,6 +648,9 @@ class Judging:
             measured = self.case.outcomes(
                 task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first
             )
+            senseless = self._judge_answers(gate, fp16=measured[0])
+            if senseless is not None:
+                return Judged(verdict=senseless)
             fp16, quantized = fp16 or measured[0], quantized or measured[1]
         record = self.case.store.read(self.case.suite.name, gate.key)
         proposed = next_record(

@@ -604,18 +604,47 @@ class TextPlaces:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answers:
+    """How often FP16 is right on `samples` of a task, each with as many answers to choose from.
+
+    For retrieval an image's first caption is its class. `chance` is the share that answers like
+    these hit without looking: the sum over all classes of the share of answers times the share of
+    samples, and at least one in `classes`. `seen` classes have samples. `whole` says that these
+    are all samples of the task. `confused` are (label, answer, times, of) where another answer is
+    commoner than the right one; where `swapped` they are a ring of classes, each answered with
+    the next one: their names or labels are exchanged.
+    """
+
+    samples: int
+    right: int
+    chance: float
+    classes: int
+    seen: int
+    whole: bool
+    confused: tuple[tuple[str, str, int, int], ...] = ()
+    swapped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskSanity:
     """What must be true of a task whatever its limits are.
 
-    `without_class` are the indices and texts of templates without `{c}`. `same_name`,
-    `same_prompt` and `same_embedding` are classes with one name, with prompts that read alike in
-    every template, and with FP16 embeddings that are equal up to rounding.
+    `samples` and `first` are how many the task takes, as in its gate. `without_class` are the
+    indices and texts of templates without `{c}`. `same_name`, `same_prompt` and `same_embedding`
+    are classes with one name, with prompts that read alike, and with FP16 embeddings that are equal
+    up to rounding. `images_alike` is the number of different images that FP16 embedded, all to one
+    embedding, else 0; `nonfinite` of them hold NaN or Inf.
     """
 
     task: str
     data: str
+    samples: int | None
+    first: bool
     classes: int
     reading: TextReading
+    answers: Answers
+    images_alike: int = 0
+    nonfinite: int = 0
     templates: int = 0
     without_class: tuple[tuple[int, str], ...] = ()
     same_name: Twins | None = None

@@ -31,37 +31,13 @@ def _no_ci_variables() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer CLIP with the reference model's tokenizer, saved as a checkpoint."""
-    import torch
-    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+    """A two-layer CLIP with the reference model's tokenizer, saved as a checkpoint.
 
-    from pytest_quantgate.reference import weights_dir
+    Trained a little (`train_tiny_clip.py`): the sanity gate refuses a random one.
+    """
+    from train_tiny_clip import save_tiny_clip
 
-    folder = tmp_path_factory.mktemp("tiny-clip")
-    tokenizer = AutoTokenizer.from_pretrained(weights_dir())
-    common = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    config = CLIPConfig(
-        text_config={
-            **common,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": tokenizer.model_max_length,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={**common, "image_size": 48, "patch_size": 16},
-        projection_dim=16,
-    )
-    torch.manual_seed(0)
-    CLIPModel(config).half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessor.from_pretrained(weights_dir()).save_pretrained(folder)
-    return folder
+    return save_tiny_clip(tmp_path_factory.mktemp("tiny-clip"))
 
 
 @pytest.fixture(scope="session")

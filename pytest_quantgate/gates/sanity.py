@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from pytest_quantgate.gates.chance import EARLY_ALPHA, is_above_chance, is_settled, judge_chance
 from pytest_quantgate.gates.words import count
-from pytest_quantgate.measurement import Sanity, TaskSanity, TextPlaces, TextReading, Twins
+from pytest_quantgate.measurement import Answers, Sanity, TaskSanity, TextPlaces, TextReading, Twins
 from pytest_quantgate.verdict import Status, Verdict, combine
 
 GATE = "sanity"
@@ -25,17 +26,40 @@ def judge_sanity(
         found += _judge_task(task, model=model, places=known.get(task.data, TextPlaces()))
     if found:
         return combine(gate=GATE, parts=tuple(found))
+    later = [task for task in sanity.tasks if is_left_open(task.answers)]
+    lines = [_describe_answers(task) for task in sanity.tasks]
+    above = len(sanity.tasks) - len(later)
     classes = sum(task.classes for task in sanity.tasks)
     texts = sum(task.reading.count for task in sanity.tasks)
     pairs = f"{count(sanity.pairs, 'pair')} of {sanity.data}"
     told = f", prompts of {count(classes, 'class', 'classes')} differ" if classes else ""
+    beats = f", FP16 beats chance in {above} of {count(len(sanity.tasks), 'task')}"
+    told += beats if sanity.tasks else ""
     return Verdict(
         gate=GATE,
         status=Status.PASS,
         headline=f"sanity: {pairs} encoded in FP16, {count(texts, 'text')} of "
         f"{count(len(sanity.tasks), 'task')} end where the text tower looks{told}",
-        brief=f"a pair runs through FP16{told}",
+        brief=f"a pair runs{told}",
+        evidence=tuple(dict.fromkeys(lines)),
         figures={"pairs": sanity.pairs, "tasks": len(sanity.tasks), "texts": texts},
+    )
+
+
+def is_left_open(answers: Answers) -> bool:
+    """Return whether FP16's answers on a part of the samples do not show that it beats chance.
+
+    The gates of the task, which have them all, then decide it.
+    """
+    return not answers.whole and not is_settled(answers)
+
+
+def _describe_answers(task: TaskSanity) -> str:
+    found = task.answers
+    later = "; the gates of the task decide" if is_left_open(found) else ""
+    return (
+        f"{task.task}: FP16 is right on {found.right} of {count(found.samples, 'sample')}, "
+        f"{found.classes} to choose from, chance gives {found.samples * found.chance:.1f}{later}"
     )
 
 
@@ -99,6 +123,40 @@ def _judge_task(task: TaskSanity, *, model: str, places: TextPlaces) -> Iterator
             cause="the captions of another export, or words that the tokenizer does not know",
             next_step="look at the captions of the data set, and at the tokenizer",
         )
+
+    if task.nonfinite:
+        yield _fail(
+            "embeddings-nonfinite",
+            f"{model}: FP16 gives NaN or Inf for {task.nonfinite} of "
+            f"{count(task.answers.samples, 'image')} of {task.data}",
+            cause="an overflow in FP16, or weights that are damaged",
+            next_step="evaluate the FP16 model by itself before it is quantized",
+        )
+    if task.images_alike:
+        yield _fail(
+            "images-alike",
+            f"{model}: FP16 embeds {task.images_alike} different images of {task.data} alike",
+            cause="a vision tower without its weights, or pixels that the processor makes alike",
+            next_step="compare preprocessor_config.json and the weights with the original's",
+        )
+    if task.same_embedding is not None:
+        twins = task.same_embedding
+        everything = twins.pairs == task.answers.classes - 1
+        yield _fail(
+            "class-embeddings-equal",
+            f"{model}: FP16 embeds classes {twins.names[0]!r} and {twins.names[1]!r} of "
+            f"{task.data} alike{' and all others too' if everything else _further(twins)}, though "
+            f"their prompts differ",
+            cause="a text tower without its weights, or one that pools a token before the text",
+            next_step="compare the weights of the text tower with the original's",
+        )
+    answers = task.answers
+    if answers.swapped or not (
+        is_left_open(answers) or is_above_chance(answers, alpha=EARLY_ALPHA)
+    ):
+        verdict = judge_chance(answers, gate=GATE, task=task.task)
+        if not verdict.passed:
+            yield verdict
 
 
 def _judge_reading(reading: TextReading, *, of: str, model: str) -> Iterator[Verdict]:

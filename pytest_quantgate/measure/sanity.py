@@ -1,28 +1,83 @@
 """What must be true before any limit means something: a pair runs through, prompts tell classes
-apart, and the text tower pools the end token.
+apart, the text tower pools the end token, and FP16 answers better than chance.
 
-What cannot run at all is an error with a code of its own, raised where it is met.
+What cannot run at all is an error with a code of its own, raised where it is met. Forwards are
+bounded by what they cost, not by the size of a data set: a gate that runs first must be cheap.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import ModelError, QuantGateError
-from pytest_quantgate.measure.embeddings import list_prompts
-from pytest_quantgate.measurement import Sanity, TaskSanity, TextReading, Twins
+from pytest_quantgate.measure.embeddings import average_templates, embed_images, embed_texts
+from pytest_quantgate.measurement import Answers, Outcomes, Sanity, TaskSanity, TextReading, Twins
 from pytest_quantgate.models.clip import ClipModel, describe_error
 from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.tasks.samples import Samples
+from pytest_quantgate.tasks.drawing import order_draw
+from pytest_quantgate.tasks.samples import Samples, fill
 
 if TYPE_CHECKING:
     import torch
 
-#: Texts that are tokenized at once.
+#: Texts of a task that are tokenized at most: a fast tokenizer takes half a second for them.
+MOST_TEXTS = 5000
+
+#: Texts that are tokenized at once, and samples that are embedded at once.
 CHUNK = 1024
+BATCH_SIZE = 64
+
+#: Floating-point operations that a task may cost in each tower: some five images at ViT-L/14 size,
+#: every image of a data set at that of the reference model.
+IMAGE_BUDGET = 8e11
+TEXT_BUDGET = 1.4e11
+FEWEST_IMAGES = 5
+FEWEST_TEXTS = 10
+
+#: Classes, or captions, that a look at a part of the samples chooses from.
+MOST_CHOICES = 64
+
+#: How many confusions a verdict shows.
+CONFUSIONS = 4
+
+#: Each look at the answers is at so many times the samples of the one before.
+LOOK_FACTOR = 4
+
+#: Relative distance up to which two embeddings are one, by the arithmetic.
+SAME = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task as its gate asks for it, and its samples."""
+
+    name: str
+    count: int | None
+    first: bool
+    samples: Samples
+
+    @cached_property
+    def labels(self) -> Sequence[int]:
+        """The class of each sample; for retrieval each image is a class of its own."""
+        return range(len(self.samples)) if self.samples.labels is None else self.samples.labels
+
+    @cached_property
+    def class_names(self) -> Sequence[str]:
+        """The classes; for retrieval the first caption of each image."""
+        captions = self.samples.captions
+        return self.samples.class_names if captions is None else [texts[0] for texts in captions]
+
+    @cached_property
+    def templates(self) -> Sequence[str]:
+        """The templates, those that name the class and are short first."""
+        known = self.samples.templates if self.samples.captions is None else ()
+        return sorted(known or ("{c}",), key=lambda text: ("{c}" not in text, len(text)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +110,16 @@ class Pooling:
 
 
 def measure_sanity(
-    fp16: ClipModel, *, pairs: Samples, tasks: Iterable[tuple[str, Samples]]
+    fp16: ClipModel,
+    *,
+    pairs: Samples,
+    tasks: Sequence[Task],
+    is_settled: Callable[[Answers], bool],
 ) -> Sanity:
-    """Return what is true of a model on its first pairs, and of the texts of its tasks.
+    """Return what is true of a model on its first pairs, and on the texts and samples of its tasks.
 
-    Raises ModelError or DataError where a pair cannot be decoded, prepared, tokenized or encoded.
+    `is_settled` says of the answers on a part of a task's samples that they show enough. Raises
+    ModelError or DataError where a pair cannot be decoded, prepared, tokenized or encoded.
     """
     import torch
 
@@ -69,39 +129,316 @@ def measure_sanity(
         pixels = fp16.preprocess(list(pairs.images[: len(pairs)]))
         images = _encode("an image", lambda: fp16.encode_image(pixels), model=fp16)
         captions = _encode("a text", lambda: fp16.encode_text(tokens), model=fp16)
-    read = _Reader(fp16)
+    reader = _Reader(fp16)
     return Sanity(
         data=pairs.name,
         pairs=len(pairs),
-        reading=read.read(texts),
+        reading=reader.read(texts),
         nonfinite_images=int((~torch.isfinite(images).all(dim=1)).sum()),
         nonfinite_texts=int((~torch.isfinite(captions).all(dim=1)).sum()),
-        tasks=tuple(_examine(task, samples, read=read) for task, samples in tasks),
+        tasks=tuple(
+            _examine(task, model=fp16, reader=reader, is_settled=is_settled) for task in tasks
+        ),
     )
 
 
-def _examine(task: str, samples: Samples, *, read: _Reader) -> TaskSanity:
-    if samples.captions is not None:
-        texts = [text for captions in samples.captions for text in captions]
-        return TaskSanity(task=task, data=samples.name, classes=0, reading=read.read(texts))
-    prompts = list_prompts(samples)
-    heard = read.as_heard(prompts)
+def _examine(
+    task: Task, *, model: ClipModel, reader: _Reader, is_settled: Callable[[Answers], bool]
+) -> TaskSanity:
+    samples, names = task.samples, task.class_names
+    read = task.templates[: max(1, MOST_TEXTS // len(names))]
     templates = samples.templates or ("{c}",)
-    by_class = [
-        tuple(heard[start : start + len(templates)])
-        for start in range(0, len(heard), len(templates))
-    ]
-    names = samples.class_names
+    without_class = [(index, text) for index, text in enumerate(templates) if "{c}" not in text]
+    same_name = same_prompt = None
+    if samples.captions is not None:
+        texts = [text for texts in samples.captions for text in texts][:MOST_TEXTS]
+    else:
+        # Every template once: one that is too long is cut off before the class name.
+        texts = [fill(text, name) for text in read for name in names]
+        texts += [fill(text, names[0]) for text in task.templates[len(read) :]]
+    reading = reader.read(texts)
+    if samples.captions is None:
+        heard = [tuple(reader.as_heard([fill(text, name) for text in read])) for name in names]
+        same_name, same_prompt = (find_twins(of, names=names) for of in (names, heard))
+    fails = without_class or same_prompt or reading.without_end or reading.pooled_elsewhere
+    # What fails already needs no answers, only a look at the embeddings.
+    asked = _ask(task, model=model, is_settled=(lambda _: True) if fails else is_settled)
+    is_retrieval = samples.captions is not None
     return TaskSanity(
-        task=task,
+        task=task.name,
         data=samples.name,
-        classes=len(names),
-        reading=read.read(prompts),
-        templates=len(templates),
-        without_class=tuple((i, text) for i, text in enumerate(templates) if "{c}" not in text),
-        same_name=find_twins(names, names=names),
-        same_prompt=find_twins(by_class, names=names),
+        samples=task.count,
+        first=task.first,
+        classes=0 if is_retrieval else len(names),
+        reading=reading,
+        answers=asked.answers,
+        images_alike=asked.images_alike,
+        nonfinite=asked.nonfinite,
+        templates=0 if is_retrieval else len(templates),
+        without_class=() if is_retrieval else tuple(without_class),
+        same_name=same_name,
+        same_prompt=same_prompt,
+        same_embedding=None if is_retrieval or same_prompt else asked.same_embedding,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    answers: Answers
+    same_embedding: Twins | None
+    images_alike: int
+    nonfinite: int
+
+
+def _ask(task: Task, *, model: ClipModel, is_settled: Callable[[Answers], bool]) -> _Asked:
+    """Return how FP16 answers a task on as few samples as show it, within the budget.
+
+    A look takes one template and some classes to choose from, and more and more of their samples.
+    Only the last one, where all samples are affordable, takes everything: what that does not show
+    is not there.
+    """
+    import torch
+
+    order = order_draw(task.labels)
+    affordable = _count_affordable(model)
+    whole = (
+        len(order) <= affordable.images
+        and len(task.class_names) * len(task.templates) <= affordable.texts
+    )
+    seen = dict.fromkeys(task.labels[index] for index in order)
+    chosen = list(dict.fromkeys((*seen, *range(len(task.class_names)))))
+    chosen = chosen[: min(MOST_CHOICES, affordable.texts)]
+    taken = [index for index in order if task.labels[index] in set(chosen)]
+    classes = _embed_classes(task, chosen, templates=task.templates[:1], model=model)
+    images = _Images(task.samples, model=model)
+    for stop in _list_looks(min(len(taken), affordable.images)):
+        answers = _count(task, taken[:stop], chosen=chosen, classes=classes, images=images)
+        if is_settled(answers):
+            break
+    else:
+        if whole:
+            chosen = list(range(len(task.class_names)))
+            classes = _embed_classes(task, chosen, templates=task.templates, model=model)
+            answers = _count(task, order, chosen=chosen, classes=classes, images=images, whole=True)
+    embedded = images.embed(list(images.known))
+    finite = torch.isfinite(embedded).all(dim=1)
+    same = SAME[model.compute_dtype]
+    distances = (embedded - embedded[0]).norm(dim=1)
+    different = len({task.samples.hashes[index] for index in images.known}) > 1
+    alike = different and bool((distances <= same * embedded[0].norm()).all())
+    return _Asked(
+        answers=answers,
+        same_embedding=_find_same(classes, tolerance=same, labels=chosen, names=task.class_names),
+        images_alike=len(embedded) if alike else 0,
+        nonfinite=int((~finite).sum()),
+    )
+
+
+def _count(
+    task: Task,
+    indices: Sequence[int],
+    *,
+    chosen: Sequence[int],
+    classes: torch.Tensor,
+    images: _Images,
+    whole: bool = False,
+) -> Answers:
+    from torch.nn import functional
+
+    place = {label: index for index, label in enumerate(chosen)}
+    best = (functional.normalize(images.embed(indices), dim=-1) @ classes.T).argmax(dim=1)
+    sizes = Counter(place[label] for label in task.labels if label in place)
+    return count_answers(
+        [place[task.labels[index]] for index in indices],
+        best.tolist(),
+        names=[task.class_names[label] for label in chosen],
+        sizes=sizes,
+        whole=whole,
+    )
+
+
+def _embed_classes(
+    task: Task, labels: Sequence[int], *, templates: Sequence[str], model: ClipModel
+) -> torch.Tensor:
+    """Return the unit embedding of each class [C, D]."""
+    prompts = [fill(text, task.class_names[label]) for label in labels for text in templates]
+    (found,) = embed_texts((model,), prompts, batch_size=BATCH_SIZE, tokenize=model.tokenize)
+    return average_templates(found, classes=len(labels)).T
+
+
+class _Images:
+    """The embeddings of the samples of a task; each image is embedded once, when it is asked."""
+
+    def __init__(self, samples: Samples, *, model: ClipModel) -> None:
+        self.samples = samples
+        self.model = model
+        self.known: dict[int, torch.Tensor] = {}
+
+    def embed(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return float32 [N, D] of the samples at `indices`."""
+        import torch
+
+        new = [index for index in indices if index not in self.known]
+        if new:
+            (found,) = embed_images(
+                (self.model,),
+                self.samples.select(new),
+                batch_size=BATCH_SIZE,
+                preprocess=self.model.preprocess,
+            )
+            self.known.update(zip(new, found, strict=True))
+        return torch.stack([self.known[index] for index in indices])
+
+
+def count_answers(
+    labels: Sequence[int],
+    answers: Sequence[int],
+    *,
+    names: Sequence[str],
+    sizes: dict[int, int] | None = None,
+    whole: bool,
+) -> Answers:
+    """Return how often answers are right, and how often that would be by chance.
+
+    `sizes` are the samples of each class in the whole task, of which these may be a part that is
+    spread over the classes; None: these are all.
+    """
+    shares = Counter(labels) if sizes is None else sizes
+    total = sum(shares.values())
+    given = Counter(answers)
+    confused, swapped = _list_confused(labels, answers, names=names)
+    alike = sum(times * shares.get(answer, 0) for answer, times in given.items())
+    return Answers(
+        samples=len(labels),
+        right=sum(a == b for a, b in zip(answers, labels, strict=True)),
+        chance=max(1 / len(names), alike / (len(answers) * total)),
+        classes=len(names),
+        seen=len(shares),
+        whole=whole,
+        confused=confused,
+        swapped=swapped,
+    )
+
+
+def _list_confused(
+    labels: Sequence[int], answers: Sequence[int], *, names: Sequence[str]
+) -> tuple[tuple[tuple[str, str, int, int], ...], bool]:
+    """Return the classes that mostly get one other answer, and whether they are a ring.
+
+    A class counts where one other answer is so much commoner than the right one that the toss of
+    a coin between them would not be in one of 1,000 tasks with that many classes (binomial tail
+    bounded by Hoeffding's inequality). A model that is bad mistakes some classes for others; that
+    each of some classes is taken for the next and the last for the first is no mistake of a model.
+    """
+    of = Counter(labels)
+    pairs = Counter(zip(labels, answers, strict=True))
+    following: dict[int, int] = {}
+    for (label, answer), times in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
+        lead, together = times - pairs[label, label], times + pairs[label, label]
+        clear = math.exp(-(lead**2) / (2 * together)) * len(names) <= 0.001
+        if answer not in (label, -1) and lead > 0 and clear:
+            following.setdefault(label, answer)
+    ring = _find_ring(following)
+    worst = sorted(following, key=lambda label: (-pairs[label, following[label]], label))
+    shown = (ring or worst)[:CONFUSIONS]
+    lines = tuple(
+        (names[label], names[following[label]], pairs[label, following[label]], of[label])
+        for label in shown
+    )
+    return lines, bool(ring)
+
+
+def _find_ring(following: Mapping[int, int]) -> list[int]:
+    """Return the first classes that lead back to themselves, the smallest first; or none."""
+    for start in sorted(following):
+        path = [start]
+        while following.get(path[-1]) not in (None, *path):
+            path.append(following[path[-1]])
+        if following.get(path[-1]) == start:
+            return path
+    return []
+
+
+_RECALL = re.compile(r".*_recall@(\d+)")
+
+
+def read_answers(outcomes: Outcomes) -> Answers:
+    """Return the answers of a whole task out of its outcomes.
+
+    Of retrieval one query an image counts: captions of one image are found together. With K of M
+    captions or of N images shown, chance is at most K/N for an image with M/N captions.
+    """
+    if outcomes.class_names:
+        return count_answers(
+            outcomes.labels, outcomes.answers, names=outcomes.class_names, whole=True
+        )
+    clusters = outcomes.clusters or range(len(outcomes.ids))
+    first: dict[int, bool] = {}
+    for cluster, right in zip(clusters, outcomes.correct, strict=True):
+        first.setdefault(cluster, right)
+    found = _RECALL.fullmatch(outcomes.metric)
+    assert found is not None  # the suite has no other metric of retrieval
+    return Answers(
+        samples=len(first),
+        right=sum(first.values()),
+        chance=min(1.0, int(found.group(1)) / len(first)),
+        classes=len(first),
+        seen=len(first),
+        whole=True,
+    )
+
+
+def _list_looks(most: int) -> Iterator[int]:
+    look = min(FEWEST_IMAGES, most)
+    while look <= most:
+        yield look
+        look *= LOOK_FACTOR
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Affordable:
+    images: int
+    texts: int
+
+
+def _count_affordable(model: ClipModel) -> _Affordable:
+    """Return how many images and texts the budgets allow, by the operations of a forward."""
+    module: Any = model.module
+    vision, text = module.config.vision_config, module.config.text_config
+    image_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+    image = count_operations(vision, tokens=image_tokens)
+    words = count_operations(text, tokens=text.max_position_embeddings)
+    return _Affordable(
+        images=max(FEWEST_IMAGES, int(IMAGE_BUDGET / image)),
+        texts=max(FEWEST_TEXTS, int(TEXT_BUDGET / words)),
+    )
+
+
+def count_operations(config: Any, *, tokens: int) -> float:
+    """Return the floating-point operations of one tower's forward: its matrix products."""
+    width, inner = config.hidden_size, config.intermediate_size
+    weights = 4 * width * width + 2 * width * inner
+    return float(config.num_hidden_layers * tokens * (2 * weights + 4 * tokens * width))
+
+
+def _find_same(
+    classes: torch.Tensor, *, tolerance: float, labels: Sequence[int], names: Sequence[str]
+) -> Twins | None:
+    """Return classes whose unit embeddings [C, D] are equal up to rounding."""
+    import torch
+
+    if not bool(torch.isfinite(classes).all()):
+        return None
+    found: list[tuple[int, int]] = []
+    for index in range(1, len(classes)):
+        distance = (classes[:index] - classes[index]).norm(dim=1)
+        nearest = int(distance.argmin())
+        if float(distance[nearest]) <= tolerance:
+            found.append((labels[nearest], labels[index]))
+    if not found:
+        return None
+    one, other = found[0]
+    return Twins(first=one, second=other, names=(names[one], names[other]), pairs=len(found))
 
 
 def find_twins(values: Sequence[Any], *, names: Sequence[str]) -> Twins | None:

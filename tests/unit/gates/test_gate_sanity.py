@@ -8,18 +8,30 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.gates import judge_sanity
-from pytest_quantgate.measurement import Sanity, TaskSanity, TextPlaces, TextReading, Twins
+from pytest_quantgate.measurement import Answers, Sanity, TaskSanity, TextPlaces, TextReading, Twins
 from pytest_quantgate.verdict import Status, Verdict
 
 READING = TextReading(count=20, distinct=20, commonest=1, end_token="</s>")
+ANSWERS = Answers(samples=5, right=5, chance=0.1, classes=10, seen=10, whole=False)
 TASK = TaskSanity(
     task="photos/classification",
     data="photos/test",
+    samples=None,
+    first=False,
+    answers=ANSWERS,
     classes=10,
     templates=2,
     reading=READING,
 )
-CAPTIONS = TaskSanity(task="coco/retrieval", data="coco/test", classes=0, reading=READING)
+CAPTIONS = TaskSanity(
+    task="coco/retrieval",
+    data="coco/test",
+    samples=64,
+    first=True,
+    classes=0,
+    reading=READING,
+    answers=ANSWERS,
+)
 SANITY = Sanity(
     data="photos/train",
     pairs=2,
@@ -46,16 +58,22 @@ def test_what_holds_passes_and_says_what_was_looked_at() -> None:
     assert verdict.code == ""
     assert verdict.headline == (
         "sanity: 2 pairs of photos/train encoded in FP16, 40 texts of 2 tasks end where the text "
-        "tower looks, prompts of 10 classes differ"
+        "tower looks, prompts of 10 classes differ, FP16 beats chance in 2 of 2 tasks"
     )
-    assert verdict.brief == "a pair runs through FP16, prompts of 10 classes differ"
+    assert verdict.brief == (
+        "a pair runs, prompts of 10 classes differ, FP16 beats chance in 2 of 2 tasks"
+    )
+    assert verdict.evidence[0] == (
+        "photos/classification: FP16 is right on 5 of 5 samples, 10 to choose from, chance gives "
+        "0.5"
+    )
 
 
 def test_a_suite_without_tasks_passes_on_its_pairs() -> None:
     verdict = judge(tasks=())
 
     assert verdict.passed
-    assert verdict.brief == "a pair runs through FP16"
+    assert verdict.brief == "a pair runs"
 
 
 def test_a_template_without_class_names_its_file_and_line() -> None:
@@ -172,3 +190,51 @@ def test_a_data_set_of_a_package_is_named_by_its_number() -> None:
     )
 
     assert verdict.headline.startswith("sanity: photos/test, template 2: template 'a {}' has no")
+
+
+def test_classes_of_one_embedding_are_named() -> None:
+    twins = Twins(first=2, second=3, names=("bird", "cat"), pairs=1)
+    some = judge(task={"same_embedding": twins})
+    every = judge(task={"same_embedding": replace(twins, pairs=9)})
+
+    assert some.code == every.code == "sanity.class-embeddings-equal"
+    assert some.headline == (
+        "sanity: clip-tiny: FP16 embeds classes 'bird' and 'cat' of photos/test alike, though "
+        "their prompts differ"
+    )
+    assert "alike and all others too, though" in every.headline
+
+
+def test_images_of_one_embedding_fail() -> None:
+    verdict = judge(task={"images_alike": 20})
+
+    assert verdict.code == "sanity.images-alike"
+    assert "FP16 embeds 20 different images of photos/test alike" in verdict.headline
+
+
+def test_images_that_are_not_finite_fail() -> None:
+    verdict = judge(task={"nonfinite": 3})
+
+    assert verdict.code == "sanity.embeddings-nonfinite"
+    assert "NaN or Inf for 3 of 5 images of photos/test" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    ("answers", "code"),
+    [
+        ({"samples": 700, "right": 70, "whole": True}, "sanity.fp16-at-chance"),
+        ({"samples": 320, "right": 12, "whole": False}, "sanity.fp16-at-chance"),
+        ({"samples": 20, "right": 3, "whole": False}, ""),
+        ({"samples": 700, "right": 92, "whole": True}, ""),
+    ],
+)
+def test_answers_at_chance_fail_where_they_show_it(answers: dict[str, Any], code: str) -> None:
+    assert judge(task={"answers": replace(ANSWERS, **answers)}).code == code
+
+
+def test_what_a_part_leaves_open_is_left_to_the_gates_of_the_task() -> None:
+    verdict = judge(task={"answers": replace(ANSWERS, samples=20, right=3)})
+
+    assert verdict.passed
+    assert verdict.headline.endswith("FP16 beats chance in 1 of 2 tasks")
+    assert verdict.evidence[0].endswith("chance gives 2.0; the gates of the task decide")

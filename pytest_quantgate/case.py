@@ -22,6 +22,7 @@ from pytest_quantgate.errors import MissingPackage, ModelError, QuantGateError
 from pytest_quantgate.fingerprint import Fingerprint, digest_of, digest_parts
 from pytest_quantgate.judging import Judged, Judging
 from pytest_quantgate.measurement import (
+    NO_TEXTS,
     Audit,
     CalibrationRun,
     Fidelity,
@@ -588,9 +589,18 @@ class Case:
     def _measure_sanity(self, tasks: list[tuple[str, int | None, bool]]) -> Sanity:
         from pytest_quantgate.gates.chance import is_settled
         from pytest_quantgate.measure.sanity import Task, measure_sanity
+        from pytest_quantgate.model_checks import inspect_checkpoint
         from pytest_quantgate.tasks.registry import evaluation_data
 
         spec = self.suite.calibration
+        # What lies beyond float16 is judged where float16 runs, on real inputs.
+        faults = tuple(
+            fault
+            for fault in inspect_checkpoint(self.source.directory)
+            if fault.finding != "float16-overflow"
+        )
+        if any(fault.certain for fault in faults):
+            return Sanity(data=spec.data, pairs=0, reading=NO_TEXTS, faults=faults)
         loaded = []
         for task, count, first in tasks:
             data, purpose = evaluation_data(task)
@@ -599,7 +609,9 @@ class Case:
         pairs = self.samples(spec.data, SANITY_PAIRS, purpose="pairs", first=spec.first)
         fp16 = self.fp16
         with self.progress.stage("checking that the model and its data fit"):
-            return measure_sanity(fp16, pairs=pairs, tasks=loaded, is_settled=is_settled)
+            return measure_sanity(
+                fp16, pairs=pairs, tasks=loaded, is_settled=is_settled, faults=faults
+            )
 
     def outcomes(
         self,

@@ -582,6 +582,9 @@ class TextReading:
     position: int = 0
 
 
+NO_TEXTS = TextReading(count=0, distinct=0, commonest=0, end_token="")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Twins:
     """Two classes that cannot be told apart, by index and name; `pairs` says how many are so."""
@@ -593,14 +596,29 @@ class Twins:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What is wrong with a checkpoint's files, and the edit that mends it.
+
+    `finding` is the second half of a verdict's code. Not `certain` is what harms some users only,
+    or may be meant so.
+    """
+
+    finding: str
+    text: str
+    fix: str
+    certain: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextPlaces:
     """Where the class names and the templates of a data set stand, `file:line` by index.
 
-    Empty where they come with a package.
+    Empty where they come with a package. `empty_templates` is a file of templates without any.
     """
 
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    empty_templates: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -633,16 +651,16 @@ class TaskSanity:
     indices and texts of templates without `{c}`. `same_name`, `same_prompt` and `same_embedding`
     are classes with one name, with prompts that read alike, and with FP16 embeddings that are equal
     up to rounding. `images_alike` is the number of different images that FP16 embedded, all to one
-    embedding, else 0; `nonfinite` of them hold NaN or Inf.
+    embedding, else 0; `nonfinite` of them hold NaN or Inf. `answers` is None where no model ran.
     """
 
     task: str
     data: str
-    samples: int | None
-    first: bool
     classes: int
     reading: TextReading
-    answers: Answers
+    samples: int | None = None
+    first: bool = False
+    answers: Answers | None = None
     images_alike: int = 0
     nonfinite: int = 0
     templates: int = 0
@@ -657,12 +675,17 @@ class Sanity:
     """What must be true of a model, its tokenizer and its data before any limit means something.
 
     `data` is what calibrates; `reading` is of the texts of its first `pairs` pairs, which FP16
-    embedded: `nonfinite_images` and `nonfinite_texts` of them to NaN or Inf.
+    embedded: `nonfinite_images` and `nonfinite_texts` of them to NaN or Inf. Their pixels lie
+    between `lowest_pixel` and `highest_pixel` after the image processor. `faults` are those of the
+    checkpoint's files.
     """
 
     data: str
     pairs: int
     reading: TextReading
+    faults: tuple[Fault, ...] = ()
+    lowest_pixel: float = 0.0
+    highest_pixel: float = 0.0
     nonfinite_images: int = 0
     nonfinite_texts: int = 0
     tasks: tuple[TaskSanity, ...] = ()

@@ -6,10 +6,22 @@ from collections.abc import Iterator, Mapping
 
 from pytest_quantgate.gates.chance import EARLY_ALPHA, is_above_chance, is_settled, judge_chance
 from pytest_quantgate.gates.words import count
-from pytest_quantgate.measurement import Answers, Sanity, TaskSanity, TextPlaces, TextReading, Twins
+from pytest_quantgate.measurement import (
+    Answers,
+    Fault,
+    Sanity,
+    TaskSanity,
+    TextPlaces,
+    TextReading,
+    Twins,
+)
 from pytest_quantgate.verdict import Status, Verdict, combine
 
 GATE = "sanity"
+
+#: A normalised pixel is a few standard deviations from the mean; one that was never divided by 255
+#: is hundreds.
+LARGEST_PIXEL = 20.0
 
 
 def judge_sanity(
@@ -20,30 +32,41 @@ def judge_sanity(
     `model` is the model's name for people, `places` where the texts of a data set (by its name)
     stand. The first cause leads: what follows from it is evidence.
     """
-    known = places or {}
-    found = [*_judge_pairs(sanity, model=model)]
-    for task in sanity.tasks:
-        found += _judge_task(task, model=model, places=known.get(task.data, TextPlaces()))
+    found = list_faults(sanity, model=model, places=places or {})
     if found:
-        return combine(gate=GATE, parts=tuple(found))
-    later = [task for task in sanity.tasks if is_left_open(task.answers)]
-    lines = [_describe_answers(task) for task in sanity.tasks]
-    above = len(sanity.tasks) - len(later)
+        return combine(gate=GATE, parts=found)
+    tasks = [task for task in sanity.tasks if task.answers is not None]
+    above = sum(not is_left_open(task.answers) for task in tasks if task.answers is not None)
     classes = sum(task.classes for task in sanity.tasks)
-    texts = sum(task.reading.count for task in sanity.tasks)
-    pairs = f"{count(sanity.pairs, 'pair')} of {sanity.data}"
+    texts = sanity.reading.count + sum(task.reading.count for task in sanity.tasks)
     told = f", prompts of {count(classes, 'class', 'classes')} differ" if classes else ""
-    beats = f", FP16 beats chance in {above} of {count(len(sanity.tasks), 'task')}"
-    told += beats if sanity.tasks else ""
+    told += f", FP16 beats chance in {above} of {count(len(tasks), 'task')}" if tasks else ""
+    pairs = f"{count(sanity.pairs, 'pair')} of {sanity.data}"
     return Verdict(
         gate=GATE,
         status=Status.PASS,
-        headline=f"sanity: {pairs} encoded in FP16, {count(texts, 'text')} of "
-        f"{count(len(sanity.tasks), 'task')} end where the text tower looks{told}",
+        headline=f"sanity: {pairs} encoded in FP16, the end token of {count(texts, 'text')} is "
+        f"pooled{told}",
         brief=f"a pair runs{told}",
-        evidence=tuple(dict.fromkeys(lines)),
+        evidence=(
+            *dict.fromkeys(_describe_answers(task, task.answers) for task in tasks if task.answers),
+            *(f"note: {fault.text}: {fault.fix}" for fault in sanity.faults),
+        ),
         figures={"pairs": sanity.pairs, "tasks": len(sanity.tasks), "texts": texts},
     )
+
+
+def list_faults(
+    sanity: Sanity, *, model: str, places: Mapping[str, TextPlaces]
+) -> tuple[Verdict, ...]:
+    """Return a verdict for everything that is wrong, causes before what follows from them."""
+    found = [_judge_fault(fault, model=model) for fault in sanity.faults if fault.certain]
+    found += _judge_pairs(sanity, model=model)
+    for task in sanity.tasks:
+        found += _judge_texts(task, model=model, places=places.get(task.data, TextPlaces()))
+        if task.answers is not None:
+            found += _judge_answers(task, task.answers, model=model)
+    return tuple(found)
 
 
 def is_left_open(answers: Answers) -> bool:
@@ -54,34 +77,51 @@ def is_left_open(answers: Answers) -> bool:
     return not answers.whole and not is_settled(answers)
 
 
-def _describe_answers(task: TaskSanity) -> str:
-    found = task.answers
-    later = "; the gates of the task decide" if is_left_open(found) else ""
+def _describe_answers(task: TaskSanity, answers: Answers) -> str:
+    later = "; the gates of the task decide" if is_left_open(answers) else ""
     return (
-        f"{task.task}: FP16 is right on {found.right} of {count(found.samples, 'sample')}, "
-        f"{found.classes} to choose from, chance gives {found.samples * found.chance:.1f}{later}"
+        f"{task.task}: FP16 is right on {answers.right} of {count(answers.samples, 'sample')}, "
+        f"{answers.classes} to choose from, chance gives "
+        f"{answers.samples * answers.chance:.1f}{later}"
     )
 
 
+def _judge_fault(fault: Fault, *, model: str) -> Verdict:
+    return _fail(fault.finding, f"{model}: {fault.text}", next_step=fault.fix)
+
+
 def _judge_pairs(sanity: Sanity, *, model: str) -> Iterator[Verdict]:
+    largest = max(abs(sanity.lowest_pixel), abs(sanity.highest_pixel))
+    if largest > LARGEST_PIXEL:
+        yield _fail(
+            "pixel-range",
+            f"{model}: pixel values of {sanity.data} reach from {sanity.lowest_pixel:.4g} to "
+            f"{sanity.highest_pixel:.4g} after the image processor: no model is trained on that",
+            brief="pixel values were never scaled to 1",
+            cause="an image processor that does not divide by 255",
+            next_step="set do_rescale and do_normalize in preprocessor_config.json to true",
+        )
     for tower, bad in (("image", sanity.nonfinite_images), ("text", sanity.nonfinite_texts)):
         if bad:
-            yield _fail(
-                "embeddings-nonfinite",
-                f"{model}: FP16 gives NaN or Inf for {bad} of the first "
-                f"{count(sanity.pairs, tower)} of {sanity.data}",
-                cause="an overflow in FP16, or weights that are damaged",
-                next_step="evaluate the FP16 model by itself before it is quantized",
-            )
+            yield _nonfinite(bad, of=count(sanity.pairs, tower), data=sanity.data, model=model)
     yield from _judge_reading(sanity.reading, of=sanity.data, model=model)
 
 
-def _judge_task(task: TaskSanity, *, model: str, places: TextPlaces) -> Iterator[Verdict]:
+def _judge_texts(task: TaskSanity, *, model: str, places: TextPlaces) -> Iterator[Verdict]:
+    if places.empty_templates:
+        yield _fail(
+            "templates-empty",
+            f"{places.empty_templates} is there and holds no template",
+            brief="a templates file without a template",
+            cause="an export that was cut off",
+            next_step="write one template a line, such as `a photo of a {c}`, or delete the file",
+        )
     for index, template in task.without_class:
         where = _place(places.templates, index, of=f"{task.data}, template {index + 1}")
         yield _fail(
             "template-without-class",
             f"{where}: template {template!r} has no {{c}}: every class gets the same prompt",
+            brief=f"template {template!r:.35} has no {{c}}",
             cause="a template of another tool: `{}` or `{0}` is not filled, `{c}` is",
             next_step=f"write {{c}} where the class name belongs ({where})",
         )
@@ -91,13 +131,14 @@ def _judge_task(task: TaskSanity, *, model: str, places: TextPlaces) -> Iterator
             "class-name-twice",
             f"{both}: class name {task.same_name.names[0]!r} stands twice"
             f"{_further(task.same_name)}: the two classes cannot be told apart",
+            brief=f"class name {task.same_name.names[0]!r:.40} stands twice",
             cause="a line that was copied, or two classes that another word must tell apart",
             next_step=f"give each class a name of its own ({both})",
         )
     yield from _judge_reading(task.reading, of=task.data, model=model)
     if task.same_prompt is not None and task.same_name is None:
         twins = task.same_prompt
-        everything = task.reading.distinct == task.templates
+        everything = twins.pairs == task.classes - 1
         subject = (
             f"all {task.classes} classes read alike"
             if everything
@@ -107,53 +148,50 @@ def _judge_task(task: TaskSanity, *, model: str, places: TextPlaces) -> Iterator
             "prompts-equal",
             f"{task.task}: {subject}: after tokenization their prompts are the same in "
             f"{count(task.templates, 'template')}",
+            brief=f"{twins.names[0]!r:.20} and {twins.names[1]!r:.20} have one prompt",
             cause="words that the tokenizer does not know, or that it cuts off or lowercases",
             next_step="use the tokenizer that the model was trained with, or other class names "
             f"({_both(twins, places=places, data=task.data)})",
         )
-    if (
-        not task.classes
-        and task.reading.count > 1
-        and 2 * task.reading.commonest > task.reading.count
-    ):
+    reading = task.reading
+    if not task.classes and reading.count > 1 and 2 * reading.commonest > reading.count:
         yield _fail(
             "captions-equal",
-            f"{task.task}: {task.reading.commonest} of {task.reading.count} captions read alike: "
-            f"none of them can find its image",
+            f"{task.task}: {reading.commonest} of {reading.count} captions read alike: none of "
+            f"them can find its image",
+            brief=f"{reading.commonest} of {reading.count} captions read alike",
             cause="the captions of another export, or words that the tokenizer does not know",
             next_step="look at the captions of the data set, and at the tokenizer",
         )
 
+
+def _judge_answers(task: TaskSanity, answers: Answers, *, model: str) -> Iterator[Verdict]:
     if task.nonfinite:
-        yield _fail(
-            "embeddings-nonfinite",
-            f"{model}: FP16 gives NaN or Inf for {task.nonfinite} of "
-            f"{count(task.answers.samples, 'image')} of {task.data}",
-            cause="an overflow in FP16, or weights that are damaged",
-            next_step="evaluate the FP16 model by itself before it is quantized",
+        yield _nonfinite(
+            task.nonfinite, of=count(answers.samples, "image"), data=task.data, model=model
         )
     if task.images_alike:
         yield _fail(
             "images-alike",
             f"{model}: FP16 embeds {task.images_alike} different images of {task.data} alike",
+            brief="different images have one embedding",
             cause="a vision tower without its weights, or pixels that the processor makes alike",
             next_step="compare preprocessor_config.json and the weights with the original's",
         )
     if task.same_embedding is not None:
         twins = task.same_embedding
-        everything = twins.pairs == task.answers.classes - 1
+        everything = twins.pairs == answers.classes - 1
         yield _fail(
             "class-embeddings-equal",
             f"{model}: FP16 embeds classes {twins.names[0]!r} and {twins.names[1]!r} of "
             f"{task.data} alike{' and all others too' if everything else _further(twins)}, though "
             f"their prompts differ",
+            brief="classes with different prompts have one embedding",
             cause="a text tower without its weights, or one that pools a token before the text",
             next_step="compare the weights of the text tower with the original's",
         )
-    answers = task.answers
-    if answers.swapped or not (
-        is_left_open(answers) or is_above_chance(answers, alpha=EARLY_ALPHA)
-    ):
+    is_open = is_left_open(answers)
+    if answers.swapped or not (is_open or is_above_chance(answers, alpha=EARLY_ALPHA)):
         verdict = judge_chance(answers, gate=GATE, task=task.task)
         if not verdict.passed:
             yield verdict
@@ -167,6 +205,7 @@ def _judge_reading(reading: TextReading, *, of: str, model: str) -> Iterator[Ver
             f"{model}: {reading.without_end} of {count(reading.count, 'text')} of {of} have no "
             f"end token {reading.end_token!r}: the text tower pools {pooled} of "
             f"{reading.example!r} instead",
+            brief=f"no end token: {reading.pooled!r:.20} is pooled instead",
             cause="the tokenizer appends no end token (post_processor in tokenizer.json)",
             next_step="save the tokenizer that the model was trained with beside it",
         )
@@ -176,10 +215,21 @@ def _judge_reading(reading: TextReading, *, of: str, model: str) -> Iterator[Ver
             f"{model}: the text tower pools {pooled} of {reading.example!r}, not the end token "
             f"{reading.end_token!r} behind it ({reading.pooled_elsewhere} of "
             f"{count(reading.count, 'text')} of {of})",
+            brief=f"{reading.pooled!r:.20} is pooled, not the end token",
             cause="text_config.eos_token_id in config.json is not the tokenizer's end token; 2 "
             "means that the largest id is pooled, which an added word changes",
             next_step="set text_config.eos_token_id to the id of the tokenizer's end token",
         )
+
+
+def _nonfinite(bad: int, *, of: str, data: str, model: str) -> Verdict:
+    return _fail(
+        "embeddings-nonfinite",
+        f"{model}: FP16 gives NaN or Inf for {bad} of {of} of {data}",
+        brief=f"FP16 gives NaN or Inf for {bad} of {of}",
+        cause="an overflow in FP16, or weights that are damaged",
+        next_step="evaluate the FP16 model by itself before it is quantized",
+    )
 
 
 def _both(twins: Twins, *, places: TextPlaces, data: str) -> str:
@@ -201,11 +251,14 @@ def _further(twins: Twins) -> str:
     return f" (and {twins.pairs - 1} more such pairs)" if twins.pairs > 1 else ""
 
 
-def _fail(finding: str, headline: str, *, cause: str, next_step: str) -> Verdict:
+def _fail(
+    finding: str, headline: str, *, brief: str = "", cause: str = "", next_step: str = ""
+) -> Verdict:
     return Verdict(
         gate=GATE,
         status=Status.FAIL,
         headline=f"sanity: {headline}",
+        brief=brief,
         cause=cause,
         next_step=next_step,
         code=f"{GATE}.{finding}",

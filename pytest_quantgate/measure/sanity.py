@@ -11,14 +11,22 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.errors import ModelError, QuantGateError
+from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.measure.embeddings import average_templates, embed_images, embed_texts
-from pytest_quantgate.measurement import Answers, Outcomes, Sanity, TaskSanity, TextReading, Twins
+from pytest_quantgate.measure.texts import (
+    MOST_TEXTS,
+    Pooling,
+    TextReader,
+    examine_prompts,
+    order_templates,
+)
+from pytest_quantgate.measurement import Answers, Fault, Outcomes, Sanity, TaskSanity, Twins
 from pytest_quantgate.models.clip import ClipModel, describe_error
+from pytest_quantgate.models.faults import encoding, fault_error
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.tasks.drawing import order_draw
 from pytest_quantgate.tasks.samples import Samples, fill
@@ -26,11 +34,7 @@ from pytest_quantgate.tasks.samples import Samples, fill
 if TYPE_CHECKING:
     import torch
 
-#: Texts of a task that are tokenized at most: a fast tokenizer takes half a second for them.
-MOST_TEXTS = 5000
-
-#: Texts that are tokenized at once, and samples that are embedded at once.
-CHUNK = 1024
+#: Samples, and texts, that are embedded at once.
 BATCH_SIZE = 64
 
 #: Floating-point operations that a task may cost in each tower: some five images at ViT-L/14 size,
@@ -76,37 +80,7 @@ class Task:
     @cached_property
     def templates(self) -> Sequence[str]:
         """The templates, those that name the class and are short first."""
-        known = self.samples.templates if self.samples.captions is None else ()
-        return sorted(known or ("{c}",), key=lambda text: ("{c}" not in text, len(text)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pooling:
-    """Which token of a text the text tower pools, as transformers' CLIP does it.
-
-    `end_id` is the tokenizer's end token, None where it names none. `config_end_id` is the
-    model's: 2 is a mistake of old configs, for which the largest id is pooled
-    (huggingface/transformers, pull request 24773).
-    """
-
-    end_id: int | None
-    config_end_id: Any
-    special_ids: frozenset[int]
-
-    def find(self, ids: Sequence[int]) -> int:
-        """Return the position that is pooled."""
-        if self.config_end_id == 2:
-            return max(range(len(ids)), key=lambda place: (ids[place], -place))
-        try:
-            return ids.index(self.config_end_id)
-        except ValueError:
-            return 0
-
-    def is_sound(self, ids: Sequence[int]) -> bool:
-        """Return whether the pooled token is the end token, and stands behind the whole text."""
-        place = self.find(ids)
-        wanted = self.config_end_id if self.end_id is None else self.end_id
-        return ids[place] == wanted and all(i in self.special_ids for i in ids[place:])
+        return order_templates(self.samples.templates if self.samples.captions is None else ())
 
 
 def measure_sanity(
@@ -115,6 +89,7 @@ def measure_sanity(
     pairs: Samples,
     tasks: Sequence[Task],
     is_settled: Callable[[Answers], bool],
+    faults: tuple[Fault, ...] = (),
 ) -> Sanity:
     """Return what is true of a model on its first pairs, and on the texts and samples of its tasks.
 
@@ -129,11 +104,14 @@ def measure_sanity(
         pixels = fp16.preprocess(list(pairs.images[: len(pairs)]))
         images = _encode("an image", lambda: fp16.encode_image(pixels), model=fp16)
         captions = _encode("a text", lambda: fp16.encode_text(tokens), model=fp16)
-    reader = _Reader(fp16)
+    reader = read_texts_of(fp16)
     return Sanity(
         data=pairs.name,
         pairs=len(pairs),
         reading=reader.read(texts),
+        faults=faults,
+        lowest_pixel=float(pixels.min()),
+        highest_pixel=float(pixels.max()),
         nonfinite_images=int((~torch.isfinite(images).all(dim=1)).sum()),
         nonfinite_texts=int((~torch.isfinite(captions).all(dim=1)).sum()),
         tasks=tuple(
@@ -142,43 +120,59 @@ def measure_sanity(
     )
 
 
+def read_texts_of(model: ClipModel) -> TextReader:
+    """Return what reads texts as a model does."""
+    module: Any = model.module
+    tokenizer = model.tokenizer
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        with quiet_libraries():
+            ids: list[list[int]] = model.tokenize(texts)["input_ids"].tolist()
+        return ids
+
+    return TextReader(
+        tokenize=tokenize,
+        name_token=lambda number: str(tokenizer.convert_ids_to_tokens(number)),
+        end_token=str(tokenizer.eos_token or ""),
+        pooling=Pooling(
+            end_id=tokenizer.eos_token_id,
+            config_end_id=module.config.text_config.eos_token_id,
+            special_ids=frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id},
+        ),
+    )
+
+
 def _examine(
-    task: Task, *, model: ClipModel, reader: _Reader, is_settled: Callable[[Answers], bool]
+    task: Task, *, model: ClipModel, reader: TextReader, is_settled: Callable[[Answers], bool]
 ) -> TaskSanity:
-    samples, names = task.samples, task.class_names
-    read = task.templates[: max(1, MOST_TEXTS // len(names))]
-    templates = samples.templates or ("{c}",)
-    without_class = [(index, text) for index, text in enumerate(templates) if "{c}" not in text]
-    same_name = same_prompt = None
-    if samples.captions is not None:
-        texts = [text for texts in samples.captions for text in texts][:MOST_TEXTS]
-    else:
-        # Every template once: one that is too long is cut off before the class name.
-        texts = [fill(text, name) for text in read for name in names]
-        texts += [fill(text, names[0]) for text in task.templates[len(read) :]]
-    reading = reader.read(texts)
+    samples = task.samples
     if samples.captions is None:
-        heard = [tuple(reader.as_heard([fill(text, name) for text in read])) for name in names]
-        same_name, same_prompt = (find_twins(of, names=names) for of in (names, heard))
-    fails = without_class or same_prompt or reading.without_end or reading.pooled_elsewhere
+        found = examine_prompts(
+            task.name,
+            data=samples.name,
+            class_names=samples.class_names,
+            templates=samples.templates,
+            reader=reader,
+        )
+    else:
+        captions = [text for texts in samples.captions for text in texts][:MOST_TEXTS]
+        reading = reader.read(captions)
+        found = TaskSanity(task=task.name, data=samples.name, classes=0, reading=reading)
+    reading = found.reading
+    fails = (
+        found.without_class or found.same_prompt or reading.without_end or reading.pooled_elsewhere
+    )
     # What fails already needs no answers, only a look at the embeddings.
     asked = _ask(task, model=model, is_settled=(lambda _: True) if fails else is_settled)
-    is_retrieval = samples.captions is not None
-    return TaskSanity(
-        task=task.name,
-        data=samples.name,
+    comparable = samples.captions is None and not found.same_prompt
+    return replace(
+        found,
         samples=task.count,
         first=task.first,
-        classes=0 if is_retrieval else len(names),
-        reading=reading,
         answers=asked.answers,
         images_alike=asked.images_alike,
         nonfinite=asked.nonfinite,
-        templates=0 if is_retrieval else len(templates),
-        without_class=() if is_retrieval else tuple(without_class),
-        same_name=same_name,
-        same_prompt=same_prompt,
-        same_embedding=None if is_retrieval or same_prompt else asked.same_embedding,
+        same_embedding=asked.same_embedding if comparable else None,
     )
 
 
@@ -441,81 +435,11 @@ def _find_same(
     return Twins(first=one, second=other, names=(names[one], names[other]), pairs=len(found))
 
 
-def find_twins(values: Sequence[Any], *, names: Sequence[str]) -> Twins | None:
-    """Return the first two classes of one value; None where each has its own."""
-    first: dict[Any, int] = {}
-    found: list[tuple[int, int]] = []
-    for index, value in enumerate(values):
-        if value in first:
-            found.append((first[value], index))
-        else:
-            first[value] = index
-    if not found:
-        return None
-    one, other = found[0]
-    return Twins(first=one, second=other, names=(names[one], names[other]), pairs=len(found))
-
-
-class _Reader:
-    """Reads texts as one model's tokenizer and text tower do; each only once."""
-
-    def __init__(self, model: ClipModel) -> None:
-        module: Any = model.module
-        tokenizer, config = model.tokenizer, module.config.text_config
-        self.model = model
-        self.pooling = Pooling(
-            end_id=tokenizer.eos_token_id,
-            config_end_id=config.eos_token_id,
-            special_ids=frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id},
-        )
-        self._ids: dict[str, tuple[int, ...]] = {}
-
-    def _tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        new = [text for text in dict.fromkeys(texts) if text not in self._ids]
-        with quiet_libraries():
-            for start in range(0, len(new), CHUNK):
-                chunk = new[start : start + CHUNK]
-                ids = self.model.tokenize(chunk)["input_ids"].tolist()
-                self._ids.update(zip(chunk, map(tuple, ids), strict=True))
-        return [self._ids[text] for text in texts]
-
-    def as_heard(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Return the ids of each text up to the pooled one: the tower is causal."""
-        return [ids[: self.pooling.find(ids) + 1] for ids in self._tokenize(texts)]
-
-    def read(self, texts: Sequence[str]) -> TextReading:
-        tokenizer = self.model.tokenizer
-        heard = Counter(self.as_heard(texts))
-        ids = self._tokenize(texts)
-        wanted = self.pooling.end_id
-        without = [i for i, found in enumerate(ids) if wanted is not None and wanted not in found]
-        elsewhere = [i for i, found in enumerate(ids) if not self.pooling.is_sound(found)]
-        first = next(iter(without or elsewhere), None)
-        place = 0 if first is None else self.pooling.find(ids[first])
-        return TextReading(
-            count=len(texts),
-            distinct=len(heard),
-            commonest=heard.most_common(1)[0][1],
-            end_token=str(tokenizer.eos_token or ""),
-            without_end=len(without),
-            pooled_elsewhere=len(elsewhere),
-            example="" if first is None else texts[first],
-            pooled=""
-            if first is None
-            else str(tokenizer.convert_ids_to_tokens(int(ids[first][place]))),
-            position=place,
-        )
-
-
 def _encode(what: str, encode: Any, *, model: ClipModel) -> torch.Tensor:
     try:
         found: torch.Tensor = encode()
     except QuantGateError:
         raise
     except Exception as error:  # whatever transformers and torch raise for a wrong config
-        raise ModelError(
-            f"{model.description}: FP16 cannot encode {what}: {describe_error(error)}: compare "
-            f"config.json with the files beside it",
-            code="sanity.encoding",
-        ) from error
+        raise fault_error(encoding(what, describe_error(error)), model=model.description) from error
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.errors import ModelError
+from pytest_quantgate.models import faults
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,21 +68,14 @@ class ClipModel:
             pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
             assert isinstance(pixels, torch.Tensor)
         except Exception as error:  # whatever transformers and Pillow raise for a wrong processor
-            raise ModelError(
-                f"{self.description}: its image processor cannot prepare an image: "
-                f"{describe_error(error)}: compare its preprocessor_config.json with the model's",
-                code="sanity.preprocessing",
-            ) from error
+            fault = faults.preprocessing(describe_error(error))
+            raise faults.fault_error(fault, model=self.description) from error
         module: Any = self.module
         vision = module.config.vision_config
         wanted = (vision.num_channels, vision.image_size, vision.image_size)
         if tuple(pixels.shape[1:]) != wanted:
-            raise ModelError(
-                describe_size_mismatch(
-                    self.description, made=tuple(pixels.shape[1:]), taken=wanted
-                ),
-                code="sanity.image-size",
-            )
+            fault = faults.image_size(made=pixels.shape[1:], taken=wanted)
+            raise faults.fault_error(fault, model=self.description)
         return pixels.float()
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -98,9 +91,7 @@ class ClipModel:
         module: Any = self.module
         text = module.config.text_config
         if self.tokenizer.pad_token is None:
-            raise ModelError(
-                describe_missing_padding(self.description), code="sanity.no-padding-token"
-            )
+            raise faults.fault_error(faults.no_padding_token(), model=self.description)
         try:
             encoded = self.tokenizer(
                 list(texts),
@@ -111,25 +102,19 @@ class ClipModel:
             )
             ids: torch.Tensor = encoded["input_ids"]
         except Exception as error:  # whatever transformers and tokenizers raise
-            raise ModelError(
-                f"{self.description}: its tokenizer cannot read {texts[0]!r}: "
-                f"{describe_error(error)}",
-                code="sanity.tokenizing",
-            ) from error
+            fault = faults.tokenizing(describe_error(error), text=texts[0])
+            raise faults.fault_error(fault, model=self.description) from error
         beyond = (ids >= text.vocab_size).nonzero()
         if len(beyond):
             row, position = beyond[0].tolist()
             number = int(ids[row, position])
-            raise ModelError(
-                describe_token_beyond(
-                    self.description,
-                    token=self.tokenizer.convert_ids_to_tokens(number),
-                    number=number,
-                    rows=text.vocab_size,
-                    text=texts[row],
-                ),
-                code="sanity.token-beyond-table",
+            fault = faults.token_beyond(
+                token=self.tokenizer.convert_ids_to_tokens(number),
+                number=number,
+                rows=text.vocab_size,
+                text=texts[row],
             )
+            raise faults.fault_error(fault, model=self.description)
         mask = encoded.get("attention_mask")
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
 
@@ -149,35 +134,6 @@ class PairBatch:
     pixel_values: torch.Tensor
     tokens: Mapping[str, torch.Tensor]
     ids: tuple[str, ...]
-
-
-def describe_size_mismatch(description: str, *, made: Sequence[int], taken: Sequence[int]) -> str:
-    """Return the message for pixel values [C, H, W] of another shape than the model takes."""
-    sizes = [f"{shape[0]} x {shape[1]} x {shape[2]}" for shape in (made, taken)]
-    return (
-        f"{description}: its image processor makes images of {sizes[0]} (channels, height, "
-        f"width), the vision tower takes {sizes[1]}: set size and crop_size in "
-        f"preprocessor_config.json to the image_size of config.json ({taken[1]})"
-    )
-
-
-def describe_missing_padding(description: str) -> str:
-    """Return the message for a tokenizer that cannot bring texts to one length."""
-    return (
-        f"{description}: its tokenizer has no padding token: set pad_token in "
-        f"tokenizer_config.json to the one that the model was trained with"
-    )
-
-
-def describe_token_beyond(
-    description: str, *, token: str, number: int, rows: int, text: str = ""
-) -> str:
-    """Return the message for a token without a row in the embedding table."""
-    of = f" of {text!r}" if text else ""
-    return (
-        f"{description}: token {number} ({token!r}){of} lies behind the embedding table of {rows} "
-        f"rows (text_config.vocab_size in config.json): the tokenizer is not this model's"
-    )
 
 
 def describe_error(error: Exception) -> str:

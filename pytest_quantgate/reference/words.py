@@ -46,13 +46,13 @@ def encode(texts: Sequence[str], *, known: dict[str, int]) -> NDArray[np.int64]:
 
 def save_tokenizer(directory: Path) -> None:
     """Writes tokenizer.json and tokenizer_config.json, loadable through AutoTokenizer."""
-    from tokenizers import (  # type: ignore[import-untyped]
+    from tokenizers import (
         Tokenizer,
         normalizers,
         pre_tokenizers,
         processors,
     )
-    from tokenizers.models import WordLevel  # type: ignore[import-untyped]
+    from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
     pad, bos, unk, eos = SPECIAL_TOKENS

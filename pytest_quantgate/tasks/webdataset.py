@@ -244,7 +244,13 @@ def locate_texts(root: Path) -> TextPlaces:
     def locate(path: Path) -> tuple[str, ...]:
         return tuple(f"{path}:{line}" for line, _ in _read_numbered(path))
 
-    return TextPlaces(class_names=locate(root / CLASS_NAMES), templates=locate(root / TEMPLATES))
+    templates = locate(root / TEMPLATES)
+    empty = (root / TEMPLATES).exists() and not templates
+    return TextPlaces(
+        class_names=locate(root / CLASS_NAMES),
+        templates=templates,
+        empty_templates=str(root / TEMPLATES) if empty else "",
+    )
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.gates import judge_sanity
-from pytest_quantgate.measurement import Answers, Sanity, TaskSanity, TextPlaces, TextReading, Twins
+from pytest_quantgate.measurement import (
+    Answers,
+    Fault,
+    Sanity,
+    TaskSanity,
+    TextPlaces,
+    TextReading,
+    Twins,
+)
 from pytest_quantgate.verdict import Status, Verdict
 
 READING = TextReading(count=20, distinct=20, commonest=1, end_token="</s>")
@@ -57,8 +65,8 @@ def test_what_holds_passes_and_says_what_was_looked_at() -> None:
     assert verdict.status is Status.PASS
     assert verdict.code == ""
     assert verdict.headline == (
-        "sanity: 2 pairs of photos/train encoded in FP16, 40 texts of 2 tasks end where the text "
-        "tower looks, prompts of 10 classes differ, FP16 beats chance in 2 of 2 tasks"
+        "sanity: 2 pairs of photos/train encoded in FP16, the end token of 42 texts is pooled, "
+        "prompts of 10 classes differ, FP16 beats chance in 2 of 2 tasks"
     )
     assert verdict.brief == (
         "a pair runs, prompts of 10 classes differ, FP16 beats chance in 2 of 2 tasks"
@@ -158,7 +166,7 @@ def test_embeddings_that_are_not_finite_fail(tower: str, field: str) -> None:
 
     assert verdict.code == "sanity.embeddings-nonfinite"
     assert (
-        f"FP16 gives NaN or Inf for 1 of the first 2 {tower}s of photos/train" in verdict.headline
+        f"FP16 gives NaN or Inf for 1 of 2 {tower}s of photos/train" in verdict.headline
     )
 
 
@@ -238,3 +246,32 @@ def test_what_a_part_leaves_open_is_left_to_the_gates_of_the_task() -> None:
     assert verdict.passed
     assert verdict.headline.endswith("FP16 beats chance in 1 of 2 tasks")
     assert verdict.evidence[0].endswith("chance gives 2.0; the gates of the task decide")
+
+
+def test_faults_of_the_files_lead_and_doubts_are_notes() -> None:
+    fault = Fault(finding="image-size", text="it makes 224, the tower takes 32", fix="set 32")
+    doubt = Fault(finding="normalization", text="other mean", fix="compare", certain=False)
+    red, green = judge(faults=(doubt, fault), pairs=0), judge(faults=(doubt,))
+
+    assert (red.status, red.code) == (Status.FAIL, "sanity.image-size")
+    assert red.headline == "sanity: clip-tiny: it makes 224, the tower takes 32"
+    assert red.next_step == "set 32"
+    assert green.passed
+    assert green.evidence[-1] == "note: other mean: compare"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "red"), [(-1.8, 2.2, False), (0, 1, False), (-2, 980.5, True), (-150, 0, True)]
+)
+def test_pixels_that_were_never_scaled_fail(low: float, high: float, red: bool) -> None:
+    verdict = judge(lowest_pixel=low, highest_pixel=high)
+
+    assert (verdict.code == "sanity.pixel-range") is red
+
+
+def test_an_empty_file_of_templates_is_named() -> None:
+    places = {"photos/test": replace(PLACES, templates=(), empty_templates="photos/templates.txt")}
+    verdict = judge_sanity(SANITY, model="clip-tiny", places=places)
+
+    assert verdict.code == "sanity.templates-empty"
+    assert verdict.headline == "sanity: photos/templates.txt is there and holds no template"

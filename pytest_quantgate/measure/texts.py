@@ -1,0 +1,145 @@
+"""How a text tower reads texts: which token it pools, and which prompts it cannot tell apart.
+
+Neither torch nor a model: a tokenizer and three numbers of the config are enough.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_quantgate.measurement import TaskSanity, TextReading, Twins
+from pytest_quantgate.tasks.samples import fill
+
+#: Texts of a task that are tokenized at most: a fast tokenizer takes half a second for them.
+MOST_TEXTS = 5000
+
+#: Texts that are tokenized at once.
+CHUNK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """Which token of a text the text tower pools, as transformers' CLIP does it.
+
+    `end_id` is the tokenizer's end token, None where it names none. `config_end_id` is the
+    model's: 2 is a mistake of old configs, for which the largest id is pooled
+    (huggingface/transformers, pull request 24773).
+    """
+
+    end_id: int | None
+    config_end_id: Any
+    special_ids: frozenset[int]
+
+    def find(self, ids: Sequence[int]) -> int:
+        """Return the position that is pooled."""
+        if self.config_end_id == 2:
+            return max(range(len(ids)), key=lambda place: (ids[place], -place))
+        try:
+            return ids.index(self.config_end_id)
+        except ValueError:
+            return 0
+
+    def is_sound(self, ids: Sequence[int]) -> bool:
+        """Return whether the pooled token is the end token, and stands behind the whole text."""
+        place = self.find(ids)
+        wanted = self.config_end_id if self.end_id is None else self.end_id
+        return ids[place] == wanted and all(i in self.special_ids for i in ids[place:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextReader:
+    """Reads texts as one model's tokenizer and text tower do, each once.
+
+    `tokenize` gives the ids of each text, padded to the model's length; `name_token` the token of
+    an id.
+    """
+
+    tokenize: Callable[[list[str]], list[list[int]]]
+    name_token: Callable[[int], str]
+    end_token: str
+    pooling: Pooling
+    _ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def read(self, texts: Sequence[str]) -> TextReading:
+        """Return what becomes of texts."""
+        heard = Counter(self.as_heard(texts))
+        ids = self._read(texts)
+        wanted = self.pooling.end_id
+        without = [i for i, found in enumerate(ids) if wanted is not None and wanted not in found]
+        elsewhere = [i for i, found in enumerate(ids) if not self.pooling.is_sound(found)]
+        first = next(iter(without or elsewhere), None)
+        place = 0 if first is None else self.pooling.find(ids[first])
+        return TextReading(
+            count=len(texts),
+            distinct=len(heard),
+            commonest=max(heard.values(), default=0),
+            end_token=self.end_token,
+            without_end=len(without),
+            pooled_elsewhere=len(elsewhere),
+            example="" if first is None else texts[first],
+            pooled="" if first is None else self.name_token(ids[first][place]),
+            position=place,
+        )
+
+    def as_heard(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the ids of each text up to the pooled one: the tower is causal."""
+        return [ids[: self.pooling.find(ids) + 1] for ids in self._read(texts)]
+
+    def _read(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        new = [text for text in dict.fromkeys(texts) if text not in self._ids]
+        for start in range(0, len(new), CHUNK):
+            chunk = new[start : start + CHUNK]
+            self._ids.update(zip(chunk, map(tuple, self.tokenize(chunk)), strict=True))
+        return [self._ids[text] for text in texts]
+
+
+def order_templates(templates: Sequence[str]) -> list[str]:
+    """Return the templates that are filled, those that name the class and are short first."""
+    return sorted(templates or ("{c}",), key=lambda text: ("{c}" not in text, len(text)))
+
+
+def examine_prompts(
+    task: str,
+    *,
+    data: str,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    reader: TextReader,
+) -> TaskSanity:
+    """Return what is true of the class names and the templates of a classification task."""
+    templates = templates or ("{c}",)
+    ordered = order_templates(templates)
+    read = ordered[: max(1, MOST_TEXTS // len(class_names))]
+    # Every template once: one that is too long is cut off before the class name.
+    texts = [fill(text, name) for text in read for name in class_names]
+    texts += [fill(text, class_names[0]) for text in ordered[len(read) :]]
+    reading = reader.read(texts)
+    heard = [tuple(reader.as_heard([fill(text, name) for text in read])) for name in class_names]
+    return TaskSanity(
+        task=task,
+        data=data,
+        classes=len(class_names),
+        reading=reading,
+        templates=len(templates),
+        without_class=tuple((i, text) for i, text in enumerate(templates) if "{c}" not in text),
+        same_name=find_twins(class_names, names=class_names),
+        same_prompt=find_twins(heard, names=class_names),
+    )
+
+
+def find_twins(values: Sequence[Any], *, names: Sequence[str]) -> Twins | None:
+    """Return the first two classes of one value; None where each has its own."""
+    first: dict[Any, int] = {}
+    found: list[tuple[int, int]] = []
+    for index, value in enumerate(values):
+        if value in first:
+            found.append((first[value], index))
+        else:
+            first[value] = index
+    if not found:
+        return None
+    one, other = found[0]
+    return Twins(first=one, second=other, names=(names[one], names[other]), pairs=len(found))

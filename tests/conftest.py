@@ -81,6 +81,18 @@ def make_case(
     return make
 
 
+@pytest.fixture
+def assume_sane() -> Callable[[Case], Case]:
+    """Take a case's model and data for sane: what is judged may be noise with any labels."""
+    from pytest_quantgate.measurement import NO_TEXTS, Sanity
+
+    def assume(case: Case) -> Case:
+        vars(case)["sanity"] = Sanity(data="noise", pairs=1, reading=NO_TEXTS)
+        return case
+
+    return assume
+
+
 TINY_SUITE = """\
 quantgate: 1
 model: {{source: transformers, id: "{model}"}}

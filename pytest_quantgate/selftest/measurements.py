@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.measurement import (
+    Answers,
     Audit,
     Fidelity,
     OnnxAudit,
@@ -20,6 +21,7 @@ from pytest_quantgate.measurement import (
     Sanity,
     Twins,
 )
+from pytest_quantgate.models.faults import image_size
 from pytest_quantgate.selftest.sabotage import Sabotage, Spoil, exchange, exchange_stages
 
 if TYPE_CHECKING:
@@ -79,6 +81,22 @@ def _sanity() -> tuple[Sabotage, ...]:
 
         return on_sanity(change)
 
+    def guess(sanity: Sanity) -> Sanity | None:
+        tasks = tuple(
+            dataclasses.replace(task, answers=guessed(task.answers))
+            for task in sanity.tasks
+            if task.answers is not None
+        )
+        return dataclasses.replace(sanity, tasks=tasks) if tasks else None
+
+    def guessed(answers: Answers) -> Answers:
+        right = int(answers.samples * answers.chance)
+        return dataclasses.replace(answers, right=right, whole=True)
+
+    def exchange_processor(sanity: Sanity) -> Sanity:
+        fault = image_size(made=(3, 225, 225), taken=(3, 224, 224))
+        return dataclasses.replace(sanity, faults=(fault,))
+
     twins = Twins(first=0, second=1, names=("one", "one"), pairs=1)
     return (
         Sabotage(
@@ -110,6 +128,18 @@ def _sanity() -> tuple[Sabotage, ...]:
             gate="sanity",
             cause="not the end token",
             spoil=on_reading(pooled_elsewhere=1, example="a photo", pooled="photo"),
+        ),
+        Sabotage(
+            name="FP16 that guesses",
+            gate="sanity",
+            cause="no better than chance",
+            spoil=on_sanity(guess),
+        ),
+        Sabotage(
+            name="the image processor of another model",
+            gate="sanity",
+            cause="the vision tower takes",
+            spoil=on_sanity(exchange_processor),
         ),
         Sabotage(
             name="FP16 that gives NaN",

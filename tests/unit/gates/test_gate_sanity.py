@@ -165,9 +165,7 @@ def test_embeddings_that_are_not_finite_fail(tower: str, field: str) -> None:
     verdict = judge(**{f"nonfinite_{field}": 1})
 
     assert verdict.code == "sanity.embeddings-nonfinite"
-    assert (
-        f"FP16 gives NaN or Inf for 1 of 2 {tower}s of photos/train" in verdict.headline
-    )
+    assert f"FP16 gives NaN or Inf for 1 of 2 {tower}s of photos/train" in verdict.headline
 
 
 @pytest.mark.parametrize(("commonest", "red"), [(1, False), (10, False), (11, True), (20, True)])

@@ -478,7 +478,7 @@ def _model(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
             return Missing(f"{where}: {folder} is no directory", "put the checkpoint there")
     except QuantGateError as error:
         return _split_mend(error)
-    if _hub_snapshot(model.id, revision=model.revision or "", environ=environ).is_dir():
+    if hub_snapshot(model.id, revision=model.revision or "", environ=environ).is_dir():
         return None
     return Missing(
         f"{model.where.of('id')}: {model.id} was not downloaded",
@@ -486,7 +486,7 @@ def _model(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
     )
 
 
-def _hub_snapshot(name: str, *, revision: str, environ: Mapping[str, str]) -> Path:
+def hub_snapshot(name: str, *, revision: str, environ: Mapping[str, str]) -> Path:
     """Return where the hub's client keeps a revision (`HF_HUB_CACHE`, `HF_HOME`, ~/.cache)."""
     home = environ.get("HF_HOME") or str(
         Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"

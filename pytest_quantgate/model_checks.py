@@ -66,10 +66,11 @@ def read_texts_of_files(directory: Path) -> TextReader | None:
     """Return what reads texts as the model in a folder would; None where its files do not say."""
     files = CheckpointFiles(directory)
     tokenizer = files.tokenizer
-    if files.config is None or tokenizer is None:
+    pad_token = files.special("pad_token")
+    if files.config is None or tokenizer is None or pad_token is None:
         return None
     tokenizer.enable_truncation(max_length=files.positions)
-    padding = tokenizer.token_to_id(files.special("pad_token") or "") or 0
+    padding = tokenizer.token_to_id(pad_token) or 0
     left = files.tokenizer_config.get("padding_side") == "left"
 
     def tokenize(texts: list[str]) -> list[list[int]]:

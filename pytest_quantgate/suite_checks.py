@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import NotMeasured, QuantGateError
 from pytest_quantgate.suite import (
@@ -23,6 +23,10 @@ from pytest_quantgate.suite import (
     expand_environment,
     expand_path,
 )
+
+if TYPE_CHECKING:
+    from pytest_quantgate.measurement import TaskSanity, TextPlaces
+    from pytest_quantgate.verdict import Verdict
 
 #: What a module pattern of ours or of ModelOpt's can be made of.
 _PATTERN = re.compile(r"[\w.*?\[\]!-]+")
@@ -232,3 +236,80 @@ def _check_waivers(suite: Suite, *, errors: list[str], notes: list[str], today: 
                 f"{where}: the waiver holds until {waiver.until}, more than {MAX_WAIVER_DAYS} days "
                 f"from today: write {waiver.last_day(today)} or earlier"
             )
+
+
+def check_files(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Verdict, ...]:
+    """Return what the sanity gate would say of the files alone: the model's, and the texts of data.
+
+    Nothing of what is not on this machine. Takes a second: no library that computes is imported.
+    """
+    from pytest_quantgate.gates.sanity import list_faults
+    from pytest_quantgate.measurement import NO_TEXTS, Sanity
+    from pytest_quantgate.model_checks import inspect_checkpoint
+
+    directory, name = _find_model(suite, environ=environ)
+    faults = inspect_checkpoint(directory, dtype=suite.model.dtype) if directory else ()
+    tasks = _read_tasks(suite, directory=directory, environ=environ)
+    sanity = Sanity(
+        data=suite.calibration.data,
+        pairs=0,
+        reading=NO_TEXTS,
+        faults=faults,
+        tasks=tuple(task for task, _ in tasks),
+    )
+    return list_faults(
+        sanity, model=name, places={task.data: found for task, found in tasks}, doubts=True
+    )
+
+
+def check_model_folder(directory: Path) -> tuple[Verdict, ...]:
+    """Return what the sanity gate would say of the files of a checkpoint."""
+    from pytest_quantgate.gates.sanity import list_faults
+    from pytest_quantgate.measurement import NO_TEXTS, Sanity
+    from pytest_quantgate.model_checks import inspect_checkpoint
+
+    faults = inspect_checkpoint(directory)
+    sanity = Sanity(data="", pairs=0, reading=NO_TEXTS, faults=faults)
+    return list_faults(sanity, model=directory.name, places={}, doubts=True)
+
+
+def _find_model(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Path | None, str]:
+    """Return the folder of a suite's model (None where it is not here) and its name."""
+    from pytest_quantgate.machine import hub_snapshot
+    from pytest_quantgate.models.source import find_directory, is_local
+
+    model = suite.model
+    if model.id is not None and not is_local(model.id):
+        folder = hub_snapshot(model.id, revision=model.revision or "", environ=environ)
+        return folder if folder.is_dir() else None, model.id
+    try:
+        return find_directory(model, environ=environ)
+    except QuantGateError:
+        return None, model.id or ""
+
+
+def _read_tasks(
+    suite: Suite, *, directory: Path | None, environ: Mapping[str, str]
+) -> list[tuple[TaskSanity, TextPlaces]]:
+    """Return what is true of the texts of every classification task whose folder is here."""
+    from pytest_quantgate.measure.texts import examine_prompts
+    from pytest_quantgate.model_checks import read_texts_of_files
+    from pytest_quantgate.tasks.registry import evaluation_data, locate_texts, read_class_texts
+
+    reader = read_texts_of_files(directory) if directory is not None else None
+    found = []
+    gates: tuple[AccuracyGate | RegressionGate, ...]
+    gates = (*suite.gates.accuracy, *suite.gates.regression)
+    for task in dict.fromkeys(gate.task for gate in gates):
+        try:
+            data, purpose = evaluation_data(task)
+            names, templates = read_class_texts(data, datasets=suite.datasets, environ=environ)
+            places = locate_texts(data, datasets=suite.datasets, environ=environ)
+        except QuantGateError:
+            continue  # who loads it says why
+        if purpose == "classification" and names:
+            task_texts = examine_prompts(
+                task, data=data, class_names=names, templates=templates, reader=reader
+            )
+            found.append((task_texts, places))
+    return found

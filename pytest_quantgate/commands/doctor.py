@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.verdict import Status, Verdict
+
 if TYPE_CHECKING:
     from pytest_quantgate.machine import Check, Need
 
@@ -16,10 +18,11 @@ EXAMPLES = """\
 examples:
   quantgate doctor                                 # what can be measured here
   quantgate doctor suites/                         # is all there that these suites need?
+  quantgate doctor models/clip/                    # does this checkpoint's folder fit together?
   quantgate doctor --deep                          # also import the libraries and ask the GPU
 
-With suites the status is 0 where everything that they need is there, else 1. Without, it is 1
-where a package is broken or out of its supported range.
+With suites the status is 0 where everything that they need is there and fits together, else 1.
+Without, it is 1 where a package is broken or out of its supported range.
 """
 
 
@@ -31,7 +34,9 @@ def add(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("suites", nargs="*", type=Path, metavar="SUITE", help="file or folder")
+    parser.add_argument(
+        "suites", nargs="*", type=Path, metavar="SUITE", help="suite, folder of suites or model"
+    )
     parser.add_argument("--deep", action="store_true", help="import libraries, ask GPU and hub")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="as --quantgate-cache-dir")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -41,10 +46,15 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.commands.validate import find_suites
     from pytest_quantgate.machine import list_kinds, list_needs, look, look_deeper
     from pytest_quantgate.options import default_cache_root
+    from pytest_quantgate.suite_checks import check_files, check_model_folder
     from pytest_quantgate.suite_file import load_suite
 
-    suites = [
-        (path, load_suite(path, relative_to=Path.cwd())) for path in find_suites(parsed.suites)
+    models = [path for path in parsed.suites if (path / "config.json").is_file()]
+    paths = find_suites(path for path in parsed.suites if path not in models)
+    suites = [(path, load_suite(path, relative_to=Path.cwd())) for path in paths]
+    files = [
+        *((path.as_posix(), check_model_folder(path)) for path in models),
+        *((path.as_posix(), check_files(suite, environ=environ)) for path, suite in suites),
     ]
     machine = look(environ=environ, cache_dir=parsed.cache_dir or default_cache_root(environ))
     deeper = tuple(look_deeper(machine, environ=environ)) if parsed.deep else ()
@@ -55,9 +65,11 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         for path, suite in suites
     ]
     if parsed.json:
-        print(json.dumps(_to_json(checks, kinds=kinds, needs=needs), indent=2))
+        print(json.dumps(_to_json(checks, kinds=kinds, needs=needs, files=files), indent=2))
     else:
-        _print(checks, kinds=kinds, needs=needs)
+        _print(checks, kinds=kinds, needs=needs, files=files)
+    if any(verdict.status is Status.FAIL for _, found in files for verdict in found):
+        return 1
     if suites:
         return 0 if all(need.is_there for _, found in needs for need in found) else 1
     bad = ("TOO OLD", "TOO NEW", "BROKEN")
@@ -69,6 +81,7 @@ def _print(
     *,
     kinds: Sequence[Need],
     needs: Sequence[tuple[str, Sequence[Need]]],
+    files: Sequence[tuple[str, Sequence[Verdict]]],
 ) -> None:
     from pytest_quantgate.report.printable import printable
 
@@ -76,8 +89,10 @@ def _print(
     if needs:
         for path, found in needs:
             lines += ["", f"gates of {path}", *_need_lines(found)]
-    else:
+    elif not files:
         lines += ["", "gates that can be measured here", *_need_lines(kinds)]
+    for path, verdicts in files:
+        lines += ["", f"model and texts of {path}", *_verdict_lines(verdicts)]
     for line in lines:
         print(printable(line))
 
@@ -87,6 +102,16 @@ def _check_lines(checks: Sequence[Check]) -> list[str]:
     return [
         f"  {check.state:<8} {check.name:<{width}}  {check.detail}{_mend(check.mend)}"
         for check in checks
+    ]
+
+
+def _verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    if not verdicts:
+        return ["  OK       config, tokenizer and image processor fit together"]
+    return [
+        f"  {'BROKEN' if verdict.status is Status.FAIL else 'NOTE':<8} "
+        f"{verdict.headline.removeprefix('sanity: ')} [{verdict.code}]{_mend(verdict.next_step)}"
+        for verdict in verdicts
     ]
 
 
@@ -117,6 +142,7 @@ def _to_json(
     *,
     kinds: Sequence[Need],
     needs: Sequence[tuple[str, Sequence[Need]]],
+    files: Sequence[tuple[str, Sequence[Verdict]]],
 ) -> dict[str, Any]:
     return {
         "checks": [dataclasses.asdict(check) for check in checks],
@@ -124,6 +150,21 @@ def _to_json(
         "suites": [
             {"suite": path, "gates": [_need_to_json(need) for need in found]}
             for path, found in needs
+        ],
+        "files": [
+            {
+                "path": path,
+                "findings": [
+                    {
+                        "code": verdict.code,
+                        "broken": verdict.status is Status.FAIL,
+                        "what": verdict.headline,
+                        "mend": verdict.next_step,
+                    }
+                    for verdict in found
+                ],
+            }
+            for path, found in files
         ],
     }
 

@@ -8,18 +8,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.errors import QuantGateError, SuiteError
+from pytest_quantgate.errors import NotMeasured, QuantGateError, SuiteError
 from pytest_quantgate.report.printable import printable
 
 if TYPE_CHECKING:
     from pytest_quantgate.suite import Suite
+    from pytest_quantgate.suite_checks import Findings
+    from pytest_quantgate.verdict import Verdict
 
 EXAMPLES = """\
 examples:
   quantgate validate suites/                        # every *.quantgate.yaml below
   quantgate validate suites/clip.quantgate.yaml
+  quantgate validate --deep suites/                 # do the model, its files and the data fit?
 
 Beyond the format, names are checked: recipes, data sets, patterns, variables. A note is no error.
+With --deep the model's files are checked against one another, and class names and templates with
+its tokenizer; then one calibration pair runs through FP16, which takes some seconds.
 The status is 0 where every suite is valid, else 1.
 """
 
@@ -32,6 +37,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suites", nargs="+", type=Path, metavar="SUITE", help="file or folder")
+    parser.add_argument("--deep", action="store_true", help="check files, and run one pair in FP16")
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
@@ -50,8 +56,11 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
             try:
                 suite = load_suite(path, relative_to=Path.cwd())
                 found = check_suite(suite, environ=environ)
+                if parsed.deep and not found.errors:
+                    found = look_deeper(suite, found=found, environ=environ)
             except QuantGateError as error:
-                print(printable(str(error)), file=sys.stderr)
+                code = f" [{error.code}]" if error.code else ""
+                print(printable(f"{error}{code}"), file=sys.stderr)
                 invalid += 1
                 continue
             for problem in found.errors:
@@ -63,6 +72,43 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
             for note in (*found.notes, *_note_old_baselines(suite)):
                 print(printable(f"  note: {note}"))
     return 1 if invalid else 0
+
+
+def look_deeper(suite: Suite, *, found: Findings, environ: Mapping[str, str]) -> Findings:
+    """Return findings with what the files show, and where they show nothing, what one pair does."""
+    from pytest_quantgate.suite_checks import Findings, check_files
+    from pytest_quantgate.verdict import Status
+
+    verdicts = check_files(suite, environ=environ)
+    notes = list(found.notes)
+    if all(verdict.status is not Status.FAIL for verdict in verdicts):
+        try:
+            verdicts = (*verdicts, *_run_one_pair(suite, environ=environ))
+        except NotMeasured as error:
+            notes.append(f"no pair was run: {error}")
+    errors: list[str] = []
+    for verdict in verdicts:
+        line = f"{verdict.headline.removeprefix('sanity: ')} [{verdict.code}]"
+        lines = errors if verdict.status is Status.FAIL else notes
+        lines.append(f"{line}; {verdict.next_step}" if verdict.next_step else line)
+    return Findings(errors=tuple(errors), notes=tuple(dict.fromkeys(notes)))
+
+
+def _run_one_pair(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Verdict, ...]:
+    """Return what is wrong with one calibration pair that is decoded, prepared, tokenized and
+    encoded; raises ModelError or DataError where one of these cannot be done."""
+    from pytest_quantgate.gates.sanity import list_faults
+    from pytest_quantgate.measure.sanity import measure_sanity
+    from pytest_quantgate.models.loading import load_fp16
+    from pytest_quantgate.tasks.registry import load_samples
+
+    spec = suite.calibration
+    pair = load_samples(
+        spec.data, datasets=suite.datasets, samples=1, environ=environ, purpose="pairs", first=True
+    )
+    fp16 = load_fp16(suite.model, environ=environ)
+    sanity = measure_sanity(fp16, pairs=pair, tasks=(), is_settled=lambda _: True)
+    return list_faults(sanity, model=fp16.description, places={})
 
 
 def _note_old_baselines(suite: Suite) -> Iterator[str]:

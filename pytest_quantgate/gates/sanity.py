@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from pytest_quantgate.gates.chance import EARLY_ALPHA, is_above_chance, is_settled, judge_chance
 from pytest_quantgate.gates.words import count
@@ -57,16 +58,22 @@ def judge_sanity(
 
 
 def list_faults(
-    sanity: Sanity, *, model: str, places: Mapping[str, TextPlaces]
+    sanity: Sanity, *, model: str, places: Mapping[str, TextPlaces], doubts: bool = False
 ) -> tuple[Verdict, ...]:
-    """Return a verdict for everything that is wrong, causes before what follows from them."""
-    found = [_judge_fault(fault, model=model) for fault in sanity.faults if fault.certain]
-    found += _judge_pairs(sanity, model=model)
+    """Return a verdict for everything that is wrong, causes before what follows from them.
+
+    With `doubts`, what may be meant so is there too, as INCONCLUSIVE.
+    """
+    of_files = [
+        _judge_fault(fault, model=model) for fault in sanity.faults if fault.certain or doubts
+    ]
+    found = [*_judge_pairs(sanity, model=model)]
     for task in sanity.tasks:
         found += _judge_texts(task, model=model, places=places.get(task.data, TextPlaces()))
         if task.answers is not None:
             found += _judge_answers(task, task.answers, model=model)
-    return tuple(found)
+    said = {verdict.code for verdict in of_files}
+    return (*of_files, *(verdict for verdict in found if verdict.code not in said))
 
 
 def is_left_open(answers: Answers) -> bool:
@@ -87,7 +94,8 @@ def _describe_answers(task: TaskSanity, answers: Answers) -> str:
 
 
 def _judge_fault(fault: Fault, *, model: str) -> Verdict:
-    return _fail(fault.finding, f"{model}: {fault.text}", next_step=fault.fix)
+    verdict = _fail(fault.finding, f"{model}: {fault.text}", next_step=fault.fix)
+    return verdict if fault.certain else replace(verdict, status=Status.INCONCLUSIVE)
 
 
 def _judge_pairs(sanity: Sanity, *, model: str) -> Iterator[Verdict]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pytest_quantgate.measurement import TaskSanity, TextReading, Twins
+from pytest_quantgate.measurement import NO_TEXTS, TaskSanity, TextReading, Twins
 from pytest_quantgate.tasks.samples import fill
 
 #: Texts of a task that are tokenized at most: a fast tokenizer takes half a second for them.
@@ -107,10 +107,24 @@ def examine_prompts(
     data: str,
     class_names: Sequence[str],
     templates: Sequence[str],
-    reader: TextReader,
+    reader: TextReader | None,
 ) -> TaskSanity:
-    """Return what is true of the class names and the templates of a classification task."""
+    """Return what is true of the class names and the templates of a classification task.
+
+    Without a reader, what is true of them as texts.
+    """
     templates = templates or ("{c}",)
+    found = TaskSanity(
+        task=task,
+        data=data,
+        classes=len(class_names),
+        reading=NO_TEXTS,
+        templates=len(templates),
+        without_class=tuple((i, text) for i, text in enumerate(templates) if "{c}" not in text),
+        same_name=find_twins(class_names, names=class_names),
+    )
+    if reader is None:
+        return found
     ordered = order_templates(templates)
     read = ordered[: max(1, MOST_TEXTS // len(class_names))]
     # Every template once: one that is too long is cut off before the class name.
@@ -118,16 +132,7 @@ def examine_prompts(
     texts += [fill(text, class_names[0]) for text in ordered[len(read) :]]
     reading = reader.read(texts)
     heard = [tuple(reader.as_heard([fill(text, name) for text in read])) for name in class_names]
-    return TaskSanity(
-        task=task,
-        data=data,
-        classes=len(class_names),
-        reading=reading,
-        templates=len(templates),
-        without_class=tuple((i, text) for i, text in enumerate(templates) if "{c}" not in text),
-        same_name=find_twins(class_names, names=class_names),
-        same_prompt=find_twins(heard, names=class_names),
-    )
+    return replace(found, reading=reading, same_prompt=find_twins(heard, names=class_names))
 
 
 def find_twins(values: Sequence[Any], *, names: Sequence[str]) -> Twins | None:

@@ -155,6 +155,21 @@ def data_key(
     return None
 
 
+def read_class_texts(
+    name: str, *, datasets: Mapping[str, DatasetSpec], environ: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Return class names and templates of a data set whose files a user writes; else none."""
+    dataset, _ = split_name(name)
+    if dataset in BUILTIN and dataset not in datasets:
+        return [], []
+    spec, root = _locate(dataset, datasets=datasets, environ=environ)
+    if not _is_webdataset(spec):
+        return [], []
+    from pytest_quantgate.tasks import webdataset
+
+    return webdataset.read_texts(root)
+
+
 def locate_texts(
     name: str, *, datasets: Mapping[str, DatasetSpec], environ: Mapping[str, str]
 ) -> TextPlaces:

@@ -238,6 +238,13 @@ def _read_label(text: str, *, shard: Path, key: str, classes: int) -> int:
     return int(text)
 
 
+def read_texts(root: Path) -> tuple[list[str], list[str]]:
+    """Return the class names and the templates of a folder, both empty for one with captions."""
+    if (_read_lines(root / "dataset_type.txt") or [""])[0] == "retrieval":
+        return [], []
+    return _read_lines(root / CLASS_NAMES), _read_lines(root / TEMPLATES)
+
+
 def locate_texts(root: Path) -> TextPlaces:
     """Return the `file:line` of every class name and template of a folder."""
 

@@ -26,7 +26,8 @@ GATES = {
     "coverage": "coverage: {}",
     "calibration": "calibration: {max_clipped: 50%}",
     "fidelity": "fidelity: {data: scenes/test, samples: 16, min_cosine: 0.5}",
-    "accuracy": "accuracy: {task: digits/classification, metric: acc1, max_drop: 90pp}",
+    "accuracy": "accuracy: {task: scenes/classification, metric: acc1, samples: 64,"
+    " max_drop: 90pp}",
     "roundtrip": "roundtrip: {}",
 }
 

@@ -42,8 +42,8 @@ from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.gates.parity import point_to_export
 from pytest_quantgate.gates.samples import FINDINGS
-from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.gates.sanity import is_left_open
+from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.gates.suspects import name_suspects
 from pytest_quantgate.gates.trace import follow_quantizers
 from pytest_quantgate.measure.latency import Machine

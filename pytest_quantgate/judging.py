@@ -676,7 +676,9 @@ class Judging:
             update += " --quantgate-new-data"
         if mode is BaselineMode.UPDATE or (mode is BaselineMode.CREATE and record is None):
             if record is not None and has_new_data and not self.case.settings.new_data:
-                return Judged(verdict=_refuse_new_data(record, gate=gate, command=update))
+                refused = _refuse_new_data(record, gate=gate, command=update)
+                draws = self._list_draws(gate, before=record, now=proposed)
+                return Judged(verdict=replace(refused, evidence=(*refused.evidence, *draws)))
             return self._accept(gate, record=record, proposed=proposed)
         verdict = judge_regression(
             fp16=fp16,
@@ -692,7 +694,8 @@ class Judging:
         if record is not None:
             notes = self._note_old_place(gate)
             chains = tuple(f"accepted before: {chain.describe()}" for chain in record.chains)
-            verdict = replace(verdict, evidence=(*verdict.evidence, *chains))
+            draws = self._list_draws(gate, before=record, now=proposed)
+            verdict = replace(verdict, evidence=(*verdict.evidence, *draws, *chains))
             unknown = list_unknown(record.fingerprint, proposed.fingerprint)
             if unknown:
                 notes = (
@@ -703,6 +706,22 @@ class Judging:
         if verdict.passed:
             return Judged(verdict=verdict, notes=notes)
         return self._propose(proposed, verdict=verdict, notes=notes)
+
+    def _list_draws(self, gate: RegressionGate, *, before: Record, now: Record) -> tuple[str, ...]:
+        """Say where version 0.1 took other samples of the same data: nothing accepted is lost."""
+        if before.fingerprint.settings:
+            return ()
+        calibration, places = self.case.suite.calibration, []
+        if before.fingerprint.calibration != now.fingerprint.calibration and not calibration.first:
+            places.append(str(calibration.where))
+        is_drawn = gate.samples is not None and not gate.first
+        if before.fingerprint.data != now.fingerprint.data and is_drawn:
+            places.append(str(gate.where))
+        return tuple(
+            f"version 0.1 took the first samples, this one draws them: first: true in {place} "
+            f"compares with what was accepted"
+            for place in places
+        )
 
     def _judge_others(self, record: AnyKind) -> AnyKind:
         """Return a record with the verdicts of all other gates, whether they were to run or not.

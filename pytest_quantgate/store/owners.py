@@ -125,7 +125,7 @@ def judge_orphan(owned: Owned, *, project: Path, has_other: Callable[[str], bool
     """
     from pytest_quantgate.suite_file import load_suite
 
-    if owned.is_old:
+    if owned.is_old and "/" not in owned.suite:  # else somebody has given it its new name
         owners, unknown = find_owners(project, name=owned.suite, kind=owned.kind, key=owned.key)
         if unknown or not all(has_other(owner) for owner in owners):
             return None

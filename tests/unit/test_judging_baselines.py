@@ -1,0 +1,134 @@
+"""What a case says of a baseline that is not of today's settings, data or release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_quantgate.baselines import next_record
+from pytest_quantgate.case import Case
+from pytest_quantgate.fingerprint import Fingerprint
+from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.verdict import Status, Verdict
+
+SUITE = """\
+quantgate: 1
+model: {{source: reference}}
+calibration: {{data: scenes/calibration, samples: 8, batch_size: 8{first}}}
+quantize: {{recipe: fp8}}
+gates:
+  regression:
+    - {{task: scenes/classification, metric: acc1, max_fp16_drop: 1pp, max_drop: 1pp,
+       max_drop_since_first: 1pp, samples: 400{first}}}
+"""
+KEY = "scenes/classification-acc1"
+NOW = Fingerprint(
+    model="a" * 64,
+    data="b" * 64,
+    calibration="c" * 64,
+    recipe="d" * 64,
+    recipe_entries=("*: off",),
+    settings={"dtype": "float16"},
+)
+
+
+def outcomes(variant: str, *, data: str = "b" * 64) -> Outcomes:
+    samples = 400
+    return Outcomes(
+        task="scenes/classification",
+        metric="acc1",
+        variant=variant,
+        ids=tuple(f"{i:04d}" for i in range(samples)),
+        correct=(True,) * samples,
+        answers=(1,) * samples,
+        labels=(1,) * samples,
+        class_names=("no", "yes"),
+        value=1.0,
+        data_digest=data,
+    )
+
+
+@pytest.fixture
+def judge(
+    tmp_path: Path, make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Verdict]:
+    """Judge today's outcomes against what version 0.1 accepted of a fingerprint and data."""
+
+    def judge(was: Fingerprint, *, data: str = "b" * 64, first: str = "", **more: Any) -> Verdict:
+        path = tmp_path / "suites" / "clip.quantgate.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(SUITE.format(first=first), encoding="utf-8")
+        monkeypatch.setattr(
+            Case, "outcomes", lambda *_args, **_more: (outcomes("FP16"), outcomes("fp8"))
+        )
+        monkeypatch.setattr(Case, "fingerprint", lambda *_args, **_more: NOW)
+        monkeypatch.setattr(Case, "versions", {})
+        monkeypatch.setattr(Case, "notes", ())
+        case = make_case(load_suite(path, relative_to=tmp_path), **more)
+        record = next_record(
+            None,
+            suite="suites/clip",
+            key=KEY,
+            task="scenes/classification",
+            metric="acc1",
+            fp16=outcomes("FP16", data=data),
+            quantized=outcomes("fp8", data=data),
+            fingerprint=was,
+            versions={},
+            today=case.today,
+            reason="why",
+        )
+        case.store.write(record)
+        verdict: Verdict = case.judge(kind="regression", key=KEY).verdict
+        return verdict
+
+    return judge
+
+
+OLD = replace(NOW, settings={}, recipe_entries=())
+
+
+def test_draw_that_came_since_version_0_1_is_named_with_what_takes_it_back(
+    judge: Callable[..., Verdict],
+) -> None:
+    """It took the first samples: what was accepted on them is not lost with the new draw."""
+    was = replace(OLD, calibration="1" * 64, data="2" * 64)
+    words = "version 0.1 took the first samples, this one draws them: first: true in {} compares"
+
+    verdict = judge(was, data="2" * 64)
+
+    assert verdict.status is Status.INCOMPARABLE
+    text = "\n".join(verdict.evidence)
+    assert words.format("suites/clip.quantgate.yaml:3") in text
+    assert words.format("suites/clip.quantgate.yaml:7") in text
+    assert verdict.next_step.endswith("--quantgate-new-data")
+
+
+@pytest.mark.parametrize(
+    ("was", "first"),
+    [
+        (replace(OLD, calibration="1" * 64, data="2" * 64), ", first: true"),
+        (replace(NOW, calibration="1" * 64, data="2" * 64), ""),
+        (replace(OLD, model="1" * 64), ""),
+    ],
+)
+def test_draw_is_not_blamed_for_what_it_has_not_done(
+    judge: Callable[..., Verdict], was: Fingerprint, first: str
+) -> None:
+    verdict = judge(was, data=was.data, first=first)
+
+    assert verdict.status is Status.INCOMPARABLE
+    assert not any("version 0.1" in line for line in verdict.evidence)
+
+
+def test_what_differs_is_named_in_the_table_too(judge: Callable[..., Verdict]) -> None:
+    verdict = judge(replace(NOW, settings={"dtype": "bfloat16"}))
+
+    assert verdict.status is Status.INCOMPARABLE
+    assert verdict.code == "regression.baseline-of-other-things"
+    assert verdict.brief == "dtype bfloat16 -> float16"

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -140,7 +141,7 @@ class Surroundings:
     def processor(self) -> tuple[str, ...]:
         """What kernels are chosen by: the kind of machine, the CPU's model and instructions."""
         try:
-            first = Path("/proc/cpuinfo").read_text("utf-8").partition("\n\n")[0]
+            first = Path("/proc/cpuinfo").read_text("utf-8", "replace").partition("\n\n")[0]
         except OSError:
             return platform.machine(), platform.processor()
         named = r"vendor_id|cpu family|model|flags|Features|CPU (?:implementer|variant|part)"
@@ -194,8 +195,8 @@ class Surroundings:
             spec = importlib.util.find_spec(name)
         except ModuleNotFoundError:  # its parent is not there
             return None
-        except ValueError:  # put into sys.modules by hand: nothing tells two of them apart
-            return Package(name=name, distribution=name, version="unknown", digest=uuid.uuid4().hex)
+        except ValueError:  # put into sys.modules by hand
+            return _unlike_any(name)
         if spec is None:
             return None
         roots = [Path(root) for root in spec.submodule_search_locations or (spec.origin or "",)]
@@ -203,6 +204,11 @@ class Surroundings:
         owners = []
         for root in roots:
             site = root.parents[name.count(".")]
+            if not root.exists():  # in a zip file on the path
+                archive = next((path for path in root.parents if path.is_file()), None)
+                if archive is None:
+                    return _unlike_any(name)
+                root, site = archive, archive.parent
             owner = self._find_owner(site, inside=root.relative_to(site).as_posix())
             owners += [owner] if owner else []
             for path, digest in sorted(_digest_files(root, site=site, owner=owner)):
@@ -218,6 +224,11 @@ class Surroundings:
             self._distributions[site] = tuple(_read_distributions(site))
         found = [d for d in self._distributions[site] if inside in d.packages]
         return max(found, key=lambda owner: owner.installed_ns, default=None)
+
+
+def _unlike_any(name: str) -> Package:
+    """Return a package of which no file tells what it is: never the same as another one."""
+    return Package(name=name, distribution=name, version="unknown", digest=uuid.uuid4().hex)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +249,11 @@ class _Distribution:
     def label(self) -> tuple[str, str]:
         """Its name, as PyPI normalises it, and version, from the head of METADATA: the parser of
         the standard library would read all of it."""
-        with (self.folder / "METADATA").open(encoding="utf-8") as stream:
+        head: dict[str, str] = {}
+        with (
+            suppress(OSError),
+            (self.folder / "METADATA").open(encoding="utf-8", errors="replace") as stream,
+        ):
             head = dict(line.rstrip().partition(": ")[::2] for line in itertools.islice(stream, 50))
         name = re.sub(r"[-_.]+", "-", head.get("Name", self.folder.stem)).lower()
         return name, head.get("Version", "unknown")
@@ -291,7 +306,8 @@ def _list_files(root: Path, *, site: Path) -> dict[str, os.stat_result]:
     folders = [root.relative_to(site).as_posix()]
     while folders:
         folder = folders.pop()
-        with os.scandir(site / folder) as entries:
+        # What cannot be read cannot be imported either.
+        with suppress(PermissionError), os.scandir(site / folder) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}"
                 if entry.is_dir(follow_symlinks=False):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks.mended import KINDS, PACKAGE, PLANTS, ROOT
+from benchmarks.mended import KINDS, PACKAGE, PAGE, PLANTS, REPLACED, ROOT
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.models.source import FILES
 from pytest_quantgate.store.keys import ENGINES, MEASUREMENTS
@@ -137,6 +137,9 @@ def test_no_file_is_opened_that_no_key_holds(record: dict[str, Any], folder: Pat
 
 def test_plants_are_in_most_modules_that_measure() -> None:
     """`benchmarks/mended.md` is the record of all of them; here are a few."""
+    page = PAGE.read_text("utf-8")
+    assert "0 of " in page
+    assert all(f"| `{plant.module}` |" in page for plant in (*PLANTS, *REPLACED))
     assert {plant.spoils for plant in PLANTS} == set(KINDS)
     assert len({plant.module for plant in PLANTS}) == len(PLANTS) > 30
     assert not any(plant.module.startswith(JUDGING) for plant in PLANTS)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import base64
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,6 +212,37 @@ def test_module_of_a_single_file_counts(look: Look, tmp_path: Path) -> None:
     (tmp_path / f"{NAME}.py").write_text('__version__ = "3"\n\n')
 
     assert look(tmp_path).digest != before.digest
+
+
+def test_package_in_a_zip_file_counts(look: Look, tmp_path: Path) -> None:
+    """Where a zip file comes first on the path, that is what is imported."""
+
+    def pack(content: str) -> Package:
+        path = tmp_path / "packages.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(zipfile.ZipInfo(f"lib/{NAME}/__init__.py"), content)
+        importlib.invalidate_caches()
+        return look(path / "lib")
+
+    one, again, other = (pack(content) for content in ("a = 1", "a = 1", "a = 2"))
+
+    assert one.version == "unknown"
+    assert one.digest == again.digest != other.digest
+
+
+def test_damaged_installations_are_read_as_far_as_they_go(site: Path, look: Look) -> None:
+    before = look(site)
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    metadata.unlink()
+    assert look(site).digest == before.digest
+    assert look(site).version == "unknown"
+    (record,) = site.glob("*.dist-info/RECORD")
+    record.write_bytes(b"\xff\xfe, no csv \x00\n" + record.read_bytes())
+    assert look(site).digest == before.digest
+    record.unlink()
+    record.mkdir()
+    # Without its rows the library beside it is not known to belong to it.
+    assert look(site).digest != before.digest
 
 
 def test_absent_package_is_none_and_a_made_up_module_is_never_the_same(

@@ -111,6 +111,9 @@ class Store:
                 path, owner = old.path, old.suite
         record = _read_file(path, root=self.root, parse=parse)
         if record is None:
+            left = self.root / old_name(suite) / path.name
+            if self.project is not None and os.path.lexists(left) and self._peek(left) is None:
+                _read_file(left, root=self.root, parse=parse)  # raises where it is damaged
             return None
         if (record.suite, record.key) != (owner, key):
             raise BaselineError(

@@ -1116,6 +1116,20 @@ def test_suites_of_others_own_nothing(store: Store, tmp_path: Path) -> None:
     assert store.read("suites/clip", KEY) is not None
 
 
+def test_damaged_old_baseline_is_not_passed_over_as_if_there_were_none(
+    store: Store, tmp_path: Path
+) -> None:
+    """A new one in its place would begin anew, and what was accepted would be forgotten."""
+    write_suite(tmp_path, "suites/clip", ACC1)
+    old = leave_old(store, make_record())
+    old.write_text(old.read_text()[:-40])
+
+    text = message(lambda: store.read("suites/clip", KEY))
+
+    assert text.startswith(f"{old}: damaged baseline: not JSON")
+    assert f"restore it with git checkout -- {old}" in text
+
+
 def test_old_baseline_of_no_suite_is_an_orphan(store: Store, tmp_path: Path) -> None:
     write_suite(tmp_path, "suites/clip", DIGITS)
     old = leave_old(store, make_record())

@@ -13,7 +13,7 @@ from pytest_quantgate.baselines import (
     next_latency_record,
     next_record,
 )
-from pytest_quantgate.errors import NotMeasured, QuantGateError, WriteError
+from pytest_quantgate.errors import MissingPackage, NotMeasured, QuantGateError, WriteError
 from pytest_quantgate.fingerprint import differences, list_unknown
 from pytest_quantgate.gates import accuracy as accuracy_room
 from pytest_quantgate.gates import (
@@ -330,14 +330,18 @@ class Judging:
         from pytest_quantgate.tasks.registry import evaluation_data
 
         name, purpose = evaluation_data(gate.task)
-        shown = self.case.contents(name, gate.samples, purpose=purpose, first=gate.first)
+        try:
+            shown = self.case.contents(name, gate.samples, purpose=purpose, first=gate.first)
+            pixels = shown.pixels
+        except MissingPackage:  # then only the very same samples are known again
+            pixels = ()
         of = self.case.fingerprint(data=quantized.data_digest)
         return Look(
             samples=len(quantized.ids),
             data_digest=quantized.data_digest,
             day=self.case.today.isoformat(),
             variant=of.variant,
-            sketch=sketch(shown.pixels),
+            sketch=sketch(pixels),
         )
 
     def _list_stored_looks(self, gate: AccuracyGate) -> tuple[Look, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pytest_quantgate.errors import MissingPackage
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.judging import FIRST_LOOK, Judging
 from pytest_quantgate.store.looks import Ledger
@@ -26,6 +27,7 @@ def judge_on(
     calibration: str = "c",
     stored: tuple[Any, ...] = (),
     name: str = "clip",
+    contents: Any = None,
 ) -> Any:
     """Return the judging room of a case that is judged on the first so many pictures."""
     regression = [SimpleNamespace(key=GATE.key)] if stored else []
@@ -34,7 +36,8 @@ def judge_on(
         suite=SimpleNamespace(name=name, gates=SimpleNamespace(regression=regression)),
         store=SimpleNamespace(read=lambda *_: SimpleNamespace(looks=stored)),
         today=date(2026, 11, 29),
-        contents=lambda *_, **__: SimpleNamespace(pixels=[f"picture {i}" for i in range(samples)]),
+        contents=contents
+        or (lambda *_, **__: SimpleNamespace(pixels=[f"picture {i}" for i in range(samples)])),
         fingerprint=lambda data: Fingerprint(
             model="m", data=data, calibration=calibration, recipe="r"
         ),
@@ -75,6 +78,19 @@ def test_a_fresh_machine_knows_the_looks_of_the_baseline(tmp_path: Path) -> None
     looks, _ = judge_on(1000, ledger=Ledger(tmp_path / "ci"), stored=stored)
 
     assert (looks.number, looks.earlier) == (2, stored)
+
+
+def test_without_the_package_that_hashes_pictures_a_gate_is_judged_all_the_same(
+    tmp_path: Path,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MissingPackage("ImageHash", extra="clip", purpose="finding near copies")
+
+    ledger = Ledger(tmp_path)
+
+    numbers = [judge_on(n, ledger=ledger, contents=refuse)[0].number for n in (500, 500, 1000)]
+
+    assert numbers == [1, 1, 1]
 
 
 def test_what_is_no_look_is_not_remembered() -> None:

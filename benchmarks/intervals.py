@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any, Literal
 
 import numpy as np
 
 from pytest_quantgate.baselines import read_record
 from pytest_quantgate.gates.family import ALONE, Alarm, Family
-from pytest_quantgate.gates.latency import median_limits, noise_factor, widen
+from pytest_quantgate.gates.latency import Levels, noise_factor, widen
 from pytest_quantgate.gates.statistics import (
     SETTLING_POWER,
     Flips,
@@ -39,6 +40,7 @@ from pytest_quantgate.gates.statistics import (
     mean_over,
     samples_to_settle,
 )
+from pytest_quantgate.measure.latency import share_rounds
 
 PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"
 BASELINES = Path(__file__).parents[1] / "baselines"
@@ -518,38 +520,115 @@ def tabulate_parts(found: dict[str, tuple[float, float]]) -> str:
 # -- latency -------------------------------------------------------------------------------------
 
 
-def simulate_latency(
-    *, rounds: int, bursts: float, spread: float, runs: int
-) -> tuple[float, float, float, float]:
-    """Return how often the limits of the ratio hold, without and with the A/A floor.
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """What a machine adds to the logarithm of a time, besides 0.3 % of its own in each round.
 
-    Times are lognormal around a level that all contestants of a round share. `bursts` is the
-    correlation of one round's own noise with the next (AR(1)).
+    `of` says who has it: `each` contestant its own, or `sides`: FP16 one that is the same in both
+    of its processes, and quantized another. `kind` is how it hangs together from round to round
+    (`rounds`: not at all; `AR 0.95`; `clock`: 10 % slower in a third of the time, and a state stays
+    with probability 0.95), or `process` where it stays as long as a process lives. `goes_on` is
+    noise that outlives processes; `pause` is how many rounds pass from one to the next.
     """
+
+    of: Literal["each", "sides"]
+    kind: Literal["rounds", "AR 0.8", "AR 0.95", "clock", "process", "process clock"]
+    goes_on: bool = False
+    pause: int = 0
+
+    def draw(self, stream: np.random.RandomState, *, processes: int, rounds: int) -> Any:
+        """Return [3, processes, rounds] of FP16, quantized and FP16 again."""
+        sides = 3 if self.of == "each" else 2
+        if self.goes_on:
+            line = self._draw_line(stream, (sides, 1, processes * (rounds + self.pause)))
+            found = line.reshape(sides, processes, rounds + self.pause)[..., :rounds]
+        else:
+            found = self._draw_line(stream, (sides, processes, rounds))
+        if sides == 2:
+            found = found[[0, 1, 0]]
+        return found + 0.003 * stream.standard_normal(found.shape)
+
+    def _draw_line(self, stream: np.random.RandomState, shape: tuple[int, int, int]) -> Any:
+        if self.kind == "process":
+            return np.broadcast_to(0.03 * stream.standard_normal((*shape[:2], 1)), shape)
+        if self.kind == "process clock":
+            return np.broadcast_to(0.1 * (stream.random_sample((*shape[:2], 1)) < 1 / 3), shape)
+        if self.kind == "clock":
+            return 0.1 * self._draw_clock(stream, shape)
+        found = 0.03 * stream.standard_normal(shape)
+        alike = {"rounds": 0.0, "AR 0.8": 0.8, "AR 0.95": 0.95}[self.kind]
+        for i in range(1, shape[-1]):
+            found[..., i] = alike * found[..., i - 1] + math.sqrt(1 - alike**2) * found[..., i]
+        return found
+
+    def _draw_clock(self, stream: np.random.RandomState, shape: tuple[int, int, int]) -> Any:
+        slow = stream.random_sample(shape) < 1 / 3
+        stays = stream.random_sample(shape) < 0.95
+        for i in range(1, shape[-1]):
+            slow[..., i] = np.where(stays[..., i], slow[..., i - 1], slow[..., i])
+        return slow
+
+    def __str__(self) -> str:
+        kind = {"process": "a level", "process clock": "a clock", "rounds": "no correlation"}
+        words = [kind.get(self.kind, self.kind)]
+        words.append("of each contestant" if self.of == "each" else "of FP16, another of quantized")
+        if self.goes_on:
+            words.append(f"goes on, {self.pause} rounds between processes")
+        elif self.kind != "rounds":
+            words.append("of each process")
+        return ", ".join(words)
+
+
+NOISES = (
+    Noise(of="each", kind="rounds"),
+    Noise(of="each", kind="AR 0.95"),
+    Noise(of="each", kind="process"),
+    Noise(of="each", kind="process clock"),
+    Noise(of="each", kind="clock"),
+    Noise(of="sides", kind="AR 0.95"),
+    Noise(of="sides", kind="clock"),
+    Noise(of="each", kind="AR 0.95", goes_on=True, pause=20),
+    Noise(of="sides", kind="AR 0.8", goes_on=True, pause=20),
+    Noise(of="sides", kind="AR 0.95", goes_on=True, pause=20),
+    Noise(of="sides", kind="clock", goes_on=True, pause=20),
+    Noise(of="sides", kind="AR 0.8", goes_on=True),
+    Noise(of="sides", kind="AR 0.95", goes_on=True),
+    Noise(of="sides", kind="clock", goes_on=True),
+)
+
+
+def simulate_latency(noise: Noise, *, rounds: int, runs: int) -> tuple[float, ...]:
+    """Return how often the limits of a ratio of 1 hold, without and with the A/A floor, and how
+    often sides that are the same FAIL a limit of 1.0."""
     stream = np.random.RandomState(rounds)
-    true, counts = 0.8, np.zeros(4)
+    processes, each = share_rounds(rounds)
+    counts = np.zeros(5)
     for _ in range(runs):
-        noise = stream.standard_normal((3, rounds)) * spread
-        for i in range(1, rounds):
-            noise[:, i] = bursts * noise[:, i - 1] + math.sqrt(1 - bursts**2) * noise[:, i]
-        fp16, again, quantized = np.exp(noise)
-        plain = median_limits((true * quantized / fp16).tolist(), confidence=CONFIDENCE, draws=400)
-        floor = noise_factor((again / fp16).tolist(), confidence=CONFIDENCE)
-        wide = widen(plain, by=floor)
-        counts += (plain.high >= true, plain.low <= true, wide.high >= true, wide.low <= true)
-    upper, lower, wide_upper, wide_lower = counts / runs
-    return float(upper), float(lower), float(wide_upper), float(wide_lower)
+        fp16, quantized, again = noise.draw(stream, processes=processes, rounds=each)
+        ratios, noises = (
+            Levels.of(
+                np.exp(side - fp16).ravel().tolist(),
+                processes=processes,
+                pause_rounds=noise.pause,
+            )
+            for side in (quantized, again)
+        )
+        plain = ratios.limits(confidence=CONFIDENCE)
+        wide = widen(plain, by=noise_factor(noises, confidence=CONFIDENCE))
+        held = (plain.high >= 1, plain.low <= 1, wide.high >= 1, wide.low <= 1, wide.low > 1)
+        counts += held
+    return tuple(float(count) for count in counts / runs)
 
 
 def tabulate_latency(*, quick: bool) -> str:
-    rows = []
-    for rounds, bursts in itertools.product((10, 30, 100), (0.0, 0.5, 0.8)):
-        found = simulate_latency(
-            rounds=rounds, bursts=bursts, spread=0.05, runs=60 if quick else 600
-        )
-        rows.append((rounds, f"{bursts:g}", *(pct(value) for value in found)))
-    head = ("rounds", "correlation of neighbours", "median's upper", "median's lower")
-    return table_of((*head, "gate's upper", "gate's lower"), rows)
+    rows = [
+        (str(noise), rounds, *(pct(value) for value in found))
+        for noise in NOISES
+        for rounds in (30, 90)
+        for found in [simulate_latency(noise, rounds=rounds, runs=60 if quick else 2000)]
+    ]
+    head = ("noise", "rounds", "processes' upper", "processes' lower")
+    return table_of((*head, "gate's upper", "gate's lower", "same sides FAIL"), rows)
 
 
 # -- verdicts and advice -------------------------------------------------------------------------

@@ -1,23 +1,23 @@
-"""What a latency gate times: both variants of a tower, open in one runtime at once."""
+"""What a latency gate times: both variants of a tower, each in processes of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_quantgate.measure.latency import (
+from pytest_quantgate.measure.contestant import (
+    GPU,
+    EngineContestant,
     Footprint,
-    TimeRuns,
-    run_onnx_tower,
-    run_torch_tower,
-    time_engine,
-    time_on_device,
-    time_onnx_tower,
-    time_torch_tower,
+    OnnxContestant,
+    Spec,
+    TorchContestant,
 )
+from pytest_quantgate.measure.latency import Start
+from pytest_quantgate.measure.timed_process import in_a_process
 from pytest_quantgate.stages import (
     VARIANTS,
     EngineOrder,
@@ -26,54 +26,65 @@ from pytest_quantgate.stages import (
     Variant,
     select_inputs,
 )
+from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.suite import LatencyGate, LatencyRuntime
 
 if TYPE_CHECKING:
     from pytest_quantgate.models.clip import PairBatch
     from pytest_quantgate.runtimes.onnxruntime_session import Provider
 
-GPU = "cuda:0"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Contestants:
-    """`fp16` and `quantized` by name, ready to be timed; `device` is `cpu` or `cuda:0`.
+class Lineup:
+    """How to open `fp16` and `quantized` in a process, and how large their files are.
 
-    `samples` are the embeddings that one run of each gave, before any was timed.
+    `device` is `cpu` or `cuda:0`.
     """
 
-    timers: Mapping[str, TimeRuns]
-    samples: Mapping[str, int]
+    specs: Mapping[Variant, Spec]
     footprints: Mapping[str, Footprint]
     device: str
     runtime_version: str
 
 
 @contextmanager
-def open_contestants(stages: Stages, *, gate: LatencyGate) -> Iterator[Contestants]:
-    """Open both variants in the gate's runtime, on a batch of held-out pairs, and close them.
+def line_up(stages: Stages, *, gate: LatencyGate) -> Iterator[tuple[Lineup, Mapping[str, Start]]]:
+    """Build both variants for the gate's runtime, and give what starts a process of each.
 
-    Raises NotMeasured or MissingPackage, before anything is exported or built, where the runtime,
-    its provider or its device is not here.
+    They are given one batch of held-out pairs. Raises NotMeasured or MissingPackage, before
+    anything is exported or built, where the runtime, its provider or its device is not here.
     """
-    with ExitStack() as stack:
-        yield _OPENERS[gate.runtime](stages, gate, stack)
+    with temporary_folder() as folder:
+        lineup = _PLANS[gate.runtime](stages, gate, folder / "inputs.npz")
+        yield (
+            lineup,
+            {name: in_a_process(spec, folder=folder) for name, spec in lineup.specs.items()},
+        )
 
 
-def _open_torch(stages: Stages, gate: LatencyGate, stack: ExitStack) -> Contestants:
+def _plan_torch(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
     import torch
 
-    stack.enter_context(_torch_threads(gate.threads))
+    from pytest_quantgate.models.checkpoint import save_checkpoint
+
     case = stages.case
-    models = {"fp16": case.fp16, "quantized": case.quantized}
-    batch = make_batch(stages, size=gate.batch)
-    return Contestants(
-        timers={
-            variant: time_torch_tower(models[variant], tower=gate.tower, batch=batch)
-            for variant in VARIANTS
-        },
-        samples={
-            variant: len(run_torch_tower(models[variant], tower=gate.tower, batch=batch)())
+    checkpoint = inputs.with_name("checkpoint")
+    save_checkpoint(case.quantized, checkpoint)
+    checkpoints = {"fp16": "", "quantized": str(checkpoint)}
+    saved = _save_inputs(stages, gate, inputs)
+    return Lineup(
+        specs={
+            variant: TorchContestant(
+                # What a suite says may be a variable, or a name on the hub.
+                folder=str(case.source.directory),
+                dtype=case.suite.model.dtype,
+                attn_implementation=case.suite.model.attn_implementation,
+                checkpoint=checkpoints[variant],
+                tower=gate.tower,
+                inputs=saved,
+                device=case.device,
+                threads=gate.threads,
+            )
             for variant in VARIANTS
         },
         footprints={},  # fake quantization makes nothing smaller: no size is worth telling
@@ -82,141 +93,99 @@ def _open_torch(stages: Stages, gate: LatencyGate, stack: ExitStack) -> Contesta
     )
 
 
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _open_onnxruntime(stages: Stages, gate: LatencyGate, _stack: ExitStack) -> Contestants:
-    from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel, require_provider
+def _plan_onnxruntime(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
+    from pytest_quantgate.runtimes.onnxruntime_session import require_provider
 
     version = require_provider("cpu")
-    batch = make_batch(stages, size=gate.batch)
-    paths = _export(stages, gate, precision="float32")
-    models = {
-        variant: OnnxRuntimeModel(path, threads=gate.threads) for variant, path in paths.items()
-    }
-    return Contestants(
-        timers={
-            variant: time_onnx_tower(model, tower=gate.tower, batch=batch)
-            for variant, model in models.items()
-        },
-        samples={
-            variant: len(run_onnx_tower(model, tower=gate.tower, batch=batch)())
-            for variant, model in models.items()
-        },
-        footprints={
-            variant: _measure_file(stages, gate, variant=variant, precision="float32")
-            for variant in VARIANTS
-        },
+    return Lineup(
+        specs=_plan_files(stages, gate, inputs, provider="cpu", precision="float32"),
+        footprints=_measure_files(stages, gate, precision="float32"),
         device="cpu",
         runtime_version=version,
     )
 
 
-def _open_provider(
-    provider: Provider,
-) -> Callable[[Stages, LatencyGate, ExitStack], Contestants]:
-    """Return the opener of a provider on the GPU: half graphs, device events, bound tensors."""
+def _plan_provider(provider: Provider) -> Callable[[Stages, LatencyGate, Path], Lineup]:
+    """Return the plan of a provider on the GPU, with half graphs."""
 
-    def open_on_gpu(stages: Stages, gate: LatencyGate, _stack: ExitStack) -> Contestants:
-        from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel, require_provider
+    def plan(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
+        from pytest_quantgate.runtimes.onnxruntime_session import require_provider
 
         stages.require_gpu(gate.runtime)
         version = require_provider(provider)
-        import torch
-
-        from pytest_quantgate.runtimes.engine_run import read_free_bytes
-
-        cuda: Any = torch.cuda
-        inputs = select_inputs(make_batch(stages, size=gate.batch), tower=gate.tower)
-        paths = _export(stages, gate, precision=stages.shipped)
-        timers: dict[str, TimeRuns] = {}
-        samples: dict[str, int] = {}
-        footprints: dict[str, Footprint] = {}
-        for variant, path in paths.items():
-            free = read_free_bytes(cuda)
-            # Not the default stream: ONNX Runtime takes its 0 for none.
-            stream = cuda.Stream()
-            model = OnnxRuntimeModel(path, provider=provider, stream=stream.cuda_stream)
-            run, output = model.bind(inputs, device=GPU)
-            run()
-            samples[variant] = len(output)
-            footprints[variant] = _measure_file(
-                stages,
-                gate,
-                variant=variant,
-                precision=stages.shipped,
-                device_bytes=free - read_free_bytes(cuda),
-            )
-            timers[variant] = time_on_device(run, cuda=cuda, stream=stream)
-        return Contestants(
-            timers=timers,
-            samples=samples,
-            footprints=footprints,
+        return Lineup(
+            specs=_plan_files(stages, gate, inputs, provider=provider, precision=stages.shipped),
+            footprints=_measure_files(stages, gate, precision=stages.shipped),
             device=GPU,
             runtime_version=version,
         )
 
-    return open_on_gpu
+    return plan
 
 
-def _open_engines(stages: Stages, gate: LatencyGate, stack: ExitStack) -> Contestants:
-    from pytest_quantgate.runtimes.engine_run import open_engine, read_free_bytes
+def _plan_files(
+    stages: Stages, gate: LatencyGate, inputs: Path, *, provider: Provider, precision: Precision
+) -> dict[Variant, Spec]:
+    from pytest_quantgate.runtimes.onnxruntime_session import choose_optimization
 
+    saved = _save_inputs(stages, gate, inputs)
+    specs: dict[Variant, Spec] = {}
+    for variant in VARIANTS:
+        path = stages.onnx_path(variant=variant, tower=gate.tower, precision=precision)
+        specs[variant] = OnnxContestant(
+            path=str(path),
+            inputs=saved,
+            provider=provider,
+            optimization=choose_optimization(path.read_bytes(), path=path),
+            threads=gate.threads,
+        )
+    return specs
+
+
+def _plan_engines(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
     library, target = stages.find_engine_target(gate.runtime)
-    import torch
-
     order = EngineOrder(
         target=target, library=gate.runtime, batch=gate.batch, source=gate.where.of("runtime")
     )
+    saved = _save_inputs(stages, gate, inputs)
     built = {
         variant: stages.build_engine(variant=variant, tower=gate.tower, order=order)
         for variant in VARIANTS
     }
-    inputs = select_inputs(make_batch(stages, size=gate.batch), tower=gate.tower)
-    errors: list[str] = []
-    timers: dict[str, TimeRuns] = {}
-    samples: dict[str, int] = {}
-    footprints: dict[str, Footprint] = {}
-    for variant, (report, plan_path) in built.items():
-        free = read_free_bytes(torch.cuda)
-        engine = stack.enter_context(
-            open_engine(library=library, plan_path=plan_path, target=target, errors=errors)
-        )
-        (output,) = engine.run(inputs).values()
-        samples[variant] = len(output)
-        timers[variant] = time_engine(engine)
-        footprints[variant] = Footprint(
-            file_bytes=report.plan_bytes,
-            weights_bytes=report.weights_bytes,
-            activation_bytes=engine.sizes.device_memory_bytes,
-            device_bytes=free - read_free_bytes(torch.cuda),
-        )
-    return Contestants(
-        timers=timers,
-        samples=samples,
-        footprints=footprints,
+    return Lineup(
+        specs={
+            variant: EngineContestant(
+                library=library.name, plan=str(plan), target=target, inputs=saved
+            )
+            for variant, (_, plan) in built.items()
+        },
+        footprints={
+            variant: Footprint(file_bytes=report.plan_bytes, weights_bytes=report.weights_bytes)
+            for variant, (report, _) in built.items()
+        },
         device=GPU,
         runtime_version=library.version,
     )
 
 
-_OPENERS: Mapping[LatencyRuntime, Callable[[Stages, LatencyGate, ExitStack], Contestants]] = {
-    "torch": _open_torch,
-    "onnxruntime": _open_onnxruntime,
-    "onnxruntime-cuda": _open_provider("cuda"),
-    "onnxruntime-tensorrt": _open_provider("tensorrt"),
-    "tensorrt-rtx": _open_engines,
-    "tensorrt": _open_engines,
+_PLANS: Mapping[LatencyRuntime, Callable[[Stages, LatencyGate, Path], Lineup]] = {
+    "torch": _plan_torch,
+    "onnxruntime": _plan_onnxruntime,
+    "onnxruntime-cuda": _plan_provider("cuda"),
+    "onnxruntime-tensorrt": _plan_provider("tensorrt"),
+    "tensorrt-rtx": _plan_engines,
+    "tensorrt": _plan_engines,
 }
+
+
+def _save_inputs(stages: Stages, gate: LatencyGate, path: Path) -> str:
+    """Write one batch of the tower's inputs by the names of its graph, as an .npz."""
+    import numpy
+
+    batch = make_batch(stages, size=gate.batch)
+    arrays = {name: value.numpy() for name, value in select_inputs(batch, tower=gate.tower).items()}
+    numpy.savez(path, allow_pickle=False, **arrays)
+    return str(path)
 
 
 def make_batch(stages: Stages, *, size: int) -> PairBatch:
@@ -230,24 +199,13 @@ def make_batch(stages: Stages, *, size: int) -> PairBatch:
     return batch
 
 
-def _export(stages: Stages, gate: LatencyGate, *, precision: Precision) -> dict[Variant, Path]:
-    return {
-        variant: stages.onnx_path(variant=variant, tower=gate.tower, precision=precision)
-        for variant in VARIANTS
-    }
-
-
-def _measure_file(
-    stages: Stages,
-    gate: LatencyGate,
-    *,
-    variant: Variant,
-    precision: Precision,
-    device_bytes: int | None = None,
-) -> Footprint:
-    audit = stages.onnx_audit(variant=variant, tower=gate.tower, precision=precision)
-    return Footprint(
-        file_bytes=audit.file_bytes,
-        weights_bytes=sum(size for _, size in audit.weights_bytes),
-        device_bytes=device_bytes,
-    )
+def _measure_files(
+    stages: Stages, gate: LatencyGate, *, precision: Precision
+) -> dict[str, Footprint]:
+    found: dict[str, Footprint] = {}
+    for variant in VARIANTS:
+        audit = stages.onnx_audit(variant=variant, tower=gate.tower, precision=precision)
+        found[variant] = Footprint(
+            file_bytes=audit.file_bytes, weights_bytes=sum(size for _, size in audit.weights_bytes)
+        )
+    return found

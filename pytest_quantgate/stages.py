@@ -209,29 +209,31 @@ class Stages:
 
     def latency(self, gate: LatencyGate) -> LatencyRun:
         """Return the times of FP16 and the quantized variant; never from a cache."""
-        from pytest_quantgate.contestants import open_contestants
+        from pytest_quantgate.contestants import line_up
         from pytest_quantgate.measure.latency import (
             measure_latency,
             read_arithmetic_gain,
             read_machine,
+            share_rounds,
         )
 
         label = f"timing the {gate.tower} tower in {gate.runtime}, batch {gate.batch}"
-        with open_contestants(self, gate=gate) as contestants:
-            machine = read_machine(threads=gate.threads, device=contestants.device)
-            with self.case.progress.stage(label, total=gate.rounds) as advance:
+        processes, rounds = share_rounds(gate.rounds)
+        with line_up(self, gate=gate) as (lineup, contestants):
+            machine = read_machine(threads=gate.threads, device=lineup.device)
+            with self.case.progress.stage(label, total=processes * rounds) as advance:
                 return measure_latency(
-                    contestants=contestants.timers,
-                    rounds=gate.rounds,
+                    contestants=contestants,
+                    processes=processes,
+                    rounds=rounds,
                     min_round_ms=MIN_ROUND_MS,
                     warm_up_s=WARM_UP_S,
                     runtime=gate.runtime,
-                    runtime_version=contestants.runtime_version,
+                    runtime_version=lineup.runtime_version,
                     machine=machine,
                     tower=gate.tower,
                     batch_size=gate.batch,
-                    footprints=contestants.footprints,
-                    samples=contestants.samples,
+                    footprints=lineup.footprints,
                     arithmetic_gain=read_arithmetic_gain(runtime=gate.runtime),
                     advance=advance,
                 )

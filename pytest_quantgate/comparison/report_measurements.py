@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from pytest_quantgate.comparison.changes import Change, compare_texts
-from pytest_quantgate.gates.latency import median_limits, noise_factor, show_ms, widen
+from pytest_quantgate.gates.latency import Levels, noise_factor, show_ms, widen
 from pytest_quantgate.gates.statistics import Interval
 from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.measurement import Fidelity, Parity, Roundtrip, TowerFidelity
@@ -232,6 +232,7 @@ def _describe_timing(facts: LatencyFacts, name: str) -> dict[str, str]:
     coarse = "" if noise is None else f"{'under' if noise < 1.05 else 'over'} 5 %"
     return {
         f"{name}: rounds": rounds,
+        f"{name}: processes": str(facts.processes),
         f"{name}: batch": str(facts.batch),
         f"{name}: runtime": facts.runtime,
         f"{name}: machine": f"{facts.system}, {facts.processor}, {facts.cores} cores, "
@@ -260,7 +261,7 @@ def _noise(facts: LatencyFacts) -> float | None:
         return None
     ratios = [b / a for a, b in zip(facts.fp16_ms, facts.fp16_again_ms, strict=True)]
     try:
-        return noise_factor(ratios, confidence=CONFIDENCE)
+        return noise_factor(_levels(ratios, facts), confidence=CONFIDENCE)
     except ValueError:
         return None
 
@@ -270,7 +271,11 @@ def _limit_ratio(facts: LatencyFacts) -> Interval | None:
     noise = _noise(facts)
     if noise is None:
         return None
-    return widen(median_limits(_divide_rounds(facts), confidence=CONFIDENCE), by=noise)
+    return widen(_levels(_divide_rounds(facts), facts).limits(confidence=CONFIDENCE), by=noise)
+
+
+def _levels(values: Sequence[float], facts: LatencyFacts) -> Levels:
+    return Levels.of(values, processes=facts.processes, pause_rounds=facts.pause_rounds)
 
 
 def _divide_rounds(facts: LatencyFacts) -> list[float]:
@@ -283,7 +288,7 @@ def _ratio_words(facts: LatencyFacts, limits: Interval | None) -> str:
     shown = f"FP16 {_show_ms(medians[0])}, quantized {_show_ms(medians[1])}"
     if limits is None:
         return f"{shown} (no ratio)"
-    ratio = statistics.median(_divide_rounds(facts))
+    ratio = _levels(_divide_rounds(facts), facts).typical
     return f"{shown} ({ratio:.3g}x [{limits.low:.3g}, {limits.high:.3g}])"
 
 

@@ -1,28 +1,29 @@
 """The latency gate: quantized against FP16, round by round, with the machine's own noise counted.
 
-The result is the median over rounds of quantized / FP16. Its interval has two parts. The first is
-what more rounds would narrow: a bootstrap of whole blocks of rounds, and never narrower than the
-exact limits of a median. The second is the A/A floor: FP16 against itself in the same rounds should
-give 1, and by as much as the interval of that ratio leaves 1, the result's interval is widened.
+The result is the ratio quantized / FP16: of each process the median over its rounds, of those the
+mean (both of logarithms). Its interval comes from how the processes differ, which is what a further
+run would differ by. On top of that is the A/A floor: FP16 against itself, in processes of its own,
+should give 1, and by as much as the interval of that ratio leaves 1, the result's is widened.
 
 A ratio that 8-bit arithmetic cannot give is no good news: then the two did not do the same work
 (another batch, half a graph, a timer that does not wait). Multiply-adds are at most
 `arithmetic_gain` times as fast; what is not arithmetic gains less by itself, and fusion and caches
 are granted a factor of `ROOM` on top. A ratio below 1 / (gain * ROOM) is INCOMPARABLE.
 
-What no run can show: something that slows one variant for as long as its process lives, such as
-where its weights came to lie in memory. A verdict near the limit deserves a second process.
+What no run can show: noise that outlives it, such as a neighbour who is busy for the whole minute.
+A verdict near the limit deserves a second run.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
-from pytest_quantgate.errors import MissingPackage
 from pytest_quantgate.gates.accuracy import RELATIONS, decide, relation
 from pytest_quantgate.gates.statistics import Interval
 from pytest_quantgate.gates.words import count, level, percent
@@ -41,6 +42,12 @@ SHORTEST_MS, LONGEST_MS = 1e-12, 1e12
 #: How many times the gain of the arithmetic is believed: INT8 weights that fit where FP32 ones do
 #: not, or an attention that is fused in one precision alone, gain more than multiply-adds do.
 ROOM = 2
+
+#: Into so many parts the rounds of one process are cut.
+PARTS = 5
+
+#: No correlation of neighbouring rounds is told from a higher one than this.
+MOST_CORRELATION = 0.99
 
 #: More rounds than this, times those that were measured, are no advice.
 MOST_TIMES_ROUNDS = 100
@@ -99,7 +106,7 @@ def judge_latency(
             brief=f"{count(run.rounds, 'round')}, it takes {needed} at {level(confidence)}",
             next_step=f"measure at least {needed} rounds, better {3 * needed}",
         )
-    again = divide_rounds(run.fp16_again, run.fp16)
+    again = _levels(divide_rounds(run.fp16_again, run.fp16), run)
     noise = noise_factor(again, confidence=float(confidence))
     about = _describe_rounds(run, again, noise=noise)
     parts = []
@@ -184,7 +191,7 @@ def _check_plausible(
 
     The median itself decides, not a limit of it: noise is no reason to believe such a ratio.
     """
-    ratio = statistics.median(divide_rounds(run.quantized, run.fp16))
+    ratio = _levels(divide_rounds(run.quantized, run.fp16), run).typical
     least = min_ratio or Fraction(1, ROOM * run.arithmetic_gain)
     if ratio >= least:
         return None
@@ -208,7 +215,7 @@ def _check_plausible(
         gate=GATE,
         status=Status.INCOMPARABLE,
         headline=f"latency: {_describe(run)}: implausible: quantized {quantized_ms} vs FP16 "
-        f"{fp16_ms} over {count(run.rounds, 'round')}: ratio {shown}, below {allowed}: not the "
+        f"{fp16_ms} over {_count_rounds(run)}: ratio {shown}, below {allowed}: not the "
         f"same work ({source})",
         brief=_fit(f"implausible: {shown}x FP16, below {allowed}x", "not the same work"),
         evidence=(reason,),
@@ -235,9 +242,9 @@ def _judge_ratio(
     where: Where,
     about: tuple[str, ...],
 ) -> Verdict:
-    ratios = divide_rounds(run.quantized, run.fp16)
-    ratio = statistics.median(ratios)
-    interval = widen(median_limits(ratios, confidence=float(confidence)), by=noise)
+    ratios = _levels(divide_rounds(run.quantized, run.fp16), run)
+    ratio = ratios.typical
+    interval = widen(ratios.limits(confidence=float(confidence)), by=noise)
     status = decide(interval, limit=float(limit))
     fp16_ms, quantized_ms = show_ms(run.fp16.median_ms), show_ms(run.quantized.median_ms)
     shown, low, high = (
@@ -248,7 +255,7 @@ def _judge_ratio(
         gate=GATE,
         status=status,
         headline=f"latency: {_describe(run)}: quantized {quantized_ms} vs FP16 {fp16_ms} over "
-        f"{count(run.rounds, 'round')}: ratio {shown}, one-sided {level(confidence)} limits "
+        f"{_count_rounds(run)}: ratio {shown}, one-sided {level(confidence)} limits "
         f"[{low}, {high}] with A/A noise {percent(noise - 1, 1)}, "
         f"{relation(status, name='max_ratio', limit=allowed)} ({where.of('max_ratio')})",
         brief=_fit(
@@ -271,6 +278,7 @@ def _judge_ratio(
             "latency_ratio": ratio,
             "latency_ratio_low": interval.low,
             "latency_ratio_high": interval.high,
+            "process_spread_share": ratios.spread_share,
             "max_latency_ratio": float(limit),
             "noise_share": noise - 1,
         },
@@ -313,13 +321,15 @@ def _judge_absolute(
             next_step="run on the machine of the baseline, or set max_ratio, which holds anywhere; "
             f"if the limit is meant for this one: {update_command}",
         )
-    interval = widen(median_limits(run.quantized.times_ms, confidence=float(confidence)), by=noise)
+    times = _levels(run.quantized.times_ms, run)
+    median_ms = times.typical
+    interval = widen(times.limits(confidence=float(confidence)), by=noise)
     status = decide(interval, limit=limit)
     return Verdict(
         gate=GATE,
         status=status,
         headline=f"latency: {_describe(run)}: quantized {show_ms(median_ms)} over "
-        f"{count(run.rounds, 'round')}, one-sided {level(confidence)} limits "
+        f"{_count_rounds(run)}, one-sided {level(confidence)} limits "
         f"[{show_ms(interval.low)}, {show_ms(interval.high)}] with A/A noise "
         f"{percent(noise - 1, 1)}, {relation(status, name='max_latency', limit=allowed)} "
         f"({source})",
@@ -373,70 +383,130 @@ def divide_rounds(above: ContestantTimes, below: ContestantTimes) -> tuple[float
     return tuple(a / b for a, b in zip(above.times_ms, below.times_ms, strict=True))
 
 
-def noise_factor(ratios: Sequence[float], *, confidence: float) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """A positive quantity round by round, as logarithms by process; see `LatencyRun`.
+
+    Rounds of one process alone, or of none that is known, are cut into PARTS in their order, each
+    as good as a process: Ibragimov and Müller (t-Statistic based correlation and heterogeneity
+    robust inference, Journal of Business and Economic Statistics 28 (2010) 453-468).
+    """
+
+    logs: tuple[tuple[float, ...], ...]
+    pause_rounds: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], *, processes: int, pause_rounds: float) -> Levels:
+        """Return the values of a run by its processes; raises ValueError for less than two."""
+        parts = processes if processes > 1 else min(PARTS, len(values))
+        if parts < 2:
+            raise ValueError(f"{len(values)} values are too few for limits")
+        cuts = [len(values) * part // parts for part in range(parts + 1)]
+        return cls(
+            logs=tuple(
+                tuple(math.log(value) for value in values[begin:end])
+                for begin, end in itertools.pairwise(cuts)
+            ),
+            pause_rounds=pause_rounds,
+        )
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The level of each process: the median over its rounds."""
+        return tuple(statistics.median(part) for part in self.logs)
+
+    @property
+    def typical(self) -> float:
+        """The quantity itself, from the mean over processes."""
+        return math.exp(statistics.fmean(self.values))
+
+    @property
+    def spread_share(self) -> float:
+        """By what share a process typically differs from the others (one standard deviation)."""
+        return math.exp(statistics.stdev(self.values)) - 1
+
+    def limits(self, *, confidence: float) -> Interval:
+        """Return one-sided limits of the quantity.
+
+        Student's, over the levels of processes (Kalibera and Jones, Rigorous benchmarking in
+        reasonable time, ISMM 2013): they ask nothing of how the rounds of one process hang
+        together. Noise that outlives a process joins them, though; what the rounds show of that
+        widens the limits (`_dependence`).
+        """
+        levels = self.values
+        reach = student_quantile(confidence, degrees=len(levels) - 1) * math.sqrt(
+            statistics.variance(levels) / len(levels)
+        )
+        reach *= self._dependence()
+        mean = statistics.fmean(levels)
+        return Interval(low=math.exp(mean - reach), high=math.exp(mean + reach))
+
+    def _dependence(self) -> float:
+        """Return by what factor the levels' mean is less certain than if they were independent.
+
+        Rounds are taken as autoregressive, with the largest correlation of neighbours that is
+        likely: two standard errors above its estimate, corrected for its bias (Marriott and Pope,
+        Biometrika 41 (1954) 390-402). Levels are then correlated by its power of the distance
+        between processes, in rounds, and their variance is that of correlated values (Bayley and
+        Hammersley, Journal of the Royal Statistical Society B 8 (1946) 184-197).
+        """
+        rounds = sum(map(len, self.logs))
+        centre = statistics.fmean(itertools.chain.from_iterable(self.logs))
+        squares = sum((log - centre) ** 2 for part in self.logs for log in part)
+        pairs = [pair for part in self.logs for pair in itertools.pairwise(part)]
+        if not pairs or squares == 0:
+            return 1.0
+        shared = sum((left - centre) * (right - centre) for left, right in pairs)
+        found = (shared / len(pairs)) / (squares / rounds)
+        found = max(-1.0, min(1.0, found + (1 + 3 * found) / rounds))
+        likely = min(MOST_CORRELATION, found + 2 * math.sqrt((1 - found**2) / rounds))
+        count = len(self.logs)
+        joined = max(0.0, likely) ** (rounds / count + self.pause_rounds)
+        sum_of_shared = sum((1 - lag / count) * joined**lag for lag in range(1, count))
+        return math.sqrt((1 + 2 * sum_of_shared) / (1 - 2 * sum_of_shared / (count - 1)))
+
+
+def _levels(values: Sequence[float], run: LatencyRun) -> Levels:
+    return Levels.of(values, processes=run.processes, pause_rounds=run.pause_rounds)
+
+
+def student_quantile(share: float, *, degrees: int) -> float:
+    """Return the value that Student's t exceeds with probability 1 - `share`, for 0.5 <= share < 1.
+
+    By bisection on the distribution in closed form (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    """
+    if not 0.5 <= share < 1 or degrees < 1:
+        raise ValueError(f"no quantile of Student's t: share {share}, {degrees} degrees of freedom")
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_share(middle, degrees) < share else (low, middle)
+    return math.tan(low) * math.sqrt(degrees)
+
+
+def _student_share(angle: float, degrees: int) -> float:
+    """Return the probability of values below sqrt(degrees) * tan(angle)."""
+    square, odd = math.cos(angle) ** 2, degrees % 2
+    term = series = 1.0
+    for step in range(2 + odd, degrees, 2):
+        term *= square * (step - 1) / step
+        series += term
+    if not odd:
+        return (1 + math.sin(angle) * series) / 2
+    if degrees == 1:
+        series = 0.0
+    return 0.5 + (angle + math.sin(angle) * math.cos(angle) * series) / math.pi
+
+
+def noise_factor(again: Levels, *, confidence: float) -> float:
     """Return by what factor FP16 against itself may leave 1, to either side: 1 or more."""
-    interval = median_limits(ratios, confidence=confidence)
+    interval = again.limits(confidence=confidence)
     return max(1.0, interval.high, 1 / interval.low)
 
 
 def widen(interval: Interval, *, by: float) -> Interval:
     """Return an interval of a positive quantity, opened by a factor to both sides."""
     return Interval(low=interval.low / by, high=interval.high * by)
-
-
-def median_limits(
-    values: Sequence[float], *, confidence: float, draws: int = 2000, seed: int = 0
-) -> Interval:
-    """Return one-sided limits of the median of a series: the wider of two intervals on each side.
-
-    One is a seeded bootstrap of circular blocks (Politis and Romano 1992, in LePage and Billard,
-    Exploring the Limits of Bootstrap, 263-270) of sqrt(n) neighbours: noise comes in bursts, and
-    rounds that follow one another are not independent. The other are the exact limits by order
-    statistics (Thompson, Annals of Mathematical Statistics 7 (1936) 122-128), for few rounds.
-    Raises ValueError where there are too few values for this confidence (`least_rounds`),
-    MissingPackage without NumPy.
-    """
-    try:
-        import numpy
-    except ImportError as error:
-        raise MissingPackage("numpy", extra="clip", purpose="the bootstrap") from error
-    ordered, size = sorted(values), len(values)
-    rank = _order_rank(size, confidence=confidence)
-    if rank == 0:
-        raise ValueError(f"{size} values are too few for limits of their median at {confidence}")
-    series = numpy.array(values)
-    block = math.isqrt(size)
-    # RandomState, not Generator: NumPy has frozen its stream, so the digits stay the same.
-    stream = numpy.random.RandomState(seed)
-    medians = numpy.empty(draws)
-    step = max(1, 2_000_000 // size)
-    for start in range(0, draws, step):
-        here = min(step, draws - start)
-        begins = stream.randint(size, size=(here, -(-size // block), 1))
-        places = ((begins + numpy.arange(block)) % size).reshape(here, -1)[:, :size]
-        medians[start : start + step] = numpy.median(series[places], axis=1)
-    low, high = numpy.quantile(medians, [1 - confidence, confidence])
-    return Interval(low=min(float(low), ordered[rank - 1]), high=max(float(high), ordered[-rank]))
-
-
-def _order_rank(size: int, *, confidence: float) -> int:
-    """Return which value from either end bounds the median: the largest k with P(B < k) small.
-
-    B counts the values below the median: binomial, one half. 0 where even the ends do not.
-    """
-    allowed = 1 - confidence + 1e-12
-    rank, below = 0, 0.0
-    while True:
-        # Logarithms: 2^-n is no float for thousands of rounds.
-        below += math.exp(
-            math.lgamma(size + 1)
-            - math.lgamma(rank + 1)
-            - math.lgamma(size - rank + 1)
-            - size * math.log(2)
-        )
-        if below > allowed:
-            return rank
-        rank += 1
 
 
 def rounds_to_settle(value: float, interval: Interval, *, limit: float, rounds: int) -> int | None:
@@ -478,15 +548,30 @@ def _side(value: Fraction, limit: Fraction) -> int:
     return (value > limit) - (value < limit)
 
 
+def _count_rounds(run: LatencyRun) -> str:
+    rounds = count(run.rounds, "round")
+    return f"{rounds} in {run.processes} processes" if run.processes > 1 else rounds
+
+
 def _describe(run: LatencyRun) -> str:
     return f"{run.tower}, batch {run.batch_size}, {run.runtime} on {run.machine.device}"
 
 
-def _describe_rounds(run: LatencyRun, again: Sequence[float], *, noise: float) -> tuple[str, ...]:
+def _describe_rounds(run: LatencyRun, again: Levels, *, noise: float) -> tuple[str, ...]:
     lines = [
-        f"A/A: FP16 against itself in the same rounds gives {statistics.median(again):.4f}, "
+        f"A/A: FP16 against itself in the same rounds gives {again.typical:.4f}, "
         f"with limits within {percent(noise - 1)} of 1"
     ]
+    if run.processes > 1:
+        lines.append(
+            f"from process to process the ratio of FP16 to itself differs by "
+            f"{percent(again.spread_share)}, that of quantized to FP16 by "
+            f"{percent(_levels(divide_rounds(run.quantized, run.fp16), run).spread_share)}"
+        )
+    else:
+        lines.append(
+            "all rounds are of one process: what differs from process to process is not in them"
+        )
     cold = [c.name for c in (run.fp16, run.quantized) if not c.warm]
     if cold:
         lines.append(f"{' and '.join(cold)} did not settle during the warm-up")

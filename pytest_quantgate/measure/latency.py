@@ -4,8 +4,13 @@ A time says as much about the machine as about the model. So a run interleaves t
 FP16, the quantized variant, and FP16 a second time. FP16 against itself (A/A) is the machine's own
 noise, taken in the same minutes as the result that it is held against.
 
-A contestant is a function that runs something a number of times and returns what one run took, in
-ms (`TimeRuns`). The functions `time_...` make one for a callable, a device, an engine, a model.
+What a process finds (where its memory lies, which clock its core keeps) stays as long as it lives,
+and no number of rounds in it shows that. So each contestant has a process of its own, FP16 a second
+time as well, and all three are started anew several times (Kalibera and Jones, Rigorous
+benchmarking in reasonable time, ISMM 2013): what differs from process to process is measured too.
+
+What runs a number of times and returns what one run took, in ms, is a `TimeRuns`. The functions
+`time_...` make one for a callable, a device, an engine.
 """
 
 from __future__ import annotations
@@ -22,27 +27,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.measure.contestant import Clock, Contestant, Footprint, TimeRuns
 from pytest_quantgate.runtimes.engine_run import WINDOW, is_stable
 
-if TYPE_CHECKING:
-    import torch
-
-    from pytest_quantgate.models.clip import ClipModel, PairBatch
-    from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
-
-#: Runs something so many times and returns the time of one run in ms: the mean.
-TimeRuns = Callable[[int], float]
-
-#: Returns a time in s that never goes back; only differences count.
-Clock = Callable[[], float]
-
-TimedTower = Literal["vision", "text"]
+#: How often the contestants are started anew at least, and how many rounds they do each time.
+LEAST_PROCESSES = 5
+ROUNDS_A_PROCESS = 6
 
 FP16 = "fp16"
 QUANTIZED = "quantized"
@@ -80,28 +76,17 @@ class Machine:
         return digest_of(self)[:16]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Footprint:
-    """What a contestant takes, in bytes; None where its runtime does not tell.
-
-    `file_bytes` is the size of its ONNX file or plan, `weights_bytes` that of the weights in it,
-    `activation_bytes` what one context needs besides, `device_bytes` by how much the free memory of
-    the device shrank while it was loaded and run once (other processes on the device count too).
-    """
-
-    file_bytes: int | None = None
-    weights_bytes: int | None = None
-    activation_bytes: int | None = None
-    device_bytes: int | None = None
+#: Starts a contestant for as long as the context lasts, and opens it where that is called.
+Start = Callable[[], AbstractContextManager[Callable[[], Contestant]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContestantTimes:
-    """What one contestant took: for each round the mean time of one of its `runs`, in ms.
+    """What one contestant took: for each round the mean time of one of its runs, in ms.
 
-    `first_run_ms` is its very first run, where kernels are chosen or compiled, and in no round.
-    `warm` says whether the times had settled after `warm_up_batches`. `samples` is how many
-    embeddings one run gave; None where nobody looked.
+    `runs` are those of a round, `first_run_ms` is its very first run, where kernels are chosen or
+    compiled, and in no round: both of the last process. `warm` says whether the times had settled
+    in every process, after `warm_up_batches` at most. `samples` is as in `Contestant`.
     """
 
     name: str
@@ -122,9 +107,11 @@ class ContestantTimes:
 class LatencyRun:
     """One interleaved measurement of one tower at one batch size; round i is in all three.
 
-    `runtime` is as a suite names it. `arithmetic_gain` is how many times as fast the quantized
-    variant's arithmetic can be as FP16's there (`read_arithmetic_gain`). `process_peak_rss_bytes`
-    is that of the whole process at the end of the run: both variants, PyTorch, and whatever ran
+    The rounds are those of so many `processes`, in order, equally many of each: in each of them
+    every contestant had a process of its own. `pause_rounds` is how long it took from one to the
+    next, in rounds. `runtime` is as a suite names it. `arithmetic_gain` is how many times as fast
+    the quantized variant's arithmetic can be as FP16's there (`read_arithmetic_gain`).
+    `process_peak_rss_bytes` is that of the whole process that measured: PyTorch, and whatever ran
     before.
     """
 
@@ -136,10 +123,12 @@ class LatencyRun:
     quantized: ContestantTimes
     fp16_again: ContestantTimes
     runtime_version: str = ""
-    fp16_footprint: Footprint = Footprint()
-    quantized_footprint: Footprint = Footprint()
+    fp16_footprint: Footprint = field(default_factory=Footprint)
+    quantized_footprint: Footprint = field(default_factory=Footprint)
     arithmetic_gain: int = NARROW_GAIN
     process_peak_rss_bytes: int = 0
+    processes: int = 1
+    pause_rounds: float = 0.0
 
     @property
     def contestants(self) -> tuple[ContestantTimes, ...]:
@@ -151,9 +140,16 @@ class LatencyRun:
         return min(len(contestant.times_ms) for contestant in self.contestants)
 
 
+def share_rounds(rounds: int) -> tuple[int, int]:
+    """Return how many processes do how many rounds each, so that there are `rounds` at least."""
+    processes = max(LEAST_PROCESSES, -(-rounds // ROUNDS_A_PROCESS))
+    return processes, -(-rounds // processes)
+
+
 def measure_latency(
     *,
-    contestants: Mapping[str, TimeRuns],
+    contestants: Mapping[str, Start],
+    processes: int,
     rounds: int,
     min_round_ms: float,
     warm_up_s: float,
@@ -163,7 +159,6 @@ def measure_latency(
     batch_size: int,
     runtime_version: str = "",
     footprints: Mapping[str, Footprint] = {},
-    samples: Mapping[str, int] = {},
     arithmetic_gain: int = NARROW_GAIN,
     clock: Clock = time.perf_counter,
     seed: int = 0,
@@ -171,60 +166,105 @@ def measure_latency(
 ) -> LatencyRun:
     """Return the times of `contestants["fp16"]`, `["quantized"]`, and of FP16 a second time.
 
-    Each contestant is run until the median of its last batches is stable, for `warm_up_s` seconds
-    of `clock` at most. Then each round takes one batch of each, of as many runs as last
-    `min_round_ms`, in an order that is drawn from `seed`; in every six rounds each contestant is
-    in each place twice. `advance` is called with 1 after each round.
+    All three are started `processes` times, and do `rounds` rounds each time. Each contestant is
+    first run until the median of its last batches is stable, for `warm_up_s` seconds of `clock` at
+    most. Then each round takes one batch of each, of as many runs as last `min_round_ms`, in an
+    order that is drawn from `seed`; in every six rounds each contestant is in each place twice.
+    `footprints` are what is known of the files, before what the processes see is added.
+    `advance` is called with 1 after each round.
 
     Raises ValueError for other contestants, no rounds or a duration that is none; NotMeasured
     where a timer tells no time. What a contestant raises is raised.
     """
     _check_request(
-        contestants, rounds=rounds, min_round_ms=min_round_ms, warm_up_s=warm_up_s, batch=batch_size
+        contestants,
+        rounds=min(rounds, processes),
+        min_round_ms=min_round_ms,
+        warm_up_s=warm_up_s,
+        batch=batch_size,
     )
-    ready = {
-        name: _prepare(
-            time_runs, name=name, min_batch_ms=min_round_ms, warm_up_s=warm_up_s, clock=clock
-        )
-        for name, time_runs in contestants.items()
-    }
-    timers = {**contestants, AGAIN: contestants[FP16]}
-    ready[AGAIN] = ready[FP16]
-    times: dict[str, list[float]] = {name: [] for name in timers}
-    for order in itertools.islice(_draw_orders(tuple(sorted(timers)), seed=seed), rounds):
-        for name in order:
-            times[name].append(float(timers[name](ready[name].runs)))
-        advance(1)
-
-    def result(name: str) -> ContestantTimes:
-        return ContestantTimes(
-            name=name,
-            times_ms=tuple(times[name]),
-            runs=ready[name].runs,
-            first_run_ms=ready[name].first_run_ms,
-            warm_up_batches=ready[name].batches,
-            warm=ready[name].warm,
-            samples=samples.get(FP16 if name == AGAIN else name),
-        )
-
+    starts = {**contestants, AGAIN: contestants[FP16]}
+    kept: dict[str, list[_Open]] = {name: [] for name in starts}
+    orders = _draw_orders(tuple(sorted(starts)), seed=seed)
+    spans: list[tuple[float, float]] = []
+    for _ in range(processes):
+        with ExitStack() as stack:
+            started = {name: stack.enter_context(start()) for name, start in starts.items()}
+            for name, open_it in started.items():
+                contestant = open_it()
+                ready = _prepare(
+                    contestant.time_runs,
+                    name=name,
+                    min_batch_ms=min_round_ms,
+                    warm_up_s=warm_up_s,
+                    clock=clock,
+                )
+                kept[name].append(_Open(contestant=contestant, ready=ready, times_ms=[]))
+            begun = clock()
+            for order in itertools.islice(orders, rounds):
+                for name in order:
+                    timed = kept[name][-1]
+                    timed.times_ms.append(float(timed.contestant.time_runs(timed.ready.runs)))
+                advance(1)
+            spans.append((begun, clock()))
     return LatencyRun(
         runtime=runtime,
         machine=machine,
         tower=tower,
         batch_size=batch_size,
-        fp16=result(FP16),
-        quantized=result(QUANTIZED),
-        fp16_again=result(AGAIN),
+        fp16=_join(FP16, kept[FP16]),
+        quantized=_join(QUANTIZED, kept[QUANTIZED]),
+        fp16_again=_join(AGAIN, kept[AGAIN]),
         runtime_version=runtime_version,
-        fp16_footprint=footprints.get(FP16, Footprint()),
-        quantized_footprint=footprints.get(QUANTIZED, Footprint()),
+        fp16_footprint=_add_footprint(footprints, name=FP16, seen=kept[FP16][0].contestant),
+        quantized_footprint=_add_footprint(
+            footprints, name=QUANTIZED, seen=kept[QUANTIZED][0].contestant
+        ),
         arithmetic_gain=arithmetic_gain,
         process_peak_rss_bytes=read_peak_rss_bytes(),
+        processes=processes,
+        pause_rounds=_measure_pause(spans, rounds=rounds),
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Open:
+    """A contestant in one of its processes, and its times there."""
+
+    contestant: Contestant
+    ready: _Ready
+    times_ms: list[float]
+
+
+def _join(name: str, parts: list[_Open]) -> ContestantTimes:
+    return ContestantTimes(
+        name=name,
+        times_ms=tuple(time_ms for part in parts for time_ms in part.times_ms),
+        runs=parts[-1].ready.runs,
+        first_run_ms=parts[-1].ready.first_run_ms,
+        warm_up_batches=max(part.ready.batches for part in parts),
+        warm=all(part.ready.warm for part in parts),
+        samples=parts[0].contestant.samples,
+    )
+
+
+def _add_footprint(known: Mapping[str, Footprint], *, name: str, seen: Contestant) -> Footprint:
+    sizes = dataclasses.asdict(seen.footprint)
+    found = {name: size for name, size in sizes.items() if size is not None}
+    return dataclasses.replace(known.get(name, Footprint()), **found)
+
+
+def _measure_pause(spans: list[tuple[float, float]], *, rounds: int) -> float:
+    """Return how long it takes from one process to the next, in rounds."""
+    round_s = sum(end - begin for begin, end in spans) / (rounds * len(spans))
+    pauses = [after[0] - before[1] for before, after in itertools.pairwise(spans)]
+    if not pauses or not round_s:
+        return 0.0
+    return statistics.fmean(pauses) / round_s
+
+
 def _check_request(
-    contestants: Mapping[str, TimeRuns],
+    contestants: Mapping[str, Start],
     *,
     rounds: int,
     min_round_ms: float,
@@ -298,105 +338,6 @@ def _draw_orders(names: tuple[str, ...], *, seed: int) -> Iterator[tuple[str, ..
         yield from orders
 
 
-# -- contestants ---------------------------------------------------------------------------------
-
-
-def time_callable(run: Callable[[], object], *, clock: Clock = time.perf_counter) -> TimeRuns:
-    """Return a contestant for anything that is done when the call returns, timed by `clock`."""
-
-    def time_runs(runs: int) -> float:
-        repeats = itertools.repeat(None, runs)
-        started = clock()
-        for _ in repeats:
-            run()
-        return (clock() - started) * 1e3 / runs
-
-    return time_runs
-
-
-def time_on_device(run: Callable[[], object], *, cuda: Any, stream: Any = None) -> TimeRuns:
-    """Return a contestant for work that `run` puts on a stream of a GPU; None: the current one.
-
-    The time is that between two events on the device. `cuda` is `torch.cuda`.
-    """
-
-    def time_runs(runs: int) -> float:
-        start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-        start.record(stream)
-        for _ in range(runs):
-            run()
-        end.record(stream)
-        end.synchronize()
-        return float(start.elapsed_time(end)) / runs
-
-    return time_runs
-
-
-class TimesItself(Protocol):
-    """What times its own runs, as `engine_run.EngineRun` does."""
-
-    def time_batch_ms(self, *, runs: int) -> float: ...
-
-
-def time_engine(engine: TimesItself) -> TimeRuns:
-    """Return a contestant for an engine whose inputs are bound; it has a stream of its own."""
-    return lambda runs: engine.time_batch_ms(runs=runs)
-
-
-def time_torch_tower(
-    model: ClipModel, *, tower: TimedTower, batch: PairBatch, clock: Clock = time.perf_counter
-) -> TimeRuns:
-    """Return a contestant for one tower of a model in PyTorch, on inputs that lie on its device.
-
-    On a GPU the time is that between two events on the device; where Python is slower than the
-    kernels that it starts, the device waits for it, and that is in the time.
-    """
-    import torch
-
-    run = run_torch_tower(model, tower=tower, batch=batch)
-    if model.device.startswith("cuda"):
-        return time_on_device(run, cuda=torch.cuda)
-    return time_callable(run, clock=clock)
-
-
-def run_torch_tower(
-    model: ClipModel, *, tower: TimedTower, batch: PairBatch
-) -> Callable[[], torch.Tensor]:
-    """Return a call that gives the embeddings of a batch; its inputs lie on the model's device."""
-    import torch
-
-    if tower == "vision":
-        dtype = getattr(torch, model.compute_dtype)
-        pixels = batch.pixel_values.to(device=model.device, dtype=dtype)
-
-        return lambda: model.encode_image(pixels)
-    tokens = {name: value.to(model.device) for name, value in batch.tokens.items()}
-    return lambda: model.encode_text(tokens)
-
-
-def time_onnx_tower(
-    model: OnnxRuntimeModel,
-    *,
-    tower: TimedTower,
-    batch: PairBatch,
-    clock: Clock = time.perf_counter,
-) -> TimeRuns:
-    """Return a contestant for one exported tower in ONNX Runtime on the CPU."""
-    return time_callable(run_onnx_tower(model, tower=tower, batch=batch), clock=clock)
-
-
-def run_onnx_tower(
-    model: OnnxRuntimeModel, *, tower: TimedTower, batch: PairBatch
-) -> Callable[[], Any]:
-    """Return a call that gives the embeddings of a batch, as a NumPy array."""
-    pixels = batch.pixel_values.numpy()
-    input_ids, mask = batch.tokens["input_ids"].numpy(), batch.tokens["attention_mask"].numpy()
-
-    if tower == "vision":
-        return lambda: model.run_image(pixels)
-    return lambda: model.run_text(input_ids, mask)
-
-
 # -- the machine ---------------------------------------------------------------------------------
 
 
@@ -468,6 +409,7 @@ def list_extra_info(run: LatencyRun) -> dict[str, int | float | str | bool]:
         "tower": run.tower,
         "batch_size": run.batch_size,
         "rounds": run.rounds,
+        "processes": run.processes,
         "machine_fingerprint": machine.fingerprint,
         "system": machine.system,
         "processor": machine.processor,
@@ -488,10 +430,10 @@ def list_extra_info(run: LatencyRun) -> dict[str, int | float | str | bool]:
             f"{name}_runs_per_round": times.runs,
             f"{name}_warm": times.warm,
         }
-        for field in dataclasses.fields(footprint):
-            size = getattr(footprint, field.name)
-            if size is not None:
-                info[f"{name}_{field.name}"] = size
+        for size in dataclasses.fields(footprint):
+            bytes_count = getattr(footprint, size.name)
+            if bytes_count is not None:
+                info[f"{name}_{size.name}"] = bytes_count
     return info
 
 

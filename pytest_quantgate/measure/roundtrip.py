@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pytest_quantgate.models.checkpoint import (
 )
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.own_process import start_module
 
 if TYPE_CHECKING:
     import torch
@@ -196,18 +196,16 @@ def _return_memory() -> None:
 
 
 def _restore_elsewhere(directory: Path) -> None:
-    # The new process must find the same code, also where this one has it from sys.path alone.
-    package_root = str(Path(__file__).parents[2])
-    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest_quantgate.measure.restore", str(directory)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    done = start_module(
+        "pytest_quantgate.measure.restore",
+        str(directory.absolute()),
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
+    _, said = done.communicate()
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (said.strip().splitlines() or ["no message"])[-1]
         raise ModelError(f"the saved checkpoint cannot be restored in a new process: {last}")
 
 

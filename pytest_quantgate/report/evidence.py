@@ -86,6 +86,8 @@ def describe_case(case: Case) -> Evidence:
                 quantized_ms=run.quantized.times_ms,
                 fp16_again_ms=run.fp16_again.times_ms,
                 cold=tuple(c.name for c in run.contestants if not c.warm),
+                processes=run.processes,
+                pause_rounds=run.pause_rounds,
             )
             for key, run in case.latency_runs.items()
         ),

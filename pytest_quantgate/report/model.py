@@ -329,7 +329,8 @@ class LatencyFacts:
     """One interleaved timing; round i is at place i of all three lists, in ms.
 
     `fp16_again` is FP16 a second time: the machine's own noise. `cold` names the variants whose
-    times had not settled when they were taken.
+    times had not settled when they were taken. `processes` and `pause_rounds` are as in
+    `LatencyRun`.
     """
 
     gate: str
@@ -345,6 +346,8 @@ class LatencyFacts:
     quantized_ms: tuple[float, ...]
     fp16_again_ms: tuple[float, ...]
     cold: tuple[str, ...] = ()
+    processes: int = 1
+    pause_rounds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

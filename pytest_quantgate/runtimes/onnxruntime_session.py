@@ -15,13 +15,11 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
-from pytest_quantgate.runtimes.onnx_graph import parse_model
 from pytest_quantgate.store.disk import temporary_folder
 
 if TYPE_CHECKING:
@@ -106,8 +104,7 @@ class OnnxRuntimeModel:
             content = path.read_bytes()
         except OSError as error:
             raise ModelError(f"{path}: cannot be read: {error}") from error
-        chosen = choose_optimization(content, path=path)
-        self.optimization = optimization or chosen
+        self.optimization = optimization or choose_optimization(content, path=path)
         self._session = _open(
             content,
             path=path,
@@ -251,6 +248,8 @@ class OnnxRuntimeModel:
             {name: value[start : start + SLICE_SAMPLES] for name, value in feeds.items()}
             for start in range(0, samples, SLICE_SAMPLES)
         ]
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(self.workers) as pool:
             parts = list(pool.map(lambda part: self._session.run(None, part), slices))
         return [np.concatenate(found) for found in zip(*parts, strict=True)]
@@ -288,6 +287,8 @@ def choose_optimization(content: bytes, *, path: Path) -> Optimization:
     Raises ModelError for weights in other files: ONNX Runtime, which is given the bytes alone,
     would look for them in the folder that it was started in.
     """
+    from pytest_quantgate.runtimes.onnx_graph import parse_model
+
     model = parse_model(content, path=path)
     import onnx
 

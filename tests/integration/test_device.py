@@ -6,8 +6,9 @@ None of this has run on a device; what stands for it is in `Gpu`.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,7 +119,32 @@ def gpu(case: Case, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(engine_run, "open_engine", gpu.open_engine)
     monkeypatch.setattr(engine_run, "read_free_bytes", lambda _cuda: gpu.free_bytes)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "A GPU")
+    stay_in_this_process(monkeypatch)
     return gpu
+
+
+def stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open contestants here: another process would not know the stand-ins."""
+    from pytest_quantgate import contestants
+    from pytest_quantgate.measure.contestant import (
+        Contestant,
+        open_contestant,
+        read_spec,
+        write_spec,
+    )
+
+    def start_here(spec: Any, *, folder: Path) -> Any:
+        assert folder.is_dir()
+
+        @contextmanager
+        def start() -> Iterator[Callable[[], Contestant]]:
+            with ExitStack() as stack:
+                told = json.loads(json.dumps(write_spec(spec)))
+                yield lambda: stack.enter_context(open_contestant(read_spec(told)))
+
+        return start
+
+    monkeypatch.setattr(contestants, "in_a_process", start_here)
 
 
 # -- latency -------------------------------------------------------------------------------------
@@ -137,6 +163,7 @@ def test_engines_are_built_for_the_device_and_timed_by_themselves(case: Case, gp
     assert run.quantized_footprint.device_bytes == run.quantized_footprint.weights_bytes
     assert run.quantized_footprint.file_bytes == gpu.opened[1].stat().st_size
     assert run.fp16_footprint.file_bytes == gpu.opened[0].stat().st_size
+    assert (run.processes, len(gpu.opened)) == (5, 15)
     assert set(gpu.batches) == {4}
     assert sorted(gpu.closed) == sorted(gpu.opened)
     assert len(set(gpu.opened)) == 2
@@ -198,6 +225,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
     import torch
 
     from pytest_quantgate import contestants
+    from pytest_quantgate.measure import contestant
     from pytest_quantgate.runtimes import onnxruntime_session
 
     clock = Clock()
@@ -206,7 +234,9 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
     bind = onnxruntime_session.OnnxRuntimeModel.bind
     filled: list[Any] = []
 
-    def open_on_cpu(self: Any, path: Path, *, provider: str, stream: int) -> None:
+    def open_on_cpu(
+        self: Any, path: Path, *, optimization: str, provider: str, stream: int
+    ) -> None:
         sessions.append((provider, stream))
         init(self, path)
 
@@ -223,20 +253,21 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
     monkeypatch.setattr(onnxruntime_session, "require_provider", lambda _provider: "1.24")
     monkeypatch.setattr(onnxruntime_session.OnnxRuntimeModel, "__init__", open_on_cpu)
     monkeypatch.setattr(onnxruntime_session.OnnxRuntimeModel, "bind", bind_and_note)
-    monkeypatch.setattr(contestants, "GPU", "cpu")
+    for module in (contestant, contestants):
+        monkeypatch.setattr(module, "GPU", "cpu")
     monkeypatch.setattr(torch, "cuda", clock)
 
     gate = case.judging.latency_gate("onnxruntime-cuda-vision-batch2")
     run = case.stages.latency(gate)
 
-    assert sessions == [("cuda", 77), ("cuda", 78)]
-    assert run.fp16.median_ms == pytest.approx(6.0), "both were bound by then"
+    assert sessions == [("cuda", 77 + number) for number in range(15)]
+    assert run.fp16.times_ms[0] == pytest.approx(9.0), "all three were bound by then"
     assert [contestant.samples for contestant in run.contestants] == [2, 2, 2]
     assert (run.runtime, run.runtime_version) == ("onnxruntime-cuda", "1.24")
     assert run.fp16_footprint.weights_bytes > run.quantized_footprint.weights_bytes  # type: ignore[operator]
     batch = contestants.make_batch(case.stages, size=2)
     monkeypatch.undo()
-    for model, result in zip((case.fp16, case.quantized), filled, strict=True):
+    for model, result in zip((case.fp16, case.quantized), filled[:2], strict=True):
         wanted = model.encode_image(batch.pixel_values)
         assert (result - wanted).norm() / wanted.norm() < 0.2
 

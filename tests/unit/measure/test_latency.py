@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,30 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.errors import NotMeasured
+from pytest_quantgate.measure.contestant import (
+    Contestant,
+    Footprint,
+    TimeRuns,
+    time_callable,
+    time_engine,
+    time_on_device,
+)
 from pytest_quantgate.measure.latency import (
     AGAIN,
     FP16,
     QUANTIZED,
     ContestantTimes,
-    Footprint,
     LatencyRun,
     Machine,
-    TimeRuns,
+    Start,
     list_extra_info,
     measure_latency,
     read_arithmetic_gain,
     read_machine,
     read_peak_rss_bytes,
-    time_callable,
-    time_engine,
-    time_on_device,
-    time_onnx_tower,
-    time_torch_tower,
+    share_rounds,
 )
 from pytest_quantgate.measurement import from_json, to_json
-from pytest_quantgate.models.clip import ClipModel, PairBatch
 
 MACHINE = Machine(system="Linux x86_64", processor="A", cores=2, threads=1, device="cpu")
 
@@ -62,9 +65,30 @@ class FakeClock:
         return time_runs
 
 
-def measure(clock: FakeClock, fp16: TimeRuns, quantized: TimeRuns, **changes: Any) -> LatencyRun:
+def start(time_runs: TimeRuns, **more: Any) -> Start:
+    """Return what starts a contestant that is there already."""
+
+    @contextmanager
+    def started() -> Iterator[Callable[[], Contestant]]:
+        yield lambda: Contestant(time_runs=time_runs, **more)
+
+    return started
+
+
+def measure(
+    clock: FakeClock,
+    fp16: TimeRuns,
+    quantized: TimeRuns,
+    *,
+    samples: tuple[int | None, int | None] = (None, None),
+    **changes: Any,
+) -> LatencyRun:
     arguments: dict[str, Any] = {
-        "contestants": {FP16: fp16, QUANTIZED: quantized},
+        "contestants": {
+            FP16: start(fp16, samples=samples[0]),
+            QUANTIZED: start(quantized, samples=samples[1]),
+        },
+        "processes": 1,
         "rounds": 12,
         "min_round_ms": 20.0,
         "warm_up_s": 10.0,
@@ -94,7 +118,7 @@ def test_what_a_run_gave_and_what_its_arithmetic_can_gain_go_into_the_result() -
         clock,
         clock.contestant("f", 10.0),
         clock.contestant("q", 4.0),
-        samples={FP16: 8, QUANTIZED: 1},
+        samples=(8, 1),
         arithmetic_gain=32,
     )
     assert [c.samples for c in run.contestants] == [8, 1, 8]
@@ -130,7 +154,7 @@ def test_many_runs_are_found_in_few_steps() -> None:
     clock = FakeClock()
     run = measure(clock, clock.contestant("f", 0.01), clock.contestant("q", 0.01))
     assert run.fp16.runs == 2000
-    assert len(clock.log) < 100
+    assert len(clock.log) < 110
 
 
 def test_warm_up_goes_on_until_the_median_is_stable() -> None:
@@ -209,6 +233,41 @@ def test_every_contestant_is_in_every_place_equally_often() -> None:
 def test_the_order_is_that_of_the_seed() -> None:
     assert orders_of(seed=3, rounds=12) == orders_of(seed=3, rounds=12)
     assert len({tuple(orders_of(seed=seed, rounds=12)) for seed in range(4)}) == 4
+
+
+def test_every_process_starts_all_three_anew_and_the_pause_between_them_is_measured() -> None:
+    clock = FakeClock()
+    open_now: list[int] = []
+    most: list[int] = []
+
+    def counted(time_ms: float) -> Start:
+        @contextmanager
+        def started() -> Iterator[Callable[[], Contestant]]:
+            open_now.append(1)
+            most.append(len(open_now))
+            clock.now_s += 0.5
+            yield lambda: Contestant(time_runs=clock.contestant("x", time_ms))
+            open_now.pop()
+
+        return started
+
+    run = measure_latency(
+        contestants={FP16: counted(20.0), QUANTIZED: counted(10.0)},
+        processes=3, rounds=4, min_round_ms=20.0, warm_up_s=10.0, runtime="fake", machine=MACHINE,
+        tower="vision", batch_size=8, clock=clock,
+    )  # fmt: skip
+
+    assert (run.processes, run.rounds) == (3, 12)
+    assert most == [1, 2, 3] * 3
+    # 1.5 s to start and 13 calls of 20 ms each to get warm, over rounds of 60 ms.
+    assert run.pause_rounds == pytest.approx((1.5 + 0.7) / 0.06, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "shared"), [(1, (5, 1)), (10, (5, 2)), (30, (5, 6)), (31, (6, 6)), (90, (15, 6))]
+)
+def test_rounds_are_shared_among_processes(rounds: int, shared: tuple[int, int]) -> None:
+    assert share_rounds(rounds) == shared
 
 
 def test_progress_advances_once_a_round() -> None:
@@ -331,88 +390,6 @@ def test_an_engine_times_itself() -> None:
             return runs * 1.5
 
     assert time_engine(Engine())(4) == 6.0
-
-
-@pytest.fixture
-def batch(make_pairs: Callable[..., list[PairBatch]]) -> PairBatch:
-    return make_pairs(batches=1, size=2)[0]
-
-
-def count_calls(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let a class note which tower ran, on inputs of which type."""
-    calls: list[str] = []
-
-    def encode_image(_self: Any, pixels: Any) -> None:
-        calls.append(f"vision {pixels.dtype} {tuple(pixels.shape)}")
-
-    def encode_text(_self: Any, tokens: Any) -> None:
-        calls.append(f"text {sorted(tokens)}")
-
-    monkeypatch.setattr(model, "encode_image", encode_image)
-    monkeypatch.setattr(model, "encode_text", encode_text)
-    return calls
-
-
-def test_towers_run_in_torch_on_prepared_inputs(
-    tiny_fp16: ClipModel, batch: PairBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = count_calls(ClipModel, monkeypatch)
-    ticks = iter((0.0, 0.01, 1.0, 1.04))
-    model = replace(tiny_fp16, compute_dtype="bfloat16")
-    vision = time_torch_tower(model, tower="vision", batch=batch, clock=lambda: next(ticks))
-    text = time_torch_tower(model, tower="text", batch=batch, clock=lambda: next(ticks))
-    assert vision(2) == pytest.approx(5.0)
-    assert text(1) == pytest.approx(40.0)
-    assert calls == ["vision torch.bfloat16 (2, 3, 48, 48)"] * 2 + [
-        "text ['attention_mask', 'input_ids']"
-    ]
-
-
-def test_towers_really_run_in_torch(tiny_fp16: ClipModel, batch: PairBatch) -> None:
-    ticks = iter((0.0, 1.0, 2.0, 4.0))
-    for tower, time_ms in (("vision", 1000.0), ("text", 2000.0)):
-        contestant = time_torch_tower(
-            tiny_fp16, tower=tower, batch=batch, clock=lambda: next(ticks)
-        )
-        assert contestant(1) == time_ms
-
-
-def test_a_tower_on_a_gpu_is_timed_by_its_device(
-    tiny_fp16: ClipModel, batch: PairBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-
-    cuda = FakeCuda()
-    monkeypatch.setattr(torch, "cuda", cuda)
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_places, **_kinds: self)
-    monkeypatch.setattr(ClipModel, "encode_image", lambda *_: cuda.log.append("run"))
-    model = replace(tiny_fp16, device="cuda:0")
-    assert time_torch_tower(model, tower="vision", batch=batch)(2) == 2.0
-
-
-def test_exported_towers_run_in_onnx_runtime(batch: PairBatch) -> None:
-    calls: list[str] = []
-
-    class Exported:
-        def run_image(self, pixels: Any) -> None:
-            calls.append(f"image {type(pixels).__name__} {pixels.shape}")
-
-        def run_text(self, input_ids: Any, attention_mask: Any) -> None:
-            calls.append(
-                f"text {type(input_ids).__name__} {input_ids.shape == attention_mask.shape}"
-            )
-
-    ticks = iter((0.0, 1.0, 2.0, 4.0))
-    model: Any = Exported()
-    for tower, time_ms in (("vision", 1000.0), ("text", 2000.0)):
-        contestant = time_onnx_tower(
-            model,
-            tower=tower,
-            batch=batch,
-            clock=lambda: next(ticks),
-        )
-        assert contestant(1) == time_ms
-    assert calls == ["image ndarray (2, 3, 48, 48)", "text ndarray True"]
 
 
 # -- the machine ---------------------------------------------------------------------------------

@@ -1,0 +1,294 @@
+"""What a latency gate times: how a process of its own opens one variant of a tower.
+
+A spec is plain data (JSON), so that nothing but paths and numbers goes from process to process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from pytest_quantgate.models.clip import ClipModel
+    from pytest_quantgate.runtimes.onnxruntime_session import Optimization
+
+Inputs = Mapping[str, "np.ndarray[Any, Any]"]
+
+GPU = "cuda:0"
+
+#: Runs something so many times and returns the time of one run in ms: the mean.
+TimeRuns = Callable[[int], float]
+
+#: Returns a time in s that never goes back; only differences count.
+Clock = Callable[[], float]
+
+TimedTower = Literal["vision", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What a contestant takes, in bytes; None where its runtime does not tell.
+
+    `file_bytes` is the size of its ONNX file or plan, `weights_bytes` that of the weights in it,
+    `activation_bytes` what one context needs besides, `device_bytes` by how much the free memory of
+    the device shrank while it was loaded and run once (other processes on the device count too).
+    """
+
+    file_bytes: int | None = None
+    weights_bytes: int | None = None
+    activation_bytes: int | None = None
+    device_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """What is open and ready to be timed.
+
+    `samples` is how many embeddings one run gave; None where nobody looked.
+    """
+
+    time_runs: TimeRuns
+    samples: int | None = None
+    footprint: Footprint = Footprint()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxContestant:
+    """An exported tower in ONNX Runtime: on the CPU, or by a `provider` on the GPU.
+
+    `inputs` is an .npz of the graph's inputs by name.
+    """
+
+    path: str
+    inputs: str
+    provider: Literal["cpu", "cuda", "tensorrt"]
+    optimization: Optimization
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineContestant:
+    """A plan for the GPU in this machine; `library` is `tensorrt_rtx` or `tensorrt`."""
+
+    library: Literal["tensorrt_rtx", "tensorrt"]
+    plan: str
+    target: str
+    inputs: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchContestant:
+    """A tower in PyTorch: the FP16 model of a `folder`, or what a `checkpoint` makes of it."""
+
+    folder: str
+    dtype: Literal["float16", "bfloat16", "float32"]
+    attn_implementation: Literal["sdpa", "eager"]
+    checkpoint: str
+    tower: TimedTower
+    inputs: str
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1
+
+
+Spec = OnnxContestant | EngineContestant | TorchContestant
+
+_KINDS: Mapping[str, type[Spec]] = {
+    kind.__name__: kind for kind in (OnnxContestant, EngineContestant, TorchContestant)
+}
+
+
+def write_spec(spec: Spec) -> dict[str, Any]:
+    """Return a spec as JSON."""
+    return {"kind": type(spec).__name__, **dataclasses.asdict(spec)}
+
+
+def read_spec(data: Mapping[str, Any]) -> Spec:
+    """Return the spec that `write_spec` wrote; raises KeyError and TypeError for anything else."""
+    values = dict(data)
+    return _KINDS[values.pop("kind")](**values)
+
+
+@contextmanager
+def open_contestant(spec: Spec) -> Iterator[Contestant]:
+    """Open a contestant, run it once, and close it. Its footprint is what can be seen from inside.
+
+    Raises NotMeasured or MissingPackage where its runtime or device is not here, ModelError or
+    EngineError for a file that it does not take.
+    """
+    inputs = _read_inputs(Path(spec.inputs))
+    if isinstance(spec, EngineContestant):
+        with _open_engine(spec, inputs) as opened:
+            yield opened
+    elif isinstance(spec, TorchContestant):
+        yield _open_torch(spec, inputs)
+    elif spec.provider == "cpu":
+        yield _open_on_cpu(spec, inputs)
+    else:
+        yield _open_on_gpu(spec, inputs)
+
+
+def _read_inputs(path: Path) -> Inputs:
+    import numpy
+
+    with numpy.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _open_on_cpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
+    from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
+
+    model = OnnxRuntimeModel(Path(spec.path), threads=spec.threads, optimization=spec.optimization)
+
+    def run() -> Any:
+        return next(iter(model.run(inputs).values()))
+
+    return Contestant(time_runs=time_callable(run), samples=len(run()))
+
+
+def _open_on_gpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
+    """Half graphs, tensors that are bound once, device events on a stream of its own."""
+    import torch
+
+    from pytest_quantgate.runtimes.engine_run import read_free_bytes
+    from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
+
+    cuda: Any = torch.cuda
+    free = read_free_bytes(cuda)
+    stream = cuda.Stream()  # not the default one: ONNX Runtime takes its 0 for none
+    model = OnnxRuntimeModel(
+        Path(spec.path),
+        optimization=spec.optimization,
+        provider=spec.provider,
+        stream=stream.cuda_stream,
+    )
+    run, output = model.bind(_to_torch(inputs), device=GPU)
+    run()
+    return Contestant(
+        time_runs=time_on_device(run, cuda=cuda, stream=stream),
+        samples=len(output),
+        footprint=Footprint(device_bytes=free - read_free_bytes(cuda)),
+    )
+
+
+@contextmanager
+def _open_engine(spec: EngineContestant, inputs: Inputs) -> Iterator[Contestant]:
+    import torch
+
+    from pytest_quantgate.runtimes.engine_run import open_engine, read_free_bytes
+    from pytest_quantgate.runtimes.tensorrt_library import load_library
+
+    free = read_free_bytes(torch.cuda)
+    with open_engine(
+        library=load_library(name=spec.library), plan_path=Path(spec.plan), target=spec.target
+    ) as engine:
+        (output,) = engine.run(_to_torch(inputs)).values()
+        yield Contestant(
+            time_runs=time_engine(engine),
+            samples=len(output),
+            footprint=Footprint(
+                activation_bytes=engine.sizes.device_memory_bytes,
+                device_bytes=free - read_free_bytes(torch.cuda),
+            ),
+        )
+
+
+def _open_torch(spec: TorchContestant, inputs: Inputs) -> Contestant:
+    import torch
+
+    from pytest_quantgate.models.checkpoint import load_checkpoint
+    from pytest_quantgate.models.loading import load_fp16
+    from pytest_quantgate.suite import ModelSpec, Where
+
+    torch.set_num_threads(spec.threads)
+    spec_of_model = ModelSpec(
+        where=Where(file=spec.folder, line=0),
+        source="transformers",
+        id=spec.folder,
+        dtype=spec.dtype,
+        attn_implementation=spec.attn_implementation,
+    )
+    model = load_fp16(spec_of_model, device=spec.device)
+    if spec.checkpoint:
+        model = load_checkpoint(Path(spec.checkpoint), fp16=model)
+    run = run_torch_tower(model, tower=spec.tower, inputs=_to_torch(inputs))
+    on_gpu = model.device.startswith("cuda")
+    return Contestant(
+        # Where Python is slower than the kernels that it starts, the device waits for it, and
+        # that is in its time.
+        time_runs=time_on_device(run, cuda=torch.cuda) if on_gpu else time_callable(run),
+        samples=len(run()),
+    )
+
+
+def run_torch_tower(
+    model: ClipModel, *, tower: TimedTower, inputs: Mapping[str, torch.Tensor]
+) -> Any:
+    """Return a call that gives the embeddings of a batch; its inputs lie on the model's device."""
+    import torch
+
+    if tower == "vision":
+        dtype = getattr(torch, model.compute_dtype)
+        pixels = inputs["pixel_values"].to(device=model.device, dtype=dtype)
+        return lambda: model.encode_image(pixels)
+    tokens = {name: value.to(model.device) for name, value in inputs.items()}
+    return lambda: model.encode_text(tokens)
+
+
+def _to_torch(inputs: Inputs) -> dict[str, torch.Tensor]:
+    import torch
+
+    return {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+
+# -- timers -------------------------------------------------------------------------------------
+
+
+def time_callable(run: Callable[[], object], *, clock: Clock = time.perf_counter) -> TimeRuns:
+    """Return a contestant for anything that is done when the call returns, timed by `clock`."""
+
+    def time_runs(runs: int) -> float:
+        repeats = itertools.repeat(None, runs)
+        started = clock()
+        for _ in repeats:
+            run()
+        return (clock() - started) * 1e3 / runs
+
+    return time_runs
+
+
+def time_on_device(run: Callable[[], object], *, cuda: Any, stream: Any = None) -> TimeRuns:
+    """Return a contestant for work that `run` puts on a stream of a GPU; None: the current one.
+
+    The time is that between two events on the device. `cuda` is `torch.cuda`.
+    """
+
+    def time_runs(runs: int) -> float:
+        start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+        start.record(stream)
+        for _ in range(runs):
+            run()
+        end.record(stream)
+        end.synchronize()
+        return float(start.elapsed_time(end)) / runs
+
+    return time_runs
+
+
+class TimesItself(Protocol):
+    """What times its own runs, as `engine_run.EngineRun` does."""
+
+    def time_batch_ms(self, *, runs: int) -> float: ...
+
+
+def time_engine(engine: TimesItself) -> TimeRuns:
+    """Return a contestant for an engine whose inputs are bound; it has a stream of its own."""
+    return lambda runs: engine.time_batch_ms(runs=runs)

@@ -420,7 +420,7 @@ calibration: {{data: scenes/calibration, samples: 16, batch_size: 16, held_out_s
 quantize: {{recipe: fp8}}
 gates:
   regression:
-    - {{task: digits/classification, metric: acc1, samples: 64,
+    - {{task: scenes/classification, metric: acc1, samples: 64,
        max_fp16_drop: 90pp, max_drop: 90pp, max_drop_since_first: 90pp}}
 """
 
@@ -467,7 +467,7 @@ def test_the_nightly_job_proposes_its_baselines(machine: Machine, tiny_clip: Pat
 
     assert proposed.returncode == 0, proposed.stdout + proposed.stderr
     changed = git("diff --name-only origin/main quantgate/baselines").split()
-    assert changed == ["baselines-gpu/suites/tiny/regression-digits--classification-acc1.json"]
+    assert changed == ["baselines-gpu/suites/tiny/regression-scenes--classification-acc1.json"]
     pushed = git("ls-remote origin refs/heads/quantgate/baselines").split()[0]
     assert pushed == git("rev-parse quantgate/baselines")
     assert machine.called[-1].startswith("pr create --base main --head quantgate/baselines")
@@ -488,7 +488,7 @@ def test_a_red_night_proposes_nothing(machine: Machine, tiny_clip: Path) -> None
     run = machine.run(gates.replace("--quantgate-device=cuda", here))
 
     assert run.returncode == 1, run.stdout + run.stderr
-    assert "no baseline for suites/tiny digits/classification-acc1: coverage is FAIL" in run.stdout
+    assert "no baseline for suites/tiny scenes/classification-acc1: coverage is FAIL" in run.stdout
     output = Path(machine.environ["GITHUB_OUTPUT"]).read_text(encoding="utf-8")
     assert output == "differs=false\n"
 

@@ -257,7 +257,8 @@ def _check_tokenizer(files: CheckpointFiles) -> Iterator[Fault]:
     if beyond and rows is not None:
         number, token = beyond[0]
         yield faults.token_beyond(token=token, number=number, rows=rows, others=len(beyond) - 1)
-    words = len(vocabulary) - len(files.pooling.special_ids)
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    words = len(set(vocabulary) - {files.special(name) for name in names})
     if vocabulary and words < FEWEST_WORDS:
         yield faults.tokenizer_empty(words=words)
     elif vocabulary:

@@ -86,7 +86,9 @@ def make_key(
 #: The model before it is quantized. Never stored itself: an input of what is.
 FP16 = Measurement(kind="fp16", inputs=("model", "dtype", "attn_implementation"), packages=CLIP)
 #: What must be true of the model and its data; `tasks` are (task, samples, first) and their `data`.
-SANITY = Measurement(kind="sanity", inputs=("fp16", "pairs", "tasks", "data"), packages=CLIP, code="whole")
+SANITY = Measurement(
+    kind="sanity", inputs=("fp16", "pairs", "tasks", "data"), packages=CLIP, code="whole"
+)
 #: The quantized variant's checkpoint, with its audit and how it was calibrated.
 VARIANT = Measurement(
     kind="variant",

@@ -233,7 +233,14 @@ class Judging:
     def _judge_coverage(self) -> Judged:
         gate = self.case.suite.gates.coverage
         assert gate is not None
-        return Judged(verdict=judge_coverage(self.case.audit, gate=gate, today=self.case.today))
+        return Judged(
+            verdict=judge_coverage(
+                self.case.audit,
+                gate=gate,
+                today=self.case.today,
+                attention=self.case.suite.model.attn_implementation,
+            )
+        )
 
     def _judge_calibration(self) -> Judged:
         gate = self.case.suite.gates.calibration
@@ -246,6 +253,7 @@ class Judging:
                 evaluation_hashes=self.case.evaluation_hashes(),
                 near_copies=near_copies,
                 gate=gate,
+                attention=self.case.suite.model.attn_implementation,
             ),
             notes=warn_of_near_copies(near_copies),
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pytest_quantgate.gates.family import highest_rejected
 from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.gates.statistics import Share, chance_above, first_count, share_limits
+from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.words import count, group, listed, percent, shorten
 from pytest_quantgate.measurement import Audit, CalibrationRun, NearCopy, Quantizer
 from pytest_quantgate.suite import CalibrationGate
@@ -42,6 +43,7 @@ def judge_calibration(
     evaluation_hashes: tuple[tuple[str, str], ...],
     gate: CalibrationGate,
     near_copies: Sequence[NearCopy] = (),
+    attention: str = INTERCEPTED,
 ) -> Verdict:
     """Return whether the ranges can be trusted.
 
@@ -50,14 +52,15 @@ def judge_calibration(
     forward, and clips at most `max_clipped` of held-out values; no embedding depends on the other
     samples in its batch; no evaluation sample was calibrated on. Near copies of
     what was calibrated on are evidence, and no more: different pictures can look alike.
+    `attention` is the model's attention implementation, for advice.
     """
     static = [q for q in audit.quantizers if q.enabled and not q.dynamic]
     dynamic = [q for q in audit.quantizers if q.enabled and q.dynamic]
     parts = (
         _judge_run(run, gate=gate),
-        _judge_amax(static, gate=gate),
+        _judge_amax(static, gate=gate, attention=attention),
         _judge_weights(static, algorithm=audit.algorithm, gate=gate),
-        _judge_calls([*static, *dynamic], gate=gate),
+        _judge_calls([*static, *dynamic], gate=gate, attention=attention),
         _judge_clipping(static, held_out_samples=run.held_out_samples, gate=gate),
         _judge_width(static, gate=gate),
         _judge_batch(audit, gate=gate),
@@ -160,7 +163,9 @@ def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
     )
 
 
-def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdict:
+def _judge_amax(
+    static: Sequence[Quantizer], *, gate: CalibrationGate, attention: str = INTERCEPTED
+) -> Verdict:
     if not static:
         return _verdict(
             Status.FAIL,
@@ -185,6 +190,11 @@ def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdic
         return _verdict(Status.PASS, f"{len(static)} amax finite and positive")
     total = sum(len(names) for names, *_ in bad)
     names, words, code = bad[0]
+    cause = "enabled after the calibration, or never reached by its forward"
+    next_step = "calibrate again with batches that reach these modules"
+    idle = [q for q in static if q.name in names and _calls(q) == 0]
+    if len(idle) == len(names):  # no batch will ever reach them
+        cause, next_step = advise_idle(idle, among=static, attention=attention)
     return _verdict(
         Status.FAIL,
         f"{total} of {len(static)} enabled static quantizers cannot be trusted: {len(names)} with "
@@ -192,8 +202,8 @@ def _judge_amax(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdic
         evidence=shorten(
             [f"{line}: {words}" for names, words, _ in bad for line in group(names)], noun="groups"
         ),
-        cause="enabled after the calibration, or never reached by its forward",
-        next_step="calibrate again with batches that reach these modules",
+        cause=cause,
+        next_step=next_step,
         figures={
             "amax_missing": len(missing),
             "amax_nonfinite": len(broken),
@@ -261,19 +271,21 @@ def _judge_width(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdi
     )
 
 
-def _judge_calls(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdict:
+def _judge_calls(
+    static: Sequence[Quantizer], *, gate: CalibrationGate, attention: str = INTERCEPTED
+) -> Verdict:
     idle = [q for q in static if _calls(q) == 0]
     if not idle:
         return _verdict(Status.PASS, "every enabled quantizer was called in its tower's forward")
     with_amax = sum(q.amax_count > 0 for q in idle)
+    cause, next_step = advise_idle(idle, among=static, attention=attention)
     return _verdict(
         Status.FAIL,
         f"{len(idle)} of {len(static)} enabled quantizers were never called in a forward "
         f"({with_amax} of them have an amax, which proves nothing) ({gate.where})",
         evidence=shorten(group(q.name for q in idle), noun="groups"),
-        cause="the code path goes around them: another attn_implementation than the quantized "
-        "attention class intercepts, a fused call, or a module that is not used",
-        next_step="set model.attn_implementation: sdpa, or exclude these quantizers",
+        cause=cause,
+        next_step=next_step,
         figures={"never_called": len(idle)},
         code="calibration.never-called",
     )

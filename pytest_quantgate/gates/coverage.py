@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from fractions import Fraction
 
+from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.words import (
     closest,
     count,
@@ -58,8 +59,12 @@ class Scope:
         return None
 
 
-def judge_coverage(audit: Audit, *, gate: CoverageGate, today: date) -> Verdict:
+def judge_coverage(
+    audit: Audit, *, gate: CoverageGate, today: date, attention: str = INTERCEPTED
+) -> Verdict:
     """Return whether a variant is quantized as its recipe means it.
+
+    `attention` is the model's attention implementation, for advice.
 
     FAIL where an expectation comes out empty; where something intended is off, of another format,
     or never ran; where attention lacks a slot in a block; where something is quantized that nobody
@@ -78,7 +83,9 @@ def judge_coverage(audit: Audit, *, gate: CoverageGate, today: date) -> Verdict:
         _judge_layers(audit, gate=gate, scope=scope, used=used),
         _judge_blocks(audit, gate=gate, scope=scope, used=used),
         _judge_axis(audit, gate=gate, scope=scope, used=used),
-        _judge_attention(audit, gate=gate, scope=scope, modules=modules, used=used),
+        _judge_attention(
+            audit, gate=gate, scope=scope, modules=modules, used=used, attention=attention
+        ),
         _judge_unasked(audit, gate=gate, modules=modules, scope=scope, used=used),
         _judge_excludes(audit, gate=gate, modules=modules),
         _judge_operations(audit, gate=gate, scope=scope, used=used),
@@ -402,6 +409,7 @@ def _judge_attention(
     scope: Scope,
     modules: Mapping[str, Module],
     used: set[int],
+    attention: str,
 ) -> Verdict | None:
     """Every block of every tower has each wanted slot quantized, and it ran."""
     slots = wanted_slots(audit, gate=gate)
@@ -428,6 +436,7 @@ def _judge_attention(
             cause="attention is called as a function outside any attention module",
         )
     missing: dict[str, list[str]] = {}
+    idle: list[Quantizer] = []
     for slot in slots:
         for module in blocks:
             found = by_owner.get(module.name, {}).get(slot)
@@ -438,12 +447,19 @@ def _judge_attention(
             if _take(scope, name, used):
                 continue
             missing.setdefault(f"{_ATTENTION_NAMES[slot]} {problem}", []).append(module.name)
+            if found is not None and found.enabled and _calls(found) == 0:
+                idle.append(found)
     if not missing:
         return _pass(
             f"attention {' '.join(_ATTENTION_NAMES[s] for s in slots)} in {len(blocks)} blocks"
         )
     worst, names = next(iter(missing.items()))
-    hint = _attention_hint(missing)
+    if idle:
+        hint = advise_idle(idle, among=audit.quantizers, attention=attention)
+        if gate.attention and any(q.slot == "softmax" for q in idle):
+            hint = (hint[0], f"{hint[1]}, and leave softmax out of coverage.attention")
+    else:
+        hint = _attention_hint(missing)
     return _fail(
         "attention-missing",
         f"attention is not quantized as expected: {worst} in {len(names)} of {len(blocks)} blocks "
@@ -473,12 +489,6 @@ def _attention_problem(quantizer: Quantizer | None, *, audit: Audit) -> str | No
 
 def _attention_hint(missing: Mapping[str, Sequence[str]]) -> tuple[str, str]:
     text = " ".join(missing)
-    if "never called" in text:
-        return (
-            "the attention class intercepts another call than the model makes (the diffusers class "
-            "sees sdpa, not eager or flex; p_bmm never runs under sdpa)",
-            "set model.attn_implementation: sdpa, and leave softmax out of coverage.attention",
-        )
     if "has no quantizer" in text:
         return (
             "scaled_dot_product_attention is a function that a walker over modules never sees: the "

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pytest_quantgate.gates.family import highest_rejected
+from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.gates.statistics import Share, chance_above, first_count, share_limits
-from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.words import count, group, listed, percent, shorten
 from pytest_quantgate.measurement import Audit, CalibrationRun, NearCopy, Quantizer
 from pytest_quantgate.suite import CalibrationGate

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from fractions import Fraction
 
-from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
+from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle, exclude_words
 from pytest_quantgate.gates.words import (
     closest,
     count,
@@ -516,6 +516,7 @@ def _judge_unasked(
     intended = set(audit.intended)
     wanted = wanted_slots(audit, gate=gate)
     found: dict[str, list[str]] = {}
+    unasked: list[Quantizer] = []
     for quantizer in audit.quantizers:
         if not quantizer.enabled or quantizer.name in intended or quantizer.slot in wanted:
             continue
@@ -523,6 +524,7 @@ def _judge_unasked(
         kind = module.kind if module is not None else "other"
         if not _take(scope, quantizer.name, used):
             found.setdefault(kind, []).append(quantizer.name)
+            unasked.append(quantizer)
     if not found:
         return _pass("nothing is quantized that was not asked for")
     total = sum(len(names) for names in found.values())
@@ -540,16 +542,10 @@ def _judge_unasked(
             if found.keys() & {"norm", "embedding"}
             else "they were switched on after the recipe was applied"
         ),
-        next_step="add parent_class: nn.Linear to the entry, or exclude them: "
-        f'quantize.exclude: ["{_pattern_for(found)}"]',
+        next_step=f"{exclude_words(unasked, among=audit.quantizers)}, or parent_class: nn.Linear "
+        "to the entries of a recipe of your own",
         figures={"unasked_quantizers": total},
     )
-
-
-def _pattern_for(found: Mapping[str, Sequence[str]]) -> str:
-    name = next(iter(found.values()))[0]
-    parts = name.split(".")
-    return f"*{parts[-2] if len(parts) > 1 else parts[-1]}*"
 
 
 def _judge_excludes(
@@ -581,7 +577,14 @@ def _judge_excludes(
                 evidence=shorten(group(on), noun="groups"),
                 cause="they were switched on again after the exclusion",
             )
-        if not set(matched) & set(audit.intended):
+        # Norms and embeddings are never intended, and a bare '*input_quantizer' switches them on:
+        # whether this recipe does cannot be seen any more once they are excluded.
+        may_be_on = any(
+            modules[by_name[name].module].kind in ("norm", "embedding")
+            for name in matched
+            if name in by_name and by_name[name].module in modules
+        )
+        if not may_be_on and not set(matched) & set(audit.intended):
             return _fail(
                 "exclude-without-effect",
                 f"exclude {pattern!r} matches {count(len(matched), 'quantizer')} that the recipe "

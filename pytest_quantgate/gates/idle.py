@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
-from pytest_quantgate.gates.words import listed
 from pytest_quantgate.measurement import Quantizer
 
 #: What an attention class puts around the two products; `softmax` stands between them.
@@ -33,33 +33,42 @@ def advise_idle(
         return (
             "the attention class intercepts another call than the model makes (it sees sdpa, not "
             "eager or flex), or nothing calls this block",
-            "run the model in sdpa, with recipe: fp8-attention, whose attention class sees it, or "
-            f"{_exclude(found, among=among)}",
+            "run the model with attn_implementation: sdpa and recipe: fp8-attention, whose "
+            "attention class sees it, or "
+            f"{exclude_words(found, among=among)}",
         )
     if found and all(q.slot == "softmax" for q in found):
         return (
             f"the probabilities of attention are never handed to a quantizer here: {attention} "
             "computes them inside one call, or this format has no quantizer for them",
-            f"{_exclude(found, among=among)}: ranges of probabilities that never run are promises",
+            f"{exclude_words(found, among=among)}",
         )
     return (
         "nothing calls these modules in a forward: a fused call goes around them, or they are "
         "not used",
-        _exclude(found, among=among),
+        exclude_words(found, among=among),
     )
 
 
-def _exclude(idle: Sequence[Quantizer], *, among: Sequence[Quantizer]) -> str:
-    """Return the edit that switches them off, by the last part of a name where that names them all."""
-    names = {q.name for q in idle}
-    patterns: list[str] = []
-    for quantizer in idle:
-        leaf = quantizer.name.rpartition(".")[2]
-        alike = {q.name for q in among if q.name.endswith(f".{leaf}")}
-        pattern = f"*{leaf}" if alike <= names else quantizer.name
-        if pattern not in patterns:
-            patterns.append(pattern)
+def exclude_words(quantizers: Sequence[Quantizer], *, among: Sequence[Quantizer]) -> str:
+    """Return the edit that switches `quantizers` off, and no other enabled one of `among`.
+
+    A pattern is the shortest that only they match, of ends of their names and of tower and end.
+    """
+    names = {q.name for q in quantizers}
+    others = [q.name for q in among if q.enabled and q.name not in names]
+    patterns = dict.fromkeys(_shortest_pattern(q.name, others=others) for q in quantizers)
     listing = ", ".join(f'"{pattern}"' for pattern in patterns)
-    if len(patterns) > 4:
-        listing = listed([f'"{pattern}"' for pattern in patterns])
     return f"add to quantize: exclude: [{listing}]"
+
+
+def _shortest_pattern(name: str, *, others: Sequence[str]) -> str:
+    parts = name.split(".")
+    ends = [".".join(parts[-count:]) for count in range(1, len(parts))]
+    patterns = [f"*{end}" for end in ends[:2]]
+    patterns += [f"{parts[0]}.*{end}" for end in ends[:1]]
+    patterns += [f"*{end}" for end in ends[2:]]
+    for pattern in patterns:
+        if not any(fnmatchcase(other, pattern) for other in others):
+            return pattern
+    return name

@@ -57,7 +57,11 @@ def apply(advice: str, text: str) -> str:
     [
         pytest.param("huggingface/vit/ptq/fp8", "", "", ", softmax", id="p_bmm under sdpa"),
         pytest.param(
-            "fp8-attention", ", attn_implementation: eager", "", ", output", id="sdpa class in eager"
+            "fp8-attention",
+            ", attn_implementation: eager",
+            "",
+            ", output",
+            id="sdpa class in eager",
         ),
         pytest.param("fp8", "", "", "", id="no attention quantizers"),
         pytest.param("FP8_DEFAULT_CFG", "", "", "", id="a preset without the vision tower"),

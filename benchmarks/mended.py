@@ -206,7 +206,21 @@ PLANTS = (
         ),
         spoils="sanity",
     ),
+    Plant(
+        module="measure/shipped.py",
+        code=wrap(
+            "measure_shipped",
+            "import dataclasses\n    found = good(*given, **named)\n"
+            "    return dataclasses.replace(found, samples=0)",
+        ),
+        spoils="shipped",
+    ),
     Plant(module="measure/sensitivity.py", code="noise_ratio = lambda *_: 0.5", spoils="suspects"),
+    Plant(
+        module="measure/texts.py",
+        code="TextReader.as_heard = lambda _self, texts: [(0,)] * len(texts)",
+        spoils="sanity",
+    ),
     Plant(
         module="models/attention.py",
         code="from contextlib import nullcontext\nattention_class = lambda *_, **__: nullcontext()",
@@ -438,6 +452,7 @@ KINDS: dict[str, Callable[[Case], Any]] = {
     "pictures": lambda case: _outcomes(case, 2),
     "roundtrip": lambda case: repr(case.roundtrip()),
     "sanity": lambda case: repr(case.sanity),
+    "shipped": lambda case: repr(case.stages.shipped_towers(samples=4)),
     "suspects": _suspects,
 }
 

@@ -86,6 +86,7 @@ def make_key(
 #: The model before it is quantized. Never stored itself: an input of what is.
 FP16 = Measurement(kind="fp16", inputs=("model", "dtype", "attn_implementation"), packages=CLIP)
 #: What must be true of the model and its data; `tasks` are (task, samples, first) and their `data`.
+#: Its search stops where a gate says that chance is beaten.
 SANITY = Measurement(
     kind="sanity", inputs=("fp16", "pairs", "tasks", "data"), packages=CLIP, code="whole"
 )

@@ -10,7 +10,6 @@ machine that has the same files.
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import importlib.util
 import itertools
@@ -260,10 +259,12 @@ class _Distribution:
 
     def rows(self) -> Iterator[tuple[str, str, int]]:
         """Yield (path, SHA-256 as RECORD writes it, size) of each installed file that has both."""
-        for line in self.record.splitlines():
-            row = line.rsplit(",", 2) if not line.startswith('"') else next(csv.reader([line]))
-            if len(row) == 3 and row[1].startswith("sha256=") and row[2].isdecimal():
-                yield row[0], row[1], int(row[2])
+        for line in self.record.split("\n"):
+            path, *rest = line.rsplit(",", 2)
+            if len(rest) == 2 and rest[0].startswith("sha256=") and rest[1].isdecimal():
+                if path.startswith('"'):  # it holds a comma or a quote
+                    path = path[1:-1].replace('""', '"')
+                yield path, rest[0], int(rest[1])
 
 
 def _read_distributions(site: Path) -> Iterator[_Distribution]:

@@ -19,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import mended
 
-opened: set[str] = set()
+opened: set[tuple[str, str]] = set()
 read: set[str] = set()
 building: list[str] = []
 
 
 def note_files(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "open" and building and isinstance(arguments[0], str | bytes):
-        opened.add(os.fsdecode(arguments[0]))
+        opened.add((os.fsdecode(arguments[0]), building[-1]))
 
 
 def note_fields(kind: type) -> None:

@@ -50,7 +50,8 @@ def install(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
-        rows.append(f"{name},sha256={digest},{len(content)}")
+        quoted = f'"{name}"' if "," in name else name
+        rows.append(f"{quoted},sha256={digest},{len(content)}")
     info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(
@@ -449,10 +450,11 @@ def test_a_change_in_any_file_that_measures_changes_every_key(tmp_path: Path) ->
     assert {kind: digest_code(copy, kind=kind) for kind in before} == before
 
 
-#: What measuring modules import of the judging ones, and for which of their names: what a case
-#: asks for verdicts, and what a study judges its exclusions with (their key covers all code).
+#: What measuring modules import of the judging ones: what a case asks for verdicts, and what only
+#: measurements run through whose keys hold all code (sanity, and the exclusions of a study).
 AFTER = {
-    "case.py": {"baselines", "judging", "options", "progress"},
+    "case.py": {"baselines", "gates.chance", "judging", "options", "progress"},
+    "model_checks.py": {"comparison.changes", "comparison.safetensors_file"},
     "sensitivity.py": {"gates", "verdict"},
 }
 

@@ -93,8 +93,8 @@ def evaluated(name: str, **values: Callable[[Case], Any]) -> Callable[[Bench], C
 
 def other_samples(change: Callable[[Samples], Samples]) -> Callable[[Case], Any]:
     def wrap(good: Case) -> Any:
-        def samples(name: str, count: int | None, *, purpose: Any) -> Samples:
-            found = good.samples(name, count, purpose=purpose)
+        def samples(name: str, count: int | None, *, purpose: Any, first: bool = False) -> Samples:
+            found = good.samples(name, count, purpose=purpose, first=first)
             return change(found) if purpose == "classification" else found
 
         return samples
@@ -105,8 +105,8 @@ def other_samples(change: Callable[[Samples], Samples]) -> Callable[[Case], Any]
 def data_key_of_samples(good: Case) -> Any:
     """The suite's data key is that of the files; the loader's own change is not in it."""
 
-    def data_key(name: str, count: int | None, *, purpose: Any) -> str:
-        key: str = good._data_key(name, count, purpose=purpose)
+    def data_key(name: str, count: int | None, *, purpose: Any, first: bool = False) -> str:
+        key: str = good._data_key(name, count, purpose=purpose, first=first)
         return digest_of(["changed", key]) if purpose == "classification" else key
 
     return data_key

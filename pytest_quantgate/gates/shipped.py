@@ -82,7 +82,8 @@ def _judge_tower(
     )
     least = -math.inf
     if quantized_db is not None:
-        noise = 10 ** (-quantized_db / 10) + 10 ** (-tower.rounding_db / 10)
+        # Rounding puts values near a tie on its other side: one step more, as quantization's own.
+        noise = 2 * 10 ** (-quantized_db / 10) + 10 ** (-tower.rounding_db / 10)
         least = (-10 * math.log10(noise) if noise else math.inf) - change
     if not tower.rounding_db >= LEAST_ROUNDING_DB:
         return Verdict(

@@ -56,7 +56,7 @@ def test_the_suite_can_come_from_the_ini_file_or_an_option(
 def test_baseline_check_is_the_suites_regression_gate(
     pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
 ) -> None:
-    write_suite()
+    write_suite(replace={"max_drop: 20pp": "max_drop: 60pp", "first: 20pp": "first: 60pp"})
     test = pytester.makepyfile(
         f"""
         from dataclasses import replace

@@ -147,7 +147,7 @@ def test_every_gate_and_every_recipe_is_explained() -> None:
     text = (DOCS / "concepts" / "gates.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
 
-    assert explained == set(Gates.__dataclass_fields__)
+    assert explained == {"sanity", *Gates.__dataclass_fields__}
 
 
 def test_the_site_builds_without_a_warning_and_names_every_key(site: Path) -> None:

@@ -70,7 +70,7 @@ def test_what_rounding_explains_is_no_fault() -> None:
     )
 
 
-@pytest.mark.parametrize(("sqnr_db", "green"), [(21.9, False), (22.1, True), (math.nan, False)])
+@pytest.mark.parametrize(("sqnr_db", "green"), [(18.9, False), (19.1, True), (math.nan, False)])
 def test_noise_may_grow_by_the_limit(sqnr_db: float, green: bool) -> None:
     assert judge(replace(GOOD, sqnr_db=sqnr_db)).passed is green
 

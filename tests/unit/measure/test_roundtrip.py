@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -153,11 +154,13 @@ def test_new_process_that_fails(
 ) -> None:
     message = "x is missing: quantize again"
 
-    def fail(command: list[str], **_options: object) -> subprocess.CompletedProcess[str]:
-        assert command[0] == sys.executable
-        return subprocess.CompletedProcess(command, 1, "", f"warning\n{message}\n")
+    program = f"import sys; sys.exit('warning\\n{message}')"
 
-    monkeypatch.setattr("subprocess.run", fail)
+    def fail(module: str, *_arguments: str, **options: Any) -> subprocess.Popen[str]:
+        assert module == "pytest_quantgate.measure.restore"
+        return subprocess.Popen([sys.executable, "-c", program], text=True, **options)
+
+    monkeypatch.setattr(roundtrip, "start_module", fail)
     with pytest.raises(ModelError) as caught:
         roundtrip._restore_elsewhere(tmp_path)
     assert str(caught.value) == (

@@ -385,7 +385,7 @@ def test_half_graph_is_the_same_graph(
     batch = make_pairs(batches=1, size=3, seed=5)[0]
     wanted = run_torch(model, tower, batch)
     # A value near a tie goes to the other side in half: as much as quantization itself.
-    assert distance(run_onnx(half, batch), wanted) < (1e-3 if recipe == "fp16" else 0.1)
+    assert distance(run_onnx(half, batch), wanted) < (2e-3 if recipe == "fp16" else 0.1)
 
 
 def test_both_precisions_store_the_same_bytes(variant: Any, tmp_path: Path) -> None:

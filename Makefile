@@ -8,13 +8,14 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help gate test unit lint docs install clean
+.PHONY: help gate test unit lint docs mutants install clean
 
 help:
 	@echo "make gate   install into .venv, run the default suites, end with a verdict table"
 	@echo "make test   the same, then the project's own tests"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make docs   the documentation as HTML into docs/_build/html; a warning is an error"
+	@echo "make mutants  change the code that decides, and count what the tests see: hours; SAMPLE=150"
 	@echo "make clean  remove .venv (the cache of built variants stays)"
 
 install: $(STAMP)
@@ -43,6 +44,10 @@ lint: install
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+mutants: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[mutants]'
+	$(BIN)/python benchmarks/mutants.py $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf $(VENV)

@@ -238,7 +238,10 @@ def test_a_baseline_of_another_model(
 
 
 def test_a_missing_package(
-    write_suite: WriteSuite, run_bad: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    write_suite: WriteSuite,
+    run_bad: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from importlib import metadata
 
@@ -255,7 +258,7 @@ def test_a_missing_package(
     assert (
         "not measured: quantizing a model needs the package 'nvidia-modelopt', which is not "
         "installed: pip install 'pytest-quantgate[clip]'"
-    ) in run_bad("-rs", passed=1)  # sanity asks FP16 alone
+    ) in run_bad("-rs", f"--quantgate-cache-dir={tmp_path}", passed=1)  # sanity asks FP16 alone
 
 
 def test_no_space_for_the_cache(

@@ -392,7 +392,7 @@ def test_a_record_without_a_limit_is_an_orphan(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"machine": {"system": "x"}}, "'cores' is missing"),
+        ({"machine": {"system": "x"}}, "'processor' is missing"),
         ({"quantized_ms": -1}, "quantized_ms: -1.0 is no time in ms"),
         ({"rounds": 0}, "rounds: 0 is no count"),
         ({"kind": "speed"}, "kind is 'speed', expected 'latency'"),

@@ -49,6 +49,10 @@ PARTS = 5
 #: No correlation of neighbouring rounds is told from a higher one than this.
 MOST_CORRELATION = 0.99
 
+#: No limit is further from its value than this, in natural logarithms: beyond, two of them together
+#: with the noise are more than a float holds, and no limit of a suite is there.
+MOST_REACH = 250.0
+
 #: More rounds than this, times those that were measured, are no advice.
 MOST_TIMES_ROUNDS = 100
 
@@ -437,7 +441,7 @@ class Levels:
         reach = student_quantile(confidence, degrees=len(levels) - 1) * math.sqrt(
             statistics.variance(levels) / len(levels)
         )
-        reach *= self._dependence()
+        reach = min(MOST_REACH, reach * self._dependence())
         mean = statistics.fmean(levels)
         return Interval(low=math.exp(mean - reach), high=math.exp(mean + reach))
 

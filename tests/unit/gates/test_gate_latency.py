@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from gate_builders import SAME_EXAMPLES, all_text, number_in
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates.latency import (
@@ -305,12 +305,23 @@ def test_no_machine_passes_what_is_half_as_slow_again(
 
 times = st.floats(1e-12, 1e12)
 
+#: From these a reach of hundreds of orders of magnitude is computed, more than a float holds.
+WILD_TIMES = [
+    (1.0, 308069544766.0, 603439219678.0),
+    (106545375360.0, 1330931.5, 65577.0),
+    (1210724646.0, 1.0, 1.0),
+    (1e-12, 2.0, 2554800.0),
+    (976026708.0, 1.0, 1.0),
+    (1.0, 1.0, 1.0),
+]
+
 
 @given(
     rows=st.lists(st.tuples(times, times, times), min_size=5, max_size=20),
     limit=st.fractions("0.01", 100, max_denominator=1000),
     faster=st.floats(0.01, 1.0),
 )
+@example(rows=WILD_TIMES, limit=Fraction(1, 100), faster=1.0)
 @settings(SAME_EXAMPLES, max_examples=150)
 def test_any_times_give_a_verdict_and_getting_faster_never_hurts(
     rows: list[tuple[float, float, float]], limit: Fraction, faster: float

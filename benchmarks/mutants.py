@@ -1,158 +1,423 @@
 """Changes the code that decides, one expression at a time, and counts what the unit tests see.
 
-    make mutants [SAMPLE=150] [ONLY='*gates.family*']
+    make mutants [ONLY='gates.family'] [SAMPLE=150]
 
-mutmut makes the mutants (`[tool.mutmut]` in pyproject.toml says of which modules, and by which
-tests) and keeps what it found in mutants/: a run that was stopped goes on where it ended, and only
-functions that were changed since are tried again. A whole run takes hours; SAMPLE draws so many
-mutants, the same ones for the same code. Prints each survivor with its line, by kind:
+mutmut makes the mutants. Each is put in place of its function's code in a fork of a process that
+has collected the tests, and the tests that reach the changed statement run until one fails, the
+quickest first. A module is judged by the tests that mirror it and those named in `TESTS`.
 
-- wording: a text with a space in it is the only difference. What a verdict says is asserted where
-  users act on it; that every word of every cause is, would pin the prose and no behaviour.
-- behaviour: everything else. Equal mutants are among these: nothing can tell them.
+What was found is kept in mutants/: a mutant that was killed is not tried again until its function
+changes, one that survived is tried at every run. Prints a table by module, then each survivor:
+
+- wording, which is not tried: a text with a space in it is the only difference. What a verdict says
+  is asserted where users act on it; that every word of every cause is, would pin the prose and no
+  behaviour.
+- equal: nothing can tell it from the original. `mutants.md` lists these, with the reason; a survivor
+  that is listed there is counted as equal and not printed.
+- alive: the rest. A test is missing, or the code is not needed.
+
+A mutant that only a process of the product's own would show is not seen: its code runs unchanged.
 """
 
 from __future__ import annotations
 
+import __future__
+
 import argparse
 import ast
+import difflib
+import fnmatch
 import functools
+import hashlib
+import importlib
+import inspect
 import json
+import math
+import os
+import pickle
 import random
+import re
+import resource
 import subprocess
 import sys
+import tempfile
 import textwrap
+import time
+import types
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
-MUTANTS = ROOT / "mutants"
-#: mutmut makes all mutants before it runs any: the first run is of this one.
-FIRST = "pytest_quantgate.verdict.x_combine__mutmut_1"
+FOUND = ROOT / "mutants"
+RECORD = Path(__file__).with_suffix(".md")
+PACKAGE = "pytest_quantgate"
 
-#: Exit statuses of the tests, as mutmut keeps them; None was not tried.
-KILLED = {1, 3, -24, 24, 36, 152}
-UNTESTED = {5, 33}
+MUTATED = ("gates/*.py", "store/*.py", "verdict.py", "baselines.py", "fingerprint.py")
 
+#: Tests of a module beside the ones that mirror it.
+TESTS = {
+    "gates.accuracy": ("tests/unit/gates/test_gate_samples.py",),
+    "gates.idle": ("tests/unit/gates/test_gate_coverage.py",),
+    "gates.statistics": ("tests/unit/gates/test_intervals.py",),
+    "store.acceptance": ("tests/unit/test_baselines.py",),
+    "store.migration": ("tests/unit/commands/test_command_migrate.py",),
+    "store.owners": ("tests/unit/test_baselines.py",),
+    "store.records": (
+        "tests/unit/test_baselines.py",
+        "tests/unit/test_latency_records.py",
+        "tests/unit/comparison/test_baseline_diff.py",
+    ),
+    "baselines": ("tests/unit/test_latency_records.py", "tests/unit/test_judging_baselines.py"),
+}
 
-def run_mutmut(names: Sequence[str]) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "mutmut", "run", "--max-children", "2", *names],
-        cwd=ROOT,
-        check=False,
-        stdout=subprocess.DEVNULL,
-    )
+#: A mutant may take so many times as long as the original in a test, and so many seconds more.
+TIMES, MORE_S = 3, 2
 
-
-def read_results() -> dict[str, int | None]:
-    """Return the exit status of each mutant by its name."""
-    found: dict[str, int | None] = {}
-    for path in sorted(MUTANTS.rglob("*.py.meta")):
-        found.update(json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"])
-    return found
-
-
-@functools.lru_cache(maxsize=1)
-def read_lines(module: str) -> list[str]:
-    path = MUTANTS / f"{module.replace('.', '/')}.py"
-    return path.read_text(encoding="utf-8").splitlines()
+KILLED, ALIVE, WORDING, UNREACHED = "killed", "alive", "wording", "unreached"
 
 
-def read_function(name: str) -> ast.FunctionDef:
-    """Return one function of a module that holds thousands of them, too many to parse at once."""
-    module, _, function = name.rpartition(".")
-    lines = read_lines(module)
-    begin = next(n for n, line in enumerate(lines) if line.lstrip().startswith(f"def {function}("))
-    margin = len(lines[begin]) - len(lines[begin].lstrip())
-    end = begin + 1
-    while end < len(lines) and (
-        not lines[end].strip()
-        or len(lines[end]) - len(lines[end].lstrip()) > margin
-        or lines[end].lstrip().startswith(")")  # of a signature over several lines
-    ):
-        end += 1
-    (found,) = ast.parse(textwrap.dedent("\n".join(lines[begin:end]))).body
-    assert isinstance(found, ast.FunctionDef)
-    return found
+def list_modules() -> list[str]:
+    paths = (path for pattern in MUTATED for path in (ROOT / PACKAGE).glob(pattern))
+    names = (path.relative_to(ROOT / PACKAGE).with_suffix("") for path in paths)
+    return sorted(".".join(name.parts) for name in names if name.name != "__init__")
 
 
-def list_differences(name: str) -> Iterator[tuple[ast.AST | None, ast.AST | None]]:
-    """Yield where a mutant and the function that it was made of differ."""
-    original = f"{name.rpartition('__mutmut_')[0]}__mutmut_orig"
-    yield from _compare(read_function(original).body, read_function(name).body)
+def find_source(module: str) -> Path:
+    return ROOT / PACKAGE / f"{module.replace('.', '/')}.py"
 
 
-def _compare(
-    left: Sequence[ast.AST], right: Sequence[ast.AST]
-) -> Iterator[tuple[ast.AST | None, ast.AST | None]]:
-    if len(left) != len(right):
-        yield (left[0] if left else None, right[0] if right else None)
-        return
-    for one, other in zip(left, right, strict=True):
-        if ast.dump(one) == ast.dump(other):
+def list_tests(module: str) -> list[str]:
+    *folder, name = module.split(".")
+    mirrors = Path("tests/unit", *folder, f"test_{'gate_' if folder == ['gates'] else ''}{name}.py")
+    mirror = [str(mirrors)] if (ROOT / mirrors).exists() else []
+    return mirror + list(TESTS.get(module, ()))
+
+
+# -- making mutants ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """One change to a function; `lines` are those of the changed statement in the module."""
+
+    function: str
+    changed: str
+    diff: str
+    lines: frozenset[int]
+    first_line: int
+    is_wording: bool
+
+    @property
+    def key(self) -> str:
+        text = f"{self.function}\n{self.changed}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_mutants(module: str) -> Iterator[Mutant]:
+    import libcst
+    from libcst.metadata import MetadataWrapper, PositionProvider
+    from mutmut.mutation.file_mutation import create_mutations
+
+    path = find_source(module)
+    # mutmut leaves decorated functions alone, and the decorated ones decide as well: properties.
+    source = re.sub(r"(?m)^( *)@(?!dataclass).*$", "", path.read_text(encoding="utf-8"))
+    tree, mutations, _, _ = create_mutations(str(path), source)
+    positions = MetadataWrapper(tree, unsafe_skip_copy=True).resolve(PositionProvider)
+    owners = {
+        id(member): f"{node.name.value}."
+        for node in tree.body
+        if isinstance(node, libcst.ClassDef)
+        for member in node.body.body
+    }
+    for mutation in mutations:
+        function = mutation.contained_by_top_level_function
+        if not isinstance(function, libcst.FunctionDef):
             continue
-        children = [list(ast.iter_child_nodes(node)) for node in (one, other)]
-        if type(one) is not type(other) or not all(children):
-            yield one, other
-        else:
-            yield from _compare(*children)
+        original = render(function)
+        changed = render(function.deep_replace(mutation.original_node, mutation.mutated_node))
+        before, after = (text.splitlines() for text in (original, changed))
+        first_line = positions[function].start.line
+        text = mutation.original_node
+        diff = [
+            f"{line[0]} {line[1:].strip()}"
+            for line in difflib.unified_diff(before, after, n=0, lineterm="")
+            if line[0] in "+-" and line[:3] not in ("+++", "---")
+        ]
+        yield Mutant(
+            function=owners.get(id(function), "") + function.name.value,
+            changed=changed,
+            diff="\n".join(diff),
+            lines=find_statement(original, positions[text].start.line, first_line=first_line)
+            if text in positions
+            else frozenset(),
+            first_line=first_line,
+            is_wording=isinstance(text, libcst.SimpleString) and " " in text.value,
+        )
 
 
-def is_wording(name: str) -> bool:
-    """Return whether a text for people is all that a mutant changes."""
-    found = list(list_differences(name))
-    return bool(found) and all(
-        isinstance(one, ast.Constant) and isinstance(one.value, str) and " " in one.value
-        for one, _ in found
+def render(function: Any) -> str:
+    import libcst
+
+    text = libcst.Module(body=[]).code_for_node(function.with_changes(leading_lines=()))
+    return textwrap.dedent(text)
+
+
+def find_statement(source: str, line: int, *, first_line: int) -> frozenset[int]:
+    """Return the lines of the innermost statement at a line; of one with a body, its head's."""
+    found = frozenset({line})
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.stmt):
+            continue
+        begin, end = node.lineno, node.end_lineno or node.lineno
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body:
+            end = body[0].lineno - 1 if body[0].lineno > begin else begin
+        begin, end = begin + first_line - 1, end + first_line - 1
+        if begin <= line <= end:
+            found = frozenset(range(begin, end + 1))  # ast.walk goes from the outside in
+    return found
+
+
+def put_in_place(module: str, mutant: Mutant) -> None:
+    """Give a function the code and the defaults of its mutant, under all its decorators."""
+    target: Any = importlib.import_module(f"{PACKAGE}.{module}")
+    for name in mutant.function.split("."):
+        target = inspect.getattr_static(target, name)
+    target = getattr(target, "__func__", getattr(target, "fget", getattr(target, "func", target)))
+    target = inspect.unwrap(target)
+    code = compile(
+        "\n" * (mutant.first_line - 1) + mutant.changed,
+        str(find_source(module)),
+        "exec",
+        flags=__future__.annotations.compiler_flag,
+        dont_inherit=True,
     )
+    made: dict[str, Any] = dict(target.__globals__)
+    exec(code, made)
+    twin = made[mutant.function.rpartition(".")[2]]
+    assert isinstance(target, types.FunctionType)
+    target.__code__ = twin.__code__
+    target.__defaults__, target.__kwdefaults__ = twin.__defaults__, twin.__kwdefaults__
 
 
-def describe(name: str) -> str:
-    one, other = next(list_differences(name), (None, None))
-    before, after = (ast.unparse(node) if node else "nothing" for node in (one, other))
-    return f"{name}: {before[:70]} -> {after[:70]}"
+# -- trying them ---------------------------------------------------------------------------------
 
 
-def summarise(results: Mapping[str, int | None]) -> Iterator[str]:
+class Trial:
+    """A plugin that instead of running the collected tests runs them on each mutant."""
+
+    def __init__(self, module: str, mutants: Sequence[Mutant]) -> None:
+        self.module = module
+        self.mutants = mutants
+        self.failed = False
+        self.seconds = 0.0
+
+    def pytest_configure(self) -> None:
+        from hypothesis import Phase, settings
+
+        # A mutant that is seen is seen: no time is spent on a smaller example of it.
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("mutants", phases=phases, database=None)
+        settings.load_profile("mutants")
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        items = session.items
+        seconds, reached, imported = self._in_fork(functools.partial(self._measure, items))
+        for name in imported:
+            importlib.import_module(name)
+        for mutant in self.mutants:
+            if mutant.is_wording:
+                self._report(mutant, WORDING)
+                continue
+            chosen = sorted(
+                (n for n, lines in reached.items() if lines & mutant.lines), key=seconds.__getitem__
+            )
+            if not chosen:
+                self._report(mutant, UNREACHED)
+                continue
+            tests = [(items[n], seconds[n]) for n in chosen]
+            alive = self._in_fork(functools.partial(self._try, mutant, tests))
+            self._report(mutant, ALIVE if alive else KILLED)
+        return True
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.failed = self.failed or report.failed
+        self.seconds += report.duration
+
+    def _report(self, mutant: Mutant, status: str) -> None:
+        found = {
+            "key": mutant.key,
+            "function": mutant.function,
+            "line": mutant.first_line,
+            "diff": mutant.diff,
+            "status": status,
+        }
+        with (FOUND / f"{self.module}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+
+    def _run(self, item: Any, following: Any) -> None:
+        self.failed, self.seconds = False, 0.0
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+
+    def _measure(self, items: Sequence[Any]) -> Any:
+        """Return each test's seconds and the lines that it reaches; none of a test that fails."""
+        import coverage
+
+        before = set(sys.modules)
+        source = str(find_source(self.module))
+        watch = coverage.Coverage(data_file=None, include=[source], config_file=False)
+        seconds, failing = {}, set()
+        watch.start()
+        for number, item in enumerate(items):
+            watch.switch_context(str(number))
+            self._run(item, items[number + 1] if number + 1 < len(items) else None)
+            seconds[number] = self.seconds
+            if self.failed:
+                failing.add(number)
+                print(f"{item.nodeid} fails without a mutant", file=sys.__stderr__)
+        watch.stop()
+        reached: dict[int, set[int]] = {}
+        for line, contexts in watch.get_data().contexts_by_lineno(source).items():
+            for context in contexts:
+                if context and int(context) not in failing:
+                    reached.setdefault(int(context), set()).add(line)
+        heavy = {"numpy", "torch", "onnx", "scipy.stats", "transformers", "yaml"}
+        return seconds, reached, sorted(heavy & (set(sys.modules) - before))
+
+    def _try(self, mutant: Mutant, tests: Sequence[tuple[Any, float]]) -> bool:
+        """Return whether no test sees the mutant; ends the process where one takes too long."""
+        put_in_place(self.module, mutant)
+        for number, (item, seconds) in enumerate(tests):
+            limit_s = math.ceil(time.process_time() + TIMES * seconds) + MORE_S
+            resource.setrlimit(resource.RLIMIT_CPU, (limit_s, resource.RLIM_INFINITY))
+            self._run(item, tests[number + 1][0] if number + 1 < len(tests) else None)
+            if self.failed:
+                return False
+        return True
+
+    @staticmethod
+    def _in_fork(work: Any) -> Any:
+        """Return what `work` returns in a fork, None where it ends in another way."""
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            try:
+                with os.fdopen(writing, "wb") as file:
+                    file.write(pickle.dumps(work()))
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as file:
+            told = file.read()
+        os.waitpid(child, 0)
+        return pickle.loads(told) if told else None
+
+
+def try_module(module: str, *, share: float) -> None:
+    """Try the mutants of a module that are not known to be killed; `share` of them, by a seed."""
+    import pytest
+
+    known = read_found(module)
+    mutants = {mutant.key: mutant for mutant in make_mutants(module)}
+    kept = [entry for key, entry in known.items() if key in mutants and entry["status"] == KILLED]
+    (FOUND / f"{module}.jsonl").write_text(
+        "".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8"
+    )
+    left = [mutant for key, mutant in mutants.items() if key not in {e["key"] for e in kept}]
+    if share < 1:
+        left = random.Random(0).sample(left, k=max(1, round(share * len(left))))
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:randomly"]
+        pytest.main(
+            [*options, f"--basetemp={folder}/tests", *list_tests(module)],
+            plugins=[Trial(module, left)],
+        )
+
+
+# -- what was found ------------------------------------------------------------------------------
+
+
+def read_found(module: str) -> dict[str, dict[str, Any]]:
+    path = FOUND / f"{module}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {entry["key"]: entry for entry in map(json.loads, lines)}
+
+
+def read_equal() -> set[str]:
+    """Return the keys of the mutants that the record lists as equal."""
+    return set(re.findall(r"`([0-9a-f]{16})`", RECORD.read_text(encoding="utf-8")))
+
+
+def summarise(modules: Sequence[str]) -> Iterator[str]:
     """Yield the table by module, then the survivors."""
-    tried = {name: status for name, status in results.items() if status is not None}
-    alive = {name for name, status in tried.items() if status not in KILLED}
-    wording = {name for name in alive if is_wording(name)}
-    counts: dict[str, Counter[str]] = {}
-    for name in tried:
-        module = ".".join(name.split(".")[1:-1])
-        kind = "wording" if name in wording else "behaviour" if name in alive else "killed"
-        counts.setdefault(module, Counter())[kind] += 1
-        counts.setdefault("all", Counter())[kind] += 1
-    yield "| module | mutants | killed | alive: behaviour | alive: wording | killed of behaviour |"
-    yield "|---|--:|--:|--:|--:|--:|"
-    for module, count in sorted(counts.items()):
-        judged = count["killed"] + count["behaviour"]
-        share = f"{100 * count['killed'] / judged:.1f} %" if judged else "-"
+    equal = read_equal()
+    rows: dict[str, Counter[str]] = {}
+    alive: list[str] = []
+    for module in modules:
+        for key, entry in read_found(module).items():
+            status = "unseen" if entry["status"] in (ALIVE, UNREACHED) else entry["status"]
+            if status == "unseen" and key in equal:
+                status = "equal"
+            rows.setdefault(module, Counter())[status] += 1
+            rows.setdefault("all", Counter())[status] += 1
+            if status == "unseen":
+                where = f"{module}.{entry['function']} `{key}`"
+                reached = "" if entry["status"] == ALIVE else " (no test reaches it)"
+                alive.append(f"- {where}{reached}\n{textwrap.indent(entry['diff'], '    ')}")
+    yield "| module | mutants | wording, not tried | equal | killed | alive | killed of what differs |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for module, row in rows.items():
+        differ = row[KILLED] + row["unseen"]
+        share = f"{100 * row[KILLED] / differ:.1f} %" if differ else "-"
         yield (
-            f"| {module} | {count.total()} | {count['killed']} | {count['behaviour']} | "
-            f"{count['wording']} | {share} |"
+            f"| {module} | {row.total()} | {row[WORDING]} | {row['equal']} | {row[KILLED]} | "
+            f"{row['unseen']} | {share} |"
         )
     yield ""
-    yield from (f"- {describe(name)}" for name in sorted(alive - wording))
+    yield from alive
+
+
+def run_modules(modules: Sequence[str], *, share: float, jobs: int) -> None:
+    """Try modules in processes of their own, as many at once as `jobs`."""
+    environ: Mapping[str, str] = {**os.environ, "OMP_NUM_THREADS": "1"}
+    waiting, running = list(modules), dict[int, str]()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            module = waiting.pop(0)
+            command = [sys.executable, __file__, "--module", module, "--share", str(share)]
+            started = subprocess.Popen(
+                command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL
+            )
+            running[started.pid] = module
+        done, _ = os.wait()
+        print(f"{running.pop(done)} is done, {len(waiting)} wait", file=sys.stderr)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sample", type=int, help="try so many mutants, drawn by a seed")
-    parser.add_argument("--only", default="*", help="mutants whose name matches")
+    parser.add_argument("--sample", type=int, help="try about so many mutants, drawn by a seed")
+    parser.add_argument("--only", default="*", help="modules whose name matches, as gates.family")
     parser.add_argument("--report", action="store_true", help="try none, show what is known")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--module", help=argparse.SUPPRESS)
+    parser.add_argument("--share", type=float, default=1.0, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    FOUND.mkdir(exist_ok=True)
+    if chosen.module:
+        try_module(chosen.module, share=chosen.share)
+        return 0
+    modules = [name for name in list_modules() if fnmatch.fnmatch(name, chosen.only)]
     if not chosen.report:
-        run_mutmut([FIRST])
-        names = sorted(name for name in read_results() if Path(name).match(chosen.only))
+        share = 1.0
         if chosen.sample:
-            names = random.Random(0).sample(names, k=min(chosen.sample, len(names)))
-        run_mutmut(names)
-        print("\n".join(summarise({name: read_results()[name] for name in names})))
-    else:
-        print("\n".join(summarise(read_results())))
+            total = sum(1 for module in modules for _ in make_mutants(module))
+            share = min(1.0, chosen.sample / total)
+        run_modules(modules, share=share, jobs=chosen.jobs)
+    print("\n".join(summarise(modules)))
     return 0
 
 

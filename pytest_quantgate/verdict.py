@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -77,14 +77,4 @@ def combine(*, gate: str, parts: tuple[Verdict, ...]) -> Verdict:
     figures: dict[str, Figure] = {}
     for part in parts:
         figures.update(part.figures)
-    return Verdict(
-        gate=gate,
-        status=lead.status,
-        headline=lead.headline,
-        brief=lead.brief,
-        evidence=lead.evidence + others,
-        cause=lead.cause,
-        next_step=lead.next_step,
-        figures=figures,
-        code=lead.code,
-    )
+    return replace(lead, gate=gate, evidence=lead.evidence + others, figures=figures)

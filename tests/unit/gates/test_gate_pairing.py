@@ -7,11 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gate_builders import CLASSES, make_class_pair, make_hits, make_outcomes, make_pair
+from gate_builders import (
+    CLASSES,
+    SAME_EXAMPLES,
+    make_class_pair,
+    make_hits,
+    make_outcomes,
+    make_pair,
+)
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from pytest_quantgate.baselines import store_outcomes
 from pytest_quantgate.gates.pairing import Clusters, Unpaired, pair_outcomes, pair_stored
-from pytest_quantgate.gates.statistics import ClassCounts, clustered_samples
+from pytest_quantgate.gates.statistics import ClassCounts, Flips, Share, clustered_samples
 from pytest_quantgate.measurement import Outcomes
 
 
@@ -146,8 +155,19 @@ def test_stored_outcomes_of_something_else_are_not_paired(
 def test_stored_outcomes_are_not_paired_with_doubled_samples() -> None:
     now = replace(FOUR, ids=("a", "a", "b", "c"))
 
-    with pytest.raises(Unpaired, match="more than once"):
+    with pytest.raises(Unpaired, match="^fp8-attention has the sample 'a' more than once$"):
         pair_stored(stored=store_outcomes(FOUR), now=now)
+
+
+def test_samples_that_stand_for_themselves_are_worth_their_number() -> None:
+    before, now = make_pair(100, lost=7, won=3, other_answers=5)
+
+    found = pair_outcomes(before=before, after=now)
+
+    assert found.clusters is None
+    assert found.flips == Flips(right_to_wrong=7, wrong_to_right=3, samples=100)
+    assert found.right_share == Share(count=found.after_right, samples=100)
+    assert found.changed_share == Share(count=15, samples=100)
 
 
 # -- captions of one image ------------------------------------------------------------------------
@@ -196,6 +216,51 @@ def test_a_cluster_is_weighed_by_what_its_samples_lost_less_what_they_won() -> N
         right=clustered_samples(sizes=sizes, totals=[0, 2, 1], squares=3),
         changed=clustered_samples(sizes=sizes, totals=[2, 1, 0], squares=3),
     )
+
+
+#: Of each sample: its class, the image that it is a copy of, and whether it was and is right.
+COPIES = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 2), st.booleans(), st.booleans()),
+    min_size=1,
+    max_size=24,
+)
+
+
+@SAME_EXAMPLES
+@given(rows=COPIES)
+@example(rows=[(0, 0, True, False), (0, 0, True, False), (0, 1, True, True), (0, 2, True, True)])
+@example(rows=[(0, 0, True, True), (0, 0, True, True), (0, 1, False, False), (0, 2, True, True)])
+def test_each_class_is_worth_what_its_own_images_are(
+    rows: list[tuple[int, int, bool, bool]],
+) -> None:
+    """The less of what its drop and its share are worth; copies are never of two classes."""
+    labels = tuple(label for label, *_ in rows)
+    clusters = tuple(3 * label + image for label, image, *_ in rows)
+    common: dict[str, Any] = {"labels": labels, "clusters": clusters}
+    before = make_outcomes([was for *_, was, _ in rows], variant="fp16", **common)
+    after = make_outcomes([now for *_, now in rows], **common)
+
+    found = pair_outcomes(before=before, after=after)
+    again = pair_stored(stored=store_outcomes(before), now=shuffled(after))
+
+    for label in set(labels):
+        mine = [(image, was, now) for other, image, was, now in rows if other == label]
+        images = sorted({image for image, *_ in mine})
+        worth = []
+        for values in ([was - now for _, was, now in mine], [int(now) for *_, now in mine]):
+            inside = {image: 0 for image in images}
+            for (image, *_), value in zip(mine, values, strict=True):
+                inside[image] += value
+            worth.append(
+                clustered_samples(
+                    sizes=[sum(image == other for other, *_ in mine) for image in images],
+                    totals=list(inside.values()),
+                    squares=sum(value * value for value in values),
+                )
+            )
+        expected = min(worth) if len(images) < len(mine) else len(mine)
+        for counts in (dict(found.classes)[CLASSES[label]], dict(again.classes)[CLASSES[label]]):
+            assert counts.independent == pytest.approx(expected)
 
 
 def test_captions_that_are_lost_apart_are_worth_more() -> None:

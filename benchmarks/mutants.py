@@ -12,16 +12,17 @@ changes, one that survived is tried at every run. Prints a table by module, then
 - wording, which is not tried: a text with a space in it is the only difference. What a verdict says
   is asserted where users act on it; that every word of every cause is, would pin the prose and no
   behaviour.
-- equal: nothing can tell it from the original. `mutants.md` lists these, with the reason; a survivor
-  that is listed there is counted as equal and not printed.
+- equal: nothing can tell it from the original. `mutants.md` lists these, with the reason; one that
+  is listed there is counted as equal and not printed. So is, by rule and untried, a `zip` that is
+  not strict: strictness asserts what callers have made sure of.
+- refused by mypy: an argument that is None or missing where a type says otherwise; the types are
+  checked with the tests.
 - alive: the rest. A test is missing, or the code is not needed.
 
 A mutant that only a process of the product's own would show is not seen: its code runs unchanged.
 """
 
 from __future__ import annotations
-
-import __future__
 
 import argparse
 import ast
@@ -38,6 +39,7 @@ import pickle
 import random
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,7 +47,7 @@ import textwrap
 import time
 import types
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,24 +61,26 @@ MUTATED = ("gates/*.py", "store/*.py", "verdict.py", "baselines.py", "fingerprin
 
 #: Tests of a module beside the ones that mirror it.
 TESTS = {
-    "gates.accuracy": ("tests/unit/gates/test_gate_samples.py",),
-    "gates.idle": ("tests/unit/gates/test_gate_coverage.py",),
-    "gates.statistics": ("tests/unit/gates/test_intervals.py",),
-    "store.acceptance": ("tests/unit/test_baselines.py",),
-    "store.migration": ("tests/unit/commands/test_command_migrate.py",),
-    "store.owners": ("tests/unit/test_baselines.py",),
+    "gates.accuracy": ("gates/test_gate_family.py", "gates/test_gate_samples.py"),
+    "gates.idle": ("gates/test_gate_coverage.py",),
+    "gates.regression": ("gates/test_gate_family.py", "gates/test_gate_samples.py"),
+    "gates.statistics": ("gates/test_intervals.py",),
+    "store.acceptance": ("test_baselines.py",),
+    "store.migration": ("commands/test_command_migrate.py",),
+    "store.owners": ("test_baselines.py",),
     "store.records": (
-        "tests/unit/test_baselines.py",
-        "tests/unit/test_latency_records.py",
-        "tests/unit/comparison/test_baseline_diff.py",
+        "test_baselines.py",
+        "test_latency_records.py",
+        "comparison/test_baseline_diff.py",
     ),
-    "baselines": ("tests/unit/test_latency_records.py", "tests/unit/test_judging_baselines.py"),
+    "baselines": ("test_latency_records.py", "test_judging_baselines.py"),
 }
 
 #: A mutant may take so many times as long as the original in a test, and so many seconds more.
 TIMES, MORE_S = 3, 2
 
-KILLED, ALIVE, WORDING, UNREACHED = "killed", "alive", "wording", "unreached"
+KILLED, TYPED, ALIVE, UNREACHED = "killed", "refused by mypy", "alive", "unreached"
+EQUAL, WORDING = "equal", "wording"
 
 
 def list_modules() -> list[str]:
@@ -91,9 +95,9 @@ def find_source(module: str) -> Path:
 
 def list_tests(module: str) -> list[str]:
     *folder, name = module.split(".")
-    mirrors = Path("tests/unit", *folder, f"test_{'gate_' if folder == ['gates'] else ''}{name}.py")
-    mirror = [str(mirrors)] if (ROOT / mirrors).exists() else []
-    return mirror + list(TESTS.get(module, ()))
+    mirror = "/".join([*folder, f"test_{'gate_' if folder == ['gates'] else ''}{name}.py"])
+    paths = (f"tests/unit/{path}" for path in (mirror, *TESTS.get(module, ())))
+    return [path for path in paths if (ROOT / path).exists()]
 
 
 # -- making mutants ------------------------------------------------------------------------------
@@ -108,7 +112,9 @@ class Mutant:
     diff: str
     lines: frozenset[int]
     first_line: int
+    length: int
     is_wording: bool
+    is_strictness: bool
 
     @property
     def key(self) -> str:
@@ -154,8 +160,14 @@ def make_mutants(module: str) -> Iterator[Mutant]:
             if text in positions
             else frozenset(),
             first_line=first_line,
+            length=len(before),
             is_wording=isinstance(text, libcst.SimpleString) and " " in text.value,
+            is_strictness=drop_strict(original) == drop_strict(changed),
         )
+
+
+def drop_strict(source: str) -> str:
+    return re.sub(r",\s*(strict=\w+)?\s*\)", ")", source)
 
 
 def render(function: Any) -> str:
@@ -192,7 +204,7 @@ def put_in_place(module: str, mutant: Mutant) -> None:
         "\n" * (mutant.first_line - 1) + mutant.changed,
         str(find_source(module)),
         "exec",
-        flags=__future__.annotations.compiler_flag,
+        flags=annotations.compiler_flag,
         dont_inherit=True,
     )
     made: dict[str, Any] = dict(target.__globals__)
@@ -229,8 +241,8 @@ class Trial:
         for name in imported:
             importlib.import_module(name)
         for mutant in self.mutants:
-            if mutant.is_wording:
-                self._report(mutant, WORDING)
+            if mutant.is_wording or mutant.is_strictness:
+                self._report(mutant, WORDING if mutant.is_wording else EQUAL)
                 continue
             chosen = sorted(
                 (n for n, lines in reached.items() if lines & mutant.lines), key=seconds.__getitem__
@@ -323,10 +335,12 @@ def try_module(module: str, *, share: float) -> None:
 
     known = read_found(module)
     mutants = {mutant.key: mutant for mutant in make_mutants(module)}
-    kept = [entry for key, entry in known.items() if key in mutants and entry["status"] == KILLED]
-    (FOUND / f"{module}.jsonl").write_text(
-        "".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8"
-    )
+    kept = [
+        entry
+        for key, entry in known.items()
+        if key in mutants and entry["status"] in (KILLED, TYPED)
+    ]
+    write_found(module, kept)
     left = [mutant for key, mutant in mutants.items() if key not in {e["key"] for e in kept}]
     if share < 1:
         left = random.Random(0).sample(left, k=max(1, round(share * len(left))))
@@ -338,6 +352,54 @@ def try_module(module: str, *, share: float) -> None:
         )
 
 
+# -- what types refuse ---------------------------------------------------------------------------
+
+
+def check_types(modules: Sequence[str]) -> None:
+    """Note which survivors `mypy` refuses: they do not reach the tests of a change."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(shutil.copytree(ROOT / PACKAGE, Path(folder, PACKAGE)))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        if (ROOT / ".mypy_cache").exists():
+            shutil.copytree(ROOT / ".mypy_cache", Path(folder, ".mypy_cache"))
+        written: dict[str, tuple[str, str]] = {}
+        for module in modules:
+            source = find_source(module)
+            lines = source.read_text(encoding="utf-8").splitlines()
+            entries = read_found(module)
+            for mutant in make_mutants(module):
+                if entries.get(mutant.key, {}).get("status") not in (ALIVE, UNREACHED):
+                    continue
+                begin = mutant.first_line - 1
+                margin = lines[begin][: len(lines[begin]) - len(lines[begin].lstrip())]
+                text = [
+                    *lines[:begin],
+                    textwrap.indent(mutant.changed, margin).rstrip(),
+                    *lines[begin + mutant.length :],
+                ]
+                path = package / source.relative_to(ROOT / PACKAGE)
+                path = path.with_name(f"{source.stem}_{mutant.key}.py")
+                path.write_text("\n".join(text) + "\n", encoding="utf-8")
+                written[str(path.relative_to(folder))] = module, mutant.key
+        if not written:
+            return
+        told = subprocess.run(
+            [sys.executable, "-m", "mypy", "--no-error-summary", *written],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+    refused = {line.partition(":")[0] for line in told.splitlines() if ": error:" in line}
+    keys = {written[path] for path in refused & written.keys()}
+    for module in modules:
+        found = read_found(module)
+        for key, entry in found.items():
+            if (module, key) in keys:
+                entry["status"] = TYPED
+        write_found(module, found.values())
+
+
 # -- what was found ------------------------------------------------------------------------------
 
 
@@ -345,6 +407,11 @@ def read_found(module: str) -> dict[str, dict[str, Any]]:
     path = FOUND / f"{module}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {entry["key"]: entry for entry in map(json.loads, lines)}
+
+
+def write_found(module: str, entries: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(entry) + "\n" for entry in entries)
+    (FOUND / f"{module}.jsonl").write_text(text, encoding="utf-8")
 
 
 def read_equal() -> set[str]:
@@ -361,21 +428,22 @@ def summarise(modules: Sequence[str]) -> Iterator[str]:
         for key, entry in read_found(module).items():
             status = "unseen" if entry["status"] in (ALIVE, UNREACHED) else entry["status"]
             if status == "unseen" and key in equal:
-                status = "equal"
+                status = EQUAL
             rows.setdefault(module, Counter())[status] += 1
             rows.setdefault("all", Counter())[status] += 1
             if status == "unseen":
                 where = f"{module}.{entry['function']} `{key}`"
                 reached = "" if entry["status"] == ALIVE else " (no test reaches it)"
                 alive.append(f"- {where}{reached}\n{textwrap.indent(entry['diff'], '    ')}")
-    yield "| module | mutants | wording, not tried | equal | killed | alive | killed of what differs |"
-    yield "|---|--:|--:|--:|--:|--:|--:|"
+    yield "| module | mutants | wording | equal | killed by tests | by mypy | alive | killed |"
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|"
     for module, row in rows.items():
-        differ = row[KILLED] + row["unseen"]
-        share = f"{100 * row[KILLED] / differ:.1f} %" if differ else "-"
+        killed = row[KILLED] + row[TYPED]
+        differ = killed + row["unseen"]
+        share = f"{100 * killed / differ:.1f} %" if differ else "-"
         yield (
-            f"| {module} | {row.total()} | {row[WORDING]} | {row['equal']} | {row[KILLED]} | "
-            f"{row['unseen']} | {share} |"
+            f"| {module} | {row.total()} | {row[WORDING]} | {row[EQUAL]} | {row[KILLED]} | "
+            f"{row[TYPED]} | {row['unseen']} | {share} |"
         )
     yield ""
     yield from alive
@@ -389,9 +457,7 @@ def run_modules(modules: Sequence[str], *, share: float, jobs: int) -> None:
         while waiting and len(running) < jobs:
             module = waiting.pop(0)
             command = [sys.executable, __file__, "--module", module, "--share", str(share)]
-            started = subprocess.Popen(
-                command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL
-            )
+            started = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
             running[started.pid] = module
         done, _ = os.wait()
         print(f"{running.pop(done)} is done, {len(waiting)} wait", file=sys.stderr)
@@ -417,6 +483,7 @@ def main() -> int:
             total = sum(1 for module in modules for _ in make_mutants(module))
             share = min(1.0, chosen.sample / total)
         run_modules(modules, share=share, jobs=chosen.jobs)
+        check_types(modules)
     print("\n".join(summarise(modules)))
     return 0
 

@@ -155,7 +155,7 @@ def test_stored_outcomes_of_something_else_are_not_paired(
 def test_stored_outcomes_are_not_paired_with_doubled_samples() -> None:
     now = replace(FOUR, ids=("a", "a", "b", "c"))
 
-    with pytest.raises(Unpaired, match="^fp8-attention has the sample 'a' more than once$"):
+    with pytest.raises(Unpaired, match=r"^fp8-attention has the sample 'a' more than once$"):
         pair_stored(stored=store_outcomes(FOUR), now=now)
 
 
@@ -248,7 +248,7 @@ def test_each_class_is_worth_what_its_own_images_are(
         images = sorted({image for image, *_ in mine})
         worth = []
         for values in ([was - now for _, was, now in mine], [int(now) for *_, now in mine]):
-            inside = {image: 0 for image in images}
+            inside = dict.fromkeys(images, 0)
             for (image, *_), value in zip(mine, values, strict=True):
                 inside[image] += value
             worth.append(

@@ -178,10 +178,14 @@ def render(function: Any) -> str:
 
 
 def find_statement(source: str, line: int, *, first_line: int) -> frozenset[int]:
-    """Return the lines of the innermost statement at a line; of one with a body, its head's."""
-    found = frozenset({line})
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.stmt):
+    """Return the lines of the innermost statement at a line; of one with a body, its head's.
+
+    Those of the whole function where the line is of its own head, which no test reaches.
+    """
+    (function,) = ast.parse(source).body
+    found = frozenset(range(first_line, first_line + len(source.splitlines())))
+    for node in ast.walk(function):
+        if not isinstance(node, ast.stmt) or node is function:
             continue
         begin, end = node.lineno, node.end_lineno or node.lineno
         body = getattr(node, "body", None)

@@ -92,7 +92,7 @@ def judge_accuracy(
 def spend_confidence(gate: AccuracyGate, *, look: int) -> AccuracyGate:
     """Return the gate with the confidence that the how many-th look at its data has left."""
     confidence = confidence_of_look(gate.confidence, number=look, last=gate.samples is None)
-    return gate if look == 1 else replace(gate, confidence=confidence)
+    return replace(gate, confidence=confidence)
 
 
 def describe_looks(verdict: Verdict, *, gate: AccuracyGate, looks: Looks) -> Verdict:
@@ -226,8 +226,7 @@ def drop_flips(pairs: Pairs, *, metric: str) -> Flips | Mean[Flips]:
 def drop_interval(pairs: Pairs, *, metric: str, confidence: float) -> tuple[float, Interval]:
     """Return the drop of a metric and its limits."""
     flips = drop_flips(pairs, metric=metric)
-    drop = flips.value if metric == MEAN_OVER_CLASSES else pairs.drop
-    return drop, drop_limits(flips, confidence=confidence)
+    return flips.value, drop_limits(flips, confidence=confidence)
 
 
 def describe_worth(pairs: Pairs, *, metric: str, confidence: Fraction) -> tuple[str, ...]:

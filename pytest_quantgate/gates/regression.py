@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from fractions import Fraction
 
 from pytest_quantgate.gates.accuracy import (
@@ -71,13 +72,8 @@ def judge_regression(
         )
     broken = check_outcomes(fp16, quantized)
     if broken is not None:
-        return Verdict(
-            gate=GATE,
-            status=broken.status,
-            headline=broken.headline.replace("accuracy: ", "regression: ", 1),
-            cause=broken.cause,
-            next_step=broken.next_step,
-        )
+        found = broken.headline.removeprefix(f"{broken.gate}: ")
+        return replace(broken, gate=GATE, headline=f"{GATE}: {found}")
     if gate.metric == MEAN_OVER_CLASSES and not quantized.class_names:
         return Verdict(
             gate=GATE,
@@ -283,7 +279,7 @@ def _compare(
             next_step = f"evaluate on fresh samples, or accept a larger {key} on purpose"
         elif name in ("fp16", "first_fp16"):
             cause = "a library, the machine or the preprocessing changed what FP16 computes"
-        elif fp16_drop > 0 and fp16_drop >= drop / 2:
+        elif fp16_drop >= drop / 2:
             cause = (
                 f"FP16 itself moved by {points(fp16_drop)}: the baseline moved, "
                 f"not the quantization"

@@ -24,9 +24,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates import judge_accuracy
-from pytest_quantgate.gates.accuracy import describe_looks, spend_confidence
+from pytest_quantgate.gates.accuracy import decide, describe_looks, spend_confidence
 from pytest_quantgate.gates.pairing import pair_outcomes
-from pytest_quantgate.gates.statistics import Flips, drop_limits, mean_over
+from pytest_quantgate.gates.statistics import Flips, Interval, drop_limits, mean_over
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.store.looks import Looks
 from pytest_quantgate.store.records import Look
@@ -382,8 +382,13 @@ def test_nan_fails_in_either_variant(which: str, changes: dict[str, Any]) -> Non
     verdict = judge((fp16, quantized), max_drop=Fraction(1))
 
     assert verdict.status is Status.FAIL
-    assert "gave NaN or Inf" in verdict.headline
-    assert (fp16 if which == "fp16" else quantized).variant in verdict.headline
+    broken = fp16 if which == "fp16" else quantized
+    assert verdict.headline == (
+        f"accuracy: scenes/classification acc1: {broken.variant} gave NaN or Inf on "
+        f"{broken.nonfinite} of 1000 samples, its value is {broken.value * 100:.2f} %"
+    )
+    assert verdict.cause == "an overflow in FP16, or a scale that is not finite"
+    assert verdict.next_step.startswith("look at the calibration gate")
 
 
 @pytest.mark.parametrize("metric", ["acc1", "mean_per_class_recall"])
@@ -397,6 +402,7 @@ def test_value_that_its_samples_deny_fails(metric: str) -> None:
         "the value of fp8-attention, 100.00 %, is not what its 400 samples say" in verdict.headline
     )
     assert "changed after it was taken" in verdict.cause
+    assert verdict.next_step == "measure again without the cache: --quantgate-cache=off"
 
 
 def test_ragged_outcomes_fail() -> None:
@@ -405,6 +411,21 @@ def test_ragged_outcomes_fail() -> None:
     verdict = judge((fp16, replace(quantized, answers=quantized.answers[:9])))
 
     assert verdict.status is Status.FAIL
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "status"),
+    [
+        (0.0, 0.01, Status.PASS),
+        (0.0, 0.0100001, Status.INCONCLUSIVE),
+        (0.01, 0.02, Status.INCONCLUSIVE),
+        (0.0100001, 0.02, Status.FAIL),
+        (math.nan, math.nan, Status.INCONCLUSIVE),
+    ],
+)
+def test_an_interval_is_decided_by_its_ends(low: float, high: float, status: Status) -> None:
+    """A limit itself is kept, on either end; what is no number is never green."""
+    assert decide(Interval(low=low, high=high), limit=0.01) is status
 
 
 # -- floor --------------------------------------------------------------------------------------
@@ -726,6 +747,7 @@ def test_mean_over_classes_needs_classes() -> None:
     assert f"mean_per_class_recall needs classes, and the samples have none ({at('metric')})" in (
         verdict.headline
     )
+    assert verdict.next_step == "use metric: acc1, or the recall metrics for retrieval"
 
 
 # -- looks ---------------------------------------------------------------------------------------
@@ -742,7 +764,7 @@ def test_first_look_of_one_variant_says_nothing() -> None:
     plain = judge_accuracy(fp16=fp16, quantized=quantized, gate=spend_confidence(gate, look=1))
     told = describe_looks(plain, gate=gate, looks=Looks(number=1, earlier=(), variants=1))
 
-    assert told.evidence == plain.evidence
+    assert (told.evidence, told.brief) == (plain.evidence, plain.brief)
     assert (told.figures["look"], told.figures["variants_judged"]) == (1, 1)
 
 
@@ -770,21 +792,35 @@ def test_second_look_is_judged_with_what_is_left_and_says_so() -> None:
     assert told.figures["look"] == 2
 
 
+def test_the_last_four_looks_are_named() -> None:
+    fp16, quantized = make_pair(2_000, lost=8)
+    earlier = tuple(look(100 * n, n) for n in range(1, 7))
+    plain = judge_accuracy(fp16=fp16, quantized=quantized, gate=accuracy_gate())
+
+    told = describe_looks(
+        plain, gate=accuracy_gate(), looks=Looks(number=7, earlier=earlier, variants=1)
+    )
+
+    named = re.findall(r"(\d+) on 2026-11-28", told.evidence[-1])
+    assert named == ["300", "400", "500", "600"]
+
+
 def test_last_look_at_all_of_the_data_has_all_that_is_left() -> None:
     assert spend_confidence(accuracy_gate(), look=2).confidence == Fraction(99, 100)
     assert spend_confidence(accuracy_gate(samples=10), look=2).confidence == Fraction(995, 1000)
 
 
-def test_many_variants_on_one_data_are_told() -> None:
+@pytest.mark.parametrize(("variants", "share"), [(2, "9.8 %"), (3, "14 %"), (10, "40 %")])
+def test_many_variants_on_one_data_are_told(variants: int, share: str) -> None:
     fp16, quantized = make_pair(2_000, lost=8)
     gate = accuracy_gate()
     plain = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
 
-    told = describe_looks(plain, gate=gate, looks=Looks(number=1, earlier=(), variants=10))
+    told = describe_looks(plain, gate=gate, looks=Looks(number=1, earlier=(), variants=variants))
 
     assert told.status is plain.status
     assert told.evidence[-1] == (
-        "10 variants were judged on these samples: the best of so many passes wrongly in up to "
-        "40 %; confirm the one that ships on fresh samples"
+        f"{variants} variants were judged on these samples: the best of so many passes wrongly in "
+        f"up to {share}; confirm the one that ships on fresh samples"
     )
-    assert told.figures["variants_judged"] == 10
+    assert told.figures["variants_judged"] == variants

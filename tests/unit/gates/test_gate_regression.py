@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -71,6 +72,7 @@ def test_same_results_pass_all_comparisons() -> None:
         f"within max_drop_since_first 2.00 pp = 40 samples ({at('max_drop_since_first')})" in text
     )
     assert (verdict.cause, verdict.next_step) == ("", "")
+    assert verdict.brief == "FP16 100.00 -> 100.00 %, drop 0.00 [-0.16, 0.16] within 1.00 pp"
     assert verdict.figures["samples"] == SAMPLES
     assert verdict.figures["fp16_drop_points"] == 0
     assert verdict.figures["accepted_drop_high_points"] == pytest.approx(0.156, abs=0.001)
@@ -104,8 +106,18 @@ def test_baseline_of_another_model_is_not_compared() -> None:
     assert verdict.status is Status.INCOMPARABLE
     assert "was made of something else" in verdict.headline
     assert verdict.evidence == (words,)
+    assert verdict.brief == words
     assert verdict.code == "regression.baseline-of-other-things"
     assert verdict.next_step == f"if that is meant: {UPDATE}"
+
+
+def test_as_many_differences_as_a_table_shows_are_brief() -> None:
+    many = tuple(f"setting {n} differs" for n in range(9))
+
+    brief = judge(stored=store(FP16, ALL_RIGHT), differences=many).brief
+
+    assert brief == "setting 0 differs, setting 1 differs, setting 2 differs, setting ..."
+    assert len(brief) <= 70
 
 
 def test_baseline_of_another_model_is_not_compared_even_where_it_would_fail() -> None:
@@ -180,6 +192,7 @@ def test_mean_over_classes_needs_classes() -> None:
 
     assert verdict.status is Status.FAIL
     assert f"needs classes, and the samples have none ({at('metric')})" in verdict.headline
+    assert verdict.next_step == "use metric: acc1, or the recall metrics for retrieval"
 
 
 # -- what moved ---------------------------------------------------------------------------------
@@ -271,6 +284,7 @@ def test_drop_within_its_limit_on_few_samples_asks_for_more(lost: int, drop: str
     assert verdict.status is Status.INCONCLUSIVE
     assert f"drop {drop}" in verdict.headline
     assert "not decided against max_drop 1.00 pp" in verdict.headline
+    assert re.fullmatch(r"variant 100.00 -> .* around 1.00 pp", verdict.brief)
     assert verdict.cause == "too few samples for this limit and this rate of flips"
     assert verdict.next_step == (
         "evaluate on fresh samples, or accept a larger max_drop on purpose"
@@ -333,6 +347,8 @@ def test_fp16_slot_that_holds_the_variant_is_found() -> None:
     assert verdict.status is Status.INCOMPARABLE
     assert "the baseline's slot of fp16 holds the outcomes of fp8-attention" in verdict.headline
     assert "0 of 2000 samples differ from fp8-attention now, 20 from fp16" in verdict.headline
+    assert verdict.cause == "the baseline was made with one model in the place of the other"
+    assert verdict.next_step == f"look at how it was made, then: {UPDATE}"
 
 
 def test_slot_of_the_variant_that_holds_fp16_is_found() -> None:
@@ -368,3 +384,4 @@ def test_small_accepted_drifts_of_fp16_do_not_add_up_unseen() -> None:
     )
     assert verdict.figures["first_fp16_drop_points"] == pytest.approx(4.2)
     assert "small accepted drifts of FP16 have added up" in verdict.next_step
+    assert "a library, the machine or the preprocessing" in verdict.cause

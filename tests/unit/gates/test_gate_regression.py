@@ -116,7 +116,7 @@ def test_as_many_differences_as_a_table_shows_are_brief() -> None:
 
     brief = judge(stored=store(FP16, ALL_RIGHT), differences=many).brief
 
-    assert brief == "setting 0 differs, setting 1 differs, setting 2 differs, setting ..."
+    assert brief == "setting 0 differs, setting 1 differs, setting 2 differs, setting 3 ..."
     assert len(brief) <= 70
 
 

@@ -117,6 +117,7 @@ def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
         return _verdict(
             Status.FAIL,
             f"no batch was ever calibrated on: the ranges are each batch's own ({where})",
+            cause="the data is empty, or calibration.samples is 0",
             next_step="give calibration.data and calibration.samples that are there",
             code="calibration.no-batch",
         )
@@ -170,6 +171,8 @@ def _judge_amax(
         return _verdict(
             Status.FAIL,
             f"no static quantizer is enabled: nothing to calibrate ({gate.where})",
+            cause="the recipe quantizes nothing, or takes each range from the values at hand",
+            next_step="choose a recipe with static ranges, or leave the calibration gate out",
             code="calibration.nothing-static",
         )
     missing = [q.name for q in static if not _has_amax(q)]
@@ -418,8 +421,6 @@ def _advise_samples(
 
 def _describe_dynamic(quantizers: Sequence[Quantizer]) -> str:
     """Return what a reader must know of ranges that nobody calibrated."""
-    if not quantizers:
-        return ""
     kinds = Counter(f"{q.granularity} {q.slot}" for q in quantizers)
     listing = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
     return f"{count(len(quantizers), 'dynamic quantizer')} with ranges of their own ({listing})"

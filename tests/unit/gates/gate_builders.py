@@ -66,6 +66,7 @@ KEYS = {
     "min_worst_sqnr": 25,
     "task": 26,
     "first": 27,
+    "max_batch_change": 28,
 }
 WHERE = Where(file=FILE, line=10, keys=KEYS)
 CLASSES = ("cat", "dog", "fox", "owl")

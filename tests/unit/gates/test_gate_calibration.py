@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.gates import judge_calibration
 from pytest_quantgate.gates.calibration import judge_ranges, warn_of_near_copies
+from pytest_quantgate.gates.statistics import Share, share_limits
 from pytest_quantgate.measurement import Audit, BatchInvariance, CalibrationRun, NearCopy
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -60,9 +61,38 @@ def test_trusted_ranges_pass() -> None:
         "through both towers; worst clipping 0.030 % of 10000 held-out values, at most 0.078 % "
         f"({FC1}), within max_clipped 0.100 %"
     )
-    assert "calibration: none of 1 evaluation samples was calibrated on" in verdict.evidence
+    assert verdict.brief == "24 static quantizers, worst clipping 0.030 % within 0.100 %"
+    assert (verdict.gate, verdict.code, verdict.next_step) == ("calibration", "", "")
+    assert verdict.evidence == (
+        "calibration: 24 amax finite and positive",
+        "calibration: every enabled quantizer was called in its tower's forward",
+        "calibration: clipping within max_clipped",
+        "calibration: none of 1 evaluation samples was calibrated on",
+    )
     assert verdict.figures["calibration_samples"] == 64
+    assert verdict.figures["calibration_copies"] == 0
+    assert verdict.figures["calibration_batches"] == 4
     assert verdict.figures["worst_clipped_share"] == pytest.approx(0.0003)
+    assert verdict.figures["near_copies"] == 0
+
+
+def test_what_clipped_nothing_may_still_clip() -> None:
+    high = share_limits(Share(count=0, samples=10_000), confidence=0.95).high
+
+    assert judge(AUDIT).figures["worst_clipped_high"] == high
+
+
+def test_green_parts_that_are_not_always_there_are_evidence_too() -> None:
+    audit = replace(change_quantizers(AUDIT, "*weight_quantizer", largest=1.0), algorithm="max")
+
+    verdict = judge(with_batch(audit, change=0.0))
+
+    assert "calibration: 4 weights have the range of the weight itself" in verdict.evidence
+    assert (
+        "calibration: no embedding depends on its batch: embeddings move by vision 0.00 % (limit "
+        "0.10 %), text 0.00 % (limit 0.10 %) with other samples beside them "
+        f"({at('max_batch_change')})"
+    ) in verdict.evidence
 
 
 def test_quantizers_that_are_off_or_dynamic_need_no_range() -> None:
@@ -95,6 +125,7 @@ def test_ranges_alone_pass_without_a_calibration_run() -> None:
         ({"amax_min": 0.0}, "an amax that is not positive"),
         ({"vision_calls": 0}, "were never called in a forward"),
         ({"clipped": 5_000}, "clips more than max_clipped"),
+        ({"amax_max": 17.0, "largest": 1.0}, "more than 16 times wider than anything seen"),
     ],
 )
 def test_ranges_alone_fail_as_in_the_whole_gate(changes: dict[str, Any], words: str) -> None:
@@ -102,6 +133,7 @@ def test_ranges_alone_fail_as_in_the_whole_gate(changes: dict[str, Any], words: 
 
     assert verdict.status is Status.FAIL
     assert words in verdict.headline
+    assert FILE in verdict.headline
 
 
 def test_ranges_alone_are_no_pass_without_clipping() -> None:
@@ -205,6 +237,38 @@ def test_nothing_static_fails() -> None:
 
     assert verdict.status is Status.FAIL
     assert "no static quantizer is enabled: nothing to calibrate" in verdict.headline
+
+
+IDLE: dict[str, Any] = {"amax_max": None, "amax_count": 0, "vision_calls": 0}
+
+
+def test_ranges_that_no_batch_will_ever_give_ask_for_no_more_batches() -> None:
+    never = change_quantizers(AUDIT, "vision*fc1.input*", **IDLE)
+    some = change_quantizers(never, "vision*layers.1.mlp.fc1.input*", vision_calls=1)
+    elsewhere = change_quantizers(AUDIT, FC1, amax_count=0)
+    elsewhere = change_quantizers(elsewhere, "text*layers.1.mlp.fc1.input*", text_calls=0)
+
+    assert judge(never).cause.startswith("nothing calls these modules in a forward")
+    assert judge(never).next_step == ('add to quantize: exclude: ["vision_model.*input_quantizer"]')
+    for audit in (some, elsewhere):
+        assert judge(audit).cause == (
+            "enabled after the calibration, or never reached by its forward"
+        )
+        assert judge(audit).next_step == "calibrate again with batches that reach these modules"
+
+
+@pytest.mark.parametrize("changes", [IDLE, {"vision_calls": 0}], ids=["no range", "a range"])
+def test_advice_for_quantizers_that_never_ran_knows_the_attention(changes: dict[str, Any]) -> None:
+    verdict = judge_calibration(
+        change_quantizers(AUDIT, "vision*q_bmm*", **changes),
+        make_run(),
+        evaluation_hashes=(),
+        gate=calibration_gate(),
+        attention="eager",
+    )
+
+    assert "it sees sdpa, not eager" in verdict.cause
+    assert verdict.next_step == "set model.attn_implementation: sdpa"
 
 
 # -- calls --------------------------------------------------------------------------------------
@@ -397,10 +461,49 @@ def test_interval_holds_the_share_and_decides(
 
 def test_weight_is_no_sample() -> None:
     """All of its values are there: its share is what it is."""
-    audit = change_quantizers(AUDIT, WEIGHT, clipped=11)
+    over = judge(change_quantizers(AUDIT, WEIGHT, clipped=11))
+    within = judge(change_quantizers(AUDIT, WEIGHT, clipped=10))
 
-    assert judge(audit).status is Status.FAIL
-    assert judge(change_quantizers(AUDIT, WEIGHT, clipped=10)).passed
+    assert over.status is Status.FAIL
+    assert f"worst {WEIGHT}: 11 of 10000 values, 0.110 %, above amax 1 " in over.headline
+    assert within.passed
+    assert within.figures["worst_clipped_high"] == within.figures["worst_clipped_share"] == 0.001
+
+
+def test_weights_take_nothing_from_the_chance_of_the_others() -> None:
+    """Alone among weights, 1.8 % chance is enough, as it is for one quantizer by itself."""
+    audit = change_quantizers(AUDIT, FC1, clipped=17, seen=10_000)
+    kept = tuple(q for q in audit.quantizers if q.name == FC1 or q.slot == "weight")
+
+    assert len(kept) == 5
+    assert judge(replace(audit, quantizers=kept)).status is Status.FAIL
+
+
+def test_one_value_is_a_measurement() -> None:
+    audit = change_quantizers(change_quantizers(AUDIT, "*", seen=0), FC1, seen=1)
+
+    assert judge(audit).passed
+
+
+def test_other_shares_that_are_open_are_evidence() -> None:
+    audit = change_quantizers(AUDIT, FC1, clipped=120, seen=100_000)
+    audit = change_quantizers(audit, "text*.0.*fc1.input*", clipped=110, seen=100_000)
+
+    verdict = judge(audit)
+
+    assert verdict.status is Status.INCONCLUSIVE
+    assert verdict.evidence[0].startswith(
+        "text_model.layers.0.mlp.fc1.input_quantizer: 110 of 100000 values, 0.110 % ["
+    )
+    assert sum("100000 values" in line for line in verdict.evidence) == 1
+
+
+def test_the_least_advice_is_twice_as_many_samples() -> None:
+    """Twice the samples settle it, and three times would as well."""
+    verdict = judge(change_quantizers(AUDIT, FC1, clipped=86, seen=100_000))
+
+    assert verdict.status is Status.INCONCLUSIVE
+    assert verdict.next_step == "set calibration.held_out_samples: 32"
 
 
 # -- the batch ----------------------------------------------------------------------------------
@@ -428,10 +531,13 @@ def test_range_of_the_whole_batch_is_named_with_what_it_does() -> None:
     assert verdict.headline == (
         "calibration: 4 quantizers take the range from the whole batch: embeddings move by vision "
         f"0.00 % (limit 0.10 %), text 4.00 % (limit 0.10 %) with other samples beside "
-        f"them ({FILE}:10)"
+        f"them ({at('max_batch_change')})"
     )
+    assert verdict.brief == "4 ranges depend on the batch"
     assert verdict.evidence[0] == "vision_model.layers.{0-1}.mlp.fc1.input_quantizer (2)"
+    assert "a dynamic range over all samples of a batch" in verdict.cause
     assert "type: static" in verdict.next_step
+    assert verdict.figures["text_batch_change"] == 0.04
 
 
 def test_ranges_of_the_batch_are_red_although_nothing_was_seen_to_move() -> None:
@@ -439,6 +545,9 @@ def test_ranges_of_the_batch_are_red_although_nothing_was_seen_to_move() -> None
     audit = change_quantizers(AUDIT, FC1, dynamic=True, batch_dependent=True)
 
     assert judge(audit).code == "calibration.batch-dependent"
+    assert judge(audit).headline == (
+        f"calibration: 1 quantizer take the range from the whole batch ({at('max_batch_change')})"
+    )
     assert judge(with_batch(audit, change=0.04, floor=0.05)).code == "calibration.batch-dependent"
 
 
@@ -475,6 +584,10 @@ def test_embedding_may_move_with_its_batch_as_far_as_the_limit(
     if not green:
         assert verdict.code == "calibration.batch-dependent"
         assert "an embedding depends on what else is in its batch" in verdict.headline
+        assert at("max_batch_change") in verdict.headline
+        assert verdict.brief == ""
+        assert verdict.cause == "a part of the model mixes the samples of a batch"
+        assert verdict.next_step.startswith("embed each sample alone")
 
 
 def test_limit_of_the_suite_allows_ranges_of_the_batch() -> None:
@@ -594,7 +707,27 @@ def test_range_that_is_not_the_weights_own_is_red(largest: float) -> None:
         verdict.headline
     )
     assert "changed after the calibration" in verdict.cause
+    assert verdict.evidence[0] == WEIGHT
     assert verdict.figures["weights_out_of_range"] == 1
+
+
+def test_the_weight_that_is_furthest_from_its_range_is_named() -> None:
+    """Four times too narrow is further than three times too wide."""
+    audit = change_quantizers(AUDIT, "*weight_quantizer", largest=1 / 3)
+    audit = replace(change_quantizers(audit, WEIGHT, largest=4.0), algorithm="max")
+
+    assert f"weights: {WEIGHT} has amax 1, its weight goes to 4" in judge(audit).headline
+
+
+def test_weight_without_a_positive_range_is_that_fault_and_no_other() -> None:
+    nothing: dict[str, Any] = {"amax_min": 0.0, "amax_max": 0.0}
+    audit = change_quantizers(AUDIT, "*weight_quantizer", largest=1.0)
+    audit = replace(change_quantizers(audit, WEIGHT, **nothing), algorithm="max")
+
+    verdict = judge(audit)
+
+    assert verdict.code == "calibration.amax-zero"
+    assert "not those of the weights" not in all_text(verdict)
 
 
 @pytest.mark.parametrize(
@@ -617,12 +750,30 @@ def test_range_much_wider_than_its_values_is_red() -> None:
     assert f"worst {FC1}: amax 100, values go to 1" in verdict.headline
     assert verdict.evidence[0] == f"{FC1}: 100 times wider than its values"
     assert "other preprocessing" in verdict.cause
+    assert verdict.figures["widest_range"] == 100
+
+
+def test_the_widest_range_comes_first() -> None:
+    audit = change_quantizers(AUDIT, "*input_quantizer", largest=0.05)
+    audit = change_quantizers(audit, FC1, largest=0.02)
+
+    verdict = judge(audit)
+
+    assert "4 ranges are more than 16 times wider than anything seen" in verdict.headline
+    assert verdict.evidence[:2] == (
+        f"{FC1}: 50 times wider than its values",
+        "vision_model.layers.1.mlp.fc1.input_quantizer: 20 times wider than its values",
+    )
+
+
+def test_width_is_asked_of_no_weight() -> None:
+    assert judge(change_quantizers(AUDIT, WEIGHT, largest=0.001)).passed
 
 
 def test_range_with_some_room_is_green() -> None:
     audit = change_quantizers(AUDIT, "*input_quantizer", largest=1.0)
 
-    assert judge(change_quantizers(audit, FC1, amax_min=15.0, amax_max=15.0)).passed
+    assert judge(change_quantizers(audit, FC1, amax_min=16.0, amax_max=16.0)).passed
 
 
 def test_ranges_of_any_model_are_judged_the_same_way() -> None:
@@ -631,3 +782,71 @@ def test_ranges_of_any_model_are_judged_the_same_way() -> None:
     verdict = judge_ranges(audit, gate=calibration_gate())
 
     assert "not those of the weights" in verdict.headline
+
+
+BY_GROUPS = ("amax-missing", "amax-nonfinite", "amax-zero", "never-called", "batch-dependent")
+
+
+# -- what is red says what it is and what to do ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "audit", "run"),
+    [
+        ("no-batch", AUDIT, make_run(batches=0)),
+        ("data-nonfinite", AUDIT, make_run(nonfinite=("image 17",))),
+        ("tower-idle", AUDIT, make_run(text_batches=0)),
+        ("copies", AUDIT, make_run(copies=32)),
+        ("nothing-static", change_quantizers(AUDIT, "*", dynamic=True), make_run()),
+        ("amax-missing", change_quantizers(AUDIT, "*", amax_count=0), make_run()),
+        ("amax-nonfinite", change_quantizers(AUDIT, "*", amax_finite=False), make_run()),
+        ("amax-zero", change_quantizers(AUDIT, "*", amax_min=0.0), make_run()),
+        (
+            "weights-changed",
+            replace(change_quantizers(AUDIT, "*weight*", largest=2.0), algorithm="smoothquant"),
+            make_run(),
+        ),
+        ("range-too-wide", change_quantizers(AUDIT, "*input*", largest=0.01), make_run()),
+        ("never-called", change_quantizers(AUDIT, "*", vision_calls=0, text_calls=0), make_run()),
+        ("clipping-unmeasured", change_quantizers(AUDIT, "*", seen=0), make_run()),
+        ("clipped", change_quantizers(AUDIT, FC1, clipped=200), make_run()),
+        ("clipping-open", change_quantizers(AUDIT, FC1, clipped=10), make_run()),
+        ("batch-dependent", change_quantizers(AUDIT, "*", batch_dependent=True), make_run()),
+        ("overlap", AUDIT, make_run(sample_hashes=(("ff", "scene-9"),))),
+    ],
+)
+def test_every_finding_has_its_code_a_cause_and_a_next_step(
+    code: str, audit: Audit, run: CalibrationRun
+) -> None:
+    verdict = judge(audit, run)
+
+    assert verdict.code == f"calibration.{code}"
+    assert verdict.gate == "calibration"
+    assert FILE in verdict.headline
+    assert verdict.cause or verdict.status is Status.NOT_MEASURED
+    assert verdict.next_step
+    if code in BY_GROUPS:
+        assert "... and 4 groups" in {line.partition(":")[0] for line in verdict.evidence}
+
+
+def test_weights_that_changed_are_counted_by_groups() -> None:
+    (one,) = (q for q in AUDIT.quantizers if q.name == WEIGHT)
+    many = tuple(
+        replace(one, name=f"{part}.weight_quantizer", largest=2.0) for part in "abcdefghij"
+    )
+
+    verdict = judge(replace(AUDIT, quantizers=many, algorithm="max"))
+
+    assert verdict.code == "calibration.weights-changed"
+    assert verdict.evidence[7:9] == ("h.weight_quantizer", "... and 2 groups")
+
+
+def test_half_of_the_calibration_data_being_copies_is_not_decided() -> None:
+    verdict = judge(run=make_run(copies=40))
+
+    assert verdict.status is Status.INCONCLUSIVE
+    assert verdict.headline == (
+        "calibration: scenes/calibration: 40 of 64 samples are copies of others, 24 are distinct "
+        f"({FILE}:10)"
+    )
+    assert judge(run=make_run(copies=31)).figures["calibration_copies"] == 31

@@ -15,7 +15,7 @@ help:
 	@echo "make test   the same, then the project's own tests"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make docs   the documentation as HTML into docs/_build/html; a warning is an error"
-	@echo "make mutants  change the code that decides, and count what the tests see: hours; SAMPLE=150"
+	@echo "make mutants  change the code that decides, and count what the tests see: ONLY=gates.family"
 	@echo "make clean  remove .venv (the cache of built variants stays)"
 
 install: $(STAMP)

@@ -61,7 +61,8 @@ def measure(
     from pytest_quantgate.runtimes.engine import build_engine
     from pytest_quantgate.runtimes.onnx_export import export_tower
     from pytest_quantgate.runtimes.tensorrt_library import load_library
-    from pytest_quantgate.suite import ModelSpec, QuantizeSpec, Where
+    from pytest_quantgate.suite.specs import ModelSpec, QuantizeSpec
+    from pytest_quantgate.suite.where import Where
 
     make_checkpoint(folder / "fp16", size=size)
     where = Where(file="benchmarks/engines.py", line=0)
@@ -139,7 +140,8 @@ def compare_exporters(fp16: Any, quantized: Any, folder: Path) -> str:
     from pytest_quantgate.models.quantize import quantize
     from pytest_quantgate.models.recipes import resolve_recipe
     from pytest_quantgate.runtimes.onnx_export import export_tower
-    from pytest_quantgate.suite import QuantizeSpec, Where
+    from pytest_quantgate.suite.specs import QuantizeSpec
+    from pytest_quantgate.suite.where import Where
 
     where = Where(file="benchmarks/engines.py", line=0)
     recipe = resolve_recipe(QuantizeSpec(where=where, recipe="fp8"))

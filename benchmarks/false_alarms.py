@@ -36,7 +36,6 @@ from benchmarks.sabotage.bench import Bench
 from benchmarks.sabotage.pipeline import Pipeline, PipelineCase
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.case import Case, computed_once
-from pytest_quantgate.collect import list_gates
 from pytest_quantgate.measure.embeddings import embed_images
 from pytest_quantgate.measurement import Sanity
 from pytest_quantgate.models.clip import ClipModel, PairBatch
@@ -320,8 +319,7 @@ def judge_variant(variants: Variants, number: int) -> Judgement:
     try:
         kind, recipe, case = variants.make(number, cache=Cache(root=folder, warn=print))
         verdicts = {
-            gate.name: case.judge(kind=gate.kind, key=gate.key).verdict
-            for gate in list_gates(case.suite)
+            gate.name: case.judge(kind=gate.kind, key=gate.key).verdict for gate in case.suite.gates
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -35,6 +35,8 @@ from typing import TYPE_CHECKING, Any
 import numpy
 from PIL import Image
 
+from pytest_quantgate.gates.accuracy import AccuracyGate
+
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
 
@@ -391,7 +393,7 @@ def measure(kinds: Sequence[str], *, folder: Path) -> dict[str, Any]:
     from pytest_quantgate.case import Case
     from pytest_quantgate.options import Settings
     from pytest_quantgate.progress import silent
-    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite.load import load_suite
 
     built: list[str] = []
 
@@ -427,14 +429,14 @@ def measure(kinds: Sequence[str], *, folder: Path) -> dict[str, Any]:
 
 
 def _outcomes(case: Case, place: int) -> Any:
-    gate = case.suite.gates.accuracy[place]
+    gate = case.suite.gates.all(AccuracyGate)[place]
     return [repr(case.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples))]
 
 
 def _suspects(case: Case) -> Any:
     from pytest_quantgate.sensitivity import Study
 
-    return repr(Study(case).suspects(case.suite.gates.accuracy[0]))
+    return repr(Study(case).suspects(case.suite.gates.all(AccuracyGate)[0]))
 
 
 def _export(case: Case) -> Any:

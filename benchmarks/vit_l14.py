@@ -108,7 +108,8 @@ def run(folder: Path, *, threads: int, report: Path) -> int:
         from pytest_quantgate.models.loading import load_fp16
         from pytest_quantgate.models.quantize import quantize
         from pytest_quantgate.models.recipes import resolve_recipe
-        from pytest_quantgate.suite import ModelSpec, QuantizeSpec, Where
+        from pytest_quantgate.suite.specs import ModelSpec, QuantizeSpec
+        from pytest_quantgate.suite.where import Where
 
         torch.set_num_threads(threads)
     where = Where(file="benchmarks/vit_l14.py", line=1)

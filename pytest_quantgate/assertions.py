@@ -22,14 +22,17 @@ from datetime import UTC, date, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-from pytest_quantgate.gates import (
-    judge_accuracy,
+from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
+from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
+from pytest_quantgate.gates.coverage import (
+    SLOTS,
+    AttentionSlot,
+    CoverageGate,
+    Waiver,
     judge_coverage,
-    judge_ranges,
-    judge_roundtrip,
-    judge_tower,
 )
-from pytest_quantgate.gates.coverage import SLOTS
+from pytest_quantgate.gates.fidelity import FidelityGate, judge_tower
+from pytest_quantgate.gates.roundtrip import RoundtripGate, judge_roundtrip
 from pytest_quantgate.measurement import Audit, Outcomes
 from pytest_quantgate.own_tests import tell
 from pytest_quantgate.quantities import (
@@ -42,16 +45,7 @@ from pytest_quantgate.quantities import (
 )
 from pytest_quantgate.report.terminal import render_failure
 from pytest_quantgate.store.disk import temporary_folder
-from pytest_quantgate.suite import (
-    AccuracyGate,
-    AttentionSlot,
-    CalibrationGate,
-    CoverageGate,
-    FidelityGate,
-    RoundtripGate,
-    Waiver,
-    Where,
-)
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -274,7 +268,7 @@ def _audit(
 
 def _resolve(recipe: str | Mapping[str, Any]) -> Recipe:
     from pytest_quantgate.models.recipes import resolve_recipe
-    from pytest_quantgate.suite import QuantizeSpec
+    from pytest_quantgate.suite.specs import QuantizeSpec
 
     spec = QuantizeSpec(where=_here("assert_quantizer_coverage"), recipe=recipe)
     return resolve_recipe(spec)

@@ -520,10 +520,9 @@ def _check_gates(record: AnyRecord, *, project: Path | None) -> None:
     file = project / suite_file(record.suite) if project is not None else None
     if file is None or not file.exists():
         return
-    from pytest_quantgate.collect import list_gates
-    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite.load import load_suite
 
-    gates = list_gates(load_suite(file, relative_to=project))
+    gates = load_suite(file, relative_to=project).gates
     new = [g.name for g in gates if needs_passing(g.kind) and g.name not in record.verdicts]
     if new:
         raise BaselineError(

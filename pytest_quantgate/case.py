@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -16,11 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pytest_quantgate.baselines import Store
 from pytest_quantgate.cache import Cache, read_json
 from pytest_quantgate.errors import MissingPackage, ModelError, QuantGateError
 from pytest_quantgate.fingerprint import Fingerprint, digest_of, digest_parts
-from pytest_quantgate.judging import Judged, Judging
+from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.gates.sections import TaskGate
+from pytest_quantgate.judging import Judging
 from pytest_quantgate.measurement import (
     NO_TEXTS,
     Audit,
@@ -35,8 +35,6 @@ from pytest_quantgate.measurement import (
     from_json,
     to_json,
 )
-from pytest_quantgate.options import Settings
-from pytest_quantgate.progress import Progress
 from pytest_quantgate.stages import Stages
 from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.store.keys import (
@@ -55,23 +53,23 @@ from pytest_quantgate.store.keys import (
     make_key,
 )
 from pytest_quantgate.store.surroundings import Surroundings
-from pytest_quantgate.suite import (
-    AccuracyGate,
-    FidelityGate,
-    RegressionGate,
-    Stage,
-    Suite,
-)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
     import torch
 
+    from pytest_quantgate.baselines import Store
+    from pytest_quantgate.gates.run import Judged
     from pytest_quantgate.measure.embeddings import Encoder
     from pytest_quantgate.measure.latency import LatencyRun
     from pytest_quantgate.models.clip import ClipModel
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
+    from pytest_quantgate.options import Settings
+    from pytest_quantgate.progress import Progress
     from pytest_quantgate.store.looks import Ledger
+    from pytest_quantgate.suite.specs import Stage, Suite
     from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.contents import Contents
     from pytest_quantgate.tasks.samples import Samples
@@ -161,8 +159,8 @@ class Case:
         return Judging(self)
 
     @property
-    def _task_gates(self) -> tuple[AccuracyGate | RegressionGate, ...]:
-        return (*self.suite.gates.accuracy, *self.suite.gates.regression)
+    def _task_gates(self) -> tuple[TaskGate, ...]:
+        return self.suite.gates.all(TaskGate)
 
     # -- what makes two measurements comparable ------------------------------------------------
 
@@ -317,6 +315,12 @@ class Case:
     def stages(self) -> Stages:
         """The exported files and engines of this case."""
         return Stages(self)
+
+    @property
+    def model_name(self) -> str:
+        """The FP16 model, as a message names it."""
+        found: str = self.source.description
+        return found
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -825,7 +829,7 @@ class Case:
 
     def fidelity(self) -> Fidelity:
         """Return cosine and SQNR of both towers on the samples that the gate names."""
-        gate = self.suite.gates.fidelity
+        gate = self.suite.gates.one(FidelityGate)
         assert gate is not None
         data = gate.data or self.default_data()
         key = self.key(

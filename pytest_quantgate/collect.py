@@ -10,25 +10,30 @@ import pytest
 
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.replay import ReplayClock
+from pytest_quantgate.suite.gates import kind_of
 from pytest_quantgate.verdict import Status
 
 if TYPE_CHECKING:
-    from pytest_quantgate.suite import Suite
+    from pytest_quantgate.suite.gates import GateSection
+    from pytest_quantgate.suite.specs import Suite
 
 SUFFIX = ".quantgate.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateItem:
-    """Which gate of which suite a test is; `key` is `<task>-<metric>` or empty."""
+    """Which gate of which suite a test is."""
 
     suite: Suite
-    kind: str
-    key: str = ""
+    gate: GateSection
+
+    @property
+    def kind(self) -> str:
+        return self.gate.kind
 
     @property
     def name(self) -> str:
-        return f"{self.kind}[{self.key}]" if self.key else self.kind
+        return self.gate.name
 
 
 GATE = pytest.StashKey[GateItem]()
@@ -36,45 +41,12 @@ GATE = pytest.StashKey[GateItem]()
 CLOCK = pytest.StashKey[ReplayClock]()
 
 
-def list_gates(suite: Suite) -> Iterator[GateItem]:
-    """Yield the gates of a suite in the order they run: what is cheap and tells most first.
-
-    `sanity` has no section: no suite is without it.
-    """
-    gates = suite.gates
-    yield GateItem(suite=suite, kind="sanity")
-    if gates.coverage:
-        yield GateItem(suite=suite, kind="coverage")
-    if gates.calibration:
-        yield GateItem(suite=suite, kind="calibration")
-    if gates.fidelity:
-        yield GateItem(suite=suite, kind="fidelity")
-    for accuracy in gates.accuracy:
-        yield GateItem(suite=suite, kind="accuracy", key=accuracy.key)
-    for regression in gates.regression:
-        yield GateItem(suite=suite, kind="regression", key=regression.key)
-    if gates.roundtrip:
-        yield GateItem(suite=suite, kind="roundtrip")
-    if gates.export:
-        yield GateItem(suite=suite, kind="export")
-    if gates.parity:
-        yield GateItem(suite=suite, kind="parity")
-    for engine in gates.engine:
-        yield GateItem(suite=suite, kind="engine", key=engine.key)
-    for memory in gates.memory:
-        yield GateItem(suite=suite, kind="memory", key=memory.key)
-    for trace in gates.trace:
-        yield GateItem(suite=suite, kind="trace", key=trace.key)
-    for latency in gates.latency:
-        yield GateItem(suite=suite, kind="latency", key=latency.key)
-
-
 def describe_gates(suite: Suite, *, file: str) -> dict[str, Any]:
     """Return a suite as it was collected: `conclusion.SuiteGates` as plain data."""
     return {
         "suite": suite.name,
         "file": file,
-        "gates": [gate.name for gate in list_gates(suite)],
+        "gates": [gate.name for gate in suite.gates],
         "allow_unmeasured": list(suite.allow_unmeasured),
     }
 
@@ -85,7 +57,7 @@ class SuiteFile(pytest.File):
     def collect(self) -> Iterator[pytest.Function]:
         from pytest_quantgate.report.printable import printable
         from pytest_quantgate.session import SESSION
-        from pytest_quantgate.suite_file import load_suite
+        from pytest_quantgate.suite.load import load_suite
 
         try:
             suite = load_suite(self.path, relative_to=self.config.rootpath)
@@ -93,22 +65,23 @@ class SuiteFile(pytest.File):
             raise self.CollectError(printable(str(error))) from None
         gathered = self.config.stash[SESSION].gathered
         gathered.suites[suite.name] = describe_gates(suite, file=self.nodeid)
-        for gate in list_gates(suite):
-            yield self._make_test(gate)
+        for gate in suite.gates:
+            yield self._make_test(GateItem(suite=suite, gate=gate))
 
-    def _make_test(self, gate: GateItem) -> pytest.Function:
+    def _make_test(self, item: GateItem) -> pytest.Function:
         # pytest-benchmark selects and skips tests by their fixtures, so a timed gate asks for its
         # fixture in the signature; without that plugin it is timed all the same.
-        timed = gate.kind == "latency" and self.config.getoption("benchmark_skip", None) is not None
+        has_benchmark = self.config.getoption("benchmark_skip", None) is not None
+        timed = has_benchmark and kind_of(item.gate).timed
         function = pytest.Function.from_parent(
-            self, name=gate.name, callobj=run_timed_gate if timed else run_gate
+            self, name=item.name, callobj=run_timed_gate if timed else run_gate
         )
-        function.stash[GATE] = gate
-        function.add_marker(pytest.mark.quantgate(gate=gate.kind, suite=gate.suite.name))
+        function.stash[GATE] = item
+        function.add_marker(pytest.mark.quantgate(gate=item.kind, suite=item.suite.name))
         if timed:
             clock = ReplayClock()
             function.stash[CLOCK] = clock
-            group = f"{gate.suite.name}: latency"
+            group = f"{item.suite.name}: {item.kind}"
             function.add_marker(pytest.mark.benchmark(timer=clock, group=group))
         return function
 
@@ -130,9 +103,10 @@ def _run(request: pytest.FixtureRequest, *, benchmark: Any) -> None:
     from pytest_quantgate.results import TRIED, allow_step, carry
     from pytest_quantgate.session import SESSION
 
-    gate = request.node.stash[GATE]
+    item = request.node.stash[GATE]
+    gate, suite = item.gate, item.suite
     session = request.config.stash[SESSION]
-    case = session.case_for(gate.suite)
+    case = session.case_for(suite)
     if session.settings.selftest:
         from pytest_quantgate.selftest.proof import prove_item
 
@@ -141,14 +115,14 @@ def _run(request: pytest.FixtureRequest, *, benchmark: Any) -> None:
             from pytest_quantgate.timing import record_nothing
 
             record_nothing(benchmark)
-    elif gate.kind == "latency":
+    elif benchmark is not None:
         from pytest_quantgate.timing import judge_timed
 
         judged = judge_timed(case, key=gate.key, node=request.node, benchmark=benchmark)
     else:
         judged = case.judge(kind=gate.kind, key=gate.key)
     verdict = judged.verdict
-    may_be_missing = session.settings.may_be_missing(gate.kind, suite=gate.suite.allow_unmeasured)
+    may_be_missing = session.settings.may_be_missing(gate.kind, suite=suite.allow_unmeasured)
     if verdict.status is Status.NOT_MEASURED and not may_be_missing and not verdict.next_step:
         verdict = replace(verdict, next_step=allow_step(gate.kind))
     evidence = None

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_quantgate.gate_kinds import OWN_TESTS
 from pytest_quantgate.gates.words import count, listed, waivers_words
+from pytest_quantgate.suite.gates import OWN_TESTS
 from pytest_quantgate.verdict import Status, Verdict
 
 #: A sentence names no more gates, suites or tests than this.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.measure.contestant import (
@@ -16,7 +14,6 @@ from pytest_quantgate.measure.contestant import (
     Spec,
     TorchContestant,
 )
-from pytest_quantgate.measure.latency import Start
 from pytest_quantgate.measure.timed_process import in_a_process
 from pytest_quantgate.stages import (
     VARIANTS,
@@ -27,9 +24,13 @@ from pytest_quantgate.stages import (
     select_inputs,
 )
 from pytest_quantgate.store.disk import temporary_folder
-from pytest_quantgate.suite import LatencyGate, LatencyRuntime
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
+    from pytest_quantgate.measure.latency import Start
     from pytest_quantgate.models.clip import PairBatch
     from pytest_quantgate.runtimes.onnxruntime_session import Provider
 

@@ -29,7 +29,7 @@ def quantgate_case(request: pytest.FixtureRequest) -> Case:
     `.judge(kind="coverage")`; everything is built on first use and cached."""
     from pytest_quantgate.errors import QuantGateError
     from pytest_quantgate.session import SESSION
-    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite.load import load_suite
 
     session = request.config.stash[SESSION]
     marker = request.node.get_closest_marker("quantgate")
@@ -88,10 +88,10 @@ def quantgate_baseline(request: pytest.FixtureRequest, quantgate_case: Case) -> 
 
 def _require(request: pytest.FixtureRequest, verdict: Verdict) -> None:
     """Let the test end here where its verdict is not PASS; what may be missing skips it."""
-    from pytest_quantgate.gate_kinds import OWN_TESTS
     from pytest_quantgate.own_tests import tell
     from pytest_quantgate.report.terminal import render_failure
     from pytest_quantgate.session import SESSION
+    from pytest_quantgate.suite.gates import OWN_TESTS
     from pytest_quantgate.verdict import Status
 
     __tracebackhide__ = True

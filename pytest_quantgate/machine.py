@@ -15,10 +15,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.suite import AccuracyGate, RegressionGate, Suite, expand_path
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.engine import EngineGate
+from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
+from pytest_quantgate.gates.sections import EngineTarget, TaskGate
+from pytest_quantgate.suite import gates as suite_gates
+from pytest_quantgate.suite.gates import GateSection
+from pytest_quantgate.suite.specs import Suite
+from pytest_quantgate.suite.where import expand_path
 
 State = Literal["OK", "MISSING", "TOO OLD", "TOO NEW", "BROKEN", "NOTE"]
 
@@ -347,63 +354,59 @@ class Need:
 
 def list_kinds(machine: Machine) -> tuple[Need, ...]:
     """Return for every kind of gate whether this machine can measure it, data and model aside."""
-    needs = []
-    for kind in (
-        *("sanity", "coverage", "calibration", "fidelity", "accuracy", "regression", "roundtrip"),
-    ):
-        needs.append(_need(kind, _extra(machine, "clip")))
-    needs.append(_need("accuracy, stage: onnx", _extra(machine, "clip"), _onnxruntime(machine)))
-    needs.append(_need("accuracy, stage: engine", _extra(machine, "clip"), _gpu(machine)))
-    needs.append(_need("export", _extra(machine, "clip")))
-    needs.append(_need("parity", _extra(machine, "clip"), _onnxruntime(machine)))
-    for kind in ("engine", "memory", "trace"):
-        needs.append(_need(kind, _extra(machine, "clip"), _library("tensorrt-rtx")))
-    needs.append(_need("engine, library: tensorrt", _library("tensorrt"), _gpu(machine)))
-    for runtime in ("onnxruntime", "torch", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"):
-        needs.append(
-            _need(
-                f"latency, runtime: {runtime}",
-                _extra(machine, "clip"),
-                _latency(machine, runtime),
-            )
-        )
+    clip, needs = _extra(machine, "clip"), []
+    for kind in suite_gates.list_kinds():
+        if kind.section is not LatencyGate:
+            needs.append(_need(kind.name, clip, *(_part(machine, name) for name in kind.needs)))
+        if kind.section is AccuracyGate:
+            needs.append(_need(f"{kind.name}, stage: onnx", clip, _onnxruntime(machine)))
+            needs.append(_need(f"{kind.name}, stage: engine", clip, _gpu(machine)))
+        if kind.section is EngineGate:
+            name = f"{kind.name}, library: tensorrt"
+            needs.append(_need(name, _library("tensorrt"), _gpu(machine)))
+        if kind.section is LatencyGate:
+            for runtime in get_args(LatencyRuntime):
+                name = f"{kind.name}, runtime: {runtime}"
+                needs.append(_need(name, clip, _latency(machine, runtime)))
     return tuple(needs)
+
+
+def _part(machine: Machine, name: str) -> Missing | None:
+    """Return what is missing of a part that a kind of gate says it needs."""
+    return _onnxruntime(machine) if name == "onnxruntime" else _library(name)
 
 
 def list_needs(suite: Suite, *, machine: Machine, environ: Mapping[str, str]) -> tuple[Need, ...]:
     """Return for every gate of a suite whether all that it needs is here, data and model too."""
-    from pytest_quantgate.comparison.suite_files import gates_by_name
-
     model = _model(suite, environ=environ)
     calibration = _data(suite, suite.calibration.data, environ=environ)
-    gates: tuple[AccuracyGate | RegressionGate, ...]
-    gates = (*suite.gates.accuracy, *suite.gates.regression)
+    gates: tuple[TaskGate, ...]
+    gates = suite.gates.all(TaskGate)
     tasks = [_data(suite, gate.task, environ=environ) for gate in gates]
     clip = _extra(machine, "clip")
-    needs = [_need("sanity", clip, model, calibration, *tasks)]
-    for name, gate in gates_by_name(suite).items():
-        kind = name.partition("[")[0]
+    needs = []
+    for gate in suite.gates:
         parts: list[Missing | None] = [clip, model, calibration]
-        task = getattr(gate, "task", None) or getattr(gate, "data", None)
-        if task:
-            parts.append(_data(suite, task, environ=environ))
-        parts += _gate_parts(kind, gate, machine=machine)
-        needs.append(_need(name, *parts))
+        data = getattr(gate, "task", None) or getattr(gate, "data", None)
+        parts += [_data(suite, data, environ=environ)] if data else []
+        parts += tasks if gate.kind in suite_gates.IMPLICIT else _gate_parts(gate, machine=machine)
+        needs.append(_need(gate.name, *parts))
     return tuple(needs)
 
 
-def _gate_parts(kind: str, gate: Any, *, machine: Machine) -> list[Missing | None]:
-    stage = getattr(gate, "stage", "torch")
-    if kind == "parity" or stage == "onnx":
-        return [_onnxruntime(machine)]
-    if stage == "engine":
-        return [_gpu(machine)]
-    if kind in ("engine", "memory", "trace") and gate.target is not None:
+def _gate_parts(gate: GateSection, *, machine: Machine) -> list[Missing | None]:
+    if isinstance(gate, LatencyGate):
+        return [_latency(machine, gate.runtime)]
+    if isinstance(gate, EngineTarget):
+        if gate.target is None:
+            return []
         parts = [_library(gate.library)]
         if gate.library == "tensorrt":  # builds for the GPU in the machine alone
             parts.append(_gpu(machine, target=gate.target))
         return parts
-    return [_latency(machine, gate.runtime)] if kind == "latency" else []
+    if isinstance(gate, AccuracyGate) and gate.stage != "torch":
+        return [_onnxruntime(machine) if gate.stage == "onnx" else _gpu(machine)]
+    return [_part(machine, name) for name in suite_gates.kind_of(gate).needs]
 
 
 def _need(gate: str, *parts: Missing | None) -> Need:

@@ -16,8 +16,8 @@ import pytest
 
 from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed, find_ci
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.gate_kinds import parse_kinds
 from pytest_quantgate.report.files import Targets, check_targets, find_step_summary
+from pytest_quantgate.suite.gates import parse_kinds
 
 DEVICES = ("auto", "cpu", "cuda")
 CACHES = ("on", "off")

@@ -18,7 +18,9 @@ from typing import Literal
 from pytest_quantgate.baselines import Store
 from pytest_quantgate.comparison.outcomes import count_flips
 from pytest_quantgate.errors import DataError, QuantGateError
-from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES
+from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES, AccuracyGate
+from pytest_quantgate.gates.regression import RegressionGate
+from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.gates.statistics import (
     MOST_SAMPLES,
     SETTLING_POWER,
@@ -33,7 +35,8 @@ from pytest_quantgate.gates.statistics import (
 from pytest_quantgate.gates.words import count
 from pytest_quantgate.measurement import StoredOutcomes
 from pytest_quantgate.store.records import Record
-from pytest_quantgate.suite import AccuracyGate, RegressionGate, Suite, expand_path
+from pytest_quantgate.suite.specs import Suite
+from pytest_quantgate.suite.where import expand_path
 
 #: Where rates come from that are not measured: named on the command line, or by nobody.
 ASSUMED, DEFAULT = "assumed", "default"
@@ -126,7 +129,7 @@ class Plan:
 class _Limit:
     """One limit with the rates that it stands under and the data that it is judged on."""
 
-    gate: AccuracyGate | RegressionGate
+    gate: TaskGate
     name: str
     limit: Fraction
     rates: Rates
@@ -165,8 +168,8 @@ def plan_suite(
     Where `store` is given and holds the baseline of a task, its measured flips take the place of
     the assumed ones. Raises BaselineError for a damaged one.
     """
-    gates: tuple[AccuracyGate | RegressionGate, ...]
-    gates = (*suite.gates.accuracy, *suite.gates.regression)
+    gates: tuple[TaskGate, ...]
+    gates = suite.gates.all(TaskGate)
     limits = [
         limit
         for gate in gates
@@ -196,7 +199,7 @@ def plan_suite(
 
 def _list_limits(
     suite: Suite,
-    gate: AccuracyGate | RegressionGate,
+    gate: TaskGate,
     *,
     assumed: Rates,
     store: Store | None,
@@ -244,7 +247,7 @@ def _list_limits(
                 f"the data was loaded once, for a baseline"
             )
             data = replace(data, notes=(*data.notes, note))
-    else:
+    elif isinstance(gate, RegressionGate):
         named = rates.source == ASSUMED
         # The same FP16 on other libraries flips next to nothing; a new variant as many as this.
         still = replace(rates, flips=0.0, drop=0.0, source="no drift")
@@ -254,6 +257,8 @@ def _list_limits(
             ("max_drop", gate.max_drop, again),
             ("max_drop_since_first", gate.max_drop_since_first, measured.get("first", again)),
         ]
+    else:
+        listed = []
     for name, limit, under in listed:
         if limit is not None:
             yield _Limit(gate=gate, name=name, limit=limit, rates=under, data=data)
@@ -313,9 +318,7 @@ def _advise_classes(limit: _Limit) -> str:
     return f"{words}, from {could}pp on in 80 %" if could else words
 
 
-def _read_record(
-    suite: Suite, gate: AccuracyGate | RegressionGate, *, store: Store | None
-) -> Record | None:
+def _read_record(suite: Suite, gate: TaskGate, *, store: Store | None) -> Record | None:
     """Return the baseline of a task that holds both variants on the same data."""
     if store is None or getattr(gate, "stage", "torch") != "torch":
         return None
@@ -359,9 +362,7 @@ def _rates(before: StoredOutcomes, after: StoredOutcomes) -> Rates:
 # -- how many samples there are -------------------------------------------------------------------
 
 
-def count_samples(
-    suite: Suite, gate: AccuracyGate | RegressionGate, *, environ: Mapping[str, str]
-) -> Data:
+def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -> Data:
     """Return what a gate is judged on, with notes on what is not known or does not fit."""
     try:
         there = _count_data(suite, gate, environ=environ)
@@ -386,9 +387,7 @@ def count_samples(
     )
 
 
-def _count_data(
-    suite: Suite, gate: AccuracyGate | RegressionGate, *, environ: Mapping[str, str]
-) -> Data:
+def _count_data(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -> Data:
     from pytest_quantgate.tasks.registry import BUILTIN, evaluation_data, split_name
 
     name, purpose = evaluation_data(gate.task)

@@ -21,7 +21,7 @@ from pytest_quantgate.verdict import Status, Verdict
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:
     from pytest_quantgate.conclusion import Results, Row
-    from pytest_quantgate.judging import Judged
+    from pytest_quantgate.gates.run import Judged
     from pytest_quantgate.report.evidence import Evidence
 
 #: The attribute of a test report that carries what a test found (plain data: xdist sends JSON).

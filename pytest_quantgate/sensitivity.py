@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_quantgate.errors import DataError, ModelError
-from pytest_quantgate.gates import judge_accuracy, judge_coverage, judge_fidelity
+from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
+from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
+from pytest_quantgate.gates.fidelity import FidelityGate, judge_fidelity
 from pytest_quantgate.measurement import (
     Exclusion,
     GateCheck,
@@ -29,7 +31,6 @@ from pytest_quantgate.measurement import (
     to_json,
 )
 from pytest_quantgate.store.keys import EXCLUSION, SENSITIVITY, WITHOUT
-from pytest_quantgate.suite import AccuracyGate, FidelityGate
 from pytest_quantgate.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Study:
     def gates(self) -> tuple[AccuracyGate, ...]:
         """Return the accuracy gates to meet, in PyTorch; one judged in ONNX stands for its task."""
         found: dict[str, AccuracyGate] = {}
-        for gate in self.case.suite.gates.accuracy:
+        for gate in self.case.suite.gates.all(AccuracyGate):
             plain = replace(gate, stage="torch")
             if gate.stage == "torch" or plain.key not in found:
                 found[plain.key] = plain
@@ -266,7 +267,7 @@ class Study:
         quantizers off that the exclusion would switch off: ModelOpt excludes after calibration,
         so this is the variant that a suite with the new list builds.
         """
-        case, fidelity = self.case, self.case.suite.gates.fidelity
+        case, fidelity = self.case, self.case.suite.gates.one(FidelityGate)
         key = case.key(
             EXCLUSION,
             fp16=case.fp16_key,
@@ -274,7 +275,7 @@ class Study:
             sensitivity=to_json(sensitivity),
             gates=[repr(gate) for gate in self.gates()],
             fidelity=repr(fidelity),
-            coverage=repr(case.suite.gates.coverage),
+            coverage=repr(case.suite.gates.one(CoverageGate)),
             data=[self._data_key(gate) for gate in (*self.gates(), fidelity) if gate],
             day=case.today.isoformat(),
         )
@@ -354,7 +355,7 @@ class Study:
             f"accuracy[{gate.key}]": lambda gate=gate: judge_case(case, gate)  # type: ignore[misc]
             for gate in self.gates()
         }
-        fidelity = case.suite.gates.fidelity
+        fidelity = case.suite.gates.one(FidelityGate)
         if fidelity is not None:
             judges["fidelity"] = lambda: judge_fidelity(case.fidelity(), gate=fidelity)
         found = {}
@@ -374,7 +375,7 @@ class Study:
         from pytest_quantgate.measure.audit import audit_quantizers
         from pytest_quantgate.measure.embeddings import make_batches
 
-        gate = self.case.suite.gates.coverage
+        gate = self.case.suite.gates.one(CoverageGate)
         if gate is None:
             return ""
         exclude = (*self.case.suite.quantize.exclude, *list_patterns(groups))

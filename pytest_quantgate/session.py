@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_quantgate.collect import GATE, SUFFIX
-from pytest_quantgate.gate_kinds import OWN_TESTS
 from pytest_quantgate.options import CACHE_INPUT, Settings
 from pytest_quantgate.progress import Progress, silent
 from pytest_quantgate.results import REPORT_ATTRIBUTE, Gathered, first_line, settle
+from pytest_quantgate.suite.gates import OWN_TESTS
 from pytest_quantgate.verdict import Status
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.case import Case
     from pytest_quantgate.report.terminal import Summary
     from pytest_quantgate.store.surroundings import Surroundings
-    from pytest_quantgate.suite import Suite
+    from pytest_quantgate.suite.specs import Suite
 
 SESSION = pytest.StashKey["RunSession"]()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, NotMeasured
+from pytest_quantgate.gates.engine import EngineGate
+from pytest_quantgate.gates.export import ExportGate
 from pytest_quantgate.measurement import (
     BlockParity,
     EngineOutputs,
@@ -30,12 +30,17 @@ from pytest_quantgate.store.keys import (
     PARITY,
     SHIPPED,
 )
-from pytest_quantgate.suite import EngineGate, LatencyGate, MemoryGate, Stage, TraceGate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
     import torch
 
     from pytest_quantgate.case import Case
+    from pytest_quantgate.gates.latency import LatencyGate
+    from pytest_quantgate.gates.memory import MemoryGate
+    from pytest_quantgate.gates.trace import TraceGate
     from pytest_quantgate.measure.latency import LatencyRun
     from pytest_quantgate.models.clip import ClipModel, PairBatch
     from pytest_quantgate.runtimes.engine import InputShapes
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.runtimes.engine_run import RunsBatches
     from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
     from pytest_quantgate.runtimes.tensorrt_library import Library, LibraryName
+    from pytest_quantgate.suite.specs import Stage
 
 TowerName = Literal["vision", "text"]
 Variant = Literal["fp16", "quantized"]
@@ -135,7 +141,7 @@ class Stages:
     @property
     def softmax(self) -> bool:
         """Whether the suite declares softmax pairs, which then are in every exported file."""
-        gate = self.case.suite.gates.export
+        gate = self.case.suite.gates.one(ExportGate)
         return gate is not None and "softmax" in gate.allow
 
     @property
@@ -502,8 +508,8 @@ class Stages:
 
         The library is that of the suite's first engine gate, TensorRT for RTX without one.
         """
-        gates = self.case.suite.gates
-        name = gates.engine[0].library if gates.engine else "tensorrt-rtx"
+        gate = self.case.suite.gates.one(EngineGate)
+        name = gate.library if gate else "tensorrt-rtx"
         library, target = self.find_engine_target(name)
         order = EngineOrder(
             target=target, library=name, batch=ENGINE_BATCH, source=str(self.case.suite.path.name)

@@ -15,14 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import NotMeasured, QuantGateError
-from pytest_quantgate.suite import (
-    MAX_WAIVER_DAYS,
-    AccuracyGate,
-    RegressionGate,
-    Suite,
-    expand_environment,
-    expand_path,
-)
+from pytest_quantgate.gates.coverage import MAX_WAIVER_DAYS, CoverageGate
+from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.gates.sections import TaskGate
+from pytest_quantgate.suite.specs import Suite
+from pytest_quantgate.suite.where import expand_environment, expand_path
 
 if TYPE_CHECKING:
     from pytest_quantgate.measurement import TaskSanity, TextPlaces
@@ -159,11 +156,11 @@ def _check_datasets(
     from pytest_quantgate.tasks.registry import BUILTIN
 
     used: dict[str, str] = {}
-    fidelity = suite.gates.fidelity
+    fidelity = suite.gates.one(FidelityGate)
     if fidelity is not None and fidelity.data:
         used[fidelity.data.rpartition("/")[0]] = fidelity.where.of("data")
-    gates: tuple[AccuracyGate | RegressionGate, ...]
-    gates = (*suite.gates.accuracy, *suite.gates.regression)
+    gates: tuple[TaskGate, ...]
+    gates = suite.gates.all(TaskGate)
     for gate in gates:
         used.setdefault(gate.task.rpartition("/")[0], gate.where.of("task"))
     used.setdefault(suite.calibration.data.rpartition("/")[0], suite.calibration.where.of("data"))
@@ -214,7 +211,7 @@ def _check_model(suite: Suite, *, notes: list[str], environ: Mapping[str, str]) 
 def _check_patterns(suite: Suite) -> Iterator[str]:
     """Yield patterns that can match no module: another alphabet, or an empty alternative."""
     listed = [(pattern, suite.quantize.where.of("exclude")) for pattern in suite.quantize.exclude]
-    coverage = suite.gates.coverage
+    coverage = suite.gates.one(CoverageGate)
     for waiver in coverage.waive if coverage is not None else ():
         listed += [(pattern, waiver.where.of("modules")) for pattern in waiver.modules]
     for pattern, where in listed:
@@ -226,7 +223,7 @@ def _check_patterns(suite: Suite) -> Iterator[str]:
 
 
 def _check_waivers(suite: Suite, *, errors: list[str], notes: list[str], today: date) -> None:
-    coverage = suite.gates.coverage
+    coverage = suite.gates.one(CoverageGate)
     for waiver in coverage.waive if coverage is not None else ():
         where = waiver.where.of("until")
         if waiver.until < today:
@@ -298,8 +295,8 @@ def _read_tasks(
 
     reader = read_texts_of_files(directory) if directory is not None else None
     found = []
-    gates: tuple[AccuracyGate | RegressionGate, ...]
-    gates = (*suite.gates.accuracy, *suite.gates.regression)
+    gates: tuple[TaskGate, ...]
+    gates = suite.gates.all(TaskGate)
     for task in dict.fromkeys(gate.task for gate in gates):
         try:
             data, purpose = evaluation_data(task)

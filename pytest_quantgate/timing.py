@@ -8,7 +8,7 @@ import pytest
 
 from pytest_quantgate.case import Case
 from pytest_quantgate.collect import CLOCK
-from pytest_quantgate.judging import Judged
+from pytest_quantgate.gates.run import Judged
 from pytest_quantgate.measure.latency import LatencyRun, list_extra_info
 from pytest_quantgate.verdict import Status, Verdict
 

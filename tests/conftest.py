@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
     from pytest_quantgate.store.surroundings import Surroundings
-    from pytest_quantgate.suite import Suite
+    from pytest_quantgate.suite.specs import Suite
 
 pytest_plugins = ["pytester"]
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.conclusion import Results, Row, SuiteGates
-from pytest_quantgate.gates import judge_accuracy, judge_coverage
+from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
+from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
 from pytest_quantgate.measurement import (
     Audit,
     CalibrationRun,
@@ -33,7 +34,7 @@ from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import Evidence, Use
 from pytest_quantgate.report.model import LatencyFacts, ModelFacts, RecipeFacts, Report
 from pytest_quantgate.report.terminal import Summary
-from pytest_quantgate.suite import AccuracyGate, CoverageGate, Where
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Status, Verdict
 
 WHERE = Where(file="suites/made.quantgate.yaml", line=1)

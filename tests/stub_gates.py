@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.judging import Judged
+from pytest_quantgate.gates.run import Judged
 from pytest_quantgate.session import SESSION
 from pytest_quantgate.verdict import Status, Verdict
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pytest_quantgate.suite import Suite
+from pytest_quantgate.suite.specs import Suite
 
 FILE = "suites/demo.quantgate.yaml"
 

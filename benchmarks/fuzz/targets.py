@@ -102,12 +102,11 @@ algorithm: {method: smoothquant, alpha: 0.5}
 
 
 def suite_target(folder: Path) -> Target:
-    from pytest_quantgate.collect import list_gates
     from pytest_quantgate.comparison.suite_files import compare_suite
     from pytest_quantgate.fingerprint import digest_of
     from pytest_quantgate.models.recipes import build_recipe
     from pytest_quantgate.store.owners import list_baselines
-    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite.load import load_suite
 
     path = folder / "fuzz.quantgate.yaml"
     good = folder / "good.quantgate.yaml"
@@ -118,7 +117,7 @@ def suite_target(folder: Path) -> Target:
         path.write_bytes(data)
         suite = load_suite(path)
         # What is taken becomes tests, keys and names of files.
-        for gate in list_gates(suite):
+        for gate in suite.gates:
             assert gate.name.isprintable()
         list_baselines(suite)
         compare_suite(other, suite)
@@ -399,7 +398,8 @@ def checkpoint_target(folder: Path) -> Target:
 def recipe_target(folder: Path) -> Target:
     from pytest_quantgate.models.recipes import resolve_recipe
     from pytest_quantgate.models.source import recipe_content
-    from pytest_quantgate.suite import QuantizeSpec, Where
+    from pytest_quantgate.suite.specs import QuantizeSpec
+    from pytest_quantgate.suite.where import Where
 
     path = folder / "recipe.yaml"
     spec = QuantizeSpec(where=Where(file="x", line=1), recipe=str(path))

@@ -11,12 +11,12 @@ from pytest_quantgate.baseline_mode import BaselineMode
 from pytest_quantgate.baselines import Store, next_record
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.case import Case
-from pytest_quantgate.collect import list_gates
 from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.options import Settings
 from pytest_quantgate.progress import silent
 from pytest_quantgate.store.records import AnyRecord, Record
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Verdict
 
 #: The reference suite with fewer samples, and a latency limit that FP8 hardware would meet.
@@ -142,7 +142,7 @@ class Bench:
 
     def record(self, case: Case) -> Record:
         """Return the baseline that accepting a case's results would make."""
-        (gate,) = case.suite.gates.regression
+        (gate,) = case.suite.gates.all(RegressionGate)
         fp16, quantized = case.outcomes(task=TASK, metric=METRIC, samples=self.samples)
         return next_record(
             None,
@@ -169,7 +169,7 @@ def judge_kinds(case: Case, kinds: Collection[str]) -> dict[str, Verdict]:
     """Return the verdicts of the gates of these kinds, as `Entry.judged` names them."""
     return {
         gate.name: case.judge(kind=gate.kind, key=gate.key).verdict
-        for gate in list_gates(case.suite)
+        for gate in case.suite.gates
         if judged_as(gate.name) in kinds
     }
 

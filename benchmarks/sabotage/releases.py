@@ -22,6 +22,8 @@ from pytest_quantgate.case import Case, write_json
 from pytest_quantgate.conclusion import Results, Row, SuiteGates
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.measurement import to_json
 from pytest_quantgate.models.checkpoint import save_checkpoint
 from pytest_quantgate.report.collect_evidence import collect_report
@@ -158,7 +160,7 @@ def _keep_variant(title: str, *, case: Case, folder: Path, good: Case | None) ->
 def _keep_outcomes(title: str, *, case: Case, verdicts: Mapping[str, Verdict]) -> None:
     """Keep the outcomes that were judged: a spoiled evaluation has others than the cache."""
     gates = case.suite.gates
-    for gate in (*gates.accuracy, *gates.regression):
+    for gate in (*gates.all(AccuracyGate), *gates.all(RegressionGate)):
         stage = getattr(gate, "stage", "torch")
         about = ("outcomes", gate.task, gate.metric, stage, str(gate.samples or ""))
         if not any(name.endswith(f"[{gate.key}]") for name in verdicts):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from benchmarks.sabotage.bench import Bench, Entry
 from pytest_quantgate.baselines import next_latency_record
 from pytest_quantgate.case import Case
+from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
 from pytest_quantgate.selftest.sabotage import exchange_stages
 
@@ -52,7 +53,7 @@ def in_ms(baseline: Machine | None) -> Callable[[Bench], Case]:
 
     def make(bench: Bench) -> Case:
         case = bench.load(edits={"max_ratio: 0.9x}": "max_latency: 70ms}"})
-        (gate,) = case.suite.gates.latency
+        (gate,) = case.suite.gates.all(LatencyGate)
         store = bench.store_of(
             f"machine-{baseline.processor if baseline else 'none'}", bench.record(bench.good)
         )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -16,6 +16,9 @@ from docutils.statemachine import StringList
 from pages import read_output
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+if TYPE_CHECKING:
+    from pytest_quantgate.suite.keys import Key
 
 OUTPUTS = Path(__file__).parents[1] / "outputs"
 SECURITY = Path(__file__).parents[2] / "SECURITY.md"
@@ -72,39 +75,56 @@ class SuiteKeys(Generated):
     """Every key of a suite, a table a section, out of the schema that reads it."""
 
     def lines(self) -> Iterator[str]:
-        from pytest_quantgate.suite_file.sections import SUITE
+        from pytest_quantgate.suite.specs import Suite
 
-        yield from self.section(SUITE, title="The file", path="")
+        yield from self.section(self.keys(Suite), title="The file", path="")
 
-    def section(self, section: Any, *, title: str, path: str) -> Iterator[str]:
+    @staticmethod
+    def keys(section: type) -> dict[str, tuple[Key, bool]]:
+        """Return each key of a section, and whether it must be given."""
+        from pytest_quantgate.suite.keys import is_required, keys_of
+
+        return {name: (key, is_required(field)) for name, (field, key) in keys_of(section).items()}
+
+    @staticmethod
+    def gates() -> dict[str, tuple[Key, bool]]:
+        from pytest_quantgate.suite.gates import IMPLICIT, list_kinds
+
+        kinds = (kind for kind in list_kinds() if kind.name not in IMPLICIT)
+        return {kind.name: (kind.declared, False) for kind in kinds}
+
+    def section(
+        self, keys: Mapping[str, tuple[Key, bool]], *, title: str, path: str
+    ) -> Iterator[str]:
         yield from (f"## {title}", "")
-        if section.help:
-            yield from (section.help, "")
-        if not section.fields:
+        if not keys:
             yield from ("No keys: `{}`.", "")
             return
         yield from ("| key | value | meaning |", "|---|---|---|")
         below = []
-        for name, known in section.fields.items():
-            inner, many = self.inner(known.schema)
+        for name, (key, is_required) in keys.items():
+            inner, many = self.inner(key.schema)
             if inner is not None:
                 below.append((inner, f"{path}{name}" + (".NAME" if many == "mapping" else "")))
-            needed = " (required)" if known.required else ""
-            yield f"| `{name}`{needed} | {self.value(known.schema)} | {cell(known.help)} |"
+            needed = " (required)" if is_required else ""
+            yield f"| `{name}`{needed} | {self.value(key.schema)} | {cell(key.help)} |"
         yield ""
-        for inner, key in below:
-            yield from self.section(inner, title=f"`{key}`", path=f"{key}.")
+        for inner, name in below:
+            yield from self.section(inner, title=f"`{name}`", path=f"{name}.")
 
-    @staticmethod
-    def inner(schema: Mapping[str, Any]) -> tuple[Any, str]:
+    def inner(self, schema: Mapping[str, Any]) -> tuple[dict[str, tuple[Key, bool]] | None, str]:
+        if "gates" in schema:
+            return self.gates(), "gates"
         for kind in ("section", "sections", "mapping"):
             if kind in schema:
-                return schema[kind], kind
+                return self.keys(schema[kind]), kind
         return None, ""
 
     def value(self, schema: Mapping[str, Any]) -> str:
         """Say in words what a schema allows."""
-        if "section" in schema:
+        if "kinds" in schema:
+            return "a kind of gate"
+        if "section" in schema or "gates" in schema:
             return "a mapping, below"
         if "mapping" in schema:
             return "a mapping of names, below"

@@ -46,8 +46,8 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.commands.validate import find_suites
     from pytest_quantgate.machine import list_kinds, list_needs, look, look_deeper
     from pytest_quantgate.options import default_cache_root
+    from pytest_quantgate.suite.load import load_suite
     from pytest_quantgate.suite_checks import check_files, check_model_folder
-    from pytest_quantgate.suite_file import load_suite
 
     models = [path for path in parsed.suites if (path / "config.json").is_file()]
     paths = find_suites(path for path in parsed.suites if path not in models)

@@ -45,7 +45,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.commands.validate import find_suites
     from pytest_quantgate.errors import SuiteError
     from pytest_quantgate.store.migration import move_records, plan_moves
-    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite.load import load_suite
 
     if not parsed.allow_ci_write:
         refuse_ci("quantgate migrate", environ=environ, flag="--allow-ci-write")

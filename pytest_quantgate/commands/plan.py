@@ -68,7 +68,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.baselines import Store
     from pytest_quantgate.commands.validate import find_suites
     from pytest_quantgate.planning import ASSUMED, DEFAULT, Rates, plan_suite
-    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite.load import load_suite
 
     flips = Fraction(5, 100) if parsed.flips is None else parsed.flips
     drop = Fraction(0) if parsed.drop is None else parsed.drop

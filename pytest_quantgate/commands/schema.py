@@ -17,6 +17,6 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     if parsed.of == "report":
         from pytest_quantgate.report.json_report import json_schema as make_schema
     else:
-        from pytest_quantgate.schema import json_schema as make_schema
+        from pytest_quantgate.suite.schema import json_schema as make_schema
     print(json.dumps(make_schema(), indent=2, ensure_ascii=False))
     return 0

@@ -97,7 +97,7 @@ def open_case(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Case
     from pytest_quantgate.cache import Cache
     from pytest_quantgate.case import Case
     from pytest_quantgate.options import Settings, default_cache_root
-    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite.load import load_suite
 
     root = Path.cwd()
     settings = Settings(

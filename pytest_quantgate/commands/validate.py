@@ -12,7 +12,7 @@ from pytest_quantgate.errors import NotMeasured, QuantGateError, SuiteError
 from pytest_quantgate.report.printable import printable
 
 if TYPE_CHECKING:
-    from pytest_quantgate.suite import Suite
+    from pytest_quantgate.suite.specs import Suite
     from pytest_quantgate.suite_checks import Findings
     from pytest_quantgate.verdict import Verdict
 
@@ -41,8 +41,8 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    from pytest_quantgate.suite.load import load_suite
     from pytest_quantgate.suite_checks import check_suite
-    from pytest_quantgate.suite_file import load_suite
 
     invalid = 0
     for argument in parsed.suites:
@@ -129,7 +129,7 @@ def find_suites(arguments: Iterable[Path]) -> list[Path]:
 
     Raises SuiteError for a folder without any.
     """
-    from pytest_quantgate.suite_file import SUFFIX
+    from pytest_quantgate.suite.load import SUFFIX
 
     found: list[Path] = []
     for path in arguments:

@@ -10,8 +10,10 @@ from typing import Any
 
 from pytest_quantgate.comparison.changes import Area, Change, Comparison, compare_texts
 from pytest_quantgate.comparison.recipe_lines import compare_recipes, describe_recipe
-from pytest_quantgate.suite import QuantizeSpec, Suite, Where
-from pytest_quantgate.suite_file import SUFFIX, load_suite, name_suite
+from pytest_quantgate.suite.gates import IMPLICIT, GateSection
+from pytest_quantgate.suite.load import SUFFIX, load_suite, name_suite
+from pytest_quantgate.suite.specs import QuantizeSpec, Suite
+from pytest_quantgate.suite.where import Where
 
 _POINTS = {"max_drop", "max_class_drop", "max_fp16_drop", "max_drop_since_first"}
 _SUFFIXES = {"_db": "dB", "_bytes": " bytes", "_ms": " ms"}
@@ -151,17 +153,9 @@ def compare_suite(before: Suite, after: Suite) -> list[Change]:
     return changes
 
 
-def gates_by_name(suite: Suite) -> dict[str, Any]:
+def gates_by_name(suite: Suite) -> dict[str, GateSection]:
     """Return the gates of a suite by `<kind>` or `<kind>[<key>]`, as pytest names them."""
-    found: dict[str, Any] = {}
-    for item in dataclasses.fields(suite.gates):
-        value = getattr(suite.gates, item.name)
-        if value is None:
-            continue
-        for gate in value if isinstance(value, tuple) else (value,):
-            key = getattr(gate, "key", "")
-            found[f"{item.name}[{key}]" if key else item.name] = gate
-    return found
+    return {gate.name: gate for gate in suite.gates if gate.kind not in IMPLICIT}
 
 
 def _list_gates(suite: Suite) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from fractions import Fraction
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_outcomes
-from pytest_quantgate.gates.samples import describe_samples, judge_samples
+from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.gates.samples import FINDINGS, describe_samples, judge_samples
+from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.gates.statistics import (
     LATER_LOOKS,
     MOST_SAMPLES,
@@ -29,12 +31,47 @@ from pytest_quantgate.gates.statistics import (
     share_limits,
 )
 from pytest_quantgate.gates.words import brief_drop, count, level, percent, points, signed
-from pytest_quantgate.measurement import Outcomes
-from pytest_quantgate.store.looks import Looks
-from pytest_quantgate.suite import AccuracyGate
+from pytest_quantgate.suite.gates import GateKind
+from pytest_quantgate.suite.keys import choice_key, percent_key, points_key
 from pytest_quantgate.verdict import Status, Verdict, combine
 
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    from pytest_quantgate.measurement import Outcomes
+    from pytest_quantgate.store.looks import Looks
+    from pytest_quantgate.suite.specs import Stage
+
 GATE = "accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyGate(TaskGate):
+    """Limits on what a task loses against FP16."""
+
+    kind = GATE
+
+    max_drop: Fraction = field(metadata=points_key(help="loss against FP16"))
+    floor: Fraction | None = field(default=None, metadata=percent_key(help="least absolute value"))
+    max_flips: Fraction | None = field(
+        default=None, metadata=percent_key(help="share of answers that differ from FP16's")
+    )
+    max_class_drop: Fraction | None = field(
+        default=None, metadata=points_key(help="loss of the worst class")
+    )
+    stage: Stage = field(
+        default="torch",
+        metadata=choice_key(
+            "torch", "onnx", "engine", help="which model is judged; default: torch"
+        ),
+    )
+
+    @property
+    def key(self) -> str:
+        """As any task's; `-onnx` or `-engine` follows where that stage is judged, not PyTorch."""
+        return super().key if self.stage == "torch" else f"{super().key}-{self.stage}"
+
+
 MEAN_OVER_CLASSES = "mean_per_class_recall"
 
 #: How a result stands to a limit that it must not exceed.
@@ -555,3 +592,52 @@ def _code(finding: str, status: Status) -> str:
     if status is Status.PASS:
         return ""
     return f"{GATE}.{finding}{'-open' if status is Status.INCONCLUSIVE else ''}"
+
+
+def judge(run: GateRun, gate: AccuracyGate) -> Judged:
+    """Return whether a task loses no more against FP16 than its limits allow."""
+    from pytest_quantgate.gates.chance import judge_answers
+    from pytest_quantgate.gates.looks import remember_look
+
+    fp16, quantized = _measure(run, gate)
+    senseless = judge_answers(run, gate, fp16=fp16)
+    if senseless is not None:
+        return Judged(verdict=senseless)
+    looks, notes = remember_look(run, gate, quantized)
+    verdict = judge_accuracy(
+        fp16=fp16,
+        quantized=quantized,
+        gate=spend_confidence(gate, look=looks.number),
+        family=run.judging.family,
+    )
+    verdict = describe_looks(verdict, gate=gate, looks=looks)
+    about_data = verdict.code.rpartition(".")[2] in FINDINGS  # no layer explains that
+    if verdict.status in (Status.FAIL, Status.INCONCLUSIVE) and not about_data:
+        verdict = run.judging.name_suspects(verdict, gate)
+    return Judged(verdict=verdict, notes=notes)
+
+
+def _measure(run: GateRun, gate: AccuracyGate) -> tuple[Outcomes, Outcomes]:
+    return run.outcomes(
+        task=gate.task,
+        metric=gate.metric,
+        samples=gate.samples,
+        stage=gate.stage,
+        first=gate.first,
+    )
+
+
+def measure_strengths(run: GateRun, gate: AccuracyGate) -> tuple[float, ...]:
+    """Return the strength of each alarm of a gate, see `Family`."""
+    fp16, quantized = _measure(run, gate)
+    return list_strengths(fp16=fp16, quantized=quantized, gate=gate)
+
+
+KIND = GateKind(
+    section=AccuracyGate,
+    help="loss on tasks, paired with FP16",
+    judge=judge,
+    several=True,
+    count_limits=count_limits,
+    strengths=measure_strengths,
+)

@@ -4,18 +4,49 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.family import highest_rejected
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
+from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.gates.statistics import Share, chance_above, first_count, share_limits
 from pytest_quantgate.gates.words import count, group, listed, percent, shorten
-from pytest_quantgate.measurement import Audit, CalibrationRun, NearCopy, Quantizer
-from pytest_quantgate.suite import CalibrationGate
+from pytest_quantgate.suite.gates import GateKind, GateSection
+from pytest_quantgate.suite.keys import percent_key
 from pytest_quantgate.verdict import Status, Verdict, combine
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_quantgate.measurement import Audit, CalibrationRun, NearCopy, Quantizer
+
 GATE = "calibration"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationGate(GateSection):
+    """`max_clipped` is the largest share of held-out values that a quantizer may clip.
+
+    `max_batch_change` is how far an embedding may move with the rest of its batch, as a share of
+    its length; None: no quantizer may take its range from the batch.
+    """
+
+    kind = GATE
+
+    max_clipped: Fraction = field(
+        default=Fraction(1, 1000),
+        metadata=percent_key(help="share of held-out values that a quantizer may clip"),
+    )
+    max_batch_change: Fraction | None = field(
+        default=None,
+        metadata=percent_key(
+            help="of an embedding, with other samples in its batch; default: what rounding explains"
+        ),
+    )
+
 
 #: Algorithms that take a weight's range from the weight as it is, and how far rounding may move it.
 EXACT_ALGORITHMS = ("max", "smoothquant")
@@ -517,3 +548,20 @@ def warn_of_near_copies(near: Sequence[NearCopy]) -> tuple[str, ...]:
         f"resized or compressed again: {', '.join(pairs)}: look at them; where they are, "
         "calibrate on another split [calibration.near-copies]",
     )
+
+
+def judge(run: GateRun, gate: CalibrationGate) -> Judged:
+    """Return whether the ranges are there, and fit data that did not make them."""
+    near_copies = run.near_copies()
+    verdict = judge_calibration(
+        run.audit,
+        run.calibration_run,
+        evaluation_hashes=run.evaluation_hashes(),
+        near_copies=near_copies,
+        gate=gate,
+        attention=run.suite.model.attn_implementation,
+    )
+    return Judged(verdict=verdict, notes=warn_of_near_copies(near_copies))
+
+
+KIND = GateKind(section=CalibrationGate, help="ranges, calls, clipping, overlap", judge=judge)

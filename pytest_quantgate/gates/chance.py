@@ -9,10 +9,15 @@ as many as there are classes to choose from. Against it stands the exact one-sid
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.words import count, percent
-from pytest_quantgate.measurement import Answers
 from pytest_quantgate.verdict import Status, Verdict
+
+if TYPE_CHECKING:
+    from pytest_quantgate.gates.run import GateRun
+    from pytest_quantgate.gates.sections import TaskGate
+    from pytest_quantgate.measurement import Answers, Outcomes
 
 #: How often answers at chance are taken for better ones: at most in 1 %, over all looks. Up to
 #: seven looks on a part of the samples spend EARLY_ALPHA each, that on the most LAST_ALPHA.
@@ -164,3 +169,28 @@ def _is_enough(samples: int, chance: float) -> bool:
         else:
             low = middle + 1
     return chance_of_as_many(low, samples, math.sqrt(chance)) >= SHOWN
+
+
+def judge_answers(run: GateRun, gate: TaskGate, *, fp16: Outcomes) -> Verdict | None:
+    """Return why FP16's answers to a whole task mean nothing; None where they do.
+
+    Chance is judged where sanity, which looks at a part, left it open; exchanged classes show
+    on many samples only.
+    """
+    from pytest_quantgate.gates.sanity import is_left_open
+    from pytest_quantgate.measure.sanity import read_answers
+
+    if fp16.nonfinite:
+        return None  # no answers: its own gate says so
+    asked = (gate.task, gate.samples, gate.first)
+    answers = read_answers(fp16)
+    is_open = any(
+        (task.task, task.samples, task.first) == asked
+        and task.answers is not None
+        and is_left_open(task.answers)
+        for task in run.sanity.tasks
+    )
+    if not is_open and not answers.swapped:
+        return None
+    verdict = judge_chance(answers, gate=gate.kind, task=gate.task)
+    return None if verdict.passed else verdict

@@ -5,12 +5,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import date
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
 from fractions import Fraction
+from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle, exclude_words
+from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.gates.sections import TOWERS
 from pytest_quantgate.gates.words import (
     closest,
     count,
@@ -20,11 +22,96 @@ from pytest_quantgate.gates.words import (
     shorten,
     waivers_words,
 )
-from pytest_quantgate.measurement import Audit, Module, Operation, Quantizer, Slot, Tower
-from pytest_quantgate.suite import MAX_WAIVER_DAYS, AttentionSlot, CoverageGate, Waiver
+from pytest_quantgate.suite.gates import GateKind, GateSection
+from pytest_quantgate.suite.keys import (
+    BadKey,
+    choice_key,
+    date_key,
+    list_key,
+    sections_key,
+    text_key,
+)
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_quantgate.measurement import Audit, Module, Operation, Quantizer, Slot, Tower
+    from pytest_quantgate.suite.where import Where
+
 GATE = "coverage"
+
+
+#: The places around attention where a quantizer can be, as a suite names them.
+AttentionSlot = Literal["q", "k", "v", "softmax", "output"]
+
+#: What waits longer than a year does not wait: it is left out for good.
+MAX_WAIVER_DAYS = 366
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiver:
+    """Modules (patterns as in `exclude`) that may stay unquantized until a day, and why."""
+
+    where: Where
+    modules: tuple[str, ...] = field(
+        metadata=list_key(
+            text_key(help="pattern"),
+            help="module patterns; all waivers together name at most a quarter of a tower",
+            single=True,
+        )
+    )
+    reason: str = field(metadata=text_key(help="why they may stay unquantized", lines=True))
+    until: date = field(
+        metadata=date_key(
+            help=f"the last day on which this holds, at most {MAX_WAIVER_DAYS} days from today"
+        )
+    )
+
+    def check(self) -> None:
+        """Refuse a waiver that names nothing. How much of a model one names, the gate counts."""
+        if not self.modules:
+            raise BadKey("modules", "is empty: name the layers that may wait")
+        for pattern in self.modules:
+            if not re.search(r"[^\W_]", pattern):
+                raise BadKey(
+                    "modules",
+                    f"{pattern!r} names every module: name the layers that may wait, such as "
+                    f"'*visual_projection*'",
+                )
+
+    def last_day(self, today: date) -> date:
+        """Return the last day until which a waiver may hold, seen from `today`."""
+        return today + timedelta(days=MAX_WAIVER_DAYS)
+
+    def lasts_too_long(self, today: date) -> bool:
+        return self.until > self.last_day(today)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoverageGate(GateSection):
+    """`attention` lists the slots that must be quantized in every block; empty: none needed.
+
+    `attention=None` means: what the recipe by its own name promises.
+    """
+
+    kind = GATE
+
+    attention: tuple[AttentionSlot, ...] | None = field(
+        default=None,
+        metadata=list_key(
+            choice_key("q", "k", "v", "softmax", "output", help="slot"),
+            help="what must be quantized around attention in every block",
+        ),
+    )
+    towers: tuple[Literal["vision", "text"], ...] = field(
+        default=("vision", "text"), metadata=TOWERS
+    )
+    waive: tuple[Waiver, ...] = field(
+        default=(),
+        metadata=sections_key(Waiver, help="what may stay unquantized", single=False),
+    )
+
 
 #: All waivers together name at most this share of a tower.
 MAX_WAIVED_SHARE = Fraction(1, 4)
@@ -915,3 +1002,18 @@ def _with_parents(name: str) -> list[str]:
     """Return a dotted name and every prefix of it: a waiver for a block covers what is inside."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def judge(run: GateRun, gate: CoverageGate) -> Judged:
+    """Return whether all that should be quantized is."""
+    return Judged(
+        verdict=judge_coverage(
+            run.audit,
+            gate=gate,
+            today=run.today,
+            attention=run.suite.model.attn_implementation,
+        )
+    )
+
+
+KIND = GateKind(section=CoverageGate, help="what is quantized, and really runs", judge=judge)

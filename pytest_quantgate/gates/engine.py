@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
+from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.gates.memory import figures_of, judge_sizes, limits_of
+from pytest_quantgate.gates.parity import ParityGate
+from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
+from pytest_quantgate.gates.sections import EngineSizes
 from pytest_quantgate.gates.words import count, listed, shorten
-from pytest_quantgate.measurement import EngineOutputs
-from pytest_quantgate.runtimes.engine_layers import EngineAttention, EngineReport
-from pytest_quantgate.suite import EngineGate
+from pytest_quantgate.suite.gates import GateKind
+from pytest_quantgate.suite.keys import choice_key, count_key
 from pytest_quantgate.verdict import Status, Verdict, combine
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_quantgate.measurement import EngineOutputs
+    from pytest_quantgate.runtimes.engine_layers import EngineAttention, EngineReport
+
 GATE = "engine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineGate(EngineSizes):
+    """What the engines of the towers must be, built ahead of time for a `target` (`sm89`).
+
+    `attention` is `fused-fp8` (one FP8 kernel in every block) or `fused` (one kernel).
+    """
+
+    kind = GATE
+
+    min_fp8_gemms: int | None = field(
+        default=None, metadata=count_key(help="linear layers in FP8, all towers together")
+    )
+    attention: Literal["fused-fp8", "fused"] | None = field(
+        default=None,
+        metadata=choice_key("fused-fp8", "fused", help="in every block of every tower"),
+    )
+
+    def check(self) -> None:
+        super().check()
+        self.refuse_no_limit("attention, min_fp8_gemms or a max_...")
+
 
 #: Above this SQNR in dB nothing is quantized: what is left is the rounding of FP16 arithmetic.
 NOT_QUANTIZED_DB = 50.0
@@ -274,3 +306,55 @@ def _is_same_noise(found_db: float, expected_db: float, *, max_change_db: float)
         return True
     # Two infinities below zero (nothing of the signal is left) are no agreement.
     return abs(found_db - expected_db) <= max_change_db
+
+
+def judge(run: GateRun, gate: EngineGate) -> Judged:
+    """Return whether the engines of the towers are what the suite asks for."""
+    from pytest_quantgate.measure.quantizers import owner_of
+    from pytest_quantgate.runtimes.onnx_graph import module_of_node
+
+    reports = {
+        variant: {
+            str(tower): run.stages.engine(variant=variant, tower=tower, gate=gate)
+            for tower in gate.towers
+        }
+        for variant in VARIANTS
+    }
+    outputs, not_executed = None, ""
+    parity = run.suite.gates.one(ParityGate) or ParityGate(where=gate.where)
+    try:
+        outputs = run.stages.engine_outputs(gate, samples=parity.samples)
+    except NotMeasured as error:
+        not_executed = str(error)
+    excluded = {owner_of(name) for _, matched in run.audit.excludes for name in matched}
+    return Judged(
+        verdict=judge_engine(
+            fp16=reports["fp16"],
+            quantized=reports["quantized"],
+            excluded_nodes={
+                tower: tuple(
+                    node.node for node in report.nodes if module_of_node(node.node) in excluded
+                )
+                for tower, report in reports["quantized"].items()
+            },
+            onnx_digests={
+                tower: run.stages.onnx_audit(
+                    variant="quantized", tower=tower, precision=run.stages.shipped
+                ).digest
+                for tower in gate.towers
+            },
+            gate=gate,
+            outputs=outputs,
+            not_executed=not_executed,
+            max_sqnr_change_db=parity.max_sqnr_change_db,
+        )
+    )
+
+
+KIND = GateKind(
+    section=EngineGate,
+    help="TensorRT engines: precision, fusion, sizes",
+    judge=judge,
+    several=True,
+    needs=("tensorrt-rtx",),
+)

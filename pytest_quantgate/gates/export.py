@@ -4,15 +4,49 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
+from pytest_quantgate.gates.coverage import CoverageGate
+from pytest_quantgate.gates.parity import ParityGate
+from pytest_quantgate.gates.run import TOWERS, VARIANTS, GateRun, Judged
+from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.gates.words import count, group, shorten
-from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer
-from pytest_quantgate.suite import ExportGate
+from pytest_quantgate.suite.gates import GateKind, GateSection
+from pytest_quantgate.suite.keys import choice_key, list_key, ratio_key
 from pytest_quantgate.verdict import Status, Verdict, combine
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from fractions import Fraction
+
+    from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer
+
 GATE = "export"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportGate(GateSection):
+    """What the ONNX files of both towers must hold.
+
+    `allow` names what may be in the graph although the PyTorch model does not simulate it:
+    `softmax` puts a pair behind Softmax in every attention block, which FP8 attention needs in
+    TensorRT. `max_size_ratio` compares the files with FP16's, both towers together.
+    """
+
+    kind = GATE
+
+    allow: tuple[Literal["softmax"], ...] = field(
+        default=(),
+        metadata=list_key(
+            choice_key("softmax", help="what"),
+            help="what the graph may hold although PyTorch does not simulate it",
+        ),
+    )
+    max_size_ratio: Fraction | None = field(
+        default=None, metadata=ratio_key(help="both files against FP16's")
+    )
+
 
 #: How far a stored scale may be from the calibrated amax, by the type it is stored in. The graph
 #: for TensorRT holds half scales: rounding to them costs up to 2^-11, and more below 2^-14.
@@ -332,3 +366,44 @@ def _judge_size(
         brief=f"{ratio:.2f}x of FP16's size, over {float(limit):.2f}x",
         cause="too few weights are quantized, or they are not stored in 8 bits",
     )
+
+
+def judge(run: GateRun, gate: ExportGate) -> Judged:
+    """Return whether the ONNX files hold what was audited, and run in the format that ships."""
+    coverage, stages = run.suite.gates.one(CoverageGate), run.stages
+    audits = {
+        variant: [
+            stages.onnx_audit(variant=variant, tower=tower, precision=stages.shipped)
+            for tower in TOWERS
+        ]
+        for variant in VARIANTS
+    }
+    verdict = judge_export(
+        run.audit,
+        quantized=audits["quantized"],
+        fp16_file_bytes=sum(found.file_bytes for found in audits["fp16"]),
+        left_out=[tower for tower in TOWERS if coverage and tower not in coverage.towers],
+        gate=gate,
+    )
+    if run.suite.gates.one(ParityGate) is not None:  # which runs the files
+        return Judged(verdict=verdict)
+    usual = ParityGate(where=gate.where)
+    parts = judge_shipped(
+        stages.shipped_towers(samples=usual.samples),
+        gate=GATE,
+        where=gate.where,
+        torch_db={},
+        max_change_db=usual.max_sqnr_change_db,
+    )
+    red = tuple(part for part in parts if not part.passed)
+    if red:
+        return Judged(verdict=combine(gate=GATE, parts=(*red, verdict)))
+    lines = tuple(part.headline for part in parts)
+    return Judged(verdict=replace(verdict, evidence=(*verdict.evidence, *lines)))
+
+
+KIND = GateKind(
+    section=ExportGate,
+    help="the ONNX files hold what was audited",
+    judge=judge,
+)

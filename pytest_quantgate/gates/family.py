@@ -10,9 +10,12 @@ Journal of Statistics 6 (1979) 65-70, which holds however the limits depend on o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from fractions import Fraction
 
 #: The alarm of a limit that was not measured: never raised.
 SILENT = math.inf

@@ -3,14 +3,57 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.gates.words import count
-from pytest_quantgate.measurement import Fidelity, TowerFidelity
-from pytest_quantgate.suite import FidelityGate
+from pytest_quantgate.suite.gates import GateKind, GateSection
+from pytest_quantgate.suite.keys import BadKey, cosine_key, count_key, decibels_key, named, text_key
+from pytest_quantgate.suite.specs import FIRST, check_data
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
+if TYPE_CHECKING:
+    from pytest_quantgate.measurement import Fidelity, TowerFidelity
+
 GATE = "fidelity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityGate(GateSection):
+    """Limits on cosine (1) and SQNR (dB) of embeddings, mean and worst sample, per tower.
+
+    `samples` and `first` as in an accuracy gate.
+    """
+
+    kind = GATE
+
+    data: str | None = field(
+        default=None, metadata=text_key(help="<data set>/<split>; default: the first task's")
+    )
+    samples: int = field(
+        default=512, metadata=count_key(help="drawn over the whole by seed; default: 512")
+    )
+    first: bool = field(default=False, metadata=FIRST)
+    min_cosine: float | None = field(default=None, metadata=cosine_key(help="mean cosine to FP16"))
+    min_worst_cosine: float | None = field(
+        default=None, metadata=cosine_key(help="cosine of the worst sample")
+    )
+    min_sqnr_db: float | None = field(
+        default=None, metadata=named("min_sqnr", decibels_key(help="mean SQNR"))
+    )
+    min_worst_sqnr_db: float | None = field(
+        default=None,
+        metadata=named("min_worst_sqnr", decibels_key(help="SQNR of the worst sample")),
+    )
+
+    def check(self) -> None:
+        limits = ("min_cosine", "min_worst_cosine", "min_sqnr", "min_worst_sqnr")
+        if not self.where.keys.keys() & set(limits):
+            raise BadKey("", f"sets no limit: give at least one of {', '.join(limits)}")
+        if self.data is not None:
+            check_data(self.data)
 
 
 def judge_fidelity(fidelity: Fidelity, *, gate: FidelityGate) -> Verdict:
@@ -62,6 +105,8 @@ def judge_fidelity(fidelity: Fidelity, *, gate: FidelityGate) -> Verdict:
 
 def judge_tower(tower: TowerFidelity, *, gate: FidelityGate) -> Verdict:
     """Return whether one tower alone is over the gate's limits; without limits it is FAIL."""
+    from pytest_quantgate.measurement import Fidelity
+
     parts = _judge_tower(
         tower, gate=gate, fidelity=Fidelity(data="", towers=(tower,), worst_layers=())
     )
@@ -170,3 +215,19 @@ def _advise(tower: TowerFidelity, fidelity: Fidelity) -> str:
     if not layers:
         return "choose a gentler recipe"
     return f'try quantize.exclude: ["*{layers[0][0]}*"], or a gentler recipe'
+
+
+def judge(run: GateRun, gate: FidelityGate) -> Judged:
+    """Return whether the embeddings of both towers stay near FP16's."""
+    fidelity = run.fidelity()
+    verdict = judge_fidelity(fidelity, gate=gate)
+    red = [tower for tower in fidelity.towers if not judge_tower(tower, gate=gate).passed]
+    if verdict.status is not Status.FAIL or not red:
+        return Judged(verdict=verdict)
+    # What a layer adds by itself stays as evidence; what it does to the embeddings leads.
+    plain = verdict if red[0].nonfinite else replace(verdict, cause="")
+    suspected = run.judging.name_suspects(plain, gate, tower=red[0].tower)
+    return Judged(verdict=replace(suspected, cause=suspected.cause or verdict.cause))
+
+
+KIND = GateKind(section=FidelityGate, help="embeddings against FP16", judge=judge)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from pytest_quantgate.measurement import Quantizer
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pytest_quantgate.measurement import Quantizer
 
 #: What an attention class puts around the two products; `softmax` stands between them.
 ATTENTION_SLOTS = ("q", "k", "v", "softmax", "attention_output")

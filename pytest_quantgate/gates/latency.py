@@ -16,22 +16,105 @@ A verdict near the limit deserves a second run.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pytest_quantgate.baseline_mode import BaselineMode
+from pytest_quantgate.gates.proposals import judge_others, note_old_place, propose
+from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.suite.gates import GateKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
+    from pytest_quantgate.store.records import LatencyRecord
+    from pytest_quantgate.suite.where import Where
+
 import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Literal, get_args
 
 from pytest_quantgate.gates.accuracy import RELATIONS, decide, relation
+from pytest_quantgate.gates.sections import CONFIDENCE
 from pytest_quantgate.gates.statistics import Interval
 from pytest_quantgate.gates.words import count, level, percent
-from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
-from pytest_quantgate.suite import Where
+from pytest_quantgate.suite.gates import GateSection
+from pytest_quantgate.suite.keys import (
+    BadKey,
+    choice_key,
+    count_key,
+    milliseconds_key,
+    named,
+    ratio_key,
+    spread,
+)
 from pytest_quantgate.verdict import Status, Verdict, combine
 
 GATE = "latency"
+
+
+#: What a latency gate can time in. `onnxruntime` is its CPU provider.
+LatencyRuntime = Literal[
+    "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt-rtx", "tensorrt", "torch"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyGate(GateSection):
+    """How fast one tower of the exported variant is against FP16, interleaved in one run.
+
+    `max_ratio` is the largest median of quantized / FP16 time. `max_latency_ms` is the largest
+    median of the quantized variant's time for one batch; it holds on the machine of the baseline
+    alone. `min_ratio` is the smallest ratio that is believed; None: what 8-bit arithmetic can gain
+    where it runs. `rounds` are timed rounds of each, `threads` those of a runtime on the CPU.
+    """
+
+    kind = GATE
+
+    tower: Literal["vision", "text"] = field(metadata=choice_key("vision", "text", help="tower"))
+    max_ratio: Fraction | None = field(default=None, metadata=ratio_key(help="time against FP16's"))
+    max_latency_ms: float | None = field(
+        default=None,
+        metadata=named(
+            "max_latency",
+            milliseconds_key(help="time of one batch, on the machine of the baseline alone"),
+        ),
+    )
+    min_ratio: Fraction | None = field(
+        default=None,
+        metadata=ratio_key(
+            help="a smaller ratio is not believed; default: by what 8-bit arithmetic can gain there"
+        ),
+    )
+    batch: int = field(
+        default=1,
+        metadata=spread(count_key(help="images or texts in a batch, or several sizes; default: 1")),
+    )
+    runtime: LatencyRuntime = field(
+        default="onnxruntime",
+        metadata=choice_key(*get_args(LatencyRuntime), help="default: onnxruntime"),
+    )
+    threads: int = field(default=1, metadata=count_key(help="of a runtime on the CPU; default: 1"))
+    rounds: int = field(default=30, metadata=count_key(help="timed rounds; default: 30"))
+    confidence: Fraction = field(default=Fraction(95, 100), metadata=CONFIDENCE)
+
+    @property
+    def key(self) -> str:
+        """`<runtime>-<tower>-batch<n>`."""
+        return f"{self.runtime}-{self.tower}-batch{self.batch}"
+
+    def check(self) -> None:
+        if self.max_ratio is None and self.max_latency_ms is None:
+            raise BadKey("", "sets no limit, so it decides nothing: set max_ratio, max_latency")
+        if self.max_ratio is not None and (self.min_ratio or 0) >= self.max_ratio:
+            raise BadKey("min_ratio", "is not below max_ratio, so nothing could pass")
+        if "threads" in self.where.keys and self.runtime not in ("onnxruntime", "torch"):
+            raise BadKey("threads", f"{self.runtime} runs on the GPU: leave it out")
+
 
 #: The longest phrase that a table shows.
 BRIEF_LENGTH = 70
@@ -363,7 +446,7 @@ def machine_differences(stored: Machine, now: Machine) -> tuple[str, ...]:
     return tuple(
         f"{LABELS[field.name]} differs: baseline {getattr(stored, field.name)}, "
         f"now {getattr(now, field.name)}"
-        for field in dataclasses.fields(Machine)
+        for field in dataclasses.fields(now)
         if getattr(stored, field.name) != getattr(now, field.name)
     )
 
@@ -626,3 +709,73 @@ def _fit(first: str, *more: str) -> str:
         if len(text) + 2 + len(phrase) <= BRIEF_LENGTH:
             text += f"; {phrase}"
     return text
+
+
+def judge(run: GateRun, gate: LatencyGate) -> Judged:
+    """Return whether a tower is as fast as its suite asks for; propose or keep a machine."""
+    from pytest_quantgate.baselines import next_latency_record
+
+    timed = run.stages.latency(gate)
+    run.latency_runs[gate.key] = timed
+    command = f"pytest {gate.where.file} --quantgate-baselines="
+
+    def on(machine: Machine | None) -> Verdict:
+        return judge_latency(
+            timed,
+            max_ratio=gate.max_ratio,
+            max_latency_ms=gate.max_latency_ms,
+            min_ratio=gate.min_ratio,
+            confidence=gate.confidence,
+            where=gate.where,
+            baseline_machine=machine,
+            create_command=f"{command}create",
+            update_command=f"{command}update --quantgate-reason='why'",
+        )
+
+    if gate.max_latency_ms is None:
+        return Judged(verdict=on(None))
+    record = run.store.read_latency(run.suite.name, gate.key)
+    proposed = next_latency_record(
+        record,
+        suite=run.suite.name,
+        key=gate.key,
+        run=timed,
+        versions=run.versions,
+        today=run.today,
+        reason=run.settings.reason or "first baseline",
+    )
+    here = on(timed.machine)
+    mode = run.settings.baselines
+    if mode is BaselineMode.UPDATE or (mode is BaselineMode.CREATE and record is None):
+        return _accept_machine(run, record, proposed=proposed, verdict=here)
+    verdict = on(record.machine if record else None)
+    notes = note_old_place(run, gate, kind="latency") if record else ()
+    if verdict.passed or not here.passed:
+        return Judged(verdict=verdict, notes=notes)
+    return propose(run, proposed, verdict=verdict, notes=notes)
+
+
+def _accept_machine(
+    run: GateRun, record: LatencyRecord | None, *, proposed: LatencyRecord, verdict: Verdict
+) -> Judged:
+    """Return the verdict of a writing mode: a machine on which the limits hold is recorded."""
+    if not verdict.passed:
+        return Judged(verdict=verdict)
+    proposed = judge_others(run, proposed)
+    same = record is not None and record.same_result(proposed)
+    word = "up to date, nothing to write" if same else "updated" if record else "created"
+    verdict = dataclasses.replace(
+        verdict, evidence=(f"baseline {word}: {proposed.describe()}", *verdict.evidence)
+    )
+    if same:
+        return Judged(verdict=verdict)
+    return Judged(verdict=verdict, proposal="baseline", record=proposed)
+
+
+KIND = GateKind(
+    section=LatencyGate,
+    help="time against FP16, interleaved",
+    judge=judge,
+    several=True,
+    timed=True,
+)

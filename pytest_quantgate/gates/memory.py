@@ -5,17 +5,39 @@ Bytes are compared exactly, as integers: a plan that is one byte over its limit 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.latency import show_ratio
+from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.gates.sections import EngineSizes
 from pytest_quantgate.gates.words import count
-from pytest_quantgate.runtimes.engine_layers import EngineReport
-from pytest_quantgate.suite import EngineGate, MemoryGate, Where
+from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_quantgate.runtimes.engine_layers import EngineReport
+    from pytest_quantgate.suite.where import Where
+
 GATE = "memory"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryGate(EngineSizes):
+    """How much room the engines of the towers take, each by itself, against FP16 and in bytes.
+
+    The activation memory of an FP8 engine can be larger than FP16's: a limit on it is a real gate.
+    """
+
+    kind = GATE
+
+    def check(self) -> None:
+        super().check()
+        self.refuse_no_limit("a max_...")
+
 
 MIB = 1 << 20
 
@@ -61,7 +83,7 @@ class _Part:
     may_be_zero: bool = False
 
 
-def limits_of(gate: EngineGate | MemoryGate) -> MemoryLimits:
+def limits_of(gate: EngineSizes) -> MemoryLimits:
     """Return the limits on sizes that a gate sets."""
     return MemoryLimits(
         max_plan_ratio=gate.max_plan_ratio,
@@ -335,3 +357,28 @@ def _brief_pass(parts: list[_Part]) -> str:
 
 def _cut(text: str, *, length: int = 70) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def judge(run: GateRun, gate: MemoryGate) -> Judged:
+    """Return whether the engines of the towers take no more room than the suite allows."""
+    parts = tuple(
+        judge_memory(
+            fp16=figures_of(run.stages.engine(variant="fp16", tower=tower, gate=gate)),
+            quantized=figures_of(run.stages.engine(variant="quantized", tower=tower, gate=gate)),
+            limits=limits_of(gate),
+            where=gate.where,
+            subject=f"{tower}, batch {gate.batch}, {gate.target}",
+            prefix=f"{tower}_",
+        )
+        for tower in gate.towers
+    )
+    return Judged(verdict=combine(gate=GATE, parts=parts))
+
+
+KIND = GateKind(
+    section=MemoryGate,
+    help="sizes of the engines against FP16's",
+    judge=judge,
+    several=True,
+    needs=("tensorrt-rtx",),
+)

@@ -7,13 +7,17 @@ overflows. One gate of a suite therefore answers for the values as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.words import count, shorten
-from pytest_quantgate.measurement import LayerActivation
-from pytest_quantgate.suite import Where
 from pytest_quantgate.verdict import Status, Verdict, combine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_quantgate.measurement import LayerActivation
+    from pytest_quantgate.suite.where import Where
 
 #: The largest finite value of each format.
 LARGEST = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120}

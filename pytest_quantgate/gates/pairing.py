@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.statistics import ClassCounts, Flips, Share, clustered_samples
-from pytest_quantgate.measurement import Outcomes, StoredOutcomes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_quantgate.measurement import Outcomes, StoredOutcomes
 
 
 class Unpaired(Exception):

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
 
+from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.gates.words import count, shorten
-from pytest_quantgate.measurement import BlockParity, Parity, ShippedTower, TowerParity
-from pytest_quantgate.suite import ParityGate
+from pytest_quantgate.suite.gates import GateKind, GateSection
+from pytest_quantgate.suite.keys import BadKey, count_key, decibels_key, named, percent_key
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_quantgate.measurement import BlockParity, Parity, ShippedTower, TowerParity
+
 GATE = "parity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityGate(GateSection):
+    """The exported graph against the PyTorch model, on `samples` held-out pairs, in ONNX Runtime.
+
+    `max_error` is the relative error up to which both count as the same; a model that moves
+    further than that by itself is judged by how far it moves.
+    """
+
+    kind = GATE
+
+    samples: int = field(default=64, metadata=count_key(help="held-out pairs; default: 64"))
+    max_error: Fraction = field(
+        default=Fraction(1, 1000),
+        metadata=percent_key(help="relative error that counts as none; default: 0.1%"),
+    )
+    max_sqnr_change_db: float = field(
+        default=1.0,
+        metadata=named("max_sqnr_change", decibels_key(help="of SQNR against FP16; default: 1dB")),
+    )
+
+    def check(self) -> None:
+        if self.max_sqnr_change_db < 0:
+            raise BadKey("max_sqnr_change", "is negative: no change is less than 0dB")
+
 
 EXPORT_AGAIN = (
     "export the approved variant again; if it stays, this version of ONNX Runtime computes an "
@@ -228,3 +261,24 @@ def _judge_noise(tower: TowerParity, *, gate: ParityGate) -> Verdict:
         code="" if good else "parity.noise-changed",
         figures={f"{tower.tower}_sqnr_onnx_db": onnx} if math.isfinite(onnx) else {},
     )
+
+
+def judge(run: GateRun, gate: ParityGate) -> Judged:
+    """Return whether the ONNX files compute what the PyTorch model does."""
+    verdict = judge_parity(
+        run.stages.parity(samples=gate.samples),
+        gate=gate,
+        shipped=run.stages.shipped_towers(samples=gate.samples),
+    )
+    if verdict.status is Status.FAIL and any(other.kind == "export" for other in run.suite.gates):
+        export = run.judging.judge(kind="export").verdict
+        verdict = point_to_export(verdict, export=export)
+    return Judged(verdict=verdict)
+
+
+KIND = GateKind(
+    section=ParityGate,
+    help="the ONNX files compute what PyTorch does",
+    judge=judge,
+    needs=("onnxruntime",),
+)

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_quantgate.baseline_mode import BaselineMode
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.pairing import pair_outcomes
+from pytest_quantgate.gates.proposals import judge_others, note_old_place, propose
+from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.suite.gates import GateKind
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    from pytest_quantgate.measurement import Outcomes, StoredOutcomes, StoredPair
+    from pytest_quantgate.store.records import Look, Record
+
+import textwrap
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from pytest_quantgate.gates.accuracy import (
@@ -22,13 +38,25 @@ from pytest_quantgate.gates.accuracy import (
 from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_stored
 from pytest_quantgate.gates.samples import describe_samples, judge_samples
+from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.gates.statistics import chance_above
 from pytest_quantgate.gates.words import brief_drop, count, percent, points
-from pytest_quantgate.measurement import Outcomes, StoredOutcomes, StoredPair
-from pytest_quantgate.suite import RegressionGate
+from pytest_quantgate.suite.keys import points_key
 from pytest_quantgate.verdict import Status, Verdict, combine
 
 GATE = "regression"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionGate(TaskGate):
+    """Limits on drift: FP16 against stored FP16, quantized against accepted and first."""
+
+    kind = GATE
+
+    max_fp16_drop: Fraction = field(metadata=points_key(help="FP16 against the stored FP16"))
+    max_drop: Fraction = field(metadata=points_key(help="against the variant accepted last"))
+    max_drop_since_first: Fraction = field(metadata=points_key(help="against the first accepted"))
+
 
 #: As much as a table shows of one gate.
 BRIEF_LENGTH = 70
@@ -314,3 +342,198 @@ def _compare(
             "samples": pairs.samples,
         },
     )
+
+
+def judge(run: GateRun, gate: RegressionGate) -> Judged:
+    """Return whether a task has not drifted from its baseline; propose or keep one."""
+    return judge_run(run, gate)
+
+
+def judge_run(
+    run: GateRun,
+    gate: RegressionGate,
+    *,
+    fp16: Outcomes | None = None,
+    quantized: Outcomes | None = None,
+) -> Judged:
+    """Return the verdict of `judge`, on outcomes that a caller measured where they are given."""
+    from pytest_quantgate.baselines import is_of_other_data, next_record
+    from pytest_quantgate.fingerprint import differences, list_unknown
+    from pytest_quantgate.gates.chance import judge_answers
+
+    if fp16 is None or quantized is None:
+        measured = _measure(run, gate)
+        senseless = judge_answers(run, gate, fp16=measured[0])
+        if senseless is not None:
+            return Judged(verdict=senseless)
+        fp16, quantized = fp16 or measured[0], quantized or measured[1]
+    record = run.store.read(run.suite.name, gate.key)
+    proposed = next_record(
+        record,
+        suite=run.suite.name,
+        key=gate.key,
+        task=gate.task,
+        metric=gate.metric,
+        fp16=fp16,
+        quantized=quantized,
+        fingerprint=run.fingerprint(data=fp16.data_digest, data_parts=fp16.data_parts),
+        versions=run.versions,
+        today=run.today,
+        reason=run.settings.reason or "first baseline",
+        pairs=_pair(fp16, quantized),
+    )
+    proposed = replace(proposed, looks=_list_looks(run, gate, quantized) or proposed.looks)
+    mode = run.settings.baselines
+    command = f"pytest {gate.where.file} --quantgate-baselines="
+    update = f"{command}update --quantgate-reason='why'"
+    has_new_data = record is not None and is_of_other_data(record, proposed)
+    if has_new_data:
+        update += " --quantgate-new-data"
+    if mode is BaselineMode.UPDATE or (mode is BaselineMode.CREATE and record is None):
+        if record is not None and has_new_data and not run.settings.new_data:
+            refused = _refuse_new_data(record, gate=gate, command=update)
+            draws = _list_draws(run, gate, before=record, now=proposed)
+            return Judged(verdict=replace(refused, evidence=(*refused.evidence, *draws)))
+        return _accept(run, gate, record=record, proposed=proposed)
+    verdict = judge_regression(
+        fp16=fp16,
+        quantized=quantized,
+        stored=_stored_pair(record),
+        differences=(differences(record.fingerprint, proposed.fingerprint) if record else ()),
+        create_command=f"{command}create",
+        update_command=update,
+        gate=gate,
+        family=run.judging.family,
+    )
+    notes: tuple[str, ...] = ()
+    if record is not None:
+        notes = note_old_place(run, gate, kind="regression")
+        chains = tuple(f"accepted before: {chain.describe()}" for chain in record.chains)
+        draws = _list_draws(run, gate, before=record, now=proposed)
+        verdict = replace(verdict, evidence=(*verdict.evidence, *draws, *chains))
+        unknown = list_unknown(record.fingerprint, proposed.fingerprint)
+        if unknown:
+            notes = (
+                *notes,
+                f"the baseline of {gate.key} does not say: {', '.join(unknown)}; they were "
+                f"not compared. To record them: {update}",
+            )
+    if verdict.passed:
+        return Judged(verdict=verdict, notes=notes)
+    return propose(run, proposed, verdict=verdict, notes=notes)
+
+
+def _measure(run: GateRun, gate: RegressionGate) -> tuple[Outcomes, Outcomes]:
+    return run.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first)
+
+
+def measure_strengths(run: GateRun, gate: RegressionGate) -> tuple[float, ...]:
+    """Return the strength of each alarm of a gate, see `Family`."""
+    from pytest_quantgate.fingerprint import differences
+
+    fp16, quantized = _measure(run, gate)
+    record = run.store.read(run.suite.name, gate.key)
+    comparable = record is not None and not differences(
+        record.fingerprint,
+        run.fingerprint(data=fp16.data_digest, data_parts=fp16.data_parts),
+    )
+    return list_strengths(
+        fp16=fp16,
+        quantized=quantized,
+        stored=_stored_pair(record) if comparable else None,
+        gate=gate,
+    )
+
+
+def _list_draws(
+    run: GateRun, gate: RegressionGate, *, before: Record, now: Record
+) -> tuple[str, ...]:
+    """Say where version 0.1 took other samples of the same data: nothing accepted is lost."""
+    if before.fingerprint.settings:
+        return ()
+    calibration, places = run.suite.calibration, []
+    if before.fingerprint.calibration != now.fingerprint.calibration and not calibration.first:
+        places.append(str(calibration.where))
+    is_drawn = gate.samples is not None and not gate.first
+    if before.fingerprint.data != now.fingerprint.data and is_drawn:
+        places.append(str(gate.where))
+    return tuple(
+        f"version 0.1 took the first samples, this one draws them: first: true in {place} "
+        f"compares with what was accepted"
+        for place in places
+    )
+
+
+def _list_looks(run: GateRun, gate: RegressionGate, quantized: Outcomes) -> tuple[Look, ...]:
+    """Return the looks at the data of a baseline that this machine and the baseline know of."""
+    from pytest_quantgate.gates.looks import make_look, remember_look
+
+    for other in run.suite.gates.all(AccuracyGate):
+        if other.key == gate.key and run.ledger is not None:
+            looks, _ = remember_look(run, other, quantized)
+            return (*looks.earlier, replace(make_look(run, other, quantized), number=looks.number))
+    return ()
+
+
+def _accept(
+    run: GateRun, gate: RegressionGate, *, record: Record | None, proposed: Record
+) -> Judged:
+    """Return the verdict of a writing mode: the new record, or why it may not be kept."""
+    proposed = judge_others(run, proposed)
+    if record is not None and record.same_result(proposed):
+        headline = f"regression: baseline of {gate.key} is up to date, nothing to write"
+        return Judged(verdict=Verdict(gate=GATE, status=Status.PASS, headline=headline))
+    word = "updated" if record else "created"
+    headline = f"regression: baseline of {gate.key} {word}: {proposed.describe()}"
+    brief = f"{word}: {proposed.describe()}"
+    return Judged(
+        verdict=Verdict(gate=GATE, status=Status.PASS, headline=headline, brief=brief),
+        proposal="baseline",
+        record=proposed,
+    )
+
+
+def _refuse_new_data(record: Record, *, gate: RegressionGate, command: str) -> Verdict:
+    from pytest_quantgate.baselines import end_chain
+
+    return Verdict(
+        gate=GATE,
+        status=Status.FAIL,
+        headline=f"regression: baseline of {gate.key} is not updated: the evaluation data is not "
+        f"that on which the first variant was accepted ({gate.where})",
+        evidence=(f"accepted so far: {end_chain(record, record).describe()}",),
+        cause="on other data nobody sees what the variant has lost since the first one",
+        next_step=f"if the data is meant to change: {command}",
+        code="regression.new-data",
+    )
+
+
+def _pair(fp16: Outcomes, quantized: Outcomes) -> Pairs | None:
+    """Return both variants paired; None where they cannot be, which their own gate says."""
+    try:
+        return pair_outcomes(before=fp16, after=quantized)
+    except Unpaired:
+        return None
+
+
+def _stored_pair(record: Record | None) -> StoredPair | None:
+    from pytest_quantgate.measurement import StoredPair
+
+    if record is None:
+        return None
+    return StoredPair(
+        fp16=record.fp16,
+        accepted=record.accepted,
+        first=record.first,
+        first_fp16=record.first_fp16,
+    )
+
+
+KIND = GateKind(
+    section=RegressionGate,
+    help="drift against the stored baseline",
+    judge=judge,
+    several=True,
+    count_limits=lambda _: LIMITS_COUNT,
+    strengths=measure_strengths,
+)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.words import group, listed, shorten
-from pytest_quantgate.measurement import Roundtrip
-from pytest_quantgate.suite import RoundtripGate
+from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.verdict import Status, Verdict
 
+if TYPE_CHECKING:
+    from pytest_quantgate.measurement import Roundtrip
+
 GATE = "roundtrip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundtripGate(GateSection):
+    """Save, restore in a new process, compare bit for bit; no limits to set."""
+
+    kind = GATE
 
 
 def judge_roundtrip(roundtrip: Roundtrip, *, gate: RoundtripGate) -> Verdict:
@@ -53,3 +66,11 @@ def judge_roundtrip(roundtrip: Roundtrip, *, gate: RoundtripGate) -> Verdict:
         next_step="save with pytest_quantgate.models.checkpoint.save_checkpoint, and ship that",
         figures=figures,
     )
+
+
+def judge(run: GateRun, gate: RoundtripGate) -> Judged:
+    """Return whether what is saved comes back."""
+    return Judged(verdict=judge_roundtrip(run.roundtrip(), gate=gate))
+
+
+KIND = GateKind(section=RoundtripGate, help="save and restore, bit for bit", judge=judge)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.words import count, listed
-from pytest_quantgate.measurement import Outcomes
-from pytest_quantgate.suite import AccuracyGate, RegressionGate
 from pytest_quantgate.verdict import Status, Verdict
+
+if TYPE_CHECKING:
+    from pytest_quantgate.gates.sections import TaskGate
+    from pytest_quantgate.measurement import Outcomes
 
 #: What is wrong with the data, and not with the variant.
 FINDINGS = ("copies", "classes-unseen")
 
 
 def judge_samples(
-    outcomes: Outcomes, *, kind: str, gate: AccuracyGate | RegressionGate, needs_all: bool
+    outcomes: Outcomes, *, kind: str, gate: TaskGate, needs_all: bool
 ) -> list[Verdict]:
     """Return what keeps the samples of a task from standing for it; empty where nothing does.
 
@@ -54,7 +57,7 @@ def judge_copies(
 
 
 def _judge_classes(
-    outcomes: Outcomes, *, kind: str, gate: AccuracyGate | RegressionGate, needs_all: bool
+    outcomes: Outcomes, *, kind: str, gate: TaskGate, needs_all: bool
 ) -> Verdict | None:
     """Return INCONCLUSIVE where classes have no sample that a fair draw would show."""
     names, samples = outcomes.class_names, len(outcomes.ids)

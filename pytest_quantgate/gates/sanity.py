@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.chance import EARLY_ALPHA, is_above_chance, is_settled, judge_chance
+from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.words import count
-from pytest_quantgate.measurement import (
-    Answers,
-    Fault,
-    Sanity,
-    TaskSanity,
-    TextPlaces,
-    TextReading,
-    Twins,
-)
+from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.verdict import Status, Verdict, combine
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pytest_quantgate.measurement import (
+        Answers,
+        Fault,
+        Sanity,
+        TaskSanity,
+        TextPlaces,
+        TextReading,
+        Twins,
+    )
+
 GATE = "sanity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SanityGate(GateSection):
+    """The model and its data make sense; no limits to set, and every suite has it."""
+
+    kind = GATE
+
 
 #: A normalised pixel is a few standard deviations from the mean; one that was never divided by 255
 #: is hundreds.
@@ -64,6 +78,8 @@ def list_faults(
 
     With `doubts`, what may be meant so is there too, as INCONCLUSIVE.
     """
+    from pytest_quantgate.measurement import TextPlaces
+
     of_files = [
         _judge_fault(fault, model=model) for fault in sanity.faults if fault.certain or doubts
     ]
@@ -271,3 +287,21 @@ def _fail(
         next_step=next_step,
         code=f"{GATE}.{finding}",
     )
+
+
+def judge(run: GateRun, gate: SanityGate) -> Judged:
+    """Return whether the model and its data make sense."""
+    from pytest_quantgate.tasks.registry import locate_texts
+
+    del gate  # it sets no limit
+    sanity, datasets = run.sanity, run.suite.datasets
+    places = {
+        task.data: locate_texts(task.data, datasets=datasets, environ=run.environ)
+        for task in sanity.tasks
+    }
+    return Judged(verdict=judge_sanity(sanity, model=run.model_name, places=places))
+
+
+KIND = GateKind(
+    section=SanityGate, help="the model and its data make sense, before any limit", judge=judge
+)

@@ -6,13 +6,17 @@ Part of the parity gate; of the export gate in a suite without one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.overflow import LARGEST, size
 from pytest_quantgate.gates.words import count
-from pytest_quantgate.measurement import ShippedTower
-from pytest_quantgate.suite import Where
 from pytest_quantgate.verdict import Figure, Status, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_quantgate.measurement import ShippedTower
+    from pytest_quantgate.suite.where import Where
 
 #: An embedding that rounding alone moves by more than a tenth of its length is another one.
 LEAST_ROUNDING_DB = 20.0

@@ -9,11 +9,13 @@ these limits hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from statistics import NormalDist
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 #: Rarer than this is never: a float knows no smaller chance.
 MOST_DEVIATE = 38.0

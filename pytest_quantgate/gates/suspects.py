@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.words import listed
-from pytest_quantgate.measurement import OutlierChannels, Suspect
 from pytest_quantgate.verdict import Status, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_quantgate.measurement import OutlierChannels, Suspect
 
 #: A suspect that is no noisier than this above the next does not stand out.
 STANDS_OUT_DB = 3.0

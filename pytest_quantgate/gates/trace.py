@@ -8,18 +8,51 @@ the operation that it quantizes computes in its precision).
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-from pytest_quantgate.gates.coverage import wanted_slots
+from pytest_quantgate.gates.coverage import CoverageGate, Waiver, wanted_slots
+from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.gates.sections import EngineTarget, target_key
 from pytest_quantgate.gates.words import count, group, listed, shorten
-from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer, Slot, Tower
-from pytest_quantgate.runtimes.engine_layers import EngineReport, Precision
-from pytest_quantgate.suite import CoverageGate, TraceGate, Waiver, Where
+from pytest_quantgate.suite.gates import GateKind
+from pytest_quantgate.suite.keys import BadKey, list_key, text_key
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer, Slot, Tower
+    from pytest_quantgate.runtimes.engine_layers import EngineReport, Precision
+
 GATE = "trace"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceGate(EngineTarget):
+    """Every quantizer followed from the recipe into ONNX and, with a `target`, into the engine.
+
+    `allow` are patterns of quantizers that may run wider in the engine, such as a convolution that
+    a target has no FP8 kernel for.
+    """
+
+    kind = GATE
+
+    target: str | None = field(default=None, metadata=target_key(without="; without: ends at ONNX"))
+    allow: tuple[str, ...] = field(
+        default=(),
+        metadata=list_key(
+            text_key(help="pattern"), help="quantizers that may run wider in the engine"
+        ),
+    )
+
+    def check(self) -> None:
+        super().check()
+        for name in ("library", "batch", "allow"):
+            if self.target is None and name in self.where.keys:
+                raise BadKey(name, "is about an engine: set target as well, such as target: sm89")
+
 
 Stage = Literal["model", "forward", "onnx", "engine"]
 STAGES: tuple[Stage, ...] = ("model", "forward", "onnx", "engine")
@@ -342,3 +375,37 @@ def _figures(rows: Sequence[TraceRow], *, allowed: int) -> dict[str, Figure]:
         yield "quantizers_allowed", allowed
 
     return dict(pairs())
+
+
+def judge(run: GateRun, gate: TraceGate) -> Judged:
+    """Return whether every quantizer of the recipe arrives."""
+    stages = run.stages
+    onnx = {
+        str(tower): stages.onnx_audit(variant="quantized", tower=tower, precision=stages.shipped)
+        for tower in gate.towers
+    }
+    engines, name = None, ""
+    if gate.target is not None:
+        engines = {
+            str(tower): stages.engine(variant="quantized", tower=tower, gate=gate)
+            for tower in gate.towers
+        }
+        first = engines[gate.towers[0]]
+        name = f"{first.library} {first.library_version} for {first.target}"
+    rows = follow_quantizers(
+        run.audit,
+        onnx=onnx,
+        engines=engines,
+        towers=gate.towers,
+        coverage=run.suite.gates.one(CoverageGate),
+    )
+    return Judged(verdict=judge_trace(rows, engine=name, gate=gate))
+
+
+KIND = GateKind(
+    section=TraceGate,
+    help="every quantizer, from the recipe to the engine",
+    judge=judge,
+    several=True,
+    needs=("tensorrt-rtx",),
+)

@@ -206,7 +206,8 @@ def _open_torch(spec: TorchContestant, inputs: Inputs) -> Contestant:
 
     from pytest_quantgate.models.checkpoint import load_checkpoint
     from pytest_quantgate.models.loading import load_fp16
-    from pytest_quantgate.suite import ModelSpec, Where
+    from pytest_quantgate.suite.specs import ModelSpec
+    from pytest_quantgate.suite.where import Where
 
     torch.set_num_threads(spec.threads)
     spec_of_model = ModelSpec(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.source import CheckpointSource, resolve_checkpoint
-from pytest_quantgate.suite import ModelSpec
+from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.source import read_recipe_text
-from pytest_quantgate.suite import QuantizeSpec, expand_environment, expand_path
+from pytest_quantgate.suite.specs import QuantizeSpec
+from pytest_quantgate.suite.where import expand_environment, expand_path
 from pytest_quantgate.untrusted import check_yaml
 
 #: The ModelOpt releases that this product was tested with: the first, and the first that is not.

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
-from pytest_quantgate.suite import ModelSpec, Where, expand_environment, expand_path
+from pytest_quantgate.suite.specs import ModelSpec
+from pytest_quantgate.suite.where import Where, expand_environment, expand_path
 from pytest_quantgate.untrusted import read_regular
 
 #: What a Hugging Face checkpoint directory can hold that changes an embedding.

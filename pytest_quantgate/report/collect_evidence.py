@@ -22,7 +22,7 @@ from pytest_quantgate import __version__
 from pytest_quantgate.cache import Cache
 from pytest_quantgate.comparison.calibration import describe_images
 from pytest_quantgate.conclusion import Results, Row, SuiteConclusion
-from pytest_quantgate.gates.coverage import wanted_slots
+from pytest_quantgate.gates.coverage import CoverageGate, wanted_slots
 from pytest_quantgate.gates.trace import STAGES, Stage, TraceRow, follow_quantizers
 from pytest_quantgate.measurement import (
     Audit,
@@ -64,7 +64,7 @@ from pytest_quantgate.runtimes.engine_layers import EngineReport
 from pytest_quantgate.stages import TOWERS
 from pytest_quantgate.store.keys import ENGINES
 from pytest_quantgate.store.surroundings import Surroundings
-from pytest_quantgate.suite import CoverageGate, Where
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Verdict
 
 #: A report names no more flipped samples of a task than this, losses first.

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.gates.coverage import CoverageGate
 from pytest_quantgate.measurement import from_json, to_json
 from pytest_quantgate.report.model import LatencyFacts, ModelFacts, RecipeFacts
-from pytest_quantgate.suite import CoverageGate
 
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
@@ -70,7 +70,7 @@ def describe_case(case: Case) -> Evidence:
         file=suite.model.where.file,
         used=tuple(Use(about=about, key=key) for about, key in case.used.items()),
         calibration_batch_size=suite.calibration.batch_size,
-        coverage=suite.gates.coverage,
+        coverage=suite.gates.one(CoverageGate),
         latency=tuple(
             LatencyFacts(
                 gate=f"latency[{key}]",

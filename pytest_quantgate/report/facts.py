@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pytest_quantgate.gate_kinds import KINDS
 from pytest_quantgate.report.model import (
     ClassFacts,
     GateResult,
@@ -13,6 +12,7 @@ from pytest_quantgate.report.model import (
     SuiteReport,
     TaskFacts,
 )
+from pytest_quantgate.suite.gates import list_sections
 
 STAGES: Mapping[StageName, str] = {"torch": "", "onnx": " in ONNX", "engine": " in an engine"}
 
@@ -30,7 +30,7 @@ def absent_kinds(suite: SuiteReport) -> list[str]:
     """Return the kinds of gates that a suite does not have: what nobody asked for."""
     names = [*(gate.name for gate in suite.gates), *suite.not_run]
     there = {name.partition("[")[0] for name in names}
-    return [kind for kind in KINDS if kind not in there and kind != "sanity"]  # every suite has it
+    return [kind for kind in list_sections() if kind not in there]
 
 
 def list_missing(suite: SuiteReport) -> dict[str, list[str]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from pytest_quantgate.gates.coverage import Scope
+from pytest_quantgate.gates.coverage import CoverageGate, Scope
 from pytest_quantgate.measure.quantizers import SLOTS, owner_of, slot_of
 from pytest_quantgate.measurement import Audit, Module, Quantizer, Slot
 from pytest_quantgate.report.model import QuantizerFacts, QuantizerState
-from pytest_quantgate.suite import CoverageGate
 
 ATTENTION_SLOTS: tuple[Slot, ...] = ("q", "k", "v", "softmax", "attention_output")
 

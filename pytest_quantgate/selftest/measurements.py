@@ -10,6 +10,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.latency import LatencyGate
+from pytest_quantgate.gates.parity import ParityGate
+from pytest_quantgate.gates.trace import TraceGate
 from pytest_quantgate.measurement import (
     Answers,
     Audit,
@@ -26,8 +30,9 @@ from pytest_quantgate.selftest.sabotage import Sabotage, Spoil, exchange, exchan
 
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
+    from pytest_quantgate.gates.engine import EngineGate
+    from pytest_quantgate.gates.memory import MemoryGate
     from pytest_quantgate.runtimes.engine_layers import EngineReport
-    from pytest_quantgate.suite import EngineGate, MemoryGate
 
 OTHER_DIGEST = "0" * 64
 
@@ -358,12 +363,12 @@ def _outcomes(
 
 def _accuracy() -> tuple[Sabotage, ...]:
     def under_floor(case: Case, key: str) -> Case | None:
-        if case.judging.accuracy_gate(key).floor is None:
+        if case.suite.gates.get(AccuracyGate, key=key).floor is None:
             return None
         return exchange_outcomes(case, fp16=answer_wrong, quantized=answer_wrong)
 
     def trade(case: Case, key: str) -> Case | None:
-        gate = case.judging.accuracy_gate(key)
+        gate = case.suite.gates.get(AccuracyGate, key=key)
         if gate.max_flips is None:
             return None
         before, _ = case.outcomes(
@@ -581,7 +586,7 @@ def _export() -> tuple[Sabotage, ...]:
 def _parity() -> tuple[Sabotage, ...]:
     def on_parity(change: Callable[[Parity], Parity]) -> Spoil:
         def spoil(case: Case, _key: str) -> Case:
-            gate = case.suite.gates.parity
+            gate = case.suite.gates.one(ParityGate)
             assert gate is not None
             changed = change(case.stages.parity(samples=gate.samples))
             return exchange_stages(case, parity=lambda **_request: changed)
@@ -633,12 +638,12 @@ def exchange_engine(case: Case, change: Callable[[EngineReport], EngineReport]) 
 
 def _engine() -> tuple[Sabotage, ...]:
     def half_precision(case: Case, key: str) -> Case | None:
-        if not case.judging.engine_gate(key).min_fp8_gemms:
+        if not case.suite.gates.get(EngineGate, key=key).min_fp8_gemms:
             return None
         return exchange_engine(case, lambda report: dataclasses.replace(report, fp8_gemm_nodes=0))
 
     def fell_apart(case: Case, key: str) -> Case | None:
-        if case.judging.engine_gate(key).attention is None:
+        if case.suite.gates.get(EngineGate, key=key).attention is None:
             return None
 
         def change(report: EngineReport) -> EngineReport:
@@ -704,7 +709,7 @@ def _memory() -> tuple[Sabotage, ...]:
 
 def _trace() -> tuple[Sabotage, ...]:
     def in_half_precision(case: Case, key: str) -> Case | None:
-        if case.judging.trace_gate(key).target is None:
+        if case.suite.gates.get(TraceGate, key=key).target is None:
             return None
 
         def change(report: EngineReport) -> EngineReport:
@@ -741,7 +746,7 @@ def _trace() -> tuple[Sabotage, ...]:
 
 def _latency() -> tuple[Sabotage, ...]:
     def slower(case: Case, key: str) -> Case:
-        gate = case.judging.latency_gate(key)
+        gate = case.suite.gates.get(LatencyGate, key=key)
         run = case.latency_runs[key]  # measured when the good variant was judged
         limits_ms = [run.fp16.median_ms]
         if gate.max_ratio is not None:

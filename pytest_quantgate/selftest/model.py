@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.gates.coverage import CoverageGate
 from pytest_quantgate.measurement import Audit, Quantizer
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange
 
@@ -155,7 +156,7 @@ def _running(case: Case) -> list[Quantizer]:
 
 
 def _first_tower(case: Case) -> list[str]:
-    gate = case.suite.gates.coverage
+    gate = case.suite.gates.one(CoverageGate)
     towers = gate.towers if gate is not None else ("vision", "text")
     for tower in towers:
         names = [q.name for q in _running(case) if q.tower == tower]

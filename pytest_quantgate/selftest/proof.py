@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import NotMeasured, QuantGateError
-from pytest_quantgate.judging import Judged
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.run import Judged
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.selftest.measurements import exchange_outcomes, list_measurement_sabotages
 from pytest_quantgate.selftest.model import audit_again, list_model_sabotages
@@ -120,7 +121,7 @@ def judge_again(case: Case, *, kind: str, key: str) -> Verdict | None:
 
 
 def _evaluate_again(case: Case, *, key: str) -> Case | None:
-    gate = case.judging.accuracy_gate(key)
+    gate = case.suite.gates.get(AccuracyGate, key=key)
     if not gate.task.endswith("/classification"):
         return None  # what is found depends on how many there are to find among
 

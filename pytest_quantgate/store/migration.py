@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.store.owners import Owned, check_only_owner, list_baselines, suite_file
-from pytest_quantgate.suite import Suite
+from pytest_quantgate.suite.specs import Suite
 
 if TYPE_CHECKING:
     from pytest_quantgate.baselines import Store

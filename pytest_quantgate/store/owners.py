@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_quantgate.errors import BaselineError, QuantGateError
+from pytest_quantgate.gates.latency import LatencyGate
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.store.records import Kind
-from pytest_quantgate.suite import Suite
+from pytest_quantgate.suite.specs import Suite
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -59,17 +61,17 @@ def old_name(suite: str) -> str:
 
 def suite_file(suite: str) -> str:
     """Return the path of a suite's file below the root."""
-    from pytest_quantgate.suite_file import SUFFIX
+    from pytest_quantgate.suite.load import SUFFIX
 
     return f"{suite}{SUFFIX}"
 
 
 def list_baselines(suite: Suite) -> tuple[tuple[Kind, str], ...]:
     """Return the kind and key of each baseline that a suite's gates have."""
-    gates = suite.gates
+    timed = (gate for gate in suite.gates.all(LatencyGate) if gate.max_latency_ms is not None)
     return (
-        *(("regression", gate.key) for gate in gates.regression),
-        *(("latency", gate.key) for gate in gates.latency if gate.max_latency_ms is not None),
+        *(("regression", gate.key) for gate in suite.gates.all(RegressionGate)),
+        *(("latency", gate.key) for gate in timed),
     )
 
 
@@ -88,7 +90,7 @@ def walk_files(root: Path) -> Iterator[Path]:
 
 def find_owners(project: Path, *, name: str, kind: Kind, key: str) -> tuple[list[str], list[str]]:
     """Return the suites of one name that have a gate, and those of the name that cannot be read."""
-    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite.load import load_suite
 
     owners, unknown = list[str](), list[str]()
     for path in walk_files(project):
@@ -123,7 +125,7 @@ def judge_orphan(owned: Owned, *, project: Path, has_other: Callable[[str], bool
     Whoever owns it is told by the files below the project, not by what runs: a suite that cannot
     be read may name it. `has_other` says whether a suite has another record for the same gate.
     """
-    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite.load import load_suite
 
     if owned.is_old and "/" not in owned.suite:  # else somebody has given it its new name
         owners, unknown = find_owners(project, name=owned.suite, kind=owned.kind, key=owned.key)

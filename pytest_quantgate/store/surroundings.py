@@ -60,8 +60,9 @@ JUDGING = (
     *("commands/", "comparison/", "gates/", "report/", "selftest/"),
     *("assertions.py", "baseline_mode.py", "baselines.py", "cli.py", "closing.py", "collect.py"),
     *("conclusion.py", "fixtures.py", "judging.py", "machine.py", "options.py", "own_tests.py"),
-    *("planning.py", "plugin.py", "progress.py", "replay.py", "results.py", "schema.py"),
-    *("session.py", "suite_checks.py", "suite_writing.py", "timing.py", "verdict.py"),
+    *("planning.py", "plugin.py", "progress.py", "replay.py", "results.py"),
+    *("session.py", "suite/schema.py", "suite/write.py", "suite_checks.py", "timing.py"),
+    "verdict.py",
     *("store/acceptance.py", "store/looks.py", "store/migration.py", "store/owners.py"),
     "store/records.py",
 )

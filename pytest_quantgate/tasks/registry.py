@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.measurement import TextPlaces
-from pytest_quantgate.suite import CalibrationSpec, DatasetSpec, expand_path
+from pytest_quantgate.suite.specs import CalibrationSpec, DatasetSpec
+from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.builtin import Purpose, load_digits, load_scenes
 from pytest_quantgate.tasks.drawing import SEED, Draw
 from pytest_quantgate.tasks.samples import Samples

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pytest_quantgate.case import Case
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Verdict
 
 SUITE = """\

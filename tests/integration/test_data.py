@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from pytest_quantgate.case import Case
+from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.selftest.proof import judge_again
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.tasks.webdataset import TarImages
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -119,7 +120,7 @@ def test_a_gate_draws_its_samples_over_a_sorted_archive(
 ) -> None:
     root = make_photos(test=[photo(i, i // 20) for i in range(80)])
     case = case_of(root, edits={"max_drop: 50pp": "max_drop: 50pp, samples: 12"})
-    (gate,) = case.suite.gates.accuracy
+    (gate,) = case.suite.gates.all(AccuracyGate)
 
     drawn, _ = case.outcomes(task=gate.task, metric="acc1", samples=12)
     first, _ = case.outcomes(task=gate.task, metric="acc1", samples=12, first=True)
@@ -215,7 +216,7 @@ def test_a_warm_run_decodes_nothing(
 
 
 def judge_task(case: Case) -> Verdict:
-    (gate,) = case.suite.gates.accuracy
+    (gate,) = case.suite.gates.all(AccuracyGate)
     verdict: Verdict = case.judge(kind="accuracy", key=gate.key).verdict
     return verdict
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_quantgate.errors import NotMeasured
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.gates.latency import LatencyGate
+from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Status
 
 if TYPE_CHECKING:
@@ -172,7 +173,9 @@ def test_engines_are_built_for_the_device_and_timed_by_themselves(case: Case, gp
 
 def test_the_engine_of_a_batch_size_is_its_own(case: Case, gpu: Gpu) -> None:
     for batch in (1, 4):
-        case.stages.latency(case.judging.latency_gate(f"tensorrt-rtx-text-batch{batch}"))
+        case.stages.latency(
+            case.suite.gates.get(LatencyGate, key=f"tensorrt-rtx-text-batch{batch}")
+        )
     assert len(set(gpu.opened)) == 4
 
 
@@ -188,7 +191,7 @@ def test_a_device_that_cannot_run_engines_is_not_measured(
 ) -> None:
     gpu.target = target
     with pytest.raises(NotMeasured, match=reason):
-        case.stages.latency(case.judging.latency_gate("tensorrt-rtx-text-batch1"))
+        case.stages.latency(case.suite.gates.get(LatencyGate, key="tensorrt-rtx-text-batch1"))
     with pytest.raises(NotMeasured, match=reason):
         case.outcomes(task="scenes/classification", metric="acc1", samples=70, stage="engine")
     assert gpu.opened == []
@@ -257,7 +260,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
         monkeypatch.setattr(module, "GPU", "cpu")
     monkeypatch.setattr(torch, "cuda", clock)
 
-    gate = case.judging.latency_gate("onnxruntime-cuda-vision-batch2")
+    gate = case.suite.gates.get(LatencyGate, key="onnxruntime-cuda-vision-batch2")
     run = case.stages.latency(gate)
 
     assert sessions == [("cuda", 77 + number) for number in range(15)]

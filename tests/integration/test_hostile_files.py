@@ -30,8 +30,9 @@ from pytest_quantgate.errors import (
 )
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.models.recipes import resolve_recipe
-from pytest_quantgate.suite import DatasetSpec, ModelSpec, QuantizeSpec, Where
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.specs import DatasetSpec, ModelSpec, QuantizeSpec
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.webdataset import load_webdataset

@@ -18,7 +18,7 @@ from pytest_quantgate.errors import ModelError
 from pytest_quantgate.models.source import FILES
 from pytest_quantgate.store.keys import ENGINES, MEASUREMENTS
 from pytest_quantgate.store.surroundings import JUDGING
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
 
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case

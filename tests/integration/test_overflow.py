@@ -10,8 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pytest_quantgate.case import Case
-from pytest_quantgate.collect import list_gates
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Verdict
 
 SUITE = """\
@@ -63,7 +62,7 @@ def judge(tmp_path: Path, make_case: Callable[..., Case]) -> Callable[..., dict[
         case = make_case(load_suite(path, relative_to=tmp_path))
         return {
             gate.kind: case.judge(kind=gate.kind, key=gate.key).verdict
-            for gate in list_gates(case.suite)
+            for gate in case.suite.gates
             if gate.kind in gates
         }
 

@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.suite.gates import Gates
+
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
 
@@ -45,7 +49,7 @@ def write(tmp_path: Path, tiny_clip: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def open_case(write: Callable[..., Path], make_case: Callable[..., Case]) -> Callable[..., Case]:
-    from pytest_quantgate.suite_file import load_suite
+    from pytest_quantgate.suite.load import load_suite
 
     def make(**changes: Any) -> Case:
         return make_case(load_suite(write(**changes)))
@@ -202,27 +206,30 @@ def test_red_gates_name_their_suspects(
     case = spoil(open_case(min_sqnr=15, replaced=("max_drop: 50pp", "max_drop: 0pp")))
     case.suite = replace(
         case.suite,
-        gates=replace(
-            case.suite.gates,
-            accuracy=(
-                replace(case.suite.gates.accuracy[0], floor=Fraction(0), max_flips=Fraction(0)),
-            ),
+        gates=Gates(
+            sections=tuple(
+                replace(gate, floor=Fraction(0), max_flips=Fraction(0))
+                if isinstance(gate, AccuracyGate)
+                else gate
+                for gate in case.suite.gates
+            )
         ),
     )
+    from pytest_quantgate.gates.fidelity import judge
     from pytest_quantgate.judging import Judging
 
     judging = Judging(case)
-    gate, fidelity = case.suite.gates.accuracy[0], case.suite.gates.fidelity
+    gate, fidelity = case.suite.gates.all(AccuracyGate)[0], case.suite.gates.one(FidelityGate)
     assert fidelity is not None
-    vision = judging._name_suspects(make_red("fidelity"), fidelity, tower="vision")
-    text = judging._name_suspects(make_red("fidelity"), fidelity, tower="text")
-    task = judging._name_suspects(make_red("accuracy"), gate)
+    vision = judging.name_suspects(make_red("fidelity"), fidelity, tower="vision")
+    text = judging.name_suspects(make_red("fidelity"), fidelity, tower="text")
+    task = judging.name_suspects(make_red("accuracy"), gate)
 
     for verdict in (vision, task):
         assert f"the largest error enters at {SPOILED_GROUP} (SQNR" in verdict.cause
         assert "layers.1.self_attn.*bmm*" in verdict.next_step
     assert "enters at text" in text.cause
-    assert judging._judge_fidelity().verdict.cause == vision.cause.removeprefix("noise; ")
+    assert judge(case, fidelity).verdict.cause == vision.cause.removeprefix("noise; ")
 
 
 @pytest.mark.parametrize("recipe", ["int8", "fp8-attention"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.measure.latency import ContestantTimes, Footprint, LatencyRun, Machine
-from pytest_quantgate.suite import LatencyGate
 
 WriteSuite = Callable[..., Path]
 Run = Callable[..., pytest.RunResult]
@@ -341,11 +341,13 @@ def test_a_machine_is_not_recorded_while_coverage_is_red(
     run_timed: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pytest_quantgate.judging import Judged, Judging
+    from pytest_quantgate.gates import coverage
+    from pytest_quantgate.gates.run import Judged
     from pytest_quantgate.verdict import Status, Verdict
 
     red = Verdict(gate="coverage", status=Status.FAIL, headline="half of it is missing")
-    monkeypatch.setattr(Judging, "_judge_coverage", lambda _: Judged(verdict=red))
+    kind = replace(coverage.KIND, judge=lambda _run, _gate: Judged(verdict=red))
+    monkeypatch.setattr(coverage, "KIND", kind)
 
     result = run_timed("--quantgate-baselines=create")
 

@@ -11,7 +11,8 @@ import pytest
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.recipes import Recipe, resolve_recipe
-from pytest_quantgate.suite import ModelSpec, QuantizeSpec, Where
+from pytest_quantgate.suite.specs import ModelSpec, QuantizeSpec
+from pytest_quantgate.suite.where import Where
 
 WHERE = Where(file="suites/tiny.quantgate.yaml", line=7)
 

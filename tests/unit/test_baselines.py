@@ -46,9 +46,7 @@ from pytest_quantgate.store.records import (
     read_as,
     record_to_json,
 )
-from pytest_quantgate.suite import (
-    Where,
-)
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Status, Verdict
 
 SUITE = "demo"

@@ -16,8 +16,8 @@ from pytest_quantgate.baselines import Store, next_record, write_obtained
 from pytest_quantgate.cli import main
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.measurement import Outcomes
-from pytest_quantgate.schema import json_schema
 from pytest_quantgate.store.records import canonical_text, parse_record
+from pytest_quantgate.suite.schema import json_schema
 
 SHIPPED = sorted((Path(__file__).parents[2] / "suites").glob("*.quantgate.yaml"))
 KEY = "scenes/classification-acc1"

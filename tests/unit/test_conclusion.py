@@ -276,13 +276,6 @@ def test_the_order_of_what_ran_says_nothing(found: Results, draw: Any) -> None:
     assert verdicts(conclude(other)) == verdicts(conclude(found))
 
 
-def test_every_kind_is_one_of_the_gates_of_a_suite() -> None:
-    from pytest_quantgate.gate_kinds import KINDS
-    from pytest_quantgate.suite import Gates
-
-    assert set(Gates.__dataclass_fields__) <= set(KINDS)
-
-
 @pytest.mark.parametrize(
     ("suites", "labels"),
     [

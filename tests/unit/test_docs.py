@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from pytest_quantgate import cli
-from pytest_quantgate.suite_file import load_suite
-from pytest_quantgate.suite_file.sections import SUITE
+from pytest_quantgate.suite.keys import keys_of
+from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.specs import Suite
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
@@ -138,28 +139,28 @@ def test_every_part_of_a_suite_fits_into_one(tmp_path: Path, part: str) -> None:
 
     suite = load_suite(path)
 
-    assert set(keys) <= set(SUITE.fields)
+    assert set(keys) <= set(keys_of(Suite))
     assert suite.gates is not None
 
 
 def test_every_gate_and_every_recipe_is_explained() -> None:
-    from pytest_quantgate.suite import Gates
+    from pytest_quantgate.suite.gates import BUILTIN
 
     text = (DOCS / "concepts" / "gates.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
 
-    assert explained == {"sanity", *Gates.__dataclass_fields__}
+    assert explained == set(BUILTIN)
 
 
 def test_the_site_builds_without_a_warning_and_names_every_key(site: Path) -> None:
-    from pytest_quantgate.suite_file.sections import GATES
+    from pytest_quantgate.suite.gates import list_sections
 
     suite = (site / "reference" / "suite.html").read_text(encoding="utf-8")
     options = (site / "reference" / "options.html").read_text(encoding="utf-8")
     commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     tutorial = (site / "tutorial.html").read_text(encoding="utf-8")
 
-    for gate in GATES.fields:
+    for gate in list_sections():
         assert f">gates.{gate}<" in re.sub(r"</?span[^>]*>", "", suite), gate
     assert "--quantgate-strict" in options
     for command in cli.COMMANDS:

@@ -13,7 +13,7 @@ from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.gates.family import SILENT
 from pytest_quantgate.judging import Judging
 from pytest_quantgate.measurement import Outcomes
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Status
 
 SUITE = """\
@@ -84,7 +84,7 @@ def measured_case(
         monkeypatch.setattr(Case, "outcomes", outcomes)
         monkeypatch.setattr(Case, "notes", ())
         # What makes a FAIL is searched in the model, and there is none here.
-        monkeypatch.setattr(Judging, "_name_suspects", lambda _self, verdict, _gate: verdict)
+        monkeypatch.setattr(Judging, "name_suspects", lambda _self, verdict, _gate: verdict)
         return make_case(load_suite(path)), asked
 
     return make

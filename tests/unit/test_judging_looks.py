@@ -11,9 +11,10 @@ import pytest
 
 from pytest_quantgate.errors import MissingPackage
 from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.judging import FIRST_LOOK, Judging
-from pytest_quantgate.store.looks import Ledger
-from pytest_quantgate.suite import AccuracyGate, Where
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.looks import remember_look
+from pytest_quantgate.store.looks import Ledger, Looks
+from pytest_quantgate.suite.where import Where
 
 GATE = AccuracyGate(
     where=Where(file="s.yaml", line=1), task="scenes/classification", metric="acc1", max_drop=0
@@ -29,11 +30,11 @@ def judge_on(
     name: str = "clip",
     contents: Any = None,
 ) -> Any:
-    """Return the judging room of a case that is judged on the first so many pictures."""
-    regression = [SimpleNamespace(key=GATE.key)] if stored else []
-    case = SimpleNamespace(
+    """Return which look it is to judge a case on the first so many pictures."""
+    gates = [SimpleNamespace(kind="regression", key=GATE.key)] if stored else []
+    run: Any = SimpleNamespace(
         ledger=ledger,
-        suite=SimpleNamespace(name=name, gates=SimpleNamespace(regression=regression)),
+        suite=SimpleNamespace(name=name, gates=gates),
         store=SimpleNamespace(read=lambda *_: SimpleNamespace(looks=stored)),
         today=date(2026, 11, 29),
         contents=contents
@@ -42,9 +43,8 @@ def judge_on(
             model="m", data=data, calibration=calibration, recipe="r"
         ),
     )
-    judging = Judging(case)  # type: ignore[arg-type]
-    outcomes = SimpleNamespace(ids=range(samples), data_digest=f"digest of {samples}")
-    return judging._look(GATE, outcomes)  # type: ignore[arg-type]
+    outcomes: Any = SimpleNamespace(ids=range(samples), data_digest=f"digest of {samples}")
+    return remember_look(run, GATE, outcomes)
 
 
 def test_raised_samples_are_a_second_look_and_a_rerun_is_none(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_without_the_package_that_hashes_pictures_a_gate_is_judged_all_the_same(
 
 def test_what_is_no_look_is_not_remembered() -> None:
     """A sabotage of the self-test, or a study of sensitivity."""
-    assert judge_on(500, ledger=None) == (FIRST_LOOK, ())
+    assert judge_on(500, ledger=None) == (Looks(number=1, earlier=(), variants=1), ())
 
 
 def test_a_look_that_cannot_be_remembered_is_said(

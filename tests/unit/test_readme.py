@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.collect import list_gates
+from pytest_quantgate.gates.coverage import CoverageGate
 from pytest_quantgate.models.clip import ClipModel, PairBatch
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def test_the_first_suite_loads_and_has_about_ten_lines(tmp_path: Path) -> None:
     path = tmp_path / "clip.quantgate.yaml"
     path.write_text(blocks("yaml")[0], encoding="utf-8")
 
-    assert len(list(list_gates(load_suite(path)))) == 5
+    assert len(list(load_suite(path).gates)) == 5
     assert blocks("yaml")[0].count("\n") <= 11
 
 
@@ -41,14 +41,14 @@ def test_parts_of_suites_fit_into_one(tmp_path: Path, part: str) -> None:
     path = tmp_path / "clip.quantgate.yaml"
     path.write_text(text, encoding="utf-8")
 
-    assert load_suite(path).gates.coverage is not None
+    assert load_suite(path).gates.one(CoverageGate) is not None
 
 
 def test_the_table_names_the_gates_of_the_default_suite() -> None:
     suite = load_suite(REPOSITORY / "suites" / "clip_reference.quantgate.yaml")
     shown = re.findall(r"^ +PASS  (\S+) ", README, flags=re.MULTILINE)
 
-    assert shown == [gate.name for gate in list_gates(suite)]
+    assert shown == [gate.name for gate in suite.gates]
 
 
 def test_the_code_runs(

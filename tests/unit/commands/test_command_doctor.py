@@ -26,7 +26,7 @@ from pytest_quantgate.machine import (
     list_kinds,
     list_needs,
 )
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
 
 SUITE = """\
 quantgate: 1

@@ -16,10 +16,18 @@ import pytest
 
 from pytest_quantgate.cli import main
 from pytest_quantgate.commands.init import _ask
-from pytest_quantgate.suite import Suite
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.calibration import CalibrationGate
+from pytest_quantgate.gates.coverage import CoverageGate
+from pytest_quantgate.gates.engine import EngineGate
+from pytest_quantgate.gates.export import ExportGate
+from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.gates.parity import ParityGate
+from pytest_quantgate.gates.roundtrip import RoundtripGate
+from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.specs import Suite
+from pytest_quantgate.suite.write import propose_drop, quote
 from pytest_quantgate.suite_checks import check_suite
-from pytest_quantgate.suite_file import load_suite
-from pytest_quantgate.suite_writing import propose_drop, quote
 
 Captured = pytest.CaptureFixture[str]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -74,15 +82,21 @@ def test_reference_suite_has_every_gate_that_it_can_have() -> None:
     suite = init("--model", "reference", "--data", "scenes", "--target", "sm89")
 
     gates = suite.gates
-    assert gates.coverage is not None
-    assert gates.coverage.attention == ("q", "k", "v", "output")
-    assert [float(gate.max_drop) for gate in gates.accuracy] == [0.01]
-    assert [gate.key for gate in gates.engine] == ["sm89-vision", "sm89-text"]
-    assert [(gate.min_fp8_gemms, gate.attention) for gate in gates.engine] == [
+    assert gates.one(CoverageGate) is not None
+    assert gates.one(CoverageGate).attention == ("q", "k", "v", "output")
+    assert [float(gate.max_drop) for gate in gates.all(AccuracyGate)] == [0.01]
+    assert [gate.key for gate in gates.all(EngineGate)] == ["sm89-vision", "sm89-text"]
+    assert [(gate.min_fp8_gemms, gate.attention) for gate in gates.all(EngineGate)] == [
         (25, "fused-fp8"),
         (19, None),
     ]
-    for part in (gates.calibration, gates.fidelity, gates.roundtrip, gates.export, gates.parity):
+    for part in (
+        gates.one(CalibrationGate),
+        gates.one(FidelityGate),
+        gates.one(RoundtripGate),
+        gates.one(ExportGate),
+        gates.one(ParityGate),
+    ):
         assert part is not None
 
 
@@ -94,7 +108,7 @@ def test_local_model_is_looked_at() -> None:
     text = Path("s.quantgate.yaml").read_text(encoding="utf-8")
     assert "# vision: 2 blocks of width 64, 4 heads, 197 tokens" in text
     assert "# text: 3 blocks of width 512, 8 heads, 16 tokens" in text
-    assert [gate.min_fp8_gemms for gate in suite.gates.engine] == [13, 19]
+    assert [gate.min_fp8_gemms for gate in suite.gates.all(EngineGate)] == [13, 19]
 
 
 def test_local_folder_of_data_is_declared_and_counted() -> None:
@@ -105,16 +119,16 @@ def test_local_folder_of_data_is_declared_and_counted() -> None:
     assert (spec.dataset, spec.root) == ("wds/my_photos", "./my photos")
     assert suite.calibration.data == "my_photos/train"
     assert (suite.calibration.samples, suite.calibration.held_out_samples) == (16, 4)
-    assert suite.gates.fidelity is not None
-    assert suite.gates.fidelity.samples == 20
-    assert [gate.task for gate in suite.gates.accuracy] == ["my_photos/classification"]
+    assert suite.gates.one(FidelityGate) is not None
+    assert suite.gates.one(FidelityGate).samples == 20
+    assert [gate.task for gate in suite.gates.all(AccuracyGate)] == ["my_photos/classification"]
 
 
 def test_retrieval_data_gets_retrieval_tasks() -> None:
     write_webdataset(Path("pairs")).joinpath("dataset_type.txt").write_text("retrieval\n")
     suite = init("--model", "reference", "--data", "./pairs")
 
-    assert [gate.metric for gate in suite.gates.accuracy] == [
+    assert [gate.metric for gate in suite.gates.all(AccuracyGate)] == [
         "image_retrieval_recall@5",
         "text_retrieval_recall@5",
     ]
@@ -130,8 +144,8 @@ def test_hub_model_and_clip_benchmark_data_are_pinned_and_rooted() -> None:
     assert (suite.model.id, suite.model.revision) == ("openai/clip-vit-base-patch32", COMMIT)
     assert suite.datasets["cifar100"].root == "${DATA}/cifar100"
     assert suite.quantize.exclude == ("*patch_embedding*", "*proj*")
-    assert suite.gates.coverage is not None
-    assert suite.gates.coverage.attention is None
+    assert suite.gates.one(CoverageGate) is not None
+    assert suite.gates.one(CoverageGate).attention is None
 
 
 @pytest.mark.parametrize(
@@ -252,7 +266,7 @@ def test_dialogue_in_a_terminal_writes_a_suite(tmp_path: Path) -> None:
     suite = load_suite(tmp_path / "mine.quantgate.yaml")
     assert suite.model.source == "reference"
     assert suite.quantize.recipe == "fp8-attention"
-    assert {gate.target for gate in suite.gates.engine} == {"sm89"}
+    assert {gate.target for gate in suite.gates.all(EngineGate)} == {"sm89"}
     assert "model: reference, a folder, or a hub id [reference]: " in done.stdout
 
 

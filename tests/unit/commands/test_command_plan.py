@@ -27,7 +27,7 @@ from pytest_quantgate.gates.statistics import (
 )
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.planning import DEFAULT, Rates, plan_suite
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
 
 SUITE = """\
 quantgate: 1

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate.cli import main
+from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite_checks import check_suite
-from pytest_quantgate.suite_file import load_suite
 
 SUITE = """\
 quantgate: 1

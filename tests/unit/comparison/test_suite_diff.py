@@ -8,8 +8,8 @@ import pytest
 
 from pytest_quantgate.comparison.changes import Change, mirror
 from pytest_quantgate.comparison.suite_files import compare_suite, compare_suites, read_suites
-from pytest_quantgate.suite import Suite
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.specs import Suite
 
 SUITE = """\
 quantgate: 1

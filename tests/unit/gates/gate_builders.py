@@ -17,6 +17,12 @@ from typing import Any
 from hypothesis import settings
 
 from pytest_quantgate.baselines import store_outcomes
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.calibration import CalibrationGate
+from pytest_quantgate.gates.coverage import CoverageGate, Waiver
+from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.gates.regression import RegressionGate
+from pytest_quantgate.gates.roundtrip import RoundtripGate
 from pytest_quantgate.measurement import (
     Audit,
     CalibrationRun,
@@ -31,16 +37,7 @@ from pytest_quantgate.measurement import (
     Tower,
     TowerFidelity,
 )
-from pytest_quantgate.suite import (
-    AccuracyGate,
-    CalibrationGate,
-    CoverageGate,
-    FidelityGate,
-    RegressionGate,
-    RoundtripGate,
-    Waiver,
-    Where,
-)
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Verdict
 
 #: The same examples in every run, and no deadline: a busy machine is no failure.

@@ -23,14 +23,18 @@ from gate_builders import (
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates import judge_accuracy
-from pytest_quantgate.gates.accuracy import decide, describe_looks, spend_confidence
+from pytest_quantgate.gates.accuracy import (
+    AccuracyGate,
+    decide,
+    describe_looks,
+    judge_accuracy,
+    spend_confidence,
+)
 from pytest_quantgate.gates.pairing import pair_outcomes
 from pytest_quantgate.gates.statistics import Flips, Interval, drop_limits, mean_over
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.store.looks import Looks
 from pytest_quantgate.store.records import Look
-from pytest_quantgate.suite import AccuracyGate
 from pytest_quantgate.verdict import Status, Verdict
 
 LIMITS = st.sampled_from([Fraction(n, 1000) for n in (0, 5, 10, 50, 200)])

@@ -23,8 +23,7 @@ from gate_builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates import judge_calibration
-from pytest_quantgate.gates.calibration import judge_ranges, warn_of_near_copies
+from pytest_quantgate.gates.calibration import judge_calibration, judge_ranges, warn_of_near_copies
 from pytest_quantgate.gates.statistics import Share, share_limits
 from pytest_quantgate.measurement import Audit, BatchInvariance, CalibrationRun, NearCopy
 from pytest_quantgate.verdict import Status, Verdict

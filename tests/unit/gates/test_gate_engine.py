@@ -12,7 +12,7 @@ from gate_builders import FILE, SAME_EXAMPLES, all_text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates import judge_engine
+from pytest_quantgate.gates.engine import EngineGate, judge_engine
 from pytest_quantgate.measurement import EngineOutputs
 from pytest_quantgate.runtimes.engine_layers import (
     AttentionState,
@@ -21,7 +21,7 @@ from pytest_quantgate.runtimes.engine_layers import (
     NodePrecision,
     Precision,
 )
-from pytest_quantgate.suite import EngineGate, Where
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Status, Verdict
 
 LINES = {

@@ -26,9 +26,9 @@ from gate_builders import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates import judge_export
+from pytest_quantgate.gates.export import ExportGate, judge_export
 from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer
-from pytest_quantgate.suite import ExportGate, Where
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Status, Verdict
 
 LINES = {"allow": 11, "max_size_ratio": 12}

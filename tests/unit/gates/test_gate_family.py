@@ -14,8 +14,10 @@ from gate_builders import SAME_EXAMPLES, accuracy_gate, make_pair, regression_ga
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates import accuracy, judge_accuracy, judge_regression, regression
+from pytest_quantgate.gates import accuracy, regression
+from pytest_quantgate.gates.accuracy import judge_accuracy
 from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family, highest_rejected
+from pytest_quantgate.gates.regression import judge_regression
 from pytest_quantgate.verdict import Status
 
 STRENGTHS = st.lists(

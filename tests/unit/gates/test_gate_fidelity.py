@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from gate_builders import all_text, at, fidelity_gate, make_fidelity, make_tower
 
-from pytest_quantgate.gates import judge_fidelity
-from pytest_quantgate.gates.fidelity import judge_tower
+from pytest_quantgate.gates.fidelity import judge_fidelity, judge_tower
 from pytest_quantgate.verdict import Status
 
 LAYERS = (

@@ -28,7 +28,7 @@ from pytest_quantgate.gates.latency import (
 )
 from pytest_quantgate.gates.statistics import Interval
 from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
-from pytest_quantgate.suite import Where
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Status, Verdict
 
 FILE = "suites/clip.quantgate.yaml"

@@ -18,7 +18,7 @@ from pytest_quantgate.gates.memory import (
     judge_memory,
     judge_sizes,
 )
-from pytest_quantgate.suite import Where
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Status, Verdict
 
 FILE = "suites/clip.quantgate.yaml"

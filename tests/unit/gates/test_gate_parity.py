@@ -12,10 +12,9 @@ from gate_builders import FILE, SAME_EXAMPLES
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates import judge_parity
-from pytest_quantgate.gates.parity import point_to_export
+from pytest_quantgate.gates.parity import ParityGate, judge_parity, point_to_export
 from pytest_quantgate.measurement import BlockParity, Parity, Tower, TowerParity
-from pytest_quantgate.suite import ParityGate, Where
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Status, Verdict
 
 LINES = {"max_error": 11, "max_sqnr_change": 12}

@@ -20,9 +20,8 @@ from gate_builders import (
     store,
 )
 
-from pytest_quantgate.gates import judge_regression
+from pytest_quantgate.gates.regression import RegressionGate, judge_regression
 from pytest_quantgate.measurement import Outcomes, StoredPair
-from pytest_quantgate.suite import RegressionGate
 from pytest_quantgate.verdict import Status, Verdict
 
 SAMPLES = 2_000

@@ -25,12 +25,10 @@ from gate_builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates import (
-    judge_accuracy,
-    judge_calibration,
-    judge_fidelity,
-    judge_regression,
-)
+from pytest_quantgate.gates.accuracy import judge_accuracy
+from pytest_quantgate.gates.calibration import judge_calibration
+from pytest_quantgate.gates.fidelity import judge_fidelity
+from pytest_quantgate.gates.regression import judge_regression
 from pytest_quantgate.gates.samples import most_unseen
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.verdict import Status, Verdict

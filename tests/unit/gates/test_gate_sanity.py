@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.gates import judge_sanity
+from pytest_quantgate.gates.sanity import judge_sanity
 from pytest_quantgate.measurement import (
     Answers,
     Fault,

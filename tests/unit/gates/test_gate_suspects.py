@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gate_builders import accuracy_gate, all_text, make_pair
 
-from pytest_quantgate.gates import judge_accuracy
+from pytest_quantgate.gates.accuracy import judge_accuracy
 from pytest_quantgate.gates.suspects import name_suspects
 from pytest_quantgate.measurement import OutlierChannels, Suspect
 from pytest_quantgate.verdict import Status, Verdict

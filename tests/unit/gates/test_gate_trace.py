@@ -23,11 +23,18 @@ from gate_builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates import judge_trace
-from pytest_quantgate.gates.trace import STAGES, TraceRow, follow_quantizers, render_table
+from pytest_quantgate.gates.coverage import Waiver
+from pytest_quantgate.gates.trace import (
+    STAGES,
+    TraceGate,
+    TraceRow,
+    follow_quantizers,
+    judge_trace,
+    render_table,
+)
 from pytest_quantgate.measurement import Audit, OnnxAudit, OnnxOperation, QdqPair, Quantizer
 from pytest_quantgate.runtimes.engine_layers import EngineLayer, EngineReport, NodePrecision
-from pytest_quantgate.suite import TraceGate, Waiver, Where
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Status, Verdict
 
 WHERE = Where(file=FILE, line=10, keys={"allow": 11})

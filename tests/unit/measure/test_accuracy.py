@@ -25,7 +25,8 @@ from pytest_quantgate.measure.embeddings import build_classifiers, embed_images,
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.suite import ModelSpec, Where
+from pytest_quantgate.suite.specs import ModelSpec
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
 

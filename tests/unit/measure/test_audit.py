@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pytest_quantgate.gates import judge_ranges
+from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
 from pytest_quantgate.measure.audit import audit_module, audit_quantizers
 from pytest_quantgate.measure.quantizers import Activity, count_clipped, half_step, watch
 from pytest_quantgate.measurement import Audit, Operation, Quantizer, from_json, to_json
@@ -22,7 +22,7 @@ from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.recipes import Recipe
-from pytest_quantgate.suite import CalibrationGate, Where
+from pytest_quantgate.suite.where import Where
 
 MakePairs = Callable[..., list[PairBatch]]
 MakeRecipe = Callable[[Any], Recipe]

@@ -20,7 +20,7 @@ from pytest_quantgate.measure.texts import Pooling, find_twins
 from pytest_quantgate.measurement import Sanity, TaskSanity
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.suite import ModelSpec
+from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.suite import ModelSpec
+from pytest_quantgate.suite.specs import ModelSpec
 
 MakeSpec = Callable[..., ModelSpec]
 

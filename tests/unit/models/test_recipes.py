@@ -21,7 +21,8 @@ from pytest_quantgate.models.recipes import (
     resolve_recipe,
     to_modelopt,
 )
-from pytest_quantgate.suite import QuantizeSpec, Where
+from pytest_quantgate.suite.specs import QuantizeSpec
+from pytest_quantgate.suite.where import Where
 
 MakeRecipe = Callable[[Any], Recipe]
 

@@ -11,7 +11,8 @@ import pytest
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured, SuiteError
 from pytest_quantgate.models.source import recipe_content, resolve_checkpoint
-from pytest_quantgate.suite import ModelSpec, Where
+from pytest_quantgate.suite.specs import ModelSpec
+from pytest_quantgate.suite.where import Where
 
 WHERE = Where(file="suites/tiny.quantgate.yaml", line=7)
 

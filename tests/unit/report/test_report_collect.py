@@ -12,10 +12,11 @@ from report_builder import make_audit, make_outcomes, make_run, verdict
 
 from pytest_quantgate.baselines import store_outcomes
 from pytest_quantgate.conclusion import OwnTest
+from pytest_quantgate.gates.coverage import CoverageGate, Waiver
 from pytest_quantgate.measurement import unpack_bits
 from pytest_quantgate.report.evidence import Evidence, Use, read_evidence, recipe_lines
 from pytest_quantgate.report.model import Attempt, Conclusion, OwnTestResult
-from pytest_quantgate.suite import CoverageGate, Waiver, Where
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Status
 
 

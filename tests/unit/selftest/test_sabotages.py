@@ -21,7 +21,7 @@ from pytest_quantgate.selftest.measurements import (
 from pytest_quantgate.selftest.model import audit_again, switch_off
 from pytest_quantgate.selftest.proof import Trial, conclude, list_sabotages
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange, exchange_stages, whole_text
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Status, Verdict
 
 OUTCOMES = Outcomes(

@@ -450,12 +450,17 @@ def test_a_change_in_any_file_that_measures_changes_every_key(tmp_path: Path) ->
     assert {kind: digest_code(copy, kind=kind) for kind in before} == before
 
 
-#: What measuring modules import of the judging ones: what a case asks for verdicts, and what only
-#: measurements run through whose keys hold all code (sanity, and the exclusions of a study).
+#: What measuring modules import of the judging ones: what a case asks for verdicts, sections of a
+#: suite (their numbers are inputs of a key), and what only measurements run through whose keys hold
+#: all code (sanity, and the exclusions of a study).
 AFTER = {
-    "case.py": {"baselines", "gates.chance", "judging", "options", "progress"},
+    "case.py": {
+        *("baselines", "gates.chance", "gates.fidelity", "gates.sections", "judging", "options"),
+        "progress",
+    },
     "model_checks.py": {"comparison.changes", "comparison.safetensors_file"},
-    "sensitivity.py": {"gates", "verdict"},
+    "sensitivity.py": {"gates.accuracy", "gates.coverage", "gates.fidelity", "verdict"},
+    "stages.py": {"gates.engine", "gates.export"},
 }
 
 

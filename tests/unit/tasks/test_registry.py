@@ -15,7 +15,8 @@ from clip_benchmark.datasets import builder
 from PIL import Image
 
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
-from pytest_quantgate.suite import DatasetSpec, Where
+from pytest_quantgate.suite.specs import DatasetSpec
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.registry import data_key, evaluation_data, load_samples
 from pytest_quantgate.tasks.samples import Samples, fill
 

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from pytest_quantgate.errors import DataError, NotMeasured
-from pytest_quantgate.suite import CalibrationSpec, DatasetSpec, Where
+from pytest_quantgate.suite.specs import CalibrationSpec, DatasetSpec
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.registry import data_key, load_calibration, load_samples
 from pytest_quantgate.tasks.samples import Samples

@@ -1,18 +1,13 @@
-"""Reads `*.quantgate.yaml` into a Suite: a closed schema, and errors with file, line and mend.
-
-`nodes.py` reads YAML, `fields.py` are the kinds of keys, `sections.py` is the table of all of
-them and `checks.py` looks at several together.
-"""
+"""Reads `*.quantgate.yaml` into a Suite: a closed schema, and errors with file, line and mend."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from pytest_quantgate.suite import Suite
-from pytest_quantgate.suite_file.fields import read_section
-from pytest_quantgate.suite_file.nodes import Place, compose, read_text
-from pytest_quantgate.suite_file.sections import SUITE
+from pytest_quantgate.suite.keys import read_section
+from pytest_quantgate.suite.nodes import Place, compose, read_text
+from pytest_quantgate.suite.specs import Suite
 
 SUFFIX = ".quantgate.yaml"
 
@@ -29,8 +24,8 @@ def load_suite(path: Path, *, relative_to: Path | None = None) -> Suite:
         shown = path.relative_to(relative_to)
     name = shown.as_posix()
     root = compose(read_text(path, name=name), name=name)
-    values = read_section(SUITE, Place(file=name, key=""), root)
-    return Suite(path=path, name=name_suite(path, relative_to=relative_to), **values)
+    called = name_suite(path, relative_to=relative_to)
+    return read_section(Suite, Place(file=name, key=""), root, path=path, name=called)
 
 
 def name_suite(path: Path, *, relative_to: Path | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from pytest_quantgate.errors import ModelError, SuiteError
 from pytest_quantgate.gates.statistics import Flips, samples_to_settle
 from pytest_quantgate.models.source import is_local
-from pytest_quantgate.suite import expand_path
+from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.registry import BUILTIN, CAPTIONED
 from pytest_quantgate.untrusted import read_regular
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from suite_texts import EXPORTED, FILE, SMALL, VALID, Load, Refusal, swap
 
 from pytest_quantgate.errors import QuantGateError, SuiteError
-from pytest_quantgate.suite_file import load_suite
-from pytest_quantgate.suite_file.nodes import MAX_BYTES
+from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.nodes import MAX_BYTES
 
 
 def test_empty_file_is_refused(refusal: Refusal) -> None:

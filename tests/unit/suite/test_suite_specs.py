@@ -10,14 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_quantgate.errors import NotMeasured, SuiteError
-from pytest_quantgate.suite import (
-    AccuracyGate,
-    CalibrationGate,
-    Gates,
-    RegressionGate,
-    Where,
-    expand_environment,
-)
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.calibration import CalibrationGate
+from pytest_quantgate.gates.regression import RegressionGate
+from pytest_quantgate.suite.gates import Gates
+from pytest_quantgate.suite.where import Where, expand_environment
 
 WHERE = Where(file="suites/demo.quantgate.yaml", line=3, keys={"root": 5})
 
@@ -60,7 +57,7 @@ def test_default_limits_are_exact() -> None:
 
 def test_suite_cannot_be_changed_after_it_is_read() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Gates().coverage = None  # type: ignore[misc]
+        Gates().sections = ()  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from pytest_quantgate.errors import SuiteError
-from pytest_quantgate.schema import json_schema
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.gates.regression import RegressionGate
+from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.schema import json_schema
 
 SHIPPED = sorted((Path(__file__).parents[2] / "suites").glob("*.quantgate.yaml"))
 
@@ -143,7 +144,7 @@ def test_suite_with_every_gate_is_accepted_by_schema_and_reader(tmp_path: Path) 
     path = tmp_path / "full.quantgate.yaml"
     path.write_text(FULL, encoding="utf-8")
 
-    assert load_suite(path).gates.regression
+    assert load_suite(path).gates.all(RegressionGate)
     assert list(faults(json_schema(), read(FULL))) == []
 
 

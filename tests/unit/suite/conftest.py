@@ -8,8 +8,8 @@ import pytest
 from suite_texts import FILE, Load, Refusal
 
 from pytest_quantgate.errors import SuiteError
-from pytest_quantgate.suite import Suite
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.specs import Suite
 
 
 @pytest.fixture

@@ -10,7 +10,13 @@ import pytest
 from suite_texts import FILE, SMALL, VALID, Load, line_of, swap
 
 from pytest_quantgate.errors import SuiteError
-from pytest_quantgate.suite_file import load_suite
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.calibration import CalibrationGate
+from pytest_quantgate.gates.coverage import CoverageGate
+from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.gates.regression import RegressionGate
+from pytest_quantgate.gates.roundtrip import RoundtripGate
+from pytest_quantgate.suite.load import load_suite
 
 SHIPPED = sorted((Path(__file__).parents[3] / "suites").glob("*.quantgate.yaml"))
 
@@ -34,32 +40,36 @@ def test_what_is_measured_arrives_as_written(load: Load, tmp_path: Path) -> None
 def test_limits_arrive_exact_and_with_their_units(load: Load) -> None:
     gates = load(VALID).gates
 
-    assert gates.calibration is not None
-    assert gates.calibration.max_clipped == Fraction(2, 1000)
-    fidelity = gates.fidelity
+    assert gates.one(CalibrationGate) is not None
+    assert gates.one(CalibrationGate).max_clipped == Fraction(2, 1000)
+    fidelity = gates.one(FidelityGate)
     assert fidelity is not None
     assert (fidelity.data, fidelity.samples) == ("photos/test", 256)
     assert (fidelity.min_cosine, fidelity.min_worst_cosine) == (0.99, 0.0)
     assert (fidelity.min_sqnr_db, fidelity.min_worst_sqnr_db) == (15.0, -3.5)
-    first, second = gates.accuracy
+    first, second = gates.all(AccuracyGate)
     assert first.key == "photos/classification-acc1"
     assert (first.max_drop, first.confidence) == (Fraction(1, 200), Fraction(99, 100))
     assert (first.floor, first.max_flips) == (Fraction(1, 2), Fraction(3, 100))
     assert (first.max_class_drop, first.samples) == (Fraction(1, 5), 1000)
     assert second.key == "photos/retrieval-image_retrieval_recall@5"
-    (regression,) = gates.regression
+    (regression,) = gates.all(RegressionGate)
     assert regression.key == "photos/classification-mean_per_class_recall"
     assert regression.max_fp16_drop == Fraction(1, 400)
     assert regression.max_drop == Fraction(1, 100)
     assert regression.max_drop_since_first == Fraction(3, 200)
-    assert gates.roundtrip is not None
+    assert gates.one(RoundtripGate) is not None
 
 
 def test_the_first_samples_are_taken_only_where_the_suite_says_so(load: Load) -> None:
     def read(text: str) -> tuple[bool, ...]:
         suite = load(text)
-        assert suite.gates.fidelity is not None
-        sections = (suite.calibration, suite.gates.fidelity, *suite.gates.accuracy)
+        assert suite.gates.one(FidelityGate) is not None
+        sections = (
+            suite.calibration,
+            suite.gates.one(FidelityGate),
+            *suite.gates.all(AccuracyGate),
+        )
         return tuple(section.first for section in sections)
 
     text = VALID
@@ -71,7 +81,7 @@ def test_the_first_samples_are_taken_only_where_the_suite_says_so(load: Load) ->
 
 
 def test_waivers_arrive_with_their_day(load: Load) -> None:
-    coverage = load(VALID).gates.coverage
+    coverage = load(VALID).gates.one(CoverageGate)
 
     assert coverage is not None
     assert coverage.attention == ("q", "k", "v", "output")
@@ -87,12 +97,12 @@ def test_waivers_arrive_with_their_day(load: Load) -> None:
 def test_every_limit_knows_its_line(load: Load) -> None:
     gates = load(VALID).gates
 
-    assert gates.fidelity is not None
-    assert str(gates.fidelity.where) == f"{FILE}:{line_of('data: photos/test')}"
-    assert gates.fidelity.where.of("min_sqnr") == f"{FILE}:{line_of('min_sqnr')}"
-    assert gates.accuracy[0].where.of("max_drop") == f"{FILE}:{line_of('max_drop: 0.5pp')}"
-    assert str(gates.accuracy[1].where) == f"{FILE}:{line_of('task: photos/retrieval')}"
-    assert gates.regression[0].where.of("max_drop") == f"{FILE}:{line_of('max_drop: 1pp')}"
+    assert gates.one(FidelityGate) is not None
+    assert str(gates.one(FidelityGate).where) == f"{FILE}:{line_of('data: photos/test')}"
+    assert gates.one(FidelityGate).where.of("min_sqnr") == f"{FILE}:{line_of('min_sqnr')}"
+    assert gates.all(AccuracyGate)[0].where.of("max_drop") == f"{FILE}:{line_of('max_drop: 0.5pp')}"
+    assert str(gates.all(AccuracyGate)[1].where) == f"{FILE}:{line_of('task: photos/retrieval')}"
+    assert gates.all(RegressionGate)[0].where.of("max_drop") == f"{FILE}:{line_of('max_drop: 1pp')}"
 
 
 def test_what_is_left_out_takes_the_default(load: Load) -> None:
@@ -105,26 +115,32 @@ def test_what_is_left_out_takes_the_default(load: Load) -> None:
     assert suite.datasets == {}
     assert suite.quantize.exclude == ()
     gates = suite.gates
-    assert gates.coverage is not None
-    assert gates.coverage.attention is None
-    assert gates.coverage.towers == ("vision", "text")
-    assert gates.coverage.waive == ()
-    assert gates.calibration is not None
-    assert gates.calibration.max_clipped == Fraction(1, 1000)
-    assert (gates.fidelity, gates.accuracy, gates.regression) == (None, (), ())
-    assert gates.roundtrip is not None
+    assert gates.one(CoverageGate) is not None
+    assert gates.one(CoverageGate).attention is None
+    assert gates.one(CoverageGate).towers == ("vision", "text")
+    assert gates.one(CoverageGate).waive == ()
+    assert gates.one(CalibrationGate) is not None
+    assert gates.one(CalibrationGate).max_clipped == Fraction(1, 1000)
+    assert (gates.one(FidelityGate), gates.all(AccuracyGate), gates.all(RegressionGate)) == (
+        None,
+        (),
+        (),
+    )
+    assert gates.one(RoundtripGate) is not None
 
 
 def test_one_task_alone_is_a_list_of_one(load: Load) -> None:
     gate = "{accuracy: {task: scenes/classification, metric: acc1, max_drop: 1pp}}"
 
-    (accuracy,) = load(swap("{roundtrip: {}}", gate, text=SMALL)).gates.accuracy
+    (accuracy,) = load(swap("{roundtrip: {}}", gate, text=SMALL)).gates.all(AccuracyGate)
 
     assert accuracy.task == "scenes/classification"
 
 
 def test_fidelity_without_data_and_samples_leaves_them_to_the_run(load: Load) -> None:
-    fidelity = load(swap("roundtrip: {}", "fidelity: {min_cosine: 1}", text=SMALL)).gates.fidelity
+    fidelity = load(swap("roundtrip: {}", "fidelity: {min_cosine: 1}", text=SMALL)).gates.one(
+        FidelityGate
+    )
 
     assert fidelity is not None
     assert (fidelity.data, fidelity.samples) == (None, 512)
@@ -133,7 +149,7 @@ def test_fidelity_without_data_and_samples_leaves_them_to_the_run(load: Load) ->
 
 
 def test_attention_can_be_asked_for_none(load: Load) -> None:
-    coverage = load(swap("[q, k, v, output]", "[]")).gates.coverage
+    coverage = load(swap("[q, k, v, output]", "[]")).gates.one(CoverageGate)
 
     assert coverage is not None
     assert coverage.attention == ()
@@ -203,8 +219,8 @@ def test_shipped_suite_loads(path: Path) -> None:
     suite = load_suite(path)
 
     assert f"{suite.name}.quantgate.yaml" == path.name
-    assert suite.gates.coverage is not None
-    assert suite.gates.accuracy
+    assert suite.gates.one(CoverageGate) is not None
+    assert suite.gates.all(AccuracyGate)
 
 
 def test_there_are_shipped_suites() -> None:
@@ -216,7 +232,10 @@ def test_byte_order_mark_and_windows_lines_are_taken(load: Load) -> None:
 
     suite = load(text)
 
-    assert suite.gates.regression[0].where.of("max_drop") == f"{FILE}:{line_of('max_drop: 1pp')}"
+    assert (
+        suite.gates.all(RegressionGate)[0].where.of("max_drop")
+        == f"{FILE}:{line_of('max_drop: 1pp')}"
+    )
 
 
 # -- names of the file in messages ----------------------------------------------------------------

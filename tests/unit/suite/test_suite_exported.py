@@ -9,24 +9,34 @@ import pytest
 from suite_texts import EXPORTED, FILE, SMALL, Load, Refusal, line_of, swap
 
 from pytest_quantgate.errors import SuiteError
+from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.engine import EngineGate
+from pytest_quantgate.gates.export import ExportGate
+from pytest_quantgate.gates.latency import LatencyGate
+from pytest_quantgate.gates.memory import MemoryGate
+from pytest_quantgate.gates.parity import ParityGate
+from pytest_quantgate.gates.trace import TraceGate
 
 
 def test_limits_of_what_was_exported_arrive_exact(load: Load) -> None:
     gates = load(EXPORTED).gates
 
-    assert gates.export is not None
-    assert gates.export.allow == ("softmax",)
-    assert gates.export.max_size_ratio == Fraction(3, 5)
-    assert gates.export.where.of("max_size_ratio") == (
+    assert gates.one(ExportGate) is not None
+    assert gates.one(ExportGate).allow == ("softmax",)
+    assert gates.one(ExportGate).max_size_ratio == Fraction(3, 5)
+    assert gates.one(ExportGate).where.of("max_size_ratio") == (
         f"{FILE}:{line_of('max_size_ratio', text=EXPORTED)}"
     )
-    assert gates.parity is not None
-    assert (gates.parity.samples, gates.parity.max_error) == (32, Fraction(1, 500))
-    assert gates.parity.max_sqnr_change_db == 1.5
-    assert gates.parity.where.of("max_sqnr_change") == (
+    assert gates.one(ParityGate) is not None
+    assert (gates.one(ParityGate).samples, gates.one(ParityGate).max_error) == (
+        32,
+        Fraction(1, 500),
+    )
+    assert gates.one(ParityGate).max_sqnr_change_db == 1.5
+    assert gates.one(ParityGate).where.of("max_sqnr_change") == (
         f"{FILE}:{line_of('max_sqnr_change', text=EXPORTED)}"
     )
-    first, second = gates.engine
+    first, second = gates.all(EngineGate)
     assert (first.target, first.library, first.towers) == ("sm89", "tensorrt", ("vision",))
     assert (first.batch, first.min_fp8_gemms, first.attention) == (8, 25, "fused-fp8")
     assert first.max_plan_ratio == Fraction(7, 10)
@@ -43,12 +53,15 @@ def test_gates_of_what_was_exported_take_their_defaults(load: Load) -> None:
 
     gates = load(swap("{roundtrip: {}}", written, text=SMALL)).gates
 
-    assert gates.export is not None
-    assert (gates.export.allow, gates.export.max_size_ratio) == ((), None)
-    assert gates.parity is not None
-    assert (gates.parity.samples, gates.parity.max_error) == (64, Fraction(1, 1000))
-    assert gates.parity.max_sqnr_change_db == 1.0
-    (engine,) = gates.engine
+    assert gates.one(ExportGate) is not None
+    assert (gates.one(ExportGate).allow, gates.one(ExportGate).max_size_ratio) == ((), None)
+    assert gates.one(ParityGate) is not None
+    assert (gates.one(ParityGate).samples, gates.one(ParityGate).max_error) == (
+        64,
+        Fraction(1, 1000),
+    )
+    assert gates.one(ParityGate).max_sqnr_change_db == 1.0
+    (engine,) = gates.all(EngineGate)
     assert (engine.library, engine.towers, engine.batch) == (
         "tensorrt-rtx",
         ("vision", "text"),
@@ -60,8 +73,8 @@ def test_gates_of_what_was_exported_take_their_defaults(load: Load) -> None:
 def test_task_may_be_judged_in_pytorch_and_as_exported(load: Load) -> None:
     gates = load(EXPORTED).gates
 
-    assert [gate.stage for gate in gates.accuracy] == ["torch", "onnx"]
-    assert [gate.key for gate in gates.accuracy] == [
+    assert [gate.stage for gate in gates.all(AccuracyGate)] == ["torch", "onnx"]
+    assert [gate.key for gate in gates.all(AccuracyGate)] == [
         "scenes/classification-acc1",
         "scenes/classification-acc1-onnx",
     ]
@@ -82,7 +95,7 @@ def test_task_may_be_judged_in_pytorch_and_as_exported(load: Load) -> None:
 def test_engine_is_named_by_what_makes_it_another(load: Load, written: str, key: str) -> None:
     text = f"{{engine: {{{written}, attention: fused}}}}"
 
-    (engine,) = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.engine
+    (engine,) = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.all(EngineGate)
 
     assert engine.key == key
 
@@ -90,7 +103,7 @@ def test_engine_is_named_by_what_makes_it_another(load: Load, written: str, key:
 def test_memory_is_named_as_an_engine_is_and_needs_a_limit(load: Load) -> None:
     text = "{memory: [{target: sm89, towers: [text], batch: 2, max_plan: 64MiB}]}"
 
-    (gate,) = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.memory
+    (gate,) = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.all(MemoryGate)
 
     assert (gate.key, gate.max_plan_bytes) == ("sm89-text-batch2", 64 * 2**20)
     with pytest.raises(SuiteError, match="sets no limit, so it decides nothing: set a max_"):
@@ -100,7 +113,7 @@ def test_memory_is_named_as_an_engine_is_and_needs_a_limit(load: Load) -> None:
 def test_a_trace_is_named_by_where_it_ends(load: Load) -> None:
     text = "{trace: [{}, {target: sm89, allow: ['*patch*']}, {target: sm120, towers: [text]}]}"
 
-    found = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.trace
+    found = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.all(TraceGate)
 
     assert [gate.key for gate in found] == ["onnx", "sm89", "sm120-text"]
     assert found[1].allow == ("*patch*",)
@@ -124,7 +137,7 @@ def test_a_trace_that_cannot_be_meant_is_refused(load: Load, written: str, words
 def test_latency_is_named_by_runtime_tower_and_batch(load: Load) -> None:
     text = "{latency: [{tower: vision, max_ratio: 0.9x}, {tower: text, batch: 8, max_ratio: 1x}]}"
 
-    first, second = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.latency
+    first, second = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.all(LatencyGate)
 
     assert (first.key, second.key) == ("onnxruntime-vision-batch1", "onnxruntime-text-batch8")
     assert (first.max_ratio, first.confidence) == (Fraction(9, 10), Fraction(19, 20))
@@ -134,7 +147,7 @@ def test_the_smallest_ratio_that_is_believed_can_be_set(load: Load) -> None:
     text = """{latency: [{tower: vision, max_ratio: 0.9x, min_ratio: 0.05x},
       {tower: text, max_ratio: 1x}]}"""
 
-    first, second = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.latency
+    first, second = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.all(LatencyGate)
 
     assert (first.min_ratio, second.min_ratio) == (Fraction(1, 20), None)
 
@@ -143,7 +156,7 @@ def test_a_list_of_batch_sizes_is_a_gate_for_each(load: Load) -> None:
     text = """{latency: [{tower: vision, batch: [1, 8], max_ratio: 0.9x, max_latency: 2.5ms},
       {tower: text, batch: [4], runtime: tensorrt-rtx, max_latency: 250us}]}"""
 
-    gates = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.latency
+    gates = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.all(LatencyGate)
 
     assert [gate.key for gate in gates] == [
         "onnxruntime-vision-batch1",
@@ -204,7 +217,7 @@ def test_latency_is_refused_with_its_key(load: Load, written: str, words: str) -
 def test_each_limit_of_an_engine_is_enough_alone(load: Load, limit: str) -> None:
     text = f"{{engine: {{target: sm89, {limit}}}}}"
 
-    assert load(swap("{roundtrip: {}}", text, text=SMALL)).gates.engine
+    assert load(swap("{roundtrip: {}}", text, text=SMALL)).gates.all(EngineGate)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""What a gate may ask of the run in which it is judged, and what it answers.
+
+`GateRun` is what a gate sees of a case: measurements that are made once and kept, the stored
+baselines, and what other gates say. A gate depends on this, and never on how they are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import date
+
+    from pytest_quantgate.baselines import Store
+    from pytest_quantgate.fingerprint import Fingerprint
+    from pytest_quantgate.gates.family import Family
+    from pytest_quantgate.measure.latency import LatencyRun
+    from pytest_quantgate.measurement import (
+        Audit,
+        CalibrationRun,
+        EngineOutputs,
+        Fidelity,
+        LayerActivation,
+        NearCopy,
+        OnnxAudit,
+        Outcomes,
+        Parity,
+        Roundtrip,
+        Sanity,
+        ShippedTower,
+        Tower,
+    )
+    from pytest_quantgate.options import Settings
+    from pytest_quantgate.runtimes.engine_layers import EngineReport
+    from pytest_quantgate.store.looks import Ledger
+    from pytest_quantgate.store.records import AnyRecord
+    from pytest_quantgate.suite.gates import GateSection
+    from pytest_quantgate.suite.specs import Stage, Suite
+    from pytest_quantgate.tasks.builtin import Purpose
+    from pytest_quantgate.tasks.contents import Contents
+    from pytest_quantgate.verdict import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A verdict, and the record that the session is to write for it.
+
+    `proposal` is `baseline` (write it to baselines/), `obtained` (propose it) or empty.
+    """
+
+    verdict: Verdict
+    proposal: str = ""
+    record: AnyRecord | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Exported(Protocol):
+    """The ONNX files and engines of both variants, built once and cached."""
+
+    @property
+    def shipped(self) -> Any:
+        """The number format that they are in: that of the suite."""
+
+    def onnx_audit(self, *, variant: Any, tower: Any, precision: Any) -> OnnxAudit: ...
+
+    def parity(self, *, samples: int) -> Parity: ...
+
+    def shipped_towers(self, *, samples: int) -> tuple[ShippedTower, ...]: ...
+
+    def engine(self, *, variant: Any, tower: Any, gate: Any) -> EngineReport: ...
+
+    def engine_outputs(self, gate: Any, *, samples: int) -> dict[str, EngineOutputs]: ...
+
+    def latency(self, gate: Any) -> LatencyRun: ...
+
+
+class Verdicts(Protocol):
+    """What the gates of a suite say, each judged once."""
+
+    def judge(self, *, kind: str, key: str = "") -> Judged: ...
+
+    def known(self, gate: GateSection) -> Verdict | None:
+        """Return what a gate said if it was judged already."""
+
+    @property
+    def family(self) -> Family:
+        """The limits that a false alarm may come from."""
+
+    def name_suspects(self, verdict: Verdict, gate: Any, *, tower: Tower | None = None) -> Verdict:
+        """Return a red verdict with the layers in which the error enters."""
+
+
+class GateRun(Protocol):
+    """One suite in one run."""
+
+    suite: Suite
+    settings: Settings
+    store: Store
+    today: date
+    environ: Mapping[str, str]
+    ledger: Ledger | None
+    latency_runs: dict[str, LatencyRun]
+
+    @property
+    def judging(self) -> Verdicts: ...
+
+    @property
+    def stages(self) -> Exported: ...
+
+    @property
+    def versions(self) -> dict[str, str]: ...
+
+    def fingerprint(
+        self, *, data: str, data_parts: Iterable[tuple[str, str]] = ()
+    ) -> Fingerprint: ...
+
+    @property
+    def model_name(self) -> str:
+        """The FP16 model, as a message names it."""
+
+    @property
+    def sanity(self) -> Sanity: ...
+
+    @property
+    def audit(self) -> Audit: ...
+
+    @property
+    def calibration_run(self) -> CalibrationRun: ...
+
+    def evaluation_hashes(self) -> tuple[tuple[str, str], ...]: ...
+
+    def near_copies(self) -> tuple[NearCopy, ...]: ...
+
+    def activations(self) -> Sequence[LayerActivation]: ...
+
+    def fidelity(self) -> Fidelity: ...
+
+    def roundtrip(self) -> Roundtrip: ...
+
+    def contents(
+        self, name: str, count: int | None, *, purpose: Purpose, first: bool = False
+    ) -> Contents: ...
+
+    def outcomes(
+        self,
+        *,
+        task: str,
+        metric: str,
+        samples: int | None,
+        stage: Stage = "torch",
+        first: bool = False,
+    ) -> tuple[Outcomes, Outcomes]: ...
+
+
+#: Both towers of a dual encoder, in the order of reports.
+TOWERS = ("vision", "text")
+VARIANTS = ("fp16", "quantized")

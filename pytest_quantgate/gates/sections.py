@@ -1,0 +1,155 @@
+"""What the sections of several gates have in common."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+from pytest_quantgate.quantities import parse_confidence
+from pytest_quantgate.suite.gates import GateSection
+from pytest_quantgate.suite.keys import (
+    BadKey,
+    Declared,
+    bytes_key,
+    choice_key,
+    count_key,
+    list_key,
+    named,
+    percent_key,
+    ratio_key,
+    text_key,
+)
+from pytest_quantgate.suite.specs import FIRST
+
+CLASSIFICATION = ("acc1", "acc5", "mean_per_class_recall")
+RETRIEVAL = re.compile(r"(image|text)_retrieval_recall@[1-9]\d{0,5}")
+
+CONFIDENCE = percent_key(help="one-sided; default 95%", parse=parse_confidence)
+TOWERS = list_key(choice_key("vision", "text", help="tower"), help="default: both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskGate(GateSection):
+    """A gate on one task and metric; `task` is `<data set>/classification` or `/retrieval`.
+
+    `samples` (None: all) are drawn by seed over the whole, stratified by class; with `first` they
+    are the first of the data. `min_classes` is how many classes must have a sample (None: all that
+    a fair draw of so many would show).
+    """
+
+    task: str = field(metadata=text_key(help="<data set>/classification or /retrieval"))
+    metric: str = field(metadata=text_key(help="acc1, acc5, image_retrieval_recall@5, ..."))
+    confidence: Fraction = field(default=Fraction(95, 100), metadata=CONFIDENCE)
+    samples: int | None = field(
+        default=None,
+        metadata=count_key(help="drawn over the whole by seed, stratified; default: all"),
+    )
+    first: bool = field(default=False, metadata=FIRST)
+    min_classes: int | None = field(
+        default=None, metadata=count_key(help="classes that must have a sample; default: all")
+    )
+
+    @property
+    def key(self) -> str:
+        """`<task>-<metric>`, the part of the node id in brackets and of the baseline's name."""
+        return f"{self.task}-{self.metric}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.task} {self.metric}"
+
+    def check(self) -> None:
+        dataset, _, kind = self.task.rpartition("/")
+        if not dataset or kind not in ("classification", "retrieval"):
+            raise BadKey(
+                "task",
+                f"{self.task!r} is no task: write <data set>/classification or "
+                f"<data set>/retrieval",
+            )
+        if kind == "classification" and self.metric not in CLASSIFICATION:
+            close = difflib.get_close_matches(self.metric, CLASSIFICATION, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise BadKey(
+                "metric",
+                f"{self.metric!r} is no metric of classification: "
+                f"{', '.join(CLASSIFICATION)}{hint}",
+            )
+        if kind == "retrieval" and not RETRIEVAL.fullmatch(self.metric):
+            raise BadKey(
+                "metric",
+                f"{self.metric!r} is no metric of retrieval: image_retrieval_recall@K, "
+                f"text_retrieval_recall@K",
+            )
+        if self.first and self.samples is None:
+            raise BadKey("first", "is about samples: say how many, such as samples: 1000")
+        for key in ("max_class_drop", "min_classes"):
+            if kind == "retrieval" and key in self.where.keys:
+                raise BadKey(key, "retrieval has no classes")
+
+
+def target_key(*, without: str = "") -> Declared:
+    return text_key(help=f"compute capability, such as sm89{without}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineTarget(GateSection):
+    """A gate on engines that are built ahead of time for a `target` (`sm89`)."""
+
+    target: str | None = field(metadata=target_key())
+    library: Literal["tensorrt-rtx", "tensorrt"] = field(
+        default="tensorrt-rtx",
+        metadata=choice_key("tensorrt-rtx", "tensorrt", help="default: tensorrt-rtx"),
+    )
+    towers: tuple[Literal["vision", "text"], ...] = field(
+        default=("vision", "text"), metadata=TOWERS
+    )
+    batch: int = field(default=1, metadata=count_key(help="images or texts in a batch; default: 1"))
+
+    @property
+    def key(self) -> str:
+        """`<target>`, and what is not the usual: one tower, a batch above 1, another library."""
+        towers = "" if len(set(self.towers)) == 2 else f"-{self.towers[0]}"
+        batch = "" if self.batch == 1 else f"-batch{self.batch}"
+        library = "" if self.library == "tensorrt-rtx" else f"-{self.library}"
+        return f"{self.target or 'onnx'}{towers}{batch}{library}"
+
+    def check(self) -> None:
+        if not self.towers:
+            raise BadKey("towers", "is empty: name vision, text or both")
+        if len(set(self.towers)) < len(self.towers):
+            raise BadKey("towers", "names a tower twice, which would count it twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSizes(EngineTarget):
+    """Limits on the sizes of engines; ratios are against FP16's, each tower by itself."""
+
+    target: str = field(metadata=target_key())
+    max_plan_ratio: Fraction | None = field(
+        default=None, metadata=ratio_key(help="plan against FP16's")
+    )
+    max_weights_ratio: Fraction | None = field(
+        default=None, metadata=ratio_key(help="weights memory against FP16's")
+    )
+    max_activation_ratio: Fraction | None = field(
+        default=None, metadata=ratio_key(help="activation memory against FP16's")
+    )
+    max_plan_bytes: int | None = field(
+        default=None, metadata=named("max_plan", bytes_key(help="plan of one tower"))
+    )
+    max_weights_bytes: int | None = field(
+        default=None, metadata=named("max_weights", bytes_key(help="weights memory of one tower"))
+    )
+    max_activation_bytes: int | None = field(
+        default=None,
+        metadata=named("max_activation", bytes_key(help="activation memory of one tower")),
+    )
+
+    def refuse_no_limit(self, words: str) -> None:
+        """Raise BadKey where nothing is set that decides anything."""
+        given = self.where.keys.keys() - {"target", "library", "towers", "batch"}
+        if not given:
+            raise BadKey("", f"sets no limit, so it decides nothing: set {words}")

@@ -1,0 +1,68 @@
+"""The JSON Schema of suite files, out of the same fields that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_quantgate.suite.gates import IMPLICIT, list_kinds, list_names
+from pytest_quantgate.suite.keys import Key, is_required, keys_of
+from pytest_quantgate.suite.specs import Suite
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of `*.quantgate.yaml`, for editors and other tools."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "pytest-quantgate suite",
+        **_section(Suite),
+    }
+
+
+def _section(section: type) -> dict[str, Any]:
+    keys = keys_of(section)
+    required = [name for name, (field, _) in keys.items() if is_required(field)]
+    schema: dict[str, Any] = {
+        "type": "object" if required else ["object", "null"],
+        "properties": {name: _key(key) for name, (_, key) in keys.items()},
+        "additionalProperties": False,
+    }
+    if required:
+        schema["required"] = required
+    return schema
+
+
+def _key(key: Key) -> dict[str, Any]:
+    return {"description": key.help, **_value(key.schema)}
+
+
+def _value(schema: Mapping[str, Any]) -> dict[str, Any]:
+    if "section" in schema:
+        return _section(schema["section"])
+    if "mapping" in schema:
+        return {"type": "object", "additionalProperties": _section(schema["mapping"])}
+    if "sections" in schema:
+        one = _section(schema["sections"])
+        many = {"type": "array", "items": one, "minItems": 1}
+        return {"anyOf": [one, many]} if schema["single"] else many
+    if "gates" in schema:
+        return _gates()
+    if "kinds" in schema:
+        return {"enum": list(list_names())}
+    return {
+        name: [_value(one) for one in value]
+        if name == "anyOf"
+        else _value(value)
+        if name == "items"
+        else value
+        for name, value in schema.items()
+    }
+
+
+def _gates() -> dict[str, Any]:
+    kinds = [kind for kind in list_kinds() if kind.name not in IMPLICIT]
+    return {
+        "type": ["object", "null"],
+        "properties": {kind.name: _key(kind.declared) for kind in kinds},
+        "additionalProperties": False,
+    }

@@ -1,0 +1,207 @@
+"""What every suite says besides its gates: the model, the data, how it is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pytest_quantgate.suite.gates import Gates, list_names, read_gates
+from pytest_quantgate.suite.keys import (
+    BadKey,
+    Declared,
+    choice_key,
+    count_key,
+    declare,
+    flag_key,
+    list_key,
+    named,
+    read_section,
+    recipe_key,
+    section_key,
+    text_key,
+)
+from pytest_quantgate.suite.nodes import Place, read_pairs
+from pytest_quantgate.suite.where import Where
+
+#: The version of the format of suite files.
+VERSION = 1
+
+#: Which form of the quantized variant does a task.
+Stage = Literal["torch", "onnx", "engine"]
+
+FIRST = flag_key(help="take the first samples, as they stand; default: draw them by seed")
+
+
+def check_data(data: str) -> None:
+    """Raise BadKey for what is not `<data set>/<split>`."""
+    dataset, _, split = data.rpartition("/")
+    if not dataset or not split:
+        raise BadKey("data", f"{data!r} is no data: write <data set>/<split>, such as scenes/train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which FP16 model: `reference`, or a transformers CLIP by hub id or local directory."""
+
+    where: Where
+    source: Literal["reference", "transformers"] = field(
+        metadata=choice_key("reference", "transformers", help="where the FP16 model comes from")
+    )
+    id: str | None = field(
+        default=None,
+        metadata=text_key(help="hub id or local directory; ${NAME} is expanded", environment=True),
+    )
+    revision: str | None = field(default=None, metadata=text_key(help="commit of the hub id"))
+    dtype: Literal["float16", "bfloat16", "float32"] = field(
+        default="float16",
+        metadata=choice_key(
+            "float16", "bfloat16", "float32", help="what the weights are rounded to"
+        ),
+    )
+    attn_implementation: Literal["sdpa", "eager"] = field(
+        default="sdpa", metadata=choice_key("sdpa", "eager", help="as in transformers")
+    )
+
+    def check(self) -> None:
+        if self.source == "reference":
+            for key in ("id", "revision"):
+                if key in self.where.keys:
+                    raise BadKey(key, "the reference model ships with the package")
+            return
+        if self.id is None:
+            raise BadKey("id", "is missing: a hub id or a local directory")
+        is_local = self.id.startswith(("/", ".", "~", "$"))
+        if is_local and self.revision is not None:
+            raise BadKey("revision", "a local directory has no revision")
+        if not is_local and self.revision is None:
+            raise BadKey(
+                "revision",
+                "is missing: pin the commit of the hub id, so that the model cannot change under "
+                "the gate (a local directory starts with / ./ ~/ or ${NAME})",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """A named data set: a clip-benchmark name (`cifar100`, `wds/...`) and its local folder."""
+
+    where: Where
+    dataset: str = field(metadata=text_key(help="clip-benchmark name, or wds/NAME for a folder"))
+    root: str | None = field(
+        default=None,
+        metadata=text_key(help="the folder it is in; ${NAME} is expanded", environment=True),
+    )
+    language: str = field(default="en", metadata=text_key(help="of class names and templates"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSpec:
+    """Which pairs calibrate; `data` is `<data set>/<split>`.
+
+    Both numbers are drawn by seed over the whole split, or with `first` its first ones are taken.
+    """
+
+    where: Where
+    data: str = field(metadata=text_key(help="<data set>/<split>"))
+    samples: int = field(metadata=count_key(help="pairs that calibrate"))
+    batch_size: int = field(metadata=count_key(help="pairs in a batch"))
+    held_out_samples: int = field(
+        default=128, metadata=count_key(help="pairs besides, on which clipping is counted")
+    )
+    first: bool = field(default=False, metadata=FIRST)
+
+    def check(self) -> None:
+        check_data(self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSpec:
+    """What is quantized: a recipe's name, ModelOpt id or YAML path, or an inline `quant_cfg`."""
+
+    where: Where
+    recipe: str | Mapping[str, Any] | tuple[Any, ...] = field(metadata=recipe_key())
+    exclude: tuple[str, ...] = field(
+        default=(),
+        metadata=list_key(
+            text_key(help="pattern"), help="patterns as in mtq.disable_quantizer", single=True
+        ),
+    )
+
+
+def _datasets_key() -> Declared:
+    def read(place: Place, node: yaml.Node) -> dict[str, DatasetSpec]:
+        return {
+            name: read_section(DatasetSpec, place.child(name), value)
+            for name, (_, value) in read_pairs(place, node).items()
+        }
+
+    return declare(read, schema={"mapping": DatasetSpec}, help="data sets by a name of your own")
+
+
+def _kinds_key() -> Declared:
+    """Kinds of gates, of other packages too: they are looked up when a suite is read."""
+
+    def read(place: Place, node: yaml.Node) -> str:
+        known = choice_key(*list_names(), help="kind of gate")["key"]
+        value: str = known.read(place, node)
+        return value
+
+    one = declare(read, schema={"kinds": True}, help="kind of gate")
+    return list_key(
+        one,
+        help="kinds of gates that may be missing in CI and in strict runs; default: none",
+        single=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One suite file, whole. `name` is its path below the root without `.quantgate.yaml`.
+
+    `family` is how false alarms of its many limits are held down: by Holm's procedure, or not.
+    `allow_unmeasured` are the kinds of its gates that may be missing in CI and in strict runs.
+    """
+
+    path: Path
+    name: str
+    where: Where = field(default=Where(file="", line=0), compare=False)
+    version: int = field(
+        metadata=named(
+            "quantgate",
+            declare(
+                count_key(help="")["key"].read,
+                schema={"const": VERSION},
+                help="version of this format",
+            ),
+        )
+    )
+    model: ModelSpec = field(metadata=section_key(ModelSpec, help="the FP16 model"))
+    datasets: Mapping[str, DatasetSpec] = field(default_factory=dict, metadata=_datasets_key())
+    calibration: CalibrationSpec = field(
+        metadata=section_key(CalibrationSpec, help="what calibrates")
+    )
+    quantize: QuantizeSpec = field(metadata=section_key(QuantizeSpec, help="how it is quantized"))
+    family: Literal["holm", "none"] = field(
+        default="holm",
+        metadata=choice_key(
+            "holm", "none", help="control of false FAILs over all limits; default: holm"
+        ),
+    )
+    allow_unmeasured: tuple[str, ...] = field(default=(), metadata=_kinds_key())
+    gates: Gates = field(metadata=declare(read_gates, schema={"gates": True}, help="what decides"))
+
+    def check(self) -> None:
+        if self.version != VERSION:
+            raise BadKey(
+                "quantgate",
+                f"version {self.version} is not supported: this release reads {VERSION}",
+            )
+
+    @property
+    def label(self) -> str:
+        """The file's own name, for where no other suite is meant."""
+        return self.name.rpartition("/")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family
@@ -33,14 +34,12 @@ from pytest_quantgate.gates.statistics import (
 from pytest_quantgate.gates.words import brief_drop, count, level, percent, points, signed
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import choice_key, percent_key, points_key
+from pytest_quantgate.suite.specs import Stage
 from pytest_quantgate.verdict import Status, Verdict, combine
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     from pytest_quantgate.measurement import Outcomes
     from pytest_quantgate.store.looks import Looks
-    from pytest_quantgate.suite.specs import Stage
 
 GATE = "accuracy"
 

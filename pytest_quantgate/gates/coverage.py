@@ -31,13 +31,13 @@ from pytest_quantgate.suite.keys import (
     sections_key,
     text_key,
 )
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from pytest_quantgate.measurement import Audit, Module, Operation, Quantizer, Slot, Tower
-    from pytest_quantgate.suite.where import Where
 
 GATE = "coverage"
 

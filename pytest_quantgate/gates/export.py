@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.gates.coverage import CoverageGate
@@ -18,7 +19,6 @@ from pytest_quantgate.verdict import Status, Verdict, combine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from fractions import Fraction
 
     from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer
 

@@ -14,13 +14,13 @@ from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineSizes
 from pytest_quantgate.gates.words import count
 from pytest_quantgate.suite.gates import GateKind
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Figure, Status, Verdict, combine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_quantgate.runtimes.engine_layers import EngineReport
-    from pytest_quantgate.suite.where import Where
 
 GATE = "memory"
 

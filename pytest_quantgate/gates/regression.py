@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.baseline_mode import BaselineMode
@@ -13,8 +14,6 @@ from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.suite.gates import GateKind
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     from pytest_quantgate.measurement import Outcomes, StoredOutcomes, StoredPair
     from pytest_quantgate.store.records import Look, Record
 

@@ -353,6 +353,18 @@ def test_any_times_give_a_verdict_and_getting_faster_never_hurts(
     gain=st.sampled_from((1, 4, 8, 32)),
 )
 @settings(SAME_EXAMPLES, max_examples=150)
+@example(  # its interval ends beyond what a float holds
+    rows=[
+        (1.0, 1.0, 1.0),
+        (2.0, 1.0, 1.0),
+        (1e-05, 651744298211.0, 415257540004.0),
+        (1.192092896e-07, 42949672961.0, 913717553853.0),
+        (1000000000000.0, 1.0, 0.5),
+        (6316724.0, 1.0, 1.0),
+    ],
+    limit=Fraction(1, 100),
+    gain=1,
+)
 def test_a_ratio_below_what_arithmetic_gains_is_never_green_and_others_are_judged_as_ever(
     rows: list[tuple[float, float, float]], limit: Fraction, gain: int
 ) -> None:

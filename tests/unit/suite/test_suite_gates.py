@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -26,6 +27,7 @@ from pytest_quantgate.suite.gates import (
 )
 from pytest_quantgate.suite.keys import percent_key
 from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.where import Where
 from tests.suite_texts import VALID as COMPLETE
 
 
@@ -134,3 +136,9 @@ def test_every_suite_has_what_no_limit_is_needed_for(tmp_path: Path) -> None:
     suite = load_suite(path, relative_to=tmp_path)
 
     assert next(iter(suite.gates)).name == "sanity"
+
+
+@pytest.mark.parametrize("kind", list_kinds(), ids=lambda kind: kind.name)
+def test_a_section_can_be_kept_with_the_evidence(kind: GateKind[GateSection]) -> None:
+    """The codec of evidence reads a section by the types of its fields."""
+    assert typing.get_type_hints(kind.section)["where"] is Where

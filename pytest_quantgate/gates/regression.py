@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 import textwrap
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 from pytest_quantgate.gates.accuracy import (
     MEAN_OVER_CLASSES,

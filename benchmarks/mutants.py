@@ -67,13 +67,21 @@ TESTS = {
     "gates.statistics": ("gates/test_intervals.py",),
     "store.acceptance": ("test_baselines.py",),
     "store.migration": ("commands/test_command_migrate.py",),
-    "store.owners": ("test_baselines.py",),
+    "store.owners": (
+        "test_baselines.py",
+        "test_latency_records.py",
+        "commands/test_command_migrate.py",
+    ),
     "store.records": (
         "test_baselines.py",
         "test_latency_records.py",
         "comparison/test_baseline_diff.py",
     ),
-    "baselines": ("test_latency_records.py", "test_judging_baselines.py"),
+    "baselines": (
+        "test_latency_records.py",
+        "test_judging_baselines.py",
+        "commands/test_command_migrate.py",
+    ),
 }
 
 #: A mutant may take so many times as long as the original in a test, and so many seconds more.

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -736,6 +737,9 @@ def test_suite_that_is_not_below_the_root_has_no_place(store: Store, name: str) 
         (".hidden/clip", "hidden-16924190/clip"),
         ("ä", "33e6d73f"),
         ("a\nb", "a-b-7e18f737"),
+        ("._-XZ a", "XZ-a-dd7bb9b5"),
+        (f"{'x' * 79}YZ ", f"{'x' * 79}Y-7d3e98e2"),
+        ("clip \udce9", "clip---bab71c5b"),  # a name that is not UTF-8, as Python reads it
     ],
 )
 def test_folder_of_a_suite_is_its_path(store: Store, name: str, folder: str) -> None:
@@ -833,6 +837,8 @@ def test_record_outside_of_any_store_is_read_by_its_path(tmp_path: Path) -> None
             "a/retrieval-image_retrieval_recall@5",
             "a--retrieval-image_retrieval_recall-at-5-15067c50",
         ),
+        (f"{'x' * 79}YZ@", f"{'x' * 79}Y-8fe30ca3"),
+        ("\udce9", "--b136e1f3"),
     ],
 )
 def test_file_name_is_readable(key: str, name: str) -> None:
@@ -957,6 +963,21 @@ def test_store_whose_root_is_a_file_cannot_be_written(tmp_path: Path) -> None:
 
     assert message(lambda: Store(root).write(make_record())) == (
         f"cannot write {root / NAME}: Not a directory; what was there is unchanged"
+    )
+
+
+def test_only_what_a_killed_run_left_is_swept_away(store: Store) -> None:
+    """A run that still writes is younger than an hour; other files are somebody's."""
+    folder = store.write(make_record()).parent
+    age_s = {".writing-old": 3700, ".writing-young": 3500, "old.json": 10**6}
+    for name, seconds in age_s.items():
+        (folder / name).write_text("x")
+        os.utime(folder / name, (0, time.time() - seconds))
+
+    store.write(make_record(reason="again"))
+
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        {".writing-young", "old.json", Path(NAME).name}
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,61 @@ def test_machine_of_a_red_run_is_not_accepted(store: Store, tmp_path: Path) -> N
     with pytest.raises(BaselineError, match="not accepted as a baseline: parity is FAIL"):
         accept_obtained(obtained, store=store, reason="r")
     assert not store.root.exists()
+
+
+SUITE = """\
+quantgate: 1
+model: {source: reference}
+calibration: {data: scenes/calibration, samples: 32, batch_size: 16}
+quantize: {recipe: int8}
+gates:
+  latency: {tower: vision, runtime: tensorrt-rtx, batch: 8, max_latency: LIMIT}
+"""
+
+
+@pytest.mark.parametrize("limit", ["3ms", None])
+def test_a_machine_is_kept_as_long_as_a_gate_has_a_limit_in_ms(
+    tmp_path: Path, limit: str | None
+) -> None:
+    text = SUITE.replace(
+        "max_latency: LIMIT", f"max_latency: {limit}" if limit else "max_ratio: 1x"
+    )
+    (tmp_path / "demo.quantgate.yaml").write_text(text, encoding="utf-8")
+    store = Store(tmp_path / "baselines", project=tmp_path)
+    path = store.write(make_record())
+
+    assert [owned.path for owned in store.list_files()] == [path]
+    assert [(owned.kind, owned.key) for owned in store.list_files()] == [("latency", KEY)]
+    assert store.find("demo", KEY, kind="latency") is not None
+    assert store.find("demo", KEY) is None
+    assert [orphan.path for orphan in store.prune()] == ([] if limit else [path])
+    assert path.exists() is bool(limit)
+
+
+def test_a_machine_that_version_0_1_left_moves_when_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "suites").mkdir()
+    text = SUITE.replace("LIMIT", "3ms")
+    (tmp_path / "suites" / "clip.quantgate.yaml").write_text(text, encoding="utf-8")
+    store = Store(tmp_path / "baselines", project=tmp_path)
+    old = store.root / "clip" / f"latency-{KEY}.json"
+    plain = record_to_json(make_record(suite="clip")) | {"schema": 1}
+    old.parent.mkdir(parents=True)
+    old.write_text(json.dumps({k: v for k, v in plain.items() if k not in ("digest", "verdicts")}))
+
+    found = store.read_latency("suites/clip", KEY)
+
+    assert found == make_record(suite="suites/clip", verdicts={})
+    assert store.orphans() == ()
+    assert store.write(replace(found, reason="next")).parent == store.root / "suites" / "clip"
+    assert not old.exists()
+
+
+def test_a_damaged_machine_that_version_0_1_left_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "baselines", project=tmp_path)
+    old = store.root / "clip" / f"latency-{KEY}.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("{")
+
+    with pytest.raises(BaselineError, match=f"^{re.escape(str(old))}: damaged baseline"):
+        store.read_latency("suites/clip", KEY)
+    assert Store(store.root).read_latency("suites/clip", KEY) is None  # belongs to no project

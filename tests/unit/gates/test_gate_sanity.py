@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.gates.sanity import judge_sanity
+from pytest_quantgate.gates.sanity import judge_sanity, list_faults
 from pytest_quantgate.measurement import (
     Answers,
     Fault,
@@ -259,7 +259,14 @@ def test_faults_of_the_files_lead_and_doubts_are_notes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "red"), [(-1.8, 2.2, False), (0, 1, False), (-2, 980.5, True), (-150, 0, True)]
+    ("low", "high", "red"),
+    [
+        (-1.8, 2.2, False),
+        (-20, 20, False),
+        (-20.1, 1, True),
+        (-2, 980.5, True),
+        (-150, 0, True),
+    ],
 )
 def test_pixels_that_were_never_scaled_fail(low: float, high: float, red: bool) -> None:
     verdict = judge(lowest_pixel=low, highest_pixel=high)
@@ -273,3 +280,120 @@ def test_an_empty_file_of_templates_is_named() -> None:
 
     assert verdict.code == "sanity.templates-empty"
     assert verdict.headline == "sanity: photos/templates.txt is there and holds no template"
+    assert verdict.brief == "a templates file without a template"
+    assert verdict.cause
+    assert verdict.next_step
+
+
+TWINS = Twins(first=0, second=3, names=("Cat", "cat"), pairs=1)
+
+
+@pytest.mark.parametrize(
+    ("code", "changes", "brief"),
+    [
+        ("pixel-range", {"highest_pixel": 255.0}, "pixel values were never scaled to 1"),
+        (
+            "embeddings-nonfinite",
+            {"nonfinite_images": 1},
+            "FP16 gives NaN or Inf for 1 of 2 images",
+        ),
+        (
+            "end-token-absent",
+            {"reading": replace(READING, without_end=2, pooled="<s>")},
+            "no end token: '<s>' is pooled instead",
+        ),
+        (
+            "pooled-token",
+            {"reading": replace(READING, pooled_elsewhere=1, pooled="<x>")},
+            "'<x>' is pooled, not the end token",
+        ),
+        (
+            "template-without-class",
+            {"task": {"without_class": ((0, "a {}"),)}},
+            "template 'a {}' has no {c}",
+        ),
+        ("class-name-twice", {"task": {"same_name": TWINS}}, "class name 'Cat' stands twice"),
+        (
+            "prompts-equal",
+            {"task": {"same_prompt": TWINS}},
+            "'Cat' and 'cat' have one prompt",
+        ),
+        (
+            "captions-equal",
+            {"tasks": (replace(CAPTIONS, reading=replace(READING, commonest=11)),)},
+            "11 of 20 captions read alike",
+        ),
+        (
+            "embeddings-nonfinite",
+            {"task": {"nonfinite": 3}},
+            "FP16 gives NaN or Inf for 3 of 5 images",
+        ),
+        ("images-alike", {"task": {"images_alike": 2}}, "different images have one embedding"),
+        (
+            "class-embeddings-equal",
+            {"task": {"same_embedding": TWINS}},
+            "classes with different prompts have one embedding",
+        ),
+    ],
+)
+def test_every_finding_has_its_code_a_brief_a_cause_and_a_next_step(
+    code: str, changes: dict[str, Any], brief: str
+) -> None:
+    verdict = judge(**changes)
+
+    assert (verdict.gate, verdict.code, verdict.brief) == ("sanity", f"sanity.{code}", brief)
+    assert verdict.status is Status.FAIL
+    assert verdict.cause
+    assert verdict.next_step
+    assert verdict.headline.startswith("sanity: ")
+
+
+def test_figures_count_what_was_looked_at() -> None:
+    assert judge().figures == {"pairs": 2, "tasks": 2, "texts": 42}
+
+
+def test_doubts_are_told_where_they_are_asked_for() -> None:
+    """The doctor asks: nothing ran there that could have decided it."""
+    doubt = Fault(finding="normalization", text="other mean", fix="compare", certain=False)
+    sanity = replace(SANITY, faults=(doubt,))
+
+    (told,) = list_faults(sanity, model="clip-tiny", places={}, doubts=True)
+
+    assert list_faults(sanity, model="clip-tiny", places={}) == ()
+    assert (told.status, told.code) == (Status.INCONCLUSIVE, "sanity.normalization")
+    assert (told.headline, told.next_step) == ("sanity: clip-tiny: other mean", "compare")
+
+
+def test_what_the_files_say_is_not_said_again() -> None:
+    fault = Fault(finding="pixel-range", text="do_rescale is false", fix="set it to true")
+
+    verdict = judge(faults=(fault,), highest_pixel=255.0, nonfinite_texts=1)
+
+    assert verdict.headline == "sanity: clip-tiny: do_rescale is false"
+    assert [line.partition(": FP16")[0] for line in verdict.evidence] == ["FAIL: sanity: clip-tiny"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("a.txt:1", "a.txt:4", "a.txt:1 and 4: class name"),
+        ("a.txt:1", "b.txt:4", "a.txt:1 and b.txt:4: class name"),
+        ("aa.txt:1", "a.txt:4", "aa.txt:1 and a.txt:4: class name"),
+        ("line 1", "line 4", "line 1 and line 4: class name"),
+    ],
+)
+def test_two_places_of_one_file_name_it_once(first: str, second: str, words: str) -> None:
+    places = {"photos/test": TextPlaces(class_names=(first, second))}
+    twins = replace(TWINS, second=1)
+    sanity = replace(SANITY, tasks=(replace(TASK, same_name=twins),))
+
+    assert f"sanity: {words}" in judge_sanity(sanity, model="m", places=places).headline
+
+
+def test_a_place_that_nobody_knows_is_a_number() -> None:
+    places = {"photos/test": TextPlaces(class_names=("a.txt:1",))}
+    twins = replace(TWINS, second=1)
+    sanity = replace(SANITY, tasks=(replace(TASK, same_name=twins),))
+
+    headline = judge_sanity(sanity, model="m", places=places).headline
+    assert "sanity: a.txt:1 and photos/test, class 1: " in headline

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
 import pytest
@@ -18,6 +17,7 @@ from pytest_quantgate.gates.words import (
     points,
     shorten,
     signed,
+    waivers_words,
 )
 
 
@@ -59,25 +59,32 @@ def test_brief_drop_holds_its_numbers_in_order() -> None:
         0.7936, 0.7890, drop=0.0046, low=0.0008, high=0.0085, word="within", limit=0.01
     )
 
-    assert re.findall(r"-?\d+\.\d+|within", text) == [
-        "79.36",
-        "78.90",
-        "0.46",
-        "0.08",
-        "0.85",
-        "within",
-        "1.00",
-    ]
+    assert text == "79.36 -> 78.90 %, drop 0.46 [0.08, 0.85] within 1.00 pp"
 
 
 def test_nouns_follow_their_number() -> None:
     assert [count(n, "sample") for n in (0, 1, 2)] == ["0 samples", "1 sample", "2 samples"]
+    assert [count(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
+
+
+def test_waivers_are_counted_up_to_the_day_of_the_first_to_end() -> None:
+    figures: list[dict[str, object]] = [
+        {"waivers": 1, "waived_until": "2027-05-01"},
+        {"samples": 3},
+        {"waivers": 0},
+        {"waivers": 2, "waived_until": "2027-03-01"},
+    ]
+
+    assert waivers_words(figures) == "3 waivers until 2027-03-01"
+    assert waivers_words(figures[:1]) == "1 waiver until 2027-05-01"
+    assert waivers_words(figures[1:3]) == waivers_words([]) == ""
 
 
 def test_long_lists_say_how_much_was_left_out() -> None:
     lines = [f"line {n}" for n in range(10)]
 
     assert shorten(lines, most=10) == tuple(lines)
+    assert shorten(lines[:8]) == tuple(lines[:8])
     assert shorten(lines) == (*lines[:8], "... and 2 more")
     assert shorten(lines, most=2, noun="groups") == ("line 0", "line 1", "... and 8 groups")
 
@@ -86,6 +93,7 @@ def test_names_are_listed_up_to_four() -> None:
     assert listed(["a", "b", "c", "d"]) == "a, b, c, d"
     assert listed(["a", "b", "c", "d", "e", "f"]) == "a, b, c, d and 2 more"
     assert listed([]) == ""
+    assert listed(["a", "b", "c"], most=2) == "a, b and 1 more"
 
 
 def test_blocks_are_folded_into_ranges() -> None:
@@ -117,4 +125,8 @@ def test_numbers_inside_a_word_are_no_block() -> None:
 
 def test_typing_error_finds_what_was_meant() -> None:
     assert closest("visual_projektion", ["visual_projection", "fc1"]) == "visual_projection"
+    # The nearest of several, and only one that is alike by half.
+    assert closest("fc1.weight", ["fc1", "fc2.weight", "fc1.weights"]) == "fc1.weights"
+    assert closest("abcd", ["abxy"]) == "abxy"
+    assert closest("abcd", ["axyz"]) is None
     assert closest("zzz", ["visual_projection", "fc1"]) is None

@@ -8,7 +8,7 @@ the operation that it quantizes computes in its precision).
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.gates.coverage import CoverageGate, Waiver, wanted_slots
@@ -191,16 +191,7 @@ def judge_trace(rows: Sequence[TraceRow], *, engine: str, gate: TraceGate) -> Ve
     table = render_table(rows, engine=bool(engine))
     if found:
         verdict = combine(gate=GATE, parts=found)
-        return Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=verdict.headline,
-            brief=verdict.brief,
-            evidence=(*table, *verdict.evidence),
-            cause=verdict.cause,
-            next_step=verdict.next_step,
-            figures=figures,
-        )
+        return replace(verdict, evidence=(*table, *verdict.evidence), figures=figures)
     through = len(rows) - len(allowed)
     end = engine or "the ONNX graph"
     exception = f", {len(allowed)} run wider there as allowed" if allowed else ""

@@ -10,7 +10,14 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from gate_builders import SAME_EXAMPLES, accuracy_gate, make_pair, regression_gate, store
+from gate_builders import (
+    SAME_EXAMPLES,
+    accuracy_gate,
+    make_hits,
+    make_pair,
+    regression_gate,
+    store,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -254,6 +261,20 @@ def test_regression_that_cannot_be_judged_raises_no_alarm(changes: dict[str, Any
 
     assert all(0 < strength < SILENT for strength in strengths)
     assert regression.list_strengths(**judged | changes) == (SILENT,) * regression.LIMITS_COUNT
+
+
+def test_regression_of_retrieval_is_in_the_family() -> None:
+    hits = make_hits([True] * 400, variant="fp16")
+
+    strengths = regression.list_strengths(
+        fp16=hits,
+        quantized=make_hits([i > 20 for i in range(400)]),
+        stored=store(hits, hits),
+        gate=regression_gate(metric=hits.metric),
+    )
+
+    assert len(strengths) == 4
+    assert strengths[0] > 1 > strengths[1] > 0
 
 
 def test_a_regression_gate_has_four_members_that_its_family_holds_down() -> None:

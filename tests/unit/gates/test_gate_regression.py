@@ -232,6 +232,31 @@ def test_most_of_the_drop_being_fp16s_own_is_said(fp16_lost: int, lost: int) -> 
     )
 
 
+def test_fp16s_own_drop_is_said_of_the_drop_since_the_first_too() -> None:
+    verdict = judge(
+        stored=store(FP16, with_wrong(range(80)), ALL_RIGHT),
+        fp16=with_wrong(range(60), variant="fp16"),
+        quantized=with_wrong(range(80)),
+        gate=regression_gate(max_fp16_drop=Fraction(10, 100)),
+    )
+
+    assert "against the first variant accepted" in verdict.headline
+    assert verdict.cause.startswith("FP16 itself moved by 3.00 pp")
+
+
+@pytest.mark.parametrize("metric", ["acc1", "mean_per_class_recall"])
+def test_only_a_mean_over_classes_needs_a_sample_of_each(metric: str) -> None:
+    """Four samples of three of four classes: a fair draw shows no more."""
+    now = make_outcomes([True] * 4, labels=(0, 1, 2, 2), metric=metric)
+    fp16 = replace(now, variant="fp16")
+
+    verdict = judge(
+        stored=store(fp16, now), fp16=fp16, quantized=now, gate=regression_gate(metric=metric)
+    )
+
+    assert ("without a sample: owl" in all_text(verdict)) is (metric != "acc1")
+
+
 @pytest.mark.parametrize("fp16_lost", [0, 10, 40])
 def test_quantization_that_moved_alone_is_blamed(fp16_lost: int) -> None:
     verdict = judge(
@@ -357,6 +382,30 @@ def test_slot_of_the_variant_that_holds_fp16_is_found() -> None:
 
     assert verdict.status is Status.INCOMPARABLE
     assert "the baseline's slot of fp8-attention holds the outcomes of fp16" in verdict.headline
+
+    assert verdict.next_step == f"look at how it was made, then: {UPDATE}"
+
+
+@pytest.mark.parametrize(("each_way", "found"), [(3, False), (4, True)])
+def test_four_flips_each_way_are_another_model(each_way: int, found: bool) -> None:
+    fp16, quantized = make_pair(2_000, lost=each_way, won=each_way, both_wrong=100)
+
+    verdict = judge(stored=store(quantized, quantized), fp16=fp16, quantized=quantized)
+
+    assert (verdict.status is Status.INCOMPARABLE) is found
+
+
+@pytest.mark.parametrize(("own_flips", "found"), [(2, True), (3, False)])
+def test_a_slot_is_anothers_where_it_is_four_times_as_near(own_flips: int, found: bool) -> None:
+    """Three samples each way part the models; two of 8, or three of 9, are the slot's own."""
+    fp16, quantized = make_pair(2_000, lost=3, won=3, both_wrong=100)
+    moved = (50, 1_999, 1_998)[:own_flips]  # one that is wrong in both, then right ones
+    correct = tuple(right ^ (i in moved) for i, right in enumerate(quantized.correct))
+    slot = replace(quantized, correct=correct, value=sum(correct) / 2_000)
+
+    verdict = judge(stored=store(slot, quantized), fp16=fp16, quantized=quantized)
+
+    assert (verdict.status is Status.INCOMPARABLE) is found
 
 
 def test_few_flips_exchange_no_slots() -> None:

@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.gates.coverage import Waiver
 from pytest_quantgate.gates.trace import (
+    LOST,
+    MENDS,
     STAGES,
     TraceGate,
     TraceRow,
@@ -216,8 +218,15 @@ def test_everything_reaches_the_engine() -> None:
         f"trace: {total} of {total} quantizers followed from the recipe into tensorrt_rtx 1.7 for "
         "sm89"
     )
+    assert verdict.brief == f"{total} of {total} quantizers reach the engine"
+    assert (verdict.gate, verdict.cause, verdict.next_step) == ("trace", "", "")
     assert verdict.evidence[0].split() == ["quantizers", "declared", *STAGES]
     assert verdict.evidence[-1].split() == ["all", *[str(total)] * 5]
+    assert verdict.figures == {
+        "quantizers_declared": total,
+        **{f"quantizers_lost_at_{stage}": 0 for stage in STAGES},
+        "quantizers_allowed": 0,
+    }
 
 
 def test_without_a_target_the_trace_ends_at_the_graph() -> None:
@@ -228,6 +237,7 @@ def test_without_a_target_the_trace_ends_at_the_graph() -> None:
 
     assert verdict.passed
     assert "into the ONNX graph" in verdict.headline
+    assert verdict.brief == "24 of 24 quantizers reach ONNX"
     assert verdict.evidence[0].split() == ["quantizers", "declared", "model", "forward", "onnx"]
 
 
@@ -356,7 +366,10 @@ def test_an_output_that_is_written_wide_is_lost_in_the_engine() -> None:
     rows = follow(audit, onnx=onnx, engines=engines)
 
     assert lost(rows) == {OUTPUT: "engine"}
-    assert "writes Half" in judge(rows).headline
+    assert judge(rows).headline.startswith(
+        f"trace: 1 of 24 quantizers do not reach the engine: {OUTPUT}: kernel kernel of "
+        "/text_model/layers/1/self_attn/MatMul_1 writes Half ("
+    )
 
 
 def test_an_output_inside_the_attention_kernel_is_there() -> None:
@@ -403,6 +416,8 @@ def test_allow_covers_the_engine_alone() -> None:
     assert passed.passed
     assert "22 of 24 quantizers" in passed.headline
     assert "2 run wider there as allowed" in passed.headline
+    assert passed.brief == "22 of 24 quantizers reach the engine, 2 allowed"
+    assert passed.figures["quantizers_allowed"] == 2
     assert judge(in_model, allow=("vision_model.layers.1.mlp.*",)).status is Status.FAIL
 
 
@@ -412,6 +427,8 @@ def test_a_pattern_that_allows_nothing_fails() -> None:
     assert verdict.status is Status.FAIL
     assert "allow '*patch_embedding*' allows nothing" in verdict.headline
     assert f"{FILE}:11" in verdict.headline
+    assert verdict.brief == "allow '*patch_embedding*' allows nothing"
+    assert verdict.next_step == "remove the pattern"
 
 
 def test_nothing_to_follow_is_no_pass() -> None:
@@ -421,7 +438,10 @@ def test_nothing_to_follow_is_no_pass() -> None:
     ))  # fmt: skip
 
     assert verdict.status is Status.FAIL
-    assert "nothing to follow" in verdict.headline
+    assert verdict.headline == (
+        f"trace: no quantizer is declared in vision, text: there is nothing to follow ({FILE}:10)"
+    )
+    assert verdict.next_step == "look at the coverage gate"
 
 
 def test_only_the_named_towers_are_followed() -> None:
@@ -454,3 +474,217 @@ def test_the_table_counts_and_the_first_stage_leads(stages: list[Any]) -> None:
     if reached:
         first = next(row for row in rows if row.lost_at == reached[0])
         assert first.name in verdict.headline
+
+
+# -- what is declared ------------------------------------------------------------------------------
+
+
+def test_what_is_on_or_meant_is_declared_and_nothing_else() -> None:
+    audit = switch_off(make_audit(), FC1)  # meant and off
+    extra = replace(audit, intended=tuple(name for name in audit.intended if name != SCORES))
+    neither = replace(audit, intended=tuple(name for name in audit.intended if name != FC1))
+
+    assert lost(follow(extra)) == {FC1: "model"}
+    assert len(follow(extra)) == 24
+    assert "it is off" in judge(follow(extra)).headline
+    assert not lost(follow(neither))
+    assert len(follow(neither)) == 23
+
+
+@pytest.mark.parametrize(
+    ("pattern", "waived"),
+    [
+        ("vision_model.layers.1.mlp.fc1.weight_quantizer", True),
+        ("vision_model.layers.1.mlp.fc1", True),
+        ("vision_model", True),
+        ("*.1.mlp", True),
+        ("layers.1.mlp", False),
+        ("vision_model.layers.0", False),
+    ],
+)
+def test_a_waiver_of_a_module_holds_for_all_inside(pattern: str, waived: bool) -> None:
+    other = Waiver(where=WHERE, modules=("nothing", "none"), reason="", until=date(2100, 1, 1))
+    waiver = replace(other, modules=("nothing", pattern))
+    gate = coverage_gate(waive=(other, waiver))
+
+    assert (FC1 in lost(follow(switch_off(make_audit(), FC1), coverage=gate))) is not waived
+
+
+def without_keys(*towers: str) -> Audit:
+    audit = make_audit()
+    kept = tuple(q for q in audit.quantizers if not (q.tower in towers and q.slot == "k"))
+    return replace(audit, quantizers=kept)
+
+
+def test_only_attention_that_runs_in_a_followed_tower_lacks_a_quantizer() -> None:
+    audit = without_keys("vision", "text")
+    asleep = replace(
+        audit, operations=tuple(op for op in audit.operations if "layers.0.self" not in op.module)
+    )
+    waiver = Waiver(where=WHERE, modules=("*layers.0*",), reason="", until=date(2100, 1, 1))
+
+    promised = coverage_gate(attention=("q", "k"))
+    assert len(lost(follow(audit, coverage=promised))) == 4
+    assert set(lost(follow(audit, coverage=promised, towers=("text",)))) == {
+        f"text_model.layers.{block}.self_attn (k)" for block in range(BLOCKS)
+    }
+    remaining = {f"{tower}_model.layers.1.self_attn (k)" for tower in TOWERS}
+    assert set(lost(follow(asleep, coverage=promised))) == remaining
+    waived = replace(promised, waive=(waiver,))
+    assert set(lost(follow(audit, coverage=waived))) == remaining
+
+
+@pytest.mark.parametrize("function", ["attention", "mha", "matmul", "linear"])
+def test_attention_runs_where_something_multiplies(function: str) -> None:
+    audit = without_keys("vision")
+    operations = tuple(
+        replace(op, function=function) if op.module.endswith("self_attn") else op
+        for op in audit.operations
+    )
+
+    found = lost(follow(replace(audit, operations=operations)))
+
+    assert len(found) == (0 if function == "linear" else BLOCKS)
+
+
+@pytest.mark.parametrize("kind", ["attention", "mha", "linear"])
+def test_only_attention_is_promised_quantizers_of_its_own(kind: str) -> None:
+    audit = without_keys("vision")
+    modules = tuple(
+        replace(module, kind=kind) if module.kind == "attention" else module
+        for module in audit.modules
+    )
+
+    found = lost(follow(replace(audit, modules=modules)))
+
+    assert len(found) == (0 if kind == "linear" else BLOCKS)
+
+
+# -- where one is lost ----------------------------------------------------------------------------
+
+
+def test_a_quantizer_of_both_towers_must_be_in_both_graphs() -> None:
+    audit = change_quantizers(make_audit(), FC1, tower="other", text_calls=3)
+    found = {tower: make_onnx(make_audit(), tower) for tower in TOWERS}
+    found["vision"] = make_onnx(make_audit(), "vision")
+    engines = {tower: make_engine(onnx) for tower, onnx in found.items()}
+
+    rows = follow(audit, onnx=found, engines=engines)
+
+    assert lost(rows) == {FC1: "onnx"}
+    assert "no Q/DQ pair in the text graph" in judge(rows).headline
+    only_vision = follow(change_quantizers(audit, FC1, text_calls=0), onnx=found, engines=engines)
+    assert not lost(only_vision)
+
+
+def test_one_whole_pair_among_halves_is_enough() -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    (pair,) = (pair for pair in onnx["vision"].pairs if pair.quantizer == FC1)
+    half, elsewhere = replace(pair, complete=False), replace(pair, feeds_owner=False)
+
+    def follow_pairs(*pairs: QdqPair) -> tuple[TraceRow, ...]:
+        others = tuple(found for found in onnx["vision"].pairs if found is not pair)
+        changed = replace(onnx["vision"], pairs=(*pairs, *others))
+        return follow(audit, onnx={**onnx, "vision": changed}, engines=engines)
+
+    assert not lost(follow_pairs(half, elsewhere, pair))
+    assert "stands at another place" in judge(follow_pairs(half, elsewhere)).headline
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [("matmul", True), ("attention", True), ("gemm", True), ("pointwise", False)],
+)
+def test_only_a_kernel_that_multiplies_computes_a_node(kind: str, known: bool) -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    node = "/vision_model/layers/0/self_attn/MatMul"
+    layers = tuple(
+        replace(layer, kind=kind) if layer.onnx_nodes == (node,) else layer
+        for layer in engines["vision"].layers
+    )
+    engines["vision"] = replace(engines["vision"], layers=layers)
+
+    rows = follow(audit, onnx=onnx, engines=engines)
+
+    assert bool(lost(rows)) is not known
+    if not known:
+        assert f"no kernel computes {node} by itself" in judge(rows).headline
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"onnx_nodes": ()}, "the builder took its Q/DQ pair out"),
+        ({"output_dtypes": ("Half", "FP8")}, ""),
+        ({"output_dtypes": ("Half", "Float")}, "writes Half, Float"),
+        ({"output_dtypes": ("Half",), "kind": "attention", "precision": "half"}, "writes Half"),
+        ({"output_dtypes": ("Half",), "precision": "fp8"}, "writes Half"),
+    ],
+)
+def test_an_output_must_be_written_narrow_or_stay_inside(
+    changes: dict[str, Any], reason: str
+) -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    prefix = "/text_model/layers/1/self_attn/"
+    writer = make_layer("writer", [f"{prefix}bmm2_output_quantizer/Q"], kind="pointwise")
+    beside = make_layer("beside", ["/text_model/layers/0/other/Q"])
+    layers = tuple(
+        replace(layer, onnx_nodes=layer.onnx_nodes[:1]) if "/1/" in layer.name else layer
+        for layer in engines["text"].layers
+    )
+    engines["text"] = replace(engines["text"], layers=(*layers, replace(writer, **changes), beside))
+
+    rows = follow(audit, onnx=onnx, engines=engines)
+
+    assert lost(rows) == ({OUTPUT: "engine"} if reason else {})
+    assert reason in judge(rows).headline
+
+
+# -- what the verdict says -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_says_how_many_why_and_where_to_look(stage: Any) -> None:
+    rows = [
+        TraceRow(name=f"part{letter}.q", slot="q", tower="text", lost_at=stage, reason=f"r{i % 4}")
+        for i, letter in enumerate("abcdefgh")
+    ]
+    rows.append(TraceRow(name="whole.q", slot="q", tower="text"))
+
+    verdict = judge(rows)
+
+    assert (verdict.gate, verdict.status) == ("trace", Status.FAIL)
+    assert verdict.headline == f"trace: 8 of 9 quantizers {LOST[stage]}: parta.q: r0 ({FILE}:10)"
+    assert verdict.brief == f"8 of 9 quantizers lost at {stage}"
+    assert verdict.cause == "r0, r1, r2 and 1 more"
+    assert verdict.next_step == MENDS[stage]
+    assert verdict.evidence[-6:] == (*[f"part{letter}.q" for letter in "abcde"], "... and 3 groups")
+
+
+def test_the_table_shows_each_kind_and_what_reached_each_stage() -> None:
+    rows = [
+        TraceRow(name="a", slot="weight", tower="vision"),
+        TraceRow(name="b", slot="q", tower="vision", lost_at="onnx", reason="r"),
+        TraceRow(name="c", slot="output", tower="text", lost_at="engine", reason="r"),
+        TraceRow(name="d", slot="attention_output", tower="text"),
+    ]
+
+    assert render_table(rows, engine=True) == (
+        "quantizers        declared    model  forward     onnx   engine",
+        "vision layers            1        1        1        1        1",
+        "vision attention         1        1        1        0        0",
+        "text layers              1        1        1        1        0",
+        "text attention           1        1        1        1        1",
+        "all                      4        4        4        3        2",
+    )
+    assert render_table(rows[:1], engine=False) == (
+        "quantizers     declared    model  forward     onnx",
+        "vision layers         1        1        1        1",
+        "all                   1        1        1        1",
+    )

@@ -166,16 +166,7 @@ def judge_memory(
             next_step="set max_plan_ratio, max_weights_ratio or max_activation_ratio",
         )
     verdict = combine(gate=GATE, parts=checks)
-    if not verdict.passed:
-        return verdict
-    return Verdict(
-        gate=GATE,
-        status=Status.PASS,
-        headline=verdict.headline,
-        brief=_brief_pass(parts),
-        evidence=verdict.evidence,
-        figures=verdict.figures,
-    )
+    return replace(verdict, brief=_brief_pass(parts)) if verdict.passed else verdict
 
 
 def _list_parts(

@@ -48,6 +48,7 @@ QUANTIZED = MemoryFigures(
 )
 RATIOS = {"plan": "max_plan_ratio", "weights": "max_weights_ratio"}
 RATIOS["activation"] = "max_activation_ratio"
+NAMES = {"plan": "plan", "weights": "weights", "activation": "activation memory"}
 SIZES = {
     "plan": "max_plan",
     "weights": "max_weights",
@@ -90,9 +91,93 @@ def test_ratios_within_their_limits_pass() -> None:
         f"max_plan_ratio 0.58 ({FILE}:41)"
     )
     assert verdict.brief == "plan 0.560x, weights 0.500x, activation 1.500x of FP16"
+    assert verdict.gate == "memory"
     assert len(verdict.evidence) == 2
-    assert verdict.figures["quantized_weights_bytes"] == 400 * MIB
-    assert verdict.figures["weights_ratio"] == 0.5
+    assert verdict.figures == {
+        "fp16_plan_bytes": 1000 * MIB,
+        "quantized_plan_bytes": 560 * MIB,
+        "plan_ratio": 0.56,
+        "max_plan_ratio": 0.58,
+        "fp16_weights_bytes": 800 * MIB,
+        "quantized_weights_bytes": 400 * MIB,
+        "weights_ratio": 0.5,
+        "max_weights_ratio": 0.51,
+        "fp16_activation_bytes": 100 * MIB,
+        "quantized_activation_bytes": 150 * MIB,
+        "activation_ratio": 1.5,
+        "max_activation_ratio": 1.5,
+    }
+
+
+def test_a_size_within_its_limit_keeps_both() -> None:
+    verdict = judge(max_plan="600")
+    assert verdict.figures == {"quantized_plan_bytes": 560 * MIB, "max_plan_bytes": 600 * MIB}
+    assert (verdict.cause, verdict.next_step) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("quantized", "fp16", "shown"),
+    [
+        (10 * MIB, 20 * MIB, "plan 10.0 MiB vs FP16 20.0 MiB: ratio 0.500,"),
+        (10 * MIB - 512, 20 * MIB, "plan 10.000 MiB vs FP16 20.0 MiB: ratio 0.500,"),
+        (MIB // 2, MIB, "plan 0.500 MiB vs FP16 1.000 MiB: ratio 0.500,"),
+        (1, 4, "plan 0.000 MiB vs FP16 0.000 MiB: ratio 0.250,"),
+    ],
+)
+def test_small_sizes_have_more_decimals(quantized: int, fp16: int, shown: str) -> None:
+    verdict = judge(
+        fp16=replace(FP16, plan_bytes=fp16),
+        quantized=replace(QUANTIZED, plan_bytes=quantized),
+        max_plan_ratio="1",
+    )
+    assert shown in verdict.headline
+
+
+def test_figures_and_brief_bear_the_name_of_the_tower() -> None:
+    verdict = judge_memory(
+        fp16=FP16,
+        quantized=QUANTIZED,
+        limits=MemoryLimits(max_plan_ratio=Fraction(1, 2)),
+        where=WHERE,
+        subject=SUBJECT,
+        prefix="text_",
+    )
+    assert verdict.brief == "text plan 560.0 MiB vs 1000.0 MiB, 0.560 over 0.5"
+    assert verdict.headline.startswith(f"memory: {SUBJECT}: plan 560.0 MiB")
+    assert set(verdict.figures) == {
+        "text_fp16_plan_bytes",
+        "text_quantized_plan_bytes",
+        "text_plan_ratio",
+        "text_max_plan_ratio",
+    }
+
+
+def test_a_brief_is_cut_where_a_table_ends() -> None:
+    checks = [
+        judge_sizes(
+            gate="memory",
+            fp16=FP16,
+            quantized=QUANTIZED,
+            limits=MemoryLimits(max_plan_ratio=Fraction(1)),
+            where=WHERE,
+            prefix="x" * length,
+        )[0].brief
+        for length in (20, 21, 22)
+    ]
+    whole = "plan 560.0 MiB vs 1000.0 MiB, 0.560 within 1"
+    assert len(whole) == 44
+    briefs = ["x" * 20 + whole, "x" * 21 + whole, "x" * 22 + whole]
+    assert checks == briefs
+    (long,) = judge_sizes(
+        gate="memory",
+        fp16=FP16,
+        quantized=QUANTIZED,
+        limits=MemoryLimits(max_plan_ratio=Fraction(1)),
+        where=WHERE,
+        prefix="x" * 27,
+    )
+    assert long.brief == f"{'x' * 27}{whole[:40]}..."
+    assert len(long.brief) == 70
 
 
 @pytest.mark.parametrize(
@@ -111,6 +196,19 @@ def test_a_ratio_over_its_limit_fails(key: str, limit: str, shown: str) -> None:
     assert verdict.cause
     assert verdict.next_step
     assert f"over {limit}" in verdict.brief
+    assert judge(**{key: "9"}).evidence == ()
+
+
+def test_each_kind_of_memory_has_its_cause_and_its_next_step() -> None:
+    tight = dict.fromkeys(RATIOS.values(), "0.1") | {"max_peak_device": "1"}
+    found = {
+        key: (judge(**{key: limit}).cause, judge(**{key: limit}).next_step)
+        for key, limit in tight.items()
+    }
+    assert len({cause for cause, _ in found.values()}) == len({n for _, n in found.values()}) == 4
+    for part, key in RATIOS.items():
+        same = judge(**{SIZES[part]: "1"})
+        assert (same.cause, same.next_step) == found[key]
 
 
 @pytest.mark.parametrize("part", SIZES)
@@ -162,6 +260,10 @@ def test_a_missing_figure_is_not_measured(part: str, sides: tuple[str, ...]) -> 
     assert verdict.status is Status.NOT_MEASURED
     assert f"of {' and '.join(sides)} was not measured" in verdict.headline
     assert f"{RATIOS[part]} needs it ({FILE}:{KEYS[RATIOS[part]]})" in verdict.headline
+    assert verdict.brief == f"{NAMES[part]} of {' and '.join(sides)} not measured"
+    assert verdict.next_step == (
+        f"measure with a runtime or device that tells it, or drop {RATIOS[part]}"
+    )
 
 
 def test_a_limit_in_mib_needs_only_the_quantized_side() -> None:
@@ -192,6 +294,9 @@ def test_what_is_no_size_fails(part: str, size: int, side: str) -> None:
     )
     assert verdict.status is Status.FAIL
     assert f"of {side} is {size} bytes, which is no size" in verdict.headline
+    assert verdict.brief == f"{NAMES[part]} of {side} is no size"
+    assert verdict.cause
+    assert verdict.next_step == "measure again"
 
 
 def test_no_activations_at_all_are_a_size() -> None:
@@ -212,7 +317,11 @@ def test_no_activations_at_all_are_a_size() -> None:
 def test_a_gate_without_limits_fails() -> None:
     verdict = judge_memory(fp16=FP16, quantized=QUANTIZED, limits=MemoryLimits(), where=WHERE)
     assert verdict.status is Status.FAIL
-    assert "sets no limit" in verdict.headline
+    assert verdict.headline == (
+        f"memory: the gate sets no limit, so it decides nothing ({FILE}:40)"
+    )
+    assert verdict.gate == "memory"
+    assert verdict.next_step.startswith("set max_plan_ratio")
 
 
 def test_without_a_subject_the_headline_starts_with_the_figure() -> None:

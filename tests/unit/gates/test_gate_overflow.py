@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from gate_builders import FILE, SAME_EXAMPLES, WHERE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
+from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow, size
 from pytest_quantgate.measurement import LayerActivation
 from pytest_quantgate.suite.gates import BUILTIN
 from pytest_quantgate.verdict import Status, Verdict
@@ -100,6 +101,48 @@ def test_bfloat16_holds_what_float16_does_not() -> None:
     assert "values reach inf; the largest bfloat16 is 3.39e+38" in verdict.headline
     assert "bfloat16" not in verdict.next_step
     assert "largest_activation" not in verdict.figures
+
+
+def test_a_value_that_overflows_and_is_finite_is_a_figure() -> None:
+    assert judge(fp16=(layer("patches", 7e4, 1),)).figures["largest_activation"] == 7e4
+
+
+def test_the_eight_largest_layers_are_listed() -> None:
+    layers = tuple(layer(f"layers.{i}", float(i)) for i in range(1, 12))
+
+    found = judge(fp16=layers, quantized=()).evidence[-1]
+
+    assert found == "largest activations by layer: " + ", ".join(
+        f"layers.{i} {i}" for i in range(11, 3, -1)
+    )
+
+
+def test_what_the_quantized_variant_alone_does_is_listed_beside_fp16s() -> None:
+    fp16 = (layer("a", 1e5, 2), layer("b", 2e5, 3))
+    quantized = (layer("a", 1e5, 2), layer("c", 9e6, 1), layer("d", 1.0))
+
+    verdict = judge(fp16=fp16, quantized=quantized)
+
+    assert verdict.evidence == (
+        "FP16 b: up to 200,000, on 3",
+        "quantized c: up to 9,000,000, on 1",
+    )
+    assert verdict.brief == "float16 overflows on 3 of 32 pairs: up to 9,000,000"
+    assert judge(fp16=(), quantized=quantized).evidence == ("quantized c: up to 9,000,000, on 1",)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999.4, "999"),
+        (1000.0, "1,000"),
+        (9_999_999.0, "9,999,999"),
+        (1e7, "1e+07"),
+        (0.02134, "0.0213"),
+    ],
+)
+def test_sizes_are_written_as_people_do(value: float, text: str) -> None:
+    assert size(value) == text
 
 
 def test_nothing_to_say_of_float32_and_of_models_that_were_not_looked_at() -> None:

@@ -45,6 +45,8 @@ def test_graph_as_noisy_as_its_model_passes() -> None:
         "parity: the float16 graph of the vision tower gives numbers on 32 samples, SQNR 22.8 dB "
         "against FP16 in float32; rounding alone 60.0 dB"
     )
+    assert verdict.figures == {"vision_sqnr_float16_db": 22.8, "vision_sqnr_rounding_db": 60.0}
+    assert (verdict.gate, verdict.code, verdict.next_step) == ("parity", "", "")
 
 
 def test_rows_that_are_no_numbers_name_the_first_value_that_is_too_large() -> None:
@@ -57,7 +59,61 @@ def test_rows_that_are_no_numbers_name_the_first_value_that_is_too_large() -> No
         "first value that float16 does not hold is 79,643 in vision_model.embeddings, the largest "
         f"it does is 65,504 ({FILE}:10)"
     )
+    assert verdict.brief == "vision: NaN or Inf in float16 on 9 of 32"
+    assert "a value overflows in the number format that ships" in verdict.cause
     assert "bfloat16" in verdict.next_step
+    assert verdict.figures == {"vision_nonfinite_float16": 9}
+
+
+def test_bfloat16_that_overflows_is_not_told_to_ship_in_bfloat16() -> None:
+    verdict = judge(replace(GOOD, dtype="bfloat16", nonfinite=1, largest=math.inf))
+
+    assert "the first value that bfloat16 does not hold is inf in the graph" in verdict.headline
+    assert verdict.next_step == "scale the weights in front of this module down"
+
+
+def test_rows_that_are_no_numbers_without_a_known_value_say_so_much() -> None:
+    verdict = judge(replace(GOOD, nonfinite=1, samples=1))
+
+    assert verdict.headline == (
+        "parity: the float16 graph of the vision tower gives NaN or Inf on 1 of 1 sample "
+        f"({FILE}:10)"
+    )
+
+
+def test_noise_that_nothing_explains_names_its_limit_and_its_figures() -> None:
+    verdict = judge(replace(GOOD, sqnr_db=12.0))
+
+    assert verdict.headline == (
+        "parity: the float16 graph of the vision tower gives numbers on 32 samples, SQNR 12.0 dB "
+        "against FP16 in float32; rounding alone 60.0 dB, under 19.0 dB, which quantization and "
+        f"rounding explain ({FILE}:10)"
+    )
+    assert verdict.brief == "vision SQNR 12.0 dB in float16, under 19.0"
+    assert verdict.code == "parity.precision-lost"
+    assert verdict.cause == "the graph loses more in float16 than its model does"
+    assert verdict.next_step
+    assert verdict.figures == {"vision_sqnr_float16_db": 12.0, "vision_sqnr_rounding_db": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("sqnr_db", "rounding_db", "green"),
+    [(60.0, 90.0, True), (59.9, 90.0, False), (math.inf, math.inf, True)],
+)
+def test_without_quantizers_sixty_db_are_enough(
+    sqnr_db: float, rounding_db: float, green: bool
+) -> None:
+    """Nothing but rounding is left, which no two runs have alike."""
+    tower = replace(GOOD, sqnr_db=sqnr_db, rounding_db=rounding_db)
+
+    assert judge(tower, quantized_db=math.inf).passed is green
+
+
+def test_figures_that_are_no_numbers_are_left_out() -> None:
+    verdict = judge(replace(GOOD, sqnr_db=math.inf, rounding_db=math.inf))
+
+    assert verdict.passed
+    assert verdict.figures == {}
 
 
 def test_what_rounding_explains_is_no_fault() -> None:
@@ -76,7 +132,15 @@ def test_noise_may_grow_by_the_limit(sqnr_db: float, green: bool) -> None:
 
 
 def test_fp16_that_loses_its_embeddings_by_rounding_is_red() -> None:
-    assert judge(replace(GOOD, rounding_db=12.0)).code == "parity.rounding"
+    verdict = judge(replace(GOOD, rounding_db=19.9))
+
+    assert verdict.code == "parity.rounding"
+    assert "FP16 itself loses the vision embeddings in float16" in verdict.headline
+    assert f"rounding alone 19.9 dB, under 20 dB ({FILE}:10)" in verdict.headline
+    assert verdict.cause
+    assert verdict.next_step
+    assert verdict.figures["vision_sqnr_rounding_db"] == 19.9
+    assert judge(replace(GOOD, rounding_db=20.0, sqnr_db=20.0)).passed
     assert judge(replace(GOOD, rounding_db=math.nan)).code == "parity.rounding"
 
 

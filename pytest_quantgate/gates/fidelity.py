@@ -69,6 +69,7 @@ def judge_fidelity(fidelity: Fidelity, *, gate: FidelityGate) -> Verdict:
             status=Status.FAIL,
             headline=f"fidelity: no embeddings of the {' and '.join(missing)} tower were compared "
             f"({gate.where})",
+            next_step="evaluate with pairs: images and texts",
         )
     parts = [
         part

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from gate_builders import all_text, at, fidelity_gate, make_fidelity, make_tower
+from gate_builders import FILE, all_text, at, fidelity_gate, make_fidelity, make_tower
 
 from pytest_quantgate.gates.fidelity import judge_fidelity, judge_tower
 from pytest_quantgate.verdict import Status
@@ -33,13 +33,23 @@ def test_embeddings_over_every_limit_pass() -> None:
         "fidelity: vision cosine 0.9991 (worst 0.9902), SQNR 27.4 dB (worst 17.1); "
         "text cosine 0.9991 (worst 0.9902), SQNR 27.4 dB (worst 17.1) on 512 samples of scenes/test"
     )
+    assert verdict.brief == ("vision cosine 0.9991, SQNR 27.4 dB; text cosine 0.9991, SQNR 27.4 dB")
+    assert (verdict.gate, verdict.code) == ("fidelity", "")
     assert len(verdict.evidence) == 8
     assert (
         "fidelity: text worst SQNR 17.1 dB (sample 'scene-42'), over min_worst_sqnr 10 dB "
         f"({at('min_worst_sqnr')})"
     ) in verdict.evidence
-    assert verdict.figures["vision_cosine"] == 0.9991
-    assert verdict.figures["text_worst_sqnr_db"] == 17.1
+    assert verdict.figures == {
+        f"{tower}_{name}": value
+        for tower in ("vision", "text")
+        for name, value in {
+            "cosine": 0.9991,
+            "worst_cosine": 0.9902,
+            "sqnr_db": 27.4,
+            "worst_sqnr_db": 17.1,
+        }.items()
+    }
     assert (verdict.cause, verdict.next_step) == ("", "")
 
 
@@ -109,6 +119,21 @@ def test_both_towers_are_named_where_both_fail() -> None:
     assert any("text mean cosine 0.4000" in line for line in verdict.evidence)
 
 
+def test_half_of_the_samples_being_copies_is_not_decided() -> None:
+    gate = fidelity_gate(**ALL_LIMITS)
+
+    some = judge_fidelity(make_fidelity(copies=255), gate=gate)
+    half = judge_fidelity(make_fidelity(copies=256), gate=gate)
+
+    assert some.passed
+    assert some.headline.endswith("on 512 samples of scenes/test, 255 of them copies")
+    assert (half.status, half.code) == (Status.INCONCLUSIVE, "fidelity.copies")
+    assert half.headline == (
+        "fidelity: scenes/test: 256 of 512 samples are copies of others, 256 are distinct "
+        f"({FILE}:10)"
+    )
+
+
 # -- one tower alone ----------------------------------------------------------------------------
 
 
@@ -127,7 +152,10 @@ def test_one_tower_without_limits_fails() -> None:
     verdict = judge_tower(make_tower("vision"), gate=fidelity_gate())
 
     assert verdict.status is Status.FAIL
-    assert "sets no limit" in verdict.headline
+    assert verdict.headline == (
+        f"fidelity: the gate sets no limit, so it decides nothing ({FILE}:10)"
+    )
+    assert verdict.next_step.startswith("set min_cosine")
 
 
 # -- results that are no result -----------------------------------------------------------------
@@ -149,7 +177,9 @@ def test_tower_that_was_not_measured_fails(towers: tuple[Any, ...], words: str) 
     verdict = judge_fidelity(make_fidelity(towers=towers), gate=fidelity_gate(**ALL_LIMITS))
 
     assert verdict.status is Status.FAIL
-    assert words in verdict.headline
+    assert verdict.headline == f"fidelity: {words} ({FILE}:10)"
+    assert verdict.gate == "fidelity"
+    assert verdict.next_step == "evaluate with pairs: images and texts"
 
 
 def test_gate_without_limits_fails() -> None:
@@ -170,6 +200,8 @@ def test_nan_embeddings_fail_even_under_loose_limits() -> None:
         verdict.headline
     )
     assert "overflow" in verdict.cause
+    assert verdict.next_step == "look at the calibration gate"
+    assert f"({FILE}:10)" in verdict.headline
 
 
 def test_nan_embeddings_fail_without_any_limit() -> None:
@@ -245,3 +277,13 @@ def test_without_layers_nothing_is_blamed() -> None:
 
     assert verdict.cause == "noise that no single layer explains"
     assert verdict.next_step == "choose a gentler recipe"
+
+
+def test_the_four_worst_layers_are_listed() -> None:
+    layers = tuple((f"image_tower.{n}", float(n)) for n in range(1, 7))
+    fidelity = make_fidelity(vision={"cosine_mean": 0.5}, worst_layers=layers)
+
+    verdict = judge_fidelity(fidelity, gate=fidelity_gate(min_cosine=0.99))
+
+    named = [line for line in verdict.evidence if line.startswith("image_tower")]
+    assert named == [f"image_tower.{n}: SQNR {n}.0 dB" for n in range(1, 5)]

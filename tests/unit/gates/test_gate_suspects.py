@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -89,6 +91,35 @@ def test_where_no_layer_stands_out_none_is_to_be_left_out() -> None:
     assert f"quantgate sensitivity {SUITE}" in verdict.next_step
 
 
+@pytest.mark.parametrize(("db", "stands_out"), [(22.0, True), (21.9, False)])
+def test_three_db_more_noise_than_the_next_stand_out(db: float, stands_out: bool) -> None:
+    verdict = name_suspects(red(), [PATCH, suspect("x", db)], suite=SUITE)
+
+    assert ("no layer stands out" in verdict.cause) is not stands_out
+
+
+@pytest.mark.parametrize(
+    ("figures", "loss"),
+    [
+        ({}, True),
+        ({"floor_status": "PASS"}, True),
+        ({"floor_status": "FAIL"}, False),
+        ({"floor_status": "FAIL", "drop_low_points": 1.0, "max_drop_points": 1.0}, False),
+        ({"floor_status": "FAIL", "drop_low_points": 1.1, "max_drop_points": 1}, True),
+        ({"floor_status": "FAIL", "drop_low_points": 1.1}, False),
+        ({"floor_status": "FAIL", "max_drop_points": 1.0}, False),
+    ],
+)
+def test_a_floor_alone_is_no_loss_of_quantization(figures: dict[str, Any], loss: bool) -> None:
+    verdict = Verdict(gate="g", status=Status.FAIL, headline="h", next_step="as it was")
+    verdict = replace(verdict, figures=figures)
+
+    named = name_suspects(verdict, [PATCH], suite=SUITE)
+
+    assert (named.next_step != "as it was") is loss
+    assert named.cause.startswith("the largest error enters at") is loss
+
+
 def test_all_patterns_of_a_group_are_given() -> None:
     verdict = name_suspects(red(), [QKV, MLP], suite=SUITE)
 
@@ -119,9 +150,6 @@ def test_too_few_samples_keep_their_next_step() -> None:
 def test_a_floor_under_fp16_is_not_blamed_on_a_layer(lost: int, renamed: bool) -> None:
     fp16, quantized = make_pair(2000, lost=lost, both_wrong=1500)
     gate = accuracy_gate(floor="0.9", max_drop="0.05")
-    from dataclasses import replace
-    from fractions import Fraction
-
     gate = replace(gate, floor=Fraction(9, 10), max_drop=Fraction(5, 100))
     verdict = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
     named = name_suspects(verdict, [PATCH, MLP], suite=SUITE)
@@ -156,7 +184,7 @@ def test_outlier_channels_are_named_with_what_helps_against_them() -> None:
     )
 
 
-@pytest.mark.parametrize(("apart", "named"), [(24.1, True), (23.9, False), (-math.inf, False)])
+@pytest.mark.parametrize(("apart", "named"), [(24.0, True), (23.9, False), (-math.inf, False)])
 def test_outlier_channels_are_named_only_where_they_explain_the_noise(
     apart: float, named: bool
 ) -> None:
@@ -204,6 +232,16 @@ def test_layers_of_one_input_are_named_together() -> None:
     assert "channels of self_attn.q_proj, k_proj, v_proj (93, 17) reach" in verdict.cause
 
 
+@pytest.mark.parametrize(
+    ("smallest", "largest", "words"),
+    [(9.94, 10.0, "9.9 to 10 times"), (9.96, 31.5, "10.0 to 32 times"), (12.1, 12.4, "12 times")],
+)
+def test_ratios_have_two_digits_at_least(smallest: float, largest: float, words: str) -> None:
+    found = with_outliers(outliers(smallest_ratio=smallest, largest_ratio=largest))
+
+    assert f"reach {words} the median channel" in name_suspects(red(), [found], suite=SUITE).cause
+
+
 def test_one_channel_and_many_read_well() -> None:
     one = outliers(channels=(7,), largest_ratio=4.44, smallest_ratio=4.44, levels=0)
     many = outliers(channels=tuple(range(40)), channels_count=4096, levels=None, levels_count=None)
@@ -226,6 +264,8 @@ def test_one_channel_and_many_read_well() -> None:
         ({}, "ours.yaml", "try algorithm: smoothquant next to its quant_cfg, which moves"),
         ({"smoothable": False}, "int8-smoothquant", "try a recipe in FP8 (fp8, fp8-attention), "),
         ({"largest_ratio": 449.0}, "int8", "weights, or quantize.exclude"),
+        ({"largest_ratio": 448.0}, "int8", "weights, or a recipe in FP8"),
+        ({}, "ours.yml", "try algorithm: smoothquant next to its quant_cfg, which moves"),
         ({"smoothable": False, "format": "E4M3"}, "fp8", 'try quantize.exclude: ["x.*"]; quantg'),
     ],
 )

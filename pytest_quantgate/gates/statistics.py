@@ -58,7 +58,7 @@ class Score:
         turns back, left of its vertex, its slowest continuation stands in: it never turns.
         """
         s, bend = self.value, max(-0.5, min(0.5, self.skewness / 6))
-        if math.isinf(s) or bend == 0:
+        if math.isinf(s):
             return s
         sign = math.copysign(1.0, s)
         # Mirrored, so that s is not negative: then only a negative bend has a vertex ahead.

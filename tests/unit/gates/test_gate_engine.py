@@ -278,6 +278,7 @@ def test_too_few_fp8_gemms_name_those_that_are_none() -> None:
         "/vision_model/layers.3/mlp/fc1/MatMul: int8",
     )
     assert verdict.cause == "layers without Q/DQ on both operands run in half precision"
+    assert verdict.next_step.startswith("look at the export gate")
     assert verdict.figures["vision_fp8_gemm_nodes"] == 1
 
 
@@ -360,6 +361,36 @@ def test_attention_that_fell_apart_in_one_block_is_named_with_its_reason() -> No
     assert "allow: [softmax]" in verdict.next_step
 
 
+@pytest.mark.parametrize(
+    ("reason", "mends"),
+    [("12 tokens are too few", False), ("a single head", False), ("q is none", True)],
+)
+def test_only_what_a_recipe_can_change_asks_for_one(reason: str, mends: bool) -> None:
+    text = make_report("text", attentions=(make_attention(0, "not-fused", reason=reason),))
+
+    next_step = judge(text=text, attention="fused").next_step
+
+    assert ("use recipe: fp8-attention" in next_step) is mends
+    assert next_step.startswith("no recipe changes that") is not mends
+
+
+def test_sizes_have_their_figures_without_a_limit_too() -> None:
+    fp16 = {"vision": make_fp16("vision", activation_bytes=0), "text": make_fp16("text")}
+
+    for verdict in (judge(fp16=fp16), judge(fp16=fp16, min_fp8_gemms=99)):
+        assert {
+            name: verdict.figures[f"text_{name}"] for name in ("plan_ratio", "weights_ratio")
+        } == {
+            "plan_ratio": 0.6,
+            "weights_ratio": 0.5,
+        }
+        assert verdict.figures["text_plan_bytes"] == 60 * MIB
+        assert verdict.figures["text_weights_bytes"] == 50 * MIB
+        assert verdict.figures["text_activation_bytes"] == 10 * MIB
+        assert verdict.figures["text_fp8_gemm_nodes"] == 4
+        assert verdict.figures["vision_activation_ratio"] == float("inf")
+
+
 def test_further_blocks_are_listed_each_with_its_own_reason() -> None:
     text = make_report(
         "text",
@@ -380,6 +411,9 @@ def test_half_precision_attention_is_fused_where_only_that_is_asked() -> None:
     vision = make_report("vision", attentions=(make_attention(0, "fused-half"), make_attention(1)))
 
     assert judge(vision=vision, attention="fused").passed
+    assert "engine: vision attention 1/2 fused in FP8" in (
+        judge(vision=vision, attention="fused").evidence
+    )
     assert not judge(vision=vision, attention="fused-fp8").passed
     assert "vision 1/2 fused in FP8" in judge(vision=vision, attention="fused").headline
 
@@ -511,7 +545,10 @@ def test_engines_of_several_makes_are_incomparable(
 
     assert verdict.status is Status.INCOMPARABLE
     assert words in verdict.headline
-    assert "tensorrt_rtx 1.7.1.116 for sm89" in verdict.headline
+    assert "tensorrt_rtx 1.7.1.116 for sm89 (" in verdict.headline
+    assert f"{words} ({'FP16 ' if side == 'fp16' else ''}text)" in verdict.headline
+    assert f"({FILE}:10)" in verdict.headline
+    assert verdict.next_step == "build them again in one run"
 
 
 # -- outputs on a device --------------------------------------------------------------------------
@@ -572,6 +609,53 @@ def test_outputs_that_differ_fail(changes: dict[str, Any], words: str) -> None:
 
     assert verdict.status is Status.FAIL
     assert words in verdict.headline
+    assert f"({FILE}:10)" in verdict.headline
+    assert verdict.gate == "engine"
+
+
+def test_outputs_that_are_no_numbers_say_what_to_look_at() -> None:
+    verdict = judge_executed(nonfinite=3)
+
+    assert verdict.cause.startswith("a value that FP16 cannot hold")
+    assert verdict.next_step.startswith("look at the parity gate")
+
+
+@pytest.mark.parametrize(
+    ("engine_db", "cause"),
+    [
+        (25.0, "the engine is quantized less than the model"),
+        (15.0, "the engine adds noise that the model does not have"),
+    ],
+)
+def test_outputs_that_differ_say_on_which_side(engine_db: float, cause: str) -> None:
+    verdict = judge_executed(sqnr_engine_db=engine_db)
+
+    assert verdict.headline == (
+        f"engine: text SQNR against FP16 is {engine_db} dB in the engine and 20.0 dB in PyTorch on "
+        f"64 samples, over 1 dB apart ({FILE}:10)"
+    )
+    assert verdict.brief == f"text SQNR {engine_db} dB, PyTorch 20.0 dB"
+    assert verdict.cause == cause
+    assert verdict.next_step == "compare the precision of its layers with the recipe"
+    assert verdict.figures["text_sqnr_engine_db"] == engine_db
+
+
+def test_outputs_that_agree_need_no_next_step_and_infinity_is_no_figure() -> None:
+    same = {"sqnr_engine_db": float("inf"), "sqnr_torch_db": 51.0, "sqnr_onnx_db": None}
+
+    verdict = judge_executed(**same)
+
+    assert verdict.passed
+    assert (verdict.cause, verdict.next_step) == ("", "")
+    assert "text_sqnr_engine_db" not in verdict.figures
+    assert "vision_sqnr_engine_db" in verdict.figures
+
+
+@pytest.mark.parametrize(("other_db", "green"), [(50.0, False), (50.1, True)])
+def test_above_fifty_db_nothing_is_quantized(other_db: float, green: bool) -> None:
+    changes = {"sqnr_engine_db": 80.0, "sqnr_torch_db": other_db, "sqnr_onnx_db": None}
+
+    assert judge_executed(**changes).passed is green
 
 
 @pytest.mark.parametrize(

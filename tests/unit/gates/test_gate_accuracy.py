@@ -75,8 +75,12 @@ def test_half_a_point_on_ten_thousand_samples_is_not_decided() -> None:
     assert verdict.figures["drop_points"] == pytest.approx(0.47)
     assert verdict.figures["drop_low_points"] == pytest.approx(0.16, abs=0.005)
     assert verdict.figures["drop_high_points"] == pytest.approx(0.786, abs=0.001)
+    assert verdict.brief == "62.47 -> 62.00 %, drop 0.47 [0.16, 0.79] around 0.50 pp"
+    assert verdict.code == "accuracy.drop-open"
     assert "too few samples" in verdict.cause
-    assert "fresh samples" in verdict.next_step
+    assert verdict.next_step == (
+        "evaluate on fresh samples, or accept a larger max_drop on purpose"
+    )
 
 
 def test_the_same_result_fails_on_its_flips() -> None:
@@ -252,6 +256,8 @@ def test_failure_names_the_limit_its_place_and_what_to_do() -> None:
     assert verdict.status is Status.FAIL
     assert "drop 5.50 pp, one-sided 95 % limits [4.23, 6.93] pp" in verdict.headline
     assert f"over max_drop 1.00 pp = 10 samples ({at('max_drop')})" in verdict.headline
+    assert verdict.brief == "99.50 -> 94.00 %, drop 5.50 [4.23, 6.93] over 1.00 pp"
+    assert verdict.code == "accuracy.drop"
     assert verdict.cause == "quantization noise where the model is sensitive"
     assert "exclude the worst layers" in verdict.next_step
 
@@ -262,8 +268,13 @@ def test_pass_carries_its_numbers_too() -> None:
     assert verdict.passed
     assert f"within max_drop 1.00 pp = 10 samples ({at('max_drop')})" in verdict.headline
     assert verdict.evidence[0] == "3 right to wrong, 1 wrong to right, 4 answers changed"
-    assert (verdict.cause, verdict.next_step) == ("", "")
+    assert (verdict.cause, verdict.next_step, verdict.code) == ("", "", "")
+    assert verdict.brief.endswith(" within 1.00 pp")
     assert verdict.figures["samples"] == 1_000
+    assert verdict.figures["copies"] == 0
+    assert verdict.figures["classes_seen"] == 4
+    assert verdict.figures["fp16_value"] == 0.999
+    assert verdict.figures["quantized_value"] == 0.997
     assert verdict.figures["right_to_wrong"] == 3
     assert verdict.figures["wrong_to_right"] == 1
     assert verdict.figures["answers_changed"] == 4
@@ -321,6 +332,26 @@ def test_retrieval_is_judged_without_classes() -> None:
 
     assert verdict.passed
     assert "image_retrieval_recall@1 100.00 % vs fp16 100.00 % on 400 samples" in verdict.headline
+
+
+def test_the_worst_class_is_the_one_that_lost_most() -> None:
+    """By its drop, not by its name and not by how it stands in the list."""
+    pair = make_class_pair(("ape", 100, 2, 0), ("bee", 100, 5, 0), ("yak", 100, 3, 0))
+
+    verdict = judge(pair, max_drop=Fraction(1, 2))
+
+    assert "worst class 'bee' -5.00 pp (5 lost, 0 won of 100)" in verdict.evidence
+
+
+def test_advice_asks_for_one_more_sample_at_least() -> None:
+    """At these rates fewer samples would do in four of five runs; this is the other one."""
+    pair = make_pair(345, lost=1)
+    verdict = judge(pair, max_drop=Fraction(1, 100))
+    assert verdict.status is Status.INCONCLUSIVE
+
+    needed = number_in(r"about (\d+) fresh samples", verdict.evidence)
+
+    assert needed >= 346
 
 
 # -- results that are no result -----------------------------------------------------------------
@@ -466,7 +497,14 @@ def test_floor_is_decided_with_confidence(
 
     assert verdict.status is status
     assert f"% limits [{limits}] %, {words}" in all_text(verdict)
+    assert verdict.figures["floor"] == 0.6
     assert verdict.figures["floor_status"] == status.value
+    if status is not Status.PASS:
+        low, high = limits.split(", ")
+        word = "under" if status is Status.FAIL else "around"
+        assert verdict.brief == f"{right / 10:.2f} % [{low}, {high}] {word} floor 60.00 %"
+        assert verdict.code == ("accuracy.floor" if word == "under" else "accuracy.floor-open")
+        assert bool(verdict.cause) is bool(verdict.next_step) is (status is Status.FAIL)
 
 
 def test_nothing_is_over_a_floor_of_nothing() -> None:
@@ -534,6 +572,18 @@ def test_flips_are_decided_with_confidence(changed: int, status: Status, words: 
     assert f"{changed} of 1000 answers changed" in all_text(verdict)
     assert words in all_text(verdict)
     assert verdict.figures["flips_share"] == pytest.approx(changed / 1_000)
+    assert verdict.figures["max_flips"] == 0.03
+    if status is Status.PASS:
+        return
+    word = "over" if status is Status.FAIL else "around"
+    assert re.fullmatch(
+        rf"{changed / 10:.2f} % of answers changed \[\d\.\d\d, \d\.\d\d\] {word} "
+        r"max_flips 3\.00 %",
+        verdict.brief,
+    )
+    assert verdict.code == ("accuracy.flips" if word == "over" else "accuracy.flips-open")
+    assert bool(verdict.cause) is (status is Status.FAIL)
+    assert ("max_flips on purpose" in verdict.next_step) is (status is Status.INCONCLUSIVE)
 
 
 def test_flips_of_retrieval_are_hits_and_misses() -> None:

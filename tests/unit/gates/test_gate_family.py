@@ -13,7 +13,9 @@ import pytest
 from gate_builders import (
     SAME_EXAMPLES,
     accuracy_gate,
+    make_class_pair,
     make_hits,
+    make_outcomes,
     make_pair,
     regression_gate,
     store,
@@ -25,6 +27,7 @@ from pytest_quantgate.gates import accuracy, regression
 from pytest_quantgate.gates.accuracy import judge_accuracy
 from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family, highest_rejected
 from pytest_quantgate.gates.regression import judge_regression
+from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.verdict import Status
 
 STRENGTHS = st.lists(
@@ -153,6 +156,80 @@ def test_a_fail_by_itself_may_be_none_of_its_family() -> None:
     assert "not decided against max_drop 1.00 pp" in among.headline
     (advice,) = [line for line in among.evidence if "would settle it" in line]
     assert int(advice.split()[1]) > 1_500
+
+
+@pytest.mark.parametrize(
+    ("part", "pair", "limits"),
+    [
+        ("floor", make_pair(1_000, both_wrong=430), {"floor": Fraction(6, 10)}),
+        (
+            "flips",
+            make_pair(1_000, other_answers=41, both_wrong=200),
+            {"max_flips": Fraction(3, 100)},
+        ),
+        (
+            "class-drop",
+            make_class_pair(("cat", 200, 18, 0)),
+            {"max_drop": Fraction(1), "max_class_drop": Fraction(5, 100)},
+        ),
+    ],
+)
+def test_each_limit_may_be_no_fail_of_its_family(
+    part: str, pair: tuple[Outcomes, Outcomes], limits: dict[str, Fraction]
+) -> None:
+    fp16, quantized = pair
+    gate = accuracy_gate(**limits)
+    own = accuracy.list_strengths(fp16=fp16, quantized=quantized, gate=gate)
+    family = Family(size=12, strengths=lambda: (*own, *[5.0] * 10))
+
+    alone = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
+    among = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate, family=family)
+
+    assert (alone.status, alone.code) == (Status.FAIL, f"accuracy.{part}")
+    assert (among.status, among.code) == (Status.INCONCLUSIVE, f"accuracy.{part}-open")
+    assert among.evidence[0].startswith("a FAIL by itself, but one of 12 limits")
+    if part != "class-drop":
+        assert "not decided against" in among.headline
+        assert " around " in among.brief
+    assert among.next_step != alone.next_step
+
+
+def test_advice_on_what_is_open_by_itself_knows_no_family() -> None:
+    fp16, quantized = make_pair(2_000, lost=16)
+    family = Family(size=10, strengths=lambda: (9.0,) * 10)
+
+    alone, among = (
+        judge_accuracy(fp16=fp16, quantized=quantized, gate=accuracy_gate(), family=each)
+        for each in (ALONE, family)
+    )
+
+    assert alone.status is Status.INCONCLUSIVE
+    assert among == alone
+
+
+@pytest.mark.parametrize(
+    ("metric", "classes", "silent"),
+    [
+        ("image_retrieval_recall@1", (), False),
+        ("mean_per_class_recall", (), True),
+        ("mean_per_class_recall", ("cat", "dog", "fox", "owl"), False),
+    ],
+)
+def test_only_a_mean_over_no_classes_raises_no_alarm(
+    metric: str, classes: tuple[str, ...], silent: bool
+) -> None:
+    common: dict[str, Any] = {"metric": metric, "class_names": classes}
+    fp16, quantized = (
+        make_outcomes([i >= lost for i in range(400)], variant=name, **common)
+        for name, lost in (("fp16", 0), ("fp8", 20))
+    )
+
+    strengths = accuracy.list_strengths(
+        fp16=fp16, quantized=quantized, gate=accuracy_gate(metric=metric)
+    )
+
+    assert (strengths == (SILENT,)) is silent
+    assert silent or 0 < strengths[0] < 1
 
 
 def test_the_same_fail_stands_where_the_others_fail_clearly() -> None:

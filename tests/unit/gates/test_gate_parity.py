@@ -158,6 +158,7 @@ def test_graph_that_is_quantized_less_is_told_from_one_with_more_noise() -> None
     assert verdict.brief == "vision SQNR 26.0 dB exported, 23.1 dB in PyTorch"
     assert verdict.cause == "the graph is quantized less than the model"
     assert verdict.code == "parity.noise-changed"
+    assert verdict.next_step.startswith("export the approved variant again")
 
     verdict = judge(vision={"sqnr_onnx_db": 20.0})
 
@@ -229,6 +230,8 @@ def test_nan_in_the_exported_tower_fails_under_any_limit(error: float) -> None:
         f"parity: the exported text tower gives NaN or Inf on 3 of 64 samples ({FILE}:10)"
     )
     assert verdict.code == "parity.nonfinite"
+    assert verdict.cause.startswith("a scale or a weight of the graph is not finite")
+    assert verdict.next_step.startswith("export the approved variant again")
 
 
 @pytest.mark.parametrize("error", [math.nan, math.inf])
@@ -241,6 +244,7 @@ def test_pytorch_model_without_numbers_is_not_blamed_on_the_export(error: float)
         f"is nothing to compare with ({FILE}:10)"
     )
     assert verdict.next_step == "look at the fidelity gate"
+    assert verdict.code == "parity.nothing-to-compare"
 
 
 @pytest.mark.parametrize(
@@ -341,6 +345,8 @@ def test_next_step_is_the_finding_of_the_export_gate_if_it_has_one() -> None:
     assert pointed.next_step == "the export gate names what differs: 3 pairs lost; put them in"
     assert replace(pointed, next_step=red.next_step) == red
     assert point_to_export(red, export=replace(found, status=Status.PASS)) is red
+    without = point_to_export(red, export=replace(found, next_step=""))
+    assert without.next_step.endswith("3 pairs lost; mend that first")
 
 
 # -- block by block -------------------------------------------------------------------------------
@@ -366,6 +372,8 @@ def test_a_block_that_differs_is_named_although_the_whole_agrees() -> None:
     )
     assert "vision_model.layers.2: 5.00e-02, limit 2.00e-03" in verdict.evidence
     assert verdict.figures["vision_worst_block_error"] == 5e-2
+    assert verdict.brief == "vision blocks that differ: 2 of 3"
+    assert verdict.cause.startswith("a quantizer, a scale, a weight or an operator of these blocks")
 
 
 @pytest.mark.parametrize(
@@ -404,7 +412,11 @@ def test_blocks_that_agree_are_evidence() -> None:
     verdict = judge(vision={"blocks": make_blocks((2e-4, 1e-5), (3e-4, 2e-3))})
 
     assert verdict.passed
-    assert any("worst vision_model.layers.1 3.00e-04" in line for line in verdict.evidence)
+    assert (
+        "parity: each of 2 vision blocks, given PyTorch's hidden state, agrees within its own "
+        f"limit, worst vision_model.layers.1 3.00e-04 ({FILE}:11)"
+    ) in verdict.evidence
+    assert verdict.figures["vision_worst_block_error"] == 3e-4
 
 
 @pytest.mark.parametrize(

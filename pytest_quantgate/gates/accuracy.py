@@ -503,11 +503,10 @@ def _judge_flips(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family: F
 
 
 def _classes_alarm(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Alarm:
-    """The worst class, corrected for looking at all of them (Bonferroni)."""
-    chances = (chance_above(counts.flips, float(limit)) for _, counts in pairs.classes)
-    return Alarm(
-        chance=min(1.0, len(pairs.classes) * min(chances, default=1.0)), confidence=gate.confidence
-    )
+    """The worst class, corrected for looking at all of them (Bonferroni); silent without any."""
+    chances = [chance_above(counts.flips, float(limit)) for _, counts in pairs.classes]
+    chance = len(chances) * min(chances) if chances else SILENT
+    return Alarm(chance=chance, confidence=gate.confidence)
 
 
 def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family: Family) -> Verdict:
@@ -522,6 +521,7 @@ def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family:
             status=Status.FAIL,
             headline=f"accuracy: {gate.task}: max_class_drop is set, but the samples have no "
             f"classes ({gate.where.of('max_class_drop')})",
+            next_step="leave max_class_drop out, or judge a task that has classes",
             code="accuracy.no-classes",
         )
     limits = [drop_limits(c.flips, confidence=float(gate.confidence)) for _, c in pairs.classes]

@@ -31,7 +31,13 @@ from pytest_quantgate.gates.accuracy import (
     spend_confidence,
 )
 from pytest_quantgate.gates.pairing import pair_outcomes
-from pytest_quantgate.gates.statistics import Flips, Interval, drop_limits, mean_over
+from pytest_quantgate.gates.statistics import (
+    Flips,
+    Interval,
+    chance_above,
+    drop_limits,
+    mean_over,
+)
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.store.looks import Looks
 from pytest_quantgate.store.records import Look
@@ -657,6 +663,12 @@ def test_classes_pass_just_where_each_by_itself_does(
             Flips(right_to_wrong=lost, wrong_to_right=won, samples=samples), confidence=0.95
         ).high
         assert (high <= limit) == alone[classes.index((name, samples, lost, won))]
+    chance = len(classes) * min(
+        chance_above(Flips(right_to_wrong=lost, wrong_to_right=won, samples=samples), float(limit))
+        for _, samples, lost, won in classes
+    )
+    assume(abs(chance - 0.05) > 1e-9)
+    assert (together.status is Status.FAIL) == (chance < 0.05)
 
 
 def test_class_that_is_open_says_what_is_known_of_it() -> None:
@@ -725,6 +737,25 @@ def test_worst_classes_come_first_and_ties_by_name() -> None:
     assert [name for names in named for name in names] == ["fox", "cat", "ape", "elk"]
 
 
+def test_of_classes_that_lost_alike_the_one_that_may_have_lost_more_comes_first() -> None:
+    pair = make_class_pair(("ape", 200, 40, 0), ("cat", 50, 10, 0), ("elk", 100, 20, 0))
+
+    verdict = judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(5, 100))
+
+    named = [re.findall(r"class '(\w+)': drop", line) for line in verdict.evidence]
+    assert [name for names in named for name in names] == ["cat", "elk", "ape"]
+
+
+@pytest.mark.parametrize(("lost", "status"), [(9, Status.INCONCLUSIVE), (11, Status.FAIL)])
+def test_a_class_fails_where_chance_gives_as_much_in_less_than_a_twentieth(
+    lost: int, status: Status
+) -> None:
+    """9 lost of 100 happen in 6 % where 5 are lost on average, 11 in 1 %."""
+    pair = make_class_pair(("fox", 100, lost, 0))
+
+    assert judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(5, 100)).status is status
+
+
 def test_class_limit_without_classes_fails() -> None:
     pair = (make_hits([True] * 400, variant="fp16"), make_hits([True] * 400))
 
@@ -734,6 +765,8 @@ def test_class_limit_without_classes_fails() -> None:
     assert f"max_class_drop is set, but the samples have no classes ({at('max_class_drop')})" in (
         verdict.headline
     )
+    assert verdict.code == "accuracy.no-classes"
+    assert verdict.next_step.startswith("leave max_class_drop out")
 
 
 # -- mean over classes --------------------------------------------------------------------------

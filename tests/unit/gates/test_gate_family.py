@@ -232,6 +232,20 @@ def test_only_a_mean_over_no_classes_raises_no_alarm(
     assert silent or 0 < strengths[0] < 1
 
 
+def test_a_limit_on_classes_is_silent_where_there_are_none() -> None:
+    """It is red, but by no chance: the other limits of its suite are judged as without it."""
+    hits = make_hits([True] * 400, variant="fp16")
+
+    strengths = accuracy.list_strengths(
+        fp16=hits,
+        quantized=make_hits([i > 20 for i in range(400)]),
+        gate=accuracy_gate(metric=hits.metric, max_class_drop=Fraction(1, 10)),
+    )
+
+    assert strengths[0] < 1
+    assert strengths[1] == SILENT
+
+
 def test_the_same_fail_stands_where_the_others_fail_clearly() -> None:
     fp16, quantized = DOUBTFUL
 

@@ -392,7 +392,7 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: flo
         if needed is None:
             return ["the drop is the limit: no number of samples would settle it"]
         # Samples of the same kind: as many to one independent one as here.
-        needed = max(pairs.samples + 1, math.ceil(needed * pairs.samples / flips.samples))
+        needed = math.ceil(needed * pairs.samples / flips.samples)
         return [
             f"about {needed} fresh samples at these rates would settle it "
             f"{SETTLING_POWER * 10:.0f} times in 10, {pairs.samples} were measured"
@@ -406,15 +406,15 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: flo
         )
         return decide(drop_limits(flips, confidence=confidence), limit=limit)
 
-    lost = pairs.right_to_wrong
-    step = 1 if status is Status.PASS else -1
-    room = pairs.samples - pairs.wrong_to_right - lost if step > 0 else lost
+    lost, passed = pairs.right_to_wrong, status is Status.PASS
+    step = 1 if passed else -1
+    room = pairs.samples - pairs.wrong_to_right - lost if passed else lost
     number = first_count(
         lambda number: status_with(lost + step * number) is not status, low=1, high=room
     )
     if number is None:
         return []
-    if step > 0:
+    if passed:
         return [f"{count(number, 'more flip')} to wrong would end this PASS"]
     return [f"{count(number, 'flip')} fewer would end this FAIL"]
 

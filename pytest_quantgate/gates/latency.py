@@ -602,8 +602,6 @@ def rounds_to_settle(value: float, interval: Interval, *, limit: float, rounds: 
     The interval and the A/A floor narrow with the root of the rounds. None where the value is at
     the limit, or it would take more than MOST_TIMES_ROUNDS times the rounds.
     """
-    if not interval.low or math.isinf(interval.high):
-        return None
     distance = abs(math.log(value / limit))
     width = math.log(interval.high / value if value <= limit else value / interval.low)
     if distance * math.sqrt(MOST_TIMES_ROUNDS) <= width:
@@ -625,8 +623,6 @@ def show_ratio(value: float | Fraction, *, limit: Fraction) -> str:
 
     A value of 0.5804 against a limit of 0.58 must not read `0.580 over 0.58`.
     """
-    if math.isinf(value):  # an interval of times that lie apart by more than a float holds
-        return "inf"
     exact = Fraction(value)
     for digits in range(3, 9):
         text = f"{float(exact):.{digits}f}"

@@ -37,6 +37,7 @@ from pytest_quantgate.gates.statistics import (
     chance_above,
     drop_limits,
     mean_over,
+    samples_to_settle,
 )
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.store.looks import Looks
@@ -349,15 +350,20 @@ def test_the_worst_class_is_the_one_that_lost_most() -> None:
     assert "worst class 'bee' -5.00 pp (5 lost, 0 won of 100)" in verdict.evidence
 
 
-def test_advice_asks_for_one_more_sample_at_least() -> None:
-    """At these rates fewer samples would do in four of five runs; this is the other one."""
-    pair = make_pair(345, lost=1)
-    verdict = judge(pair, max_drop=Fraction(1, 100))
-    assert verdict.status is Status.INCONCLUSIVE
+@pytest.mark.parametrize("each", [1, 5])
+def test_advice_is_the_number_that_settles_it_in_samples_as_they_come(each: int) -> None:
+    """Captions in fives are worth fewer samples, so as many more are needed."""
+    clusters = tuple(i // each for i in range(1_000)) if each > 1 else ()
+    fp16 = make_hits([True] * 1_000, variant="fp16", clusters=clusters)
+    quantized = make_hits([i >= 10 for i in range(1_000)], clusters=clusters)
+    flips = pair_outcomes(before=fp16, after=quantized).flips
+    settled = samples_to_settle(flips, confidence=0.95, limit=0.014)
+    assert settled is not None
+
+    verdict = judge((fp16, quantized), max_drop=Fraction(14, 1000))
 
     needed = number_in(r"about (\d+) fresh samples", verdict.evidence)
-
-    assert needed >= 346
+    assert needed == math.ceil(settled * 1_000 / flips.samples) > 1_000
 
 
 # -- results that are no result -----------------------------------------------------------------

@@ -102,10 +102,28 @@ def test_the_others_are_not_asked_where_they_do_not_matter() -> None:
 
     assert family.raises(alarm_of(0.09))
     assert not family.raises(alarm_of(1.5))
+    assert replace(family, size=4).raises(alarm_of(0.25))
+
+
+def test_an_alarm_of_just_the_allowed_chance_is_one() -> None:
+    assert Family(size=2, strengths=lambda: (0.01, 1.0)).raises(alarm_of(1.0))
+
+
+def test_what_is_no_fail_by_itself_is_none_of_a_family_of_two() -> None:
+    assert not Family(size=2, strengths=lambda: (0.01, 1.5)).raises(alarm_of(1.5))
+
+
+def test_why_a_fail_is_none_of_its_family_is_told_in_chances() -> None:
+    assert Family(size=10).describe(alarm_of(0.5)) == (
+        "a FAIL by itself, but one of 10 limits of this suite: where a limit is just kept, chance "
+        "shows as much in 2.5 % of runs, and one of so many is believed from 0.5 % on "
+        "(family: holm)"
+    )
 
 
 def test_a_limit_that_stands_alone_keeps_its_level() -> None:
     assert ALONE.raises(alarm_of(0.999))
+    assert ALONE.raises(alarm_of(1 + 1e-9))  # the interval said so, and a float's last digit not
 
 
 def test_a_strong_alarm_makes_room_for_the_next() -> None:

@@ -29,7 +29,7 @@ from pytest_quantgate.gates.accuracy import judge_accuracy
 from pytest_quantgate.gates.calibration import judge_calibration
 from pytest_quantgate.gates.fidelity import judge_fidelity
 from pytest_quantgate.gates.regression import judge_regression
-from pytest_quantgate.gates.samples import most_unseen
+from pytest_quantgate.gates.samples import judge_copies, most_unseen
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -111,8 +111,21 @@ def test_a_set_that_was_exported_twice_is_not_decided_even_without_a_loss() -> N
         f"distinct ({at('task')})"
     )
     assert verdict.brief == "96000 of 100000 samples are copies, 4000 are distinct"
+    assert verdict.cause.startswith("an export that ran twice")
     assert verdict.next_step == "export the data again, each sample once"
     assert verdict.figures["copies"] == 96_000
+
+
+@pytest.mark.parametrize(
+    ("samples", "copies", "red"), [(100, 50, True), (100, 49, False), (3, 1, False), (2, 1, True)]
+)
+def test_half_of_all_being_copies_is_no_accident(samples: int, copies: int, red: bool) -> None:
+    found = judge_copies(samples=samples, copies=copies, kind="fidelity", subject="s", where="w")
+
+    assert (found is not None) is red
+    if found is not None:
+        assert (found.gate, found.code) == ("fidelity", "fidelity.copies")
+        assert found.figures == {"copies": copies}
 
 
 def test_a_few_copies_are_counted_once_and_pass() -> None:
@@ -234,6 +247,8 @@ def test_one_missing_class_is_enough() -> None:
 
     assert verdict.code == "accuracy.classes-unseen"
     assert verdict.brief == "1 of 10 classes without a sample"
+    assert f"({at('task')})" in verdict.headline
+    assert verdict.cause.startswith("a part of the data is missing")
     assert verdict.next_step.startswith("evaluate on data that shows every class")
 
 
@@ -257,6 +272,27 @@ def test_few_samples_of_many_classes_pass_as_a_fair_draw_would_show_no_more() ->
     assert verdict(sorted_).code == "accuracy.classes-unseen"
     # What is said of each class needs a sample of each.
     assert verdict(fair, max_class_drop=Fraction(99, 100)).code == "accuracy.classes-unseen"
+
+
+def test_one_class_of_one_is_named_as_one() -> None:
+    lone = make_outcomes([True] * 9, labels=(5,) * 9, class_names=("cat",), variant="fp16")
+    gate = accuracy_gate(max_drop=Fraction(1))
+
+    verdict = judge_accuracy(fp16=lone, quantized=replace(lone, variant="fp8"), gate=gate)
+
+    assert "9 samples of 0 of 1 class do not stand for the task" in verdict.headline
+
+
+def test_copies_show_no_classes() -> None:
+    """Eight of ten classes are a fair draw of 20 samples, and no more for being stored in fours."""
+    labels = [i % 8 for i in range(20)]
+    right = [True] * 20
+    few = outcomes(right, labels=labels, variant="fp16")
+    many = outcomes(right, labels=labels, times=4, variant="fp16")
+
+    assert judge(few, replace(few, variant="fp8"), max_drop=Fraction(1)).passed
+    found = judge(many, replace(many, variant="fp8"), max_drop=Fraction(1))
+    assert "do not stand for the task" not in " ".join((found.headline, *found.evidence))
 
 
 def test_a_suite_may_say_how_many_classes_its_data_has() -> None:
@@ -298,6 +334,14 @@ def test_a_fair_draw_leaves_out_no_more(samples: int, classes: int) -> None:
     ]
     assert sum(found > most for found in unseen) <= 0.06 * 400
     assert max(unseen) - most < 8
+
+
+@pytest.mark.parametrize(
+    ("samples", "classes", "most"), [(40, 10, 0), (20, 10, 2), (250, 100, 12), (1, 1, 0), (1, 2, 1)]
+)
+def test_number_of_classes_that_chance_leaves_out(samples: int, classes: int, most: int) -> None:
+    """The occupancy problem: mean and two standard deviations of the number of empty boxes."""
+    assert most_unseen(samples=samples, classes=classes) == most
 
 
 @given(st.integers(1, 400), st.integers(1, 400))

@@ -60,6 +60,10 @@ def test_brief_drop_holds_its_numbers_in_order() -> None:
     )
 
     assert text == "79.36 -> 78.90 %, drop 0.46 [0.08, 0.85] within 1.00 pp"
+    assert (
+        brief_drop(1.0, 0.5, drop=0.5, low=0.25, high=0.75, word="over", limit=0.4)
+        == "100.00 -> 50.00 %, drop 50.00 [25.00, 75.00] over 40.00 pp"
+    )
 
 
 def test_nouns_follow_their_number() -> None:

@@ -20,6 +20,7 @@ from pytest_quantgate.errors import MissingPackage
 from pytest_quantgate.measure.texts import Pooling, TextReader
 from pytest_quantgate.measurement import Fault
 from pytest_quantgate.models import faults
+from pytest_quantgate.models.source import stays_inside
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 MAX_JSON_BYTES = 64 << 20
@@ -152,9 +153,10 @@ class CheckpointFiles:
             from tokenizers.processors import RobertaProcessing
         except ImportError:
             return None
-        if not (self.directory / "tokenizer.json").exists():
+        path = self.directory / "tokenizer.json"
+        if not path.exists() or not stays_inside(path, directory=self.directory):
             return None
-        content = read_regular(self.directory / "tokenizer.json", max_bytes=MAX_JSON_BYTES)
+        content = read_regular(path, max_bytes=MAX_JSON_BYTES)
         tokenizer = Tokenizer.from_str(content.decode("utf-8"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -188,14 +190,18 @@ class CheckpointFiles:
     def tensors(self) -> Mapping[str, Tensor]:
         found: dict[str, Tensor] = {}
         for path in sorted(self.directory.glob("*.safetensors")):
-            found |= read_header(path)
+            if stays_inside(path, directory=self.directory):
+                found |= read_header(path)
         return found
 
     def _read(self, name: str) -> Mapping[str, Any] | None:
-        try:
-            found = parse_json(read_regular(self.directory / name, max_bytes=MAX_JSON_BYTES))
-        except (OSError, ValueError):
+        path = self.directory / name
+        if not stays_inside(path, directory=self.directory):
             return None  # whoever loads it says so
+        try:
+            found = parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES))
+        except (OSError, ValueError):
+            return None  # and so too
         return found if isinstance(found, dict) else None
 
 

@@ -7,7 +7,6 @@ entry around it), one that ModelOpt and transformers saved, and ModelOpt's unifi
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +42,8 @@ from pytest_quantgate.comparison.weights import compare_weights, largest_magnitu
 from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.measure.quantizers import owner_of
 from pytest_quantgate.models.recipes import format_of_bits
-from pytest_quantgate.untrusted import read_regular
+from pytest_quantgate.models.source import stays_inside
+from pytest_quantgate.untrusted import parse_json, read_regular
 
 MAX_JSON_BYTES = 64 << 20
 STATE = "modelopt_state.pth"
@@ -96,6 +96,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     the very change that is looked for.
     """
     label = folder.as_posix()
+    _refuse_links(folder)
     audit, calibration = folder / "audit.json", _read_json(folder / "calibration.json")
     folder = _model_folder(folder)
     manifest = _read_json(folder / MANIFEST)
@@ -103,7 +104,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     tensors: dict[str, Tensor] = {}
     for path in files:
-        tensors |= read_header(path)
+        header = read_header(path)
+        for name in sorted(header.keys() & tensors.keys()):
+            raise DiffError(
+                f"{path}: tensor {name!r:.80} stands in {tensors[name].file.name} too: which of "
+                f"them is the model's cannot be told; remove the file that is not"
+            )
+        tensors |= header
     state = read_state(folder / STATE) if (folder / STATE).is_file() else None
     export = _read_json(folder / EXPORT_CONFIG)
     if state is not None:
@@ -296,10 +303,21 @@ def _flatten(value: Any, prefix: str) -> dict[str, str]:
     return {} if value is None or not prefix else {prefix: show_plain(value)}
 
 
+def _refuse_links(folder: Path) -> None:
+    """Raise DiffError for a file that is a link out of the checkpoint, as it would be echoed."""
+    for part in {folder, _model_folder(folder)}:
+        for path in sorted(part.iterdir()):
+            if path.is_symlink() and not stays_inside(path, directory=folder):
+                raise DiffError(
+                    f"{path} is a link that leads out of its folder, which is not followed: put "
+                    f"the file itself there"
+                )
+
+
 def _read_json(path: Path) -> Mapping[str, Any]:
     """Return a JSON mapping, empty where the file is not there."""
     try:
-        return as_mapping(json.loads(read_regular(path, max_bytes=MAX_JSON_BYTES)))
+        return as_mapping(parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES)))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:

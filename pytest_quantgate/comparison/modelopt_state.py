@@ -107,6 +107,41 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def _read_pickle(path: Path) -> bytes:
+    """Return the pickle that torch would load; raises DiffError where another reader could differ.
+
+    torch looks for `data.pkl` below the folder of the first entry, whatever the case, in a file
+    that begins with an entry. Two that could be meant, or bytes before the archive, are a decoy.
+    """
+    with path.open("rb") as stream:
+        is_first = stream.read(4) == b"PK\x03\x04"
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        folder = names[0].partition("/")[0] if names else ""
+        if f"{folder}/data.pkl" not in names:
+            raise DiffError(f"{path} holds no data.pkl: it was not written by torch.save")
+        seen: set[str] = set()
+        for name in names:
+            if not name.startswith(f"{folder}/") or name.casefold() in seen:
+                raise DiffError(
+                    f"{path}: its entry {name[:80]!r} could be taken for another one, which "
+                    f"torch.save never writes: save the model again"
+                )
+            seen.add(name.casefold())
+        if not is_first or entries[0].header_offset != 0 or archive.comment:
+            raise DiffError(
+                f"{path}: bytes before or behind the archive, which torch.save never writes: save "
+                f"the model again"
+            )
+        entry = archive.getinfo(f"{folder}/data.pkl")
+        if entry.file_size > MAX_BYTES:
+            raise DiffError(
+                f"{path}: {entry.file_size} bytes of state, at most {MAX_BYTES} are read"
+            )
+        return archive.read(entry)
+
+
 def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
     foreign: dict[str, None] = {}
 
@@ -129,14 +164,7 @@ def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
             return Inert()
 
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-            if not names:
-                raise DiffError(f"{path} holds no data.pkl: it was not written by torch.save")
-            size = archive.getinfo(names[0]).file_size
-            if size > MAX_BYTES:
-                raise DiffError(f"{path}: {size} bytes of state, at most {MAX_BYTES} are read")
-            data = archive.read(names[0])
+        data = _read_pickle(path)
         return Reader(io.BytesIO(data)).load(), tuple(foreign)
     except OSError as error:
         raise DiffError(f"{path} cannot be read: {error.strerror or error}") from error

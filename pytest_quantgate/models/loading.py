@@ -1,4 +1,8 @@
-"""Loads the FP16 baseline of a suite: safetensors only, checked, in a known arithmetic."""
+"""Loads the FP16 baseline of a suite: safetensors only, checked, in a known arithmetic.
+
+Which files are read is decided here and in source.py, never by what stands in one of them: the
+weights are read here, and transformers sees the rest in a folder that holds nothing else.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,31 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.models.clip import ClipModel
-from pytest_quantgate.models.source import CheckpointSource, resolve_checkpoint
+from pytest_quantgate.models.source import (
+    CONFIG,
+    INDEX,
+    LOADED_FILES,
+    SETTINGS,
+    WEIGHTS,
+    CheckpointSource,
+    resolve_checkpoint,
+)
+from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 if TYPE_CHECKING:
     import torch
 
-MAX_JSON_BYTES = 64 << 20
-INDEX = "model.safetensors.index.json"
+MAX_FILE_BYTES = 64 << 20  #: of any file but the weights
+
+#: Keys that name another file, or code, to transformers; those that end in `_file` do too.
+_POINTERS = ("auto_map", "init_inputs", "merges", "transformers_weights", "vocab")
+#: Written by transformers and never read.
+_IDLE_POINTERS = ("special_tokens_map_file",)
+
+#: Layouts of tensors (metadata of a safetensors file) that are those of PyTorch.
+_LAYOUTS = (None, "pt", "np")
 
 #: Nothing of CLIP's kind comes near; beyond, the model would fill the memory before it is refused.
 LARGEST = {
@@ -38,6 +58,18 @@ LARGEST = {
 }
 
 
+#: Where sizes stand; what ends in `_dict` is older, and takes the place of the other.
+_SIZED = (
+    "",
+    "text_config",
+    "vision_config",
+    "text_config_dict",
+    "vision_config_dict",
+    "size",
+    "crop_size",
+)
+
+
 def load_fp16(
     spec: ModelSpec, *, device: str = "cpu", environ: Mapping[str, str] = os.environ
 ) -> ClipModel:
@@ -50,7 +82,7 @@ def load_fp16(
     """
     try:
         import torch
-        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+        from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
     except ImportError as error:
         raise MissingPackage(
             error.name or "transformers", extra="clip", purpose="loading a CLIP model"
@@ -60,24 +92,31 @@ def load_fp16(
     if device == "cuda" and not torch.cuda.is_available():
         raise NotMeasured("device cuda: torch finds no CUDA device; use --quantgate-device=cpu")
     refuse_forced_pickles(where=where)
-    check_files(source, where=where)
+    settings = check_files(source, where=where)
     compute_dtype = "float32" if device == "cpu" else spec.dtype
     dtype: torch.dtype = getattr(torch, spec.dtype)
-    with quiet_libraries():
+    with quiet_libraries(), temporary_folder() as folder:
+        _copy_files(source, folder, where=where)
         try:
+            config = CLIPConfig.from_dict(dict(settings))
+            config._attn_implementation = spec.attn_implementation
+            check_config(config.to_dict(), where=f"{where}: {source.directory / CONFIG}")
+            state = read_weights(source, where=where)
+            _check_size(CLIPModel, config, state=state, where=f"{where}: {source.description}")
             module, info = CLIPModel.from_pretrained(
-                source.directory,
+                None,
+                config=config,
+                state_dict=state,
                 dtype=dtype,
                 attn_implementation=spec.attn_implementation,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
                 output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(
-                source.directory, local_files_only=True, trust_remote_code=False
+                folder, local_files_only=True, trust_remote_code=False
             )
-            processor = CLIPImageProcessor.from_pretrained(source.directory, local_files_only=True)
+            processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        except ModelError:
+            raise
         except Exception as error:  # tokenizers raises a bare Exception for a damaged file
             raise ModelError(f"{where}: {source.description}: {_first_line(error)}") from error
     incomplete = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
@@ -115,29 +154,35 @@ def load_fp16(
     )
 
 
-def check_files(source: CheckpointSource, *, where: str) -> None:
-    """Raise ModelError, naming the file, for a config of another model or damaged safetensors,
-    and for what would load something else than the weights in this directory."""
+def check_files(source: CheckpointSource, *, where: str) -> Mapping[str, Any]:
+    """Return what stands in config.json.
+
+    Raises ModelError, naming the file, for a config of another model or damaged safetensors, and
+    for what would load something else than the weights in this directory.
+    """
     from safetensors import SafetensorError, safe_open
 
-    path = source.directory / "config.json"
-    config = _read_mapping(path, where=where)
+    directory = source.directory
+    config = _read_mapping(directory / CONFIG, where=where)
     architecture = config.get("model_type")
     if architecture != "clip":
         raise ModelError(
-            f"{where}: {path}: model_type is {str(architecture)[:80]!r}, this suite needs 'clip'"
+            f"{where}: {directory / CONFIG}: model_type is {str(architecture)[:80]!r}, this suite "
+            f"needs 'clip'"
         )
-    check_config(config, where=f"{where}: {path}")
-    if (source.directory / "adapter_config.json").exists():
+    if (directory / "adapter_config.json").exists():
         raise ModelError(
-            f"{where}: {source.directory} holds an adapter (adapter_config.json), which names "
+            f"{where}: {directory} holds an adapter (adapter_config.json), which names "
             f"another base model: merge it and save the whole model"
         )
-    check_index(source.directory, where=where)
-    processor = source.directory / "preprocessor_config.json"
-    if processor.exists():
-        check_config(_read_mapping(processor, where=where), where=f"{where}: {processor}")
-    for path in sorted(source.directory.glob("*.safetensors")):
+    for name in SETTINGS:
+        path = directory / name
+        if path.exists():
+            settings = _read_mapping(path, where=where)
+            check_config(settings, where=f"{where}: {path}")
+            check_pointers(settings, where=f"{where}: {path}")
+    list_weights(directory, where=where)
+    for path in sorted(directory.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):
                 pass
@@ -146,6 +191,25 @@ def check_files(source: CheckpointSource, *, where: str) -> None:
                 f"{where}: {path} is damaged ({path.stat().st_size} bytes; {_first_line(error)}): "
                 f"download or save it again"
             ) from error
+    return config
+
+
+def check_pointers(settings: Mapping[str, Any], *, where: str) -> None:
+    """Raise ModelError for a value that would make transformers read another file, or run code."""
+    parts = [("", settings)] + [
+        (f"{name}.", part)
+        for name, part in settings.items()
+        if name.endswith("_config") and isinstance(part, Mapping)
+    ]
+    for place, part in parts:
+        for key, value in part.items():
+            points = key in _POINTERS or key.endswith(("_file", "_files"))
+            if points and value and key not in _IDLE_POINTERS:
+                raise ModelError(
+                    f"{where}: {place}{key} is {repr(value)[:80]}: a checkpoint may not name other "
+                    f"files or code; keep everything in {WEIGHTS} and the tokenizer's usual files, "
+                    f"and remove the key"
+                )
 
 
 def check_config(config: Mapping[str, Any], *, where: str) -> None:
@@ -155,27 +219,38 @@ def check_config(config: Mapping[str, Any], *, where: str) -> None:
             f"{where}: has a quantization_config: the baseline must be the model before it was "
             f"quantized"
         )
-    for key in ("", "text_config", "vision_config", "size", "crop_size"):
-        part = config.get(key) if key else config
+    parts = {"": config, **config}
+    inner = config.get("image_processor")  # of processor_config.json
+    if isinstance(inner, Mapping):
+        parts |= {key: inner.get(key) for key in ("size", "crop_size")}
+    for key in _SIZED:
+        part = parts.get(key)
+        if key in ("size", "crop_size") and not isinstance(part, Mapping):
+            part = {"": part}
         for name, value in part.items() if isinstance(part, Mapping) else ():
             most = LARGEST["image_size"] if key in ("size", "crop_size") else LARGEST.get(name)
             if most is None or value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
                 shown = repr(value)[:40]
-                place = f"{key}.{name}" if key else name
+                place = ".".join(filter(None, (key, name)))
                 raise ModelError(f"{where}: {place} is {shown}: expected 1 to {most}")
 
 
-def check_index(directory: Path, *, where: str) -> None:
-    """Raise ModelError for an index of shards that are not safetensors files beside it."""
+def list_weights(directory: Path, *, where: str) -> tuple[Path, ...]:
+    """Return the safetensors files that hold the weights: one, or the shards of an index.
+
+    Raises ModelError for neither, and for an index of shards that are not safetensors files
+    beside it.
+    """
     path = directory / INDEX
-    if not path.exists():
-        return
-    shards = _read_mapping(path, where=where).get("weight_map")
-    if not isinstance(shards, Mapping):
-        raise ModelError(f"{where}: {path} has no weight_map: save the model again")
-    for name in sorted({str(shard) for shard in shards.values()}):
+    shards: list[str] = []
+    if path.exists():
+        found = _read_mapping(path, where=where).get("weight_map")
+        if not isinstance(found, Mapping):
+            raise ModelError(f"{where}: {path} has no weight_map: save the model again")
+        shards = sorted({str(shard) for shard in found.values()})
+    for name in shards:
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
             raise ModelError(
                 f"{where}: {path} names the shard {name[:100]!r}: only *.safetensors files beside "
@@ -183,6 +258,67 @@ def check_index(directory: Path, *, where: str) -> None:
             )
         if not (directory / name).is_file():
             raise ModelError(f"{where}: {path} names the shard {name!r}, which is missing")
+    if (directory / WEIGHTS).is_file():
+        return (directory / WEIGHTS,)
+    if not shards:
+        raise ModelError(
+            f"{where}: {directory} holds neither {WEIGHTS} nor {INDEX}: save the model again"
+        )
+    return tuple(directory / name for name in shards)
+
+
+def read_weights(source: CheckpointSource, *, where: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint by name, mapped from its files as long as they can be.
+
+    Raises ModelError for a name that stands in two shards, and for tensors that are laid out as
+    those of another library.
+    """
+    from safetensors import safe_open
+
+    state: dict[str, torch.Tensor] = {}
+    for path in list_weights(source.directory, where=where):
+        with safe_open(path, framework="pt") as stored:
+            layout = (stored.metadata() or {}).get("format")
+            if layout not in _LAYOUTS:
+                raise ModelError(
+                    f"{where}: {path} holds the tensors of {layout[:80]!r}: save them with PyTorch"
+                )
+            for name in stored.keys():  # noqa: SIM118 (it is no mapping)
+                if name in state:
+                    raise ModelError(f"{where}: {path}: {name[:80]!r} stands in another shard too")
+                state[name] = stored.get_tensor(name)
+    return state
+
+
+def _check_size(kind: Any, config: Any, *, state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise ModelError for a config of a model so large that its weights cannot be these.
+
+    Weights that are missing would be made before they are named: of a model of any size.
+    """
+    import torch
+
+    with torch.device("meta"):
+        described = sum(tensor.numel() for tensor in kind(config).state_dict().values())
+    held = sum(tensor.numel() for tensor in state.values())
+    if described > 2 * held:
+        raise ModelError(
+            f"{where}: config.json describes a model of {described} weights, the files hold "
+            f"{held}: the checkpoint is not the model of its config.json"
+        )
+
+
+def _copy_files(source: CheckpointSource, folder: Path, *, where: str) -> None:
+    """Put what transformers may read of a checkpoint into `folder`; raises ModelError."""
+    for name in LOADED_FILES:
+        path = source.directory / name
+        if not path.exists():
+            continue
+        try:
+            content = read_regular(path, max_bytes=MAX_FILE_BYTES)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ModelError(f"{where}: {path} cannot be read: {reason}") from error
+        (folder / name).write_bytes(content)
 
 
 def refuse_forced_pickles(*, where: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -196,7 +332,7 @@ def refuse_forced_pickles(*, where: str, environ: Mapping[str, str] = os.environ
 
 def _read_mapping(path: Path, *, where: str) -> Mapping[str, Any]:
     try:
-        found = parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES))
+        found = parse_json(read_regular(path, max_bytes=MAX_FILE_BYTES))
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: {path} is missing or unreadable: {error}") from error
     if not isinstance(found, dict):

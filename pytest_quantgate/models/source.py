@@ -17,6 +17,31 @@ from pytest_quantgate.untrusted import read_regular
 #: What a Hugging Face checkpoint directory can hold that changes an embedding.
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+#: Files that hold settings, in which a value could name another file or code.
+SETTINGS = (
+    CONFIG,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+
+#: All that is read of a checkpoint beside its weights; each of them is in the digest.
+LOADED_FILES = (
+    *SETTINGS,
+    "added_tokens.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
 MAX_RECIPE_BYTES = 1 << 20
 
 
@@ -33,7 +58,8 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
     """Return where the model of a suite is.
 
     Raises NotMeasured where the directory or the hub's files are not there, with the line that
-    mends it, and ModelError where the directory holds no safetensors.
+    mends it, and ModelError where the directory holds no safetensors, or a file of it is a link
+    that leads out of it.
     """
     directory, description = find_directory(spec, environ=environ)
     files = sorted({path for pattern in FILES for path in directory.glob(pattern)})
@@ -48,6 +74,11 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
         raise ModelError(f"{spec.where.of('id')}: {directory} holds no *.safetensors file{hint}")
     digest = hashlib.sha256()
     for path in files:
+        if not stays_inside(path, directory=directory):
+            raise ModelError(
+                f"{spec.where.of('id')}: {path} is a link that leads out of its folder, which is "
+                f"not followed: put the file itself there"
+            )
         if not path.is_file():  # a pipe would be waited for without end
             raise ModelError(f"{spec.where.of('id')}: {path} is no regular file: remove it")
         try:
@@ -59,6 +90,18 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
             ) from error
         digest.update(os.fsencode(path.name) + b"\0" + part)
     return CheckpointSource(directory=directory, digest=digest.hexdigest(), description=description)
+
+
+def stays_inside(path: Path, *, directory: Path) -> bool:
+    """Return whether a file of a checkpoint lies in its directory, once links are followed.
+
+    The cache of the hub keeps a snapshot's files as links to the blobs beside it: they belong to
+    it. What is not there at all stays inside.
+    """
+    root = Path(os.path.realpath(directory))
+    homes = (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
+    found = Path(os.path.realpath(path))  # Path.resolve raises where links go in circles
+    return any(found.is_relative_to(home) for home in homes)
 
 
 def find_directory(spec: ModelSpec, *, environ: Mapping[str, str]) -> tuple[Path, str]:

@@ -90,14 +90,10 @@ def update(path: Path, **changes: Any) -> None:
 
 
 def test_code_that_comes_with_a_model_is_not_run(clip: Path, code: str, canary: Path) -> None:
-    """transformers' `auto_map`, sentence-transformers' modules, and generate's own hook."""
+    """sentence-transformers' modules, and generate's own hook; `auto_map` is refused."""
     for name in ("evil.py", "custom_st.py", "custom_generate/generate.py"):
         (clip / name).parent.mkdir(exist_ok=True)
         (clip / name).write_text(code)
-    every = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoProcessor")
-    auto_map = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], **dict.fromkeys(every, "evil.Evil")}
-    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
-        update(clip / name, auto_map=auto_map)
     update(clip / "tokenizer_config.json", tokenizer_class="Evil")
     (clip / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "evil.Evil"}]')
     (clip / "chat_template.jinja").write_text("{{ ''.__class__.__mro__ }}")

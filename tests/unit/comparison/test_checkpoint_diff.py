@@ -460,6 +460,33 @@ def test_unified_export_is_read(tmp_path: Path) -> None:
     assert found.settings == {"export.quant_algo": "FP8"}
 
 
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (
+            lambda f: shutil.copy(f / "model.safetensors", f / "decoy.safetensors"),
+            r"model\.safetensors: tensor '.*' stands in decoy\.safetensors too",
+        ),
+        (
+            lambda f: (f / "more.safetensors").symlink_to("/etc/passwd"),
+            r"more\.safetensors is a link that leads out of its folder",
+        ),
+        (
+            lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("/x.json")),
+            r"config\.json is a link that leads out of its folder",
+        ),
+    ],
+)
+def test_decoys_and_links_are_trouble(
+    saved: Path, tmp_path: Path, plant: Callable[[Path], Any], words: str
+) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "planted"))
+    plant(folder)
+
+    with pytest.raises(DiffError, match=words):
+        read_checkpoint(folder)
+
+
 def test_damaged_manifest_is_trouble(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "b")
     (tmp_path / "b" / "manifest.json").write_text("{")

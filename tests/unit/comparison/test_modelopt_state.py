@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -141,3 +142,71 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
     )
 
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "s.pth")], check=True)
+
+
+def put(path: Path, *entries: tuple[str, bytes], before: bytes = b"", comment: bytes = b"") -> None:
+    with path.open("wb") as out:
+        out.write(before)
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.comment = comment
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of doubles
+                for name, content in entries:
+                    archive.writestr(name, content)
+
+
+def state_of(*, disabled: bool) -> bytes:
+    state = {"a.input_quantizer": {"_disabled": disabled}}
+    entry = ("quantize", {"config": {}, "metadata": {"quantizer_state": state}})
+    return pickle.dumps({"modelopt_state_dict": [entry]}, protocol=2)
+
+
+REAL, DECOY = state_of(disabled=True), state_of(disabled=False)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [("decoy/data.pkl", DECOY), ("s/data.pkl", REAL)],
+        [("s/version", b"3"), ("decoy/data.pkl", DECOY), ("s/data.pkl", REAL)],
+        [("s/x/data.pkl", DECOY), ("s/data.pkl", REAL), ("data.pkl", DECOY)],
+        [("s/data.pkl", DECOY), ("s/data.pkl", REAL)],
+        [("s/data.pkl", DECOY), ("s/DATA.PKL", REAL)],
+        [("s/data.pkl", DECOY), ("S/data.pkl", REAL)],
+    ],
+)
+def test_a_decoy_beside_the_pickle_is_refused(
+    entries: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    put(tmp_path / "s.pth", *entries)
+
+    with pytest.raises(DiffError, match=r"could be taken for another one|holds no data\.pkl"):
+        read_state(tmp_path / "s.pth")
+
+
+@pytest.mark.parametrize("options", [{"before": b"x" * 40}, {"comment": b"PK\x05\x06"}])
+def test_an_archive_inside_other_bytes_is_refused(
+    options: dict[str, bytes], tmp_path: Path
+) -> None:
+    put(tmp_path / "s.pth", ("s/data.pkl", REAL), **options)
+
+    with pytest.raises(DiffError, match=r"bytes before or behind the archive|is damaged"):
+        read_state(tmp_path / "s.pth")
+
+
+def test_where_one_pickle_is_meant_torch_reads_the_same(tmp_path: Path) -> None:
+    """A second data.pkl in a folder of its own is an entry like any other to torch."""
+    put(
+        tmp_path / "s.pth",
+        ("s/byteorder", b"little"),
+        ("s/x/data.pkl", DECOY),
+        ("s/data.pkl", REAL),
+        ("s/version", b"3"),
+    )
+
+    loaded = torch.load(tmp_path / "s.pth", weights_only=True)
+    found = read_state(tmp_path / "s.pth")
+
+    (entry,) = loaded["modelopt_state_dict"]
+    assert found.quantizers == entry[1]["metadata"]["quantizer_state"]
+    assert found.quantizers["a.input_quantizer"]["_disabled"] is True

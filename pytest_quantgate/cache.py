@@ -4,7 +4,8 @@ An entry is a folder of files and a `manifest.json` with the SHA-256 of each. It
 temporary folder, flushed and renamed into place, so a killed run leaves nothing that is ever
 read. Every read checks the digests; a damaged entry is set aside and built again. Whoever builds
 an entry or sets one aside holds its lock, which ends with its process: what lies about and is
-locked by nobody is of a killed run, and the next build deletes it.
+locked by nobody is of a killed run, and the next build deletes it. No link in the cache is
+followed, and its folders are this user's alone (`store/private.py`).
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pytest_quantgate.errors import CacheError, MissingPackage, StoredValueError, WriteError
 from pytest_quantgate.store.disk import describe_write_error, find_write_error, mend_write_error
+from pytest_quantgate.store.private import delete, open_private
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 #: Part of every path: raise it when the layout of an entry changes.
 LAYOUT = "v1"
 
+LOCKS = "locks"
 MANIFEST = "manifest.json"
 VALUE = "value.json"
 
@@ -53,8 +57,16 @@ class Cache:
         return self.root / LAYOUT / kind / key[:2] / key
 
     def load(self, *, kind: str, key: str) -> Path | None:
-        """Return the folder of an entry whose files are whole, or None; changes nothing."""
+        """Return the folder of an entry whose files are whole, or None; changes nothing.
+
+        Raises CacheError where the cache is not this user's alone.
+        """
         folder = self.path(kind=kind, key=key)
+        try:
+            with self._open(kind, key[:2]):
+                pass
+        except OSError:  # nothing was kept so far, or who writes it says why
+            return None
         whole = os.path.lexists(folder) and find_damage(folder) is None
         return folder if whole else None
 
@@ -66,11 +78,16 @@ class Cache:
         """
         folder = self.path(kind=kind, key=key)
         try:
+            with self._open(kind, key[:2]):
+                pass
             expected = parse_json(read_regular(folder / MANIFEST, max_bytes=MAX_JSON_BYTES))[name]
             data = read_regular(folder / name, max_bytes=MAX_JSON_BYTES)
             return parse_json(data) if hashlib.sha256(data).hexdigest() == expected else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, CacheError):
             return None
+
+    def _open(self, *parts: str, make: bool = False) -> AbstractContextManager[int]:
+        return open_private(self.root, LAYOUT, *parts, make=make)
 
     def get_or_build(self, *, kind: str, key: str, build: Callable[[Path], None]) -> Path:
         """Return the folder of an entry, built by `build(folder)` if it is not there.
@@ -140,7 +157,8 @@ class Cache:
     def _build(self, *, kind: str, key: str, build: Callable[[Path], None]) -> Path:
         folder = self.path(kind=kind, key=key)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            with self._open(kind, key[:2], make=True):
+                pass
             temporary = Path(tempfile.mkdtemp(prefix=f".building-{key}-", dir=folder.parent))
         except OSError as error:
             raise self._unwritable(error) from error
@@ -187,27 +205,36 @@ class Cache:
 
     def _sweep(self, *, held: tuple[str, str]) -> None:
         """Delete what killed runs left: temporary folders of entries that nobody has locked."""
-        for folder in (self.root / LAYOUT).glob("*/*/.*-*"):
-            kind, named = folder.parts[-3], _TEMPORARY.fullmatch(folder.name)
-            if named is None:
-                try:
-                    is_old = time.time() - folder.stat().st_mtime > LEFTOVER_SECONDS
-                except OSError:
-                    continue  # gone meanwhile
-                if is_old:
-                    shutil.rmtree(folder, ignore_errors=True)
-            elif (kind, named[1]) == held:
-                shutil.rmtree(folder, ignore_errors=True)
-            else:
-                lock = self._open_lock(kind=kind, key=named[1])
-                try:
-                    lock.acquire(blocking=False)
-                except (OSError, RuntimeError):
-                    continue  # somebody works in it, perhaps this process further up
-                try:
-                    shutil.rmtree(folder, ignore_errors=True)
-                finally:
-                    lock.release()
+        for folder in sorted((self.root / LAYOUT).glob("*/*")):
+            kind = folder.parent.name
+            if kind == LOCKS:
+                continue
+            try:
+                with self._open(kind, folder.name) as opened:
+                    for name in sorted(os.listdir(opened)):  # noqa: PTH208 (of what is open)
+                        if name.startswith(".") and "-" in name:
+                            self._sweep_one(name, folder=opened, kind=kind, held=held)
+            except OSError:
+                continue  # gone meanwhile
+
+    def _sweep_one(self, name: str, *, folder: int, kind: str, held: tuple[str, str]) -> None:
+        named = _TEMPORARY.fullmatch(name)
+        if named is None:
+            age = time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
+            if age > LEFTOVER_SECONDS:
+                delete(name, folder=folder)
+        elif (kind, named[1]) == held:
+            delete(name, folder=folder)
+        else:
+            lock = self._open_lock(kind=kind, key=named[1])
+            try:
+                lock.acquire(blocking=False)
+            except (OSError, RuntimeError):
+                return  # somebody works in it, perhaps this process further up
+            try:
+                delete(name, folder=folder)
+            finally:
+                lock.release()
 
     @contextmanager
     def _lock(self, *, kind: str, key: str) -> Iterator[None]:
@@ -226,12 +253,14 @@ class Cache:
             from filelock import FileLock
         except ImportError as error:
             raise MissingPackage("filelock", extra="clip", purpose="the variant cache") from error
-        folder = self.root / LAYOUT / "locks"
+        name = f"{kind}-{key}.lock"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            with self._open(LOCKS, make=True) as folder, suppress(FileNotFoundError):
+                if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.unlink(name, dir_fd=folder)  # its target would be emptied
         except OSError as error:
             raise self._unwritable(error) from error
-        return FileLock(folder / f"{kind}-{key}.lock")
+        return FileLock(self.root / LAYOUT / LOCKS / name)
 
     def _unwritable(self, error: OSError, *, damage: str = "") -> CacheError:
         reason = describe_write_error(error, folder=self.root)

@@ -17,11 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.errors import CacheError, QuantGateError
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.engine import EngineGate
 from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
 from pytest_quantgate.gates.sections import EngineTarget, TaskGate
+from pytest_quantgate.store.private import open_private
 from pytest_quantgate.suite import gates as suite_gates
 from pytest_quantgate.suite.gates import GateSection
 from pytest_quantgate.suite.specs import Suite
@@ -298,6 +299,13 @@ def check_cache(folder: Path) -> Check:
             detail=f"{folder} cannot be written",
             mend="--quantgate-cache-dir=DIR, or quantgate_cache_dir in the ini file",
         )
+    try:
+        with open_private(folder):
+            pass
+    except FileNotFoundError:
+        pass
+    except CacheError as error:
+        return Check(name="cache", state="BROKEN", detail=str(error))
     free = shutil.disk_usage(there).free
     used = sum(path.stat().st_size for path in _files(folder))
     detail = f"{folder}: {_size(used)} used, {_size(free)} free"

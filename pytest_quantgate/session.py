@@ -61,16 +61,20 @@ class RunSession:
     def case_for(self, suite: Suite) -> Case:
         """Return the case of a suite; the one used last is kept, so models are built once.
 
-        Only one is held in memory: two ViT-L/14 pairs would not fit a small CI machine.
+        Only one is held in memory: two ViT-L/14 pairs would not fit a small CI machine. Raises
+        CacheError where a cache would be read in CI that a pull request can have written.
         """
         from pytest_quantgate.baselines import Store
         from pytest_quantgate.cache import Cache
         from pytest_quantgate.case import Case
         from pytest_quantgate.store.looks import Ledger
+        from pytest_quantgate.store.private import refuse_checkout
         from pytest_quantgate.store.surroundings import Surroundings
 
         self._surroundings = self._surroundings or Surroundings()
         if self._case is None or self._case.suite.path != suite.path:
+            if self.settings.ci and self.settings.cache == "on":
+                refuse_checkout(self.settings.cache_dir)
             self._case = Case(
                 suite=suite,
                 settings=self.settings,

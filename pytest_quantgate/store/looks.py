@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pytest_quantgate.measurement import from_json, to_json
 from pytest_quantgate.store.disk import write_whole
+from pytest_quantgate.store.private import open_private
 from pytest_quantgate.store.records import Look
 from pytest_quantgate.untrusted import parse_json, read_regular
 
@@ -43,8 +44,15 @@ class Ledger:
     root: Path
 
     def read(self, question: str) -> tuple[Look, ...]:
-        """Return all looks of a question; what is damaged says nothing."""
+        """Return all looks of a question; what is damaged says nothing.
+
+        Raises CacheError where the folder is not this user's alone.
+        """
         found = []
+        try:
+            self._check(question)
+        except OSError:
+            return ()  # nothing was kept so far
         for path in sorted(self._folder(question).glob("*.json")):
             try:
                 found.append(from_json(Look, parse_json(read_regular(path, max_bytes=MAX_BYTES))))
@@ -53,11 +61,19 @@ class Ledger:
         return tuple(found)
 
     def add(self, question: str, look: Look) -> None:
-        """Keep a look; the first of its kind stays. Raises OSError where nothing can be written."""
+        """Keep a look; the first of its kind stays.
+
+        Raises OSError where nothing can be written, CacheError as `read` does.
+        """
+        self._check(question, make=True)
         path = self._folder(question) / f"{_short_digest(look.variant + look.data_digest)}.json"
         if not path.exists():
             text = json.dumps(to_json(look), sort_keys=True)
             write_whole(path, text.encode())
+
+    def _check(self, question: str, *, make: bool = False) -> None:
+        with open_private(self.root.parent, self.root.name, _short_digest(question), make=make):
+            pass
 
     def _folder(self, question: str) -> Path:
         return self.root / _short_digest(question)

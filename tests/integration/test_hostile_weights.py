@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.models.source import FILES, LOADED_FILES, resolve_checkpoint
-from pytest_quantgate.suite import ModelSpec, Where
+from pytest_quantgate.suite.specs import ModelSpec
+from pytest_quantgate.suite.where import Where
 
 WHERE = Where(file="suites/x.quantgate.yaml", line=3)
 Plant = Callable[[Path], Any]
@@ -113,7 +114,8 @@ import json, os, sys
 import safetensors, safetensors.torch, tokenizers, torch, transformers
 from pathlib import Path
 from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.suite import ModelSpec, Where
+from pytest_quantgate.suite.specs import ModelSpec
+from pytest_quantgate.suite.where import Where
 
 opened = set()
 

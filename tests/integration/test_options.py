@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,26 @@ def test_ci_writes_nothing_unless_told(
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     refused.stderr.fnmatch_lines([f"ERROR: *{mode}*{variable}*--quantgate-allow-ci-write*"])
     assert allowed.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_a_cache_in_the_checkout_is_refused_in_ci(
+    pytester: pytest.Pytester,
+    write_suite: Callable[..., Path],
+    run_gates: Callable[..., pytest.RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pull request could bring along what its gates then find."""
+    write_suite()
+    (pytester.path / ".git").mkdir()
+    monkeypatch.setenv("CI", "1")
+
+    result = run_gates("-k", "coverage", "--quantgate-cache-dir=cache")
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [f"*the cache {pytester.path}/cache lies in the checkout {pytester.path}, where a pull*"]
+    )
+    assert not (pytester.path / "cache").exists()
 
 
 def test_temporary_cache_goes_with_a_run_that_could_not_start(

@@ -126,7 +126,27 @@ def test_caches_are_restored_from_the_nearest_run_and_saved_anew() -> None:
         assert len(hashed) == 1, name
         known = {"runner.os", "runner.arch", "github.run_id", "github.run_attempt"}
         assert expressions - hashed == known, name
-        assert step["with"]["path"] == ".quantgate-cache"
+
+
+@pytest.mark.parametrize(("name", "step"), list(cache_steps()), ids=lambda value: str(value)[:20])
+def test_only_the_default_branch_reads_and_writes_a_cache(
+    name: str, step: Mapping[str, Any]
+) -> None:
+    """Neither a pull request nor what works on its files (pull_request_target, workflow_run).
+
+    And never in the checkout, where a pull request could bring one along.
+    """
+    trusted = (
+        """contains(fromJSON('["push", "schedule"]'), github.event_name) && """
+        "github.ref == format('refs/heads/{0}', github.event.repository.default_branch)"
+    )
+    condition = " ".join(step["if"].split())
+    assert condition in (trusted, f"inputs.cache == 'true' && {trusted}")
+    assert step["with"]["path"] == "${{ runner.temp }}/quantgate-cache"
+    assert '--quantgate-cache-dir="$RUNNER_TEMP/quantgate-cache"' in "".join(
+        script for where, script in scripts() if where.startswith(name)
+    )
+    assert "cache" not in read(GITLAB)["gates"]
 
 
 def test_every_job_has_a_time_limit() -> None:
@@ -304,8 +324,8 @@ def test_the_github_gates_write_reports_and_a_release_is_strict(machine: Machine
     script = script_of(GITHUB[0], name="Gates", job="gates")
     summary = machine.path.parent / "step-summary.md"
 
-    usual = machine.run(script, RELEASE="", GITHUB_STEP_SUMMARY=str(summary))
-    release = machine.run(script, RELEASE="yes")
+    usual = machine.run(script, RELEASE="", CACHE="on", GITHUB_STEP_SUMMARY=str(summary))
+    release = machine.run(script, RELEASE="yes", CACHE="off")
 
     assert "device=auto, CI is set: what is not measured fails" in usual.stdout
     assert "device=auto, cache=off, strict" in release.stdout
@@ -334,7 +354,7 @@ def test_the_gitlab_script_runs_and_its_artifacts_exist(machine: Machine) -> Non
 
     assert (usual.returncode, release.returncode) == (1, 1), usual.stdout + usual.stderr
     assert "cache=off, strict" in release.stdout
-    assert "cache=off" not in usual.stdout
+    assert "cache=off" in usual.stdout
     assert (machine.path / job["artifacts"]["reports"]["junit"]).is_file()
     assert (machine.path / "report" / "index.html").is_file()
 
@@ -366,6 +386,7 @@ def test_the_container_runs_the_suites_as_an_ordinary_user(machine: Machine) -> 
         (ABSENT, {}, 1, "NOT_MEASURED"),
         (ABSENT, {"STRICT": "true"}, 1, "NOT_MEASURED"),
         (ABSENT, {"CACHE": "false"}, 1, "NOT_MEASURED"),
+        (ABSENT, {"CACHE_STEP": "skipped"}, 1, "NOT_MEASURED"),
         # Of a suite of which nothing is measured nobody knows anything, whatever may be missing.
         (ABSENT, {"ALLOW_UNMEASURED": "coverage,sanity"}, 1, "NOT_MEASURED"),
         (ABSENT, {"ALLOW_UNMEASURED": "coverage", "CI": ""}, 0, "NOT_MEASURED"),
@@ -386,9 +407,11 @@ def test_the_action_says_its_verdict(
 
     names = ("suites", "report", "strict", "cache", "allow-unmeasured")
     inputs = {name.upper().replace("-", "_"): defaults[name] for name in names}
+    inputs["CACHE_STEP"] = "success"
     done = machine.run(script_of(ACTION, name="Gates"), **(inputs | changes))
 
-    assert ("cache=off" in done.stdout) == (changes.get("CACHE") == "false")
+    is_off = "CACHE" in changes or "CACHE_STEP" in changes
+    assert ("cache=off" in done.stdout) == is_off
     output = Path(machine.environ["GITHUB_OUTPUT"]).read_text(encoding="utf-8")
     assert (done.returncode, output) == (status, f"verdict={verdict}\n"), done.stdout + done.stderr
 

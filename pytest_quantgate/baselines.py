@@ -19,6 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
+from pytest_quantgate import bounds
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.gates.words import listed
@@ -55,8 +56,6 @@ from pytest_quantgate.untrusted import parse_json, read_regular
 if TYPE_CHECKING:
     from pytest_quantgate.gates.pairing import Pairs
 
-#: A record of a million samples has half a megabyte.
-MAX_BYTES = 8 << 20
 #: More looks at its data than this no baseline remembers.
 MAX_LOOKS = 50
 MAX_SLUG = 200  # file systems end at 255
@@ -207,7 +206,7 @@ class Store:
         if path.is_symlink():
             return None
         try:
-            data = parse_json(read_regular(path, max_bytes=MAX_BYTES))
+            data = parse_json(read_regular(path, max_bytes=bounds.BASELINE_BYTES))
             schema, suite, key = data["schema"], data["suite"], data["key"]
             kind: Kind = "latency" if data.get("kind") == "latency" else "regression"
             place = self.path(suite, key, kind=kind)
@@ -295,9 +294,11 @@ def _read_file(
             raise BaselineError(f"{path}: leads out of {root}: replace the link by the file itself")
         if not path.exists():
             return None
-        if path.stat().st_size > MAX_BYTES:
-            raise BaselineError(f"{path}: larger than {MAX_BYTES} bytes, no baseline is: {mend}")
-        text = read_regular(path, max_bytes=MAX_BYTES).decode("utf-8")
+        if path.stat().st_size > bounds.BASELINE_BYTES:
+            raise BaselineError(
+                f"{path}: larger than {bounds.BASELINE_BYTES} bytes, no baseline is: {mend}"
+            )
+        text = read_regular(path, max_bytes=bounds.BASELINE_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise BaselineError(f"{path}: damaged baseline: not UTF-8: {mend}") from error
     except OSError as error:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pytest_quantgate import bounds
 from pytest_quantgate.errors import CacheError, MissingPackage, StoredValueError, WriteError
 from pytest_quantgate.store.disk import describe_write_error, find_write_error, mend_write_error
 from pytest_quantgate.store.private import delete, open_private
@@ -36,8 +37,6 @@ LOCKS = "locks"
 MANIFEST = "manifest.json"
 VALUE = "value.json"
 
-#: More than the outcomes of a million samples; a larger file is none of ours.
-MAX_JSON_BYTES = 256 << 20
 
 #: Temporary folders without the name of an entry are of an older release: deleted at this age.
 LEFTOVER_SECONDS = 24 * 3600
@@ -80,8 +79,10 @@ class Cache:
         try:
             with self._open(kind, key[:2]):
                 pass
-            expected = parse_json(read_regular(folder / MANIFEST, max_bytes=MAX_JSON_BYTES))[name]
-            data = read_regular(folder / name, max_bytes=MAX_JSON_BYTES)
+            expected = parse_json(read_regular(folder / MANIFEST, max_bytes=bounds.CACHED_BYTES))[
+                name
+            ]
+            data = read_regular(folder / name, max_bytes=bounds.CACHED_BYTES)
             return parse_json(data) if hashlib.sha256(data).hexdigest() == expected else None
         except (OSError, ValueError, KeyError, TypeError, CacheError):
             return None
@@ -272,7 +273,7 @@ class Cache:
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file of the cache; raises StoredValueError."""
     try:
-        return parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES))
+        return parse_json(read_regular(path, max_bytes=bounds.CACHED_BYTES))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise StoredValueError(

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate import bounds
 from pytest_quantgate.comparison.changes import DiffError
 from pytest_quantgate.comparison.safetensors_file import Tensor, read_header
 from pytest_quantgate.errors import MissingPackage
@@ -22,8 +23,6 @@ from pytest_quantgate.measurement import Fault
 from pytest_quantgate.models import faults
 from pytest_quantgate.models.source import stays_inside
 from pytest_quantgate.untrusted import parse_json, read_regular
-
-MAX_JSON_BYTES = 64 << 20
 
 #: A folder with none of these has no tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -156,7 +155,7 @@ class CheckpointFiles:
         path = self.directory / "tokenizer.json"
         if not path.exists() or not stays_inside(path, directory=self.directory):
             return None
-        content = read_regular(path, max_bytes=MAX_JSON_BYTES)
+        content = read_regular(path, max_bytes=bounds.JSON_BYTES)
         tokenizer = Tokenizer.from_str(content.decode("utf-8"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -199,7 +198,7 @@ class CheckpointFiles:
         if not stays_inside(path, directory=self.directory):
             return None  # whoever loads it says so
         try:
-            found = parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES))
+            found = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
         except (OSError, ValueError):
             return None  # and so too
         return found if isinstance(found, dict) else None

@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate import bounds
+
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 _PIECE_BYTES = 1 << 20
-
-MAX_YAML_DEPTH = 50
-MAX_YAML_VALUES = 100_000
 
 
 def read_regular(path: Path, *, max_bytes: int) -> bytes:
@@ -50,8 +49,12 @@ def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text.
 
     Raises ValueError for what is not JSON in UTF-8, a key that stands twice, NaN and Infinity, a
-    number that no float can hold, half a character, and nesting that is too deep to read.
+    number that no float can hold, half a character, nesting that is too deep to read, and more
+    values than `bounds.JSON_VALUES`.
     """
+    comma, opened, brace = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
+    if text.count(comma) + text.count(opened) + text.count(brace) > bounds.JSON_VALUES:  # type: ignore[arg-type]
+        raise ValueError(f"it holds more than {bounds.JSON_VALUES} values")
     if isinstance(text, bytes):
         text = text.decode("utf-8")  # json would take UTF-16, UTF-32 and halves of characters too
     try:
@@ -72,8 +75,8 @@ def parse_json(text: str | bytes) -> Any:
 def check_yaml(text: str) -> None:
     """Raise ValueError, with the line, for a YAML text that is no plain data of modest size.
 
-    That is one with tags, nested deeper than `MAX_YAML_DEPTH`, or that holds more than
-    `MAX_YAML_VALUES` values once its aliases are written out.
+    That is one with tags, nested deeper than `bounds.YAML_DEPTH`, or that holds more than
+    `bounds.YAML_VALUES` values once its aliases are written out.
     """
     import yaml
 
@@ -97,8 +100,8 @@ def check_yaml(text: str) -> None:
             open_nodes.append((anchor, 1))
             if anchor:
                 sizes.pop(anchor, None)
-            if len(open_nodes) > MAX_YAML_DEPTH:
-                raise ValueError(f"line {line}: nested deeper than {MAX_YAML_DEPTH} levels")
+            if len(open_nodes) > bounds.YAML_DEPTH:
+                raise ValueError(f"line {line}: nested deeper than {bounds.YAML_DEPTH} levels")
         elif isinstance(event, yaml.CollectionEndEvent):
             name, size = open_nodes.pop()
             if name:
@@ -126,8 +129,8 @@ def _parse_events(text: str) -> Iterator[Any]:
 
 def _grow(open_nodes: list[tuple[str | None, int]], size: int, *, line: int) -> None:
     anchor, so_far = open_nodes[-1]
-    if so_far + size > MAX_YAML_VALUES:
-        raise ValueError(f"line {line}: more than {MAX_YAML_VALUES} values, aliases written out")
+    if so_far + size > bounds.YAML_VALUES:
+        raise ValueError(f"line {line}: more than {bounds.YAML_VALUES} values, aliases written out")
     open_nodes[-1] = (anchor, so_far + size)
 
 

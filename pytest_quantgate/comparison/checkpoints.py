@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate import bounds
 from pytest_quantgate.comparison.calibration import (
     Calibrated,
     compare_calibration,
@@ -45,7 +46,6 @@ from pytest_quantgate.models.recipes import format_of_bits
 from pytest_quantgate.models.source import stays_inside
 from pytest_quantgate.untrusted import parse_json, read_regular
 
-MAX_JSON_BYTES = 64 << 20
 STATE = "modelopt_state.pth"
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
@@ -317,7 +317,7 @@ def _refuse_links(folder: Path) -> None:
 def _read_json(path: Path) -> Mapping[str, Any]:
     """Return a JSON mapping, empty where the file is not there."""
     try:
-        return as_mapping(parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES)))
+        return as_mapping(parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES)))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate import bounds
 from pytest_quantgate.comparison.changes import DiffError
-
-MAX_BYTES = 256 << 20
 
 #: Names that torch.load(weights_only=True) takes: plain data and parts of tensors.
 _TENSOR_PARTS = {
@@ -117,6 +116,10 @@ def _read_pickle(path: Path) -> bytes:
         is_first = stream.read(4) == b"PK\x03\x04"
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+        if len(entries) > bounds.STATE_ENTRIES:
+            raise DiffError(
+                f"{path}: {len(entries)} entries, at most {bounds.STATE_ENTRIES} are read"
+            )
         names = [entry.filename for entry in entries]
         folder = names[0].partition("/")[0] if names else ""
         if f"{folder}/data.pkl" not in names:
@@ -135,9 +138,9 @@ def _read_pickle(path: Path) -> bytes:
                 f"the model again"
             )
         entry = archive.getinfo(f"{folder}/data.pkl")
-        if entry.file_size > MAX_BYTES:
+        if entry.file_size > bounds.STATE_BYTES:
             raise DiffError(
-                f"{path}: {entry.file_size} bytes of state, at most {MAX_BYTES} are read"
+                f"{path}: {entry.file_size} bytes of state, at most {bounds.STATE_BYTES} are read"
             )
         return archive.read(entry)
 

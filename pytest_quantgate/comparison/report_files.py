@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate import bounds
 from pytest_quantgate.comparison.calibration import (
     Calibrated,
     CalibrationImages,
@@ -56,8 +57,6 @@ from pytest_quantgate.report.model import (
 from pytest_quantgate.untrusted import parse_json, read_regular
 from pytest_quantgate.verdict import Status
 
-MAX_BYTES = 256 << 20
-
 #: Of a gate that turned red, so many lines of its evidence are repeated.
 EVIDENCE_LINES = 2
 
@@ -73,7 +72,7 @@ def is_report(data: object) -> bool:
 def read_report(path: Path) -> Report:
     """Return the report in a file; raises ReportError or DiffError for what is none."""
     try:
-        report = parse_report(read_regular(path, max_bytes=MAX_BYTES), name=path.as_posix())
+        report = parse_report(read_regular(path, max_bytes=bounds.JSON_BYTES), name=path.as_posix())
     except OSError as error:
         raise DiffError(f"{path} cannot be read: {error.strerror or error}") from error
     try:

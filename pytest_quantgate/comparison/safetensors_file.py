@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate import bounds
 from pytest_quantgate.comparison.changes import DiffError
 from pytest_quantgate.errors import MissingPackage
 from pytest_quantgate.untrusted import parse_json
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     import numpy
 
     Array = numpy.ndarray[Any, numpy.dtype[Any]]
-
-MAX_HEADER_BYTES = 100 << 20
-#: More than any library takes, and few enough to multiply.
-MAX_DIMENSIONS = 64
 
 #: Bytes of one value by the name that the format gives its type.
 SIZES = {
@@ -133,7 +130,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         size = found.st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            if size < 8 or length > min(bounds.HEADER_BYTES, size - 8):
                 raise DiffError(
                     f"{damaged}: its header says {length} bytes, the file has {size}: "
                     f"copy or save it again"
@@ -168,7 +165,7 @@ def _read_entry(entry: Any, *, name: str, path: Path, start: int, size: int) -> 
     plain = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     if (
         not plain
-        or len(shape) > MAX_DIMENSIONS
+        or len(shape) > bounds.DIMENSIONS
         or end - begin != math.prod(shape) * SIZES[dtype]
         or start + end > size
     ):

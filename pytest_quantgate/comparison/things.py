@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
+from pytest_quantgate import bounds
 from pytest_quantgate.comparison.baseline_files import compare_records, read_records
 from pytest_quantgate.comparison.changes import Comparison, DiffError, combine
 from pytest_quantgate.comparison.checkpoints import (
@@ -33,7 +34,6 @@ Kind = Literal["checkpoint", "baseline", "suite", "report", "onnx"]
 
 Thing = TypeVar("Thing")
 
-MAX_BYTES = 256 << 20
 _WORDS: dict[Kind, str] = {
     "checkpoint": "a checkpoint",
     "baseline": "baselines",
@@ -77,7 +77,7 @@ def _kind_of_file(path: Path) -> Kind:
     if path.suffix != ".json":
         raise DiffError(f"{path} is no suite (*{SUFFIX}), no baseline and no report (*.json)")
     try:
-        data = parse_json(read_regular(path, max_bytes=MAX_BYTES))
+        data = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
     except OSError as error:
         raise DiffError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate import bounds
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.measure.quantizers import amax_of, find_quantizers
 from pytest_quantgate.models.attention import attention_class
@@ -38,7 +39,6 @@ STATE = "modelopt_state.pth"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FILES = (STATE, WEIGHTS, CONFIG)
-MAX_JSON_BYTES = 64 << 20
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("automatic", "diffusers")
 
@@ -188,7 +188,7 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
     refuse_forced_pickles(where=str(directory), environ=os.environ)
     path = directory / MANIFEST
     try:
-        manifest = parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES))
+        manifest = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path} is missing or unreadable ({error}): save the model again"
@@ -322,7 +322,7 @@ def _build_plain(directory: Path) -> torch.nn.Module:
     from transformers import CLIPConfig, CLIPModel
 
     path = directory / CONFIG
-    config = parse_json(read_regular(path, max_bytes=MAX_JSON_BYTES))
+    config = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
     check_config(config, where=str(path))
     attention = config.pop("_attn_implementation")
     if not isinstance(attention, str) or not re.fullmatch(r"\w+", attention):

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate import bounds
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.source import (
@@ -33,8 +34,6 @@ from pytest_quantgate.untrusted import parse_json, read_regular
 if TYPE_CHECKING:
     import torch
 
-MAX_FILE_BYTES = 64 << 20  #: of any file but the weights
-
 #: Keys that name another file, or code, to transformers; those that end in `_file` do too.
 _POINTERS = ("auto_map", "init_inputs", "merges", "transformers_weights", "vocab")
 #: Written by transformers and never read.
@@ -42,21 +41,6 @@ _IDLE_POINTERS = ("special_tokens_map_file",)
 
 #: Layouts of tensors (metadata of a safetensors file) that are those of PyTorch.
 _LAYOUTS = (None, "pt", "np")
-
-#: Nothing of CLIP's kind comes near; beyond, the model would fill the memory before it is refused.
-LARGEST = {
-    "num_hidden_layers": 1_000,
-    "num_attention_heads": 1_000,
-    "hidden_size": 65_536,
-    "intermediate_size": 262_144,
-    "projection_dim": 65_536,
-    "image_size": 8_192,
-    "patch_size": 8_192,
-    "num_channels": 64,
-    "vocab_size": 10_000_000,
-    "max_position_embeddings": 1_000_000,
-}
-
 
 #: Where sizes stand; what ends in `_dict` is older, and takes the place of the other.
 _SIZED = (
@@ -183,6 +167,13 @@ def check_files(source: CheckpointSource, *, where: str) -> Mapping[str, Any]:
             check_pointers(settings, where=f"{where}: {path}")
     list_weights(directory, where=where)
     for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+        if bounds.HEADER_BYTES < length < path.stat().st_size:
+            raise ModelError(
+                f"{where}: {path}: its header has {length} bytes, at most {bounds.HEADER_BYTES} "
+                f"are read: save it again"
+            )
         try:
             with safe_open(path, framework="pt"):
                 pass
@@ -228,7 +219,11 @@ def check_config(config: Mapping[str, Any], *, where: str) -> None:
         if key in ("size", "crop_size") and not isinstance(part, Mapping):
             part = {"": part}
         for name, value in part.items() if isinstance(part, Mapping) else ():
-            most = LARGEST["image_size"] if key in ("size", "crop_size") else LARGEST.get(name)
+            most = (
+                bounds.MODEL_SIZES["image_size"]
+                if key in ("size", "crop_size")
+                else bounds.MODEL_SIZES.get(name)
+            )
             if most is None or value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
@@ -314,7 +309,7 @@ def _copy_files(source: CheckpointSource, folder: Path, *, where: str) -> None:
         if not path.exists():
             continue
         try:
-            content = read_regular(path, max_bytes=MAX_FILE_BYTES)
+            content = read_regular(path, max_bytes=bounds.JSON_BYTES)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ModelError(f"{where}: {path} cannot be read: {reason}") from error
@@ -332,7 +327,7 @@ def refuse_forced_pickles(*, where: str, environ: Mapping[str, str] = os.environ
 
 def _read_mapping(path: Path, *, where: str) -> Mapping[str, Any]:
     try:
-        found = parse_json(read_regular(path, max_bytes=MAX_FILE_BYTES))
+        found = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: {path} is missing or unreadable: {error}") from error
     if not isinstance(found, dict):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate import bounds
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where, expand_environment, expand_path
@@ -41,8 +42,6 @@ LOADED_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-
-MAX_RECIPE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +182,7 @@ def recipe_content(
 def read_recipe_text(path: Path, *, where: str) -> str:
     """Return the text of a recipe file; raises ModelError where it cannot be one."""
     try:
-        return read_regular(path, max_bytes=MAX_RECIPE_BYTES).decode("utf-8")
+        return read_regular(path, max_bytes=bounds.RECIPE_BYTES).decode("utf-8")
     except OSError as error:
         reason = error.strerror or str(error)
         raise ModelError(f"{where}: cannot read the recipe {path}: {reason}") from error

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_quantgate import bounds
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.measure.quantizers import owner_of, slot_of, whole_name
 from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair
@@ -30,9 +31,6 @@ MOVES = frozenset(
         *("Slice", "Expand", "Split"),
     )
 )
-
-#: Protobuf reads no larger message.
-MAX_BYTES = 2 << 30
 
 OPERATIONS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
@@ -57,7 +55,7 @@ def read_graph(path: Path, *, amax: Mapping[str, np.ndarray] | None = None) -> O
     MissingPackage without onnx.
     """
     try:
-        content = read_regular(path, max_bytes=MAX_BYTES)
+        content = read_regular(path, max_bytes=bounds.ONNX_BYTES)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     model = parse_model(content, path=path)

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_quantgate import bounds
 from pytest_quantgate.measurement import from_json, to_json
 from pytest_quantgate.store.disk import write_whole
 from pytest_quantgate.store.private import open_private
 from pytest_quantgate.store.records import Look
 from pytest_quantgate.untrusted import parse_json, read_regular
 
-MAX_BYTES = 1 << 16
 #: So many of the smallest digests stand for a set of samples: what two sets share is among them.
 SKETCH_SIZE, DIGITS = 48, 8
 
@@ -55,7 +55,9 @@ class Ledger:
             return ()  # nothing was kept so far
         for path in sorted(self._folder(question).glob("*.json")):
             try:
-                found.append(from_json(Look, parse_json(read_regular(path, max_bytes=MAX_BYTES))))
+                found.append(
+                    from_json(Look, parse_json(read_regular(path, max_bytes=bounds.LOOK_BYTES)))
+                )
             except (OSError, ValueError):
                 continue
         return tuple(found)

@@ -10,11 +10,10 @@ from typing import Any
 
 import yaml
 
+from pytest_quantgate import bounds
 from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.untrusted import read_regular
 
-#: A hundred times what a long suite has, and read in a few seconds.
-MAX_BYTES = 256 << 10
 MAX_DEPTH = 20
 MAX_MESSAGE = 600
 
@@ -51,7 +50,7 @@ def _cut(text: str, *, most: int) -> str:
 def read_text(path: Path, *, name: str) -> str:
     """Return the text of a suite file; raises SuiteError where it cannot be one."""
     try:
-        data = read_regular(path, max_bytes=MAX_BYTES)
+        data = read_regular(path, max_bytes=bounds.SUITE_BYTES)
     except OSError as error:
         raise SuiteError(f"{name}:1: cannot read the suite: {error.strerror or error}") from error
     try:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, NotMeasured
 from pytest_quantgate.measurement import TextPlaces
 from pytest_quantgate.tasks.drawing import Draw
@@ -37,11 +38,6 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
-
-MAX_IMAGE_BYTES = 256 << 20
-MAX_TEXT_BYTES = 1 << 20
-MAX_NAMES_BYTES = 16 << 20
-MAX_SHARDS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +98,8 @@ def list_shards(root: Path, *, split: str) -> list[Path]:
         ) from None
     except (ValueError, OSError) as error:
         raise DataError(f"{counted}: expected the number of shards: {error}") from error
-    if not 0 <= count <= MAX_SHARDS:
-        raise DataError(f"{counted}: {count} is no number of shards: expected 0 to {MAX_SHARDS}")
+    if not 0 <= count <= bounds.SHARDS:
+        raise DataError(f"{counted}: {count} is no number of shards: expected 0 to {bounds.SHARDS}")
     shards = []
     for index in range(count):
         shard = root / split / f"{index}.tar"
@@ -183,7 +179,7 @@ def _read_shard(shard: Path, *, text_suffix: str) -> list[tuple[str, TarImage, s
                 if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, text_suffix):
                     continue
                 found: dict[str, Any] = texts if suffix == text_suffix else images
-                most = MAX_TEXT_BYTES if suffix == text_suffix else MAX_IMAGE_BYTES
+                most = bounds.TEXT_BYTES if suffix == text_suffix else bounds.IMAGE_BYTES
                 if member.size > most or member.issparse():
                     raise DataError(
                         f"{shard}: {member.name!r} is sparse or larger than {most} bytes"
@@ -267,7 +263,7 @@ def _read_lines(path: Path) -> list[str]:
 def _read_numbered(path: Path) -> list[tuple[int, str]]:
     """Return the lines that hold anything, each with its number; none where there is no file."""
     try:
-        text = read_regular(path, max_bytes=MAX_NAMES_BYTES).decode("utf-8-sig")
+        text = read_regular(path, max_bytes=bounds.CLASS_NAMES_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate import baselines
+from pytest_quantgate import baselines, bounds
 from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed, refuse_ci
 from pytest_quantgate.baselines import (
     Store,
@@ -803,7 +803,7 @@ def test_file_too_large_for_a_baseline_is_not_read(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = store.write(make_record())
-    monkeypatch.setattr(baselines, "MAX_BYTES", 100)
+    monkeypatch.setattr(bounds, "BASELINE_BYTES", 100)
 
     assert message(lambda: store.read(SUITE, KEY)).startswith(
         f"{path}: larger than 100 bytes, no baseline is: restore it with git checkout"

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_quantgate import bounds
 from pytest_quantgate.untrusted import (
-    MAX_YAML_DEPTH,
-    MAX_YAML_VALUES,
     check_yaml,
     parse_json,
     read_regular,
@@ -114,15 +113,15 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (BOMB, rf"line 5: more than {MAX_YAML_VALUES} values, aliases written out"),
+        (BOMB, rf"line 5: more than {bounds.YAML_VALUES} values, aliases written out"),
         ("a: &a [*a]", r"line 1: alias \*a stands for what holds it"),
         ("a: &a {b: &b [*a]}", r"line 1: alias \*a stands for what holds it"),
         ("a: *gone", r"line 1: alias \*gone stands for what holds it"),
         ("<<: *a", r"line 1: alias \*a"),
         ("a:\n  !!python/object/apply:os.system [id]", r"line 2: tags \(!\.\.\.\) are not taken"),
         ("!!binary aGk=", r"line 1: tags"),
-        ("[" * 100_000, rf"line 1: nested deeper than {MAX_YAML_DEPTH} levels"),
-        ("- " * 500, rf"line 1: nested deeper than {MAX_YAML_DEPTH} levels"),
+        ("[" * 100_000, rf"line 1: nested deeper than {bounds.YAML_DEPTH} levels"),
+        ("- " * 500, rf"line 1: nested deeper than {bounds.YAML_DEPTH} levels"),
         ("a: [1", "line 1: not YAML"),
         ('"\\UFFFFFFFF"', "not YAML"),
         ("a: \x00", "not YAML"),
@@ -149,9 +148,9 @@ def count_values(value: Any) -> int:
 @pytest.mark.parametrize("extra", [0, 1])
 def test_the_limit_counts_what_aliases_stand_for(extra: int) -> None:
     """Hundreds of one list of many: a value more than the limit, and it is refused."""
-    rows = MAX_YAML_VALUES // 1000 - 1
+    rows = bounds.YAML_VALUES // 1000 - 1
     text = f"- &row [{', '.join(['x'] * 999)}]\n" + "- *row\n" * (rows - 1)
-    rest = MAX_YAML_VALUES - (1 + rows * 1000) + extra
+    rest = bounds.YAML_VALUES - (1 + rows * 1000) + extra
     text += "- x\n" * rest
 
     if extra:

@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from suite_texts import EXPORTED, FILE, SMALL, VALID, Load, Refusal, swap
 
+from pytest_quantgate import bounds
 from pytest_quantgate.errors import QuantGateError, SuiteError
 from pytest_quantgate.suite.load import load_suite
-from pytest_quantgate.suite.nodes import MAX_BYTES
 
 
 def test_empty_file_is_refused(refusal: Refusal) -> None:
@@ -85,10 +85,10 @@ def test_depth_counts_what_is_open_and_not_what_was(load: Load) -> None:
 
 
 def test_file_of_a_gigabyte_is_not_parsed(refusal: Refusal) -> None:
-    text = SMALL + "#" * (MAX_BYTES - len(SMALL) + 1)
+    text = SMALL + "#" * (bounds.SUITE_BYTES - len(SMALL) + 1)
 
     assert refusal(text) == (
-        f"{FILE}:1: cannot read the suite: it is larger than {MAX_BYTES} bytes"
+        f"{FILE}:1: cannot read the suite: it is larger than {bounds.SUITE_BYTES} bytes"
     )
 
 

@@ -52,9 +52,8 @@ def parse_json(text: str | bytes) -> Any:
     number that no float can hold, half a character, nesting that is too deep to read, and more
     values than `bounds.JSON_VALUES`.
     """
-    comma, opened, brace = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
-    if text.count(comma) + text.count(opened) + text.count(brace) > bounds.JSON_VALUES:  # type: ignore[arg-type]
-        raise ValueError(f"it holds more than {bounds.JSON_VALUES} values")
+    content = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
+    refuse_many_values(content)
     if isinstance(text, bytes):
         text = text.decode("utf-8")  # json would take UTF-16, UTF-32 and halves of characters too
     try:
@@ -70,6 +69,16 @@ def parse_json(text: str | bytes) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return value
+
+
+def refuse_many_values(content: bytes) -> None:
+    """Raise ValueError for a JSON text of which the values would fill the memory.
+
+    What stands inside of its texts counts too.
+    """
+    found = sum(content.count(mark) for mark in (b",", b"[", b"{"))
+    if found > bounds.JSON_VALUES:
+        raise ValueError(f"it holds up to {found} values, at most {bounds.JSON_VALUES} are read")
 
 
 def check_yaml(text: str) -> None:

@@ -29,7 +29,7 @@ from pytest_quantgate.models.source import (
 )
 from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.suite.specs import ModelSpec
-from pytest_quantgate.untrusted import parse_json, read_regular
+from pytest_quantgate.untrusted import parse_json, read_regular, refuse_many_values
 
 if TYPE_CHECKING:
     import torch
@@ -313,6 +313,11 @@ def _copy_files(source: CheckpointSource, folder: Path, *, where: str) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
             raise ModelError(f"{where}: {path} cannot be read: {reason}") from error
+        if path.suffix == ".json":
+            try:
+                refuse_many_values(content)
+            except ValueError as error:
+                raise ModelError(f"{where}: {path}: {error}") from error
         (folder / name).write_bytes(content)
 
 

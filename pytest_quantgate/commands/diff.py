@@ -69,23 +69,13 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
 
 def compare(parsed: argparse.Namespace) -> Comparison:
     """Return the comparison that the arguments ask for; raises QuantGateError."""
-    from pytest_quantgate.comparison.things import compare_paths
+    from pytest_quantgate.comparison.worker import compare_paths, compare_trees
 
     if parsed.after is not None:
-        return compare_paths(Path(parsed.before), Path(parsed.after))
-    return _compare_revisions(parsed)
-
-
-def _compare_revisions(parsed: argparse.Namespace) -> Comparison:
-    from pytest_quantgate.comparison.things import compare_trees
-
+        return compare_paths(parsed.before, parsed.after)
     with temporary_folder() as folder:
         return compare_trees(
-            parsed.before,
-            baselines=parsed.baselines,
-            suites=parsed.suites,
-            here=Path.cwd(),
-            room=folder,
+            parsed.before, baselines=parsed.baselines, suites=parsed.suites, room=folder
         )
 
 

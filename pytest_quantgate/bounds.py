@@ -40,14 +40,16 @@ MODEL_SIZES = {
     "hidden_size": 65_536,
     "intermediate_size": 262_144,
     "projection_dim": 65_536,
-    "image_size": 2_048,
-    "patch_size": 2_048,
+    "image_size": 1_024,
+    "patch_size": 1_024,
     "num_channels": 64,
     "vocab_size": 10_000_000,
     "max_position_embeddings": 65_536,
 }
 #: Protobuf reads no larger message.
 ONNX_BYTES = 2 << 30
+#: Nodes, initializers, inputs, outputs and properties of a graph, each.
+ONNX_PARTS = 1_000_000
 
 # -- data sets -------------------------------------------------------------------------------------
 
@@ -64,9 +66,8 @@ CLASS_NAMES_BYTES = 16 << 20
 PROMPT_CHARACTERS = 256 << 20
 #: Pixels that are decoded at once, in one image or several; Pillow refuses more in one.
 PIXELS = 1 << 26
-#: How many times longer than the other one side of an image is: what is resized by its shorter
-#: side becomes as long.
-IMAGE_RATIO = 100
+#: How many times longer than the other one side of an image may be: it is resized by the shorter.
+IMAGE_RATIO = 50
 
 # -- git -------------------------------------------------------------------------------------------
 

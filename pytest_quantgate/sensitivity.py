@@ -226,7 +226,10 @@ class Study:
 
         fp16, quantized = self.case.fp16, self.case.quantized
         images = [
-            fp16.preprocess(list(probe.samples.images[start : start + BATCH_SIZE]))
+            fp16.preprocess(
+                probe.samples.images[index]
+                for index in range(start, min(start + BATCH_SIZE, len(probe.samples)))
+            )
             for start in range(0, len(probe.samples), BATCH_SIZE)
         ]
         texts = [

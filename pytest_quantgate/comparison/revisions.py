@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pytest_quantgate import bounds
 from pytest_quantgate.comparison.changes import DiffError
+from pytest_quantgate.own_process import TooMuchOutput, read_output
+from pytest_quantgate.store.disk import CODES
 
 _RANGE = re.compile(r"(?P<before>.*?)(?P<dots>\.\.\.?)(?P<after>.*)")
 
@@ -21,9 +24,6 @@ _SHALLOW_HINT = (
     ": this is a shallow clone: git fetch --unshallow (in GitHub Actions: actions/checkout with "
     "fetch-depth: 0)"
 )
-
-#: A baseline has at most this; anything larger in these folders is none.
-MAX_FILE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ def extract(commit: str, *, paths: Sequence[str], folder: Path, into: Path) -> l
         ["ls-tree", "-r", "-z", "--long", "--full-name", commit, "--", *paths], folder=folder
     )
     wanted: list[tuple[str, str]] = []
+    total = 0
     for entry in listing.split(b"\0"):
         if not entry:
             continue
@@ -91,15 +92,22 @@ def extract(commit: str, *, paths: Sequence[str], folder: Path, into: Path) -> l
             continue
         if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
             raise DiffError(f"{commit[:10]}: the path {name!r} leads out of the repository")
-        if int(size) > MAX_FILE_BYTES:
+        if int(size) > bounds.GIT_FILE_BYTES:
             raise DiffError(f"{commit[:10]}:{name}: {int(size)} bytes are no baseline and no suite")
         wanted.append((name, object_id.decode()))
+        total += int(size)
+        if len(wanted) > bounds.GIT_FILES or total > bounds.GIT_BYTES:
+            raise DiffError(
+                f"{commit[:10]}: {', '.join(paths)}: more than {bounds.GIT_FILES} files or "
+                f"{bounds.GIT_BYTES >> 20} MiB are no baselines and no suites"
+            )
     if not wanted:
         return []
     blobs = _git(
         ["cat-file", "--batch"],
         folder=folder,
         stdin="".join(f"{object_id}\n" for _, object_id in wanted).encode(),
+        max_bytes=total + 200 * len(wanted),  # each has a line of its own before it
     )
     position = 0
     for path, wanted_id in wanted:
@@ -111,8 +119,15 @@ def extract(commit: str, *, paths: Sequence[str], folder: Path, into: Path) -> l
             )
         length = int(header[2])
         target = into / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(blobs[end + 1 : end + 1 + length])
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(blobs[end + 1 : end + 1 + length])
+        except OSError as error:
+            if error.errno in CODES:  # a full disk, or a closed one
+                raise
+            raise DiffError(
+                f"{commit[:10]}:{path[:100]}: cannot be unpacked: {error.strerror}"
+            ) from error
         position = end + 1 + length + 1
     return [name for name, _ in wanted]
 
@@ -139,8 +154,14 @@ def _is_shallow(folder: Path) -> bool:
     return _git(["rev-parse", "--is-shallow-repository"], folder=folder).strip() == b"true"
 
 
-def _git(arguments: Sequence[str], *, folder: Path, stdin: bytes | None = None) -> bytes:
-    found = _call(arguments, folder=folder, stdin=stdin)
+def _git(
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    stdin: bytes | None = None,
+    max_bytes: int = bounds.GIT_LISTING_BYTES,
+) -> bytes:
+    found = _call(arguments, folder=folder, stdin=stdin, max_bytes=max_bytes)
     if found.returncode != 0:
         lines = found.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[0].removeprefix("fatal: ") if lines else f"status {found.returncode}"
@@ -151,19 +172,27 @@ def _git(arguments: Sequence[str], *, folder: Path, stdin: bytes | None = None) 
 
 
 def _call(
-    arguments: Sequence[str], *, folder: Path, stdin: bytes | None = None
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    stdin: bytes | None = None,
+    max_bytes: int = bounds.GIT_LISTING_BYTES,
 ) -> subprocess.CompletedProcess[bytes]:
     environ = {**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        return subprocess.run(
+        return read_output(
             ["git", "--no-replace-objects", *arguments],
             cwd=folder,
             env=environ,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            check=False,
+            stdin=stdin or b"",
+            max_bytes=max_bytes,
+            timeout_s=bounds.WORKER_SECONDS,
         )
+    except TooMuchOutput as error:
+        raise DiffError(
+            f"git {arguments[0]}: more than {max_bytes >> 20} MiB of names: these folders hold no "
+            f"baselines and no suites"
+        ) from error
     except FileNotFoundError as error:
         raise DiffError("git is not installed: revisions are read through it") from error
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_quantgate.models.clip import ClipModel, PairBatch
@@ -26,7 +26,7 @@ def embed_images(
     samples: Samples,
     *,
     batch_size: int,
-    preprocess: Callable[[list[Any]], torch.Tensor],
+    preprocess: Callable[[Iterable[Any]], torch.Tensor],
     progress: Callable[[int], None] | None = None,
 ) -> list[torch.Tensor]:
     """Return one float32 [N, D] per model, not normalised, on the CPU.
@@ -38,12 +38,12 @@ def embed_images(
     parts: list[list[torch.Tensor]] = [[] for _ in models]
     with quiet_libraries():
         for start in range(0, len(samples), batch_size):
-            images = samples.images[start : start + batch_size]
-            pixels = preprocess(list(images))
+            stop = min(start + batch_size, len(samples))
+            pixels = preprocess(samples.images[index] for index in range(start, stop))
             for model, done in zip(models, parts, strict=True):
                 done.append(model.encode_image(pixels).cpu())
             if progress is not None:
-                progress(len(images))
+                progress(stop - start)
     return [torch.cat(done) for done in parts]
 
 
@@ -103,7 +103,7 @@ def make_batches(model: ClipModel, samples: Samples, *, batch_size: int) -> Iter
     for start in range(0, len(samples), batch_size):
         stop = min(start + batch_size, len(samples))
         with quiet_libraries():
-            images: list[Any] = list(samples.images[start:stop])
+            images = (samples.images[index] for index in range(start, stop))
             batch = PairBatch(
                 pixel_values=model.preprocess(images),
                 tokens=model.tokenize([samples.text(index) for index in range(start, stop)]),

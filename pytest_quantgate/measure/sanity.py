@@ -101,7 +101,7 @@ def measure_sanity(
     texts = [pairs.text(index) for index in range(len(pairs))]
     with quiet_libraries():
         tokens = fp16.tokenize(texts)
-        pixels = fp16.preprocess(list(pairs.images[: len(pairs)]))
+        pixels = fp16.preprocess(pairs.images[index] for index in range(len(pairs)))
         images = _encode("an image", lambda: fp16.encode_image(pixels), model=fp16)
         captions = _encode("a text", lambda: fp16.encode_text(tokens), model=fp16)
     reader = read_texts_of(fp16)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate import bounds
+from pytest_quantgate.errors import DataError
 from pytest_quantgate.models import faults
 
 if TYPE_CHECKING:
@@ -56,16 +58,24 @@ class ClipModel:
             features: torch.Tensor = module.text_projection(pooled)
             return features.float()
 
-    def preprocess(self, images: Sequence[Image | np.ndarray[Any, Any]]) -> torch.Tensor:
+    def preprocess(self, images: Iterable[Image | np.ndarray[Any, Any]]) -> torch.Tensor:
         """Return float32 pixel values [N, 3, H, W] as the checkpoint's own processor makes them.
 
-        Raises ModelError for what the processor cannot prepare, and for a size that the vision
-        tower does not take.
+        `images` may be decoded one by one: no more of them are held at once than have
+        `bounds.PIXELS` pixels. Raises DataError for an image that is far too long, ModelError for
+        what the processor cannot prepare, and for a size that the vision tower does not take.
         """
         import torch
 
+        edge = dict(self.image_processor.size or {}).get("shortest_edge") or 0
+        parts = [self._preprocess(group) for group in group_images(images, edge=edge)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _preprocess(self, images: Sequence[Any]) -> torch.Tensor:
+        import torch
+
         try:
-            pixels = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+            pixels = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
             assert isinstance(pixels, torch.Tensor)
         except Exception as error:  # whatever transformers and Pillow raise for a wrong processor
             fault = faults.preprocessing(describe_error(error))
@@ -134,6 +144,33 @@ class PairBatch:
     pixel_values: torch.Tensor
     tokens: Mapping[str, torch.Tensor]
     ids: tuple[str, ...]
+
+
+def group_images(images: Iterable[Any], *, edge: int) -> Iterator[list[Any]]:
+    """Yield the images in lists of at most `bounds.PIXELS` pixels, or one image.
+
+    What counts is how large they are, or will be with `edge` pixels on the shorter side. Raises
+    DataError for an image of which one side is more than `bounds.IMAGE_RATIO` times the other:
+    resized by the shorter one it would fill the memory.
+    """
+    group: list[Any] = []
+    held = 0
+    for image in images:
+        height, width = image.shape[:2] if hasattr(image, "shape") else image.size[::-1]
+        short, long = sorted((height, width))
+        if long > bounds.IMAGE_RATIO * short:
+            raise DataError(
+                f"an image has {width} x {height} pixels: one side may be at most "
+                f"{bounds.IMAGE_RATIO} times the other; remove it"
+            )
+        pixels = max(height * width, edge * edge * long // short)
+        if group and held + pixels > bounds.PIXELS:
+            yield group
+            group, held = [], 0
+        group.append(image)
+        held += pixels
+    if group:
+        yield group
 
 
 def describe_error(error: Exception) -> str:

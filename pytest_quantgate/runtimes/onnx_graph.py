@@ -104,6 +104,13 @@ def parse_model(content: bytes, *, path: Path) -> Any:
         raise ModelError(
             f"{path}: is no ONNX model ({len(content)} bytes; {error}): export the tower again"
         ) from error
+    graph = model.graph
+    parts = (graph.node, graph.initializer, graph.input, graph.output, model.metadata_props)
+    if max(map(len, parts)) > bounds.ONNX_PARTS:
+        raise ModelError(
+            f"{path}: a graph of {max(map(len, parts))} nodes or values, at most "
+            f"{bounds.ONNX_PARTS} are read"
+        )
     # What is not UTF-8 in a text of the file is given as bytes.
     if any(isinstance(text, bytes) for text in _list_texts(model)):
         raise ModelError(f"{path}: a name in it is not UTF-8: export the tower again")

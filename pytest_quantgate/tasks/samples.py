@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError
 
 
@@ -49,6 +50,7 @@ class Samples:
             raise DataError(
                 f"{self.name}: {len(doubled)} sample ids are not unique, first {doubled[0]!r}"
             )
+        check_prompts(self.class_names, self.templates, name=self.name)
         for index, label in enumerate(self.labels or ()):
             if not 0 <= label < len(self.class_names):
                 raise DataError(
@@ -114,6 +116,17 @@ class Selected(Sequence[Any]):
         if isinstance(index, slice):
             return [self.images[i] for i in self.indices[index]]
         return self.images[self.indices[index]]
+
+
+def check_prompts(class_names: Sequence[str], templates: Sequence[str], *, name: str) -> None:
+    """Raise DataError where the class names in all templates would fill the memory."""
+    names = sum(map(len, class_names))
+    prompts = sum(len(t) * len(class_names) + t.count("{c}") * names for t in templates)
+    if prompts > bounds.PROMPT_CHARACTERS:
+        raise DataError(
+            f"{name}: {len(class_names)} class names in {len(templates)} templates are {prompts} "
+            f"characters, at most {bounds.PROMPT_CHARACTERS} are taken: shorten them"
+        )
 
 
 def fill(template: str, class_name: str) -> str:

@@ -28,7 +28,7 @@ from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, NotMeasured
 from pytest_quantgate.measurement import TextPlaces
 from pytest_quantgate.tasks.drawing import Draw
-from pytest_quantgate.tasks.samples import Samples
+from pytest_quantgate.tasks.samples import Samples, check_prompts
 from pytest_quantgate.untrusted import read_regular
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -38,6 +38,15 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
+
+
+class BoundedFile(io.FileIO):
+    """A file of which no part is read that is larger than any label: tarfile trusts its headers."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= bounds.TEXT_BYTES:
+            raise OSError(f"a header or text of {size} bytes, at most {bounds.TEXT_BYTES} are read")
+        return super().read(size) or b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +133,8 @@ def digest_root(root: Path, *, split: str) -> str:
 def load_webdataset(root: Path, *, split: str, name: str, draw: Draw) -> Samples:
     """Return the drawn samples of a split; of the others only headers and labels are read.
 
-    Raises NotMeasured where the folder is not there, DataError for a damaged one, with the file.
+    Raises NotMeasured where the folder is not there, DataError for a damaged or an oversized one,
+    with the file.
     """
     shards = list_shards(root, split=split)
     captioned = (_read_lines(root / "dataset_type.txt") or ["classification"])[0] == "retrieval"
@@ -147,6 +157,8 @@ def load_webdataset(root: Path, *, split: str, name: str, draw: Draw) -> Samples
                 f"write the number of shards into {shard.parent / 'nshards.txt'}"
             )
         for key, place, text in members:
+            if len(ids) == bounds.SAMPLES:
+                raise DataError(f"{shard}: more than {bounds.SAMPLES} samples in {shard.parent}")
             ids.append(f"{number}/{key}")
             places.append(place)
             if captioned:
@@ -172,9 +184,14 @@ def load_webdataset(root: Path, *, split: str, name: str, draw: Draw) -> Samples
 def _read_shard(shard: Path, *, text_suffix: str) -> list[tuple[str, TarImage, str]]:
     images: dict[str, TarImage] = {}
     texts: dict[str, str] = {}
+    total = 0
     try:
-        with tarfile.open(shard, "r:") as archive:
-            for member in archive:
+        with (
+            BoundedFile(shard) as stream,
+            tarfile.open(fileobj=stream, mode="r:", name=str(shard)) as archive,
+        ):
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
                 key, suffix = _split_member(member.name, shard=shard)
                 if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, text_suffix):
                     continue
@@ -187,9 +204,12 @@ def _read_shard(shard: Path, *, text_suffix: str) -> list[tuple[str, TarImage, s
                 if key in found:
                     raise DataError(f"{shard}: sample {key!r} stands twice")
                 if suffix == text_suffix:
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    texts[key] = stream.read().decode("utf-8")
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    texts[key] = content.read().decode("utf-8")
+                    total += member.size
+                    if total > bounds.TEXTS_BYTES:
+                        raise DataError(f"{shard}: more than {bounds.TEXTS_BYTES} bytes of text")
                 else:
                     images[key] = TarImage(shard=shard, offset=member.offset_data, size=member.size)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
@@ -235,10 +255,15 @@ def _read_label(text: str, *, shard: Path, key: str, classes: int) -> int:
 
 
 def read_texts(root: Path) -> tuple[list[str], list[str]]:
-    """Return the class names and the templates of a folder, both empty for one with captions."""
+    """Return the class names and the templates of a folder, both empty for one with captions.
+
+    Raises DataError for what cannot be read, or is too much.
+    """
     if (_read_lines(root / "dataset_type.txt") or [""])[0] == "retrieval":
         return [], []
-    return _read_lines(root / CLASS_NAMES), _read_lines(root / TEMPLATES)
+    names, templates = _read_lines(root / CLASS_NAMES), _read_lines(root / TEMPLATES)
+    check_prompts(names, templates, name=str(root))
+    return names, templates
 
 
 def locate_texts(root: Path) -> TextPlaces:

@@ -241,17 +241,17 @@ def link(path: Path, target: Path) -> None:
         (lambda f: link(f / "more.json", f / "more.json"), "more.json is no regular file"),
         (
             lambda f: update(f / "config.json", vision_config_dict={"image_size": 60_000}),
-            "config.json: vision_config_dict.image_size is 60000: expected 1 to 8192",
+            "config.json: vision_config_dict.image_size is 60000: expected 1 to 1024",
         ),
         (
             lambda f: update(f / "preprocessor_config.json", crop_size=60_000),
-            "preprocessor_config.json: crop_size is 60000: expected 1 to 8192",
+            "preprocessor_config.json: crop_size is 60000: expected 1 to 1024",
         ),
         (
             lambda f: update(
                 f / "processor_config.json", image_processor={"size": {"height": 60_000}}
             ),
-            "processor_config.json: size.height is 60000: expected 1 to 8192",
+            "processor_config.json: size.height is 60000: expected 1 to 1024",
         ),
         (
             lambda f: update(

@@ -19,7 +19,8 @@ from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, ModelError
 from pytest_quantgate.models.clip import group_images
 from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.suite import ModelSpec, Where
+from pytest_quantgate.suite.specs import ModelSpec
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.webdataset import load_webdataset
 

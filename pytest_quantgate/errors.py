@@ -10,8 +10,11 @@ from __future__ import annotations
 class QuantGateError(Exception):
     """Base of all errors that a user can cause and mend; `str(error)` is the whole message.
 
-    `code` is that of the verdict which the error becomes (see `Verdict.code`), empty for most.
+    `code` is that of the verdict which the error becomes (see `Verdict.code`); where it is empty
+    that is `<gate>.<finding>`, by the kind of error.
     """
+
+    finding = "input-unusable"
 
     def __init__(self, *arguments: object, code: str = "") -> None:
         super().__init__(*arguments)
@@ -21,13 +24,19 @@ class QuantGateError(Exception):
 class SuiteError(QuantGateError):
     """A suite file that cannot be accepted; the message starts with `file:line:`."""
 
+    finding = "suite-unusable"
+
 
 class BaselineError(QuantGateError):
     """A baseline file that is damaged, of another version, or may not be written."""
 
+    finding = "baseline-unusable"
+
 
 class WriteError(QuantGateError):
     """A place that cannot be written: a full or read-only disk, or a limit on sizes of files."""
+
+    finding = "unwritable"
 
 
 class CacheError(WriteError):
@@ -50,9 +59,13 @@ class StoredValueError(QuantGateError, ValueError):
 class ModelError(QuantGateError):
     """A checkpoint, a recipe or a model that cannot be used."""
 
+    finding = "model-unusable"
+
 
 class DataError(QuantGateError):
     """A data set that is empty, damaged or not what the task needs."""
+
+    finding = "data-unusable"
 
 
 class NotMeasured(QuantGateError):

@@ -112,8 +112,9 @@ def _build(request: pytest.FixtureRequest, make: Callable[[], ClipModel]) -> Cli
     try:
         return make()
     except NotMeasured as error:
-        headline, status = str(error), Status.NOT_MEASURED
+        headline, status, code = str(error), Status.NOT_MEASURED, ""
     except QuantGateError as error:
         headline, status = str(error), Status.FAIL
-    _require(request, Verdict(gate="test", status=status, headline=headline))
+        code = error.code or f"test.{error.finding}"
+    _require(request, Verdict(gate="test", status=status, headline=headline, code=code))
     raise AssertionError("a verdict that is not PASS ends the test")

@@ -88,7 +88,14 @@ class Judging:
                 f"{self.case.suite.path.name} has no regression gate of {task} {metric} (it has: "
                 f"{known}): its limits belong into the suite"
             )
-            return Judged(verdict=Verdict(gate="regression", status=Status.FAIL, headline=headline))
+            return Judged(
+                verdict=Verdict(
+                    gate="regression",
+                    status=Status.FAIL,
+                    headline=headline,
+                    code="regression.no-such-gate",
+                )
+            )
         if fp16 is None and quantized is None:
             return self.judge(kind="regression", key=key)
         return self._judge(
@@ -108,13 +115,17 @@ class Judging:
         except WriteError as error:
             return Judged(verdict=self._say_unwritable(kind, error))
         except QuantGateError as error:
+            code = error.code or f"{kind}.{error.finding}"
             return Judged(
-                verdict=Verdict(gate=kind, status=Status.FAIL, headline=str(error), code=error.code)
+                verdict=Verdict(gate=kind, status=Status.FAIL, headline=str(error), code=code)
             )
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             headline = f"cannot read or write: {place}{error.strerror or error}"
-            return Judged(verdict=Verdict(gate=kind, status=Status.FAIL, headline=headline))
+            code = f"{kind}.input-unusable"
+            return Judged(
+                verdict=Verdict(gate=kind, status=Status.FAIL, headline=headline, code=code)
+            )
         if kind in IMPLICIT:
             return judged  # what a reader must know of the variants is not built yet
         return replace(judged, notes=(*judged.notes, *self.case.notes))
@@ -125,7 +136,7 @@ class Judging:
         if first != kind:
             headline = f"nothing could be written: the {first} gate says where, and what to do"
             return Verdict(gate=kind, status=Status.NOT_MEASURED, headline=headline)
-        code = f"{kind}.unwritable"
+        code = f"{kind}.{error.finding}"
         return Verdict(gate=kind, status=Status.FAIL, headline=str(error), code=code)
 
     def _judge_overflow(self, judged: Judged, *, gate: GateSection) -> Judged:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.sabotage.bench import Bench
+from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.catalogue import CATALOGUE
 from benchmarks.sabotage.differences import Difference, compare_entries, describe_failure
 from benchmarks.sabotage.differences import render_page as render_differences
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = options.folder or Path(temporary)
         if options.diff:
             return _compare(folder, only=options.only, verbose=options.verbose)
-        results = _run(Bench(folder), only=options.only, verbose=options.verbose)
+        entries = [e for e in CATALOGUE if re.search(options.only, e.title)]
+        results = _run(Bench(folder), entries, verbose=options.verbose)
     for line in render_lines(results):
         print(line)
     if find_quant_regress():
@@ -69,9 +70,9 @@ def _compare(folder: Path, *, only: str, verbose: bool) -> int:
     """Release every entry, ask the command about each, print and write what it says."""
     bench = Bench(folder)
     releases = Releases(bench)
-    _run(bench, only=only, verbose=False, releases=releases)
+    entries = [e for e in CATALOGUE if e.compared and re.search(only, e.title)]
+    _run(bench, entries, verbose=False, releases=releases)
     found: list[Difference] = []
-    entries = [e for e in CATALOGUE if re.search(only, e.title)]
     for difference in compare_entries(releases, entries):
         found.append(difference)
         if not difference.is_named:
@@ -91,9 +92,8 @@ def _compare(folder: Path, *, only: str, verbose: bool) -> int:
 
 
 def _run(
-    bench: Bench, *, only: str, verbose: bool, releases: Releases | None = None
+    bench: Bench, entries: Sequence[Entry], *, verbose: bool, releases: Releases | None = None
 ) -> list[Result]:
-    entries = [e for e in CATALOGUE if re.search(only, e.title)]
     results: list[Result] = []
     for number, result in enumerate(run_entries(bench, entries, releases=releases), start=1):
         results.append(result)

@@ -49,7 +49,7 @@ gates:
 TASK, METRIC, SAMPLES = "scenes/classification", "acc1", 1000
 
 #: The gates that look at the PyTorch model: what a team has before it exports anything.
-MODEL_GATES = ("coverage", "calibration", "fidelity", "accuracy", "regression")
+MODEL_GATES = ("sanity", "coverage", "calibration", "fidelity", "accuracy", "regression")
 #: The gates on what follows it, but for the latency, which the bench scripts.
 STAGE_GATES = ("accuracy-onnx", "export", "parity", "engine", "memory")
 
@@ -60,8 +60,9 @@ class Entry:
 
     `make` gives the spoiled case.
     `judged` are the kinds of gates that it is put before (`accuracy-onnx` is accuracy with
-    `stage: onnx`), `gates` those of them that must turn red, at least one; `cause` is a regular
-    expression that the text of one of these must match. A control has no `gates`: all must pass.
+    `stage: onnx`), `gates` those of them that must turn red, at least one. One of these must have
+    the `code` (`Verdict.code`), and its text match the regular expression `cause`: where, or the
+    true cause, in a gate without codes. A control has no `gates`: all must pass.
     `principle` says why nothing can catch it, `finding` what is still open. `shipped` is the stage
     that tools which look at the answers alone are given: what ships.
     """
@@ -70,11 +71,13 @@ class Entry:
     theme: str
     make: Callable[[Bench], Case]
     gates: tuple[str, ...] = ()
+    code: str = ""
     cause: str = ""
     judged: tuple[str, ...] = MODEL_GATES
     principle: str = ""
     finding: str = ""
     shipped: str = "torch"
+    compared: bool = True
 
     @property
     def title(self) -> str:

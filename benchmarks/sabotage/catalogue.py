@@ -5,16 +5,22 @@ from __future__ import annotations
 from benchmarks.sabotage.bench import Entry
 from benchmarks.sabotage.calibration import CALIBRATIONS, WEIGHTS
 from benchmarks.sabotage.controls import CONTROLS
+from benchmarks.sabotage.data import DATA
 from benchmarks.sabotage.evaluation import BASELINES, EVALUATIONS
 from benchmarks.sabotage.export import ENGINES, EXPORTS
+from benchmarks.sabotage.overflow import OVERFLOWS
 from benchmarks.sabotage.recipe import ATTENTIONS, RECIPES
+from benchmarks.sabotage.sanity import SANITIES
 from benchmarks.sabotage.speed import SPEEDS
 
 SABOTAGES: tuple[Entry, ...] = (
+    *SANITIES,
+    *DATA,
     *RECIPES,
     *ATTENTIONS,
     *CALIBRATIONS,
     *WEIGHTS,
+    *OVERFLOWS,
     *EVALUATIONS,
     *BASELINES,
     *EXPORTS,

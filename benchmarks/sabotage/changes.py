@@ -360,6 +360,23 @@ WEIGHTS = {
     ),
 }
 
+DATA = {
+    "samples raised until the gate is green": truth(
+        revisions=r"max_drop: 2 pp -> \d",
+    ),
+}
+
+OVERFLOW = {
+    "shipped in bfloat16, exported in float16": truth(
+        revisions=r"model\.dtype: float16 -> bfloat16",
+        report="the vision graph computes in float16, the suite ships bfloat16",
+    ),
+    "an embedding depends on what else is in its batch": truth(
+        report="an embedding depends on what else is in its batch",
+        principle=FED_WRONG,
+    ),
+}
+
 EVALUATION = {
     "tokenizer of another vocabulary": truth(
         report="(?s)likely cause: .*tokenizer.*FP16 79.10 % -> 0.30 %.*quantized .* -> 0.30 %",
@@ -445,6 +462,10 @@ BASELINES = {
     "baseline of another suite of the same name": truth(
         revisions="baseline added: other/reference scenes/classification-acc1",
         report="holds other/reference .*, expected reference",
+    ),
+    "the result of a red run, put there by hand": truth(
+        revisions="coverage.* FAIL",
+        report="calibration is FAIL, coverage is FAIL",
     ),
     "verdicts edited by hand": truth(
         revisions="other: .*it was changed by hand",
@@ -694,6 +715,11 @@ CONTROLS = {
         report=r"2 quantizers switched off: visual_projection\.",
         only=f"visual_projection|{_RECIPE_NAME}inline quant_cfg|{_MEASURED}|all tensors",
     ),
+    "a small advisory suite": truth(
+        revisions=r"samples: 1000 -> 60",
+        report="samples: 1000 -> 60",
+        only="XXX",
+    ),
     "calibrated on 512 pairs": truth(
         revisions="calibration.samples: 256 -> 512",
         checkpoint="calibration samples: 256 -> 512",
@@ -718,6 +744,8 @@ TRUTHS: Mapping[str, Truth] = {
         ("attention", ATTENTION),
         ("calibration", CALIBRATION),
         ("weights", WEIGHTS),
+        ("data", DATA),
+        ("overflow", OVERFLOW),
         ("evaluation", EVALUATION),
         ("baseline", BASELINES),
         ("export", EXPORTS),

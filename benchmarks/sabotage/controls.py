@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -11,9 +11,20 @@ from typing import Any
 import torch
 
 from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, Entry
+from benchmarks.sabotage.folders import (
+    CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+    Photo,
+    as_they_are,
+    of_files,
+)
+from benchmarks.sabotage.overflow import NEAR_30_000, PAST_FLOAT16, scaled
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
 from benchmarks.sabotage.recipe import ATTENTION, E4M3, inline, layers, named, waiver
+from benchmarks.sabotage.sanity import WORDS, add_domain, grow_table, text_config
 from benchmarks.sabotage.speed import judged as timed
 from benchmarks.sabotage.speed import measure
 from pytest_quantgate.case import Case
@@ -39,8 +50,11 @@ def control(
     *,
     judged: tuple[str, ...] = MODEL_GATES,
     shipped: str = "torch",
+    compared: bool = True,
 ) -> Entry:
-    return Entry(name=name, theme="control", make=make, judged=judged, shipped=shipped)
+    return Entry(
+        name=name, theme="control", make=make, judged=judged, shipped=shipped, compared=compared
+    )
 
 
 def shuffled(seed: int) -> Callable[[Bench], Case]:
@@ -147,6 +161,14 @@ def suite(edits: dict[str, str]) -> Callable[[Bench], Case]:
     return lambda bench: bench.load(edits=edits)
 
 
+def in_two_classes(samples: Samples) -> Iterable[Photo]:
+    """A multi-label set as a table of single labels: a picture of two things is there twice."""
+    for index, (image, label) in enumerate(as_they_are(samples)):
+        yield image, label
+        if index % 3 == 0:
+            yield image, (label + 10) % len(samples.class_names)
+
+
 def reordered(bench: Bench) -> Case:
     """The evaluation of the variant gave its samples in another order."""
 
@@ -201,6 +223,12 @@ def waived(bench: Bench) -> Case:
         }
     )
 
+
+#: The reference suite as a developer keeps it, whose answer nobody ships by.
+ADVISORY = {
+    "samples: 1000, max_drop: 2pp, floor: 70%": "samples: 60, max_drop: 15pp, floor: 40%",
+    "max_flips: 10%, max_class_drop: 75pp": "max_flips: 30%",
+}
 
 CONTROLS = (
     control("the good release itself", lambda bench: bench.good, judged=ALL),
@@ -261,6 +289,58 @@ CONTROLS = (
         suite({"samples: 256, batch_size": "samples: 512, batch_size"}),
         judged=OTHER,
     ),
+    control(
+        "pictures that stand in two classes",
+        of_files(
+            "two classes",
+            test=in_two_classes,
+            edits={"samples: 1000, max_drop: 2pp, floor: 70%": "max_drop: 2pp, floor: 50%"},
+        ),
+        judged=OTHER,
+        compared=False,
+    ),
+    control(
+        "a word of a domain in the vocabulary",
+        of_files(
+            "domain",
+            model={
+                CONFIG: text_config(vocab_size=WORDS + 1),
+                TOKENIZER: add_domain,
+                WEIGHTS: grow_table,
+            },
+            templates=("a photo of the <domain> {c}", "a photo of the {c}"),
+        ),
+        judged=OTHER,
+        compared=False,
+    ),
+    control(
+        "a tokenizer that gives no attention mask",
+        of_files(
+            "no mask",
+            model={TOKENIZER_CONFIG: lambda config: config.update(model_input_names=["input_ids"])},
+        ),
+        judged=OTHER,
+        compared=False,
+    ),
+    control(
+        "class names in other letters",
+        of_files("letters", names=lambda names: [name.title() for name in names]),
+        judged=OTHER,
+        compared=False,
+    ),
+    control(
+        "activations near 30,000 in FP16",
+        of_files("near 30,000", model={WEIGHTS: scaled(NEAR_30_000)}),
+        judged=(*OTHER, "export", "parity"),
+        compared=False,
+    ),
+    control(
+        "activations past float16, shipped in bfloat16",
+        of_files("bfloat16", model={WEIGHTS: scaled(PAST_FLOAT16)}, dtype="bfloat16"),
+        judged=(*OTHER, "export", "parity"),
+        compared=False,
+    ),
+    control("a small advisory suite", suite(ADVISORY), judged=OTHER),
     control("samples in another order", reordered, judged=("accuracy", "regression")),
     control("a variant that answers as FP16", of_fp16, judged=("accuracy",)),
     control("a baseline that was accepted again", accepted_again, judged=("regression",)),

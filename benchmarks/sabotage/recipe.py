@@ -219,8 +219,8 @@ RECIPES = (
                 *ATTENTION,
             )
         ),
-        gates=("export",),
-        cause="its range is taken from each batch",
+        gates=("calibration", "export"),
+        cause="its range is taken from each batch|take the range from the whole batch",
         judged=FULL_GATES,
     ),
     Entry(

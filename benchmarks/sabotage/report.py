@@ -15,6 +15,7 @@ NAMED, RED, GREEN, NOT_ASKED, NOT_MEASURED = "**●**", "●", "·", "", "–"
 
 #: Columns of gates, by what a gate's name starts with.
 COLUMNS: Mapping[str, str] = {
+    "sanity": "sanity",
     "coverage": "coverage",
     "calibration": "calibration",
     "fidelity": "fidelity",

@@ -13,11 +13,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks.sabotage.bench import METRIC, SAMPLES, TASK
 from pytest_quantgate.case import Case
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
@@ -64,21 +64,26 @@ class Seen:
 
 def look(case: Case, *, good: Case, stage: str) -> Seen:
     """Return what the rivals are given; raises QuantGateError where the pipeline itself stops."""
-    task = (TASK, SAMPLES) if stage == "torch" else ("digits/classification", None)
-    request: dict[str, Any] = {
-        "task": task[0],
-        "metric": METRIC,
-        "samples": task[1],
-        "stage": stage,
-    }
-    fp16, quantized = case.outcomes(**request)
-    _, reference = good.outcomes(**request)
+    fp16, quantized = _answer(case, stage=stage)
+    _, reference = _answer(good, stage=stage)
     return Seen(
         case=case,
         fp16=fp16,
         quantized=quantized,
         reference=reference,
         cosines=tuple(tower.cosine_mean for tower in case.fidelity().towers),
+    )
+
+
+def _answer(case: Case, *, stage: str) -> tuple[Outcomes, Outcomes]:
+    """Return the answers to the first task of a suite that has this stage."""
+    gate = next(gate for gate in case.suite.gates.all(AccuracyGate) if gate.stage == stage)
+    return case.outcomes(
+        task=gate.task,
+        metric=gate.metric,
+        samples=gate.samples,
+        stage=gate.stage,
+        first=gate.first,
     )
 
 

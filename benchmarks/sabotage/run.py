@@ -44,11 +44,13 @@ class Result:
     @property
     def namers(self) -> tuple[str, ...]:
         """The gates that are red, should be, and say the true cause."""
+        code, cause = self.entry.code, self.entry.cause
         return tuple(
             name
             for name in self.red
             if kind_of(name) in self.entry.gates
-            and re.search(self.entry.cause, whole_text(self.verdicts[name]))
+            and code in (self.verdicts[name].code, "")
+            and re.search(cause, whole_text(self.verdicts[name]))
         )
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from codes import ANY_GATE, Code, list_codes
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
@@ -315,6 +316,24 @@ class Screenshots(Generated):
             yield from (f"![{caption}](/screenshots/{name})", "", f"*{caption}*", "")
 
 
+class Codes(Generated):
+    """Every code of a verdict, a table a gate, out of the places that make them."""
+
+    def lines(self) -> Iterator[str]:
+        found = list_codes()
+        for gate in dict.fromkeys(code.gate for code in found):
+            title = "Of several gates" if gate == ANY_GATE else f"`{gate}`"
+            yield from (f"## {title}", "", "| code | what it says, and why | what mends it |")
+            yield "|---|---|---|"
+            yield from (self.row(code) for code in found if code.gate == gate)
+            yield ""
+
+    def row(self, code: Code) -> str:
+        says = code.says.removeprefix(f"{code.gate}: ")
+        why = f"{says}; likely cause: {code.cause}" if code.cause and says else says or code.cause
+        return f"| `{code.code}` | {cell(why)} | {cell(code.fix)} |"
+
+
 #: What is on each picture.
 SHOWN = {
     "green-desktop-light.png": "The reference suite: every gate has passed.",
@@ -357,6 +376,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("quantgate-commands", Commands)
     app.add_directive("plugin-fixtures", Fixtures)
     app.add_directive("report-schema", ReportSchema)
+    app.add_directive("verdict-codes", Codes)
     app.add_directive("security-policy", SecurityPolicy)
     app.add_directive("screenshots", Screenshots)
     app.connect("build-finished", make_accessible)

@@ -31,7 +31,7 @@ from pytest_quantgate.gates.statistics import (
     samples_without_loss,
     share_limits,
 )
-from pytest_quantgate.gates.words import brief_drop, count, level, percent, points, signed
+from pytest_quantgate.gates.words import brief_drop, code_of, count, level, percent, points, signed
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import choice_key, percent_key, points_key
 from pytest_quantgate.suite.specs import Stage
@@ -100,6 +100,7 @@ def judge_accuracy(
             status=Status.INCOMPARABLE,
             headline=f"accuracy: {gate.task} {gate.metric} cannot be compared: {error}",
             next_step="evaluate both variants on the same samples",
+            code="accuracy.unpaired",
         )
     if gate.metric == MEAN_OVER_CLASSES and not pairs.classes:
         return Verdict(
@@ -108,6 +109,7 @@ def judge_accuracy(
             headline=f"accuracy: {gate.task}: {gate.metric} needs classes, and the samples have "
             f"none ({gate.where.of('metric')})",
             next_step="use metric: acc1, or the recall metrics for retrieval",
+            code="accuracy.no-classes",
         )
     needs_all = gate.metric == MEAN_OVER_CLASSES or gate.max_class_drop is not None
     parts = [
@@ -196,6 +198,7 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
                 f"{percent(outcomes.value)}",
                 cause="an overflow in FP16, or a scale that is not finite",
                 next_step="look at the calibration gate and the worst layers of the fidelity gate",
+                code="accuracy.nonfinite",
             )
         lengths = {
             len(part)
@@ -217,6 +220,7 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
                 f"{percent(counted)}",
                 cause="the measurement was changed after it was taken",
                 next_step="measure again without the cache: --quantgate-cache=off",
+                code="accuracy.value-denied",
             )
     return None
 
@@ -371,7 +375,7 @@ def _judge_drop(
             "wrong_to_right": pairs.wrong_to_right,
             "answers_changed": pairs.changed,
         },
-        code=_code("drop", status),
+        code=code_of(GATE, "drop", status),
     )
 
 
@@ -462,7 +466,7 @@ def _judge_floor(
         next_step="check the FP16 value first" if status is Status.FAIL else "",
         evidence=doubts,
         figures={"floor": float(floor), "floor_status": status.value},
-        code=_code("floor", status),
+        code=code_of(GATE, "floor", status),
     )
 
 
@@ -498,7 +502,7 @@ def _judge_flips(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family: F
         ),
         next_step=_next_step(status, limit="max_flips"),
         figures={"flips_share": pairs.changed / pairs.samples, "max_flips": float(limit)},
-        code=_code("flips", status),
+        code=code_of(GATE, "flips", status),
     )
 
 
@@ -562,7 +566,7 @@ def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family:
             "classes_over": over,
             "classes_not_decided": len(left) - over,
         },
-        code=_code("class-drop", status),
+        code=code_of(GATE, "class-drop", status),
     )
 
 
@@ -584,13 +588,6 @@ def _classes_cause(status: Status, *, over: int) -> str:
     if over:
         return "an average over all classes hides the loss of some"
     return "too few samples in some classes for this limit and this rate of flips"
-
-
-def _code(finding: str, status: Status) -> str:
-    """Return the code of a limit that is broken, or that is open; empty where it is kept."""
-    if status is Status.PASS:
-        return ""
-    return f"{GATE}.{finding}{'-open' if status is Status.INCONCLUSIVE else ''}"
 
 
 def judge(run: GateRun, gate: AccuracyGate) -> Judged:

@@ -74,12 +74,20 @@ def judge_engine(
     of a green verdict says that nothing was executed, and why: `not_executed`.
     """
     if not gate.towers:
-        return _verdict(Status.FAIL, f"no tower is named, so it decides nothing ({gate.where})")
+        return _verdict(
+            Status.FAIL,
+            f"no tower is named, so it decides nothing ({gate.where})",
+            code="engine.without-tower",
+        )
     for variant, reports in (("", quantized), ("FP16 ", fp16)):
         missing = [tower for tower in gate.towers if tower not in reports]
         if missing:
             names = " and ".join(missing)
-            return _verdict(Status.FAIL, f"no {variant}engine of the {names} tower ({gate.where})")
+            return _verdict(
+                Status.FAIL,
+                f"no {variant}engine of the {names} tower ({gate.where})",
+                code="engine.tower-missing",
+            )
     stale = [t for t in gate.towers if quantized[t].onnx_sha256 != onnx_digests.get(t)]
     if stale:
         tower = stale[0]
@@ -89,6 +97,7 @@ def judge_engine(
             f"{quantized[tower].onnx_sha256[:12]}, approved {onnx_digests.get(tower, '')[:12]} "
             f"({gate.where})",
             next_step="build it again from the approved file",
+            code="engine.of-another-file",
         )
     made = {
         f"{report.library} {report.library_version} for {report.target}": f"{variant}{tower}"
@@ -102,6 +111,7 @@ def judge_engine(
             f"the engines are not of one library and target: "
             f"{listed([f'{name} ({which})' for name, which in made.items()])} ({gate.where})",
             next_step="build them again in one run",
+            code="engine.of-several-targets",
         )
     parts: list[Verdict | None] = [_judge_gemms(quantized, gate=gate)]
     for tower in gate.towers:
@@ -192,6 +202,7 @@ def _judge_gemms(reports: Mapping[str, EngineReport], *, gate: EngineGate) -> Ve
         evidence=shorten(rest),
         cause="layers without Q/DQ on both operands run in half precision",
         next_step="look at the export gate, then at the precision of these nodes",
+        code="engine.too-few-fp8",
     )
 
 
@@ -211,6 +222,7 @@ def _judge_excluded(
         f"{listed(narrow)} ({gate.where})",
         cause="the exported graph quantizes them although the suite excludes them",
         next_step="look at the export gate",
+        code="engine.excluded-in-8-bits",
     )
 
 
@@ -220,7 +232,9 @@ def _judge_attention(report: EngineReport, tower: str, *, gate: EngineGate) -> V
     source = gate.where.of("attention")
     if not report.attentions:
         return _verdict(
-            Status.FAIL, f"no attention block was found in the {tower} engine ({source})"
+            Status.FAIL,
+            f"no attention block was found in the {tower} engine ({source})",
+            code="engine.no-attention",
         )
     wanted = ("fused-fp8",) if gate.attention == "fused-fp8" else ("fused-fp8", "fused-half")
     other = [found for found in report.attentions if found.state not in wanted]
@@ -239,6 +253,7 @@ def _judge_attention(report: EngineReport, tower: str, *, gate: EngineGate) -> V
         ),
         cause=first.reason,
         next_step=_mend_attention(first),
+        code="engine.attention-not-fused",
     )
 
 
@@ -263,7 +278,13 @@ def _judge_outputs(
     """Return whether the engine computes what PyTorch and ONNX Runtime do, told by the noise."""
     source = gate.where.of("target")
     if found is None or not found.samples:
-        return [_verdict(Status.FAIL, f"the {tower} engine was run on no samples ({source})")]
+        return [
+            _verdict(
+                Status.FAIL,
+                f"the {tower} engine was run on no samples ({source})",
+                code="engine.not-run",
+            )
+        ]
     if found.nonfinite:
         return [
             _verdict(
@@ -272,6 +293,7 @@ def _judge_outputs(
                 f"{count(found.samples, 'sample')} ({source})",
                 cause="a value that FP16 cannot hold, or a scale that is wrong in the engine",
                 next_step="look at the parity gate, then build with layers excluded",
+                code="engine.nonfinite",
             )
         ]
     others = {"PyTorch": found.sqnr_torch_db}
@@ -287,6 +309,7 @@ def _judge_outputs(
                 f"{expected:.1f} dB in {name} on {count(found.samples, 'sample')}, "
                 f"{'within' if good else 'over'} {max_change_db:g} dB apart ({source})",
                 brief=f"{tower} SQNR {found.sqnr_engine_db:.1f} dB, {name} {expected:.1f} dB",
+                code="" if good else "engine.noise-changed",
                 cause=""
                 if good
                 else "the engine is quantized less than the model"

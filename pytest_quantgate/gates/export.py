@@ -61,28 +61,34 @@ def judge_export(
     *,
     quantized: Sequence[OnnxAudit],
     fp16_file_bytes: int,
+    dtype: str,
     gate: ExportGate,
     left_out: Sequence[str] = (),
 ) -> Verdict:
     """Return whether the ONNX files of a variant are what its PyTorch audit approved.
 
-    `quantized` are the files of both towers. Every quantizer that is enabled and ran must be there
-    as one complete pair at its place, of its format and range, its weight stored in 8 bits; no
-    pair may be there that is none of them, but for what `allow` names; excluded layers stay
-    unquantized; the files are valid standard ONNX. `left_out` are towers that the suite leaves in
-    FP16: their files hold no pair at all.
+    `quantized` are the files of both towers; they compute in `dtype`. Every quantizer that is
+    enabled and ran must be there as one complete pair at its place, of its format and range, its
+    weight stored in 8 bits; no pair may be there that is none of them, but for what `allow` names;
+    excluded layers stay unquantized; the files are valid standard ONNX. `left_out` are towers that
+    the suite leaves in FP16: their files hold no pair at all.
     """
     towers = {found.tower for found in quantized}
     missing = [tower for tower in audit.towers if tower not in towers]
     if missing or not quantized:
         return _fail(
+            "tower-missing",
             f"no ONNX file of the {' and '.join(missing) or 'model'}{' tower' if missing else ''} "
-            f"({gate.where})"
+            f"({gate.where})",
         )
     parts = [
         part
         for found in quantized
-        for part in _judge_tower(audit, found, gate=gate, left_out=found.tower in left_out)
+        for part in (
+            _judge_precision(found, dtype=dtype, gate=gate),
+            *_judge_tower(audit, found, gate=gate, left_out=found.tower in left_out),
+        )
+        if part is not None
     ]
     parts.append(_judge_size(quantized, fp16_file_bytes=fp16_file_bytes, gate=gate))
     verdict = combine(gate=GATE, parts=tuple(parts))
@@ -112,8 +118,14 @@ def judge_export(
     )
 
 
-def _fail(headline: str, **more: object) -> Verdict:
-    return Verdict(gate=GATE, status=Status.FAIL, headline=f"export: {headline}", **more)  # type: ignore[arg-type]
+def _fail(finding: str, headline: str, **more: object) -> Verdict:
+    return Verdict(
+        gate=GATE,
+        status=Status.FAIL,
+        headline=f"export: {headline}",
+        code=f"{GATE}.{finding}",
+        **more,  # type: ignore[arg-type]
+    )
 
 
 def _pass(headline: str) -> Verdict:
@@ -149,16 +161,30 @@ def _judge_tower(
     return [part for part in parts if part is not None]
 
 
+def _judge_precision(found: OnnxAudit, *, dtype: str, gate: ExportGate) -> Verdict | None:
+    if found.precision == dtype:
+        return None
+    return _fail(
+        "other-precision",
+        f"the {found.tower} graph computes in {found.precision}, the suite ships {dtype} "
+        f"({gate.where})",
+        cause="the file was exported for another number format, or by another exporter",
+        next_step="export the approved checkpoint again, or set model.dtype to what ships",
+    )
+
+
 def _judge_form(found: OnnxAudit, *, gate: ExportGate) -> Verdict | None:
     foreign = [domain for domain in found.domains if domain]
     if foreign:
         return _fail(
+            "foreign-operators",
             f"the {found.tower} graph uses operators of {', '.join(map(repr, foreign))}, which no "
             f"standard runtime knows ({gate.where})",
             cause="the exporter left its own Q/DQ operators in the graph",
         )
     if found.problems:
         return _fail(
+            "invalid-onnx",
             f"the {found.tower} graph is not valid ONNX: {found.problems[0]} ({gate.where})",
             evidence=shorten(found.problems[1:]),
         )
@@ -170,6 +196,7 @@ def _judge_lost(found: OnnxAudit, *, expected: dict[str, Quantizer], gate: Expor
     lost = [name for name in expected if name not in held]
     if not expected:
         return _fail(
+            "tower-idle",
             f"no quantizer runs in the {found.tower} tower: its file shows nothing ({gate.where})",
             next_step="look at the coverage gate",
         )
@@ -178,6 +205,7 @@ def _judge_lost(found: OnnxAudit, *, expected: dict[str, Quantizer], gate: Expor
     halves = {p.quantizer for p in found.pairs if p.quantizer in lost}
     words = f", {len(halves)} of them as half a pair or at another place" if halves else ""
     return _fail(
+        "quantizers-lost",
         f"{len(lost)} of {len(expected)} quantizers of the {found.tower} tower are not in its "
         f"graph{words} ({gate.where})",
         brief=f"{len(lost)} of {len(expected)} {found.tower} quantizers lost in the export",
@@ -207,6 +235,7 @@ def _judge_added(
     if excluded:
         first = str(excluded[0])
         return _fail(
+            "excluded-came-back",
             f"{count(len(excluded), 'quantizer')} of the {found.tower} tower came back in the "
             f"export although {by_exclude[first]!r} excludes {first} ({gate.where})",
             brief=f"{count(len(excluded), 'excluded quantizer')} came back in the {found.tower} "
@@ -216,6 +245,7 @@ def _judge_added(
             next_step="export with pytest_quantgate.runtimes.onnx_export.export_tower",
         )
     return _fail(
+        "pairs-added",
         f"{count(len(added), 'Q/DQ pair')} of the {found.tower} graph belong to no quantizer that "
         f"was approved ({gate.where})",
         evidence=shorten(group(pair.quantizer or pair.node for pair in added), noun="groups"),
@@ -243,6 +273,7 @@ def _judge_softmax(
     if not missing:
         return None
     return _fail(
+        "softmax-missing",
         f"{len(missing)} of {count(len(blocks), 'attention block')} of the {found.tower} graph "
         f"have no declared softmax pair ({gate.where.of('allow')})",
         brief=f"{len(missing)} of {len(blocks)} {found.tower} blocks without a softmax pair",
@@ -260,6 +291,7 @@ def _judge_doubled(
     if not doubled:
         return None
     return _fail(
+        "pairs-doubled",
         f"{count(len(doubled), 'quantizer')} of the {found.tower} graph "
         f"{'has' if len(doubled) == 1 else 'have'} more than one pair ({gate.where})",
         evidence=shorten(group(doubled), noun="groups"),
@@ -282,6 +314,7 @@ def _judge_values(
     if not wrong:
         return None
     return _fail(
+        "values-differ",
         f"{count(len(wrong), 'pair')} of the {found.tower} graph "
         f"{'is' if len(wrong) == 1 else 'are'} not what was calibrated: {wrong[0]} ({gate.where})",
         brief=f"{len(wrong)} scales or formats differ from the calibration",
@@ -337,6 +370,7 @@ def _judge_storage(
     if not wide:
         return None
     return _fail(
+        "weights-in-full",
         f"{count(len(wide), 'quantized weight')} of the {found.tower} graph "
         f"{'is' if len(wide) == 1 else 'are'} not stored in 8 bits ({gate.where})",
         brief=f"{len(wide)} weights behind Q/DQ are stored in full precision",
@@ -362,6 +396,7 @@ def _judge_size(
     if file_bytes <= limit * fp16_file_bytes:
         return _pass(text)
     return _fail(
+        "too-large",
         text,
         brief=f"{ratio:.2f}x of FP16's size, over {float(limit):.2f}x",
         cause="too few weights are quantized, or they are not stored in 8 bits",
@@ -382,6 +417,7 @@ def judge(run: GateRun, gate: ExportGate) -> Judged:
         run.audit,
         quantized=audits["quantized"],
         fp16_file_bytes=sum(found.file_bytes for found in audits["fp16"]),
+        dtype=stages.shipped,
         left_out=[tower for tower in TOWERS if coverage and tower not in coverage.towers],
         gate=gate,
     )

@@ -70,6 +70,7 @@ def judge_fidelity(fidelity: Fidelity, *, gate: FidelityGate) -> Verdict:
             headline=f"fidelity: no embeddings of the {' and '.join(missing)} tower were compared "
             f"({gate.where})",
             next_step="evaluate with pairs: images and texts",
+            code="fidelity.tower-missing",
         )
     parts = [
         part
@@ -120,6 +121,7 @@ def _without_limits(gate: FidelityGate) -> Verdict:
         status=Status.FAIL,
         headline=f"fidelity: the gate sets no limit, so it decides nothing ({gate.where})",
         next_step="set min_cosine, min_worst_cosine, min_sqnr or min_worst_sqnr",
+        code="fidelity.without-limits",
     )
 
 
@@ -141,6 +143,7 @@ def _judge_tower(tower: TowerFidelity, *, gate: FidelityGate, fidelity: Fidelity
                 f"{tower.sqnr_worst_id!r} ({gate.where})",
                 cause="an overflow in FP16, or a scale that is not finite",
                 next_step="look at the calibration gate",
+                code="fidelity.nonfinite",
             )
         ]
     checks = (
@@ -184,6 +187,7 @@ def _judge_tower(tower: TowerFidelity, *, gate: FidelityGate, fidelity: Fidelity
                 evidence=() if good else _name_layers(tower, fidelity),
                 cause="" if good else _blame(tower, fidelity),
                 next_step="" if good else _advise(tower, fidelity),
+                code="" if good else f"fidelity.{key.removeprefix('min_').replace('_', '-')}",
                 figures=figures,
             )
         )

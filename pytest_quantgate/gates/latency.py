@@ -41,7 +41,7 @@ from typing import Literal, get_args
 from pytest_quantgate.gates.accuracy import RELATIONS, decide, relation
 from pytest_quantgate.gates.sections import CONFIDENCE
 from pytest_quantgate.gates.statistics import Interval
-from pytest_quantgate.gates.words import count, level, percent
+from pytest_quantgate.gates.words import code_of, count, level, percent
 from pytest_quantgate.suite.gates import GateSection
 from pytest_quantgate.suite.keys import (
     BadKey,
@@ -176,6 +176,7 @@ def judge_latency(
             status=Status.FAIL,
             headline=f"latency: the gate sets no limit, so it decides nothing ({where})",
             next_step="set max_ratio or max_latency",
+            code="latency.without-limits",
         )
     broken = _check_run(run, where=where)
     if broken is not None:
@@ -192,6 +193,7 @@ def judge_latency(
             f"{level(confidence)}, that takes {needed} ({where})",
             brief=f"{count(run.rounds, 'round')}, it takes {needed} at {level(confidence)}",
             next_step=f"measure at least {needed} rounds, better {3 * needed}",
+            code="latency.too-few-rounds",
         )
     again = _levels(divide_rounds(run.fp16_again, run.fp16), run)
     noise = noise_factor(again, confidence=float(confidence))
@@ -234,6 +236,7 @@ def _check_run(run: LatencyRun, *, where: Where) -> Verdict | None:
             status=Status.NOT_MEASURED,
             headline=f"latency: {_describe(run)}: no round was measured ({where})",
             next_step="run without --benchmark-disable, on a machine that has the device",
+            code="latency.no-rounds",
         )
     if len(lengths) > 1:
         shown = ", ".join(f"{c.name} {len(c.times_ms)}" for c in run.contestants)
@@ -243,6 +246,7 @@ def _check_run(run: LatencyRun, *, where: Where) -> Verdict | None:
             headline=f"latency: {_describe(run)}: the rounds are not paired: {shown} ({where})",
             cause="a round was interrupted, or the measurement was changed after it was taken",
             next_step="measure again",
+            code="latency.rounds-unpaired",
         )
     for contestant in run.contestants:
         wrong = [t for t in contestant.times_ms if not SHORTEST_MS <= t <= LONGEST_MS]
@@ -255,6 +259,7 @@ def _check_run(run: LatencyRun, *, where: Where) -> Verdict | None:
                 f"{wrong[0]} ms ({where})",
                 cause="a timer that is broken or too coarse",
                 next_step="raise min_round_ms and measure again",
+                code="latency.no-time",
             )
     counted = {c.name: c.samples for c in run.contestants[:2] if c.samples is not None}
     if any(samples != run.batch_size for samples in counted.values()):
@@ -267,6 +272,7 @@ def _check_run(run: LatencyRun, *, where: Where) -> Verdict | None:
             brief=_fit("not the same work", f"embeddings of a run: {shown}"),
             cause="a batch size that is fixed in the exported graph, or another input than FP16's",
             next_step="export with a free batch axis, and give both variants the same inputs",
+            code="latency.other-work",
         )
     return None
 
@@ -317,6 +323,7 @@ def _check_plausible(
             "latency_ratio": ratio,
             "min_latency_ratio": float(least),
         },
+        code="latency.implausible",
     )
 
 
@@ -369,6 +376,7 @@ def _judge_ratio(
             "max_latency_ratio": float(limit),
             "noise_share": noise - 1,
         },
+        code=code_of(GATE, "ratio", status),
     )
 
 
@@ -393,6 +401,7 @@ def _judge_absolute(
             headline=f"latency: {_describe(run)}: max_latency {allowed} holds on the machine of "
             f"the baseline, and there is no baseline: here {show_ms(median_ms)} ({source})",
             brief=f"max_latency {allowed} needs a baseline of its machine",
+            code="latency.no-baseline",
             next_step=f"on the machine that it is meant for: {create_command}",
         )
     different = machine_differences(baseline_machine, run.machine)
@@ -404,6 +413,7 @@ def _judge_absolute(
             f"({baseline_machine.fingerprint}, here {run.machine.fingerprint}): {different[0]} "
             f"({source})",
             brief=f"max_latency {allowed} holds on another machine",
+            code="latency.other-machine",
             evidence=different[1:],
             next_step="run on the machine of the baseline, or set max_ratio, which holds anywhere; "
             f"if the limit is meant for this one: {update_command}",
@@ -438,6 +448,7 @@ def _judge_absolute(
             "max_latency_ms": limit,
             "noise_share": noise - 1,
         },
+        code=code_of(GATE, "absolute", status),
     )
 
 
@@ -714,6 +725,7 @@ def _fit(first: str, *more: str) -> str:
 def judge(run: GateRun, gate: LatencyGate) -> Judged:
     """Return whether a tower is as fast as its suite asks for; propose or keep a machine."""
     from pytest_quantgate.baselines import next_latency_record
+    from pytest_quantgate.store.acceptance import refuse_red
 
     timed = run.stages.latency(gate)
     run.latency_runs[gate.key] = timed
@@ -748,6 +760,8 @@ def judge(run: GateRun, gate: LatencyGate) -> Judged:
     mode = run.settings.baselines
     if mode is BaselineMode.UPDATE or (mode is BaselineMode.CREATE and record is None):
         return _accept_machine(run, record, proposed=proposed, verdict=here)
+    if record is not None:
+        refuse_red(record, command=f"pytest {gate.where.file} --quantgate-baselines=update")
     verdict = on(record.machine if record else None)
     notes = note_old_place(run, gate, kind="latency") if record else ()
     if verdict.passed or not here.passed:

@@ -126,6 +126,7 @@ def judge_sizes(
             headline=f"{opening}{check.headline}",
             brief=_cut(f"{prefix.replace('_', ' ')}{check.brief}"),
             figures={f"{prefix}{name}": figure for name, figure in check.figures.items()},
+            code=check.code.replace(GATE, gate, 1),
         )
         for part in _list_parts(fp16=fp16, quantized=quantized, limits=limits)
         for check in _judge_part(part, where=where)
@@ -164,6 +165,7 @@ def judge_memory(
             status=Status.FAIL,
             headline=f"memory: the gate sets no limit, so it decides nothing ({where})",
             next_step="set max_plan_ratio, max_weights_ratio or max_activation_ratio",
+            code="memory.without-limits",
         )
     verdict = combine(gate=GATE, parts=checks)
     return replace(verdict, brief=_brief_pass(parts)) if verdict.passed else verdict
@@ -235,6 +237,7 @@ def _find_problem(part: _Part, *, sides: tuple[str, ...], key: str, where: Where
             headline=f"{part.name} of {' and '.join(missing)} was not measured, "
             f"and {key} needs it ({where.of(key)})",
             brief=f"{part.name} of {' and '.join(missing)} not measured",
+            code="memory.not-measured",
             next_step=f"measure with a runtime or device that tells it, or drop {key}",
         )
     least = 0 if part.may_be_zero else 1
@@ -246,6 +249,7 @@ def _find_problem(part: _Part, *, sides: tuple[str, ...], key: str, where: Where
             headline=f"{part.name} of {wrong[0]} is {figures[wrong[0]]} bytes, which is "
             f"no size ({where.of(key)})",
             brief=f"{part.name} of {wrong[0]} is no size",
+            code="memory.no-size",
             cause="the measurement was not taken, or changed after it was taken",
             next_step="measure again",
         )
@@ -283,6 +287,7 @@ def _judge_ratio(part: _Part, *, key: str, where: Where) -> Verdict:
             f"quantized_{part.key}_bytes": after,
             f"max_{part.key}_ratio": float(limit),
         },
+        code="" if good else f"memory.{part.key.replace('_', '-')}-ratio",
     )
 
 
@@ -301,6 +306,7 @@ def _judge_absolute(part: _Part, *, key: str, where: Where) -> Verdict:
         cause="" if good else _CAUSES[part.key],
         next_step="" if good else _NEXT_STEPS[part.key],
         figures={f"quantized_{part.key}_bytes": size, f"{key}_bytes": limit},
+        code="" if good else f"memory.{part.key.replace('_', '-')}-bytes",
     )
 
 

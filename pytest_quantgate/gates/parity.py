@@ -78,6 +78,7 @@ def judge_parity(
             gate=GATE,
             status=Status.FAIL,
             headline=f"parity: the {' and '.join(missing)} tower was not compared ({gate.where})",
+            code="parity.tower-missing",
         )
     parts = tuple(
         part for tower in parity.towers for part in _judge_tower(tower, parity=parity, gate=gate)

@@ -38,7 +38,7 @@ from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_stored
 from pytest_quantgate.gates.samples import describe_samples, judge_samples
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.gates.statistics import chance_above
-from pytest_quantgate.gates.words import brief_drop, count, percent, points
+from pytest_quantgate.gates.words import brief_drop, code_of, count, percent, points
 from pytest_quantgate.suite.keys import points_key
 from pytest_quantgate.verdict import Status, Verdict, combine
 
@@ -84,6 +84,7 @@ def judge_regression(
             status=Status.FAIL,
             headline=f"regression: no baseline of {gate.task} {gate.metric} ({gate.where})",
             next_step=f"look at the accuracy gate, then: {create_command}",
+            code="regression.no-baseline",
         )
     if differences:
         return Verdict(
@@ -98,8 +99,12 @@ def judge_regression(
         )
     broken = check_outcomes(fp16, quantized)
     if broken is not None:
-        found = broken.headline.removeprefix(f"{broken.gate}: ")
-        return replace(broken, gate=GATE, headline=f"{GATE}: {found}")
+        return replace(
+            broken,
+            gate=GATE,
+            headline=broken.headline.replace(broken.gate, GATE, 1),
+            code=broken.code.replace(broken.gate, GATE, 1),
+        )
     if gate.metric == MEAN_OVER_CLASSES and not quantized.class_names:
         return Verdict(
             gate=GATE,
@@ -107,6 +112,7 @@ def judge_regression(
             headline=f"regression: {gate.task}: {gate.metric} needs classes, and the samples have "
             f"none ({gate.where.of('metric')})",
             next_step="use metric: acc1, or the recall metrics for retrieval",
+            code="regression.no-classes",
         )
     try:
         drift = pair_stored(stored=stored.fp16, now=fp16)
@@ -120,6 +126,7 @@ def judge_regression(
             headline=f"regression: {gate.task} {gate.metric} cannot be compared: {error} "
             f"({gate.where})",
             next_step=f"if that is meant: {update_command}",
+            code="regression.unpaired",
         )
     exchanged = _judge_slot(
         stored.fp16, own=fp16, other=quantized, gate=gate, update_command=update_command
@@ -220,6 +227,7 @@ def _judge_slot(
         f"differ from {other.variant} now, {to_own.changed} from {own.variant} ({gate.where})",
         cause="the baseline was made with one model in the place of the other",
         next_step=f"look at how it was made, then: {update_command}",
+        code="regression.slot-of-other-model",
     )
 
 
@@ -339,6 +347,7 @@ def _compare(
             f"{name}_drop_high_points": interval.high * 100,
             "samples": pairs.samples,
         },
+        code=code_of(GATE, f"{name.replace('_', '-')}-drop", status),
     )
 
 
@@ -358,6 +367,7 @@ def judge_run(
     from pytest_quantgate.baselines import is_of_other_data, next_record
     from pytest_quantgate.fingerprint import differences, list_unknown
     from pytest_quantgate.gates.chance import judge_answers
+    from pytest_quantgate.store.acceptance import refuse_red
 
     if fp16 is None or quantized is None:
         measured = _measure(run, gate)
@@ -393,6 +403,8 @@ def judge_run(
             draws = _list_draws(run, gate, before=record, now=proposed)
             return Judged(verdict=replace(refused, evidence=(*refused.evidence, *draws)))
         return _accept(run, gate, record=record, proposed=proposed)
+    if record is not None:
+        refuse_red(record, command=update)
     verdict = judge_regression(
         fp16=fp16,
         quantized=quantized,

@@ -174,6 +174,7 @@ def judge_trace(rows: Sequence[TraceRow], *, engine: str, gate: TraceGate) -> Ve
     """
     if not rows:
         return _fail(
+            "nothing-declared",
             f"no quantizer is declared in {listed(gate.towers)}: there is nothing to follow "
             f"({gate.where})",
             next_step="look at the coverage gate",
@@ -222,8 +223,14 @@ def render_table(rows: Sequence[TraceRow], *, engine: bool) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _fail(headline: str, **more: object) -> Verdict:
-    return Verdict(gate=GATE, status=Status.FAIL, headline=f"trace: {headline}", **more)  # type: ignore[arg-type]
+def _fail(finding: str, headline: str, **more: object) -> Verdict:
+    return Verdict(
+        gate=GATE,
+        status=Status.FAIL,
+        headline=f"trace: {headline}",
+        code=f"{GATE}.{finding}",
+        **more,  # type: ignore[arg-type]
+    )
 
 
 def _is_waived(name: str, waivers: Sequence[Waiver]) -> bool:
@@ -337,6 +344,7 @@ def _judge_stage(
     first = lost[0]
     reasons = dict.fromkeys(row.reason for row in lost)
     return _fail(
+        f"lost-at-{stage}",
         f"{len(lost)} of {count(of, 'quantizer')} {LOST[stage]}: {first.name}: {first.reason} "
         f"({where})",
         brief=f"{len(lost)} of {of} quantizers lost at {stage}",
@@ -351,6 +359,7 @@ def _judge_allow(gate: TraceGate, allowed: Sequence[str]) -> Verdict | None:
     if not idle:
         return None
     return _fail(
+        "allows-nothing",
         f"allow {idle[0]!r} allows nothing: every quantizer that it matches, if any, reaches the "
         f"engine ({gate.where.of('allow')})",
         brief=f"allow {idle[0]!r} allows nothing",

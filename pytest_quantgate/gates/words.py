@@ -10,8 +10,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from fractions import Fraction
 
+from pytest_quantgate.verdict import Status
+
 #: A list in a verdict shows no more than this.
 MOST = 8
+
+
+def code_of(gate: str, finding: str, status: Status) -> str:
+    """Return the code of a limit that is broken, or that is open; empty where it is kept."""
+    if status is Status.PASS:
+        return ""
+    return f"{gate}.{finding}{'-open' if status is Status.INCONCLUSIVE else ''}"
 
 
 def percent(share: float | Fraction, digits: int = 2) -> str:

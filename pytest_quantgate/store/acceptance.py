@@ -76,6 +76,22 @@ def why_unfit(record: AnyRecord) -> str:
     return listed(red)
 
 
+def refuse_red(record: AnyRecord, *, command: str) -> None:
+    """Raise BaselineError for a stored baseline whose own run was not green.
+
+    `accept`, `create` and `update` take none; one that was put there by hand is no reference. What
+    version 0.1 wrote does not say what its run was, and stays.
+    """
+    reason = why_unfit(record) if record.verdicts else ""
+    if reason:
+        kind: Kind = "regression" if isinstance(record, Record) else "latency"
+        raise BaselineError(
+            f"the baseline of {record.key} is of a run that may not be accepted: {reason}: take "
+            f"one of a green run: {command}",
+            code=f"{kind}.baseline-of-red-run",
+        )
+
+
 def refuse_unfit(record: AnyRecord, *, verdicts: Mapping[str, Verdict] = {}) -> None:
     """Raise BaselineError for a result that must not become a baseline.
 

@@ -29,6 +29,7 @@ gates: {coverage: {}}
 """
 
 sys.path.insert(0, str(DOCS / "_ext"))
+from codes import list_codes, list_without_code, matches  # noqa: E402
 from pages import RunCommand, WriteFile, read_output, read_steps  # noqa: E402
 
 Step = WriteFile | RunCommand
@@ -150,6 +151,52 @@ def test_every_gate_and_every_recipe_is_explained() -> None:
     explained = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
 
     assert explained == set(BUILTIN)
+
+
+def test_every_verdict_that_is_not_green_has_a_code() -> None:
+    assert list(list_without_code()) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "accuracy.drop-open",
+        "calibration.copies",
+        "coverage.tower-off",
+        "export.other-precision",
+        "fidelity.worst-cosine",
+        "memory.weights-ratio",
+        "regression.first-fp16-drop",
+        "sanity.end-token-absent",
+        "sanity.model-unusable",
+        "sanity.fp16-at-chance",
+        "trace.lost-at-engine",
+        "test.data-unusable",
+    ],
+)
+def test_every_way_in_which_a_code_is_written_is_listed(code: str) -> None:
+    """As a constant, with the gate's name, with a limit's, by a condition, of a file's fault."""
+    found = [listed for listed in list_codes() if matches(listed.code, code)]
+
+    assert len(found) == 1, found
+
+
+def test_the_codes_that_are_written_about_are_listed() -> None:
+    from pytest_quantgate.suite.gates import BUILTIN
+
+    kinds = "|".join(BUILTIN)
+    texts = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *PAGES]
+    written = {
+        code
+        for text in texts
+        for code in re.findall(rf"(?<=[`\[])(?:{kinds})\.[a-z0-9]+-[a-z0-9-]+(?=[`\]])",
+                               text.read_text("utf-8"))
+    }  # fmt: skip
+
+    assert len(written) > 5
+    assert {code for code in written if not any(matches(x.code, code) for x in list_codes())} == {
+        "calibration.near-copies"  # a note
+    }
 
 
 def test_the_site_builds_without_a_warning_and_names_every_key(site: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pytest_quantgate.baselines import next_record
 from pytest_quantgate.case import Case
 from pytest_quantgate.fingerprint import Fingerprint
 from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.store.records import GateStatus
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -59,7 +60,14 @@ def judge(
 ) -> Callable[..., Verdict]:
     """Judge today's outcomes against what version 0.1 accepted of a fingerprint and data."""
 
-    def judge(was: Fingerprint, *, data: str = "b" * 64, first: str = "", **more: Any) -> Verdict:
+    def judge(
+        was: Fingerprint,
+        *,
+        data: str = "b" * 64,
+        first: str = "",
+        verdicts: Mapping[str, GateStatus] | None = None,
+        **more: Any,
+    ) -> Verdict:
         path = tmp_path / "suites" / "clip.quantgate.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(SUITE.format(first=first), encoding="utf-8")
@@ -83,7 +91,7 @@ def judge(
             today=case.today,
             reason="why",
         )
-        case.store.write(record)
+        case.store.write(replace(record, verdicts=verdicts or {}))
         verdict: Verdict = case.judge(kind="regression", key=KEY).verdict
         return verdict
 
@@ -132,3 +140,17 @@ def test_what_differs_is_named_in_the_table_too(judge: Callable[..., Verdict]) -
     assert verdict.status is Status.INCOMPARABLE
     assert verdict.code == "regression.baseline-of-other-things"
     assert verdict.brief == "dtype bfloat16 -> float16"
+
+
+def test_a_baseline_of_a_red_run_is_no_reference(judge: Callable[..., Verdict]) -> None:
+    """`accept` takes none, but a file can be copied by hand."""
+    red = judge(NOW, verdicts={"sanity": "PASS", "coverage": "FAIL"})
+
+    assert (red.status, red.code) == (Status.FAIL, "regression.baseline-of-red-run")
+    assert red.headline == (
+        "the baseline of scenes/classification-acc1 is of a run that may not be accepted: coverage "
+        "is FAIL: take one of a green run: pytest suites/clip.quantgate.yaml "
+        "--quantgate-baselines=update --quantgate-reason='why'"
+    )
+    for verdicts in ({"sanity": "PASS", "coverage": "PASS"}, {}):  # version 0.1 kept none
+        assert judge(NOW, verdicts=verdicts).code == "regression.classes-unseen"

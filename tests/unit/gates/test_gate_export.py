@@ -160,6 +160,7 @@ def judge(
             make_onnx(audit, "text") if text is None else text,
         ],
         fp16_file_bytes=fp16_file_bytes,
+        dtype="float16",
         gate=export_gate(**gate),
     )
 
@@ -335,6 +336,7 @@ def test_tower_without_a_file_fails(towers: tuple[str, ...], words: str) -> None
         audit,
         quantized=[make_onnx(audit, tower) for tower in towers],
         fp16_file_bytes=FP16_BYTES,
+        dtype="float16",
         gate=export_gate(),
     )
 
@@ -344,10 +346,25 @@ def test_tower_without_a_file_fails(towers: tuple[str, ...], words: str) -> None
 
 def test_no_files_of_no_tower_fail() -> None:
     verdict = judge_export(
-        make_audit(towers=()), quantized=[], fp16_file_bytes=FP16_BYTES, gate=export_gate()
+        make_audit(towers=()),
+        quantized=[],
+        fp16_file_bytes=FP16_BYTES,
+        dtype="float16",
+        gate=export_gate(),
     )
 
     assert verdict.headline == f"export: no ONNX file of the model ({FILE}:10)"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "unknown"])
+def test_a_file_in_another_number_format_than_ships_is_red(precision: str) -> None:
+    """As good as the right one to every other check: on a CPU both give numbers."""
+    verdict = judge(text=replace(make_onnx(make_audit(), "text"), precision=precision))
+
+    assert (verdict.status, verdict.code) == (Status.FAIL, "export.other-precision")
+    assert verdict.headline == (
+        f"export: the text graph computes in {precision}, the suite ships float16 ({FILE}:10)"
+    )
 
 
 # -- what is added --------------------------------------------------------------------------------
@@ -453,6 +470,7 @@ def test_a_tower_that_the_suite_leaves_in_fp16_holds_nothing() -> None:
             audit,
             quantized=[onnx[0], text],
             fp16_file_bytes=FP16_BYTES,
+            dtype="float16",
             gate=export_gate(),
             left_out=towers,
         )

@@ -37,12 +37,16 @@ if TYPE_CHECKING:
 #: Samples, and texts, that are embedded at once.
 BATCH_SIZE = 64
 
-#: Floating-point operations that a task may cost in each tower: some five images at ViT-L/14 size,
-#: every image of a data set at that of the reference model.
+#: Floating-point operations that all tasks of a suite may cost in each tower: some five images at
+#: ViT-L/14 size, every image of a data set at that of the reference model. A task takes two images
+#: and four texts at least: what they leave open its own gates decide.
 IMAGE_BUDGET = 8e11
 TEXT_BUDGET = 1.4e11
-FEWEST_IMAGES = 5
-FEWEST_TEXTS = 10
+FEWEST_IMAGES = 2
+FEWEST_TEXTS = 4
+
+#: How many samples the first look at the answers takes.
+FIRST_LOOK = 5
 
 #: Classes, or captions, that a look at a part of the samples chooses from.
 MOST_CHOICES = 64
@@ -115,7 +119,14 @@ def measure_sanity(
         nonfinite_images=int((~torch.isfinite(images).all(dim=1)).sum()),
         nonfinite_texts=int((~torch.isfinite(captions).all(dim=1)).sum()),
         tasks=tuple(
-            _examine(task, model=fp16, reader=reader, is_settled=is_settled) for task in tasks
+            _examine(
+                task,
+                model=fp16,
+                reader=reader,
+                is_settled=is_settled,
+                affordable=_count_affordable(fp16, tasks=len(tasks)),
+            )
+            for task in tasks
         ),
     )
 
@@ -143,7 +154,12 @@ def read_texts_of(model: ClipModel) -> TextReader:
 
 
 def _examine(
-    task: Task, *, model: ClipModel, reader: TextReader, is_settled: Callable[[Answers], bool]
+    task: Task,
+    *,
+    model: ClipModel,
+    reader: TextReader,
+    is_settled: Callable[[Answers], bool],
+    affordable: _Affordable,
 ) -> TaskSanity:
     samples = task.samples
     if samples.captions is None:
@@ -163,7 +179,8 @@ def _examine(
         found.without_class or found.same_prompt or reading.without_end or reading.pooled_elsewhere
     )
     # What fails already needs no answers, only a look at the embeddings.
-    asked = _ask(task, model=model, is_settled=(lambda _: True) if fails else is_settled)
+    enough = (lambda _: True) if fails else is_settled
+    asked = _ask(task, model=model, is_settled=enough, affordable=affordable)
     comparable = samples.captions is None and not found.same_prompt
     return replace(
         found,
@@ -184,7 +201,13 @@ class _Asked:
     nonfinite: int
 
 
-def _ask(task: Task, *, model: ClipModel, is_settled: Callable[[Answers], bool]) -> _Asked:
+def _ask(
+    task: Task,
+    *,
+    model: ClipModel,
+    is_settled: Callable[[Answers], bool],
+    affordable: _Affordable,
+) -> _Asked:
     """Return how FP16 answers a task on as few samples as show it, within the budget.
 
     A look takes one template and some classes to choose from, and more and more of their samples.
@@ -194,7 +217,6 @@ def _ask(task: Task, *, model: ClipModel, is_settled: Callable[[Answers], bool])
     import torch
 
     order = order_draw(task.labels)
-    affordable = _count_affordable(model)
     whole = (
         len(order) <= affordable.images
         and len(task.class_names) * len(task.templates) <= affordable.texts
@@ -383,7 +405,7 @@ def read_answers(outcomes: Outcomes) -> Answers:
 
 
 def _list_looks(most: int) -> Iterator[int]:
-    look = min(FEWEST_IMAGES, most)
+    look = min(FIRST_LOOK, most)
     while look <= most:
         yield look
         look *= LOOK_FACTOR
@@ -395,16 +417,17 @@ class _Affordable:
     texts: int
 
 
-def _count_affordable(model: ClipModel) -> _Affordable:
-    """Return how many images and texts the budgets allow, by the operations of a forward."""
+def _count_affordable(model: ClipModel, *, tasks: int) -> _Affordable:
+    """Return how many images and texts the budgets allow each of so many tasks, by the operations
+    of a forward."""
     module: Any = model.module
     vision, text = module.config.vision_config, module.config.text_config
     image_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
     image = count_operations(vision, tokens=image_tokens)
     words = count_operations(text, tokens=text.max_position_embeddings)
     return _Affordable(
-        images=max(FEWEST_IMAGES, int(IMAGE_BUDGET / image)),
-        texts=max(FEWEST_TEXTS, int(TEXT_BUDGET / words)),
+        images=max(FEWEST_IMAGES, int(IMAGE_BUDGET / tasks / image)),
+        texts=max(FEWEST_TEXTS, int(TEXT_BUDGET / tasks / words)),
     )
 
 

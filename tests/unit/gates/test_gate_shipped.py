@@ -86,10 +86,10 @@ def test_noise_that_nothing_explains_names_its_limit_and_its_figures() -> None:
 
     assert verdict.headline == (
         "parity: the float16 graph of the vision tower gives numbers on 32 samples, SQNR 12.0 dB "
-        "against FP16 in float32; rounding alone 60.0 dB, under 19.0 dB, which quantization and "
+        "against FP16 in float32; rounding alone 60.0 dB, under 21.2 dB, which quantization and "
         f"rounding explain ({FILE}:10)"
     )
-    assert verdict.brief == "vision SQNR 12.0 dB in float16, under 19.0"
+    assert verdict.brief == "vision SQNR 12.0 dB in float16, under 21.2"
     assert verdict.code == "parity.precision-lost"
     assert verdict.cause == "the graph loses more in float16 than its model does"
     assert verdict.next_step

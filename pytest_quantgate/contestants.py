@@ -150,7 +150,7 @@ def _plan_engines(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
     )
     saved = _save_inputs(stages, gate, inputs)
     built = {
-        variant: stages.build_engine(variant=variant, tower=gate.tower, order=order)
+        variant: stages.build_engine(variant=variant, tower=gate.tower, order=order, to_run=True)
         for variant in VARIANTS
     }
     return Lineup(

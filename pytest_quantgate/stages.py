@@ -30,6 +30,7 @@ from pytest_quantgate.store.keys import (
     PARITY,
     SHIPPED,
 )
+from pytest_quantgate.store.plans import KnownPlans, default_plans_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -137,6 +138,7 @@ class Stages:
     def __init__(self, case: Case) -> None:
         self.case = case
         self._open: dict[Any, Any] = {}
+        self.known_plans = KnownPlans(default_plans_root(case.environ))
 
     @property
     def softmax(self) -> bool:
@@ -394,9 +396,12 @@ class Stages:
         return report
 
     def build_engine(
-        self, *, variant: Variant, tower: TowerName, order: EngineOrder
+        self, *, variant: Variant, tower: TowerName, order: EngineOrder, to_run: bool = False
     ) -> tuple[EngineReport, Path]:
-        """Return the report and the plan of a tower's engine, from the cache or built."""
+        """Return the report and the plan of a tower's engine, from the cache or built.
+
+        A plan `to_run` is one that was built here, or it is built again: it is code.
+        """
         from pytest_quantgate.cache import read_json
         from pytest_quantgate.case import write_json
         from pytest_quantgate.runtimes.engine import build_engine
@@ -405,6 +410,7 @@ class Stages:
 
         target = order.target
         library = load_library(name=_module_of(order.library))
+        known = self.known_plans
         onnx_path = self.onnx_path(variant=variant, tower=tower, precision=self.shipped)
         key = self.case.key(
             ENGINE,
@@ -430,8 +436,11 @@ class Stages:
                 reason = str(error).removeprefix(f"{onnx_path}: ")
                 raise EngineError(f"{order.source}: {what}: {reason}") from error
             write_json(folder / "report.json", to_json(report))
+            known.add(report.plan_sha256)
 
         def read(folder: Path) -> tuple[EngineReport, Path]:
+            if to_run:
+                known.check(folder / "model.plan")
             report = from_json(EngineReport, read_json(folder / "report.json"))
             return report, folder / "model.plan"
 
@@ -515,7 +524,7 @@ class Stages:
             target=target, library=name, batch=ENGINE_BATCH, source=str(self.case.suite.path.name)
         )
         return library, {
-            tower: self.build_engine(variant="quantized", tower=tower, order=order)
+            tower: self.build_engine(variant="quantized", tower=tower, order=order, to_run=True)
             for tower in TOWERS
         }
 
@@ -542,7 +551,9 @@ class Stages:
         )
         found = {}
         for tower in gate.towers:
-            report, path = self.build_engine(variant="quantized", tower=tower, order=order)
+            report, path = self.build_engine(
+                variant="quantized", tower=tower, order=order, to_run=True
+            )
             if report.target != here:
                 raise NotMeasured(f"the engines are for {report.target}, the GPU here is {here}")
             try:

@@ -22,12 +22,14 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 @contextmanager
-def open_private(root: Path, *parts: str, make: bool = False) -> Iterator[int]:
+def open_private(
+    root: Path, *parts: str, make: bool = False, option: str = "--quantgate-cache-dir=DIR"
+) -> Iterator[int]:
     """Give a descriptor of the folder `root/parts...`, which is closed after the block.
 
-    `make` makes what is not there, for this user alone. Raises CacheError, with the command that
-    mends it, where `root` or a folder below it is a link, another user's, or may be written by
-    others; other OSErrors pass through, FileNotFoundError among them.
+    `option` chooses another one; `make` makes what is not there, for this user alone. Raises
+    CacheError, with the command that mends it, where `root` or a folder below it is a link, another
+    user's, or may be written by others; other OSErrors pass through, FileNotFoundError among them.
     """
     place = Path(os.path.realpath(root.parent)) / root.name
     if make:
@@ -37,16 +39,16 @@ def open_private(root: Path, *parts: str, make: bool = False) -> Iterator[int]:
         place = place.parent
         for name in (root.name, *parts):
             place /= name
-            inner = _open_one(name, folder=descriptor, place=place, make=make)
+            inner = _open_one(name, folder=descriptor, place=place, make=make, option=option)
             os.close(descriptor)
             descriptor = inner
-            _check_owner(descriptor, place=place, root=root)
+            _check_owner(descriptor, place=place, root=root, option=option)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _open_one(name: str, *, folder: int, place: Path, make: bool) -> int:
+def _open_one(name: str, *, folder: int, place: Path, make: bool, option: str) -> int:
     if make:
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=folder)
@@ -56,17 +58,17 @@ def _open_one(name: str, *, folder: int, place: Path, make: bool) -> int:
         if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
             raise CacheError(
                 f"the cache folder {place} is a link, which is not followed: name the folder "
-                f"itself with --quantgate-cache-dir=DIR, or rm {shlex.quote(str(place))}"
+                f"itself with {option}, or rm {shlex.quote(str(place))}"
             ) from None
         raise
 
 
-def _check_owner(descriptor: int, *, place: Path, root: Path) -> None:
+def _check_owner(descriptor: int, *, place: Path, root: Path, option: str) -> None:
     found = os.fstat(descriptor)
     if found.st_uid != os.geteuid():
         raise CacheError(
             f"the cache folder {place} belongs to user {found.st_uid}, not to user {os.geteuid()} "
-            f"who runs this: choose a folder of your own with --quantgate-cache-dir=DIR"
+            f"who runs this: choose a folder of your own with {option}"
         )
     if found.st_mode & _OTHERS_WRITE:
         raise CacheError(

@@ -47,7 +47,7 @@ PAGE = Path(__file__).with_suffix(".md")
 SUITE = """\
 quantgate: 1
 model: {source: reference}
-datasets: {pictures: {dataset: wds/pictures, root: "${ROOT}"}}
+datasets: {pictures: {dataset: wds/pictures, root: "${QUANTGATE_ROOT}"}}
 calibration: {data: scenes/calibration, samples: 8, batch_size: 4, held_out_samples: 8}
 quantize: {recipe: fp8-attention}
 gates:
@@ -422,7 +422,7 @@ def measure(kinds: Sequence[str], *, folder: Path) -> dict[str, Any]:
         store=Store(settings.baselines_dir),
         cache=Counting(root=settings.cache_dir),
         progress=silent(),
-        environ={"ROOT": str(folder / "pictures")},
+        environ={"QUANTGATE_ROOT": str(folder / "pictures")},
     )
     values = {kind: KINDS[kind](case) for kind in kinds}
     return {"values": json.loads(json.dumps(values, default=repr)), "built": built}

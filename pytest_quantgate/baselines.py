@@ -26,7 +26,7 @@ from pytest_quantgate.gates.words import listed
 from pytest_quantgate.measure.latency import LatencyRun
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes, pack_bits, shorten
 from pytest_quantgate.store.acceptance import needs_passing, refuse_unfit
-from pytest_quantgate.store.disk import WRITING, describe_write_error, write_whole
+from pytest_quantgate.store.disk import WRITING, describe_write_error, refuse_links, write_whole
 from pytest_quantgate.store.owners import (
     Orphan,
     Owned,
@@ -160,7 +160,7 @@ class Store:
             old = self.find_old(record.suite, record.key, kind=record.kind)
             if old is not None:
                 check_only_owner(old, suite=record.suite, project=self.project)
-        write_atomically(path, text, root=self.root)
+        write_atomically(path, text, root=self.root, project=self.project)
         if old is not None and old.path != path:
             self._delete(old.path)
         return path
@@ -221,6 +221,7 @@ class Store:
 
     def _delete(self, path: Path) -> None:
         try:
+            refuse_links(path.parent, root=self.project)
             path.unlink()
             for folder in path.parents:
                 if folder == self.root or any(folder.iterdir()):
@@ -309,14 +310,15 @@ def _read_file(
         raise BaselineError(f"{path}: damaged baseline: {error}: {mend}") from error
 
 
-def write_atomically(path: Path, text: str, *, root: Path) -> None:
+def write_atomically(path: Path, text: str, *, root: Path, project: Path | None = None) -> None:
     """Replace a file by `text` as a whole; raises BaselineError and leaves what was there."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.parent.resolve().is_relative_to(root.resolve()) or path.is_symlink():
             raise BaselineError(f"{path}: leads out of {root}: replace the link by the file itself")
+        refuse_links(path, root=project)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
-        write_whole(path, text.encode(), durable=True)
+        write_whole(path, text.encode(), durable=True, root=project)
     except OSError as error:
         reason = describe_write_error(error, folder=path.parent)
         raise BaselineError(
@@ -479,6 +481,7 @@ def discard_obtained(directory: Path, record: AnyRecord) -> None:
     """Delete what an earlier run proposed in a record's place; raises BaselineError."""
     path = Store(directory).path_of(record)
     try:
+        refuse_links(path.parent)
         path.unlink(missing_ok=True)
     except OSError as error:
         raise BaselineError(f"cannot delete {path}: {error.strerror or error}") from error

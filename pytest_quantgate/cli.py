@@ -56,7 +56,3 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(name: str) -> Any:
     return import_module(f"pytest_quantgate.commands.{name}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

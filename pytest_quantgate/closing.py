@@ -12,12 +12,13 @@ import pytest
 from pytest_quantgate.baseline_mode import BaselineMode
 from pytest_quantgate.baselines import Store, discard_obtained, write_obtained
 from pytest_quantgate.conclusion import DESELECTED, NOT_REACHED, Row
-from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.errors import BaselineError, QuantGateError
 from pytest_quantgate.options import Settings
 from pytest_quantgate.report.evidence import Evidence, read_evidence
 from pytest_quantgate.report.terminal import Summary
 from pytest_quantgate.results import Gathered, report_unjudged
 from pytest_quantgate.store.acceptance import complete_verdicts, why_unfit
+from pytest_quantgate.store.disk import refuse_links
 from pytest_quantgate.store.records import AnyRecord, record_from_json
 from pytest_quantgate.verdict import Status
 
@@ -111,6 +112,7 @@ def _propose(record: AnyRecord, *, rows: Sequence[Row], settings: Settings) -> s
     verdicts = [(row.gate, row.verdict) for row in rows if row.suite == record.suite]
     record = complete_verdicts(record, rows=verdicts)
     reason = why_unfit(record)
+    _refuse_links(folder, settings=settings)
     if reason:
         discard_obtained(folder, record)
         return f"no baseline for {record.suite} {record.key}: {reason}"
@@ -119,6 +121,16 @@ def _propose(record: AnyRecord, *, rows: Sequence[Row], settings: Settings) -> s
         f"obtained: {_shorten(path, settings=settings)}; to accept it: quantgate accept "
         f"{_shorten(folder, settings=settings)} --reason='why'"
     )
+
+
+def _refuse_links(folder: Path, *, settings: Settings) -> None:
+    """Raise BaselineError where the folder of what was obtained is a link of the checkout."""
+    try:
+        refuse_links(folder, root=settings.root)
+    except OSError as error:
+        raise BaselineError(
+            f"cannot write below {folder}: {error.filename}: {error.strerror}"
+        ) from error
 
 
 def _settle_orphans(

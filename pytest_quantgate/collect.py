@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,6 +56,17 @@ def describe_gates(suite: Suite, *, file: str) -> dict[str, Any]:
 class SuiteFile(pytest.File):
     """One suite; collecting it reads YAML and nothing else."""
 
+    @classmethod
+    def at(cls, path: Path, *, parent: pytest.Collector) -> SuiteFile:
+        """Return the node of a suite file; pytest prints its name and its id as they are."""
+        from pytest_quantgate.report.printable import printable
+
+        file: SuiteFile = cls.from_parent(parent, path=path)
+        shown = printable(file.nodeid)
+        if shown == file.nodeid:
+            return file
+        return cls.from_parent(parent, path=path, name=printable(path.name), nodeid=shown)
+
     def collect(self) -> Iterator[pytest.Function]:
         from pytest_quantgate.report.printable import printable
         from pytest_quantgate.session import SESSION
@@ -61,9 +74,11 @@ class SuiteFile(pytest.File):
 
         try:
             suite = load_suite(self.path, relative_to=self.config.rootpath)
+            session = self.config.stash[SESSION]
+            suite.check_variables(environ=session.settings.read_environment(os.environ))
         except QuantGateError as error:
             raise self.CollectError(printable(str(error))) from None
-        gathered = self.config.stash[SESSION].gathered
+        gathered = session.gathered
         gathered.suites[suite.name] = describe_gates(suite, file=self.nodeid)
         for gate in suite.gates:
             yield self._make_test(GateItem(suite=suite, gate=gate))

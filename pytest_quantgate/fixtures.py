@@ -28,6 +28,7 @@ def quantgate_case(request: pytest.FixtureRequest) -> Case:
     """The case of this test's suite: `.fp16`, `.quantized`, `.audit`, `.outcomes(...)`,
     `.judge(kind="coverage")`; everything is built on first use and cached."""
     from pytest_quantgate.errors import QuantGateError
+    from pytest_quantgate.report.printable import printable
     from pytest_quantgate.session import SESSION
     from pytest_quantgate.suite.load import load_suite
 
@@ -43,7 +44,7 @@ def quantgate_case(request: pytest.FixtureRequest) -> Case:
     try:
         suite = load_suite(request.config.rootpath / name, relative_to=request.config.rootpath)
     except QuantGateError as error:
-        pytest.fail(str(error), pytrace=False)
+        pytest.fail(printable(str(error)), pytrace=False)
     return session.case_for(suite)
 
 
@@ -89,6 +90,7 @@ def quantgate_baseline(request: pytest.FixtureRequest, quantgate_case: Case) -> 
 def _require(request: pytest.FixtureRequest, verdict: Verdict) -> None:
     """Let the test end here where its verdict is not PASS; what may be missing skips it."""
     from pytest_quantgate.own_tests import tell
+    from pytest_quantgate.report.printable import printable
     from pytest_quantgate.report.terminal import render_failure
     from pytest_quantgate.session import SESSION
     from pytest_quantgate.suite.gates import OWN_TESTS
@@ -98,7 +100,7 @@ def _require(request: pytest.FixtureRequest, verdict: Verdict) -> None:
     tell(verdict)
     settings = request.config.stash[SESSION].settings
     if verdict.status is Status.NOT_MEASURED and settings.may_be_missing(OWN_TESTS):
-        pytest.skip(f"not measured: {verdict.headline}")
+        pytest.skip(f"not measured: {printable(verdict.headline)}")
     if not verdict.passed:
         pytest.fail(render_failure(verdict), pytrace=False)
 

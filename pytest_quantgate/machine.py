@@ -22,6 +22,7 @@ from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.engine import EngineGate
 from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
 from pytest_quantgate.gates.sections import EngineTarget, TaskGate
+from pytest_quantgate.own_process import run_program
 from pytest_quantgate.store.private import open_private
 from pytest_quantgate.suite import gates as suite_gates
 from pytest_quantgate.suite.gates import GateSection
@@ -102,7 +103,7 @@ class Machine:
         return (*(check for group in self.packages.values() for check in group), *self.others)
 
 
-def look(*, environ: Mapping[str, str], cache_dir: Path, run: Run = subprocess.run) -> Machine:
+def look(*, environ: Mapping[str, str], cache_dir: Path, run: Run = run_program) -> Machine:
     """Return what is there; `run` calls nvidia-smi."""
     gpus, gpu_check = find_gpus(run=run)
     return Machine(
@@ -225,7 +226,7 @@ def check_plugins() -> Iterator[Check]:
 
 
 def find_gpus(
-    *, run: Run = subprocess.run, node: Path = Path("/dev/nvidiactl")
+    *, run: Run = run_program, node: Path = Path("/dev/nvidiactl")
 ) -> tuple[tuple[Gpu, ...], Check]:
     """Return the GPUs that the driver names, and one check of them; torch is not asked."""
     if not node.exists():

@@ -6,6 +6,7 @@ No option can loosen a limit: limits live in suites alone.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
@@ -54,6 +55,14 @@ class Settings:
     ci: str = ""
     allow_unmeasured: tuple[str, ...] = ()
     must_judge: bool = False
+    env: tuple[str, ...] = ()
+
+    def read_environment(self, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the environment as suites of this run see it: with the names that it allows."""
+        from pytest_quantgate.suite.where import ALLOWED_VARIABLES
+
+        known = filter(None, environ.get(ALLOWED_VARIABLES, "").split(","))
+        return {**environ, ALLOWED_VARIABLES: ",".join((*known, *self.env))}
 
     @property
     def demands_all(self) -> bool:
@@ -101,6 +110,12 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="KINDS",
         help="kinds of gates that may be missing in CI and in strict runs, with commas: "
         "engine,latency (tests: your own)",
+    )
+    group.addoption(
+        "--quantgate-env",
+        metavar="NAMES",
+        help="environment variables that suites may use in paths beside QUANTGATE_..., with "
+        "commas: MODELS,DATA",
     )
     group.addoption("--quantgate-device", metavar="DEVICE", help="auto (default), cpu or cuda")
     group.addoption(
@@ -239,7 +254,20 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
         ci=find_ci(environ),
         allow_unmeasured=allowed,
         must_judge=bool(strict),
+        env=parse_names(config.getoption("quantgate_env") or ""),
     )
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Return the names of variables in an option; raises pytest.UsageError for what is none."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise pytest.UsageError(
+                f"--quantgate-env={name!r} is no name of an environment variable: write their "
+                f"names, with commas, and no values"
+            )
+    return names
 
 
 def _make_temporary(config: pytest.Config) -> str:
@@ -291,7 +319,7 @@ def resolve_reports(
         images=int(images),
     )
     try:
-        check_targets(targets)
+        check_targets(targets, root=config.rootpath)
     except QuantGateError as error:
         raise pytest.UsageError(str(error)) from error
     return targets

@@ -44,7 +44,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
     if file_path.name.endswith(SUFFIX):
-        return SuiteFile.from_parent(parent, path=file_path)
+        return SuiteFile.at(file_path, parent=parent)
     return None
 
 

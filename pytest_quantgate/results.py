@@ -309,6 +309,23 @@ def settle(report: pytest.TestReport, heard: Heard, *, may_be_missing: bool) -> 
         report.outcome = "failed"
 
 
+def make_printable(report: pytest.TestReport) -> None:
+    """Show what a gate's report says as lines of visible text: a library's error may hold any name.
+
+    Only where it holds anything else, so that pytest's own colours and summaries stay.
+    """
+    from pytest_quantgate.report.printable import printable_lines
+
+    if f"{SUFFIX}::" not in report.nodeid:
+        return
+    report.sections = [(name, printable_lines(text)) for name, text in report.sections]
+    said = report.longrepr
+    if isinstance(said, tuple):
+        report.longrepr = (*said[:2], printable_lines(said[2]))
+    elif said is not None and (shown := printable_lines(str(said))) != str(said):
+        report.longrepr = shown
+
+
 def leave_out(gate: str, *, reason: str) -> Verdict:
     """Return what a gate is that was collected and not judged."""
     return Verdict(

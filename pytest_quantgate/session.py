@@ -17,7 +17,7 @@ import pytest
 from pytest_quantgate.collect import GATE, SUFFIX
 from pytest_quantgate.options import CACHE_INPUT, Settings
 from pytest_quantgate.progress import Progress, silent
-from pytest_quantgate.results import REPORT_ATTRIBUTE, Gathered, first_line, settle
+from pytest_quantgate.results import REPORT_ATTRIBUTE, Gathered, first_line, make_printable, settle
 from pytest_quantgate.suite.gates import OWN_TESTS
 from pytest_quantgate.verdict import Status
 
@@ -81,7 +81,7 @@ class RunSession:
                 store=Store(self.settings.baselines_dir, project=self.settings.root),
                 cache=Cache(root=self.settings.cache_dir, warn=self.warnings.append),
                 progress=self.progress,
-                environ=os.environ,
+                environ=self.settings.read_environment(os.environ),
                 surroundings=self._surroundings,
                 ledger=Ledger(self.settings.cache_dir / "looks"),
             )
@@ -125,6 +125,7 @@ class RunSession:
             kind = plain.get("gate", "").partition("[")[0] or OWN_TESTS
             suite = (plain.get("suite") or {}).get("allow_unmeasured", ())
             settle(report, heard, may_be_missing=self.settings.may_be_missing(kind, suite=suite))
+            make_printable(report)
             self._join_attempts(report)
         return (yield)
 

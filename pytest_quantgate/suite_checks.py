@@ -14,12 +14,12 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.errors import NotMeasured, QuantGateError
+from pytest_quantgate.errors import NotMeasured, QuantGateError, SuiteError
 from pytest_quantgate.gates.coverage import MAX_WAIVER_DAYS, CoverageGate
 from pytest_quantgate.gates.fidelity import FidelityGate
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.suite.specs import Suite
-from pytest_quantgate.suite.where import expand_environment, expand_path
+from pytest_quantgate.suite.where import expand_path
 
 if TYPE_CHECKING:
     from pytest_quantgate.measurement import TaskSanity, TextPlaces
@@ -43,7 +43,7 @@ def check_suite(suite: Suite, *, environ: Mapping[str, str], today: date | None 
     notes: list[str] = []
     _check_recipe(suite, errors=errors, notes=notes, environ=environ)
     _check_datasets(suite, errors=errors, notes=notes, environ=environ)
-    _check_model(suite, notes=notes, environ=environ)
+    _check_model(suite, errors=errors, notes=notes, environ=environ)
     errors += _check_patterns(suite)
     _check_waivers(suite, errors=errors, notes=notes, today=today or datetime.now(UTC).date())
     return Findings(errors=tuple(errors), notes=tuple(dict.fromkeys(notes)))
@@ -53,6 +53,7 @@ def _check_recipe(
     suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
 ) -> None:
     from pytest_quantgate.models.recipes import named_recipes
+    from pytest_quantgate.models.source import find_recipe_file
 
     where = suite.quantize.where.of("recipe")
     recipe = suite.quantize.recipe
@@ -60,14 +61,17 @@ def _check_recipe(
         errors += [f"{where}: {problem}" for problem in _check_inline(recipe)]
         return
     try:
-        name = expand_environment(recipe, where=where, environ=environ)
+        path = find_recipe_file(recipe, where=where, environ=environ)
     except NotMeasured as error:
         notes.append(str(error))
         return
+    except SuiteError as error:
+        errors.append(str(error))
+        return
+    name = recipe
     if name in named_recipes():
         return
-    path = Path(name).expanduser()
-    if path.suffix in (".yaml", ".yml"):
+    if path is not None:
         if not path.is_file():
             errors.append(f"{where}: recipe file {name} does not exist")
         return
@@ -193,7 +197,9 @@ def _check_datasets(
                 notes.append(f"{spec.where.of('root')}: {root} is no directory on this machine")
 
 
-def _check_model(suite: Suite, *, notes: list[str], environ: Mapping[str, str]) -> None:
+def _check_model(
+    suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
+) -> None:
     from pytest_quantgate.models.source import is_local
 
     model = suite.model
@@ -203,6 +209,9 @@ def _check_model(suite: Suite, *, notes: list[str], environ: Mapping[str, str]) 
         folder = expand_path(model.id, where=model.where.of("id"), environ=environ)
     except NotMeasured as error:
         notes.append(str(error))
+        return
+    except SuiteError as error:
+        errors.append(str(error))
         return
     if not folder.is_dir():
         notes.append(f"{model.where.of('id')}: {folder} is no directory on this machine")

@@ -19,7 +19,7 @@ model:
 datasets:
   photos:
     dataset: wds/photos
-    root: "${DATA}/photos"
+    root: "${QUANTGATE_DATA}/photos"
     language: de
 calibration:
   data: photos/train

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.store.disk import describe_write_error, temporary_folder, write_whole
+from pytest_quantgate.store.disk import temporary_folder
 
 if TYPE_CHECKING:
     from pytest_quantgate.comparison.changes import Comparison
@@ -81,10 +81,14 @@ def compare(parsed: argparse.Namespace) -> Comparison:
 
 def _write(comparison: Comparison, parsed: argparse.Namespace) -> None:
     from pytest_quantgate.report.diff import render_html, render_json, render_markdown, render_text
+    from pytest_quantgate.report.files import replace_file
 
-    for target, render in ((parsed.markdown, render_markdown), (parsed.html, render_html)):
-        if target is not None and target != "-":
-            _write_file(Path(target), render(comparison), inputs=(parsed.before, parsed.after))
+    if parsed.markdown not in (None, "-"):
+        path = _check_output(parsed.markdown, parsed=parsed)
+        replace_file(path, render_markdown(comparison), kind="diff-markdown", option="--markdown")
+    if parsed.html not in (None, "-"):
+        path = _check_output(parsed.html, parsed=parsed)
+        replace_file(path, render_html(comparison), kind="diff-html", option="--html")
     if parsed.json:
         sys.stdout.write(render_json(comparison))
     elif parsed.markdown == "-":
@@ -95,18 +99,15 @@ def _write(comparison: Comparison, parsed: argparse.Namespace) -> None:
         sys.stdout.write(render_text(comparison, **({"most_rows": None} if parsed.all else {})))
 
 
-def _write_file(path: Path, text: str, *, inputs: tuple[str, str | None]) -> None:
-    """Write a rendered comparison as a whole; raises DiffError, never onto what is compared."""
+def _check_output(name: str, *, parsed: argparse.Namespace) -> Path:
+    """Return where a rendered comparison goes; raises DiffError for what is compared itself."""
     from pytest_quantgate.comparison.changes import DiffError
 
-    for name in inputs:
-        source = Path(name) if name is not None else None
+    path = Path(name)
+    for compared in (parsed.before, parsed.after):
+        source = Path(compared) if compared is not None else None
         if source is not None and source.exists():
             here, there = path.resolve(), source.resolve()
             if here == there or here.is_relative_to(there):
                 raise DiffError(f"{path} is part of what is compared: write it elsewhere")
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        reason = describe_write_error(error, folder=path.parent)
-        raise DiffError(f"cannot write {path}: {reason}") from error
+    return path

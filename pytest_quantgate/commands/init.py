@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import SuiteError
-from pytest_quantgate.store.disk import describe_write_error, temporary_folder
+from pytest_quantgate.store.disk import describe_write_error, refuse_links, temporary_folder
 
 if TYPE_CHECKING:
     from pytest_quantgate.suite.write import Request
@@ -134,6 +134,7 @@ def _check_output(output: str) -> Path | None:
 def _write(path: Path, text: str) -> None:
     """Write a new file; raises SuiteError, also where somebody else made it meanwhile."""
     try:
+        refuse_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         out = path.open("x", encoding="utf-8")
         try:

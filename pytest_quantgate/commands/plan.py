@@ -121,7 +121,7 @@ def _print(found: Sequence[tuple[str, Sequence[Plan]]]) -> None:
         for note in dict.fromkeys(note for plan in plans for note in plan.notes):
             print(printable(f"  note: {note}"))
         for line in _conclude(plans):
-            print(f"  {line}")
+            print(printable(f"  {line}"))
 
 
 def _conclude(plans: Sequence[Plan]) -> list[str]:

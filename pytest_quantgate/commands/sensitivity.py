@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.errors import WriteError
-from pytest_quantgate.store.disk import describe_write_error, write_whole
-
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
     from pytest_quantgate.progress import Progress
@@ -54,6 +51,7 @@ def add(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.measurement import to_json
+    from pytest_quantgate.report.files import replace_file
     from pytest_quantgate.report.printable import printable
     from pytest_quantgate.report.sensitivity import (
         render_exclusion,
@@ -84,9 +82,11 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
             print(printable(line))
         result["exclusion"] = to_json(exclusion)
     if parsed.json is not None:
-        write(parsed.json, json.dumps(result, indent=1, sort_keys=True) + "\n")
+        text = json.dumps(result, indent=1) + "\n"
+        replace_file(parsed.json, text, kind="sensitivity-json", option="--json")
     if parsed.svg is not None:
-        write(parsed.svg, render_svg(found, top=parsed.top))
+        text = render_svg(found, top=parsed.top)
+        replace_file(parsed.svg, text, kind="sensitivity-svg", option="--svg")
     return 0
 
 
@@ -97,6 +97,7 @@ def open_case(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Case
     from pytest_quantgate.cache import Cache
     from pytest_quantgate.case import Case
     from pytest_quantgate.options import Settings, default_cache_root
+    from pytest_quantgate.report.printable import printable
     from pytest_quantgate.suite.load import load_suite
 
     root = Path.cwd()
@@ -113,7 +114,7 @@ def open_case(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Case
     )
 
     def warn(message: str) -> None:
-        print(f"warning: {message}", file=sys.stderr)
+        print(printable(f"warning: {message}"), file=sys.stderr)
 
     return Case(
         suite=load_suite(parsed.suite, relative_to=root),
@@ -140,15 +141,6 @@ def show_progress() -> Progress:
     live = stream.isatty()
     width = shutil.get_terminal_size().columns
     return Progress(mode="live" if live else "log", write=put, width=width)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file beside the text on the terminal; raises QuantGateError where it cannot."""
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        reason = describe_write_error(error, folder=path.parent)
-        raise WriteError(f"cannot write {path}: {reason}") from error
 
 
 def _count(text: str) -> int:

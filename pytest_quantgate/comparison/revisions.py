@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from pytest_quantgate import bounds
 from pytest_quantgate.comparison.changes import DiffError
-from pytest_quantgate.own_process import TooMuchOutput, read_output
+from pytest_quantgate.own_process import TooMuchOutput, run_git
 from pytest_quantgate.store.disk import CODES
 
 _RANGE = re.compile(r"(?P<before>.*?)(?P<dots>\.\.\.?)(?P<after>.*)")
@@ -92,6 +92,8 @@ def extract(commit: str, *, paths: Sequence[str], folder: Path, into: Path) -> l
             continue
         if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
             raise DiffError(f"{commit[:10]}: the path {name!r} leads out of the repository")
+        if not size.isdigit():
+            raise _refuse_missing(name, commit=commit)
         if int(size) > bounds.GIT_FILE_BYTES:
             raise DiffError(f"{commit[:10]}:{name}: {int(size)} bytes are no baseline and no suite")
         wanted.append((name, object_id.decode()))
@@ -114,9 +116,7 @@ def extract(commit: str, *, paths: Sequence[str], folder: Path, into: Path) -> l
         end = blobs.index(b"\n", position)
         header = blobs[position:end].split()
         if len(header) != 3 or header[0].decode() != wanted_id:
-            raise DiffError(
-                f"{commit[:10]}:{path} is not in this clone: clone the repository whole"
-            )
+            raise _refuse_missing(path, commit=commit)
         length = int(header[2])
         target = into / path
         try:
@@ -130,6 +130,11 @@ def extract(commit: str, *, paths: Sequence[str], folder: Path, into: Path) -> l
             ) from error
         position = end + 1 + length + 1
     return [name for name, _ in wanted]
+
+
+def _refuse_missing(name: str, *, commit: str) -> DiffError:
+    """Return the error of a file that a partial clone lacks: nothing is fetched from here."""
+    return DiffError(f"{commit[:10]}:{name} is not in this clone: clone the repository whole")
 
 
 def prefix(folder: Path) -> str:
@@ -178,16 +183,8 @@ def _call(
     stdin: bytes | None = None,
     max_bytes: int = bounds.GIT_LISTING_BYTES,
 ) -> subprocess.CompletedProcess[bytes]:
-    environ = {**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        return read_output(
-            ["git", "--no-replace-objects", *arguments],
-            cwd=folder,
-            env=environ,
-            stdin=stdin or b"",
-            max_bytes=max_bytes,
-            timeout_s=bounds.WORKER_SECONDS,
-        )
+        return run_git(arguments, cwd=folder, stdin=stdin or b"", max_bytes=max_bytes)
     except TooMuchOutput as error:
         raise DiffError(
             f"git {arguments[0]}: more than {max_bytes >> 20} MiB of names: these folders hold no "
@@ -195,5 +192,5 @@ def _call(
         ) from error
     except FileNotFoundError as error:
         raise DiffError("git is not installed: revisions are read through it") from error
-    except OSError as error:
-        raise DiffError(f"git cannot be run: {error.strerror or error}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DiffError(f"git {arguments[0]}: {error}") from error

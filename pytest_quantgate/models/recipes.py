@@ -15,9 +15,8 @@ from typing import Any, Literal
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.source import read_recipe_text
+from pytest_quantgate.models.source import find_recipe_file, read_recipe_text
 from pytest_quantgate.suite.specs import QuantizeSpec
-from pytest_quantgate.suite.where import expand_environment, expand_path
 from pytest_quantgate.untrusted import check_yaml
 
 #: The ModelOpt releases that this product was tested with: the first, and the first that is not.
@@ -78,13 +77,12 @@ def resolve_recipe(spec: QuantizeSpec, *, environ: Mapping[str, str] = os.enviro
     where = spec.where.of("recipe")
     recipe = spec.recipe
     if isinstance(recipe, str):
-        name = expand_environment(recipe, where=where, environ=environ)
-        if name in named_recipes():
-            return build_recipe(named_recipes()[name], name=name, where=where)
-        if name.endswith((".yaml", ".yml")):
-            path = expand_path(recipe, where=where, environ=environ)
-            return build_recipe(_load_file(path, where=where), name=name, where=where)
-        return build_recipe(_load_config(name, where=where), name=name, where=where)
+        path = find_recipe_file(recipe, where=where, environ=environ)
+        if path is not None:
+            return build_recipe(_load_file(path, where=where), name=recipe, where=where)
+        named = named_recipes()
+        config = named[recipe] if recipe in named else _load_config(recipe, where=where)
+        return build_recipe(config, name=recipe, where=where)
     return build_recipe(recipe, name="inline quant_cfg", where=where)
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
+from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured, SuiteError
 from pytest_quantgate.suite.specs import ModelSpec
-from pytest_quantgate.suite.where import Where, expand_environment, expand_path
+from pytest_quantgate.suite.where import Where, expand_path
 from pytest_quantgate.untrusted import read_regular
 
 #: What a Hugging Face checkpoint directory can hold that changes an embedding.
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -118,8 +120,7 @@ def find_directory(spec: ModelSpec, *, environ: Mapping[str, str]) -> tuple[Path
                 f"{where}: {directory} is no directory: set model.id to a CLIP checkpoint"
             )
         return directory, directory.name
-    name = expand_environment(spec.id, where=where, environ=environ)
-    return _find_in_hub(name, revision=spec.revision, where=where), name
+    return _find_in_hub(spec.id, revision=spec.revision, where=where), spec.id
 
 
 def is_local(name: str) -> bool:
@@ -172,11 +173,21 @@ def recipe_content(
     """Return what a recipe's digest is made of: its name, its file's text, or the inline value."""
     if not isinstance(recipe, str):
         return recipe
-    text = expand_environment(recipe, where=where.of("recipe"), environ=environ)
-    if text.endswith((".yaml", ".yml")):
-        path = expand_path(recipe, where=where.of("recipe"), environ=environ)
-        return read_recipe_text(path, where=where.of("recipe"))
-    return text
+    path = find_recipe_file(recipe, where=where.of("recipe"), environ=environ)
+    return recipe if path is None else read_recipe_text(path, where=where.of("recipe"))
+
+
+def find_recipe_file(recipe: str, *, where: str, environ: Mapping[str, str]) -> Path | None:
+    """Return the YAML file that a recipe's text leads to, None for one that is a name.
+
+    Raises as `expand_path`, and SuiteError for a variable in a name.
+    """
+    if "$" not in recipe and not recipe.endswith(RECIPE_SUFFIXES):
+        return None
+    path = expand_path(recipe, where=where, environ=environ)
+    if not path.name.endswith(RECIPE_SUFFIXES):
+        raise SuiteError(f"{where}: {recipe} leads to no YAML file: ${{NAME}} is for paths alone")
+    return path
 
 
 def read_recipe_text(path: Path, *, where: str) -> str:

@@ -35,6 +35,7 @@ from pytest_quantgate.measurement import (
     from_json,
     pack_bits,
 )
+from pytest_quantgate.own_process import run_git
 from pytest_quantgate.report.evidence import Evidence
 from pytest_quantgate.report.model import (
     Attempt,
@@ -530,7 +531,7 @@ def describe_environment(
         processor=_read_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
         packages=packages,
-        commit=_read_commit(root, environ=environ),
+        commit=read_commit(root, environ=environ),
     )
 
 
@@ -543,22 +544,15 @@ def _read_processor() -> str:
     return next(names, platform.processor())
 
 
-def _read_commit(root: Path, *, environ: Mapping[str, str]) -> str:
+def read_commit(root: Path, *, environ: Mapping[str, str]) -> str:
     for name in ("GITHUB_SHA", "CI_COMMIT_SHA"):
         if environ.get(name):
             return environ[name]
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
+        found = run_git(["rev-parse", "--verify", "--quiet", "HEAD"], cwd=root, timeout_s=5)
+    except (OSError, subprocess.TimeoutExpired):
         return ""
-    return found.stdout.strip()
+    return found.stdout.decode("ascii", "replace").strip()
 
 
 def _read_clock(environ: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ that no other file has.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +15,21 @@ from typing import Literal
 
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.report import FORMAT
-from pytest_quantgate.store.disk import describe_write_error, write_whole
+from pytest_quantgate.store.disk import describe_write_error, refuse_links, write_whole
 
-Kind = Literal["html", "markdown", "json"]
+Kind = Literal[
+    "html", "markdown", "json", "diff-html", "diff-markdown", "sensitivity-json", "sensitivity-svg"
+]
 
 #: What each kind of file has in its first `HEAD_BYTES`.
 MARKS: Mapping[Kind, str] = {
     "html": '<meta name="generator" content="pytest-quantgate',
     "markdown": "<!-- pytest-quantgate report",
     "json": f'"format": "{FORMAT}"',
+    "diff-html": "<title>Model change</title>",
+    "diff-markdown": "### Model change: ",
+    "sensitivity-json": '{\n "format": 1,\n "suite": ',
+    "sensitivity-svg": 'aria-label="Noise that each group of quantizers adds alone"',
 }
 HEAD_BYTES = 1024
 
@@ -56,23 +63,45 @@ class Targets:
         return tuple(found)
 
 
-def check_targets(targets: Targets) -> None:
-    """Raise ReportError where a report could not be written, before the run takes its time."""
-    if targets.directory and targets.directory.exists() and not targets.directory.is_dir():
+def check_targets(targets: Targets, *, root: Path | None = None) -> None:
+    """Raise ReportError where a report could not be written, before the run takes its time.
+
+    `root` is that of the run: inside it, nothing is written through a link.
+    """
+    if targets.directory and os.path.lexists(targets.directory) and not targets.directory.is_dir():
         raise ReportError(
             f"--quantgate-report={targets.directory}: this is a file: name a folder, which will "
             f"hold {HTML_NAME} and {JSON_NAME}"
         )
     files = targets.files()
     for path, kind, option in files:
+        _refuse_links(path, option=option, root=root)
         check_file(path, kind=kind, option=option)
         for other, other_kind, other_option in files:
             if path == other and kind != other_kind:
                 raise ReportError(f"{path}: {option} and {other_option} name the same file")
 
 
+def _refuse_links(path: Path, *, option: str, root: Path | None) -> None:
+    try:
+        refuse_links(path, root=root)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ReportError(
+            f"{option}: {path} cannot be written: {error.filename} is a link inside the checkout, "
+            f"through which nothing is written: name another place"
+        ) from error
+
+
 def check_file(path: Path, *, kind: Kind, option: str) -> None:
     """Raise ReportError where `path` is no file of ours to replace, or cannot be written."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # what it needs is looked at below
+    except OSError as error:
+        raise ReportError(f"{option}: {path} cannot be written: {error.strerror}") from error
     if os.path.lexists(path):
         if path.is_dir():
             raise ReportError(f"{option}: {path} is a folder: name a file")
@@ -104,6 +133,7 @@ def is_ours(path: Path, *, kind: Kind) -> bool:
 
 def replace_file(path: Path, text: str, *, kind: Kind, option: str) -> None:
     """Write a report as a whole; raises ReportError and leaves what was there."""
+    _refuse_links(path, option=option, root=None)
     check_file(path, kind=kind, option=option)
     try:
         write_whole(path, encode(text))

@@ -10,6 +10,8 @@ def describe_settings(settings: Settings) -> str:
     parts = [f"baselines={settings.baselines.value}", f"device={settings.device}"]
     if settings.cache == "off":
         parts.append("cache=off")
+    if settings.env:
+        parts.append(f"env={','.join(settings.env)}")
     if settings.strict:
         parts.append("strict")
     elif settings.demands_all:

@@ -24,3 +24,8 @@ def printable(text: str) -> str:
     )
     shown = _COMMAND_AT_START.sub(r"\1:\\", shown)
     return _COMMAND_ANYWHERE.sub(r"#\\", shown)
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines, each as it may be shown."""
+    return "\n".join(printable(line) for line in text.split("\n"))

@@ -126,6 +126,29 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+def refuse_links(path: Path, *, root: Path | None = None) -> None:
+    """Raise OSError where a part of `path` is a link that came with a checkout.
+
+    Looked at are the parts inside the working folder, inside `root` (where a run has one), and
+    inside the repositories that these are in. Links that lead to a checkout, and those elsewhere
+    on the machine, belong to its user.
+    """
+    whole = Path(os.path.normpath(Path.cwd() / path))
+    parts = (whole, *whole.parents)
+    here = Path.cwd()
+    for folder in {here, *((root, root.resolve()) if root is not None else ())}:
+        above = (folder, *folder.parents)
+        top = next((place for place in above if os.path.lexists(place / ".git")), None)
+        if top is None and folder == here != root and Path.home().is_relative_to(here):
+            continue  # no checkout: the whole machine, or all that is its user's
+        top = top or folder
+        for part in parts:
+            if part != top and part.is_relative_to(top) and part.is_symlink():
+                raise OSError(
+                    errno.ELOOP, "it is a link, and nothing is written through one", str(part)
+                )
+
+
 @contextmanager
 def temporary_folder(prefix: str = "quantgate-") -> Iterator[Path]:
     """Give a folder that is deleted after the block; raises WriteError where it takes no files."""
@@ -161,11 +184,15 @@ def _refuse_temporary(error: OSError, *, folder: Path) -> WriteError:
     return WriteError(f"cannot write temporary files under {folder}: {reason}; {mend}")
 
 
-def write_whole(path: Path, data: bytes, *, durable: bool = False) -> None:
+def write_whole(
+    path: Path, data: bytes, *, durable: bool = False, root: Path | None = None
+) -> None:
     """Replace a file as a whole; raises OSError, and then leaves what was there and nothing else.
 
-    `durable` makes sure that the data is on the disk before the file has its name.
+    `durable` makes sure that the data is on the disk before the file has its name. Nothing is
+    written through a link, as `refuse_links` has it, nor over one.
     """
+    refuse_links(path, root=root)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=WRITING, dir=path.parent)
     temporary = Path(name)

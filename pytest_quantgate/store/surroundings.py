@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_quantgate import __version__
+from pytest_quantgate.own_process import run_program
 
 #: Environment variables that change what libraries compute, by how their names begin.
 VARIABLES = (
@@ -57,7 +58,7 @@ INERT = frozenset(("__pycache__", "include", "test", "tests"))
 #: Files of this package that come after a measurement: they judge, tell, compare or command. All
 #: others are part of every key; `tests/unit/store` holds the two apart.
 JUDGING = (
-    *("commands/", "comparison/", "gates/", "report/", "selftest/"),
+    *("__main__.py", "commands/", "comparison/", "gates/", "report/", "selftest/"),
     *("assertions.py", "baseline_mode.py", "baselines.py", "cli.py", "closing.py", "collect.py"),
     *("conclusion.py", "fixtures.py", "judging.py", "machine.py", "options.py", "own_tests.py"),
     *("planning.py", "plugin.py", "progress.py", "replay.py", "results.py"),
@@ -343,7 +344,7 @@ def _list_gpus() -> Iterator[str]:
     """Yield what the driver says of itself, its GPUs and the parts that they are cut into."""
     for arguments in (["--query-gpu=name,compute_cap,driver_version", "--format=csv"], ["-L"]):
         try:
-            answer = subprocess.run(
+            answer = run_program(
                 ["nvidia-smi", *arguments], capture_output=True, text=True, timeout=20, check=True
             )
         except (OSError, subprocess.SubprocessError):

@@ -13,7 +13,7 @@ from pytest_quantgate.suite.specs import (
     QuantizeSpec,
     Suite,
 )
-from pytest_quantgate.suite.where import Where, expand_environment, expand_path
+from pytest_quantgate.suite.where import Where, expand_path
 
 __all__ = [
     "SUFFIX",
@@ -26,7 +26,6 @@ __all__ = [
     "QuantizeSpec",
     "Suite",
     "Where",
-    "expand_environment",
     "expand_path",
     "load_suite",
     "name_suite",

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pytest_quantgate.errors import NotMeasured, SuiteError
+from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.quantities import (
     QuantityError,
     parse_bytes,
@@ -38,7 +38,7 @@ from pytest_quantgate.suite.nodes import (
     read_pairs,
     read_scalar,
 )
-from pytest_quantgate.suite.where import Where, expand_environment
+from pytest_quantgate.suite.where import Where, list_references
 
 Read = Callable[[Place, yaml.Node], Any]
 Built = TypeVar("Built")
@@ -183,22 +183,16 @@ def text_key(*, help: str, environment: bool = False, lines: bool = False) -> De
                 node, f"{value!r} holds U+{ord(odd):04X}: write it in one line of plain characters"
             )
         if environment:
-            _check_environment(place, node, value)
+            try:
+                list_references(value, where="")
+            except SuiteError as error:
+                raise place.error(node, str(error).removeprefix(": ")) from None
         elif "${" in value:
             raise place.error(node, "${NAME} is expanded only in paths: model.id, root, recipe")
         return value
 
     schema = {"type": "string", "minLength": 1}
     return declare(read, schema=schema, help=help)
-
-
-def _check_environment(place: Place, node: yaml.Node, value: str) -> None:
-    try:
-        expand_environment(value, where="", environ={})
-    except SuiteError as error:
-        raise place.error(node, str(error).removeprefix(": ")) from None
-    except NotMeasured:
-        return  # whether the variable is set is asked when the gate runs
 
 
 def choice_key(*choices: str, help: str) -> Declared:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.suite.keys import read_section
 from pytest_quantgate.suite.nodes import Place, compose, read_text
 from pytest_quantgate.suite.specs import Suite
 
 SUFFIX = ".quantgate.yaml"
+
+#: What a CI runner takes for a command: at the start of a line, or anywhere in it.
+_COMMAND = re.compile(r"(^|/)\s*::|##[A-Za-z]*\[")
 
 
 def load_suite(path: Path, *, relative_to: Path | None = None) -> Suite:
@@ -23,9 +28,19 @@ def load_suite(path: Path, *, relative_to: Path | None = None) -> Suite:
     if relative_to is not None and path.is_absolute() and path.is_relative_to(relative_to):
         shown = path.relative_to(relative_to)
     name = shown.as_posix()
-    root = compose(read_text(path, name=name), name=name)
     called = name_suite(path, relative_to=relative_to)
+    _check_name(called, file=name)
+    root = compose(read_text(path, name=name), name=name)
     return read_section(Suite, Place(file=name, key=""), root, path=path, name=called)
+
+
+def _check_name(name: str, *, file: str) -> None:
+    """Raise SuiteError for a name that cannot be shown as it is: it stands in every result."""
+    if not name.isprintable() or _COMMAND.search(name):
+        raise SuiteError(
+            f"{file}:1: the name of a suite, and of the folders down to it, holds visible "
+            f"characters alone and no command of a CI log (::name::, ##[name]): rename it"
+        )
 
 
 def name_suite(path: Path, *, relative_to: Path | None) -> str:

@@ -25,7 +25,7 @@ from pytest_quantgate.suite.keys import (
     text_key,
 )
 from pytest_quantgate.suite.nodes import Place, read_pairs
-from pytest_quantgate.suite.where import Where
+from pytest_quantgate.suite.where import Where, check_references
 
 #: The version of the format of suite files.
 VERSION = 1
@@ -53,7 +53,7 @@ class ModelSpec:
     )
     id: str | None = field(
         default=None,
-        metadata=text_key(help="hub id or local directory; ${NAME} is expanded", environment=True),
+        metadata=text_key(help="hub id, or local directory with ${NAME}", environment=True),
     )
     revision: str | None = field(default=None, metadata=text_key(help="commit of the hub id"))
     dtype: Literal["float16", "bfloat16", "float32"] = field(
@@ -75,6 +75,10 @@ class ModelSpec:
         if self.id is None:
             raise BadKey("id", "is missing: a hub id or a local directory")
         is_local = self.id.startswith(("/", ".", "~", "$"))
+        if not is_local and "${" in self.id:
+            raise BadKey(
+                "id", "a hub id holds no ${NAME}: write it out, or begin a path with ${NAME}"
+            )
         if is_local and self.revision is not None:
             raise BadKey("revision", "a local directory has no revision")
         if not is_local and self.revision is None:
@@ -205,3 +209,13 @@ class Suite:
     def label(self) -> str:
         """The file's own name, for where no other suite is meant."""
         return self.name.rpartition("/")[2]
+
+    def check_variables(self, *, environ: Mapping[str, str]) -> None:
+        """Raise SuiteError for a variable in a path that the run does not let a suite use."""
+        recipe, of = self.quantize.recipe, self.quantize.where.of("recipe")
+        paths = [(self.model.id, self.model.where.of("id"))]
+        paths += [(recipe if isinstance(recipe, str) else None, of)]
+        paths += [(spec.root, spec.where.of("root")) for spec in self.datasets.values()]
+        for text, where in paths:
+            if text is not None:
+                check_references(text, where=where, environ=environ)

@@ -29,39 +29,63 @@ class Where:
         return f"{self.file}:{line}" if line else self.file
 
 
+#: How the names of variables begin that any run lets a suite use.
+VARIABLES = "QUANTGATE_"
+
+#: The variable that names others which a run allows, with commas; `--quantgate-env` adds to it.
+ALLOWED_VARIABLES = "QUANTGATE_ENV"
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def list_references(text: str, *, where: str) -> tuple[str, ...]:
+    """Return the names of the variables in a text, `NAME` for `${NAME}`.
+
+    Raises SuiteError for a `$` that starts no `${NAME}`.
+    """
+    if "$" in _REFERENCE.sub("", text):
+        raise SuiteError(f"{where}: {text!r}: '$' must start ${{NAME}} (an environment variable)")
+    return tuple(_REFERENCE.findall(text))
+
+
+def check_references(text: str, *, where: str, environ: Mapping[str, str]) -> None:
+    """Raise SuiteError for a variable in a text that this run does not let a suite use.
+
+    A suite comes with a pull request: whatever it may name, its author may see.
+    """
+    allowed = environ.get(ALLOWED_VARIABLES, "").split(",")
+    for name in list_references(text, where=where):
+        if not name.startswith(VARIABLES) and name not in allowed:
+            raise SuiteError(
+                f"{where}: ${{{name}}}: a suite uses the variables {VARIABLES}... alone: call it "
+                f"{VARIABLES}{name}, or allow it with pytest --quantgate-env={name} (other "
+                f"commands: {ALLOWED_VARIABLES}={name})"
+            )
+
+
 def expand_path(text: str, *, where: str, environ: Mapping[str, str]) -> Path:
-    """Return the path that a suite names, with `${NAME}` and `~` expanded.
+    """Return the path that a suite names, with `${NAME}` from `environ` and `~` expanded.
 
-    Raises as `expand_environment`, and SuiteError for what can be no path.
+    Raises NotMeasured, naming the variable, where one is unset or empty, or where there is nothing
+    at its path: without its weights or data a suite cannot be measured. Raises SuiteError for what
+    can be no path, and for a variable that the run does not allow. No message shows a value.
     """
-    expanded = expand_environment(text, where=where, environ=environ)
-    try:
-        path = Path(expanded).expanduser()
-        path.is_dir()  # a name that is too long, or holds a null byte, is no path of any file
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~name of no user
-        reason = " ".join(str(error).split())
-        shown = expanded if len(expanded) <= 80 else f"{expanded[:77]}..."
-        raise SuiteError(f"{where}: {shown!r} is no path: {reason[:200]}") from error
-    return path
-
-
-def expand_environment(text: str, *, where: str, environ: Mapping[str, str]) -> str:
-    """Return `text` with every `${NAME}` replaced from `environ`.
-
-    Raises NotMeasured, naming the variable, where one is unset or empty: without its weights or
-    data a suite cannot be measured. Raises SuiteError for a `$` that starts no `${NAME}`.
-    """
-
-    def replace(match: re.Match[str]) -> str:
-        name = match.group(1)
-        value = environ.get(name, "")
-        if not value:
+    check_references(text, where=where, environ=environ)
+    names = list_references(text, where=where)
+    for name in names:
+        if not environ.get(name):
             raise NotMeasured(
                 f"{where}: environment variable {name} is not set: export {name}=PATH"
             )
-        return value
-
-    stray = re.search(r"\$(?!\{[A-Za-z_][A-Za-z0-9_]*\})", text)
-    if stray:
-        raise SuiteError(f"{where}: {text!r}: '$' must start ${{NAME}} (an environment variable)")
-    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", replace, text)
+    try:
+        path = Path(_REFERENCE.sub(lambda match: environ[match[1]], text)).expanduser()
+        path.is_dir()  # a name that is too long, or holds a null byte, is no path of any file
+        if names and not path.exists():
+            raise NotMeasured(
+                f"{where}: there is nothing at {text} on this machine: export {names[0]}=PATH"
+            )
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~name of no user
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
+        raise SuiteError(f"{where}: {shown!r} is no path: {reason[:200]}") from error
+    return path

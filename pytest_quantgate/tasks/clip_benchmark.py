@@ -14,6 +14,7 @@ from typing import Any
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
 from pytest_quantgate.models.loading import quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.tasks.drawing import Draw
+from pytest_quantgate.tasks.enclosure import enclosed
 from pytest_quantgate.tasks.samples import Samples
 
 
@@ -23,6 +24,7 @@ class DatasetImages(Sequence[Any]):
 
     dataset: Any
     indices: Sequence[int]
+    root: Path
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -31,7 +33,7 @@ class DatasetImages(Sequence[Any]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         with quiet_libraries():
-            return read_sample(self.dataset, self.indices[index])[0]
+            return read_sample(self.dataset, self.indices[index], root=self.root)[0]
 
 
 def load_clip_benchmark(
@@ -59,7 +61,7 @@ def load_clip_benchmark(
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise DataError(f"{dataset}: {name!r} is no name of a split or a language")
     refuse_forced_pickles(where=dataset)
-    with quiet_libraries(), _without_shell(builder):
+    with quiet_libraries(), _without_shell(builder), enclosed(root):
         try:
             found = builder.build_dataset(
                 dataset_name=dataset,
@@ -74,6 +76,8 @@ def load_clip_benchmark(
             raise NotMeasured(
                 f"{dataset}: not found under {root} ({_line(error)}): {mend}"
             ) from error
+        except DataError as error:
+            raise DataError(f"{dataset}: {error}") from error
         except ImportError as error:
             package = error.name or "a package of its own"
             raise NotMeasured(f"{dataset}: needs {package}, which is not installed") from error
@@ -90,7 +94,9 @@ def load_clip_benchmark(
     for index in chosen:
         with quiet_libraries():
             try:
-                image, target = read_sample(found, index)
+                image, target = read_sample(found, index, root=root)
+            except DataError:
+                raise
             except Exception as error:  # a damaged file ends in any of them
                 raise DataError(
                     f"{dataset}: sample {index} cannot be read: {_line(error)}"
@@ -104,7 +110,7 @@ def load_clip_benchmark(
     return Samples(
         name=f"{dataset}/{split}",
         ids=tuple(f"{dataset}/{split}/{index:06d}" for index in chosen),
-        images=DatasetImages(dataset=found, indices=chosen),
+        images=DatasetImages(dataset=found, indices=chosen, root=root),
         hashes=tuple(hashes),
         labels=None if retrieval else tuple(labels),
         captions=tuple(captions) if retrieval else None,
@@ -113,8 +119,9 @@ def load_clip_benchmark(
     )
 
 
-def read_sample(dataset: Any, index: int) -> tuple[Any, Any]:
-    """Return the image (RGB) and the target of a sample.
+def read_sample(dataset: Any, index: int, *, root: Path) -> tuple[Any, Any]:
+    """Return the image (RGB) and the target of a sample; raises DataError for a file that is not
+    below `root`.
 
     torchvision opens whatever Pillow knows; Pillow would hand a PostScript file to Ghostscript.
     """
@@ -123,8 +130,9 @@ def read_sample(dataset: Any, index: int) -> tuple[Any, Any]:
     before = EpsImagePlugin.gs_binary
     EpsImagePlugin.gs_binary = False  # Pillow's own switch
     try:
-        image, target = dataset[index]
-        return image.convert("RGB"), target
+        with enclosed(root):
+            image, target = dataset[index]
+            return image.convert("RGB"), target
     finally:
         EpsImagePlugin.gs_binary = before
 

@@ -28,6 +28,7 @@ from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, NotMeasured
 from pytest_quantgate.measurement import TextPlaces
 from pytest_quantgate.tasks.drawing import Draw
+from pytest_quantgate.tasks.enclosure import check_inside
 from pytest_quantgate.tasks.samples import Samples, check_prompts
 from pytest_quantgate.untrusted import read_regular
 
@@ -99,7 +100,7 @@ def list_shards(root: Path, *, split: str) -> list[Path]:
         raise DataError(f"split {split!r} is no name of a folder in {root}")
     counted = root / split / "nshards.txt"
     try:
-        count = int(read_regular(counted, max_bytes=100))
+        count = int(_read(counted, root=root, max_bytes=100))
     except FileNotFoundError:
         splits = sorted(path.parent.name for path in root.glob("*/nshards.txt"))
         raise DataError(
@@ -114,7 +115,7 @@ def list_shards(root: Path, *, split: str) -> list[Path]:
         shard = root / split / f"{index}.tar"
         if not shard.is_file():
             raise DataError(f"{shard} is missing: {counted} says {count} shards")
-        shards.append(shard)
+        shards.append(check_inside(shard, root=root))
     return shards
 
 
@@ -124,7 +125,7 @@ def digest_root(root: Path, *, split: str) -> str:
     texts = (CLASS_NAMES, TEMPLATES, "dataset_type.txt")
     for path in [*(root / name for name in texts), *list_shards(root, split=split)]:
         if path.is_file():
-            with path.open("rb") as stream:
+            with check_inside(path, root=root).open("rb") as stream:
                 part = hashlib.file_digest(stream, "sha256").digest()
             digest.update(path.name.encode() + b"\0" + part)
     return digest.hexdigest()
@@ -137,11 +138,11 @@ def load_webdataset(root: Path, *, split: str, name: str, draw: Draw) -> Samples
     with the file.
     """
     shards = list_shards(root, split=split)
-    captioned = (_read_lines(root / "dataset_type.txt") or ["classification"])[0] == "retrieval"
-    class_names = () if captioned else tuple(_read_lines(root / CLASS_NAMES))
+    captioned = (_read_lines(root, "dataset_type.txt") or ["classification"])[0] == "retrieval"
+    class_names = () if captioned else tuple(_read_lines(root, CLASS_NAMES))
     if not captioned and not class_names:
         raise DataError(f"{root / CLASS_NAMES} is missing or empty: one class name a line")
-    templates = tuple(_read_lines(root / TEMPLATES))
+    templates = tuple(_read_lines(root, TEMPLATES))
     ids: list[str] = []
     labels: list[int] = []
     captions: list[tuple[str, ...]] = []
@@ -259,9 +260,9 @@ def read_texts(root: Path) -> tuple[list[str], list[str]]:
 
     Raises DataError for what cannot be read, or is too much.
     """
-    if (_read_lines(root / "dataset_type.txt") or [""])[0] == "retrieval":
+    if (_read_lines(root, "dataset_type.txt") or [""])[0] == "retrieval":
         return [], []
-    names, templates = _read_lines(root / CLASS_NAMES), _read_lines(root / TEMPLATES)
+    names, templates = _read_lines(root, CLASS_NAMES), _read_lines(root, TEMPLATES)
     check_prompts(names, templates, name=str(root))
     return names, templates
 
@@ -269,26 +270,31 @@ def read_texts(root: Path) -> tuple[list[str], list[str]]:
 def locate_texts(root: Path) -> TextPlaces:
     """Return the `file:line` of every class name and template of a folder."""
 
-    def locate(path: Path) -> tuple[str, ...]:
-        return tuple(f"{path}:{line}" for line, _ in _read_numbered(path))
+    def locate(name: str) -> tuple[str, ...]:
+        return tuple(f"{root / name}:{line}" for line, _ in _read_numbered(root, name))
 
-    templates = locate(root / TEMPLATES)
+    templates = locate(TEMPLATES)
     empty = (root / TEMPLATES).exists() and not templates
     return TextPlaces(
-        class_names=locate(root / CLASS_NAMES),
+        class_names=locate(CLASS_NAMES),
         templates=templates,
         empty_templates=str(root / TEMPLATES) if empty else "",
     )
 
 
-def _read_lines(path: Path) -> list[str]:
-    return [text for _, text in _read_numbered(path)]
+def _read(path: Path, *, root: Path, max_bytes: int) -> bytes:
+    return read_regular(check_inside(path, root=root), max_bytes=max_bytes)
 
 
-def _read_numbered(path: Path) -> list[tuple[int, str]]:
+def _read_lines(root: Path, name: str) -> list[str]:
+    return [text for _, text in _read_numbered(root, name)]
+
+
+def _read_numbered(root: Path, name: str) -> list[tuple[int, str]]:
     """Return the lines that hold anything, each with its number; none where there is no file."""
+    path = root / name
     try:
-        text = read_regular(path, max_bytes=bounds.CLASS_NAMES_BYTES).decode("utf-8-sig")
+        text = _read(path, root=root, max_bytes=bounds.CLASS_NAMES_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:

@@ -135,7 +135,7 @@ def test_report_header_says_how_gates_are_judged(
 def test_unset_environment_is_not_measured_and_strict_makes_it_red(
     pytester: pytest.Pytester, suite_path: Path, run_gates: Callable[..., pytest.RunResult]
 ) -> None:
-    text = SUITE.replace("source: reference", 'source: transformers, id: "${QG_NO_SUCH}"')
+    text = SUITE.replace("source: reference", 'source: transformers, id: "${QUANTGATE_NO_SUCH}"')
     suite_path.write_text(text, encoding="utf-8")
 
     loose, strict = run_gates("-rs"), run_gates("--quantgate-strict")
@@ -144,7 +144,7 @@ def test_unset_environment_is_not_measured_and_strict_makes_it_red(
     loose.stdout.fnmatch_lines(
         [
             "clip: not measured: suites/clip.quantgate.yaml:2: environment variable QG_NO_SUCH "
-            "is not set: export QG_NO_SUCH=PATH",
+            "is not set: export QUANTGATE_NO_SUCH=PATH",
             "5 gates: 5 not measured",
             "SKIPPED * not measured: suites/clip.quantgate.yaml:2: *",
         ]

@@ -125,7 +125,7 @@ def test_a_hand_written_red_check_proposes_what_it_obtained(
 def test_what_is_absent_skips_and_what_is_bad_fails(
     pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run, tiny_clip: Path
 ) -> None:
-    suite = write_suite(replace={f'"{tiny_clip}"': '"${QG_NO_SUCH}"'})
+    suite = write_suite(replace={f'"{tiny_clip}"': '"${QUANTGATE_NO_SUCH}"'})
     test = pytester.makepyfile(
         f"""
         import pytest

@@ -771,8 +771,8 @@ def test_a_folder_name_cannot_speak_to_the_terminal_or_the_runner(
     strict: tuple[str, ...],
 ) -> None:
     folder = pytester.path / "x\x1b[2J\n::error::forged\r##[error]y"
-    monkeypatch.setenv("CLIP", str(folder))
-    write_suite(replace={str(tiny_clip): "${CLIP}"})
+    monkeypatch.setenv("QUANTGATE_CLIP", str(folder))
+    write_suite(replace={str(tiny_clip): "${QUANTGATE_CLIP}"})
     for exists in (False, True):  # not measured, then a failure
         if exists:
             folder.mkdir()
@@ -781,7 +781,10 @@ def test_a_folder_name_cannot_speak_to_the_terminal_or_the_runner(
         result = run_gates("-k", "coverage", "-rs", *strict)
 
         text = result.stdout.str() + result.stderr.str()
-        assert "x\\x1b[2J\\n::error::forged\\r#\\#[error]y" in text
+        if exists:
+            assert "x\\x1b[2J\\n::error::forged\\r#\\#[error]y" in text
+        else:
+            assert "there is nothing at ${QUANTGATE_CLIP} on this machine" in text
         assert "\x1b" not in text
         assert "##[error]" not in text
         assert not [line for line in text.splitlines() if line.lstrip().startswith("::")]
@@ -795,14 +798,330 @@ def test_the_command_line_shows_one_line_of_visible_text(
     path = tmp_path / "x\x1b[2J\n::error::y.quantgate.yaml"
     path.write_text("quantgate: 2")
     good = tmp_path / "good\n::notice::.quantgate.yaml"
-    good.write_text(SUITE.replace("TASK", "scenes/classification"))
+    plain = tmp_path / "plain.quantgate.yaml"
+    for file in (good, plain):
+        file.write_text(SUITE.replace("TASK", "scenes/classification"))
 
-    assert main(["validate", str(path), str(good)]) == 1
+    assert main(["validate", str(path), str(good), str(plain)]) == 1
     assert main(["accept", str(tmp_path / "gone\n::error::z"), "--reason", "why"]) == 1
 
     shown = capsys.readouterr()
     for line in (shown.out + shown.err).splitlines():
         assert line.isprintable()
         assert not line.startswith("::")
-    assert len(shown.err.splitlines()) == 2
+    assert len(shown.err.splitlines()) == 3
     assert len(shown.out.splitlines()) == 1
+
+
+NAMES = (
+    "x\n::error::forged",
+    "x\r::error::forged",
+    "::error::forged",
+    "x\x1b[2Jy",
+    "x\x9b2Jy",
+    "##[error]forged",
+    "x ##vso[task.complete]y",
+    "x\u202ey",
+    "x\u2028y",
+    "x\udcffy",
+)
+
+
+@pytest.mark.parametrize("place", ["NAME.quantgate.yaml", "NAME/x.quantgate.yaml"])
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_suite_whose_name_speaks_to_the_runner_is_refused(
+    pytester: pytest.Pytester, run_gates: Callable[..., pytest.RunResult], name: str, place: str
+) -> None:
+    path = pytester.path / "suites" / place.replace("NAME", name)
+    path.parent.mkdir(parents=True)
+    path.write_text(SUITE.replace("TASK", "scenes/classification"))
+
+    result = run_gates(
+        "-v",
+    )
+
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    text = result.stdout.str() + result.stderr.str()
+    for line in text.splitlines():
+        assert line.isprintable(), ascii(line)
+        assert "##[" not in line
+        assert "##vso[" not in line
+        assert not line.lstrip().startswith("::")
+    assert text.count("holds visible characters alone and no command of a CI log") >= 1
+    with pytest.raises(SuiteError, match="rename it"):
+        load_suite(path, relative_to=pytester.path)
+
+
+def test_what_a_library_says_of_a_gate_is_shown_as_visible_lines(
+    run_gates: Callable[..., pytest.RunResult],
+    write_suite: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An exception that nobody expected, and what it printed before."""
+    from pytest_quantgate.case import Case
+
+    def break_down(*_: Any, **__: Any) -> None:
+        print("::error::printed\x1b[2J")
+        raise RuntimeError("no class\n::error::forged\x1b[2J\n##[error]x")
+
+    monkeypatch.setattr(Case, "judge", break_down)
+    write_suite()
+
+    result = run_gates(
+        "-rA",
+    )
+
+    text = result.stdout.str() + result.stderr.str()
+    assert "forged\\x1b[2J" in text
+    assert "printed\\x1b[2J" in text
+    assert "\x1b" not in text
+    assert "##[error]" not in text
+    assert not [line for line in text.splitlines() if line.lstrip().startswith("::")]
+
+
+def test_what_a_green_gate_says_is_shown_as_visible_lines() -> None:
+    from pytest_quantgate.results import make_printable
+
+    report = pytest.TestReport(
+        nodeid="suites/x.quantgate.yaml::coverage",
+        location=("suites/x.quantgate.yaml", 0, "coverage"),
+        keywords={},
+        outcome="passed",
+        longrepr=None,
+        when="call",
+        sections=[("quantgate", "coverage: whole\n::error::forged\x1b[2J\n")],
+    )
+
+    make_printable(report)
+
+    assert report.sections == [("quantgate", "coverage: whole\n:\\:error::forged\\x1b[2J\n")]
+
+
+def test_commands_print_through_one_door() -> None:
+    """Every text that a command prints is a constant, JSON, or went through `printable`."""
+    import ast
+
+    import pytest_quantgate
+
+    package = Path(pytest_quantgate.__file__).parent
+    wrapped = {"printable", "dumps"}
+    found = []
+    for path in [package / "cli.py", *sorted((package / "commands").glob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"):
+                continue
+            for argument in node.args:
+                calls = [each for each in ast.walk(argument) if isinstance(each, ast.Call)]
+                names = {getattr(c.func, "id", getattr(c.func, "attr", "")) for c in calls}
+                if not isinstance(argument, ast.Constant) and not names & wrapped:
+                    found.append(f"{path.name}:{node.lineno}")
+    assert found == []
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["validate", LONG],
+        ["validate", f"{LONG}.quantgate.yaml"],
+        ["plan", LONG],
+        ["doctor", LONG],
+        ["accept", LONG, "--reason=why"],
+        ["migrate", "x", "--baselines", LONG],
+        ["diff", LONG, LONG],
+        ["diff", f"{LONG}..HEAD"],
+        ["init", "--model", LONG, "--data", "scenes", "--output", "x.quantgate.yaml"],
+        ["init", "--model=reference", "--data=scenes", f"--output={LONG}.quantgate.yaml"],
+        ["init", "--model", "reference", "--data", f"./{LONG}", "--output", "x.quantgate.yaml"],
+        ["sensitivity", f"{LONG}.quantgate.yaml"],
+    ],
+    ids=lambda value: " ".join(word[:12] for word in value),
+)
+def test_names_beyond_255_bytes_are_one_line(
+    arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pytest_quantgate.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "baselines").mkdir()
+
+    assert main(arguments) in (0, 1, 2)
+
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) <= 2, shown.err
+
+
+@pytest.mark.parametrize(
+    "option", ["report", "markdown", "json", "cache-dir", "baselines-dir", "obtained-dir"]
+)
+def test_options_with_names_beyond_255_bytes_are_refused_or_reported(
+    run_gates: Callable[..., pytest.RunResult], write_suite: Callable[..., Path], option: str
+) -> None:
+    write_suite()
+
+    result = run_gates(f"--quantgate-{option}={LONG}", "-k", "coverage")
+
+    text = result.stdout.str() + result.stderr.str()
+    assert "INTERNALERROR" not in text
+    assert "Traceback" not in text
+    assert "File name too long" in text or option in ("baselines-dir", "obtained-dir", "cache-dir")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('id: "MODEL"', f'id: "/{LONG}"'),
+        ('id: "MODEL"', f'id: "evil/{LONG}"'),
+        ("recipe: fp8-attention", f"recipe: {LONG}"),
+        ("recipe: fp8-attention", f"recipe: ./{LONG}.yaml"),
+        ("calibration: {data: scenes/calibration", f"calibration: {{data: {LONG}/train"),
+        (
+            "calibration: {data: scenes/calibration",
+            f"datasets:\n  photos: {{dataset: wds/x, root: /{LONG}}}\n"
+            "calibration: {data: photos/train",
+        ),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_suites_with_names_beyond_255_bytes_are_judged(
+    run_gates: Callable[..., pytest.RunResult],
+    write_suite: Callable[..., Path],
+    tiny_clip: Path,
+    old: str,
+    new: str,
+) -> None:
+    write_suite(replace={old.replace("MODEL", str(tiny_clip)): new})
+
+    result = run_gates("-k", "coverage")
+
+    text = result.stdout.str() + result.stderr.str()
+    assert "Traceback" not in text
+    assert "INTERNALERROR" not in text
+    assert "Error:" not in text, text[-3000:]
+
+
+# -- the environment -------------------------------------------------------------------------------
+
+SECRET = "hunter2-the-value-of-a-secret"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("recipe: fp8-attention", 'recipe: "${MY_SECRET}"', "${MY_SECRET}: a suite uses the var"),
+        ("recipe: fp8-attention", 'recipe: "${QUANTGATE_SECRET}"', "there is nothing at ${QUANT"),
+        ("recipe: fp8-attention", 'recipe: "${QUANTGATE_SECRET}.yaml"', "there is nothing at ${"),
+        ("recipe: fp8-attention", 'recipe: "nvfp4/${QUANTGATE_SECRET}"', "there is nothing at nv"),
+        ('id: "MODEL"', 'id: "evil-org/${MY_SECRET}", revision: abc', "a hub id holds no ${NAME}"),
+        (
+            'id: "MODEL"',
+            'id: "evil/x${QUANTGATE_SECRET}", revision: abc',
+            "a hub id holds no ${NAME}",
+        ),
+        ('id: "MODEL"', 'id: "${MY_SECRET}"', "a suite uses the variables QUANTGATE_... alone"),
+        ('id: "MODEL"', 'id: "${QUANTGATE_SECRET}"', "there is nothing at ${QUANTGATE_SECRET}"),
+        ('id: "MODEL"', 'id: "/x/${QUANTGATE_SECRET}"', "there is nothing at /x/${QUANTGATE_SE"),
+    ],
+    ids=lambda value: value[:40],
+)
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["here", "xdist"])
+def test_no_secret_of_the_environment_is_shown(
+    pytester: pytest.Pytester,
+    run_gates: Callable[..., pytest.RunResult],
+    write_suite: Callable[..., Path],
+    tiny_clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    old: str,
+    new: str,
+    words: str,
+    workers: tuple[str, ...],
+) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+        if "QUANTGATE_SECRET" in new:
+            pytest.skip("one of each kind is enough where processes are started")
+    for name in ("MY_SECRET", "QUANTGATE_SECRET"):
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write_suite(replace={old.replace("MODEL", str(tiny_clip)): new})
+
+    result = run_gates(
+        *("-k", "coverage", "-rA", "--quantgate-report=report", "--junitxml=junit.xml", *workers),
+        *("--quantgate-markdown=x.md", "--quantgate-strict"),
+    )
+
+    assert result.ret != pytest.ExitCode.OK
+    text = result.stdout.str() + result.stderr.str()
+    assert words in text
+    assert SECRET not in text
+    written = [path for path in pytester.path.rglob("*") if path.is_file()]
+    assert {"index.html", "report.json", "junit.xml"} <= {path.name for path in written}
+    for path in written:
+        assert SECRET.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["here", "xdist"])
+def test_a_variable_that_the_run_allows_is_used(
+    run_gates: Callable[..., pytest.RunResult],
+    write_suite: Callable[..., Path],
+    tiny_clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: tuple[str, ...],
+) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    monkeypatch.setenv("MODELS", str(tiny_clip.parent))
+    write_suite(replace={str(tiny_clip): "${MODELS}/" + tiny_clip.name})
+
+    refused = run_gates("-k", "coverage", *workers)
+    assert refused.ret != pytest.ExitCode.OK
+    assert "allow it with pytest --quantgate-env=MODELS" in refused.stdout.str()
+
+    for allow in ("--quantgate-env=DATA,MODELS", ""):
+        if not allow:
+            monkeypatch.setenv("QUANTGATE_ENV", "MODELS")
+        run_gates("-k", "coverage", *workers, *filter(None, [allow])).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("name", ["A=b", "A B", "1A", "A;B", "${A}"])
+def test_what_is_no_name_of_a_variable_is_refused(
+    run_gates: Callable[..., pytest.RunResult], write_suite: Callable[..., Path], name: str
+) -> None:
+    write_suite()
+
+    result = run_gates(f"--quantgate-env={name}")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --quantgate-env=*is no name of an environment variable*"])
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "doctor", "sensitivity"])
+def test_commands_refuse_and_allow_a_variable_alike(
+    command: str,
+    tmp_path: Path,
+    tiny_clip: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from pytest_quantgate.cli import main
+
+    path = tmp_path / "x.quantgate.yaml"
+    text = SUITE.replace("TASK", "scenes/classification")
+    path.write_text(text.replace("recipe: fp8", 'recipe: "${MY_SECRET}/r.yaml"'))
+    environ = {"MY_SECRET": SECRET, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    status = main([command, str(path)], environ=environ)
+
+    shown = "".join(capsys.readouterr())
+    assert SECRET not in shown
+    if command != "plan":  # it needs no recipe
+        assert status != 0 or command == "doctor"  # it reports, and judges nothing
+        assert "QUANTGATE_ENV=MY_SECRET" in shown
+    main([command, str(path)], environ={**environ, "QUANTGATE_ENV": "MY_SECRET"})
+    shown = "".join(capsys.readouterr())
+    assert SECRET not in shown
+    assert "QUANTGATE_ENV=MY_SECRET" not in shown

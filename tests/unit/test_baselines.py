@@ -24,6 +24,7 @@ from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed, re
 from pytest_quantgate.baselines import (
     Store,
     accept_obtained,
+    discard_obtained,
     next_record,
     read_record,
     slug,
@@ -1428,3 +1429,50 @@ def test_an_edited_value_or_bit_shows_in_the_other(name: str) -> None:
         read_as(Record, data)
     with pytest.raises(BaselineError, match="its digest is not that of its content"):
         read_as(Record, data | {"metric": "mean_per_class_recall"})
+
+
+def test_obtained_results_are_not_deleted_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, outside = tmp_path / "checkout", tmp_path / "outside"
+    for folder in (checkout, outside):
+        folder.mkdir()
+    monkeypatch.chdir(checkout)
+    record = make_record()
+    place = Store(outside).path_of(record)
+    place.parent.mkdir(parents=True)
+    place.write_text("somebody else's")
+    (checkout / "obtained").symlink_to(outside, target_is_directory=True)
+
+    with pytest.raises(BaselineError, match="link"):
+        discard_obtained(Path("obtained"), record)
+    assert place.read_text() == "somebody else's"
+
+    (checkout / "obtained").unlink()
+    (checkout / "obtained").mkdir()
+    (checkout / "obtained" / place.parent.name).symlink_to(place.parent)
+    with pytest.raises(BaselineError, match="link"):
+        discard_obtained(Path("obtained"), record)
+    assert place.read_text() == "somebody else's"
+
+
+def test_baselines_are_not_written_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, outside = tmp_path / "checkout", tmp_path / "outside"
+    for folder in (checkout, outside):
+        folder.mkdir()
+    monkeypatch.chdir(checkout)
+    record = make_record()
+    (checkout / "baselines").symlink_to(outside, target_is_directory=True)
+    with pytest.raises(BaselineError, match="link"):
+        Store(checkout / "baselines", project=checkout).write(record)
+
+    (checkout / "baselines").unlink()
+    (checkout / "baselines").mkdir()
+    folder = Store(checkout / "baselines").path_of(record).parent
+    folder.symlink_to(outside, target_is_directory=True)
+    with pytest.raises(BaselineError, match="link"):
+        Store(checkout / "baselines", project=checkout).write(record)
+
+    assert list(outside.iterdir()) == []

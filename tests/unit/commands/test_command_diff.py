@@ -121,7 +121,7 @@ def test_file_that_cannot_be_written_is_trouble(capsys: Captured) -> None:
     Path("file").write_text("")
 
     assert main(["diff", "a", "b", "--html", "file/diff.html"]) == 2
-    assert "cannot write file/diff.html: " in capsys.readouterr().err
+    assert "file/diff.html cannot be written: file is no folder" in capsys.readouterr().err
 
 
 def test_program_ends_with_the_status_and_without_torch() -> None:

@@ -284,17 +284,20 @@ def test_model_and_data_that_are_not_here_are_named(
     )
     text = text.replace("scenes/calibration", "photos/train")
     text = text.replace(
-        "quantize:", 'datasets: {photos: {dataset: wds/x, root: "${D}"}}\nquantize:'
+        "quantize:", 'datasets: {photos: {dataset: wds/x, root: "${QUANTGATE_D}"}}\nquantize:'
     )
 
     found = needs(text, machine=make_machine(), environ={"HF_HOME": str(tmp_path)})
     assert found["coverage"] == [
         ("s.quantgate.yaml:2: a/b was not downloaded", f"hf download a/b --revision {commit}"),
-        ("s.quantgate.yaml:4: environment variable D is not set", "export D=PATH"),
+        (
+            "s.quantgate.yaml:4: environment variable QUANTGATE_D is not set",
+            "export QUANTGATE_D=PATH",
+        ),
     ]
 
     (tmp_path / "hub" / "models--a--b" / "snapshots" / commit).mkdir(parents=True)
-    environ = {"HF_HOME": str(tmp_path), "D": str(tmp_path)}
+    environ = {"HF_HOME": str(tmp_path), "QUANTGATE_D": str(tmp_path)}
     assert needs(text, machine=make_machine(), environ=environ)["coverage"] == []
 
 

@@ -137,12 +137,12 @@ def test_retrieval_data_gets_retrieval_tasks() -> None:
 def test_hub_model_and_clip_benchmark_data_are_pinned_and_rooted() -> None:
     suite = init(
         "--model", "openai/clip-vit-base-patch32", "--revision", COMMIT,
-        "--data", "cifar100", "--root", "${DATA}/cifar100",
+        "--data", "cifar100", "--root", "${QUANTGATE_DATA}/cifar100",
         "--recipe", "int8", "--exclude", "*patch_embedding*", "--exclude", "*proj*",
     )  # fmt: skip
 
     assert (suite.model.id, suite.model.revision) == ("openai/clip-vit-base-patch32", COMMIT)
-    assert suite.datasets["cifar100"].root == "${DATA}/cifar100"
+    assert suite.datasets["cifar100"].root == "${QUANTGATE_DATA}/cifar100"
     assert suite.quantize.exclude == ("*patch_embedding*", "*proj*")
     assert suite.gates.one(CoverageGate) is not None
     assert suite.gates.one(CoverageGate).attention is None
@@ -237,7 +237,7 @@ def test_output_has_the_suffix_of_suites(capsys: Captured, output: str) -> None:
 
 def test_nobody_is_asked_without_a_terminal() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest_quantgate.cli", "init", "--model", "reference"],
+        [sys.executable, "-m", "pytest_quantgate", "init", "--model", "reference"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -252,7 +252,7 @@ def test_dialogue_in_a_terminal_writes_a_suite(tmp_path: Path) -> None:
     controller, terminal = pty.openpty()
     os.write(controller, b"\n\n\nsm89\nmine.quantgate.yaml\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest_quantgate.cli", "init"],
+        [sys.executable, "-m", "pytest_quantgate", "init"],
         stdin=terminal,
         capture_output=True,
         text=True,
@@ -274,7 +274,7 @@ def test_dialogue_that_ends_early_writes_nothing(tmp_path: Path) -> None:
     controller, terminal = pty.openpty()
     os.write(controller, b"reference\n\x04")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest_quantgate.cli", "init"],
+        [sys.executable, "-m", "pytest_quantgate", "init"],
         stdin=terminal,
         capture_output=True,
         text=True,

@@ -33,7 +33,7 @@ SUITE = """\
 quantgate: 1
 model: {source: reference}
 datasets:
-  photos: {dataset: wds/photos, root: "${PHOTOS}"}
+  photos: {dataset: wds/photos, root: "${QUANTGATE_PHOTOS}"}
 calibration: {data: scenes/calibration, samples: 512, batch_size: 64}
 quantize: {recipe: fp8}
 gates:
@@ -152,7 +152,7 @@ def test_data_that_is_not_here_is_unknown_and_said(capsys: Captured) -> None:
     photos = next(x for x in plan(capsys) if "photos" in x["gate"])
 
     assert photos["decision"] == "unknown"
-    assert "environment variable PHOTOS is not set" in photos["notes"][0]
+    assert "environment variable QUANTGATE_PHOTOS is not set" in photos["notes"][0]
 
 
 def test_webdataset_is_counted_without_decoding(capsys: Captured, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_webdataset_is_counted_without_decoding(capsys: Captured, tmp_path: Path
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
 
-    found = plan(capsys, environ={"PHOTOS": str(tmp_path / "photos")})
+    found = plan(capsys, environ={"QUANTGATE_PHOTOS": str(tmp_path / "photos")})
 
     photos = next(x for x in found if "photos" in x["gate"])
     assert (photos["samples"], photos["decision"]) == (60, "too few")
@@ -251,7 +251,7 @@ ONE_GATE = """\
 quantgate: 1
 model: {source: reference}
 datasets:
-  photos: {dataset: wds/photos, root: "${PHOTOS}"}
+  photos: {dataset: wds/photos, root: "${QUANTGATE_PHOTOS}"}
 calibration: {data: scenes/calibration, samples: 512, batch_size: 64}
 quantize: {recipe: fp8}
 gates:
@@ -261,7 +261,7 @@ gates:
 
 
 def write_suite(gate: str) -> None:
-    Path("s.quantgate.yaml").write_text(ONE_GATE.replace("GATE", gate), encoding="utf-8")
+    Path("s.quantgate.yaml").write_text(ONE_GATE.replace("{GATE}", f"{{{gate}}}"), encoding="utf-8")
 
 
 def write_shard(root: Path, samples: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -274,7 +274,7 @@ def write_shard(root: Path, samples: Sequence[tuple[str, str]]) -> dict[str, str
                 member = tarfile.TarInfo(f"{index:05d}.{ending}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
-    return {"PHOTOS": str(root)}
+    return {"QUANTGATE_PHOTOS": str(root)}
 
 
 CAPTIONS = "task: photos/retrieval, metric: image_retrieval_recall@5, max_drop: 3pp"

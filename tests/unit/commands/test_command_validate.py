@@ -15,9 +15,9 @@ from pytest_quantgate.suite_checks import check_suite
 
 SUITE = """\
 quantgate: 1
-model: {source: transformers, id: "${CLIP}"}
+model: {source: transformers, id: "${QUANTGATE_CLIP}"}
 datasets:
-  photos: {dataset: wds/photos, root: "${PHOTOS}"}
+  photos: {dataset: wds/photos, root: "${QUANTGATE_PHOTOS}"}
 calibration: {data: photos/train, samples: 512, batch_size: 64}
 quantize: {recipe: fp8, exclude: ["*patch_embedding*"]}
 gates:
@@ -25,7 +25,7 @@ gates:
     waive: [{modules: "*proj*", reason: "why", until: 2026-01-01}]
   accuracy: {task: photos/classification, metric: acc1, max_drop: 1pp}
 """
-FULL = {"CLIP": ".", "PHOTOS": "."}
+FULL = {"QUANTGATE_CLIP": ".", "QUANTGATE_PHOTOS": "."}
 
 Captured = pytest.CaptureFixture[str]
 
@@ -73,7 +73,7 @@ def test_suite_with_all_that_it_names_is_without_errors() -> None:
             "unknown data set 'photo'; did you mean 'photos'",
         ),
         ("photos/classification", "fotos/classification", "s.quantgate.yaml:10: unknown data set"),
-        (', root: "${PHOTOS}"', "", "data set 'photos' needs a root"),
+        (', root: "${QUANTGATE_PHOTOS}"', "", "data set 'photos' needs a root"),
         ('"*patch_embedding*"', '"* patch*"', "'* patch*' can match no module"),
         ('"*proj*"', '"proj; rm"', "s.quantgate.yaml:9: 'proj; rm' can match no module"),
         (
@@ -103,16 +103,22 @@ def test_what_this_machine_lacks_is_a_note(capsys: Captured) -> None:
     assert err == ""
     assert out == (
         "s.quantgate.yaml: valid (s)\n"
-        "  note: s.quantgate.yaml:4: environment variable PHOTOS is not set: "
-        "export PHOTOS=PATH\n"
-        "  note: s.quantgate.yaml:2: environment variable CLIP is not set: export CLIP=PATH\n"
+        "  note: s.quantgate.yaml:4: environment variable QUANTGATE_PHOTOS is not set: "
+        "export QUANTGATE_PHOTOS=PATH\n"
+        "  note: s.quantgate.yaml:2: environment variable QUANTGATE_CLIP is not set: "
+        "export QUANTGATE_CLIP=PATH\n"
         "  note: s.quantgate.yaml:9: the waiver ran out on 2026-01-01\n"
     )
 
 
 def test_folder_that_is_not_there_is_a_note(capsys: Captured) -> None:
-    assert main(["validate", str(write())], environ={"CLIP": "/no/a", "PHOTOS": "/no/b"}) == 0
-    assert "s.quantgate.yaml:2: /no/a is no directory on this machine" in capsys.readouterr().out
+    environ = {"QUANTGATE_CLIP": "/no/a", "QUANTGATE_PHOTOS": "/no/b"}
+
+    assert main(["validate", str(write())], environ=environ) == 0
+    assert (
+        "s.quantgate.yaml:2: there is nothing at ${QUANTGATE_CLIP} on this machine: "
+        "export QUANTGATE_CLIP=PATH" in capsys.readouterr().out
+    )
 
 
 def test_unused_data_set_is_a_note() -> None:

@@ -141,8 +141,8 @@ def test_yaml_file_with_a_bare_configuration(tmp_path: Path, make_recipe: MakeRe
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"quant_cfg": PUBLISHED, "algorithm": "max"}, sort_keys=False))
     assert make_recipe(str(path)).quant_cfg == make_recipe(PUBLISHED).quant_cfg
-    spec = QuantizeSpec(where=Where(file="s.yaml", line=1), recipe="${RECIPES}/recipe.yaml")
-    found = resolve_recipe(spec, environ={"RECIPES": str(tmp_path)})
+    spec = QuantizeSpec(where=Where(file="s.yaml", line=1), recipe="${QUANTGATE_DIR}/recipe.yaml")
+    found = resolve_recipe(spec, environ={"QUANTGATE_DIR": str(tmp_path)})
     assert found.quant_cfg == make_recipe(PUBLISHED).quant_cfg
 
 

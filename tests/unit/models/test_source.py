@@ -26,19 +26,21 @@ def test_reference_is_in_the_package() -> None:
 def test_directory_from_the_environment(
     tiny_clip: Path, model_spec: Callable[..., ModelSpec]
 ) -> None:
-    named = resolve_checkpoint(model_spec("${MY_CLIP}"), environ={"MY_CLIP": str(tiny_clip)})
+    named = resolve_checkpoint(
+        model_spec("${QUANTGATE_CLIP}"), environ={"QUANTGATE_CLIP": str(tiny_clip)}
+    )
     assert named.directory == tiny_clip
     assert named.digest == resolve_checkpoint(model_spec(), environ={}).digest
 
 
 def test_unset_variable_is_not_measured(model_spec: Callable[..., ModelSpec]) -> None:
-    with pytest.raises(NotMeasured, match=r"environment variable MY_CLIP is not set"):
-        resolve_checkpoint(model_spec("${MY_CLIP}"), environ={})
+    with pytest.raises(NotMeasured, match=r"environment variable QUANTGATE_CLIP is not set"):
+        resolve_checkpoint(model_spec("${QUANTGATE_CLIP}"), environ={})
 
 
 def test_stray_dollar_is_an_error(model_spec: Callable[..., ModelSpec]) -> None:
     with pytest.raises(SuiteError, match=r"'\$' must start"):
-        resolve_checkpoint(model_spec("$MY_CLIP"), environ={"MY_CLIP": "/x"})
+        resolve_checkpoint(model_spec("$MY_CLIP"), environ={"QUANTGATE_CLIP": "/x"})
 
 
 def test_missing_directory_is_not_measured(

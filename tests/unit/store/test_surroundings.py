@@ -393,7 +393,7 @@ def test_gpus_are_known_by_driver_and_part_and_not_by_their_serial_numbers(
         assert command[0] == "nvidia-smi"
         return subprocess.CompletedProcess(command, 0, stdout=answers[command[1]])
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(surroundings, "run_program", run)
     first = Surroundings().gpus
     assert "550.54" in "".join(first)
     assert "MIG 1g.18gb" in "".join(first)
@@ -409,7 +409,7 @@ def test_gpus_are_asked_of_torch_where_the_driver_has_no_utilities(
     def run(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
         raise FileNotFoundError
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(surroundings, "run_program", run)
     monkeypatch.setattr(surroundings, "_ask_torch", lambda: iter(["NVIDIA L4"]))
 
     assert Surroundings().gpus[0] == "NVIDIA L4"

@@ -22,7 +22,7 @@ SHIPPED = sorted((Path(__file__).parents[2] / "suites").glob("*.quantgate.yaml")
 FULL = """\
 quantgate: 1
 model: {source: transformers, id: laion/x, revision: "123abc", dtype: bfloat16}
-datasets: {photos: {dataset: wds/photos, root: "${DATA}", language: de}}
+datasets: {photos: {dataset: wds/photos, root: "${QUANTGATE_DATA}", language: de}}
 calibration: {data: photos/train, samples: 512, batch_size: 64, held_out_samples: 32}
 quantize: {recipe: fp8-attention, exclude: ["*patch*", "*head*"]}
 gates:

@@ -265,13 +265,13 @@ from suite_texts import FILE, SMALL, VALID, Refusal, swap
         ),
         # environment variables
         (
-            "${DATA}/photos",
+            "${QUANTGATE_DATA}/photos",
             "$DATA/photos",
             "datasets.photos.root: '$DATA/photos': '$' must start ${NAME} (an environment "
             "variable)",
         ),
         (
-            "${DATA}/photos",
+            "${QUANTGATE_DATA}/photos",
             "${1}/photos",
             "datasets.photos.root: '${1}/photos': '$' must start ${NAME} (an environment variable)",
         ),

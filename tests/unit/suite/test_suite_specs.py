@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from suite_texts import SMALL
 
 from pytest_quantgate.errors import NotMeasured, SuiteError
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.calibration import CalibrationGate
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.suite.gates import Gates
-from pytest_quantgate.suite.where import Where, expand_environment
+from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.specs import DatasetSpec
+from pytest_quantgate.suite.where import Where
 
 WHERE = Where(file="suites/demo.quantgate.yaml", line=3, keys={"root": 5})
 
@@ -60,47 +62,82 @@ def test_suite_cannot_be_changed_after_it_is_read() -> None:
         Gates().sections = ()  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    ("text", "expanded"),
-    [
-        ("plain/path", "plain/path"),
-        ("${DATA}", "/data"),
-        ("${DATA}/a/${NAME_2}", "/data/a/two"),
-        ("{DATA}", "{DATA}"),
-        ("${ODD}/x", "$ {DATA} \\1/x"),
-    ],
-)
-def test_variables_are_replaced_once(text: str, expanded: str) -> None:
-    environ = {"DATA": "/data", "NAME_2": "two", "ODD": "$ {DATA} \\1"}
+def test_variables_are_replaced_once(tmp_path: Path) -> None:
+    odd = tmp_path / "$ {QUANTGATE_DATA} \\1"
+    (odd / "a" / "two").mkdir(parents=True)
+    environ = {"QUANTGATE_DATA": str(odd), "QUANTGATE_2": "two"}
 
-    assert expand_environment(text, where="f:1", environ=environ) == expanded
+    for text, path in (
+        ("plain/path", Path("plain/path")),
+        ("{QUANTGATE_DATA}", Path("{QUANTGATE_DATA}")),
+        ("${QUANTGATE_DATA}", odd),
+        ("${QUANTGATE_DATA}/a/${QUANTGATE_2}", odd / "a" / "two"),
+    ):
+        assert expand_path(text, where="f:1", environ=environ) == path
 
 
-@pytest.mark.parametrize("environ", [{}, {"DATA": ""}])
+@pytest.mark.parametrize("environ", [{}, {"QUANTGATE_DATA": ""}])
 def test_unset_variable_is_not_measured_and_named(environ: dict[str, str]) -> None:
     with pytest.raises(NotMeasured) as caught:
-        expand_environment("${DATA}/cifar10", where=WHERE.of("root"), environ=environ)
+        expand_path("${QUANTGATE_DATA}/cifar10", where=WHERE.of("root"), environ=environ)
 
     assert str(caught.value) == (
-        "suites/demo.quantgate.yaml:5: environment variable DATA is not set: export DATA=PATH"
+        "suites/demo.quantgate.yaml:5: environment variable QUANTGATE_DATA is not set: "
+        "export QUANTGATE_DATA=PATH"
     )
 
 
 @pytest.mark.parametrize("text", ["$DATA", "${DATA", "${}", "${1A}", "${A-B}", "a$", "${A}$", "$$"])
 def test_stray_dollar_is_refused_before_any_variable_is_asked_for(text: str) -> None:
     with pytest.raises(SuiteError) as caught:
-        expand_environment(text, where="f:1", environ={})
+        expand_path(text, where="f:1", environ={})
 
     assert str(caught.value) == (
         f"f:1: {text!r}: '$' must start ${{NAME}} (an environment variable)"
     )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(before=st.text(), value=st.text(min_size=1), after=st.text())
-def test_value_arrives_as_it_is(before: str, value: str, after: str) -> None:
-    before, after = before.replace("$", ""), after.replace("$", "")
+SECRET = "hunter2-the-value"
 
-    text = expand_environment(f"{before}${{A}}{after}", where="f:1", environ={"A": value})
 
-    assert text == before + value + after
+@pytest.mark.parametrize("name", ["MY_SECRET", "quantgate_x", "QUANTGATE", "XQUANTGATE_A", "HOME"])
+@pytest.mark.parametrize("allowed", ["", "OTHER", "MY_SECRE,Y_SECRET,OM"])
+def test_a_variable_that_the_run_does_not_allow_is_refused(name: str, allowed: str) -> None:
+    environ = {name: SECRET, "QUANTGATE_ENV": allowed}
+    with pytest.raises(SuiteError) as caught:
+        expand_path(f"a/${{{name}}}/b", where="f:1", environ=environ)
+
+    assert str(caught.value) == (
+        f"f:1: ${{{name}}}: a suite uses the variables QUANTGATE_... alone: call it "
+        f"QUANTGATE_{name}, or allow it with pytest --quantgate-env={name} (other commands: "
+        f"QUANTGATE_ENV={name})"
+    )
+
+
+def test_a_variable_that_the_run_allows_is_used(tmp_path: Path) -> None:
+    environ = {"MODELS": str(tmp_path), "QUANTGATE_ENV": "DATA,MODELS"}
+
+    assert expand_path("${MODELS}", where="f:1", environ=environ) == tmp_path
+
+
+@pytest.mark.parametrize("value", [SECRET, f"/{SECRET}", SECRET * 30, f"~{SECRET}", f"{SECRET}\0"])
+def test_no_message_shows_the_value_of_a_variable(value: str) -> None:
+    for text in ("${QUANTGATE_X}", "/${QUANTGATE_X}/y", "${QUANTGATE_X}.yaml"):
+        with pytest.raises((NotMeasured, SuiteError)) as caught:
+            expand_path(text, where="f:1", environ={"QUANTGATE_X": value})
+        assert SECRET not in str(caught.value)
+        assert text in str(caught.value)
+
+
+def test_every_path_of_a_suite_is_looked_at_before_it_is_run(tmp_path: Path) -> None:
+    path = tmp_path / "x.quantgate.yaml"
+    path.write_text(SMALL, encoding="utf-8")
+    suite = load_suite(path)
+    for changes in (
+        {"model": dataclasses.replace(suite.model, source="transformers", id="${MY_SECRET}")},
+        {"quantize": dataclasses.replace(suite.quantize, recipe="${MY_SECRET}")},
+        {"datasets": {"x": DatasetSpec(where=WHERE, dataset="wds/x", root="/${MY_SECRET}")}},
+    ):
+        with pytest.raises(SuiteError, match="MY_SECRET"):
+            dataclasses.replace(suite, **changes).check_variables(environ={})
+    suite.check_variables(environ={})

@@ -29,7 +29,8 @@ def test_what_is_measured_arrives_as_written(load: Load, tmp_path: Path) -> None
     assert (suite.model.source, suite.model.id) == ("transformers", "${QUANTGATE_CLIP}")
     assert (suite.model.dtype, suite.model.attn_implementation) == ("bfloat16", "eager")
     photos = suite.datasets["photos"]
-    assert (photos.dataset, photos.root, photos.language) == ("wds/photos", "${DATA}/photos", "de")
+    assert (photos.dataset, photos.language) == ("wds/photos", "de")
+    assert photos.root == "${QUANTGATE_DATA}/photos"
     calibration = suite.calibration
     assert (calibration.data, calibration.samples) == ("photos/train", 512)
     assert (calibration.batch_size, calibration.held_out_samples) == (64, 32)

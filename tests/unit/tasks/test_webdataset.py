@@ -213,11 +213,14 @@ def test_the_key_follows_the_bytes_and_not_the_place(
 
 
 def test_the_root_comes_from_the_environment(make_root: Callable[..., Path]) -> None:
-    datasets = {"photos": DatasetSpec(where=WHERE, dataset="wds", root="${PHOTOS}")}
+    datasets = {"photos": DatasetSpec(where=WHERE, dataset="wds", root="${QUANTGATE_PHOTOS}")}
     given: dict[str, Any] = {"datasets": datasets, "samples": None}
 
-    assert len(load_samples("photos/test", environ={"PHOTOS": str(make_root())}, **given)) == 3
-    with pytest.raises(NotMeasured, match=r"quantgate.yaml:5: environment variable PHOTOS is not"):
+    assert (
+        len(load_samples("photos/test", environ={"QUANTGATE_PHOTOS": str(make_root())}, **given))
+        == 3
+    )
+    with pytest.raises(NotMeasured, match=r":5: environment variable QUANTGATE_PHOTOS is not"):
         load_samples("photos/test", environ={}, **given)
 
 

@@ -16,7 +16,7 @@ from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.suite.gates import Gates
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import DatasetSpec
-from pytest_quantgate.suite.where import Where
+from pytest_quantgate.suite.where import Where, expand_path
 
 WHERE = Where(file="suites/demo.quantgate.yaml", line=3, keys={"root": 5})
 

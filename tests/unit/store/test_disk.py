@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate.baselines import write_atomically
-from pytest_quantgate.commands import diff, init, sensitivity
+from pytest_quantgate.commands import init
 from pytest_quantgate.errors import (
     CacheError,
     ModelError,
@@ -209,8 +209,6 @@ def limited(size: int) -> Iterator[None]:
 
 WRITERS = {
     "report": lambda path, text: replace_file(path, text, kind="markdown", option="--x"),
-    "diff": lambda path, text: diff._write_file(path, text, inputs=("a", None)),
-    "sensitivity": sensitivity.write,
     "baseline": lambda path, text: write_atomically(path, text, root=path.parent),
     "step summary": append_to,
 }

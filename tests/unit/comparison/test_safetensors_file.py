@@ -78,7 +78,7 @@ def header(**tensors: object) -> bytes:
         (header(x={"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}), "another size"),
         (header(x={"dtype": "F32", "shape": [1], "data_offsets": [0, None]}), "another size"),
         (
-            header(x={"dtype": "F32", "shape": [10**300] * 90_000, "data_offsets": [0, 4]}),
+            header(x={"dtype": "F32", "shape": [10**300] * 20_000, "data_offsets": [0, 4]}),
             "another",
         ),
         (header(**{"x" * 9000: {}}), f"tensor '{'x' * 79} is not described"),

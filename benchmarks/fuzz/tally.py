@@ -15,7 +15,7 @@ from benchmarks.fuzz.targets import Target
 from pytest_quantgate.errors import QuantGateError
 
 #: One case, in s of CPU time: a suite of the largest size that is taken needs three.
-LIMIT_S = 20
+LIMIT_S = 10
 
 
 class Hang(BaseException):

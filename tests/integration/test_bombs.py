@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -250,8 +252,6 @@ def test_prompts_that_fill_the_memory_are_refused(tmp_path: Path) -> None:
         for name, content in (("a.png", b"x"), ("a.cls", b"1")):
             info = tarfile.TarInfo(name)
             info.size = len(content)
-            import io
-
             archive.addfile(info, io.BytesIO(content))
 
     with pytest.raises(DataError, match="100000 class names in 1 templates are 800000000 char"):
@@ -276,8 +276,6 @@ def test_a_long_header_of_an_archive_is_not_read(tmp_path: Path, kind: bytes) ->
 
 
 def test_a_header_that_unfolds_is_not_read(tiny_clip: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
     length = bounds.HEADER_BYTES + 1
     with (folder / "model.safetensors").open("wb") as out:
@@ -293,8 +291,6 @@ def test_a_header_that_unfolds_is_not_read(tiny_clip: Path, tmp_path: Path) -> N
 def test_json_of_many_values_is_not_read(
     tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
     found = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({**found, "more": [[]] * 500_000}))
@@ -308,3 +304,47 @@ def test_all_bounds_are_numbers() -> None:
     found: dict[str, Any] = {name: getattr(bounds, name) for name in dir(bounds) if name.isupper()}
     assert len(found) > 25
     assert all(isinstance(value, (int, dict)) for value in found.values())
+
+
+# -- what names code or files elsewhere ------------------------------------------------------------
+
+
+def test_an_operator_of_somebody_elses_library_is_refused(tmp_path: Path) -> None:
+    """No library of operators is ever loaded, whatever the graph asks for."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from pytest_quantgate.runtimes.onnx_graph import read_graph
+    from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
+
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Evil", ["pixel_values"], ["y"], domain="com.evil")
+    graph = onnx.helper.make_graph(
+        [node], "tower", [value("pixel_values", 1, ["n", 4])], [value("y", 1, ["n", 4])]
+    )
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.evil", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, functions=[])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+
+    assert "com.evil" in read_graph(path).domains
+    with pytest.raises(ModelError, match="ONNX Runtime does not take it") as caught:
+        OnnxRuntimeModel(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_sparse_member_of_an_archive_is_refused(tmp_path: Path) -> None:
+    """A few bytes that say that they are gigabytes."""
+    write_texts(tmp_path, names="a\nb\n", templates="{c}")
+    info = tarfile.TarInfo("a.png")
+    info.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.map": "0,1",
+        "GNU.sparse.size": str(1 << 40),
+    }
+    info.size = 1
+    with tarfile.open(tmp_path / "test" / "0.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info, io.BytesIO(b"x"))
+
+    with pytest.raises(DataError, match="is sparse or larger than"):
+        load(tmp_path)

@@ -246,7 +246,7 @@ def list_weights(directory: Path, *, where: str) -> tuple[Path, ...]:
             raise ModelError(f"{where}: {path} has no weight_map: save the model again")
         shards = sorted({str(shard) for shard in found.values()})
     for name in shards:
-        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
+        if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", name):
             raise ModelError(
                 f"{where}: {path} names the shard {name[:100]!r}: only *.safetensors files beside "
                 f"it are read"

@@ -142,6 +142,7 @@ def rename_weights(folder: Path, name: str) -> None:
         ("../outside.safetensors", "names the shard '../outside.safetensors': only *.safetensors"),
         ("/tmp/outside.safetensors", "names the shard '/tmp/outside.safetensors': only"),
         ("..\\outside.safetensors", "names the shard '..\\\\outside.safetensors': only"),
+        ("n" * 250 + ".safetensors", "nnn': only *.safetensors files beside it are read"),
         ("bomb.bin", "names the shard 'bomb.bin': only *.safetensors files beside it are read"),
         ("gone.safetensors", "names the shard 'gone.safetensors', which is missing"),
     ],

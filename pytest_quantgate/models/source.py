@@ -38,6 +38,7 @@ LOADED_FILES = (
     *SETTINGS,
     "added_tokens.json",
     "merges.txt",
+    "sentencepiece.bpe.model",
     "spiece.model",
     "tokenizer.json",
     "tokenizer.model",

@@ -56,7 +56,7 @@ def test_the_suite_can_come_from_the_ini_file_or_an_option(
 def test_baseline_check_is_the_suites_regression_gate(
     pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
 ) -> None:
-    write_suite(replace={"max_drop: 20pp": "max_drop: 60pp", "first: 20pp": "first: 60pp"})
+    write_suite()
     test = pytester.makepyfile(
         f"""
         from dataclasses import replace
@@ -73,7 +73,10 @@ def test_baseline_check_is_the_suites_regression_gate(
             fp16, quantized = quantgate_case.outcomes(**TASK, samples=64)
             wrong = replace(quantized, correct=(False,) * 64, answers=(-1,) * 64, value=0.0)
             right = replace(fp16, correct=(True,) * 64, answers=fp16.labels, value=1.0)
-            quantgate_baseline(**TASK, fp16=right, quantized=wrong)
+            same = replace(right, variant=quantized.variant)
+            quantgate_baseline(**TASK, fp16=right, quantized=same)
+            with pytest.raises(pytest.fail.Exception, match=r"acc1 0\\.00 % against the variant"):
+                quantgate_baseline(**TASK, fp16=right, quantized=wrong)
 
         {MARK}
         def test_no_such_gate(quantgate_baseline):

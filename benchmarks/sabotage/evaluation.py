@@ -457,8 +457,8 @@ def of_a_namesake(name: str) -> Callable[[Bench], Case]:
         record = bench.record(bench.good)
         store = bench.store_of(name, replace(record, suite=f"other/{record.suite}"))
         place = store.path(record.suite, record.key)
-        place.parent.mkdir(parents=True)
-        store.path(f"other/{record.suite}", record.key).rename(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        store.path(f"other/{record.suite}", record.key).replace(place)
         return exchange(bench.good, store=store)
 
     return make

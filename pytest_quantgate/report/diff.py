@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_quantgate.comparison.changes import Area, Change, Comparison, Table
 from pytest_quantgate.measurement import to_json
+from pytest_quantgate.report.markdown_text import escape
 from pytest_quantgate.report.printable import printable
 
 SCHEMA = 1
@@ -68,20 +69,20 @@ def render_text(comparison: Comparison, *, most_rows: int | None = MOST_ROWS) ->
 def render_markdown(comparison: Comparison) -> str:
     """Return the comparison as GitHub-flavoured Markdown, for a pull request or a job summary."""
     lines = [
-        f"### Model change: {_md(conclude(comparison))}",
+        f"### Model change: {escape(conclude(comparison))}",
         "",
         f"`{_code(comparison.before)}` → `{_code(comparison.after)}`",
     ]
     for title, changes in _sections(comparison):
         lines += ["", f"**{title}**", ""]
         for change in changes:
-            lines.append(f"- {_md(change.text)}")
-            lines += [f"  - {_md(line)}" for line in _shown_lines(change)]
+            lines.append(f"- {escape(change.text)}")
+            lines += [f"  - {escape(line)}" for line in _shown_lines(change)]
         for table in (change.table for change in changes if change.table is not None):
             lines += ["", *_markdown_table(table)]
     for word, texts in (("Same", comparison.same), ("Note", comparison.notes)):
         if texts:
-            lines += ["", *(f"{word}: {_md(text)}  " for text in texts)]
+            lines += ["", *(f"{word}: {escape(text)}  " for text in texts)]
     return "\n".join(lines) + "\n"
 
 
@@ -171,10 +172,10 @@ def _text_table(table: Table, *, most: int | None) -> Iterator[str]:
 
 
 def _markdown_table(table: Table) -> Iterator[str]:
-    yield f"| {' | '.join(_md(cell) for cell in table.columns)} |"
+    yield f"| {' | '.join(escape(cell) for cell in table.columns)} |"
     yield f"|{'|'.join(['---', *(['---:'] * (len(table.columns) - 1))])}|"
     for row in table.rows[:MOST_ROWS]:
-        yield f"| {' | '.join(_md(cell) for cell in row)} |"
+        yield f"| {' | '.join(escape(cell) for cell in row)} |"
     if len(table.rows) > MOST_ROWS:
         more = f"... and {len(table.rows) - MOST_ROWS} more"
         yield f"| {' | '.join([more, *([''] * (len(table.columns) - 1))])} |"
@@ -196,14 +197,6 @@ def _html_table(table: Table, *, caption: str) -> str:
 
 def _h(text: str) -> str:
     return html.escape(printable(text), quote=True)
-
-
-def _md(text: str) -> str:
-    """Return text that Markdown shows as it is: no link, image, HTML, mention or table border."""
-    shown = html.escape(printable(text), quote=False)
-    for mark in ("\\", "`", "*", "_", "[", "]", "|", "~", "#"):
-        shown = shown.replace(mark, f"\\{mark}")
-    return shown.replace("@", "&#64;").replace("://", ":&#47;&#47;")
 
 
 def _code(text: str) -> str:

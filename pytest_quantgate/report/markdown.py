@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 
 from pytest_quantgate.report.facts import (
@@ -14,6 +13,7 @@ from pytest_quantgate.report.facts import (
     task_name,
     worst_classes,
 )
+from pytest_quantgate.report.markdown_text import escape
 from pytest_quantgate.report.model import (
     GateResult,
     OwnTestResult,
@@ -23,27 +23,11 @@ from pytest_quantgate.report.model import (
 )
 from pytest_quantgate.report.numbers import show_bytes, show_percent, show_points, show_ratio
 from pytest_quantgate.report.parts import GREEN_OR_UNKNOWN, STATUSES
-from pytest_quantgate.report.printable import printable
 
 MAX_LINES = 60
 
 #: A cell of a table is no longer than this: the whole stands in the HTML report.
 MAX_CELL = 300
-
-_SPECIAL = re.compile(r"([\\`*\[\]<|~$#])")
-_LONE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-_LINK = re.compile(r"(?i)(https?|ftp|mailto|www)([:.])")
-_MENTION = re.compile(r"(?<![A-Za-z0-9])@(?=[A-Za-z0-9])")
-
-
-def escape(text: str) -> str:
-    """Return text that Markdown shows as it is: no markup, link, mention, or further line."""
-    shown = printable(text).replace("&", "&amp;")
-    shown = _SPECIAL.sub(r"\\\1", shown)
-    shown = _LONE_UNDERSCORE.sub(r"\\_", shown)
-    # An empty comment keeps a site from making links and pings of what only looks like one.
-    shown = _LINK.sub(r"\1<!-- -->\2", shown)
-    return _MENTION.sub("@<!-- -->", shown)
 
 
 def render_markdown(report: Report) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
 
 import pytest
 from report_builder import make_outcomes, make_run, verdict
 
-from pytest_quantgate.report.markdown import MAX_LINES, escape, render_markdown
+from pytest_quantgate.report.markdown import MAX_LINES, render_markdown
+from pytest_quantgate.report.markdown_text import escape
+from pytest_quantgate.report.printable import printable
 from pytest_quantgate.verdict import Status
 
 markdown_it = pytest.importorskip("markdown_it")
@@ -62,6 +66,45 @@ def test_what_is_readable_stays_readable() -> None:
         "drop 0.46 pp -> ok, image_retrieval_recall@5"
     )
     assert escape("@team") == "@<!-- -->team"
+    assert escape("ViT-B 32, 4x5x6 at 12 % of -0.5") == "ViT-B 32, 4x5x6 at 12 % of -0.5"
+
+
+#: What GitHub or GitLab would make a link, a reference or a ping of, as they document it.
+ACTIVE = [
+    *("GH-1", "owner/repo#2", "user#3", "#4", "owner/repo@abcdef0123", "@user", "@org/team"),
+    *("a5c3785ed8d6a35868bc169f07e40e889087fd2e", "a5c3785", "GHSA-abcd-efgh-ijkl"),
+    *("CVE-2026-1234", "JIRA-12", "mail.me@example.org", "a+b@example.co.uk", "mailto:x@y.z"),
+    *("http://a.b", "https://a.b", "ftp://a.b", "ssh://a.b", "x-y://z", "www.a.b", "WWW.a.b"),
+    *("xmpp:a@b.c", "tel:110", "!5", "group/project!6", "&7", "%8", "~9", "$10", "^alert#11"),
+]
+
+
+@pytest.mark.parametrize("text", ACTIVE)
+@pytest.mark.parametrize("around", ["{}", "a {} b", "({})", "[{}]", "_{}_", "{},", "x\n {}"])
+def test_nothing_becomes_a_link_or_a_ping(text: str, around: str) -> None:
+    """Between the characters that make it one stands a comment, and what is seen is the text."""
+    shown = escape(around.format(text))
+
+    parts = re.split(r"<!-- -->", shown)
+    assert len(parts) > 1
+    for part in parts:
+        plain = html.unescape(re.sub(r"\\(.)", r"\1", part))
+        for pattern in (
+            r"[#!&%~$]\d", r"@\w", r"\w@\S", r"://", r"(?i)www\.\w", r"(?i)(mailto|xmpp|tel):",
+            r"[A-Za-z]-\d", r"(?i)GHSA-", r"(?<!\w)[0-9a-f]{7,40}(?!\w)",
+        ):  # fmt: skip
+            assert not re.search(pattern, plain), (pattern, part)
+    seen = html.unescape("".join(parts)).replace("\\", "")
+    assert seen == printable(around.format(text)).replace("\\", "")
+
+
+@pytest.mark.parametrize("text", ["> x", ">x", "- x", "+ x", "---", "1. x", "2) x", "-", "  > x"])
+def test_a_text_begins_no_quotation_and_no_list(text: str) -> None:
+    kinds = {token.type for token in tokens_of(f"- {escape(text)}\n")}  # type: ignore[attr-defined]
+
+    assert not kinds & {"blockquote_open", "ordered_list_open", "hr"}
+    opened = [t for t in tokens_of(f"- {escape(text)}\n") if t.type == "bullet_list_open"]  # type: ignore[attr-defined]
+    assert len(opened) == 1
 
 
 def test_top_says_the_verdict_and_what_was_not_measured(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ RECIPES = REPOSITORY / "examples" / "ci"
 GITHUB = (
     RECIPES / "github-actions.yml",
     RECIPES / "nightly-gpu.yml",
+    RECIPES / "base-suites.yml",
     REPOSITORY / ".github" / "workflows" / "ci.yml",
 )
 ACTION = REPOSITORY / "action.yml"
@@ -263,7 +264,7 @@ def machine(tmp_path: Path) -> Machine:
     (tmp_path / "temp").mkdir()
     for name, script in {
         "python": (
-            f'if [ "$1 $2" = "-m pip" ]; then echo "$*" >> {stubs}/installed; exit 0; fi\n'
+            f'if [[ "$*" == *"-m pip "* ]]; then echo "$*" >> {stubs}/installed; exit 0; fi\n'
             f'exec {sys.executable} "$@"\n'
         ),
         "gh": f'echo "$*" >> {stubs}/called\n[ "$1 $2" != "pr view" ] || exit 1\n',
@@ -338,11 +339,50 @@ def test_the_github_gates_write_reports_and_a_release_is_strict(machine: Machine
     assert uploaded == {"index.html", "report.json", "summary.md", "junit.xml"}
     assert "absent" in summary.read_text(encoding="utf-8")
     comment = script_of(GITHUB[0], name="Comment", job="comment")
+    artifact = Path(machine.environ["RUNNER_TEMP"]) / "artifact"
+    shutil.copytree(report, artifact / "report")
     commented = machine.run(comment, NUMBER="7", REPOSITORY="a/b")
     assert commented.returncode == 0, commented.stderr
     assert machine.called == [
-        "pr comment 7 --repo a/b --edit-last --create-if-none --body-file report/summary.md"
+        f"pr comment 7 --repo a/b --edit-last --create-if-none "
+        f"--body-file {artifact}/report/summary.md"
     ]
+    body = artifact / "report" / "summary.md"
+    for spoil in (
+        lambda: body.write_bytes(b"x" * 65537),
+        lambda: (body.unlink(), body.symlink_to(summary)),
+    ):
+        spoil()
+        assert machine.run(comment, NUMBER="7", REPOSITORY="a/b").returncode != 0
+    assert len(machine.called) == 1
+
+
+LINKS = ("report", "obtained", "report/x", "obtained/a/b")
+
+
+@pytest.mark.parametrize("place", LINKS)
+def test_a_link_of_the_checkout_is_not_uploaded(machine: Machine, place: str) -> None:
+    write_absent(machine)
+    secret = machine.path.parent / "secret"
+    secret.mkdir()
+    link = machine.path / place
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(secret, target_is_directory=True)
+    inputs = {"SUITES": "suites", "STRICT": "true", "CACHE": "true", "REPORT": "report"}
+
+    for script in (
+        script_of(GITHUB[0], name="Refuse links where reports go", job="gates"),
+        script_of(ACTION, name="Gates"),
+    ):
+        done = machine.run(script, **inputs)
+        assert done.returncode != 0
+        assert "holds a link: remove it from the checkout" in done.stdout
+    assert not Path(machine.environ["GITHUB_OUTPUT"]).exists()
+    assert list(secret.iterdir()) == []
+    (upload,) = (
+        step for step in read(ACTION)["runs"]["steps"] if "upload-artifact" in step.get("uses", "")
+    )
+    assert "steps.gates.outputs.verdict != ''" in upload["if"]
 
 
 def test_the_gitlab_script_runs_and_its_artifacts_exist(machine: Machine) -> None:
@@ -481,6 +521,14 @@ def test_the_nightly_job_proposes_its_baselines(machine: Machine, tiny_clip: Pat
     output = Path(machine.environ["GITHUB_OUTPUT"]).read_text(encoding="utf-8")
     assert output == "differs=true\n"
 
+    artifact = Path(machine.environ["RUNNER_TEMP"]) / "artifact"
+    artifact.mkdir()
+    (machine.path / "obtained").rename(artifact / "obtained")
+    taken = machine.run(
+        script_of(GITHUB[1], name="Take the records", job="propose"),
+        GITHUB_WORKSPACE=str(machine.path),
+    )
+    assert taken.returncode == 0, taken.stdout + taken.stderr
     proposed = machine.run(
         script_of(GITHUB[1], name="Propose the baselines", job="propose"),
         BRANCH="quantgate/baselines",
@@ -525,3 +573,120 @@ def test_a_night_without_a_difference_proposes_nothing(machine: Machine) -> None
     assert done.returncode == 1  # strict: what was not measured is no success
     output = Path(machine.environ["GITHUB_OUTPUT"]).read_text(encoding="utf-8")
     assert output == "differs=false\n"
+
+
+# -- artifacts ------------------------------------------------------------------------------------
+
+
+def downloads() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for path in GITHUB:
+        for job in read(path)["jobs"].values():
+            for step in job["steps"]:
+                if "download-artifact" in step.get("uses", ""):
+                    yield path.name, step["with"]
+
+
+def test_artifacts_are_downloaded_outside_the_checkout() -> None:
+    found = list(downloads())
+
+    assert {name for name, _ in found} == {path.name for path in GITHUB[:3]}
+    for name, options in found:
+        assert options["path"] == "${{ runner.temp }}/artifact", name
+
+
+def link_outside(folder: Path) -> None:
+    (folder / "demo" / "regression-x.json").symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / ".git").mkdir() or (folder / ".git" / "config").write_text(""),
+        lambda folder: (folder / "demo" / "conftest.py").write_text("raise SystemExit"),
+        lambda folder: (folder / "regression-x.json").write_text("{}"),
+        lambda folder: (folder / "demo" / "regression-a b.json").write_text("{}"),
+        lambda folder: (folder / "demo" / "regression-x\n.json").write_text("{}"),
+        lambda folder: (
+            (folder / "demo" / "large").mkdir()
+            or (folder / "demo" / "large" / "regression-x.json").write_bytes(b" " * (8193 << 10))
+        ),
+        link_outside,
+        lambda folder: (folder / "demo" / "linked").symlink_to("/etc"),
+        lambda folder: os.mkfifo(folder / "demo" / "regression-pipe.json"),
+        lambda folder: [
+            (folder / "demo" / f"regression-{n}.json").write_text("{}") for n in range(1001)
+        ],
+    ],
+)
+def test_an_artifact_with_other_files_is_not_taken(machine: Machine, spoil: Any) -> None:
+    obtained = Path(machine.environ["RUNNER_TEMP"]) / "artifact" / "obtained"
+    (obtained / "demo").mkdir(parents=True)
+    (obtained / "demo" / "regression-good.json").write_text("{}")
+    script = script_of(GITHUB[1], name="Take the records", job="propose")
+    good = machine.run(script, GITHUB_WORKSPACE=str(machine.path))
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert (machine.path / "obtained" / "demo" / "regression-good.json").is_file()
+    shutil.rmtree(machine.path / "obtained")
+
+    spoil(obtained)
+    done = machine.run(script, GITHUB_WORKSPACE=str(machine.path))
+
+    assert done.returncode == 1
+    assert "::error::obtained/ holds files that are no records" in done.stdout
+    assert not (machine.path / "obtained").exists()
+
+
+def test_records_are_taken_over_no_link(machine: Machine) -> None:
+    obtained = Path(machine.environ["RUNNER_TEMP"]) / "artifact" / "obtained"
+    (obtained / "demo").mkdir(parents=True)
+    (obtained / "demo" / "regression-good.json").write_text("{}")
+    outside = machine.path.parent / "outside"
+    outside.mkdir()
+    (machine.path / "obtained").symlink_to(outside, target_is_directory=True)
+
+    script = script_of(GITHUB[1], name="Take the records", job="propose")
+    assert machine.run(script, GITHUB_WORKSPACE=str(machine.path)).returncode == 0
+
+    assert list(outside.iterdir()) == []
+    assert (machine.path / "obtained" / "demo" / "regression-good.json").is_file()
+
+
+def test_a_variant_of_a_pull_request_is_files_of_a_model(machine: Machine) -> None:
+    folder = Path(machine.environ["RUNNER_TEMP"]) / "artifact"
+    (folder / "model").mkdir(parents=True)
+    for name in ("model/config.json", "model/model.safetensors", "recipe.yaml"):
+        (folder / name).write_text("{}")
+    script = script_of(GITHUB[2], name="Take the files that a variant has", job="gates")
+    assert machine.run(script).returncode == 0
+
+    others = ("conftest.py", "model/evil.py", "model/weights.bin", ".git", "model/a/config.json")
+    for name in others:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+        assert machine.run(script).returncode == 1, name
+        (folder / name).unlink()
+    (folder / "model" / "link.json").symlink_to("/etc/passwd")
+    assert machine.run(script).returncode == 1
+
+
+def test_suites_of_the_base_branch_judge_what_a_pull_request_brings(machine: Machine) -> None:
+    """Nothing of the pull request is checked out or on the path, and no cache is read."""
+    workflow = read(GITHUB[2])
+    assert set(workflow[True]) == {"workflow_run"}  # YAML reads `on` as true
+    (job,) = workflow["jobs"].values()
+    assert job["permissions"] == {"actions": "read", "contents": "read"}
+    checkout = next(step for step in job["steps"] if "checkout" in step.get("uses", ""))
+    assert checkout["with"] == {"persist-credentials": False}
+    variant = Path(machine.environ["RUNNER_TEMP"]) / "artifact"
+    (variant / "model").mkdir(parents=True)
+    (variant / "conftest.py").write_text("raise SystemExit('run')")
+    suite = ABSENT.replace("${QUANTGATE_NO_SUCH_MODEL}", "${QUANTGATE_VARIANT}/model")
+    (machine.path / "suites" / "a.quantgate.yaml").write_text(suite, encoding="utf-8")
+
+    done = machine.run(
+        script_of(GITHUB[2], name="Gates", job="gates"), QUANTGATE_VARIANT=str(variant)
+    )
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "cache=off, strict" in done.stdout
+    assert "artifact/model holds no *.safetensors file" in done.stdout

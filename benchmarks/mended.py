@@ -35,8 +35,6 @@ from typing import TYPE_CHECKING, Any
 import numpy
 from PIL import Image
 
-from pytest_quantgate.gates.accuracy import AccuracyGate
-
 if TYPE_CHECKING:
     from pytest_quantgate.case import Case
 
@@ -429,11 +427,14 @@ def measure(kinds: Sequence[str], *, folder: Path) -> dict[str, Any]:
 
 
 def _outcomes(case: Case, place: int) -> Any:
+    from pytest_quantgate.gates.accuracy import AccuracyGate
+
     gate = case.suite.gates.all(AccuracyGate)[place]
     return [repr(case.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples))]
 
 
 def _suspects(case: Case) -> Any:
+    from pytest_quantgate.gates.accuracy import AccuracyGate
     from pytest_quantgate.sensitivity import Study
 
     return repr(Study(case).suspects(case.suite.gates.all(AccuracyGate)[0]))

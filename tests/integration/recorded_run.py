@@ -59,11 +59,12 @@ def note_builds() -> None:
 
 def main(folder: Path) -> None:
     mended.prepare(folder)
-    from pytest_quantgate import suite
+    from pytest_quantgate.suite import specs
+    from pytest_quantgate.suite.gates import list_kinds
 
-    for kind in vars(suite).values():
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            note_fields(kind)
+    sections = {kind for kind in vars(specs).values() if dataclasses.is_dataclass(kind)}
+    for section in sections | {kind.section for kind in list_kinds()}:
+        note_fields(section)
     note_builds()
     sys.addaudithook(note_files)
     found = mended.measure(list(mended.KINDS), folder=folder)

@@ -50,7 +50,7 @@ FIELDS = {
     "data: a digest of what is read": "DatasetSpec.dataset DatasetSpec.language DatasetSpec.root",
     "task, metric, samples, first": "AccuracyGate.first AccuracyGate.metric AccuracyGate.samples "
     "AccuracyGate.task FidelityGate.data FidelityGate.first FidelityGate.samples",
-    "softmax": "Gates.export",
+    "softmax": "ExportGate.allow Gates.sections",
     "none: the places that messages name": "CalibrationSpec.where DatasetSpec.where "
     "ModelSpec.where QuantizeSpec.where Where.file Where.keys Where.line",
     "none: what the others are in": "Suite.calibration Suite.datasets Suite.gates Suite.model "

@@ -1,0 +1,103 @@
+"""The package of examples/plugin/ adds a gate, through its entry point alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PLUGIN = Path(__file__).parents[2] / "examples" / "plugin"
+
+SUITE = """\
+quantgate: 1
+model: {{source: transformers, id: "{model}"}}
+calibration: {{data: scenes/calibration, samples: 16, batch_size: 16, held_out_samples: 16}}
+quantize: {{recipe: fp8, exclude: ["*patch_embedding*"]}}
+gates:
+  coverage: {{}}
+  headroom: {{max_share: {share}}}
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a machine that has the package installed.
+
+    What an installer writes is written here, out of pyproject.toml: it takes no network.
+    """
+    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    path = os.pathsep.join((str(info.parent), str(PLUGIN)))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def run(folder: Path, *command: str, environment: dict[str, str]) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_gate_of_another_package_is_judged_like_every_other(
+    tmp_path: Path, tiny_clip: Path, environment: dict[str, str]
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "wide.quantgate.yaml").write_text(SUITE.format(model=tiny_clip, share="90%"))
+    (project / "tight.quantgate.yaml").write_text(SUITE.format(model=tiny_clip, share="0.0001%"))
+    options = ("--quantgate-cache-dir", str(tmp_path / "cache"), "--quantgate-json=report.json")
+
+    status, output = run(project, "pytest", *options, environment=environment)
+
+    assert status == 1, output
+    assert "PASS  headroom" in output
+    assert "FAIL  headroom" in output
+    assert "over 0.0001% (tight.quantgate.yaml:7)" in output
+    assert "tight: do not ship: headroom" in output
+    assert "[headroom.little]" in output or "headroom.little" in output
+    assert "wide: may ship: 3 gates passed" in output
+
+
+def test_its_keys_are_checked_as_every_other_s(
+    tmp_path: Path, tiny_clip: Path, environment: dict[str, str]
+) -> None:
+    path = tmp_path / "clip.quantgate.yaml"
+    path.write_text(SUITE.format(model=tiny_clip, share="0%"))
+
+    status, output = run(
+        tmp_path, "pytest_quantgate.cli", "validate", path.name, environment=environment
+    )
+
+    assert status != 0
+    assert "clip.quantgate.yaml:7: headroom.max_share: is 0%: every activation" in output
+
+
+def test_without_the_package_the_suite_is_refused_with_what_is_known(
+    tmp_path: Path, tiny_clip: Path
+) -> None:
+    path = tmp_path / "clip.quantgate.yaml"
+    path.write_text(SUITE.format(model=tiny_clip, share="50%"))
+
+    status, output = run(
+        tmp_path, "pytest_quantgate.cli", "validate", path.name, environment=dict(os.environ)
+    )
+
+    assert status != 0
+    assert "clip.quantgate.yaml:7: headroom: unknown key" in output

@@ -143,8 +143,8 @@ def test_unset_environment_is_not_measured_and_strict_makes_it_red(
     loose.assert_outcomes(skipped=5)
     loose.stdout.fnmatch_lines(
         [
-            "clip: not measured: suites/clip.quantgate.yaml:2: environment variable QG_NO_SUCH "
-            "is not set: export QUANTGATE_NO_SUCH=PATH",
+            "clip: not measured: suites/clip.quantgate.yaml:2: environment variable "
+            "QUANTGATE_NO_SUCH is not set: export QUANTGATE_NO_SUCH=PATH",
             "5 gates: 5 not measured",
             "SKIPPED * not measured: suites/clip.quantgate.yaml:2: *",
         ]

@@ -149,7 +149,7 @@ def test_what_is_absent_skips_and_what_is_bad_fails(
     bad = run_gates(path=str(test))
 
     absent.assert_outcomes(skipped=2)
-    absent.stdout.fnmatch_lines(["SKIPPED *environment variable QG_NO_SUCH is not set*"])
+    absent.stdout.fnmatch_lines(["SKIPPED *environment variable QUANTGATE_NO_SUCH is not set*"])
     strict.assert_outcomes(failed=1, deselected=1)
     bad.assert_outcomes(errors=2)
     bad.stdout.no_fnmatch_line("*Traceback*")

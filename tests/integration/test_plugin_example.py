@@ -82,7 +82,7 @@ def test_its_keys_are_checked_as_every_other_s(
     path.write_text(SUITE.format(model=tiny_clip, share="0%"))
 
     status, output = run(
-        tmp_path, "pytest_quantgate.cli", "validate", path.name, environment=environment
+        tmp_path, "pytest_quantgate", "validate", path.name, environment=environment
     )
 
     assert status != 0
@@ -96,7 +96,7 @@ def test_without_the_package_the_suite_is_refused_with_what_is_known(
     path.write_text(SUITE.format(model=tiny_clip, share="50%"))
 
     status, output = run(
-        tmp_path, "pytest_quantgate.cli", "validate", path.name, environment=dict(os.environ)
+        tmp_path, "pytest_quantgate", "validate", path.name, environment=dict(os.environ)
     )
 
     assert status != 0

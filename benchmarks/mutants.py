@@ -62,7 +62,9 @@ MUTATED = ("gates/*.py", "store/*.py", "verdict.py", "baselines.py", "fingerprin
 #: Tests of a module beside the ones that mirror it.
 TESTS = {
     "gates.accuracy": ("gates/test_gate_family.py", "gates/test_gate_samples.py"),
-    "gates.idle": ("gates/test_gate_coverage.py",),
+    "gates.idle": ("gates/test_gate_coverage.py", "gates/test_gate_calibration.py"),
+    "gates.looks": ("test_judging_looks.py",),
+    "gates.proposals": ("test_judging_baselines.py",),
     "gates.regression": ("gates/test_gate_family.py", "gates/test_gate_samples.py"),
     "gates.statistics": ("gates/test_intervals.py",),
     "store.acceptance": ("test_baselines.py",),
@@ -84,6 +86,14 @@ TESTS = {
     ),
 }
 
+#: Tests of what a gate declares of its section in a suite, and of how it is asked.
+OF_SECTIONS = (
+    "suite/test_suite_gates.py",
+    "suite/test_suite_exported.py",
+    "suite/test_suite_refusals.py",
+    "test_judging.py",
+)
+
 #: A mutant may take so many times as long as the original in a test, and so many seconds more.
 TIMES, MORE_S = 3, 2
 
@@ -104,7 +114,8 @@ def find_source(module: str) -> Path:
 def list_tests(module: str) -> list[str]:
     *folder, name = module.split(".")
     mirror = "/".join([*folder, f"test_{'gate_' if folder == ['gates'] else ''}{name}.py"])
-    paths = (f"tests/unit/{path}" for path in (mirror, *TESTS.get(module, ())))
+    of_section = OF_SECTIONS if "GateKind" in find_source(module).read_text("utf-8") else ()
+    paths = (f"tests/unit/{path}" for path in (mirror, *TESTS.get(module, ()), *of_section))
     return [path for path in paths if (ROOT / path).exists()]
 
 

@@ -290,7 +290,7 @@ def _find_engine_loss(
         return f"no kernel is known to compute in {quantizer.format}"
     readers = [op.node for op in onnx.operations if quantizer.name in op.quantizers]
     if not readers:
-        return _find_unwritten(quantizer, pair, wanted=wanted, engine=engine)
+        return _find_unwritten(pair, wanted=wanted, engine=engine)
     for node in readers:
         precision, kernel = _find_kernel(node, engine=engine)
         if kernel is None:
@@ -311,9 +311,7 @@ def _find_kernel(node: str, *, engine: EngineReport) -> tuple[Precision | None, 
     return None, None
 
 
-def _find_unwritten(
-    quantizer: Quantizer, pair: QdqPair, *, wanted: Precision, engine: EngineReport
-) -> str:
+def _find_unwritten(pair: QdqPair, *, wanted: Precision, engine: EngineReport) -> str:
     """An output that the next layer quantizes again: some kernel must write it narrow, or the
     attention kernel must hold it."""
     prefix = pair.node.rpartition("/")[0]

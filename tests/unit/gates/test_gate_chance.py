@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 from gate_builders import SAME_EXAMPLES
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates.chance import (
@@ -59,6 +60,9 @@ def exact_tail(right: int, samples: int, share: Fraction) -> Fraction:
     right=st.integers(-1, 81),
     share=st.fractions(0, 1, max_denominator=50),
 )
+@example(samples=10, right=1, share=Fraction(1, 10))
+@example(samples=10, right=10, share=Fraction(1, 2))
+@example(samples=10, right=11, share=Fraction(1))
 def test_the_tail_is_the_exact_sum(samples: int, right: int, share: Fraction) -> None:
     found = chance_of_as_many(right, samples, float(share))
 
@@ -101,6 +105,79 @@ def test_what_is_decided_of_how_many(
     assert verdict.code == ("" if status is Status.PASS else "sanity.fp16-at-chance")
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_samples_are_enough_where_a_weak_model_would_be_shown(classes: int) -> None:
+    """One more right than chance gives: FAIL where sqrt(chance) would be seen in 95 of 100 runs."""
+    found = []
+    for samples in range(1, 160):
+        fewest = next(
+            right
+            for right in range(samples + 2)
+            if chance_of_as_many(right, samples, 1 / classes) <= LAST_ALPHA
+        )
+        shown = chance_of_as_many(fewest, samples, math.sqrt(1 / classes))
+        right = samples // classes + 1
+        if right < fewest:
+            status = judge(right=right, samples=samples, classes=classes).status
+            assert (status is Status.FAIL) == (shown >= 0.95), samples
+            found.append(status)
+    assert {Status.FAIL, Status.INCONCLUSIVE} == set(found)
+
+
+@pytest.mark.parametrize(
+    ("right", "samples", "seen", "word", "cause", "step"),
+    [
+        (61, 700, 10, "no better than chance", "class names, prompts", "compare a few samples"),
+        (21, 700, 10, "under chance", "labels and class names", "compare a few samples"),
+        (3, 20, 10, "not shown to beat chance", "class names, prompts", "evaluate on more samples"),
+    ],
+)
+def test_what_is_said_of_answers_at_chance(
+    right: int, samples: int, seen: int, word: str, cause: str, step: str
+) -> None:
+    verdict = judge(right=right, samples=samples, seen=seen)
+
+    assert verdict.gate == "sanity"
+    assert f"sanity: photos/classification: FP16 is {word}: right on {right} of" in verdict.headline
+    assert verdict.brief == f"FP16 {word}: {right} of {samples} right, chance 10.00 %"
+    assert verdict.cause.startswith(cause)
+    assert verdict.next_step.startswith(step)
+    assert verdict.figures == {
+        "fp16_right": right,
+        "fp16_samples": samples,
+        "fp16_chance_share": 0.1,
+        "fp16_chance_p": pytest.approx(float(exact_tail(right, samples, Fraction(1, 10)))),
+    }
+
+
+def test_answers_above_chance_say_so_with_their_figures() -> None:
+    verdict = judge(right=92, samples=700)
+
+    assert verdict.headline == (
+        "sanity: photos/classification: FP16 is right on 92 of 700 samples (13.14 %), chance alone "
+        "gives 10.00 %"
+    )
+    assert (verdict.gate, verdict.cause, verdict.next_step) == ("sanity", "", "")
+    assert verdict.figures["fp16_samples"] == 700
+
+
+def test_confusions_alone_tell_that_labels_and_names_do_not_belong_together() -> None:
+    confused = Answers(
+        samples=700,
+        right=65,
+        chance=0.1,
+        classes=10,
+        seen=10,
+        whole=True,
+        confused=(("cat", "dog", 41, 70),),
+    )
+
+    verdict = judge_chance(confused, gate="accuracy", task="t")
+
+    assert "no better than chance" in verdict.headline
+    assert verdict.cause.startswith("labels and class names do not belong together")
+
+
 def test_what_is_said_of_labels_that_were_shifted() -> None:
     shifted = judge_chance(
         Answers(
@@ -130,7 +207,14 @@ def test_one_class_shows_nothing() -> None:
     verdict = judge(right=40, samples=40, classes=10, seen=1)
 
     assert verdict.status is Status.INCONCLUSIVE
-    assert "all 40 samples are of one class" in verdict.headline
+    assert verdict.headline == (
+        "sanity: photos/classification: all 40 samples are of one class: nothing shows that FP16 "
+        "tells classes apart"
+    )
+    assert verdict.brief == "samples of one class: nothing shows that FP16 tells classes apart"
+    assert (verdict.gate, verdict.code) == ("sanity", "sanity.fp16-at-chance")
+    assert verdict.next_step == "evaluate on samples of all classes"
+    assert verdict.figures["fp16_right"] == 40
 
 
 def test_a_guess_is_taken_for_an_answer_once_in_a_hundred_at_most() -> None:
@@ -211,6 +295,13 @@ def test_two_classes_that_were_exchanged_are_a_ring() -> None:
         "accuracy: photos/classification: FP16 answers classes in another order: samples of 'cat', "
         "'dog' are taken for one another"
     )
+    assert verdict.gate == "accuracy"
+    assert verdict.brief == "FP16 answers classes in another order: 'cat', 'dog'"
+    assert verdict.cause.startswith("class names, or labels, that are exchanged")
+    assert verdict.next_step == "put the class names into the order of the labels"
+    assert verdict.figures["fp16_right"] == 135
+    long = replace(found, confused=(("c" * 90, "dog", 1, 2),))
+    assert len(judge_chance(long, gate="accuracy", task="t").brief) == 70
     assert verdict.evidence[:2] == (
         "55 of 60 samples labelled 'cat' are answered 'dog'",
         "50 of 60 samples labelled 'dog' are answered 'cat'",

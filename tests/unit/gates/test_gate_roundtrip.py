@@ -23,6 +23,8 @@ def test_identical_restore_that_refuses_damage_passes() -> None:
         "roundtrip: both towers and 24 amax bit-identical in a new process; "
         "refused: state file missing, one amax changed"
     )
+    assert verdict.brief == "24 amax and both towers bit-identical, 2 planted damages refused"
+    assert verdict.gate == "roundtrip"
     assert verdict.figures["checkpoint_bytes"] == 4096
     assert verdict.figures["amax_count"] == 24
     assert verdict.figures["max_abs_difference"] == 0
@@ -59,6 +61,8 @@ def test_each_loss_fails(changes: dict[str, Any], words: str) -> None:
     assert verdict.evidence == ()
     assert verdict.cause
     assert "save_checkpoint" in verdict.next_step
+    assert verdict.gate == "roundtrip"
+    assert set(verdict.figures) == {"checkpoint_bytes", "amax_count", "max_abs_difference"}
 
 
 def test_accepted_damage_fails_although_other_damage_was_refused() -> None:

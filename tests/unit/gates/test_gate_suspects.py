@@ -11,7 +11,7 @@ import pytest
 from gate_builders import accuracy_gate, all_text, make_pair
 
 from pytest_quantgate.gates.accuracy import judge_accuracy
-from pytest_quantgate.gates.suspects import name_suspects
+from pytest_quantgate.gates.suspects import explained_by_outliers, name_suspects
 from pytest_quantgate.measurement import OutlierChannels, Suspect
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -86,9 +86,13 @@ def test_a_layer_alone_and_one_without_a_number_stand_out() -> None:
 def test_where_no_layer_stands_out_none_is_to_be_left_out() -> None:
     verdict = name_suspects(red(), [QKV, PATCH], suite=SUITE)
 
-    assert "no layer stands out" in verdict.cause
-    assert "quantize.exclude" not in verdict.next_step
-    assert f"quantgate sensitivity {SUITE}" in verdict.next_step
+    assert verdict.cause.endswith(
+        "the largest error enters at text block 0 attention qkv (SQNR 17.5 dB alone; next 19.0 dB, "
+        "vision patch_embedding): no layer stands out"
+    )
+    assert verdict.next_step == (
+        f"choose a gentler recipe, or run quantgate sensitivity {SUITE}: it ranks all layers"
+    )
 
 
 @pytest.mark.parametrize(("db", "stands_out"), [(22.0, True), (21.9, False)])
@@ -211,8 +215,11 @@ def test_where_no_layer_stands_out_none_is_left_out_for_its_outliers() -> None:
     verdict = name_suspects(red(), [with_outliers(outliers()), rest], suite=SUITE, recipe="int8")
 
     assert "no layer stands out; outlier channels explain it: 2 of 256" in verdict.cause
-    assert verdict.next_step.startswith("try recipe: int8-smoothquant")
-    assert "quantize.exclude" not in verdict.next_step
+    assert verdict.next_step == (
+        "try recipe: int8-smoothquant, which moves the range of such channels into the weights, or "
+        "a recipe in FP8 (fp8, fp8-attention), which rounds small values as finely; quantgate "
+        f"sensitivity {SUITE} finds the smallest exclude list that passes"
+    )
 
 
 def test_where_nothing_helps_against_outliers_a_gentler_recipe_is_asked_for() -> None:
@@ -222,6 +229,30 @@ def test_where_nothing_helps_against_outliers_a_gentler_recipe_is_asked_for() ->
 
     assert "outlier channels explain it" in verdict.cause
     assert verdict.next_step.startswith("choose a gentler recipe, or run quantgate sensitivity")
+
+
+@pytest.mark.parametrize(("found", "apart"), [((), 60.0), ((outliers(),), None)])
+def test_outliers_explain_nothing_that_was_not_tried(
+    found: tuple[OutlierChannels, ...], apart: float | None
+) -> None:
+    tried = suspect("vision block 3 mlp", 18.0, "x.*", outliers=found, sqnr_apart_db=apart)
+
+    assert not explained_by_outliers(tried)
+    assert "outlier" not in all_text(name_suspects(red(), [tried], suite=SUITE))
+
+
+def test_patterns_are_given_as_they_are_written() -> None:
+    verdict = name_suspects(red(), [suspect("tür", 3.0, "tür.*")], suite=SUITE)
+
+    assert 'quantize.exclude: ["tür.*"]' in verdict.next_step
+
+
+def test_the_common_start_of_places_is_said_once() -> None:
+    same = [outliers(f"attn.proj.{name}") for name in "qk"]
+
+    cause = name_suspects(red(), [with_outliers(*same)], suite=SUITE).cause
+
+    assert "channels of attn.proj.q, k (93, 17) reach" in cause
 
 
 def test_layers_of_one_input_are_named_together() -> None:

@@ -269,6 +269,33 @@ def test_attention_that_was_never_replaced_is_lost_in_the_model() -> None:
     assert "the attention class was never replaced" in all_text(judge(rows))
 
 
+def test_a_row_says_where_a_quantizer_belongs_and_why_it_was_lost() -> None:
+    kept = tuple(q for q in make_audit().quantizers if "layers.1.self_attn.bmm2" not in q.name)
+    rows = {row.name: row for row in follow(replace(make_audit(), quantizers=kept))}
+
+    assert rows[FC1] == TraceRow(name=FC1, slot="weight", tower="vision")
+    missing = "text_model.layers.1.self_attn (attention output)"
+    assert rows[missing] == TraceRow(
+        name=missing,
+        slot="attention_output",
+        tower="text",
+        lost_at="model",
+        reason="no such quantizer: the attention class was never replaced",
+    )
+
+
+def test_what_was_lost_at_later_stages_is_evidence() -> None:
+    audit = change_quantizers(switch_off(make_audit(), FC1), SCORES, vision_calls=0)
+
+    verdict = judge(follow(audit))
+
+    assert "are switched off in the model" in verdict.headline
+    assert any(
+        line.startswith("FAIL: trace: 1 of 24 quantizers never run in a forward: ")
+        for line in verdict.evidence
+    )
+
+
 def test_an_excluded_quantizer_is_not_declared() -> None:
     rows = follow(exclude(make_audit(), "*layers.1.mlp.fc1*"))
 

@@ -140,7 +140,10 @@ def test_half_of_the_samples_being_copies_is_not_decided() -> None:
 def test_one_tower_is_judged_by_the_same_limits() -> None:
     gate = fidelity_gate(**ALL_LIMITS)
 
-    assert judge_tower(make_tower("text"), gate=gate).passed
+    green = judge_tower(make_tower("text"), gate=gate)
+    assert green.passed
+    assert (green.cause, green.next_step, green.gate) == ("", "", "fidelity")
+    assert len(green.evidence) == 3  # of four limits the first leads
     verdict = judge_tower(make_tower("text", cosine_worst=0.5), gate=gate)
 
     assert verdict.status is Status.FAIL
@@ -268,6 +271,16 @@ def test_layers_whose_names_say_no_tower_stand_in_for_it() -> None:
     verdict = judge_fidelity(fidelity, gate=fidelity_gate(min_cosine=0.99))
 
     assert verdict.cause == "the largest error enters at blocks.7.fc, SQNR 4.0 dB"
+
+
+@pytest.mark.parametrize("name", ["visual.blocks.3", "image_encoder.3", "vision_model.3"])
+def test_a_layer_is_of_the_tower_that_its_name_says(name: str) -> None:
+    layers = (("blocks.7.fc", 1.0), ("text_model.1", 2.0), (name, 3.0))
+    fidelity = make_fidelity(vision={"cosine_mean": 0.5}, worst_layers=layers)
+
+    verdict = judge_fidelity(fidelity, gate=fidelity_gate(min_cosine=0.99))
+
+    assert verdict.cause == f"the largest error enters at {name}, SQNR 3.0 dB"
 
 
 def test_without_layers_nothing_is_blamed() -> None:

@@ -175,6 +175,24 @@ def test_captions_that_mostly_read_alike_fail(commonest: int, red: bool) -> None
 
     assert (verdict.code == "sanity.captions-equal") is red
     assert verdict.passed is not red
+    if red:
+        assert verdict.headline == (
+            f"sanity: coco/retrieval: {commonest} of 20 captions read alike: none of them can find "
+            "its image"
+        )
+
+
+@pytest.mark.parametrize(("captions", "red"), [(1, False), (2, True)])
+def test_one_caption_alone_is_like_no_other(captions: int, red: bool) -> None:
+    reading = replace(READING, count=captions, commonest=captions)
+
+    assert judge(tasks=(replace(CAPTIONS, reading=reading),)).passed is not red
+
+
+def test_a_task_of_one_class_is_named_as_one() -> None:
+    told = judge(tasks=(replace(TASK, classes=1),)).brief
+
+    assert told == "a pair runs, prompts of 1 class differ, FP16 beats chance in 1 of 1 task"
 
 
 def test_the_first_cause_leads_and_the_others_are_evidence() -> None:
@@ -222,7 +240,9 @@ def test_images_that_are_not_finite_fail() -> None:
     verdict = judge(task={"nonfinite": 3})
 
     assert verdict.code == "sanity.embeddings-nonfinite"
-    assert "NaN or Inf for 3 of 5 images of photos/test" in verdict.headline
+    assert verdict.headline == (
+        "sanity: clip-tiny: FP16 gives NaN or Inf for 3 of 5 images of photos/test"
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,7 +255,12 @@ def test_images_that_are_not_finite_fail() -> None:
     ],
 )
 def test_answers_at_chance_fail_where_they_show_it(answers: dict[str, Any], code: str) -> None:
-    assert judge(task={"answers": replace(ANSWERS, **answers)}).code == code
+    verdict = judge(task={"answers": replace(ANSWERS, **answers)})
+
+    assert verdict.code == code
+    assert (verdict.gate, verdict.passed) == ("sanity", not code)
+    if code:
+        assert verdict.headline.startswith("sanity: photos/classification: FP16 is ")
 
 
 def test_what_a_part_leaves_open_is_left_to_the_gates_of_the_task() -> None:
@@ -254,6 +279,7 @@ def test_faults_of_the_files_lead_and_doubts_are_notes() -> None:
     assert (red.status, red.code) == (Status.FAIL, "sanity.image-size")
     assert red.headline == "sanity: clip-tiny: it makes 224, the tower takes 32"
     assert red.next_step == "set 32"
+    assert (red.brief, red.cause, red.gate) == ("", "", "sanity")
     assert green.passed
     assert green.evidence[-1] == "note: other mean: compare"
 
@@ -272,6 +298,11 @@ def test_pixels_that_were_never_scaled_fail(low: float, high: float, red: bool) 
     verdict = judge(lowest_pixel=low, highest_pixel=high)
 
     assert (verdict.code == "sanity.pixel-range") is red
+    if red:
+        assert verdict.headline == (
+            f"sanity: clip-tiny: pixel values of photos/train reach from {low:.4g} to {high:.4g} "
+            "after the image processor: no model is trained on that"
+        )
 
 
 def test_an_empty_file_of_templates_is_named() -> None:
@@ -377,6 +408,7 @@ def test_what_the_files_say_is_not_said_again() -> None:
     ("first", "second", "words"),
     [
         ("a.txt:1", "a.txt:4", "a.txt:1 and 4: class name"),
+        ("C:/a.txt:1", "C:/a.txt:4", "C:/a.txt:1 and 4: class name"),
         ("a.txt:1", "b.txt:4", "a.txt:1 and b.txt:4: class name"),
         ("aa.txt:1", "a.txt:4", "aa.txt:1 and a.txt:4: class name"),
         ("line 1", "line 4", "line 1 and line 4: class name"),

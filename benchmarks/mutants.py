@@ -66,6 +66,7 @@ TESTS = {
     "gates.accuracy": ("gates/test_gate_family.py", "gates/test_gate_samples.py"),
     "gates.idle": ("gates/test_gate_coverage.py", "gates/test_gate_calibration.py"),
     "gates.looks": ("test_judging_looks.py",),
+    "gates.memory": ("gates/test_gate_engine.py",),
     "gates.proposals": ("test_judging_baselines.py",),
     "gates.regression": ("gates/test_gate_family.py", "gates/test_gate_samples.py"),
     "gates.statistics": ("gates/test_intervals.py",),

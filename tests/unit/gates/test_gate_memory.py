@@ -91,7 +91,7 @@ def test_ratios_within_their_limits_pass() -> None:
         f"max_plan_ratio 0.58 ({FILE}:41)"
     )
     assert verdict.brief == "plan 0.560x, weights 0.500x, activation 1.500x of FP16"
-    assert verdict.gate == "memory"
+    assert (verdict.gate, verdict.cause, verdict.next_step) == ("memory", "", "")
     assert len(verdict.evidence) == 2
     assert verdict.figures == {
         "fp16_plan_bytes": 1000 * MIB,
@@ -113,6 +113,21 @@ def test_a_size_within_its_limit_keeps_both() -> None:
     verdict = judge(max_plan="600")
     assert verdict.figures == {"quantized_plan_bytes": 560 * MIB, "max_plan_bytes": 600 * MIB}
     assert (verdict.cause, verdict.next_step) == ("", "")
+    assert verdict.brief == "plan 560.0 MiB"
+    over = judge(max_plan="500")
+    assert over.gate == "memory"
+    assert over.brief == "plan 560.000 MiB over 500 MiB"
+
+
+def test_a_size_that_is_none_names_the_limit_that_needs_it() -> None:
+    nothing = judge(quantized=replace(QUANTIZED, plan_bytes=0), max_plan="500")
+    missing = judge(quantized=replace(QUANTIZED, plan_bytes=None), max_plan="500")
+    assert nothing.headline == (
+        f"memory: {SUBJECT}: plan of quantized is 0 bytes, which is no size ({FILE}:44)"
+    )
+    assert missing.headline == (
+        f"memory: {SUBJECT}: plan of quantized was not measured, and max_plan needs it ({FILE}:44)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,32 +167,32 @@ def test_figures_and_brief_bear_the_name_of_the_tower() -> None:
     }
 
 
-def test_a_brief_is_cut_where_a_table_ends() -> None:
-    checks = [
-        judge_sizes(
-            gate="memory",
-            fp16=FP16,
-            quantized=QUANTIZED,
-            limits=MemoryLimits(max_plan_ratio=Fraction(1)),
-            where=WHERE,
-            prefix="x" * length,
-        )[0].brief
-        for length in (20, 21, 22)
-    ]
-    whole = "plan 560.0 MiB vs 1000.0 MiB, 0.560 within 1"
-    assert len(whole) == 44
-    briefs = ["x" * 20 + whole, "x" * 21 + whole, "x" * 22 + whole]
-    assert checks == briefs
-    (long,) = judge_sizes(
+@pytest.mark.parametrize("length", [26, 27])
+def test_a_brief_is_cut_where_a_table_ends(length: int) -> None:
+    (check,) = judge_sizes(
         gate="memory",
         fp16=FP16,
         quantized=QUANTIZED,
         limits=MemoryLimits(max_plan_ratio=Fraction(1)),
         where=WHERE,
-        prefix="x" * 27,
+        prefix="x" * length,
     )
-    assert long.brief == f"{'x' * 27}{whole[:40]}..."
-    assert len(long.brief) == 70
+    whole = f"{'x' * length}plan 560.0 MiB vs 1000.0 MiB, 0.560 within 1"
+    assert check.brief == (whole if length == 26 else f"{whole[:67]}...")
+    assert len(check.brief) == 70
+
+
+def test_sizes_of_no_subject_and_no_tower_stand_alone() -> None:
+    (check,) = judge_sizes(
+        gate="memory",
+        fp16=FP16,
+        quantized=QUANTIZED,
+        limits=MemoryLimits(max_plan_bytes=600 * MIB),
+        where=WHERE,
+    )
+    assert check.headline.startswith("memory: plan 560.000 MiB")
+    assert check.brief == "plan 560.000 MiB within 600 MiB"
+    assert set(check.figures) == {"quantized_plan_bytes", "max_plan_bytes"}
 
 
 @pytest.mark.parametrize(

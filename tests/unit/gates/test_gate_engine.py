@@ -33,6 +33,7 @@ LINES = {
     "max_plan": 16,
     "max_weights": 17,
     "max_activation": 18,
+    "target": 19,
 }
 WHERE = Where(file=FILE, line=10, keys=LINES)
 MIB = 2**20
@@ -225,7 +226,10 @@ def test_plan_without_an_approved_file_is_incomparable() -> None:
     verdict = judge(digests={"vision": digest("vision")}, min_fp8_gemms=8)
 
     assert verdict.status is Status.INCOMPARABLE
-    assert "the plan of the text tower was built from another ONNX file" in verdict.headline
+    assert verdict.headline == (
+        "engine: the plan of the text tower was built from another ONNX file: sha256 "
+        f"{digest('text')[:12]}, approved  ({FILE}:10)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -304,7 +308,10 @@ def test_convolutions_are_no_linear_layers() -> None:
 def test_without_a_least_count_any_passes() -> None:
     half = make_report("vision", nodes=make_nodes("vision", ("half",) * 4))
 
-    assert judge(vision=half, max_plan_ratio=Fraction(1)).passed
+    verdict = judge(vision=half, max_plan_ratio=Fraction(1), attention="fused")
+
+    assert verdict.passed
+    assert verdict.gate == "engine"
 
 
 # -- excluded layers ------------------------------------------------------------------------------
@@ -395,8 +402,9 @@ def test_further_blocks_are_listed_each_with_its_own_reason() -> None:
     text = make_report(
         "text",
         attentions=(
-            make_attention(3, "not-fused", reason="12 tokens are too few"),
-            make_attention(4, "fused-half", reason="q is none"),
+            make_attention(0, "not-fused", block=3, reason="12 tokens are too few"),
+            make_attention(1, "fused-half", block=4, reason="q is none"),
+            make_attention(2, "fused-half", block=None, reason="k is none"),
         ),
     )
 
@@ -404,7 +412,11 @@ def test_further_blocks_are_listed_each_with_its_own_reason() -> None:
 
     assert verdict.cause == "12 tokens are too few"
     assert verdict.next_step.startswith("no recipe changes that: leave attention out")
-    assert verdict.evidence[0] == "block 4: fused-half, q is none"
+    assert "block 3 is not-fused, 12 tokens are too few" in verdict.headline
+    assert verdict.evidence[:2] == (
+        "block 4: fused-half, q is none",
+        "block 2: fused-half, k is none",
+    )
 
 
 def test_half_precision_attention_is_fused_where_only_that_is_asked() -> None:
@@ -585,7 +597,7 @@ def test_outputs_that_agree_pass_and_are_evidence() -> None:
     assert verdict.passed
     assert (
         "engine: text SQNR against FP16 is 20.5 dB in the engine and 20.2 dB in ONNX Runtime on "
-        f"64 samples, within 1 dB apart ({FILE}:10)"
+        f"64 samples, within 1 dB apart ({FILE}:19)"
     ) in verdict.evidence
     assert "not executed" not in all_text(verdict)
     assert verdict.figures["text_sqnr_engine_db"] == 20.5
@@ -609,7 +621,7 @@ def test_outputs_that_differ_fail(changes: dict[str, Any], words: str) -> None:
 
     assert verdict.status is Status.FAIL
     assert words in verdict.headline
-    assert f"({FILE}:10)" in verdict.headline
+    assert f"({FILE}:19)" in verdict.headline
     assert verdict.gate == "engine"
 
 
@@ -632,7 +644,7 @@ def test_outputs_that_differ_say_on_which_side(engine_db: float, cause: str) -> 
 
     assert verdict.headline == (
         f"engine: text SQNR against FP16 is {engine_db} dB in the engine and 20.0 dB in PyTorch on "
-        f"64 samples, over 1 dB apart ({FILE}:10)"
+        f"64 samples, over 1 dB apart ({FILE}:19)"
     )
     assert verdict.brief == f"text SQNR {engine_db} dB, PyTorch 20.0 dB"
     assert verdict.cause == cause

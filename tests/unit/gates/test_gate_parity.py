@@ -13,7 +13,13 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates.parity import ParityGate, judge_parity, point_to_export
-from pytest_quantgate.measurement import BlockParity, Parity, Tower, TowerParity
+from pytest_quantgate.measurement import (
+    BlockParity,
+    Parity,
+    ShippedTower,
+    Tower,
+    TowerParity,
+)
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.verdict import Status, Verdict
 
@@ -182,6 +188,12 @@ def test_change_at_the_limit_passes(change: float, passes: bool) -> None:
     assert verdict.passed is passes
 
 
+def test_the_same_noise_is_within_no_change_at_all() -> None:
+    same = {"sqnr_torch_db": 23.0, "sqnr_onnx_db": 23.0}
+
+    assert judge(vision=same, text=same, max_sqnr_change_db=0.0).passed
+
+
 def test_graph_without_any_quantizer_has_no_noise() -> None:
     verdict = judge(vision={"sqnr_onnx_db": math.inf})
 
@@ -196,6 +208,8 @@ def test_graph_without_any_quantizer_has_no_noise() -> None:
         (math.inf, math.inf, True),
         (95.0, math.inf, True),
         (120.0, 90.0, True),
+        (80.5, 90.0, True),
+        (90.0, 80.5, True),
         (80.0, 90.0, False),
         (90.0, 80.0, False),
         (math.nan, 23.0, False),
@@ -329,6 +343,50 @@ def test_most_samples_decide_before_a_few() -> None:
     verdict = judge(text={"error": 0.01, "high_error": 0.04, "high_floor": 0.019})
 
     assert "differ from PyTorch's by 1.00e-02, over 1.00e-03, max_error" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    ("changes", "good"),
+    [
+        ({"error": 1e-3, "high_error": 0.04, "high_floor": 0.019}, False),
+        ({"error": 1e-4, "high_error": 0.04, "high_floor": 0.02}, True),
+    ],
+)
+def test_both_quantiles_may_be_just_at_their_limits(changes: dict[str, Any], good: bool) -> None:
+    assert judge(text=changes).passed is good
+
+
+def test_a_model_that_moves_by_max_error_and_no_more_is_no_chaos() -> None:
+    blocks = make_blocks((2e-4, 1e-5))
+
+    assert not judge(vision={"error": 0.05, "floor": 1e-3, "blocks": blocks}).passed
+    assert judge(vision={"error": 0.05, "floor": 1.001e-3, "blocks": blocks}).passed
+
+
+def test_towers_in_the_format_that_ships_are_part_of_it() -> None:
+    """Held to the noise of their own tower in PyTorch, by the limit of this gate."""
+    shipped = ShippedTower(
+        tower="vision",
+        dtype="float16",
+        samples=32,
+        nonfinite=0,
+        first="",
+        largest=0.0,
+        sqnr_db=17.0,
+        rounding_db=60.0,
+    )
+    parity = Parity(
+        towers=(make_tower("vision"), make_tower("text", sqnr_torch_db=3.0, sqnr_onnx_db=3.0)),
+        runtime=RUNTIME,
+    )
+
+    def verdict(limit_db: float) -> Verdict:
+        gate = ParityGate(where=WHERE, max_sqnr_change_db=limit_db)
+        return judge_parity(parity, gate=gate, shipped=[shipped])
+
+    # 20.1 dB is left of 23.1 dB where each value may be rounded to either side.
+    assert (verdict(3.0).code, verdict(3.2).passed) == ("parity.precision-lost", True)
+    assert f"({FILE}:10)" in verdict(3.0).headline
 
 
 # -- what to do -----------------------------------------------------------------------------------

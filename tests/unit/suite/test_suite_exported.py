@@ -134,6 +134,18 @@ def test_a_trace_that_cannot_be_meant_is_refused(load: Load, written: str, words
         load(swap("{roundtrip: {}}", f"{{trace: {written}}}", text=SMALL))
 
 
+@pytest.mark.parametrize(("written", "change_db"), [("0dB", 0.0), ("0.5dB", 0.5)])
+def test_any_change_of_noise_from_none_on_can_be_allowed(
+    load: Load, written: str, change_db: float
+) -> None:
+    text = f"{{parity: {{max_sqnr_change: {written}}}}}"
+
+    gate = load(swap("{roundtrip: {}}", text, text=SMALL)).gates.one(ParityGate)
+
+    assert gate is not None
+    assert gate.max_sqnr_change_db == change_db
+
+
 def test_latency_is_named_by_runtime_tower_and_batch(load: Load) -> None:
     text = "{latency: [{tower: vision, max_ratio: 0.9x}, {tower: text, batch: 8, max_ratio: 1x}]}"
 

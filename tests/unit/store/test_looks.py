@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -92,6 +93,41 @@ def test_a_damaged_look_says_nothing(tmp_path: Path, damage: str) -> None:
     ledger.add("q", second)
 
     assert ledger.read("q") == (second,)
+
+
+def test_the_others_are_read_wherever_the_damaged_one_stands(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    looks = [look_at(range(size)) for size in (100, 200, 300)]
+    for look in looks:
+        ledger.add("q", look)
+    for path in sorted(tmp_path.rglob("*.json")):
+        kept = path.read_text()
+        path.write_text("{")
+        assert len(ledger.read("q")) == 2
+        path.write_text(kept)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("1111111122222222", "1111111133333333", True),
+        ("1111222233334444", "0000111122223333", False),  # the same text at another place
+        ("1111111122222222", "3333333344444444", False),
+        ("", "", False),
+    ],
+)
+def test_samples_are_shared_where_a_whole_digest_is(one: str, other: str, shared: bool) -> None:
+    looks = [replace(look_at([n]), sketch=text) for n, text in enumerate((one, other))]
+
+    assert share_samples(*looks) is shared
+
+
+def test_two_looks_that_were_the_second_at_once_do_not_count_for_each_other() -> None:
+    """On two machines, say: each is judged as the second look that it was."""
+    first = look_at(range(500))
+    here, there = look_at(range(1_000), number=2), look_at(range(2_000), number=2)
+
+    assert count_looks(here, [first, here, there]).earlier == (first,)
 
 
 @settings(deadline=None, derandomize=True)

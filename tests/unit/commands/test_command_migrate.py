@@ -172,6 +172,41 @@ def test_suite_that_was_moved_gets_its_baselines(capsys: Captured) -> None:
     assert not kept.exists()
 
 
+def test_what_a_moved_suite_does_not_have_is_passed_over(capsys: Captured) -> None:
+    """The first of its gates never had a baseline, the second one has the machine's."""
+    store = Store(Path("baselines"))
+    kept = store.write(replace(MACHINE, suite="suites/clip"))
+    write("models/vit.quantgate.yaml", SUITE)
+
+    move = ["migrate", "models/vit.quantgate.yaml", "--from", "suites/clip"]
+    assert main(move, environ={}) == 0
+    assert store.read_latency("models/vit", LATENCY) == replace(MACHINE, suite="models/vit")
+    assert not kept.exists()
+
+
+def test_what_version_0_1_did_not_leave_is_passed_over(
+    capsys: Captured, old: tuple[Path, Path]
+) -> None:
+    old[0].unlink()
+    write("suites/clip.quantgate.yaml", SUITE)
+
+    assert main(["migrate", "suites"], environ={}) == 0
+    assert capsys.readouterr().out == (
+        f"baseline moved: {old[1]} -> baselines/suites/clip/{old[1].name}\n"
+    )
+
+
+def test_machine_of_the_new_name_is_not_overwritten(capsys: Captured) -> None:
+    store = Store(Path("baselines"))
+    kept = [store.write(replace(MACHINE, suite=name)) for name in ("suites/clip", "models/vit")]
+    write("models/vit.quantgate.yaml", SUITE)
+
+    move = ["migrate", "models/vit.quantgate.yaml", "--from", "suites/clip"]
+    assert main(move, environ={}) == 1
+    assert f"{kept[1]} is there already, so {kept[0]} is not moved" in capsys.readouterr().err
+    assert all(path.exists() for path in kept)
+
+
 def test_suite_that_is_still_there_keeps_its_baselines(capsys: Captured) -> None:
     kept = Store(Path("baselines")).write(replace(RECORD, suite="suites/clip"))
     for name in ("suites/clip", "models/vit"):
@@ -179,9 +214,9 @@ def test_suite_that_is_still_there_keeps_its_baselines(capsys: Captured) -> None
 
     move = ["migrate", "models/vit.quantgate.yaml", "--from", "suites/clip"]
     assert main(move, environ={}) == 1
-    assert f"{kept}: suites/clip.quantgate.yaml is still there and owns it" in (
-        capsys.readouterr().err
-    )
+    told = capsys.readouterr().err
+    assert f"{kept}: suites/clip.quantgate.yaml is still there and owns it" in told
+    assert "make a baseline for models/vit.quantgate.yaml with --quantgate-baselines=create" in told
     assert kept.exists()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import date
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_quantgate.fingerprint import (
+    ENTRIES_SHOWN,
     LABELS,
     Fingerprint,
     differences,
     digest_of,
+    digest_parts,
     list_unknown,
 )
 
@@ -131,6 +133,57 @@ def test_recipe_is_compared_by_what_it_does() -> None:
         "recipe content differs: now without *q_bmm_quantizer: E4M3, with *q_bmm_quantizer: INT8",
     )
     assert differences(SAID, turned) == ("recipe content differs: now in another order",)
+
+
+def test_recipe_of_another_name_is_another_only_where_it_does_something_else() -> None:
+    renamed = replace(SAID, settings={**WORDS, "recipe": "ours"})
+    entries = ("*: off", "algorithm: max")
+
+    assert differences(SAID, renamed) == ()
+    assert differences(SAID, replace(renamed, recipe_entries=entries)) == (
+        "recipe fp8-attention -> ours: now without *q_bmm_quantizer: E4M3",
+    )
+
+
+@pytest.mark.parametrize(("more", "told"), [(0, ""), (1, " and 1 more"), (5, " and 5 more")])
+def test_as_many_entries_are_told_as_can_be_read(more: int, told: str) -> None:
+    lines = [f"layer {n}: off" for n in range(ENTRIES_SHOWN + more)]
+
+    (words,) = differences(SAID, replace(SAID, recipe_entries=(*SAID.recipe_entries, *lines)))
+
+    shown = "; ".join(lines[:ENTRIES_SHOWN])
+    assert words == f"recipe content differs: now with {shown}{told}"
+
+
+def test_setting_that_is_empty_now_is_none() -> None:
+    before = replace(SAID, settings={**WORDS, "recipe exclude": "text*"})
+
+    assert differences(before, SAID) == ("recipe exclude text* -> none",)
+
+
+def test_each_part_of_the_data_has_its_digest() -> None:
+    samples = SimpleNamespace(
+        ids=("a",), hashes=None, labels=(1,), captions=("x",), class_names=(), templates=("{c}",)
+    )
+
+    assert digest_parts(samples) == (
+        ("ids", digest_of(["a"])),
+        ("labels", digest_of([1])),
+        ("captions", digest_of(["x"])),
+        ("class names", digest_of([])),
+        ("templates", digest_of(["{c}"])),
+    )
+    assert digest_parts(SimpleNamespace(**{**vars(samples), "hashes": ("h",)}))[1] == (
+        "images",
+        digest_of(["h"]),
+    )
+
+
+def test_a_variant_is_known_by_what_it_is_made_of() -> None:
+    """Whatever it is judged on: looks and records count variants by it."""
+    assert replace(STORED, data="f" * 64).variant == STORED.variant
+    for name in ("model", "calibration", "recipe"):
+        assert replace(STORED, **{name: "f" * 64}).variant != STORED.variant
 
 
 def test_part_of_the_data_that_differs_is_named() -> None:

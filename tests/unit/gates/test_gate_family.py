@@ -342,6 +342,8 @@ def test_what_cannot_be_judged_raises_no_alarm() -> None:
 
     assert accuracy.list_strengths(fp16=fp16, quantized=other, gate=accuracy_gate()) == (SILENT,)
     assert accuracy.list_strengths(fp16=fp16, quantized=nan, gate=accuracy_gate()) == (SILENT,)
+    nan = replace(fp16, nonfinite=3)
+    assert accuracy.list_strengths(fp16=nan, quantized=fp16, gate=accuracy_gate()) == (SILENT,)
 
 
 @pytest.mark.parametrize(

@@ -588,10 +588,9 @@ def test_flips_are_decided_with_confidence(changed: int, status: Status, words: 
     if status is Status.PASS:
         return
     word = "over" if status is Status.FAIL else "around"
-    assert re.fullmatch(
-        rf"{changed / 10:.2f} % of answers changed \[\d\.\d\d, \d\.\d\d\] {word} "
-        r"max_flips 3\.00 %",
-        verdict.brief,
+    (limits,) = re.findall(r"limits (\[\d\.\d\d, \d\.\d\d\]) %", verdict.headline)
+    assert verdict.brief == (
+        f"{changed / 10:.2f} % of answers changed {limits} {word} max_flips 3.00 %"
     )
     assert verdict.code == ("accuracy.flips" if word == "over" else "accuracy.flips-open")
     assert bool(verdict.cause) is (status is Status.FAIL)
@@ -760,6 +759,26 @@ def test_a_class_fails_where_chance_gives_as_much_in_less_than_a_twentieth(
     pair = make_class_pair(("fox", 100, lost, 0))
 
     assert judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(5, 100)).status is status
+
+
+def test_the_worst_class_leads_and_four_are_listed() -> None:
+    """Of five that do not pass two are over the limit; the rest is open."""
+    pair = make_class_pair(
+        ("ant", 100, 2, 0),
+        ("bee", 100, 30, 0),
+        ("cow", 100, 3, 0),
+        ("dog", 100, 9, 0),
+        ("elk", 100, 4, 0),
+        ("yak", 100, 1, 0),
+    )
+
+    verdict = judge(pair, max_drop=Fraction(1), max_class_drop=Fraction(5, 100))
+
+    assert verdict.brief == "2 of 6 classes over max_class_drop 5.00 pp, 3 not decided"
+    assert "worst class 'bee' drops 30.00 pp" in verdict.headline
+    assert sum(line.startswith("class '") for line in verdict.evidence) == 4
+    assert verdict.figures["classes_over"] == 2
+    assert verdict.figures["classes_not_decided"] == 3
 
 
 def test_class_limit_without_classes_fails() -> None:

@@ -223,7 +223,11 @@ def _judge_expectation(audit: Audit, *, gate: CoverageGate) -> Verdict:
     """An expectation that comes out empty proves nothing and must not pass."""
     where = gate.where
     if not audit.modules:
-        return _fail("no-layers", f"the model has no layers to quantize ({where})")
+        return _fail(
+            "no-layers",
+            f"the model has no layers to quantize ({where})",
+            next_step="name a model whose towers hold Linear layers or convolutions",
+        )
     if not audit.quantizers:
         return _fail(
             "no-quantizers",
@@ -244,6 +248,7 @@ def _judge_expectation(audit: Audit, *, gate: CoverageGate) -> Verdict:
         return _fail(
             "nothing-ran",
             f"no matrix operation ran in the audit's forward: nothing was seen running ({where})",
+            next_step="look at the model's forward: no layer and no attention of its towers ran",
         )
     if not gate.towers:
         return _fail(
@@ -389,6 +394,8 @@ def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[i
                 f"{listed(audit.formats)}: {', '.join(f'{n} {f}' for f, n in found.most_common())} "
                 f"({gate.where})",
                 evidence=shorten([f"{q.name}: {q.format}" for q in wrong]),
+                cause="an entry of the recipe, or a change after it, gives them another one",
+                next_step="let the recipe give them its format, and quantize again",
             )
         )
     if idle:
@@ -521,6 +528,8 @@ def _judge_attention(
             f"no attention block was found in the {' and '.join(absent)} tower, although "
             f"{listed([_ATTENTION_NAMES[s] for s in slots])} quantizers are expected ({where})",
             cause="attention is called as a function outside any attention module",
+            next_step="put the call into a module, or write coverage: {attention: []} if that is "
+            "meant",
         )
     missing: dict[str, list[str]] = {}
     idle: list[Quantizer] = []
@@ -663,6 +672,7 @@ def _judge_excludes(
                 f"enabled all the same ({gate.where})",
                 evidence=shorten(group(on), noun="groups"),
                 cause="they were switched on again after the exclusion",
+                next_step="quantize again, and switch nothing on afterwards",
             )
         # Norms and embeddings are never intended, and a bare '*input_quantizer' switches them on:
         # whether this recipe does cannot be seen any more once they are excluded.

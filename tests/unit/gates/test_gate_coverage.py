@@ -50,12 +50,51 @@ def parts_of(verdict: Verdict) -> list[str]:
     return [verdict.headline, *others]
 
 
+#: What the headline of each finding says; all but these say a cause.
+FINDINGS = {
+    "attention-bypassed": "ran on operands that no quantizer touched",
+    "attention-missing": "attention is not quantized as expected",
+    "attention-not-found": "no attention block was found",
+    "blocks-left-out": "means only",
+    "exclude-enabled": "are enabled all the same",
+    "exclude-matches-nothing": "matches none of",
+    "exclude-without-effect": "it excludes nothing",
+    "layers-off": "intended layer quantizers are off",
+    "never-ran": "never ran in their tower's forward",
+    "no-layers": "the model has no layers to quantize",
+    "no-quantizers": "the model holds no quantizer at all",
+    "no-towers": "coverage.towers is empty",
+    "nothing-ran": "nothing was seen running",
+    "other-format": "have another format than the recipe's",
+    "range-per-channel": "have a range per channel",
+    "recipe-matches-nothing": "means no layer of this model",
+    "tower-missing": "or its forward was not run",
+    "tower-off": "tower is unquantized",
+    "unasked": "enabled that nobody asked for",
+    "waiver-expired": "expired on",
+    "waiver-too-long": "days from today",
+    "waiver-unused": "is not used",
+    "waivers-too-wide": "the waivers name",
+    "weights-escaped": "escaped the quantization",
+}
+WITHOUT_CAUSE = {
+    *("no-layers", "nothing-ran", "no-towers", "tower-missing", "exclude-without-effect"),
+    *("waiver-expired", "waiver-too-long", "waiver-unused"),
+}
+
+
 def fail(audit: Audit, *, parts: int | None = 1, **gate: Any) -> Verdict:
     """Judge what must fail, with as many findings as expected: one cause is one finding."""
     verdict = judge(audit, **gate)
     assert verdict.status is Status.FAIL
     if parts is not None:
         assert len(parts_of(verdict)) == parts, all_text(verdict)
+    gate, _, finding = verdict.code.partition(".")
+    assert gate == verdict.gate == "coverage"
+    assert FINDINGS[finding] in verdict.headline
+    assert f"({FILE}:" in verdict.headline
+    assert bool(verdict.cause) is (finding not in WITHOUT_CAUSE)
+    assert verdict.next_step
     return verdict
 
 

@@ -69,7 +69,7 @@ TESTS = {
     "gates.memory": ("gates/test_gate_engine.py",),
     "gates.proposals": ("test_judging_baselines.py",),
     "gates.regression": ("gates/test_gate_family.py", "gates/test_gate_samples.py"),
-    "gates.statistics": ("gates/test_intervals.py",),
+    "gates.statistics": ("store/test_looks.py",),
     "store.acceptance": ("test_baselines.py",),
     "store.migration": ("commands/test_command_migrate.py",),
     "store.owners": (

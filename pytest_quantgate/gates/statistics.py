@@ -399,7 +399,7 @@ def samples_to_settle(
     many standard deviations as the power asks for, decides.
     """
     distance = abs(found.value - limit)
-    if math.isclose(found.value, limit, rel_tol=1e-12, abs_tol=1e-15):
+    if not distance:
         return None
     quantile = NormalDist().inv_cdf
     if isinstance(found, Flips):

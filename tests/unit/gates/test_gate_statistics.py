@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from gate_builders import SAME_EXAMPLES
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pytest_quantgate.gates.statistics import (
@@ -26,6 +26,7 @@ from pytest_quantgate.gates.statistics import (
     Share,
     chance_above,
     chance_below,
+    chance_to_pass,
     clustered_samples,
     drop_limits,
     effective_samples,
@@ -235,6 +236,10 @@ def test_score_of_a_hypothesis_without_spread() -> None:
 
 @SAME_EXAMPLES
 @given(z=st.floats(1.0, 4.0), skewness=st.floats(-3.0, 3.0))
+@example(z=1.5, skewness=-1.5)
+@example(z=1.99, skewness=-1.5)
+@example(z=2.5, skewness=-1.0)
+@example(z=3.0, skewness=2.0)
 def test_deviate_inverts_the_expansion(z: float, skewness: float) -> None:
     """s = z + (z^2 - 1) skewness / 6 up to its vertex, and never falls behind it."""
     bend = skewness / 6
@@ -521,6 +526,45 @@ def test_growing_keeps_the_rates(flips: Flips, times: float) -> None:
     assert grown.variance == pytest.approx(flips.variance / times, abs=1e-12)
 
 
+@SAME_EXAMPLES
+@given(flips=tables(most=60))
+def test_rate_and_variance_are_those_of_the_samples(flips: Flips) -> None:
+    """Of lost - won, sample by sample, and of the mean of that."""
+    same = flips.samples - flips.right_to_wrong - flips.wrong_to_right
+    cells = ((1, flips.right_to_wrong), (-1, flips.wrong_to_right), (0, same))
+    mean = sum(x * times for x, times in cells) / flips.samples
+    spread = sum((x - mean) ** 2 * times for x, times in cells) / flips.samples
+
+    assert flips.value == pytest.approx(mean, abs=1e-12)
+    assert flips.rate == pytest.approx(sum(x * x * times for x, times in cells) / flips.samples)
+    assert flips.variance == pytest.approx(spread / flips.samples, abs=1e-12)
+
+
+def test_a_mean_has_the_samples_and_the_variance_of_its_parts() -> None:
+    """Var(sum(w x)) is sum(w^2 Var(x)) of independent parts."""
+    parts = (Share(count=2, samples=10), Share(count=30, samples=40))
+    mean: Mean[Share] = Mean(parts=((0.25, parts[0]), (0.75, parts[1])))
+
+    assert mean.samples == 50
+    assert mean.value == pytest.approx(0.25 * 0.2 + 0.75 * 0.75)
+    assert mean.variance == pytest.approx(0.0625 * 0.016 + 0.5625 * 0.75 * 0.25 / 40)
+
+
+@pytest.mark.parametrize("z", [-3.0, -1.0, -0.3, 0.2, 1.0, 2.5])
+def test_deviate_of_a_mean_is_that_whose_limit_is_there(z: float) -> None:
+    found = mean_flips([counts_of(900, 9, 9), counts_of(40, 4, 1)])
+
+    assert found.deviate(found.limit(z)) == pytest.approx(z, abs=1e-9)
+
+
+def test_copies_are_worth_their_share() -> None:
+    found = ClassCounts(samples=40, right=30, right_to_wrong=4, wrong_to_right=2, worth=0.25)
+
+    assert found.independent == found.flips.samples == found.right_share.samples == 10
+    assert found.drop == pytest.approx(0.05)
+    assert found.right_share.value == 0.75
+
+
 def test_no_classes_have_no_mean() -> None:
     with pytest.raises(ValueError, match="needs classes"):
         mean_over([])
@@ -529,6 +573,23 @@ def test_no_classes_have_no_mean() -> None:
 def test_an_empty_class_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fit 0 samples"):
         mean_flips([counts_of(10, 1, 0), counts_of(0, 0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "totals", "squares", "worth"),
+    [
+        # spread 1/4, variance 2/1 * 2/16, mass 8/16
+        ([2, 2], [2, 0], 2, (1 / 4 + 1 / 2) / (1 / 4 + 1 / 4)),
+        # spread 1/4, variance 3/2 * (1/4 + 1 + 1/4)/36, mass 14/36
+        ([1, 2, 3], [1, 0, 2], 3, (1 / 4 + 7 / 18) / (1 / 16 + (7 / 18) ** 2)),
+    ],
+)
+def test_clusters_are_worth_what_rao_and_scott_say(
+    sizes: list[int], totals: list[int], squares: int, worth: float
+) -> None:
+    found = clustered_samples(sizes=sizes, totals=totals, squares=squares)
+
+    assert found == pytest.approx(worth)
 
 
 def test_captions_that_move_together_are_worth_their_images() -> None:
@@ -624,7 +685,92 @@ def test_a_result_at_these_rates_and_the_advised_size_is_decided(
     assert found.high <= limit * 1.03 or found.low > limit * 0.97
 
 
-@pytest.mark.parametrize("limit", [0.005, 0.005 + 1e-9])
+@pytest.mark.parametrize(
+    ("lost", "won", "limit", "power"),
+    [
+        (0, 0, 0.01, 0.8),
+        (5, 0, 0.02, 0.8),
+        (5, 0, 0.02, 0.95),
+        (30, 0, 0.1, 0.5),
+        (30, 25, 0.02, 0.8),
+        (40, 5, 0.01, 0.8),
+    ],
+)
+def test_size_is_the_least_at_which_so_many_runs_decide(
+    lost: int, won: int, limit: float, power: float
+) -> None:
+    """The standard deviation at the limit is the one that the score there divides by."""
+    flips = flips_of(1_000, lost, won)
+    moved = abs(lost - won - 1_000 * limit) - CONTINUITY
+    there = moved / abs(flips.score(limit).value) / math.sqrt(1_000)
+    if not won and lost <= 5:
+        assert there == pytest.approx(math.sqrt(limit * (1 - limit)))
+    here = math.sqrt(flips.variance * 1_000)
+    spread = NormalDist().inv_cdf(0.95) * there + NormalDist().inv_cdf(power) * here
+
+    needed = samples_to_settle(flips, confidence=0.95, limit=limit, power=power)
+
+    def spare(number: int) -> float:
+        return number * abs(limit - flips.value) - CONTINUITY - math.sqrt(number) * spread
+
+    assert needed is not None
+    assert spare(needed) >= 0 > spare(needed - 1)
+
+
+@SAME_EXAMPLES
+@given(
+    samples=st.integers(1, 14),
+    lost=st.sampled_from([0.0, 0.05, 0.3]),
+    won=st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+    limit=st.sampled_from([0.1, 0.3, 0.6, 0.9]),
+)
+def test_chance_to_pass_is_the_sum_over_all_results_that_pass(
+    samples: int, lost: float, won: float, limit: float
+) -> None:
+    lost = min(lost, 1 - won)
+
+    found = chance_to_pass(
+        flips_of(samples, samples * lost, samples * won), confidence=0.95, limit=limit
+    )
+
+    expected = sum(
+        math.comb(samples, c)
+        * math.comb(samples - c, b)
+        * won**c
+        * lost**b
+        * (1 - won - lost) ** (samples - b - c)
+        for c in range(samples + 1)
+        for b in range(samples + 1 - c)
+        if limits(flips_of(samples, b, c)).high <= limit
+    )
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("power", [0.3, 0.8, 0.95])
+@pytest.mark.parametrize(("lost", "won", "limit"), [(0.02, 0.015, 0.01), (0.03, 0.035, 0.0)])
+def test_large_samples_pass_as_often_as_the_size_was_asked_for(
+    power: float, lost: float, won: float, limit: float
+) -> None:
+    rates = flips_of(1, lost, won)
+    needed = samples_to_settle(rates, confidence=0.95, limit=limit, power=power)
+    assert needed is not None
+    assert needed > 1_000
+
+    found = chance_to_pass(rates.grow(needed), confidence=0.95, limit=limit)
+
+    assert found == pytest.approx(power, abs=2e-3)
+
+
+@pytest.mark.parametrize(("fewer", "chance"), [(1, 0.0), (0, 1.0)])
+def test_large_samples_without_a_flip_pass_or_do_not(fewer: int, chance: float) -> None:
+    least = samples_to_settle(flips_of(1, 0, 0), confidence=0.95, limit=0.002)
+    assert least is not None
+    assert least > 1_001
+
+    assert chance_to_pass(flips_of(least - fewer, 0, 0), confidence=0.95, limit=0.002) == chance
+
+
+@pytest.mark.parametrize("limit", [0.005, 0.005 + 1e-9, 0.005 * (1 + 1e-15)])
 def test_drop_at_its_limit_is_never_settled(limit: float) -> None:
     """Either it is the limit, or so near that a thousand million samples do not part them."""
     assert samples_to_settle(flips_of(10_000, 60, 10), confidence=0.95, limit=limit) is None
@@ -633,6 +779,15 @@ def test_drop_at_its_limit_is_never_settled(limit: float) -> None:
 @pytest.mark.parametrize("answer", [3, 4, 77, 100])
 def test_first_count_is_the_least_that_holds(answer: int) -> None:
     assert first_count(lambda number: number >= answer, low=3, high=100) == answer
+
+
+def test_first_count_may_be_the_only_one() -> None:
+    assert first_count(lambda number: number == 7, low=7, high=7) == 7
+
+
+def test_one_sample_settles_what_any_would() -> None:
+    assert samples_to_settle(Share(count=0, samples=1), confidence=0.5, limit=1.0, power=0.5) == 1
+    assert samples_without_loss(confidence=0.5, limit=0.99) == 1
 
 
 def test_first_count_of_what_never_holds_is_none() -> None:

@@ -462,6 +462,11 @@ def _check(model: Any) -> tuple[str, ...]:
     try:
         # Without the weights: the checker would copy them.
         onnx.checker.check_model(describe_without_weights(model), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        ValueError,  # of a type that there is not
+        RuntimeError,
+    ) as error:
         return (" ".join(str(error).split())[:300],)
     return ()

@@ -336,6 +336,21 @@ def test_invalid_graph_is_seen(audit_after: Any) -> None:
     assert "QuantiseLinear" in problem
 
 
+def test_a_type_that_there_is_not_is_seen(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    scale = helper.make_tensor("s", TensorProto.FLOAT, [], [0.1])
+    zero = helper.make_tensor("z", TensorProto.INT8, [], [0])
+    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"], name="a.input_quantizer/Q")
+    graph = helper.make_graph(
+        [node], "g", [value("x", 1, [2])], [value("y", 3, [2])], [scale, zero]
+    )
+    graph.input[0].type.tensor_type.elem_type = 0
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+
+    assert "type" in read_graph(tmp_path / "model.onnx").problems[0]
+
+
 def test_zero_points_may_be_left_out_of_dequantize(audit_after: Any) -> None:
     def sabotage(graph: Any) -> None:
         for node in graph.node:

@@ -930,9 +930,9 @@ def deepen(audit: Audit, blocks: int) -> Audit:
 
 def test_recipe_of_a_shallower_model_is_red() -> None:
     """The patterns name the blocks of another model: most of this one is not meant at all."""
-    verdict = judge(deepen(AUDIT, 3))
+    verdict = fail(deepen(AUDIT, 3))
 
-    assert verdict.status is Status.FAIL
+    assert verdict.figures["weights_left_out"] == 6
     assert verdict.headline.startswith(
         "coverage: recipe 'fp8-attention' means only 2 of 5 blocks of the vision tower and 2 of 5 "
         "blocks of the text tower: 6 weights are left out"
@@ -958,9 +958,44 @@ def test_static_range_per_channel_is_for_weights_alone(
     """No kernel multiplies by it: the accuracy is fine, and the engine runs in half precision."""
     audit = change_quantizers(AUDIT, pattern, granularity="per-channel", dynamic=dynamic)
 
-    verdict = judge(audit)
+    verdict = judge(audit) if green else fail(audit)
 
     assert verdict.passed == green
     if not green:
         assert "4 activation quantizers have a range per channel" in verdict.headline
+        assert verdict.evidence[0] == "vision_model.layers.{0-1}.mlp.fc1.input_quantizer (2)"
         assert verdict.cause.startswith("a wrong axis")
+        assert verdict.figures["per_channel_activations"] == 4
+
+
+def test_static_range_per_channel_may_be_waived() -> None:
+    audit = change_quantizers(DEEP, "vision*.0.*input_quantizer", granularity="per-channel")
+    waiver = make_waiver("vision*.0.mlp*")
+
+    assert judge(audit, waive=(waiver,)).passed
+    elsewhere = change_quantizers(audit, "vision*.1.*input_quantizer", granularity="per-channel")
+    assert judge(elsewhere, waive=(waiver,)).code == "coverage.range-per-channel"
+
+
+def test_every_expected_tower_is_looked_at() -> None:
+    """One is not there, and the other one is off."""
+    audit = switch_off(replace(AUDIT, towers=("text",)), "*", by="*")
+
+    verdict = judge(audit)
+
+    codes = " ".join(parts_of(verdict))
+    assert "the model has no vision tower" in codes
+    assert "the whole text tower is unquantized" in codes
+
+
+def test_a_block_after_one_that_is_waived_is_looked_at() -> None:
+    audit = switch_off(DEEP, "vision*.0.*q_bmm*")
+    waiver = make_waiver("vision*.0.self_attn*")
+    assert judge(audit, waive=(waiver,)).passed
+
+    verdict = judge(switch_off(audit, "vision*.5.*q_bmm*"), waive=(waiver,))
+
+    assert verdict.code == "coverage.attention-missing"
+    assert "q is off in 1 of 16 blocks" in verdict.headline
+    assert verdict.evidence[0] == "q is off: vision_model.layers.5.self_attn"
+    assert verdict.figures["attention_slots_missing"] == 1

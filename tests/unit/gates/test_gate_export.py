@@ -143,6 +143,39 @@ def add_pairs(found: OnnxAudit, *pairs: QdqPair) -> OnnxAudit:
     return replace(found, pairs=found.pairs + pairs)
 
 
+#: What the headline of each finding says, and whether it has a cause and a next step.
+FINDINGS = {
+    "excluded-came-back": ("came back in the export although", True, True),
+    "foreign-operators": ("which no standard runtime knows", True, False),
+    "invalid-onnx": ("is not valid ONNX", False, False),
+    "other-precision": ("the suite ships", True, True),
+    "pairs-added": ("no quantizer that was approved", True, True),
+    "pairs-doubled": ("more than one pair", True, True),
+    "quantizers-lost": ("tower are not in its graph", True, True),
+    "softmax-missing": ("have no declared softmax pair", True, True),
+    "too-large": ("over max_size_ratio", True, False),
+    "tower-idle": ("no quantizer runs in the", False, True),
+    "tower-missing": ("no ONNX file of the", False, False),
+    "values-differ": ("not what was calibrated", True, True),
+    "weights-in-full": ("not stored in 8 bits", True, True),
+}
+
+
+def check_words(verdict: Verdict) -> Verdict:
+    """A red verdict says which finding it is, where, why and what to do."""
+    if verdict.passed:
+        assert (verdict.code, verdict.cause, verdict.next_step) == ("", "", "")
+        return verdict
+    gate, _, finding = verdict.code.partition(".")
+    words, has_cause, has_step = FINDINGS[finding]
+    assert gate == verdict.gate == "export"
+    assert words in verdict.headline
+    assert f"({FILE}:" in verdict.headline
+    assert bool(verdict.cause) is has_cause
+    assert bool(verdict.next_step) is has_step
+    return verdict
+
+
 def judge(
     audit: Audit | None = None,
     *,
@@ -153,7 +186,7 @@ def judge(
 ) -> Verdict:
     """Judge a faithful export of both towers, or what stands in for one of them."""
     audit = make_audit() if audit is None else audit
-    return judge_export(
+    verdict = judge_export(
         audit,
         quantized=[
             make_onnx(audit, "vision") if vision is None else vision,
@@ -163,6 +196,7 @@ def judge(
         dtype="float16",
         gate=export_gate(**gate),
     )
+    return check_words(verdict)
 
 
 def one_pair(quantizer: Quantizer, **changes: Any) -> Verdict:

@@ -292,6 +292,8 @@ class Trial:
             "key": mutant.key,
             "function": mutant.function,
             "line": mutant.first_line,
+            "length": mutant.length,
+            "changed": mutant.changed,
             "diff": mutant.diff,
             "status": status,
         }
@@ -394,21 +396,20 @@ def check_types(modules: Sequence[str]) -> None:
         for module in modules:
             source = find_source(module)
             lines = source.read_text(encoding="utf-8").splitlines()
-            entries = read_found(module)
-            for mutant in make_mutants(module):
-                if entries.get(mutant.key, {}).get("status") not in (ALIVE, UNREACHED):
+            for key, entry in read_found(module).items():
+                if entry["status"] not in (ALIVE, UNREACHED):
                     continue
-                begin = mutant.first_line - 1
+                begin = entry["line"] - 1
                 margin = lines[begin][: len(lines[begin]) - len(lines[begin].lstrip())]
                 text = [
                     *lines[:begin],
-                    textwrap.indent(mutant.changed, margin).rstrip(),
-                    *lines[begin + mutant.length :],
+                    textwrap.indent(entry["changed"], margin).rstrip(),
+                    *lines[begin + entry["length"] :],
                 ]
                 path = package / source.relative_to(ROOT / PACKAGE)
-                path = path.with_name(f"{source.stem}_{mutant.key}.py")
+                path = path.with_name(f"{source.stem}_{key}.py")
                 path.write_text("\n".join(text) + "\n", encoding="utf-8")
-                written[str(path.relative_to(folder))] = module, mutant.key
+                written[str(path.relative_to(folder))] = module, key
         if not written:
             return
         told = subprocess.run(

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed, find_ci
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.report.files import Targets, check_targets, find_step_summary
+from pytest_quantgate.report.printable import printable
 from pytest_quantgate.suite.gates import parse_kinds
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -175,6 +176,17 @@ def add_options(parser: pytest.Parser) -> None:
         type="args",
         default=[],
     )
+
+
+def refuse_odd_arguments(arguments: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise pytest.UsageError for the name of a file that cannot be shown.
+
+    A shell writes whatever names `suites/*` has, and pytest prints what it does not find.
+    """
+    for argument in (os.fspath(each) for each in arguments):
+        shown = printable(argument)
+        if shown != argument and os.path.lexists(argument):
+            raise pytest.UsageError(f"{shown}: this name cannot be shown as it is: rename it")
 
 
 def default_cache_root(environ: Mapping[str, str]) -> Path:

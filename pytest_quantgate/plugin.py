@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_quantgate.collect import SUFFIX, SuiteFile
-from pytest_quantgate.options import add_options, resolve_settings
+from pytest_quantgate.options import add_options, refuse_odd_arguments, resolve_settings
 from pytest_quantgate.results import begin_attempt, note_phase, watch
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "quantgate(gate, suite): a gate of a suite file (set by the plugin), or, on your own "
         "test, the suite file that its quantgate fixtures use",
     )
+    refuse_odd_arguments(config.invocation_params.args)
     session = start_session(config, settings=resolve_settings(config))
     config.stash[SESSION] = session
     config.pluginmanager.register(session, "quantgate-session")  # its report hook needs its state

@@ -853,6 +853,28 @@ def test_a_suite_whose_name_speaks_to_the_runner_is_refused(
         load_suite(path, relative_to=pytester.path)
 
 
+@pytest.mark.parametrize("name", ["x\n::error::forged", "::error::forged", "x\n##[error]y"])
+def test_a_name_that_a_shell_writes_is_refused(
+    pytester: pytest.Pytester, run_gates: Callable[..., pytest.RunResult], name: str
+) -> None:
+    """As with `pytest suites/*` or `pytest *`: pytest looks for what stands before a `::`."""
+    folder = pytester.path / name
+    folder.mkdir()
+    file = pytester.path / f"{name}.quantgate.yaml"
+    file.write_text(SUITE.replace("TASK", "scenes/classification"))
+
+    for path in (folder, file):
+        result = run_gates(path=path.name)
+
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        text = result.stdout.str() + result.stderr.str()
+        assert "this name cannot be shown as it is: rename it" in text
+        for line in text.splitlines():
+            assert line.isprintable(), ascii(line)
+            assert "##[" not in line
+            assert not line.lstrip().startswith("::")
+
+
 def test_what_a_library_says_of_a_gate_is_shown_as_visible_lines(
     run_gates: Callable[..., pytest.RunResult],
     write_suite: Callable[..., Path],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_quantgate.baselines import Store
 from pytest_quantgate.cli import main
 from pytest_quantgate.report.files import MARKS
 from pytest_quantgate.store.disk import refuse_links, write_whole
@@ -106,14 +107,21 @@ def test_a_run_writes_through_no_link(
     write_suite()
     (pytester.path / made).symlink_to(outside, target_is_directory=True)
     mode = ("--quantgate-baselines=create",) if made == "baselines" else ()
+    proposed = Store(outside).path("suites/tiny", "scenes/classification-acc1")
+    if made == "obtained":  # what an earlier run proposed there would be deleted
+        proposed.parent.mkdir(parents=True)
+        proposed.write_text("victim")
 
     result = run_gates("-k", "regression or coverage", "--quantgate-report=report", *mode)
 
     text = result.stdout.str() + result.stderr.str()
     assert result.ret != pytest.ExitCode.OK
     assert "Traceback" not in text
+    assert "nothing is written" in text
+    if made == "obtained":
+        assert proposed.read_text() == "victim"
+        proposed.unlink()
     assert untouched(outside), text
-    assert "link" in text
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def _refuse_links(path: Path, *, option: str, root: Path | None) -> None:
         refuse_links(path, root=root)
     except OSError as error:
         if error.errno != errno.ELOOP:
-            raise
+            raise ReportError(f"{option}: {path} cannot be written: {error.strerror}") from error
         raise ReportError(
             f"{option}: {path} cannot be written: {error.filename} is a link inside the checkout, "
             f"through which nothing is written: name another place"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks.sabotage.bench import Entry
 from benchmarks.sabotage.calibration import CALIBRATIONS, WEIGHTS
+from benchmarks.sabotage.codes import CODES
 from benchmarks.sabotage.controls import CONTROLS
 from benchmarks.sabotage.data import DATA
 from benchmarks.sabotage.evaluation import BASELINES, EVALUATIONS
@@ -13,7 +16,7 @@ from benchmarks.sabotage.recipe import ATTENTIONS, RECIPES
 from benchmarks.sabotage.sanity import SANITIES
 from benchmarks.sabotage.speed import SPEEDS
 
-SABOTAGES: tuple[Entry, ...] = (
+_SABOTAGES: tuple[Entry, ...] = (
     *SANITIES,
     *DATA,
     *RECIPES,
@@ -27,4 +30,5 @@ SABOTAGES: tuple[Entry, ...] = (
     *ENGINES,
     *SPEEDS,
 )
+SABOTAGES = tuple(replace(e, code=e.code or CODES.get(e.title, "")) for e in _SABOTAGES)
 CATALOGUE: tuple[Entry, ...] = (*SABOTAGES, *CONTROLS)

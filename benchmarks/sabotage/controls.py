@@ -248,8 +248,9 @@ CONTROLS = (
     control("recipe fp8", suite({**named("fp8"), **NO_ATTENTION}), judged=OTHER),
     control(
         "recipe int8-smoothquant",
+        # It clips 0.41 %, and 128 held-out pairs tell that from 0.6 %, not from 0.5 %.
         suite(
-            {**named("int8-smoothquant"), **NO_ATTENTION, "max_clipped: 0.1%": "max_clipped: 0.5%"}
+            {**named("int8-smoothquant"), **NO_ATTENTION, "max_clipped: 0.1%": "max_clipped: 0.6%"}
         ),
         judged=OTHER,
     ),

@@ -45,9 +45,10 @@ def render_page(results: Sequence[Result], *, versions: Mapping[str, str]) -> It
         f" ({', '.join(f'{name} {version}' for name, version in versions.items())})."
     )
     yield ""
-    yield "A gate catches a sabotage when it does not say PASS; it names it when its text says the"
-    yield "true cause (a regular expression in the catalogue, checked by machine). Rivals see the"
-    yield "same models and the same answers (of the exported model, where the export is damaged);"
+    yield "A gate catches a sabotage when it does not say PASS; it names it when its verdict has"
+    yield "the code of the true cause, and its text says where (a regular expression; both stand in"
+    yield "the catalogue and are checked by machine). Rivals see the same models and the same"
+    yield "answers (of the exported model, where the export is damaged);"
     yield "each is implemented as its source has it, with the suite's limits where it needs one."
     yield "Where ModelOpt or ONNX Runtime stops by itself, that counts as caught for all of them."
     yield ""

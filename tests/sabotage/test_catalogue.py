@@ -124,7 +124,10 @@ def test_sabotage_is_named(make: Make, title: str) -> None:
     verdicts = ask(make, entry, kinds=entry.gates)
 
     red = [v for v in verdicts.values() if v.status not in (Status.PASS, Status.NOT_MEASURED)]
-    assert any(re.search(entry.cause, whole_text(verdict)) for verdict in red)
+    assert any(
+        entry.code in (verdict.code, "") and re.search(entry.cause, whole_text(verdict))
+        for verdict in red
+    )
 
 
 @pytest.mark.parametrize("title", GOOD)
@@ -216,13 +219,14 @@ def test_the_catalogue_is_whole() -> None:
     }
     for entry in SABOTAGES:
         assert entry.gates, entry.title
-        assert entry.code or re.compile(entry.cause).pattern, entry.title
+        assert entry.code or entry.cause, entry.title
+        assert re.compile(entry.cause), entry.title
         assert set(entry.gates) & set(entry.judged), entry.title
     assert not any(entry.gates or entry.code or entry.cause for entry in controls)
 
 
-def result_of(title: str, *, status: Status, headline: str) -> Result:
-    verdict = Verdict(gate="coverage", status=status, headline=headline)
+def result_of(title: str, *, status: Status, headline: str, code: str = "") -> Result:
+    verdict = Verdict(gate="coverage", status=status, headline=headline, code=code)
     answers = {rival.name: Answer(red=False, words="") for rival in list_rivals()}
     return Result(
         entry=BY_TITLE[title], verdicts={"coverage": verdict}, answers=answers, seconds=1.0
@@ -236,8 +240,9 @@ def test_the_page_counts_what_was_caught_named_and_alarmed(tmp_path: Path) -> No
             misspelt,
             status=Status.FAIL,
             headline="exclude 'x' matches none of 9: did you mean '*patch_embedding*'?",
+            code="coverage.exclude-matches-nothing",
         ),
-        result_of(bare, status=Status.FAIL, headline="something else | <b>"),
+        result_of(bare, status=Status.FAIL, headline="something else | <b>", code="coverage.x"),
         result_of(FAST[6], status=Status.PASS, headline="all is well"),
         result_of(GOOD[0], status=Status.PASS, headline="all is well"),
         result_of(GOOD[1], status=Status.FAIL, headline="an alarm"),

@@ -36,7 +36,7 @@ import numpy
 from PIL import Image
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_quantgate"
@@ -109,19 +109,19 @@ def wrap(function: str, body: str) -> str:
 
 PLANTS = (
     Plant(  # FP16 compared with itself
-        module="case.py",
-        code="good = Case._image_embeddings\n"
-        "Case._image_embeddings = lambda self, samples: good(self, samples)[:1] * 2",
+        module="run/measured.py",
+        code="good = Measured._image_embeddings\n"
+        "Measured._image_embeddings = lambda self, samples: good(self, samples)[:1] * 2",
         spoils="outcomes",
     ),
     Plant(
-        module="stages.py",
+        module="run/exported.py",
         code="good = ExportedClip.encode_image\n"
         "ExportedClip.encode_image = lambda self, pixels: good(self, pixels).flip(1)",
         spoils="parity",
     ),
     Plant(
-        module="sensitivity.py",
+        module="run/sensitivity.py",
         code="take_spread = lambda samples, count: samples.select([0, 1])",
         spoils="suspects",
     ),
@@ -388,9 +388,9 @@ def measure(kinds: Sequence[str], *, folder: Path) -> dict[str, Any]:
     from pytest_quantgate.baseline_mode import BaselineMode
     from pytest_quantgate.baselines import Store
     from pytest_quantgate.cache import Cache
-    from pytest_quantgate.case import Case
     from pytest_quantgate.options import Settings
     from pytest_quantgate.progress import silent
+    from pytest_quantgate.run.case import Case
     from pytest_quantgate.suite.load import load_suite
 
     built: list[str] = []
@@ -435,7 +435,7 @@ def _outcomes(case: Case, place: int) -> Any:
 
 def _suspects(case: Case) -> Any:
     from pytest_quantgate.gates.accuracy import AccuracyGate
-    from pytest_quantgate.sensitivity import Study
+    from pytest_quantgate.run.sensitivity import Study
 
     return repr(Study(case).suspects(case.suite.gates.all(AccuracyGate)[0]))
 

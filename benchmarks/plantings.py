@@ -240,7 +240,7 @@ def try_planting(planting: Planting, *, folder: Path, samples: int) -> Row:
 
     from pytest_quantgate.reference import weights_dir
     from pytest_quantgate.report.sensitivity import to_sqnr_db
-    from pytest_quantgate.sensitivity import Study
+    from pytest_quantgate.run.sensitivity import Study
 
     started = time.perf_counter()
     import torch

@@ -4,53 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.items import CLOCK, GATE, GateItem, describe_gates
 from pytest_quantgate.replay import ReplayClock
 from pytest_quantgate.suite.gates import kind_of
 from pytest_quantgate.verdict import Status
 
 if TYPE_CHECKING:
-    from pytest_quantgate.suite.gates import GateSection
-    from pytest_quantgate.suite.specs import Suite
-
-SUFFIX = ".quantgate.yaml"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateItem:
-    """Which gate of which suite a test is."""
-
-    suite: Suite
-    gate: GateSection
-
-    @property
-    def kind(self) -> str:
-        return self.gate.kind
-
-    @property
-    def name(self) -> str:
-        return self.gate.name
-
-
-GATE = pytest.StashKey[GateItem]()
-#: What a timed gate's benchmark reads its time from.
-CLOCK = pytest.StashKey[ReplayClock]()
-
-
-def describe_gates(suite: Suite, *, file: str) -> dict[str, Any]:
-    """Return a suite as it was collected: `conclusion.SuiteGates` as plain data."""
-    return {
-        "suite": suite.name,
-        "file": file,
-        "gates": [gate.name for gate in suite.gates],
-        "allow_unmeasured": list(suite.allow_unmeasured),
-    }
+    pass
 
 
 class SuiteFile(pytest.File):

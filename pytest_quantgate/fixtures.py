@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
     from pytest_quantgate.measurement import Outcomes
     from pytest_quantgate.models.clip import ClipModel
+    from pytest_quantgate.run.case import Case
     from pytest_quantgate.verdict import Verdict
 
 

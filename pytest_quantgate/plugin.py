@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_quantgate.collect import SUFFIX, SuiteFile
+from pytest_quantgate.collect import SuiteFile
+from pytest_quantgate.items import SUFFIX
 from pytest_quantgate.options import add_options, refuse_odd_arguments, resolve_settings
 from pytest_quantgate.results import begin_attempt, note_phase, watch
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_quantgate.collect import GATE, SUFFIX, describe_gates
+from pytest_quantgate.items import GATE, SUFFIX, describe_gates
 from pytest_quantgate.own_tests import listening
 from pytest_quantgate.verdict import Status, Verdict
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_quantgate.collect import GATE, SUFFIX
+from pytest_quantgate.items import GATE, SUFFIX
 from pytest_quantgate.options import CACHE_INPUT, Settings
 from pytest_quantgate.progress import Progress, silent
 from pytest_quantgate.results import REPORT_ATTRIBUTE, Gathered, first_line, make_printable, settle
@@ -23,8 +23,8 @@ from pytest_quantgate.verdict import Status
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
     from pytest_quantgate.report.terminal import Summary
+    from pytest_quantgate.run.case import Case
     from pytest_quantgate.store.surroundings import Surroundings
     from pytest_quantgate.suite.specs import Suite
 
@@ -66,7 +66,7 @@ class RunSession:
         """
         from pytest_quantgate.baselines import Store
         from pytest_quantgate.cache import Cache
-        from pytest_quantgate.case import Case
+        from pytest_quantgate.run.case import Case
         from pytest_quantgate.store.looks import Ledger
         from pytest_quantgate.store.private import refuse_checkout
         from pytest_quantgate.store.surroundings import Surroundings

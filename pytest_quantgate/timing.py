@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.case import Case
-from pytest_quantgate.collect import CLOCK
 from pytest_quantgate.gates.run import Judged
+from pytest_quantgate.items import CLOCK
 from pytest_quantgate.measure.latency import LatencyRun, list_extra_info
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.verdict import Status, Verdict
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
     from pytest_quantgate.store.surroundings import Surroundings
     from pytest_quantgate.suite.specs import Suite
 
@@ -61,9 +61,9 @@ def make_case(
     """Make the case of a suite with the session's cache, without a run of pytest around it."""
     from pytest_quantgate.baselines import Store
     from pytest_quantgate.cache import Cache
-    from pytest_quantgate.case import Case
     from pytest_quantgate.options import resolve_settings
     from pytest_quantgate.progress import silent
+    from pytest_quantgate.run.case import Case
 
     settings = replace(resolve_settings(pytestconfig), baselines_dir=tmp_path / "baselines")
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.folders import Photo, as_they_are, of_files
-from pytest_quantgate.case import Case
 from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy, spend_confidence
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.sabotage import exchange
 from pytest_quantgate.store.looks import Ledger
 from pytest_quantgate.tasks.samples import Samples

@@ -14,10 +14,10 @@ from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
 from pytest_quantgate.baselines import Store, store_outcomes
-from pytest_quantgate.case import Case
 from pytest_quantgate.fingerprint import digest_of
 from pytest_quantgate.measurement import Outcomes, StoredOutcomes
 from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.measurements import (
     drop_samples,
     exchange_outcomes,

@@ -11,8 +11,8 @@ from benchmarks.sabotage.export import Tower, with_files
 from benchmarks.sabotage.folders import SOURCE, WEIGHTS, Edit, of_files
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
-from pytest_quantgate.case import Case
 from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.run.case import Case
 
 #: The reference model's embedding of a scene reaches 1 to 3.
 PAST_FLOAT16, NEAR_30_000 = 2.0**15, 10_240.0

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.case import Case, computed_once
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.fingerprint import digest_of
 from pytest_quantgate.measure.audit import audit_quantizers
@@ -19,6 +18,8 @@ from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import Quantized, quantize
 from pytest_quantgate.models.recipes import to_modelopt
+from pytest_quantgate.run.case import Case
+from pytest_quantgate.run.variants import computed_once
 from pytest_quantgate.tasks.contents import count_copies, read_contents
 from pytest_quantgate.tasks.registry import load_calibration
 

@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import choose, released
-from pytest_quantgate.case import Case
 from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.run.case import Case
 
 RECIPE = 'quantize: {recipe: fp8-attention, exclude: ["*patch_embedding*"]}'
 E4M3 = "{num_bits: [4, 3], axis: null}"

@@ -17,8 +17,7 @@ from typing import Any
 
 from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, judge_kinds, judged_as
 from benchmarks.sabotage.speed import measure
-from pytest_quantgate.cache import Cache
-from pytest_quantgate.case import Case, write_json
+from pytest_quantgate.cache import Cache, write_json
 from pytest_quantgate.conclusion import Results, Row, SuiteGates
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.fingerprint import digest_of
@@ -31,8 +30,9 @@ from pytest_quantgate.report.evidence import describe_case, read_evidence
 from pytest_quantgate.report.json_report import render_json
 from pytest_quantgate.report.terminal import Summary
 from pytest_quantgate.results import verdict_from_json, verdict_to_json
-from pytest_quantgate.selftest.sabotage import exchange_stages
-from pytest_quantgate.stages import TOWERS
+from pytest_quantgate.run.case import Case
+from pytest_quantgate.run.exported import TOWERS
+from pytest_quantgate.selftest.sabotage import exchange
 from pytest_quantgate.verdict import Verdict
 
 #: Parts of a release, each a file or a folder of this name. A report is made of what a run left.
@@ -68,7 +68,7 @@ class Releases:
     def good(self) -> Case:
         """The good release, timed by a scripted clock as every other one, and published."""
         self.bench.good.quantized  # noqa: B018 (loaded once: copies of the case share it)
-        case = exchange_stages(self.bench.good, latency=lambda _gate: measure())
+        case = exchange(self.bench.good, latency=lambda _gate: measure())
         if not self.has(GOOD):
             self._write(GOOD, case=case, verdicts=judge_kinds(case, self.kinds))
         return case

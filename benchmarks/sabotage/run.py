@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.sabotage.bench import Bench, Entry, judge_kinds
 from benchmarks.sabotage.releases import Releases
 from benchmarks.sabotage.rivals import Answer, ask_all
-from pytest_quantgate.case import Case
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.sabotage import whole_text
 from pytest_quantgate.verdict import Status, Verdict
 

@@ -18,7 +18,7 @@ from benchmarks.sabotage.folders import (
     of_files,
     relabelled,
 )
-from pytest_quantgate.case import Case
+from pytest_quantgate.run.case import Case
 
 CLASSES = 100
 #: The end token of the reference model, and how many words its tokenizer knows.

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from benchmarks.sabotage.bench import Bench, Entry
 from pytest_quantgate.baselines import next_latency_record
-from pytest_quantgate.case import Case
 from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
-from pytest_quantgate.selftest.sabotage import exchange_stages
+from pytest_quantgate.run.case import Case
+from pytest_quantgate.selftest.sabotage import exchange
 
 MACHINE = Machine(system="Linux", processor="a", cores=8, threads=1, device="cpu")
 ROUNDS = 30
@@ -45,7 +45,7 @@ def measure(*, quantized_ms: float = 60.0, noise: float = 0.01, seed: int = 0) -
 
 
 def judged(run: LatencyRun) -> Callable[[Bench], Case]:
-    return lambda bench: exchange_stages(bench.good, latency=lambda _gate: run)
+    return lambda bench: exchange(bench.good, latency=lambda _gate: run)
 
 
 def in_ms(baseline: Machine | None) -> Callable[[Bench], Case]:
@@ -69,7 +69,7 @@ def in_ms(baseline: Machine | None) -> Callable[[Bench], Case]:
             )
             store.write(record)
         case.store = store
-        return exchange_stages(case, latency=lambda _gate: _GOOD)
+        return exchange(case, latency=lambda _gate: _GOOD)
 
     return make
 

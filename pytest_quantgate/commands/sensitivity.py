@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
     from pytest_quantgate.progress import Progress
+    from pytest_quantgate.run.case import Case
 
 #: Fewer samples say nothing, and recall@5 needs more than five.
 FEWEST_SAMPLES = 8
@@ -58,7 +58,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         render_sensitivity,
         render_svg,
     )
-    from pytest_quantgate.sensitivity import Study
+    from pytest_quantgate.run.sensitivity import Study
 
     case = open_case(parsed, environ=environ)
     study = Study(case)
@@ -95,9 +95,9 @@ def open_case(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Case
     from pytest_quantgate.baseline_mode import BaselineMode
     from pytest_quantgate.baselines import Store
     from pytest_quantgate.cache import Cache
-    from pytest_quantgate.case import Case
     from pytest_quantgate.options import Settings, default_cache_root
     from pytest_quantgate.report.printable import printable
+    from pytest_quantgate.run.case import Case
     from pytest_quantgate.suite.load import load_suite
 
     root = Path.cwd()

@@ -171,13 +171,20 @@ def _is_enough(samples: int, chance: float) -> bool:
     return chance_of_as_many(low, samples, math.sqrt(chance)) >= SHOWN
 
 
+def is_left_open(answers: Answers) -> bool:
+    """Return whether FP16's answers on a part of the samples do not show that it beats chance.
+
+    The gates of the task, which have them all, then decide it.
+    """
+    return not answers.whole and not is_settled(answers)
+
+
 def judge_answers(run: GateRun, gate: TaskGate, *, fp16: Outcomes) -> Verdict | None:
     """Return why FP16's answers to a whole task mean nothing; None where they do.
 
     Chance is judged where sanity, which looks at a part, left it open; exchanged classes show
     on many samples only.
     """
-    from pytest_quantgate.gates.sanity import is_left_open
     from pytest_quantgate.measure.sanity import read_answers
 
     if fp16.nonfinite:

@@ -727,7 +727,7 @@ def judge(run: GateRun, gate: LatencyGate) -> Judged:
     from pytest_quantgate.baselines import next_latency_record
     from pytest_quantgate.store.acceptance import refuse_red
 
-    timed = run.stages.latency(gate)
+    timed = run.latency(gate)
     run.latency_runs[gate.key] = timed
     command = f"pytest {gate.where.file} --quantgate-baselines="
 
@@ -791,5 +791,6 @@ KIND = GateKind(
     help="time against FP16, interleaved",
     judge=judge,
     several=True,
+    keeps_baseline=lambda gate: gate.max_latency_ms is not None,
     timed=True,
 )

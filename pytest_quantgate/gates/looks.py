@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.errors import MissingPackage, QuantGateError
 
 if TYPE_CHECKING:
-    from pytest_quantgate.gates.accuracy import AccuracyGate
     from pytest_quantgate.gates.run import GateRun
+    from pytest_quantgate.gates.sections import TaskGate
     from pytest_quantgate.measurement import Outcomes
     from pytest_quantgate.store.looks import Looks
     from pytest_quantgate.store.records import Look
 
 
 def remember_look(
-    run: GateRun, gate: AccuracyGate, quantized: Outcomes
+    run: GateRun, gate: TaskGate, quantized: Outcomes
 ) -> tuple[Looks, tuple[str, ...]]:
     """Remember a look at the data of a gate; return which it is, and what went wrong with it.
 
@@ -36,7 +36,7 @@ def remember_look(
     return looks, ()
 
 
-def make_look(run: GateRun, gate: AccuracyGate, quantized: Outcomes) -> Look:
+def make_look(run: GateRun, gate: TaskGate, quantized: Outcomes) -> Look:
     from pytest_quantgate.store.looks import sketch
     from pytest_quantgate.store.records import Look
     from pytest_quantgate.tasks.registry import evaluation_data
@@ -57,7 +57,7 @@ def make_look(run: GateRun, gate: AccuracyGate, quantized: Outcomes) -> Look:
     )
 
 
-def _list_stored(run: GateRun, gate: AccuracyGate) -> tuple[Look, ...]:
+def _list_stored(run: GateRun, gate: TaskGate) -> tuple[Look, ...]:
     """Return the looks that a task's baseline knows of: all there is on a fresh machine."""
     if not any((g.kind, g.key) == ("regression", gate.key) for g in run.suite.gates):
         return ()

@@ -546,4 +546,5 @@ KIND = GateKind(
     several=True,
     count_limits=lambda _: LIMITS_COUNT,
     strengths=measure_strengths,
+    keeps_baseline=lambda _: True,
 )

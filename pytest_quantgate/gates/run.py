@@ -73,8 +73,6 @@ class Exported(Protocol):
 
     def engine_outputs(self, gate: Any, *, samples: int) -> dict[str, EngineOutputs]: ...
 
-    def latency(self, gate: Any) -> LatencyRun: ...
-
 
 class Verdicts(Protocol):
     """What the gates of a suite say, each judged once."""
@@ -138,6 +136,8 @@ class GateRun(Protocol):
     def fidelity(self) -> Fidelity: ...
 
     def roundtrip(self) -> Roundtrip: ...
+
+    def latency(self, gate: Any) -> LatencyRun: ...
 
     def contents(
         self, name: str, count: int | None, *, purpose: Purpose, first: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.gates.chance import EARLY_ALPHA, is_above_chance, is_settled, judge_chance
+from pytest_quantgate.gates.chance import EARLY_ALPHA, is_above_chance, is_left_open, judge_chance
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.words import count
 from pytest_quantgate.suite.gates import GateKind, GateSection
@@ -90,14 +90,6 @@ def list_faults(
             found += _judge_answers(task, task.answers, model=model)
     said = {verdict.code for verdict in of_files}
     return (*of_files, *(verdict for verdict in found if verdict.code not in said))
-
-
-def is_left_open(answers: Answers) -> bool:
-    """Return whether FP16's answers on a part of the samples do not show that it beats chance.
-
-    The gates of the task, which have them all, then decide it.
-    """
-    return not answers.whole and not is_settled(answers)
 
 
 def _describe_answers(task: TaskSanity, answers: Answers) -> str:

@@ -61,8 +61,8 @@ from pytest_quantgate.report.model import (
 from pytest_quantgate.report.previews import list_flips
 from pytest_quantgate.report.quantizer_states import describe_quantizers
 from pytest_quantgate.report.terminal import Summary
+from pytest_quantgate.run.exported import TOWERS
 from pytest_quantgate.runtimes.engine_layers import EngineReport
-from pytest_quantgate.stages import TOWERS
 from pytest_quantgate.store.keys import ENGINES
 from pytest_quantgate.store.surroundings import Surroundings
 from pytest_quantgate.suite.where import Where

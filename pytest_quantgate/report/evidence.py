@@ -15,7 +15,7 @@ from pytest_quantgate.measurement import from_json, to_json
 from pytest_quantgate.report.model import LatencyFacts, ModelFacts, RecipeFacts
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
 
 
 @dataclass(frozen=True, kw_only=True)

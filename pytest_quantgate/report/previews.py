@@ -12,7 +12,7 @@ from pytest_quantgate.measurement import Outcomes, from_json
 from pytest_quantgate.store.keys import OUTCOMES, PREVIEWS
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
     from pytest_quantgate.tasks.samples import Samples
 
 #: The longer side of a picture, in pixels.

@@ -16,7 +16,7 @@ from pytest_quantgate.measurement import (
     QuantizerGroup,
     Sensitivity,
 )
-from pytest_quantgate.sensitivity import SUSPECTS, rank_suspects
+from pytest_quantgate.run.sensitivity import SUSPECTS, rank_suspects
 
 #: SQNR from which on noise no longer shows in a plot.
 QUIET_DB = 60.0

@@ -29,9 +29,9 @@ from pytest_quantgate.models.faults import image_size
 from pytest_quantgate.selftest.sabotage import Sabotage, Spoil, exchange, exchange_stages
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
     from pytest_quantgate.gates.engine import EngineGate
     from pytest_quantgate.gates.memory import MemoryGate
+    from pytest_quantgate.run.case import Case
     from pytest_quantgate.runtimes.engine_layers import EngineReport
 
 OTHER_DIGEST = "0" * 64
@@ -757,14 +757,12 @@ def _latency() -> tuple[Sabotage, ...]:
         slow = dataclasses.replace(
             run.quantized, times_ms=tuple(time * factor for time in run.fp16.times_ms)
         )
-        return exchange_stages(case, latency=lambda _gate: dataclasses.replace(run, quantized=slow))
+        return exchange(case, latency=lambda _gate: dataclasses.replace(run, quantized=slow))
 
     def without_rounds(case: Case, key: str) -> Case:
         run = case.latency_runs[key]
         fewer = dataclasses.replace(run.quantized, times_ms=run.quantized.times_ms[:-1])
-        return exchange_stages(
-            case, latency=lambda _gate: dataclasses.replace(run, quantized=fewer)
-        )
+        return exchange(case, latency=lambda _gate: dataclasses.replace(run, quantized=fewer))
 
     return (
         Sabotage(name="slower than allowed", gate="latency", cause="over max_", spoil=slower),

@@ -11,7 +11,7 @@ from pytest_quantgate.measurement import Audit, Quantizer
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
 
 #: Held-out pairs of an audit that only has to see whether damage shows.
 AUDIT_SAMPLES = 16

@@ -19,7 +19,7 @@ from pytest_quantgate.verdict import Status, Verdict
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.verdict import Verdict
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
 
 #: Spoils a copy of a good case for the gate with this key; None where the case has nothing that
 #: could be spoiled this way (no attention, no limit on flips).

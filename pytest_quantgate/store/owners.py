@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from pytest_quantgate.errors import BaselineError, QuantGateError
-from pytest_quantgate.gates.latency import LatencyGate
-from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.store.records import Kind
+from pytest_quantgate.suite.gates import kind_of
 from pytest_quantgate.suite.specs import Suite
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -68,11 +68,8 @@ def suite_file(suite: str) -> str:
 
 def list_baselines(suite: Suite) -> tuple[tuple[Kind, str], ...]:
     """Return the kind and key of each baseline that a suite's gates have."""
-    timed = (gate for gate in suite.gates.all(LatencyGate) if gate.max_latency_ms is not None)
-    return (
-        *(("regression", gate.key) for gate in suite.gates.all(RegressionGate)),
-        *(("latency", gate.key) for gate in timed),
-    )
+    gates = (gate for gate in suite.gates if kind_of(gate).keeps_baseline(gate))
+    return tuple((cast("Kind", gate.kind), gate.key) for gate in gates)
 
 
 def walk_files(root: Path) -> Iterator[Path]:

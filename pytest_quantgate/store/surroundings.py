@@ -60,12 +60,11 @@ INERT = frozenset(("__pycache__", "include", "test", "tests"))
 JUDGING = (
     *("__main__.py", "commands/", "comparison/", "gates/", "report/", "selftest/"),
     *("assertions.py", "baseline_mode.py", "baselines.py", "cli.py", "closing.py", "collect.py"),
-    *("conclusion.py", "fixtures.py", "judging.py", "machine.py", "options.py", "own_tests.py"),
-    *("planning.py", "plugin.py", "progress.py", "replay.py", "results.py"),
-    *("session.py", "suite/schema.py", "suite/write.py", "suite_checks.py", "timing.py"),
-    "verdict.py",
-    *("store/acceptance.py", "store/looks.py", "store/migration.py", "store/owners.py"),
-    "store/records.py",
+    *("conclusion.py", "fixtures.py", "items.py", "machine.py", "options.py", "own_tests.py"),
+    *("planning.py", "plugin.py", "progress.py", "replay.py", "results.py", "run/case.py"),
+    *("run/judging.py", "session.py", "store/acceptance.py", "store/looks.py"),
+    *("store/migration.py", "store/owners.py", "store/records.py", "suite/schema.py"),
+    *("suite/write.py", "suite_checks.py", "timing.py", "verdict.py"),
 )
 
 #: Which of this package's files a measurement runs through: those that measure, or all.

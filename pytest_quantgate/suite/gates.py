@@ -85,6 +85,7 @@ class GateKind(Generic[Section]):
     phrase what it decides. A suite may have `several` of it.
     `count_limits` and `strengths(run, section)` say which of its limits may raise a false alarm and
     how strong each alarm is (gates/family.py): those of a whole suite are held down together.
+    `keeps_baseline` says whether a gate is judged against a stored result.
     `needs` are parts besides a model that it measures nothing without: `onnxruntime`,
     `tensorrt-rtx`. A `timed` one takes pytest-benchmark's
     fixture where that is there.
@@ -96,6 +97,7 @@ class GateKind(Generic[Section]):
     several: bool = False
     count_limits: Callable[[Section], int] = lambda _section: 0
     strengths: Callable[[Any, Section], Sequence[float]] = lambda _run, _section: ()
+    keeps_baseline: Callable[[Section], bool] = lambda _section: False
     timed: bool = False
     needs: tuple[str, ...] = ()
 

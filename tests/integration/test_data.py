@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pytest_quantgate.case import Case
 from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.proof import judge_again
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.tasks.webdataset import TarImages

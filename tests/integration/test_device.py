@@ -22,7 +22,7 @@ from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Status
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
     from pytest_quantgate.runtimes.engine_layers import EngineReport
 
 SUITE = """\
@@ -111,8 +111,8 @@ def gpu(case: Case, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     pytest.importorskip("tensorrt_rtx")
     import torch
 
+    from pytest_quantgate.run.stages import Stages
     from pytest_quantgate.runtimes import engine_run, tensorrt_library
-    from pytest_quantgate.stages import Stages
 
     gpu = Gpu(case=case)
     monkeypatch.setattr(Stages, "require_gpu", lambda *_: None)
@@ -126,13 +126,13 @@ def gpu(case: Case, monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 def stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open contestants here: another process would not know the stand-ins."""
-    from pytest_quantgate import contestants
     from pytest_quantgate.measure.contestant import (
         Contestant,
         open_contestant,
         read_spec,
         write_spec,
     )
+    from pytest_quantgate.run import contestants
 
     def start_here(spec: Any, *, folder: Path) -> Any:
         assert folder.is_dir()
@@ -173,9 +173,7 @@ def test_engines_are_built_for_the_device_and_timed_by_themselves(case: Case, gp
 
 def test_the_engine_of_a_batch_size_is_its_own(case: Case, gpu: Gpu) -> None:
     for batch in (1, 4):
-        case.stages.latency(
-            case.suite.gates.get(LatencyGate, key=f"tensorrt-rtx-text-batch{batch}")
-        )
+        case.latency(case.suite.gates.get(LatencyGate, key=f"tensorrt-rtx-text-batch{batch}"))
     assert len(set(gpu.opened)) == 4
 
 
@@ -191,7 +189,7 @@ def test_a_device_that_cannot_run_engines_is_not_measured(
 ) -> None:
     gpu.target = target
     with pytest.raises(NotMeasured, match=reason):
-        case.stages.latency(case.suite.gates.get(LatencyGate, key="tensorrt-rtx-text-batch1"))
+        case.latency(case.suite.gates.get(LatencyGate, key="tensorrt-rtx-text-batch1"))
     with pytest.raises(NotMeasured, match=reason):
         case.outcomes(task="scenes/classification", metric="acc1", samples=70, stage="engine")
     assert gpu.opened == []
@@ -227,8 +225,8 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
     """Really bound and really run, but on the CPU: the provider and the device are stand-ins."""
     import torch
 
-    from pytest_quantgate import contestants
     from pytest_quantgate.measure import contestant
+    from pytest_quantgate.run import contestants
     from pytest_quantgate.runtimes import onnxruntime_session
 
     clock = Clock()
@@ -261,7 +259,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
     monkeypatch.setattr(torch, "cuda", clock)
 
     gate = case.suite.gates.get(LatencyGate, key="onnxruntime-cuda-vision-batch2")
-    run = case.stages.latency(gate)
+    run = case.latency(gate)
 
     assert sessions == [("cuda", 77 + number) for number in range(15)]
     assert run.fp16.times_ms[0] == pytest.approx(9.0), "all three were bound by then"
@@ -384,7 +382,7 @@ def test_an_engine_that_computes_something_else_is_red(
 def test_an_engine_by_another_version_of_the_library_is_incomparable(
     case: Case, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pytest_quantgate.stages import Stages
+    from pytest_quantgate.run.stages import Stages
 
     build = Stages.engine
 

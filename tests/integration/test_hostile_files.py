@@ -584,7 +584,7 @@ def test_a_pickle_among_cached_embeddings_is_measured_again(
     tmp_path: Path, bomb: bytes, canary: Path
 ) -> None:
     """Even where whoever planted it made the manifest fit."""
-    from pytest_quantgate.case import _load_embeddings
+    from pytest_quantgate.run.measured import _load_embeddings
 
     warnings: list[str] = []
     cache = Cache(root=tmp_path / "cache", warn=warnings.append)
@@ -881,7 +881,7 @@ def test_what_a_library_says_of_a_gate_is_shown_as_visible_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An exception that nobody expected, and what it printed before."""
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
 
     def break_down(*_: Any, **__: Any) -> None:
         print("::error::printed\x1b[2J")

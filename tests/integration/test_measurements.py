@@ -21,7 +21,7 @@ from pytest_quantgate.store.surroundings import JUDGING
 from pytest_quantgate.suite.load import load_suite
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
 
 #: Packages that are loaded while something is measured, and why none of them moves a number.
 INERT = {
@@ -148,9 +148,9 @@ def test_plants_are_in_most_modules_that_measure() -> None:
 
 
 def test_a_mended_bug_and_a_replaced_runtime_are_measured_again_on_a_warm_cache() -> None:
-    """The two lines of the issue: FP16 compared with itself in `case.py`, and an ONNX Runtime of
-    the same version whose vision outputs come out reversed."""
-    some = r"^case\.py|^onnxruntime/"
+    """The two lines of the issue: FP16 compared with itself in `run/measured.py`, and an ONNX
+    Runtime of the same version whose vision outputs come out reversed."""
+    some = r"^run/measured\.py|^onnxruntime/"
 
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.mended", "--only", some],
@@ -162,7 +162,7 @@ def test_a_mended_bug_and_a_replaced_runtime_are_measured_again_on_a_warm_cache(
 
     rows = [line for line in done.stdout.splitlines() if line.startswith(("ok ", "BAD"))]
     assert [row.split()[:2] for row in rows] == [
-        ["ok", "case.py"],
+        ["ok", "run/measured.py"],
         ["ok", "onnxruntime/__init__.py"],
         ["ok", "all"],
     ], done.stdout + done.stderr

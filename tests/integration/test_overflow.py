@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pytest_quantgate.case import Case
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Verdict
 

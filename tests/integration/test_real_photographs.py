@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.case import Case
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Status, Verdict
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.case import Case
 from pytest_quantgate.cli import main
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Status, Verdict
 

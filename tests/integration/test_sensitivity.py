@@ -18,7 +18,7 @@ from pytest_quantgate.gates.fidelity import FidelityGate
 from pytest_quantgate.suite.gates import Gates
 
 if TYPE_CHECKING:
-    from pytest_quantgate.case import Case
+    from pytest_quantgate.run.case import Case
 
 SUITE = """\
 quantgate: 1
@@ -114,7 +114,7 @@ def test_the_command_ranks_and_finds_nothing_to_leave_out(
 def test_a_spoiled_range_is_found_and_its_exclusion_restores_the_limit(
     open_case: Callable[..., Case], spoil: Callable[..., Case]
 ) -> None:
-    from pytest_quantgate.sensitivity import Study
+    from pytest_quantgate.run.sensitivity import Study
 
     case = spoil(open_case(min_sqnr=15))
     study = Study(case)
@@ -136,7 +136,7 @@ def test_what_was_verified_is_what_the_new_list_builds(
     import torch
 
     from pytest_quantgate.report.sensitivity import render_yaml
-    from pytest_quantgate.sensitivity import Study, without
+    from pytest_quantgate.run.sensitivity import Study, without
 
     case = open_case()
     study = Study(case)
@@ -161,7 +161,7 @@ def test_what_was_verified_is_what_the_new_list_builds(
 def test_a_limit_that_fp16_misses_has_no_exclusion(
     open_case: Callable[..., Case],
 ) -> None:
-    from pytest_quantgate.sensitivity import Study
+    from pytest_quantgate.run.sensitivity import Study
 
     case = open_case(replaced=("max_drop: 50pp", "max_drop: 50pp, floor: 99%"))
     study = Study(case)
@@ -175,7 +175,7 @@ def test_a_limit_that_fp16_misses_has_no_exclusion(
 def test_a_limit_that_only_all_groups_would_meet_is_said_to_be_out_of_reach(
     open_case: Callable[..., Case],
 ) -> None:
-    from pytest_quantgate.sensitivity import MOST_VERIFICATIONS, Study
+    from pytest_quantgate.run.sensitivity import MOST_VERIFICATIONS, Study
 
     case = open_case(min_sqnr=120)
     study = Study(case)
@@ -190,7 +190,7 @@ def test_weights_changed_after_calibration_are_told_from_a_quantizer_s_fault(
     open_case: Callable[..., Case], spoil: Callable[..., Case]
 ) -> None:
     from pytest_quantgate.report.sensitivity import render_sensitivity
-    from pytest_quantgate.sensitivity import Study
+    from pytest_quantgate.run.sensitivity import Study
 
     case = spoil(open_case(), factor=1.0)
     layer: Any = case.quantized.module.get_submodule("vision_model.encoder.layers.0.mlp.fc2")
@@ -216,7 +216,7 @@ def test_red_gates_name_their_suspects(
         ),
     )
     from pytest_quantgate.gates.fidelity import judge
-    from pytest_quantgate.judging import Judging
+    from pytest_quantgate.run.judging import Judging
 
     judging = Judging(case)
     gate, fidelity = case.suite.gates.all(AccuracyGate)[0], case.suite.gates.one(FidelityGate)
@@ -276,7 +276,7 @@ def test_suspects_that_cannot_be_measured_do_not_hide_the_verdict(
 ) -> None:
     import torch
 
-    from pytest_quantgate.sensitivity import Study
+    from pytest_quantgate.run.sensitivity import Study
 
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("out of memory:\n 3 GiB")

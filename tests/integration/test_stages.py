@@ -82,8 +82,8 @@ def test_a_text_tower_exported_from_fp16_is_red(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pytest_quantgate import stages
     from pytest_quantgate.models import loading
+    from pytest_quantgate.run import stages
     from pytest_quantgate.runtimes import onnx_export
 
     export, load = onnx_export.export_tower, loading.load_fp16

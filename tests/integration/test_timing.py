@@ -64,7 +64,7 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """The measurement of every latency gate in this process."""
-    from pytest_quantgate.stages import Stages
+    from pytest_quantgate.run.stages import Stages
 
     bench = Bench()
     monkeypatch.setattr(Stages, "latency", lambda _stages, gate: bench.measure(gate))

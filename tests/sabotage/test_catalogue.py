@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.case import Case
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.sabotage import whole_text
 from pytest_quantgate.verdict import Status, Verdict
 

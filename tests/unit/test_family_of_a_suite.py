@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.case import Case
 from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.gates.family import SILENT
-from pytest_quantgate.judging import Judging
 from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.run.case import Case
+from pytest_quantgate.run.judging import Judging
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.verdict import Status
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.case import Case
 from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.measurements import (
     answer_wrong,
     count_by_gate,

@@ -150,8 +150,8 @@ def test_no_key_is_written_by_hand() -> None:
     """What digests plain data does so for fingerprints, machines and keys, and nowhere else."""
     users = {place.partition(":")[0] for place, _, name in _calls() if name == "digest_of"}
 
-    assert users <= {"fingerprint.py", "case.py", "measure/latency.py", "store/keys.py"}
-    case = ast.parse((PACKAGE / "case.py").read_text("utf-8"))
+    assert users <= {"fingerprint.py", "run/variants.py", "measure/latency.py", "store/keys.py"}
+    case = ast.parse((PACKAGE / "run" / "variants.py").read_text("utf-8"))
     inside = {
         function.name
         for function in ast.walk(case)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import pytest_quantgate
-from pytest_quantgate.cache import Cache, seal
-from pytest_quantgate.case import write_json
+from pytest_quantgate.cache import Cache, seal, write_json
 from pytest_quantgate.measurement import to_json
 from pytest_quantgate.progress import Progress
+from pytest_quantgate.run.exported import EngineOrder
+from pytest_quantgate.run.stages import Stages
 from pytest_quantgate.runtimes.engine_layers import EngineReport
-from pytest_quantgate.stages import EngineOrder, Stages
 from pytest_quantgate.store.plans import KnownPlans, default_plans_root
 
 PLAN = b"a plan"
@@ -145,9 +145,9 @@ def test_whatever_opens_a_plan_asks_for_one_that_may_run() -> None:
     openers = {name for name, text in texts.items() if "open_engine(" in text}
     assert openers == {"engine_run.py", "stages.py", "contestant.py"}
     assert {name for name, text in texts.items() if "EngineContestant(" in text} == {
-        "contestants.py"
+        "timed_runs.py"
     }
-    calls = texts["stages.py"] + texts["contestants.py"]
+    calls = texts["stages.py"] + texts["timed_runs.py"]
     assert calls.count("to_run=True") == 3
     assert {name for name, text in texts.items() if "deserialize_cuda_engine(" in text} == {
         "engine_run.py"

@@ -454,13 +454,11 @@ def test_a_change_in_any_file_that_measures_changes_every_key(tmp_path: Path) ->
 #: suite (their numbers are inputs of a key), and what only measurements run through whose keys hold
 #: all code (sanity, and the exclusions of a study).
 AFTER = {
-    "case.py": {
-        *("baselines", "gates.chance", "gates.fidelity", "gates.sections", "judging", "options"),
-        "progress",
-    },
     "model_checks.py": {"comparison.changes", "comparison.safetensors_file"},
-    "sensitivity.py": {"gates.accuracy", "gates.coverage", "gates.fidelity", "verdict"},
-    "stages.py": {"gates.engine", "gates.export"},
+    "run/measured.py": {"gates.chance", "gates.fidelity"},
+    "run/sensitivity.py": {"gates.accuracy", "gates.coverage", "gates.fidelity", "verdict"},
+    "run/stages.py": {"gates.engine", "gates.export"},
+    "run/variants.py": {"gates.sections"},
 }
 
 
@@ -500,7 +498,8 @@ def find_file(module: str) -> str:
 def test_what_measures_runs_through_no_file_that_judges() -> None:
     """A module that judges and is new is among those that measure until `JUDGING` names it."""
     measuring = [name for name in list_code() if not name.startswith(JUDGING)]
-    assert {"case.py", "stages.py", "sensitivity.py", "measure/fidelity.py"} <= set(measuring)
+    known = {"run/measured.py", "run/stages.py", "run/sensitivity.py", "measure/fidelity.py"}
+    assert known <= set(measuring)
 
     outside = {
         name: found

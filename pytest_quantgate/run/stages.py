@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, NotMeasured
@@ -19,6 +18,16 @@ from pytest_quantgate.measurement import (
     TowerParity,
     from_json,
     to_json,
+)
+from pytest_quantgate.run.exported import (
+    TEXT_INPUTS,
+    TOWERS,
+    EngineClip,
+    EngineOrder,
+    ExportedClip,
+    Precision,
+    TowerName,
+    Variant,
 )
 from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.store.keys import (
@@ -38,31 +47,15 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pytest_quantgate.case import Case
-    from pytest_quantgate.gates.latency import LatencyGate
     from pytest_quantgate.gates.memory import MemoryGate
     from pytest_quantgate.gates.trace import TraceGate
-    from pytest_quantgate.measure.latency import LatencyRun
     from pytest_quantgate.models.clip import ClipModel, PairBatch
+    from pytest_quantgate.run.variants import Variants
     from pytest_quantgate.runtimes.engine import InputShapes
     from pytest_quantgate.runtimes.engine_layers import EngineReport
-    from pytest_quantgate.runtimes.engine_run import RunsBatches
     from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
     from pytest_quantgate.runtimes.tensorrt_library import Library, LibraryName
     from pytest_quantgate.suite.specs import Stage
-
-TowerName = Literal["vision", "text"]
-Variant = Literal["fp16", "quantized"]
-Precision = Literal["float32", "float16", "bfloat16"]
-
-TOWERS: tuple[TowerName, ...] = ("vision", "text")
-VARIANTS: tuple[Variant, ...] = ("fp16", "quantized")
-
-#: A round lasts at least this long, so that the clock and the scheduler do not count.
-MIN_ROUND_MS = 20.0
-WARM_UP_S = 5.0
-
-TEXT_INPUTS = ("input_ids", "attention_mask")
 
 #: The batch size of engines that run a task.
 ENGINE_BATCH = 64
@@ -71,71 +64,10 @@ ENGINE_BATCH = 64
 PARITY_BATCH_SIZE = 16
 
 
-class ExportedClip:
-    """The exported towers of a variant in ONNX Runtime, with the interface of a ClipModel."""
-
-    def __init__(self, *, vision: OnnxRuntimeModel, text: OnnxRuntimeModel) -> None:
-        self.vision = vision
-        self.text = text
-
-    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return float32 [N, D], not normalised, for pixel values [N, 3, H, W]."""
-        import torch
-
-        return torch.from_numpy(self.vision.run_image(pixel_values.cpu().numpy()))
-
-    def encode_text(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return float32 [N, D], not normalised, for token ids and attention mask [N, T]."""
-        import torch
-
-        ids, mask = (tokens[name].cpu().numpy() for name in TEXT_INPUTS)
-        return torch.from_numpy(self.text.run_text(ids, mask))
-
-
-class EngineClip:
-    """Engines of both towers, built for one batch size, with the interface of a ClipModel."""
-
-    def __init__(self, *, vision: RunsBatches, text: RunsBatches, batch: int) -> None:
-        self.vision = vision
-        self.text = text
-        self.batch = batch
-
-    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return float32 [N, D], not normalised, for pixel values [N, 3, H, W]."""
-        return self._run(self.vision, {"pixel_values": pixel_values})
-
-    def encode_text(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return float32 [N, D], not normalised, for token ids and attention mask [N, T]."""
-        return self._run(self.text, {name: tokens[name] for name in TEXT_INPUTS})
-
-    def _run(self, engine: RunsBatches, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        from pytest_quantgate.runtimes.engine_run import run_in_batches
-
-        found: torch.Tensor = run_in_batches(engine, inputs, batch=self.batch)
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOrder:
-    """Which engine is wanted; `source` is where the suite asks for it, for messages."""
-
-    target: str
-    library: str
-    batch: int
-    source: str
-
-
-def select_inputs(batch: PairBatch, *, tower: str) -> dict[str, torch.Tensor]:
-    """Return the inputs of one tower by the names of its exported graph."""
-    if tower == "vision":
-        return {"pixel_values": batch.pixel_values}
-    return {name: batch.tokens[name] for name in TEXT_INPUTS}
-
-
 class Stages:
     """The exported files and engines of one case. Everything is lazy and comes from the cache."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Variants) -> None:
         self.case = case
         self._open: dict[Any, Any] = {}
         self.known_plans = KnownPlans(default_plans_root(case.environ))
@@ -214,37 +146,6 @@ class Stages:
 
         path = self.onnx_path(variant=variant, tower=tower, precision="float32")
         return OnnxRuntimeModel(path, workers=workers)
-
-    def latency(self, gate: LatencyGate) -> LatencyRun:
-        """Return the times of FP16 and the quantized variant; never from a cache."""
-        from pytest_quantgate.contestants import line_up
-        from pytest_quantgate.measure.latency import (
-            measure_latency,
-            read_arithmetic_gain,
-            read_machine,
-            share_rounds,
-        )
-
-        label = f"timing the {gate.tower} tower in {gate.runtime}, batch {gate.batch}"
-        processes, rounds = share_rounds(gate.rounds)
-        with line_up(self, gate=gate) as (lineup, contestants):
-            machine = read_machine(threads=gate.threads, device=lineup.device)
-            with self.case.progress.stage(label, total=processes * rounds) as advance:
-                return measure_latency(
-                    contestants=contestants,
-                    processes=processes,
-                    rounds=rounds,
-                    min_round_ms=MIN_ROUND_MS,
-                    warm_up_s=WARM_UP_S,
-                    runtime=gate.runtime,
-                    runtime_version=lineup.runtime_version,
-                    machine=machine,
-                    tower=gate.tower,
-                    batch_size=gate.batch,
-                    footprints=lineup.footprints,
-                    arithmetic_gain=read_arithmetic_gain(runtime=gate.runtime),
-                    advance=advance,
-                )
 
     def exported(self) -> ExportedClip:
         """Return both quantized towers in ONNX Runtime."""
@@ -402,8 +303,7 @@ class Stages:
 
         A plan `to_run` is one that was built here, or it is built again: it is code.
         """
-        from pytest_quantgate.cache import read_json
-        from pytest_quantgate.case import write_json
+        from pytest_quantgate.cache import read_json, write_json
         from pytest_quantgate.runtimes.engine import build_engine
         from pytest_quantgate.runtimes.engine_layers import EngineError, EngineReport
         from pytest_quantgate.runtimes.tensorrt_library import load_library

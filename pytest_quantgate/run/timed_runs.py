@@ -15,14 +15,7 @@ from pytest_quantgate.measure.contestant import (
     TorchContestant,
 )
 from pytest_quantgate.measure.timed_process import in_a_process
-from pytest_quantgate.stages import (
-    VARIANTS,
-    EngineOrder,
-    Precision,
-    Stages,
-    Variant,
-    select_inputs,
-)
+from pytest_quantgate.run.exported import VARIANTS, EngineOrder, Precision, Variant, select_inputs
 from pytest_quantgate.store.disk import temporary_folder
 
 if TYPE_CHECKING:
@@ -30,9 +23,46 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
-    from pytest_quantgate.measure.latency import Start
+    from pytest_quantgate.measure.latency import LatencyRun, Start
     from pytest_quantgate.models.clip import PairBatch
+    from pytest_quantgate.run.stages import Stages
     from pytest_quantgate.runtimes.onnxruntime_session import Provider
+
+
+#: A round lasts at least this long, so that the clock and the scheduler do not count.
+MIN_ROUND_MS = 20.0
+WARM_UP_S = 5.0
+
+
+def time_variants(stages: Stages, gate: LatencyGate) -> LatencyRun:
+    """Return the times of FP16 and the quantized variant; never from a cache."""
+    from pytest_quantgate.measure.latency import (
+        measure_latency,
+        read_arithmetic_gain,
+        read_machine,
+        share_rounds,
+    )
+
+    label = f"timing the {gate.tower} tower in {gate.runtime}, batch {gate.batch}"
+    processes, rounds = share_rounds(gate.rounds)
+    with line_up(stages, gate=gate) as (lineup, contestants):
+        machine = read_machine(threads=gate.threads, device=lineup.device)
+        with stages.case.progress.stage(label, total=processes * rounds) as advance:
+            return measure_latency(
+                contestants=contestants,
+                processes=processes,
+                rounds=rounds,
+                min_round_ms=MIN_ROUND_MS,
+                warm_up_s=WARM_UP_S,
+                runtime=gate.runtime,
+                runtime_version=lineup.runtime_version,
+                machine=machine,
+                tower=gate.tower,
+                batch_size=gate.batch,
+                footprints=lineup.footprints,
+                arithmetic_gain=read_arithmetic_gain(runtime=gate.runtime),
+                advance=advance,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

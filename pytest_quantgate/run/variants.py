@@ -1,53 +1,33 @@
-"""One suite in one run: builds the variants, measures, and asks the gates.
+"""The variants of a suite and their data, built or read once: everything is lazy.
 
-Everything is lazy and computed once: a gate asks for what it needs, what is costly comes from
-the cache, and only what is not there is built. With a warm cache torch is not even imported.
+What is costly comes from the cache, and only what is not there is built. With a warm cache torch is
+not even imported.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pytest_quantgate.cache import Cache, read_json
+from pytest_quantgate.cache import Cache, read_json, write_json
 from pytest_quantgate.errors import MissingPackage, ModelError, QuantGateError
-from pytest_quantgate.fingerprint import Fingerprint, digest_of, digest_parts
-from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.fingerprint import Fingerprint, digest_of
 from pytest_quantgate.gates.sections import TaskGate
-from pytest_quantgate.judging import Judging
 from pytest_quantgate.measurement import (
-    NO_TEXTS,
     Audit,
     CalibrationRun,
-    Fidelity,
-    LayerActivation,
     NearCopy,
-    Outcomes,
-    Roundtrip,
-    Sanity,
-    Tower,
     from_json,
     to_json,
 )
-from pytest_quantgate.stages import Stages
-from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.store.keys import (
-    ACTIVATIONS,
     CONTENTS,
-    EMBEDDINGS,
     ENGINES,
-    FIDELITY,
     FP16,
     NEAR_COPIES,
-    OUTCOMES,
-    ROUNDTRIP,
-    SANITY,
     VARIANT,
     Measurement,
     make_key,
@@ -55,13 +35,9 @@ from pytest_quantgate.store.keys import (
 from pytest_quantgate.store.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    import torch
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pytest_quantgate.baselines import Store
-    from pytest_quantgate.gates.run import Judged
-    from pytest_quantgate.measure.embeddings import Encoder
     from pytest_quantgate.measure.latency import LatencyRun
     from pytest_quantgate.models.clip import ClipModel
     from pytest_quantgate.models.recipes import Recipe
@@ -69,7 +45,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.options import Settings
     from pytest_quantgate.progress import Progress
     from pytest_quantgate.store.looks import Ledger
-    from pytest_quantgate.suite.specs import Stage, Suite
+    from pytest_quantgate.suite.specs import Suite
     from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.contents import Contents
     from pytest_quantgate.tasks.samples import Samples
@@ -114,8 +90,8 @@ class computed_once(cached_property[Value]):
             raise
 
 
-class Case:
-    """A suite with what was measured of it so far."""
+class Variants:
+    """Both variants of a suite, and the data that they are calibrated and judged on."""
 
     def __init__(
         self,
@@ -145,18 +121,6 @@ class Case:
         #: The cache entries that this run used, by what they are: a report reads them again.
         self.used: dict[tuple[str, ...], str] = {}
         self._values: dict[str, Any] = {}
-
-    # -- verdicts ---------------------------------------------------------------------------
-
-    def judge(self, *, kind: str, key: str = "") -> Judged:
-        """Return the verdict of one gate, judged once; see `Judging.judge`."""
-        judged: Judged = self.judging.judge(kind=kind, key=key)
-        return judged
-
-    @computed_once
-    def judging(self) -> Judging:
-        """The verdicts of this case."""
-        return Judging(self)
 
     @property
     def _task_gates(self) -> tuple[TaskGate, ...]:
@@ -311,11 +275,6 @@ class Case:
                 raise MissingPackage(distribution, extra="clip", purpose="quantizing a model")
         return self.surroundings.versions(ENGINES)
 
-    @computed_once
-    def stages(self) -> Stages:
-        """The exported files and engines of this case."""
-        return Stages(self)
-
     @property
     def model_name(self) -> str:
         """The FP16 model, as a message names it."""
@@ -373,7 +332,7 @@ class Case:
                 key,
                 measure=measure,
                 read=functools.partial(from_json, Contents),
-                about=(name, purpose, _taken(count, first=first)),
+                about=(name, purpose, describe_draw(count, first=first)),
             )
         return kept[key]
 
@@ -467,12 +426,12 @@ class Case:
         with self.progress.stage("restoring the quantized variant"):
             return load_checkpoint(folder / "checkpoint", fp16=self.fp16)
 
-    def with_variant(self, quantized: ClipModel, *, key: str) -> Case:
+    def with_variant(self, quantized: ClipModel, *, key: str) -> Self:
         """Return the case of the same suite, model and data with another quantized variant.
 
         `key` takes the place of the digest under which the cache keeps what is measured of it.
         """
-        other = Case(
+        other = type(self)(
             suite=self.suite,
             settings=self.settings,
             store=self.store,
@@ -566,380 +525,6 @@ class Case:
         """What a reader must know of the variants, such as an FP32 upcast on a CPU."""
         return tuple(read_json(self._variant_folder / "notes.json"))
 
-    # -- measurements ----------------------------------------------------------------------------
-
-    @computed_once
-    def sanity(self) -> Sanity:
-        """What must be true of the model and its data before any limit means something."""
-        spec = self.suite.calibration
-        tasks = list(
-            dict.fromkeys((gate.task, gate.samples, gate.first) for gate in self._task_gates)
-        )
-        data = [self._task_key(task, samples, first=first) for task, samples, first in tasks]
-        pairs = self._data_key(spec.data, SANITY_PAIRS, purpose="pairs", first=spec.first)
-        return self.measured(
-            SANITY,
-            self.key(SANITY, fp16=self.fp16_key, pairs=pairs, tasks=tasks, data=data),
-            measure=lambda: to_json(self._measure_sanity(tasks)),
-            read=functools.partial(from_json, Sanity),
-        )
-
-    def _task_key(self, task: str, samples: int | None, *, first: bool) -> str:
-        from pytest_quantgate.tasks.registry import evaluation_data
-
-        data, purpose = evaluation_data(task)
-        return self._data_key(data, samples, purpose=purpose, first=first)
-
-    def _measure_sanity(self, tasks: list[tuple[str, int | None, bool]]) -> Sanity:
-        from pytest_quantgate.gates.chance import is_settled
-        from pytest_quantgate.measure.sanity import Task, measure_sanity
-        from pytest_quantgate.model_checks import inspect_checkpoint
-        from pytest_quantgate.tasks.registry import evaluation_data
-
-        spec = self.suite.calibration
-        # What lies beyond float16 is judged where float16 runs, on real inputs.
-        faults = tuple(
-            fault
-            for fault in inspect_checkpoint(self.source.directory)
-            if fault.finding != "float16-overflow"
-        )
-        if any(fault.certain for fault in faults):
-            return Sanity(data=spec.data, pairs=0, reading=NO_TEXTS, faults=faults)
-        loaded = []
-        for task, count, first in tasks:
-            data, purpose = evaluation_data(task)
-            samples = self.samples(data, count, purpose=purpose, first=first)
-            loaded.append(Task(name=task, count=count, first=first, samples=samples))
-        pairs = self.samples(spec.data, SANITY_PAIRS, purpose="pairs", first=spec.first)
-        fp16 = self.fp16
-        with self.progress.stage("checking that the model and its data fit"):
-            return measure_sanity(
-                fp16, pairs=pairs, tasks=loaded, is_settled=is_settled, faults=faults
-            )
-
-    def outcomes(
-        self,
-        *,
-        task: str,
-        metric: str,
-        samples: int | None,
-        stage: Stage = "torch",
-        first: bool = False,
-    ) -> tuple[Outcomes, Outcomes]:
-        """Return the per-sample outcomes of the FP16 and the quantized variant on one task.
-
-        On all samples, or on so many as an accuracy gate takes by `samples` and `first`.
-
-        With `stage="onnx"` the quantized side is the exported model in ONNX Runtime, with
-        `stage="engine"` its engines on the GPU in this machine. Raises NotMeasured without one.
-        """
-        from pytest_quantgate.tasks.registry import evaluation_data
-
-        data, purpose = evaluation_data(task)
-        key = self.key(
-            OUTCOMES,
-            fp16=self.fp16_key,
-            variant=self.variant_key,
-            data=self._data_key(data, samples, purpose=purpose, first=first),
-            task=task,
-            metric=metric,
-            samples=samples,
-            first=first,
-            stage=self.stages.stage_key(stage),
-        )
-
-        def measure() -> Any:
-            found = self._measure_outcomes(task, metric, samples, stage, first=first)
-            return [to_json(outcome) for outcome in found]
-
-        about = (task, metric, stage, _taken(samples, first=first))
-        return self.measured(OUTCOMES, key, measure=measure, read=_read_outcomes, about=about)
-
-    def _measure_outcomes(
-        self, task: str, metric: str, count: int | None, stage: Stage, *, first: bool
-    ) -> tuple[Outcomes, Outcomes]:
-        from pytest_quantgate.measure.accuracy import (
-            classification_outcomes,
-            list_captions,
-            retrieval_outcomes,
-        )
-        from pytest_quantgate.measure.embeddings import build_classifiers, embed_texts
-        from pytest_quantgate.tasks.registry import evaluation_data
-
-        name, purpose = evaluation_data(task)
-        samples = self.samples(name, count, purpose=purpose, first=first)
-        shown = self.contents(name, count, purpose=purpose, first=first)
-        images = self._image_embeddings(samples)
-        names = ("FP16", self.recipe.name)
-        if stage != "torch":
-            images = [images[0], self._stage_embeddings(samples, stage)]
-            names = ("FP16", f"{names[1]} in {'ONNX' if stage == 'onnx' else 'an engine'}")
-        if purpose == "classification":
-            with self._encoders(stage) as models:
-                classifiers = build_classifiers(
-                    models, samples, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
-                )
-            fp16, quantized = (
-                classification_outcomes(
-                    images=image,
-                    classifier=classifier,
-                    samples=samples,
-                    task=task,
-                    metric=metric,
-                    variant=variant,
-                )
-                for image, classifier, variant in zip(images, classifiers, names, strict=True)
-            )
-            return _with_parts(fp16, quantized, samples=samples, pixels=shown.pixels)
-        captions, owners = list_captions(samples)
-        if self._values.get("captions_key") != (samples.digest, stage):
-            with (
-                self.progress.stage(f"embedding {len(captions)} captions"),
-                self._encoders(stage) as models,
-            ):
-                embedded = embed_texts(
-                    models, captions, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
-                )
-            self._values |= {"captions_key": (samples.digest, stage), "captions": embedded}
-        texts: list[torch.Tensor] = self._values["captions"]
-        fp16, quantized = (
-            retrieval_outcomes(
-                images=image,
-                texts=text,
-                image_of_text=owners,
-                samples=samples,
-                task=task,
-                metric=metric,
-                variant=variant,
-            )
-            for image, text, variant in zip(images, texts, names, strict=True)
-        )
-        return _with_parts(fp16, quantized, samples=samples, pixels=shown.pixels)
-
-    def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
-        """Return the image embeddings of both variants, from memory, the cache, or a forward.
-
-        Each is kept by itself, so that another variant of the same model finds FP16's; where both
-        are missing every image is decoded once for both.
-        """
-        import numpy
-        import torch
-
-        from pytest_quantgate.measure.embeddings import embed_images
-
-        keys = {
-            name: self.key(EMBEDDINGS, variant=variant, data=samples.digest, stage="")
-            for name, variant in (("fp16", self.fp16_key), ("quantized", self.variant_key))
-        }
-        if self._values.get("embeddings_key") == keys:
-            kept: list[torch.Tensor] = self._values["embeddings"]
-            return kept
-
-        def save(folder: Path, name: str, embedded: torch.Tensor) -> None:
-            numpy.save(folder / f"{name}.npy", embedded.numpy(), allow_pickle=False)
-
-        def embed(names: tuple[str, ...]) -> list[torch.Tensor]:
-            models = {"fp16": lambda: self.fp16, "quantized": lambda: self.quantized}
-            label = f"embedding {samples.name} with " + (
-                "both variants" if len(names) > 1 else f"the {names[0]} variant"
-            )
-            with self.progress.stage(label, total=len(samples)) as advance:
-                return embed_images(
-                    [models[name]() for name in names],
-                    samples,
-                    batch_size=BATCH_SIZE,
-                    preprocess=self.fp16.preprocess,
-                    progress=advance,
-                )
-
-        def build(folder: Path) -> None:
-            if self.cache.load(kind=EMBEDDINGS.kind, key=keys["fp16"]) is not None:
-                save(folder, "quantized", embed(("quantized",))[0])
-                return
-            fp16, quantized = embed(("fp16", "quantized"))
-            save(folder, "quantized", quantized)
-            self.cache.get_or_build(
-                kind=EMBEDDINGS.kind,
-                key=keys["fp16"],
-                build=lambda other: save(other, "fp16", fp16),
-            )
-
-        def load(name: str, build: Callable[[Path], None]) -> torch.Tensor:
-            return self.cache.get_and_read(
-                kind=EMBEDDINGS.kind,
-                key=keys[name],
-                build=build,
-                read=lambda folder: torch.from_numpy(
-                    _load_embeddings(folder / f"{name}.npy", count=len(samples))
-                ),
-            )
-
-        quantized = load("quantized", build)
-        fp16 = load("fp16", lambda folder: save(folder, "fp16", embed(("fp16",))[0]))
-        found = [fp16, quantized]
-        self._values |= {"embeddings_key": keys, "embeddings": found}
-        return found
-
-    @contextmanager
-    def _encoders(self, stage: Stage) -> Iterator[tuple[Encoder, Encoder]]:
-        """Open FP16 and the quantized variant at a stage, as what gives embeddings."""
-        if stage == "torch":
-            yield self.fp16, self.quantized
-            return
-        with self.stages.encoder(stage) as model:
-            yield self.fp16, model
-
-    def _stage_embeddings(self, samples: Samples, stage: Literal["onnx", "engine"]) -> torch.Tensor:
-        """Return the image embeddings of the exported model or its engine, or from the cache."""
-        import numpy
-        import torch
-
-        from pytest_quantgate.measure.embeddings import embed_images
-
-        def build(folder: Path) -> None:
-            what = "the exported model" if stage == "onnx" else "the engine"
-            label = f"embedding {samples.name} with {what}"
-            with (
-                self.stages.encoder(stage) as model,
-                self.progress.stage(label, total=len(samples)) as advance,
-            ):
-                (found,) = embed_images(
-                    (model,),
-                    samples,
-                    batch_size=BATCH_SIZE,
-                    preprocess=self.fp16.preprocess,
-                    progress=advance,
-                )
-            numpy.save(folder / "stage.npy", found.numpy(), allow_pickle=False)
-
-        key = self.key(
-            EMBEDDINGS,
-            variant=self.variant_key,
-            data=samples.digest,
-            stage=self.stages.stage_key(stage),
-        )
-        return self.cache.get_and_read(
-            kind=EMBEDDINGS.kind,
-            key=key,
-            build=build,
-            read=lambda folder: torch.from_numpy(
-                _load_embeddings(folder / "stage.npy", count=len(samples))
-            ),
-        )
-
-    def fidelity(self) -> Fidelity:
-        """Return cosine and SQNR of both towers on the samples that the gate names."""
-        gate = self.suite.gates.one(FidelityGate)
-        assert gate is not None
-        data = gate.data or self.default_data()
-        key = self.key(
-            FIDELITY,
-            fp16=self.fp16_key,
-            variant=self.variant_key,
-            data=self._data_key(data, gate.samples, purpose="pairs", first=gate.first),
-            samples=gate.samples,
-            first=gate.first,
-        )
-        return self.measured(
-            FIDELITY,
-            key,
-            measure=lambda: to_json(self._measure_fidelity(data, gate)),
-            read=functools.partial(from_json, Fidelity),
-        )
-
-    def _measure_fidelity(self, data: str, gate: FidelityGate) -> Fidelity:
-        from pytest_quantgate.measure.embeddings import embed_images, embed_texts, make_batches
-        from pytest_quantgate.measure.fidelity import compare_embeddings, rank_layers
-        from pytest_quantgate.tasks.contents import count_copies
-
-        samples = self.samples(data, gate.samples, purpose="pairs", first=gate.first)
-        shown = self.contents(data, gate.samples, purpose="pairs", first=gate.first)
-        models = (self.fp16, self.quantized)
-        texts = [samples.text(index) for index in range(len(samples))]
-        with self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance:
-            images = embed_images(
-                models,
-                samples,
-                batch_size=BATCH_SIZE,
-                preprocess=self.fp16.preprocess,
-                progress=advance,
-            )
-            captions = embed_texts(
-                models, texts, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
-            )
-            probe = next(
-                make_batches(self.fp16, samples.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES)
-            )
-            layers = rank_layers(fp16=self.fp16, quantized=self.quantized, batch=probe)
-        pairs: tuple[tuple[Tower, list[torch.Tensor]], ...]
-        pairs = (("vision", images), ("text", captions))
-        return Fidelity(
-            data=data,
-            towers=tuple(
-                compare_embeddings(tower=tower, fp16=both[0], quantized=both[1], ids=samples.ids)
-                for tower, both in pairs
-            ),
-            worst_layers=layers,
-            copies=count_copies(samples, pixels=shown.pixels),
-        )
-
-    def activations(self) -> tuple[LayerActivation, ...]:
-        """Return the largest activations of FP16 on held-out pairs; none for a float32 model."""
-        spec = self.suite.calibration
-        dtype = self.suite.model.dtype
-        if dtype == "float32":
-            return ()
-
-        def measure() -> Any:
-            from pytest_quantgate.measure.activations import highest_finite, measure_activations
-            from pytest_quantgate.measure.embeddings import make_batches
-
-            pairs = self.held_out(spec.held_out_samples)
-            with self.progress.stage("looking for overflow"):
-                return to_json(
-                    measure_activations(
-                        self.fp16,
-                        batches=list(make_batches(self.fp16, pairs, batch_size=BATCH_SIZE)),
-                        highest=highest_finite(dtype),
-                    )
-                )
-
-        return self.measured(
-            ACTIVATIONS,
-            self.key(ACTIVATIONS, fp16=self.fp16_key, calibration=self._calibration_plain),
-            measure=measure,
-            read=functools.partial(from_json, tuple[LayerActivation, ...]),
-        )
-
-    def default_data(self) -> str:
-        """Return what fidelity is measured on where a suite does not say: the first task's data."""
-        from pytest_quantgate.tasks.registry import evaluation_data
-
-        if self._task_gates:
-            return evaluation_data(self._task_gates[0].task)[0]
-        return self.suite.calibration.data
-
-    def roundtrip(self) -> Roundtrip:
-        """Return what a save and a restore in a new process gave."""
-        from pytest_quantgate.measure.embeddings import make_batches
-        from pytest_quantgate.measure.roundtrip import measure_roundtrip
-
-        def measure() -> Any:
-            pairs = self.held_out(PROBE_SAMPLES)
-            batches = list(make_batches(self.fp16, pairs, batch_size=PROBE_SAMPLES))
-            with (
-                self.progress.stage("saving and restoring in a new process"),
-                temporary_folder() as folder,
-            ):
-                return to_json(measure_roundtrip(self.quantized, batches=batches, directory=folder))
-
-        return self.measured(
-            ROUNDTRIP,
-            self.key(ROUNDTRIP, variant=self.variant_key),
-            measure=measure,
-            read=functools.partial(from_json, Roundtrip),
-        )
-
 
 def _changed(what: str, *, where: str) -> ModelError:
     """Return the error for a file that is no more what the keys of this run were made of."""
@@ -947,32 +532,6 @@ def _changed(what: str, *, where: str) -> ModelError:
         f"{where}: {what} was changed while the suite ran: what was measured before the change is "
         f"of other files; run again"
     )
-
-
-def _taken(samples: int | None, *, first: bool) -> str:
-    """Return which samples of a task an entry is of, in words that a report finds it by."""
-    return f"first {samples}" if first else str(samples or "")
-
-
-def _with_parts(
-    fp16: Outcomes, quantized: Outcomes, *, samples: Samples, pixels: Sequence[str]
-) -> tuple[Outcomes, Outcomes]:
-    from pytest_quantgate.measure.accuracy import cluster_samples
-
-    parts = digest_parts(samples)
-    before, after = (
-        replace(cluster_samples(found, samples=samples, pixels=pixels), data_parts=parts)
-        for found in (fp16, quantized)
-    )
-    return before, after
-
-
-def _read_outcomes(stored: Any) -> tuple[Outcomes, Outcomes]:
-    """Return both sides of a stored measurement; raises ValueError."""
-    if not isinstance(stored, list) or len(stored) != 2:
-        raise ValueError("expected the outcomes of two variants")
-    fp16, quantized = (from_json(Outcomes, item) for item in stored)
-    return fp16, quantized
 
 
 def _check_variant_folder(folder: Path) -> Path:
@@ -986,20 +545,6 @@ def _check_variant_folder(folder: Path) -> Path:
     return folder
 
 
-def _load_embeddings(path: Path, *, count: int) -> Any:
-    """Return float32 [count, D]; raises ValueError for anything else, which is never unpickled."""
-    import numpy
-
-    try:
-        found = numpy.load(path, allow_pickle=False)
-    except (EOFError, SyntaxError, TypeError) as error:
-        raise ValueError(f"{path.name}: {error}") from error
-    if not isinstance(found, numpy.ndarray) or found.dtype != numpy.float32:
-        raise ValueError(f"{path.name}: expected an array of float32")
-    if found.ndim != 2 or found.shape[0] != count:
-        raise ValueError(f"{path.name}: {found.shape} are no embeddings of {count} samples")
-    return found
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, sort_keys=True, separators=(",", ":")), encoding="utf-8")
+def describe_draw(samples: int | None, *, first: bool) -> str:
+    """Return which samples of a task an entry is of, in words that a report finds it by."""
+    return f"first {samples}" if first else str(samples or "")

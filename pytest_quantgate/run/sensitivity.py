@@ -36,8 +36,8 @@ from pytest_quantgate.verdict import Verdict
 if TYPE_CHECKING:
     import torch
 
-    from pytest_quantgate.case import Case
     from pytest_quantgate.measure.sensitivity import Direction, TowerEmbeddings, TowerInputs
+    from pytest_quantgate.run.measured import Measured
     from pytest_quantgate.tasks.samples import Samples
 
 #: Images of a study where nothing else is asked for, and of the suspects of a red gate.
@@ -75,7 +75,7 @@ class Probe:
 class Study:
     """The sensitivity of one case; everything comes from the cache or is measured once."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Measured) -> None:
         self.case = case
 
     # -- gates ----------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ class Study:
         )
 
     def _verdicts(
-        self, case: Case, *, first: Sequence[str] = (), until_red: bool = False
+        self, case: Measured, *, first: Sequence[str] = (), until_red: bool = False
     ) -> dict[str, Verdict]:
         """Return the verdict of every gate that an exclusion must meet, `first` ones first."""
         judges: dict[str, Callable[[], Verdict]] = {
@@ -368,7 +368,7 @@ class Study:
                 break
         return found
 
-    def _outcomes(self, case: Case, gate: AccuracyGate) -> tuple[Any, Any]:
+    def _outcomes(self, case: Measured, gate: AccuracyGate) -> tuple[Any, Any]:
         return case.outcomes(
             task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first
         )
@@ -394,7 +394,7 @@ class Study:
 
 
 @contextmanager
-def without(case: Case, names: Collection[str]) -> Iterator[Case]:
+def without(case: Measured, names: Collection[str]) -> Iterator[Measured]:
     """Give the case of the same suite with some quantizers off, while the block runs.
 
     It shares model and data with `case`; what it measures is cached under a key of its own. The
@@ -410,7 +410,7 @@ def without(case: Case, names: Collection[str]) -> Iterator[Case]:
         yield case.with_variant(case.quantized, key=key)
 
 
-def judge_case(case: Case, gate: AccuracyGate) -> Verdict:
+def judge_case(case: Measured, gate: AccuracyGate) -> Verdict:
     """Return the verdict of one accuracy gate on a case, in PyTorch."""
     fp16, quantized = case.outcomes(
         task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first

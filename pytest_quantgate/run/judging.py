@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pytest_quantgate.errors import NotMeasured, QuantGateError, WriteError
 from pytest_quantgate.gates.family import ALONE, SILENT, Family
@@ -17,16 +17,17 @@ from pytest_quantgate.verdict import Status, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_quantgate.case import Case
     from pytest_quantgate.gates.accuracy import AccuracyGate
     from pytest_quantgate.gates.fidelity import FidelityGate
+    from pytest_quantgate.gates.run import GateRun
     from pytest_quantgate.measurement import Outcomes, Tower
+    from pytest_quantgate.run.measured import Measured
 
 
 class Judging:
     """The verdicts of a case. What could not be measured is never green."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Measured) -> None:
         self.case = case
         self._verdicts: dict[tuple[str, str], Judged] = {}
         #: The gates that first met a place that cannot be written, by the kind of place.
@@ -99,7 +100,8 @@ class Judging:
         if fp16 is None and quantized is None:
             return self.judge(kind="regression", key=key)
         return self._judge(
-            "regression", lambda: judge_run(self.case, gate, fp16=fp16, quantized=quantized)
+            "regression",
+            lambda: judge_run(cast("GateRun", self.case), gate, fp16=fp16, quantized=quantized),
         )
 
     def _judge(self, kind: str, judge: Callable[[], Judged]) -> Judged:
@@ -164,7 +166,7 @@ class Judging:
 
         Whatever goes wrong in looking for them, the verdict itself stands, and says so.
         """
-        from pytest_quantgate.sensitivity import Study
+        from pytest_quantgate.run.sensitivity import Study
 
         try:
             suspects = Study(self.case).suspects(gate, tower=tower)

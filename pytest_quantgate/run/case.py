@@ -1,0 +1,26 @@
+"""A suite with what was measured of it so far, and what its gates say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_quantgate.run.judging import Judging
+from pytest_quantgate.run.measured import Measured
+from pytest_quantgate.run.variants import computed_once
+
+if TYPE_CHECKING:
+    from pytest_quantgate.gates.run import Judged
+
+
+class Case(Measured):
+    """A suite with what was measured of it so far, and its verdicts."""
+
+    def judge(self, *, kind: str, key: str = "") -> Judged:
+        """Return the verdict of one gate, judged once; see `Judging.judge`."""
+        judged: Judged = self.judging.judge(kind=kind, key=key)
+        return judged
+
+    @computed_once
+    def judging(self) -> Judging:
+        """The verdicts of this case."""
+        return Judging(self)

@@ -1,0 +1,475 @@
+"""What gates ask for: measured once, from the cache where it is there, else on the variants."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_quantgate.fingerprint import digest_parts
+from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.measurement import (
+    NO_TEXTS,
+    Fidelity,
+    LayerActivation,
+    Outcomes,
+    Roundtrip,
+    Sanity,
+    Tower,
+    from_json,
+    to_json,
+)
+from pytest_quantgate.run.stages import Stages
+from pytest_quantgate.run.variants import (
+    BATCH_SIZE,
+    PROBE_SAMPLES,
+    SANITY_PAIRS,
+    Variants,
+    computed_once,
+    describe_draw,
+)
+from pytest_quantgate.store.disk import temporary_folder
+from pytest_quantgate.store.keys import (
+    ACTIVATIONS,
+    EMBEDDINGS,
+    FIDELITY,
+    OUTCOMES,
+    ROUNDTRIP,
+    SANITY,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from pytest_quantgate.gates.latency import LatencyGate
+    from pytest_quantgate.measure.embeddings import Encoder
+    from pytest_quantgate.measure.latency import LatencyRun
+    from pytest_quantgate.suite.specs import Stage
+    from pytest_quantgate.tasks.samples import Samples
+
+
+class Measured(Variants):
+    """What gates ask for, each measured once, from the cache where it is there."""
+
+    @computed_once
+    def stages(self) -> Stages:
+        """The exported files and engines of this case."""
+        return Stages(self)
+
+    def latency(self, gate: LatencyGate) -> LatencyRun:
+        """Return the times of FP16 and the quantized variant; never from a cache."""
+        from pytest_quantgate.run.timed_runs import time_variants
+
+        return time_variants(self.stages, gate)
+
+    @computed_once
+    def sanity(self) -> Sanity:
+        """What must be true of the model and its data before any limit means something."""
+        spec = self.suite.calibration
+        tasks = list(
+            dict.fromkeys((gate.task, gate.samples, gate.first) for gate in self._task_gates)
+        )
+        data = [self._task_key(task, samples, first=first) for task, samples, first in tasks]
+        pairs = self._data_key(spec.data, SANITY_PAIRS, purpose="pairs", first=spec.first)
+        return self.measured(
+            SANITY,
+            self.key(SANITY, fp16=self.fp16_key, pairs=pairs, tasks=tasks, data=data),
+            measure=lambda: to_json(self._measure_sanity(tasks)),
+            read=functools.partial(from_json, Sanity),
+        )
+
+    def _task_key(self, task: str, samples: int | None, *, first: bool) -> str:
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        data, purpose = evaluation_data(task)
+        return self._data_key(data, samples, purpose=purpose, first=first)
+
+    def _measure_sanity(self, tasks: list[tuple[str, int | None, bool]]) -> Sanity:
+        from pytest_quantgate.gates.chance import is_settled
+        from pytest_quantgate.measure.sanity import Task, measure_sanity
+        from pytest_quantgate.model_checks import inspect_checkpoint
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        spec = self.suite.calibration
+        # What lies beyond float16 is judged where float16 runs, on real inputs.
+        faults = tuple(
+            fault
+            for fault in inspect_checkpoint(self.source.directory)
+            if fault.finding != "float16-overflow"
+        )
+        if any(fault.certain for fault in faults):
+            return Sanity(data=spec.data, pairs=0, reading=NO_TEXTS, faults=faults)
+        loaded = []
+        for task, count, first in tasks:
+            data, purpose = evaluation_data(task)
+            samples = self.samples(data, count, purpose=purpose, first=first)
+            loaded.append(Task(name=task, count=count, first=first, samples=samples))
+        pairs = self.samples(spec.data, SANITY_PAIRS, purpose="pairs", first=spec.first)
+        fp16 = self.fp16
+        with self.progress.stage("checking that the model and its data fit"):
+            return measure_sanity(
+                fp16, pairs=pairs, tasks=loaded, is_settled=is_settled, faults=faults
+            )
+
+    def outcomes(
+        self,
+        *,
+        task: str,
+        metric: str,
+        samples: int | None,
+        stage: Stage = "torch",
+        first: bool = False,
+    ) -> tuple[Outcomes, Outcomes]:
+        """Return the per-sample outcomes of the FP16 and the quantized variant on one task.
+
+        On all samples, or on so many as an accuracy gate takes by `samples` and `first`.
+
+        With `stage="onnx"` the quantized side is the exported model in ONNX Runtime, with
+        `stage="engine"` its engines on the GPU in this machine. Raises NotMeasured without one.
+        """
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        data, purpose = evaluation_data(task)
+        key = self.key(
+            OUTCOMES,
+            fp16=self.fp16_key,
+            variant=self.variant_key,
+            data=self._data_key(data, samples, purpose=purpose, first=first),
+            task=task,
+            metric=metric,
+            samples=samples,
+            first=first,
+            stage=self.stages.stage_key(stage),
+        )
+
+        def measure() -> Any:
+            found = self._measure_outcomes(task, metric, samples, stage, first=first)
+            return [to_json(outcome) for outcome in found]
+
+        about = (task, metric, stage, describe_draw(samples, first=first))
+        return self.measured(OUTCOMES, key, measure=measure, read=_read_outcomes, about=about)
+
+    def _measure_outcomes(
+        self, task: str, metric: str, count: int | None, stage: Stage, *, first: bool
+    ) -> tuple[Outcomes, Outcomes]:
+        from pytest_quantgate.measure.accuracy import (
+            classification_outcomes,
+            list_captions,
+            retrieval_outcomes,
+        )
+        from pytest_quantgate.measure.embeddings import build_classifiers, embed_texts
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        name, purpose = evaluation_data(task)
+        samples = self.samples(name, count, purpose=purpose, first=first)
+        shown = self.contents(name, count, purpose=purpose, first=first)
+        images = self._image_embeddings(samples)
+        names = ("FP16", self.recipe.name)
+        if stage != "torch":
+            images = [images[0], self._stage_embeddings(samples, stage)]
+            names = ("FP16", f"{names[1]} in {'ONNX' if stage == 'onnx' else 'an engine'}")
+        if purpose == "classification":
+            with self._encoders(stage) as models:
+                classifiers = build_classifiers(
+                    models, samples, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
+                )
+            fp16, quantized = (
+                classification_outcomes(
+                    images=image,
+                    classifier=classifier,
+                    samples=samples,
+                    task=task,
+                    metric=metric,
+                    variant=variant,
+                )
+                for image, classifier, variant in zip(images, classifiers, names, strict=True)
+            )
+            return _with_parts(fp16, quantized, samples=samples, pixels=shown.pixels)
+        captions, owners = list_captions(samples)
+        if self._values.get("captions_key") != (samples.digest, stage):
+            with (
+                self.progress.stage(f"embedding {len(captions)} captions"),
+                self._encoders(stage) as models,
+            ):
+                embedded = embed_texts(
+                    models, captions, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
+                )
+            self._values |= {"captions_key": (samples.digest, stage), "captions": embedded}
+        texts: list[torch.Tensor] = self._values["captions"]
+        fp16, quantized = (
+            retrieval_outcomes(
+                images=image,
+                texts=text,
+                image_of_text=owners,
+                samples=samples,
+                task=task,
+                metric=metric,
+                variant=variant,
+            )
+            for image, text, variant in zip(images, texts, names, strict=True)
+        )
+        return _with_parts(fp16, quantized, samples=samples, pixels=shown.pixels)
+
+    def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
+        """Return the image embeddings of both variants, from memory, the cache, or a forward.
+
+        Each is kept by itself, so that another variant of the same model finds FP16's; where both
+        are missing every image is decoded once for both.
+        """
+        import numpy
+        import torch
+
+        from pytest_quantgate.measure.embeddings import embed_images
+
+        keys = {
+            name: self.key(EMBEDDINGS, variant=variant, data=samples.digest, stage="")
+            for name, variant in (("fp16", self.fp16_key), ("quantized", self.variant_key))
+        }
+        if self._values.get("embeddings_key") == keys:
+            kept: list[torch.Tensor] = self._values["embeddings"]
+            return kept
+
+        def save(folder: Path, name: str, embedded: torch.Tensor) -> None:
+            numpy.save(folder / f"{name}.npy", embedded.numpy(), allow_pickle=False)
+
+        def embed(names: tuple[str, ...]) -> list[torch.Tensor]:
+            models = {"fp16": lambda: self.fp16, "quantized": lambda: self.quantized}
+            label = f"embedding {samples.name} with " + (
+                "both variants" if len(names) > 1 else f"the {names[0]} variant"
+            )
+            with self.progress.stage(label, total=len(samples)) as advance:
+                return embed_images(
+                    [models[name]() for name in names],
+                    samples,
+                    batch_size=BATCH_SIZE,
+                    preprocess=self.fp16.preprocess,
+                    progress=advance,
+                )
+
+        def build(folder: Path) -> None:
+            if self.cache.load(kind=EMBEDDINGS.kind, key=keys["fp16"]) is not None:
+                save(folder, "quantized", embed(("quantized",))[0])
+                return
+            fp16, quantized = embed(("fp16", "quantized"))
+            save(folder, "quantized", quantized)
+            self.cache.get_or_build(
+                kind=EMBEDDINGS.kind,
+                key=keys["fp16"],
+                build=lambda other: save(other, "fp16", fp16),
+            )
+
+        def load(name: str, build: Callable[[Path], None]) -> torch.Tensor:
+            return self.cache.get_and_read(
+                kind=EMBEDDINGS.kind,
+                key=keys[name],
+                build=build,
+                read=lambda folder: torch.from_numpy(
+                    _load_embeddings(folder / f"{name}.npy", count=len(samples))
+                ),
+            )
+
+        quantized = load("quantized", build)
+        fp16 = load("fp16", lambda folder: save(folder, "fp16", embed(("fp16",))[0]))
+        found = [fp16, quantized]
+        self._values |= {"embeddings_key": keys, "embeddings": found}
+        return found
+
+    @contextmanager
+    def _encoders(self, stage: Stage) -> Iterator[tuple[Encoder, Encoder]]:
+        """Open FP16 and the quantized variant at a stage, as what gives embeddings."""
+        if stage == "torch":
+            yield self.fp16, self.quantized
+            return
+        with self.stages.encoder(stage) as model:
+            yield self.fp16, model
+
+    def _stage_embeddings(self, samples: Samples, stage: Literal["onnx", "engine"]) -> torch.Tensor:
+        """Return the image embeddings of the exported model or its engine, or from the cache."""
+        import numpy
+        import torch
+
+        from pytest_quantgate.measure.embeddings import embed_images
+
+        def build(folder: Path) -> None:
+            what = "the exported model" if stage == "onnx" else "the engine"
+            label = f"embedding {samples.name} with {what}"
+            with (
+                self.stages.encoder(stage) as model,
+                self.progress.stage(label, total=len(samples)) as advance,
+            ):
+                (found,) = embed_images(
+                    (model,),
+                    samples,
+                    batch_size=BATCH_SIZE,
+                    preprocess=self.fp16.preprocess,
+                    progress=advance,
+                )
+            numpy.save(folder / "stage.npy", found.numpy(), allow_pickle=False)
+
+        key = self.key(
+            EMBEDDINGS,
+            variant=self.variant_key,
+            data=samples.digest,
+            stage=self.stages.stage_key(stage),
+        )
+        return self.cache.get_and_read(
+            kind=EMBEDDINGS.kind,
+            key=key,
+            build=build,
+            read=lambda folder: torch.from_numpy(
+                _load_embeddings(folder / "stage.npy", count=len(samples))
+            ),
+        )
+
+    def fidelity(self) -> Fidelity:
+        """Return cosine and SQNR of both towers on the samples that the gate names."""
+        gate = self.suite.gates.one(FidelityGate)
+        assert gate is not None
+        data = gate.data or self.default_data()
+        key = self.key(
+            FIDELITY,
+            fp16=self.fp16_key,
+            variant=self.variant_key,
+            data=self._data_key(data, gate.samples, purpose="pairs", first=gate.first),
+            samples=gate.samples,
+            first=gate.first,
+        )
+        return self.measured(
+            FIDELITY,
+            key,
+            measure=lambda: to_json(self._measure_fidelity(data, gate)),
+            read=functools.partial(from_json, Fidelity),
+        )
+
+    def _measure_fidelity(self, data: str, gate: FidelityGate) -> Fidelity:
+        from pytest_quantgate.measure.embeddings import embed_images, embed_texts, make_batches
+        from pytest_quantgate.measure.fidelity import compare_embeddings, rank_layers
+        from pytest_quantgate.tasks.contents import count_copies
+
+        samples = self.samples(data, gate.samples, purpose="pairs", first=gate.first)
+        shown = self.contents(data, gate.samples, purpose="pairs", first=gate.first)
+        models = (self.fp16, self.quantized)
+        texts = [samples.text(index) for index in range(len(samples))]
+        with self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance:
+            images = embed_images(
+                models,
+                samples,
+                batch_size=BATCH_SIZE,
+                preprocess=self.fp16.preprocess,
+                progress=advance,
+            )
+            captions = embed_texts(
+                models, texts, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
+            )
+            probe = next(
+                make_batches(self.fp16, samples.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES)
+            )
+            layers = rank_layers(fp16=self.fp16, quantized=self.quantized, batch=probe)
+        pairs: tuple[tuple[Tower, list[torch.Tensor]], ...]
+        pairs = (("vision", images), ("text", captions))
+        return Fidelity(
+            data=data,
+            towers=tuple(
+                compare_embeddings(tower=tower, fp16=both[0], quantized=both[1], ids=samples.ids)
+                for tower, both in pairs
+            ),
+            worst_layers=layers,
+            copies=count_copies(samples, pixels=shown.pixels),
+        )
+
+    def activations(self) -> tuple[LayerActivation, ...]:
+        """Return the largest activations of FP16 on held-out pairs; none for a float32 model."""
+        spec = self.suite.calibration
+        dtype = self.suite.model.dtype
+        if dtype == "float32":
+            return ()
+
+        def measure() -> Any:
+            from pytest_quantgate.measure.activations import highest_finite, measure_activations
+            from pytest_quantgate.measure.embeddings import make_batches
+
+            pairs = self.held_out(spec.held_out_samples)
+            with self.progress.stage("looking for overflow"):
+                return to_json(
+                    measure_activations(
+                        self.fp16,
+                        batches=list(make_batches(self.fp16, pairs, batch_size=BATCH_SIZE)),
+                        highest=highest_finite(dtype),
+                    )
+                )
+
+        return self.measured(
+            ACTIVATIONS,
+            self.key(ACTIVATIONS, fp16=self.fp16_key, calibration=self._calibration_plain),
+            measure=measure,
+            read=functools.partial(from_json, tuple[LayerActivation, ...]),
+        )
+
+    def default_data(self) -> str:
+        """Return what fidelity is measured on where a suite does not say: the first task's data."""
+        from pytest_quantgate.tasks.registry import evaluation_data
+
+        if self._task_gates:
+            return evaluation_data(self._task_gates[0].task)[0]
+        return self.suite.calibration.data
+
+    def roundtrip(self) -> Roundtrip:
+        """Return what a save and a restore in a new process gave."""
+        from pytest_quantgate.measure.embeddings import make_batches
+        from pytest_quantgate.measure.roundtrip import measure_roundtrip
+
+        def measure() -> Any:
+            pairs = self.held_out(PROBE_SAMPLES)
+            batches = list(make_batches(self.fp16, pairs, batch_size=PROBE_SAMPLES))
+            with (
+                self.progress.stage("saving and restoring in a new process"),
+                temporary_folder() as folder,
+            ):
+                return to_json(measure_roundtrip(self.quantized, batches=batches, directory=folder))
+
+        return self.measured(
+            ROUNDTRIP,
+            self.key(ROUNDTRIP, variant=self.variant_key),
+            measure=measure,
+            read=functools.partial(from_json, Roundtrip),
+        )
+
+
+def _with_parts(
+    fp16: Outcomes, quantized: Outcomes, *, samples: Samples, pixels: Sequence[str]
+) -> tuple[Outcomes, Outcomes]:
+    from pytest_quantgate.measure.accuracy import cluster_samples
+
+    parts = digest_parts(samples)
+    before, after = (
+        replace(cluster_samples(found, samples=samples, pixels=pixels), data_parts=parts)
+        for found in (fp16, quantized)
+    )
+    return before, after
+
+
+def _read_outcomes(stored: Any) -> tuple[Outcomes, Outcomes]:
+    """Return both sides of a stored measurement; raises ValueError."""
+    if not isinstance(stored, list) or len(stored) != 2:
+        raise ValueError("expected the outcomes of two variants")
+    fp16, quantized = (from_json(Outcomes, item) for item in stored)
+    return fp16, quantized
+
+
+def _load_embeddings(path: Path, *, count: int) -> Any:
+    """Return float32 [count, D]; raises ValueError for anything else, which is never unpickled."""
+    import numpy
+
+    try:
+        found = numpy.load(path, allow_pickle=False)
+    except (EOFError, SyntaxError, TypeError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(found, numpy.ndarray) or found.dtype != numpy.float32:
+        raise ValueError(f"{path.name}: expected an array of float32")
+    if found.ndim != 2 or found.shape[0] != count:
+        raise ValueError(f"{path.name}: {found.shape} are no embeddings of {count} samples")
+    return found

@@ -1,0 +1,88 @@
+"""The walls of the house: what may import what, read from the files."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "pytest_quantgate"
+
+#: Folders, and what no file of theirs imports: what decides runs without what measures.
+CLOSED = {
+    "gates": {"torch", "pytest", "onnx", "onnxruntime", "numpy", "transformers", "modelopt"},
+    "suite": {"torch", "pytest", "onnx", "numpy"},
+    "run": {"pytest"},
+    "measure": {"pytest"},
+    "models": {"pytest"},
+    "runtimes": {"pytest"},
+    "store": {"pytest"},
+    "tasks": {"pytest"},
+}
+
+
+def name_module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def list_imports(path: Path) -> Iterator[str]:
+    """Yield every module that a file imports, at its top, in a function or for its types."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+
+
+def find_circle(imports: Mapping[str, set[str]]) -> list[str]:
+    """Return the modules of a circle in their order, none where there is none."""
+    done: set[str] = set()
+
+    def follow(module: str, way: tuple[str, ...]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        for other in sorted(imports[module]):
+            circle = follow(other, (*way, module))
+            if circle:
+                return circle
+        done.add(module)
+        return []
+
+    return next((circle for module in imports if (circle := follow(module, ()))), [])
+
+
+def test_no_circle_ties_files_of_the_package() -> None:
+    imports = {
+        name: {other for other in list_imports(path) if other in MODULES and other != name}
+        for name, path in MODULES.items()
+    }
+
+    assert " -> ".join(find_circle(imports)) == ""
+
+
+def test_a_circle_is_found_with_its_way() -> None:
+    imports = {"a": {"b"}, "b": {"c", "d"}, "c": set[str](), "d": {"b"}}
+
+    assert find_circle(imports) == ["b", "d", "b"]
+
+
+@pytest.mark.parametrize("folder", sorted(CLOSED))
+def test_a_room_imports_nothing_that_is_closed_to_it(folder: str) -> None:
+    found = {
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in (PACKAGE / folder).rglob("*.py")
+        for name in list_imports(path)
+        if name.partition(".")[0] in CLOSED[folder]
+    }
+
+    assert found == set()

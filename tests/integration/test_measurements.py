@@ -122,6 +122,8 @@ def test_no_file_is_opened_that_no_key_holds(record: dict[str, Any], folder: Pat
     judging = {measurement.kind for measurement in MEASUREMENTS if measurement.code == "whole"}
     for name, kind in record["opened"]:
         path = Path(name)
+        if path.is_dir():
+            continue  # opened so that no link is followed; nothing is read of it
         if path.is_relative_to(weights):
             seen["model"] += 1
             assert any(fnmatch.fnmatch(path.name, pattern) for pattern in FILES), name

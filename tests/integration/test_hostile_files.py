@@ -213,7 +213,7 @@ def test_a_hostile_model_folder_is_refused_at_once(clip: Path, plant: Plant, wor
     ("name", "words"),
     [
         ("~nobody-9/clip", "'~nobody-9/clip' is no path: Could not determine home directory"),
-        ("/" + "a" * 300, "is no path: [Errno 36] File name too long"),
+        ("/" + "a" * 300, "is no path: File name too long"),
     ],
 )
 def test_a_path_that_cannot_be_one_is_refused(name: str, words: str) -> None:

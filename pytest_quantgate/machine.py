@@ -389,13 +389,13 @@ def list_needs(suite: Suite, *, machine: Machine, environ: Mapping[str, str]) ->
     """Return for every gate of a suite whether all that it needs is here, data and model too."""
     model = _model(suite, environ=environ)
     calibration = _data(suite, suite.calibration.data, environ=environ)
-    gates: tuple[TaskGate, ...]
     gates = suite.gates.all(TaskGate)
     tasks = [_data(suite, gate.task, environ=environ) for gate in gates]
     clip = _extra(machine, "clip")
+    recipe = _recipe(suite, environ=environ)
     needs = []
     for gate in suite.gates:
-        parts: list[Missing | None] = [clip, model, calibration]
+        parts: list[Missing | None] = [clip, model, calibration, recipe]
         data = getattr(gate, "task", None) or getattr(gate, "data", None)
         parts += [_data(suite, data, environ=environ)] if data else []
         parts += tasks if gate.kind in suite_gates.IMPLICIT else _gate_parts(gate, machine=machine)
@@ -496,6 +496,18 @@ def _model(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
         f"{model.where.of('id')}: {model.id} was not downloaded",
         f"hf download {model.id} --revision {model.revision}",
     )
+
+
+def _recipe(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
+    """Return what is missing of a recipe in a file; what it says is for `quantgate validate`."""
+    recipe, where = suite.quantize.recipe, suite.quantize.where.of("recipe")
+    if not isinstance(recipe, str) or "${" not in recipe:
+        return None
+    try:
+        path = expand_path(recipe, where=where, environ=environ)
+    except QuantGateError as error:
+        return _split_mend(error)
+    return None if path.exists() else Missing(f"{where}: the recipe is no file", "put it there")
 
 
 def hub_snapshot(name: str, *, revision: str, environ: Mapping[str, str]) -> Path:

@@ -132,7 +132,7 @@ def stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         read_spec,
         write_spec,
     )
-    from pytest_quantgate.run import contestants
+    from pytest_quantgate.run import timed_runs
 
     def start_here(spec: Any, *, folder: Path) -> Any:
         assert folder.is_dir()
@@ -145,7 +145,7 @@ def stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return start
 
-    monkeypatch.setattr(contestants, "in_a_process", start_here)
+    monkeypatch.setattr(timed_runs, "in_a_process", start_here)
 
 
 # -- latency -------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
     import torch
 
     from pytest_quantgate.measure import contestant
-    from pytest_quantgate.run import contestants
+    from pytest_quantgate.run import timed_runs
     from pytest_quantgate.runtimes import onnxruntime_session
 
     clock = Clock()
@@ -254,7 +254,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
     monkeypatch.setattr(onnxruntime_session, "require_provider", lambda _provider: "1.24")
     monkeypatch.setattr(onnxruntime_session.OnnxRuntimeModel, "__init__", open_on_cpu)
     monkeypatch.setattr(onnxruntime_session.OnnxRuntimeModel, "bind", bind_and_note)
-    for module in (contestant, contestants):
+    for module in (contestant, timed_runs):
         monkeypatch.setattr(module, "GPU", "cpu")
     monkeypatch.setattr(torch, "cuda", clock)
 
@@ -266,7 +266,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
     assert [contestant.samples for contestant in run.contestants] == [2, 2, 2]
     assert (run.runtime, run.runtime_version) == ("onnxruntime-cuda", "1.24")
     assert run.fp16_footprint.weights_bytes > run.quantized_footprint.weights_bytes  # type: ignore[operator]
-    batch = contestants.make_batch(case.stages, size=2)
+    batch = timed_runs.make_batch(case.stages, size=2)
     monkeypatch.undo()
     for model, result in zip((case.fp16, case.quantized), filled[:2], strict=True):
         wanted = model.encode_image(batch.pixel_values)

@@ -64,10 +64,10 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """The measurement of every latency gate in this process."""
-    from pytest_quantgate.run.stages import Stages
+    from pytest_quantgate.run.measured import Measured
 
     bench = Bench()
-    monkeypatch.setattr(Stages, "latency", lambda _stages, gate: bench.measure(gate))
+    monkeypatch.setattr(Measured, "latency", lambda _case, gate: bench.measure(gate))
     # pytest-benchmark asks these whether it runs in a worker, or on CI.
     for name in ("PYTEST_XDIST_WORKER", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)

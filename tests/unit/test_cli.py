@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate import __version__, cli
+from pytest_quantgate import __version__
 from pytest_quantgate.baselines import Store, next_record, write_obtained
 from pytest_quantgate.cli import main
 from pytest_quantgate.fingerprint import Fingerprint
@@ -293,7 +293,7 @@ def test_status_of_the_program_is_that_of_the_command(
     monkeypatch.setattr(sys, "argv", ["quantgate", "validate", "x.quantgate.yaml"])
 
     with pytest.raises(SystemExit) as caught:
-        runpy.run_path(cli.__file__, run_name="__main__")
+        runpy.run_module("pytest_quantgate", run_name="__main__")
 
     assert caught.value.code == status
 

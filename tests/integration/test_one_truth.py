@@ -474,7 +474,7 @@ def run_action_reader(path: Path) -> str:
     """Return what the action's own line reads out of a report."""
     steps: Any = yaml.safe_load(ACTION.read_text(encoding="utf-8"))["runs"]["steps"]
     script = next(step["run"] for step in steps if step.get("name") == "Gates")
-    code = re.search(r"python -c '([^']+)'", script)
+    code = re.search(r"python (?:-\w+ )*-c '([^']+)'", script)
     assert code
     done = subprocess.run(
         [sys.executable, "-S", "-c", code[1], str(path)], capture_output=True, text=True, check=True

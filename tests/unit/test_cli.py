@@ -293,7 +293,9 @@ def test_status_of_the_program_is_that_of_the_command(
     monkeypatch.setattr(sys, "argv", ["quantgate", "validate", "x.quantgate.yaml"])
 
     with pytest.raises(SystemExit) as caught:
-        runpy.run_module("pytest_quantgate", run_name="__main__")
+        runpy.run_path(
+            str(Path(__file__).parents[2] / "pytest_quantgate" / "__main__.py"), run_name="__main__"
+        )
 
     assert caught.value.code == status
 

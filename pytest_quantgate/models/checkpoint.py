@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -70,7 +71,7 @@ def save_checkpoint(model: ClipModel, directory: Path) -> int:
         temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory.parent))
         try:
             with quiet_libraries():
-                torch.save(mto.modelopt_state(module), temporary / STATE)
+                torch.save(_share_texts(mto.modelopt_state(module)), temporary / STATE)
                 save_file(compact_state(module), temporary / WEIGHTS)
                 config = module.config.to_dict()
                 config["_attn_implementation"] = module.config._attn_implementation
@@ -87,6 +88,21 @@ def save_checkpoint(model: ClipModel, directory: Path) -> int:
         reason = describe_write_error(found, folder=directory.parent)
         raise ModelError(f"cannot write the checkpoint {directory}: {reason}") from found
     return size_bytes
+
+
+def _share_texts(value: Any) -> Any:
+    """Return plain data in which equal texts are one object.
+
+    pickle writes an object that it met before as a reference: without this a state that was read
+    from a file is saved in more bytes than the same state as it was made.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if type(value) is dict:
+        return {_share_texts(key): _share_texts(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_share_texts(item) for item in value)
+    return value
 
 
 def load_checkpoint(directory: Path, *, fp16: ClipModel) -> ClipModel:

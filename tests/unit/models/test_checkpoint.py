@@ -40,6 +40,16 @@ def saved(quantized: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+def test_what_was_restored_is_saved_in_the_same_bytes(
+    saved: Path, tiny_fp16: ClipModel, tmp_path: Path
+) -> None:
+    """The size of a checkpoint is a figure of a report: it must not tell how its model came."""
+    save_checkpoint(load_checkpoint(saved, fp16=tiny_fp16), tmp_path / "again")
+
+    sizes = [{p.name: p.stat().st_size for p in f.iterdir()} for f in (saved, tmp_path / "again")]
+    assert sizes[0] == sizes[1]
+
+
 @pytest.fixture
 def copied(saved: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint"

@@ -50,7 +50,7 @@ PACKAGES = ("torch", "transformers", "nvidia-modelopt", "onnx", "onnxruntime-gpu
 GATES = """\
 gates:
   coverage: {attention: %(attention)s}
-  calibration: {max_clipped: 0.1%%}
+  calibration: {max_clipped: %(clipped)s}
   fidelity: {data: %(test)s, samples: 128, min_cosine: 0.99}
   accuracy:
     - {task: %(task)s, metric: acc1, samples: 500, max_drop: 5pp, max_flips: 15%%}
@@ -78,6 +78,11 @@ WORDS = {
     "clip-cifar10-tiny": {"test": "photos/test", "task": "photos/classification"},
 }
 RECIPES = ("fp8-attention", "fp8-attention", "fp8-attention", "int8-smoothquant")
+
+#: SmoothQuant divides each channel by its own largest calibrated value, which a new sample is over
+#: in one of n + 1 cases, n being the distinct samples that calibrated: 0.5 % of 192 pictures, and
+#: some 3 % where captions repeat.
+SMOOTH_CLIPPED = "5%"
 
 #: Pairs to draw calibration samples from, and how many a variant takes.
 POOL, TAKEN = 384, 192
@@ -228,6 +233,7 @@ class Variants:
                 "data": self.data,
                 "pairs": TAKEN,
                 "recipe": recipe,
+                "clipped": "0.1%" if is_fp8 else SMOOTH_CLIPPED,
                 "attention": "[q, k, v, output]" if is_fp8 else "[]",
                 "allow": ", allow: [softmax]" if is_fp8 else "",
             }

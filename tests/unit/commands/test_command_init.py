@@ -10,6 +10,7 @@ import pty
 import subprocess
 import sys
 import tarfile
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,19 @@ def test_reference_suite_has_every_gate_that_it_can_have() -> None:
         gates.one(ParityGate),
     ):
         assert part is not None
+
+
+@pytest.mark.parametrize(("count", "limit"), [(20, "0.148"), (640, "0.005"), (2000, "0.005")])
+def test_smoothquant_gets_a_limit_that_its_calibration_can_keep(count: int, limit: str) -> None:
+    """A new sample is over the largest of n in one of n + 1 cases, channel by channel."""
+    write_webdataset(Path("photos"), count=count)
+
+    suite = init("--model", "reference", "--data", "./photos", "--recipe", "int8-smoothquant")
+
+    gate = suite.gates.one(CalibrationGate)
+    assert gate is not None
+    assert gate.max_clipped == Fraction(limit)
+    assert 1 / (suite.calibration.samples + 1) < gate.max_clipped
 
 
 def test_local_model_is_looked_at() -> None:

@@ -97,7 +97,7 @@ def _run(request: pytest.FixtureRequest, *, benchmark: Any) -> None:
             from pytest_quantgate.timing import record_nothing
 
             record_nothing(benchmark)
-    elif benchmark is not None:
+    elif kind_of(gate).timed:
         from pytest_quantgate.timing import judge_timed
 
         judged = judge_timed(case, key=gate.key, node=request.node, benchmark=benchmark)

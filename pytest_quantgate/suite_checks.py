@@ -1,6 +1,6 @@
 """Checks of a valid suite against the rest of the world, without running or importing anything big.
 
-`suite_file/` checks the file against its schema; here names are looked up: recipes, data sets,
+`suite/` checks the file against its schema; here names are looked up: recipes, data sets,
 variables, patterns. What may be mended outside the file is a note, not an error.
 """
 

@@ -117,21 +117,22 @@ def test_times_are_in_pytest_benchmarks_results(
 
 
 @pytest.mark.parametrize(
-    ("argument", "reason"),
+    ("arguments", "reason"),
     [
-        ("--benchmark-disable", "nothing is timed in this run"),
-        ("-n2", "2 workers share this machine: run it without -n"),
+        (("--benchmark-disable",), "nothing is timed in this run"),
+        (("-n2",), "2 workers share this machine: run it without -n"),
+        (("-n2", "-p", "no:benchmark"), "2 workers share this machine: run it without -n"),
     ],
 )
 def test_what_was_not_timed_is_not_green(
     pytester: pytest.Pytester,
     timed_suite: Path,
     shared_cache: Path,
-    argument: str,
+    arguments: tuple[str, ...],
     reason: str,
 ) -> None:
     result = pytester.runpytest_subprocess(
-        "suites", "-k", "latency", "-rs", argument, f"--quantgate-cache-dir={shared_cache}"
+        "suites", "-k", "latency", "-rs", *arguments, f"--quantgate-cache-dir={shared_cache}"
     )
 
     assert "passed" not in result.parseoutcomes()

@@ -62,6 +62,10 @@ class ModelError(QuantGateError):
     finding = "model-unusable"
 
 
+class ArtifactError(QuantGateError):
+    """A checkpoint, ONNX file or engine of others that cannot be read, or is none."""
+
+
 class DataError(QuantGateError):
     """A data set that is empty, damaged or not what the task needs."""
 

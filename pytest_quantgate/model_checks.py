@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.comparison.changes import DiffError
-from pytest_quantgate.comparison.safetensors_file import Tensor, read_header
-from pytest_quantgate.errors import MissingPackage
+from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header
+from pytest_quantgate.errors import ArtifactError, MissingPackage
 from pytest_quantgate.measure.texts import Pooling, TextReader
 from pytest_quantgate.measurement import Fault
 from pytest_quantgate.models import faults
@@ -303,7 +302,7 @@ def _check_range(files: CheckpointFiles) -> Iterator[Fault]:
         import numpy
 
         vision, text = (_embeddings(files, tower) for tower in ("vision_model", "text_model"))
-    except (DiffError, ImportError, MissingPackage):
+    except (ArtifactError, ImportError, MissingPackage):
         return
     if "token_embedding" in text and "position_embedding" in text:
         largest = sum(float(numpy.abs(part).max(initial=0)) for part in text.values())

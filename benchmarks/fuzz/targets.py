@@ -468,7 +468,7 @@ def onnx_target(folder: Path) -> Target:
     import torch
     from onnx import TensorProto, helper
 
-    from pytest_quantgate.comparison.modelopt_state import read_state
+    from pytest_quantgate.artifacts.modelopt_state import read_state
     from pytest_quantgate.runtimes.onnx_graph import read_graph
 
     scale = helper.make_tensor("s", TensorProto.FLOAT, [], [0.1])
@@ -511,7 +511,7 @@ def onnx_target(folder: Path) -> Target:
 
 def weights_target(folder: Path) -> Target:
     """The header of a safetensors file, which `quantgate diff` reads and maps by itself."""
-    from pytest_quantgate.comparison.safetensors_file import read_header
+    from pytest_quantgate.artifacts.safetensors_file import read_header
 
     path = folder / "model.safetensors"
     tensors = {
@@ -537,7 +537,7 @@ def model_target(folder: Path) -> Target:
     """A safetensors file as the FP16 model is loaded from it, and as `quantgate diff` reads it."""
     from safetensors.numpy import save
 
-    from pytest_quantgate.comparison.safetensors_file import read_header
+    from pytest_quantgate.artifacts.safetensors_file import read_header
     from pytest_quantgate.models.loading import check_files, read_weights
     from pytest_quantgate.models.source import CheckpointSource
 

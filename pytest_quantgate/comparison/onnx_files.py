@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.comparison.changes import Change, Comparison, compare_texts
-from pytest_quantgate.comparison.quantizers import StoredQuantizer, compare_quantizers
+from pytest_quantgate.comparison.quantizers import compare_quantizers
 from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair
 

@@ -6,8 +6,9 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.comparison.changes import Area, Change, Table
 from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.measure.quantizers import block_of, owner_of, slot_of, tower_of
@@ -29,31 +30,6 @@ _ROUNDING = 3e-6
 
 #: A phrase names no more modules than this, for they stand in the lines below it.
 _MOST_MODULES = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredQuantizer:
-    """One quantizer as a checkpoint keeps it.
-
-    `amax` are the stored ranges, flat and in their own order, None where there is none.
-    `pre_scale` is what SmoothQuant scales a value by before it is quantized, None without.
-    `settings` are all further settings that change what it computes, as text.
-    `ranges_digest` stands for all ranges where `amax` are the smallest and the largest alone.
-    `off_because` says why it is off where that is more than a switch.
-    `calls` is how often it ran when it was audited, None where no audit lies beside.
-    """
-
-    name: str
-    enabled: bool
-    format: str
-    granularity: str
-    dynamic: bool
-    amax: tuple[float, ...] | None
-    pre_scale: tuple[float, ...] | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
-    ranges_digest: str = ""
-    off_because: str = ""
-    calls: int | None = None
 
 
 def compare_quantizers(

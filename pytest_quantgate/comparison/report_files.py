@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.comparison.calibration import (
-    Calibrated,
-    CalibrationImages,
-    compare_calibration,
-)
+from pytest_quantgate.artifacts.calibration import Calibrated, CalibrationImages
+from pytest_quantgate.artifacts.recipe_lines import describe_recipe
+from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
+from pytest_quantgate.comparison.calibration import compare_calibration
 from pytest_quantgate.comparison.changes import (
     Area,
     Change,
@@ -21,14 +20,12 @@ from pytest_quantgate.comparison.changes import (
 )
 from pytest_quantgate.comparison.outcomes import Sampled, compare_results
 from pytest_quantgate.comparison.quantizers import (
-    StoredQuantizer,
     compare_quantizers,
     describe_places,
 )
 from pytest_quantgate.comparison.recipe_lines import (
     compare_recipe_lines,
     compare_recipes,
-    describe_recipe,
 )
 from pytest_quantgate.comparison.report_measurements import (
     compare_fidelity,

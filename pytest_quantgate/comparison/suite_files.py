@@ -8,8 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate.artifacts.recipe_lines import describe_recipe
 from pytest_quantgate.comparison.changes import Area, Change, Comparison, compare_texts
-from pytest_quantgate.comparison.recipe_lines import compare_recipes, describe_recipe
+from pytest_quantgate.comparison.recipe_lines import compare_recipes
 from pytest_quantgate.suite.gates import IMPLICIT, GateSection
 from pytest_quantgate.suite.load import SUFFIX, load_suite, name_suite
 from pytest_quantgate.suite.specs import QuantizeSpec, Suite

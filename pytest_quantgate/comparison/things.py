@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from pytest_quantgate import bounds
+from pytest_quantgate.artifacts.checkpoints import is_checkpoint, read_checkpoint
 from pytest_quantgate.comparison.baseline_files import compare_records, read_records
 from pytest_quantgate.comparison.changes import Comparison, DiffError, combine
-from pytest_quantgate.comparison.checkpoints import (
-    compare_checkpoints,
-    is_checkpoint,
-    read_checkpoint,
-)
+from pytest_quantgate.comparison.checkpoints import compare_checkpoints
 from pytest_quantgate.comparison.report_files import compare_reports, is_report, read_report
 from pytest_quantgate.comparison.revisions import (
     Range,

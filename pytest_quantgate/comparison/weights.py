@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
 from pytest_quantgate.comparison.changes import Change, Table
-from pytest_quantgate.comparison.safetensors_file import Tensor, import_numpy
 from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.measure.quantizers import block_of
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from pytest_quantgate import __version__
+from pytest_quantgate.artifacts.calibration import describe_images
 from pytest_quantgate.cache import Cache
-from pytest_quantgate.comparison.calibration import describe_images
 from pytest_quantgate.conclusion import Results, Row, SuiteConclusion
 from pytest_quantgate.gates.coverage import CoverageGate, wanted_slots
 from pytest_quantgate.gates.trace import STAGES, Stage, TraceRow, follow_quantizers

@@ -17,23 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pytest_quantgate.comparison.calibration import (
-    Calibrated,
-    compare_calibration,
-    describe_images,
-)
-from pytest_quantgate.comparison.changes import Change, Comparison, DiffError, mirror
-from pytest_quantgate.comparison.checkpoints import (
-    Checkpoint,
-    compare_checkpoints,
-    read_checkpoint,
-)
-from pytest_quantgate.comparison.quantizers import (
-    StoredQuantizer,
-    compare_quantizers,
-    describe_places,
-)
+from pytest_quantgate.artifacts.calibration import Calibrated, describe_images
+from pytest_quantgate.artifacts.checkpoints import Checkpoint, read_checkpoint
+from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
+from pytest_quantgate.comparison.calibration import compare_calibration
+from pytest_quantgate.comparison.changes import Change, Comparison, mirror
+from pytest_quantgate.comparison.checkpoints import compare_checkpoints
+from pytest_quantgate.comparison.quantizers import compare_quantizers, describe_places
 from pytest_quantgate.comparison.recipe_lines import compare_recipe_lines
+from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.models.checkpoint import save_checkpoint
 from pytest_quantgate.models.clip import ClipModel
 
@@ -483,7 +475,7 @@ def test_decoys_and_links_are_trouble(
     folder = Path(shutil.copytree(saved, tmp_path / "planted"))
     plant(folder)
 
-    with pytest.raises(DiffError, match=words):
+    with pytest.raises(ArtifactError, match=words):
         read_checkpoint(folder)
 
 
@@ -491,7 +483,7 @@ def test_damaged_manifest_is_trouble(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "b")
     (tmp_path / "b" / "manifest.json").write_text("{")
 
-    with pytest.raises(DiffError, match=r"manifest\.json is damaged: not JSON"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged: not JSON"):
         read_checkpoint(tmp_path / "b")
 
 

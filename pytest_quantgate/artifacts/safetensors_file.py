@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.comparison.changes import DiffError
-from pytest_quantgate.errors import MissingPackage
+from pytest_quantgate.errors import ArtifactError, MissingPackage
 from pytest_quantgate.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -121,27 +120,27 @@ def _e4m3_values() -> tuple[float, ...]:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name; raises DiffError for a damaged one."""
+    """Return the tensors of a file by name; raises ArtifactError for a damaged one."""
     damaged = f"{path} is damaged"
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-            raise DiffError(f"{path} is no regular file: copy or save it again")
+            raise ArtifactError(f"{path} is no regular file: copy or save it again")
         size = found.st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(bounds.HEADER_BYTES, size - 8):
-                raise DiffError(
+                raise ArtifactError(
                     f"{damaged}: its header says {length} bytes, the file has {size}: "
                     f"copy or save it again"
                 )
             header = parse_json(stream.read(length))
     except OSError as error:
-        raise DiffError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise DiffError(f"{damaged}: its header is not JSON: copy or save it again") from error
+        raise ArtifactError(f"{damaged}: its header is not JSON: copy or save it again") from error
     if not isinstance(header, dict):
-        raise DiffError(f"{damaged}: its header is no mapping: copy or save it again")
+        raise ArtifactError(f"{damaged}: its header is no mapping: copy or save it again")
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -155,11 +154,11 @@ def _read_entry(entry: Any, *, name: str, path: Path, start: int, size: int) -> 
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
-        raise DiffError(
+        raise ArtifactError(
             f"{path} is damaged: tensor {name!r:.80} is not described: save it again"
         ) from error
     if not isinstance(dtype, str) or dtype not in SIZES:
-        raise DiffError(
+        raise ArtifactError(
             f"{path}: tensor {name!r:.80} has the type {dtype!r:.80}, which is not known here"
         )
     plain = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
@@ -169,7 +168,7 @@ def _read_entry(entry: Any, *, name: str, path: Path, start: int, size: int) -> 
         or end - begin != math.prod(shape) * SIZES[dtype]
         or start + end > size
     ):
-        raise DiffError(
+        raise ArtifactError(
             f"{path} is damaged: tensor {name!r:.80} ends beyond the file or has another size than "
             f"its shape: copy or save it again"
         )

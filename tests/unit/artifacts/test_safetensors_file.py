@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pytest_quantgate.comparison.changes import DiffError
-from pytest_quantgate.comparison.safetensors_file import read_header
+from pytest_quantgate.artifacts.safetensors_file import read_header
+from pytest_quantgate.errors import ArtifactError
 
 FLOATS = [
     torch.float64,
@@ -89,7 +89,7 @@ def test_damaged_file_is_refused(data: bytes, words: str, tmp_path: Path) -> Non
     path = tmp_path / "m.safetensors"
     path.write_bytes(data)
 
-    with pytest.raises(DiffError) as caught:
+    with pytest.raises(ArtifactError) as caught:
         read_header(path)
 
     assert str(caught.value).startswith(str(path))
@@ -100,5 +100,5 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     os.mkfifo(path)
 
-    with pytest.raises(DiffError, match="is no regular file"):
+    with pytest.raises(ArtifactError, match="is no regular file"):
         read_header(path)

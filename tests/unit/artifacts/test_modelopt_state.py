@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_quantgate.comparison.changes import DiffError
-from pytest_quantgate.comparison.modelopt_state import read_state
+from pytest_quantgate.artifacts.modelopt_state import read_state
+from pytest_quantgate.errors import ArtifactError
 
 STATE: dict[str, Any] = {
     "modelopt_version": "0.47.0",
@@ -113,7 +113,7 @@ def test_state_that_is_only_code_is_named(tmp_path: Path) -> None:
 def test_other_files_are_refused(data: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "s.pth").write_bytes(data)
 
-    with pytest.raises(DiffError, match=words):
+    with pytest.raises(ArtifactError, match=words):
         read_state(tmp_path / "s.pth")
 
 
@@ -122,14 +122,14 @@ def test_damaged_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "s.pth", "w") as archive:
         archive.writestr("s/data.pkl", content)
 
-    with pytest.raises(DiffError, match="is damaged"):
+    with pytest.raises(ArtifactError, match="is damaged"):
         read_state(tmp_path / "s.pth")
 
 
 def test_other_content_is_no_state(tmp_path: Path) -> None:
     torch.save({"weights": [1]}, tmp_path / "s.pth")
 
-    with pytest.raises(DiffError, match="holds no ModelOpt state"):
+    with pytest.raises(ArtifactError, match="holds no ModelOpt state"):
         read_state(tmp_path / "s.pth")
 
 
@@ -137,7 +137,7 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "s.pth")
     code = (
         "import sys; from pathlib import Path;"
-        "from pytest_quantgate.comparison.modelopt_state import read_state;"
+        "from pytest_quantgate.artifacts.modelopt_state import read_state;"
         "assert read_state(Path(sys.argv[1])).quantizers; assert 'torch' not in sys.modules"
     )
 
@@ -180,7 +180,7 @@ def test_a_decoy_beside_the_pickle_is_refused(
 ) -> None:
     put(tmp_path / "s.pth", *entries)
 
-    with pytest.raises(DiffError, match=r"could be taken for another one|holds no data\.pkl"):
+    with pytest.raises(ArtifactError, match=r"could be taken for another one|holds no data\.pkl"):
         read_state(tmp_path / "s.pth")
 
 
@@ -190,7 +190,7 @@ def test_an_archive_inside_other_bytes_is_refused(
 ) -> None:
     put(tmp_path / "s.pth", ("s/data.pkl", REAL), **options)
 
-    with pytest.raises(DiffError, match=r"bytes before or behind the archive|is damaged"):
+    with pytest.raises(ArtifactError, match=r"bytes before or behind the archive|is damaged"):
         read_state(tmp_path / "s.pth")
 
 

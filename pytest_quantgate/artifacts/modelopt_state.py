@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.comparison.changes import DiffError
+from pytest_quantgate.errors import ArtifactError
 
 #: Names that torch.load(weights_only=True) takes: plain data and parts of tensors.
 _TENSOR_PARTS = {
@@ -63,14 +63,14 @@ class ModelOptState:
 
 
 def read_state(path: Path) -> ModelOptState:
-    """Return what a state file says; raises DiffError for one that cannot be read."""
+    """Return what a state file says; raises ArtifactError for one that cannot be read."""
     plain, foreign = _unpickle(path)
     if not isinstance(plain, Mapping) or not isinstance(plain.get("modelopt_state_dict"), list):
         if foreign:  # what could not be read is what the file is about
             return ModelOptState(
                 quantizers={}, quant_cfg=(), algorithm="", modes=(), version="", foreign=foreign
             )
-        raise DiffError(f"{path} holds no ModelOpt state: save the model again")
+        raise ArtifactError(f"{path} holds no ModelOpt state: save the model again")
     quantizers: Mapping[str, Mapping[str, Any]] = {}
     quant_cfg: tuple[Any, ...] = ()
     algorithm = ""
@@ -98,7 +98,7 @@ def read_state(path: Path) -> ModelOptState:
 
 def _mode(entry: Any, *, path: Path) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(entry, (list, tuple)) or len(entry) != 2:
-        raise DiffError(f"{path}: an entry of modelopt_state_dict is no (mode, state) pair")
+        raise ArtifactError(f"{path}: an entry of modelopt_state_dict is no (mode, state) pair")
     return str(entry[0]), _mapping(entry[1])
 
 
@@ -107,39 +107,40 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _read_pickle(path: Path) -> bytes:
-    """Return the pickle that torch would load; raises DiffError where another reader could differ.
+    """Return the pickle that torch would load, in which no other reader could see another one.
 
     torch looks for `data.pkl` below the folder of the first entry, whatever the case, in a file
-    that begins with an entry. Two that could be meant, or bytes before the archive, are a decoy.
+    that begins with an entry. Two that could be meant, or bytes before the archive, are a decoy,
+    for which ArtifactError is raised.
     """
     with path.open("rb") as stream:
         is_first = stream.read(4) == b"PK\x03\x04"
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if len(entries) > bounds.STATE_ENTRIES:
-            raise DiffError(
+            raise ArtifactError(
                 f"{path}: {len(entries)} entries, at most {bounds.STATE_ENTRIES} are read"
             )
         names = [entry.filename for entry in entries]
         folder = names[0].partition("/")[0] if names else ""
         if f"{folder}/data.pkl" not in names:
-            raise DiffError(f"{path} holds no data.pkl: it was not written by torch.save")
+            raise ArtifactError(f"{path} holds no data.pkl: it was not written by torch.save")
         seen: set[str] = set()
         for name in names:
             if not name.startswith(f"{folder}/") or name.casefold() in seen:
-                raise DiffError(
+                raise ArtifactError(
                     f"{path}: its entry {name[:80]!r} could be taken for another one, which "
                     f"torch.save never writes: save the model again"
                 )
             seen.add(name.casefold())
         if not is_first or entries[0].header_offset != 0 or archive.comment:
-            raise DiffError(
+            raise ArtifactError(
                 f"{path}: bytes before or behind the archive, which torch.save never writes: save "
                 f"the model again"
             )
         entry = archive.getinfo(f"{folder}/data.pkl")
         if entry.file_size > bounds.STATE_BYTES:
-            raise DiffError(
+            raise ArtifactError(
                 f"{path}: {entry.file_size} bytes of state, at most {bounds.STATE_BYTES} are read"
             )
         return archive.read(entry)
@@ -170,16 +171,16 @@ def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
         data = _read_pickle(path)
         return Reader(io.BytesIO(data)).load(), tuple(foreign)
     except OSError as error:
-        raise DiffError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except zipfile.BadZipFile as error:
-        raise DiffError(f"{path} is damaged or not written by torch.save: {error}") from error
-    except DiffError:
+        raise ArtifactError(f"{path} is damaged or not written by torch.save: {error}") from error
+    except ArtifactError:
         raise
     except Exception as error:  # a damaged pickle ends in any of them
         if foreign:  # a stand-in did not behave: the names say what the file is
             return None, tuple(foreign)
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DiffError(f"{path} is damaged: {reason}: save the model again") from error
+        raise ArtifactError(f"{path} is damaged: {reason}: save the model again") from error
 
 
 _DTYPES = {

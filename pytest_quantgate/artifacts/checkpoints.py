@@ -1,0 +1,302 @@
+"""A quantized checkpoint: its quantizers, ranges, weights, and what it says of itself.
+
+`read_checkpoint` takes a folder as `models/checkpoint.py` saves it (with or without the cache
+entry around it), one that ModelOpt and transformers saved, and ModelOpt's unified export.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pytest_quantgate import bounds
+from pytest_quantgate.artifacts.calibration import Calibrated, describe_images
+from pytest_quantgate.artifacts.modelopt_state import ModelOptState, read_state
+from pytest_quantgate.artifacts.recipe_lines import as_bits, as_mapping, describe_entry, show_plain
+from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header
+from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
+from pytest_quantgate.errors import ArtifactError
+from pytest_quantgate.gates.words import listed
+from pytest_quantgate.measure.quantizers import owner_of
+from pytest_quantgate.models.recipes import format_of_bits
+from pytest_quantgate.models.source import stays_inside
+from pytest_quantgate.untrusted import parse_json, read_regular
+
+STATE = "modelopt_state.pth"
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+ALGORITHM = "calibration algorithm"
+EXPORT_CONFIG = "hf_quant_config.json"
+
+#: What a configuration says of its own making, not of the model.
+_NOT_THE_MODEL = {"_name_or_path", "transformers_version", "torch_dtype", "_commit_hash"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that a checkpoint says; `weights` are read when their values are asked.
+
+    `sizes` are the bytes of all tensors by the type they are stored in.
+    """
+
+    label: str
+    quantizers: Mapping[str, StoredQuantizer]
+    weights: Mapping[str, Tensor]
+    recipe: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    calibration: Calibrated = field(default_factory=Calibrated)
+    damage: tuple[str, ...] = ()
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder holds a model, or a cache entry with one."""
+    return any(_model_folder(folder).glob("*.safetensors")) or (folder / STATE).is_file()
+
+
+def _model_folder(folder: Path) -> Path:
+    inner = folder / "checkpoint"
+    return inner if (inner / STATE).is_file() or (inner / MANIFEST).is_file() else folder
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Return what a checkpoint holds; raises ArtifactError where it cannot be read at all.
+
+    What is missing or was changed after it was saved is in `damage`, and is compared: it may be
+    the very change that is looked for.
+    """
+    label = folder.as_posix()
+    _refuse_links(folder)
+    audit, calibration = folder / "audit.json", _read_json(folder / "calibration.json")
+    folder = _model_folder(folder)
+    manifest = _read_json(folder / MANIFEST)
+    config = _read_json(folder / CONFIG)
+    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        header = read_header(path)
+        for name in sorted(header.keys() & tensors.keys()):
+            raise ArtifactError(
+                f"{path}: tensor {name!r:.80} stands in {tensors[name].file.name} too: which of "
+                f"them is the model's cannot be told; remove the file that is not"
+            )
+        tensors |= header
+    state = read_state(folder / STATE) if (folder / STATE).is_file() else None
+    export = _read_json(folder / EXPORT_CONFIG)
+    if state is not None:
+        quantizers = _read_quantizers(state, tensors=tensors)
+    else:
+        quantizers = _read_exported(tensors)
+    calls = _read_calls(audit)
+    quantizers = {
+        name: _with_calls(quantizer, calls=calls) for name, quantizer in quantizers.items()
+    }
+    versions = {str(k): str(v) for k, v in as_mapping(manifest.get("versions")).items()}
+    if state is not None and state.version:
+        versions.setdefault("nvidia-modelopt", state.version)
+    if "transformers_version" in config:
+        versions.setdefault("transformers", str(config["transformers_version"]))
+    settings = {
+        key: str(manifest[key]) for key in ("compute_dtype", "attention") if key in manifest
+    }
+    if state is not None:
+        settings |= {ALGORITHM: state.algorithm or "none"}
+    settings |= _flatten(export.get("quantization"), "export")
+    return Checkpoint(
+        label=label,
+        quantizers=quantizers,
+        weights={name: t for name, t in tensors.items() if not _is_quantizer_part(name, state)},
+        recipe=tuple(describe_entry(entry) for entry in state.quant_cfg) if state else (),
+        settings=settings,
+        config={
+            name: value
+            for name, value in _flatten(config, "").items()
+            if name.rpartition(".")[2] not in _NOT_THE_MODEL
+        },
+        digests=(
+            {"FP16 weights": str(manifest["base_weights"])} if "base_weights" in manifest else {}
+        ),
+        versions=versions,
+        sizes=_sizes(tensors),
+        calibration=_read_calibration(calibration),
+        damage=_find_damage(folder, manifest=manifest, state=state),
+    )
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
+    return dict(sorted(sizes.items()))
+
+
+def _find_damage(
+    folder: Path, *, manifest: Mapping[str, Any], state: ModelOptState | None
+) -> tuple[str, ...]:
+    found = []
+    for name, expected in sorted(as_mapping(manifest.get("files")).items()):
+        path = folder / Path(str(name)).name
+        if not path.is_file():
+            found.append(f"{name} is missing, which its manifest lists")
+            continue
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+                found.append(f"{name} was changed after it was saved (another SHA-256)")
+    if state is not None and state.foreign:
+        found.append(
+            f"{STATE} holds more than plain data ({listed(state.foreign)}): unpickled, it would "
+            f"run that; a gate refuses it"
+        )
+    return tuple(found)
+
+
+def _read_quantizers(
+    state: ModelOptState, *, tensors: Mapping[str, Tensor]
+) -> dict[str, StoredQuantizer]:
+    quantizers = {}
+    for name, settings in state.quantizers.items():
+        if settings.get("is_sequential_quantizer"):
+            continue
+        blocks = as_mapping(settings.get("_block_sizes"))
+        axis = settings.get("_axis")
+        amax = _values(tensors.get(f"{name}._amax"))
+        constant = bool(settings.get("_use_constant_amax"))
+        quantizers[name] = StoredQuantizer(
+            name=name,
+            enabled=not settings.get("_disabled", False),
+            format=format_of_bits(as_bits(settings.get("_num_bits", 8))),
+            granularity=(
+                f"block {show_plain(blocks)}"
+                if blocks
+                else "per-tensor"
+                if axis is None
+                else f"per-channel (axis {show_plain(axis)})"
+            ),
+            dynamic=bool(settings.get("_dynamic")) or blocks.get("type") == "dynamic",
+            amax=(448.0,) if constant else amax,
+            pre_scale=_values(tensors.get(f"{name}._pre_quant_scale")),
+            settings=_other_settings(settings),
+        )
+    return quantizers
+
+
+def _values(tensor: Tensor | None) -> tuple[float, ...] | None:
+    return None if tensor is None else tuple(tensor.values().tolist())
+
+
+def _other_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    keys = {
+        "_unsigned": "unsigned",
+        "_narrow_range": "narrow range",
+        "_fake_quant": "fake quantization",
+        "_if_quant": "quantizes",
+        "_rotate": "rotates",
+        "_use_constant_amax": "constant range",
+        "_bias": "bias",
+    }
+    return {
+        word: show_plain(settings[key])
+        for key, word in keys.items()
+        if settings.get(key) is not None
+    }
+
+
+def _read_exported(tensors: Mapping[str, Tensor]) -> dict[str, StoredQuantizer]:
+    """Return the quantizers of ModelOpt's unified export, where a scale stands for a range."""
+    quantizers = {}
+    for name, tensor in tensors.items():
+        module, _, part = name.rpartition(".")
+        if part not in ("weight_scale", "input_scale"):
+            continue
+        stored = tensors.get(f"{module}.weight")
+        kind = {"F8_E4M3": "E4M3", "F8_E5M2": "E5M2", "I8": "INT8", "U8": "packed 4 bit"}.get(
+            stored.dtype if stored is not None else "", "unknown(export)"
+        )
+        largest = {"E4M3": 448.0, "E5M2": 57344.0, "INT8": 127.0}.get(kind, 1.0)
+        full = f"{module}.{part.removesuffix('_scale')}_quantizer"
+        quantizers[full] = StoredQuantizer(
+            name=full,
+            enabled=True,
+            format=kind,
+            granularity="per-tensor" if tensor.count == 1 else f"{tensor.count} scales",
+            dynamic=False,
+            amax=tuple((tensor.values() * largest).tolist()),
+        )
+    return quantizers
+
+
+def _read_calls(audit: Path) -> dict[str, int]:
+    found = _read_json(audit).get("quantizers")
+    calls = {}
+    for entry in found if isinstance(found, list) else ():
+        entry = as_mapping(entry)
+        vision, text = entry.get("vision_calls"), entry.get("text_calls")
+        if isinstance(vision, int) and isinstance(text, int):
+            calls[str(entry.get("name"))] = vision + text
+    return calls
+
+
+def _read_calibration(run: Mapping[str, Any]) -> Calibrated:
+    """Return how the quantizers got their ranges, where the cache entry says so."""
+    keys = ("data", "samples", "batches", "vision_batches", "text_batches", "held_out_samples")
+    found = {f"calibration {key.replace('_', ' ')}": str(run[key]) for key in keys if key in run}
+    if "nonfinite" in run:
+        names = [str(name) for name in run["nonfinite"]]
+        found["not finite in calibration"] = listed(names) or "none"
+    hashes = [_as_pairs(run.get(f"{name}_hashes")) for name in ("sample", "held_out")]
+    images = describe_images(hashes[0], held_out=hashes[1]) if hashes[0] else None
+    return Calibrated(facts=found, images=images)
+
+
+def _as_pairs(value: Any) -> list[Sequence[str]]:
+    items = value if isinstance(value, list) else []
+    return [item for item in items if isinstance(item, list) and len(item) == 2]
+
+
+def _with_calls(quantizer: StoredQuantizer, *, calls: Mapping[str, int]) -> StoredQuantizer:
+    return replace(quantizer, calls=calls.get(quantizer.name))
+
+
+def _is_quantizer_part(name: str, state: ModelOptState | None) -> bool:
+    owner = owner_of(name)
+    if owner.rpartition(".")[2].endswith("_quantizer"):
+        return True
+    return state is None and name.rpartition(".")[2] in ("weight_scale", "input_scale")
+
+
+def _flatten(value: Any, prefix: str) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        found: dict[str, str] = {}
+        for key, item in value.items():
+            found |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return {} if value is None or not prefix else {prefix: show_plain(value)}
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise ArtifactError for a link out of the checkpoint: the file would be echoed."""
+    for part in {folder, _model_folder(folder)}:
+        for path in sorted(part.iterdir()):
+            if path.is_symlink() and not stays_inside(path, directory=folder):
+                raise ArtifactError(
+                    f"{path} is a link that leads out of its folder, which is not followed: put "
+                    f"the file itself there"
+                )
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    """Return a JSON mapping, empty where the file is not there."""
+    try:
+        return as_mapping(parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES)))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged: not JSON: {error}") from error

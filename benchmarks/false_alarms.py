@@ -34,12 +34,12 @@ import torch
 
 from benchmarks.sabotage.bench import Bench
 from benchmarks.sabotage.pipeline import Pipeline, PipelineCase
-from pytest_quantgate.cache import Cache
+from pytest_quantgate.evidence.sanity import Sanity
 from pytest_quantgate.measure.embeddings import embed_images
-from pytest_quantgate.measurement import Sanity
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.variants import computed_once
+from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
 

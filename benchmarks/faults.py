@@ -26,8 +26,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_quantgate.baselines import Store, accept_obtained, write_obtained
-from pytest_quantgate.cache import Cache, find_damage
+from pytest_quantgate.store.baselines import Store, accept_obtained, write_obtained
+from pytest_quantgate.store.cache import Cache, find_damage
 from pytest_quantgate.store.records import Record, parse_record
 
 SHARES = {"baseline files": 0.45, "cache entries": 0.45, "pytest runs": 0.1}

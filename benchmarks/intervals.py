@@ -24,10 +24,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pytest_quantgate.baselines import read_record
-from pytest_quantgate.gates.family import ALONE, Alarm, Family
 from pytest_quantgate.gates.latency import Levels, noise_factor, widen
-from pytest_quantgate.gates.statistics import (
+from pytest_quantgate.measure.latency import share_rounds
+from pytest_quantgate.statistics.family import ALONE, Alarm, Family
+from pytest_quantgate.statistics.intervals import (
     SETTLING_POWER,
     Flips,
     Mean,
@@ -40,7 +40,7 @@ from pytest_quantgate.gates.statistics import (
     mean_over,
     samples_to_settle,
 )
-from pytest_quantgate.measure.latency import share_rounds
+from pytest_quantgate.store.baselines import read_record
 
 PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"
 BASELINES = Path(__file__).parents[1] / "baselines"

@@ -385,12 +385,12 @@ InferenceSession.run = run
 
 def measure(kinds: Sequence[str], *, folder: Path) -> dict[str, Any]:
     """Return what a run in this process measures of each kind, and how many entries it built."""
-    from pytest_quantgate.baseline_mode import BaselineMode
-    from pytest_quantgate.baselines import Store
-    from pytest_quantgate.cache import Cache
-    from pytest_quantgate.options import Settings
-    from pytest_quantgate.progress import silent
     from pytest_quantgate.run.case import Case
+    from pytest_quantgate.run.progress import silent
+    from pytest_quantgate.store.baseline_mode import BaselineMode
+    from pytest_quantgate.store.baselines import Store
+    from pytest_quantgate.store.cache import Cache
+    from pytest_quantgate.store.settings import Settings
     from pytest_quantgate.suite.load import load_suite
 
     built: list[str] = []

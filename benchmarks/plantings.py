@@ -301,7 +301,7 @@ def open_case(folder: Path, *, model: Path, recipe: str, limit: float) -> Any:
 
 
 def replace_progress(case: Any) -> Any:
-    from pytest_quantgate.progress import silent
+    from pytest_quantgate.run.progress import silent
 
     case.progress = silent()
     return case

@@ -65,7 +65,7 @@ def measure(folder: Path) -> dict[str, float]:
         suite = Path(place) / "clip.quantgate.yaml"
         suite.write_text(SUITE.format(model=folder), encoding="utf-8")
         for arguments in (("doctor", folder), ("doctor", suite), ("validate", "--deep", suite)):
-            command = [sys.executable, "-m", "pytest_quantgate.cli", *map(str, arguments)]
+            command = [sys.executable, "-m", "pytest_quantgate", *map(str, arguments)]
             given = "FOLDER" if arguments[-1] == folder else "SUITE"
             name = " ".join(("quantgate", *map(str, arguments[:-1]), given))
             found[name] = run(command)[0]
@@ -87,8 +87,8 @@ def measure_checks(folder: Path) -> dict[str, float]:
     import torch
 
     from pytest_quantgate.gates.chance import is_settled
+    from pytest_quantgate.measure.model_checks import inspect_checkpoint
     from pytest_quantgate.measure.sanity import Task, measure_sanity
-    from pytest_quantgate.model_checks import inspect_checkpoint
     from pytest_quantgate.models.loading import load_fp16
     from pytest_quantgate.suite.specs import ModelSpec
     from pytest_quantgate.suite.where import Where

@@ -105,7 +105,7 @@ def main() -> int:
 def measure(name: str, suite: Path, *, folder: Path, samples: int) -> Row:
     """Measure one suite with an empty cache; the gates' own evaluation is not counted."""
     from pytest_quantgate.commands.sensitivity import open_case
-    from pytest_quantgate.progress import silent
+    from pytest_quantgate.run.progress import silent
     from pytest_quantgate.run.sensitivity import Study
 
     given = argparse.Namespace(suite=suite, cache_dir=folder / "cache", device="cpu")

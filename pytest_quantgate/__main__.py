@@ -8,6 +8,6 @@ import sys
 if __name__ == "__main__":
     if not sys.flags.safe_path:
         del sys.path[0]
-    from pytest_quantgate.cli import main
+    from pytest_quantgate.commands.cli import main
 
     sys.exit(main())

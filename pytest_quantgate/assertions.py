@@ -22,6 +22,9 @@ from datetime import UTC, date, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
+from pytest_quantgate.evidence.audit import Audit
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
 from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
 from pytest_quantgate.gates.coverage import (
@@ -33,9 +36,10 @@ from pytest_quantgate.gates.coverage import (
 )
 from pytest_quantgate.gates.fidelity import FidelityGate, judge_tower
 from pytest_quantgate.gates.roundtrip import RoundtripGate, judge_roundtrip
-from pytest_quantgate.measurement import Audit, Outcomes
-from pytest_quantgate.own_tests import tell
-from pytest_quantgate.quantities import (
+from pytest_quantgate.plugin.own_tests import tell
+from pytest_quantgate.report.terminal import render_failure
+from pytest_quantgate.store.disk import temporary_folder
+from pytest_quantgate.suite.quantities import (
     QuantityError,
     parse_confidence,
     parse_cosine,
@@ -43,10 +47,7 @@ from pytest_quantgate.quantities import (
     parse_percent,
     parse_points,
 )
-from pytest_quantgate.report.terminal import render_failure
-from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Verdict
 
 if TYPE_CHECKING:
     import torch

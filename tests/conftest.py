@@ -59,11 +59,11 @@ def make_case(
     tmp_path: Path, shared_cache: Path, pytestconfig: pytest.Config, surroundings: Surroundings
 ) -> Callable[..., Case]:
     """Make the case of a suite with the session's cache, without a run of pytest around it."""
-    from pytest_quantgate.baselines import Store
-    from pytest_quantgate.cache import Cache
-    from pytest_quantgate.options import resolve_settings
-    from pytest_quantgate.progress import silent
+    from pytest_quantgate.plugin.options import resolve_settings
     from pytest_quantgate.run.case import Case
+    from pytest_quantgate.run.progress import silent
+    from pytest_quantgate.store.baselines import Store
+    from pytest_quantgate.store.cache import Cache
 
     settings = replace(resolve_settings(pytestconfig), baselines_dir=tmp_path / "baselines")
 
@@ -84,7 +84,7 @@ def make_case(
 @pytest.fixture
 def assume_sane() -> Callable[[Case], Case]:
     """Take a case's model and data for sane: what is judged may be noise with any labels."""
-    from pytest_quantgate.measurement import NO_TEXTS, Sanity
+    from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
 
     def assume(case: Case) -> Case:
         vars(case)["sanity"] = Sanity(data="noise", pairs=1, reading=NO_TEXTS)

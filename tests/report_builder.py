@@ -14,28 +14,27 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pytest_quantgate.cache import Cache
-from pytest_quantgate.conclusion import Results, Row, SuiteGates
-from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
-from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
-from pytest_quantgate.measurement import (
+from pytest_quantgate.evidence.audit import (
     Audit,
     CalibrationRun,
-    Fidelity,
     Module,
     Operation,
-    Outcomes,
     Quantizer,
     Tower,
-    TowerFidelity,
-    to_json,
 )
+from pytest_quantgate.evidence.codec import to_json
+from pytest_quantgate.evidence.fidelity import Fidelity, TowerFidelity
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
+from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
 from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import Evidence, Use
 from pytest_quantgate.report.model import LatencyFacts, ModelFacts, RecipeFacts, Report
 from pytest_quantgate.report.terminal import Summary
+from pytest_quantgate.run.conclusion import Results, Row, SuiteGates
+from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Status, Verdict
 
 WHERE = Where(file="suites/made.quantgate.yaml", line=1)
 TOWERS: tuple[Tower, ...] = ("vision", "text")

@@ -26,8 +26,8 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate.gates.run import Judged
-from pytest_quantgate.session import SESSION
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.plugin.session import SESSION
+from pytest_quantgate.evidence.verdict import Status, Verdict
 
 STATUSES = json.loads(Path("verdicts.json").read_text())
 

@@ -103,7 +103,7 @@ algorithm: {method: smoothquant, alpha: 0.5}
 
 def suite_target(folder: Path) -> Target:
     from pytest_quantgate.comparison.suite_files import compare_suite
-    from pytest_quantgate.fingerprint import digest_of
+    from pytest_quantgate.evidence.fingerprint import digest_of
     from pytest_quantgate.models.recipes import build_recipe
     from pytest_quantgate.store.owners import list_baselines
     from pytest_quantgate.suite.load import load_suite
@@ -137,8 +137,8 @@ def suite_target(folder: Path) -> Target:
 
 
 def record_seed() -> bytes:
-    from pytest_quantgate.fingerprint import Fingerprint
-    from pytest_quantgate.measurement import StoredOutcomes
+    from pytest_quantgate.evidence.fingerprint import Fingerprint
+    from pytest_quantgate.evidence.outcomes import StoredOutcomes
     from pytest_quantgate.store.records import Chain, Look, Record, canonical_text
 
     side = StoredOutcomes(
@@ -202,7 +202,7 @@ def old_record_seed() -> bytes:
 
 
 def latency_record_seed() -> bytes:
-    from pytest_quantgate.measure.latency import Machine
+    from pytest_quantgate.evidence.latency import Machine
     from pytest_quantgate.store.records import LatencyRecord, canonical_text
 
     record = LatencyRecord(
@@ -235,8 +235,8 @@ def seal(data: bytes) -> bytes:
 
 def baseline_target(folder: Path) -> Target:
     """Reads as gates, `quantgate accept` and `diff` do; what is taken must survive all of them."""
-    from pytest_quantgate.baselines import Store, accept_obtained
     from pytest_quantgate.comparison.baseline_files import compare_records, read_records
+    from pytest_quantgate.store.baselines import Store, accept_obtained
 
     obtained, store = Store(folder / "obtained", project=folder), Store(folder / "baselines")
     accuracy = ("demo", "scenes/classification-acc1")
@@ -272,14 +272,10 @@ def baseline_target(folder: Path) -> Target:
 
 def cache_target(folder: Path) -> Target:
     """Entries whose manifest fits what stands in them: only the value is there to be checked."""
-    from pytest_quantgate.cache import Cache, seal
-    from pytest_quantgate.measurement import (
-        Fidelity,
-        Outcomes,
-        TowerFidelity,
-        from_json,
-        to_json,
-    )
+    from pytest_quantgate.evidence.codec import from_json, to_json
+    from pytest_quantgate.evidence.fidelity import Fidelity, TowerFidelity
+    from pytest_quantgate.evidence.outcomes import Outcomes
+    from pytest_quantgate.store.cache import Cache, seal
 
     outcomes = Outcomes(
         task="scenes/classification",
@@ -331,7 +327,7 @@ def cache_target(folder: Path) -> Target:
 
 def entry_target(folder: Path) -> Target:
     """An entry whose manifest, value or files are spoiled: it must be built again, never read."""
-    from pytest_quantgate.cache import MANIFEST, Cache, find_damage, seal
+    from pytest_quantgate.store.cache import MANIFEST, Cache, find_damage, seal
 
     cache, key = Cache(root=folder / "entries"), "cd" * 32
     entry = cache.path(kind="fidelity", key=key)
@@ -574,7 +570,7 @@ def settings_target(folder: Path) -> Target:
     """The other JSON files of a model: of its tokenizer, its image processor, its shards."""
     from safetensors.numpy import save
 
-    from pytest_quantgate.model_checks import inspect_checkpoint
+    from pytest_quantgate.measure.model_checks import inspect_checkpoint
     from pytest_quantgate.models.loading import check_files
     from pytest_quantgate.models.source import INDEX, CheckpointSource
     from pytest_quantgate.reference import weights_dir

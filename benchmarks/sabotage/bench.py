@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pytest_quantgate.baseline_mode import BaselineMode
-from pytest_quantgate.baselines import Store, next_record
-from pytest_quantgate.cache import Cache
-from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.evidence.fingerprint import digest_of
+from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.regression import RegressionGate
-from pytest_quantgate.options import Settings
-from pytest_quantgate.progress import silent
 from pytest_quantgate.run.case import Case
+from pytest_quantgate.run.progress import silent
+from pytest_quantgate.store.baseline_mode import BaselineMode
+from pytest_quantgate.store.baselines import Store, next_record
+from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.store.records import AnyRecord, Record
+from pytest_quantgate.store.settings import Settings
 from pytest_quantgate.suite.load import load_suite
-from pytest_quantgate.verdict import Verdict
 
 #: The reference suite with fewer samples, and a latency limit that FP8 hardware would meet.
 SUITE = """\

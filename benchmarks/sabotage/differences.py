@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.sabotage.bench import Entry
 from benchmarks.sabotage.changes import TRUTHS, Route, Truth
 from benchmarks.sabotage.releases import GOOD, ONNX, TREE, VARIANT, Releases, commit_trees
-from pytest_quantgate.cli import main as quantgate
+from pytest_quantgate.commands.cli import main as quantgate
 
 SAME, DIFFERENT = 0, 1
 

@@ -13,9 +13,8 @@ import torch
 from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
-from pytest_quantgate.baselines import Store, store_outcomes
-from pytest_quantgate.fingerprint import digest_of
-from pytest_quantgate.measurement import Outcomes, StoredOutcomes
+from pytest_quantgate.evidence.fingerprint import digest_of
+from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.measurements import (
@@ -26,6 +25,7 @@ from pytest_quantgate.selftest.measurements import (
     with_correct,
 )
 from pytest_quantgate.selftest.sabotage import exchange
+from pytest_quantgate.store.baselines import Store, store_outcomes
 from pytest_quantgate.store.records import Record
 from pytest_quantgate.tasks.samples import Samples
 

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
-from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.runtimes.onnx_graph import module_of_node
 from pytest_quantgate.selftest.sabotage import exchange, exchange_stages

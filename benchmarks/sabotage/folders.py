@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from benchmarks.sabotage.bench import Bench
-from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.reference import weights_dir
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.tasks.registry import load_samples

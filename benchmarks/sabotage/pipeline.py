@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.evidence.audit import Audit, CalibrationRun
+from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.embeddings import embed_images, make_batches
-from pytest_quantgate.measurement import Audit, CalibrationRun
 from pytest_quantgate.models.attention import attention_class
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries

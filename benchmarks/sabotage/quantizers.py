@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.sabotage.bench import Bench
 from benchmarks.sabotage.pipeline import Pipeline, PipelineCase
-from pytest_quantgate.measure.quantizers import find_quantizers
 from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.run.case import Case
 
 

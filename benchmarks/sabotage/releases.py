@@ -17,23 +17,23 @@ from typing import Any
 
 from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, judge_kinds, judged_as
 from benchmarks.sabotage.speed import measure
-from pytest_quantgate.cache import Cache, write_json
-from pytest_quantgate.conclusion import Results, Row, SuiteGates
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.evidence.codec import to_json
+from pytest_quantgate.evidence.fingerprint import digest_of
+from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.regression import RegressionGate
-from pytest_quantgate.measurement import to_json
 from pytest_quantgate.models.checkpoint import save_checkpoint
+from pytest_quantgate.plugin.results import verdict_from_json, verdict_to_json
 from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import describe_case, read_evidence
 from pytest_quantgate.report.json_report import render_json
 from pytest_quantgate.report.terminal import Summary
-from pytest_quantgate.results import verdict_from_json, verdict_to_json
 from pytest_quantgate.run.case import Case
+from pytest_quantgate.run.conclusion import Results, Row, SuiteGates
 from pytest_quantgate.run.exported import TOWERS
 from pytest_quantgate.selftest.sabotage import exchange
-from pytest_quantgate.verdict import Verdict
+from pytest_quantgate.store.cache import Cache, write_json
 
 #: Parts of a release, each a file or a folder of this name. A report is made of what a run left.
 VARIANT, ONNX, TREE, RUN = "variant", "onnx", "tree", "run.json"

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.sabotage.rivals import Rival, list_rivals
 from benchmarks.sabotage.run import Result, kind_of
+from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.selftest.sabotage import whole_text
-from pytest_quantgate.verdict import Verdict
 
 #: What a cell says of one gate.
 NAMED, RED, GREEN, NOT_ASKED, NOT_MEASURED = "**●**", "●", "·", "", "–"

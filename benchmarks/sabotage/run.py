@@ -12,9 +12,9 @@ from pathlib import Path
 from benchmarks.sabotage.bench import Bench, Entry, judge_kinds
 from benchmarks.sabotage.releases import Releases
 from benchmarks.sabotage.rivals import Answer, ask_all
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.sabotage import whole_text
-from pytest_quantgate.verdict import Status, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

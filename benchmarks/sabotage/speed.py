@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.sabotage.bench import Bench, Entry
-from pytest_quantgate.baselines import next_latency_record
+from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
 from pytest_quantgate.gates.latency import LatencyGate
-from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.sabotage import exchange
+from pytest_quantgate.store.baselines import next_latency_record
 
 MACHINE = Machine(system="Linux", processor="a", cores=8, threads=1, device="cpu")
 ROUNDS = 30

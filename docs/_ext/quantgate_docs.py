@@ -193,7 +193,7 @@ class PluginOptions(Generated):
     """The options and ini values of the plugin, as it declares them to pytest."""
 
     def lines(self) -> Iterator[str]:
-        from pytest_quantgate.options import add_options
+        from pytest_quantgate.plugin.options import add_options
 
         seen = Recorder()
         add_options(seen)  # type: ignore[arg-type]
@@ -212,7 +212,7 @@ class Commands(Generated):
     """Every command of `quantgate` with its own `--help`."""
 
     def lines(self) -> Iterator[str]:
-        from pytest_quantgate.cli import build_parser
+        from pytest_quantgate.commands.cli import build_parser
 
         parser = build_parser()
         parser.formatter_class = Wide
@@ -242,7 +242,7 @@ class Fixtures(Generated):
     """The fixtures of the plugin: name, what they give, docstring."""
 
     def lines(self) -> Iterator[str]:
-        import pytest_quantgate.fixtures as module
+        import pytest_quantgate.plugin.fixtures as module
 
         tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
         for node in tree.body:

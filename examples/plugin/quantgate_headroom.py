@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import BadKey, percent_key
-from pytest_quantgate.verdict import Status, Verdict
 
 LARGEST_FLOAT16 = 65504
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.artifacts.calibration import Calibrated, describe_images
 from pytest_quantgate.artifacts.modelopt_state import ModelOptState, read_state
 from pytest_quantgate.artifacts.recipe_lines import as_bits, as_mapping, describe_entry, show_plain
 from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.errors import ArtifactError
-from pytest_quantgate.gates.words import listed
-from pytest_quantgate.measure.quantizers import owner_of
+from pytest_quantgate.evidence.calibration import Calibrated, describe_images
+from pytest_quantgate.models.quantizers import owner_of
 from pytest_quantgate.models.recipes import format_of_bits
 from pytest_quantgate.models.source import stays_inside
+from pytest_quantgate.text.words import listed
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 STATE = "modelopt_state.pth"

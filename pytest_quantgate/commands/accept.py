@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_quantgate.baseline_mode import refuse_ci
-from pytest_quantgate.baselines import Store, accept_obtained
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.store.baseline_mode import refuse_ci
+from pytest_quantgate.store.baselines import Store, accept_obtained
+from pytest_quantgate.text.printable import printable
 
 
 def add(commands: Any) -> None:

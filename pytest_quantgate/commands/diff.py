@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    from pytest_quantgate.report.printable import printable
+    from pytest_quantgate.text.printable import printable
 
     try:
         comparison = compare(parsed)
@@ -80,7 +80,12 @@ def compare(parsed: argparse.Namespace) -> Comparison:
 
 
 def _write(comparison: Comparison, parsed: argparse.Namespace) -> None:
-    from pytest_quantgate.report.diff import render_html, render_json, render_markdown, render_text
+    from pytest_quantgate.comparison.render import (
+        render_html,
+        render_json,
+        render_markdown,
+        render_text,
+    )
     from pytest_quantgate.report.files import replace_file
 
     if parsed.markdown not in (None, "-"):

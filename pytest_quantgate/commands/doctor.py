@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.evidence.verdict import Status, Verdict
 
 if TYPE_CHECKING:
-    from pytest_quantgate.machine import Check, Need
+    from pytest_quantgate.commands.machine import Check, Need
 
 EXAMPLES = """\
 examples:
@@ -43,11 +43,11 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    from pytest_quantgate.commands.machine import list_kinds, list_needs, look, look_deeper
+    from pytest_quantgate.commands.suite_checks import check_files, check_model_folder
     from pytest_quantgate.commands.validate import find_suites
-    from pytest_quantgate.machine import list_kinds, list_needs, look, look_deeper
-    from pytest_quantgate.options import default_cache_root
+    from pytest_quantgate.store.settings import default_cache_root
     from pytest_quantgate.suite.load import load_suite
-    from pytest_quantgate.suite_checks import check_files, check_model_folder
 
     models = [path for path in parsed.suites if (path / "config.json").is_file()]
     paths = find_suites(path for path in parsed.suites if path not in models)
@@ -83,7 +83,7 @@ def _print(
     needs: Sequence[tuple[str, Sequence[Need]]],
     files: Sequence[tuple[str, Sequence[Verdict]]],
 ) -> None:
-    from pytest_quantgate.report.printable import printable
+    from pytest_quantgate.text.printable import printable
 
     lines = _check_lines(list(checks))
     if needs:

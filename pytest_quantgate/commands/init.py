@@ -13,7 +13,7 @@ from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.store.disk import describe_write_error, refuse_links, temporary_folder
 
 if TYPE_CHECKING:
-    from pytest_quantgate.suite.write import Request
+    from pytest_quantgate.commands.suite_text import Request
 
 RECIPE = "fp8-attention"
 
@@ -65,7 +65,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         sys.stdout.write(text)
         return 0
     _write(target, text)
-    from pytest_quantgate.report.printable import printable
+    from pytest_quantgate.text.printable import printable
 
     print(printable(f"written: {target}"))
     print(printable(f"next: quantgate plan {target}; pytest {target}"))
@@ -73,8 +73,8 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
 
 
 def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Request:
+    from pytest_quantgate.commands.suite_text import Request, as_model, describe_data, read_shape
     from pytest_quantgate.models.source import is_local
-    from pytest_quantgate.suite.write import Request, as_model, describe_data, read_shape
 
     model = as_model(parsed.model)
     if model != "reference" and not is_local(model) and not parsed.revision:
@@ -104,9 +104,9 @@ def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Reque
 
 def _checked(request: Request, *, name: str, environ: Mapping[str, str]) -> str:
     """Return the text of a suite that loads and whose names are all known; raises SuiteError."""
+    from pytest_quantgate.commands.suite_checks import check_suite
+    from pytest_quantgate.commands.suite_text import write_suite
     from pytest_quantgate.suite.load import load_suite
-    from pytest_quantgate.suite.write import write_suite
-    from pytest_quantgate.suite_checks import check_suite
 
     text = write_suite(request)
     with temporary_folder() as folder:
@@ -168,8 +168,8 @@ def _ask_for_the_rest(parsed: argparse.Namespace) -> None:
 
 def _ask(parsed: argparse.Namespace, *, ask: Callable[[str, str], str]) -> None:
     """Fill in the answers; `ask(question, default)` returns what was typed."""
+    from pytest_quantgate.commands.suite_text import as_model
     from pytest_quantgate.models.source import is_local
-    from pytest_quantgate.suite.write import as_model
     from pytest_quantgate.tasks.registry import BUILTIN
 
     if parsed.model is None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_quantgate.baseline_mode import refuse_ci
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.store.baseline_mode import refuse_ci
+from pytest_quantgate.text.printable import printable
 
 EXAMPLES = """\
 examples:
@@ -41,9 +41,9 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    from pytest_quantgate.baselines import Store
     from pytest_quantgate.commands.validate import find_suites
     from pytest_quantgate.errors import SuiteError
+    from pytest_quantgate.store.baselines import Store
     from pytest_quantgate.store.migration import move_records, plan_moves
     from pytest_quantgate.suite.load import load_suite
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.gates.words import count
+from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
-    from pytest_quantgate.planning import Plan
+    from pytest_quantgate.commands.planning import Plan
 
 EXAMPLES = """\
 examples:
@@ -65,9 +65,9 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    from pytest_quantgate.baselines import Store
+    from pytest_quantgate.commands.planning import ASSUMED, DEFAULT, Rates, plan_suite
     from pytest_quantgate.commands.validate import find_suites
-    from pytest_quantgate.planning import ASSUMED, DEFAULT, Rates, plan_suite
+    from pytest_quantgate.store.baselines import Store
     from pytest_quantgate.suite.load import load_suite
 
     flips = Fraction(5, 100) if parsed.flips is None else parsed.flips
@@ -107,7 +107,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
 
 
 def _print(found: Sequence[tuple[str, Sequence[Plan]]]) -> None:
-    from pytest_quantgate.report.printable import printable
+    from pytest_quantgate.text.printable import printable
 
     for position, (path, plans) in enumerate(found):
         if position:
@@ -220,7 +220,7 @@ def _to_json(path: str, plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _percent(text: str) -> Fraction:
-    from pytest_quantgate.quantities import QuantityError, parse_percent
+    from pytest_quantgate.suite.quantities import QuantityError, parse_percent
 
     try:
         return parse_percent(text)
@@ -229,7 +229,7 @@ def _percent(text: str) -> Fraction:
 
 
 def _points(text: str) -> Fraction:
-    from pytest_quantgate.quantities import QuantityError, parse_points
+    from pytest_quantgate.suite.quantities import QuantityError, parse_points
 
     try:
         return parse_points(text)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_quantgate.progress import Progress
     from pytest_quantgate.run.case import Case
+    from pytest_quantgate.run.progress import Progress
 
 #: Fewer samples say nothing, and recall@5 needs more than five.
 FEWEST_SAMPLES = 8
@@ -50,15 +50,15 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    from pytest_quantgate.measurement import to_json
+    from pytest_quantgate.evidence.codec import to_json
     from pytest_quantgate.report.files import replace_file
-    from pytest_quantgate.report.printable import printable
     from pytest_quantgate.report.sensitivity import (
         render_exclusion,
         render_sensitivity,
         render_svg,
     )
     from pytest_quantgate.run.sensitivity import Study
+    from pytest_quantgate.text.printable import printable
 
     case = open_case(parsed, environ=environ)
     study = Study(case)
@@ -92,13 +92,13 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
 
 def open_case(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Case:
     """Return the case of a suite outside of pytest; nothing but the cache is written."""
-    from pytest_quantgate.baseline_mode import BaselineMode
-    from pytest_quantgate.baselines import Store
-    from pytest_quantgate.cache import Cache
-    from pytest_quantgate.options import Settings, default_cache_root
-    from pytest_quantgate.report.printable import printable
     from pytest_quantgate.run.case import Case
+    from pytest_quantgate.store.baseline_mode import BaselineMode
+    from pytest_quantgate.store.baselines import Store
+    from pytest_quantgate.store.cache import Cache
+    from pytest_quantgate.store.settings import Settings, default_cache_root
     from pytest_quantgate.suite.load import load_suite
+    from pytest_quantgate.text.printable import printable
 
     root = Path.cwd()
     settings = Settings(
@@ -130,7 +130,7 @@ def show_progress() -> Progress:
     """Return progress on stderr: one line that is redrawn on a terminal, else a line a stage."""
     import shutil
 
-    from pytest_quantgate.progress import Progress
+    from pytest_quantgate.run.progress import Progress
 
     stream = sys.stderr  # by now: libraries are silenced by redirecting the name
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import NotMeasured, QuantGateError, SuiteError
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.text.printable import printable
 
 if TYPE_CHECKING:
+    from pytest_quantgate.commands.suite_checks import Findings
+    from pytest_quantgate.evidence.verdict import Verdict
     from pytest_quantgate.suite.specs import Suite
-    from pytest_quantgate.suite_checks import Findings
-    from pytest_quantgate.verdict import Verdict
 
 EXAMPLES = """\
 examples:
@@ -41,8 +41,8 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    from pytest_quantgate.commands.suite_checks import check_suite
     from pytest_quantgate.suite.load import load_suite
-    from pytest_quantgate.suite_checks import check_suite
 
     invalid = 0
     for argument in parsed.suites:
@@ -76,8 +76,8 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
 
 def look_deeper(suite: Suite, *, found: Findings, environ: Mapping[str, str]) -> Findings:
     """Return findings with what the files show, and where they show nothing, what one pair does."""
-    from pytest_quantgate.suite_checks import Findings, check_files
-    from pytest_quantgate.verdict import Status
+    from pytest_quantgate.commands.suite_checks import Findings, check_files
+    from pytest_quantgate.evidence.verdict import Status
 
     verdicts = check_files(suite, environ=environ)
     notes = list(found.notes)
@@ -113,7 +113,7 @@ def _run_one_pair(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Verdict,
 
 def _note_old_baselines(suite: Suite) -> Iterator[str]:
     """Yield what version 0.1 left in `baselines/` for a suite, and the command that moves it."""
-    from pytest_quantgate.baselines import Store
+    from pytest_quantgate.store.baselines import Store
     from pytest_quantgate.store.owners import is_below_root, list_baselines, suite_file
 
     store = Store(Path("baselines"), project=Path.cwd())

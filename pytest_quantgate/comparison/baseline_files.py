@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pytest_quantgate.baselines import read_any_record
 from pytest_quantgate.comparison.changes import Change, Comparison, DiffError, compare_texts
 from pytest_quantgate.comparison.outcomes import Sampled, compare_results
-from pytest_quantgate.fingerprint import LABELS, Fingerprint
+from pytest_quantgate.evidence.fingerprint import LABELS, Fingerprint
+from pytest_quantgate.evidence.outcomes import StoredOutcomes
 from pytest_quantgate.gates.latency import LABELS as LABELS_OF_MACHINE
-from pytest_quantgate.gates.words import count
-from pytest_quantgate.measurement import StoredOutcomes
+from pytest_quantgate.store.baselines import read_any_record
 from pytest_quantgate.store.records import AnyRecord, LatencyRecord, Record
+from pytest_quantgate.text.words import count
 
 #: Slots that differed in fewer samples may come to agree by chance.
 LEAST_APART = 10

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pytest_quantgate.artifacts.calibration import Calibrated, CalibrationImages
 from pytest_quantgate.comparison.changes import Change, compare_texts
+from pytest_quantgate.evidence.calibration import Calibrated, CalibrationImages
 
 #: Data sets and folders that are named; the rest is counted.
 MOST_SOURCES = 6

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.verdict import Figure
+from pytest_quantgate.evidence.verdict import Figure
 
 #: What a change is about, in the order in which a reviewer reads it.
 Area = Literal[

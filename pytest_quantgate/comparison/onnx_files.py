@@ -12,8 +12,8 @@ from typing import Any
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.comparison.changes import Change, Comparison, compare_texts
 from pytest_quantgate.comparison.quantizers import compare_quantizers
-from pytest_quantgate.gates.words import count, group, listed
-from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair
+from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
+from pytest_quantgate.text.words import count, group, listed
 
 SUFFIX = ".onnx"
 

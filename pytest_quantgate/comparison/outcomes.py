@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pytest_quantgate.comparison.changes import Change
 from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES
-from pytest_quantgate.gates.statistics import Flips, Interval, drop_limits
-from pytest_quantgate.gates.words import count, percent, signed
+from pytest_quantgate.statistics.intervals import Flips, Interval, drop_limits
+from pytest_quantgate.text.words import count, percent, signed
 
 #: One-sided, as in a gate that does not say otherwise.
 CONFIDENCE = 0.95

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.artifacts.calibration import Calibrated, CalibrationImages
 from pytest_quantgate.artifacts.recipe_lines import describe_recipe
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.comparison.calibration import compare_calibration
@@ -33,9 +32,10 @@ from pytest_quantgate.comparison.report_measurements import (
     compare_parity,
     compare_roundtrip,
 )
+from pytest_quantgate.evidence.calibration import Calibrated, CalibrationImages
+from pytest_quantgate.evidence.outcomes import unpack_bits
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES
-from pytest_quantgate.gates.words import count, group, listed, percent
-from pytest_quantgate.measurement import unpack_bits
 from pytest_quantgate.report import FORMAT
 from pytest_quantgate.report.json_report import read_report as parse_report
 from pytest_quantgate.report.model import (
@@ -51,8 +51,8 @@ from pytest_quantgate.report.model import (
     SuiteReport,
     TaskFacts,
 )
+from pytest_quantgate.text.words import count, group, listed, percent
 from pytest_quantgate.untrusted import parse_json, read_regular
-from pytest_quantgate.verdict import Status
 
 #: Of a gate that turned red, so many lines of its evidence are repeated.
 EVIDENCE_LINES = 2

@@ -10,11 +10,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from pytest_quantgate.comparison.changes import Change, compare_texts
+from pytest_quantgate.evidence.fidelity import Fidelity, TowerFidelity
+from pytest_quantgate.evidence.parity import Parity, Roundtrip
 from pytest_quantgate.gates.latency import Levels, noise_factor, show_ms, widen
-from pytest_quantgate.gates.statistics import Interval
-from pytest_quantgate.gates.words import count, group, listed
-from pytest_quantgate.measurement import Fidelity, Parity, Roundtrip, TowerFidelity
 from pytest_quantgate.report.model import LatencyFacts
+from pytest_quantgate.statistics.intervals import Interval
+from pytest_quantgate.text.words import count, group, listed
 
 #: Two runs of one variant on other machines differ by less.
 NOISE_DB = 0.1

@@ -17,7 +17,7 @@ from pathlib import Path
 from pytest_quantgate import bounds
 from pytest_quantgate.comparison.changes import Comparison, DiffError
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.measurement import from_json, to_json
+from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.own_process import start_module
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family
-from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_outcomes
+from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import FINDINGS, describe_samples, judge_samples
 from pytest_quantgate.gates.sections import TaskGate
-from pytest_quantgate.gates.statistics import (
+from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family
+from pytest_quantgate.statistics.intervals import (
     LATER_LOOKS,
     MOST_SAMPLES,
     SETTLING_POWER,
@@ -31,14 +31,14 @@ from pytest_quantgate.gates.statistics import (
     samples_without_loss,
     share_limits,
 )
-from pytest_quantgate.gates.words import brief_drop, code_of, count, level, percent, points, signed
+from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import choice_key, percent_key, points_key
 from pytest_quantgate.suite.specs import Stage
-from pytest_quantgate.verdict import Status, Verdict, combine
+from pytest_quantgate.text.words import brief_drop, code_of, count, level, percent, points, signed
 
 if TYPE_CHECKING:
-    from pytest_quantgate.measurement import Outcomes
+    from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.store.looks import Looks
 
 GATE = "accuracy"

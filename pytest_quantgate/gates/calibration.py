@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.gates.family import highest_rejected
+from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
-from pytest_quantgate.gates.statistics import Share, chance_above, first_count, share_limits
-from pytest_quantgate.gates.words import count, group, listed, percent, shorten
+from pytest_quantgate.statistics.family import highest_rejected
+from pytest_quantgate.statistics.intervals import Share, chance_above, first_count, share_limits
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import percent_key
-from pytest_quantgate.verdict import Status, Verdict, combine
+from pytest_quantgate.text.words import count, group, listed, percent, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_quantgate.measurement import Audit, CalibrationRun, NearCopy, Quantizer
+    from pytest_quantgate.evidence.audit import Audit, CalibrationRun, NearCopy, Quantizer
 
 GATE = "calibration"
 

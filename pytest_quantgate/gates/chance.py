@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.gates.words import count, percent
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.text.words import count, percent
 
 if TYPE_CHECKING:
+    from pytest_quantgate.evidence.outcomes import Outcomes
+    from pytest_quantgate.evidence.sanity import Answers
     from pytest_quantgate.gates.run import GateRun
     from pytest_quantgate.gates.sections import TaskGate
-    from pytest_quantgate.measurement import Answers, Outcomes
 
 #: How often answers at chance are taken for better ones: at most in 1 %, over all looks. Up to
 #: seven looks on a part of the samples spend EARLY_ALPHA each, that on the most LAST_ALPHA.

@@ -10,18 +10,10 @@ from datetime import date, timedelta
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
+from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle, exclude_words
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import TOWERS
-from pytest_quantgate.gates.words import (
-    closest,
-    count,
-    group,
-    listed,
-    percent,
-    shorten,
-    waivers_words,
-)
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import (
     BadKey,
@@ -32,12 +24,20 @@ from pytest_quantgate.suite.keys import (
     text_key,
 )
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.text.words import (
+    closest,
+    count,
+    group,
+    listed,
+    percent,
+    shorten,
+    waivers_words,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from pytest_quantgate.measurement import Audit, Module, Operation, Quantizer, Slot, Tower
+    from pytest_quantgate.evidence.audit import Audit, Module, Operation, Quantizer, Slot, Tower
 
 GATE = "coverage"
 

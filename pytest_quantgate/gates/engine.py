@@ -7,19 +7,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.errors import NotMeasured
+from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.memory import figures_of, judge_sizes, limits_of
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
 from pytest_quantgate.gates.sections import EngineSizes
-from pytest_quantgate.gates.words import count, listed, shorten
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import choice_key, count_key
-from pytest_quantgate.verdict import Status, Verdict, combine
+from pytest_quantgate.text.words import count, listed, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_quantgate.measurement import EngineOutputs
+    from pytest_quantgate.evidence.onnx import EngineOutputs
     from pytest_quantgate.runtimes.engine_layers import EngineAttention, EngineReport
 
 GATE = "engine"
@@ -333,7 +333,7 @@ def _is_same_noise(found_db: float, expected_db: float, *, max_change_db: float)
 
 def judge(run: GateRun, gate: EngineGate) -> Judged:
     """Return whether the engines of the towers are what the suite asks for."""
-    from pytest_quantgate.measure.quantizers import owner_of
+    from pytest_quantgate.models.quantizers import owner_of
     from pytest_quantgate.runtimes.onnx_graph import module_of_node
 
     reports = {

@@ -8,19 +8,20 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
+from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.coverage import CoverageGate
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.run import TOWERS, VARIANTS, GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
-from pytest_quantgate.gates.words import count, group, shorten
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import choice_key, list_key, ratio_key
-from pytest_quantgate.verdict import Status, Verdict, combine
+from pytest_quantgate.text.words import count, group, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer
+    from pytest_quantgate.evidence.audit import Audit, Quantizer
+    from pytest_quantgate.evidence.onnx import OnnxAudit, QdqPair
 
 GATE = "export"
 

@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
-from pytest_quantgate.gates.words import count
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import BadKey, cosine_key, count_key, decibels_key, named, text_key
 from pytest_quantgate.suite.specs import FIRST, check_data
-from pytest_quantgate.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
-    from pytest_quantgate.measurement import Fidelity, TowerFidelity
+    from pytest_quantgate.evidence.fidelity import Fidelity, TowerFidelity
 
 GATE = "fidelity"
 
@@ -107,7 +107,7 @@ def judge_fidelity(fidelity: Fidelity, *, gate: FidelityGate) -> Verdict:
 
 def judge_tower(tower: TowerFidelity, *, gate: FidelityGate) -> Verdict:
     """Return whether one tower alone is over the gate's limits; without limits it is FAIL."""
-    from pytest_quantgate.measurement import Fidelity
+    from pytest_quantgate.evidence.fidelity import Fidelity
 
     parts = _judge_tower(
         tower, gate=gate, fidelity=Fidelity(data="", towers=(tower,), worst_layers=())

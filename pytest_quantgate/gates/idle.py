@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_quantgate.measurement import Quantizer
+    from pytest_quantgate.evidence.audit import Quantizer
 
 #: What an attention class puts around the two products; `softmax` stands between them.
 ATTENTION_SLOTS = ("q", "k", "v", "softmax", "attention_output")

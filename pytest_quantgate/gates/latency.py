@@ -18,16 +18,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.baseline_mode import BaselineMode
 from pytest_quantgate.gates.proposals import judge_others, note_old_place, propose
 from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.store.baseline_mode import BaselineMode
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.where import Where
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
+    from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
     from pytest_quantgate.store.records import LatencyRecord
 
 import dataclasses
@@ -38,10 +38,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, get_args
 
+from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.accuracy import RELATIONS, decide, relation
 from pytest_quantgate.gates.sections import CONFIDENCE
-from pytest_quantgate.gates.statistics import Interval
-from pytest_quantgate.gates.words import code_of, count, level, percent
+from pytest_quantgate.statistics.intervals import Interval
 from pytest_quantgate.suite.gates import GateSection
 from pytest_quantgate.suite.keys import (
     BadKey,
@@ -52,7 +52,7 @@ from pytest_quantgate.suite.keys import (
     ratio_key,
     spread,
 )
-from pytest_quantgate.verdict import Status, Verdict, combine
+from pytest_quantgate.text.words import code_of, count, level, percent
 
 GATE = "latency"
 
@@ -724,8 +724,8 @@ def _fit(first: str, *more: str) -> str:
 
 def judge(run: GateRun, gate: LatencyGate) -> Judged:
     """Return whether a tower is as fast as its suite asks for; propose or keep a machine."""
-    from pytest_quantgate.baselines import next_latency_record
     from pytest_quantgate.store.acceptance import refuse_red
+    from pytest_quantgate.store.baselines import next_latency_record
 
     timed = run.latency(gate)
     run.latency_runs[gate.key] = timed

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.errors import MissingPackage, QuantGateError
 
 if TYPE_CHECKING:
+    from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.gates.run import GateRun
     from pytest_quantgate.gates.sections import TaskGate
-    from pytest_quantgate.measurement import Outcomes
     from pytest_quantgate.store.looks import Looks
     from pytest_quantgate.store.records import Look
 

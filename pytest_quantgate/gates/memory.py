@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.latency import show_ratio
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineSizes
-from pytest_quantgate.gates.words import count
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,13 +10,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.gates.words import count, shorten
-from pytest_quantgate.verdict import Status, Verdict, combine
+from pytest_quantgate.evidence.verdict import Status, Verdict, combine
+from pytest_quantgate.text.words import count, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_quantgate.measurement import LayerActivation
+    from pytest_quantgate.evidence.audit import LayerActivation
     from pytest_quantgate.suite.where import Where
 
 #: The largest finite value of each format.

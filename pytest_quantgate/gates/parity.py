@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
-from pytest_quantgate.gates.words import count, shorten
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import BadKey, count_key, decibels_key, named, percent_key
-from pytest_quantgate.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.text.words import count, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_quantgate.measurement import BlockParity, Parity, ShippedTower, TowerParity
+    from pytest_quantgate.evidence.parity import BlockParity, Parity, ShippedTower, TowerParity
 
 GATE = "parity"
 

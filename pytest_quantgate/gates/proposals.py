@@ -9,9 +9,9 @@ from pytest_quantgate.gates.run import GateRun, Judged
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_quantgate.evidence.verdict import Verdict
     from pytest_quantgate.store.records import AnyKind, AnyRecord, Kind
     from pytest_quantgate.suite.gates import GateSection
-    from pytest_quantgate.verdict import Verdict
 
 
 def judge_others(run: GateRun, record: AnyKind) -> AnyKind:

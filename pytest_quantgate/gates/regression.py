@@ -6,20 +6,21 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.baseline_mode import BaselineMode
 from pytest_quantgate.gates.accuracy import AccuracyGate
-from pytest_quantgate.gates.pairing import pair_outcomes
 from pytest_quantgate.gates.proposals import judge_others, note_old_place, propose
 from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.statistics.pairing import pair_outcomes
+from pytest_quantgate.store.baseline_mode import BaselineMode
 from pytest_quantgate.suite.gates import GateKind
 
 if TYPE_CHECKING:
-    from pytest_quantgate.measurement import Outcomes, StoredOutcomes, StoredPair
+    from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes, StoredPair
     from pytest_quantgate.store.records import Look, Record
 
 import textwrap
 from dataclasses import dataclass, field
 
+from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.accuracy import (
     MEAN_OVER_CLASSES,
     RELATIONS,
@@ -33,14 +34,13 @@ from pytest_quantgate.gates.accuracy import (
     relation,
     show_interval,
 )
-from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family
-from pytest_quantgate.gates.pairing import Pairs, Unpaired, pair_stored
 from pytest_quantgate.gates.samples import describe_samples, judge_samples
 from pytest_quantgate.gates.sections import TaskGate
-from pytest_quantgate.gates.statistics import chance_above
-from pytest_quantgate.gates.words import brief_drop, code_of, count, percent, points
+from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family
+from pytest_quantgate.statistics.intervals import chance_above
+from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_stored
 from pytest_quantgate.suite.keys import points_key
-from pytest_quantgate.verdict import Status, Verdict, combine
+from pytest_quantgate.text.words import brief_drop, code_of, count, percent, points
 
 GATE = "regression"
 
@@ -364,10 +364,10 @@ def judge_run(
     quantized: Outcomes | None = None,
 ) -> Judged:
     """Return the verdict of `judge`, on outcomes that a caller measured where they are given."""
-    from pytest_quantgate.baselines import is_of_other_data, next_record
-    from pytest_quantgate.fingerprint import differences, list_unknown
+    from pytest_quantgate.evidence.fingerprint import differences, list_unknown
     from pytest_quantgate.gates.chance import judge_answers
     from pytest_quantgate.store.acceptance import refuse_red
+    from pytest_quantgate.store.baselines import is_of_other_data, next_record
 
     if fp16 is None or quantized is None:
         measured = _measure(run, gate)
@@ -439,7 +439,7 @@ def _measure(run: GateRun, gate: RegressionGate) -> tuple[Outcomes, Outcomes]:
 
 def measure_strengths(run: GateRun, gate: RegressionGate) -> tuple[float, ...]:
     """Return the strength of each alarm of a gate, see `Family`."""
-    from pytest_quantgate.fingerprint import differences
+    from pytest_quantgate.evidence.fingerprint import differences
 
     fp16, quantized = _measure(run, gate)
     record = run.store.read(run.suite.name, gate.key)
@@ -504,7 +504,7 @@ def _accept(
 
 
 def _refuse_new_data(record: Record, *, gate: RegressionGate, command: str) -> Verdict:
-    from pytest_quantgate.baselines import end_chain
+    from pytest_quantgate.store.baselines import end_chain
 
     return Verdict(
         gate=GATE,
@@ -527,7 +527,7 @@ def _pair(fp16: Outcomes, quantized: Outcomes) -> Pairs | None:
 
 
 def _stored_pair(record: Record | None) -> StoredPair | None:
-    from pytest_quantgate.measurement import StoredPair
+    from pytest_quantgate.evidence.outcomes import StoredPair
 
     if record is None:
         return None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.run import GateRun, Judged
-from pytest_quantgate.gates.words import group, listed, shorten
 from pytest_quantgate.suite.gates import GateKind, GateSection
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.text.words import group, listed, shorten
 
 if TYPE_CHECKING:
-    from pytest_quantgate.measurement import Roundtrip
+    from pytest_quantgate.evidence.parity import Roundtrip
 
 GATE = "roundtrip"
 

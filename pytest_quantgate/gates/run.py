@@ -13,34 +13,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import date
 
-    from pytest_quantgate.baselines import Store
-    from pytest_quantgate.fingerprint import Fingerprint
-    from pytest_quantgate.gates.family import Family
-    from pytest_quantgate.measure.latency import LatencyRun
-    from pytest_quantgate.measurement import (
+    from pytest_quantgate.evidence.audit import (
         Audit,
         CalibrationRun,
-        EngineOutputs,
-        Fidelity,
         LayerActivation,
         NearCopy,
-        OnnxAudit,
-        Outcomes,
-        Parity,
-        Roundtrip,
-        Sanity,
-        ShippedTower,
         Tower,
     )
-    from pytest_quantgate.options import Settings
+    from pytest_quantgate.evidence.fidelity import Fidelity
+    from pytest_quantgate.evidence.fingerprint import Fingerprint
+    from pytest_quantgate.evidence.latency import LatencyRun
+    from pytest_quantgate.evidence.onnx import EngineOutputs, OnnxAudit
+    from pytest_quantgate.evidence.outcomes import Outcomes
+    from pytest_quantgate.evidence.parity import Parity, Roundtrip, ShippedTower
+    from pytest_quantgate.evidence.sanity import Sanity
+    from pytest_quantgate.evidence.verdict import Verdict
     from pytest_quantgate.runtimes.engine_layers import EngineReport
+    from pytest_quantgate.statistics.family import Family
+    from pytest_quantgate.store.baselines import Store
     from pytest_quantgate.store.looks import Ledger
     from pytest_quantgate.store.records import AnyRecord
+    from pytest_quantgate.store.settings import Settings
     from pytest_quantgate.suite.gates import GateSection
     from pytest_quantgate.suite.specs import Stage, Suite
     from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.contents import Contents
-    from pytest_quantgate.verdict import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.gates.words import count, listed
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.text.words import count, listed
 
 if TYPE_CHECKING:
+    from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.gates.sections import TaskGate
-    from pytest_quantgate.measurement import Outcomes
 
 #: What is wrong with the data, and not with the variant.
 FINDINGS = ("copies", "classes-unseen")

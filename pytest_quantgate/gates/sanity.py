@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.chance import EARLY_ALPHA, is_above_chance, is_left_open, judge_chance
 from pytest_quantgate.gates.run import GateRun, Judged
-from pytest_quantgate.gates.words import count
 from pytest_quantgate.suite.gates import GateKind, GateSection
-from pytest_quantgate.verdict import Status, Verdict, combine
+from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_quantgate.measurement import (
+    from pytest_quantgate.evidence.sanity import (
         Answers,
         Fault,
         Sanity,
@@ -78,7 +78,7 @@ def list_faults(
 
     With `doubts`, what may be meant so is there too, as INCONCLUSIVE.
     """
-    from pytest_quantgate.measurement import TextPlaces
+    from pytest_quantgate.evidence.sanity import TextPlaces
 
     of_files = [
         _judge_fault(fault, model=model) for fault in sanity.faults if fault.certain or doubts

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from pytest_quantgate.quantities import parse_confidence
 from pytest_quantgate.suite.gates import GateSection
 from pytest_quantgate.suite.keys import (
     BadKey,
@@ -22,6 +21,7 @@ from pytest_quantgate.suite.keys import (
     ratio_key,
     text_key,
 )
+from pytest_quantgate.suite.quantities import parse_confidence
 from pytest_quantgate.suite.specs import FIRST
 
 CLASSIFICATION = ("acc1", "acc5", "mean_per_class_recall")

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.verdict import Figure, Status, Verdict
 from pytest_quantgate.gates.overflow import LARGEST, size
-from pytest_quantgate.gates.words import count
-from pytest_quantgate.verdict import Figure, Status, Verdict
+from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_quantgate.measurement import ShippedTower
+    from pytest_quantgate.evidence.parity import ShippedTower
     from pytest_quantgate.suite.where import Where
 
 #: An embedding that rounding alone moves by more than a tenth of its length is another one.

@@ -7,13 +7,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.gates.words import listed
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.text.words import listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_quantgate.measurement import OutlierChannels, Suspect
+    from pytest_quantgate.evidence.sensitivity import OutlierChannels, Suspect
 
 #: A suspect that is no noisier than this above the next does not stand out.
 STANDS_OUT_DB = 3.0

@@ -11,19 +11,20 @@ import fnmatch
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.coverage import CoverageGate, Waiver, wanted_slots
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineTarget, target_key
-from pytest_quantgate.gates.words import count, group, listed, shorten
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import BadKey, list_key, text_key
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.text.words import count, group, listed, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer, Slot, Tower
+    from pytest_quantgate.evidence.audit import Audit, Quantizer, Slot, Tower
+    from pytest_quantgate.evidence.onnx import OnnxAudit, QdqPair
     from pytest_quantgate.runtimes.engine_layers import EngineReport, Precision
 
 GATE = "trace"

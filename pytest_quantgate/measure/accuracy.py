@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import DataError
-from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.tasks.contents import count_copies
 from pytest_quantgate.tasks.samples import Samples
 

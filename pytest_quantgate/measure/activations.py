@@ -10,8 +10,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.evidence.audit import LayerActivation, Tower
 from pytest_quantgate.measure.operations import tensors_in
-from pytest_quantgate.measurement import LayerActivation, Tower
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
 

@@ -13,24 +13,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.evidence.audit import Audit, LayerActivation, Module, Tower
 from pytest_quantgate.measure.activations import ActivationRecorder, highest_finite
 from pytest_quantgate.measure.invariance import measure_invariance
 from pytest_quantgate.measure.operations import Recorder
-from pytest_quantgate.measure.quantizers import (
-    Activity,
-    block_of,
-    describe_quantizer,
-    find_quantizers,
-    owner_of,
-    plain_class_name,
-    replay_recipe,
-    tower_of,
-    watch,
-)
-from pytest_quantgate.measurement import Audit, LayerActivation, Module, Tower
+from pytest_quantgate.measure.quantizers import Activity, describe_quantizer, replay_recipe, watch
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.models.quantizers import (
+    block_of,
+    find_quantizers,
+    owner_of,
+    plain_class_name,
+    tower_of,
+)
 from pytest_quantgate.models.recipes import Recipe
 
 if TYPE_CHECKING:

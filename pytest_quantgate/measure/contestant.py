@@ -10,9 +10,11 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pytest_quantgate.evidence.latency import Footprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,21 +37,6 @@ TimedTower = Literal["vision", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footprint:
-    """What a contestant takes, in bytes; None where its runtime does not tell.
-
-    `file_bytes` is the size of its ONNX file or plan, `weights_bytes` that of the weights in it,
-    `activation_bytes` what one context needs besides, `device_bytes` by how much the free memory of
-    the device shrank while it was loaded and run once (other processes on the device count too).
-    """
-
-    file_bytes: int | None = None
-    weights_bytes: int | None = None
-    activation_bytes: int | None = None
-    device_bytes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Contestant:
     """What is open and ready to be timed.
 
@@ -58,7 +45,7 @@ class Contestant:
 
     time_runs: TimeRuns
     samples: int | None = None
-    footprint: Footprint = Footprint()
+    footprint: Footprint = field(default_factory=Footprint)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.measurement import Tower, TowerFidelity
+from pytest_quantgate.evidence.audit import Tower
+from pytest_quantgate.evidence.fidelity import TowerFidelity
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
 

@@ -10,8 +10,9 @@ import fnmatch
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from pytest_quantgate.measure.quantizers import whole_name
-from pytest_quantgate.measurement import Audit, Quantizer, QuantizerGroup
+from pytest_quantgate.evidence.audit import Audit, Quantizer
+from pytest_quantgate.evidence.sensitivity import QuantizerGroup
+from pytest_quantgate.models.quantizers import whole_name
 
 _BLOCK_PREFIX = re.compile(r"^(?:.*?\.)??(?:layers?|blocks?|resblocks|h)\.\d+(?=\.|$)")
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from pytest_quantgate.evidence.audit import BatchInvariance
 from pytest_quantgate.measure.parity import nudged
-from pytest_quantgate.measurement import BatchInvariance
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
 

@@ -28,12 +28,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_quantgate.errors import NotMeasured
-from pytest_quantgate.fingerprint import digest_of
-from pytest_quantgate.measure.contestant import Clock, Contestant, Footprint, TimeRuns
+from pytest_quantgate.evidence.latency import (
+    NARROW_GAIN,
+    ContestantTimes,
+    Footprint,
+    LatencyRun,
+    Machine,
+)
+from pytest_quantgate.measure.contestant import Clock, Contestant, TimeRuns
 from pytest_quantgate.runtimes.engine_run import WINDOW, is_stable
 
 #: How often the contestants are started anew at least, and how many rounds they do each time.
@@ -47,97 +53,13 @@ AGAIN = "fp16 again"
 #: No batch has more runs than this: what is still too short then is not measurable.
 MOST_RUNS = 1 << 16
 
-#: How many times as many multiply-adds a second a device can do in 8 bits as in FP16's arithmetic.
-#: GPU: tensor cores double the rate from FP16 to FP8 or INT8; GeForce halves that of FP16 where it
-#: sums in FP32. CPU, against FP32: a lane of 32 bits holds four products (VNNI, SDOT).
-NARROW_GAIN = 4
 #: CPUs with units of their own for 8 bits, against their FP32 lanes: SMMLA does 32 products where
 #: FMLA does 4; TDPBUSD 1024 a cycle where two AVX-512 units do 32, and SME is not far from that.
 _GAINS_OF_UNITS = {"i8mm": 8, "amx_int8": 32, "sme": 32}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a time in ms depends on besides the model; library versions are drift to be measured.
-
-    `cores` may be used by this process, `threads` are those of the runtime. `device` is `cpu` or
-    the name of the GPU.
-    """
-
-    system: str
-    processor: str
-    cores: int
-    threads: int
-    device: str
-
-    @property
-    def fingerprint(self) -> str:
-        """A short digest of all of it."""
-        return digest_of(self)[:16]
-
-
 #: Starts a contestant for as long as the context lasts, and opens it where that is called.
 Start = Callable[[], AbstractContextManager[Callable[[], Contestant]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContestantTimes:
-    """What one contestant took: for each round the mean time of one of its runs, in ms.
-
-    `runs` are those of a round, `first_run_ms` is its very first run, where kernels are chosen or
-    compiled, and in no round: both of the last process. `warm` says whether the times had settled
-    in every process, after `warm_up_batches` at most. `samples` is as in `Contestant`.
-    """
-
-    name: str
-    times_ms: tuple[float, ...]
-    runs: int
-    first_run_ms: float
-    warm_up_batches: int
-    warm: bool
-    samples: int | None = None
-
-    @property
-    def median_ms(self) -> float:
-        """The median over rounds; NaN where there are none."""
-        return statistics.median(self.times_ms) if self.times_ms else math.nan
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencyRun:
-    """One interleaved measurement of one tower at one batch size; round i is in all three.
-
-    The rounds are those of so many `processes`, in order, equally many of each: in each of them
-    every contestant had a process of its own. `pause_rounds` is how long it took from one to the
-    next, in rounds. `runtime` is as a suite names it. `arithmetic_gain` is how many times as fast
-    the quantized variant's arithmetic can be as FP16's there (`read_arithmetic_gain`).
-    `process_peak_rss_bytes` is that of the whole process that measured: PyTorch, and whatever ran
-    before.
-    """
-
-    runtime: str
-    machine: Machine
-    tower: str
-    batch_size: int
-    fp16: ContestantTimes
-    quantized: ContestantTimes
-    fp16_again: ContestantTimes
-    runtime_version: str = ""
-    fp16_footprint: Footprint = field(default_factory=Footprint)
-    quantized_footprint: Footprint = field(default_factory=Footprint)
-    arithmetic_gain: int = NARROW_GAIN
-    process_peak_rss_bytes: int = 0
-    processes: int = 1
-    pause_rounds: float = 0.0
-
-    @property
-    def contestants(self) -> tuple[ContestantTimes, ...]:
-        return self.fp16, self.quantized, self.fp16_again
-
-    @property
-    def rounds(self) -> int:
-        """How many rounds every contestant has."""
-        return min(len(contestant.times_ms) for contestant in self.contestants)
 
 
 def share_rounds(rounds: int) -> tuple[int, int]:

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.measure.quantizers import (
+from pytest_quantgate.evidence.audit import Operation, Slot, Tower
+from pytest_quantgate.models.quantizers import (
     block_of,
     plain_class_name,
     slot_of,
     tower_of,
     whole_name,
 )
-from pytest_quantgate.measurement import Operation, Slot, Tower
 
 if TYPE_CHECKING:
     import torch

@@ -19,18 +19,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.evidence.audit import Slot
+from pytest_quantgate.evidence.sensitivity import OutlierChannels
 from pytest_quantgate.measure.fidelity import sum_of_squares
 from pytest_quantgate.measure.groups import block_prefix
-from pytest_quantgate.measure.quantizers import (
+from pytest_quantgate.measure.quantizers import replaced_forward
+from pytest_quantgate.models.quantizers import (
     amax_of,
     has_constant_range,
     is_dynamic,
     owner_of,
-    replaced_forward,
     slot_of,
     whole_name,
 )
-from pytest_quantgate.measurement import OutlierChannels, Slot
 from pytest_quantgate.models.recipes import format_of_bits
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_quantgate.evidence.onnx import EngineOutputs
+from pytest_quantgate.evidence.parity import BlockParity, TowerParity
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
-from pytest_quantgate.measurement import BlockParity, EngineOutputs, TowerParity
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
 

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.measurement import Quantizer, Slot, Tower
-from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.evidence.audit import Quantizer, Tower
+from pytest_quantgate.models.quantizers import (
+    amax_of,
+    block_of,
+    find_quantizers,
+    has_constant_range,
+    is_dynamic,
+    owner_of,
+    plain_class_name,
+    slot_of,
+    tower_of,
+    whole_name,
+)
 from pytest_quantgate.models.recipes import format_of_bits
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-SLOTS: Mapping[str, Slot] = {
-    "input_quantizer": "input",
-    "weight_quantizer": "weight",
-    "output_quantizer": "output",
-    "q_bmm_quantizer": "q",
-    "k_bmm_quantizer": "k",
-    "v_bmm_quantizer": "v",
-    "p_bmm_quantizer": "softmax",
-    "softmax_quantizer": "softmax",
-    "bmm2_output_quantizer": "attention_output",
-}
-
-_BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks?|resblocks|h)\.(\d+)(?:\.|$)")
-_VISION = re.compile(r"vis|image|patch_embed")
-_TEXT = re.compile(r"text|token|^transformer$|^ln_final$|^positional_embedding$")
 
 
 @dataclass(kw_only=True)
@@ -51,45 +45,6 @@ class Activity:
     clipped_values: list[int] = field(default_factory=list)
     seen: int = 0
     largest: float | None = None
-
-
-def find_quantizers(module: torch.nn.Module) -> dict[str, Any]:
-    """Return every TensorQuantizer by its name, in the model's own order."""
-    kind = import_modelopt("modelopt.torch.quantization.nn").TensorQuantizer
-    return {name: m for name, m in module.named_modules() if isinstance(m, kind)}
-
-
-def slot_of(name: str) -> Slot:
-    """Return where a quantizer sits, from its name (`....q_proj.input_quantizer.0` is `input`)."""
-    return SLOTS.get(whole_name(name).rpartition(".")[2], "other")
-
-
-def owner_of(name: str) -> str:
-    """Return the name of the module that a quantizer belongs to."""
-    return whole_name(name).rpartition(".")[0]
-
-
-def whole_name(name: str) -> str:
-    """Return the name of the sequence that a quantizer is a part of, or its own name."""
-    return re.sub(r"(?:\.\d+)+$", "", name)
-
-
-def block_of(name: str) -> int | None:
-    """Return the index of the transformer block that a module is in, or None."""
-    found = _BLOCK.search(name)
-    return int(found.group(1)) if found else None
-
-
-def tower_of(name: str, *, ran_in: frozenset[Tower] = frozenset()) -> Tower:
-    """Return the tower of a module: the one whose forward ran it, else the one of its name."""
-    if len(ran_in) == 1:
-        return next(iter(ran_in))
-    for part in name.split("."):
-        if _VISION.search(part):
-            return "vision"
-        if _TEXT.search(part):
-            return "text"
-    return "other"
 
 
 @contextmanager
@@ -249,31 +204,6 @@ def largest_magnitude(quantizer: Any, value: torch.Tensor) -> float:
     return float(torch.maximum(-low, high))
 
 
-def has_constant_range(quantizer: Any) -> bool:
-    """Return whether a range was never calibrated: ModelOpt's `use_constant_amax`."""
-    return bool(getattr(quantizer, "_use_constant_amax", False))
-
-
-def amax_of(quantizer: Any) -> torch.Tensor | None:
-    """Return the range that a quantizer keeps, or None where it has none.
-
-    `quantizer.amax` itself raises for a dynamic one, and is None for one with ModelOpt's
-    `use_constant_amax`, whose range is the largest E4M3 value.
-    """
-    import torch
-
-    if has_constant_range(quantizer):
-        return torch.tensor(torch.finfo(torch.float8_e4m3fn).max)
-    amax = getattr(quantizer, "_amax", None)
-    return amax if isinstance(amax, torch.Tensor) and not quantizer.is_mx_format else None
-
-
-def is_dynamic(quantizer: Any) -> bool:
-    """Return whether a quantizer takes its range from each batch by its own declaration."""
-    blocks = quantizer.block_sizes or {}
-    return bool(getattr(quantizer, "_dynamic", False)) or blocks.get("type") == "dynamic"
-
-
 def describe_quantizer(
     name: str,
     quantizer: Any,
@@ -317,13 +247,6 @@ def describe_quantizer(
         clipped_squares=sum(number**2 for number in activity.clipped_values),
         batch_dependent=activity.batch_dependent,
     )
-
-
-def plain_class_name(module: torch.nn.Module) -> str:
-    """Return the class name of a module as its author wrote it: `Linear`, not `QuantLinear`."""
-    if isinstance(module, import_modelopt("modelopt.torch.opt.dynamic").DynamicModule):
-        return str(module.original_cls.__name__)
-    return type(module).__name__
 
 
 def replay_recipe(

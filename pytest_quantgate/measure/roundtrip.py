@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.measurement import Roundtrip
+from pytest_quantgate.evidence.parity import Roundtrip
 from pytest_quantgate.models.checkpoint import (
     FILES,
     MANIFEST,

@@ -16,6 +16,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.sanity import Answers, Fault, Sanity, TaskSanity, Twins
 from pytest_quantgate.measure.embeddings import average_templates, embed_images, embed_texts
 from pytest_quantgate.measure.texts import (
     MOST_TEXTS,
@@ -24,7 +26,6 @@ from pytest_quantgate.measure.texts import (
     examine_prompts,
     order_templates,
 )
-from pytest_quantgate.measurement import Answers, Fault, Outcomes, Sanity, TaskSanity, Twins
 from pytest_quantgate.models.clip import ClipModel, describe_error
 from pytest_quantgate.models.faults import encoding, fault_error
 from pytest_quantgate.models.loading import quiet_libraries

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pytest_quantgate.measurement import NO_TEXTS, TaskSanity, TextReading, Twins
+from pytest_quantgate.evidence.sanity import NO_TEXTS, TaskSanity, TextReading, Twins
 from pytest_quantgate.tasks.samples import fill
 
 #: Texts of a task that are tokenized at most: a fast tokenizer takes half a second for them.

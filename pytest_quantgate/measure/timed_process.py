@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.errors import ModelError, NotMeasured
-from pytest_quantgate.measure.contestant import Contestant, Footprint, Spec, write_spec
+from pytest_quantgate.evidence.latency import Footprint
+from pytest_quantgate.measure.contestant import Contestant, Spec, write_spec
 from pytest_quantgate.measure.latency import Start
 from pytest_quantgate.own_process import start_module
 

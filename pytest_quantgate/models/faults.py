@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.measurement import Fault
+from pytest_quantgate.evidence.sanity import Fault
 
 
 def fault_error(fault: Fault, *, model: str) -> ModelError:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.measure.quantizers import find_quantizers
 from pytest_quantgate.models.attention import attention_class
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.models.recipes import Recipe, to_modelopt
 
 if TYPE_CHECKING:

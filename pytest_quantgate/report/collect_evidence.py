@@ -19,22 +19,16 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from pytest_quantgate import __version__
-from pytest_quantgate.artifacts.calibration import describe_images
-from pytest_quantgate.cache import Cache
-from pytest_quantgate.conclusion import Results, Row, SuiteConclusion
+from pytest_quantgate.evidence.audit import Audit, CalibrationRun
+from pytest_quantgate.evidence.calibration import describe_images
+from pytest_quantgate.evidence.codec import from_json
+from pytest_quantgate.evidence.fidelity import Fidelity
+from pytest_quantgate.evidence.onnx import OnnxAudit
+from pytest_quantgate.evidence.outcomes import Outcomes, pack_bits
+from pytest_quantgate.evidence.parity import Parity, Roundtrip
+from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.coverage import CoverageGate, wanted_slots
 from pytest_quantgate.gates.trace import STAGES, Stage, TraceRow, follow_quantizers
-from pytest_quantgate.measurement import (
-    Audit,
-    CalibrationRun,
-    Fidelity,
-    OnnxAudit,
-    Outcomes,
-    Parity,
-    Roundtrip,
-    from_json,
-    pack_bits,
-)
 from pytest_quantgate.own_process import run_git
 from pytest_quantgate.report.evidence import Evidence
 from pytest_quantgate.report.model import (
@@ -61,12 +55,13 @@ from pytest_quantgate.report.model import (
 from pytest_quantgate.report.previews import list_flips
 from pytest_quantgate.report.quantizer_states import describe_quantizers
 from pytest_quantgate.report.terminal import Summary
+from pytest_quantgate.run.conclusion import Results, Row, SuiteConclusion
 from pytest_quantgate.run.exported import TOWERS
 from pytest_quantgate.runtimes.engine_layers import EngineReport
+from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.store.keys import ENGINES
 from pytest_quantgate.store.surroundings import Surroundings
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Verdict
 
 #: A report names no more flipped samples of a task than this, losses first.
 MAX_FLIPS = 200

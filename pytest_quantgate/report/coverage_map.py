@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from pytest_quantgate.gates.words import percent
-from pytest_quantgate.measurement import Slot
+from pytest_quantgate.evidence.audit import Slot
 from pytest_quantgate.report.markup import Html, join, tag
 from pytest_quantgate.report.model import AuditFacts, QuantizerFacts, QuantizerState
 from pytest_quantgate.report.numbers import show_value
+from pytest_quantgate.text.words import percent
 
 #: (state, sign, what it means), as the legend lists them.
 STATES: tuple[tuple[QuantizerState, str, str], ...] = (

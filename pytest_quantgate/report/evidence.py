@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.gates.coverage import CoverageGate
-from pytest_quantgate.measurement import from_json, to_json
 from pytest_quantgate.report.model import LatencyFacts, ModelFacts, RecipeFacts
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.report import FORMAT
 from pytest_quantgate.store.disk import describe_write_error, refuse_links, write_whole
+from pytest_quantgate.store.settings import Targets
 
 Kind = Literal[
     "html", "markdown", "json", "diff-html", "diff-markdown", "sensitivity-json", "sensitivity-svg"
@@ -37,30 +37,17 @@ HTML_NAME = "index.html"
 JSON_NAME = "report.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Targets:
-    """Which reports a run writes; None: not this one. `step_summary` is appended to."""
-
-    directory: Path | None = None
-    markdown: Path | None = None
-    json: Path | None = None
-    step_summary: Path | None = None
-    images: int = 12
-
-    def __bool__(self) -> bool:
-        return any((self.directory, self.markdown, self.json, self.step_summary))
-
-    def files(self) -> tuple[tuple[Path, Kind, str], ...]:
-        """Return (path, kind, option) of every file that is written whole."""
-        found: list[tuple[Path, Kind, str]] = []
-        if self.directory:
-            found.append((self.directory / HTML_NAME, "html", "--quantgate-report"))
-            found.append((self.directory / JSON_NAME, "json", "--quantgate-report"))
-        if self.markdown:
-            found.append((self.markdown, "markdown", "--quantgate-markdown"))
-        if self.json:
-            found.append((self.json, "json", "--quantgate-json"))
-        return tuple(found)
+def list_files(targets: Targets) -> tuple[tuple[Path, Kind, str], ...]:
+    """Return (path, kind, option) of every file that is written whole."""
+    found: list[tuple[Path, Kind, str]] = []
+    if targets.directory:
+        found.append((targets.directory / HTML_NAME, "html", "--quantgate-report"))
+        found.append((targets.directory / JSON_NAME, "json", "--quantgate-report"))
+    if targets.markdown:
+        found.append((targets.markdown, "markdown", "--quantgate-markdown"))
+    if targets.json:
+        found.append((targets.json, "json", "--quantgate-json"))
+    return tuple(found)
 
 
 def check_targets(targets: Targets, *, root: Path | None = None) -> None:
@@ -73,7 +60,7 @@ def check_targets(targets: Targets, *, root: Path | None = None) -> None:
             f"--quantgate-report={targets.directory}: this is a file: name a folder, which will "
             f"hold {HTML_NAME} and {JSON_NAME}"
         )
-    files = targets.files()
+    files = list_files(targets)
     for path, kind, option in files:
         _refuse_links(path, option=option, root=root)
         check_file(path, kind=kind, option=option)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pytest_quantgate.errors import ReportError
-from pytest_quantgate.measurement import from_json, to_json
+from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.report import FORMAT, READABLE, VERSION
 from pytest_quantgate.report.model import Report
 from pytest_quantgate.untrusted import parse_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.text.printable import printable
 
 #: An empty comment: what stands on both sides of it is shown side by side, and is no word.
 _GAP = "<!-- -->"

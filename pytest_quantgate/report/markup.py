@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.text.printable import printable
 
 _VOID = frozenset({"br", "img", "meta", "link", "hr", "col"})
 

@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_quantgate.measurement import Fidelity, Parity, Roundtrip, Slot, Tower
+from pytest_quantgate.evidence.audit import Slot, Tower
+from pytest_quantgate.evidence.fidelity import Fidelity
+from pytest_quantgate.evidence.parity import Parity, Roundtrip
+from pytest_quantgate.evidence.verdict import Figure
 from pytest_quantgate.report import FORMAT, VERSION
-from pytest_quantgate.verdict import Figure
 
 StatusName = Literal["PASS", "FAIL", "INCONCLUSIVE", "INCOMPARABLE", "NOT_MEASURED"]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.measurement import Outcomes, from_json
+from pytest_quantgate.evidence.codec import from_json
+from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.store.keys import OUTCOMES, PREVIEWS
 
 if TYPE_CHECKING:

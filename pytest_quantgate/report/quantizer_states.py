@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from pytest_quantgate.evidence.audit import Audit, Module, Quantizer, Slot
 from pytest_quantgate.gates.coverage import CoverageGate, Scope
-from pytest_quantgate.measure.quantizers import SLOTS, owner_of, slot_of
-from pytest_quantgate.measurement import Audit, Module, Quantizer, Slot
+from pytest_quantgate.models.quantizers import SLOTS, owner_of, slot_of
 from pytest_quantgate.report.model import QuantizerFacts, QuantizerState
 
 ATTENTION_SLOTS: tuple[Slot, ...] = ("q", "k", "v", "softmax", "attention_output")

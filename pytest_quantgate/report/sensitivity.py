@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from xml.sax.saxutils import escape
 
-from pytest_quantgate.gates.suspects import describe_outliers, explained_by_outliers
-from pytest_quantgate.measurement import (
+from pytest_quantgate.evidence.sensitivity import (
     Exclusion,
     GateCheck,
     GroupEffect,
     QuantizerGroup,
     Sensitivity,
 )
+from pytest_quantgate.gates.suspects import describe_outliers, explained_by_outliers
 from pytest_quantgate.run.sensitivity import SUSPECTS, rank_suspects
 
 #: SQNR from which on noise no longer shows in a plot.

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pytest_quantgate.conclusion import (
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.run.conclusion import (
     DESELECTED,
     NAMED,
     NOT_REACHED,
@@ -16,9 +17,8 @@ from pytest_quantgate.conclusion import (
     SuiteConclusion,
     conclude,
 )
-from pytest_quantgate.gates.words import count, listed
-from pytest_quantgate.report.printable import printable
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.text.printable import printable
+from pytest_quantgate.text.words import count, listed
 
 #: Failures stay readable in a CI log: no more evidence lines than this.
 EVIDENCE_LINES = 12

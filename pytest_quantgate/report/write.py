@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.cache import Cache
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import Evidence
-from pytest_quantgate.report.files import append_to, replace_file
+from pytest_quantgate.report.files import append_to, list_files, replace_file
 from pytest_quantgate.report.html import render_html
 from pytest_quantgate.report.json_report import render_json
 from pytest_quantgate.report.markdown import render_markdown
 from pytest_quantgate.report.terminal import Summary
+from pytest_quantgate.store.cache import Cache
 
 if TYPE_CHECKING:
-    from pytest_quantgate.options import Settings
+    from pytest_quantgate.store.settings import Settings
 
 RENDERERS = {"html": render_html, "markdown": render_markdown, "json": render_json}
 
@@ -34,7 +34,7 @@ def write_reports(
     """
     targets, results = settings.reports, summary.results
     ran = bool(results.rows or results.errors or results.own_tests)
-    if not (ran or targets.files()):
+    if not (ran or list_files(targets)):
         return summary
     report = collect_report(
         summary,
@@ -44,7 +44,7 @@ def write_reports(
         environ=os.environ,
     )
     written, lost = list(summary.written), list[str]()
-    for path, kind, option in targets.files():
+    for path, kind, option in list_files(targets):
         try:
             replace_file(path, RENDERERS[kind](report), kind=kind, option=option)
         except ReportError as error:

@@ -6,21 +6,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from pytest_quantgate.errors import NotMeasured, QuantGateError, WriteError
-from pytest_quantgate.gates.family import ALONE, SILENT, Family
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
 from pytest_quantgate.gates.regression import RegressionGate, judge_run
 from pytest_quantgate.gates.run import Judged
 from pytest_quantgate.gates.suspects import name_suspects
+from pytest_quantgate.statistics.family import ALONE, SILENT, Family
 from pytest_quantgate.suite.gates import IMPLICIT, GateSection, kind_of
-from pytest_quantgate.verdict import Status, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_quantgate.evidence.audit import Tower
+    from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.gates.accuracy import AccuracyGate
     from pytest_quantgate.gates.fidelity import FidelityGate
     from pytest_quantgate.gates.run import GateRun
-    from pytest_quantgate.measurement import Outcomes, Tower
     from pytest_quantgate.run.measured import Measured
 
 

@@ -7,19 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate.fingerprint import digest_parts
+from pytest_quantgate.evidence.audit import LayerActivation, Tower
+from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.fidelity import Fidelity
+from pytest_quantgate.evidence.fingerprint import digest_parts
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.parity import Roundtrip
+from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
 from pytest_quantgate.gates.fidelity import FidelityGate
-from pytest_quantgate.measurement import (
-    NO_TEXTS,
-    Fidelity,
-    LayerActivation,
-    Outcomes,
-    Roundtrip,
-    Sanity,
-    Tower,
-    from_json,
-    to_json,
-)
 from pytest_quantgate.run.stages import Stages
 from pytest_quantgate.run.variants import (
     BATCH_SIZE,
@@ -45,9 +40,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.gates.latency import LatencyGate
     from pytest_quantgate.measure.embeddings import Encoder
-    from pytest_quantgate.measure.latency import LatencyRun
     from pytest_quantgate.suite.specs import Stage
     from pytest_quantgate.tasks.samples import Samples
 
@@ -90,8 +85,8 @@ class Measured(Variants):
 
     def _measure_sanity(self, tasks: list[tuple[str, int | None, bool]]) -> Sanity:
         from pytest_quantgate.gates.chance import is_settled
+        from pytest_quantgate.measure.model_checks import inspect_checkpoint
         from pytest_quantgate.measure.sanity import Task, measure_sanity
-        from pytest_quantgate.model_checks import inspect_checkpoint
         from pytest_quantgate.tasks.registry import evaluation_data
 
         spec = self.suite.calibration

@@ -15,23 +15,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_quantgate.errors import DataError, ModelError
-from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
-from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
-from pytest_quantgate.gates.fidelity import FidelityGate, judge_fidelity
-from pytest_quantgate.measurement import (
+from pytest_quantgate.evidence.audit import Tower
+from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.sensitivity import (
     Exclusion,
     GateCheck,
     GroupEffect,
     QuantizerGroup,
     Sensitivity,
     Suspect,
-    Tower,
     TowerNoise,
-    from_json,
-    to_json,
 )
+from pytest_quantgate.evidence.verdict import Verdict
+from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
+from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
+from pytest_quantgate.gates.fidelity import FidelityGate, judge_fidelity
 from pytest_quantgate.store.keys import EXCLUSION, SENSITIVITY, WITHOUT
-from pytest_quantgate.verdict import Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -171,8 +170,8 @@ class Study:
 
     def _measure(self, gate: Gate, count: int, *, directions: tuple[Direction, ...]) -> Sensitivity:
         from pytest_quantgate.measure.groups import group_quantizers
-        from pytest_quantgate.measure.quantizers import find_quantizers
         from pytest_quantgate.measure.sensitivity import measure_towers, weights_bytes
+        from pytest_quantgate.models.quantizers import find_quantizers
 
         case = self.case
         probe = self.probe(gate, count)
@@ -400,8 +399,8 @@ def without(case: Measured, names: Collection[str]) -> Iterator[Measured]:
     It shares model and data with `case`; what it measures is cached under a key of its own. The
     variant itself is the same object with switches off, so `case` must not be used meanwhile.
     """
-    from pytest_quantgate.measure.quantizers import find_quantizers
     from pytest_quantgate.measure.sensitivity import enabled_only
+    from pytest_quantgate.models.quantizers import find_quantizers
 
     quantizers = find_quantizers(case.quantized.module)
     enabled = {name for name, quantizer in quantizers.items() if quantizer.is_enabled}

@@ -7,18 +7,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, NotMeasured
+from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.onnx import EngineOutputs, OnnxAudit
+from pytest_quantgate.evidence.parity import BlockParity, Parity, ShippedTower, TowerParity
 from pytest_quantgate.gates.engine import EngineGate
 from pytest_quantgate.gates.export import ExportGate
-from pytest_quantgate.measurement import (
-    BlockParity,
-    EngineOutputs,
-    OnnxAudit,
-    Parity,
-    ShippedTower,
-    TowerParity,
-    from_json,
-    to_json,
-)
 from pytest_quantgate.run.exported import (
     TEXT_INPUTS,
     TOWERS,
@@ -303,10 +296,10 @@ class Stages:
 
         A plan `to_run` is one that was built here, or it is built again: it is code.
         """
-        from pytest_quantgate.cache import read_json, write_json
         from pytest_quantgate.runtimes.engine import build_engine
         from pytest_quantgate.runtimes.engine_layers import EngineError, EngineReport
         from pytest_quantgate.runtimes.tensorrt_library import load_library
+        from pytest_quantgate.store.cache import read_json, write_json
 
         target = order.target
         library = load_library(name=_module_of(order.library))

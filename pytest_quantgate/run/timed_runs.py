@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.latency import Footprint
 from pytest_quantgate.measure.contestant import (
     GPU,
     EngineContestant,
-    Footprint,
     OnnxContestant,
     Spec,
     TorchContestant,
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
-    from pytest_quantgate.measure.latency import LatencyRun, Start
+    from pytest_quantgate.measure.latency import Start
     from pytest_quantgate.models.clip import PairBatch
     from pytest_quantgate.run.stages import Stages
     from pytest_quantgate.runtimes.onnxruntime_session import Provider

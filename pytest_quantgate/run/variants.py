@@ -12,17 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pytest_quantgate.cache import Cache, read_json, write_json
 from pytest_quantgate.errors import MissingPackage, ModelError, QuantGateError
-from pytest_quantgate.fingerprint import Fingerprint, digest_of
+from pytest_quantgate.evidence.audit import Audit, CalibrationRun, NearCopy
+from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.fingerprint import Fingerprint, digest_of
 from pytest_quantgate.gates.sections import TaskGate
-from pytest_quantgate.measurement import (
-    Audit,
-    CalibrationRun,
-    NearCopy,
-    from_json,
-    to_json,
-)
+from pytest_quantgate.store.cache import Cache, read_json, write_json
 from pytest_quantgate.store.keys import (
     CONTENTS,
     ENGINES,
@@ -37,14 +32,14 @@ from pytest_quantgate.store.surroundings import Surroundings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from pytest_quantgate.baselines import Store
-    from pytest_quantgate.measure.latency import LatencyRun
+    from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.models.clip import ClipModel
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
-    from pytest_quantgate.options import Settings
-    from pytest_quantgate.progress import Progress
+    from pytest_quantgate.run.progress import Progress
+    from pytest_quantgate.store.baselines import Store
     from pytest_quantgate.store.looks import Ledger
+    from pytest_quantgate.store.settings import Settings
     from pytest_quantgate.suite.specs import Suite
     from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.contents import Contents

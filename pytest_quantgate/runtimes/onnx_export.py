@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, ModelError
-from pytest_quantgate.measure.quantizers import (
+from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.loading import quiet_libraries
+from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.models.quantizers import (
     amax_of,
     find_quantizers,
     is_dynamic,
     plain_class_name,
     slot_of,
 )
-from pytest_quantgate.models.clip import ClipModel
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.recipes import format_of_bits
 from pytest_quantgate.runtimes.onnx_surgery import (
     MARK,

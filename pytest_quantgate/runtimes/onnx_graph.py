@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import MissingPackage, ModelError
-from pytest_quantgate.measure.quantizers import owner_of, slot_of, whole_name
-from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair
+from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
+from pytest_quantgate.models.quantizers import owner_of, slot_of, whole_name
 from pytest_quantgate.runtimes.onnx_surgery import LARGEST, describe_without_weights
 from pytest_quantgate.untrusted import read_regular
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.measurement import Slot
+from pytest_quantgate.evidence.audit import Slot
 
 if TYPE_CHECKING:
     import numpy as np

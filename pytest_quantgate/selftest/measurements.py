@@ -10,21 +10,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_quantgate.evidence.audit import Audit
+from pytest_quantgate.evidence.fidelity import Fidelity
+from pytest_quantgate.evidence.onnx import OnnxAudit
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.parity import Parity, Roundtrip
+from pytest_quantgate.evidence.sanity import Answers, Sanity, Twins
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.trace import TraceGate
-from pytest_quantgate.measurement import (
-    Answers,
-    Audit,
-    Fidelity,
-    OnnxAudit,
-    Outcomes,
-    Parity,
-    Roundtrip,
-    Sanity,
-    Twins,
-)
 from pytest_quantgate.models.faults import image_size
 from pytest_quantgate.selftest.sabotage import Sabotage, Spoil, exchange, exchange_stages
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.evidence.audit import Audit, Quantizer
 from pytest_quantgate.gates.coverage import CoverageGate
-from pytest_quantgate.measurement import Audit, Quantizer
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def audit_again(
     """
     from pytest_quantgate.measure.audit import audit_quantizers
     from pytest_quantgate.measure.embeddings import make_batches
-    from pytest_quantgate.measure.quantizers import find_quantizers
+    from pytest_quantgate.models.quantizers import find_quantizers
 
     batches = list(make_batches(case.fp16, case.held_out(AUDIT_SAMPLES), batch_size=AUDIT_SAMPLES))
     quantizers = find_quantizers(case.quantized.module)

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import NotMeasured, QuantGateError
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.run import Judged
-from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.selftest.measurements import exchange_outcomes, list_measurement_sabotages
 from pytest_quantgate.selftest.model import audit_again, list_model_sabotages
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange, whole_text
-from pytest_quantgate.verdict import Status, Verdict
 
 if TYPE_CHECKING:
-    import pytest
-
     from pytest_quantgate.run.case import Case
 
 
@@ -72,16 +70,6 @@ def prove_gate(case: Case, *, kind: str, key: str = "") -> Judged:
     except QuantGateError as error:
         return _judged(kind, Status.FAIL, f"selftest: {kind} cannot be proven: {error}")
     return conclude(kind=kind, again=again, trials=trials)
-
-
-def prove_item(case: Case, *, kind: str, key: str, config: pytest.Config) -> Judged:
-    """Return `prove_gate` for a gate's test; where nothing can be timed, a latency gate is not."""
-    from pytest_quantgate.timing import find_obstacle
-
-    obstacle = find_obstacle(config) if kind == "latency" else ""
-    if obstacle:
-        return _judged(kind, Status.NOT_MEASURED, f"{kind}: {obstacle}")
-    return prove_gate(case, kind=kind, key=key)
 
 
 def run_trials(case: Case, *, kind: str, key: str) -> tuple[Trial, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.verdict import Verdict
+from pytest_quantgate.evidence.verdict import Verdict
 
 if TYPE_CHECKING:
     from pytest_quantgate.run.case import Case

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pytest_quantgate.conclusion import Row
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.terminal import Summary
-from pytest_quantgate.verdict import Status
+from pytest_quantgate.run.conclusion import Row
 
 LABELS = {
     Status.PASS: "PROVEN",

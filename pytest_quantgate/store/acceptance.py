@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from pytest_quantgate.errors import BaselineError
-from pytest_quantgate.gates.words import listed
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.store.records import AnyKind, AnyRecord, GateStatus, Kind, Record
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.text.words import listed
 
 #: These are judged against the baseline that is to be replaced.
 AGAINST_BASELINES: tuple[Kind, ...] = ("regression", "latency")

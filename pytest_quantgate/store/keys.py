@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_quantgate.fingerprint import digest_of
+from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.store.surroundings import Code, Surroundings
 
 #: What a forward of either variant runs through, from a file of pixels to an embedding.

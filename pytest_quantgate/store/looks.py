@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_quantgate import bounds
-from pytest_quantgate.measurement import from_json, to_json
+from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.store.disk import write_whole
 from pytest_quantgate.store.private import open_private
 from pytest_quantgate.store.records import Look

@@ -12,7 +12,7 @@ from pytest_quantgate.store.owners import Owned, check_only_owner, list_baseline
 from pytest_quantgate.suite.specs import Suite
 
 if TYPE_CHECKING:
-    from pytest_quantgate.baselines import Store
+    from pytest_quantgate.store.baselines import Store
 
 #: A file, and the suite that gets what it holds.
 Move = tuple[Owned, Suite]

@@ -17,9 +17,10 @@ from datetime import date
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pytest_quantgate.errors import BaselineError, StoredValueError
-from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.measure.latency import Machine
-from pytest_quantgate.measurement import StoredOutcomes, from_json, shorten, to_json
+from pytest_quantgate.evidence.codec import from_json, shorten, to_json
+from pytest_quantgate.evidence.fingerprint import Fingerprint
+from pytest_quantgate.evidence.latency import Machine
+from pytest_quantgate.evidence.outcomes import StoredOutcomes
 from pytest_quantgate.untrusted import parse_json
 
 SCHEMA = 2

@@ -58,13 +58,11 @@ INERT = frozenset(("__pycache__", "include", "test", "tests"))
 #: Files of this package that come after a measurement: they judge, tell, compare or command. All
 #: others are part of every key; `tests/unit/store` holds the two apart.
 JUDGING = (
-    *("__main__.py", "commands/", "comparison/", "gates/", "report/", "selftest/"),
-    *("assertions.py", "baseline_mode.py", "baselines.py", "cli.py", "closing.py", "collect.py"),
-    *("conclusion.py", "fixtures.py", "items.py", "machine.py", "options.py", "own_tests.py"),
-    *("planning.py", "plugin.py", "progress.py", "replay.py", "results.py", "run/case.py"),
-    *("run/judging.py", "session.py", "store/acceptance.py", "store/looks.py"),
-    *("store/migration.py", "store/owners.py", "store/records.py", "suite/schema.py"),
-    *("suite/write.py", "suite_checks.py", "timing.py", "verdict.py"),
+    *("__main__.py", "assertions.py", "commands/", "comparison/", "evidence/verdict.py", "gates/"),
+    *("plugin/", "report/", "run/case.py", "run/conclusion.py", "run/judging.py"),
+    *("run/progress.py", "selftest/", "statistics/", "store/acceptance.py"),
+    *("store/baseline_mode.py", "store/baselines.py", "store/looks.py", "store/migration.py"),
+    *("store/owners.py", "store/records.py", "store/settings.py", "suite/schema.py", "text/"),
 )
 
 #: Which of this package's files a measurement runs through: those that measure, or all.

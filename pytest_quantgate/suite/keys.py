@@ -20,7 +20,15 @@ from typing import Any, TypeVar
 import yaml
 
 from pytest_quantgate.errors import SuiteError
-from pytest_quantgate.quantities import (
+from pytest_quantgate.suite.nodes import (
+    Place,
+    describe,
+    is_null,
+    is_number,
+    read_pairs,
+    read_scalar,
+)
+from pytest_quantgate.suite.quantities import (
     QuantityError,
     parse_bytes,
     parse_cosine,
@@ -29,14 +37,6 @@ from pytest_quantgate.quantities import (
     parse_percent,
     parse_points,
     parse_ratio,
-)
-from pytest_quantgate.suite.nodes import (
-    Place,
-    describe,
-    is_null,
-    is_number,
-    read_pairs,
-    read_scalar,
 )
 from pytest_quantgate.suite.where import Where, list_references
 

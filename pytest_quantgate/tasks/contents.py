@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_quantgate.errors import MissingPackage
-from pytest_quantgate.measurement import NearCopy
+from pytest_quantgate.evidence.audit import NearCopy
 from pytest_quantgate.tasks.samples import Samples
 
 #: Bits of a perceptual hash, and in how many of them near copies differ at most. Measured on pairs

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_quantgate.errors import DataError
-from pytest_quantgate.measurement import TextPlaces
+from pytest_quantgate.evidence.sanity import TextPlaces
 from pytest_quantgate.suite.specs import CalibrationSpec, DatasetSpec
 from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.builtin import Purpose, load_digits, load_scenes

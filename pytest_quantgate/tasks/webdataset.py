@@ -26,7 +26,7 @@ from typing import Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, NotMeasured
-from pytest_quantgate.measurement import TextPlaces
+from pytest_quantgate.evidence.sanity import TextPlaces
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.enclosure import check_inside
 from pytest_quantgate.tasks.samples import Samples, check_prompts

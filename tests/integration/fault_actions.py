@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_quantgate.baselines import Store, accept_obtained, write_obtained
-from pytest_quantgate.cache import Cache
+from pytest_quantgate.store.baselines import Store, accept_obtained, write_obtained
+from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.store.records import Record, parse_record
 
 KEY = "ab" * 32

@@ -43,7 +43,7 @@ def note_fields(kind: type) -> None:
 
 
 def note_builds() -> None:
-    from pytest_quantgate.cache import Cache
+    from pytest_quantgate.store.cache import Cache
 
     plain = Cache._build
 

@@ -74,7 +74,7 @@ RED = {"min_cosine: 0.5": "min_cosine: 0.999999"}
 def test_a_moved_result_is_proposed_and_can_be_accepted(
     pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
 ) -> None:
-    from pytest_quantgate.cli import main
+    from pytest_quantgate.commands.cli import main
 
     write_suite(replace=STRICTER)
     run_gates(*ONLY, "--quantgate-baselines=create")
@@ -107,7 +107,7 @@ def test_a_moved_result_is_proposed_and_can_be_accepted(
 def test_red_result_is_not_proposed_nor_created_nor_accepted(
     pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
 ) -> None:
-    from pytest_quantgate.cli import main
+    from pytest_quantgate.commands.cli import main
 
     path = write_suite(replace=STRICTER)
     run_gates(*ONLY, "--quantgate-baselines=create")
@@ -353,7 +353,7 @@ def test_suites_of_one_name_in_two_folders_are_two_suites(
 def test_what_version_0_1_left_is_used_and_the_command_that_moves_it_works(
     pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: Run
 ) -> None:
-    from pytest_quantgate.cli import main
+    from pytest_quantgate.commands.cli import main
 
     path = write_suite()
     run_gates(*ONLY, "--quantgate-baselines=create")

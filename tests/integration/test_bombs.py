@@ -31,7 +31,7 @@ WHERE = Where(file="suites/x.quantgate.yaml", line=3)
 
 MEASURED = """
 import resource, sys
-from pytest_quantgate.cli import main
+from pytest_quantgate.commands.cli import main
 status = main(["diff", *sys.argv[1:]])
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
 sys.exit(status)

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.proof import judge_again
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.tasks.webdataset import TarImages
-from pytest_quantgate.verdict import Status, Verdict
 
 CLASSES = ("red", "green", "blue", "yellow")
 

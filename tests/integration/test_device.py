@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_quantgate.errors import NotMeasured
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.suite.load import load_suite
-from pytest_quantgate.verdict import Status
 
 if TYPE_CHECKING:
     from pytest_quantgate.run.case import Case
@@ -63,7 +63,7 @@ class Gpu:
     def open_engine(
         self, *, library: Any, plan_path: Path, target: str, errors: list[str] | None = None
     ) -> Iterator[Any]:
-        from pytest_quantgate.cache import read_json
+        from pytest_quantgate.store.cache import read_json
 
         assert target == self.target
         report = read_json(plan_path.parent / "report.json")

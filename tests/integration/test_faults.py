@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from fault_actions import build, make_record
 
-from pytest_quantgate.baselines import Store
-from pytest_quantgate.cache import Cache, find_damage
 from pytest_quantgate.errors import BaselineError, CacheError
+from pytest_quantgate.store.baselines import Store
+from pytest_quantgate.store.cache import Cache, find_damage
 
 REPOSITORY = Path(__file__).parents[2]
 KEY = "ab" * 32
@@ -151,7 +151,7 @@ def test_what_a_running_build_works_in_is_not_swept(tmp_path: Path) -> None:
     other = f"""\
 import sys, time
 from pathlib import Path
-from pytest_quantgate.cache import Cache
+from pytest_quantgate.store.cache import Cache
 
 def build(folder):
     (folder / "a").write_text("a")
@@ -270,7 +270,7 @@ def test_a_cache_of_another_user_is_refused_and_left_alone(
 import os
 from pathlib import Path
 from filelock import FileLock
-from pytest_quantgate.cache import Cache
+from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.errors import CacheError
 os.setgid(65534); os.setuid(65534)
 cache = Cache(root=Path({str(root)!r}))
@@ -389,7 +389,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_through_once_there_is_room(
 COUNT_BUILDS = """\
 import os
 from pathlib import Path
-from pytest_quantgate.cache import Cache
+from pytest_quantgate.store.cache import Cache
 
 LOG = Path(__file__).with_name("builds.log")
 build_one = Cache._build

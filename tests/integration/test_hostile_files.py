@@ -18,8 +18,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pytest_quantgate.baselines import Store, accept_obtained
-from pytest_quantgate.cache import Cache, find_damage, seal
 from pytest_quantgate.errors import (
     BaselineError,
     DataError,
@@ -30,6 +28,8 @@ from pytest_quantgate.errors import (
 )
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.models.recipes import resolve_recipe
+from pytest_quantgate.store.baselines import Store, accept_obtained
+from pytest_quantgate.store.cache import Cache, find_damage, seal
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import DatasetSpec, ModelSpec, QuantizeSpec
 from pytest_quantgate.suite.where import Where
@@ -794,7 +794,7 @@ def test_a_folder_name_cannot_speak_to_the_terminal_or_the_runner(
 def test_the_command_line_shows_one_line_of_visible_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pytest_quantgate.cli import main
+    from pytest_quantgate.commands.cli import main
 
     path = tmp_path / "x\x1b[2J\n::error::y.quantgate.yaml"
     path.write_text("quantgate: 2")
@@ -903,7 +903,7 @@ def test_what_a_library_says_of_a_gate_is_shown_as_visible_lines(
 
 
 def test_what_a_green_gate_says_is_shown_as_visible_lines() -> None:
-    from pytest_quantgate.results import make_printable
+    from pytest_quantgate.plugin.results import make_printable
 
     report = pytest.TestReport(
         nodeid="suites/x.quantgate.yaml::coverage",
@@ -968,7 +968,7 @@ def test_names_beyond_255_bytes_are_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pytest_quantgate.cli import main
+    from pytest_quantgate.commands.cli import main
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "baselines").mkdir()
@@ -1130,7 +1130,7 @@ def test_commands_refuse_and_allow_a_variable_alike(
     tiny_clip: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from pytest_quantgate.cli import main
+    from pytest_quantgate.commands.cli import main
 
     path = tmp_path / "x.quantgate.yaml"
     text = SUITE.replace("TASK", "scenes/classification")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.baselines import Store
-from pytest_quantgate.cli import main
+from pytest_quantgate.commands.cli import main
 from pytest_quantgate.report.files import MARKS
+from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.disk import refuse_links, write_whole
 from pytest_quantgate.suite.load import load_suite
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.suite.load import load_suite
-from pytest_quantgate.verdict import Verdict
 
 SUITE = """\
 quantgate: 1

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.cache import Cache
 from pytest_quantgate.report.json_report import read_report
+from pytest_quantgate.store.cache import Cache
 
 UNMEASURED = """\
 quantgate: 1

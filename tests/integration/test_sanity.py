@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.cli import main
+from pytest_quantgate.commands.cli import main
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.suite.load import load_suite
-from pytest_quantgate.verdict import Status, Verdict
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = Path(os.environ.get("QUANTGATE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))

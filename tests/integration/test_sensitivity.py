@@ -73,7 +73,7 @@ def spoil() -> Callable[..., Case]:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    from pytest_quantgate.cli import main
+    from pytest_quantgate.commands.cli import main
 
     status = main(["sensitivity", *map(str, arguments)], environ={})
     return status, *capsys.readouterr()
@@ -266,7 +266,7 @@ def test_red_gates_name_outlier_channels_where_they_are_why(
 
 
 def make_red(gate: str) -> Any:
-    from pytest_quantgate.verdict import Status, Verdict
+    from pytest_quantgate.evidence.verdict import Status, Verdict
 
     return Verdict(gate=gate, status=Status.FAIL, headline=f"{gate}: red", cause="noise")
 

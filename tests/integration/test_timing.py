@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
 from pytest_quantgate.gates.latency import LatencyGate
-from pytest_quantgate.measure.latency import ContestantTimes, Footprint, LatencyRun, Machine
+from pytest_quantgate.measure.latency import Footprint
 
 WriteSuite = Callable[..., Path]
 Run = Callable[..., pytest.RunResult]
@@ -293,7 +294,7 @@ def test_another_machine_is_incomparable_and_can_be_accepted(
     run_timed: Run,
     run_gates: Run,
 ) -> None:
-    from pytest_quantgate.cli import main
+    from pytest_quantgate.commands.cli import main
 
     run_timed("--quantgate-baselines=create").assert_outcomes(passed=1, deselected=6)
     bench.machine = Machine(system="Linux x86_64", processor="B", cores=8, threads=1, device="cpu")
@@ -343,9 +344,9 @@ def test_a_machine_is_not_recorded_while_coverage_is_red(
     run_timed: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from pytest_quantgate.evidence.verdict import Status, Verdict
     from pytest_quantgate.gates import coverage
     from pytest_quantgate.gates.run import Judged
-    from pytest_quantgate.verdict import Status, Verdict
 
     red = Verdict(gate="coverage", status=Status.FAIL, headline="half of it is missing")
     kind = replace(coverage.KIND, judge=lambda _run, _gate: Judged(verdict=red))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.sabotage import whole_text
-from pytest_quantgate.verdict import Status, Verdict
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))

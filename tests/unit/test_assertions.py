@@ -18,7 +18,7 @@ from pytest_quantgate.assertions import (
     assert_roundtrip,
 )
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 
 MakeQuantized = Callable[..., ClipModel]

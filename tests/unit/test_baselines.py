@@ -19,9 +19,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate import baselines, bounds
-from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed, refuse_ci
-from pytest_quantgate.baselines import (
+from pytest_quantgate import bounds
+from pytest_quantgate.errors import BaselineError, QuantGateError
+from pytest_quantgate.evidence.fingerprint import Fingerprint
+from pytest_quantgate.evidence.outcomes import Outcomes, pack_bits, unpack_bits
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.store import baselines
+from pytest_quantgate.store.acceptance import (
+    complete_verdicts,
+    refuse_unfit,
+    why_unfit,
+    with_verdicts,
+)
+from pytest_quantgate.store.baseline_mode import BaselineMode, check_write_allowed, refuse_ci
+from pytest_quantgate.store.baselines import (
     Store,
     accept_obtained,
     discard_obtained,
@@ -32,15 +43,6 @@ from pytest_quantgate.baselines import (
     write_atomically,
     write_obtained,
 )
-from pytest_quantgate.errors import BaselineError, QuantGateError
-from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.measurement import Outcomes, pack_bits, unpack_bits
-from pytest_quantgate.store.acceptance import (
-    complete_verdicts,
-    refuse_unfit,
-    why_unfit,
-    with_verdicts,
-)
 from pytest_quantgate.store.records import (
     Record,
     canonical_text,
@@ -49,7 +51,6 @@ from pytest_quantgate.store.records import (
     record_to_json,
 )
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Status, Verdict
 
 SUITE = "demo"
 KEY = "scenes/classification-acc1"

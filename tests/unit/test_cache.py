@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.cache import MANIFEST, Cache, find_damage, seal
 from pytest_quantgate.errors import CacheError
-from pytest_quantgate.options import default_cache_root
+from pytest_quantgate.store.cache import MANIFEST, Cache, find_damage, seal
+from pytest_quantgate.store.settings import default_cache_root
 
 KEY = "ab" + "0" * 62
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate import __version__
-from pytest_quantgate.baselines import Store, next_record, write_obtained
-from pytest_quantgate.cli import main
-from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.commands.cli import main
+from pytest_quantgate.evidence.fingerprint import Fingerprint
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.store.baselines import Store, next_record, write_obtained
 from pytest_quantgate.store.records import canonical_text, parse_record
 from pytest_quantgate.suite.schema import json_schema
 

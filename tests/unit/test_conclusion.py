@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_quantgate.conclusion import (
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.run.conclusion import (
     DESELECTED,
     Conclusion,
     OwnTest,
@@ -20,7 +21,6 @@ from pytest_quantgate.conclusion import (
     join_attempts,
     label_suites,
 )
-from pytest_quantgate.verdict import Status, Verdict
 
 PASS, FAIL = Status.PASS, Status.FAIL
 UNSURE, OTHER, MISSING = Status.INCONCLUSIVE, Status.INCOMPARABLE, Status.NOT_MEASURED

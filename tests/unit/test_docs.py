@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pytest_quantgate import cli
+from pytest_quantgate.commands import cli
 from pytest_quantgate.suite.keys import keys_of
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import Suite

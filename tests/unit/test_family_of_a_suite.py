@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.errors import NotMeasured
-from pytest_quantgate.gates.family import SILENT
-from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.judging import Judging
+from pytest_quantgate.statistics.family import SILENT
 from pytest_quantgate.suite.load import load_suite
-from pytest_quantgate.verdict import Status
 
 SUITE = """\
 quantgate: 1

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.fingerprint import (
+from pytest_quantgate.evidence.fingerprint import (
     ENTRIES_SHOWN,
     LABELS,
     Fingerprint,
@@ -289,7 +289,7 @@ def test_order_of_keys_never_matters(value: Any) -> None:
 
 def test_digest_is_the_same_in_another_process() -> None:
     code = (
-        "from pytest_quantgate.fingerprint import digest_of\n"
+        "from pytest_quantgate.evidence.fingerprint import digest_of\n"
         "print(digest_of({'b': [1.5], 'a': '\\u00e9'}))"
     )
     # Another hash seed: an order that depends on it would show here.

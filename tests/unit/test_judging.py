@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 import pytest
 
 from pytest_quantgate.errors import CacheError, DataError, NotMeasured, WriteError
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.run.judging import Judged, Judging
-from pytest_quantgate.verdict import Status, Verdict
 
 FAIL, NOT_MEASURED = Status.FAIL, Status.NOT_MEASURED
 

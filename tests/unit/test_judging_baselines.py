@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.baselines import next_record
-from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.evidence.fingerprint import Fingerprint
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.run.case import Case
+from pytest_quantgate.store.baselines import next_record
 from pytest_quantgate.store.records import GateStatus
 from pytest_quantgate.suite.load import load_suite
-from pytest_quantgate.verdict import Status, Verdict
 
 SUITE = """\
 quantgate: 1

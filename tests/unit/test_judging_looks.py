@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.errors import MissingPackage
-from pytest_quantgate.fingerprint import Fingerprint
+from pytest_quantgate.evidence.fingerprint import Fingerprint
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.looks import remember_look
 from pytest_quantgate.store.looks import Ledger, Looks

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.baselines import (
+from pytest_quantgate.errors import BaselineError
+from pytest_quantgate.evidence.latency import Machine
+from pytest_quantgate.store.baselines import (
     Store,
     accept_obtained,
     read_any_record,
     read_record,
     write_obtained,
 )
-from pytest_quantgate.errors import BaselineError
-from pytest_quantgate.measure.latency import Machine
 from pytest_quantgate.store.records import (
     LatencyRecord,
     Record,

@@ -13,14 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_quantgate import measurement
-from pytest_quantgate.measurement import (
-    Fidelity,
-    Outcomes,
-    Quantizer,
-    StoredOutcomes,
-    from_json,
-    to_json,
-)
+from pytest_quantgate.evidence.audit import Quantizer
+from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.fidelity import Fidelity
+from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes
 
 KINDS = [
     value

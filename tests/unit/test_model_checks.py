@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.measurement import Fault
-from pytest_quantgate.model_checks import inspect_checkpoint, read_texts_of_files
+from pytest_quantgate.evidence.sanity import Fault
+from pytest_quantgate.measure.model_checks import inspect_checkpoint, read_texts_of_files
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -330,7 +330,8 @@ def test_whatever_stands_in_a_file_is_a_fault_or_none(
 
 def test_it_takes_no_library_that_computes(tiny_clip: Path) -> None:
     program = (
-        "import sys, pathlib; from pytest_quantgate.model_checks import inspect_checkpoint; "
+        "import sys, pathlib; "
+        "from pytest_quantgate.measure.model_checks import inspect_checkpoint; "
         f"inspect_checkpoint(pathlib.Path({str(tiny_clip)!r})); "
         "print(sorted({'torch', 'transformers', 'modelopt', 'onnx'} & set(sys.modules)))"
     )

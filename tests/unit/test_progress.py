@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_quantgate.progress import Progress, silent
+from pytest_quantgate.run.progress import Progress, silent
 
 
 class Clock:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.quantities import (
+from pytest_quantgate.suite.quantities import (
     QuantityError,
     parse_bytes,
     parse_confidence,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_quantgate.replay import ReplayClock
+from pytest_quantgate.plugin.replay import ReplayClock
 
 
 def test_a_replay_clock_gives_the_times_it_was_loaded_with() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_quantgate.verdict import Status, Verdict, combine
+from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 
 
 def verdict(status: Status, headline: str = "", **more: object) -> Verdict:

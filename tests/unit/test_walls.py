@@ -12,6 +12,9 @@ PACKAGE = Path(__file__).parents[2] / "pytest_quantgate"
 
 #: Folders, and what no file of theirs imports: what decides runs without what measures.
 CLOSED = {
+    "evidence": {"torch", "pytest", "onnx", "numpy"},
+    "statistics": {"torch", "pytest", "onnx", "numpy"},
+    "text": {"torch", "pytest", "onnx", "numpy"},
     "gates": {"torch", "pytest", "onnx", "onnxruntime", "numpy", "transformers", "modelopt"},
     "suite": {"torch", "pytest", "onnx", "numpy"},
     "run": {"pytest"},

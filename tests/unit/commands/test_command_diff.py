@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.cli import main
+from pytest_quantgate.commands.cli import main
 
 SUITE = """\
 quantgate: 1
@@ -126,7 +126,7 @@ def test_file_that_cannot_be_written_is_trouble(capsys: Captured) -> None:
 
 def test_program_ends_with_the_status_and_without_torch() -> None:
     code = (
-        "import sys; from pytest_quantgate.cli import main; status = main(sys.argv[1:]);"
+        "import sys; from pytest_quantgate.commands.cli import main; status = main(sys.argv[1:]);"
         "assert not {'torch', 'numpy', 'pytest'} & set(sys.modules); sys.exit(status)"
     )
     done = subprocess.run(

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate import machine as machine_module
-from pytest_quantgate.cli import main
-from pytest_quantgate.machine import (
+from pytest_quantgate.commands import machine as machine_module
+from pytest_quantgate.commands.cli import main
+from pytest_quantgate.commands.machine import (
     Check,
     Gpu,
     Machine,
@@ -347,7 +347,7 @@ def test_invalid_suite_is_refused(capsys: Captured) -> None:
 
 def test_torch_is_not_imported() -> None:
     code = (
-        "import sys; from pytest_quantgate.cli import main; main(['doctor']);"
+        "import sys; from pytest_quantgate.commands.cli import main; main(['doctor']);"
         "assert not {'torch', 'modelopt', 'onnxruntime'} & set(sys.modules)"
     )
 

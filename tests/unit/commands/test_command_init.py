@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.cli import main
+from pytest_quantgate.commands.cli import main
 from pytest_quantgate.commands.init import _ask
+from pytest_quantgate.commands.suite_checks import check_suite
+from pytest_quantgate.commands.suite_text import propose_drop, quote
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.calibration import CalibrationGate
 from pytest_quantgate.gates.coverage import CoverageGate
@@ -27,8 +29,6 @@ from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.roundtrip import RoundtripGate
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import Suite
-from pytest_quantgate.suite.write import propose_drop, quote
-from pytest_quantgate.suite_checks import check_suite
 
 Captured = pytest.CaptureFixture[str]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.baselines import Store
-from pytest_quantgate.cli import main
-from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.measure.latency import Machine
-from pytest_quantgate.measurement import StoredOutcomes, pack_bits
+from pytest_quantgate.commands.cli import main
+from pytest_quantgate.evidence.fingerprint import Fingerprint
+from pytest_quantgate.evidence.latency import Machine
+from pytest_quantgate.evidence.outcomes import StoredOutcomes, pack_bits
+from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import LatencyRecord, Record, canonical_text
 
 Captured = pytest.CaptureFixture[str]

@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.baselines import Store, next_record
-from pytest_quantgate.cli import main
-from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.gates.pairing import Pairs, pair_outcomes
-from pytest_quantgate.gates.statistics import (
+from pytest_quantgate.commands.cli import main
+from pytest_quantgate.commands.planning import DEFAULT, Rates, plan_suite
+from pytest_quantgate.evidence.fingerprint import Fingerprint
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.statistics.intervals import (
     Flips,
     Share,
     chance_to_pass,
     mean_over,
     samples_to_settle,
 )
-from pytest_quantgate.measurement import Outcomes
-from pytest_quantgate.planning import DEFAULT, Rates, plan_suite
+from pytest_quantgate.statistics.pairing import Pairs, pair_outcomes
+from pytest_quantgate.store.baselines import Store, next_record
 from pytest_quantgate.suite.load import load_suite
 
 SUITE = """\

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.cli import main
+from pytest_quantgate.commands.cli import main
+from pytest_quantgate.commands.suite_checks import check_suite
 from pytest_quantgate.suite.load import load_suite
-from pytest_quantgate.suite_checks import check_suite
 
 SUITE = """\
 quantgate: 1
@@ -155,7 +155,7 @@ def test_folder_without_suites_is_refused(capsys: Captured) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from pytest_quantgate.cli import main; status = main(sys.argv[1:]);"
+        "import sys; from pytest_quantgate.commands.cli import main; status = main(sys.argv[1:]);"
         "assert not {'torch', 'numpy', 'modelopt', 'pytest'} & set(sys.modules), 'heavy';"
         "sys.exit(status)"
     )

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.baselines import Store
 from pytest_quantgate.comparison.baseline_files import (
     compare_record,
     compare_records,
@@ -19,10 +18,11 @@ from pytest_quantgate.comparison.baseline_files import (
 from pytest_quantgate.comparison.changes import DiffError, mirror
 from pytest_quantgate.comparison.things import compare_paths
 from pytest_quantgate.errors import BaselineError
-from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.gates.statistics import Flips, drop_limits
-from pytest_quantgate.measure.latency import Machine
-from pytest_quantgate.measurement import StoredOutcomes, pack_bits
+from pytest_quantgate.evidence.fingerprint import Fingerprint
+from pytest_quantgate.evidence.latency import Machine
+from pytest_quantgate.evidence.outcomes import StoredOutcomes, pack_bits
+from pytest_quantgate.statistics.intervals import Flips, drop_limits
+from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import Chain, LatencyRecord, Record
 
 NAME = "clip scenes/classification-acc1"

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pytest_quantgate.artifacts.calibration import Calibrated, describe_images
 from pytest_quantgate.artifacts.checkpoints import Checkpoint, read_checkpoint
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.comparison.calibration import compare_calibration
@@ -26,6 +25,7 @@ from pytest_quantgate.comparison.checkpoints import compare_checkpoints
 from pytest_quantgate.comparison.quantizers import compare_quantizers, describe_places
 from pytest_quantgate.comparison.recipe_lines import compare_recipe_lines
 from pytest_quantgate.errors import ArtifactError
+from pytest_quantgate.evidence.calibration import Calibrated, describe_images
 from pytest_quantgate.models.checkpoint import save_checkpoint
 from pytest_quantgate.models.clip import ClipModel
 

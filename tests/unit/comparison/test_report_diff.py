@@ -13,7 +13,7 @@ import pytest
 from pytest_quantgate.comparison.changes import Change, DiffError, mirror
 from pytest_quantgate.comparison.report_files import compare_reports, read_report
 from pytest_quantgate.errors import ReportError
-from pytest_quantgate.measurement import pack_bits
+from pytest_quantgate.evidence.outcomes import pack_bits
 from pytest_quantgate.report.json_report import render_json
 from pytest_quantgate.report.model import (
     AuditFacts,

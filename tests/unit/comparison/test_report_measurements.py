@@ -15,14 +15,8 @@ from pytest_quantgate.comparison.report_measurements import (
     compare_parity,
     compare_roundtrip,
 )
-from pytest_quantgate.measurement import (
-    BlockParity,
-    Fidelity,
-    Parity,
-    Roundtrip,
-    TowerFidelity,
-    TowerParity,
-)
+from pytest_quantgate.evidence.fidelity import Fidelity, TowerFidelity
+from pytest_quantgate.evidence.parity import BlockParity, Parity, Roundtrip, TowerParity
 from pytest_quantgate.report.model import LatencyFacts
 
 VISION = TowerFidelity(

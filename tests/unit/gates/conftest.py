@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.evidence.verdict import Status, Verdict
 
 SIZES = "engine|memory"
 

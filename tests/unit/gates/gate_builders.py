@@ -16,29 +16,27 @@ from typing import Any
 
 from hypothesis import settings
 
-from pytest_quantgate.baselines import store_outcomes
+from pytest_quantgate.evidence.audit import (
+    Audit,
+    CalibrationRun,
+    Module,
+    Operation,
+    Quantizer,
+    Slot,
+    Tower,
+)
+from pytest_quantgate.evidence.fidelity import Fidelity, TowerFidelity
+from pytest_quantgate.evidence.outcomes import Outcomes, StoredPair
+from pytest_quantgate.evidence.parity import Roundtrip
+from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.calibration import CalibrationGate
 from pytest_quantgate.gates.coverage import CoverageGate, Waiver
 from pytest_quantgate.gates.fidelity import FidelityGate
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.roundtrip import RoundtripGate
-from pytest_quantgate.measurement import (
-    Audit,
-    CalibrationRun,
-    Fidelity,
-    Module,
-    Operation,
-    Outcomes,
-    Quantizer,
-    Roundtrip,
-    Slot,
-    StoredPair,
-    Tower,
-    TowerFidelity,
-)
+from pytest_quantgate.store.baselines import store_outcomes
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Verdict
 
 #: The same examples in every run, and no deadline: a busy machine is no failure.
 SAME_EXAMPLES = settings(deadline=None, derandomize=True, max_examples=60)

@@ -23,6 +23,8 @@ from gate_builders import (
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import (
     AccuracyGate,
     decide,
@@ -30,8 +32,7 @@ from pytest_quantgate.gates.accuracy import (
     judge_accuracy,
     spend_confidence,
 )
-from pytest_quantgate.gates.pairing import pair_outcomes
-from pytest_quantgate.gates.statistics import (
+from pytest_quantgate.statistics.intervals import (
     Flips,
     Interval,
     chance_above,
@@ -39,10 +40,9 @@ from pytest_quantgate.gates.statistics import (
     mean_over,
     samples_to_settle,
 )
-from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.statistics.pairing import pair_outcomes
 from pytest_quantgate.store.looks import Looks
 from pytest_quantgate.store.records import Look
-from pytest_quantgate.verdict import Status, Verdict
 
 LIMITS = st.sampled_from([Fraction(n, 1000) for n in (0, 5, 10, 50, 200)])
 

@@ -23,10 +23,10 @@ from gate_builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.audit import Audit, BatchInvariance, CalibrationRun, NearCopy
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.calibration import judge_calibration, judge_ranges, warn_of_near_copies
-from pytest_quantgate.gates.statistics import Share, share_limits
-from pytest_quantgate.measurement import Audit, BatchInvariance, CalibrationRun, NearCopy
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.statistics.intervals import Share, share_limits
 
 AUDIT = make_audit()
 FC1 = "vision_model.layers.0.mlp.fc1.input_quantizer"

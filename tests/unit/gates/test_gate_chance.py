@@ -13,6 +13,9 @@ from gate_builders import SAME_EXAMPLES
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.sanity import Answers
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.chance import (
     EARLY_ALPHA,
     LAST_ALPHA,
@@ -23,8 +26,6 @@ from pytest_quantgate.gates.chance import (
     judge_chance,
 )
 from pytest_quantgate.measure.sanity import count_answers, read_answers
-from pytest_quantgate.measurement import Answers, Outcomes
-from pytest_quantgate.verdict import Status, Verdict
 
 
 def answers(

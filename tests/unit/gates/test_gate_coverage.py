@@ -28,10 +28,10 @@ from gate_builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.audit import Audit
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.coverage import judge_coverage
-from pytest_quantgate.measurement import Audit
 from pytest_quantgate.report.terminal import BRIEF_LENGTH
-from pytest_quantgate.verdict import Status, Verdict
 
 TODAY = date(2030, 6, 30)
 AUDIT = make_audit()

@@ -12,8 +12,9 @@ from gate_builders import FILE, SAME_EXAMPLES, all_text
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.onnx import EngineOutputs
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.engine import EngineGate, judge_engine
-from pytest_quantgate.measurement import EngineOutputs
 from pytest_quantgate.runtimes.engine_layers import (
     AttentionState,
     EngineAttention,
@@ -22,7 +23,6 @@ from pytest_quantgate.runtimes.engine_layers import (
     Precision,
 )
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Status, Verdict
 
 LINES = {
     "min_fp8_gemms": 11,

@@ -26,10 +26,11 @@ from gate_builders import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.audit import Audit, Quantizer
+from pytest_quantgate.evidence.onnx import OnnxAudit, QdqPair
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.export import ExportGate, judge_export
-from pytest_quantgate.measurement import Audit, OnnxAudit, QdqPair, Quantizer
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Status, Verdict
 
 LINES = {"allow": 11, "max_size_ratio": 12}
 WHERE = Where(file=FILE, line=10, keys=LINES)

@@ -23,12 +23,12 @@ from gate_builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.gates import accuracy, regression
 from pytest_quantgate.gates.accuracy import judge_accuracy
-from pytest_quantgate.gates.family import ALONE, SILENT, Alarm, Family, highest_rejected
 from pytest_quantgate.gates.regression import judge_regression
-from pytest_quantgate.measurement import Outcomes
-from pytest_quantgate.verdict import Status
+from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family, highest_rejected
 
 STRENGTHS = st.lists(
     st.one_of(st.floats(0, 3), st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 1.0, SILENT])), max_size=8

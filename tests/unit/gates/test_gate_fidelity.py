@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from gate_builders import FILE, all_text, at, fidelity_gate, make_fidelity, make_tower
 
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.gates.fidelity import judge_fidelity, judge_tower
-from pytest_quantgate.verdict import Status
 
 LAYERS = (
     ("vision_model.encoder.layers.11.mlp.fc2", 8.1),

@@ -14,6 +14,8 @@ from gate_builders import SAME_EXAMPLES, all_text, number_in
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.latency import (
     BRIEF_LENGTH,
     Levels,
@@ -26,10 +28,8 @@ from pytest_quantgate.gates.latency import (
     show_ratio,
     student_quantile,
 )
-from pytest_quantgate.gates.statistics import Interval
-from pytest_quantgate.measure.latency import ContestantTimes, LatencyRun, Machine
+from pytest_quantgate.statistics.intervals import Interval
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Status, Verdict
 
 FILE = "suites/clip.quantgate.yaml"
 WHERE = Where(file=FILE, line=30, keys={"max_ratio": 31, "max_latency": 32})

@@ -11,6 +11,7 @@ from gate_builders import SAME_EXAMPLES, all_text
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.memory import (
     MIB,
     MemoryFigures,
@@ -19,7 +20,6 @@ from pytest_quantgate.gates.memory import (
     judge_sizes,
 )
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Status, Verdict
 
 FILE = "suites/clip.quantgate.yaml"
 KEYS = {

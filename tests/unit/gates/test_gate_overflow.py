@@ -10,10 +10,10 @@ from gate_builders import FILE, SAME_EXAMPLES, WHERE
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.audit import LayerActivation
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow, size
-from pytest_quantgate.measurement import LayerActivation
 from pytest_quantgate.suite.gates import BUILTIN
-from pytest_quantgate.verdict import Status, Verdict
 
 GREEN = Verdict(
     gate="fidelity",

@@ -18,10 +18,10 @@ from gate_builders import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_quantgate.baselines import store_outcomes
-from pytest_quantgate.gates.pairing import Clusters, Unpaired, pair_outcomes, pair_stored
-from pytest_quantgate.gates.statistics import ClassCounts, Flips, Share, clustered_samples
-from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.statistics.intervals import ClassCounts, Flips, Share, clustered_samples
+from pytest_quantgate.statistics.pairing import Clusters, Unpaired, pair_outcomes, pair_stored
+from pytest_quantgate.store.baselines import store_outcomes
 
 
 def shuffled(outcomes: Outcomes, *, seed: int = 3) -> Outcomes:

@@ -12,17 +12,12 @@ from gate_builders import FILE, SAME_EXAMPLES
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.audit import Tower
+from pytest_quantgate.evidence.parity import BlockParity, Parity, ShippedTower, TowerParity
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.parity import ParityGate, judge_parity, point_to_export
 from pytest_quantgate.gates.shipped import SPREAD_DB
-from pytest_quantgate.measurement import (
-    BlockParity,
-    Parity,
-    ShippedTower,
-    Tower,
-    TowerParity,
-)
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Status, Verdict
 
 LINES = {"max_error": 11, "max_sqnr_change": 12}
 WHERE = Where(file=FILE, line=10, keys=LINES)

@@ -20,9 +20,9 @@ from gate_builders import (
     store,
 )
 
+from pytest_quantgate.evidence.outcomes import Outcomes, StoredPair
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.regression import RegressionGate, judge_regression
-from pytest_quantgate.measurement import Outcomes, StoredPair
-from pytest_quantgate.verdict import Status, Verdict
 
 SAMPLES = 2_000
 CREATE = "pytest suites --quantgate-baselines=create"

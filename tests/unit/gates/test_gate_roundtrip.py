@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from gate_builders import FILE, make_roundtrip, roundtrip_gate
 
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.roundtrip import judge_roundtrip
-from pytest_quantgate.verdict import Status, Verdict
 
 
 def judge(**changes: Any) -> Verdict:

@@ -25,13 +25,13 @@ from gate_builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import judge_accuracy
 from pytest_quantgate.gates.calibration import judge_calibration
 from pytest_quantgate.gates.fidelity import judge_fidelity
 from pytest_quantgate.gates.regression import judge_regression
 from pytest_quantgate.gates.samples import judge_copies, most_unseen
-from pytest_quantgate.measurement import Outcomes
-from pytest_quantgate.verdict import Status, Verdict
 
 NAMES = tuple(f"class {n}" for n in range(10))
 

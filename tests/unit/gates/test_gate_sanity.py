@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.gates.sanity import judge_sanity, list_faults
-from pytest_quantgate.measurement import (
+from pytest_quantgate.evidence.sanity import (
     Answers,
     Fault,
     Sanity,
@@ -17,7 +16,8 @@ from pytest_quantgate.measurement import (
     TextReading,
     Twins,
 )
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.gates.sanity import judge_sanity, list_faults
 
 READING = TextReading(count=20, distinct=20, commonest=1, end_token="</s>")
 ANSWERS = Answers(samples=5, right=5, chance=0.1, classes=10, seen=10, whole=False)

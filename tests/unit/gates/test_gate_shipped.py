@@ -10,9 +10,9 @@ from gate_builders import FILE, SAME_EXAMPLES, WHERE
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.parity import ShippedTower
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.shipped import SPREAD_DB, judge_shipped
-from pytest_quantgate.measurement import ShippedTower
-from pytest_quantgate.verdict import Status, Verdict
 
 GOOD = ShippedTower(
     tower="vision",

@@ -15,7 +15,7 @@ from gate_builders import SAME_EXAMPLES
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates.statistics import (
+from pytest_quantgate.statistics.intervals import (
     CONTINUITY,
     MOST_SAMPLES,
     ClassCounts,

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from gate_builders import accuracy_gate, all_text, make_pair
 
+from pytest_quantgate.evidence.sensitivity import OutlierChannels, Suspect
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import judge_accuracy
 from pytest_quantgate.gates.suspects import explained_by_outliers, name_suspects
-from pytest_quantgate.measurement import OutlierChannels, Suspect
-from pytest_quantgate.verdict import Status, Verdict
 
 SUITE = "suites/clip.quantgate.yaml"
 

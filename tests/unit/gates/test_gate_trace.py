@@ -23,6 +23,9 @@ from gate_builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.audit import Audit, Quantizer
+from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.coverage import Waiver
 from pytest_quantgate.gates.trace import (
     LOST,
@@ -34,10 +37,8 @@ from pytest_quantgate.gates.trace import (
     judge_trace,
     render_table,
 )
-from pytest_quantgate.measurement import Audit, OnnxAudit, OnnxOperation, QdqPair, Quantizer
 from pytest_quantgate.runtimes.engine_layers import EngineLayer, EngineReport, NodePrecision
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Status, Verdict
 
 WHERE = Where(file=FILE, line=10, keys={"allow": 11})
 TOWERS = ("vision", "text")

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from pytest_quantgate.gates.words import (
+from pytest_quantgate.text.words import (
     brief_drop,
     closest,
     count,

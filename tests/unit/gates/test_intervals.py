@@ -58,7 +58,7 @@ def test_level_is_lost_with_less_continuity(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check can fail: 546 samples without a flip pass 0.5 pp, which happens in 6.5 %."""
-    monkeypatch.setattr("pytest_quantgate.gates.statistics.CONTINUITY", 0.3)
+    monkeypatch.setattr("pytest_quantgate.statistics.intervals.CONTINUITY", 0.3)
 
     passed, _, _ = bench.verdicts(bench.Truth(546, 0.005, 0.0), limit=0.005)
 

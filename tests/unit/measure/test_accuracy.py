@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_quantgate.errors import DataError
+from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.measure.accuracy import (
     classification_outcomes,
     cluster_samples,
@@ -22,7 +23,6 @@ from pytest_quantgate.measure.accuracy import (
     retrieval_outcomes,
 )
 from pytest_quantgate.measure.embeddings import build_classifiers, embed_images, embed_texts
-from pytest_quantgate.measurement import Outcomes
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec

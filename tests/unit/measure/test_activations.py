@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pytest_quantgate.evidence.audit import LayerActivation
 from pytest_quantgate.measure.activations import (
     ActivationRecorder,
     highest_finite,
     measure_activations,
 )
-from pytest_quantgate.measurement import LayerActivation
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 
 MakePairs = Callable[..., list[PairBatch]]

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pytest_quantgate.evidence.audit import Audit, Operation, Quantizer
+from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
 from pytest_quantgate.measure.audit import audit_module, audit_quantizers
 from pytest_quantgate.measure.quantizers import Activity, count_clipped, half_step, watch
-from pytest_quantgate.measurement import Audit, Operation, Quantizer, from_json, to_json
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import quantize

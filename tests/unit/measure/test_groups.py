@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_quantgate.evidence.audit import Audit, Module, Quantizer
 from pytest_quantgate.measure.groups import (
     block_prefix,
     exclude_patterns,
     group_quantizers,
     matched_by,
 )
-from pytest_quantgate.measure.quantizers import block_of, owner_of, slot_of, tower_of
-from pytest_quantgate.measurement import Audit, Module, Quantizer
+from pytest_quantgate.models.quantizers import block_of, owner_of, slot_of, tower_of
 
 
 def make_quantizer(name: str, *, enabled: bool = True) -> Quantizer:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.errors import NotMeasured
+from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.latency import ContestantTimes, Footprint, LatencyRun, Machine
 from pytest_quantgate.measure.contestant import (
     Contestant,
-    Footprint,
     TimeRuns,
     time_callable,
     time_engine,
@@ -25,9 +26,6 @@ from pytest_quantgate.measure.latency import (
     AGAIN,
     FP16,
     QUANTIZED,
-    ContestantTimes,
-    LatencyRun,
-    Machine,
     Start,
     list_extra_info,
     measure_latency,
@@ -36,7 +34,6 @@ from pytest_quantgate.measure.latency import (
     read_peak_rss_bytes,
     share_rounds,
 )
-from pytest_quantgate.measurement import from_json, to_json
 
 MACHINE = Machine(system="Linux x86_64", processor="A", cores=2, threads=1, device="cpu")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_quantgate.evidence.sensitivity import OutlierChannels
 from pytest_quantgate.measure.outliers import find_outliers, set_apart
-from pytest_quantgate.measurement import OutlierChannels
 from pytest_quantgate.models.modelopt import import_modelopt
 
 NAME = "vision_model.encoder.layers.3.mlp.fc1.input_quantizer"

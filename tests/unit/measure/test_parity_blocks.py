@@ -13,8 +13,8 @@ import torch
 from onnx import numpy_helper
 
 from pytest_quantgate.errors import ModelError
+from pytest_quantgate.evidence.parity import BlockParity
 from pytest_quantgate.measure.parity import list_blocks, measure_block_parity
-from pytest_quantgate.measurement import BlockParity
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.runtimes.onnx_blocks import cut_blocks, given_name
 from pytest_quantgate.runtimes.onnx_export import export_tower

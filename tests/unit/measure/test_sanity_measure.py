@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_quantgate.errors import ModelError
+from pytest_quantgate.evidence.sanity import Sanity, TaskSanity
 from pytest_quantgate.gates.chance import is_settled
 from pytest_quantgate.measure.sanity import Task, count_operations, measure_sanity
 from pytest_quantgate.measure.texts import Pooling, find_twins
-from pytest_quantgate.measurement import Sanity, TaskSanity
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec

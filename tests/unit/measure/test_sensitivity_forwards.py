@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_quantgate.evidence.audit import Audit
+from pytest_quantgate.evidence.sensitivity import QuantizerGroup
 from pytest_quantgate.measure.groups import group_quantizers, matched_by
-from pytest_quantgate.measure.quantizers import find_quantizers
 from pytest_quantgate.measure.sensitivity import (
     ResumableTower,
     TowerEmbeddings,
@@ -25,9 +26,9 @@ from pytest_quantgate.measure.sensitivity import (
     sqnr_db,
     weights_bytes,
 )
-from pytest_quantgate.measurement import Audit, QuantizerGroup
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.quantize import quantize
+from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.models.recipes import Recipe
 
 MakeQuantized = Callable[..., ClipModel]

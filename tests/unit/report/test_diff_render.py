@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pytest_quantgate.comparison.changes import Change, Comparison, Table
-from pytest_quantgate.report.diff import (
+from pytest_quantgate.comparison.render import (
     MOST_ROWS,
     render_html,
     render_json,

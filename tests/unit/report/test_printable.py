@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.conclusion import OwnTest, Results, Row, SuiteGates
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.report.terminal import Summary, render_failure, render_summary
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.run.conclusion import OwnTest, Results, Row, SuiteGates
+from pytest_quantgate.text.printable import printable
 
 EVIL = (
     "otter\n::error::forged\x1b[2J\x1b[32mPASS\r##[error]x ##vso[task.complete]\u202e\x9b1A\u2028"

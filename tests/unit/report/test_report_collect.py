@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from report_builder import make_audit, make_outcomes, make_run, verdict
 
-from pytest_quantgate.baselines import store_outcomes
-from pytest_quantgate.conclusion import OwnTest
+from pytest_quantgate.evidence.outcomes import unpack_bits
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.gates.coverage import CoverageGate, Waiver
-from pytest_quantgate.measurement import unpack_bits
 from pytest_quantgate.report.evidence import Evidence, Use, read_evidence, recipe_lines
 from pytest_quantgate.report.model import Attempt, Conclusion, OwnTestResult
+from pytest_quantgate.run.conclusion import OwnTest
+from pytest_quantgate.store.baselines import store_outcomes
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.verdict import Status
 
 
 def test_report_of_a_run(tmp_path: Path) -> None:

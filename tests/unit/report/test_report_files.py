@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate.errors import ReportError
-from pytest_quantgate.report.files import MARKS, Targets, append_to, check_targets, replace_file
+from pytest_quantgate.report.files import MARKS, append_to, check_targets, replace_file
+from pytest_quantgate.store.settings import Targets
 
 
 def refuse(targets: Targets) -> str:

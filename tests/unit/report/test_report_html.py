@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from report_builder import PIXEL, make_audit, make_outcomes, make_run, verdict
 
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report import charts
 from pytest_quantgate.report.collect_evidence import describe_task
 from pytest_quantgate.report.facts import worst_classes
@@ -22,7 +23,6 @@ from pytest_quantgate.report.html import render_html
 from pytest_quantgate.report.markup import embed_json, join, tag
 from pytest_quantgate.report.model import GateResult
 from pytest_quantgate.report.numbers import show_bytes, show_points, show_ratio
-from pytest_quantgate.verdict import Status
 
 HOSTILE = "</script></style></title><img src=x onerror=alert(1)>\u2028'\"&<!--\x1b[31m\u202e]]>"
 

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 from report_builder import make_run
 
-from pytest_quantgate.cli import main
+from pytest_quantgate.commands.cli import main
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.report import VERSION
 from pytest_quantgate.report.json_report import json_schema, read_report, render_json

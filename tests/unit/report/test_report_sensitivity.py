@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 import yaml
 
-from pytest_quantgate.measurement import (
+from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.sensitivity import (
     Exclusion,
     GateCheck,
     GroupEffect,
@@ -17,8 +18,6 @@ from pytest_quantgate.measurement import (
     QuantizerGroup,
     Sensitivity,
     TowerNoise,
-    from_json,
-    to_json,
 )
 from pytest_quantgate.report.sensitivity import (
     render_exclusion,

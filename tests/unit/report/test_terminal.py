@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_quantgate.conclusion import OwnTest, Results, Row, SuiteGates
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.report.terminal import Summary, render_failure, render_summary
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.run.conclusion import OwnTest, Results, Row, SuiteGates
 
 
 def row(gate: str, status: Status, *, headline: str = "") -> Row:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.errors import MissingPackage, QuantGateError
-from pytest_quantgate.measurement import from_json, to_json
+from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.runtimes import engine
 from pytest_quantgate.runtimes.engine import InputShapes, build_engine, describe_graph, read_onnx
 from pytest_quantgate.runtimes.engine_layers import EngineError, EngineReport

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_quantgate.measurement import from_json, to_json
+from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.runtimes.engine_layers import (
     EngineAttention,
     EngineError,

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from pytest_quantgate.errors import MissingPackage, ModelError
-from pytest_quantgate.measure.quantizers import find_quantizers
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.quantize import quantize
+from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.models.recipes import Recipe
 from pytest_quantgate.runtimes import onnx_surgery
 from pytest_quantgate.runtimes.onnx_export import ExportedOnnx, export_tower, simulate_softmax

@@ -14,11 +14,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.measure.quantizers import find_quantizers, list_amax
-from pytest_quantgate.measurement import OnnxAudit, OnnxOperation, QdqPair, from_json, to_json
+from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
+from pytest_quantgate.measure.quantizers import list_amax
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnx_graph import module_of_node, read_graph
 

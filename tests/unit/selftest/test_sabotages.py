@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.measurement import Outcomes
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.measurements import (
     answer_wrong,
@@ -22,7 +23,6 @@ from pytest_quantgate.selftest.model import audit_again, switch_off
 from pytest_quantgate.selftest.proof import Trial, conclude, list_sabotages
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange, exchange_stages, whole_text
 from pytest_quantgate.suite.load import load_suite
-from pytest_quantgate.verdict import Status, Verdict
 
 OUTCOMES = Outcomes(
     task="scenes/classification",

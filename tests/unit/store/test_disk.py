@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.baselines import write_atomically
 from pytest_quantgate.commands import init
 from pytest_quantgate.errors import (
     CacheError,
@@ -23,6 +22,7 @@ from pytest_quantgate.errors import (
     WriteError,
 )
 from pytest_quantgate.report.files import append_to, replace_file
+from pytest_quantgate.store.baselines import write_atomically
 from pytest_quantgate.store.disk import (
     describe_write_error,
     find_write_error,

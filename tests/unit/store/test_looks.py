@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.gates.statistics import LATER_LOOKS, confidence_of_look
+from pytest_quantgate.statistics.intervals import LATER_LOOKS, confidence_of_look
 from pytest_quantgate.store.looks import Ledger, count_looks, share_samples, sketch
 from pytest_quantgate.store.records import Look
 

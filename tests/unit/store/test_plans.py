@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import pytest_quantgate
-from pytest_quantgate.cache import Cache, seal, write_json
-from pytest_quantgate.measurement import to_json
-from pytest_quantgate.progress import Progress
+from pytest_quantgate.evidence.codec import to_json
 from pytest_quantgate.run.exported import EngineOrder
+from pytest_quantgate.run.progress import Progress
 from pytest_quantgate.run.stages import Stages
 from pytest_quantgate.runtimes.engine_layers import EngineReport
+from pytest_quantgate.store.cache import Cache, seal, write_json
 from pytest_quantgate.store.plans import KnownPlans, default_plans_root
 
 PLAN = b"a plan"

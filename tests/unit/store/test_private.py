@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.cache import Cache
+from pytest_quantgate.commands.machine import check_cache
 from pytest_quantgate.errors import CacheError
-from pytest_quantgate.machine import check_cache
 from pytest_quantgate.store import private
+from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.store.looks import Ledger
 from pytest_quantgate.store.private import delete, open_private, refuse_checkout
 from pytest_quantgate.store.records import Look

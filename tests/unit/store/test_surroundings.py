@@ -454,9 +454,14 @@ def test_a_change_in_any_file_that_measures_changes_every_key(tmp_path: Path) ->
 #: suite (their numbers are inputs of a key), and what only measurements run through whose keys hold
 #: all code (sanity, and the exclusions of a study).
 AFTER = {
-    "model_checks.py": {"comparison.changes", "comparison.safetensors_file"},
+    "measure/model_checks.py": {"comparison.changes", "comparison.safetensors_file"},
     "run/measured.py": {"gates.chance", "gates.fidelity"},
-    "run/sensitivity.py": {"gates.accuracy", "gates.coverage", "gates.fidelity", "verdict"},
+    "run/sensitivity.py": {
+        "gates.accuracy",
+        "gates.coverage",
+        "gates.fidelity",
+        "evidence.verdict",
+    },
     "run/stages.py": {"gates.engine", "gates.export"},
     "run/variants.py": {"gates.sections"},
 }

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pytest_quantgate.commands.planning import count_webdataset
 from pytest_quantgate.errors import DataError
-from pytest_quantgate.planning import count_webdataset
 from pytest_quantgate.suite.specs import DatasetSpec
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.enclosure import check_inside, enclosed

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pytest_quantgate.verdict import Verdict
+from pytest_quantgate.evidence.verdict import Verdict
 
 Listener = Callable[[Verdict | None], None]
 

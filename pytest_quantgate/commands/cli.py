@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_quantgate import __version__
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.text.printable import printable
 
 COMMANDS = (
     "init",

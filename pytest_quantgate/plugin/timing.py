@@ -6,26 +6,21 @@ from typing import Any
 
 import pytest
 
+from pytest_quantgate.evidence.latency import LatencyRun
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.run import Judged
-from pytest_quantgate.items import CLOCK
-from pytest_quantgate.measure.latency import LatencyRun, list_extra_info
+from pytest_quantgate.measure.latency import list_extra_info
+from pytest_quantgate.plugin.items import CLOCK
 from pytest_quantgate.run.case import Case
-from pytest_quantgate.verdict import Status, Verdict
 
 
-def judge_timed(case: Case, *, key: str, node: pytest.Item, benchmark: Any) -> Judged:
-    """Return the verdict of a latency gate; its times go into pytest-benchmark's results too.
+def judge_timed(case: Case, *, kind: str, key: str, node: pytest.Item, benchmark: Any) -> Judged:
+    """Return the verdict of a timed gate; its times go into pytest-benchmark's results too.
 
     `benchmark` is the fixture of that name, None where the plugin is not there.
     """
     obstacle = find_obstacle(node.config)
-    if obstacle:
-        verdict = Verdict(
-            gate="latency", status=Status.NOT_MEASURED, headline=f"latency: {obstacle}"
-        )
-        judged = Judged(verdict=verdict)
-    else:
-        judged = case.judge(kind="latency", key=key)
+    judged = not_timed(kind, obstacle) if obstacle else case.judge(kind=kind, key=key)
     if benchmark is None:
         return judged
     run = case.latency_runs.get(key)
@@ -34,6 +29,13 @@ def judge_timed(case: Case, *, key: str, node: pytest.Item, benchmark: Any) -> J
     else:
         record_times(benchmark, node=node, run=run, verdict=judged.verdict)
     return judged
+
+
+def not_timed(kind: str, obstacle: str) -> Judged:
+    """Return the verdict of a timed gate in a run in which nothing can be timed."""
+    return Judged(
+        verdict=Verdict(gate=kind, status=Status.NOT_MEASURED, headline=f"{kind}: {obstacle}")
+    )
 
 
 def record_times(benchmark: Any, *, node: pytest.Item, run: LatencyRun, verdict: Verdict) -> None:

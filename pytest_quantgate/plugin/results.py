@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_quantgate.items import GATE, SUFFIX, describe_gates
-from pytest_quantgate.own_tests import listening
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.plugin.items import GATE, SUFFIX, describe_gates
+from pytest_quantgate.plugin.own_tests import listening
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:
-    from pytest_quantgate.conclusion import Results, Row
     from pytest_quantgate.gates.run import Judged
     from pytest_quantgate.report.evidence import Evidence
+    from pytest_quantgate.run.conclusion import Results, Row
 
 #: The attribute of a test report that carries what a test found (plain data: xdist sends JSON).
 REPORT_ATTRIBUTE = "quantgate"
@@ -216,8 +216,8 @@ class Gathered:
         self, *, allow_unmeasured: tuple[str, ...] = (), orphans: tuple[str, ...] = ()
     ) -> Results:
         """Return what the run left, in the order of its suites, whoever judged what."""
-        from pytest_quantgate.conclusion import OwnTest, Results, Row, SuiteGates, join_attempts
-        from pytest_quantgate.measurement import from_json
+        from pytest_quantgate.evidence.codec import from_json
+        from pytest_quantgate.run.conclusion import OwnTest, Results, Row, SuiteGates, join_attempts
 
         suites = tuple(from_json(SuiteGates, self.suites[name]) for name in sorted(self.suites))
         tests = dict(self.tests)
@@ -274,8 +274,8 @@ def settle(report: pytest.TestReport, heard: Heard, *, may_be_missing: bool) -> 
     `xfail` does not excuse it, an attempt that failed is not forgotten, and a gate that may not be
     missing is not skipped.
     """
-    from pytest_quantgate.conclusion import join_attempts
     from pytest_quantgate.report.terminal import render_failure
+    from pytest_quantgate.run.conclusion import join_attempts
 
     plain = getattr(report, REPORT_ATTRIBUTE, {})
     is_gate = f"{SUFFIX}::" in report.nodeid
@@ -314,7 +314,7 @@ def make_printable(report: pytest.TestReport) -> None:
 
     Only where it holds anything else, so that pytest's own colours and summaries stay.
     """
-    from pytest_quantgate.report.printable import printable_lines
+    from pytest_quantgate.text.printable import printable_lines
 
     if f"{SUFFIX}::" not in report.nodeid:
         return

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_quantgate.comparison.changes import Area, Change, Comparison, Table
-from pytest_quantgate.measurement import to_json
+from pytest_quantgate.evidence.codec import to_json
 from pytest_quantgate.report.markdown_text import escape
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.text.printable import printable
 
 SCHEMA = 1
 

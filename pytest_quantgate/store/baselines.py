@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import BaselineError
-from pytest_quantgate.fingerprint import Fingerprint
-from pytest_quantgate.gates.words import listed
-from pytest_quantgate.measure.latency import LatencyRun
-from pytest_quantgate.measurement import Outcomes, StoredOutcomes, pack_bits, shorten
+from pytest_quantgate.evidence.codec import shorten
+from pytest_quantgate.evidence.fingerprint import Fingerprint
+from pytest_quantgate.evidence.latency import LatencyRun
+from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes, pack_bits
 from pytest_quantgate.store.acceptance import needs_passing, refuse_unfit
 from pytest_quantgate.store.disk import WRITING, describe_write_error, refuse_links, write_whole
 from pytest_quantgate.store.owners import (
@@ -51,10 +51,11 @@ from pytest_quantgate.store.records import (
     parse_latency_record,
     parse_record,
 )
+from pytest_quantgate.text.words import listed
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 if TYPE_CHECKING:
-    from pytest_quantgate.gates.pairing import Pairs
+    from pytest_quantgate.statistics.pairing import Pairs
 
 #: More looks at its data than this no baseline remembers.
 MAX_LOOKS = 50

@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.gates.statistics import ClassCounts, Flips, Share, clustered_samples
+from pytest_quantgate.statistics.intervals import ClassCounts, Flips, Share, clustered_samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_quantgate.measurement import Outcomes, StoredOutcomes
+    from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes
 
 
 class Unpaired(Exception):

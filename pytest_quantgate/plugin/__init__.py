@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_quantgate.collect import SuiteFile
-from pytest_quantgate.items import SUFFIX
-from pytest_quantgate.options import add_options, refuse_odd_arguments, resolve_settings
-from pytest_quantgate.results import begin_attempt, note_phase, watch
+from pytest_quantgate.plugin.collect import SuiteFile
+from pytest_quantgate.plugin.items import SUFFIX
+from pytest_quantgate.plugin.options import add_options, refuse_odd_arguments, resolve_settings
+from pytest_quantgate.plugin.results import begin_attempt, note_phase, watch
 
 if TYPE_CHECKING:
-    from pytest_quantgate.session import RunSession
+    from pytest_quantgate.plugin.session import RunSession
 
-pytest_plugins = ["pytest_quantgate.fixtures"]
+pytest_plugins = ["pytest_quantgate.plugin.fixtures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)  # the terminal reporter must be there
 def pytest_configure(config: pytest.Config) -> None:
-    from pytest_quantgate.session import SESSION, start_session
+    from pytest_quantgate.plugin.session import SESSION, start_session
 
     config.addinivalue_line(
         "markers",
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    from pytest_quantgate.report.header import describe_settings
+    from pytest_quantgate.plugin.header import describe_settings
 
     return describe_settings(_session(config).settings)
 
@@ -82,6 +82,6 @@ def pytest_terminal_summary(
 
 
 def _session(config: pytest.Config) -> RunSession:
-    from pytest_quantgate.session import SESSION
+    from pytest_quantgate.plugin.session import SESSION
 
     return config.stash[SESSION]

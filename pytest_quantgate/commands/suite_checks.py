@@ -22,8 +22,8 @@ from pytest_quantgate.suite.specs import Suite
 from pytest_quantgate.suite.where import expand_path
 
 if TYPE_CHECKING:
-    from pytest_quantgate.measurement import TaskSanity, TextPlaces
-    from pytest_quantgate.verdict import Verdict
+    from pytest_quantgate.evidence.sanity import TaskSanity, TextPlaces
+    from pytest_quantgate.evidence.verdict import Verdict
 
 #: What a module pattern of ours or of ModelOpt's can be made of.
 _PATTERN = re.compile(r"[\w.*?\[\]!-]+")
@@ -249,9 +249,9 @@ def check_files(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Verdict, .
 
     Nothing of what is not on this machine. Takes a second: no library that computes is imported.
     """
+    from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
     from pytest_quantgate.gates.sanity import list_faults
-    from pytest_quantgate.measurement import NO_TEXTS, Sanity
-    from pytest_quantgate.model_checks import inspect_checkpoint
+    from pytest_quantgate.measure.model_checks import inspect_checkpoint
 
     directory, name = _find_model(suite, environ=environ)
     faults = inspect_checkpoint(directory, dtype=suite.model.dtype) if directory else ()
@@ -270,9 +270,9 @@ def check_files(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Verdict, .
 
 def check_model_folder(directory: Path) -> tuple[Verdict, ...]:
     """Return what the sanity gate would say of the files of a checkpoint."""
+    from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
     from pytest_quantgate.gates.sanity import list_faults
-    from pytest_quantgate.measurement import NO_TEXTS, Sanity
-    from pytest_quantgate.model_checks import inspect_checkpoint
+    from pytest_quantgate.measure.model_checks import inspect_checkpoint
 
     faults = inspect_checkpoint(directory)
     sanity = Sanity(data="", pairs=0, reading=NO_TEXTS, faults=faults)
@@ -281,7 +281,7 @@ def check_model_folder(directory: Path) -> tuple[Verdict, ...]:
 
 def _find_model(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Path | None, str]:
     """Return the folder of a suite's model (None where it is not here) and its name."""
-    from pytest_quantgate.machine import hub_snapshot
+    from pytest_quantgate.commands.machine import hub_snapshot
     from pytest_quantgate.models.source import find_directory, is_local
 
     model = suite.model
@@ -298,8 +298,8 @@ def _read_tasks(
     suite: Suite, *, directory: Path | None, environ: Mapping[str, str]
 ) -> list[tuple[TaskSanity, TextPlaces]]:
     """Return what is true of the texts of every classification task whose folder is here."""
+    from pytest_quantgate.measure.model_checks import read_texts_of_files
     from pytest_quantgate.measure.texts import examine_prompts
-    from pytest_quantgate.model_checks import read_texts_of_files
     from pytest_quantgate.tasks.registry import evaluation_data, locate_texts, read_class_texts
 
     reader = read_texts_of_files(directory) if directory is not None else None

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from fractions import Fraction
 
-from pytest_quantgate.verdict import Status
+from pytest_quantgate.evidence.verdict import Status
 
 #: A list in a verdict shows no more than this.
 MOST = 8

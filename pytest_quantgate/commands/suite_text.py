@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.errors import ModelError, SuiteError
-from pytest_quantgate.gates.statistics import Flips, samples_to_settle
 from pytest_quantgate.models.source import is_local
+from pytest_quantgate.statistics.intervals import Flips, samples_to_settle
 from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.registry import BUILTIN, CAPTIONED
 from pytest_quantgate.untrusted import read_regular
@@ -175,7 +175,7 @@ def describe_data(
 
 
 def _describe_builtin(name: str, *, task: str | None) -> Data:
-    from pytest_quantgate.planning import count_builtin
+    from pytest_quantgate.commands.planning import count_builtin
 
     if name != "scenes" and task == "retrieval":
         raise SuiteError(f"--data {name} has labels and no captions: leave out --task retrieval")
@@ -190,7 +190,7 @@ def _describe_builtin(name: str, *, task: str | None) -> Data:
 def _describe_folder(
     text: str, *, root: str | None, task: str | None, environ: Mapping[str, str]
 ) -> Data:
-    from pytest_quantgate.planning import count_webdataset
+    from pytest_quantgate.commands.planning import count_webdataset
 
     folder = root if root is not None else text
     last = text.removeprefix("wds/").rstrip("/").rpartition("/")[2]

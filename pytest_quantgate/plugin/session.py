@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_quantgate.items import GATE, SUFFIX
-from pytest_quantgate.options import CACHE_INPUT, Settings
-from pytest_quantgate.progress import Progress, silent
-from pytest_quantgate.results import REPORT_ATTRIBUTE, Gathered, first_line, make_printable, settle
+from pytest_quantgate.evidence.verdict import Status
+from pytest_quantgate.plugin.items import GATE, SUFFIX
+from pytest_quantgate.plugin.options import CACHE_INPUT
+from pytest_quantgate.plugin.results import (
+    REPORT_ATTRIBUTE,
+    Gathered,
+    first_line,
+    make_printable,
+    settle,
+)
+from pytest_quantgate.run.progress import Progress, silent
+from pytest_quantgate.store.settings import Settings
 from pytest_quantgate.suite.gates import OWN_TESTS
-from pytest_quantgate.verdict import Status
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:
@@ -64,9 +71,9 @@ class RunSession:
         Only one is held in memory: two ViT-L/14 pairs would not fit a small CI machine. Raises
         CacheError where a cache would be read in CI that a pull request can have written.
         """
-        from pytest_quantgate.baselines import Store
-        from pytest_quantgate.cache import Cache
         from pytest_quantgate.run.case import Case
+        from pytest_quantgate.store.baselines import Store
+        from pytest_quantgate.store.cache import Cache
         from pytest_quantgate.store.looks import Ledger
         from pytest_quantgate.store.private import refuse_checkout
         from pytest_quantgate.store.surroundings import Surroundings
@@ -158,7 +165,7 @@ class RunSession:
                 "selected": sorted(self.gathered.selected or ()),
             }
             return
-        from pytest_quantgate.closing import close_run, list_unjudged
+        from pytest_quantgate.plugin.closing import close_run, list_unjudged
 
         self.summary = close_run(self.gathered, settings=self.settings, warnings=self.warnings)
         if self.summary.failed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_quantgate.options import Settings
+from pytest_quantgate.store.settings import Settings
 
 
 def describe_settings(settings: Settings) -> str:

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_quantgate.gates.words import count, listed, waivers_words
+from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.suite.gates import OWN_TESTS
-from pytest_quantgate.verdict import Status, Verdict
+from pytest_quantgate.text.words import count, listed, waivers_words
 
 #: A sentence names no more gates, suites or tests than this.
 NAMED = 3

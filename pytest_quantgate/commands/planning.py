@@ -15,13 +15,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from pytest_quantgate.baselines import Store
 from pytest_quantgate.comparison.outcomes import count_flips
 from pytest_quantgate.errors import DataError, QuantGateError
+from pytest_quantgate.evidence.outcomes import StoredOutcomes
 from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES, AccuracyGate
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.sections import TaskGate
-from pytest_quantgate.gates.statistics import (
+from pytest_quantgate.statistics.intervals import (
     MOST_SAMPLES,
     SETTLING_POWER,
     Flips,
@@ -32,11 +32,11 @@ from pytest_quantgate.gates.statistics import (
     mean_over,
     samples_to_settle,
 )
-from pytest_quantgate.gates.words import count
-from pytest_quantgate.measurement import StoredOutcomes
+from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import Record
 from pytest_quantgate.suite.specs import Suite
 from pytest_quantgate.suite.where import expand_path
+from pytest_quantgate.text.words import count
 
 #: Where rates come from that are not measured: named on the command line, or by nobody.
 ASSUMED, DEFAULT = "assumed", "default"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_quantgate.replay import ReplayClock
+from pytest_quantgate.plugin.replay import ReplayClock
 
 if TYPE_CHECKING:
     from pytest_quantgate.suite.gates import GateSection

@@ -17,8 +17,8 @@ from typing import Any
 from pytest_quantgate import bounds
 from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header
 from pytest_quantgate.errors import ArtifactError, MissingPackage
+from pytest_quantgate.evidence.sanity import Fault
 from pytest_quantgate.measure.texts import Pooling, TextReader
-from pytest_quantgate.measurement import Fault
 from pytest_quantgate.models import faults
 from pytest_quantgate.models.source import stays_inside
 from pytest_quantgate.untrusted import parse_json, read_regular

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_quantgate.measurement import Outcomes
+    from pytest_quantgate.evidence.outcomes import Outcomes
+    from pytest_quantgate.evidence.verdict import Verdict
     from pytest_quantgate.models.clip import ClipModel
     from pytest_quantgate.run.case import Case
-    from pytest_quantgate.verdict import Verdict
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def quantgate_case(request: pytest.FixtureRequest) -> Case:
     """The case of this test's suite: `.fp16`, `.quantized`, `.audit`, `.outcomes(...)`,
     `.judge(kind="coverage")`; everything is built on first use and cached."""
     from pytest_quantgate.errors import QuantGateError
-    from pytest_quantgate.report.printable import printable
-    from pytest_quantgate.session import SESSION
+    from pytest_quantgate.plugin.session import SESSION
     from pytest_quantgate.suite.load import load_suite
+    from pytest_quantgate.text.printable import printable
 
     session = request.config.stash[SESSION]
     marker = request.node.get_closest_marker("quantgate")
@@ -64,8 +64,8 @@ def quantgate_quantized(request: pytest.FixtureRequest, quantgate_case: Case) ->
 def quantgate_baseline(request: pytest.FixtureRequest, quantgate_case: Case) -> Callable[..., None]:
     """The baseline check: `quantgate_baseline(task=..., metric=...)` fails the test as the
     suite's own regression gate would; `fp16=` and `quantized=` take outcomes of your own."""
-    from pytest_quantgate.results import TRIED, carry
-    from pytest_quantgate.session import SESSION
+    from pytest_quantgate.plugin.results import TRIED, carry
+    from pytest_quantgate.plugin.session import SESSION
 
     session = request.config.stash[SESSION]
     carried = request.node.stash[TRIED].carried
@@ -89,12 +89,12 @@ def quantgate_baseline(request: pytest.FixtureRequest, quantgate_case: Case) -> 
 
 def _require(request: pytest.FixtureRequest, verdict: Verdict) -> None:
     """Let the test end here where its verdict is not PASS; what may be missing skips it."""
-    from pytest_quantgate.own_tests import tell
-    from pytest_quantgate.report.printable import printable
+    from pytest_quantgate.evidence.verdict import Status
+    from pytest_quantgate.plugin.own_tests import tell
+    from pytest_quantgate.plugin.session import SESSION
     from pytest_quantgate.report.terminal import render_failure
-    from pytest_quantgate.session import SESSION
     from pytest_quantgate.suite.gates import OWN_TESTS
-    from pytest_quantgate.verdict import Status
+    from pytest_quantgate.text.printable import printable
 
     __tracebackhide__ = True
     tell(verdict)
@@ -108,7 +108,7 @@ def _require(request: pytest.FixtureRequest, verdict: Verdict) -> None:
 def _build(request: pytest.FixtureRequest, make: Callable[[], ClipModel]) -> ClipModel:
     """Build a variant; what is absent is not measured, bad input fails with its message."""
     from pytest_quantgate.errors import NotMeasured, QuantGateError
-    from pytest_quantgate.verdict import Status, Verdict
+    from pytest_quantgate.evidence.verdict import Status, Verdict
 
     __tracebackhide__ = True
     try:

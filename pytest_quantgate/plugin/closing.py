@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.baseline_mode import BaselineMode
-from pytest_quantgate.baselines import Store, discard_obtained, write_obtained
-from pytest_quantgate.conclusion import DESELECTED, NOT_REACHED, Row
 from pytest_quantgate.errors import BaselineError, QuantGateError
-from pytest_quantgate.options import Settings
+from pytest_quantgate.evidence.verdict import Status
+from pytest_quantgate.plugin.results import Gathered, report_unjudged
 from pytest_quantgate.report.evidence import Evidence, read_evidence
 from pytest_quantgate.report.terminal import Summary
-from pytest_quantgate.results import Gathered, report_unjudged
+from pytest_quantgate.run.conclusion import DESELECTED, NOT_REACHED, Row
 from pytest_quantgate.store.acceptance import complete_verdicts, why_unfit
+from pytest_quantgate.store.baseline_mode import BaselineMode
+from pytest_quantgate.store.baselines import Store, discard_obtained, write_obtained
 from pytest_quantgate.store.disk import refuse_links
 from pytest_quantgate.store.records import AnyRecord, record_from_json
-from pytest_quantgate.verdict import Status
+from pytest_quantgate.store.settings import Settings
 
 
 def close_run(gathered: Gathered, *, settings: Settings, warnings: list[str]) -> Summary:

@@ -9,17 +9,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.baseline_mode import BaselineMode, check_write_allowed, find_ci
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.report.files import Targets, check_targets, find_step_summary
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.report.files import check_targets, find_step_summary
+from pytest_quantgate.store.baseline_mode import BaselineMode, check_write_allowed, find_ci
+from pytest_quantgate.store.settings import Settings, Targets, default_cache_root
 from pytest_quantgate.suite.gates import parse_kinds
+from pytest_quantgate.text.printable import printable
 
 DEVICES = ("auto", "cpu", "cuda")
 CACHES = ("on", "off")
@@ -30,49 +30,6 @@ CACHE_INPUT = "quantgate_cache_dir"
 
 #: A report with more pictures than this would be too large to send around.
 MAX_REPORT_IMAGES = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a run was asked to do: the command line first, then the ini file, then the default.
-
-    `ci` is the variable that says that this is a CI job, empty elsewhere. `must_judge` is whether
-    the run was started for its gates: `--quantgate-strict` on the command line.
-    """
-
-    baselines: BaselineMode
-    baselines_dir: Path
-    obtained_dir: Path
-    cache_dir: Path
-    reason: str
-    strict: bool
-    device: str
-    suite: str
-    root: Path
-    new_data: bool = False
-    selftest: bool = False
-    cache: str = "on"
-    reports: Targets = field(default_factory=Targets)
-    ci: str = ""
-    allow_unmeasured: tuple[str, ...] = ()
-    must_judge: bool = False
-    env: tuple[str, ...] = ()
-
-    def read_environment(self, environ: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the environment as suites of this run see it: with the names that it allows."""
-        from pytest_quantgate.suite.where import ALLOWED_VARIABLES
-
-        known = filter(None, environ.get(ALLOWED_VARIABLES, "").split(","))
-        return {**environ, ALLOWED_VARIABLES: ",".join((*known, *self.env))}
-
-    @property
-    def demands_all(self) -> bool:
-        """Whether what was not measured fails the run."""
-        return self.strict or bool(self.ci and not self.selftest)
-
-    def may_be_missing(self, kind: str, *, suite: Collection[str] = ()) -> bool:
-        """Return whether a gate of a kind may stay unmeasured; `suite` are the kinds it allows."""
-        return not self.demands_all or kind in {*self.allow_unmeasured, *suite}
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -187,13 +144,6 @@ def refuse_odd_arguments(arguments: Iterable[str | os.PathLike[str]]) -> None:
         shown = printable(argument)
         if shown != argument and os.path.lexists(argument):
             raise pytest.UsageError(f"{shown}: this name cannot be shown as it is: rename it")
-
-
-def default_cache_root(environ: Mapping[str, str]) -> Path:
-    """Return the user's cache folder for this product (`$XDG_CACHE_HOME` or `~/.cache`)."""
-    base = environ.get("XDG_CACHE_HOME") or ""
-    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "pytest-quantgate"
 
 
 def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.items import CLOCK, GATE, GateItem, describe_gates
-from pytest_quantgate.replay import ReplayClock
+from pytest_quantgate.evidence.verdict import Status
+from pytest_quantgate.plugin.items import CLOCK, GATE, GateItem, describe_gates
+from pytest_quantgate.plugin.replay import ReplayClock
 from pytest_quantgate.suite.gates import kind_of
-from pytest_quantgate.verdict import Status
 
 if TYPE_CHECKING:
     pass
@@ -26,7 +26,7 @@ class SuiteFile(pytest.File):
     @classmethod
     def at(cls, path: Path, *, parent: pytest.Collector) -> SuiteFile:
         """Return the node of a suite file; pytest prints its name and its id as they are."""
-        from pytest_quantgate.report.printable import printable
+        from pytest_quantgate.text.printable import printable
 
         file: SuiteFile = cls.from_parent(parent, path=path)
         shown = printable(file.nodeid)
@@ -35,9 +35,9 @@ class SuiteFile(pytest.File):
         return cls.from_parent(parent, path=path, name=printable(path.name), nodeid=shown)
 
     def collect(self) -> Iterator[pytest.Function]:
-        from pytest_quantgate.report.printable import printable
-        from pytest_quantgate.session import SESSION
+        from pytest_quantgate.plugin.session import SESSION
         from pytest_quantgate.suite.load import load_suite
+        from pytest_quantgate.text.printable import printable
 
         try:
             suite = load_suite(self.path, relative_to=self.config.rootpath)
@@ -80,27 +80,32 @@ def run_timed_gate(request: pytest.FixtureRequest, benchmark: Any) -> None:
 
 def _run(request: pytest.FixtureRequest, *, benchmark: Any) -> None:
     # Imported here so that collecting stays cheap.
-    from pytest_quantgate.report.printable import printable
+    from pytest_quantgate.plugin.results import TRIED, allow_step, carry
+    from pytest_quantgate.plugin.session import SESSION
     from pytest_quantgate.report.terminal import render_failure
-    from pytest_quantgate.results import TRIED, allow_step, carry
-    from pytest_quantgate.session import SESSION
+    from pytest_quantgate.text.printable import printable
 
     item = request.node.stash[GATE]
     gate, suite = item.gate, item.suite
     session = request.config.stash[SESSION]
     case = session.case_for(suite)
     if session.settings.selftest:
-        from pytest_quantgate.selftest.proof import prove_item
+        from pytest_quantgate.plugin.timing import find_obstacle, not_timed, record_nothing
+        from pytest_quantgate.selftest.proof import prove_gate
 
-        judged = prove_item(case, kind=gate.kind, key=gate.key, config=request.config)
+        obstacle = find_obstacle(request.config) if kind_of(gate).timed else ""
+        if obstacle:
+            judged = not_timed(gate.kind, obstacle)
+        else:
+            judged = prove_gate(case, kind=gate.kind, key=gate.key)
         if benchmark is not None:
-            from pytest_quantgate.timing import record_nothing
-
             record_nothing(benchmark)
     elif kind_of(gate).timed:
-        from pytest_quantgate.timing import judge_timed
+        from pytest_quantgate.plugin.timing import judge_timed
 
-        judged = judge_timed(case, key=gate.key, node=request.node, benchmark=benchmark)
+        judged = judge_timed(
+            case, kind=gate.kind, key=gate.key, node=request.node, benchmark=benchmark
+        )
     else:
         judged = case.judge(kind=gate.kind, key=gate.key)
     verdict = judged.verdict

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.text.printable import printable
 
 #: Redraw at most this often: a terminal is no place to spend the time of a measurement.
 REDRAW_SECONDS = 0.1

@@ -1,0 +1,1 @@
+"""Frozen values that flow: what was measured, what was decided, and one codec for them."""

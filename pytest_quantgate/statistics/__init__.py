@@ -1,0 +1,1 @@
+"""Intervals, pairing, families of limits, sample sizes; no word of the product."""

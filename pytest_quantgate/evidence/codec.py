@@ -8,18 +8,22 @@ import typing
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
+from enum import Enum
 from typing import Any, Literal, TypeVar
 
 from pytest_quantgate.errors import StoredValueError
 
 Value = TypeVar("Value")
 
+#: How floats are written that JSON has no numbers for.
+_NONFINITE = ("nan", "inf", "-inf")
+
 
 def to_json(value: Any) -> Any:
-    """Return `value` (a dataclass of this module) as JSON-ready dicts, lists and scalars.
+    """Return `value` (a dataclass of this room) as JSON-ready dicts, lists and scalars.
 
     Non-finite floats become the strings `nan`, `inf`, `-inf`, so that the file is strict JSON;
-    a day becomes its ISO text.
+    a day becomes its ISO text, a member of an enum its value.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -29,6 +33,8 @@ def to_json(value: Any) -> Any:
         return {name: to_json(item) for name, item in value.items()}
     if isinstance(value, date):
         return value.isoformat()
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     return value
@@ -64,6 +70,8 @@ def _read(kind: Any, data: Any) -> Any:
         if data is None and type(None) in arguments:
             return None
         kinds = [a for a in arguments if a is not type(None)]
+        if float in kinds and data in _NONFINITE:
+            return float(data)
         # Of several scalars the one of the value's own type: 1 is no float where an int may stand.
         return _read(next((k for k in kinds if k is type(data)), kinds[0]), data)
     if origin is Mapping:
@@ -80,7 +88,7 @@ def _read(kind: Any, data: Any) -> Any:
         return tuple(_read(a, item) for a, item in zip(arguments, data, strict=True))
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(typing.cast(type, kind), data)
-    if kind is float and (type(data) in (int, float) or data in ("nan", "inf", "-inf")):
+    if kind is float and (type(data) in (int, float) or data in _NONFINITE):
         try:
             return float(data)
         except OverflowError as error:
@@ -89,6 +97,10 @@ def _read(kind: Any, data: Any) -> Any:
             ) from error
     if kind in (int, bool, str) and type(data) is kind:
         return data
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        if data not in [member.value for member in kind]:
+            raise StoredValueError(f"{shorten(data)} is no {kind.__name__}")
+        return kind(data)
     if kind is date and isinstance(data, str):
         with suppress(ValueError):
             return date.fromisoformat(data)

@@ -7,13 +7,14 @@ xdist worker too, and the process that writes gathers it (`Gathered`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.plugin.items import GATE, SUFFIX, describe_gates
 from pytest_quantgate.plugin.own_tests import listening
@@ -108,7 +109,7 @@ def note_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Te
         "item": hex(id(item)),
         "suite": describe_gates(gate.suite, file=_file_of(item)) if gate else None,
         "gate": gate.name if gate else "",
-        "attempts": [verdict_to_json(verdict) for verdict in tried.attempts],
+        "attempts": to_json(tried.attempts),
         "not_run": not_run,
         "carried": tried.carried if report.when == "call" else [],
     }
@@ -203,7 +204,7 @@ class Gathered:
             if plain["suite"]:
                 self.suites[plain["suite"]["suite"]] = plain["suite"]
             heard.not_run = plain["not_run"] or heard.not_run
-            heard.attempts[source] = [verdict_from_json(data) for data in plain["attempts"]]
+            heard.attempts[source] = [from_json(Verdict, data) for data in plain["attempts"]]
             heard.carried[source] = plain["carried"] or heard.carried.get(source, [])
         elif f"{SUFFIX}::" in report.nodeid and not report.passed:
             # A worker that crashed tells nothing more: xdist reports it for the gate.
@@ -381,19 +382,6 @@ def _set_properties(report: pytest.TestReport, verdict: Verdict, *, attempts: in
         found.append(("quantgate.attempts", attempts))
     found += [(f"quantgate.{name}", figure) for name, figure in verdict.figures.items()]
     report.user_properties = [*kept, *found]
-
-
-def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as plain data, which any process can read."""
-    plain = {f.name: getattr(verdict, f.name) for f in fields(verdict)}
-    plain |= {"status": verdict.status.value, "figures": dict(verdict.figures)}
-    found: dict[str, Any] = json.loads(json.dumps(plain))
-    return found
-
-
-def verdict_from_json(data: Mapping[str, Any]) -> Verdict:
-    known = {"status": Status(data["status"]), "evidence": tuple(data["evidence"])}
-    return Verdict(**{**data, **known})
 
 
 def carry(

@@ -5,7 +5,7 @@ profiling verbosity and a verbose logger) prints one message that starts with `L
 kernel of the fused engine, and a few lines with its memory. They tell what was *planned*; which
 code runs on a device is the device's own affair.
 
-All values can be written by `measurement.to_json` and read back by `from_json`.
+All values can be written by `evidence.codec.to_json` and read back by `from_json`.
 """
 
 from __future__ import annotations

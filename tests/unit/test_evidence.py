@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate import measurement
+from pytest_quantgate import evidence
 from pytest_quantgate.evidence.audit import Quantizer
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fidelity import Fidelity
@@ -20,8 +22,11 @@ from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes
 
 KINDS = [
     value
-    for value in vars(measurement).values()
-    if isinstance(value, type) and value.__module__ == measurement.__name__
+    for module in pkgutil.iter_modules(evidence.__path__, f"{evidence.__name__}.")
+    for value in vars(importlib.import_module(module.name)).values()
+    if isinstance(value, type)
+    and dataclasses.is_dataclass(value)
+    and value.__module__ == module.name
 ]
 
 OUTCOMES = Outcomes(
@@ -72,6 +77,8 @@ def same(one: Any, other: Any) -> bool:
             and len(one) == len(other)
             and all(same(a, b) for a, b in zip(one, other, strict=True))
         )
+    if isinstance(one, Mapping):  # hypothesis gives them in several types
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, float) and math.isnan(one):
         return isinstance(other, float) and math.isnan(other)
     return type(one) is type(other) and one == other

@@ -26,6 +26,16 @@ CLOSED = {
 }
 
 
+#: The rooms, from the ground up: each imports those above it in this list, and no other. A file at
+#: the package's root is a room of its own.
+ROOMS = (
+    *("errors", "bounds", "reference", "untrusted", "own_process", "evidence", "text"),
+    *("statistics", "suite", "store", "models", "artifacts", "tasks", "runtimes", "measure"),
+    *("gates", "run", "report", "comparison", "selftest", "plugin", "assertions", "commands"),
+    "__main__",
+)
+
+
 def name_module(path: Path) -> str:
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -71,6 +81,27 @@ def test_no_circle_ties_files_of_the_package() -> None:
     }
 
     assert " -> ".join(find_circle(imports)) == ""
+
+
+def name_room(module: str) -> str:
+    """Return the room of a module, empty for the package itself."""
+    return ".".join(module.split(".")[1:2])
+
+
+def test_every_room_has_its_place() -> None:
+    assert {name_room(module) for module in MODULES} == {"", *ROOMS}
+
+
+def test_rooms_are_imported_one_way() -> None:
+    places = {"": -1, **{room: place for place, room in enumerate(ROOMS)}}
+    upward = {
+        f"{name} imports {other}: {name_room(other)}/ stands above {name_room(name)}/"
+        for name, path in MODULES.items()
+        for other in list_imports(path)
+        if other in MODULES and places[name_room(other)] > places[name_room(name)]
+    }
+
+    assert upward == set(), f"from the ground up: {' < '.join(ROOMS)}"
 
 
 def test_a_circle_is_found_with_its_way() -> None:

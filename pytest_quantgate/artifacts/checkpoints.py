@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.artifacts.modelopt_state import ModelOptState, read_state
+from pytest_quantgate.artifacts.modelopt_state import ModelOptState, read_saved, read_state
 from pytest_quantgate.artifacts.recipe_lines import as_bits, as_mapping, describe_entry, show_plain
-from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header
+from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header, read_metadata
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.evidence.calibration import Calibrated, describe_images
@@ -65,83 +65,150 @@ def _model_folder(folder: Path) -> Path:
     return inner if (inner / STATE).is_file() or (inner / MANIFEST).is_file() else folder
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFiles:
+    """The files of a checkpoint, read and not compared: tensors stay where they lie.
+
+    `metadata` is what the safetensors files say beside their tensors, `audit` and `calibration`
+    what the cache keeps around a checkpoint of its own.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    config: Mapping[str, Any]
+    export: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    state: ModelOptState | None
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def read_files(path: Path) -> CheckpointFiles:
+    """Return what lies in the folder of a checkpoint, or in one file and its config beside it.
+
+    Raises ArtifactError where it cannot be read at all.
+    """
+    if path.is_file():
+        return _read_single(path)
+    _refuse_links(path)
+    folder = _model_folder(path)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for file in sorted(found for found in folder.glob("*.safetensors") if found.is_file()):
+        header = read_header(file)
+        for name in sorted(header.keys() & tensors.keys()):
+            raise ArtifactError(
+                f"{file}: tensor {name!r:.80} stands in {tensors[name].file.name} too: which of "
+                f"them is the model's cannot be told; remove the file that is not"
+            )
+        tensors |= header
+        metadata |= read_metadata(file)
+    return CheckpointFiles(
+        path=folder,
+        tensors=tensors,
+        metadata=metadata,
+        config=_read_json(folder / CONFIG),
+        export=_read_json(folder / EXPORT_CONFIG),
+        manifest=_read_json(folder / MANIFEST),
+        state=read_state(folder / STATE) if (folder / STATE).is_file() else None,
+        audit=_read_json(path / "audit.json"),
+        calibration=_read_json(path / "calibration.json"),
+    )
+
+
+def _read_single(path: Path) -> CheckpointFiles:
+    beside = {
+        "config": _read_json(path.parent / CONFIG),
+        "export": _read_json(path.parent / EXPORT_CONFIG),
+        "manifest": {},
+    }
+    if path.suffix == ".safetensors":
+        return CheckpointFiles(
+            path=path,
+            tensors=read_header(path),
+            metadata=read_metadata(path),
+            state=read_state(path.parent / STATE) if (path.parent / STATE).is_file() else None,
+            **beside,
+        )
+    state, tensors = read_saved(path)
+    return CheckpointFiles(path=path, tensors=tensors, metadata={}, state=state, **beside)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
     """Return what a checkpoint holds; raises ArtifactError where it cannot be read at all.
 
     What is missing or was changed after it was saved is in `damage`, and is compared: it may be
     the very change that is looked for.
     """
-    label = folder.as_posix()
-    _refuse_links(folder)
-    audit, calibration = folder / "audit.json", _read_json(folder / "calibration.json")
-    folder = _model_folder(folder)
-    manifest = _read_json(folder / MANIFEST)
-    config = _read_json(folder / CONFIG)
-    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
-    tensors: dict[str, Tensor] = {}
-    for path in files:
-        header = read_header(path)
-        for name in sorted(header.keys() & tensors.keys()):
-            raise ArtifactError(
-                f"{path}: tensor {name!r:.80} stands in {tensors[name].file.name} too: which of "
-                f"them is the model's cannot be told; remove the file that is not"
-            )
-        tensors |= header
-    state = read_state(folder / STATE) if (folder / STATE).is_file() else None
-    export = _read_json(folder / EXPORT_CONFIG)
-    if state is not None:
-        quantizers = _read_quantizers(state, tensors=tensors)
-    else:
-        quantizers = _read_exported(tensors)
-    calls = _read_calls(audit)
+    files = read_files(path)
+    state, tensors, manifest = files.state, files.tensors, files.manifest
+    quantizers = read_quantizers(files)
+    calls = _read_calls(files.audit)
     quantizers = {
         name: _with_calls(quantizer, calls=calls) for name, quantizer in quantizers.items()
     }
-    versions = {str(k): str(v) for k, v in as_mapping(manifest.get("versions")).items()}
-    if state is not None and state.version:
-        versions.setdefault("nvidia-modelopt", state.version)
-    if "transformers_version" in config:
-        versions.setdefault("transformers", str(config["transformers_version"]))
     settings = {
         key: str(manifest[key]) for key in ("compute_dtype", "attention") if key in manifest
     }
     if state is not None:
         settings |= {ALGORITHM: state.algorithm or "none"}
-    settings |= _flatten(export.get("quantization"), "export")
+    settings |= _flatten(files.export.get("quantization"), "export")
     return Checkpoint(
-        label=label,
+        label=path.as_posix(),
         quantizers=quantizers,
-        weights={name: t for name, t in tensors.items() if not _is_quantizer_part(name, state)},
+        weights={name: t for name, t in tensors.items() if not is_quantizer_part(name, state)},
         recipe=tuple(describe_entry(entry) for entry in state.quant_cfg) if state else (),
         settings=settings,
         config={
             name: value
-            for name, value in _flatten(config, "").items()
+            for name, value in _flatten(files.config, "").items()
             if name.rpartition(".")[2] not in _NOT_THE_MODEL
         },
         digests=(
             {"FP16 weights": str(manifest["base_weights"])} if "base_weights" in manifest else {}
         ),
-        versions=versions,
-        sizes=_sizes(tensors),
-        calibration=_read_calibration(calibration),
-        damage=_find_damage(folder, manifest=manifest, state=state),
+        versions=_read_versions(files),
+        sizes=count_bytes(tensors),
+        calibration=_read_calibration(files.calibration),
+        damage=find_damage(files),
     )
 
 
-def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def read_quantizers(files: CheckpointFiles) -> dict[str, StoredQuantizer]:
+    """Return the quantizers of ModelOpt's state, or those that an export has scales of."""
+    if files.state is not None:
+        return _read_quantizers(files.state, tensors=files.tensors)
+    return _read_exported(files.tensors)
+
+
+def _read_versions(files: CheckpointFiles) -> dict[str, str]:
+    versions = {str(k): str(v) for k, v in as_mapping(files.manifest.get("versions")).items()}
+    if files.state is not None and files.state.version:
+        versions.setdefault("nvidia-modelopt", files.state.version)
+    if "transformers_version" in files.config:
+        versions.setdefault("transformers", str(files.config["transformers_version"]))
+    return versions
+
+
+def count_bytes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the bytes of all tensors by the type that they are stored in."""
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
     return dict(sorted(sizes.items()))
 
 
-def _find_damage(
-    folder: Path, *, manifest: Mapping[str, Any], state: ModelOptState | None
-) -> tuple[str, ...]:
+def find_damage(files: CheckpointFiles) -> tuple[str, ...]:
+    """Return what was changed after a checkpoint was saved, and what a pickle in it would run."""
+    state = files.state
     found = []
-    for name, expected in sorted(as_mapping(manifest.get("files")).items()):
-        path = folder / Path(str(name)).name
+    for name, expected in sorted(as_mapping(files.manifest.get("files")).items()):
+        path = files.folder / Path(str(name)).name
         if not path.is_file():
             found.append(f"{name} is missing, which its manifest lists")
             continue
@@ -231,8 +298,8 @@ def _read_exported(tensors: Mapping[str, Tensor]) -> dict[str, StoredQuantizer]:
     return quantizers
 
 
-def _read_calls(audit: Path) -> dict[str, int]:
-    found = _read_json(audit).get("quantizers")
+def _read_calls(audit: Mapping[str, Any]) -> dict[str, int]:
+    found = audit.get("quantizers")
     calls = {}
     for entry in found if isinstance(found, list) else ():
         entry = as_mapping(entry)
@@ -263,7 +330,8 @@ def _with_calls(quantizer: StoredQuantizer, *, calls: Mapping[str, int]) -> Stor
     return replace(quantizer, calls=calls.get(quantizer.name))
 
 
-def _is_quantizer_part(name: str, state: ModelOptState | None) -> bool:
+def is_quantizer_part(name: str, state: ModelOptState | None) -> bool:
+    """Return whether a tensor is a range or scale of a quantizer, and no weight."""
     owner = owner_of(name)
     if owner.rpartition(".")[2].endswith("_quantizer"):
         return True

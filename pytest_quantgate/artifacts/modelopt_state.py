@@ -1,7 +1,10 @@
-"""Reads ModelOpt's `modelopt_state.pth` without torch, and without running anything in it.
+"""Reads ModelOpt's `modelopt_state.pth` and the one file of `mto.save`, without torch.
+
+Nothing in them is run.
 
 `torch.save` writes a zip archive with one pickle. Here every name in it that is not plain data
 becomes an inert stand-in: nothing of it is imported or called, and what it named is reported.
+A tensor becomes the place in the file where its values lie.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
+from pytest_quantgate.artifacts.safetensors_file import SIZES, Tensor
 from pytest_quantgate.errors import ArtifactError
 
 #: Names that torch.load(weights_only=True) takes: plain data and parts of tensors.
@@ -23,6 +27,22 @@ _TENSOR_PARTS = {
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
+}
+
+#: What torch calls a storage's type, and safetensors a tensor's.
+_STORAGES = {
+    "BoolStorage": "BOOL",
+    "ByteStorage": "U8",
+    "CharStorage": "I8",
+    "ShortStorage": "I16",
+    "IntStorage": "I32",
+    "LongStorage": "I64",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "FloatStorage": "F32",
+    "DoubleStorage": "F64",
+    "Float8_e4m3fnStorage": "F8_E4M3",
+    "Float8_e5m2Storage": "F8_E5M2",
 }
 
 
@@ -65,6 +85,87 @@ class ModelOptState:
 def read_state(path: Path) -> ModelOptState:
     """Return what a state file says; raises ArtifactError for one that cannot be read."""
     plain, foreign = _unpickle(path)
+    return _read_state(plain, foreign=foreign, path=path)
+
+
+def read_saved(path: Path) -> tuple[ModelOptState, dict[str, Tensor]]:
+    """Return the state and the tensors, by name, of a file that `mto.save` wrote.
+
+    Raises ArtifactError for any other file.
+    """
+    plain, foreign = _unpickle(path)
+    whole = _mapping(plain)
+    if "modelopt_state" not in whole and not foreign:
+        raise ArtifactError(
+            f"{path} is a pickle, and none of ModelOpt's: pickles are never loaded here; save the "
+            f"model as safetensors (save_pretrained, safetensors.torch.save_file)"
+        )
+    state = _read_state(whole.get("modelopt_state"), foreign=foreign, path=path)
+    places = _locate_entries(path)
+    tensors = {
+        str(name): _place(value, name=str(name), path=path, places=places)
+        for name, value in _mapping(whole.get("model_state_dict")).items()
+        if isinstance(value, _Rebuilt)
+    }
+    return state, tensors
+
+
+@dataclass(frozen=True)
+class _Rebuilt:
+    """A tensor as its pickle describes it: entry of the archive, type, first value, shape."""
+
+    key: str
+    dtype: str
+    first: int
+    shape: tuple[int, ...]
+
+
+def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, *_rest: Any) -> Any:
+    """Return where a tensor lies; an inert one for what is no whole tensor in its usual order."""
+    usual, step = [], 1
+    for size in reversed(shape):
+        usual.append(step)
+        step *= size
+    flat = all(size == 1 or a == b for size, a, b in zip(shape, strides, usual[::-1], strict=True))
+    if not isinstance(storage, tuple) or storage[0] not in SIZES or not flat:
+        return Inert()
+    return _Rebuilt(key=storage[1], dtype=storage[0], first=int(first), shape=tuple(shape))
+
+
+def _locate_entries(path: Path) -> dict[str, tuple[int, int]]:
+    """Return first byte and size of every entry that lies in the archive as it is."""
+    places = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+        for entry in archive.infolist():
+            stream.seek(entry.header_offset + 26)
+            lengths = stream.read(4)
+            begin = entry.header_offset + 30
+            begin += int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+            if entry.compress_type == zipfile.ZIP_STORED:
+                places[entry.filename.partition("/")[2]] = (begin, entry.file_size)
+    return places
+
+
+def _place(
+    tensor: _Rebuilt, *, name: str, path: Path, places: Mapping[str, tuple[int, int]]
+) -> Tensor:
+    begin, size = places.get(f"data/{tensor.key}", (0, 0))
+    width = SIZES[tensor.dtype]
+    found = Tensor(
+        file=path, dtype=tensor.dtype, shape=tensor.shape, offset=begin + tensor.first * width
+    )
+    plain = all(type(side) is int and side >= 0 for side in (*tensor.shape, tensor.first))
+    if (
+        not plain
+        or len(tensor.shape) > bounds.DIMENSIONS
+        or tensor.first * width + found.bytes > size
+        or begin + size > path.stat().st_size
+    ):
+        raise ArtifactError(f"{path} is damaged: tensor {name!r:.80} ends beyond it: save it again")
+    return found
+
+
+def _read_state(plain: Any, *, foreign: tuple[str, ...], path: Path) -> ModelOptState:
     if not isinstance(plain, Mapping) or not isinstance(plain.get("modelopt_state_dict"), list):
         if foreign:  # what could not be read is what the file is about
             return ModelOptState(
@@ -158,13 +259,21 @@ def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
                 return tuple
             if module == "torch" and name in _DTYPES:
                 return name  # looked up and never called
+            if module == "torch" and name in _STORAGES:
+                return _STORAGES[name]  # looked up and never called
             if module == "torch" and name.endswith("Storage"):
                 return Inert
+            if full == "torch._utils._rebuild_tensor_v2":
+                return _rebuild_tensor
             if full not in _TENSOR_PARTS:
                 foreign[full] = None
             return Inert
 
-        def persistent_load(self, _identity: Any) -> Any:
+        def persistent_load(self, identity: Any) -> Any:
+            if isinstance(identity, tuple) and len(identity) > 2 and identity[0] == "storage":
+                kind, key = identity[1:3]
+                if isinstance(kind, str) and isinstance(key, str):
+                    return (kind, key)
             return Inert()
 
     try:

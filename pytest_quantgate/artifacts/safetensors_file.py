@@ -103,6 +103,19 @@ class Tensor:
             raw = numpy.asarray(_e4m3_values(), dtype="f8")[raw]
         return raw.astype("f8")
 
+    def singles(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return the values as float32, which is exact for every type of 16 bits and fewer."""
+        numpy = import_numpy()
+        raw = self.raw(start, stop)
+        if self.dtype == "BF16":
+            return (raw.astype("<u4") << 16).view("<f4")
+        if self.dtype == "F8_E5M2":
+            return (raw.astype("<u2") << 8).view("<f2").astype("f4")
+        if self.dtype == "F8_E4M3":
+            decoded: Array = numpy.asarray(_e4m3_values(), dtype="f4")[raw]
+            return decoded
+        return raw.astype("f4")
+
 
 @cache
 def _e4m3_values() -> tuple[float, ...]:
@@ -121,6 +134,23 @@ def _e4m3_values() -> tuple[float, ...]:
 
 def read_header(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name; raises ArtifactError for a damaged one."""
+    header, start, size = _read_json_header(path)
+    return {
+        name: _read_entry(entry, name=name, path=path, start=start, size=size)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a file says beside its tensors; raises ArtifactError for a damaged one."""
+    found = _read_json_header(path)[0].get("__metadata__")
+    texts = found.items() if isinstance(found, dict) else ()
+    return {name: text for name, text in texts if isinstance(text, str)}
+
+
+def _read_json_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header of a file, where its data begins, and the size of the file in bytes."""
     damaged = f"{path} is damaged"
     try:
         found = path.stat()
@@ -141,12 +171,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         raise ArtifactError(f"{damaged}: its header is not JSON: copy or save it again") from error
     if not isinstance(header, dict):
         raise ArtifactError(f"{damaged}: its header is no mapping: copy or save it again")
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        tensors[name] = _read_entry(entry, name=name, path=path, start=8 + length, size=size)
-    return tensors
+    return header, 8 + length, size
 
 
 def _read_entry(entry: Any, *, name: str, path: Path, start: int, size: int) -> Tensor:

@@ -1,0 +1,325 @@
+"""A checkpoint of ModelOpt, compressed-tensors, torchao or of nobody, operand by operand."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pytest_quantgate.artifacts.checkpoints import (
+    CheckpointFiles,
+    count_bytes,
+    is_quantizer_part,
+    read_quantizers,
+)
+from pytest_quantgate.artifacts.labels import find_disagreements, read_excluded
+from pytest_quantgate.artifacts.layers import Layer, find_attentions, find_layers
+from pytest_quantgate.artifacts.operands import LARGEST, Artifact, Operand, Slot
+from pytest_quantgate.artifacts.recipe_lines import as_mapping
+from pytest_quantgate.artifacts.safetensors_file import Tensor
+from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
+from pytest_quantgate.artifacts.weight_summary import summarize_tensor
+from pytest_quantgate.measure.quantizers import owner_of, slot_of, tower_of
+
+#: More scales than this are kept as the smallest and the largest alone.
+_MOST_RANGES = 1 << 17
+
+_ATTENTION_SLOTS: tuple[Slot, ...] = ("q", "k", "v", "softmax")
+_ATTENTION_OUTPUT: tuple[Slot, ...] = ("attention_output",)
+_SCALES: Mapping[str, Slot] = {"q_scale": "q", "k_scale": "k", "v_scale": "v"}
+
+_FORMATS = {"F8_E4M3": "E4M3", "F8_E5M2": "E5M2", "I8": "INT8", "U8": "INT4", "I32": "INT4"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Numbers:
+    """How one operand is quantized, before its weight was looked at."""
+
+    format: str = ""
+    granularity: str = ""
+    dynamic: bool = False
+    symmetric: bool = True
+    ranges: tuple[float, ...] | None = None
+    needs_range: bool = True
+
+
+def describe_checkpoint(files: CheckpointFiles) -> Artifact:
+    """Return what a checkpoint holds; raises ArtifactError where a tensor cannot be read."""
+    weights = {n: t for n, t in files.tensors.items() if not is_quantizer_part(n, files.state)}
+    layers = find_layers(weights)
+    tool, what = _name_tool(files)
+    if files.state is not None:
+        found = dict(_read_modelopt(read_quantizers(files)))
+    elif _method(files) == "torchao" or any(n.endswith("._weight_qdata") for n in files.tensors):
+        found = dict(_read_torchao(files, layers))
+    else:
+        found = dict(_read_scales(files, layers))
+    attentions = find_attentions(layer.name for layer in layers)
+    operands = tuple(_list_operands(layers, attentions=attentions, found=found))
+    return Artifact(
+        what=what,
+        tool=tool,
+        operands=operands,
+        bytes_by_type=count_bytes(files.tensors),
+        facts=_list_facts(files),
+        disagreements=tuple(find_disagreements(files, operands=operands)),
+        excluded=read_excluded(files),
+        pre_scaled=any(name.endswith("pre_quant_scale") for name in files.tensors),
+    )
+
+
+def _method(files: CheckpointFiles) -> str:
+    return str(as_mapping(files.config.get("quantization_config")).get("quant_method", ""))
+
+
+def _name_tool(files: CheckpointFiles) -> tuple[str, str]:
+    """Return what wrote a checkpoint, and what sort of checkpoint it is."""
+    settings = as_mapping(files.config.get("quantization_config"))
+    method = _method(files)
+    if files.manifest and files.state is not None:
+        versions = as_mapping(files.manifest.get("versions"))
+        version = str(versions.get("nvidia-modelopt", files.state.version))
+        return f"pytest-quantgate with ModelOpt {version}".rstrip(), "checkpoint"
+    if files.state is not None:
+        way = "mto.save" if files.path.is_file() and files.path.suffix != ".safetensors" else ""
+        return f"ModelOpt {files.state.version} {way or 'save_pretrained'}", "checkpoint"
+    if method == "modelopt" or files.export:
+        producer = as_mapping(settings.get("producer")) or as_mapping(files.export.get("producer"))
+        return f"ModelOpt {producer.get('version', '')} unified export", "checkpoint"
+    if method == "compressed-tensors":
+        return f"compressed-tensors {settings.get('version', '')}".rstrip(), "checkpoint"
+    if method == "torchao":
+        return "torchao", "checkpoint"
+    return method or "", "checkpoint"
+
+
+def _list_facts(files: CheckpointFiles) -> dict[str, str]:
+    facts = {}
+    if files.state is not None:
+        facts["calibration"] = files.state.algorithm or "none"
+        facts["modes"] = ", ".join(files.state.modes)
+    algorithm = as_mapping(files.config.get("quantization_config")).get("quant_algo")
+    algorithm = algorithm or as_mapping(files.export.get("quantization")).get("quant_algo")
+    if algorithm:
+        facts["labelled"] = str(algorithm)
+    architectures = files.config.get("architectures")
+    if isinstance(architectures, list):
+        facts["architecture"] = ", ".join(map(str, architectures))
+    return facts
+
+
+# -- each tool's own words -------------------------------------------------------------------------
+
+_Found = Iterator[tuple[tuple[str, Slot], _Numbers]]
+
+
+def _read_modelopt(quantizers: Mapping[str, StoredQuantizer]) -> _Found:
+    """Yield what ModelOpt's enabled quantizers make of each operand."""
+    for name, quantizer in quantizers.items():
+        if not quantizer.enabled:
+            continue
+        is_micro = "scale_bits (8, 0)" in quantizer.granularity
+        yield (
+            (owner_of(name), slot_of(name)),
+            _Numbers(
+                format=quantizer.format,
+                granularity=quantizer.granularity.partition(" (")[0],
+                dynamic=quantizer.dynamic,
+                ranges=_limit(quantizer.amax),
+                needs_range=not quantizer.dynamic and not is_micro,
+            ),
+        )
+
+
+def _read_scales(files: CheckpointFiles, layers: list[Layer]) -> _Found:
+    """Yield what `weight_scale`, `input_scale`, `k_scale` and `v_scale` say of each operand."""
+    for layer in layers:
+        scale = files.tensors.get(f"{layer.name}.weight_scale")
+        kind = _FORMATS.get(layer.tensor.dtype, "")
+        if scale is None and not kind:
+            continue
+        if layer.is_packed and layer.tensor.shape and scale is not None:
+            kind = "E2M1" if scale.dtype == "F8_E4M3" else "INT4"
+        extra = files.tensors.get(f"{layer.name}.weight_scale_2")
+        factor = LARGEST.get(kind, 1.0)
+        if extra is not None and extra.count == 1:  # NVFP4's scale of the scales
+            factor *= float(extra.values()[0])
+        zero = files.tensors.get(f"{layer.name}.weight_zero_point")
+        yield (
+            (layer.name, "weight"),
+            _Numbers(
+                format=kind or "unknown",
+                granularity=_name_granularity(scale, layer),
+                symmetric=_is_zero(zero),
+                ranges=_read_ranges(scale, factor=factor),
+            ),
+        )
+        numbers = _read_input(files, layer, weight_format=kind)
+        if numbers is not None:
+            yield (layer.name, "input"), numbers
+    for name, tensor in files.tensors.items():
+        module, _, last = name.rpartition(".")
+        slot = _SCALES.get(last)
+        if slot is not None:
+            owner = module.rpartition(".")[0] if module.endswith(f"{slot}_proj") else module
+            numbers = _Numbers(
+                format="E4M3",
+                granularity="per-tensor",
+                ranges=_read_ranges(tensor, factor=LARGEST["E4M3"]),
+            )
+            yield (owner, slot), numbers
+
+
+def _read_input(files: CheckpointFiles, layer: Layer, *, weight_format: str) -> _Numbers | None:
+    """Return how the input of a layer whose weight is quantized is quantized, None if it is not."""
+    declared = find_scheme(files, layer.name).get("input_activations")
+    scale = files.tensors.get(f"{layer.name}.input_scale")
+    if scale is None and not as_mapping(declared):
+        return None
+    format = _name_format(as_mapping(declared)) or weight_format
+    dynamic = bool(as_mapping(declared).get("dynamic")) and scale is None
+    strategy = str(as_mapping(declared).get("strategy", "tensor"))
+    return _Numbers(
+        format=format,
+        granularity=f"per-{strategy}",
+        dynamic=dynamic,
+        symmetric=as_mapping(declared).get("symmetric", True) is not False,
+        ranges=_read_ranges(scale, factor=LARGEST.get(format, 1.0)),
+    )
+
+
+def find_scheme(files: CheckpointFiles, layer: str) -> Mapping[str, Any]:
+    """Return the group of a configuration that a layer is in, empty where there is none."""
+    settings = as_mapping(files.config.get("quantization_config"))
+    groups = [as_mapping(group) for group in as_mapping(settings.get("config_groups")).values()]
+    for group in groups:
+        targets = group.get("targets")
+        if isinstance(targets, list) and any(
+            fnmatch.fnmatch(layer, str(target)) for target in targets
+        ):
+            return group
+    return groups[0] if groups else {}
+
+
+def _name_format(scheme: Mapping[str, Any]) -> str:
+    bits, kind = scheme.get("num_bits"), scheme.get("type")
+    if kind == "float":
+        return {8: "E4M3", 4: "E2M1"}.get(bits, "") if isinstance(bits, int) else ""
+    return f"INT{bits}" if kind == "int" and isinstance(bits, int) else ""
+
+
+def _read_torchao(files: CheckpointFiles, layers: list[Layer]) -> _Found:
+    """Yield what torchao's `_weight_qdata`, `_weight_scale` and metadata say of each operand."""
+    for layer in layers:
+        if not layer.tensor_name.endswith("._weight_qdata"):
+            continue
+        scale = files.tensors.get(f"{layer.name}._weight_scale")
+        kind = _FORMATS.get(layer.tensor.dtype, "unknown")
+        yield (
+            (layer.name, "weight"),
+            _Numbers(
+                format=kind,
+                granularity=_name_granularity(scale, layer),
+                symmetric=_is_zero(files.tensors.get(f"{layer.name}._weight_zero_point")),
+                ranges=_read_ranges(scale, factor=LARGEST.get(kind, 1.0)),
+            ),
+        )
+        said = files.metadata.get(f"{layer.name}.weight", "")
+        if '"act_quant_kwargs": {' in said:
+            numbers = _Numbers(format=kind, granularity="per-token", dynamic=True)
+            yield (layer.name, "input"), numbers
+
+
+# -- operands --------------------------------------------------------------------------------------
+
+
+def _list_operands(
+    layers: list[Layer],
+    *,
+    attentions: list[str],
+    found: Mapping[tuple[str, Slot], _Numbers],
+) -> Iterator[Operand]:
+    """Yield every operand, quantized or not, then quantized ones that are of no known layer."""
+    seen: set[tuple[str, Slot]] = set()
+    for layer in layers:
+        base = Operand(layer=layer.name, tower=layer.tower, kind=layer.kind, slot="weight")
+        for slot in ("weight", "input", "output"):
+            key: tuple[str, Slot] = (layer.name, slot)
+            numbers = found.get(key)
+            seen.add(key)
+            if numbers is None and (layer.kind == "norm" or slot == "output"):
+                continue
+            if slot == "input" and layer.kind == "embedding" and numbers is None:
+                continue
+            operand = _apply(replace(base, slot=slot), numbers or _Numbers())
+            yield _with_weight(operand, layer) if slot == "weight" else operand
+    places = dict.fromkeys(
+        (
+            *attentions,
+            *(owner for owner, slot in found if slot in (*_ATTENTION_SLOTS, "attention_output")),
+        )
+    )
+    for name in places:
+        slots: tuple[Slot, ...] = (*_ATTENTION_SLOTS, "attention_output")
+        for slot in slots:
+            key = (name, slot)
+            seen.add(key)
+            if key in found or slot != "attention_output":
+                base = Operand(layer=name, tower=tower_of(name), kind="attention", slot=slot)
+                yield _apply(base, found.get(key, _Numbers()))
+    for (name, slot), numbers in found.items():
+        if (name, slot) not in seen:
+            base = Operand(layer=name, tower=tower_of(name), kind="other", slot=slot)
+            yield _apply(base, numbers)
+
+
+def _apply(operand: Operand, numbers: _Numbers) -> Operand:
+    return replace(
+        operand,
+        format=numbers.format,
+        granularity=numbers.granularity,
+        dynamic=numbers.dynamic,
+        symmetric=numbers.symmetric,
+        ranges=numbers.ranges,
+        needs_range=numbers.needs_range and not numbers.dynamic,
+    )
+
+
+def _with_weight(operand: Operand, layer: Layer) -> Operand:
+    """Return a weight's operand with what lies in the file; quantized ones are read through."""
+    operand = replace(operand, stored=layer.tensor.dtype, values=layer.values)
+    if not operand.is_quantized or layer.is_packed:
+        return operand
+    return replace(
+        operand,
+        summary=summarize_tensor(layer.tensor, format=operand.format, ranges=operand.ranges),
+    )
+
+
+def _name_granularity(scale: Tensor | None, layer: Layer) -> str:
+    if scale is None:
+        return ""
+    if scale.count == 1:
+        return "per-tensor"
+    rows = layer.tensor.shape[0] if layer.tensor.shape else 0
+    if scale.count == rows:
+        return "per-channel"
+    return f"block {layer.values // scale.count}" if scale.count else ""
+
+
+def _is_zero(tensor: Tensor | None) -> bool:
+    return tensor is None or not tensor.values().any()
+
+
+def _read_ranges(scale: Tensor | None, *, factor: float) -> tuple[float, ...] | None:
+    return None if scale is None else _limit(tuple((scale.values() * factor).tolist()))
+
+
+def _limit(ranges: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """Return ranges, or their extremes (NaN first) where they are very many."""
+    if ranges is None or len(ranges) <= _MOST_RANGES:
+        return ranges
+    odd = tuple(value for value in ranges if value != value)[:1]
+    rest = [value for value in ranges if value == value] or [0.0]
+    return (*odd, min(rest), max(rest))

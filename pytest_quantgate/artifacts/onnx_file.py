@@ -1,0 +1,270 @@
+"""One ONNX file as a graph that can be walked: sorted, with its tensors wherever they lie.
+
+Tensors in a file beside it are read too, never from outside of its folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate import bounds
+from pytest_quantgate.errors import ArtifactError, ModelError
+from pytest_quantgate.models.source import stays_inside
+from pytest_quantgate.runtimes.onnx_graph import MOVES, module_of_node, parse_model
+from pytest_quantgate.untrusted import read_regular
+
+if TYPE_CHECKING:
+    import numpy
+
+    Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+#: What ONNX calls a type, and what is said of it here.
+_TYPES = {
+    "FLOAT": "float32",
+    "FLOAT16": "float16",
+    "BFLOAT16": "bfloat16",
+    "DOUBLE": "float64",
+    "FLOAT8E4M3FN": "E4M3",
+    "FLOAT8E5M2": "E5M2",
+    "FLOAT4E2M1": "E2M1",
+    "INT8": "INT8",
+    "UINT8": "UINT8",
+    "INT4": "INT4",
+    "UINT4": "UINT4",
+}
+
+_HALF_BYTE = ("INT4", "UINT4", "E2M1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxGraph:
+    """A graph with its lookups; `nodes` are in an order in which each value is made before it is
+    read, `was_sorted` says whether the file has them so."""
+
+    path: Path
+    nodes: tuple[Any, ...]
+    makers: Mapping[str, Any]
+    readers: Mapping[str, tuple[Any, ...]]
+    tensors: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    producer: str
+    opset: int
+    domains: tuple[str, ...]
+    metadata: Mapping[str, str]
+    was_sorted: bool
+    external: tuple[str, ...]
+    has_subgraphs: bool
+
+    def origin(self, name: str) -> tuple[str, Any]:
+        """Return the value that `name` was moved from, and the node that made it, None if none."""
+        node = self.makers.get(name)
+        for _ in range(len(self.nodes)):
+            if node is None or node.op_type not in MOVES or not node.input:
+                break
+            name = node.input[0]
+            node = self.makers.get(name)
+        return name, None if node is None or node.op_type == "Constant" else node
+
+    def type_of(self, name: str) -> str:
+        """Return the type of a stored tensor, empty for a value that is computed."""
+        tensor = self.tensors.get(name)
+        return "" if tensor is None else name_type(tensor)
+
+    def count(self, name: str) -> int:
+        tensor = self.tensors.get(name)
+        return 0 if tensor is None else math.prod(tensor.dims)
+
+    def values(self, name: str) -> Array | None:
+        """Return a stored tensor as float32, None for a value that is computed.
+
+        Raises ArtifactError for one that is damaged or lies outside of the folder.
+        """
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            return None
+        import onnx
+
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor = _read_external(tensor, path=self.path)
+        try:
+            found = onnx.numpy_helper.to_array(tensor)
+            if found.dtype.kind in "OSUc":
+                raise ValueError(f"values of type {found.dtype}")
+            return found.astype("f4")
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(
+                f"{self.path}: tensor {name[:80]!r} is damaged ({reason}): export it again"
+            ) from error
+
+
+def read_onnx_graph(path: Path) -> OnnxGraph:
+    """Return the graph of a file.
+
+    Raises ArtifactError for what is no sound ONNX graph, MissingPackage without onnx.
+    """
+    try:
+        model = parse_model(read_regular(path, max_bytes=bounds.ONNX_BYTES), path=path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ModelError as error:
+        raise ArtifactError(str(error)) from error
+    if not model.graph.node:
+        raise ArtifactError(f"{path} holds no ONNX graph: export the model again")
+    import onnx
+
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers: dict[str, Any] = {}
+    readers: dict[str, list[Any]] = {}
+    has_subgraphs = bool(model.functions)
+    for node in model.graph.node:
+        if not node.output:
+            raise ArtifactError(f"{path}: node {node.name[:80]!r} makes nothing: export it again")
+        for name in filter(None, node.output):
+            if name in makers:
+                raise ArtifactError(f"{path}: value {name[:80]!r} is made twice: export it again")
+            makers[name] = node
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                tensors[node.output[0]] = attribute.t
+            has_subgraphs |= attribute.HasField("g")
+    known = set(onnx.helper.get_all_tensor_dtypes()) - {onnx.TensorProto.UNDEFINED}
+    for name, tensor in tensors.items():
+        if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
+            raise ArtifactError(f"{path}: tensor {name[:80]!r} has no type or size that there is")
+    nodes, was_sorted = _sort(model.graph.node, makers=makers, path=path)
+    imports = {entry.domain: entry.version for entry in model.opset_import}
+    return OnnxGraph(
+        path=path,
+        nodes=nodes,
+        makers=makers,
+        readers={name: tuple(found) for name, found in readers.items()},
+        tensors=tensors,
+        inputs=tuple(value.name for value in model.graph.input),
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        opset=imports.get("", imports.get("ai.onnx", 0)),
+        domains=tuple(sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        was_sorted=was_sorted,
+        external=tuple(sorted(set(_list_external(tensors.values(), path=path)))),
+        has_subgraphs=has_subgraphs,
+    )
+
+
+def _sort(nodes: Any, *, makers: Mapping[str, Any], path: Path) -> tuple[tuple[Any, ...], bool]:
+    """Return the nodes so that each value is made before it is read, and whether they were so."""
+    places = {id(node): place for place, node in enumerate(nodes)}
+    kept = list(nodes)
+    waiting = [len({id(makers[n]) for n in node.input if n in makers}) for node in kept]
+    followers: dict[int, list[int]] = {}
+    for place, node in enumerate(kept):
+        for other in {places[id(makers[name])] for name in node.input if name in makers}:
+            followers.setdefault(other, []).append(place)
+    was_sorted = all(other < place for other, found in followers.items() for place in found)
+    if was_sorted:
+        return tuple(kept), True
+    ready = [place for place, number in enumerate(waiting) if not number]
+    order = []
+    while ready:
+        place = ready.pop()
+        order.append(kept[place])
+        for follower in followers.get(place, ()):
+            waiting[follower] -= 1
+            if not waiting[follower]:
+                ready.append(follower)
+    if len(order) != len(kept):
+        raise ArtifactError(f"{path}: its nodes wait for each other in a circle: export it again")
+    return tuple(order), False
+
+
+def name_type(tensor: Any) -> str:
+    """Return the type of a tensor in the words of this product."""
+    import onnx
+
+    name = str(onnx.TensorProto.DataType.Name(tensor.data_type))
+    return _TYPES.get(name, name.lower())
+
+
+def count_bytes_by_type(graph: OnnxGraph) -> dict[str, int]:
+    """Return the bytes of all stored tensors by type, largest first."""
+    import onnx
+
+    totals: dict[str, int] = {}
+    for tensor in graph.tensors.values():
+        name, number = name_type(tensor), math.prod(tensor.dims)
+        if name in _HALF_BYTE:
+            size = (number + 1) // 2
+        elif name in ("E4M3", "E5M2"):
+            size = number
+        else:
+            size = number * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        totals[name] = totals.get(name, 0) + size
+    return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
+
+
+def label_of(node: Any) -> str:
+    """Return a node's name, or what it makes where the exporter gave it none."""
+    return str(node.name or node.output[0])
+
+
+def layer_of(node: Any) -> str:
+    """Return the module that a node is of, or its own label where the name says none."""
+    return module_of_node(node.name) or label_of(node)
+
+
+# -- tensors in another file -----------------------------------------------------------------------
+
+
+def _list_external(tensors: Any, *, path: Path) -> Iterator[str]:
+    import onnx
+
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            yield _locate(tensor, path=path)[0].name
+
+
+def _locate(tensor: Any, *, path: Path) -> tuple[Path, int, int]:
+    """Return file, first byte and length of an external tensor; raises ArtifactError."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    file = path.parent / location
+    label = f"{path}: tensor {tensor.name[:80]!r}"
+    if (
+        not location
+        or Path(location).is_absolute()
+        or not stays_inside(file, directory=path.parent)
+    ):
+        raise ArtifactError(
+            f"{label} lies in {location[:80]!r}, outside of the folder, which is not read: put "
+            f"the file beside the model"
+        )
+    if not file.is_file():
+        raise ArtifactError(f"{label} lies in {location[:80]!r}, which is missing: copy it too")
+    numbers = [entries.get("offset") or "0", entries.get("length") or "-1"]
+    if not all(text.removeprefix("-").isdecimal() and len(text) < 19 for text in numbers):
+        raise ArtifactError(f"{label} is damaged: its place is no number: export it again")
+    offset, length = map(int, numbers)
+    size = file.stat().st_size
+    length = size - offset if length < 0 else length
+    if offset < 0 or offset + length > size or length > bounds.ONNX_BYTES:
+        raise ArtifactError(f"{label} ends beyond {location[:80]!r}: copy it again")
+    return file, offset, length
+
+
+def _read_external(tensor: Any, *, path: Path) -> Any:
+    """Return an external tensor with its data inside."""
+    import onnx
+
+    file, offset, length = _locate(tensor, path=path)
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        data = stream.read(length)
+    return onnx.TensorProto(
+        name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data
+    )

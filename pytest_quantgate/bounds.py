@@ -3,7 +3,7 @@
 Each is far beyond what anybody needs and small enough that a run stays within a few gigabytes:
 a file is refused by its size, its number of parts, or how deep it is nested, before it is unfolded.
 What is written in C or C++ and cannot be bounded so is read in a process of its own, which may have
-`WORKER_BYTES` and `WORKER_SECONDS` (`comparison/worker.py`).
+`WORKER_BYTES` and `WORKER_SECONDS` (`bounded_process.py`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ the node that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from pytest_quantgate.artifacts.onnx_file import (
     layer_of,
 )
 from pytest_quantgate.artifacts.operands import LARGEST, Artifact, Kind, Operand, Slot
+from pytest_quantgate.artifacts.rounding import round_to
 from pytest_quantgate.artifacts.weight_summary import summarize
 from pytest_quantgate.measure.quantizers import tower_of
 from pytest_quantgate.runtimes.onnx_graph import MOVES
@@ -144,12 +145,11 @@ def _describe_node(graph: OnnxGraph, node: Any) -> Iterator[tuple[Operand, bool]
     reads = _read_operands(graph, node)
     weights = [place for place, read in enumerate(reads) if read.source in graph.tensors]
     slots = _name_slots(graph, node, reads=reads, weights=weights)
-    is_product = not weights
-    kind: Kind = (
-        "conv" if node.op_type in _CONVOLUTIONS else "attention" if is_product else "linear"
-    )
+    kind: Kind = "linear" if weights else "attention"
+    if node.op_type in _CONVOLUTIONS:
+        kind = "conv"
     layer = layer_of(node)
-    tower = tower_of(layer)
+    tower: str = tower_of(layer)
     if tower == "other":
         tower = _tower_of_inputs(graph)
     for read, slot in zip(reads, slots, strict=True):
@@ -433,3 +433,47 @@ def _list_asymmetric(graph: OnnxGraph) -> Iterator[str]:
             zero = graph.values(_zero_of(node))
             if zero is not None and zero.any():
                 yield label_of(node)
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def read_weights(graph: OnnxGraph) -> Iterator[tuple[str, str, str, Callable[[], Array]]]:
+    """Yield layer, format, stored type and a reader of every weight, as [out, in]."""
+    for node in graph.nodes:
+        if node.op_type not in _PRODUCTS | _CONVOLUTIONS or len(node.input) < 2:
+            continue
+        for read in _read_operands(graph, node):
+            is_known = read.source in graph.tensors and not read.block
+            if is_known and (not read.format or graph.values(read.scale) is not None):
+                stored = graph.type_of(read.source)
+                yield layer_of(node), read.format, stored, _make_reader(graph, node, read)
+
+
+def _make_reader(graph: OnnxGraph, node: Any, read: _Read) -> Callable[[], Array]:
+    def dequantize() -> Array:
+        import numpy
+
+        values = graph.values(read.source)
+        assert values is not None
+        scale = graph.values(read.scale) if read.scale else None
+        if scale is not None:
+            shape = [1] * values.ndim
+            if scale.size > 1 and -values.ndim <= read.axis < values.ndim:
+                shape[read.axis] = -1
+            scale = scale.reshape(shape)
+            zero = graph.values(read.zero) if read.zero else None
+            if graph.type_of(read.source).startswith(("float", "bfloat")):
+                with numpy.errstate(all="ignore"):
+                    values = round_to(values / scale, format=read.format) * scale
+            else:
+                offset = 0 if zero is None else zero.reshape(shape if zero.size > 1 else ())
+                values = (values - offset) * scale
+        turned = node.op_type in _PRODUCTS and not _is_transposed(node)
+        return values.T if turned and values.ndim == 2 else values
+
+    return dequantize
+
+
+def _is_transposed(node: Any) -> bool:
+    return any(a.name == "transB" and a.i for a in node.attribute)

@@ -14,6 +14,7 @@ from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.text.printable import printable
 
 COMMANDS = (
+    "check",
     "init",
     "validate",
     "plan",

@@ -18,7 +18,15 @@ from pytest_quantgate.store.disk import describe_write_error, refuse_links, writ
 from pytest_quantgate.store.settings import Targets
 
 Kind = Literal[
-    "html", "markdown", "json", "diff-html", "diff-markdown", "sensitivity-json", "sensitivity-svg"
+    "html",
+    "markdown",
+    "json",
+    "check-json",
+    "check-markdown",
+    "diff-html",
+    "diff-markdown",
+    "sensitivity-json",
+    "sensitivity-svg",
 ]
 
 #: What each kind of file has in its first `HEAD_BYTES`.
@@ -26,6 +34,8 @@ MARKS: Mapping[Kind, str] = {
     "html": '<meta name="generator" content="pytest-quantgate',
     "markdown": "<!-- pytest-quantgate report",
     "json": f'"format": "{FORMAT}"',
+    "check-json": '{\n  "schema": 1,\n  "check": ',
+    "check-markdown": "### Quantized files: ",
     "diff-html": "<title>Model change</title>",
     "diff-markdown": "### Model change: ",
     "sensitivity-json": '{\n "format": 1,\n "suite": ',

@@ -1,0 +1,104 @@
+"""Weights as they are computed with: dequantized, layer by layer, one in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.artifacts.checkpoints import CheckpointFiles, is_quantizer_part
+from pytest_quantgate.artifacts.layers import find_layers
+from pytest_quantgate.artifacts.onnx_file import OnnxGraph
+from pytest_quantgate.artifacts.onnx_operands import read_weights
+from pytest_quantgate.artifacts.operands import LARGEST, Artifact, Operand
+from pytest_quantgate.artifacts.rounding import round_to
+from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
+
+if TYPE_CHECKING:
+    import numpy
+
+    Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+
+_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeight:
+    """One layer's weight: `read` gives it dequantized as float32, as [out, in] or a kernel.
+
+    `stored` is its type in the file, in the words of safetensors.
+    """
+
+    layer: str
+    format: str
+    stored: str
+    read: Callable[[], Array]
+
+
+def list_checkpoint_weights(files: CheckpointFiles, artifact: Artifact) -> Iterator[LayerWeight]:
+    """Yield the weights of a checkpoint; those in packed 4-bit codes are left out."""
+    operands = {o.layer: o for o in artifact.operands if o.slot == "weight"}
+    weights = {n: t for n, t in files.tensors.items() if not is_quantizer_part(n, files.state)}
+    for layer in find_layers(weights):
+        operand = operands.get(layer.name)
+        if layer.kind == "norm" or layer.is_packed or (operand is not None and _is_odd(operand)):
+            continue
+        yield LayerWeight(
+            layer=layer.name,
+            format=operand.format if operand is not None else "",
+            stored=layer.tensor.dtype,
+            read=_reader(layer.tensor, operand, scale=_find_pre_scale(files.tensors, layer.name)),
+        )
+
+
+def _is_odd(operand: Operand) -> bool:
+    """Return whether a weight's ranges cannot be laid over it: none there, or two-sided blocks."""
+    ranges = operand.ranges
+    return operand.is_quantized and (not ranges or operand.values % len(ranges) != 0)
+
+
+def _find_pre_scale(tensors: Mapping[str, Tensor], layer: str) -> Tensor | None:
+    for name in (f"{layer}.input_quantizer._pre_quant_scale", f"{layer}.pre_quant_scale"):
+        if name in tensors:
+            return tensors[name]
+    return None
+
+
+def _reader(
+    tensor: Tensor, operand: Operand | None, *, scale: Tensor | None
+) -> Callable[[], Array]:
+    def read() -> Array:
+        values = tensor.singles()
+        if operand is not None and operand.is_quantized and operand.ranges:
+            values = apply_ranges(
+                values,
+                ranges=operand.ranges,
+                format=operand.format,
+                is_coded=operand.is_packed,
+            )
+        values = values.reshape(tensor.shape)
+        if scale is not None and values.ndim == 2 and scale.count == values.shape[1]:
+            # SmoothQuant and AWQ divided the weight by what they multiply the input by.
+            values = values * scale.singles().reshape(1, -1)
+        return values
+
+    return read
+
+
+def apply_ranges(values: Array, *, ranges: tuple[float, ...], format: str, is_coded: bool) -> Array:
+    """Return flat codes times their scales, or flat values rounded as the format rounds them."""
+    numpy = import_numpy()
+    rows = values.reshape(len(ranges), -1)
+    scales = numpy.asarray(ranges, dtype="f4").reshape(-1, 1) / numpy.float32(LARGEST[format])
+    with numpy.errstate(all="ignore"):
+        if not is_coded:
+            rows = round_to(rows / numpy.where(scales == 0, 1, scales), format=format)
+        scaled: Array = (rows * scales).reshape(-1)
+    return scaled
+
+
+def list_onnx_weights(graph: OnnxGraph) -> Iterator[LayerWeight]:
+    """Yield the weights of an ONNX file by the module that they are of, as [out, in]."""
+    for layer, format, stored, read in read_weights(graph):
+        yield LayerWeight(layer=layer, format=format, stored=_STORED.get(stored, stored), read=read)

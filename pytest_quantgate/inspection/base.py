@@ -1,0 +1,175 @@
+"""A file against the FP16 model that it was made from: same weights, noise by layer, size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.artifacts.checkpoints import CheckpointFiles, is_quantizer_part
+from pytest_quantgate.artifacts.dequantized import LayerWeight
+from pytest_quantgate.artifacts.operands import BITS
+from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
+from pytest_quantgate.errors import ArtifactError
+from pytest_quantgate.gates.words import count, group, listed
+from pytest_quantgate.inspection.findings import Against, Finding, LayerError
+
+if TYPE_CHECKING:
+    import numpy
+
+    Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+#: Below this a weight of so many bits is not the base's with rounding on top.
+_LEAST_SQNR_DB = {8: 20.0, 4: 8.0}
+
+#: What storing a weight in another type of 16 bits changes at most, relative to its size.
+_ROUNDING = 2.0**-8
+
+#: Values that are compared at once.
+_STEP = 1 << 21
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The model that a file is compared with: its layers, all tensors where it is a checkpoint."""
+
+    label: str
+    layers: Mapping[str, LayerWeight]
+    tensors: Mapping[str, Tensor]
+    bytes: int
+
+
+def compare_with_base(
+    base: Base,
+    weights: Iterable[LayerWeight],
+    *,
+    files: CheckpointFiles | None,
+    bytes: int,
+    pre_scaled: bool,
+) -> tuple[Against, list[Finding]]:
+    """Return a file against its base, and what is wrong there.
+
+    `files` is there for a checkpoint, whose tensors outside of layers are compared too. Raises
+    ArtifactError where the two have no layer in common.
+    """
+    layers: list[LayerError] = []
+    changed: list[str] = []
+    compared = 0
+    for weight in weights:
+        other = _find(base, weight.layer)
+        if other is None:
+            continue
+        compared += 1
+        error = _measure(weight, other)
+        if error is None:
+            changed.append(f"{weight.layer} (another shape)")
+        elif weight.format:
+            layers.append(error)
+        elif error.relative_error > (0 if weight.stored == other.stored else _ROUNDING):
+            changed.append(weight.layer)
+    if not compared:
+        raise ArtifactError(f"{base.label} has no layer of this file: name the model it is from")
+    if files is not None and base.tensors and not pre_scaled:
+        more, others = _compare_rest(files, base.tensors)
+        compared += more
+        changed += others
+    against = Against(
+        base=base.label,
+        bytes=bytes,
+        base_bytes=base.bytes,
+        same=compared - len(layers) - len(changed),
+        compared=compared - len(layers),
+        layers=tuple(sorted(layers, key=lambda e: e.sqnr_db)),
+    )
+    return against, list(_find_findings(against, changed=changed))
+
+
+def _find(base: Base, layer: str) -> LayerWeight | None:
+    """Return the base's layer of a name, which an export may have put something in front of."""
+    found = base.layers.get(layer)
+    if found is not None:
+        return found
+    rest = layer
+    while "." in rest:
+        rest = rest.partition(".")[2]
+        if rest in base.layers:
+            return base.layers[rest]
+    return next((w for n, w in base.layers.items() if n.endswith(f".{layer}")), None)
+
+
+def _measure(weight: LayerWeight, base: LayerWeight) -> LayerError | None:
+    """Return the error of one weight against the base's, None where shapes differ."""
+    numpy = import_numpy()
+    before, after = base.read(), weight.read()
+    if before.shape != after.shape:
+        return None
+    signal = noise = 0.0
+    before, after = before.reshape(-1), after.reshape(-1)
+    for start in range(0, before.size, _STEP):
+        one, two = before[start : start + _STEP], after[start : start + _STEP]
+        with numpy.errstate(all="ignore"):
+            difference = two - one
+            signal += float(numpy.dot(one, one))
+            noise += float(numpy.dot(difference, difference))
+    if not math.isfinite(noise) or not math.isfinite(signal):
+        ratio, relative = -math.inf, math.inf
+    elif noise == 0:
+        ratio, relative = math.inf, 0.0
+    else:
+        ratio = 10 * math.log10(signal / noise) if signal else -math.inf
+        relative = math.sqrt(noise / signal) if signal else math.inf
+    return LayerError(
+        layer=weight.layer, format=weight.format, sqnr_db=ratio, relative_error=relative
+    )
+
+
+def _compare_rest(files: CheckpointFiles, base: Mapping[str, Tensor]) -> tuple[int, list[str]]:
+    """Return how many tensors outside of layers were compared, and which are not the base's."""
+    numpy = import_numpy()
+    compared, changed = 0, []
+    for name, tensor in files.tensors.items():
+        other = base.get(name)
+        is_layer = name.endswith((".weight", "_proj", ".proj")) and len(tensor.shape) >= 2
+        if other is None or is_layer or is_quantizer_part(name, files.state):
+            continue
+        compared += 1
+        if other.shape != tensor.shape:
+            changed.append(f"{name} (another shape)")
+            continue
+        one, two = other.singles(), tensor.singles()
+        limit = numpy.float32(0 if tensor.dtype == other.dtype else 2.0**-7)
+        with numpy.errstate(all="ignore"):
+            far = numpy.abs(two - one) > limit * numpy.abs(one) + limit * numpy.float32(1e-4)
+        if far.any() or (numpy.isnan(two) & ~numpy.isnan(one)).any():
+            changed.append(name)
+    return compared, changed
+
+
+def _find_findings(against: Against, *, changed: list[str]) -> list[Finding]:
+    findings = []
+    if changed:
+        findings.append(
+            Finding(
+                code="check.base-changed",
+                headline=f"{count(len(changed), 'unquantized tensor')} of {against.compared} not "
+                f"those of the base: {listed(group(changed))}",
+                cause="made from another model, trained on after that, or damaged",
+                next_step="name the model that this was made from as --base, or make it again",
+                subjects=tuple(changed),
+            )
+        )
+    low = [e for e in against.layers if e.sqnr_db < _LEAST_SQNR_DB.get(BITS.get(e.format, 8), 0.0)]
+    if low:
+        worst = low[0]
+        findings.append(
+            Finding(
+                code="check.sqnr-low",
+                headline=f"{count(len(low), 'weight')} too far from the base's for {worst.format}, "
+                f"most {worst.layer}: SQNR {worst.sqnr_db:.1f} dB",
+                cause="a scale that was edited or is another layer's, or weights of another model",
+                next_step="quantize these layers again from the base",
+                subjects=tuple(e.layer for e in low),
+            )
+        )
+    return findings

@@ -1,0 +1,160 @@
+"""What is right and wrong with a checkpoint that was handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_quantgate.artifacts.checkpoint_operands import describe_checkpoint
+from pytest_quantgate.artifacts.checkpoints import STATE, CheckpointFiles, find_damage
+from pytest_quantgate.artifacts.operands import Artifact
+from pytest_quantgate.artifacts.recipe_lines import as_mapping
+from pytest_quantgate.gates.words import count, group, listed
+from pytest_quantgate.inspection.coverage import find_coverage, list_notes
+from pytest_quantgate.inspection.findings import Finding, Inspection
+from pytest_quantgate.inspection.headline import make_rows, name_recipe, write_headline
+from pytest_quantgate.inspection.ranges import find_ranges, list_wide
+
+
+def inspect_checkpoint(files: CheckpointFiles, *, label: str) -> tuple[Inspection, Artifact]:
+    """Return what is said of a checkpoint, and what was read of it; raises ArtifactError."""
+    artifact = describe_checkpoint(files)
+    findings = [
+        *_find_state(files),
+        *_find_export(files, artifact),
+        *(
+            finding
+            for finding in find_coverage(artifact.operands, excluded=artifact.excluded)
+            if not (_is_export(files) and finding.code == "check.attention-operand-off")
+        ),
+        *find_ranges(artifact.operands, pre_scaled=artifact.pre_scaled),
+        *_find_labels(artifact),
+    ]
+    return (
+        Inspection(
+            path=label,
+            what="checkpoint",
+            tool=artifact.tool,
+            headline=write_headline(artifact),
+            rows=make_rows(artifact.operands),
+            findings=tuple(findings),
+            notes=tuple(_list_notes(files, artifact)),
+            next_steps=tuple(_list_steps(artifact, label=label, is_good=not findings)),
+            facts=artifact.facts,
+            bytes_by_type=artifact.bytes_by_type,
+        ),
+        artifact,
+    )
+
+
+def _is_export(files: CheckpointFiles) -> bool:
+    settings = as_mapping(files.config.get("quantization_config"))
+    return files.state is None and (
+        settings.get("quant_method") == "modelopt" or bool(files.export)
+    )
+
+
+def _find_state(files: CheckpointFiles) -> Iterator[Finding]:
+    """Yield a state that is lost, was changed, or would run code."""
+    ranges = [name for name in files.tensors if name.endswith("._amax")]
+    if files.state is None and ranges:
+        yield Finding(
+            code="check.state-missing",
+            headline=f"{count(len(ranges), 'range')} (_amax) and no {STATE}: without it the "
+            f"model loads unquantized, without a word",
+            cause="the state was not copied, or saved without "
+            "mto.enable_huggingface_checkpointing()",
+            next_step=f"copy {STATE} beside the weights, or save again",
+            subjects=tuple(ranges),
+        )
+    if files.state is not None and files.state.foreign:
+        yield Finding(
+            code="check.state-foreign",
+            headline=f"{files.path.name if files.path.is_file() else STATE} is a pickle that "
+            f"holds more than plain data: {listed(files.state.foreign)}",
+            cause="made by another tool, or made to run code where it is loaded",
+            next_step="do not load it; ask for one that ModelOpt wrote",
+            subjects=files.state.foreign,
+        )
+    changed = [line for line in find_damage(files) if not line.startswith(f"{STATE} holds")]
+    if changed:
+        yield Finding(
+            code="check.changed-after-saving",
+            headline=f"not as it was saved: {listed(changed)}",
+            cause="a file was edited, or copied from another checkpoint",
+            next_step="restore the files, or save again",
+            subjects=tuple(changed),
+        )
+
+
+def _find_export(files: CheckpointFiles, artifact: Artifact) -> Iterator[Finding]:
+    """Yield what ModelOpt's unified export loses, and who reads it wrongly."""
+    if not _is_export(files) or not any(o.is_quantized for o in artifact.operands):
+        return
+    products = [o for o in artifact.operands if o.kind == "attention"]
+    lost = [o.layer for o in products if o.slot == "q" and not o.is_quantized]
+    if lost and any(o.slot in ("k", "v") and o.is_quantized for o in products):
+        yield Finding(
+            code="check.q-range-lost",
+            headline=f"the range of attention's q is lost in {count(len(lost), 'block')}, those "
+            f"of k and v are there: {listed(group(lost))}",
+            cause="ModelOpt's unified export keeps k_scale and v_scale, as for a KV cache, and has "
+            "no place for q",
+            next_step="hand over what mto.save or save_pretrained wrote as well: attention cannot "
+            "be rebuilt from this file",
+            subjects=tuple(lost),
+        )
+    packed = [
+        o.layer for o in artifact.operands if o.slot == "weight" and o.is_packed and o.is_quantized
+    ]
+    if packed:
+        yield Finding(
+            code="check.loads-as-plain",
+            headline=f"transformers loads this as {count(len(packed), 'plain layer')} with codes "
+            f"as weights, without an error",
+            cause="it does not know quant_method modelopt and leaves the scales out",
+            next_step="never from_pretrained() it: it is for serving engines (vLLM, TensorRT-LLM); "
+            "measure what mto.save or save_pretrained wrote",
+            subjects=tuple(packed),
+        )
+
+
+def _find_labels(artifact: Artifact) -> Iterator[Finding]:
+    if artifact.disagreements:
+        yield Finding(
+            code="check.labels-disagree",
+            headline=f"labels and tensors disagree: {'; '.join(artifact.disagreements)}",
+            cause="the file was exported with another setting than its label says, or edited",
+            next_step="a loader believes the label: correct it, or export again",
+        )
+
+
+def _list_notes(files: CheckpointFiles, artifact: Artifact) -> Iterator[str]:
+    yield from list_notes(artifact.operands, excluded=artifact.excluded)
+    wide = [
+        o for o in artifact.operands if o.slot == "weight" and o.is_quantized and not o.is_packed
+    ]
+    if wide:
+        yield (
+            f"{count(len(wide), 'quantized weight')} kept in {wide[0].stored}, as ModelOpt saves "
+            f"them: the file is no smaller; an export makes it so"
+        )
+    yield from list_wide(artifact.operands)
+    if any(
+        o.values and o.is_quantized and o.summary is None and o.is_packed for o in artifact.operands
+    ):
+        yield "4-bit codes are counted and not decoded"
+    if artifact.pre_scaled:
+        yield "weights were scaled with the inputs (SmoothQuant, AWQ): ranges are not compared"
+
+
+def _list_steps(artifact: Artifact, *, label: str, is_good: bool) -> Iterator[str]:
+    if not any(o.is_quantized for o in artifact.operands):
+        return
+    yield f"compare with what it was made from: quantgate check {label} --base FP16_FOLDER"
+    if is_good:
+        recipe = name_recipe(artifact)
+        known = recipe if recipe in ("fp8", "fp8-attention", "int8", "int8-smoothquant") else ""
+        yield (
+            "whether it may ship is for gates to say: quantgate init"
+            + (f" (recipe: {known})" if known else "")
+        )

@@ -1,0 +1,150 @@
+"""One sentence on a file, and the table below it: operands counted by tower and kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pytest_quantgate.artifacts.operands import Artifact, Operand, Slot
+from pytest_quantgate.gates.words import listed
+from pytest_quantgate.inspection.findings import Row
+
+_FAMILIES = {"E4M3": "FP8", "E5M2": "FP8", "E2M1": "FP4"}
+
+_KINDS = {"linear": "Linear", "conv": "Conv", "embedding": "Embedding", "norm": "LayerNorm"}
+
+_SLOTS: dict[Slot, str] = {"attention_output": "output", "softmax": "softmax"}
+
+_ORDER = ("vision", "text", "other")
+
+
+def name_format(format: str) -> str:
+    """Return a format as people name it: `FP8 (E4M3)`, `INT8`."""
+    family = _FAMILIES.get(format)
+    return f"{family} ({format})" if family else format
+
+
+def name_recipe(artifact: Artifact) -> str:
+    """Return what a file looks as if it was made by: `fp8-attention`, `int8 weight-only`, `mixed`.
+
+    Empty where nothing is quantized.
+    """
+    operands = [o for o in artifact.operands if o.kind in ("linear", "attention")]
+    weights = {o.format for o in operands if o.slot == "weight" and o.is_quantized}
+    inputs = {o.format for o in operands if o.slot == "input" and o.is_quantized}
+    products = {o.slot for o in operands if o.kind == "attention" and o.is_quantized}
+    if not weights:
+        return "attention-only" if products else ""
+    if len(weights) > 1:
+        return "mixed"
+    format = next(iter(weights))
+    name = _FAMILIES.get(format, format).lower()
+    if artifact.pre_scaled:
+        name += "-smoothquant" if format == "INT8" else "-awq"
+    if not inputs:
+        return f"{name} weight-only"
+    if all(o.dynamic for o in operands if o.slot == "input" and o.is_quantized):
+        name += "-dynamic"
+    return f"{name}-attention" if products else name
+
+
+def write_headline(artifact: Artifact) -> str:
+    """Return the sentence: what it is, who wrote it, and how much of it is quantized."""
+    by = f" of {artifact.tool}" if artifact.tool else ""
+    recipe = name_recipe(artifact)
+    what = f"{recipe} {artifact.what}" if recipe else f"plain {artifact.what}"
+    linear = [o for o in artifact.operands if o.kind == "linear" and o.slot == "weight"]
+    on = [o for o in linear if o.is_quantized]
+    if not recipe:
+        types = Counter(o.stored for o in linear)
+        stored = f", {listed([name for name, _ in types.most_common()])}" if types else ""
+        return f"{what}{by}: nothing is quantized ({len(linear)} Linear layers{stored})"
+    formats = [name_format(name) for name, _ in Counter(o.format for o in on).most_common()]
+    text = f"{what}{by}: {len(on)} of {len(linear)} Linear layers {' and '.join(formats)}"
+    products = [o for o in artifact.operands if o.kind == "attention" and o.is_quantized]
+    if products:
+        slots = dict.fromkeys(_SLOTS.get(o.slot, o.slot) for o in products)
+        places = Counter(o.tower for o in products if o.slot == products[0].slot)
+        blocks = "+".join(str(number) for _, number in _in_order(places))
+        text += f", attention {' '.join(slots)} in {blocks} blocks"
+    return text
+
+
+def _in_order(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: _rank(item[0]))
+
+
+def make_rows(operands: Sequence[Operand]) -> tuple[Row, ...]:
+    """Return the table: a line for operands of one tower, kind and way of being quantized."""
+    groups: dict[tuple[str, str, Slot], list[Operand]] = {}
+    for o in operands:
+        if o.kind == "other" and not o.is_quantized:
+            continue
+        groups.setdefault((o.tower, o.kind, o.slot), []).append(o)
+    weights: Counter[str] = Counter()
+    for o in operands:
+        weights[o.tower] += o.values
+    rows = []
+    for (tower, kind, slot), found in groups.items():
+        label = _SLOTS.get(slot, slot)
+        what = f"{_KINDS.get(kind, kind)} {label}" if kind != "attention" else f"attention {label}"
+        on = [o for o in found if o.is_quantized]
+        share = None
+        if slot == "weight" and weights[tower]:
+            share = sum(o.values for o in on) / weights[tower]
+        rows.append(
+            Row(
+                tower=tower,
+                what=what,
+                quantized=len(on),
+                total=len(found),
+                format=", ".join(dict.fromkeys(o.format for o in on)),
+                scales=", ".join(dict.fromkeys(_describe_scales(o) for o in on)),
+                stored=", ".join(dict.fromkeys(o.stored for o in found if o.stored)),
+                share=share,
+            )
+        )
+    return _merge(sorted(rows, key=_place))
+
+
+def _describe_scales(operand: Operand) -> str:
+    words = [operand.granularity] if operand.granularity else []
+    if operand.slot != "weight":
+        words.append("dynamic" if operand.dynamic else "static")
+    if not operand.symmetric:
+        words.append("zero points")
+    return " ".join(words)
+
+
+def _rank(tower: str) -> int:
+    return _ORDER.index(tower) if tower in _ORDER else len(_ORDER)
+
+
+def _place(row: Row) -> tuple[int, int]:
+    kinds = ("Linear", "attention", "Conv", "Embedding", "LayerNorm")
+    kind = row.what.partition(" ")[0]
+    return _rank(row.tower), kinds.index(kind) if kind in kinds else len(kinds)
+
+
+def _merge(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the rows with those of one kind joined that say the same: `attention q, k, v`."""
+    merged: list[Row] = []
+    for row in rows:
+        last = merged[-1] if merged else None
+        kind, _, slot = row.what.partition(" ")
+        if last is not None and last.what.startswith(f"{kind} ") and _says(last) == _says(row):
+            text = f"{last.what} {slot}" if kind == "attention" else f"{last.what}, {slot}"
+            merged[-1] = replace(last, what=text, share=_either(last, row))
+        else:
+            merged.append(row)
+    return tuple(merged)
+
+
+def _says(row: Row) -> tuple[object, ...]:
+    scales = row.scales if row.what.startswith("attention") or row.quantized == 0 else row.what
+    return (row.tower, row.quantized, row.total, row.format, scales)
+
+
+def _either(one: Row, two: Row) -> float | None:
+    return one.share if one.share is not None else two.share

@@ -1,0 +1,132 @@
+"""What is right and wrong with an ONNX file of any tool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_quantgate.artifacts.onnx_file import OnnxGraph
+from pytest_quantgate.artifacts.onnx_operands import OnnxPart, describe_onnx
+from pytest_quantgate.artifacts.operands import Artifact
+from pytest_quantgate.gates.words import count, group, listed
+from pytest_quantgate.inspection.coverage import find_coverage, list_notes
+from pytest_quantgate.inspection.findings import Finding, Inspection
+from pytest_quantgate.inspection.headline import make_rows, write_headline
+from pytest_quantgate.inspection.ranges import find_ranges, list_wide
+
+
+def inspect_onnx(graph: OnnxGraph, *, label: str) -> tuple[Inspection, Artifact]:
+    """Return what is said of an ONNX file, and what was read of it; raises ArtifactError."""
+    artifact, parts = describe_onnx(graph)
+    findings = [
+        *_find_form(graph, parts),
+        *find_coverage(artifact.operands),
+        *find_ranges(artifact.operands, pre_scaled=False),
+        *_find_pairs(parts),
+    ]
+    return (
+        Inspection(
+            path=label,
+            what="onnx",
+            tool=artifact.tool,
+            headline=write_headline(artifact),
+            rows=make_rows(artifact.operands),
+            findings=tuple(findings),
+            notes=tuple(_list_notes(graph, artifact)),
+            next_steps=tuple(_list_steps(artifact, label=label)),
+            facts=artifact.facts,
+            bytes_by_type=artifact.bytes_by_type,
+        ),
+        artifact,
+    )
+
+
+def _find_form(graph: OnnxGraph, parts: OnnxPart) -> Iterator[Finding]:
+    """Yield what a runtime refuses whatever the numbers are."""
+    if not graph.was_sorted:
+        yield Finding(
+            code="check.not-sorted",
+            headline="nodes are not in order: some read a value before it is made, which ONNX "
+            "does not allow",
+            cause="ONNX Runtime's float16 converter appends its Cast nodes",
+            next_step="sort it (onnx_graphsurgeon: graph.toposort()) before TensorRT and the "
+            "checker read it",
+        )
+    if parts.operators:
+        yield Finding(
+            code="check.operators-refused",
+            headline=f"TensorRT takes Q/DQ pairs only, and this file has {listed(parts.operators)}",
+            cause="quantize_dynamic, or quantize_static with QuantFormat.QOperator",
+            next_step="for TensorRT quantize with QuantFormat.QDQ and symmetric types, or with "
+            "ModelOpt; for ONNX Runtime on a CPU it is well",
+            subjects=parts.operators,
+        )
+    if parts.asymmetric and not parts.operators:
+        yield Finding(
+            code="check.asymmetric",
+            headline=f"{count(len(parts.asymmetric), 'Q/DQ node')} with a zero point that is not "
+            f"0, which TensorRT refuses: {listed(group(parts.asymmetric))}",
+            cause="ONNX Runtime's default for activations",
+            next_step="quantize_static(..., extra_options={'ActivationSymmetric': True, "
+            "'WeightSymmetric': True})",
+            subjects=parts.asymmetric,
+        )
+
+
+def _find_pairs(parts: OnnxPart) -> Iterator[Finding]:
+    if parts.lone:
+        yield Finding(
+            code="check.half-pair",
+            headline=f"{count(len(parts.lone), 'QuantizeLinear')} that nothing dequantizes: "
+            f"{listed(group(parts.lone))}",
+            cause="a pass over the graph that removed one half of a pair",
+            next_step="export again without that pass",
+            subjects=parts.lone,
+        )
+    if parts.unequal:
+        yield Finding(
+            code="check.pair-disagrees",
+            headline=f"{count(len(parts.unequal), 'Q/DQ pair')} with another scale behind than in "
+            f"front: {listed(group(parts.unequal))}",
+            cause="a scale that was edited or rounded in one half",
+            next_step="export again; what comes out is scaled by the quotient",
+            subjects=parts.unequal,
+        )
+    if parts.float_weights:
+        yield Finding(
+            code="check.float-behind-qdq",
+            headline=f"{count(len(parts.float_weights), 'weight')} stored in full precision "
+            f"behind Q/DQ: {listed(group(parts.float_weights))}",
+            cause="the exporter wrote QuantizeLinear in front of the weight and did not fold it",
+            next_step="the engine folds it and runs as meant; for a file that is smaller, fold "
+            "QuantizeLinear into the weights when exporting",
+            subjects=parts.float_weights,
+        )
+
+
+def _list_notes(graph: OnnxGraph, artifact: Artifact) -> Iterator[str]:
+    yield from list_notes(artifact.operands)
+    yield from list_wide(artifact.operands)
+    own = [domain for domain in graph.domains if domain != "com.microsoft"]
+    if own:
+        yield f"operators of other domains, which ONNX Runtime does not have: {listed(own)}"
+    if graph.external:
+        yield f"tensors lie in {listed(graph.external)}: copy it with the model"
+    if graph.has_subgraphs:
+        yield "branches, loops and functions of the graph were not looked into"
+    if any(o.format == "E4M3" for o in artifact.operands):
+        yield (
+            "ONNX Runtime below opset 23 computes FP8 Q/DQ rightly only with graph optimization "
+            "disabled (ORT_DISABLE_ALL)"
+        )
+
+
+def _list_steps(artifact: Artifact, *, label: str) -> Iterator[str]:
+    if any(o.is_quantized for o in artifact.operands):
+        yield f"compare with what it was made from: quantgate check {label} --base FP16"
+        engine = Path(label).with_suffix(".plan").name
+        yield (
+            f"see what an engine makes of it: trtexec --onnx={label} --saveEngine={engine} "
+            f"--exportLayerInfo=layers.json --profilingVerbosity=detailed; "
+            f"quantgate check layers.json"
+        )

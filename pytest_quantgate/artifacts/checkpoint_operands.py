@@ -26,7 +26,6 @@ from pytest_quantgate.measure.quantizers import owner_of, slot_of, tower_of
 _MOST_RANGES = 1 << 17
 
 _ATTENTION_SLOTS: tuple[Slot, ...] = ("q", "k", "v", "softmax")
-_ATTENTION_OUTPUT: tuple[Slot, ...] = ("attention_output",)
 _SCALES: Mapping[str, Slot] = {"q_scale": "q", "k_scale": "k", "v_scale": "v"}
 
 _FORMATS = {"F8_E4M3": "E4M3", "F8_E5M2": "E5M2", "I8": "INT8", "U8": "INT4", "I32": "INT4"}
@@ -83,10 +82,10 @@ def _name_tool(files: CheckpointFiles) -> tuple[str, str]:
         return f"pytest-quantgate with ModelOpt {version}".rstrip(), "checkpoint"
     if files.state is not None:
         way = "mto.save" if files.path.is_file() and files.path.suffix != ".safetensors" else ""
-        return f"ModelOpt {files.state.version} {way or 'save_pretrained'}", "checkpoint"
+        return f"ModelOpt {files.state.version} ({way or 'save_pretrained'})", "checkpoint"
     if method == "modelopt" or files.export:
         producer = as_mapping(settings.get("producer")) or as_mapping(files.export.get("producer"))
-        return f"ModelOpt {producer.get('version', '')} unified export", "checkpoint"
+        return f"ModelOpt {producer.get('version', '')} (unified export)", "checkpoint"
     if method == "compressed-tensors":
         return f"compressed-tensors {settings.get('version', '')}".rstrip(), "checkpoint"
     if method == "torchao":

@@ -25,7 +25,7 @@ EXAMPLES = """\
 examples:
   quantgate check out/                               # a checkpoint, or a folder of files
   quantgate check model.onnx layers.json             # an ONNX file, and what an engine made of it
-  quantgate check out/ --base clip-fp16/             # are the rest the base's weights? SQNR by layer
+  quantgate check out/ --base clip-fp16/             # SQNR by layer, and what is not the base's
 
 PATH is a checkpoint (folder, *.safetensors, or the file of mto.save) of ModelOpt, its unified
 export, compressed-tensors or torchao, an ONNX file of any tool, an engine plan, or the layer report
@@ -122,6 +122,4 @@ def _check_output(name: str | None, *, option: str, parsed: argparse.Namespace) 
             continue
         here, there = path.resolve(), Path(given).resolve()
         if here == there or (Path(given).is_dir() and here.parent == there):
-            raise ArtifactError(
-                f"--{option}: {path} is part of what is checked: write it elsewhere"
-            )
+            raise ArtifactError(f"--{option}: {path} is part of what is checked: name another")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.inspection.findings import Against, Finding, LayerError
+from pytest_quantgate.measure.quantizers import tower_of
 
 if TYPE_CHECKING:
     import numpy
@@ -46,11 +47,13 @@ def compare_with_base(
     *,
     files: CheckpointFiles | None,
     bytes: int,
+    towers: Collection[str],
     pre_scaled: bool,
 ) -> tuple[Against, list[Finding]]:
     """Return a file against its base, and what is wrong there.
 
-    `files` is there for a checkpoint, whose tensors outside of layers are compared too. Raises
+    `files` is there for a checkpoint, whose tensors outside of layers are compared too; `towers`
+    are those that the file has, and the base may have more. Raises
     ArtifactError where the two have no layer in common.
     """
     layers: list[LayerError] = []
@@ -77,12 +80,23 @@ def compare_with_base(
     against = Against(
         base=base.label,
         bytes=bytes,
-        base_bytes=base.bytes,
+        base_bytes=_count_bytes(base, towers=towers),
         same=compared - len(layers) - len(changed),
         compared=compared - len(layers),
         layers=tuple(sorted(layers, key=lambda e: e.sqnr_db)),
     )
     return against, list(_find_findings(against, changed=changed))
+
+
+def _count_bytes(base: Base, *, towers: Collection[str]) -> int:
+    """Return the bytes of those towers of the base that the file has."""
+    if not base.tensors:
+        return base.bytes
+    return sum(
+        tensor.bytes
+        for name, tensor in base.tensors.items()
+        if tower_of(name) in towers or tower_of(name) == "other"
+    )
 
 
 def _find(base: Base, layer: str) -> LayerWeight | None:

@@ -88,6 +88,7 @@ def inspect_file(path: Path, *, base: Base | None) -> Inspection:
         weights,
         files=files,
         bytes=sum(artifact.bytes_by_type.values()),
+        towers={o.tower for o in artifact.operands},
         pre_scaled=artifact.pre_scaled,
     )
     return replace(

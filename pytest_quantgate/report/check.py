@@ -109,7 +109,7 @@ def _table(rows: Sequence[Row], *, width: int) -> Iterator[str]:
     if not rows:
         return
     cells = [_cells(row, before=before) for row, before in zip(rows, [None, *rows], strict=False)]
-    heads = ("tower", "what", "quantized", "format", "scales", "stored", "of weights")
+    heads = ("tower", "what", "quantized", "format", "scales", "stored", "weights")
     columns = [
         [head, *column] for head, column in zip(heads, zip(*cells, strict=True), strict=True)
     ]
@@ -118,7 +118,7 @@ def _table(rows: Sequence[Row], *, width: int) -> Iterator[str]:
     if total > width:  # what is told by the headline or the notes too
         columns = [column for column in columns if column[0] != "stored"]
     widths = [max(map(len, column)) for column in columns]
-    right = ("quantized", "of weights")
+    right = ("quantized", "weights")
     for line in zip(*columns, strict=True):
         shown = (
             f"{cell:>{size}}" if column[0] in right else f"{cell:<{size}}"
@@ -136,7 +136,7 @@ def _cells(row: Row, *, before: Row | None) -> tuple[str, ...]:
         printable(row.format) or "-",
         printable(row.scales),
         printable(row.stored),
-        "" if row.share is None else show_percent(row.share, 1),
+        show_percent(row.share, 1) if row.share else "",
     )
 
 
@@ -148,9 +148,8 @@ def _against_lines(against: Against, *, width: int, most_layers: int | None) -> 
     size = max(len(printable(layer.layer)) for layer in shown)
     yield f"    {'layer, the noisiest first':<{size}}  format  SQNR dB"
     for layer in shown:
-        yield (
-            f"    {printable(layer.layer):<{size}}  {layer.format:<6}  {_decibels(layer.sqnr_db):>7}"
-        )
+        name, noise = printable(layer.layer), _decibels(layer.sqnr_db)
+        yield f"    {name:<{size}}  {layer.format:<6}  {noise:>7}"
     if len(shown) < len(against.layers):
         yield f"    ... and {len(against.layers) - len(shown)} more (--all shows them)"
 
@@ -202,7 +201,7 @@ def render_markdown(report: Report) -> str:
 def _markdown_table(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    heads = ("tower", "what", "quantized", "format", "scales", "stored", "of weights")
+    heads = ("tower", "what", "quantized", "format", "scales", "stored", "weights")
     lines = ["", f"| {' | '.join(heads)} |", "|---|---|---:|---|---|---|---:|"]
     return [
         *lines,
@@ -211,7 +210,7 @@ def _markdown_table(rows: Sequence[Row]) -> list[str]:
 
 
 def render_json(report: Report) -> str:
-    """Return the report as JSON: `schema`, `check` in words, `files` with all findings, `refused`."""
+    """Return the report as JSON: `schema`, `check` in words, `files` with findings, `refused`."""
     plain: dict[str, Any] = {
         "schema": SCHEMA,
         "check": conclude(report),

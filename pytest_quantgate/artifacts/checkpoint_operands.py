@@ -64,6 +64,7 @@ def describe_checkpoint(files: CheckpointFiles) -> Artifact:
         facts=_list_facts(files),
         disagreements=tuple(find_disagreements(files, operands=operands)),
         excluded=read_excluded(files),
+        by_max=files.state is not None and files.state.algorithm == "max",
         pre_scaled=any(name.endswith("pre_quant_scale") for name in files.tensors),
     )
 

@@ -25,6 +25,8 @@ LARGEST: Mapping[str, float] = {
     "E2M1": 6.0,
 }
 
+_PACKED = frozenset(("I8", "U8", "I32", "F8_E4M3", "F8_E5M2", *LARGEST))
+
 #: Bits of one value in each format.
 BITS: Mapping[str, int] = {
     "E4M3": 8,
@@ -82,16 +84,7 @@ class Operand:
     @property
     def is_packed(self) -> bool:
         """Return whether a quantized weight lies in the bits of its format."""
-        return self.stored in (
-            "I8",
-            "U8",
-            "F8_E4M3",
-            "F8_E5M2",
-            "INT8",
-            "UINT8",
-            "E4M3",
-            "E5M2",
-        ) or (self.stored in ("INT4", "UINT4", "E2M1", "FLOAT4E2M1"))
+        return self.stored in _PACKED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +95,7 @@ class Artifact:
     tensors by the type that they are stored in. `facts` are what the file says of itself,
     `disagreements` where that contradicts its tensors, `excluded` patterns of modules that it
     says were left out. `pre_scaled` tells that inputs are scaled before they are quantized
-    (SmoothQuant, AWQ).
+    (SmoothQuant, AWQ), `by_max` that a weight's range is that of its largest value.
     """
 
     what: str
@@ -113,3 +106,4 @@ class Artifact:
     disagreements: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     pre_scaled: bool = False
+    by_max: bool = False

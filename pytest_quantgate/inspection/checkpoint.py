@@ -26,7 +26,7 @@ def inspect_checkpoint(files: CheckpointFiles, *, label: str) -> tuple[Inspectio
             for finding in find_coverage(artifact.operands, excluded=artifact.excluded)
             if not (_is_export(files) and finding.code == "check.attention-operand-off")
         ),
-        *find_ranges(artifact.operands, pre_scaled=artifact.pre_scaled),
+        *find_ranges(artifact.operands, pre_scaled=artifact.pre_scaled, by_max=artifact.by_max),
         *_find_labels(artifact),
     ]
     return (

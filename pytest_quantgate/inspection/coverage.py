@@ -29,8 +29,8 @@ def find_coverage(
             code="check.not-quantized",
             headline=f"nothing is quantized: {count(len(linear), 'Linear layer')} in full "
             f"precision",
-            cause="the model that came in was saved, or ModelOpt's state was not saved with it "
-            "(mto.enable_huggingface_checkpointing())",
+            cause="the model that came in was saved or exported; or, with ModelOpt, its state was "
+            "not saved with it (mto.enable_huggingface_checkpointing())",
             next_step="name the quantized file; as the base of another one: "
             "quantgate check QUANTIZED --base THIS",
         )
@@ -183,8 +183,8 @@ def list_notes(operands: Sequence[Operand], *, excluded: Sequence[str] = ()) -> 
     if any(o.kind == "attention" for o in operands):
         if not slots & set(PRODUCTS):
             notes.append(
-                "no attention product (q k, softmax v) is quantized: 8-bit layers alone; "
-                "fp8-attention quantizes these too"
+                "no attention product (q k, softmax v) is quantized, the layers alone are; a "
+                "recipe such as fp8-attention quantizes these too"
             )
         elif "softmax" not in slots:
             notes.append(

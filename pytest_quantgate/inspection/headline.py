@@ -100,7 +100,7 @@ def make_rows(operands: Sequence[Operand]) -> tuple[Row, ...]:
                 quantized=len(on),
                 total=len(found),
                 format=", ".join(dict.fromkeys(o.format for o in on)),
-                scales=", ".join(dict.fromkeys(_describe_scales(o) for o in on)),
+                scales=_describe_scales(on),
                 stored=", ".join(dict.fromkeys(o.stored for o in found if o.stored)),
                 share=share,
             )
@@ -108,13 +108,14 @@ def make_rows(operands: Sequence[Operand]) -> tuple[Row, ...]:
     return _merge(sorted(rows, key=_place))
 
 
-def _describe_scales(operand: Operand) -> str:
-    words = [operand.granularity] if operand.granularity else []
-    if operand.slot != "weight":
-        words.append("dynamic" if operand.dynamic else "static")
-    if not operand.symmetric:
+def _describe_scales(operands: Sequence[Operand]) -> str:
+    """Return `per-tensor`, `per-token dynamic`: static, symmetric ones are not said to be so."""
+    words = ["/".join(dict.fromkeys(o.granularity for o in operands if o.granularity))]
+    if any(o.dynamic for o in operands):
+        words.append("dynamic")
+    if not all(o.symmetric for o in operands):
         words.append("zero points")
-    return " ".join(words)
+    return " ".join(filter(None, words))
 
 
 def _rank(tower: str) -> int:

@@ -21,7 +21,7 @@ def inspect_onnx(graph: OnnxGraph, *, label: str) -> tuple[Inspection, Artifact]
     findings = [
         *_find_form(graph, parts),
         *find_coverage(artifact.operands),
-        *find_ranges(artifact.operands, pre_scaled=False),
+        *find_ranges(artifact.operands, pre_scaled=False, by_max=False),
         *_find_pairs(parts),
     ]
     return (

@@ -23,13 +23,18 @@ _WIDE = 8.0
 _AGAIN = "calibrate again with finite data that passes both towers, and save again"
 
 
-def find_ranges(operands: Sequence[Operand], *, pre_scaled: bool) -> Iterator[Finding]:
-    """Yield what is wrong with ranges; `pre_scaled` weights were scaled after calibration."""
+def find_ranges(
+    operands: Sequence[Operand], *, pre_scaled: bool, by_max: bool
+) -> Iterator[Finding]:
+    """Yield what is wrong with ranges; `pre_scaled` weights were scaled after calibration.
+
+    `by_max` says that a weight's range should be that of its largest value.
+    """
     quantized = [o for o in operands if o.is_quantized]
     yield from _find_impossible(quantized)
     yield from _find_codes(quantized)
     if not pre_scaled:
-        yield from _find_stale(quantized)
+        yield from _find_stale(quantized, by_max=by_max)
         yield from _find_split_inputs(quantized)
     yield from _find_equal(quantized)
     yield from _find_merged(quantized)
@@ -120,33 +125,45 @@ def _find_codes(operands: Sequence[Operand]) -> Iterator[Finding]:
         )
 
 
-def _find_stale(operands: Sequence[Operand]) -> Iterator[Finding]:
-    """Yield weights in full precision whose range is not that of their largest value."""
-    stale = []
-    for o in operands:
-        if o.slot != "weight" or o.is_packed or o.summary is None or not o.ranges or not o.values:
-            continue
-        pairs = (
-            zip(o.ranges, o.summary.largest, strict=True)
-            if len(o.ranges) == len(o.summary.largest)
-            else [(max(o.ranges), max(o.summary.largest))]
-        )
-        if any(math.isfinite(r) and abs(r - top) > _STALE * top for r, top in pairs if r > 0):
-            stale.append(o)
+def _find_stale(operands: Sequence[Operand], *, by_max: bool) -> Iterator[Finding]:
+    """Yield weights in full precision whose range is not that of their largest value.
+
+    Where they were not calibrated by their largest values, one that is far off from all others.
+    """
+    ratios = [
+        (o, _compare_range(o))
+        for o in operands
+        if o.slot == "weight" and not o.is_packed and o.summary and o.ranges
+    ]
+    known = [(o, ratio) for o, ratio in ratios if ratio and math.isfinite(ratio)]
+    if not known:
+        return
+    usual = 1.0 if by_max else median(ratio for _, ratio in known)
+    off = _STALE if abs(usual - 1) <= _STALE else _OUTLIER - 1
+    stale = [(o, r) for o, r in known if max(r / usual, usual / r) > 1 + off]
     if stale:
-        first = stale[0]
-        assert first.summary is not None
-        assert first.ranges is not None
+        first, ratio = stale[0]
         yield Finding(
             code="check.range-stale",
-            headline=f"{count(len(stale), 'weight')} with a range that is not theirs, "
-            f"{first.layer}: range {max(first.ranges):.4g}, largest weight "
-            f"{max(first.summary.largest):.4g}",
+            headline=f"{count(len(stale), 'weight')} with a range that is not theirs: that of "
+            f"{first.layer} is {ratio:.3g} times its largest value"
+            + (f", of the others {usual:.3g} times" if abs(usual - 1) > _STALE else ""),
             cause="the weights were trained, loaded or scaled after calibration, or the range was "
             "edited",
             next_step="calibrate the weights that are shipped, and save again",
-            subjects=tuple(o.layer for o in stale),
+            subjects=tuple(o.layer for o, _ in stale),
         )
+
+
+def _compare_range(operand: Operand) -> float | None:
+    """Return range over largest value of a weight: of the channel where they are furthest apart."""
+    ranges, largest = operand.ranges or (), operand.summary.largest if operand.summary else ()
+    if len(ranges) != len(largest):
+        ranges, largest = (max(ranges, default=0.0),), (max(largest, default=0.0),)
+    found = [r / top for r, top in zip(ranges, largest, strict=True) if r > 0 and top > 0]
+    return max(
+        found, key=lambda ratio: abs(math.log(ratio)) if math.isfinite(ratio) else 0.0, default=None
+    )
 
 
 def _find_split_inputs(operands: Sequence[Operand]) -> Iterator[Finding]:

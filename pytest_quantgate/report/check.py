@@ -156,9 +156,10 @@ def _against_lines(against: Against, *, width: int, most_layers: int | None) -> 
 
 def _say_against(against: Against) -> str:
     ratio = f", {against.bytes / against.base_bytes:.2f}x" if against.base_bytes else ""
+    rest = f"{against.same} of {against.compared} unquantized tensors are the base's own; "
     return (
-        f"against {against.base}: {against.same} of {against.compared} unquantized tensors are "
-        f"the base's own; {against.bytes / 1e6:.1f} of {against.base_bytes / 1e6:.1f} MB{ratio}"
+        f"against {against.base}: {rest if against.compared else ''}"
+        f"{against.bytes / 1e6:.1f} of {against.base_bytes / 1e6:.1f} MB{ratio}"
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.measurement import to_json
+from pytest_quantgate.evidence.codec import to_json
 from pytest_quantgate.own_process import start_module
 
 

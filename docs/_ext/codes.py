@@ -19,7 +19,7 @@ GAP = "…"
 #: Any gate's name, in front of a finding that several gates share.
 ANY_GATE = "<gate>"
 
-MAKERS = ("Verdict", "_verdict", "_fail")
+MAKERS = ("Verdict", "_verdict", "_fail", "Finding")
 #: An error that has a code becomes a verdict of it.
 ERRORS = ("BaselineError", "DataError", "ModelError")
 

@@ -20,7 +20,7 @@ from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.artifacts.safetensors_file import Tensor
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.artifacts.weight_summary import summarize_tensor
-from pytest_quantgate.measure.quantizers import owner_of, slot_of, tower_of
+from pytest_quantgate.models.quantizers import owner_of, slot_of, tower_of
 
 #: More scales than this are kept as the smallest and the largest alone.
 _MOST_RANGES = 1 << 17

@@ -10,7 +10,7 @@ from typing import Any
 from pytest_quantgate.artifacts.checkpoints import CheckpointFiles
 from pytest_quantgate.artifacts.operands import Operand
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
-from pytest_quantgate.gates.words import group, listed
+from pytest_quantgate.text.words import group, listed
 
 #: What ModelOpt's names of algorithms promise: formats of the weight, and how it is scaled.
 _ALGORITHMS: Mapping[str, tuple[str, str]] = {

@@ -19,7 +19,7 @@ from pytest_quantgate.artifacts.onnx_file import (
 from pytest_quantgate.artifacts.operands import LARGEST, Artifact, Kind, Operand, Slot
 from pytest_quantgate.artifacts.rounding import round_to
 from pytest_quantgate.artifacts.weight_summary import summarize
-from pytest_quantgate.measure.quantizers import tower_of
+from pytest_quantgate.models.quantizers import tower_of
 from pytest_quantgate.runtimes.onnx_graph import MOVES
 
 if TYPE_CHECKING:

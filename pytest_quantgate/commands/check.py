@@ -61,7 +61,7 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    from pytest_quantgate.report.printable import printable
+    from pytest_quantgate.text.printable import printable
 
     try:
         report = _inspect(parsed)
@@ -89,7 +89,7 @@ def _inspect(parsed: argparse.Namespace) -> Report:
 
 
 def _write(report: Report, parsed: argparse.Namespace) -> None:
-    from pytest_quantgate.report.check import (
+    from pytest_quantgate.inspection.render import (
         MOST_LAYERS,
         render_json,
         render_markdown,

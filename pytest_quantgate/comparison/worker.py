@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_quantgate.bounded_process import answer_request, ask_module
 from pytest_quantgate.comparison.changes import Comparison, DiffError
-from pytest_quantgate.measurement import from_json
+from pytest_quantgate.evidence.codec import from_json
 
 _WORDS = {"noun": "the comparison", "of": "what is compared"}
 

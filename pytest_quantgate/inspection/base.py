@@ -12,9 +12,9 @@ from pytest_quantgate.artifacts.dequantized import LayerWeight
 from pytest_quantgate.artifacts.operands import BITS
 from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
 from pytest_quantgate.errors import ArtifactError
-from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.inspection.findings import Against, Finding, LayerError
-from pytest_quantgate.measure.quantizers import tower_of
+from pytest_quantgate.models.quantizers import tower_of
+from pytest_quantgate.text.words import count, group, listed
 
 if TYPE_CHECKING:
     import numpy

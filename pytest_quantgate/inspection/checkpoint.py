@@ -8,11 +8,11 @@ from pytest_quantgate.artifacts.checkpoint_operands import describe_checkpoint
 from pytest_quantgate.artifacts.checkpoints import STATE, CheckpointFiles, find_damage
 from pytest_quantgate.artifacts.operands import Artifact
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
-from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.inspection.coverage import find_coverage, list_notes
 from pytest_quantgate.inspection.findings import Finding, Inspection
 from pytest_quantgate.inspection.headline import make_rows, name_recipe, write_headline
 from pytest_quantgate.inspection.ranges import find_ranges, list_wide
+from pytest_quantgate.text.words import count, group, listed
 
 
 def inspect_checkpoint(files: CheckpointFiles, *, label: str) -> tuple[Inspection, Artifact]:

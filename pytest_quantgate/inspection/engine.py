@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pytest_quantgate.artifacts.engine_files import LayerReport, Plan, block_of_layer
-from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.inspection.findings import Finding, Inspection, Row
 from pytest_quantgate.runtimes.engine_layers import EngineLayer, Precision
+from pytest_quantgate.text.words import count, group, listed
 
 DETAILED = "trtexec --loadEngine=PLAN --exportLayerInfo=layers.json --profilingVerbosity=detailed"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pytest_quantgate.artifacts.operands import Artifact, Operand, Slot
-from pytest_quantgate.gates.words import listed
 from pytest_quantgate.inspection.findings import Row
+from pytest_quantgate.text.words import listed
 
 _FAMILIES = {"E4M3": "FP8", "E5M2": "FP8", "E2M1": "FP4"}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from pytest_quantgate.artifacts.onnx_file import OnnxGraph
 from pytest_quantgate.artifacts.onnx_operands import OnnxPart, describe_onnx
 from pytest_quantgate.artifacts.operands import Artifact
-from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.inspection.coverage import find_coverage, list_notes
 from pytest_quantgate.inspection.findings import Finding, Inspection
 from pytest_quantgate.inspection.headline import make_rows, write_headline
 from pytest_quantgate.inspection.ranges import find_ranges, list_wide
+from pytest_quantgate.text.words import count, group, listed
 
 
 def inspect_onnx(graph: OnnxGraph, *, label: str) -> tuple[Inspection, Artifact]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from pytest_quantgate.artifacts.operands import Operand
-from pytest_quantgate.gates.words import count, group, listed
 from pytest_quantgate.inspection.findings import Finding
-from pytest_quantgate.measure.quantizers import block_of
+from pytest_quantgate.models.quantizers import block_of
+from pytest_quantgate.text.words import count, group, listed
 
 #: A weight's range is that of its largest value; calibration in half precision moves it by less.
 _STALE = 0.01

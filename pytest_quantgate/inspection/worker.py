@@ -8,8 +8,8 @@ from typing import Any
 
 from pytest_quantgate.bounded_process import answer_request, ask_module
 from pytest_quantgate.errors import ArtifactError
+from pytest_quantgate.evidence.codec import from_json
 from pytest_quantgate.inspection.findings import Report
-from pytest_quantgate.measurement import from_json
 
 
 def inspect_paths(paths: Sequence[str], *, base: str | None, ignored: Sequence[str]) -> Report:

@@ -8,12 +8,12 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pytest_quantgate.gates.words import count
+from pytest_quantgate.evidence.codec import to_json
 from pytest_quantgate.inspection.findings import Against, Finding, Inspection, Report, Row
-from pytest_quantgate.measurement import to_json
 from pytest_quantgate.report.markdown_text import escape
 from pytest_quantgate.report.numbers import show_percent
-from pytest_quantgate.report.printable import printable
+from pytest_quantgate.text.printable import printable
+from pytest_quantgate.text.words import count
 
 SCHEMA = 1
 

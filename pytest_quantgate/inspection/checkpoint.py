@@ -27,6 +27,7 @@ def inspect_checkpoint(files: CheckpointFiles, *, label: str) -> tuple[Inspectio
             if not (_is_export(files) and finding.code == "check.attention-operand-off")
         ),
         *find_ranges(artifact.operands, pre_scaled=artifact.pre_scaled, by_max=artifact.by_max),
+        *_find_asymmetric(artifact),
         *_find_labels(artifact),
     ]
     return (
@@ -115,6 +116,19 @@ def _find_export(files: CheckpointFiles, artifact: Artifact) -> Iterator[Finding
             next_step="never from_pretrained() it: it is for serving engines (vLLM, TensorRT-LLM); "
             "measure what mto.save or save_pretrained wrote",
             subjects=tuple(packed),
+        )
+
+
+def _find_asymmetric(artifact: Artifact) -> Iterator[Finding]:
+    odd = [o.layer for o in artifact.operands if o.is_quantized and not o.symmetric]
+    if odd:
+        yield Finding(
+            code="check.asymmetric",
+            headline=f"{count(len(odd), 'operand')} with a zero point that is not 0, which "
+            f"TensorRT refuses: {listed(group(odd))}",
+            cause="an asymmetric recipe",
+            next_step="quantize symmetrically where it is to become an engine",
+            subjects=tuple(odd),
         )
 
 

@@ -1,0 +1,352 @@
+"""A checkpoint that was handed over: what is said of a good one, and which code names a bad one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pytest_quantgate.inspection.findings import Row
+from pytest_quantgate.inspection.inspect import inspect_paths
+from tests.unit.inspection.quantized_files import (
+    INT8_CONFIG,
+    Edit,
+    Tensors,
+    codes,
+    inspect,
+    is_linear,
+    make_base,
+    write_safetensors,
+)
+
+FC1 = "vision_model.encoder.layers.1.mlp.fc1"
+K_PROJ = "text_model.encoder.layers.0.self_attn.k_proj"
+
+Make = Callable[..., Path]
+
+
+def scale_of(name: str, factor: float) -> Edit:
+    def edit(tensors: Tensors) -> None:
+        kind, array = tensors[name]
+        tensors[name] = (kind, array * np.float32(factor))
+
+    return edit
+
+
+def drop(*ends: str, where: str = "") -> Edit:
+    def edit(tensors: Tensors) -> None:
+        for name in [n for n in tensors if n.endswith(ends) and where in n]:
+            del tensors[name]
+
+    return edit
+
+
+def unquantize(where: str) -> Edit:
+    """Put the base's weights back, without scales, in all layers whose name holds a text."""
+
+    def edit(tensors: Tensors) -> None:
+        for name, (kind, array) in make_base().items():
+            if where in name and is_linear(name, array):
+                tensors[name] = (kind, array)
+                for part in ("weight_scale", "input_scale"):
+                    tensors.pop(f"{name.removesuffix('.weight')}.{part}", None)
+
+    return edit
+
+
+# -- files written here ------------------------------------------------------------------------
+
+
+def test_a_good_checkpoint_has_no_finding(make_checkpoint: Make) -> None:
+    found = inspect(make_checkpoint())
+
+    assert found.findings == ()
+    assert found.headline == (
+        "int8 checkpoint of compressed-tensors 0.20.1: 38 of 38 Linear layers INT8"
+    )
+    assert found.rows[0] == Row(
+        tower="vision",
+        what="Linear weight",
+        quantized=19,
+        total=19,
+        format="INT8",
+        scales="per-channel",
+        stored="I8",
+        share=found.rows[0].share,
+    )
+    share = found.rows[0].share
+    values = 3 * (4 * 256 + 2 * 512) + 256
+    assert share == pytest.approx(values / (values + 16 * 48))
+
+
+PLANTED: list[tuple[str, Edit, str]] = [
+    ("zero", scale_of(f"{FC1}.input_scale", 0), "check.range-zero"),
+    ("zero channel", scale_of(f"{FC1}.weight_scale", 0), "check.range-zero"),
+    ("negative", scale_of(f"{FC1}.input_scale", -1), "check.range-negative"),
+    ("NaN", scale_of(f"{FC1}.input_scale", float("nan")), "check.range-not-finite"),
+    ("infinite", scale_of(f"{FC1}.weight_scale", float("inf")), "check.range-not-finite"),
+    ("weight x10", scale_of(f"{FC1}.weight_scale", 10), "check.scale-outlier"),
+    ("weight /10", scale_of(f"{FC1}.weight_scale", 0.1), "check.scale-outlier"),
+    ("input x10", scale_of(f"{K_PROJ}.input_scale", 10), "check.inputs-disagree"),
+    ("no weight scale", drop("fc1.weight_scale"), "check.range-missing"),
+    ("no input scale", drop(".input_scale", where="layers.1.mlp.fc1"), "check.range-missing"),
+    ("vision off", unquantize("vis"), "check.tower-off"),
+    ("text off", unquantize("text"), "check.tower-off"),
+    ("a block off", unquantize("vision_model.encoder.layers.1."), "check.layers-off"),
+    ("a projection off", unquantize("visual_projection"), "check.projection-off"),
+    (
+        "scales equal",
+        lambda tensors: (
+            [
+                tensors.update({name: (kind, np.full_like(array, 0.1))})
+                for name, (kind, array) in list(tensors.items())
+                if name.endswith("fc1.weight_scale")
+            ]
+            and None
+        ),
+        "check.scales-equal",
+    ),
+]
+
+
+@pytest.mark.parametrize(("edit", "code"), [p[1:] for p in PLANTED], ids=[p[0] for p in PLANTED])
+def test_each_spoiled_twin_is_caught_by_its_code(
+    make_checkpoint: Make, edit: Edit, code: str
+) -> None:
+    assert code in codes(inspect(make_checkpoint(edit)))
+
+
+def with_config(**changes: Any) -> dict[str, Any]:
+    config = copy.deepcopy(INT8_CONFIG)
+    settings = config["quantization_config"]
+    for key, value in changes.items():
+        (settings["config_groups"]["group_0"]["weights"] if key in ("num_bits", "type", "strategy")
+         else settings)[key] = value  # fmt: skip
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_bits": 4}, "says 4 bit int weights"),
+        ({"type": "float"}, r"says 8 bit float weights \(E4M3\); 38 are INT8"),
+        ({"strategy": "tensor"}, "says strategy tensor; 38 weights have per-channel scales"),
+        ({"ignore": ["visual_projection"]}, "said to be left out, and quantized: visual_projec"),
+        ({"ignore": ["re:.*mlp.fc1"]}, "said to be left out, and quantized"),
+    ],
+)
+def test_labels_that_the_tensors_contradict(
+    make_checkpoint: Make, changes: dict[str, Any], words: str
+) -> None:
+    found = inspect(make_checkpoint(config=with_config(**changes)))
+
+    assert codes(found) == {"check.labels-disagree"}
+    assert re.search(words, found.findings[0].headline)
+
+
+def test_what_is_left_out_by_name_is_no_finding(make_checkpoint: Make) -> None:
+    config = with_config(ignore=["re:vision_model.encoder.layers.1.*"])
+
+    found = inspect(make_checkpoint(unquantize("vision_model.encoder.layers.1."), config=config))
+
+    assert codes(found) == set()
+    assert any(note.startswith("left out by name") for note in found.notes)
+
+
+def test_a_plain_model_says_that_nothing_is_quantized(plain: Path) -> None:
+    found = inspect(plain)
+
+    assert codes(found) == {"check.not-quantized"}
+    assert found.headline == ("plain checkpoint: nothing is quantized (38 Linear layers, F32)")
+
+
+def test_one_file_is_checked_as_its_folder(make_checkpoint: Make) -> None:
+    folder = make_checkpoint()
+
+    assert inspect(folder / "model.safetensors").rows == inspect(folder).rows
+
+
+# -- against the base --------------------------------------------------------------------------
+
+
+def test_against_the_base_a_good_one_is_close(make_checkpoint: Make, plain: Path) -> None:
+    found = inspect(make_checkpoint(), base=plain)
+
+    assert found.findings == ()
+    assert found.against is not None
+    assert len(found.against.layers) == 38
+    assert min(layer.sqnr_db for layer in found.against.layers) > 35
+    assert found.against.same == found.against.compared == 2 + 36 + 6 + 1
+    assert found.against.bytes < found.against.base_bytes / 2
+
+
+@pytest.mark.parametrize(
+    ("edit", "code"),
+    [
+        (scale_of(f"{FC1}.weight_scale", 2), "check.sqnr-low"),
+        (scale_of(f"{FC1}.bias", 1.5), "check.base-changed"),
+        (scale_of("text_model.embeddings.token_embedding.weight", 1.5), "check.base-changed"),
+        (scale_of("vision_model.encoder.layers.0.layer_norm1.weight", 2), "check.base-changed"),
+    ],
+)
+def test_against_the_base_a_change_is_caught(
+    make_checkpoint: Make, plain: Path, edit: Edit, code: str
+) -> None:
+    found = inspect(make_checkpoint(edit), base=plain)
+
+    assert codes(found) == {code}
+
+
+def test_the_base_in_half_precision_is_the_same_base(make_checkpoint: Make, tmp_path: Path) -> None:
+    half = {n: ("F16" if k == "F32" else k, a) for n, (k, a) in make_base().items()}
+    write_safetensors(tmp_path / "half" / "model.safetensors", half)
+
+    found = inspect(make_checkpoint(), base=tmp_path / "half")
+
+    assert found.findings == ()
+
+
+def test_a_base_without_a_layer_in_common_is_refused(make_checkpoint: Make, tmp_path: Path) -> None:
+    others = {f"other_{n}": t for n, t in make_base().items()}
+    write_safetensors(tmp_path / "other" / "model.safetensors", others)
+    folder = make_checkpoint()
+
+    report = inspect_paths([folder], base=tmp_path / "other")
+
+    assert [r.path for r in report.refusals] == [folder.as_posix()]
+    assert "has no layer of this file" in report.refusals[0].reason
+
+
+# -- files of other tools ----------------------------------------------------------------------
+
+GOOD = {
+    "modelopt-save-fp8-attention": (
+        "fp8-attention checkpoint of ModelOpt 0.47.0 (save_pretrained): 38 of 38 Linear layers "
+        "FP8 (E4M3), attention q k v output in 4+2 blocks"
+    ),
+    "modelopt-mto-save.pth": (
+        "fp8-attention checkpoint of ModelOpt 0.47.0 (mto.save): 38 of 38 Linear layers FP8 "
+        "(E4M3), attention q k v in 4+2 blocks"
+    ),
+    "compressed-tensors-fp8-dynamic": (
+        "fp8-dynamic checkpoint of compressed-tensors 0.20.1: 36 of 38 Linear layers FP8 (E4M3)"
+    ),
+    "torchao-vision-int8": ("int8 weight-only checkpoint of torchao: 24 of 25 Linear layers INT8"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_file_of_another_tool(handed_over: Path, base_folder: Path, name: str) -> None:
+    found = inspect(handed_over / name, base=base_folder)
+
+    assert found.findings == ()
+    assert found.headline == GOOD[name]
+    assert found.against is not None
+    assert found.against.same == found.against.compared
+    assert all(layer.sqnr_db > 30 for layer in found.against.layers)
+
+
+EXPORTED = {
+    "modelopt-unified-fp8": {"check.loads-as-plain", "check.projection-off"},
+    "modelopt-unified-fp8-attention": {
+        "check.loads-as-plain", "check.projection-off", "check.q-range-lost"
+    },
+    "modelopt-unified-int8": {
+        "check.loads-as-plain", "check.projection-off", "check.qkv-merged", "check.labels-disagree"
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_what_a_unified_export_loses(handed_over: Path, base_folder: Path, name: str) -> None:
+    found = inspect(handed_over / name, base=base_folder)
+
+    assert codes(found) == EXPORTED[name]
+    assert found.headline.startswith(name.removeprefix("modelopt-unified-"))
+    assert found.against is not None
+    assert all(layer.sqnr_db > 30 for layer in found.against.layers)
+
+
+def test_codes_of_the_fp8_export_equal_those_of_the_saved_model(
+    handed_over: Path, base_folder: Path
+) -> None:
+    """The same weights in both files: rounding here is what ModelOpt's export did."""
+    layers = []
+    for name in ("modelopt-save-fp8-attention", "modelopt-unified-fp8-attention"):
+        against = inspect(handed_over / name, base=base_folder).against
+        assert against is not None
+        layers.append({e.layer: e.sqnr_db for e in against.layers})
+
+    for layer, noise in layers[1].items():
+        assert noise == pytest.approx(layers[0][layer], abs=0.01)
+
+
+SAVED = "modelopt-save-fp8-attention"
+SPOILED: list[tuple[str, str, Edit, str]] = [
+    ("amax 0", SAVED, scale_of(f"{FC1}.input_quantizer._amax", 0), "check.range-zero"),
+    ("amax NaN", SAVED, scale_of(f"{FC1}.input_quantizer._amax", float("nan")),
+     "check.range-not-finite"),
+    ("weight amax x10", SAVED, scale_of(f"{FC1}.weight_quantizer._amax", 10),
+     "check.range-stale"),
+    ("input amax x10", SAVED, scale_of(f"{K_PROJ}.input_quantizer._amax", 10),
+     "check.inputs-disagree"),
+    ("amax gone", SAVED, drop(f"{FC1}.input_quantizer._amax"), "check.range-missing"),
+    ("weights trained on", SAVED, scale_of(f"{FC1}.weight", 1.5), "check.range-stale"),
+    ("scale x10", "modelopt-unified-fp8", scale_of(f"{FC1}.weight_scale", 10),
+     "check.scale-outlier"),
+    ("codes NaN", "modelopt-unified-fp8",
+     lambda t: t[f"{FC1}.weight"][1].__setitem__((0, 0), 0x7F), "check.weight-not-finite"),
+    ("no scales of k and v", "modelopt-unified-fp8-attention", drop("k_scale", "v_scale"),
+     "check.labels-disagree"),
+    ("scale 0", "torchao-vision-int8", scale_of(f"{FC1}._weight_scale", 0),
+     "check.range-zero"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "code"), [p[1:] for p in SPOILED], ids=[p[0] for p in SPOILED]
+)
+def test_each_spoiled_twin_of_a_real_file_is_caught(
+    copy_of: Callable[..., Path], name: str, edit: Edit, code: str
+) -> None:
+    before = EXPORTED.get(name, set())
+
+    assert code in codes(inspect(copy_of(name, edit))) - before
+
+
+def test_spoiled_labels_of_a_real_file(copy_of: Callable[..., Path]) -> None:
+    def relabel(data: Any) -> None:
+        data["quantization"]["quant_algo"] = "NVFP4"
+
+    found = inspect(copy_of("modelopt-unified-fp8", hf_quant_config=relabel))
+
+    assert codes(found) == {*EXPORTED["modelopt-unified-fp8"], "check.labels-disagree"}
+    text = next(f.headline for f in found.findings if f.code == "check.labels-disagree")
+    assert "name two algorithms: FP8 and NVFP4" in text
+    assert "labelled NVFP4, which is E2M1; 37 weights are E4M3" in text
+
+
+def test_without_its_state_a_saved_model_loads_unquantized(copy_of: Callable[..., Path]) -> None:
+    folder = copy_of(SAVED)
+    (folder / "modelopt_state.pth").unlink()
+
+    found = inspect(folder)
+
+    assert codes(found) == {"check.state-missing", "check.not-quantized"}
+
+
+def test_json_of_every_inspection_is_strict(make_checkpoint: Make) -> None:
+    from pytest_quantgate.inspection.render import render_json
+
+    report = inspect_paths([make_checkpoint(scale_of(f"{FC1}.weight_scale", float("nan")))])
+
+    def refuse(text: str) -> Any:
+        raise AssertionError(text)
+
+    assert json.loads(render_json(report), parse_constant=refuse)["findings"] == 1

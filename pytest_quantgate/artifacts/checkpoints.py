@@ -14,13 +14,13 @@ from typing import Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.artifacts.modelopt_state import ModelOptState, read_saved, read_state
-from pytest_quantgate.artifacts.recipe_lines import as_bits, as_mapping, describe_entry, show_plain
+from pytest_quantgate.artifacts.recipe_lines import as_mapping, describe_entry, show_plain
 from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header, read_metadata
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.evidence.calibration import Calibrated, describe_images
+from pytest_quantgate.formats.table import E4M3, TABLE, name_format
 from pytest_quantgate.models.quantizers import owner_of
-from pytest_quantgate.models.recipes import format_of_bits
 from pytest_quantgate.models.source import stays_inside
 from pytest_quantgate.text.words import listed
 from pytest_quantgate.untrusted import parse_json, read_regular
@@ -237,7 +237,7 @@ def _read_quantizers(
         quantizers[name] = StoredQuantizer(
             name=name,
             enabled=not settings.get("_disabled", False),
-            format=format_of_bits(as_bits(settings.get("_num_bits", 8))),
+            format=name_format(settings.get("_num_bits", 8), block_sizes=blocks),
             granularity=(
                 f"block {show_plain(blocks)}"
                 if blocks
@@ -246,7 +246,7 @@ def _read_quantizers(
                 else f"per-channel (axis {show_plain(axis)})"
             ),
             dynamic=bool(settings.get("_dynamic")) or blocks.get("type") == "dynamic",
-            amax=(448.0,) if constant else amax,
+            amax=(E4M3.largest,) if constant else amax,
             pre_scale=_values(tensors.get(f"{name}._pre_quant_scale")),
             settings=_other_settings(settings),
         )
@@ -282,15 +282,15 @@ def _read_exported(tensors: Mapping[str, Tensor]) -> dict[str, StoredQuantizer]:
         if part not in ("weight_scale", "input_scale"):
             continue
         stored = tensors.get(f"{module}.weight")
-        kind = {"F8_E4M3": "E4M3", "F8_E5M2": "E5M2", "I8": "INT8", "U8": "packed 4 bit"}.get(
-            stored.dtype if stored is not None else "", "unknown(export)"
-        )
-        largest = {"E4M3": 448.0, "E5M2": 57344.0, "INT8": 127.0}.get(kind, 1.0)
+        dtype = stored.dtype if stored is not None else "none"
+        kind = next((row for row in TABLE if row.safetensors_dtype == dtype), None)
+        largest = kind.largest if kind is not None else 1.0
+        other = "packed 4 bit" if dtype == "U8" else "unknown(export)"
         full = f"{module}.{part.removesuffix('_scale')}_quantizer"
         quantizers[full] = StoredQuantizer(
             name=full,
             enabled=True,
-            format=kind,
+            format=kind.name if kind is not None else other,
             granularity="per-tensor" if tensor.count == 1 else f"{tensor.count} scales",
             dynamic=False,
             amax=tuple((tensor.values() * largest).tolist()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_quantgate.models.recipes import format_of_bits
+from pytest_quantgate.formats.table import name_format
 
 #: What ModelOpt writes into every entry of a recipe and means nothing there.
 _DEFAULTS = {
@@ -75,15 +75,10 @@ def _cfg_words(cfg: Any) -> str:
         for k, v in cfg.items()
         if k not in ("num_bits", "axis", "enable") and v and v != _DEFAULTS.get(k)
     }
-    words = format_of_bits(as_bits(cfg.get("num_bits", 8)))
+    words = name_format(cfg.get("num_bits", 8), block_sizes=cfg.get("block_sizes"))
     axis = cfg.get("axis")
     words += " per-tensor" if axis is None else f" per-channel (axis {show_plain(axis)})"
     return f"{words} {show_plain(rest)}" if rest else words
-
-
-def as_bits(value: Any) -> Any:
-    """Return `num_bits` as ModelOpt takes it: a list of exponent and mantissa is a tuple."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def show_plain(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import ArtifactError, MissingPackage
+from pytest_quantgate.formats.table import E4M3
 from pytest_quantgate.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -119,17 +120,9 @@ class Tensor:
 
 @cache
 def _e4m3_values() -> tuple[float, ...]:
-    """Return the value of each E4M3FN byte: bias 7, no infinity, NaN at S.1111.111."""
-    values = []
-    for byte in range(256):
-        exponent, mantissa = (byte >> 3) & 15, byte & 7
-        size = (
-            mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
-        )
-        if byte & 0x7F == 0x7F:
-            size = math.nan
-        values.append(-size if byte & 0x80 else size)
-    return tuple(values)
+    """Return the value of each E4M3FN byte."""
+    sizes = [*map(E4M3.value_of, range(E4M3.top_code + 1)), math.nan]
+    return (*sizes, *(-size for size in sizes))
 
 
 def read_header(path: Path) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pytest_quantgate.errors import CacheError, QuantGateError
+from pytest_quantgate.formats.table import E4M3
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.engine import EngineGate
 from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
@@ -32,9 +33,6 @@ from pytest_quantgate.suite.where import expand_path
 State = Literal["OK", "MISSING", "TOO OLD", "TOO NEW", "BROKEN", "NOTE"]
 
 PYTHON = (3, 11)
-
-#: From this compute capability on, a GPU multiplies in FP8.
-FP8_CAPABILITY = 8.9
 
 #: Distributions that bring the same library under several names.
 ALTERNATIVES = {
@@ -83,7 +81,7 @@ class Gpu:
 
     @property
     def has_fp8(self) -> bool:
-        return self.capability >= FP8_CAPABILITY
+        return bool(self.capability) and E4M3.is_supported_on(self.target)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.errors import ModelError, SuiteError
+from pytest_quantgate.formats.table import FP8_ATTENTION_MIN_TOKENS
 from pytest_quantgate.models.source import is_local
 from pytest_quantgate.statistics.intervals import Flips, samples_to_settle
 from pytest_quantgate.suite.where import expand_path
@@ -25,8 +26,6 @@ FLIPS = 0.05
 CONFIDENCE = 0.95
 #: Limits of which the strictest that the data can decide is proposed.
 DROPS_POINTS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
-#: TensorRT fuses FP8 attention from so many tokens on.
-FUSED_TOKENS = 32
 CALIBRATION_SAMPLES, HELD_OUT_SAMPLES, BATCH_SIZE = 512, 128, 64
 #: How much more than its expected share SmoothQuant may clip.
 SMOOTH_ROOM = 2.5
@@ -395,11 +394,12 @@ def _engine_lines(request: Request) -> list[str]:
         ]
     lines = ["engine:", "  # 6 linear layers a block, and the projection"]
     for name, tower in (("vision", shape.vision), ("text", shape.text)):
-        fused = request.recipe == "fp8-attention" and tower.tokens >= FUSED_TOKENS
+        fused = request.recipe == "fp8-attention" and tower.tokens >= FP8_ATTENTION_MIN_TOKENS
         attention = ", attention: fused-fp8" if fused else ""
         if request.recipe == "fp8-attention" and not fused:
             lines.append(
-                f"  # FP8 attention fuses from {FUSED_TOKENS} tokens on: {name} has {tower.tokens}"
+                f"  # FP8 attention fuses from {FP8_ATTENTION_MIN_TOKENS} tokens on: {name} has "
+                f"{tower.tokens}"
             )
         lines.append(
             f"  - {{target: {request.target}, towers: [{name}], "

@@ -18,8 +18,9 @@ Slot = Literal["input", "weight", "output", "q", "k", "v", "softmax", "attention
 class Quantizer:
     """One quantizer of a model, as found and as seen running.
 
-    `format` is `E4M3`, `INT8`, `INT4`, ... (from num_bits), or `unknown(...)`.
-    `granularity` is `per-tensor`, `per-channel` or `block`.
+    `format` is a name of the table of number formats (`E4M3`, `INT4`, `NVFP4`), or `unknown(...)`.
+    `granularity` is `per-tensor`, `per-channel` or `block`; `block_sizes` are then those of the
+    blocks, in the order of the axes.
     `amax` fields are None where there is no amax; NaN and Inf are kept as `float`.
     `vision_calls` / `text_calls` count how often it ran in one forward of that tower;
     `changed` says whether its output ever differed from its input.
@@ -55,6 +56,7 @@ class Quantizer:
     clipped_samples: int = 0
     clipped_squares: int = 0
     batch_dependent: bool = False
+    block_sizes: tuple[int, ...] = ()
 
     @property
     def calls(self) -> int:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
+from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
@@ -85,8 +86,8 @@ def judge_calibration(
     what was calibrated on are evidence, and no more: different pictures can look alike.
     `attention` is the model's attention implementation, for advice.
     """
-    static = [q for q in audit.quantizers if q.enabled and not q.dynamic]
-    dynamic = [q for q in audit.quantizers if q.enabled and q.dynamic]
+    static = [q for q in audit.quantizers if q.enabled and _keeps_amax(q)]
+    dynamic = [q for q in audit.quantizers if q.enabled and not _keeps_amax(q)]
     parts = (
         _judge_run(run, gate=gate),
         _judge_amax(static, gate=gate, attention=attention),
@@ -126,7 +127,7 @@ def judge_ranges(audit: Audit, *, gate: CalibrationGate) -> Verdict:
 
     As `judge_calibration`, but for what only the calibration itself can tell.
     """
-    static = [q for q in audit.quantizers if q.enabled and not q.dynamic]
+    static = [q for q in audit.quantizers if q.enabled and _keeps_amax(q)]
     parts = (
         _judge_amax(static, gate=gate),
         _judge_weights(static, algorithm=audit.algorithm, gate=gate),
@@ -245,6 +246,14 @@ def _judge_amax(
         },
         code=f"calibration.amax-{code}",
     )
+
+
+def _keeps_amax(quantizer: Quantizer) -> bool:
+    """Return whether a quantizer was to be calibrated: NVFP4 too, with its dynamic blocks."""
+    kind = find_format(quantizer.format)
+    if kind is None:
+        return not quantizer.dynamic
+    return kind.keeps_amax(dynamic=quantizer.dynamic)
 
 
 def _has_amax(quantizer: Quantizer) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
+from pytest_quantgate.formats.table import narrow_precisions
 from pytest_quantgate.gates.memory import figures_of, judge_sizes, limits_of
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
@@ -209,17 +210,15 @@ def _judge_gemms(reports: Mapping[str, EngineReport], *, gate: EngineGate) -> Ve
 def _judge_excluded(
     report: EngineReport, tower: str, names: tuple[str, ...], gate: EngineGate
 ) -> Verdict | None:
-    narrow = [
-        node.node
-        for node in report.nodes
-        if node.node in names and node.precision in ("fp8", "int8")
-    ]
-    if not narrow:
+    bits = narrow_precisions()
+    found = [n for n in report.nodes if n.node in names and n.precision in bits]
+    if not found:
         return None
     return _verdict(
         Status.FAIL,
-        f"{count(len(narrow), 'excluded layer')} of the {tower} engine run in 8 bits: "
-        f"{listed(narrow)} ({gate.where})",
+        f"{count(len(found), 'excluded layer')} of the {tower} engine run in "
+        f"{min(bits[str(n.precision)] for n in found)} bits: "
+        f"{listed([n.node for n in found])} ({gate.where})",
         cause="the exported graph quantizes them although the suite excludes them",
         next_step="look at the export gate",
         code="engine.excluded-in-8-bits",

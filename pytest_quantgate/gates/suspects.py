@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.formats.table import E4M3, find_format
 from pytest_quantgate.text.words import listed
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ EXPLAINS_DB = 2 * STANDS_OUT_DB
 
 #: In E4M3, whose normal numbers go from 2^-6 to 448, a channel that is so many times smaller than
 #: the range still has its values down to 2^-6 of its largest rounded as finely as any.
-FP8_REACH = 448.0
+FP8_REACH = E4M3.largest
 
 
 def name_suspects(
@@ -140,9 +141,14 @@ def _advise(outliers: Sequence[OutlierChannels], *, recipe: str) -> list[str]:
         own = recipe == "inline quant_cfg" or recipe.endswith((".yaml", ".yml"))
         name = "algorithm: smoothquant next to its quant_cfg" if own else "recipe: int8-smoothquant"
         found.append(f"{name}, which moves the range of such channels into the weights")
-    if all(o.format.startswith("INT") and o.largest_ratio <= FP8_REACH for o in outliers):
+    if all(_is_integer(o.format) and o.largest_ratio <= FP8_REACH for o in outliers):
         found.append("a recipe in FP8 (fp8, fp8-attention), which rounds small values as finely")
     return found
+
+
+def _is_integer(name: str) -> bool:
+    found = find_format(name)
+    return found is not None and found.is_integer
 
 
 def _stands_out(worst: Suspect, rest: Sequence[Suspect]) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.formats.table import explain_target, find_format
 from pytest_quantgate.gates.coverage import CoverageGate, Waiver, wanted_slots
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineTarget, target_key
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     from pytest_quantgate.evidence.audit import Audit, Quantizer, Slot, Tower
     from pytest_quantgate.evidence.onnx import OnnxAudit, QdqPair
-    from pytest_quantgate.runtimes.engine_layers import EngineReport, Precision
+    from pytest_quantgate.formats.number_format import NumberFormat
+    from pytest_quantgate.runtimes.engine_layers import EngineReport
 
 GATE = "trace"
 
@@ -57,12 +59,6 @@ class TraceGate(EngineTarget):
 
 Stage = Literal["model", "forward", "onnx", "engine"]
 STAGES: tuple[Stage, ...] = ("model", "forward", "onnx", "engine")
-
-#: What a kernel must compute in, by the format of the quantizer.
-PRECISIONS: Mapping[str, Precision] = {"E4M3": "fp8", "E5M2": "fp8", "INT8": "int8"}
-
-#: The dtype that such a kernel writes, in the library's words.
-WRITTEN: Mapping[Precision, tuple[str, ...]] = {"fp8": ("FP8",), "int8": ("Int8", "INT8")}
 
 #: Slots of a layer; the others belong to an attention block.
 LAYER_SLOTS: tuple[Slot, ...] = ("input", "weight", "output", "other")
@@ -286,22 +282,24 @@ def _find_engine_loss(
     quantizer: Quantizer, pair: QdqPair, *, onnx: OnnxAudit, engine: EngineReport
 ) -> str:
     """Return why no kernel computes with a quantizer in its precision; empty where one does."""
-    wanted = PRECISIONS.get(quantizer.format)
-    if wanted is None:
+    kind = find_format(quantizer.format)
+    if kind is None or not kind.precision:
         return f"no kernel is known to compute in {quantizer.format}"
+    if not kind.is_supported_on(engine.target):
+        return explain_target(kind, target=engine.target)
     readers = [op.node for op in onnx.operations if quantizer.name in op.quantizers]
     if not readers:
-        return _find_unwritten(pair, wanted=wanted, engine=engine)
+        return _find_unwritten(pair, wanted=kind, engine=engine)
     for node in readers:
         precision, kernel = _find_kernel(node, engine=engine)
         if kernel is None:
             return f"no kernel computes {node} by itself"
-        if precision != wanted:
+        if precision != kind.precision:
             return f"{node} runs in {precision}, in kernel {kernel}"
     return ""
 
 
-def _find_kernel(node: str, *, engine: EngineReport) -> tuple[Precision | None, str | None]:
+def _find_kernel(node: str, *, engine: EngineReport) -> tuple[str | None, str | None]:
     """Return the precision and the name of the kernel that multiplies at an ONNX node."""
     for found in engine.nodes:
         if found.node == node:
@@ -312,7 +310,7 @@ def _find_kernel(node: str, *, engine: EngineReport) -> tuple[Precision | None, 
     return None, None
 
 
-def _find_unwritten(pair: QdqPair, *, wanted: Precision, engine: EngineReport) -> str:
+def _find_unwritten(pair: QdqPair, *, wanted: NumberFormat, engine: EngineReport) -> str:
     """An output that the next layer quantizes again: some kernel must write it narrow, or the
     attention kernel must hold it."""
     prefix = pair.node.rpartition("/")[0]
@@ -324,9 +322,9 @@ def _find_unwritten(pair: QdqPair, *, wanted: Precision, engine: EngineReport) -
     if not kernels:
         return "the builder took its Q/DQ pair out"
     for layer in kernels:
-        if layer.kind == "attention" and layer.precision == wanted:
+        if layer.kind == "attention" and layer.precision == wanted.precision:
             return ""
-        if set(layer.output_dtypes) & set(WRITTEN[wanted]):
+        if set(layer.output_dtypes) & set(wanted.engine_dtypes):
             return ""
     return f"kernel {kernels[0].name} writes {listed(kernels[0].output_dtypes)}"
 

@@ -17,15 +17,22 @@ from pytest_quantgate.evidence.audit import Audit, LayerActivation, Module, Towe
 from pytest_quantgate.measure.activations import ActivationRecorder, highest_finite
 from pytest_quantgate.measure.invariance import measure_invariance
 from pytest_quantgate.measure.operations import Recorder
-from pytest_quantgate.measure.quantizers import Activity, describe_quantizer, replay_recipe, watch
+from pytest_quantgate.measure.quantizers import (
+    Activity,
+    describe_quantizer,
+    replay_recipe,
+    watch,
+)
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantizers import (
     block_of,
     find_quantizers,
+    format_of,
     owner_of,
     plain_class_name,
+    require_kernels,
     tower_of,
 )
 from pytest_quantgate.models.recipes import Recipe
@@ -91,8 +98,12 @@ def audit_module(
     intended, in the formats that the enabled quantizers have. `clip_*` are further forwards on
     data that the quantizers were not calibrated on, in which clipped values are counted, and values
     above `highest`, which the number format that ships cannot hold.
+
+    Raises NotMeasured where a quantizer needs a kernel that this machine cannot run.
     """
     quantizers = find_quantizers(module)
+    kinds_on = (format_of(q) for q in quantizers.values() if q.is_enabled)
+    require_kernels((kind.name for kind in kinds_on if kind is not None), module=module)
     activity = {name: Activity() for name in quantizers}
     operations = Recorder()
     towers: list[Tower] = []

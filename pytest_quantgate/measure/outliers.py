@@ -21,18 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.audit import Slot
 from pytest_quantgate.evidence.sensitivity import OutlierChannels
+from pytest_quantgate.formats.table import name_format
 from pytest_quantgate.measure.fidelity import sum_of_squares
 from pytest_quantgate.measure.groups import block_prefix
 from pytest_quantgate.measure.quantizers import replaced_forward
 from pytest_quantgate.models.quantizers import (
     amax_of,
+    format_of,
     has_constant_range,
     is_dynamic,
     owner_of,
     slot_of,
     whole_name,
 )
-from pytest_quantgate.models.recipes import format_of_bits
 
 if TYPE_CHECKING:
     import torch
@@ -94,11 +95,16 @@ def find_outliers(
     before = noise(top)
     if before == 0 or not noise(rest) <= before / 2:
         return None
-    levels, levels_count = _count_levels(quantizer, min(1.0, median / range_))
+    kind = format_of(quantizer)
+    levels, levels_count = (
+        (None, None)
+        if kind is None
+        else kind.count_levels(min(1.0, median / range_), unsigned=quantizer.unsigned)
+    )
     return OutlierChannels(
         quantizer=name,
         place=_place_of(name),
-        format=format_of_bits(quantizer.num_bits),
+        format=name_format(quantizer.num_bits, block_sizes=quantizer.block_sizes),
         channels=tuple(channels),
         channels_count=len(largest),
         largest_ratio=top / median,
@@ -222,24 +228,6 @@ def _channel_dimension(owner: torch.nn.Module) -> int:
     from torch import nn
 
     return 1 if isinstance(owner, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else -1
-
-
-def _count_levels(quantizer: Any, share: float) -> tuple[int | None, int | None]:
-    """Return how many levels above 0 a format has up to a share of its range, and in all.
-
-    The 8-bit floats count up with their own bits: the code of a positive value is its number.
-    """
-    import torch
-
-    kinds = {"E4M3": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
-    name = format_of_bits(quantizer.num_bits)
-    if name in kinds:
-        largest = torch.finfo(kinds[name]).max
-        codes = torch.tensor([share * largest, largest]).to(kinds[name]).view(torch.uint8)
-        return int(codes[0]), int(codes[1])
-    if isinstance(quantizer.num_bits, int):
-        return round(share * quantizer.maxbound), int(quantizer.maxbound)
-    return None, None
 
 
 def _is_smoothable(name: str, quantizer: Any, owner: torch.nn.Module) -> bool:

@@ -10,10 +10,13 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.audit import Quantizer, Tower
+from pytest_quantgate.formats.number_format import NumberFormat
+from pytest_quantgate.formats.table import name_format, read_blocks
 from pytest_quantgate.models.quantizers import (
     amax_of,
     block_of,
     find_quantizers,
+    format_of,
     has_constant_range,
     is_dynamic,
     owner_of,
@@ -22,7 +25,6 @@ from pytest_quantgate.models.quantizers import (
     tower_of,
     whole_name,
 )
-from pytest_quantgate.models.recipes import format_of_bits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,12 +154,15 @@ def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[list[int], int]:
     import torch
 
     amax = amax_of(quantizer)
-    if amax is None or is_dynamic(quantizer) or not value.numel():
+    kind = format_of(quantizer)
+    if amax is None or kind is None or not kind.keeps_amax(dynamic=is_dynamic(quantizer)):
+        return [], 0
+    if not value.numel():
         return [], 0
     scale = getattr(quantizer, "pre_quant_scale", None)
     if scale is not None:
         value = value * scale
-    highest = amax.to(value.device) * (1 + half_step(quantizer.num_bits, dtype=value.dtype))
+    highest = amax.to(value.device) * (1 + half_step(kind, dtype=value.dtype))
     low, high = torch.aminmax(value.detach())
     if float(torch.maximum(-low, high)) <= float(highest.min()):
         return [], value.numel()  # the usual case, without a temporary of the value's size
@@ -168,21 +173,14 @@ def count_clipped(quantizer: Any, value: torch.Tensor) -> tuple[list[int], int]:
     return above.flatten(start_dim=1).sum(dim=1).tolist(), value.numel()
 
 
-def half_step(num_bits: Any, *, dtype: torch.dtype) -> float:
-    """Return half the distance of the two largest levels of a format, as a share of the largest.
+def half_step(kind: NumberFormat, *, dtype: torch.dtype) -> float:
+    """Return `NumberFormat.half_step`: above the largest level by so much, nothing is clipped.
 
-    0.5 / 127 for INT8; for E4M3, whose levels end at 416 and 448, 16 / 448. Never less than the
-    rounding of `dtype`, in which the value was computed.
+    Never less than the rounding of `dtype`, in which the value was computed.
     """
     import torch
 
-    rounding: float = 8 * torch.finfo(dtype).eps
-    if isinstance(num_bits, int):
-        return max(0.5 / float(2 ** (num_bits - 1) - 1), rounding)
-    _, mantissa = num_bits
-    # E4M3 gives its last code to NaN (OCP 8-bit floating point, section 5.1): 1.75, not 1.875.
-    top = 1.75 if tuple(num_bits) == (4, 3) else 2 - 2.0**-mantissa
-    return max(float(2.0 ** -(mantissa + 1) / top), rounding)
+    return max(kind.half_step, 8 * torch.finfo(dtype).eps)
 
 
 def list_amax(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -218,6 +216,7 @@ def describe_quantizer(
     amax = amax_of(quantizer)
     finite = amax is not None and bool(torch.isfinite(amax).all())
     module = owner_of(name)
+    blocks = read_blocks(quantizer.block_sizes)
     if quantizer.block_sizes:
         granularity = "block"
     else:
@@ -230,8 +229,9 @@ def describe_quantizer(
         tower=tower_of(module, ran_in=ran_in),
         block=block_of(name),
         enabled=bool(quantizer.is_enabled),
-        format=format_of_bits(quantizer.num_bits),
+        format=name_format(quantizer.num_bits, block_sizes=quantizer.block_sizes),
         granularity=granularity,
+        block_sizes=tuple(size for _, size in sorted(blocks.items())),
         dynamic=is_dynamic(quantizer),
         amax_min=float(amax.min()) if amax is not None and amax.numel() else None,
         amax_max=float(amax.max()) if amax is not None and amax.numel() else None,

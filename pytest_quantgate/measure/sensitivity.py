@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.evidence.sensitivity import OutlierChannels, QuantizerGroup
+from pytest_quantgate.formats.table import read_blocks
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
 from pytest_quantgate.measure.groups import block_prefix
 from pytest_quantgate.measure.outliers import find_outliers, set_apart
 from pytest_quantgate.measure.quantizers import replaced_forward
 from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.quantizers import find_quantizers, owner_of, slot_of
+from pytest_quantgate.models.quantizers import find_quantizers, format_of, owner_of, slot_of
 
 if TYPE_CHECKING:
     import torch
@@ -342,20 +343,17 @@ def _copy(output: Any) -> Any:
 def weights_bytes(module: torch.nn.Module, *, names: Collection[str], full_bytes: int) -> int:
     """Return what a model's weights take with the quantizers `names` on, in bytes.
 
-    A weight whose quantizer is on takes the bits of its format, every other parameter
-    `full_bytes` each.
+    A weight whose quantizer is on takes the bits of its format and of the scales of its blocks,
+    every other parameter `full_bytes` each.
     """
-    bits: dict[int, float] = {}
+    bits: dict[int, int] = {}
     for name, quantizer in find_quantizers(module).items():
         if name in names and slot_of(name) == "weight":
             weight = module.get_submodule(owner_of(name))._parameters.get("weight")
-            if weight is not None:
-                found = _bits_of(quantizer.num_bits)
-                bits[id(weight)] = min(found, bits.get(id(weight), math.inf))
-    return int(sum(p.numel() * bits.get(id(p), full_bytes * 8) / 8 for p in module.parameters()))
-
-
-def _bits_of(num_bits: Any) -> float:
-    if isinstance(num_bits, (tuple, list)):
-        return float(sum(num_bits) + 1)
-    return float(num_bits)
+            kind = format_of(quantizer)
+            if weight is not None and kind is not None:
+                blocks = read_blocks(quantizer.block_sizes)
+                found = kind.count_bits(weight.shape, blocks=blocks, full_bits=full_bytes * 8)
+                bits[id(weight)] = min(found, bits.get(id(weight), found))
+    whole = full_bytes * 8
+    return sum(bits.get(id(p), p.numel() * whole) for p in module.parameters()) // 8

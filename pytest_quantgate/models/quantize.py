@@ -12,7 +12,7 @@ from pytest_quantgate.models.attention import attention_class
 from pytest_quantgate.models.clip import ClipModel, PairBatch
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.quantizers import find_quantizers
+from pytest_quantgate.models.quantizers import find_quantizers, require_kernels
 from pytest_quantgate.models.recipes import Recipe, to_modelopt
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def quantize(
     would stop at them without saying which. `exclude` are patterns as in `mtq.disable_quantizer`.
     `batches` must be a collection, not an iterator, for an algorithm that reads it more than once
     (AWQ). `progress` is told the number of pairs of every batch of the first pass.
-    Raises ModelError where ModelOpt refuses the recipe or nothing is quantized.
+    Raises ModelError where ModelOpt refuses the recipe or nothing is quantized, NotMeasured where
+    it needs a GPU for the recipe's formats and the model is on none.
     """
     mtq = import_modelopt("modelopt.torch.quantization")
     model = replace(fp16, module=copy.deepcopy(fp16.module))
@@ -81,6 +82,7 @@ def quantize(
         try:
             mtq.quantize(model.module, to_modelopt(recipe), forward_loop=calibrate)
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            require_kernels(recipe.formats, module=model.module)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(f"ModelOpt cannot apply recipe {recipe.name!r}: {reason}") from error
         for pattern in exclude:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.evidence.audit import Slot, Tower
+from pytest_quantgate.formats.number_format import NumberFormat
+from pytest_quantgate.formats.table import E4M3, find_format, read_format
 from pytest_quantgate.models.modelopt import import_modelopt
 
 if TYPE_CHECKING:
@@ -32,6 +35,22 @@ _VISION = re.compile(r"vis|image|patch_embed")
 
 
 _TEXT = re.compile(r"text|token|^transformer$|^ln_final$|^positional_embedding$")
+
+
+def format_of(quantizer: Any) -> NumberFormat | None:
+    """Return the number format of a quantizer, None where it is none that is known."""
+    return read_format(quantizer.num_bits, block_sizes=quantizer.block_sizes)
+
+
+def require_kernels(formats: Iterable[str], *, module: torch.nn.Module) -> None:
+    """Raise NotMeasured for formats that ModelOpt computes on a GPU alone, and a model on none."""
+    found = [kind.name for name in formats if (kind := find_format(name)) and kind.needs_gpu]
+    device = next((p.device.type for p in module.parameters()), "cpu") if found else "cuda"
+    if device != "cuda":
+        raise NotMeasured(
+            f"ModelOpt computes {' and '.join(dict.fromkeys(found))} on an NVIDIA GPU alone, and "
+            f"this model is on the {device}: run on a machine with such a GPU"
+        )
 
 
 def find_quantizers(module: torch.nn.Module) -> dict[str, Any]:
@@ -82,7 +101,7 @@ def amax_of(quantizer: Any) -> torch.Tensor | None:
     import torch
 
     if has_constant_range(quantizer):
-        return torch.tensor(torch.finfo(torch.float8_e4m3fn).max)
+        return torch.tensor(E4M3.largest)
     amax = getattr(quantizer, "_amax", None)
     return amax if isinstance(amax, torch.Tensor) and not quantizer.is_mx_format else None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.formats.table import E4M3, INT8, name_format, read_num_bits
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.source import find_recipe_file, read_recipe_text
@@ -27,9 +28,9 @@ MODELOPT_VERSIONS = ((0, 47), (0, 48))
 #: something else there.
 FIRST_WITH_LIST = (0, 44)
 
-_E4M3 = {"num_bits": [4, 3], "axis": None}
-_INT8 = {"num_bits": 8, "axis": None}
-_INT8_PER_CHANNEL = {"num_bits": 8, "axis": 0}
+_E4M3 = {"num_bits": E4M3.num_bits, "axis": None}
+_INT8 = {"num_bits": INT8.num_bits, "axis": None}
+_INT8_PER_CHANNEL = {**_INT8, "axis": 0}
 _ALL_OFF = {"quantizer_name": "*", "enable": False}
 
 
@@ -216,19 +217,8 @@ def to_modelopt(recipe: Recipe) -> dict[str, Any]:
 
 
 def format_of(cfg: Mapping[str, Any]) -> str:
-    """Return the name of a quantizer configuration's number format, as `format_of_bits` does."""
-    return format_of_bits(cfg.get("num_bits", 8))
-
-
-def format_of_bits(num_bits: Any) -> str:
-    """Return `E4M3`, `E5M2`, `E2M1`, ... for (exponent, mantissa) bits and `INT8`, ... for ints."""
-    if isinstance(num_bits, bool):
-        return f"unknown({num_bits!r})"
-    if isinstance(num_bits, int):
-        return f"INT{num_bits}"
-    if isinstance(num_bits, (tuple, list)) and len(num_bits) == 2:
-        return f"E{num_bits[0]}M{num_bits[1]}"
-    return f"unknown({num_bits!r})"
+    """Return the name of a quantizer configuration's number format, as `name_format` does."""
+    return name_format(cfg.get("num_bits", 8), block_sizes=cfg.get("block_sizes"))
 
 
 def _names_slot(pattern: str, slot: str) -> bool:
@@ -358,12 +348,10 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _as_modelopt(value: Any) -> Any:
-    """Return plain data as ModelOpt takes it: `num_bits: [4, 3]` becomes a tuple."""
+    """Return plain data as ModelOpt takes it: `num_bits: [4, 3]`, or `e4m3`, becomes a tuple."""
     if isinstance(value, Mapping):
         return {
-            key: tuple(item)
-            if key == "num_bits" and isinstance(item, (list, tuple))
-            else _as_modelopt(item)
+            key: read_num_bits(item) if key in ("num_bits", "scale_bits") else _as_modelopt(item)
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from pytest_quantgate.errors import MissingPackage
+from pytest_quantgate.formats.table import TABLE, list_targets
 from pytest_quantgate.runtimes.engine_layers import (
     EngineError,
     EngineReport,
@@ -26,6 +27,7 @@ from pytest_quantgate.runtimes.engine_layers import (
     summarize_engine,
 )
 from pytest_quantgate.runtimes.engine_run import inspect_engine
+from pytest_quantgate.runtimes.onnx_graph import name_type
 from pytest_quantgate.runtimes.tensorrt_library import (
     Library,
     create_network,
@@ -332,10 +334,16 @@ def _explain_failure(outcome: _Outcome, *, library: Library, target: str, path: 
     text = " | ".join(outcome.errors)
     match = _HARDWARE_TYPE.search(text)
     if match:
+        types = match["types"].strip()
+        having = "; ".join(
+            f"{(row.precision or row.name).upper()}: {list_targets(row)}"
+            for row in TABLE
+            if row.hardware_type in types.split(", ")
+        )
         return (
-            f"{path}: cannot build for {target}, which has no units for {match['types'].strip()}: "
-            f'"{match[0].strip()}"; set `target:` to one that has (FP8: sm89, sm120, sm121), or '
-            f"ship the FP16 variant on {target}"
+            f"{path}: cannot build for {target}, which has no units for {types}: "
+            f'"{match[0].strip()}"; set `target:` to one that has'
+            f"{f' ({having})' if having else ''}, or ship the FP16 variant on {target}"
         )
     return (
         f"{path}: {library.name} {library.version} could not build for {target}: "
@@ -557,7 +565,7 @@ class _Graph:
         return "none"
 
     def _read_format(self, dequantize: Any) -> str:
-        """Return `fp8` or `int8` from the type of the zero point or of the stored weight."""
+        """Return `fp8`, `int8`, ... from the type of the zero point or of the stored weight."""
         if str(dequantize.op_type).startswith("TRT_FP8"):
             return "fp8"
         tensors = [self.constants.get(name) for name in dequantize.input[2:3]]
@@ -566,6 +574,6 @@ class _Graph:
             if node is not None and node.op_type == "Constant":
                 tensors += [a.t for a in node.attribute if a.name == "value"]
         tensors.append(self.constants.get(dequantize.input[0]))
-        types = [tensor.data_type for tensor in tensors if tensor is not None]
-        fp8_types = range(17, 21)  # FLOAT8E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ
-        return "fp8" if types and types[0] in fp8_types else "int8"
+        kind = next((name_type(t.data_type) for t in tensors if t is not None), "")
+        precisions = (row.precision for row in TABLE if row.onnx_type == kind and row.precision)
+        return next(precisions, "fp8" if kind.startswith("FLOAT8") else "int8")

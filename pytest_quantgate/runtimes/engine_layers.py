@@ -16,22 +16,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.formats.table import (
+    FP8_ATTENTION_MIN_TOKENS,
+    find_precision,
+    narrow_precisions,
+)
 
 #: `gemm` multiplies by weights, `matmul` two activations, `qdq` only quantizes or dequantizes.
 Kind = Literal["gemm", "conv", "matmul", "attention", "qdq", "other"]
 
-Precision = Literal["fp8", "int8", "half", "bf16", "float", "other"]
+#: `half`, `bf16`, `float`, `other`, or the precision of a narrow format (`fp8`, `int8`, `fp4`).
+Precision = str
 
 AttentionState = Literal["fused-fp8", "fused-half", "not-fused"]
 
-#: FP8 attention was seen to fuse from this many tokens on (TensorRT for RTX 1.7, sm89 and sm120);
-#: shorter sequences fall apart, in half precision they do not.
-FP8_ATTENTION_MIN_TOKENS = 32
-
-_PRECISIONS: dict[str, Precision] = {
-    "FP8": "fp8",
-    "Int8": "int8",
-    "INT8": "int8",
+_WIDE: dict[str, Precision] = {
     "Half": "half",
     "FP16": "half",
     "BFloat16": "bf16",
@@ -331,16 +330,20 @@ def _read_chain(layer: EngineLayer) -> str:
 
 def _find_precision(layer: EngineLayer, *, matrix: bool) -> Precision:
     """Judge by what goes in: a kernel that dequantizes its operands computes in half precision."""
-    inputs = [_PRECISIONS.get(dtype, "other") for dtype in layer.input_dtypes]
-    operands = inputs + [_PRECISIONS.get(dtype, "other") for dtype in layer.constant_dtypes]
+    inputs = [_precision_of(dtype) for dtype in layer.input_dtypes]
+    operands = inputs + [_precision_of(dtype) for dtype in layer.constant_dtypes]
     casts_first = _CASTS_FIRST.search(_read_chain(layer)) is not None
-    for narrow in ("fp8", "int8"):
+    for narrow in narrow_precisions():
         enough = operands.count(narrow) >= 2 if matrix else narrow in inputs
         if narrow in inputs and enough and not (matrix and casts_first):
-            return "fp8" if narrow == "fp8" else "int8"
+            return narrow
     wide: tuple[Precision, ...] = ("half", "bf16", "float")  # alpha and beta are always Float
-    outputs = [_PRECISIONS.get(dtype, "other") for dtype in layer.output_dtypes]
+    outputs = [_precision_of(dtype) for dtype in layer.output_dtypes]
     return next((p for p in wide if p in operands or p in outputs), "other")
+
+
+def _precision_of(dtype: str) -> Precision:
+    return find_precision(dtype) or _WIDE.get(dtype, "other")
 
 
 def find_node_precisions(
@@ -388,8 +391,9 @@ def _judge_attention(
     state: AttentionState = "not-fused"
     if fused:
         involved = {fused[0].name: fused[0]}
-        quantized = fused[0].input_dtypes.count("FP8")
-        floats = sum(dtype in _PRECISIONS for dtype in fused[0].input_dtypes)
+        inputs = [_precision_of(dtype) for dtype in fused[0].input_dtypes]
+        quantized = inputs.count("fp8")
+        floats = sum(precision != "other" for precision in inputs)
         # q, k and v are one, two or three inputs; a mask may be a further one in half precision
         state = "fused-fp8" if quantized >= 3 or 0 < quantized == floats else "fused-half"
     return EngineAttention(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pytest_quantgate.errors import MissingPackage, NotMeasured
+from pytest_quantgate.formats.table import TABLE
 from pytest_quantgate.runtimes.engine_layers import EngineError
 from pytest_quantgate.runtimes.tensorrt_library import (
     Library,
@@ -40,8 +41,7 @@ _TORCH_DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
     "BF16": "bfloat16",
-    "FP8": "float8_e4m3fn",
-    "INT8": "int8",
+    **{word: row.torch_dtype for row in TABLE if row.torch_dtype for word in row.engine_dtypes},
     "UINT8": "uint8",
     "INT32": "int32",
     "INT64": "int64",

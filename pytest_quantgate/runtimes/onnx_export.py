@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.formats.table import E4M3, TABLE, name_format
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantizers import (
     amax_of,
     find_quantizers,
+    format_of,
     is_dynamic,
     plain_class_name,
     slot_of,
 )
-from pytest_quantgate.models.recipes import format_of_bits
 from pytest_quantgate.runtimes.onnx_surgery import (
     MARK,
     MARK_DOMAIN,
@@ -48,6 +49,10 @@ Precision = Literal["float32", "float16", "bfloat16"]
 
 #: FP8 in QuantizeLinear came with opset 19; PyTorch's tracing exporter writes up to 20.
 OPSETS = (19, 20)
+
+#: What a quantizer may round to and become a Q/DQ pair.
+WRITTEN = tuple(row for row in TABLE if row.torch_dtype)
+_WRITTEN_WORDS = " and ".join(row.name for row in WRITTEN)
 
 #: A probability is at most 1, so that is the range of a quantizer behind Softmax.
 SOFTMAX_AMAX = 1.0
@@ -282,7 +287,7 @@ def _replace_attention(module: Any, *, softmax: bool) -> tuple[str, ...]:
         already = {"softmax_quantizer", "p_bmm_quantizer"} & names
         if softmax and not already:
             if not {"q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer"} <= names or not all(
-                format_of_bits(attention.get_submodule(part).num_bits) == "E4M3" for part in names
+                format_of(attention.get_submodule(part)) == E4M3 for part in names
             ):
                 raise ModelError(
                     f"softmax pairs were asked for, and attention {name} is not quantized to E4M3 "
@@ -366,7 +371,7 @@ def _make_softmax_quantizer(*, like: Any) -> Any:
 
     modelopt = import_modelopt("modelopt.torch.quantization.nn")
     settings = import_modelopt("modelopt.torch.quantization.config").QuantizerAttributeConfig
-    quantizer = modelopt.TensorQuantizer(settings(num_bits=(4, 3), axis=None))
+    quantizer = modelopt.TensorQuantizer(settings(num_bits=E4M3.num_bits, axis=None))
     quantizer.amax = torch.tensor(SOFTMAX_AMAX)
     return quantizer.to(like.amax.device).eval()
 
@@ -375,11 +380,12 @@ def _describe(name: str, quantizer: Any) -> StoredQuantizer:
     """Return what the graph needs of a quantizer; raise ModelError where ONNX cannot hold it."""
     import torch
 
-    kind = format_of_bits(quantizer.num_bits)
+    kind = format_of(quantizer)
     amax = amax_of(quantizer)
     reason = ""
-    if kind not in ("E4M3", "INT8"):
-        reason = f"its format is {kind}, this export writes E4M3 and INT8"
+    if kind not in WRITTEN:
+        found = name_format(quantizer.num_bits, block_sizes=quantizer.block_sizes)
+        reason = f"its format is {found}, this export writes {_WRITTEN_WORDS}"
     elif is_dynamic(quantizer) or quantizer.block_sizes:
         reason = "its range is taken from each batch or block"
     elif amax is None:
@@ -399,10 +405,11 @@ def _describe(name: str, quantizer: Any) -> StoredQuantizer:
     if reason:
         raise ModelError(f"{name} cannot become a Q/DQ pair: {reason}")
     assert amax is not None
+    assert kind is not None
     axis = next((i for i, size in enumerate(amax.shape) if size > 1), None)
     return StoredQuantizer(
         name=name,
-        format="E4M3" if kind == "E4M3" else "INT8",
+        format=kind,
         slot=slot_of(name),
         amax=amax.detach().float().cpu().reshape(-1 if axis is not None else ()).numpy(),
         axis=axis,

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
+from pytest_quantgate.formats.table import TABLE, find_format, find_onnx_format
 from pytest_quantgate.models.quantizers import owner_of, slot_of, whole_name
-from pytest_quantgate.runtimes.onnx_surgery import LARGEST, describe_without_weights
+from pytest_quantgate.runtimes.onnx_surgery import describe_without_weights
 from pytest_quantgate.untrusted import read_regular
 
 if TYPE_CHECKING:
@@ -34,16 +35,8 @@ MOVES = frozenset(
 
 OPERATIONS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
-#: FLOAT8E4M3FN to FLOAT8E5M2FNUZ, by number, as the wire format has them.
-_FLOAT8 = frozenset((17, 18, 19, 20))
-
 #: What ONNX calls a type, and what this product calls it.
-_TYPE_NAMES: Mapping[str, str] = {
-    "FLOAT": "float32",
-    "DOUBLE": "float64",
-    "FLOAT8E4M3FN": "E4M3",
-    "INT8": "INT8",
-}
+_TYPE_NAMES: Mapping[str, str] = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
 def read_graph(path: Path, *, amax: Mapping[str, np.ndarray] | None = None) -> OnnxAudit:
@@ -220,7 +213,8 @@ class _Graph:
         node = dequantize if dequantize is not None else quantize
         scale = self._values(node.input[1])
         kind = self._kind(dequantize, quantize=quantize)
-        largest = LARGEST.get(kind, float("nan"))
+        known_format = find_format(kind)
+        largest = known_format.largest if known_format is not None else float("nan")
         source: Literal["weight, 8 bit", "weight, float", "activation"] = "activation"
         entered = None
         if quantize is not None:
@@ -275,16 +269,16 @@ class _Graph:
             self._fingerprint(dequantize.input[1]) == self._fingerprint(quantize.input[1])
             and self._kind(dequantize, quantize=None)
             in ("unknown", self._kind(None, quantize=quantize))
-            and _axis(dequantize) == _axis(quantize)
+            and _attribute(dequantize, "axis") == _attribute(quantize, "axis")
         )
 
     def _kind(self, dequantize: Any, *, quantize: Any) -> str:
         """Return the 8-bit type of a pair: of its zero point, else of the stored weight."""
         for node in (dequantize, quantize):
             if node is not None and len(node.input) > 2 and node.input[2]:
-                return self._type_of(node.input[2])
+                return self._format_of(node.input[2], node)
         if dequantize is not None and dequantize.input[0] in self.initializers:
-            return self._type_of(dequantize.input[0])
+            return self._format_of(dequantize.input[0], dequantize)
         return "uint8" if quantize is not None else "unknown"  # ONNX's rule without a zero point
 
     def _zero_points(self, node: Any) -> Any:
@@ -348,11 +342,21 @@ class _Graph:
             raise ModelError(
                 f"{self.path}: tensor {name[:80]!r} is damaged ({reason}): export the tower again"
             ) from error
-        return values.astype(np.float32) if tensor.data_type in _FLOAT8 else values
+        return values.astype(np.float32) if values.dtype.kind == "V" else values  # of ml_dtypes
 
     def _type_of(self, name: str) -> str:
         tensor = self.initializers.get(name)
         return _type_name(tensor) if tensor is not None else "computed"
+
+    def _format_of(self, name: str, node: Any) -> str:
+        """Return the format of what a node of a pair holds: its type, as its scales share it."""
+        held, scale = self.initializers.get(name), self.initializers.get(node.input[1])
+        found = find_onnx_format(
+            name_type(held.data_type) if held is not None else "",
+            block_size=_attribute(node, "block_size"),
+            scale_type=name_type(scale.data_type) if scale is not None else "",
+        )
+        return found.name if found is not None else self._type_of(name)
 
     def _fingerprint(self, name: str) -> tuple[str, bytes]:
         """Return what tells two scales apart: their values, or the name of a computed one."""
@@ -406,15 +410,22 @@ def _label(node: Any) -> str:
     return str(node.name or node.output[0])
 
 
-def _axis(node: Any) -> int | None:
-    return next((int(a.i) for a in node.attribute if a.name == "axis"), None)
+def _attribute(node: Any, name: str) -> int | None:
+    return next((int(a.i) for a in node.attribute if a.name == name), None)
+
+
+def name_type(data_type: int) -> str:
+    """Return ONNX's name of a type by its number, empty for a number of none."""
+    import onnx
+
+    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+    return str(names.get(data_type, ""))
 
 
 def _type_name(tensor: Any) -> str:
-    import onnx
-
-    name = str(onnx.TensorProto.DataType.Name(tensor.data_type))
-    return str(_TYPE_NAMES.get(name, name.lower()))
+    name = name_type(tensor.data_type)
+    found = find_onnx_format(name)
+    return found.name if found is not None else _TYPE_NAMES.get(name, name.lower())
 
 
 def _count_values(tensor: Any) -> int:
@@ -427,15 +438,12 @@ def _count_bytes(model: Any) -> tuple[tuple[str, int], ...]:
 
     totals: dict[str, int] = {}
     for tensor in model.graph.initializer:
-        if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
-            size = (_count_values(tensor) + 1) // 2
-        elif tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN:
-            size = _count_values(tensor)
-        else:
-            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            size = _count_values(tensor) * kind.itemsize
+        signed = name_type(tensor.data_type).removeprefix("U")
+        bits = next((row.bits for row in TABLE if row.onnx_type == signed), None)
+        if bits is None:
+            bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         name = _type_name(tensor)
-        totals[name] = totals.get(name, 0) + size
+        totals[name] = totals.get(name, 0) + (_count_values(tensor) * bits + 7) // 8
     return tuple(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
 

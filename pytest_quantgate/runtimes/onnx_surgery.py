@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import Slot
+from pytest_quantgate.formats.number_format import NumberFormat
+from pytest_quantgate.formats.table import TABLE
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-#: The largest value of each 8-bit type: amax is this times the scale.
-LARGEST: Mapping[str, float] = {"E4M3": 448.0, "INT8": 127.0}
 
 #: ModelOpt's fake quantizers take a smaller amax as "this never saw a value".
 SMALLEST_AMAX = 2.0**-24
@@ -52,7 +51,7 @@ class StoredQuantizer:
     """
 
     name: str
-    format: Literal["E4M3", "INT8"]
+    format: NumberFormat
     slot: Slot
     amax: np.ndarray[Any, Any]
     axis: int | None
@@ -62,13 +61,13 @@ class StoredQuantizer:
         """Return the float32 scale of QuantizeLinear, of the shape of `amax`."""
         import numpy as np
 
-        largest = np.float32(LARGEST[self.format])
-        unused = np.float32(1.0) if self.format == "INT8" else np.float32(1.0) / largest
+        largest = np.float32(self.format.largest)
+        unused = np.float32(1.0) if self.format.is_integer else np.float32(1.0) / largest
         scale = np.where(self.amax <= SMALLEST_AMAX, unused, self.amax / largest)
         return np.asarray(scale, dtype=np.float32)
 
     def round_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight in 8 bits (float8_e4m3fn or int8), rounded by the quantizer itself.
+        """Return the weight in the format's type of PyTorch, rounded by the quantizer itself.
 
         Its values lie on the grid of the scale up to a float's rounding, so the division is exact
         in effect; a formula of our own would put a value near a tie on the other side.
@@ -81,9 +80,15 @@ class StoredQuantizer:
             shape[self.axis] = -1
             scale = scale.reshape(shape)
         grid = self.fake_quantize(weight.float()) / scale
-        if self.format == "E4M3":
-            return grid.clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
-        return grid.round().clamp(-128, 127).to(torch.int8)
+        grid = grid.round() if self.format.is_integer else grid
+        return grid.clamp(self.format.lowest, self.format.largest).to(self.torch_dtype)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        found: torch.dtype = getattr(torch, self.format.torch_dtype)
+        return found
 
 
 @dataclass(kw_only=True)
@@ -256,8 +261,7 @@ def _add_scale(build: _Build, quantizer: StoredQuantizer) -> tuple[str, str]:
         )
     values = quantizer.scale()
     build.initializers[scale] = onnx.numpy_helper.from_array(values, name=scale)
-    eight_bits = torch.float8_e4m3fn if quantizer.format == "E4M3" else torch.int8
-    _add_initializer(build, zero_point, torch.zeros(values.shape).to(eight_bits))
+    _add_initializer(build, zero_point, torch.zeros(values.shape).to(quantizer.torch_dtype))
     return scale, zero_point
 
 
@@ -265,18 +269,18 @@ def _add_initializer(build: _Build, name: str, tensor: torch.Tensor) -> None:
     import onnx
     import torch
 
+    narrow = {getattr(torch, row.torch_dtype): row for row in TABLE if row.torch_dtype}
     kinds = {
+        **{kind: getattr(onnx.TensorProto, row.onnx_type) for kind, row in narrow.items()},
         torch.float32: onnx.TensorProto.FLOAT,
         torch.float16: onnx.TensorProto.FLOAT16,
-        torch.float8_e4m3fn: onnx.TensorProto.FLOAT8E4M3FN,
-        torch.int8: onnx.TensorProto.INT8,
         torch.int64: onnx.TensorProto.INT64,
         torch.bool: onnx.TensorProto.BOOL,
     }
     if tensor.dtype not in kinds:
         raise ModelError(f"{name}: a tensor of type {tensor.dtype} has no place in the ONNX graph")
     values = tensor.detach().cpu().contiguous()
-    raw = values.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else values
+    raw = values.view(torch.uint8) if tensor.dtype in narrow else values
     build.initializers[name] = onnx.TensorProto(
         name=name,
         data_type=kinds[tensor.dtype],

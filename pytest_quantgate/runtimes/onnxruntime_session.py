@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
+from pytest_quantgate.formats.table import INT8, TABLE
 from pytest_quantgate.store.disk import temporary_folder
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class OnnxRuntimeModel:
     ONNX Runtime's `threads` share each matrix product, and the last digits depend on how many they
     are. With `workers` a batch is cut into slices of a fixed size instead, each computed by one
     thread: the same digits on any number of cores.
-    `optimization` None takes the level that is right for the graph: `none` where it holds FP8,
+    `optimization` None takes the level that is right for the graph: `none` for FP8 and 4 bits,
     `all` elsewhere; `self.optimization` says which it became. `stream` is the CUDA stream (as an
     integer, not the default one's 0) that a `provider` on the GPU works on.
     """
@@ -299,8 +300,11 @@ def choose_optimization(content: bytes, *, path: Path) -> Optimization:
                 f"{path}: the weights of {tensor.name!r} are kept in another file ({location!r}), "
                 f"which is not read: export the tower again"
             )
-    eight_bits = {
-        value for name, value in onnx.TensorProto.DataType.items() if name.startswith("FLOAT8")
+    unsafe = {row.onnx_type for row in TABLE} - {INT8.onnx_type}
+    narrow = {
+        value
+        for name, value in onnx.TensorProto.DataType.items()
+        if name.startswith("FLOAT8") or name.removeprefix("U") in unsafe
     }
     tensors = [tensor.data_type for tensor in model.graph.initializer]
     tensors += [
@@ -309,7 +313,7 @@ def choose_optimization(content: bytes, *, path: Path) -> Optimization:
         for attribute in node.attribute
         if attribute.type == onnx.AttributeProto.TENSOR
     ]
-    return "none" if eight_bits.intersection(tensors) else "all"
+    return "none" if narrow.intersection(tensors) else "all"
 
 
 def require_provider(provider: Provider) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.audit import Audit, Quantizer
+from pytest_quantgate.formats.table import E4M3, INT8
 from pytest_quantgate.gates.coverage import CoverageGate
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange
 
@@ -78,7 +79,8 @@ def switch_off(quantizers: Sequence[Any]) -> None:
 def change_format(quantizers: Sequence[Any]) -> None:
     """Make FP8 quantizers INT8 ones, and others FP8."""
     for quantizer in quantizers:
-        quantizer.num_bits = 8 if quantizer.num_bits == (4, 3) else (4, 3)
+        other = INT8 if quantizer.num_bits == E4M3.num_bits else E4M3
+        quantizer.num_bits = other.num_bits
 
 
 def forget_ranges(quantizers: Sequence[Any]) -> None:

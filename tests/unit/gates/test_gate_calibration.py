@@ -238,6 +238,40 @@ def test_nothing_static_fails() -> None:
     assert "no static quantizer is enabled: nothing to calibrate" in verdict.headline
 
 
+NVFP4: dict[str, Any] = {"format": "NVFP4", "granularity": "block", "dynamic": True}
+
+
+def test_dynamic_blocks_under_a_calibrated_range_of_the_tensor_are_trusted() -> None:
+    verdict = judge(change_quantizers(AUDIT, "*", **NVFP4))
+
+    assert verdict.passed
+    assert "24 static quantizers with a finite amax" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"amax_min": None, "amax_max": None, "amax_count": 0}, "missing"),
+        ({"amax_max": math.nan, "amax_finite": False}, "nonfinite"),
+        ({"amax_min": 0.0, "amax_max": 0.0}, "zero"),
+    ],
+)
+def test_dynamic_blocks_without_a_range_of_the_tensor_are_red(
+    changes: dict[str, Any], code: str
+) -> None:
+    """ModelOpt then takes it from each batch, and says nothing."""
+    audit = change_quantizers(change_quantizers(AUDIT, "*", **NVFP4), FC1, **changes)
+
+    assert judge(audit).code == f"calibration.amax-{code}"
+    assert not judge_ranges(audit, gate=calibration_gate()).passed
+
+
+def test_formats_whose_scales_come_from_the_values_have_nothing_to_calibrate() -> None:
+    audit = change_quantizers(AUDIT, "*", format="MXFP8", granularity="block", dynamic=True)
+
+    assert judge(audit).code == "calibration.nothing-static"
+
+
 IDLE: dict[str, Any] = {"amax_max": None, "amax_count": 0, "vision_calls": 0}
 
 

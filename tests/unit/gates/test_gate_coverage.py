@@ -338,6 +338,16 @@ def test_layer_of_another_format_fails() -> None:
     assert verdict.evidence[0] == "vision_model.layers.0.mlp.fc1.input_quantizer: INT8"
 
 
+@pytest.mark.parametrize("name", ["MXFP8", "NVFP4", "NVFP4 (block 32)", "INT4"])
+def test_a_format_in_blocks_is_expected_by_its_name(name: str) -> None:
+    """MXFP8 has the elements of E4M3, and is another format."""
+    audit = replace(change_quantizers(AUDIT, "*", format=name), formats=(name,))
+    assert judge(audit).passed
+
+    verdict = fail(change_quantizers(audit, "vision*layers.0.mlp*weight*", format="E4M3"))
+    assert f"1 quantizers have another format than the recipe's {name}: 1 E4M3" in verdict.headline
+
+
 def test_layer_that_never_ran_fails() -> None:
     """The weight went through a functional call: its quantizers are on and were never asked."""
     audit = change_quantizers(AUDIT, "vision*mlp*", vision_calls=0)

@@ -317,8 +317,8 @@ def test_without_a_least_count_any_passes() -> None:
 # -- excluded layers ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp8", "int8"])
-def test_excluded_layer_in_eight_bits_fails(precision: Precision) -> None:
+@pytest.mark.parametrize(("precision", "bits"), [("fp8", 8), ("int8", 8), ("fp4", 4)])
+def test_excluded_layer_in_few_bits_fails(precision: Precision, bits: int) -> None:
     conv = make_node(PATCHES, precision, op="conv")
     vision = make_report("vision", nodes=(*make_nodes("vision", ("fp8",) * 4), conv))
 
@@ -326,7 +326,7 @@ def test_excluded_layer_in_eight_bits_fails(precision: Precision) -> None:
 
     assert verdict.status is Status.FAIL
     assert verdict.headline == (
-        f"engine: 1 excluded layer of the vision engine run in 8 bits: {PATCHES} ({FILE}:10)"
+        f"engine: 1 excluded layer of the vision engine run in {bits} bits: {PATCHES} ({FILE}:10)"
     )
     assert "although the suite excludes them" in verdict.cause
     assert verdict.next_step == "look at the export gate"

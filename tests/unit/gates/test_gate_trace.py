@@ -432,6 +432,29 @@ def test_an_unknown_format_reaches_no_kernel() -> None:
     assert "no kernel is known to compute in INT3" in judge(rows).headline
 
 
+@pytest.mark.parametrize("name", ["INT4", "MXFP8", "MXFP6", "unknown(('x',))"])
+def test_a_format_that_no_kernel_was_seen_to_compute_in(name: str) -> None:
+    rows = follow(change_quantizers(make_audit(), FC1, format=name))
+
+    assert f"no kernel is known to compute in {name}" in judge(rows).headline
+
+
+def test_a_format_that_the_target_has_no_units_for() -> None:
+    """A builder may take a graph and compute in half precision: the table says why."""
+    audit = change_quantizers(make_audit(), FC1, format="NVFP4")
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {tower: make_engine(found) for tower, found in onnx.items()}
+    rows = follow(audit, onnx=onnx, engines=engines)
+
+    assert "NVFP4 is not supported on sm89, but on sm120, sm121" in judge(rows).headline
+    on_new = {
+        tower: change_node(replace(engine, target="sm120"), "layers/1/mlp", precision="fp4")
+        for tower, engine in engines.items()
+    }
+    reasons = {row.name: row.reason for row in follow(audit, onnx=onnx, engines=on_new)}
+    assert reasons[FC1] == ""
+
+
 def test_allow_covers_the_engine_alone() -> None:
     audit = make_audit()
     onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from pytest_quantgate.evidence.audit import Audit, Operation, Quantizer
 from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.formats.table import INT8, read_format
 from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
 from pytest_quantgate.measure.audit import audit_module, audit_quantizers
 from pytest_quantgate.measure.quantizers import Activity, count_clipped, half_step, watch
@@ -709,14 +710,18 @@ def test_values_that_round_to_the_largest_level_are_not_clipped(
     num_bits: Any, top: float, following: float
 ) -> None:
     """The grid, if it went on: half-way to the next level is where clipping begins."""
-    assert half_step(num_bits, dtype=torch.float32) == pytest.approx(
+    kind = read_format(num_bits)
+    assert kind is not None
+    assert half_step(kind, dtype=torch.float32) == pytest.approx(
         (following - top) / 2 / top, rel=1e-12
     )
 
 
 def test_slack_is_never_less_than_the_rounding_of_the_arithmetic() -> None:
-    assert half_step(8, dtype=torch.bfloat16) == 8 * torch.finfo(torch.bfloat16).eps
-    assert half_step(24, dtype=torch.float32) == 8 * torch.finfo(torch.float32).eps
+    int24 = read_format(24)
+    assert int24 is not None
+    assert half_step(INT8, dtype=torch.bfloat16) == 8 * torch.finfo(torch.bfloat16).eps
+    assert half_step(int24, dtype=torch.float32) == 8 * torch.finfo(torch.float32).eps
 
 
 def test_clipped_values_are_counted_sample_by_sample() -> None:

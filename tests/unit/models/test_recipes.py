@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.formats.table import name_format
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.recipes import (
     Recipe,
     check_modelopt_version,
     describe_content,
-    format_of_bits,
     named_recipes,
     resolve_recipe,
     to_modelopt,
@@ -212,7 +212,7 @@ def test_plain_data_survives_the_way_to_modelopt(make_recipe: MakeRecipe) -> Non
     ],
 )
 def test_format_names(bits: Any, name: str) -> None:
-    assert format_of_bits(bits) == name
+    assert name_format(bits) == name
 
 
 DICT_FORM = (

@@ -281,8 +281,61 @@ def test_fp8_is_refused_on_a_target_without_fp8_units(
         f"datatypes: fp8_e4m3" in message
     )
     assert "model.onnx" in message
-    assert "sm89" in message
+    assert "one that has (FP8: sm89, sm120, sm121), or ship" in message
     assert not (tmp_path / "model.plan").exists()
+
+
+def make_nvfp4_linear(size: int = 64) -> Any:
+    """Return a product of two NVFP4 operands: scales of blocks in FP8 under one of the tensor."""
+    weight = np.tile([0.5, -1, 2, 6], size * size // 4)
+    blocks = [size, size // 16]
+    fp8 = TensorProto.FLOAT8E4M3FN
+    nodes = [
+        helper.make_node("DequantizeLinear", ["s", "g"], ["sf"]),
+        helper.make_node("DequantizeLinear", ["w", "sf"], ["wf"], axis=1, block_size=16),
+        helper.make_node("Transpose", ["wf"], ["wt"], perm=[1, 0]),
+        helper.make_node(
+            *("TRT_FP4DynamicQuantize", ["x", "g"], ["xq", "xs"]),
+            domain="trt",
+            axis=1,
+            block_size=16,
+            scale_type=fp8,
+        ),
+        helper.make_node("DequantizeLinear", ["xs", "g"], ["xsf"]),
+        helper.make_node("DequantizeLinear", ["xq", "xsf"], ["xf"], axis=1, block_size=16),
+        helper.make_node("MatMul", ["xf", "wt"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "nvfp4",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [16, size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [16, size])],
+        [
+            helper.make_tensor("w", TensorProto.FLOAT4E2M1, [size, size], weight.tolist()),
+            helper.make_tensor("s", fp8, blocks, np.ones(blocks).ravel().tolist()),
+            numpy_helper.from_array(np.array(0.01, np.float32), "g"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("trt", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=11)
+
+
+@pytest.mark.parametrize("target", ["sm120", "sm121"])
+def test_nvfp4_is_built_where_there_are_units_for_it(
+    target: str, rtx: Library, tmp_path: Path
+) -> None:
+    report = build(make_nvfp4_linear(), tmp_path, rtx, target=target)
+    assert [node.precision for node in report.nodes] == ["fp4"]
+    assert report.fp8_gemms == 0
+
+
+def test_nvfp4_is_refused_where_there_are_none(rtx: Library, tmp_path: Path) -> None:
+    with pytest.raises(
+        EngineError,
+        match=r"cannot build for sm89, which has no units for fp4_e2m1: .*; set `target:` to one "
+        r"that has \(FP4: sm120, sm121\), or ship the FP16 variant on sm89$",
+    ):
+        build(make_nvfp4_linear(), tmp_path, rtx, target="sm89")
 
 
 def test_an_unknown_target_names_the_known_ones(rtx: Library, tmp_path: Path) -> None:

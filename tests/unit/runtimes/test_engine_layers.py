@@ -134,6 +134,30 @@ def test_a_recorded_fp8_engine() -> None:
     assert merged.precision == "fp8"
 
 
+def test_a_recorded_nvfp4_engine_is_not_taken_for_fp8() -> None:
+    """The scales of its blocks are FP8 tensors, on either side of the product."""
+    graph = OnnxGraph(
+        linear=("node_of_y",),
+        conv=(),
+        qdq=("node_of_sf", "node_of_wf", "node_of_xsf", "node_of_xf"),
+        attentions=(),
+    )
+    report = summarize("engine_nvfp4_sm120", graph=graph)
+
+    assert (report.gemms, report.fp8_gemms, report.fp8_gemm_nodes) == (1, 0, 0)
+    assert [(node.node, node.precision) for node in report.nodes] == [("node_of_y", "fp4")]
+    gemm = next(layer for layer in report.layers if layer.kind == "gemm")
+    assert gemm.input_dtypes == ("FP4E2M1", "FP8")
+    assert from_json(EngineReport, to_json(report)) == report
+
+
+def test_weights_in_int4_are_computed_in_half() -> None:
+    layer = make_layer("fc", "gemm", inputs=("Half",), constants=("Int4", "Half"), nodes=LINEAR[:1])
+    (found,) = classify_layers([layer], graph=make_graph())
+
+    assert (found.kind, found.precision) == ("gemm", "half")
+
+
 def test_another_target_does_not_merge_q_k_and_v() -> None:
     report = summarize("engine_fp8_sm120")
     assert (report.gemms, report.fp8_gemms, report.fp8_gemm_nodes) == (4, 4, 4)

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
+from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.measure.quantizers import list_amax
 from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.models.loading import quiet_libraries
@@ -304,6 +305,52 @@ def test_float_weight_behind_a_pair_is_seen(sound: Path, audit_after: Any) -> No
     assert after["E4M3"] == before["E4M3"] - 32 * 64
     assert after["float32"] == before["float32"] + 32 * 64 * 4
     assert operation_of(audit, FC1).weight_type == "float32"
+
+
+def save_blocks(path: Path, weight: Any, scale: Any, *, block_size: int) -> Path:
+    """Write a product with a weight of [64, 64] in blocks along its columns."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["wf"], axis=1, block_size=block_size),
+        helper.make_node("MatMul", ["x", "wf"], ["y"]),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 64]) for name in "xy"
+    ]
+    graph = helper.make_graph(nodes, "blocks", values[:1], values[1:], [weight, scale])
+    opsets = [helper.make_opsetid("", 23)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "block_size", "scale_kind", "name", "weight_bytes"),
+    [
+        (TensorProto.INT4, 32, TensorProto.FLOAT, "INT4", 64 * 32),
+        (TensorProto.FLOAT8E4M3FN, 32, TensorProto.FLOAT, "E4M3", 64 * 64),
+        (TensorProto.FLOAT8E5M2, 32, TensorProto.FLOAT, "E5M2", 64 * 64),
+        (TensorProto.FLOAT4E2M1, 16, TensorProto.FLOAT, "NVFP4", 64 * 32),
+        (TensorProto.FLOAT4E2M1, 16, TensorProto.FLOAT8E4M3FN, "NVFP4", 64 * 32),
+        (TensorProto.FLOAT4E2M1, 32, TensorProto.FLOAT8E8M0, "MXFP4", 64 * 32),
+        (TensorProto.FLOAT8E4M3FN, 32, TensorProto.FLOAT8E8M0, "MXFP8", 64 * 64),
+    ],
+)
+def test_weights_in_blocks_are_named_and_counted(
+    kind: int, block_size: int, scale_kind: int, name: str, weight_bytes: int, tmp_path: Path
+) -> None:
+    weight = helper.make_tensor("w", kind, [64, 64], [1.0, -2.0] * (64 * 32))
+    count = 64 * 64 // block_size
+    scale = helper.make_tensor("s", scale_kind, [64, 64 // block_size], [0.5] * count)
+
+    audit = read_graph(save_blocks(tmp_path / "b.onnx", weight, scale, block_size=block_size))
+
+    (pair,) = audit.pairs
+    assert (pair.format, pair.source, pair.scale_count) == (name, "weight, 8 bit", count)
+    kind_of = find_format(name)
+    assert kind_of is not None
+    assert pair.amax_max == 0.5 * kind_of.largest
+    scale_bytes = count * (4 if scale_kind == TensorProto.FLOAT else 1)
+    sizes = sorted(size for _, size in audit.weights_bytes)
+    assert sizes == sorted([weight_bytes, scale_bytes])
 
 
 def test_lone_quantize_is_no_pair(audit_after: Any) -> None:

@@ -1,0 +1,44 @@
+"""A format that this machine cannot compute is NOT_MEASURED with the reason: never green or red."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_quantgate.evidence.verdict import Status
+from pytest_quantgate.run.case import Case
+from pytest_quantgate.suite.load import load_suite
+
+SUITE = """\
+quantgate: 1
+model: {{source: transformers, id: "{model}"}}
+calibration: {{data: scenes/calibration, samples: 32, batch_size: 16, held_out_samples: 16}}
+quantize: {{recipe: {recipe}}}
+gates:
+  coverage: {{towers: [text]}}
+  calibration: {{}}
+  roundtrip: {{}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"), [("MXFP8_DEFAULT_CFG", "MXFP8"), ("NVFP4_DEFAULT_CFG", "NVFP4")]
+)
+def test_every_gate_says_what_it_needs(
+    recipe: str,
+    name: str,
+    tmp_path: Path,
+    tiny_clip: Path,
+    make_case: Callable[..., Case],
+    assume_sane: Callable[[Case], Case],
+) -> None:
+    path = tmp_path / "tiny.quantgate.yaml"
+    path.write_text(SUITE.format(model=tiny_clip, recipe=recipe), encoding="utf-8")
+    case = assume_sane(make_case(load_suite(path)))
+
+    for gate in ("coverage", "calibration", "roundtrip"):
+        verdict = case.judge(kind=gate).verdict
+        assert verdict.status is Status.NOT_MEASURED, verdict.headline
+        assert f"ModelOpt computes {name} on an NVIDIA GPU alone" in verdict.headline

@@ -233,7 +233,8 @@ def _read_operands(graph: OnnxGraph, node: Any) -> tuple[_Read, _Read]:
         return one, two
     if node.op_type in _INTEGER:
         zeros = _INTEGER[node.op_type]
-        one, two = (_read_integer(graph, name(p), zero=name(zeros[p])) for p in (0, 1))
+        scale = _find_scale_behind(graph, node)
+        one, two = (_read_integer(graph, name(p), zero=name(zeros[p]), scale=scale) for p in (0, 1))
         return one, two
     if node.op_type == "DynamicQuantizeMatMul":
         weight = _Read(
@@ -247,12 +248,25 @@ def _read_operands(graph: OnnxGraph, node: Any) -> tuple[_Read, _Read]:
     return _read_value(graph, name(0)), _read_value(graph, name(1))
 
 
-def _read_integer(graph: OnnxGraph, value: str, *, zero: str) -> _Read:
+def _find_scale_behind(graph: OnnxGraph, node: Any) -> str:
+    """Return the weight's scale of an integer operator: it is multiplied on behind it."""
+    for value in _follow(graph, node.output[0]):
+        for reader in graph.readers.get(value, ()):
+            others = [name for name in reader.input if name != value]
+            maker = graph.makers.get(others[0]) if reader.op_type == "Mul" and others else None
+            if maker is not None and maker.op_type == "Mul":
+                found = [name for name in maker.input if name in graph.tensors]
+                return found[0] if len(found) == 1 else ""
+    return ""
+
+
+def _read_integer(graph: OnnxGraph, value: str, *, zero: str, scale: str) -> _Read:
     """Return an operand of MatMulInteger: computed by DynamicQuantizeLinear, or stored."""
     source, maker = graph.origin(value)
     if maker is not None and maker.op_type == "DynamicQuantizeLinear":
         return _Read(source=graph.origin(maker.input[0])[0], format="UINT8", dynamic=True)
-    return _Read(source=source, format=graph.type_of(source) or "INT8", zero=zero, dynamic=True)
+    kind = graph.type_of(source) or "INT8"
+    return _Read(source=source, format=kind, scale=scale, zero=zero, axis=1, dynamic=True)
 
 
 def _read_value(graph: OnnxGraph, value: str) -> _Read:

@@ -108,7 +108,7 @@ def refuse_method(folder: Path) -> None:
     try:
         config = parse_json(read_regular(folder / CONFIG, max_bytes=bounds.JSON_BYTES))
     except (OSError, ValueError, RecursionError):
-        return  # a damaged one is reported where it is read
+        config = {}  # a damaged one is reported where it is read
     settings = as_mapping(as_mapping(config).get("quantization_config"))
     method = str(settings.get("quant_method", "")).lower()
     if method in _METHODS:

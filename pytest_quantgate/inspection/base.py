@@ -58,8 +58,9 @@ def compare_with_base(
     """
     layers: list[LayerError] = []
     changed: list[str] = []
-    compared = 0
+    compared = seen = 0
     for weight in weights:
+        seen += 1
         other = _find(base, weight.layer)
         if other is None:
             continue
@@ -71,7 +72,7 @@ def compare_with_base(
             layers.append(error)
         elif error.relative_error > (0 if weight.stored == other.stored else _ROUNDING):
             changed.append(weight.layer)
-    if not compared:
+    if seen and not compared:
         raise ArtifactError(f"{base.label} has no layer of this file: name the model it is from")
     if files is not None and base.tensors and not pre_scaled:
         more, others = _compare_rest(files, base.tensors)

@@ -114,7 +114,7 @@ def _describe_scales(operands: Sequence[Operand]) -> str:
     if any(o.dynamic for o in operands):
         words.append("dynamic")
     if not all(o.symmetric for o in operands):
-        words.append("zero points")
+        words.append("asymmetric")
     return " ".join(filter(None, words))
 
 

@@ -109,14 +109,16 @@ def _table(rows: Sequence[Row], *, width: int) -> Iterator[str]:
     if not rows:
         return
     cells = [_cells(row, before=before) for row, before in zip(rows, [None, *rows], strict=False)]
-    heads = ("tower", "what", "quantized", "format", "scales", "stored", "weights")
+    heads = ("tower", "what", "quantized", "format", "scale per", "stored", "weights")
     columns = [
         [head, *column] for head, column in zip(heads, zip(*cells, strict=True), strict=True)
     ]
     columns = [column for column in columns if any(column[1:])]
     total = sum(max(map(len, column)) + 2 for column in columns)
-    if total > width:  # what is told by the headline or the notes too
-        columns = [column for column in columns if column[0] != "stored"]
+    for least in ("stored", "weights"):
+        if total > width:
+            columns = [column for column in columns if column[0] != least]
+        total = sum(max(map(len, column)) + 2 for column in columns)
     widths = [max(map(len, column)) for column in columns]
     right = ("quantized", "weights")
     for line in zip(*columns, strict=True):
@@ -134,7 +136,7 @@ def _cells(row: Row, *, before: Row | None) -> tuple[str, ...]:
         printable(row.what),
         f"{row.quantized} of {row.total}",
         printable(row.format) or "-",
-        printable(row.scales),
+        printable(row.scales).replace("per-", ""),
         printable(row.stored),
         show_percent(row.share, 1) if row.share else "",
     )
@@ -202,7 +204,7 @@ def render_markdown(report: Report) -> str:
 def _markdown_table(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    heads = ("tower", "what", "quantized", "format", "scales", "stored", "weights")
+    heads = ("tower", "what", "quantized", "format", "scale per", "stored", "weights")
     lines = ["", f"| {' | '.join(heads)} |", "|---|---|---:|---|---|---|---:|"]
     return [
         *lines,

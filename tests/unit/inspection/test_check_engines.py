@@ -1,0 +1,127 @@
+"""Layer reports of trtexec, in the forms of several releases, and plans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_quantgate.inspection.findings import Row
+from pytest_quantgate.inspection.inspect import inspect_paths
+from tests.unit.inspection.quantized_files import codes, inspect
+
+LISTINGS = Path(__file__).parents[1] / "runtimes" / "data"
+
+
+def layer(name: str, *, kind: str = "gemm", types: tuple[str, ...] = ("FP8",), **more: Any) -> Any:
+    tensors = [{"Name": "x", "Dimensions": [1, 2], "Format/Datatype": t} for t in types]
+    return {
+        "Name": name,
+        "LayerType": kind,
+        "Inputs": tensors,
+        "Outputs": [{"Name": "y", "Format/Datatype": "Half"}],
+        "TacticName": "",
+        **more,
+    }
+
+
+def gemm(block: int, word: str, *, key: str = "Format/Datatype") -> Any:
+    made = layer(f"/vision_model/encoder/layers.{block}/mlp/fc1/MatMul", types=())
+    made["Inputs"] = [{"Name": "x", key: word}]
+    made["Weights"] = {"Type": word.split()[-2] if " " in word else word, "Count": 64}
+    return made
+
+
+def write(path: Path, layers: list[Any]) -> Path:
+    path.write_text(json.dumps({"Layers": layers, "Bindings": ["pixel_values"]}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "format"),
+    [
+        ("FP8", "Format/Datatype", "3 FP8"),
+        ("FP8E4M3", "DataType", "3 FP8"),
+        ("Thirty-two wide channel vectorized row major Int8 format", "Format/Datatype", "3 INT8"),
+        ("Row major linear INT8 format", "Format/Datatype", "3 INT8"),
+    ],
+)
+def test_a_good_report_of_any_release(tmp_path: Path, word: str, key: str, format: str) -> None:
+    found = inspect(write(tmp_path / "l.json", [gemm(b, word, key=key) for b in range(3)]))
+
+    assert codes(found) == set()
+    assert found.rows == (
+        Row(tower="engine", what="GEMM with weights", quantized=3, total=3, format=format,
+            scales=""),
+    )  # fmt: skip
+
+
+def test_a_block_that_fell_back_is_named(tmp_path: Path) -> None:
+    layers = [gemm(0, "FP8"), gemm(1, "Half"), gemm(2, "FP8")]
+
+    found = inspect(write(tmp_path / "l.json", layers))
+
+    assert codes(found) == {"check.engine-fallback"}
+    assert found.findings[0].subjects == ("/vision_model/encoder/layers.1/mlp/fc1/MatMul",)
+
+
+def test_an_engine_without_8_bits_is_not_quantized(tmp_path: Path) -> None:
+    layers = [gemm(b, "Half") for b in range(3)]
+
+    assert codes(inspect(write(tmp_path / "l.json", layers))) == {"check.not-quantized"}
+
+
+def test_a_report_of_names_alone_says_which_flag_to_set(tmp_path: Path) -> None:
+    found = inspect(write(tmp_path / "l.json", ["a", "b"]))
+
+    assert codes(found) == {"check.names-only"}
+    assert "--profilingVerbosity=detailed" in found.findings[0].next_step
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("engine_fp8_sm89", set()),
+        ("engine_fp8_sm120", set()),
+        ("engine_fp16_sm89", {"check.not-quantized"}),
+        ("engine_fp8_weights_sm89", {"check.not-quantized"}),
+    ],
+)
+def test_a_listing_of_the_builder(name: str, expected: set[str]) -> None:
+    assert codes(inspect(LISTINGS / f"{name}.txt")) == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "headline"),
+    [
+        (b"vtrt\0\0tvtrt\0sm89\0" + bytes(100), "TensorRT for RTX, built for sm89"),
+        (b"ftrt" + bytes(100), "TensorRT, 0.0 MB"),
+    ],
+)
+def test_a_plan_says_what_its_first_bytes_tell(tmp_path: Path, head: bytes, headline: str) -> None:
+    (tmp_path / "m.plan").write_bytes(head)
+
+    found = inspect(tmp_path / "m.plan")
+
+    assert found.headline.startswith(f"engine plan of {headline}")
+    assert codes(found) == set()
+    assert "--exportLayerInfo=layers.json" in found.next_steps[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"count": 10}, {"name": "a", "timeMs": 1}]', "is a profile, the times of layers"),
+        ('{"Layers": []}', "names no layer"),
+        ('{"a": 1}', "no layer report"),
+        ('{"Layers": [', "not JSON"),
+    ],
+)
+def test_other_json_is_refused_by_name(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "l.json").write_text(content)
+
+    (refusal,) = inspect_paths([tmp_path / "l.json"]).refusals
+
+    assert words in refusal.reason

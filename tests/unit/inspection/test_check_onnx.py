@@ -1,0 +1,319 @@
+"""ONNX files of any tool: which operands are quantized, and what a runtime would refuse."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from pytest_quantgate.artifacts.onnx_file import read_onnx_graph
+from pytest_quantgate.artifacts.onnx_operands import describe_onnx
+from pytest_quantgate.artifacts.operands import Operand
+from pytest_quantgate.errors import ArtifactError
+from pytest_quantgate.inspection.inspect import inspect_paths
+from tests.unit.inspection.quantized_files import codes, inspect
+
+# -- files of other tools ----------------------------------------------------------------------
+
+#: Headline, findings, and (format of linear inputs, of weights, of attention q) as other tools
+#: wrote them.
+REAL = {
+    "mo_int8_fp16": ("int8-attention", {"check.float-behind-qdq"}, ("INT8", "INT8", "INT8")),
+    "mo_fp8_fp16": ("fp8-attention", {"check.float-behind-qdq"}, ("E4M3", "E4M3", "E4M3")),
+    "ort_qdq": ("int8-attention", {"check.asymmetric"}, ("INT8", "INT8", "INT8")),
+    "ort_qop": ("int8-attention", {"check.operators-refused"}, ("INT8", "INT8", "INT8")),
+    "ort_dyn": ("int8-dynamic", {"check.operators-refused"}, ("UINT8", "INT8", "")),
+    "ort_fp16": ("plain", {"check.not-quantized", "check.not-sorted"}, ("", "", "")),
+    "base": ("plain", {"check.not-quantized"}, ("", "", "")),
+    "external": ("plain", {"check.not-quantized"}, ("", "", "")),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_file_of_another_tool(handed_over: Path, base_folder: Path, name: str) -> None:
+    recipe, expected, formats = REAL[name]
+    path = handed_over / "onnx" / f"{name}.onnx"
+
+    found = inspect(path, base=base_folder)
+
+    assert found.headline.startswith(f"{recipe} ONNX file of ")
+    assert codes(found) == expected
+    artifact, _ = describe_onnx(read_onnx_graph(path))
+    operands = artifact.operands
+    linear = {
+        slot: {o.format for o in operands if o.kind == "linear" and o.slot == slot}
+        for slot in ("input", "weight")
+    }
+    attention = {o.format for o in operands if o.kind == "attention" and o.slot == "q"}
+    assert (linear["input"], linear["weight"], attention) == tuple({f} for f in formats)
+    assert len([o for o in operands if o.slot == "weight"]) == 26
+    assert len([o for o in operands if o.slot == "softmax"]) == 4
+    assert {o.tower for o in operands} == {"vision"}
+    assert found.against is not None
+    assert found.against.compared + len(found.against.layers) in (26, 1)
+    assert all(layer.sqnr_db > 30 for layer in found.against.layers)
+
+
+def test_scales_of_weights_are_told_apart(handed_over: Path) -> None:
+    operands = {}
+    for name in ("mo_int8_fp16", "ort_qdq"):
+        artifact, _ = describe_onnx(read_onnx_graph(handed_over / "onnx" / f"{name}.onnx"))
+        operands[name] = next(o for o in artifact.operands if o.layer.endswith("layers.0.mlp.fc1")
+                              and o.slot == "weight")  # fmt: skip
+
+    per_channel, per_tensor = operands["mo_int8_fp16"], operands["ort_qdq"]
+    assert (per_channel.granularity, len(per_channel.ranges or ())) == ("per-channel", 384)
+    assert (per_channel.stored, per_channel.is_packed) == ("float16", False)
+    assert (per_tensor.granularity, len(per_tensor.ranges or ())) == ("per-tensor", 1)
+    assert (per_tensor.stored, per_tensor.is_packed) == ("INT8", True)
+
+
+def test_a_missing_file_of_tensors_is_refused_with_its_name(
+    handed_over: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(handed_over / "onnx" / "external.onnx", tmp_path / "m.onnx")
+
+    (refusal,) = inspect_paths([tmp_path / "m.onnx"]).refusals
+
+    assert "lies in 'external.data', which is missing: copy it too" in refusal.reason
+
+
+# -- graphs written here -----------------------------------------------------------------------
+
+
+class Graph:
+    """Nodes and tensors of a graph of Linear layers, each with Q/DQ pairs or without."""
+
+    def __init__(self, *, kind: int = TensorProto.INT8) -> None:
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
+        self.kind = kind
+        self.random = np.random.default_rng(1)
+
+    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        self.tensors.append(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
+        return name
+
+    def zero(self, name: str, count: int | None = None) -> str:
+        shape = [] if count is None else [count]
+        raw = bytes(count or 1)
+        self.tensors.append(helper.make_tensor(name, self.kind, shape, raw, raw=True))
+        return name
+
+    def pair(self, value: str, name: str, *, scale: Any, axis: int | None = None) -> str:
+        count = None if np.ndim(scale) == 0 else len(scale)
+        attributes = {} if axis is None else {"axis": axis}
+        inputs = [self.constant(f"{name}_s", scale), self.zero(f"{name}_z", count)]
+        self.nodes += [
+            helper.make_node("QuantizeLinear", [value, *inputs], [f"{name}_q"], f"{name}/q",
+                             **attributes),
+            helper.make_node("DequantizeLinear", [f"{name}_q", *inputs], [f"{name}_d"],
+                             f"{name}/d", **attributes),
+        ]  # fmt: skip
+        return f"{name}_d"
+
+    def linear(self, value: str, block: int, *, pairs: bool = True, scale: float = 0.02) -> str:
+        name = f"/vision_model/encoder/layers.{block}/mlp/fc1"
+        weight = self.random.normal(size=(8, 8)).astype("f4")
+        made = self.constant(f"{name}_w", weight)
+        if pairs:
+            largest = {TensorProto.INT8: 127.0}.get(self.kind, 448.0)
+            value = self.pair(value, f"{name}_x", scale=scale + block / 100)
+            made = self.pair(made, f"{name}_w", scale=np.abs(weight).max(axis=0) / largest, axis=1)
+        self.nodes.append(
+            helper.make_node("MatMul", [value, made], [f"{name}_o"], f"{name}/MatMul")
+        )
+        return f"{name}_o"
+
+    def save(self, path: Path, *, opset: int = 21) -> Path:
+        values = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            for name in ("pixel_values", self.nodes[-1].output[0])
+        ]
+        graph = helper.make_graph(self.nodes, "g", values[:1], values[1:], self.tensors)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+        onnx.save(model, path)
+        return path
+
+
+def chain(graph: Graph, *, pairs: Callable[[int], bool] = lambda _: True) -> Graph:
+    value = "pixel_values"
+    for block in range(4):
+        value = graph.linear(value, block, pairs=pairs(block))
+    return graph
+
+
+FLOAT = {"check.float-behind-qdq"}
+
+
+@pytest.mark.parametrize("opset", [13, 17, 19, 21, 23, 24])
+def test_every_opset_is_read(tmp_path: Path, opset: int) -> None:
+    found = inspect(chain(Graph()).save(tmp_path / "m.onnx", opset=opset))
+
+    assert codes(found) == FLOAT
+    assert found.facts["opset"] == str(opset)
+    assert "4 of 4 Linear layers INT8" in found.headline
+
+
+def test_opset_11_without_pairs_is_read(tmp_path: Path) -> None:
+    found = inspect(chain(Graph(), pairs=lambda _: False).save(tmp_path / "m.onnx", opset=11))
+
+    assert codes(found) == {"check.not-quantized"}
+
+
+def test_fp8_pairs_are_read(tmp_path: Path) -> None:
+    graph = chain(Graph(kind=TensorProto.FLOAT8E4M3FN))
+
+    assert "4 of 4 Linear layers FP8 (E4M3)" in inspect(graph.save(tmp_path / "m.onnx")).headline
+
+
+def test_a_block_without_pairs_is_named(tmp_path: Path) -> None:
+    found = inspect(chain(Graph(), pairs=lambda block: block != 2).save(tmp_path / "m.onnx"))
+
+    assert codes(found) == {*FLOAT, "check.layers-off"}
+    subjects = next(f.subjects for f in found.findings if f.code == "check.layers-off")
+    assert subjects == ("vision_model.encoder.layers.2.mlp.fc1",)
+
+
+def scale(name: str, factor: float) -> Callable[[Graph], None]:
+    def edit(graph: Graph) -> None:
+        for place, tensor in enumerate(graph.tensors):
+            if tensor.name == name:
+                values = (numpy_helper.to_array(tensor) * factor).astype("f4")
+                graph.tensors[place] = numpy_helper.from_array(values, name)
+
+    return edit
+
+
+def cut_dequantize(graph: Graph) -> None:
+    lost = next(n for n in graph.nodes if n.name == "/vision_model/encoder/layers.1/mlp/fc1_x/d")
+    graph.nodes.remove(lost)
+    for node in graph.nodes:
+        node.input[:] = [lost.input[0] if n == lost.output[0] else n for n in node.input]
+
+
+def split_pair(graph: Graph) -> None:
+    name = "/vision_model/encoder/layers.1/mlp/fc1_x"
+    graph.constant("other", 0.5)
+    next(n for n in graph.nodes if n.name == f"{name}/d").input[1] = "other"
+
+
+X1 = "/vision_model/encoder/layers.1/mlp/fc1_x_s"
+W1 = "/vision_model/encoder/layers.1/mlp/fc1_w_s"
+
+
+@pytest.mark.parametrize(
+    ("edit", "code"),
+    [
+        (scale(X1, 0), "check.range-zero"),
+        (scale(X1, float("nan")), "check.range-not-finite"),
+        (scale(X1, -1), "check.range-negative"),
+        (scale(W1, 10), "check.range-stale"),
+        (cut_dequantize, "check.half-pair"),
+        (split_pair, "check.pair-disagrees"),
+        (lambda graph: graph.nodes.reverse(), "check.not-sorted"),
+    ],
+)
+def test_each_spoiled_graph_is_caught_by_its_code(
+    tmp_path: Path, edit: Callable[[Graph], None], code: str
+) -> None:
+    graph = chain(Graph())
+    edit(graph)
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None)
+              for n in ("pixel_values", "/vision_model/encoder/layers.3/mlp/fc1_o")]  # fmt: skip
+    made = helper.make_graph(graph.nodes, "g", values[:1], values[1:], graph.tensors)
+    onnx.save(helper.make_model(made), tmp_path / "m.onnx")
+
+    assert code in codes(inspect(tmp_path / "m.onnx"))
+
+
+def test_a_weight_that_cast_and_mul_dequantize_is_quantized(tmp_path: Path) -> None:
+    """As a third party's INT8 file does: a search for DequantizeLinear calls it unquantized."""
+    graph = Graph()
+    graph.constant("w", np.ones((4, 4)), np.int8)
+    graph.constant("s", 0.01)
+    graph.nodes += [
+        helper.make_node("Cast", ["w"], ["f"], "/layers.0/fc/Cast", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "s"], ["d"], "/layers.0/fc/Mul"),
+        helper.make_node("MatMul", ["pixel_values", "d"], ["o"], "/layers.0/fc/MatMul"),
+    ]
+
+    artifact, _ = describe_onnx(read_onnx_graph(graph.save(tmp_path / "m.onnx")))
+
+    weight = next(o for o in artifact.operands if o.slot == "weight")
+    assert (weight.format, weight.stored, weight.granularity) == ("INT8", "INT8", "per-tensor")
+    assert weight.ranges == pytest.approx((1.27,))
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "link.bin", ""])
+def test_tensors_outside_of_the_folder_are_not_read(tmp_path: Path, location: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(b"\1" * 256)
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    path = chain(Graph()).save(folder / "m.onnx")
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.name.endswith("layers.0/mlp/fc1_w"))
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    path.write_bytes(model.SerializeToString())
+
+    with pytest.raises(ArtifactError, match="outside of the folder, which is not read"):
+        describe_onnx(read_onnx_graph(path))
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [("0", "9999"), ("-4", "8"), ("x", "8"), ("9" * 30, "8")]
+)
+def test_tensors_beyond_their_file_are_refused(tmp_path: Path, offset: str, length: str) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(256))
+    path = chain(Graph()).save(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.name.endswith("layers.0/mlp/fc1_w"))
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "w.bin"), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+
+    with pytest.raises(ArtifactError, match=r"ends beyond|its place is no number"):
+        describe_onnx(read_onnx_graph(path))
+
+
+def test_a_circle_is_refused(tmp_path: Path) -> None:
+    graph = Graph()
+    graph.nodes += [
+        helper.make_node("Relu", ["b"], ["a"], "one"),
+        helper.make_node("Relu", ["a"], ["b"], "two"),
+    ]
+
+    with pytest.raises(ArtifactError, match="wait for each other in a circle"):
+        read_onnx_graph(graph.save(tmp_path / "m.onnx"))
+
+
+def list_operands(path: Path) -> Iterator[Operand]:
+    yield from describe_onnx(read_onnx_graph(path))[0].operands
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), keep=st.floats(0.2, 1))
+def test_a_damaged_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, place: float, byte: int, keep: float
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    content = bytearray(chain(Graph()).save(folder / "m.onnx").read_bytes())
+    content[int(place * len(content))] = byte
+    (folder / "m.onnx").write_bytes(content[: int(keep * len(content))])
+
+    report = inspect_paths([folder / "m.onnx"])
+
+    assert len(report.inspections) + len(report.refusals) == 1

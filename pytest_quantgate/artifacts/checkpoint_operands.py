@@ -86,12 +86,17 @@ def _name_tool(files: CheckpointFiles) -> tuple[str, str]:
         return f"ModelOpt {files.state.version} ({way or 'save_pretrained'})", "checkpoint"
     if method == "modelopt" or files.export:
         producer = as_mapping(settings.get("producer")) or as_mapping(files.export.get("producer"))
-        return f"ModelOpt {producer.get('version', '')} (unified export)", "checkpoint"
+        return f"ModelOpt {_shorten(producer.get('version', ''))} (unified export)", "checkpoint"
     if method == "compressed-tensors":
-        return f"compressed-tensors {settings.get('version', '')}".rstrip(), "checkpoint"
+        return f"compressed-tensors {_shorten(settings.get('version', ''))}".rstrip(), "checkpoint"
     if method == "torchao":
         return "torchao", "checkpoint"
-    return method or "", "checkpoint"
+    return _shorten(method), "checkpoint"
+
+
+def _shorten(value: Any) -> str:
+    """Return a label of others, as long as a label is."""
+    return str(value)[:60]
 
 
 def _list_facts(files: CheckpointFiles) -> dict[str, str]:
@@ -102,10 +107,10 @@ def _list_facts(files: CheckpointFiles) -> dict[str, str]:
     algorithm = as_mapping(files.config.get("quantization_config")).get("quant_algo")
     algorithm = algorithm or as_mapping(files.export.get("quantization")).get("quant_algo")
     if algorithm:
-        facts["labelled"] = str(algorithm)
+        facts["labelled"] = _shorten(algorithm)
     architectures = files.config.get("architectures")
     if isinstance(architectures, list):
-        facts["architecture"] = ", ".join(map(str, architectures))
+        facts["architecture"] = _shorten(", ".join(map(str, architectures[:4])))
     return facts
 
 

@@ -34,7 +34,7 @@ def read_excluded(files: CheckpointFiles) -> tuple[str, ...]:
         exported.get("exclude_modules"),
         settings.get("modules_to_not_convert"),
     ):
-        found |= dict.fromkeys(str(item) for item in value or () if isinstance(value, list))
+        found |= dict.fromkeys(map(str, value if isinstance(value, list) else ()))
     return tuple(found)
 
 
@@ -56,7 +56,7 @@ def find_disagreements(files: CheckpointFiles, *, operands: Sequence[Operand]) -
     settings = as_mapping(files.config.get("quantization_config"))
     exported = as_mapping(files.export.get("quantization"))
     weights = [o for o in operands if o.slot == "weight" and o.is_quantized]
-    names = {str(x["quant_algo"]) for x in (settings, exported) if x.get("quant_algo")}
+    names = {str(x["quant_algo"])[:60] for x in (settings, exported) if x.get("quant_algo")}
     if len(names) > 1:
         both = " and ".join(sorted(names))
         yield f"config.json and hf_quant_config.json name two algorithms: {both}"
@@ -102,12 +102,12 @@ def _compare_scheme(
     others = [o for o in weights if format and o.format != format]
     if others:
         found = ", ".join(sorted({o.format for o in others}))
-        yield f"{name} says {bits} bit {kind} weights ({format}); {len(others)} are {found}"
+        yield f"{name[:60]} says {bits} bit {kind} weights ({format}); {len(others)} are {found}"
     scaled = {"tensor": "per-tensor", "channel": "per-channel", "group": "block"}.get(str(strategy))
     coarse = [o for o in weights if scaled and not o.granularity.startswith(scaled)]
     if coarse:
         found = ", ".join(sorted({o.granularity or "no" for o in coarse}))
-        yield f"{name} says strategy {strategy}; {len(coarse)} weights have {found} scales"
+        yield f"{name[:60]} says strategy {strategy}; {len(coarse)} weights have {found} scales"
 
 
 def _compare_excluded(files: CheckpointFiles, operands: Sequence[Operand]) -> Iterator[str]:

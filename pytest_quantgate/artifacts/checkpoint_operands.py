@@ -15,11 +15,12 @@ from pytest_quantgate.artifacts.checkpoints import (
 )
 from pytest_quantgate.artifacts.labels import find_disagreements, read_excluded
 from pytest_quantgate.artifacts.layers import Layer, find_attentions, find_layers
-from pytest_quantgate.artifacts.operands import LARGEST, Artifact, Operand, Slot
+from pytest_quantgate.artifacts.operands import Artifact, Operand, Slot, largest_of
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.artifacts.safetensors_file import Tensor
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.artifacts.weight_summary import summarize_tensor
+from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3
 from pytest_quantgate.models.quantizers import owner_of, slot_of, tower_of
 
 #: More scales than this are kept as the smallest and the largest alone.
@@ -28,7 +29,11 @@ _MOST_RANGES = 1 << 17
 _ATTENTION_SLOTS: tuple[Slot, ...] = ("q", "k", "v", "softmax")
 _SCALES: Mapping[str, Slot] = {"q_scale": "q", "k_scale": "k", "v_scale": "v"}
 
-_FORMATS = {"F8_E4M3": "E4M3", "F8_E5M2": "E5M2", "I8": "INT8", "U8": "INT4", "I32": "INT4"}
+_FORMATS = {
+    **{dtype: kind.name for dtype, kind in BY_SAFETENSORS.items()},
+    "U8": "INT4",
+    "I32": "INT4",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +152,7 @@ def _read_scales(files: CheckpointFiles, layers: list[Layer]) -> _Found:
         if layer.is_packed and layer.tensor.shape and scale is not None:
             kind = "E2M1" if scale.dtype == "F8_E4M3" else "INT4"
         extra = files.tensors.get(f"{layer.name}.weight_scale_2")
-        factor = LARGEST.get(kind, 1.0)
+        factor = largest_of(kind)
         if extra is not None and extra.count == 1:  # NVFP4's scale of the scales
             factor *= float(extra.values()[0])
         zero = files.tensors.get(f"{layer.name}.weight_zero_point")
@@ -169,9 +174,9 @@ def _read_scales(files: CheckpointFiles, layers: list[Layer]) -> _Found:
         if slot is not None:
             owner = module.rpartition(".")[0] if module.endswith(f"{slot}_proj") else module
             numbers = _Numbers(
-                format="E4M3",
+                format=E4M3.name,
                 granularity="per-tensor",
-                ranges=_read_ranges(tensor, factor=LARGEST["E4M3"]),
+                ranges=_read_ranges(tensor, factor=E4M3.largest),
             )
             yield (owner, slot), numbers
 
@@ -190,7 +195,7 @@ def _read_input(files: CheckpointFiles, layer: Layer, *, weight_format: str) -> 
         granularity=f"per-{strategy}",
         dynamic=dynamic,
         symmetric=as_mapping(declared).get("symmetric", True) is not False,
-        ranges=_read_ranges(scale, factor=LARGEST.get(format, 1.0)),
+        ranges=_read_ranges(scale, factor=largest_of(format)),
     )
 
 
@@ -227,7 +232,7 @@ def _read_torchao(files: CheckpointFiles, layers: list[Layer]) -> _Found:
                 format=kind,
                 granularity=_name_granularity(scale, layer),
                 symmetric=_is_zero(files.tensors.get(f"{layer.name}._weight_zero_point")),
-                ranges=_read_ranges(scale, factor=LARGEST.get(kind, 1.0)),
+                ranges=_read_ranges(scale, factor=largest_of(kind)),
             ),
         )
         said = files.metadata.get(f"{layer.name}.weight", "")

@@ -19,7 +19,7 @@ from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header, rea
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.evidence.calibration import Calibrated, describe_images
-from pytest_quantgate.formats.table import E4M3, TABLE, name_format
+from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3, name_format
 from pytest_quantgate.models.quantizers import owner_of
 from pytest_quantgate.models.source import stays_inside
 from pytest_quantgate.text.words import listed
@@ -282,8 +282,8 @@ def _read_exported(tensors: Mapping[str, Tensor]) -> dict[str, StoredQuantizer]:
         if part not in ("weight_scale", "input_scale"):
             continue
         stored = tensors.get(f"{module}.weight")
-        dtype = stored.dtype if stored is not None else "none"
-        kind = next((row for row in TABLE if row.safetensors_dtype == dtype), None)
+        dtype = stored.dtype if stored is not None else ""
+        kind = BY_SAFETENSORS.get(dtype)
         largest = kind.largest if kind is not None else 1.0
         other = "packed 4 bit" if dtype == "U8" else "unknown(export)"
         full = f"{module}.{part.removesuffix('_scale')}_quantizer"

@@ -10,7 +10,7 @@ from pytest_quantgate.artifacts.checkpoints import CheckpointFiles, is_quantizer
 from pytest_quantgate.artifacts.layers import find_layers
 from pytest_quantgate.artifacts.onnx_file import OnnxGraph
 from pytest_quantgate.artifacts.onnx_operands import read_weights
-from pytest_quantgate.artifacts.operands import LARGEST, Artifact, Operand
+from pytest_quantgate.artifacts.operands import Artifact, Operand, largest_of
 from pytest_quantgate.artifacts.rounding import round_to
 from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
 
@@ -90,7 +90,7 @@ def apply_ranges(values: Array, *, ranges: tuple[float, ...], format: str, is_co
     """Return flat codes times their scales, or flat values rounded as the format rounds them."""
     numpy = import_numpy()
     rows = values.reshape(len(ranges), -1)
-    scales = numpy.asarray(ranges, dtype="f4").reshape(-1, 1) / numpy.float32(LARGEST[format])
+    scales = numpy.asarray(ranges, dtype="f4").reshape(-1, 1) / numpy.float32(largest_of(format))
     with numpy.errstate(all="ignore"):
         if not is_coded:
             rows = round_to(rows / numpy.where(scales == 0, 1, scales), format=format)

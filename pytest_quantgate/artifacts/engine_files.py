@@ -34,7 +34,6 @@ _TARGET = re.compile(rb"(?<![A-Za-z0-9])sm_?(\d{2,3})(?!\d)")
 _TYPE = re.compile(
     r"\b(FP8\w*|FP4\w*|Int4|INT4|Int8|INT8|Half|FP16|BFloat16|BF16|Float|FP32|Int32|Int64|Bool)\b"
 )
-_SHORT = {"FP8E4M3": "FP8", "FP8E4M3FN": "FP8", "FP4E2M1": "FP4"}
 
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\[\x1e\x1f]|$)")
 
@@ -153,7 +152,7 @@ def _list_types(tensors: Any) -> Iterator[str]:
 
 def _find_type(said: str) -> str:
     found = _TYPE.search(said)
-    return _SHORT.get(found[1], found[1]) if found else said[:40]
+    return found[1] if found else said[:40]
 
 
 def classify(layers: tuple[EngineLayer, ...]) -> tuple[EngineLayer, ...]:

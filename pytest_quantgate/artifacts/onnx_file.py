@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import ArtifactError, ModelError
+from pytest_quantgate.formats.table import find_format, name_onnx_element
 from pytest_quantgate.models.source import stays_inside
 from pytest_quantgate.runtimes.onnx_graph import MOVES, module_of_node, parse_model
 from pytest_quantgate.untrusted import read_regular
@@ -23,21 +24,7 @@ if TYPE_CHECKING:
     Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 #: What ONNX calls a type, and what is said of it here.
-_TYPES = {
-    "FLOAT": "float32",
-    "FLOAT16": "float16",
-    "BFLOAT16": "bfloat16",
-    "DOUBLE": "float64",
-    "FLOAT8E4M3FN": "E4M3",
-    "FLOAT8E5M2": "E5M2",
-    "FLOAT4E2M1": "E2M1",
-    "INT8": "INT8",
-    "UINT8": "UINT8",
-    "INT4": "INT4",
-    "UINT4": "UINT4",
-}
-
-_HALF_BYTE = ("INT4", "UINT4", "E2M1")
+_TYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +172,16 @@ def _sort(nodes: Any, *, makers: Mapping[str, Any], path: Path) -> tuple[tuple[A
 
 def name_type(tensor: Any) -> str:
     """Return the type of a tensor in the words of this product."""
+    name = name_data_type(tensor.data_type)
+    return name_onnx_element(name) or _TYPES.get(name, name.lower())
+
+
+def name_data_type(number: int) -> str:
+    """Return ONNX's name of a type by its number, empty for a number of none."""
     import onnx
 
-    name = str(onnx.TensorProto.DataType.Name(tensor.data_type))
-    return _TYPES.get(name, name.lower())
+    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+    return str(names.get(number, ""))
 
 
 def count_bytes_by_type(graph: OnnxGraph) -> dict[str, int]:
@@ -198,13 +191,12 @@ def count_bytes_by_type(graph: OnnxGraph) -> dict[str, int]:
     totals: dict[str, int] = {}
     for tensor in graph.tensors.values():
         name, number = name_type(tensor), math.prod(tensor.dims)
-        if name in _HALF_BYTE:
-            size = (number + 1) // 2
-        elif name in ("E4M3", "E5M2"):
-            size = number
+        kind = find_format(name)
+        if kind is not None:
+            bits = kind.bits
         else:
-            size = number * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        totals[name] = totals.get(name, 0) + size
+            bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        totals[name] = totals.get(name, 0) + (number * bits + 7) // 8
     return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -15,10 +15,12 @@ from pytest_quantgate.artifacts.onnx_file import (
     count_bytes_by_type,
     label_of,
     layer_of,
+    name_data_type,
 )
-from pytest_quantgate.artifacts.operands import LARGEST, Artifact, Kind, Operand, Slot
+from pytest_quantgate.artifacts.operands import Artifact, Kind, Operand, Slot, largest_of
 from pytest_quantgate.artifacts.rounding import round_to
 from pytest_quantgate.artifacts.weight_summary import summarize
+from pytest_quantgate.formats.table import find_format, name_onnx_element
 from pytest_quantgate.models.quantizers import tower_of
 from pytest_quantgate.runtimes.onnx_graph import MOVES
 
@@ -321,16 +323,15 @@ def _zero_of(node: Any) -> str:
 def _type_behind(graph: OnnxGraph, value: str, *, zero: str) -> str:
     """Return the type of a quantized value: of its zero point or its codes, or ONNX's rule."""
     found = graph.type_of(zero) or graph.type_of(graph.origin(value)[0])
-    if found in LARGEST:
+    if find_format(found) is not None:
         return found
     maker = graph.makers.get(value)
     if maker is not None and _is_quantize(maker):
         if "FP8" in maker.op_type:
             return "E4M3"
         kind = graph.type_of(_zero_of(maker)) if _zero_of(maker) else ""
-        kinds = {17: "E4M3", 3: "INT8", 2: "UINT8", 22: "INT4", 21: "UINT4", 23: "E2M1"}
         said = next((int(a.i) for a in maker.attribute if a.name == "output_dtype"), 0)
-        return kind or kinds.get(said, "UINT8")
+        return kind or name_onnx_element(name_data_type(said)) or "UINT8"
     return "INT8" if maker is not None else ""
 
 
@@ -348,7 +349,7 @@ def _fill(
     ranges = None
     scale = graph.values(read.scale) if read.scale else None
     if scale is not None and scale.size:
-        ranges = tuple((scale.astype("f8").ravel() * LARGEST.get(read.format, 1.0)).tolist())
+        ranges = tuple((scale.astype("f8").ravel() * largest_of(read.format)).tolist())
     zero = graph.values(read.zero) if read.zero else None
     operand = replace(
         operand,

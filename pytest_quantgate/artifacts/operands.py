@@ -10,33 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pytest_quantgate.formats.table import BY_SAFETENSORS, find_format
+
 Kind = Literal["linear", "conv", "embedding", "norm", "attention", "other"]
 
 Slot = Literal["weight", "input", "output", "q", "k", "v", "softmax", "attention_output", "other"]
 
-#: Largest value of each format: a range is a scale times it.
-LARGEST: Mapping[str, float] = {
-    "E4M3": 448.0,
-    "E5M2": 57344.0,
-    "INT8": 127.0,
-    "UINT8": 255.0,
-    "INT4": 7.0,
-    "UINT4": 15.0,
-    "E2M1": 6.0,
-}
+#: Types of whole bytes that hold codes.
+_PACKED = frozenset(("U8", "I32", *BY_SAFETENSORS))
 
-_PACKED = frozenset(("I8", "U8", "I32", "F8_E4M3", "F8_E5M2", *LARGEST))
 
-#: Bits of one value in each format.
-BITS: Mapping[str, int] = {
-    "E4M3": 8,
-    "E5M2": 8,
-    "INT8": 8,
-    "UINT8": 8,
-    "INT4": 4,
-    "UINT4": 4,
-    "E2M1": 4,
-}
+def largest_of(format: str) -> float:
+    """Return the largest value of a format: a range is a scale times it. 1.0 for what is none."""
+    found = find_format(format)
+    return 1.0 if found is None else found.largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +71,7 @@ class Operand:
     @property
     def is_packed(self) -> bool:
         """Return whether a quantized weight lies in the bits of its format."""
-        return self.stored in _PACKED
+        return self.stored in _PACKED or find_format(self.stored) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

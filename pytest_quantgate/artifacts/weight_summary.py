@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.artifacts.operands import BITS, LARGEST, WeightSummary
+from pytest_quantgate.artifacts.operands import WeightSummary, largest_of
 from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
+from pytest_quantgate.formats.table import find_format
 
 if TYPE_CHECKING:
     import numpy
@@ -46,7 +47,7 @@ def summarize(
     if ranges and count and count % len(ranges) == 0:
         scales = list(ranges)
     is_coded = stored not in ("F16", "BF16", "F32", "F64", "float16", "float32", "bfloat16")
-    step = LARGEST.get(format, 1.0) if is_coded and ranges else 0.0
+    step = largest_of(format) if is_coded and ranges else 0.0
     lowest, highest = _find_limits(format, stored=stored)
     block = max(1, count // len(scales))
     largest = [0.0] * len(scales)
@@ -81,14 +82,10 @@ def _square(scale: float) -> float:
 
 def _find_limits(format: str, *, stored: str) -> tuple[float | None, float]:
     """Return the lowest and highest code of a format with fewer bits than it lies in."""
-    bits = BITS.get(format, 8)
-    if stored not in _INTEGERS or bits >= 8:
+    kind = find_format(format)
+    if stored not in _INTEGERS or kind is None or kind.bits >= 8:
         return None, 0.0
-    return (
-        (0.0, 2.0**bits - 1)
-        if format.startswith("U")
-        else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
-    )
+    return kind.lowest, kind.largest
 
 
 def _cut(count: int, *, block: int) -> Iterator[tuple[int, int, int]]:

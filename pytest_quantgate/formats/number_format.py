@@ -13,8 +13,9 @@ from typing import Literal
 class NumberFormat:
     """One row of the table of number formats.
 
-    A value is a sign, `exponent_bits` and `mantissa_bits`; without exponent bits it is an integer,
-    whose mantissa is all bits but the sign. The `reserved_codes` at the top are NaN or infinite.
+    A value is a sign (if `is_signed`), `exponent_bits` and `mantissa_bits`; without exponent bits
+    it is an integer, whose mantissa is all bits but the sign. The `reserved_codes` at the top are
+    NaN or infinite.
     `block_size` values share a scale by the format's own definition; None: a tensor, a channel or
     any block does. `scale_bits` are exponent and mantissa of a block's scale, None where it is in
     full precision. `amax` says what ModelOpt keeps in a quantizer's amax: the `range` of its
@@ -34,6 +35,7 @@ class NumberFormat:
     name: str
     exponent_bits: int
     mantissa_bits: int
+    is_signed: bool = True
     reserved_codes: int = 0
     block_size: int | None = None
     scale_bits: tuple[int, int] | None = None
@@ -54,7 +56,7 @@ class NumberFormat:
     @property
     def bits(self) -> int:
         """Bits of one value, without its share of a scale."""
-        return 1 + self.exponent_bits + self.mantissa_bits
+        return self.is_signed + self.exponent_bits + self.mantissa_bits
 
     @property
     def num_bits(self) -> int | tuple[int, int]:
@@ -64,6 +66,18 @@ class NumberFormat:
     def keeps_amax(self, *, dynamic: bool) -> bool:
         """Return whether a quantizer has a calibrated amax; `dynamic` as it is declared."""
         return self.amax == "tensor" or (self.amax == "range" and not dynamic)
+
+    @property
+    def element(self) -> str:
+        """The name of one value without its scale: `E2M1` for NVFP4."""
+        if self.is_integer:
+            return f"{'' if self.is_signed else 'U'}INT{self.bits}"
+        return f"E{self.exponent_bits}M{self.mantissa_bits}"
+
+    @property
+    def family(self) -> str:
+        """What people call it: `FP8` for E4M3, else its name."""
+        return f"FP{self.bits}" if self.name == self.element and not self.is_integer else self.name
 
     # -- values ----------------------------------------------------------------------------------
 
@@ -78,7 +92,7 @@ class NumberFormat:
         exponent, mantissa = code >> self.mantissa_bits, code & ((1 << self.mantissa_bits) - 1)
         if exponent:
             mantissa += 1 << self.mantissa_bits
-        return math.ldexp(mantissa, self._first_exponent + max(exponent, 1) - 1)
+        return math.ldexp(mantissa, self.first_exponent + max(exponent, 1) - 1)
 
     @cached_property
     def largest(self) -> float:
@@ -88,7 +102,7 @@ class NumberFormat:
     @property
     def lowest(self) -> float:
         """The lowest value: integers have one more below 0 (two's complement)."""
-        return -self.largest - 1 if self.is_integer else -self.largest
+        return -(self.largest + self.is_integer) if self.is_signed else 0.0
 
     @property
     def half_step(self) -> float:
@@ -108,18 +122,15 @@ class NumberFormat:
         step = self._step_at(value)
         return math.copysign(round(value / step) * step, value) if value == value else value
 
-    def count_levels(self, share: float, *, unsigned: bool = False) -> tuple[int, int]:
+    def count_levels(self, share: float) -> tuple[int, int]:
         """Return how many levels above 0 there are up to a share of the range, and in all."""
-        if self.is_integer:
-            top = 2 * self.top_code + 1 if unsigned else self.top_code
-            return round(share * top), top
         value = self.round_value(share * self.largest)
         step = self._step_at(value)
-        binades = round(math.log2(step)) - self._first_exponent
+        binades = round(math.log2(step)) - self.first_exponent
         return round(value / step) + (binades << self.mantissa_bits), self.top_code
 
     @property
-    def _first_exponent(self) -> int:
+    def first_exponent(self) -> int:
         """The power of two of the smallest value above 0."""
         if self.is_integer:
             return 0
@@ -129,9 +140,9 @@ class NumberFormat:
     def _step_at(self, value: float) -> float:
         """Return the distance of the format's values around one within its range."""
         if self.is_integer or value == 0:
-            return math.ldexp(1.0, self._first_exponent)
+            return math.ldexp(1.0, self.first_exponent)
         binade = math.frexp(value)[1] - 1 - self.mantissa_bits
-        return math.ldexp(1.0, max(binade, self._first_exponent))
+        return math.ldexp(1.0, max(binade, self.first_exponent))
 
     # -- storage ---------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ E4M3 = NumberFormat(
     torch_dtype="float8_e4m3fn",
     safetensors_dtype="F8_E4M3",
     precision="fp8",
-    engine_dtypes=("FP8",),
+    engine_dtypes=("FP8", "FP8E4M3", "FP8E4M3FN"),
     hardware_type="fp8_e4m3",
     first_target="sm89",
 )
@@ -90,6 +90,10 @@ NVFP4 = NumberFormat(
     first_target="sm100",
 )
 
+#: Formats that weights and activations are computed in, and not quantized to.
+FLOAT16 = NumberFormat(name="float16", exponent_bits=5, mantissa_bits=10, reserved_codes=1 << 10)
+BFLOAT16 = NumberFormat(name="bfloat16", exponent_bits=8, mantissa_bits=7, reserved_codes=1 << 7)
+
 #: What all formats of OCP's Microscaling have in common.
 _MX = NumberFormat(
     name="MX",
@@ -126,10 +130,15 @@ TABLE: tuple[NumberFormat, ...] = (
     replace(_MX, name="MXINT8", mantissa_bits=7),
 )
 
+#: What a type in a safetensors file holds.
+BY_SAFETENSORS: Mapping[str, NumberFormat] = {
+    row.safetensors_dtype: row for row in TABLE if row.safetensors_dtype
+}
+
 _SCALE_TYPES = {"FLOAT8E8M0": (8, 0), "FLOAT8E4M3FN": (4, 3)}
 
 _EXPONENT_MANTISSA = re.compile(r"[Ee](\d)[Mm](\d{1,2})")
-_INTEGER = re.compile(r"INT(\d{1,2})")
+_INTEGER = re.compile(r"(U?)INT(\d{1,2})")
 _OTHER_BLOCK = re.compile(r"(?P<name>.+) \(block (?P<size>\d{1,9})\)")
 
 
@@ -194,7 +203,10 @@ def find_format(name: str, *, table: tuple[NumberFormat, ...] = TABLE) -> Number
     if listed is not None:
         return listed
     integer = _INTEGER.fullmatch(name)
-    return _read_bits(int(integer[1]) if integer else read_num_bits(name))
+    found = _read_bits(int(integer[2]) if integer else read_num_bits(name))
+    if integer and integer[1] and found is not None:
+        return replace(found, name=name, is_signed=False, mantissa_bits=found.bits)
+    return found
 
 
 def find_onnx_format(
@@ -209,6 +221,13 @@ def find_onnx_format(
             return _in_blocks(row, block_size)
     # The scales of NVFP4 are computed from two: its blocks tell it from MXFP4.
     return plain or next((row for row in scaled if row.block_size == block_size), None)
+
+
+def name_onnx_element(onnx_type: str) -> str:
+    """Return the name of a value of a type of ONNX (`E2M1`, `UINT8`), '' for no row's."""
+    signed = onnx_type.removeprefix("U")
+    found = next((row for row in TABLE if row.onnx_type == signed), None)
+    return onnx_type[: len(onnx_type) - len(signed)] + found.element if found else ""
 
 
 def narrow_precisions() -> dict[str, int]:

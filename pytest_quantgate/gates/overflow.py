@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
+from pytest_quantgate.formats.table import BFLOAT16, FLOAT16
 from pytest_quantgate.text.words import count, shorten
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.suite.where import Where
 
 #: The largest finite value of each format.
-LARGEST = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120}
+LARGEST = {kind.name: kind.largest for kind in (FLOAT16, BFLOAT16)}
 
 #: So many layers are listed with their largest activation.
 MOST_LAYERS = 8

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.artifacts.checkpoints import CheckpointFiles, is_quantizer_part
 from pytest_quantgate.artifacts.dequantized import LayerWeight
-from pytest_quantgate.artifacts.operands import BITS
 from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
 from pytest_quantgate.errors import ArtifactError
+from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.inspection.findings import Against, Finding, LayerError
 from pytest_quantgate.models.quantizers import tower_of
 from pytest_quantgate.text.words import count, group, listed
@@ -174,7 +174,7 @@ def _find_findings(against: Against, *, changed: list[str]) -> list[Finding]:
                 subjects=tuple(changed),
             )
         )
-    low = [e for e in against.layers if e.sqnr_db < _LEAST_SQNR_DB.get(BITS.get(e.format, 8), 0.0)]
+    low = [e for e in against.layers if e.sqnr_db < _least_sqnr_db(e.format)]
     if low:
         worst = low[0]
         findings.append(
@@ -188,3 +188,8 @@ def _find_findings(against: Against, *, changed: list[str]) -> list[Finding]:
             )
         )
     return findings
+
+
+def _least_sqnr_db(format: str) -> float:
+    kind = find_format(format)
+    return _LEAST_SQNR_DB.get(8 if kind is None else kind.bits, 0.0)

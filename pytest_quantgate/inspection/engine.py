@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pytest_quantgate.artifacts.engine_files import LayerReport, Plan, block_of_layer
+from pytest_quantgate.formats.table import narrow_precisions
 from pytest_quantgate.inspection.findings import Finding, Inspection, Row
 from pytest_quantgate.runtimes.engine_layers import EngineLayer, Precision
 from pytest_quantgate.text.words import count, group, listed
@@ -13,14 +14,13 @@ from pytest_quantgate.text.words import count, group, listed
 DETAILED = "trtexec --loadEngine=PLAN --exportLayerInfo=layers.json --profilingVerbosity=detailed"
 
 _WORDS: dict[Precision, str] = {
-    "fp8": "FP8",
-    "int8": "INT8",
+    **{precision: precision.upper() for precision in narrow_precisions()},
     "half": "FP16",
     "bf16": "BF16",
     "float": "FP32",
     "other": "other",
 }
-_NARROW = ("fp8", "int8")
+_NARROW = tuple(narrow_precisions())
 _KINDS = {
     "gemm": "GEMM with weights",
     "matmul": "product of activations",

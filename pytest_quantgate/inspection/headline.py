@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pytest_quantgate.artifacts.operands import Artifact, Operand, Slot
+from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.inspection.findings import Row
 from pytest_quantgate.text.words import listed
-
-_FAMILIES = {"E4M3": "FP8", "E5M2": "FP8", "E2M1": "FP4"}
 
 _KINDS = {"linear": "Linear", "conv": "Conv", "embedding": "Embedding", "norm": "LayerNorm"}
 
@@ -21,8 +20,13 @@ _ORDER = ("vision", "text", "other")
 
 def name_format(format: str) -> str:
     """Return a format as people name it: `FP8 (E4M3)`, `INT8`."""
-    family = _FAMILIES.get(format)
-    return f"{family} ({format})" if family else format
+    family = _family_of(format)
+    return f"{family} ({format})" if family != format else format
+
+
+def _family_of(format: str) -> str:
+    kind = find_format(format)
+    return format if kind is None else kind.family
 
 
 def name_recipe(artifact: Artifact) -> str:
@@ -39,7 +43,7 @@ def name_recipe(artifact: Artifact) -> str:
     if len(weights) > 1:
         return "mixed"
     format = next(iter(weights))
-    name = _FAMILIES.get(format, format).lower()
+    name = _family_of(format).lower()
     if artifact.pre_scaled:
         name += "-smoothquant" if format == "INT8" else "-awq"
     if not inputs:

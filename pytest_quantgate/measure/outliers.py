@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.audit import Slot
 from pytest_quantgate.evidence.sensitivity import OutlierChannels
-from pytest_quantgate.formats.table import name_format
+from pytest_quantgate.formats.table import find_format, name_format
 from pytest_quantgate.measure.fidelity import sum_of_squares
 from pytest_quantgate.measure.groups import block_prefix
 from pytest_quantgate.measure.quantizers import replaced_forward
@@ -96,11 +96,9 @@ def find_outliers(
     if before == 0 or not noise(rest) <= before / 2:
         return None
     kind = format_of(quantizer)
-    levels, levels_count = (
-        (None, None)
-        if kind is None
-        else kind.count_levels(min(1.0, median / range_), unsigned=quantizer.unsigned)
-    )
+    if kind is not None and kind.is_integer and quantizer.unsigned:
+        kind = find_format(f"U{kind.name}")
+    levels, levels_count = kind.count_levels(min(1.0, median / range_)) if kind else (None, None)
     return OutlierChannels(
         quantizer=name,
         place=_place_of(name),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import Slot
 from pytest_quantgate.formats.number_format import NumberFormat
-from pytest_quantgate.formats.table import TABLE
+from pytest_quantgate.formats.table import BFLOAT16, FLOAT16, TABLE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ MARK_DOMAIN, MARK = "quantgate", "Pair"
 LARGEST_FILE_BYTES = 2**31 - 2**24
 
 #: The formats that a float32 graph can be narrowed to, and the largest value of each.
-_NARROW: Mapping[str, float] = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120}
+_NARROW: Mapping[str, float] = {kind.name: kind.largest for kind in (FLOAT16, BFLOAT16)}
 
 #: Convolutions in bfloat16 came with opset 22; the operators of earlier ones mean the same there.
 BFLOAT16_OPSET = 22

@@ -129,8 +129,12 @@ def test_levels_are_those_that_pytorch_counts(kind: NumberFormat, share: float) 
 
 def test_an_unsigned_integer_has_twice_the_levels() -> None:
     assert INT8.count_levels(1.0) == (127, 127)
-    assert INT8.count_levels(1.0, unsigned=True) == (255, 255)
-    assert INT4.count_levels(0.5, unsigned=True) == (8, 15)
+    for name, levels_ in (("UINT8", 255), ("UINT4", 15)):
+        kind = row(name)
+        assert kind.count_levels(1.0) == (levels_, levels_)
+        assert (kind.lowest, kind.largest, kind.element) == (0, levels_, name)
+    assert row("UINT4").count_levels(0.5) == (8, 15)
+    assert row("UINT8").round_value(-3.0) == 0
 
 
 # -- storage ------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,14 +15,14 @@ from pytest_quantgate.artifacts.checkpoints import (
     read_quantizers,
 )
 from pytest_quantgate.artifacts.labels import find_disagreements, read_excluded
-from pytest_quantgate.artifacts.layers import Layer, find_attentions, find_layers
+from pytest_quantgate.artifacts.layers import Layer, find_attentions, find_layers, lies_flat
 from pytest_quantgate.artifacts.operands import Artifact, Operand, Slot, largest_of
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.artifacts.safetensors_file import Tensor
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.artifacts.weight_summary import summarize_tensor
-from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3
-from pytest_quantgate.models.quantizers import owner_of, slot_of, tower_of
+from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3, NVFP4
+from pytest_quantgate.models.quantizers import owner_of, slot_of, tower_of, whole_name
 
 #: More scales than this are kept as the smallest and the largest alone.
 _MOST_RANGES = 1 << 17
@@ -126,15 +127,18 @@ _Found = Iterator[tuple[tuple[str, Slot], _Numbers]]
 
 def _read_modelopt(quantizers: Mapping[str, StoredQuantizer]) -> _Found:
     """Yield what ModelOpt's enabled quantizers make of each operand."""
+    seen: set[str] = set()
     for name, quantizer in quantizers.items():
-        if not quantizer.enabled:
+        whole = whole_name(name)
+        if not quantizer.enabled or whole in seen:  # of two steps the first is what is stored
             continue
+        seen.add(whole)
         is_micro = "scale_bits (8, 0)" in quantizer.granularity
         yield (
             (owner_of(name), slot_of(name)),
             _Numbers(
                 format=quantizer.format,
-                granularity=quantizer.granularity.partition(" (")[0],
+                granularity=_shorten_granularity(quantizer),
                 dynamic=quantizer.dynamic,
                 ranges=_limit(quantizer.amax),
                 needs_range=not quantizer.dynamic and not is_micro,
@@ -142,15 +146,31 @@ def _read_modelopt(quantizers: Mapping[str, StoredQuantizer]) -> _Found:
         )
 
 
+def _shorten_granularity(quantizer: StoredQuantizer) -> str:
+    """Return `per-tensor`, `per-channel`, `per-token`, `block 128`, or `blocks` of several rows."""
+    said = quantizer.granularity.partition(" (")[0]
+    if quantizer.dynamic and said == "per-channel" and slot_of(quantizer.name) == "input":
+        return "per-token"
+    if not said.startswith("block"):
+        return said
+    sizes = re.findall(r"(-\d+) (\d+)", said)
+    return f"block {sizes[0][1]}" if len(sizes) == 1 and sizes[0][0] == "-1" else "blocks"
+
+
 def _read_scales(files: CheckpointFiles, layers: list[Layer]) -> _Found:
     """Yield what `weight_scale`, `input_scale`, `k_scale` and `v_scale` say of each operand."""
     for layer in layers:
         scale = files.tensors.get(f"{layer.name}.weight_scale")
+        if scale is None:
+            scale = files.tensors.get(f"{layer.name}.weight_scale_inv")
         kind = _FORMATS.get(layer.tensor.dtype, "")
         if scale is None and not kind:
             continue
         if layer.is_packed and layer.tensor.shape and scale is not None:
-            kind = "E2M1" if scale.dtype == "F8_E4M3" else "INT4"
+            kind = NVFP4.name if scale.dtype == "F8_E4M3" else "INT4"
+        declared = _name_format(as_mapping(find_scheme(files, layer.name).get("weights")))
+        if (kind, declared) == ("INT8", "INT4"):
+            kind = declared  # one code a byte: whether each fits is seen when they are read
         extra = files.tensors.get(f"{layer.name}.weight_scale_2")
         factor = largest_of(kind)
         if extra is not None and extra.count == 1:  # NVFP4's scale of the scales
@@ -215,7 +235,7 @@ def find_scheme(files: CheckpointFiles, layer: str) -> Mapping[str, Any]:
 def _name_format(scheme: Mapping[str, Any]) -> str:
     bits, kind = scheme.get("num_bits"), scheme.get("type")
     if kind == "float":
-        return {8: "E4M3", 4: "E2M1"}.get(bits, "") if isinstance(bits, int) else ""
+        return {8: E4M3.name, 4: NVFP4.name}.get(bits, "") if isinstance(bits, int) else ""
     return f"INT{bits}" if kind == "int" and isinstance(bits, int) else ""
 
 
@@ -299,7 +319,8 @@ def _apply(operand: Operand, numbers: _Numbers) -> Operand:
 def _with_weight(operand: Operand, layer: Layer) -> Operand:
     """Return a weight's operand with what lies in the file; quantized ones are read through."""
     operand = replace(operand, stored=layer.tensor.dtype, values=layer.values)
-    if not operand.is_quantized or layer.is_packed:
+    is_flat = lies_flat(operand.granularity, layer.tensor.shape)
+    if not operand.is_quantized or layer.is_packed or not is_flat:
         return operand
     return replace(
         operand,
@@ -315,6 +336,8 @@ def _name_granularity(scale: Tensor | None, layer: Layer) -> str:
     rows = layer.tensor.shape[0] if layer.tensor.shape else 0
     if scale.count == rows:
         return "per-channel"
+    if len(scale.shape) > 1 and scale.shape[0] not in (rows, 1):
+        return "blocks"  # of several rows
     return f"block {layer.values // scale.count}" if scale.count else ""
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.artifacts.checkpoints import CheckpointFiles, is_quantizer_part
-from pytest_quantgate.artifacts.layers import find_layers
+from pytest_quantgate.artifacts.layers import find_layers, lies_flat
 from pytest_quantgate.artifacts.onnx_file import OnnxGraph
-from pytest_quantgate.artifacts.onnx_operands import read_weights
+from pytest_quantgate.artifacts.onnx_reads import read_weights
 from pytest_quantgate.artifacts.operands import Artifact, Operand, largest_of
 from pytest_quantgate.artifacts.rounding import round_to
 from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
+from pytest_quantgate.formats.table import find_format
 
 if TYPE_CHECKING:
     import numpy
@@ -42,7 +43,9 @@ def list_checkpoint_weights(files: CheckpointFiles, artifact: Artifact) -> Itera
     weights = {n: t for n, t in files.tensors.items() if not is_quantizer_part(n, files.state)}
     for layer in find_layers(weights):
         operand = operands.get(layer.name)
-        if layer.kind == "norm" or layer.is_packed or (operand is not None and _is_odd(operand)):
+        if layer.kind == "norm" or layer.is_packed:
+            continue
+        if operand is not None and not _is_known(operand, layer.tensor.shape):
             continue
         yield LayerWeight(
             layer=layer.name,
@@ -52,10 +55,15 @@ def list_checkpoint_weights(files: CheckpointFiles, artifact: Artifact) -> Itera
         )
 
 
-def _is_odd(operand: Operand) -> bool:
-    """Return whether a weight's ranges cannot be laid over it: none there, or two-sided blocks."""
+def _is_known(operand: Operand, shape: tuple[int, ...]) -> bool:
+    """Return whether a weight's ranges can be laid over it."""
+    if not operand.is_quantized:
+        return True
     ranges = operand.ranges
-    return operand.is_quantized and (not ranges or operand.values % len(ranges) != 0)
+    if operand.dynamic or not ranges:
+        return False
+    is_flat = lies_flat(operand.granularity, shape)
+    return is_flat and find_format(operand.format) is not None and operand.values % len(ranges) == 0
 
 
 def _find_pre_scale(tensors: Mapping[str, Tensor], layer: str) -> Tensor | None:

@@ -20,7 +20,7 @@ _ALGORITHMS: Mapping[str, tuple[str, str]] = {
     "W8A16": ("INT8", "per-channel"),
     "W4A16_AWQ": ("INT4", "block"),
     "W4A8_AWQ": ("INT4", "block"),
-    "NVFP4": ("E2M1", "block"),
+    "NVFP4": ("NVFP4", "block"),
 }
 
 
@@ -97,7 +97,7 @@ def _compare_scheme(
 ) -> Iterator[str]:
     said = as_mapping(scheme.get("weights"))
     bits, kind, strategy = said.get("num_bits"), said.get("type"), said.get("strategy")
-    wanted = {("float", 8): "E4M3", ("int", 8): "INT8", ("int", 4): "INT4", ("float", 4): "E2M1"}
+    wanted = {("float", 8): "E4M3", ("int", 8): "INT8", ("int", 4): "INT4", ("float", 4): "NVFP4"}
     format = wanted.get((str(kind), bits if isinstance(bits, int) else 0))
     others = [o for o in weights if format and o.format != format]
     if others:

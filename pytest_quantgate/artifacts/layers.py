@@ -16,6 +16,9 @@ _WEIGHTS = ("weight", "weight_packed", "_weight_qdata", "in_proj_weight")
 #: Parameters that multiply and are no `.weight` (open_clip).
 _PARAMETERS = ("proj", "text_projection", "visual_projection")
 
+#: How many 4-bit codes lie in one number of a type.
+_PACKED = {"U8": 2, "I32": 8}
+
 _EMBEDDING = re.compile(r"embed|wte|wpe|position", re.IGNORECASE)
 _NORM = re.compile(r"norm|ln_\w+|^ln\d?$", re.IGNORECASE)
 
@@ -40,12 +43,12 @@ class Layer:
 
     @property
     def values(self) -> int:
-        """Return how many values the weight has: two lie in a byte where it is packed."""
-        return self.tensor.count * (2 if self.is_packed else 1)
+        """Return how many values the weight has, several in one number where it is packed."""
+        return self.tensor.count * _PACKED.get(self.tensor.dtype, 1)
 
     @property
     def is_packed(self) -> bool:
-        return self.tensor.dtype == "U8"
+        return self.tensor.dtype in _PACKED
 
 
 def find_layers(tensors: Mapping[str, Tensor]) -> list[Layer]:
@@ -78,6 +81,17 @@ def _find_kind(name: str, tensor: Tensor) -> Kind:
     if len(tensor.shape) < 2 or _NORM.search(last):
         return "norm"
     return "embedding" if _EMBEDDING.search(last) else "linear"
+
+
+def lies_flat(granularity: str, shape: tuple[int, ...]) -> bool:
+    """Return whether the values under one scale stand beside each other in the file.
+
+    They do not in blocks of several rows, nor where a row is no whole number of blocks.
+    """
+    if not granularity.startswith("block"):
+        return True
+    size = granularity.removeprefix("block ")
+    return size.isdecimal() and len(shape) == 2 and int(size) > 0 and shape[1] % int(size) == 0
 
 
 def find_attentions(names: Iterable[str]) -> list[str]:

@@ -29,6 +29,9 @@ _TENSOR_PARTS = {
     "torch._utils._rebuild_parameter",
 }
 
+#: Plain data too, of recipes with blocks: made by its class, which is not called here.
+_PLAIN = {"builtins.slice", "__builtin__.slice"}
+
 #: What torch calls a storage's type, and safetensors a tensor's.
 _STORAGES = {
     "BoolStorage": "BOOL",
@@ -265,7 +268,7 @@ def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
                 return Inert
             if full == "torch._utils._rebuild_tensor_v2":
                 return _rebuild_tensor
-            if full not in _TENSOR_PARTS:
+            if full not in _TENSOR_PARTS | _PLAIN:
                 foreign[full] = None
             return Inert
 

@@ -169,17 +169,13 @@ def find_files(path: Path) -> tuple[list[Path], list[str]]:
 
 def _walk(folder: Path, *, depth: int) -> Iterator[Path]:
     yield folder
-    if depth and not (folder / "checkpoint").is_dir():
+    if depth:
         for child in sorted(folder.iterdir()):
             if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
                 if is_checkpoint(child):
                     yield child
                 else:
                     yield from _walk(child, depth=depth - 1)
-    elif depth:
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
-                yield child
 
 
 def _is_wanted(file: Path) -> bool:

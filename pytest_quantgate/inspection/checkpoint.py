@@ -153,10 +153,8 @@ def _list_notes(files: CheckpointFiles, artifact: Artifact) -> Iterator[str]:
             f"them: the file is no smaller; an export makes it so"
         )
     yield from list_wide(artifact.operands)
-    if any(
-        o.values and o.is_quantized and o.summary is None and o.is_packed for o in artifact.operands
-    ):
-        yield "4-bit codes are counted and not decoded"
+    if any(o.stored in ("U8", "I32") and o.is_quantized for o in artifact.operands):
+        yield "packed 4-bit codes are counted and not decoded"
     if artifact.pre_scaled:
         yield "weights were scaled with the inputs (SmoothQuant, AWQ): ranges are not compared"
 

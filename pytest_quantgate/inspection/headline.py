@@ -48,7 +48,9 @@ def name_recipe(artifact: Artifact) -> str:
         name += "-smoothquant" if format == "INT8" else "-awq"
     if not inputs:
         return f"{name} weight-only"
-    if all(o.dynamic for o in operands if o.slot == "input" and o.is_quantized):
+    kind = find_format(format)
+    is_blocked = kind is not None and kind.scale_bits is not None  # dynamic by its nature
+    if not is_blocked and all(o.dynamic for o in operands if o.slot == "input" and o.is_quantized):
         name += "-dynamic"
     return f"{name}-attention" if products else name
 

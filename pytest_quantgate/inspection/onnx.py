@@ -114,9 +114,9 @@ def _list_notes(graph: OnnxGraph, artifact: Artifact) -> Iterator[str]:
         yield f"tensors lie in {listed(graph.external)}: copy it with the model"
     if graph.has_subgraphs:
         yield "branches, loops and functions of the graph were not looked into"
-    if any(o.format == "E4M3" for o in artifact.operands):
+    if graph.opset < 23 and any(o.format == "E4M3" for o in artifact.operands):
         yield (
-            "ONNX Runtime below opset 23 computes FP8 Q/DQ rightly only with graph optimization "
+            "below opset 23 ONNX Runtime computes FP8 Q/DQ rightly only with graph optimization "
             "disabled (ORT_DISABLE_ALL)"
         )
 

@@ -172,6 +172,8 @@ def _find_split_inputs(operands: Sequence[Operand]) -> Iterator[Finding]:
     for o in operands:
         parent, _, child = o.layer.rpartition(".")
         reads_same = child in ("q_proj", "k_proj", "v_proj", "query", "key", "value")
+        if block_of(o.layer) is None or "cross" in parent:
+            continue  # a pooling head and cross-attention read two tensors
         if o.slot == "input" and reads_same and o.ranges and len(o.ranges) == 1:
             by_parent.setdefault(parent, {})[child] = o.ranges[0]
     split = [

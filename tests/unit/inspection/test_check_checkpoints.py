@@ -134,7 +134,7 @@ def with_config(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_bits": 4}, "says 4 bit int weights"),
+        ({"num_bits": 4, "type": "float"}, r"says 4 bit float weights \(NVFP4\); 38 are INT8"),
         ({"type": "float"}, r"says 8 bit float weights \(E4M3\); 38 are INT8"),
         ({"strategy": "tensor"}, "says strategy tensor; 38 weights have per-channel scales"),
         ({"ignore": ["visual_projection"]}, "said to be left out, and quantized: visual_projec"),
@@ -148,6 +148,25 @@ def test_labels_that_the_tensors_contradict(
 
     assert codes(found) == {"check.labels-disagree"}
     assert re.search(words, found.findings[0].headline)
+
+
+def test_codes_that_their_label_does_not_have(make_checkpoint: Make) -> None:
+    found = inspect(make_checkpoint(config=with_config(num_bits=4)))
+
+    assert codes(found) == {"check.codes-overflow"}
+    assert len(found.findings[0].subjects) == 38
+
+
+def test_4_bit_codes_in_whole_bytes_are_good(make_checkpoint: Make) -> None:
+    def shrink(tensors: Tensors) -> None:
+        for name, (kind, array) in list(tensors.items()):
+            if kind == "I8":
+                tensors[name] = (kind, np.rint(array / 127 * 7))
+
+    found = inspect(make_checkpoint(shrink, config=with_config(num_bits=4)))
+
+    assert codes(found) == set()
+    assert "38 of 38 Linear layers INT4" in found.headline
 
 
 def test_what_is_left_out_by_name_is_no_finding(make_checkpoint: Make) -> None:
@@ -329,7 +348,7 @@ def test_spoiled_labels_of_a_real_file(copy_of: Callable[..., Path]) -> None:
     assert codes(found) == {*EXPORTED["modelopt-unified-fp8"], "check.labels-disagree"}
     text = next(f.headline for f in found.findings if f.code == "check.labels-disagree")
     assert "name two algorithms: FP8 and NVFP4" in text
-    assert "labelled NVFP4, which is E2M1; 37 weights are E4M3" in text
+    assert "labelled NVFP4, which is NVFP4; 37 weights are E4M3" in text
 
 
 def test_without_its_state_a_saved_model_loads_unquantized(copy_of: Callable[..., Path]) -> None:

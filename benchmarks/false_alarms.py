@@ -36,7 +36,7 @@ from benchmarks.sabotage.bench import Bench
 from benchmarks.sabotage.pipeline import Pipeline, PipelineCase
 from pytest_quantgate.evidence.sanity import Sanity
 from pytest_quantgate.measure.embeddings import embed_images
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.variants import computed_once
 from pytest_quantgate.store.cache import Cache
@@ -194,7 +194,7 @@ class VariantCase(PipelineCase):
         self.cache = cache
 
     @computed_once
-    def fp16(self) -> ClipModel:
+    def fp16(self) -> Encoder:
         if self.change is None:
             return self.good.fp16
         module = copy.deepcopy(self.good.fp16.module)
@@ -284,25 +284,16 @@ class Variants:
                 return self.pool.select([fresh[place] for place in chosen])
             return samples.select(torch.randperm(len(samples), generator=generator).tolist())
 
-        def cut(batches: list[PairBatch]) -> list[PairBatch]:
+        def cut(batches: list[Batch]) -> list[Batch]:
             return list(rebatch(batches, size=BATCHES[seed // len(KINDS) % len(BATCHES)]))
 
         return Pipeline(source=draw, pairs=cut) if pairs else Pipeline()
 
 
-def rebatch(batches: Sequence[PairBatch], *, size: int) -> Iterator[PairBatch]:
-    pixels = torch.cat([batch.pixel_values for batch in batches])
-    tokens = {
-        name: torch.cat([batch.tokens[name] for batch in batches]) for name in batches[0].tokens
-    }
-    ids = [name for batch in batches for name in batch.ids]
-    for start in range(0, len(ids), size):
-        stop = start + size
-        yield PairBatch(
-            pixel_values=pixels[start:stop],
-            tokens={name: value[start:stop] for name, value in tokens.items()},
-            ids=tuple(ids[start:stop]),
-        )
+def rebatch(batches: Sequence[Batch], *, size: int) -> Iterator[Batch]:
+    whole = Batch.join(batches)
+    for start in range(0, len(whole.ids), size):
+        yield whole.take(slice(start, start + size))
 
 
 # -- judging --------------------------------------------------------------------------------------

@@ -116,8 +116,8 @@ PLANTS = (
     ),
     Plant(
         module="run/exported.py",
-        code="good = ExportedClip.encode_image\n"
-        "ExportedClip.encode_image = lambda self, pixels: good(self, pixels).flip(1)",
+        code="good = ExportedTowers.encode\n"
+        "ExportedTowers.encode = lambda self, *inputs: good(self, *inputs).flip(1)",
         spoils="parity",
     ),
     Plant(
@@ -232,9 +232,12 @@ PLANTS = (
         spoils="roundtrip",
     ),
     Plant(
-        module="models/clip.py",
-        code="good = ClipModel.encode_image\n"
-        "ClipModel.encode_image = lambda self, pixels: good(self, -pixels)",
+        module="models/encoder.py",
+        code="good = Encoder._place\n"
+        "Encoder._place = lambda self, *given: {\n"
+        "    name: -value if value.is_floating_point() else value\n"
+        "    for name, value in good(self, *given).items()\n"
+        "}",
         spoils="fidelity",
     ),
     Plant(
@@ -250,8 +253,9 @@ PLANTS = (
         module="models/quantize.py",
         code=wrap(
             "_calibrate_batch",
-            "import dataclasses\n    model, batch = given\n"
-            "    batch = dataclasses.replace(batch, pixel_values=batch.pixel_values * 2)\n"
+            "model, batch = given\n"
+            "    doubled = {'pixel_values': batch.pixel_values * 2}\n"
+            "    batch = batch.with_inputs('vision', doubled)\n"
             "    return good(model, batch, **named)",
         ),
         spoils="audit",

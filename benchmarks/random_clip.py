@@ -94,7 +94,7 @@ def make_pairs(fp16: Any, *, count: int, batch_size: int) -> list[Any]:
     """Return seeded batches: images with structure at several scales, and captions of words."""
     import numpy as np
 
-    from pytest_quantgate.models.clip import PairBatch
+    from pytest_quantgate.models.encoder import Batch
 
     generator = np.random.default_rng(0)
     batches = []
@@ -111,7 +111,7 @@ def make_pairs(fp16: Any, *, count: int, batch_size: int) -> list[Any]:
             images.append(np.mean(layers, axis=0).astype(np.uint8))
         texts = [" ".join(generator.choice(WORDS, size=7)) for _ in range(batch_size)]
         batches.append(
-            PairBatch(
+            Batch.of_pairs(
                 pixel_values=fp16.preprocess(images),
                 tokens=fp16.tokenize(texts),
                 ids=tuple(f"pair {start + offset}" for offset in range(batch_size)),

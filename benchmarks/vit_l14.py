@@ -130,7 +130,7 @@ def run(folder: Path, *, threads: int, report: Path) -> int:
     seconds = time.perf_counter() - begin
     called = sum(q.enabled and q.calls > 0 for q in audit.quantizers)
     enabled = sum(q.enabled for q in audit.quantizers)
-    same = roundtrip.vision_equal and roundtrip.text_equal and not roundtrip.amax_different
+    same = all(roundtrip.equal.values()) and not roundtrip.amax_different
     problems = [
         text
         for wrong, text in (

@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pytest_quantgate.evidence.audit import Audit
+from pytest_quantgate.evidence.audit import Audit, TowerName
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
@@ -142,7 +142,7 @@ def assert_fidelity(
     *,
     fp16: torch.Tensor,
     quantized: torch.Tensor,
-    tower: Literal["vision", "text"] = "vision",
+    tower: TowerName = "vision",
     min_cosine: float | None = None,
     min_worst_cosine: float | None = None,
     min_sqnr: str | None = None,
@@ -221,12 +221,15 @@ def assert_roundtrip(
     cannot be saved or restored at all.
     """
     from pytest_quantgate.measure.roundtrip import measure_roundtrip
-    from pytest_quantgate.models.clip import ClipModel, PairBatch
+    from pytest_quantgate.models.encoder import Batch, Encoder
+    from pytest_quantgate.models.families import describe_towers
 
+    config: Any = module.config
     parameter = next(module.parameters())
     dtype = str(parameter.dtype).removeprefix("torch.")
-    model = ClipModel(
+    model = Encoder(
         module=module,
+        towers=describe_towers(config),
         tokenizer=None,
         image_processor=None,
         weights_digest="",
@@ -236,7 +239,7 @@ def assert_roundtrip(
         device=str(parameter.device),
     )
     ids = tuple(str(index) for index in range(len(pixel_values)))
-    batch = PairBatch(pixel_values=pixel_values, tokens=tokens, ids=ids)
+    batch = Batch.of_pairs(pixel_values=pixel_values, tokens=tokens, ids=ids)
     with temporary_folder() as folder:
         found = measure_roundtrip(model, batches=[batch], directory=folder)
     return judge_roundtrip(found, gate=RoundtripGate(where=_here("assert_roundtrip")))
@@ -255,15 +258,15 @@ def _audit(
 
     from pytest_quantgate.measure.audit import audit_module
 
+    given: dict[TowerName, Forward | None] = {"vision": run_vision, "text": run_text}
+    runs = {name: run for name, run in given.items() if run is not None}
     with torch.inference_mode():
         return audit_module(
             module,
-            run_vision=run_vision,
-            run_text=run_text,
+            runs=runs,
             recipe=None if recipe is None else _resolve(recipe),
             exclude=exclude,
-            clip_vision=[run_vision] if clip and run_vision else (),
-            clip_text=[run_text] if clip and run_text else (),
+            held_out={name: [run] for name, run in runs.items()} if clip else None,
         )
 
 
@@ -275,10 +278,8 @@ def _resolve(recipe: str | Mapping[str, Any]) -> Recipe:
     return resolve_recipe(spec)
 
 
-def _towers(
-    run_vision: Forward | None, run_text: Forward | None
-) -> tuple[Literal["vision", "text"], ...]:
-    towers: tuple[Literal["vision"] | Literal["text"], ...] = ()
+def _towers(run_vision: Forward | None, run_text: Forward | None) -> tuple[TowerName, ...]:
+    towers: tuple[TowerName, ...] = ()
     towers += ("vision",) if run_vision else ()
     towers += ("text",) if run_text else ()
     return towers

@@ -13,7 +13,7 @@ from benchmarks.sabotage.bench import MODEL_GATES, Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import choose, released
 from pytest_quantgate.measure.embeddings import make_batches
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.run.case import Case
@@ -32,8 +32,11 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 def pixels(change: Callable[[torch.Tensor], torch.Tensor]) -> Pipeline:
     """Return a pipeline whose calibration images come out otherwise."""
 
-    def pairs(batches: list[PairBatch]) -> list[PairBatch]:
-        return [replace(batch, pixel_values=change(batch.pixel_values)) for batch in batches]
+    def pairs(batches: list[Batch]) -> list[Batch]:
+        return [
+            batch.with_inputs("vision", {"pixel_values": change(batch.pixel_values)})
+            for batch in batches
+        ]
 
     return Pipeline(pairs=pairs)
 
@@ -53,31 +56,24 @@ def from_raw(scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda values: (values * STD + MEAN) * scale
 
 
-def images_only(model: ClipModel, batches: Sequence[PairBatch]) -> None:
+def images_only(model: Encoder, batches: Sequence[Batch]) -> None:
     for batch in batches:
         model.encode_image(batch.pixel_values)
 
 
-def nothing(_model: ClipModel, _batches: Sequence[PairBatch]) -> None:
+def nothing(_model: Encoder, _batches: Sequence[Batch]) -> None:
     """The loop over an empty data set."""
 
 
-def one_sample(batches: list[PairBatch]) -> list[PairBatch]:
-    first = batches[0]
-    return [
-        PairBatch(
-            pixel_values=first.pixel_values[:1],
-            tokens={name: value[:1] for name, value in first.tokens.items()},
-            ids=first.ids[:1],
-        )
-    ]
+def one_sample(batches: list[Batch]) -> list[Batch]:
+    return [batches[0].take(slice(1))]
 
 
-def empty_texts(batches: list[PairBatch]) -> list[PairBatch]:
+def empty_texts(batches: list[Batch]) -> list[Batch]:
     return [
-        replace(
-            batch,
-            tokens={
+        batch.with_inputs(
+            "text",
+            {
                 "input_ids": torch.zeros_like(batch.tokens["input_ids"]),
                 "attention_mask": torch.ones_like(batch.tokens["attention_mask"]),
             },
@@ -100,7 +96,7 @@ def repeat_held_out(samples: Samples) -> Samples:
 
 def ranges(name: str, pattern: str, change: Callable[[Any], None]) -> Callable[[Bench], Case]:
     def make(bench: Bench) -> Case:
-        def finish(model: ClipModel) -> None:
+        def finish(model: Encoder) -> None:
             for quantizer in choose(model, pattern):
                 if hasattr(quantizer, "_amax"):  # those of embeddings are off and have none
                     change(quantizer)
@@ -125,7 +121,7 @@ def forget(quantizer: Any) -> None:
 def stale_ranges(bench: Bench) -> Case:
     """The amax of another checkpoint, put into this one because the names fit."""
 
-    def finish(model: ClipModel) -> None:
+    def finish(model: Encoder) -> None:
         good = bench.good
         other = other_revision(good.fp16)
         batches = list(make_batches(good.fp16, good.held_out(64), batch_size=64))
@@ -140,7 +136,7 @@ def stale_ranges(bench: Bench) -> Case:
     return released(bench, "stale ranges", finish=finish)
 
 
-def other_revision(fp16: ClipModel) -> ClipModel:
+def other_revision(fp16: Encoder) -> Encoder:
     """Return the model as it was some training steps before: every matrix a little other."""
     module = copy.deepcopy(fp16.module)
     generator = torch.Generator().manual_seed(1)
@@ -152,14 +148,14 @@ def other_revision(fp16: ClipModel) -> ClipModel:
     return replace(fp16, module=module)
 
 
-def outlier_to_half(model: ClipModel) -> ClipModel:
+def outlier_to_half(model: Encoder) -> Encoder:
     """A range of 100,000, which is Inf in half precision."""
     for quantizer in choose(model, "vision*.1.mlp.fc2.input_quantizer"):
         quantizer._amax.fill_(1e5)
     return to_half(model)
 
 
-def to_half(model: ClipModel) -> ClipModel:
+def to_half(model: Encoder) -> Encoder:
     return replace(model, module=model.module.half(), compute_dtype="float16")
 
 
@@ -327,9 +323,9 @@ CALIBRATIONS = (
 # -- weights -------------------------------------------------------------------------------------
 
 
-def weights_after(name: str, change: Callable[[ClipModel], None]) -> Callable[[Bench], Case]:
+def weights_after(name: str, change: Callable[[Encoder], None]) -> Callable[[Bench], Case]:
     def make(bench: Bench) -> Case:
-        def finish(model: ClipModel) -> None:
+        def finish(model: Encoder) -> None:
             with torch.no_grad():
                 change(model)
 
@@ -338,7 +334,7 @@ def weights_after(name: str, change: Callable[[ClipModel], None]) -> Callable[[B
     return make
 
 
-def weight_of(model: ClipModel, name: str) -> torch.Tensor:
+def weight_of(model: Encoder, name: str) -> torch.Tensor:
     parameter: torch.Tensor = model.module.get_parameter(name)
     return parameter
 
@@ -346,23 +342,23 @@ def weight_of(model: ClipModel, name: str) -> torch.Tensor:
 FC1 = "vision_model.encoder.layers.{}.mlp.fc1.weight"
 
 
-def swap_layers(model: ClipModel) -> None:
+def swap_layers(model: Encoder) -> None:
     first, second = (weight_of(model, FC1.format(block)) for block in (0, 3))
     kept = first.clone()
     first.copy_(second)
     second.copy_(kept)
 
 
-def zero_layer(model: ClipModel) -> None:
+def zero_layer(model: Encoder) -> None:
     weight_of(model, FC1.format(2)).zero_()
 
 
-def reset_norm(model: ClipModel) -> None:
+def reset_norm(model: Encoder) -> None:
     weight_of(model, "vision_model.post_layernorm.weight").fill_(1.0)
     weight_of(model, "vision_model.post_layernorm.bias").zero_()
 
 
-def fine_tune(model: ClipModel) -> None:
+def fine_tune(model: Encoder) -> None:
     generator = torch.Generator().manual_seed(3)
     for name, parameter in model.module.named_parameters():
         if parameter.dim() > 1 and name.endswith("weight") and "embedding" not in name:
@@ -370,7 +366,7 @@ def fine_tune(model: ClipModel) -> None:
             parameter.add_(0.1 * step)
 
 
-def truncate(model: ClipModel) -> None:
+def truncate(model: Encoder) -> None:
     """The last shard is not there: what it held is as the constructor left it."""
     generator = torch.Generator().manual_seed(4)
     for name, parameter in model.module.named_parameters():
@@ -378,7 +374,7 @@ def truncate(model: ClipModel) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
-def transpose(model: ClipModel) -> None:
+def transpose(model: Encoder) -> None:
     weight = weight_of(model, "vision_model.encoder.layers.1.self_attn.q_proj.weight")
     weight.copy_(weight.T.clone())
 

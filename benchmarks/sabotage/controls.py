@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, Entry
+from benchmarks.sabotage.evaluation import OtherPixels
 from benchmarks.sabotage.folders import (
     CONFIG,
     TOKENIZER,
@@ -27,8 +28,9 @@ from benchmarks.sabotage.recipe import ATTENTION, E4M3, inline, layers, named, w
 from benchmarks.sabotage.sanity import WORDS, add_domain, grow_table, text_config
 from benchmarks.sabotage.speed import judged as timed
 from benchmarks.sabotage.speed import measure
+from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.outcomes import Outcomes
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.measurements import exchange_outcomes
 from pytest_quantgate.tasks.registry import load_samples
@@ -81,20 +83,9 @@ def drawn(seed: int) -> Callable[[Bench], Case]:
 
 
 def in_batches(size: int) -> Callable[[Bench], Case]:
-    def pairs(batches: list[PairBatch]) -> list[PairBatch]:
-        images = torch.cat([batch.pixel_values for batch in batches])
-        tokens = {
-            name: torch.cat([batch.tokens[name] for batch in batches]) for name in batches[0].tokens
-        }
-        ids = [name for batch in batches for name in batch.ids]
-        return [
-            PairBatch(
-                pixel_values=images[i : i + size],
-                tokens={name: value[i : i + size] for name, value in tokens.items()},
-                ids=tuple(ids[i : i + size]),
-            )
-            for i in range(0, len(ids), size)
-        ]
+    def pairs(batches: list[Batch]) -> list[Batch]:
+        whole = Batch.join(batches)
+        return [whole.take(slice(i, i + size)) for i in range(0, len(whole.ids), size)]
 
     return lambda bench: released(bench, f"batches of {size}", Pipeline(pairs=pairs))
 
@@ -102,7 +93,7 @@ def in_batches(size: int) -> Callable[[Bench], Case]:
 def nudged(seed: int) -> Callable[[Bench], Case]:
     """The weights as another library version reads them: each differs in its last bit."""
 
-    def weights(fp16: ClipModel) -> ClipModel:
+    def weights(fp16: Encoder) -> Encoder:
         module = copy.deepcopy(fp16.module)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -117,23 +108,23 @@ def nudged(seed: int) -> Callable[[Bench], Case]:
 def nudged_pixels(bench: Bench) -> Case:
     """The images as another decoder gives them: the last bit of a pixel differs."""
 
-    class Nudged(ClipModel):
-        def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    class Nudged(OtherPixels):
+        def reload(self, pixel_values: torch.Tensor) -> torch.Tensor:
             generator = torch.Generator().manual_seed(0)
             noise = torch.randn(pixel_values.shape, generator=generator)
-            return super().encode_image(pixel_values * (1 + 2.0**-23 * noise))
+            return pixel_values * (1 + 2.0**-23 * noise)
 
     return released(bench, "nudged pixels", Pipeline(finish=lambda model: Nudged(**vars(model))))
 
 
 def with_threads(count: int) -> Callable[[Bench], Case]:
-    def finish(model: ClipModel) -> ClipModel:
-        class Threaded(ClipModel):
-            def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def finish(model: Encoder) -> Encoder:
+        class Threaded(Encoder):
+            def encode(self, name: TowerName, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
                 before = torch.get_num_threads()
                 torch.set_num_threads(count)
                 try:
-                    return super().encode_image(pixel_values)
+                    return super().encode(name, inputs)
                 finally:
                     torch.set_num_threads(before)
 
@@ -145,11 +136,16 @@ def with_threads(count: int) -> Callable[[Bench], Case]:
 def evaluated_in(size: int) -> Callable[[Bench], Case]:
     """Evaluated in batches of another size."""
 
-    def finish(model: ClipModel) -> ClipModel:
-        class Batched(ClipModel):
-            def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-                encode = super().encode_image
-                parts = [encode(part) for part in torch.split(pixel_values, size)]
+    def finish(model: Encoder) -> Encoder:
+        class Batched(Encoder):
+            def encode(self, name: TowerName, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+                encode, count = super().encode, len(next(iter(inputs.values())))
+                parts = [
+                    encode(
+                        name, {key: value[start : start + size] for key, value in inputs.items()}
+                    )
+                    for start in range(0, count, size)
+                ]
                 return torch.cat(parts)
 
         return Batched(**vars(model))

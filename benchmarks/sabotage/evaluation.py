@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
+from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.measurements import (
     drop_samples,
@@ -54,11 +55,13 @@ class ShiftedTokenizer:
         return encoded
 
 
-class OtherPixels(ClipModel):
+class OtherPixels(Encoder):
     """A variant that is fed by another loader than FP16."""
 
-    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return super().encode_image(self.reload(pixel_values))
+    def encode(self, name: TowerName, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if name == "vision":
+            inputs = {"pixel_values": self.reload(inputs["pixel_values"])}
+        return super().encode(name, inputs)
 
     def reload(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return pixel_values.flip(1)
@@ -70,9 +73,9 @@ class SmallPixels(OtherPixels):
         return torch.nn.functional.interpolate(small, size=pixel_values.shape[-1], mode="nearest")
 
 
-def fed_by(kind: type[ClipModel]) -> Callable[[Bench], Case]:
+def fed_by(kind: type[Encoder]) -> Callable[[Bench], Case]:
     def make(bench: Bench) -> Case:
-        def finish(model: ClipModel) -> ClipModel:
+        def finish(model: Encoder) -> Encoder:
             return kind(**vars(model))
 
         return released(bench, kind.__name__, Pipeline(finish=finish))

@@ -260,9 +260,11 @@ def other_calibration(bench: Bench, tower: Tower, precision: str) -> Path:
         return samples.take(0, 64)
 
     def darker(batches: Any) -> Any:
-        from dataclasses import replace
 
-        return [replace(batch, pixel_values=batch.pixel_values * 0.9) for batch in batches]
+        return [
+            batch.with_inputs("vision", {"pixel_values": batch.pixel_values * 0.9})
+            for batch in batches
+        ]
 
     case = released(bench, "exported calibration", Pipeline(source=source, pairs=darker))
     return Path(case.stages._onnx_folder("quantized", tower, precision))

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.sabotage.bench import MODEL_GATES, Bench, Entry
+from benchmarks.sabotage.evaluation import OtherPixels
 from benchmarks.sabotage.export import Tower, with_files
 from benchmarks.sabotage.folders import SOURCE, WEIGHTS, Edit, of_files
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
-from pytest_quantgate.models.clip import ClipModel
 from pytest_quantgate.run.case import Case
 
 #: The reference model's embedding of a scene reaches 1 to 3.
@@ -42,11 +42,11 @@ def in_float16_all_the_same(bench: Bench) -> Case:
     return with_files(case, "float16 for bfloat16", choose)
 
 
-class Centred(ClipModel):
+class Centred(OtherPixels):
     """A layer that was left in training mode: it takes the mean of its batch off."""
 
-    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return super().encode_image(pixel_values - 0.2 * pixel_values.mean(dim=0, keepdim=True))
+    def reload(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return pixel_values - 0.2 * pixel_values.mean(dim=0, keepdim=True)
 
 
 OVERFLOWS = (

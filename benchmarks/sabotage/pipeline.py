@@ -13,7 +13,7 @@ from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.embeddings import embed_images, make_batches
 from pytest_quantgate.models.attention import attention_class
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import Quantized, quantize
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from pytest_quantgate.tasks.samples import Samples
 
-Weights = Callable[[ClipModel], ClipModel]
-Pairs = Callable[[list[PairBatch]], list[PairBatch]]
-Calibrate = Callable[[ClipModel, Sequence[PairBatch]], None]
+Weights = Callable[[Encoder], Encoder]
+Pairs = Callable[[list[Batch]], list[Batch]]
+Calibrate = Callable[[Encoder, Sequence[Batch]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Pipeline:
 
 @dataclass(frozen=True, kw_only=True)
 class _Built:
-    model: ClipModel
+    model: Encoder
     audit: Audit
     run: CalibrationRun
 
@@ -85,12 +85,12 @@ class PipelineCase(Case):
         return digest_of(["pipeline", self.name, Case.variant_key.func(self)])
 
     @computed_once
-    def fp16(self) -> ClipModel:
-        fp16: ClipModel = self.good.fp16
+    def fp16(self) -> Encoder:
+        fp16: Encoder = self.good.fp16
         return fp16
 
     @computed_once
-    def quantized(self) -> ClipModel:
+    def quantized(self) -> Encoder:
         built: _Built = self._built
         return built.model
 
@@ -146,8 +146,7 @@ class PipelineCase(Case):
             data=spec.data,
             samples=sum(len(batch.ids) for batch in batches),
             batches=result.batches,
-            vision_batches=result.vision_batches,
-            text_batches=result.text_batches,
+            tower_batches=result.tower_batches,
             nonfinite=result.nonfinite,
             sample_hashes=tuple(zip(shown.pixels, shown.ids, strict=True)),
             sample_looks=shown.looks,
@@ -174,7 +173,7 @@ class PipelineCase(Case):
         return _Built(model=model, audit=audit, run=self.good.calibration_run)
 
     def _quantize_by_hand(
-        self, fp16: ClipModel, batches: list[PairBatch], *, calibrate: Calibrate
+        self, fp16: Encoder, batches: list[Batch], *, calibrate: Calibrate
     ) -> Quantized:
         """Quantize with a loop of the pipeline's own, and count what went through the towers."""
         mtq = import_modelopt("modelopt.torch.quantization")
@@ -206,7 +205,6 @@ class PipelineCase(Case):
         return Quantized(
             model=model,
             batches=max(seen.values()),
-            vision_batches=seen["vision_model"],
-            text_batches=seen["text_model"],
+            tower_batches={"vision": seen["vision_model"], "text": seen["text_model"]},
             nonfinite=(),
         )

@@ -9,12 +9,12 @@ from typing import Any
 
 from benchmarks.sabotage.bench import Bench
 from benchmarks.sabotage.pipeline import Pipeline, PipelineCase
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
 from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.run.case import Case
 
 
-def choose(model: ClipModel, pattern: str) -> list[Any]:
+def choose(model: Encoder, pattern: str) -> list[Any]:
     """Return the quantizers whose names match; at least one."""
     found = [
         q for name, q in find_quantizers(model.module).items() if fnmatch.fnmatch(name, pattern)
@@ -30,11 +30,11 @@ def released(
     pipeline: Pipeline | None = None,
     *,
     edits: dict[str, str] | None = None,
-    finish: Callable[[ClipModel], None] | None = None,
+    finish: Callable[[Encoder], None] | None = None,
 ) -> Case:
     """Return the case of a pipeline; `finish` changes the finished model in place."""
 
-    def changed(model: ClipModel) -> ClipModel:
+    def changed(model: Encoder) -> Encoder:
         assert finish is not None
         finish(model)
         return model

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import choose, released
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
 from pytest_quantgate.run.case import Case
 
 RECIPE = 'quantize: {recipe: fp8-attention, exclude: ["*patch_embedding*"]}'
@@ -60,14 +60,14 @@ def suite(edits: dict[str, str], **more: str) -> Any:
 
 
 def never_quantized(bench: Bench) -> Case:
-    def finish(model: ClipModel) -> ClipModel:
+    def finish(model: Encoder) -> Encoder:
         return replace(model, module=copy.deepcopy(bench.good.fp16.module))
 
     return released(bench, "never quantized", Pipeline(finish=finish))
 
 
 def switched_on_again(bench: Bench) -> Case:
-    def finish(model: ClipModel) -> None:
+    def finish(model: Encoder) -> None:
         for quantizer in choose(model, "*patch_embedding*"):
             quantizer.enable()
 
@@ -75,7 +75,7 @@ def switched_on_again(bench: Bench) -> Case:
 
 
 def other_format(bench: Bench) -> Case:
-    def finish(model: ClipModel) -> None:
+    def finish(model: Encoder) -> None:
         for quantizer in choose(model, "*mlp*input_quantizer"):
             quantizer.num_bits = 8
 
@@ -84,7 +84,7 @@ def other_format(bench: Bench) -> Case:
 
 def switch_off(name: str, *patterns: str, edits: dict[str, str] | None = None) -> Any:
     def make(bench: Bench) -> Case:
-        def finish(model: ClipModel) -> None:
+        def finish(model: Encoder) -> None:
             for pattern in patterns:
                 for quantizer in choose(model, pattern):
                     quantizer.disable()
@@ -357,7 +357,7 @@ ATTENTIONS = (
 )
 
 
-def to_eager(model: ClipModel) -> None:
+def to_eager(model: Encoder) -> None:
     module: Any = model.module
     for part in (module.vision_model, module.text_model):
         part.config._attn_implementation = "eager"

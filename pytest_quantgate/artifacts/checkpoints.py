@@ -303,16 +303,19 @@ def _read_calls(audit: Mapping[str, Any]) -> dict[str, int]:
     calls = {}
     for entry in found if isinstance(found, list) else ():
         entry = as_mapping(entry)
-        vision, text = entry.get("vision_calls"), entry.get("text_calls")
-        if isinstance(vision, int) and isinstance(text, int):
-            calls[str(entry.get("name"))] = vision + text
+        if "tower_calls" not in entry:
+            continue
+        counts = [n for n in as_mapping(entry.get("tower_calls")).values() if isinstance(n, int)]
+        calls[str(entry.get("name"))] = sum(counts)
     return calls
 
 
 def _read_calibration(run: Mapping[str, Any]) -> Calibrated:
     """Return how the quantizers got their ranges, where the cache entry says so."""
-    keys = ("data", "samples", "batches", "vision_batches", "text_batches", "held_out_samples")
+    keys = ("data", "samples", "batches", "held_out_samples")
     found = {f"calibration {key.replace('_', ' ')}": str(run[key]) for key in keys if key in run}
+    for tower, batches in as_mapping(run.get("tower_batches")).items():
+        found[f"calibration {tower} batches"] = str(batches)
     if "nonfinite" in run:
         names = [str(name) for name in run["nonfinite"]]
         found["not finite in calibration"] = listed(names) or "none"

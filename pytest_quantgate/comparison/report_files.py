@@ -674,9 +674,8 @@ def _calibrated(suite: SuiteReport) -> Calibrated:
         "calibration digest": facts.digest[:12],
         "not finite in calibration": listed(facts.nonfinite) or "none",
     }
-    for tower, batches in (("vision", facts.vision_batches), ("text", facts.text_batches)):
-        if batches is not None:
-            found[f"calibration batches through the {tower} tower"] = str(batches)
+    for tower, batches in facts.tower_batches.items():
+        found[f"calibration batches through the {tower} tower"] = str(batches)
     images = None
     if facts.contents_digest:
         images = CalibrationImages(

@@ -132,8 +132,10 @@ def compare_roundtrip(
         return []
     sides = [
         {
-            f"{suite}: round trip: vision outputs": _equal(side.vision_equal),
-            f"{suite}: round trip: text outputs": _equal(side.text_equal),
+            **{
+                f"{suite}: round trip: {tower} outputs": _equal(equal)
+                for tower, equal in side.equal.items()
+            },
             f"{suite}: round trip: ranges that differ": listed(side.amax_different) or "none",
             f"{suite}: round trip: damage that was loaded": listed(side.accepted) or "none",
         }

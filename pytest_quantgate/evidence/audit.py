@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+TowerName = Literal["vision", "text"]
 Tower = Literal["vision", "text", "other"]
+
+TOWERS: tuple[TowerName, ...] = ("vision", "text")
 
 
 #: Where a quantizer sits. `input`, `weight` and `output` belong to a layer; `q`, `k`, `v` (the
@@ -22,7 +26,7 @@ class Quantizer:
     `granularity` is `per-tensor`, `per-channel` or `block`; `block_sizes` are then those of the
     blocks, in the order of the axes.
     `amax` fields are None where there is no amax; NaN and Inf are kept as `float`.
-    `vision_calls` / `text_calls` count how often it ran in one forward of that tower;
+    `tower_calls` counts how often it ran in one forward of each tower;
     `changed` says whether its output ever differed from its input.
     `clipped` / `seen` count the values that were clipped and all values on held-out data (0 / 0
     where that was not measured), `largest` is the largest magnitude among them (None: not
@@ -47,8 +51,7 @@ class Quantizer:
     amax_max: float | None
     amax_finite: bool
     amax_count: int
-    vision_calls: int
-    text_calls: int
+    tower_calls: Mapping[str, int]
     changed: bool
     clipped: int = 0
     seen: int = 0
@@ -59,8 +62,13 @@ class Quantizer:
     block_sizes: tuple[int, ...] = ()
 
     @property
+    def own_calls(self) -> int:
+        """How often it ran in the forward of its own tower; of any, where it is of none."""
+        return self.calls if self.tower == "other" else self.tower_calls.get(self.tower, 0)
+
+    @property
     def calls(self) -> int:
-        return self.vision_calls + self.text_calls
+        return sum(self.tower_calls.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +161,7 @@ class Audit:
 class CalibrationRun:
     """How the quantizers got their ranges.
 
-    `vision_batches` / `text_batches` are forwards really seen by each tower during calibration.
+    `tower_batches` are forwards really seen by each tower during calibration.
     `nonfinite` names what was NaN or Inf in the calibration data (`image 17`, `text 3`).
     `sample_hashes` / `held_out_hashes` are SHA-256 of the decoded pixels, each tagged with its
     sample id: (hash, id); `sample_looks` are the perceptual hashes of the samples in that order.
@@ -163,8 +171,7 @@ class CalibrationRun:
     data: str
     samples: int
     batches: int
-    vision_batches: int
-    text_batches: int
+    tower_batches: Mapping[str, int]
     nonfinite: tuple[str, ...]
     sample_hashes: tuple[tuple[str, str], ...]
     held_out_samples: int

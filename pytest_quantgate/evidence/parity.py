@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pytest_quantgate.evidence.audit import Tower
@@ -83,14 +84,14 @@ class Parity:
 class Roundtrip:
     """A save and a restore in a fresh process.
 
-    `outputs_equal` holds per tower; `amax_different` names amax that are not bit-identical;
+    `equal` says of each tower whether its outputs are the same bits; `amax_different` names amax
+    that are not bit-identical;
     `refused` lists the damage that was planted and refused, `accepted` the damage that was
     planted and wrongly accepted (each a short phrase such as `state file missing`).
     """
 
     saved_bytes: int
-    vision_equal: bool
-    text_equal: bool
+    equal: Mapping[str, bool]
     max_abs_difference: float
     amax_count: int
     amax_different: tuple[str, ...]

@@ -162,11 +162,7 @@ def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
             next_step="repair or remove these samples",
             code="calibration.data-nonfinite",
         )
-    idle = [
-        name
-        for name, batches in (("vision", run.vision_batches), ("text", run.text_batches))
-        if batches == 0
-    ]
+    idle = [name for name, batches in run.tower_batches.items() if batches == 0]
     if idle:
         return _verdict(
             Status.FAIL,
@@ -227,7 +223,7 @@ def _judge_amax(
     names, words, code = bad[0]
     cause = "enabled after the calibration, or never reached by its forward"
     next_step = "calibrate again with batches that reach these modules"
-    idle = [q for q in static if q.name in names and _calls(q) == 0]
+    idle = [q for q in static if q.name in names and q.own_calls == 0]
     if len(idle) == len(names):  # no batch will ever reach them
         cause, next_step = advise_idle(idle, among=static, attention=attention)
     return _verdict(
@@ -317,7 +313,7 @@ def _judge_width(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdi
 def _judge_calls(
     static: Sequence[Quantizer], *, gate: CalibrationGate, attention: str = INTERCEPTED
 ) -> Verdict:
-    idle = [q for q in static if _calls(q) == 0]
+    idle = [q for q in static if q.own_calls == 0]
     if not idle:
         return _verdict(Status.PASS, "every enabled quantizer was called in its tower's forward")
     with_amax = sum(q.amax_count > 0 for q in idle)
@@ -332,14 +328,6 @@ def _judge_calls(
         figures={"never_called": len(idle)},
         code="calibration.never-called",
     )
-
-
-def _calls(quantizer: Quantizer) -> int:
-    if quantizer.tower == "vision":
-        return quantizer.vision_calls
-    if quantizer.tower == "text":
-        return quantizer.text_calls
-    return quantizer.calls
 
 
 def _judge_clipping(

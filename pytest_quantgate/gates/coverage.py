@@ -353,7 +353,7 @@ def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[i
         if quantizer is not None and quantizer.enabled:
             if audit.formats and quantizer.format not in audit.formats:
                 wrong.append(quantizer)
-            elif _calls(quantizer) == 0:
+            elif quantizer.own_calls == 0:
                 idle.append(quantizer)
         elif not _take(scope, name, used):
             off.setdefault(off_by.get(name, ""), []).append(name)
@@ -543,7 +543,7 @@ def _judge_attention(
             if _take(scope, name, used):
                 continue
             missing.setdefault(f"{_ATTENTION_NAMES[slot]} {problem}", []).append(module.name)
-            if found is not None and found.enabled and _calls(found) == 0:
+            if found is not None and found.enabled and found.own_calls == 0:
                 idle.append(found)
     if not missing:
         return _pass(
@@ -575,7 +575,7 @@ def _attention_problem(quantizer: Quantizer | None, *, audit: Audit) -> str | No
         return "has no quantizer"
     if not quantizer.enabled:
         return "is off"
-    if _calls(quantizer) == 0:
+    if quantizer.own_calls == 0:
         amax = "with an amax" if quantizer.amax_count else "without an amax"
         return f"is enabled {amax} and never called"
     if audit.formats and quantizer.format not in audit.formats:
@@ -777,7 +777,7 @@ def _is_judged_as_layer(quantizers: Sequence[Quantizer]) -> bool:
     It does where the weight's quantizer is off or never ran. Where that runs and the operation
     sees a bare weight all the same, the call goes around it.
     """
-    return any(q.slot == "weight" and (not q.enabled or _calls(q) == 0) for q in quantizers)
+    return any(q.slot == "weight" and (not q.enabled or q.own_calls == 0) for q in quantizers)
 
 
 def _touched(
@@ -787,7 +787,7 @@ def _touched(
 
     An operand whose own quantizer is off or never ran is the finding of `_judge_attention`.
     """
-    answered = {q.slot for q in quantizers if not q.enabled or _calls(q) == 0}
+    answered = {q.slot for q in quantizers if not q.enabled or q.own_calls == 0}
     return all(
         quantized or name not in slots or name in answered
         for name, quantized in zip(operation.operands, operation.operands_quantized, strict=True)
@@ -956,12 +956,12 @@ def _describe(audit: Audit, *, figures: Mapping[str, Figure]) -> tuple[str, str]
     """Return the headline of a PASS and its brief form."""
     layers: dict[str, set[str]] = {}
     for quantizer in audit.quantizers:
-        if quantizer.enabled and quantizer.slot == "weight" and _calls(quantizer):
+        if quantizer.enabled and quantizer.slot == "weight" and quantizer.own_calls:
             layers.setdefault(quantizer.module_class, set()).add(quantizer.module)
     known = Counter(m.class_name for m in audit.modules)
     words = [f"{len(names)} of {known[name]} {name}" for name, names in layers.items()]
     running = [
-        q for q in audit.quantizers if q.enabled and q.slot in _ATTENTION_NAMES and _calls(q)
+        q for q in audit.quantizers if q.enabled and q.slot in _ATTENTION_NAMES and q.own_calls
     ]
     attention = ""
     if running:
@@ -993,15 +993,6 @@ def _left_out(audit: Audit, *, scope: Scope, today: date) -> tuple[str, ...]:
         for line in group(name for name in matched if name in audit.intended)
     ]
     return shorten(lines)
-
-
-def _calls(quantizer: Quantizer) -> int:
-    """Return how often a quantizer ran in the forward of its own tower."""
-    if quantizer.tower == "vision":
-        return quantizer.vision_calls
-    if quantizer.tower == "text":
-        return quantizer.text_calls
-    return quantizer.calls
 
 
 def _patterns(patterns: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.coverage import CoverageGate
 from pytest_quantgate.gates.parity import ParityGate
-from pytest_quantgate.gates.run import TOWERS, VARIANTS, GateRun, Judged
+from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import choice_key, list_key, ratio_key
@@ -135,11 +135,7 @@ def _pass(headline: str) -> Verdict:
 
 def _expected(audit: Audit, found: OnnxAudit) -> dict[str, Quantizer]:
     """Return the quantizers that run in a tower, by name: what its graph must hold."""
-    return {
-        q.name: q
-        for q in audit.quantizers
-        if q.enabled and (q.vision_calls if found.tower == "vision" else q.text_calls)
-    }
+    return {q.name: q for q in audit.quantizers if q.enabled and q.tower_calls.get(found.tower)}
 
 
 def _judge_tower(
@@ -410,7 +406,7 @@ def judge(run: GateRun, gate: ExportGate) -> Judged:
     audits = {
         variant: [
             stages.onnx_audit(variant=variant, tower=tower, precision=stages.shipped)
-            for tower in TOWERS
+            for tower in run.towers
         ]
         for variant in VARIANTS
     }
@@ -419,7 +415,7 @@ def judge(run: GateRun, gate: ExportGate) -> Judged:
         quantized=audits["quantized"],
         fp16_file_bytes=sum(found.file_bytes for found in audits["fp16"]),
         dtype=stages.shipped,
-        left_out=[tower for tower in TOWERS if coverage and tower not in coverage.towers],
+        left_out=[tower for tower in run.towers if coverage and tower not in coverage.towers],
         gate=gate,
     )
     if run.suite.gates.one(ParityGate) is not None:  # which runs the files

@@ -31,7 +31,7 @@ def judge_roundtrip(roundtrip: Roundtrip, *, gate: RoundtripGate) -> Verdict:
         "max_abs_difference": roundtrip.max_abs_difference,
     }
     wrong = []
-    for tower, equal in (("vision", roundtrip.vision_equal), ("text", roundtrip.text_equal)):
+    for tower, equal in roundtrip.equal.items():
         if not equal:
             wrong.append(
                 f"{tower} embeddings differ after the restore, by up to "

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LayerActivation,
         NearCopy,
         Tower,
+        TowerName,
     )
     from pytest_quantgate.evidence.fidelity import Fidelity
     from pytest_quantgate.evidence.fingerprint import Fingerprint
@@ -99,6 +100,9 @@ class GateRun(Protocol):
     latency_runs: dict[str, LatencyRun]
 
     @property
+    def towers(self) -> tuple[TowerName, ...]: ...
+
+    @property
     def judging(self) -> Verdicts: ...
 
     @property
@@ -151,6 +155,4 @@ class GateRun(Protocol):
     ) -> tuple[Outcomes, Outcomes]: ...
 
 
-#: Both towers of a dual encoder, in the order of reports.
-TOWERS = ("vision", "text")
 VARIANTS = ("fp16", "quantized")

@@ -260,7 +260,7 @@ def _find_loss(
     if not quantizer.enabled:
         by = f"pattern {disabled_by!r} switched it off" if disabled_by else "it is off"
         return "model", by
-    ran = [t for t in towers if (quantizer.vision_calls if t == "vision" else quantizer.text_calls)]
+    ran = [t for t in towers if quantizer.tower_calls.get(t)]
     if not ran:
         return "forward", "it is on and no forward calls it"
     for tower in ran:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.audit import LayerActivation, Tower
 from pytest_quantgate.measure.operations import tensors_in
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 
 if TYPE_CHECKING:
@@ -143,18 +143,15 @@ class ActivationRecorder:
 
 
 def measure_activations(
-    model: ClipModel, *, batches: Sequence[PairBatch], highest: float
+    model: Encoder, *, batches: Sequence[Batch], highest: float
 ) -> tuple[LayerActivation, ...]:
-    """Return the largest activation of every layer of both towers on these pairs."""
+    """Return the largest activation of every layer of every tower on these samples."""
     found: list[LayerActivation] = []
-    for tower in ("vision", "text"):
+    for tower in model.tower_names:
         recorder = ActivationRecorder(highest=highest)
         for batch in batches:
             with quiet_libraries(), recorder.record(model.module, tower=tower):
-                if tower == "vision":
-                    model.encode_image(batch.pixel_values)
-                else:
-                    model.encode_text(batch.tokens)
+                model.encode(tower, batch.inputs[tower])
         found += recorder.describe()
     return tuple(found)
 

@@ -13,17 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.evidence.audit import Audit, LayerActivation, Module, Tower
+from pytest_quantgate.evidence.audit import Audit, LayerActivation, Module, Tower, TowerName
 from pytest_quantgate.measure.activations import ActivationRecorder, highest_finite
 from pytest_quantgate.measure.invariance import measure_invariance
 from pytest_quantgate.measure.operations import Recorder
-from pytest_quantgate.measure.quantizers import (
-    Activity,
-    describe_quantizer,
-    replay_recipe,
-    watch,
-)
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.measure.quantizers import Activity, describe_quantizer, replay_recipe, watch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantizers import (
@@ -45,36 +40,32 @@ RECORDED_SAMPLES = 2
 
 
 def audit_quantizers(
-    model: ClipModel,
+    model: Encoder,
     *,
     recipe: Recipe,
     exclude: tuple[str, ...] = (),
-    held_out: Sequence[PairBatch],
+    held_out: Sequence[Batch],
 ) -> Audit:
-    """Return the audit of a quantized CLIP, with clipping counted on `held_out` pairs.
+    """Return the audit of a quantized model, with clipping counted on `held_out` samples.
 
     Raises ValueError for no held-out pairs: an audit without a forward proves nothing.
     """
     if not held_out:
         raise ValueError("audit_quantizers needs at least one batch of held-out pairs")
-    first = held_out[0]
-    few_pixels = first.pixel_values[:RECORDED_SAMPLES]
-    few_tokens = {name: value[:RECORDED_SAMPLES] for name, value in first.tokens.items()}
+    few = held_out[0].take(slice(RECORDED_SAMPLES))
     audit = audit_module(
         model.module,
-        run_vision=lambda: model.encode_image(few_pixels),
-        run_text=lambda: model.encode_text(few_tokens),
+        runs={name: _run(model, name, few) for name in model.tower_names},
         recipe=recipe,
         exclude=exclude,
-        clip_vision=[_run(model.encode_image, batch.pixel_values) for batch in held_out],
-        clip_text=[_run(model.encode_text, batch.tokens) for batch in held_out],
+        held_out={name: [_run(model, name, b) for b in held_out] for name in model.tower_names},
         notes=model.notes,
         highest=highest_finite(model.weight_dtype),
     )
     return replace(
         audit,
         invariance=tuple(
-            measure_invariance(model, tower=tower, batches=held_out) for tower in ("vision", "text")
+            measure_invariance(model, tower=tower, batches=held_out) for tower in model.tower_names
         ),
     )
 
@@ -82,22 +73,19 @@ def audit_quantizers(
 def audit_module(
     module: torch.nn.Module,
     *,
-    run_vision: Callable[[], object] | None,
-    run_text: Callable[[], object] | None,
+    runs: Mapping[TowerName, Callable[[], object]],
     recipe: Recipe | None = None,
     exclude: tuple[str, ...] = (),
-    clip_vision: Iterable[Callable[[], object]] = (),
-    clip_text: Iterable[Callable[[], object]] = (),
+    held_out: Mapping[TowerName, Iterable[Callable[[], object]]] | None = None,
     notes: tuple[str, ...] = (),
     highest: float = math.inf,
 ) -> Audit:
-    """Return the audit of any model with a vision and a text tower.
+    """Return the audit of any model.
 
-    `run_vision` and `run_text` run one forward of a tower each; None for a tower that the model
-    does not have. Without a `recipe` every Linear and Conv layer's input and weight are taken as
-    intended, in the formats that the enabled quantizers have. `clip_*` are further forwards on
-    data that the quantizers were not calibrated on, in which clipped values are counted, and values
-    above `highest`, which the number format that ships cannot hold.
+    `runs` are one forward of each tower. Without a `recipe` every Linear and Conv layer's input
+    and weight are taken as intended, in the formats that the enabled quantizers have. `held_out`
+    are further forwards on data that the quantizers were not calibrated on, in which clipped values
+    are counted, and values above `highest`, which the number format that ships cannot hold.
 
     Raises NotMeasured where a quantizer needs a kernel that this machine cannot run.
     """
@@ -106,14 +94,8 @@ def audit_module(
     require_kernels((kind.name for kind in kinds_on if kind is not None), module=module)
     activity = {name: Activity() for name in quantizers}
     operations = Recorder()
-    towers: list[Tower] = []
-    runs: tuple[tuple[Tower, Callable[[], object] | None, Iterable[Callable[[], object]]], ...]
-    runs = (("vision", run_vision, clip_vision), ("text", run_text, clip_text))
     with quiet_libraries():
-        for tower, run, _ in runs:
-            if run is None:
-                continue
-            towers.append(tower)
+        for tower, run in runs.items():
             # Two runs: recording changes what it looks at (fused paths are left under it), so
             # calls are counted in a forward that is watched by nothing else.
             with watch(quantizers, activity=activity, tower=tower, count_clipping=False):
@@ -122,7 +104,7 @@ def audit_module(
                 run()
         clipping = {name: Activity() for name in quantizers}
         activations: list[LayerActivation] = []
-        for tower, _, forwards in runs:
+        for tower, forwards in (held_out or {}).items():
             recorder = ActivationRecorder(highest=highest)
             for forward in forwards:
                 with (
@@ -164,7 +146,7 @@ def audit_module(
     quantizable = ("linear", "conv", "attention", "mha")
     meant = tuple(name for name in intended if kinds.get(names[name]) in quantizable)
     return Audit(
-        towers=tuple(towers),
+        towers=tuple(runs),
         modules=modules,
         quantizers=records,
         operations=tuple(operations.operations.values()),
@@ -190,8 +172,8 @@ def _name_algorithm(algorithm: Any) -> str:
     return algorithm if isinstance(algorithm, str) else ""
 
 
-def _run(encode: Callable[[Any], object], value: Any) -> Callable[[], object]:
-    return lambda: encode(value)
+def _run(model: Encoder, tower: TowerName, batch: Batch) -> Callable[[], object]:
+    return lambda: model.encode(tower, batch.inputs[tower])
 
 
 def _every_layer() -> list[Mapping[str, Any]]:

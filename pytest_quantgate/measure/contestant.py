@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from pytest_quantgate.models.clip import ClipModel
+    from pytest_quantgate.evidence.audit import TowerName
+    from pytest_quantgate.models.encoder import Encoder
     from pytest_quantgate.runtimes.onnxruntime_session import Optimization
 
 Inputs = Mapping[str, "np.ndarray[Any, Any]"]
@@ -32,8 +33,6 @@ TimeRuns = Callable[[int], float]
 
 #: Returns a time in s that never goes back; only differences count.
 Clock = Callable[[], float]
-
-TimedTower = Literal["vision", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ class TorchContestant:
     dtype: Literal["float16", "bfloat16", "float32"]
     attn_implementation: Literal["sdpa", "eager"]
     checkpoint: str
-    tower: TimedTower
+    tower: TowerName
     inputs: str
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
@@ -217,18 +216,16 @@ def _open_torch(spec: TorchContestant, inputs: Inputs) -> Contestant:
     )
 
 
-def run_torch_tower(
-    model: ClipModel, *, tower: TimedTower, inputs: Mapping[str, torch.Tensor]
-) -> Any:
+def run_torch_tower(model: Encoder, *, tower: TowerName, inputs: Mapping[str, torch.Tensor]) -> Any:
     """Return a call that gives the embeddings of a batch; its inputs lie on the model's device."""
     import torch
 
-    if tower == "vision":
-        dtype = getattr(torch, model.compute_dtype)
-        pixels = inputs["pixel_values"].to(device=model.device, dtype=dtype)
-        return lambda: model.encode_image(pixels)
-    tokens = {name: value.to(model.device) for name, value in inputs.items()}
-    return lambda: model.encode_text(tokens)
+    dtype = getattr(torch, model.compute_dtype)
+    placed = {
+        name: value.to(device=model.device, dtype=dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
+    return lambda: model.encode(tower, placed)
 
 
 def _to_torch(inputs: Inputs) -> dict[str, torch.Tensor]:

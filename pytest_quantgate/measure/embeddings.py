@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.evidence.audit import TowerName
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.tasks.samples import Samples, fill
 
@@ -13,16 +14,14 @@ if TYPE_CHECKING:
     import torch
 
 
-class Encoder(Protocol):
-    """What gives embeddings: a ClipModel, or the exported towers in a runtime."""
+class Encodes(Protocol):
+    """What gives embeddings: an Encoder, or the exported towers in a runtime."""
 
-    def encode_image(self, pixel_values: torch.Tensor, /) -> torch.Tensor: ...
-
-    def encode_text(self, tokens: Mapping[str, torch.Tensor], /) -> torch.Tensor: ...
+    def encode(self, name: TowerName, inputs: Mapping[str, torch.Tensor], /) -> torch.Tensor: ...
 
 
 def embed_images(
-    models: Sequence[Encoder],
+    models: Sequence[Encodes],
     samples: Samples,
     *,
     batch_size: int,
@@ -41,14 +40,14 @@ def embed_images(
             stop = min(start + batch_size, len(samples))
             pixels = preprocess(samples.images[index] for index in range(start, stop))
             for model, done in zip(models, parts, strict=True):
-                done.append(model.encode_image(pixels).cpu())
+                done.append(model.encode("vision", {"pixel_values": pixels}).cpu())
             if progress is not None:
                 progress(stop - start)
     return [torch.cat(done) for done in parts]
 
 
 def embed_texts(
-    models: Sequence[Encoder],
+    models: Sequence[Encodes],
     texts: Sequence[str],
     *,
     batch_size: int,
@@ -62,12 +61,12 @@ def embed_texts(
         for start in range(0, len(texts), batch_size):
             tokens = tokenize(list(texts[start : start + batch_size]))
             for model, done in zip(models, parts, strict=True):
-                done.append(model.encode_text(tokens).cpu())
+                done.append(model.encode("text", tokens).cpu())
     return [torch.cat(done) for done in parts]
 
 
 def build_classifiers(
-    models: Sequence[Encoder],
+    models: Sequence[Encodes],
     samples: Samples,
     *,
     batch_size: int,
@@ -98,15 +97,16 @@ def average_templates(embedded: torch.Tensor, *, classes: int) -> torch.Tensor:
     return classifier
 
 
-def make_batches(model: ClipModel, samples: Samples, *, batch_size: int) -> Iterator[PairBatch]:
-    """Yield the samples as pairs for both towers, preprocessed as the model's own files say."""
+def make_batches(model: Encoder, samples: Samples, *, batch_size: int) -> Iterator[Batch]:
+    """Yield the samples for every tower of the model, preprocessed as its own files say."""
     for start in range(0, len(samples), batch_size):
         stop = min(start + batch_size, len(samples))
         with quiet_libraries():
-            images = (samples.images[index] for index in range(start, stop))
-            batch = PairBatch(
-                pixel_values=model.preprocess(images),
-                tokens=model.tokenize([samples.text(index) for index in range(start, stop)]),
-                ids=samples.ids[start:stop],
-            )
-        yield batch
+            inputs: dict[TowerName, Mapping[str, torch.Tensor]] = {}
+            if "vision" in model.tower_names:
+                images = (samples.images[index] for index in range(start, stop))
+                inputs["vision"] = {"pixel_values": model.preprocess(images)}
+            if "text" in model.tower_names:
+                texts = [samples.text(index) for index in range(start, stop)]
+                inputs["text"] = model.tokenize(texts)
+        yield Batch(ids=samples.ids[start:stop], inputs=inputs)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.audit import Tower
 from pytest_quantgate.evidence.fidelity import TowerFidelity
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def sum_of_squares(value: torch.Tensor) -> float:
 
 
 def rank_layers(
-    *, fp16: ClipModel, quantized: ClipModel, batch: PairBatch
+    *, fp16: Encoder, quantized: Encoder, batch: Batch
 ) -> tuple[tuple[str, float], ...]:
     """Return (layer, SQNR in dB), worst first, of the noise that each layer itself adds.
 
@@ -110,8 +110,8 @@ def rank_layers(
     ]
     try:
         with quiet_libraries():
-            fp16.encode_image(batch.pixel_values)
-            fp16.encode_text(batch.tokens)
+            for tower in fp16.tower_names:
+                fp16.encode(tower, batch.inputs[tower])
     finally:
         for handle in handles:
             handle.remove()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pytest_quantgate.evidence.audit import BatchInvariance
+from pytest_quantgate.evidence.audit import BatchInvariance, TowerName
 from pytest_quantgate.measure.parity import nudged
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ DRAWS = 3
 
 
 def measure_invariance(
-    model: ClipModel, *, tower: Literal["vision", "text"], batches: Sequence[PairBatch]
+    model: Encoder, *, tower: TowerName, batches: Sequence[Batch]
 ) -> BatchInvariance:
     """Return how far embeddings move between a batch of one and two batches with other mates.
 
@@ -33,11 +33,7 @@ def measure_invariance(
     """
     import torch
 
-    if tower == "vision":
-        inputs = {"pixel_values": torch.cat([batch.pixel_values for batch in batches])}
-    else:
-        names = batches[0].tokens
-        inputs = {name: torch.cat([batch.tokens[name] for batch in batches]) for name in names}
+    inputs = Batch.join(batches).inputs[tower]
     total = len(next(iter(inputs.values())))
     count = min(SAMPLES, total // 2)
     if count == 0:
@@ -48,9 +44,7 @@ def measure_invariance(
     def embed(places: Sequence[int]) -> torch.Tensor:
         chosen = {name: value[places] for name, value in inputs.items()}
         with quiet_libraries():
-            if tower == "vision":
-                return model.encode_image(chosen["pixel_values"]).cpu().double()
-            return model.encode_text(chosen).cpu().double()
+            return model.encode(tower, chosen).cpu().double()
 
     alone = torch.cat([embed([place]) for place in own])
     among = embed([*own, *first])[:count]
@@ -58,7 +52,7 @@ def measure_invariance(
     change = [_distances(*pair) for pair in ((among, alone), (others, alone), (others, among))]
     floors = []
     for seed in range(DRAWS):
-        with nudged(model.module.get_submodule(f"{tower}_model.embeddings"), seed=seed):
+        with nudged(model.module.get_submodule(model.tower(tower).embeddings), seed=seed):
             floors.append(_distances(embed([*own, *first])[:count], among))
     return BatchInvariance(
         tower=tower,

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.onnx import EngineOutputs
 from pytest_quantgate.evidence.parity import BlockParity, TowerParity
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 
 if TYPE_CHECKING:
@@ -29,19 +30,14 @@ DRAWS = 2
 #: graph that computes something else is off in most of them.
 QUANTILES = ((0.5, 0.75), (0.9, 1.0))
 
-_EMBEDDINGS: Mapping[str, str] = {
-    "vision": "vision_model.embeddings",
-    "text": "text_model.embeddings",
-}
-
 
 def measure_tower_parity(
     *,
-    tower: Literal["vision", "text"],
-    fp16: ClipModel,
-    quantized: ClipModel,
-    exported: Callable[[PairBatch], torch.Tensor],
-    batches: Sequence[PairBatch],
+    tower: TowerName,
+    fp16: Encoder,
+    quantized: Encoder,
+    exported: Callable[[Batch], torch.Tensor],
+    batches: Sequence[Batch],
     optimization: str,
     blocks: tuple[BlockParity, ...] = (),
 ) -> TowerParity:
@@ -54,19 +50,16 @@ def measure_tower_parity(
     if not batches:
         raise ValueError("parity needs at least one batch of pairs")
 
-    def run(model: ClipModel) -> torch.Tensor:
+    def run(model: Encoder) -> torch.Tensor:
         with quiet_libraries():
-            if tower == "vision":
-                parts = [model.encode_image(batch.pixel_values) for batch in batches]
-            else:
-                parts = [model.encode_text(batch.tokens) for batch in batches]
+            parts = [model.encode(tower, batch.inputs[tower]) for batch in batches]
         return torch.cat(parts).cpu().double()
 
     reference, approved = run(fp16), run(quantized)
     found = torch.cat([exported(batch) for batch in batches]).double()
     moved = []
     for seed in range(DRAWS):
-        with nudged(quantized.module.get_submodule(_EMBEDDINGS[tower]), seed=seed):
+        with nudged(quantized.module.get_submodule(quantized.tower(tower).embeddings), seed=seed):
             moved += relative_errors(run(quantized), approved)
     quantiles = compare_errors(relative_errors(found, approved), moved)
     return TowerParity(
@@ -112,27 +105,28 @@ class BlockRun:
     result: torch.Tensor
 
 
-def list_blocks(module: torch.nn.Module, *, tower: Literal["vision", "text"]) -> tuple[str, ...]:
+def list_blocks(model: Encoder, *, tower: TowerName) -> tuple[str, ...]:
     """Return the names of a tower's transformer blocks: the members of its outermost ModuleList."""
     import torch
 
     found: list[str] = []
-    for name, part in module.named_modules():
+    own = tuple(f"{part}." for part in model.tower(tower).parts)
+    for name, part in model.module.named_modules():
         inside = any(name.startswith(f"{block}.") for block in found)
-        if name.startswith(f"{tower}_model.") and isinstance(part, torch.nn.ModuleList):
+        if f"{name}.".startswith(own) and isinstance(part, torch.nn.ModuleList):
             found += [] if inside else [f"{name}.{index}" for index in range(len(part))]
     return tuple(found)
 
 
 def measure_block_parity(
     *,
-    tower: Literal["vision", "text"],
-    quantized: ClipModel,
+    tower: TowerName,
+    quantized: Encoder,
     blocks: Sequence[str],
     exported: Callable[
-        [PairBatch, Mapping[str, torch.Tensor]], tuple[Mapping[str, torch.Tensor], torch.Tensor]
+        [Batch, Mapping[str, torch.Tensor]], tuple[Mapping[str, torch.Tensor], torch.Tensor]
     ],
-    batches: Sequence[PairBatch],
+    batches: Sequence[Batch],
 ) -> tuple[BlockParity, ...]:
     """Return the error of each block, given PyTorch's own hidden state before it.
 
@@ -166,7 +160,7 @@ def measure_block_parity(
 
 
 def _record_blocks(
-    model: ClipModel, *, tower: str, blocks: Sequence[str], batch: PairBatch
+    model: Encoder, *, tower: TowerName, blocks: Sequence[str], batch: Batch
 ) -> tuple[dict[str, BlockRun], torch.Tensor]:
     runs: dict[str, BlockRun] = {}
 
@@ -191,22 +185,20 @@ def _record_blocks(
     return {name: runs[name] for name in blocks}, embeddings
 
 
-def _embed(model: ClipModel, *, tower: str, batch: PairBatch) -> torch.Tensor:
+def _embed(model: Encoder, *, tower: TowerName, batch: Batch) -> torch.Tensor:
     with quiet_libraries():
-        if tower == "vision":
-            return model.encode_image(batch.pixel_values)
-        return model.encode_text(batch.tokens)
+        return model.encode(tower, batch.inputs[tower])
 
 
 def _run_nudged(
-    model: ClipModel, block: str, *, tower: str, batch: PairBatch, seed: int
+    model: Encoder, block: str, *, tower: TowerName, batch: Batch, seed: int
 ) -> torch.Tensor:
     """Return the embeddings where each value behind `block` is changed by a random 1e-6 of it."""
     with nudged(model.module.get_submodule(block), seed=seed):
         return _embed(model, tower=tower, batch=batch)
 
 
-def _rerun(model: ClipModel, block: str, run: BlockRun, *, seed: int) -> torch.Tensor:
+def _rerun(model: Encoder, block: str, run: BlockRun, *, seed: int) -> torch.Tensor:
     """Return what a block gives for its hidden state with each value changed by 1e-6 of it."""
     import torch
 
@@ -235,12 +227,12 @@ def _share(distance: float, added: float) -> float:
 
 def measure_engine_outputs(
     *,
-    tower: Literal["vision", "text"],
-    fp16: ClipModel,
-    quantized: ClipModel,
-    engine: Callable[[PairBatch], torch.Tensor],
-    exported: Callable[[PairBatch], torch.Tensor] | None,
-    batches: Sequence[PairBatch],
+    tower: TowerName,
+    fp16: Encoder,
+    quantized: Encoder,
+    engine: Callable[[Batch], torch.Tensor],
+    exported: Callable[[Batch], torch.Tensor] | None,
+    batches: Sequence[Batch],
 ) -> EngineOutputs:
     """Return the noise of one tower's engine, of its ONNX file and of PyTorch against FP16.
 
@@ -251,14 +243,12 @@ def measure_engine_outputs(
     if not batches:
         raise ValueError("an engine needs at least one batch of pairs")
 
-    def embed(run: Callable[[PairBatch], torch.Tensor]) -> torch.Tensor:
+    def embed(run: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
         with quiet_libraries():
             return torch.cat([run(batch) for batch in batches]).cpu().double()
 
-    def encode(model: ClipModel) -> Callable[[PairBatch], torch.Tensor]:
-        if tower == "vision":
-            return lambda batch: model.encode_image(batch.pixel_values)
-        return lambda batch: model.encode_text(batch.tokens)
+    def encode(model: Encoder) -> Callable[[Batch], torch.Tensor]:
+        return lambda batch: model.encode(tower, batch.inputs[tower])
 
     reference, found = embed(encode(fp16)), embed(engine)
     return EngineOutputs(

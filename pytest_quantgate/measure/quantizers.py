@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,8 +41,7 @@ class Activity:
     `batch_dependent` says whether what it gave for a sample changed with the rest of the batch.
     """
 
-    vision_calls: int = 0
-    text_calls: int = 0
+    tower_calls: Counter[str] = field(default_factory=Counter)
     changed: bool = False
     batch_dependent: bool = False
     clipped_values: list[int] = field(default_factory=list)
@@ -78,10 +78,7 @@ def watch(
         if found is None or not module.is_enabled or not isinstance(output, torch.Tensor):
             return
         seen, slot = found
-        if tower == "vision":
-            seen.vision_calls += 1
-        else:
-            seen.text_calls += 1
+        seen.tower_calls[tower] += 1
         value = inputs[0]
         if not seen.changed:
             seen.changed = output.shape != value.shape or not torch.equal(output, value)
@@ -237,8 +234,7 @@ def describe_quantizer(
         amax_max=float(amax.max()) if amax is not None and amax.numel() else None,
         amax_finite=finite,
         amax_count=int(amax.numel()) if amax is not None else 0,
-        vision_calls=activity.vision_calls,
-        text_calls=activity.text_calls,
+        tower_calls=dict(activity.tower_calls),
         changed=activity.changed,
         clipped=sum(activity.clipped_values),
         seen=activity.seen,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.parity import Roundtrip
@@ -24,7 +24,8 @@ from pytest_quantgate.models.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
+from pytest_quantgate.models.families import describe_towers
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.own_process import start_module
 
@@ -36,9 +37,7 @@ OUTPUTS = "outputs.safetensors"
 RUN = "run.json"
 
 
-def measure_roundtrip(
-    model: ClipModel, *, batches: Sequence[PairBatch], directory: Path
-) -> Roundtrip:
+def measure_roundtrip(model: Encoder, *, batches: Sequence[Batch], directory: Path) -> Roundtrip:
     """Return what a save and a restore of `model` gave; `directory` is a scratch folder.
 
     The outputs on `batches` are compared with those of a new process that knows nothing but the
@@ -51,18 +50,18 @@ def measure_roundtrip(
 
     if not batches:
         raise ValueError("measure_roundtrip needs at least one batch of pairs")
-    pixel_values = torch.cat([batch.pixel_values for batch in batches]).contiguous()
-    tokens = {
-        name: torch.cat([batch.tokens[name] for batch in batches]).contiguous()
-        for name in batches[0].tokens
-    }
     checkpoint = directory / "checkpoint"
     saved_bytes = save_checkpoint(model, checkpoint)
-    save_file({"pixel_values": pixel_values, **tokens}, directory / INPUTS)
+    flat = {
+        name: value.contiguous()
+        for named in Batch.join(batches).inputs.values()
+        for name, value in named.items()
+    }
+    save_file(flat, directory / INPUTS)
     run = {"device": model.device, "threads": torch.get_num_threads()}
     (directory / RUN).write_text(json.dumps(run), encoding="utf-8")
     with quiet_libraries():
-        vision, text = run_towers(model.module, pixel_values=pixel_values, tokens=tokens)
+        own = run_towers(model.module, inputs=flat)
     _return_memory()
     _restore_elsewhere(directory)
     outputs = load_file(directory / OUTPUTS)
@@ -76,11 +75,9 @@ def measure_roundtrip(
     refused, accepted = plant_damage(checkpoint, scratch=directory)
     return Roundtrip(
         saved_bytes=saved_bytes,
-        vision_equal=_equal(vision, outputs["vision"]),
-        text_equal=_equal(text, outputs["text"]),
+        equal={name: _equal(value, outputs[name]) for name, value in own.items()},
         max_abs_difference=max(
-            float((vision.cpu() - outputs["vision"]).abs().max()),
-            float((text.cpu() - outputs["text"]).abs().max()),
+            float((value - outputs[name]).abs().max()) for name, value in own.items()
         ),
         amax_count=len(own_amax),
         amax_different=tuple(different),
@@ -90,12 +87,14 @@ def measure_roundtrip(
 
 
 def run_towers(
-    module: torch.nn.Module, *, pixel_values: torch.Tensor, tokens: Mapping[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the float32 embeddings of both towers, not normalised."""
+    module: torch.nn.Module, *, inputs: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the float32 embeddings of every tower, not normalised, on the CPU."""
+    config: Any = module.config
     parameter = next(module.parameters())
-    bare = ClipModel(
+    bare = Encoder(
         module=module,
+        towers=describe_towers(config),
         tokenizer=None,
         image_processor=None,
         weights_digest="",
@@ -104,7 +103,7 @@ def run_towers(
         compute_dtype=str(parameter.dtype).removeprefix("torch."),
         device=str(parameter.device),
     )
-    return bare.encode_image(pixel_values), bare.encode_text(tokens)
+    return {name: bare.encode(name, inputs).cpu() for name in bare.tower_names}
 
 
 def verify_restored_amax(directory: Path) -> dict[str, str]:
@@ -124,10 +123,9 @@ def restore_here(directory: Path) -> None:
     manifest = verify_checkpoint(checkpoint)
     module = restore_module(checkpoint, manifest=manifest).to(run["device"])
     inputs = load_file(directory / INPUTS)
-    pixel_values = inputs.pop("pixel_values")
     with quiet_libraries():
-        vision, text = run_towers(module, pixel_values=pixel_values, tokens=inputs)
-    save_file({"vision": vision.cpu(), "text": text.cpu()}, directory / OUTPUTS)
+        found = run_towers(module, inputs=inputs)
+    save_file({name: value.contiguous() for name, value in found.items()}, directory / OUTPUTS)
     (directory / "amax.json").write_text(json.dumps(digest_amax(module)), encoding="utf-8")
 
 

@@ -26,7 +26,7 @@ from pytest_quantgate.measure.texts import (
     examine_prompts,
     order_templates,
 )
-from pytest_quantgate.models.clip import ClipModel, describe_error
+from pytest_quantgate.models.encoder import Encoder, describe_error
 from pytest_quantgate.models.faults import encoding, fault_error
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.tasks.drawing import order_draw
@@ -89,7 +89,7 @@ class Task:
 
 
 def measure_sanity(
-    fp16: ClipModel,
+    fp16: Encoder,
     *,
     pairs: Samples,
     tasks: Sequence[Task],
@@ -132,10 +132,10 @@ def measure_sanity(
     )
 
 
-def read_texts_of(model: ClipModel) -> TextReader:
+def read_texts_of(model: Encoder) -> TextReader:
     """Return what reads texts as a model does."""
-    module: Any = model.module
-    tokenizer = model.tokenizer
+    tokenizer, text = model.tokenizer, model.tower("text").text
+    assert text is not None  # it is a text tower
 
     def tokenize(texts: list[str]) -> list[list[int]]:
         with quiet_libraries():
@@ -148,7 +148,7 @@ def read_texts_of(model: ClipModel) -> TextReader:
         end_token=str(tokenizer.eos_token or ""),
         pooling=Pooling(
             end_id=tokenizer.eos_token_id,
-            config_end_id=module.config.text_config.eos_token_id,
+            config_end_id=text.end_id,
             special_ids=frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id},
         ),
     )
@@ -157,7 +157,7 @@ def read_texts_of(model: ClipModel) -> TextReader:
 def _examine(
     task: Task,
     *,
-    model: ClipModel,
+    model: Encoder,
     reader: TextReader,
     is_settled: Callable[[Answers], bool],
     affordable: _Affordable,
@@ -205,7 +205,7 @@ class _Asked:
 def _ask(
     task: Task,
     *,
-    model: ClipModel,
+    model: Encoder,
     is_settled: Callable[[Answers], bool],
     affordable: _Affordable,
 ) -> _Asked:
@@ -275,7 +275,7 @@ def _count(
 
 
 def _embed_classes(
-    task: Task, labels: Sequence[int], *, templates: Sequence[str], model: ClipModel
+    task: Task, labels: Sequence[int], *, templates: Sequence[str], model: Encoder
 ) -> torch.Tensor:
     """Return the unit embedding of each class [C, D]."""
     prompts = [fill(text, task.class_names[label]) for label in labels for text in templates]
@@ -286,7 +286,7 @@ def _embed_classes(
 class _Images:
     """The embeddings of the samples of a task; each image is embedded once, when it is asked."""
 
-    def __init__(self, samples: Samples, *, model: ClipModel) -> None:
+    def __init__(self, samples: Samples, *, model: Encoder) -> None:
         self.samples = samples
         self.model = model
         self.known: dict[int, torch.Tensor] = {}
@@ -418,14 +418,13 @@ class _Affordable:
     texts: int
 
 
-def _count_affordable(model: ClipModel, *, tasks: int) -> _Affordable:
+def _count_affordable(model: Encoder, *, tasks: int) -> _Affordable:
     """Return how many images and texts the budgets allow each of so many tasks, by the operations
     of a forward."""
-    module: Any = model.module
-    vision, text = module.config.vision_config, module.config.text_config
-    image_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
-    image = count_operations(vision, tokens=image_tokens)
-    words = count_operations(text, tokens=text.max_position_embeddings)
+    image, words = (
+        count_operations(tower.config, tokens=tower.tokens)
+        for tower in (model.tower("vision"), model.tower("text"))
+    )
     return _Affordable(
         images=max(FEWEST_IMAGES, int(IMAGE_BUDGET / tasks / image)),
         texts=max(FEWEST_TEXTS, int(TEXT_BUDGET / tasks / words)),
@@ -459,7 +458,7 @@ def _find_same(
     return Twins(first=one, second=other, names=(names[one], names[other]), pairs=len(found))
 
 
-def _encode(what: str, encode: Any, *, model: ClipModel) -> torch.Tensor:
+def _encode(what: str, encode: Any, *, model: Encoder) -> torch.Tensor:
     try:
         found: torch.Tensor = encode()
     except QuantGateError:

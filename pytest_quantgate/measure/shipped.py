@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.parity import ShippedTower
 from pytest_quantgate.measure.activations import highest_finite
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.runtimes.onnx_rounding import LARGEST, round_results
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
@@ -27,9 +28,9 @@ ROUNDED_SAMPLES = 4
 def measure_shipped(
     path: Path,
     *,
-    tower: Literal["vision", "text"],
-    fp16: ClipModel,
-    batches: Sequence[PairBatch],
+    tower: TowerName,
+    fp16: Encoder,
+    batches: Sequence[Batch],
     dtype: Literal["float16", "bfloat16"],
     workers: int,
 ) -> ShippedTower:
@@ -69,31 +70,23 @@ def measure_shipped(
     )
 
 
-def _embed(model: ClipModel, batch: PairBatch, *, tower: str) -> torch.Tensor:
+def _embed(model: Encoder, batch: Batch, *, tower: TowerName) -> torch.Tensor:
     with quiet_libraries():
-        if tower == "vision":
-            return model.encode_image(batch.pixel_values).cpu()
-        return model.encode_text(batch.tokens).cpu()
+        return model.encode(tower, batch.inputs[tower]).cpu()
 
 
-def _feeds(batch: PairBatch, *, tower: str) -> dict[str, torch.Tensor]:
-    if tower == "vision":
-        return {"pixel_values": batch.pixel_values}
-    return {name: batch.tokens[name] for name in ("input_ids", "attention_mask")}
-
-
-def _run(session: OnnxRuntimeModel, batch: PairBatch, *, tower: str) -> torch.Tensor:
+def _run(session: OnnxRuntimeModel, batch: Batch, *, tower: TowerName) -> torch.Tensor:
     import torch
 
-    feeds = {name: value.cpu().numpy() for name, value in _feeds(batch, tower=tower).items()}
+    feeds = {name: value.cpu().numpy() for name, value in batch.inputs[tower].items()}
     return torch.from_numpy(session.run(feeds)["embeddings"])
 
 
 def _find_first(
     session: OnnxRuntimeModel,
-    batches: Sequence[PairBatch],
+    batches: Sequence[Batch],
     *,
-    tower: str,
+    tower: TowerName,
     bad: int,
     highest: float,
 ) -> tuple[str, float]:
@@ -102,7 +95,7 @@ def _find_first(
         if bad < len(batch.ids):
             feeds = {
                 name: value[bad : bad + 1].cpu().numpy()
-                for name, value in _feeds(batch, tower=tower).items()
+                for name, value in batch.inputs[tower].items()
             }
             for name, value in session.run(feeds).items():
                 if name.startswith(LARGEST) and not float(value) <= highest:
@@ -112,15 +105,11 @@ def _find_first(
     return "", 0.0
 
 
-def _measure_rounding(fp16: ClipModel, batch: PairBatch, *, tower: str, dtype: str) -> float:
+def _measure_rounding(fp16: Encoder, batch: Batch, *, tower: TowerName, dtype: str) -> float:
     """Return the SQNR of FP16 in a narrow format against float32: the noise of rounding alone."""
     import torch
 
-    few = PairBatch(
-        pixel_values=batch.pixel_values[:ROUNDED_SAMPLES],
-        tokens={name: value[:ROUNDED_SAMPLES] for name, value in batch.tokens.items()},
-        ids=batch.ids[:ROUNDED_SAMPLES],
-    )
+    few = batch.take(slice(ROUNDED_SAMPLES))
 
     def embed(kind: str) -> torch.Tensor:
         module = copy.deepcopy(fp16.module).to(getattr(torch, kind))

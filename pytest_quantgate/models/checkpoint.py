@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.models.attention import attention_class
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
+from pytest_quantgate.models.families import find_family
 from pytest_quantgate.models.loading import check_config, quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantizers import amax_of, find_quantizers
@@ -53,7 +54,7 @@ _MANIFEST_FIELDS = {
 }
 
 
-def save_checkpoint(model: ClipModel, directory: Path) -> int:
+def save_checkpoint(model: Encoder, directory: Path) -> int:
     """Write a quantized variant to `directory` (which must not exist) and return its bytes.
 
     Written to a temporary folder beside it and renamed, so that a killed run leaves nothing that
@@ -105,7 +106,7 @@ def _share_texts(value: Any) -> Any:
     return value
 
 
-def load_checkpoint(directory: Path, *, fp16: ClipModel) -> ClipModel:
+def load_checkpoint(directory: Path, *, fp16: Encoder) -> Encoder:
     """Return the variant saved in `directory`, restored over the FP16 model it was made from.
 
     Raises ModelError for a checkpoint that is incomplete or changed in any file or amax, of
@@ -277,7 +278,7 @@ def digest_amax(module: torch.nn.Module) -> dict[str, str]:
     return digests
 
 
-def make_manifest(model: ClipModel, *, directory: Path) -> dict[str, Any]:
+def make_manifest(model: Encoder, *, directory: Path) -> dict[str, Any]:
     """Return what a later load checks."""
     files = {}
     for name in FILES:
@@ -335,7 +336,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _build_plain(directory: Path) -> torch.nn.Module:
-    from transformers import CLIPConfig, CLIPModel
+    import transformers
 
     path = directory / CONFIG
     config = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
@@ -344,7 +345,12 @@ def _build_plain(directory: Path) -> torch.nn.Module:
     if not isinstance(attention, str) or not re.fullmatch(r"\w+", attention):
         # A name with a / is a kernel that transformers would fetch from the hub and run.
         raise ModelError(f"{path}: attention implementation {str(attention)[:80]!r} is not taken")
-    module: torch.nn.Module = CLIPModel._from_config(
-        CLIPConfig.from_dict(config), attn_implementation=attention
+    family = find_family(config.get("model_type"))
+    if family is None:
+        raise ModelError(f"{path}: model_type {str(config.get('model_type'))[:80]!r} is not known")
+    names = family.pretrained[config["model_type"]]
+    settings = getattr(transformers, names.config).from_dict(config)
+    module: torch.nn.Module = getattr(transformers, names.model)._from_config(
+        settings, attn_implementation=attention
     )
     return module.eval().requires_grad_(False)

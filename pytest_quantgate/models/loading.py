@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
+from pytest_quantgate.models.families import find_family, list_model_types
 from pytest_quantgate.models.source import (
     CONFIG,
     INDEX,
@@ -56,17 +57,17 @@ _SIZED = (
 
 def load_fp16(
     spec: ModelSpec, *, device: str = "cpu", environ: Mapping[str, str] = os.environ
-) -> ClipModel:
+) -> Encoder:
     """Return the FP16 variant of a suite's model.
 
     The weights are rounded to `spec.dtype`. On a CPU they are then computed with in FP32: PyTorch
     emulates most FP16 kernels there, and the note says so. Raises NotMeasured where the weights or
     the device are not there, MissingPackage without the `clip` extra, and ModelError for a
-    checkpoint that is damaged, no CLIP, incomplete, or holds NaN or Inf.
+    checkpoint that is damaged, of no known family, incomplete, or holds NaN or Inf.
     """
     try:
         import torch
-        from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+        import transformers
     except ImportError as error:
         raise MissingPackage(
             error.name or "transformers", extra="clip", purpose="loading a CLIP model"
@@ -77,17 +78,21 @@ def load_fp16(
         raise NotMeasured("device cuda: torch finds no CUDA device; use --quantgate-device=cpu")
     refuse_forced_pickles(where=where)
     settings = check_files(source, where=where)
+    family = find_family(settings["model_type"])
+    assert family is not None  # check_files refuses others
+    names = family.pretrained[settings["model_type"]]
+    kind: Any = getattr(transformers, names.model)
     compute_dtype = "float32" if device == "cpu" else spec.dtype
     dtype: torch.dtype = getattr(torch, spec.dtype)
     with quiet_libraries(), temporary_folder() as folder:
         _copy_files(source, folder, where=where)
         try:
-            config = CLIPConfig.from_dict(dict(settings))
+            config = getattr(transformers, names.config).from_dict(dict(settings))
             config._attn_implementation = spec.attn_implementation
             check_config(config.to_dict(), where=f"{where}: {source.directory / CONFIG}")
             state = read_weights(source, where=where)
-            _check_size(CLIPModel, config, state=state, where=f"{where}: {source.description}")
-            module, info = CLIPModel.from_pretrained(
+            _check_size(kind, config, state=state, where=f"{where}: {source.description}")
+            module, info = kind.from_pretrained(
                 None,
                 config=config,
                 state_dict=state,
@@ -95,10 +100,15 @@ def load_fp16(
                 attn_implementation=spec.attn_implementation,
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-            processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+            towers = family.describe_towers(module.config)
+            tokenizer = processor = None
+            if any(tower.text is not None for tower in towers):
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
+            if names.image_processor:
+                made_by: Any = getattr(transformers, names.image_processor)
+                processor = made_by.from_pretrained(folder, local_files_only=True)
         except ModelError:
             raise
         except Exception as error:  # tokenizers raises a bare Exception for a damaged file
@@ -125,8 +135,9 @@ def load_fp16(
             f"computed in {compute_dtype} from weights rounded to {spec.dtype}: this CPU run "
             f"stands for {spec.dtype} up to its rounding of activations",
         )
-    return ClipModel(
+    return Encoder(
         module=module,
+        towers=towers,
         tokenizer=tokenizer,
         image_processor=processor,
         weights_digest=source.digest,
@@ -149,10 +160,11 @@ def check_files(source: CheckpointSource, *, where: str) -> Mapping[str, Any]:
     directory = source.directory
     config = _read_mapping(directory / CONFIG, where=where)
     architecture = config.get("model_type")
-    if architecture != "clip":
+    if find_family(architecture) is None:
+        known = " or ".join(map(repr, list_model_types()))
         raise ModelError(
             f"{where}: {directory / CONFIG}: model_type is {str(architecture)[:80]!r}, this suite "
-            f"needs 'clip'"
+            f"needs {known}"
         )
     if (directory / "adapter_config.json").exists():
         raise ModelError(

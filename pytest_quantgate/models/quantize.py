@@ -1,15 +1,16 @@
-"""Builds the quantized variant: ModelOpt's PTQ, calibrated with pairs through both towers."""
+"""Builds the quantized variant: ModelOpt's PTQ, calibrated with samples through every tower."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.models.attention import attention_class
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantizers import find_quantizers, require_kernels
@@ -23,36 +24,34 @@ if TYPE_CHECKING:
 class Quantized:
     """The quantized variant and what its calibration really saw.
 
-    `vision_batches` and `text_batches` count forwards that ran to their end, per tower;
+    `tower_batches` counts forwards that ran to their end, per tower;
     `nonfinite` names the samples that held NaN or Inf and were left out.
     """
 
-    model: ClipModel
+    model: Encoder
     batches: int
-    vision_batches: int
-    text_batches: int
+    tower_batches: Mapping[str, int]
     nonfinite: tuple[str, ...]
 
 
 @dataclass(kw_only=True)
 class _Seen:
     batches: int = 0
-    vision: int = 0
-    text: int = 0
+    towers: Counter[str] = field(default_factory=Counter)
     nonfinite: list[str] = field(default_factory=list)
 
 
 def quantize(
-    fp16: ClipModel,
+    fp16: Encoder,
     *,
     recipe: Recipe,
     exclude: tuple[str, ...] = (),
-    batches: Iterable[PairBatch],
+    batches: Iterable[Batch],
     progress: Callable[[int], None] | None = None,
 ) -> Quantized:
     """Return a quantized copy of `fp16`, which stays as it is.
 
-    Every batch goes through both towers. Samples with NaN or Inf are left out and named: ModelOpt
+    Every batch goes through every tower. Samples with NaN or Inf are left out and named: ModelOpt
     would stop at them without saying which. `exclude` are patterns as in `mtq.disable_quantizer`.
     `batches` must be a collection, not an iterator, for an algorithm that reads it more than once
     (AWQ). `progress` is told the number of pairs of every batch of the first pass.
@@ -92,26 +91,28 @@ def quantize(
     return Quantized(
         model=model,
         batches=seen.batches,
-        vision_batches=seen.vision,
-        text_batches=seen.text,
+        tower_batches={name: seen.towers[name] for name in model.tower_names},
         nonfinite=tuple(seen.nonfinite),
     )
 
 
-def _calibrate_batch(model: ClipModel, batch: PairBatch, *, seen: _Seen) -> None:
+def _calibrate_batch(model: Encoder, batch: Batch, *, seen: _Seen) -> None:
     import torch
 
-    finite = torch.isfinite(batch.pixel_values).flatten(start_dim=1).all(dim=1)
+    finite = torch.ones(len(batch.ids), dtype=torch.bool)
+    for named in batch.inputs.values():
+        for value in named.values():
+            finite &= torch.isfinite(value).flatten(start_dim=1).all(dim=1).cpu()
     seen.batches += 1
     seen.nonfinite += [
         name for name, good in zip(batch.ids, finite.tolist(), strict=True) if not good
     ]
     if not bool(finite.any()):
         return
-    model.encode_image(batch.pixel_values[finite])
-    seen.vision += 1
-    model.encode_text({name: value[finite] for name, value in batch.tokens.items()})
-    seen.text += 1
+    good = batch if bool(finite.all()) else batch.take(finite)
+    for tower in model.tower_names:
+        model.encode(tower, good.inputs[tower])
+        seen.towers[tower] += 1
 
 
 def _check_took_effect(

@@ -19,7 +19,7 @@ import pytest
 if TYPE_CHECKING:
     from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.evidence.verdict import Verdict
-    from pytest_quantgate.models.clip import ClipModel
+    from pytest_quantgate.models.encoder import Encoder
     from pytest_quantgate.run.case import Case
 
 
@@ -49,13 +49,13 @@ def quantgate_case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture
-def quantgate_fp16(request: pytest.FixtureRequest, quantgate_case: Case) -> ClipModel:
+def quantgate_fp16(request: pytest.FixtureRequest, quantgate_case: Case) -> Encoder:
     """The FP16 variant of the suite's model."""
     return _build(request, lambda: quantgate_case.fp16)
 
 
 @pytest.fixture
-def quantgate_quantized(request: pytest.FixtureRequest, quantgate_case: Case) -> ClipModel:
+def quantgate_quantized(request: pytest.FixtureRequest, quantgate_case: Case) -> Encoder:
     """The quantized variant, calibrated as the suite says."""
     return _build(request, lambda: quantgate_case.quantized)
 
@@ -105,7 +105,7 @@ def _require(request: pytest.FixtureRequest, verdict: Verdict) -> None:
         pytest.fail(render_failure(verdict), pytrace=False)
 
 
-def _build(request: pytest.FixtureRequest, make: Callable[[], ClipModel]) -> ClipModel:
+def _build(request: pytest.FixtureRequest, make: Callable[[], Encoder]) -> Encoder:
     """Build a variant; what is absent is not measured, bad input fails with its message."""
     from pytest_quantgate.errors import NotMeasured, QuantGateError
     from pytest_quantgate.evidence.verdict import Status, Verdict

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from pytest_quantgate import __version__
-from pytest_quantgate.evidence.audit import Audit, CalibrationRun
+from pytest_quantgate.evidence.audit import TOWERS, Audit, CalibrationRun
 from pytest_quantgate.evidence.calibration import describe_images
 from pytest_quantgate.evidence.codec import from_json
 from pytest_quantgate.evidence.fidelity import Fidelity
@@ -56,7 +56,6 @@ from pytest_quantgate.report.previews import list_flips
 from pytest_quantgate.report.quantizer_states import describe_quantizers
 from pytest_quantgate.report.terminal import Summary
 from pytest_quantgate.run.conclusion import Results, Row, SuiteConclusion
-from pytest_quantgate.run.exported import TOWERS
 from pytest_quantgate.runtimes.engine_layers import EngineReport
 from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.store.keys import ENGINES
@@ -236,8 +235,7 @@ class _SuiteReader:
             held_out_samples=run.held_out_samples,
             nonfinite=run.nonfinite,
             digest=self.evidence.calibration_digest,
-            vision_batches=run.vision_batches,
-            text_batches=run.text_batches,
+            tower_batches=run.tower_batches,
             sources=images.sources,
             contents_digest=images.contents,
             order_digest=images.order,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pytest_quantgate.errors import ReportError
+from pytest_quantgate.evidence.audit import TOWERS
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.report import FORMAT, READABLE, VERSION
 from pytest_quantgate.report.model import Report
@@ -39,13 +40,32 @@ def read_report(text: str | bytes, *, name: str) -> Report:
     if data.get("version") not in READABLE:
         raise ReportError(
             f"{name}: a report of version {data.get('version')!r}, here versions "
-            f"{' and '.join(map(str, READABLE))} are known: write it again with this release "
+            f"{_listed(READABLE)} are known: write it again with this release "
             f"(--quantgate-json={name})"
         )
     try:
-        return from_json(Report, data)
+        return from_json(Report, data if data["version"] >= 3 else _join_towers(data))
     except ValueError as error:
         raise ReportError(f"{name}: damaged report: {error}") from error
+
+
+def _listed(versions: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, versions[:-1]))} and {versions[-1]}"
+
+
+def _join_towers(data: Any) -> Any:
+    """Return what version 1 and 2 wrote with the pairs of a vision and a text field as mappings."""
+    if isinstance(data, list):
+        return [_join_towers(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    found = {name: _join_towers(value) for name, value in data.items()}
+    for old, new in (("batches", "tower_batches"), ("equal", "equal")):
+        pair = {tower: found.pop(f"{tower}_{old}", None) for tower in TOWERS}
+        known = {tower: value for tower, value in pair.items() if value is not None}
+        if known:
+            found[new] = known
+    return found
 
 
 def json_schema() -> dict[str, Any]:

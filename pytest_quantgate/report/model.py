@@ -118,7 +118,7 @@ class RecipeFacts:
 class CalibrationFacts:
     """What calibrated the quantizers; `digest` covers data and settings.
 
-    `vision_batches` and `text_batches` went through that tower. `sources` counts the images by the
+    `tower_batches` went through each tower. `sources` counts the images by the
     folder in their ids, `contents_digest` is the SHA-256 of their sorted content hashes,
     `order_digest` of the same in the order of calibration; `held_out_overlap` counts those that
     are also held-out images.
@@ -131,8 +131,7 @@ class CalibrationFacts:
     held_out_samples: int
     nonfinite: tuple[str, ...]
     digest: str
-    vision_batches: int | None = None
-    text_batches: int | None = None
+    tower_batches: Mapping[str, int] = field(default_factory=dict)
     sources: Mapping[str, int] = field(default_factory=dict)
     contents_digest: str = ""
     order_digest: str = ""

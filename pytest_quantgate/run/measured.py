@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate.evidence.audit import LayerActivation, Tower
+from pytest_quantgate.evidence.audit import LayerActivation, TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fidelity import Fidelity
 from pytest_quantgate.evidence.fingerprint import digest_parts
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.gates.latency import LatencyGate
-    from pytest_quantgate.measure.embeddings import Encoder
+    from pytest_quantgate.measure.embeddings import Encodes
     from pytest_quantgate.suite.specs import Stage
     from pytest_quantgate.tasks.samples import Samples
 
@@ -274,7 +274,7 @@ class Measured(Variants):
         return found
 
     @contextmanager
-    def _encoders(self, stage: Stage) -> Iterator[tuple[Encoder, Encoder]]:
+    def _encoders(self, stage: Stage) -> Iterator[tuple[Encodes, Encodes]]:
         """Open FP16 and the quantized variant at a stage, as what gives embeddings."""
         if stage == "torch":
             yield self.fp16, self.quantized
@@ -364,13 +364,12 @@ class Measured(Variants):
                 make_batches(self.fp16, samples.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES)
             )
             layers = rank_layers(fp16=self.fp16, quantized=self.quantized, batch=probe)
-        pairs: tuple[tuple[Tower, list[torch.Tensor]], ...]
-        pairs = (("vision", images), ("text", captions))
+        embedded: dict[TowerName, list[torch.Tensor]] = {"vision": images, "text": captions}
         return Fidelity(
             data=data,
             towers=tuple(
                 compare_embeddings(tower=tower, fp16=both[0], quantized=both[1], ids=samples.ids)
-                for tower, both in pairs
+                for tower, both in embedded.items()
             ),
             worst_layers=layers,
             copies=count_copies(samples, pixels=shown.pixels),

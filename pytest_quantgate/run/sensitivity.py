@@ -225,10 +225,12 @@ class Study:
 
         fp16, quantized = self.case.fp16, self.case.quantized
         images = [
-            fp16.preprocess(
-                probe.samples.images[index]
-                for index in range(start, min(start + BATCH_SIZE, len(probe.samples)))
-            )
+            {
+                "pixel_values": fp16.preprocess(
+                    probe.samples.images[index]
+                    for index in range(start, min(start + BATCH_SIZE, len(probe.samples)))
+                )
+            }
             for start in range(0, len(probe.samples), BATCH_SIZE)
         ]
         texts = [
@@ -238,12 +240,15 @@ class Study:
         return (
             TowerInputs(
                 tower="vision",
-                fp16=fp16.encode_image,
-                quantized=quantized.encode_image,
+                fp16=functools.partial(fp16.encode, "vision"),
+                quantized=functools.partial(quantized.encode, "vision"),
                 batches=images,
             ),
             TowerInputs(
-                tower="text", fp16=fp16.encode_text, quantized=quantized.encode_text, batches=texts
+                tower="text",
+                fp16=functools.partial(fp16.encode, "text"),
+                quantized=functools.partial(quantized.encode, "text"),
+                batches=texts,
             ),
         )
 

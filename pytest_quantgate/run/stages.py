@@ -7,19 +7,17 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, NotMeasured
+from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.onnx import EngineOutputs, OnnxAudit
 from pytest_quantgate.evidence.parity import BlockParity, Parity, ShippedTower, TowerParity
 from pytest_quantgate.gates.engine import EngineGate
 from pytest_quantgate.gates.export import ExportGate
 from pytest_quantgate.run.exported import (
-    TEXT_INPUTS,
-    TOWERS,
-    EngineClip,
     EngineOrder,
-    ExportedClip,
+    EngineTowers,
+    ExportedTowers,
     Precision,
-    TowerName,
     Variant,
 )
 from pytest_quantgate.store.disk import temporary_folder
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 
     from pytest_quantgate.gates.memory import MemoryGate
     from pytest_quantgate.gates.trace import TraceGate
-    from pytest_quantgate.models.clip import ClipModel, PairBatch
+    from pytest_quantgate.models.encoder import Batch, Encoder
     from pytest_quantgate.run.variants import Variants
     from pytest_quantgate.runtimes.engine import InputShapes
     from pytest_quantgate.runtimes.engine_layers import EngineReport
@@ -140,9 +138,9 @@ class Stages:
         path = self.onnx_path(variant=variant, tower=tower, precision="float32")
         return OnnxRuntimeModel(path, workers=workers)
 
-    def exported(self) -> ExportedClip:
-        """Return both quantized towers in ONNX Runtime."""
-        return ExportedClip(vision=self.session("vision"), text=self.session("text"))
+    def exported(self) -> ExportedTowers:
+        """Return every quantized tower in ONNX Runtime."""
+        return ExportedTowers({tower: self.session(tower) for tower in self.case.towers})
 
     def parity(self, *, samples: int) -> Parity:
         """Return how far the exported towers are from the PyTorch model on held-out pairs."""
@@ -171,7 +169,7 @@ class Stages:
             return ()
         paths = {
             tower: self.onnx_path(variant="quantized", tower=tower, precision=dtype)
-            for tower in TOWERS
+            for tower in case.towers
         }
 
         def measure() -> Any:
@@ -193,7 +191,7 @@ class Stages:
                             dtype=dtype,
                             workers=torch.get_num_threads(),
                         )
-                        for tower in TOWERS
+                        for tower in case.towers
                     ]
                 )
 
@@ -217,23 +215,17 @@ class Stages:
         case = self.case
         pairs = case.held_out(samples)
         batches = list(make_batches(case.fp16, pairs, batch_size=PARITY_BATCH_SIZE))
-        approved: ClipModel = simulate_softmax(case.quantized) if self.softmax else case.quantized
+        approved: Encoder = simulate_softmax(case.quantized) if self.softmax else case.quantized
         exported = self.exported()
         found: list[TowerParity] = []
-        for tower in TOWERS:
-
-            def run(batch: PairBatch, tower: TowerName = tower) -> torch.Tensor:
-                if tower == "vision":
-                    return exported.encode_image(batch.pixel_values)
-                return exported.encode_text(batch.tokens)
-
+        for tower in case.towers:
             with case.progress.stage(f"comparing the {tower} tower in ONNX Runtime and PyTorch"):
                 found.append(
                     measure_tower_parity(
                         tower=tower,
                         fp16=case.fp16,
                         quantized=approved,
-                        exported=run,
+                        exported=_encode_with(exported, tower=tower),
                         batches=batches,
                         optimization=self.session(tower).optimization,
                         blocks=self._compare_blocks(approved, tower=tower, batches=batches),
@@ -244,7 +236,7 @@ class Stages:
         return Parity(towers=tuple(found), runtime=f"ONNX Runtime {runtime.version}")
 
     def _compare_blocks(
-        self, approved: ClipModel, *, tower: TowerName, batches: Sequence[PairBatch]
+        self, approved: Encoder, *, tower: TowerName, batches: Sequence[Batch]
     ) -> tuple[BlockParity, ...]:
         import torch
 
@@ -252,7 +244,7 @@ class Stages:
         from pytest_quantgate.runtimes.onnx_blocks import cut_blocks, given_name
         from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
-        blocks = list_blocks(approved.module, tower=tower)
+        blocks = list_blocks(approved, tower=tower)
         source = self.onnx_path(variant="quantized", tower=tower, precision="float32")
         with temporary_folder() as folder:
             path = folder / "blocks.onnx"
@@ -260,13 +252,10 @@ class Stages:
             session = OnnxRuntimeModel(path, workers=torch.get_num_threads())
 
         def run(
-            batch: PairBatch, hidden: Mapping[str, torch.Tensor]
+            batch: Batch, hidden: Mapping[str, torch.Tensor]
         ) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
             feeds = {given_name(outputs[name]): value.cpu() for name, value in hidden.items()}
-            if tower == "vision":
-                feeds["pixel_values"] = batch.pixel_values.cpu()
-            else:
-                feeds |= {name: batch.tokens[name].cpu() for name in TEXT_INPUTS}
+            feeds |= {name: value.cpu() for name, value in batch.inputs[tower].items()}
             results = session.run({name: value.numpy() for name, value in feeds.items()})
             embeddings = torch.from_numpy(next(iter(results.values())))
             return {name: torch.from_numpy(results[outputs[name]]) for name in blocks}, embeddings
@@ -382,8 +371,8 @@ class Stages:
         return self.case.key(EXECUTED, plans=digests)
 
     @contextmanager
-    def encoder(self, stage: Literal["onnx", "engine"]) -> Iterator[ExportedClip | EngineClip]:
-        """Open the quantized towers of a stage behind ExportedClip's interface."""
+    def encoder(self, stage: Literal["onnx", "engine"]) -> Iterator[ExportedTowers | EngineTowers]:
+        """Open the quantized towers of a stage behind one interface."""
         if stage == "onnx":
             yield self.exported()
             return
@@ -392,18 +381,15 @@ class Stages:
         library, plans = self._build_for_device()
         errors: list[str] = []
         with ExitStack() as stack:
-            vision, text = (
-                stack.enter_context(
+            engines = {
+                tower: stack.enter_context(
                     open_engine(
-                        library=library,
-                        plan_path=path,
-                        target=report.target,
-                        errors=errors,
+                        library=library, plan_path=path, target=report.target, errors=errors
                     )
                 )
-                for report, path in (plans[tower] for tower in TOWERS)
-            )
-            yield EngineClip(vision=vision, text=text, batch=ENGINE_BATCH)
+                for tower, (report, path) in plans.items()
+            }
+            yield EngineTowers(engines, batch=ENGINE_BATCH)
 
     def _build_for_device(self) -> tuple[Library, dict[TowerName, tuple[EngineReport, Path]]]:
         """Return the quantized engines for the GPU in this machine.
@@ -418,7 +404,7 @@ class Stages:
         )
         return library, {
             tower: self.build_engine(variant="quantized", tower=tower, order=order, to_run=True)
-            for tower in TOWERS
+            for tower in self.case.towers
         }
 
     def engine_outputs(self, gate: EngineGate, *, samples: int) -> dict[str, EngineOutputs]:
@@ -435,7 +421,7 @@ class Stages:
         case = self.case
         pairs = case.held_out(samples)
         batches = list(make_batches(case.fp16, pairs, batch_size=PARITY_BATCH_SIZE))
-        approved: ClipModel = simulate_softmax(case.quantized) if self.softmax else case.quantized
+        approved: Encoder = simulate_softmax(case.quantized) if self.softmax else case.quantized
         order = EngineOrder(
             target=gate.target,
             library=gate.library,
@@ -462,11 +448,11 @@ class Stages:
                     fp16=case.fp16,
                     quantized=approved,
                     engine=_encode_with(
-                        EngineClip(vision=engine, text=engine, batch=gate.batch), tower=tower
+                        EngineTowers({tower: engine}, batch=gate.batch), tower=tower
                     ),
                     exported=None
                     if session is None
-                    else _encode_with(ExportedClip(vision=session, text=session), tower=tower),
+                    else _encode_with(ExportedTowers({tower: session}), tower=tower),
                     batches=batches,
                 )
         return found
@@ -475,28 +461,20 @@ class Stages:
         """Return the shapes of a tower's inputs with one batch and no other."""
         from pytest_quantgate.runtimes.engine import InputShapes
 
-        config: Any = self.case.fp16.module.config
-        shapes: dict[str, tuple[int, ...]]
-        if tower == "vision":
-            vision = config.vision_config
-            sides = (vision.num_channels, vision.image_size, vision.image_size)
-            shapes = {"pixel_values": (batch, *sides)}
-        else:
-            tokens = (batch, config.text_config.max_position_embeddings)
-            shapes = {"input_ids": tokens, "attention_mask": tokens}
+        shapes = self.case.fp16.tower(tower).inputs
         return tuple(
-            InputShapes(name=name, smallest=shape, usual=shape, largest=shape)
-            for name, shape in shapes.items()
+            InputShapes(
+                name=name, smallest=(batch, *rest), usual=(batch, *rest), largest=(batch, *rest)
+            )
+            for name, rest in shapes.items()
         )
 
 
 def _encode_with(
-    model: ExportedClip | EngineClip, *, tower: TowerName
-) -> Callable[[PairBatch], torch.Tensor]:
+    model: ExportedTowers | EngineTowers, *, tower: TowerName
+) -> Callable[[Batch], torch.Tensor]:
     """Return what embeds a batch of pairs with one tower of a model."""
-    if tower == "vision":
-        return lambda batch: model.encode_image(batch.pixel_values)
-    return lambda batch: model.encode_text(batch.tokens)
+    return lambda batch: model.encode(tower, batch.inputs[tower])
 
 
 def _module_of(library: str) -> LibraryName:

@@ -15,7 +15,7 @@ from pytest_quantgate.measure.contestant import (
     TorchContestant,
 )
 from pytest_quantgate.measure.timed_process import in_a_process
-from pytest_quantgate.run.exported import VARIANTS, EngineOrder, Precision, Variant, select_inputs
+from pytest_quantgate.run.exported import VARIANTS, EngineOrder, Precision, Variant
 from pytest_quantgate.store.disk import temporary_folder
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
     from pytest_quantgate.measure.latency import Start
-    from pytest_quantgate.models.clip import PairBatch
+    from pytest_quantgate.models.encoder import Batch
     from pytest_quantgate.run.stages import Stages
     from pytest_quantgate.runtimes.onnxruntime_session import Provider
 
@@ -215,12 +215,12 @@ def _save_inputs(stages: Stages, gate: LatencyGate, path: Path) -> str:
     import numpy
 
     batch = make_batch(stages, size=gate.batch)
-    arrays = {name: value.numpy() for name, value in select_inputs(batch, tower=gate.tower).items()}
+    arrays = {name: value.numpy() for name, value in batch.inputs[gate.tower].items()}
     numpy.savez(path, allow_pickle=False, **arrays)
     return str(path)
 
 
-def make_batch(stages: Stages, *, size: int) -> PairBatch:
+def make_batch(stages: Stages, *, size: int) -> Batch:
     """Return one batch of held-out pairs, repeated where there are fewer than `size`."""
     from pytest_quantgate.measure.embeddings import make_batches
 

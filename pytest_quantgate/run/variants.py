@@ -32,8 +32,9 @@ from pytest_quantgate.store.surroundings import Surroundings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from pytest_quantgate.evidence.audit import TowerName
     from pytest_quantgate.evidence.latency import LatencyRun
-    from pytest_quantgate.models.clip import ClipModel
+    from pytest_quantgate.models.encoder import Encoder
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
     from pytest_quantgate.run.progress import Progress
@@ -399,7 +400,14 @@ class Variants:
         return found
 
     @computed_once
-    def fp16(self) -> ClipModel:
+    def towers(self) -> tuple[TowerName, ...]:
+        """The towers of the model, from its configuration alone."""
+        from pytest_quantgate.models.families import read_towers
+
+        return read_towers(self.source.directory)
+
+    @computed_once
+    def fp16(self) -> Encoder:
         """The FP16 variant (on a CPU: the FP32 upcast of its weights)."""
         from pytest_quantgate.models.loading import load_fp16
 
@@ -410,18 +418,18 @@ class Variants:
         return found
 
     @computed_once
-    def quantized(self) -> ClipModel:
+    def quantized(self) -> Encoder:
         """The quantized variant: calibrated once, then restored from its checkpoint."""
         from pytest_quantgate.models.checkpoint import load_checkpoint
 
         folder = self._variant_folder
-        built: ClipModel | None = self._values.get("built")
+        built: Encoder | None = self._values.get("built")
         if built is not None:
             return built
         with self.progress.stage("restoring the quantized variant"):
             return load_checkpoint(folder / "checkpoint", fp16=self.fp16)
 
-    def with_variant(self, quantized: ClipModel, *, key: str) -> Self:
+    def with_variant(self, quantized: Encoder, *, key: str) -> Self:
         """Return the case of the same suite, model and data with another quantized variant.
 
         `key` takes the place of the digest under which the cache keeps what is measured of it.
@@ -485,8 +493,7 @@ class Variants:
             data=spec.data,
             samples=len(pairs),
             batches=result.batches,
-            vision_batches=result.vision_batches,
-            text_batches=result.text_batches,
+            tower_batches=result.tower_batches,
             nonfinite=result.nonfinite,
             sample_hashes=tuple(zip(shown.pixels, shown.ids, strict=True)),
             sample_looks=shown.looks,

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.formats.table import E4M3, TABLE, name_format
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantizers import (
@@ -33,6 +34,7 @@ from pytest_quantgate.models.quantizers import (
     plain_class_name,
     slot_of,
 )
+from pytest_quantgate.models.towers import AttentionSpec, TowerSpec
 from pytest_quantgate.runtimes.onnx_surgery import (
     MARK,
     MARK_DOMAIN,
@@ -44,7 +46,6 @@ from pytest_quantgate.runtimes.onnx_surgery import (
 if TYPE_CHECKING:
     import torch
 
-TowerName = Literal["vision", "text"]
 Precision = Literal["float32", "float16", "bfloat16"]
 
 #: FP8 in QuantizeLinear came with opset 19; PyTorch's tracing exporter writes up to 20.
@@ -56,11 +57,6 @@ _WRITTEN_WORDS = " and ".join(row.name for row in WRITTEN)
 
 #: A probability is at most 1, so that is the range of a quantizer behind Softmax.
 SOFTMAX_AMAX = 1.0
-
-_PARTS: Mapping[TowerName, tuple[str, str]] = {
-    "vision": ("vision_model", "visual_projection"),
-    "text": ("text_model", "text_projection"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +84,7 @@ class ExportedOnnx:
 
 
 def export_tower(
-    model: ClipModel,
+    model: Encoder,
     *,
     tower: TowerName,
     path: Path,
@@ -101,7 +97,7 @@ def export_tower(
     """Write one tower of `model` (FP16 or quantized) to `path` and return what is in it.
 
     Inputs are `pixel_values` [N, 3, H, W] (of `precision`), or `input_ids` and `attention_mask`
-    [N, T] (int64, T as `ClipModel.tokenize` pads); the output `embeddings` [N, D] is float32, not
+    [N, T] (int64, T as `Encoder.tokenize` pads); the output `embeddings` [N, D] is float32, not
     normalised, as `encode_image` and `encode_text` give it. N is free with `dynamic_batch`, else
     `batch`. `softmax` puts a pair with the range [0, 1] behind Softmax in every attention block:
     TensorRT fuses FP8 attention only then; `simulate_softmax` gives the PyTorch model of it.
@@ -114,9 +110,10 @@ def export_tower(
     if opset not in OPSETS:
         raise ModelError(f"opset {opset}: this exporter writes opset {OPSETS[0]} to {OPSETS[1]}")
     started = time.perf_counter()
-    module = _copy_tower(model.module, tower=tower)
-    sample = _sample_inputs(model, tower=tower, batch=1 if dynamic_batch else batch)
-    extra = _replace_attention(module, softmax=softmax)
+    spec = model.tower(tower)
+    module = _copy_tower(model.module, tower=spec)
+    sample = spec.make_example(1 if dynamic_batch else batch)
+    extra = _replace_attention(module, tower=spec, softmax=softmax)
     quantizers = find_quantizers(module)
     for name, quantizer in quantizers.items():
         quantizer.forward = _marker(name if quantizer.is_enabled else None, quantizer)
@@ -158,7 +155,7 @@ def export_tower(
     )
 
 
-def simulate_softmax(model: ClipModel) -> ClipModel:
+def simulate_softmax(model: Encoder) -> Encoder:
     """Return a copy of a quantized model that also rounds what comes out of Softmax to E4M3.
 
     That is what an export with `softmax=True` computes: judge its accuracy by this model. The
@@ -166,12 +163,12 @@ def simulate_softmax(model: ClipModel) -> ClipModel:
     Raises ModelError where attention is not quantized.
     """
     module = copy.deepcopy(model.module)
-    for tower in _PARTS:
-        _replace_attention(_hold(module, tower=tower), softmax=True)
+    for tower in model.towers:
+        _replace_attention(_hold(module, tower=tower), tower=tower, softmax=True)
     return replace(model, module=module)
 
 
-def _copy_tower(module: torch.nn.Module, *, tower: TowerName) -> Any:
+def _copy_tower(module: torch.nn.Module, *, tower: TowerSpec) -> Any:
     """Return a float32 copy of one tower on the CPU.
 
     Tensors that are float32 on the CPU already are shared, not copied: nothing here writes them.
@@ -186,53 +183,34 @@ def _copy_tower(module: torch.nn.Module, *, tower: TowerName) -> Any:
     return copy.deepcopy(held).to("cpu", torch.float32)
 
 
-def _hold(module: torch.nn.Module, *, tower: TowerName) -> Any:
+def _hold(module: torch.nn.Module, *, tower: TowerSpec) -> Any:
     """Return a module that is one tower alone, whose parts have the names they have in the model.
 
     Raises ModelError for a model without such parts.
     """
     from torch import nn
 
-    parts = _PARTS[tower]
-    missing = [part for part in parts if not hasattr(module, part)]
+    missing = [part for part in tower.parts if not hasattr(module, part)]
     if missing:
         raise ModelError(
-            f"{type(module).__name__} has no {missing[0]!r}: the ONNX export takes transformers' "
-            f"CLIPModel"
+            f"{type(module).__name__} has no {missing[0]!r}: it is not the model that its family "
+            f"describes"
         )
 
     class Tower(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.config = module.config
-            for part in parts:
+            for part in tower.parts:
                 self.add_module(part, getattr(module, part))
 
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            names = ("pixel_values",) if tower == "vision" else ("input_ids", "attention_mask")
-            pooled = getattr(self, parts[0])(**dict(zip(names, inputs, strict=True))).pooler_output
-            features: torch.Tensor = getattr(self, parts[1])(pooled)
-            return features.float()
+            return tower.embed(self, dict(zip(tower.inputs, inputs, strict=True))).float()
 
     return Tower().eval()
 
 
-def _sample_inputs(model: ClipModel, *, tower: TowerName, batch: int) -> dict[str, torch.Tensor]:
-    import torch
-
-    module: Any = model.module
-    if tower == "vision":
-        config = module.config.vision_config
-        shape = (batch, config.num_channels, config.image_size, config.image_size)
-        generator = torch.Generator().manual_seed(0)
-        return {"pixel_values": torch.randn(shape, generator=generator)}
-    config = module.config.text_config
-    ids = torch.full((batch, config.max_position_embeddings), config.eos_token_id)
-    ids[:, 0] = config.bos_token_id
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _find_executed(attention: Any) -> frozenset[str]:
+def _find_executed(attention: Any, *, spec: AttentionSpec) -> frozenset[str]:
     """Return the enabled quantizers that a forward of one attention module calls, by their names.
 
     Being enabled proves nothing: which of them run depends on ModelOpt's attention class and on
@@ -253,7 +231,8 @@ def _find_executed(attention: Any) -> frozenset[str]:
     for name, quantizer in quantizers.items():
         quantizer.forward = record(name)
     like = next(attention.parameters())
-    tokens = torch.zeros(1, 2, attention.embed_dim, dtype=like.dtype, device=like.device)
+    width = attention.get_submodule(spec.query).in_features
+    tokens = torch.zeros(1, 2, width, dtype=like.dtype, device=like.device)
     try:
         with torch.inference_mode(), quiet_libraries():
             attention(tokens)
@@ -263,7 +242,7 @@ def _find_executed(attention: Any) -> frozenset[str]:
     return frozenset(name for name in executed if quantizers[name].is_enabled)
 
 
-def _replace_attention(module: Any, *, softmax: bool) -> tuple[str, ...]:
+def _replace_attention(module: Any, *, tower: TowerSpec, softmax: bool) -> tuple[str, ...]:
     """Put attention in its parts in place of every fused one; return the softmax pairs added.
 
     Quantizers inside a fused attention have no place in an ONNX graph that a runtime reads: q, k
@@ -273,17 +252,18 @@ def _replace_attention(module: Any, *, softmax: bool) -> tuple[str, ...]:
     found = [
         (name, child)
         for name, child in module.named_modules()
-        if plain_class_name(child) == "CLIPAttention" or hasattr(child, "eager_positions")
+        if plain_class_name(child) == tower.attention.class_name
+        or hasattr(child, "eager_positions")
     ]
     if not found:
-        raise ModelError("no CLIPAttention found: the ONNX export takes transformers' CLIPModel")
+        raise ModelError(f"no {tower.attention.class_name} found in the {tower.name} tower")
     added = []
     for name, attention in found:
         if hasattr(attention, "eager_positions"):  # a copy with simulated softmax pairs
             names = attention.active
         else:
             own = {part for part, _ in attention.named_children()}
-            names = _find_executed(attention) & own
+            names = _find_executed(attention, spec=tower.attention) & own
         already = {"softmax_quantizer", "p_bmm_quantizer"} & names
         if softmax and not already:
             if not {"q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer"} <= names or not all(
@@ -296,34 +276,32 @@ def _replace_attention(module: Any, *, softmax: bool) -> tuple[str, ...]:
                 )
             added.append(f"{name}.softmax_quantizer")
         parent = module.get_submodule(name.rpartition(".")[0])
-        eager = _make_eager(attention, active=names, softmax=softmax and not already)
+        eager = _make_eager(attention, tower=tower, active=names, softmax=softmax and not already)
         setattr(parent, name.rpartition(".")[2], eager)
-    for part in ("text_model", "vision_model"):
-        if hasattr(module, part):
-            # Eager attention takes its mask as numbers to add; only this copy's config changes.
-            getattr(module, part).config._attn_implementation = "eager"
+    # Eager attention takes its mask as numbers to add; only this copy's config changes.
+    for name in tower.parts:
+        for part in module.get_submodule(name).modules():
+            if hasattr(part, "config"):
+                part.config._attn_implementation = "eager"
     return tuple(added)
 
 
-def _make_eager(attention: Any, *, active: frozenset[str], softmax: bool) -> Any:
+def _make_eager(attention: Any, *, tower: TowerSpec, active: frozenset[str], softmax: bool) -> Any:
     """Return attention made of two matmuls, with the children of `attention` under their names."""
     import torch
     from torch import nn
 
-    config = attention.config
-    if hasattr(config, "max_position_embeddings"):
-        positions = int(config.max_position_embeddings)
-    else:
-        positions = (config.image_size // config.patch_size) ** 2 + 1
+    spec = tower.attention
+    heads, scale = getattr(attention, spec.heads), getattr(attention, spec.scale)
 
     class EagerAttention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.config = config
-            self.eager_positions = positions
-            self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
-            self.embed_dim = attention.embed_dim
-            self.scale = attention.scale
+            self.config = attention.config
+            self.eager_positions = tower.tokens
+            self.head_dim = attention.get_submodule(spec.query).out_features // heads
+            setattr(self, spec.heads, heads)
+            setattr(self, spec.scale, scale)
             self.active = active
             for name, child in attention.named_children():
                 self.add_module(name, child)
@@ -337,22 +315,22 @@ def _make_eager(attention: Any, *, active: frozenset[str], softmax: bool) -> Any
             attention_mask: torch.Tensor | None = None,
             **_kwargs: Any,
         ) -> tuple[torch.Tensor, None]:
-            query = self._quantize("q_bmm", self._project("q_proj", hidden_states))
-            key = self._quantize("k_bmm", self._project("k_proj", hidden_states))
-            value = self._quantize("v_bmm", self._project("v_proj", hidden_states))
-            weights = torch.matmul(query, key.transpose(2, 3)) * self.scale
+            query = self._quantize("q_bmm", self._project(spec.query, hidden_states))
+            key = self._quantize("k_bmm", self._project(spec.key, hidden_states))
+            value = self._quantize("v_bmm", self._project(spec.value, hidden_states))
+            weights = torch.matmul(query, key.transpose(2, 3)) * scale
             if attention_mask is not None:
                 weights = weights + attention_mask
             weights = nn.functional.softmax(weights, dim=-1)
             weights = self._quantize("softmax", self._quantize("p_bmm", weights))
             mixed = self._quantize("bmm2_output", torch.matmul(weights, value))
-            width = self.num_heads * self.head_dim
+            width = heads * self.head_dim
             mixed = mixed.transpose(1, 2).reshape(-1, self.eager_positions, width)
-            return self.get_submodule("out_proj")(mixed), None
+            return (self.get_submodule(spec.out)(mixed) if spec.out else mixed), None
 
         def _project(self, name: str, value: torch.Tensor) -> torch.Tensor:
             projected: torch.Tensor = self.get_submodule(name)(value)
-            shape = (-1, self.eager_positions, self.num_heads, self.head_dim)
+            shape = (-1, self.eager_positions, heads, self.head_dim)
             return projected.reshape(shape).transpose(1, 2)
 
         def _quantize(self, slot: str, value: torch.Tensor) -> torch.Tensor:

@@ -117,15 +117,9 @@ class OnnxRuntimeModel:
         )
         self._inputs = {value.name: value for value in self._session.get_inputs()}
 
-    def run_image(self, pixel_values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return float32 [N, D], not normalised, for pixel values [N, 3, H, W]."""
-        return self._run({"pixel_values": pixel_values})
-
-    def run_text(
-        self, input_ids: np.ndarray[Any, Any], attention_mask: np.ndarray[Any, Any]
-    ) -> np.ndarray[Any, Any]:
-        """Return float32 [N, D], not normalised, for token ids and attention mask [N, T]."""
-        return self._run({"input_ids": input_ids, "attention_mask": attention_mask})
+    def embed(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        """Return float32 [N, D], not normalised, for the inputs of the graph, [N, ...] by name."""
+        return self._run(dict(inputs))
 
     def bind(
         self, inputs: Mapping[str, torch.Tensor], *, device: str

@@ -155,7 +155,7 @@ def _sanity() -> tuple[Sabotage, ...]:
 
 def _coverage() -> tuple[Sabotage, ...]:
     def never_called(audit: Audit) -> Audit:
-        return replace_quantizers(audit, vision_calls=0, text_calls=0)
+        return replace_quantizers(audit, tower_calls={})
 
     def misspelt(audit: Audit) -> Audit:
         return dataclasses.replace(audit, excludes=(*audit.excludes, ("*no_such_layer*", ())))
@@ -199,13 +199,13 @@ def _calibration() -> tuple[Sabotage, ...]:
             name="no calibration batch",
             gate="calibration",
             cause="no batch was ever calibrated on",
-            spoil=on_run(batches=0, vision_batches=0, text_batches=0),
+            spoil=on_run(batches=0, tower_batches={"vision": 0, "text": 0}),
         ),
         Sabotage(
             name="calibrated with images only",
             gate="calibration",
             cause="the text tower was never calibrated",
-            spoil=on_run(text_batches=0),
+            spoil=on_run(tower_batches={"text": 0}),
         ),
         Sabotage(
             name="NaN in the calibration data",
@@ -481,7 +481,9 @@ def _roundtrip() -> tuple[Sabotage, ...]:
             gate="roundtrip",
             cause="embeddings differ after the restore",
             spoil=on_roundtrip(
-                lambda found: dataclasses.replace(found, vision_equal=False, max_abs_difference=1.0)
+                lambda found: dataclasses.replace(
+                    found, equal={**found.equal, "vision": False}, max_abs_difference=1.0
+                )
             ),
         ),
         Sabotage(
@@ -720,7 +722,7 @@ def _trace() -> tuple[Sabotage, ...]:
             name="quantizers that no forward calls",
             gate="trace",
             cause="never run in a forward",
-            spoil=_on_audit(lambda audit: replace_quantizers(audit, vision_calls=0, text_calls=0)),
+            spoil=_on_audit(lambda audit: replace_quantizers(audit, tower_calls={})),
         ),
         Sabotage(
             name="one quantizer lost in the export",

@@ -31,7 +31,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         quantizers=(
             replace(broken.quantizers[0], enabled=False),
             replace(broken.quantizers[1], amax_finite=False),
-            replace(broken.quantizers[3], vision_calls=0),
+            replace(broken.quantizers[3], tower_calls={}),
             *broken.quantizers[2:],
         ),
     )

@@ -19,7 +19,7 @@ import pytest
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, ModelError
-from pytest_quantgate.models.clip import group_images
+from pytest_quantgate.models.encoder import group_images
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where

@@ -89,7 +89,7 @@ class Gpu:
         session: Any = self.case.stages.session(tower)  # type: ignore[arg-type]
         arrays = {name: value.numpy() for name, value in inputs.items()}
         self.batches.append(len(next(iter(arrays.values()))))
-        found = session.run_image(**arrays) if tower == "vision" else session.run_text(**arrays)
+        found = session.embed(arrays)
         import torch
 
         return {"embeds": self.spoil(torch.from_numpy(found).half())}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.recipes import Recipe, resolve_recipe
 from pytest_quantgate.suite.specs import ModelSpec, QuantizeSpec
@@ -28,7 +28,7 @@ def model_spec(tiny_clip: Path) -> Callable[..., ModelSpec]:
 
 
 @pytest.fixture(scope="session")
-def tiny_fp16(model_spec: Callable[..., ModelSpec]) -> ClipModel:
+def tiny_fp16(model_spec: Callable[..., ModelSpec]) -> Encoder:
     """The tiny CLIP as `load_fp16` gives it. Tests must not change it."""
     from pytest_quantgate.models.loading import load_fp16
 
@@ -36,18 +36,18 @@ def tiny_fp16(model_spec: Callable[..., ModelSpec]) -> ClipModel:
 
 
 @pytest.fixture(scope="session")
-def make_pairs(tiny_fp16: ClipModel) -> Callable[..., list[PairBatch]]:
+def make_pairs(tiny_fp16: Encoder) -> Callable[..., list[Batch]]:
     """Make seeded batches of pairs for the tiny CLIP."""
     import torch
 
-    def make(*, batches: int = 2, size: int = 4, seed: int = 0) -> list[PairBatch]:
+    def make(*, batches: int = 2, size: int = 4, seed: int = 0) -> list[Batch]:
         generator = torch.Generator().manual_seed(seed)
         words = ("red", "blue", "green", "circle", "square", "a", "photo", "of")
         made = []
         for index in range(batches):
             picks = torch.randint(len(words), (size, 5), generator=generator).tolist()
             made.append(
-                PairBatch(
+                Batch.of_pairs(
                     pixel_values=torch.randn(size, 3, 48, 48, generator=generator),
                     tokens=tiny_fp16.tokenize([" ".join(words[i] for i in row) for row in picks]),
                     ids=tuple(f"pair {index}.{place}" for place in range(size)),
@@ -70,13 +70,13 @@ def make_recipe() -> Callable[[Any], Recipe]:
 
 @pytest.fixture(scope="session")
 def make_quantized(
-    tiny_fp16: ClipModel,
-    make_pairs: Callable[..., list[PairBatch]],
+    tiny_fp16: Encoder,
+    make_pairs: Callable[..., list[Batch]],
     make_recipe: Callable[[Any], Recipe],
-) -> Callable[..., ClipModel]:
+) -> Callable[..., Encoder]:
     """Build a quantized variant of the tiny CLIP, calibrated on two batches."""
 
-    def make(recipe: Any = "fp8-attention", *, exclude: tuple[str, ...] = ()) -> ClipModel:
+    def make(recipe: Any = "fp8-attention", *, exclude: tuple[str, ...] = ()) -> Encoder:
         return quantize(
             tiny_fp16, recipe=make_recipe(recipe), exclude=exclude, batches=make_pairs()
         ).model

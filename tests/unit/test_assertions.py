@@ -19,25 +19,25 @@ from pytest_quantgate.assertions import (
 )
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.outcomes import Outcomes
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 
-MakeQuantized = Callable[..., ClipModel]
-MakePairs = Callable[..., list[PairBatch]]
+MakeQuantized = Callable[..., Encoder]
+MakePairs = Callable[..., list[Batch]]
 
 PATCH = "*patch_embedding*"
 
 
 @pytest.fixture(scope="module")
-def quantized(make_quantized: MakeQuantized) -> ClipModel:
+def quantized(make_quantized: MakeQuantized) -> Encoder:
     return make_quantized("fp8-attention", exclude=(PATCH,))
 
 
 @pytest.fixture(scope="module")
-def towers(make_pairs: MakePairs) -> Callable[[ClipModel], dict[str, Any]]:
+def towers(make_pairs: MakePairs) -> Callable[[Encoder], dict[str, Any]]:
     """Forwards of a model's own methods, as a caller would write them."""
     batch = make_pairs(seed=9)[0]
 
-    def make(model: ClipModel) -> dict[str, Any]:
+    def make(model: Encoder) -> dict[str, Any]:
         module: Any = model.module
         return {
             "run_vision": lambda: module.get_image_features(pixel_values=batch.pixel_values),
@@ -47,7 +47,7 @@ def towers(make_pairs: MakePairs) -> Callable[[ClipModel], dict[str, Any]]:
     return make
 
 
-def test_coverage_of_a_good_model(quantized: ClipModel, towers: Any) -> None:
+def test_coverage_of_a_good_model(quantized: Encoder, towers: Any) -> None:
     verdict = assert_quantizer_coverage(
         quantized.module,
         **towers(quantized),
@@ -59,7 +59,7 @@ def test_coverage_of_a_good_model(quantized: ClipModel, towers: Any) -> None:
     assert "attention q k v output in 2+2 blocks" in verdict.headline
 
 
-def test_coverage_without_a_recipe_expects_every_layer(quantized: ClipModel, towers: Any) -> None:
+def test_coverage_without_a_recipe_expects_every_layer(quantized: Encoder, towers: Any) -> None:
     with pytest.raises(AssertionError, match="patch_embedding"):
         assert_quantizer_coverage(quantized.module, **towers(quantized))
     assert_quantizer_coverage(quantized.module, **towers(quantized), exclude=[PATCH])
@@ -78,7 +78,7 @@ def test_coverage_names_what_is_off(make_quantized: MakeQuantized, towers: Any) 
     assert "next step: " in str(caught.value)
 
 
-def test_coverage_of_a_model_with_one_tower(quantized: ClipModel, make_pairs: MakePairs) -> None:
+def test_coverage_of_a_model_with_one_tower(quantized: Encoder, make_pairs: MakePairs) -> None:
     tower: Any = quantized.module.vision_model
     pixel_values = make_pairs()[0].pixel_values
 
@@ -110,12 +110,12 @@ def test_a_waiver_needs_a_day_to_come(make_quantized: MakeQuantized, towers: Any
         check(today - timedelta(days=2))
 
 
-def test_a_bad_recipe_is_named(quantized: ClipModel, towers: Any) -> None:
+def test_a_bad_recipe_is_named(quantized: Encoder, towers: Any) -> None:
     with pytest.raises(ModelError, match="fp8-attention"):
         assert_quantizer_coverage(quantized.module, **towers(quantized), recipe="fp8-atention")
 
 
-def test_calibrated(quantized: ClipModel, towers: Any) -> None:
+def test_calibrated(quantized: Encoder, towers: Any) -> None:
     assert assert_calibrated(quantized.module, **towers(quantized), max_clipped="20%").passed
 
 
@@ -128,7 +128,7 @@ def test_one_amax_missing(make_quantized: MakeQuantized, towers: Any) -> None:
         assert_calibrated(model.module, **towers(model), max_clipped="20%")
 
 
-def test_an_unquantized_model_is_never_calibrated(tiny_fp16: ClipModel, towers: Any) -> None:
+def test_an_unquantized_model_is_never_calibrated(tiny_fp16: Encoder, towers: Any) -> None:
     with pytest.raises(AssertionError, match="no static quantizer is enabled"):
         assert_calibrated(tiny_fp16.module, **towers(tiny_fp16))
     with pytest.raises(AssertionError, match="FAIL coverage"):
@@ -217,6 +217,10 @@ def test_accuracy_drop_of_outcomes_knows_classes() -> None:
 def test_roundtrip(make_quantized: MakeQuantized, make_pairs: MakePairs) -> None:
     model, batch = make_quantized("fp8-attention"), make_pairs(seed=9)[0]
 
-    verdict = assert_roundtrip(model.module, pixel_values=batch.pixel_values, tokens=batch.tokens)
+    verdict = assert_roundtrip(
+        model.module,
+        pixel_values=batch.pixel_values,
+        tokens=batch.tokens,
+    )
 
     assert "bit-identical in a new process" in verdict.headline

@@ -57,8 +57,7 @@ QUANTIZER = Quantizer(
     amax_max=None,
     amax_finite=True,
     amax_count=1,
-    vision_calls=2,
-    text_calls=3,
+    tower_calls={"vision": 2, "text": 3},
     changed=True,
 )
 

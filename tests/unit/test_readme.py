@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.gates.coverage import CoverageGate
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.suite.load import load_suite
 
 REPOSITORY = Path(__file__).parents[2]
@@ -52,9 +52,9 @@ def test_the_table_names_the_gates_of_the_default_suite() -> None:
 
 
 def test_the_code_runs(
-    make_quantized: Callable[..., ClipModel],
-    make_pairs: Callable[..., list[PairBatch]],
-    tiny_fp16: ClipModel,
+    make_quantized: Callable[..., Encoder],
+    make_pairs: Callable[..., list[Batch]],
+    tiny_fp16: Encoder,
 ) -> None:
     names: dict[str, Any] = {}
     exec(compile(blocks("python")[0], "README.md", "exec"), names)

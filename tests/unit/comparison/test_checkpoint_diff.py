@@ -27,19 +27,19 @@ from pytest_quantgate.comparison.recipe_lines import compare_recipe_lines
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.evidence.calibration import Calibrated, describe_images
 from pytest_quantgate.models.checkpoint import save_checkpoint
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
 
 FC1 = "vision_model.encoder.layers.1.mlp.fc1"
 Edit = Callable[[dict[str, torch.Tensor]], None]
 
 
 @pytest.fixture(scope="module")
-def quantized(make_quantized: Callable[..., ClipModel]) -> ClipModel:
+def quantized(make_quantized: Callable[..., Encoder]) -> Encoder:
     return make_quantized("fp8-attention")
 
 
 @pytest.fixture(scope="module")
-def saved(quantized: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(quantized: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "checkpoint"
     save_checkpoint(quantized, folder)
     return folder
@@ -62,7 +62,7 @@ def planted(saved: Path, tmp_path: Path) -> Callable[[Edit], Comparison]:
     return plant
 
 
-def save_changed(model: ClipModel, folder: Path, change: Callable[[Any], None]) -> Checkpoint:
+def save_changed(model: Encoder, folder: Path, change: Callable[[Any], None]) -> Checkpoint:
     module = copy.deepcopy(model.module)
     change(module)
     save_checkpoint(replace(model, module=module), folder)
@@ -318,7 +318,7 @@ def test_weight_that_is_gone_new_or_of_another_shape(
 
 
 def test_switched_off_quantizers_are_named_by_place(
-    quantized: ClipModel, saved: Path, tmp_path: Path
+    quantized: Encoder, saved: Path, tmp_path: Path
 ) -> None:
     def switch_off(module: Any) -> None:
         for layer in module.vision_model.encoder.layers:
@@ -333,7 +333,7 @@ def test_switched_off_quantizers_are_named_by_place(
     assert change.lines[0] == "vision_model.encoder.layers.{0-1}.self_attn.q_bmm_quantizer (2)"
 
 
-def test_format_of_one_layer_is_named(quantized: ClipModel, saved: Path, tmp_path: Path) -> None:
+def test_format_of_one_layer_is_named(quantized: Encoder, saved: Path, tmp_path: Path) -> None:
     def retype(module: Any) -> None:
         module.text_model.encoder.layers[0].mlp.fc1.input_quantizer.num_bits = 8
 
@@ -346,7 +346,7 @@ def test_format_of_one_layer_is_named(quantized: ClipModel, saved: Path, tmp_pat
 
 
 def test_preset_that_skips_the_vision_tower_is_seen(
-    saved: Path, tmp_path: Path, make_quantized: Callable[..., ClipModel]
+    saved: Path, tmp_path: Path, make_quantized: Callable[..., Encoder]
 ) -> None:
     save_checkpoint(make_quantized("FP8_DEFAULT_CFG"), tmp_path / "b")
 
@@ -359,7 +359,7 @@ def test_preset_that_skips_the_vision_tower_is_seen(
 
 
 def test_other_recipe_is_named_entry_by_entry(
-    saved: Path, tmp_path: Path, make_quantized: Callable[..., ClipModel]
+    saved: Path, tmp_path: Path, make_quantized: Callable[..., Encoder]
 ) -> None:
     save_checkpoint(make_quantized("fp8"), tmp_path / "b")
 
@@ -378,7 +378,7 @@ def test_quantizer_that_never_ran_is_seen_where_an_audit_lies_beside(
 ) -> None:
     for name, calls in (("a", 1), ("b", 0)):
         shutil.copytree(saved, tmp_path / name / "checkpoint")
-        entry = {"name": f"{FC1}.input_quantizer", "vision_calls": calls, "text_calls": 0}
+        entry = {"name": f"{FC1}.input_quantizer", "tower_calls": {"vision": calls}}
         (tmp_path / name / "audit.json").write_text(json.dumps({"quantizers": [entry]}))
 
     found = compare_checkpoints(read_checkpoint(tmp_path / "a"), read_checkpoint(tmp_path / "b"))

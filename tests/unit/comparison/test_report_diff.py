@@ -77,8 +77,7 @@ CALIBRATION = CalibrationFacts(
     held_out_samples=128,
     nonfinite=(),
     digest="c" * 64,
-    vision_batches=8,
-    text_batches=8,
+    tower_batches={"vision": 8, "text": 8},
     sources={"scenes/calibration": 512},
     contents_digest="1",
     order_digest="1",
@@ -282,7 +281,7 @@ PLANTS: list[Plant] = [
         "1 class lost at least half of the samples: 'b' 9 -> 1 right of 10",
     ),
     (
-        part("calibration", replace(CALIBRATION, text_batches=0)),
+        part("calibration", replace(CALIBRATION, tower_batches={"vision": 8, "text": 0})),
         "clip: calibration batches through the text tower: 8 -> 0",
     ),
     (part("calibration", replace(CALIBRATION, batches=0)), "clip: calibration batches: 8 -> 0"),
@@ -447,7 +446,7 @@ def test_report_of_an_older_release_is_read_without_the_newer_fields(tmp_path: P
     path = tmp_path / "report.json"
     data = json.loads(render_json(REPORT))
     (suite,) = data["suites"]
-    for name in ("sources", "contents_digest", "vision_batches"):
+    for name in ("sources", "contents_digest", "tower_batches"):
         del suite["calibration"][name]
     del suite["tasks"][0]["data_parts"]
     path.write_text(json.dumps(data), encoding="utf-8")
@@ -500,7 +499,7 @@ def test_written_report_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
-        ('"version": 2', '"version": 99', ReportError),
+        ('"version": 3', '"version": 99', ReportError),
         ('"samples": 100', '"samples": 10', DiffError),
         ('"clip"', "7", ReportError),
     ],

@@ -264,8 +264,7 @@ def make_quantizer(name: str, **changes: Any) -> Quantizer:
         "amax_max": 1.0,
         "amax_finite": True,
         "amax_count": 1,
-        "vision_calls": int(tower == "vision"),
-        "text_calls": int(tower == "text"),
+        "tower_calls": {} if tower == "other" else {tower: 1},
         "changed": True,
         "clipped": 0,
         "seen": 10_000,
@@ -384,7 +383,7 @@ def switch_off(audit: Audit, pattern: str, *, by: str | None = None) -> Audit:
     """
     off = matching(audit, pattern)
     bare = {(q.module, q.slot) for q in audit.quantizers if q.name in off}
-    changed = change_quantizers(audit, pattern, enabled=False, vision_calls=0, text_calls=0)
+    changed = change_quantizers(audit, pattern, enabled=False, tower_calls={})
     operations = tuple(
         replace(
             op,
@@ -438,8 +437,7 @@ def make_run(**changes: Any) -> CalibrationRun:
         "data": "scenes/calibration",
         "samples": 64,
         "batches": 4,
-        "vision_batches": 4,
-        "text_batches": 4,
+        "tower_batches": {"vision": 4, "text": 4},
         "nonfinite": (),
         "sample_hashes": (("aa", "scene-1"), ("bb", "scene-2")),
         "held_out_samples": 16,
@@ -488,8 +486,7 @@ def fidelity_gate(**changes: Any) -> FidelityGate:
 def make_roundtrip(**changes: Any) -> Roundtrip:
     values: dict[str, Any] = {
         "saved_bytes": 4096,
-        "vision_equal": True,
-        "text_equal": True,
+        "equal": {"vision": True, "text": True},
         "max_abs_difference": 0.0,
         "amax_count": 24,
         "amax_different": (),

@@ -122,7 +122,7 @@ def test_ranges_alone_pass_without_a_calibration_run() -> None:
     ("changes", "words"),
     [
         ({"amax_min": 0.0}, "an amax that is not positive"),
-        ({"vision_calls": 0}, "were never called in a forward"),
+        ({"tower_calls": {}}, "were never called in a forward"),
         ({"clipped": 5_000}, "clips more than max_clipped"),
         ({"amax_max": 17.0, "largest": 1.0}, "more than 16 times wider than anything seen"),
     ],
@@ -165,9 +165,9 @@ def test_nan_in_the_calibration_data_fails_and_is_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "towers"),
     [
-        ({"vision_batches": 0}, "vision"),
-        ({"text_batches": 0}, "text"),
-        ({"vision_batches": 0, "text_batches": 0}, "vision and text"),
+        ({"tower_batches": {"vision": 0, "text": 4}}, "vision"),
+        ({"tower_batches": {"vision": 4, "text": 0}}, "text"),
+        ({"tower_batches": {"vision": 0, "text": 0}}, "vision and text"),
     ],
 )
 def test_tower_that_was_never_calibrated_fails(changes: dict[str, int], towers: str) -> None:
@@ -272,14 +272,14 @@ def test_formats_whose_scales_come_from_the_values_have_nothing_to_calibrate() -
     assert judge(audit).code == "calibration.nothing-static"
 
 
-IDLE: dict[str, Any] = {"amax_max": None, "amax_count": 0, "vision_calls": 0}
+IDLE: dict[str, Any] = {"amax_max": None, "amax_count": 0, "tower_calls": {}}
 
 
 def test_ranges_that_no_batch_will_ever_give_ask_for_no_more_batches() -> None:
     never = change_quantizers(AUDIT, "vision*fc1.input*", **IDLE)
-    some = change_quantizers(never, "vision*layers.1.mlp.fc1.input*", vision_calls=1)
+    some = change_quantizers(never, "vision*layers.1.mlp.fc1.input*", tower_calls={"vision": 1})
     elsewhere = change_quantizers(AUDIT, FC1, amax_count=0)
-    elsewhere = change_quantizers(elsewhere, "text*layers.1.mlp.fc1.input*", text_calls=0)
+    elsewhere = change_quantizers(elsewhere, "text*layers.1.mlp.fc1.input*", tower_calls={})
 
     assert judge(never).cause.startswith("nothing calls these modules in a forward")
     assert judge(never).next_step == ('add to quantize: exclude: ["vision_model.*input_quantizer"]')
@@ -290,7 +290,7 @@ def test_ranges_that_no_batch_will_ever_give_ask_for_no_more_batches() -> None:
         assert judge(audit).next_step == "calibrate again with batches that reach these modules"
 
 
-@pytest.mark.parametrize("changes", [IDLE, {"vision_calls": 0}], ids=["no range", "a range"])
+@pytest.mark.parametrize("changes", [IDLE, {"tower_calls": {}}], ids=["no range", "a range"])
 def test_advice_for_quantizers_that_never_ran_knows_the_attention(changes: dict[str, Any]) -> None:
     verdict = judge_calibration(
         change_quantizers(AUDIT, "vision*q_bmm*", **changes),
@@ -308,7 +308,7 @@ def test_advice_for_quantizers_that_never_ran_knows_the_attention(changes: dict[
 
 
 def test_quantizer_that_is_never_called_fails_although_it_has_a_range() -> None:
-    verdict = judge(change_quantizers(AUDIT, "vision*bmm*", vision_calls=0))
+    verdict = judge(change_quantizers(AUDIT, "vision*bmm*", tower_calls={}))
 
     assert verdict.status is Status.FAIL
     assert (
@@ -321,7 +321,7 @@ def test_quantizer_that_is_never_called_fails_although_it_has_a_range() -> None:
 
 
 def test_quantizer_that_is_never_called_and_has_no_range_is_counted_apart() -> None:
-    audit = change_quantizers(AUDIT, "vision*q_bmm*", vision_calls=0)
+    audit = change_quantizers(AUDIT, "vision*q_bmm*", tower_calls={})
     audit = change_quantizers(audit, "*layers.0.*q_bmm*", amax_max=None, amax_count=0)
 
     verdict = judge(audit)
@@ -334,8 +334,8 @@ def test_quantizer_that_is_never_called_and_has_no_range_is_counted_apart() -> N
 @pytest.mark.parametrize(
     ("tower", "changes"),
     [
-        ("vision", {"vision_calls": 0, "text_calls": 5}),
-        ("text", {"vision_calls": 5, "text_calls": 0}),
+        ("vision", {"tower_calls": {"text": 5}}),
+        ("text", {"tower_calls": {"vision": 5}}),
     ],
 )
 def test_calls_in_the_other_tower_do_not_count(tower: str, changes: dict[str, int]) -> None:
@@ -346,8 +346,8 @@ def test_calls_in_the_other_tower_do_not_count(tower: str, changes: dict[str, in
 
 
 def test_quantizer_of_no_tower_may_run_in_any() -> None:
-    runs = change_quantizers(AUDIT, FC1, tower="other", vision_calls=0, text_calls=1)
-    never = change_quantizers(AUDIT, FC1, tower="other", vision_calls=0, text_calls=0)
+    runs = change_quantizers(AUDIT, FC1, tower="other", tower_calls={"text": 1})
+    never = change_quantizers(AUDIT, FC1, tower="other", tower_calls={})
 
     assert judge(runs).passed
     assert judge(never).status is Status.FAIL
@@ -633,7 +633,7 @@ def test_limit_of_the_suite_allows_ranges_of_the_batch() -> None:
 
 
 def test_dynamic_quantizer_that_is_never_called_is_red() -> None:
-    audit = change_quantizers(AUDIT, FC1, dynamic=True, vision_calls=0)
+    audit = change_quantizers(AUDIT, FC1, dynamic=True, tower_calls={})
 
     assert judge(audit).code == "calibration.never-called"
 
@@ -828,7 +828,7 @@ BY_GROUPS = ("amax-missing", "amax-nonfinite", "amax-zero", "never-called", "bat
     [
         ("no-batch", AUDIT, make_run(batches=0)),
         ("data-nonfinite", AUDIT, make_run(nonfinite=("image 17",))),
-        ("tower-idle", AUDIT, make_run(text_batches=0)),
+        ("tower-idle", AUDIT, make_run(tower_batches={"vision": 4, "text": 0})),
         ("copies", AUDIT, make_run(copies=32)),
         ("nothing-static", change_quantizers(AUDIT, "*", dynamic=True), make_run()),
         ("amax-missing", change_quantizers(AUDIT, "*", amax_count=0), make_run()),
@@ -840,7 +840,7 @@ BY_GROUPS = ("amax-missing", "amax-nonfinite", "amax-zero", "never-called", "bat
             make_run(),
         ),
         ("range-too-wide", change_quantizers(AUDIT, "*input*", largest=0.01), make_run()),
-        ("never-called", change_quantizers(AUDIT, "*", vision_calls=0, text_calls=0), make_run()),
+        ("never-called", change_quantizers(AUDIT, "*", tower_calls={}), make_run()),
         ("clipping-unmeasured", change_quantizers(AUDIT, "*", seen=0), make_run()),
         ("clipped", change_quantizers(AUDIT, FC1, clipped=200), make_run()),
         ("clipping-open", change_quantizers(AUDIT, FC1, clipped=10), make_run()),

@@ -350,7 +350,7 @@ def test_a_format_in_blocks_is_expected_by_its_name(name: str) -> None:
 
 def test_layer_that_never_ran_fails() -> None:
     """The weight went through a functional call: its quantizers are on and were never asked."""
-    audit = change_quantizers(AUDIT, "vision*mlp*", vision_calls=0)
+    audit = change_quantizers(AUDIT, "vision*mlp*", tower_calls={})
     audit = change_operations(audit, "vision*mlp*", operands_quantized=(False, False))
 
     verdict = fail(audit)
@@ -362,14 +362,14 @@ def test_layer_that_never_ran_fails() -> None:
 
 
 def test_layer_that_ran_in_the_other_tower_only_fails() -> None:
-    audit = change_quantizers(AUDIT, "text*layers.0.mlp*", text_calls=0, vision_calls=9)
+    audit = change_quantizers(AUDIT, "text*layers.0.mlp*", tower_calls={"vision": 9})
 
     assert "2 enabled quantizers never ran in their tower's forward" in fail(audit).headline
 
 
 def test_layer_of_no_tower_may_run_in_any() -> None:
     name = "logits.input_quantizer"
-    shared = make_quantizer(name, tower="other", vision_calls=0, text_calls=1)
+    shared = make_quantizer(name, tower="other", tower_calls={"text": 1})
     audit = replace(
         add(AUDIT, make_module("logits", "linear", tower="other"), shared),
         intended=(*AUDIT.intended, name),
@@ -378,14 +378,14 @@ def test_layer_of_no_tower_may_run_in_any() -> None:
     assert judge(audit).passed
     assert (
         "1 enabled quantizers never ran"
-        in fail(change_quantizers(audit, name, text_calls=0)).headline
+        in fail(change_quantizers(audit, name, tower_calls={})).headline
     )
 
 
 def test_layers_wrong_in_several_ways_are_several_findings() -> None:
     audit = switch_off(AUDIT, "vision*layers.0.mlp*")
     audit = change_quantizers(audit, "vision*layers.1.mlp*", format="INT8")
-    audit = change_quantizers(audit, "text*layers.1.mlp*", text_calls=0)
+    audit = change_quantizers(audit, "text*layers.1.mlp*", tower_calls={})
 
     assert len(parts_of(fail(audit, parts=3))) == 3
 
@@ -446,7 +446,7 @@ def test_block_without_any_quantizer_is_found_because_it_ran() -> None:
 def test_slot_that_is_never_called_fails_with_or_without_a_range(
     amax_count: int, words: str
 ) -> None:
-    audit = change_quantizers(AUDIT, "vision*q_bmm*", vision_calls=0, amax_count=amax_count)
+    audit = change_quantizers(AUDIT, "vision*q_bmm*", tower_calls={}, amax_count=amax_count)
     audit = change_operations(audit, "vision*self_attn", operands_quantized=(False, True, True))
 
     verdict = fail(audit)
@@ -675,7 +675,7 @@ def test_exclude_that_matches_only_idle_quantizers_fails() -> None:
 
 def test_excluded_quantizer_that_was_switched_on_again_fails() -> None:
     audit = exclude(AUDIT, "*layers.0.mlp*")
-    back = change_quantizers(audit, "text*layers.0.mlp*", enabled=True, text_calls=1)
+    back = change_quantizers(audit, "text*layers.0.mlp*", enabled=True, tower_calls={"text": 1})
     back = change_operations(back, "text*layers.0.mlp*", operands_quantized=(True, True))
 
     verdict = fail(back)
@@ -819,7 +819,7 @@ def test_layer_that_is_excluded_needs_no_waiver() -> None:
 
 def test_waiver_covers_wrong_formats_and_layers_that_never_ran() -> None:
     audit = change_quantizers(DEEP, "vision*layers.0.mlp*", format="INT8")
-    audit = change_quantizers(audit, "text*layers.0.mlp*", text_calls=0)
+    audit = change_quantizers(audit, "text*layers.0.mlp*", tower_calls={})
 
     assert judge(audit, waive=(make_waiver("*.layers.0.mlp"),)).passed
 
@@ -933,8 +933,8 @@ def deepen(audit: Audit, blocks: int) -> Audit:
     for block in range(2, 2 + blocks):
         for tower in ("vision", "text"):
             name = f"{tower}_model.layers.{block}.mlp.fc1.weight_quantizer"
-            quantizer = make_quantizer(name, block=block, enabled=False, vision_calls=0)
-            found = add(found, replace(quantizer, text_calls=0))
+            quantizer = make_quantizer(name, block=block, enabled=False, tower_calls={})
+            found = add(found, replace(quantizer, tower_calls={}))
     return found
 
 

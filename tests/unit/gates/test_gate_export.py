@@ -98,11 +98,7 @@ def with_softmax(audit: Audit, tower: str) -> OnnxAudit:
 
 
 def runs_in(audit: Audit, tower: str) -> list[Quantizer]:
-    return [
-        q
-        for q in audit.quantizers
-        if q.enabled and (q.vision_calls if tower == "vision" else q.text_calls)
-    ]
+    return [q for q in audit.quantizers if q.enabled and q.tower_calls.get(tower)]
 
 
 def make_onnx(audit: Audit, tower: str, **changes: Any) -> OnnxAudit:
@@ -207,8 +203,7 @@ def one_pair(quantizer: Quantizer, **changes: Any) -> Verdict:
         name=quantizer.name.replace("vision_model", "text_model"),
         module=quantizer.module.replace("vision_model", "text_model"),
         tower="text",
-        vision_calls=0,
-        text_calls=1,
+        tower_calls={"text": 1},
     )
     audit = make_audit(quantizers=(quantizer, other))
     vision = make_onnx(audit, "vision", pairs=(make_pair(quantizer, **changes),))
@@ -237,7 +232,7 @@ def test_faithful_export_passes_and_says_what_it_holds() -> None:
 
 def test_quantizers_that_are_off_or_never_run_need_no_pair() -> None:
     audit = switch_off(make_audit(), "*bmm2_output_quantizer")
-    audit = change_quantizers(audit, "text_model.*k_bmm*", text_calls=0)
+    audit = change_quantizers(audit, "text_model.*k_bmm*", tower_calls={})
 
     verdict = judge(audit)
 
@@ -246,7 +241,9 @@ def test_quantizers_that_are_off_or_never_run_need_no_pair() -> None:
 
 
 def test_quantizer_that_runs_in_both_towers_is_wanted_in_both_files() -> None:
-    shared = make_quantizer("logit.input_quantizer", tower="other", vision_calls=1, text_calls=1)
+    shared = make_quantizer(
+        "logit.input_quantizer", tower="other", tower_calls={"vision": 1, "text": 1}
+    )
     audit = add(make_audit(), shared)
 
     assert "26 quantizers are 26 Q/DQ pairs" in judge(audit).headline

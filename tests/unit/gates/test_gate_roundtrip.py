@@ -34,11 +34,11 @@ def test_identical_restore_that_refuses_damage_passes() -> None:
     ("changes", "words"),
     [
         (
-            {"vision_equal": False, "max_abs_difference": 0.00125},
+            {"equal": {"vision": False, "text": True}, "max_abs_difference": 0.00125},
             "vision embeddings differ after the restore, by up to 0.00125",
         ),
         (
-            {"text_equal": False, "max_abs_difference": 2.0},
+            {"equal": {"vision": True, "text": False}, "max_abs_difference": 2.0},
             "text embeddings differ after the restore, by up to 2",
         ),
         (
@@ -73,8 +73,7 @@ def test_accepted_damage_fails_although_other_damage_was_refused() -> None:
 
 def test_everything_that_is_wrong_is_listed() -> None:
     verdict = judge(
-        vision_equal=False,
-        text_equal=False,
+        equal={"vision": False, "text": False},
         amax_different=("fc1",),
         refused=(),
         accepted=("state file missing",),

@@ -254,7 +254,7 @@ def test_a_quantizer_that_is_off_is_lost_in_the_model_and_names_its_pattern() ->
 
 
 def test_a_quantizer_that_never_runs_is_lost_in_the_forward() -> None:
-    rows = follow(change_quantizers(make_audit(), SCORES, vision_calls=0))
+    rows = follow(change_quantizers(make_audit(), SCORES, tower_calls={}))
 
     assert lost(rows) == {SCORES: "forward"}
     assert "no forward calls it" in all_text(judge(rows))
@@ -286,7 +286,7 @@ def test_a_row_says_where_a_quantizer_belongs_and_why_it_was_lost() -> None:
 
 
 def test_what_was_lost_at_later_stages_is_evidence() -> None:
-    audit = change_quantizers(switch_off(make_audit(), FC1), SCORES, vision_calls=0)
+    audit = change_quantizers(switch_off(make_audit(), FC1), SCORES, tower_calls={})
 
     verdict = judge(follow(audit))
 
@@ -615,7 +615,9 @@ def test_only_attention_is_promised_quantizers_of_its_own(kind: str) -> None:
 
 
 def test_a_quantizer_of_both_towers_must_be_in_both_graphs() -> None:
-    audit = change_quantizers(make_audit(), FC1, tower="other", text_calls=3)
+    audit = change_quantizers(
+        make_audit(), FC1, tower="other", tower_calls={"vision": 1, "text": 3}
+    )
     found = {tower: make_onnx(make_audit(), tower) for tower in TOWERS}
     found["vision"] = make_onnx(make_audit(), "vision")
     engines = {tower: make_engine(onnx) for tower, onnx in found.items()}
@@ -624,7 +626,9 @@ def test_a_quantizer_of_both_towers_must_be_in_both_graphs() -> None:
 
     assert lost(rows) == {FC1: "onnx"}
     assert "no Q/DQ pair in the text graph" in judge(rows).headline
-    only_vision = follow(change_quantizers(audit, FC1, text_calls=0), onnx=found, engines=engines)
+    only_vision = follow(
+        change_quantizers(audit, FC1, tower_calls={"vision": 1}), onnx=found, engines=engines
+    )
     assert not lost(only_vision)
 
 

@@ -23,7 +23,7 @@ from pytest_quantgate.measure.accuracy import (
     retrieval_outcomes,
 )
 from pytest_quantgate.measure.embeddings import build_classifiers, embed_images, embed_texts
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
@@ -36,7 +36,7 @@ BATCH = 50
 class AsClipBenchmark:
     """A variant in the form that clip-benchmark's functions take."""
 
-    def __init__(self, model: ClipModel) -> None:
+    def __init__(self, model: Encoder) -> None:
         self.model = model
         self.encode_image = model.encode_image
 
@@ -51,7 +51,7 @@ class AsClipBenchmark:
 class Loader:
     """Batches as a DataLoader gives them."""
 
-    def __init__(self, model: ClipModel, samples: Samples) -> None:
+    def __init__(self, model: Encoder, samples: Samples) -> None:
         self.model, self.samples = model, samples
         self.dataset = SimpleNamespace(classes=samples.class_names)
 
@@ -66,7 +66,7 @@ class Loader:
 
 
 @pytest.fixture(scope="module")
-def model() -> ClipModel:
+def model() -> Encoder:
     return load_fp16(ModelSpec(where=Where(file="s", line=1), source="reference"))
 
 
@@ -94,7 +94,7 @@ def captioned() -> Samples:
     )
 
 
-def classify(model: ClipModel, samples: Samples, *, metric: str) -> Outcomes:
+def classify(model: Encoder, samples: Samples, *, metric: str) -> Outcomes:
     (images,) = embed_images([model], samples, batch_size=BATCH, preprocess=model.preprocess)
     (classifier,) = build_classifiers([model], samples, batch_size=64, tokenize=model.tokenize)
     return classification_outcomes(
@@ -107,7 +107,7 @@ def classify(model: ClipModel, samples: Samples, *, metric: str) -> Outcomes:
     )
 
 
-def retrieve(model: ClipModel, samples: Samples, *, metric: str) -> Outcomes:
+def retrieve(model: Encoder, samples: Samples, *, metric: str) -> Outcomes:
     texts, owners = list_captions(samples)
     (images,) = embed_images([model], samples, batch_size=BATCH, preprocess=model.preprocess)
     (embedded,) = embed_texts([model], texts, batch_size=64, tokenize=model.tokenize)
@@ -125,7 +125,7 @@ def retrieve(model: ClipModel, samples: Samples, *, metric: str) -> Outcomes:
 # clip-benchmark's functions show progress and read scikit-learn's warnings.
 @pytest.mark.filterwarnings("ignore")
 def test_classification_equals_clip_benchmark(
-    model: ClipModel, scenes: Samples, monkeypatch: pytest.MonkeyPatch
+    model: Encoder, scenes: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # clip-benchmark calls float() on an array of one element, which NumPy 2.5 refuses.
     monkeypatch.setattr(zeroshot_classification, "float", lambda array: array.item(), raising=False)
@@ -147,7 +147,7 @@ def test_classification_equals_clip_benchmark(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_classifier_equals_clip_benchmark(model: ClipModel, scenes: Samples) -> None:
+def test_the_classifier_equals_clip_benchmark(model: Encoder, scenes: Samples) -> None:
     plain = AsClipBenchmark(model)
     expected = zeroshot_classification.zero_shot_classifier(
         plain,
@@ -163,7 +163,7 @@ def test_the_classifier_equals_clip_benchmark(model: ClipModel, scenes: Samples)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_retrieval_equals_clip_benchmark(model: ClipModel, captioned: Samples) -> None:
+def test_retrieval_equals_clip_benchmark(model: Encoder, captioned: Samples) -> None:
     plain = AsClipBenchmark(model)
     expected = zeroshot_retrieval.evaluate(
         plain, Loader(model, captioned), plain.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10]
@@ -176,7 +176,7 @@ def test_retrieval_equals_clip_benchmark(model: ClipModel, captioned: Samples) -
     assert 0.2 < expected["image_retrieval_recall@1"] < expected["image_retrieval_recall@10"]
 
 
-def test_outcomes_name_every_query_once(model: ClipModel, captioned: Samples) -> None:
+def test_outcomes_name_every_query_once(model: Encoder, captioned: Samples) -> None:
     texts, _ = list_captions(captioned)
     by_text = retrieve(model, captioned, metric="image_retrieval_recall@5")
     by_image = retrieve(model, captioned, metric="text_retrieval_recall@5")
@@ -191,7 +191,7 @@ def test_outcomes_name_every_query_once(model: ClipModel, captioned: Samples) ->
 
 
 def test_scores_are_the_same_in_chunks(
-    model: ClipModel, captioned: Samples, monkeypatch: pytest.MonkeyPatch
+    model: Encoder, captioned: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = retrieve(model, captioned, metric="text_retrieval_recall@5")
     monkeypatch.setattr("pytest_quantgate.measure.accuracy.CHUNK_ROWS", 7)

@@ -19,9 +19,9 @@ from pytest_quantgate.measure.activations import (
     highest_finite,
     measure_activations,
 )
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 
-MakePairs = Callable[..., list[PairBatch]]
+MakePairs = Callable[..., list[Batch]]
 HALF = highest_finite("float16")
 
 
@@ -40,11 +40,11 @@ def test_float32_has_no_narrower_format_to_fear() -> None:
     assert highest_finite("float32") == math.inf
 
 
-def measure(model: ClipModel, pairs: list[PairBatch]) -> dict[str, LayerActivation]:
+def measure(model: Encoder, pairs: list[Batch]) -> dict[str, LayerActivation]:
     return {x.module: x for x in measure_activations(model, batches=pairs, highest=HALF)}
 
 
-def changed(fp16: ClipModel, change: Callable[[Any], None]) -> ClipModel:
+def changed(fp16: Encoder, change: Callable[[Any], None]) -> Encoder:
     """Return a copy whose module was changed in place."""
     module = copy.deepcopy(fp16.module)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def changed(fp16: ClipModel, change: Callable[[Any], None]) -> ClipModel:
 
 
 def test_every_layer_that_ran_is_there_with_its_largest_value(
-    tiny_fp16: ClipModel, make_pairs: MakePairs
+    tiny_fp16: Encoder, make_pairs: MakePairs
 ) -> None:
     found = measure(tiny_fp16, make_pairs())
     seen: list[torch.Tensor] = []
@@ -73,7 +73,7 @@ def test_every_layer_that_ran_is_there_with_its_largest_value(
 
 
 def test_first_layer_is_the_one_that_overflows_not_the_block_around_it(
-    tiny_fp16: ClipModel, make_pairs: MakePairs
+    tiny_fp16: Encoder, make_pairs: MakePairs
 ) -> None:
     """What follows, a LayerNorm, divides the factor out again: the same embeddings."""
 
@@ -100,7 +100,7 @@ def test_first_layer_is_the_one_that_overflows_not_the_block_around_it(
 
 
 def test_only_the_samples_that_overflow_are_counted(
-    tiny_fp16: ClipModel, make_pairs: MakePairs
+    tiny_fp16: Encoder, make_pairs: MakePairs
 ) -> None:
     pairs = make_pairs()
     pairs[1].pixel_values[2] *= 1e6
@@ -112,7 +112,7 @@ def test_only_the_samples_that_overflow_are_counted(
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_products_of_attention_are_seen_and_its_mask_is_not(
-    implementation: str, tiny_fp16: ClipModel, make_pairs: MakePairs
+    implementation: str, tiny_fp16: Encoder, make_pairs: MakePairs
 ) -> None:
     """No module returns q k^T; a mask holds the lowest float, which overflows nothing."""
 

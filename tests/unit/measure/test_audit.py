@@ -20,13 +20,13 @@ from pytest_quantgate.formats.table import INT8, read_format
 from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
 from pytest_quantgate.measure.audit import audit_module, audit_quantizers
 from pytest_quantgate.measure.quantizers import Activity, count_clipped, half_step, watch
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.recipes import Recipe
 from pytest_quantgate.suite.where import Where
 
-MakePairs = Callable[..., list[PairBatch]]
+MakePairs = Callable[..., list[Batch]]
 MakeRecipe = Callable[[Any], Recipe]
 PATCH = ("*patch_embedding*",)
 
@@ -45,17 +45,17 @@ LAYERS = [
 
 @pytest.fixture(scope="module")
 def build(
-    tiny_fp16: ClipModel, make_pairs: MakePairs, make_recipe: MakeRecipe
-) -> Callable[..., tuple[ClipModel, Audit]]:
+    tiny_fp16: Encoder, make_pairs: MakePairs, make_recipe: MakeRecipe
+) -> Callable[..., tuple[Encoder, Audit]]:
     """Quantize and audit; `sabotage` changes the model in between."""
 
     def make(
         recipe: Any,
         *,
         exclude: tuple[str, ...] = (),
-        fp16: ClipModel = tiny_fp16,
-        sabotage: Callable[[ClipModel], None] = lambda _model: None,
-    ) -> tuple[ClipModel, Audit]:
+        fp16: Encoder = tiny_fp16,
+        sabotage: Callable[[Encoder], None] = lambda _model: None,
+    ) -> tuple[Encoder, Audit]:
         resolved = make_recipe(recipe)
         model = quantize(fp16, recipe=resolved, exclude=exclude, batches=make_pairs()).model
         sabotage(model)
@@ -94,7 +94,7 @@ def test_sound_recipe_leaves_nothing_open(build: Callable[..., Any]) -> None:
         if not quantizer.enabled:
             assert off[name] == "*patch_embedding*"
             continue
-        own, other = quantizer.vision_calls, quantizer.text_calls
+        own, other = (quantizer.tower_calls.get(name, 0) for name in ("vision", "text"))
         if quantizer.tower == "text":
             own, other = other, own
         assert (own, other) == (1, 0), name
@@ -139,12 +139,14 @@ def test_every_operation_is_seen_with_its_operands(build: Callable[..., Any]) ->
     assert linear.block == 1
 
 
-def test_operations_of_the_fp16_model(tiny_fp16: ClipModel, make_pairs: MakePairs) -> None:
+def test_operations_of_the_fp16_model(tiny_fp16: Encoder, make_pairs: MakePairs) -> None:
     batch = make_pairs()[0]
     audit = audit_module(
         tiny_fp16.module,
-        run_vision=lambda: tiny_fp16.encode_image(batch.pixel_values),
-        run_text=lambda: tiny_fp16.encode_text(batch.tokens),
+        runs={
+            "vision": lambda: tiny_fp16.encode("vision", batch.inputs["vision"]),
+            "text": lambda: tiny_fp16.encode("text", batch.tokens),
+        },
     )
     assert audit.quantizers == audit.intended == audit.formats == ()
     assert len(audit.operations) == 31
@@ -261,7 +263,7 @@ def test_exclude_names_what_it_matched(build: Callable[..., Any]) -> None:
 
 
 def test_eager_attention_goes_around_the_diffusers_class(
-    tiny_fp16: ClipModel, build: Callable[..., Any]
+    tiny_fp16: Encoder, build: Callable[..., Any]
 ) -> None:
     fp16 = replace(tiny_fp16, module=copy.deepcopy(tiny_fp16.module))
     fp16.module.set_attn_implementation("eager")  # type: ignore[operator]
@@ -299,20 +301,20 @@ def test_softmax_quantizer_never_runs_under_sdpa(build: Callable[..., Any]) -> N
 def test_enabled_after_calibration_has_no_amax(build: Callable[..., Any]) -> None:
     """ModelOpt quantizes it with each batch's own amax, and the result looks normal."""
 
-    def sabotage(model: ClipModel) -> None:
+    def sabotage(model: Encoder) -> None:
         model.module.get_submodule("text_projection.output_quantizer").enable()  # type: ignore[operator]
 
     _, audit = build("fp8", sabotage=sabotage)
     quantizer = by_name(audit)["text_projection.output_quantizer"]
     assert quantizer.enabled
-    assert quantizer.text_calls == 1
+    assert quantizer.tower_calls["text"] == 1
     assert quantizer.changed
     assert (quantizer.amax_count, quantizer.amax_max, quantizer.amax_finite) == (0, None, False)
     assert (quantizer.clipped, quantizer.seen) == (0, 0)
 
 
 def test_one_tower_never_calibrated(
-    tiny_fp16: ClipModel, make_pairs: MakePairs, make_recipe: MakeRecipe
+    tiny_fp16: Encoder, make_pairs: MakePairs, make_recipe: MakeRecipe
 ) -> None:
     recipe = make_recipe("fp8")
     model = replace(tiny_fp16, module=copy.deepcopy(tiny_fp16.module))
@@ -332,7 +334,7 @@ def test_one_tower_never_calibrated(
 
 @pytest.mark.parametrize(("value", "finite"), [(float("nan"), False), (float("inf"), False)])
 def test_amax_that_is_no_number(value: float, finite: bool, build: Callable[..., Any]) -> None:
-    def sabotage(model: ClipModel) -> None:
+    def sabotage(model: Encoder) -> None:
         model.module.get_submodule("text_projection.input_quantizer")._amax.fill_(value)  # type: ignore[union-attr,operator]
 
     _, audit = build("fp8", sabotage=sabotage)
@@ -346,7 +348,7 @@ def test_clipping_is_counted_on_data_that_was_not_calibrated_on(
     """SmoothQuant scales a value before it is quantized: the amax is meant for the scaled one."""
     name = "vision_model.encoder.layers.0.mlp.fc2.input_quantizer"
 
-    def sabotage(model: ClipModel) -> None:
+    def sabotage(model: Encoder) -> None:
         model.module.get_submodule(name)._amax.mul_(0.1)  # type: ignore[union-attr,operator]
 
     model, audit = build(recipe, sabotage=sabotage)
@@ -371,7 +373,7 @@ def test_clipping_is_counted_on_data_that_was_not_calibrated_on(
 def test_weights_are_counted_once(build: Callable[..., Any]) -> None:
     """However many held-out batches there are; larger weights loaded later clip."""
 
-    def sabotage(model: ClipModel) -> None:
+    def sabotage(model: Encoder) -> None:
         with torch.no_grad():
             model.module.text_projection.weight.mul_(4)  # type: ignore[union-attr,operator]
 
@@ -402,7 +404,7 @@ def test_dynamic_and_constant_ranges(build: Callable[..., Any]) -> None:
 def test_quantization_switched_off_inside_an_enabled_quantizer(
     build: Callable[..., Any],
 ) -> None:
-    def sabotage(model: ClipModel) -> None:
+    def sabotage(model: Encoder) -> None:
         model.module.get_submodule("text_projection.input_quantizer").disable_quant()  # type: ignore[operator]
 
     _, audit = build("fp8", sabotage=sabotage)
@@ -424,7 +426,7 @@ def test_half_afterwards_is_a_model_of_another_arithmetic(
     assert by_name(after)[name].amax_max != by_name(before)[name].amax_max
 
 
-def test_no_held_out_pairs(tiny_fp16: ClipModel, make_recipe: MakeRecipe) -> None:
+def test_no_held_out_pairs(tiny_fp16: Encoder, make_recipe: MakeRecipe) -> None:
     with pytest.raises(ValueError, match=r"at least one batch of held-out pairs"):
         audit_quantizers(tiny_fp16, recipe=make_recipe("fp8"), held_out=[])
 
@@ -487,8 +489,10 @@ def audit_towers(model: Towers) -> Audit:
     with torch.inference_mode():
         return audit_module(
             model,
-            run_vision=lambda: model.visual(value),
-            run_text=lambda: model.encode_text(value),
+            runs={
+                "vision": lambda: model.visual(value),
+                "text": lambda: model.encode_text(value),
+            },
         )
 
 
@@ -532,7 +536,7 @@ def test_towers_of_other_makes_are_told_apart() -> None:
     towers = {m.name: m.tower for m in audit.modules}
     assert towers["visual.fc"] == "vision"
     assert towers["transformer.0"] == "text"
-    assert by_name(audit)["transformer.2.input_quantizer"].text_calls == 1
+    assert by_name(audit)["transformer.2.input_quantizer"].tower_calls["text"] == 1
 
 
 def test_fused_encoder_layer_calls_no_quantizer() -> None:
@@ -546,7 +550,7 @@ def test_fused_encoder_layer_calls_no_quantizer() -> None:
     audit = audit_towers(model)
     assert by_name(audit)["visual.linear1.weight_quantizer"].enabled
     assert by_name(audit)["visual.linear1.weight_quantizer"].calls == 0
-    assert by_name(audit)["transformer.0.weight_quantizer"].text_calls == 1
+    assert by_name(audit)["transformer.0.weight_quantizer"].tower_calls["text"] == 1
 
 
 class Moved(nn.Module):
@@ -587,7 +591,7 @@ def test_what_still_counts_as_quantized(
     assert product.operands_quantized == (still_quantized, False)
 
 
-def test_vision_only_model(make_pairs: MakePairs, tiny_fp16: ClipModel) -> None:
+def test_vision_only_model(make_pairs: MakePairs, tiny_fp16: Encoder) -> None:
     from transformers import CLIPVisionModelWithProjection
 
     config = copy.deepcopy(tiny_fp16.module.config.vision_config)
@@ -596,7 +600,7 @@ def test_vision_only_model(make_pairs: MakePairs, tiny_fp16: ClipModel) -> None:
     model = CLIPVisionModelWithProjection(config).float().eval().requires_grad_(False)
     pixels = make_pairs()[0].pixel_values
     mtq.quantize(model, {"quant_cfg": LAYERS, "algorithm": "max"}, forward_loop=lambda m: m(pixels))
-    audit = audit_module(model, run_vision=lambda: model(pixels), run_text=None)
+    audit = audit_module(model, runs={"vision": lambda: model(pixels)})
     assert audit.towers == ("vision",)
     assert {q.tower for q in audit.quantizers if q.calls} == {"vision"}
     intended = {by_name(audit)[name].module for name in audit.intended}
@@ -628,13 +632,15 @@ def test_siglip_pooling_head_escapes() -> None:
     mtq.quantize(model, {"quant_cfg": LAYERS, "algorithm": "max"}, forward_loop=calibrate)
     audit = audit_module(
         model,
-        run_vision=lambda: model.get_image_features(pixel_values=pixels),
-        run_text=lambda: model.get_text_features(input_ids=ids),
+        runs={
+            "vision": lambda: model.get_image_features(pixel_values=pixels),
+            "text": lambda: model.get_text_features(input_ids=ids),
+        },
     )
     head = operation(audit, module="vision_model.head.attention", function="mha")
     assert not any(head.operands_quantized)
     assert by_name(audit)["vision_model.head.attention.out_proj.input_quantizer"].calls == 0
-    assert by_name(audit)["text_model.head.input_quantizer"].text_calls == 1
+    assert by_name(audit)["text_model.head.input_quantizer"].tower_calls["text"] == 1
 
 
 # -- the batch ------------------------------
@@ -689,7 +695,7 @@ def test_range_for_each_token_is_one_of_the_batch_where_there_are_no_tokens(
 
 
 def test_quantizer_without_a_range_depends_on_the_batch(build: Callable[..., Any]) -> None:
-    def sabotage(model: ClipModel) -> None:
+    def sabotage(model: Encoder) -> None:
         del model.module.get_submodule("text_projection.input_quantizer")._amax
 
     _, audit = build("fp8", sabotage=sabotage)

@@ -16,13 +16,13 @@ from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.quantizers import Activity, count_clipped, describe_quantizer
 from pytest_quantgate.measure.sensitivity import weights_bytes
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.models.recipes import Recipe, to_modelopt
 
-MakePairs = Callable[..., list[PairBatch]]
+MakePairs = Callable[..., list[Batch]]
 MakeRecipe = Callable[[Any], Recipe]
 
 mtq = import_modelopt("modelopt.torch.quantization")
@@ -159,7 +159,7 @@ def test_bits_written_as_modelopt_writes_them_in_its_own_files(make_recipe: Make
 def test_a_format_of_gpu_kernels_is_not_measured_on_a_cpu(
     preset: str,
     name: str,
-    tiny_fp16: ClipModel,
+    tiny_fp16: Encoder,
     make_recipe: MakeRecipe,
     make_pairs: MakePairs,
 ) -> None:
@@ -179,7 +179,7 @@ def test_a_format_of_gpu_kernels_is_not_measured_on_a_cpu(
 
 
 def test_quantizers_of_gpu_kernels_that_are_off_need_none(
-    tiny_fp16: ClipModel, make_recipe: MakeRecipe, make_pairs: MakePairs
+    tiny_fp16: Encoder, make_recipe: MakeRecipe, make_pairs: MakePairs
 ) -> None:
     recipe = make_recipe("MXFP8_DEFAULT_CFG")
     model = quantize(tiny_fp16, recipe=recipe, batches=make_pairs()).model
@@ -217,7 +217,7 @@ def test_values_above_the_range_of_the_tensor_are_clipped_in_nvfp4_too() -> None
 def test_bytes_of_a_weight_with_its_scales(
     preset: str,
     bits: float,
-    tiny_fp16: ClipModel,
+    tiny_fp16: Encoder,
     make_recipe: MakeRecipe,
     make_pairs: MakePairs,
 ) -> None:

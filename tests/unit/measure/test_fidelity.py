@@ -16,7 +16,7 @@ from pytest_quantgate.measure.fidelity import (
     sum_of_squares,
     to_db,
 )
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 
 IDS = ("a", "b", "c", "d")
 
@@ -109,9 +109,9 @@ def test_an_embedding_of_zeros_has_no_direction() -> None:
 )
 def test_a_spoiled_layer_is_ranked_first(
     name: str,
-    tiny_fp16: ClipModel,
-    make_quantized: Callable[..., ClipModel],
-    make_pairs: Callable[..., list[PairBatch]],
+    tiny_fp16: Encoder,
+    make_quantized: Callable[..., Encoder],
+    make_pairs: Callable[..., list[Batch]],
 ) -> None:
     model = make_quantized("fp8")
     layer: Any = model.module.get_submodule(name)
@@ -125,9 +125,9 @@ def test_a_spoiled_layer_is_ranked_first(
 
 
 def test_a_variant_in_half_precision_is_ranked_too(
-    tiny_fp16: ClipModel,
-    make_quantized: Callable[..., ClipModel],
-    make_pairs: Callable[..., list[PairBatch]],
+    tiny_fp16: Encoder,
+    make_quantized: Callable[..., Encoder],
+    make_pairs: Callable[..., list[Batch]],
 ) -> None:
     """`.half()` after the calibration, while FP16 is computed in float32 on a CPU."""
     model = make_quantized("fp8")

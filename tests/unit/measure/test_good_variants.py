@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from benchmarks.false_alarms import KINDS, Judgement, rebatch, render_page
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 
 CHANGES = {kind: change for kind, (change, _) in KINDS.items() if change is not None}
 
 
-def changed(fp16: ClipModel, change: Any, *, seed: int) -> ClipModel:
+def changed(fp16: Encoder, change: Any, *, seed: int) -> Encoder:
     module = copy.deepcopy(fp16.module)
     with torch.no_grad():
         change(module, torch.Generator().manual_seed(seed))
@@ -25,13 +25,16 @@ def changed(fp16: ClipModel, change: Any, *, seed: int) -> ClipModel:
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_variant_computes_the_same_function_from_other_weights(
-    kind: str, tiny_fp16: ClipModel, make_pairs: Callable[..., list[PairBatch]]
+    kind: str, tiny_fp16: Encoder, make_pairs: Callable[..., list[Batch]]
 ) -> None:
     (pairs, _) = make_pairs()
     variant = changed(tiny_fp16, CHANGES[kind], seed=3)
     again = changed(tiny_fp16, CHANGES[kind], seed=3)
 
-    for encode, value in (("encode_image", pairs.pixel_values), ("encode_text", pairs.tokens)):
+    for encode, value in (
+        ("encode_image", pairs.pixel_values),
+        ("encode_text", pairs.tokens),
+    ):
         before, after = (getattr(model, encode)(value) for model in (tiny_fp16, variant))
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
     weights = [model.module.state_dict() for model in (tiny_fp16, variant, again)]
@@ -40,7 +43,7 @@ def test_variant_computes_the_same_function_from_other_weights(
 
 
 def test_pairs_are_cut_anew_without_losing_any(
-    make_pairs: Callable[..., list[PairBatch]],
+    make_pairs: Callable[..., list[Batch]],
 ) -> None:
     before = make_pairs(batches=3)
     after = list(rebatch(before, size=5))
@@ -48,7 +51,8 @@ def test_pairs_are_cut_anew_without_losing_any(
     assert [len(batch.ids) for batch in after] == [5, 5, 2]
     assert [name for b in after for name in b.ids] == [name for b in before for name in b.ids]
     assert torch.equal(
-        torch.cat([b.pixel_values for b in after]), torch.cat([b.pixel_values for b in before])
+        torch.cat([b.pixel_values for b in after]),
+        torch.cat([b.pixel_values for b in before]),
     )
 
 

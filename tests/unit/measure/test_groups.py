@@ -35,8 +35,7 @@ def make_quantizer(name: str, *, enabled: bool = True) -> Quantizer:
         amax_max=1.0,
         amax_finite=True,
         amax_count=1,
-        vision_calls=1,
-        text_calls=0,
+        tower_calls={"vision": 1},
         changed=True,
     )
 

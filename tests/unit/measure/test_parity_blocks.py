@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from onnx import numpy_helper
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.parity import BlockParity
 from pytest_quantgate.measure.parity import list_blocks, measure_block_parity
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.runtimes.onnx_blocks import cut_blocks, given_name
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
@@ -24,18 +25,18 @@ Tower = Any
 
 
 @pytest.fixture(scope="module")
-def fp8(make_quantized: Callable[..., ClipModel]) -> ClipModel:
+def fp8(make_quantized: Callable[..., Encoder]) -> Encoder:
     return make_quantized("fp8-attention")
 
 
 @pytest.fixture
-def compare(fp8: ClipModel, tmp_path: Path) -> Callable[..., tuple[BlockParity, ...]]:
+def compare(fp8: Encoder, tmp_path: Path) -> Callable[..., tuple[BlockParity, ...]]:
     """Export a tower, change the file, and compare it with PyTorch block by block."""
 
     def run(
         *, tower: Tower, change: Callable[[Any], None] = lambda _graph: None
     ) -> tuple[BlockParity, ...]:
-        blocks = list_blocks(fp8.module, tower=tower)
+        blocks = list_blocks(fp8, tower=tower)
         source = export_tower(
             fp8, tower=tower, path=tmp_path / "whole.onnx", precision="float32"
         ).path
@@ -46,7 +47,7 @@ def compare(fp8: ClipModel, tmp_path: Path) -> Callable[..., tuple[BlockParity, 
         session = OnnxRuntimeModel(tmp_path / "cut.onnx")
 
         def exported(
-            batch: PairBatch, hidden: Mapping[str, torch.Tensor]
+            batch: Batch, hidden: Mapping[str, torch.Tensor]
         ) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
             feeds = {given_name(outputs[name]): value.numpy() for name, value in hidden.items()}
             if tower == "vision":
@@ -68,12 +69,12 @@ def compare(fp8: ClipModel, tmp_path: Path) -> Callable[..., tuple[BlockParity, 
     return run
 
 
-def make_batch(model: ClipModel) -> PairBatch:
+def make_batch(model: Encoder) -> Batch:
     rng = np.random.default_rng(0)
     size = model.module.config.vision_config.image_size
     pixels = torch.from_numpy(rng.normal(size=(8, 3, size, size)).astype(np.float32))
     tokens = model.tokenize([f"a photo of {number} shapes" for number in range(8)])
-    return PairBatch(
+    return Batch.of_pairs(
         pixel_values=pixels,
         tokens={name: tokens[name] for name in ("input_ids", "attention_mask")},
         ids=tuple(map(str, range(8))),
@@ -125,7 +126,7 @@ def test_what_is_behind_the_blocks_is_compared_too(
     assert wrong == [found[-1].module]
 
 
-def test_a_block_that_is_not_in_the_graph_is_refused(fp8: ClipModel, tmp_path: Path) -> None:
+def test_a_block_that_is_not_in_the_graph_is_refused(fp8: Encoder, tmp_path: Path) -> None:
     source = export_tower(
         fp8, tower="vision", path=tmp_path / "whole.onnx", precision="float32"
     ).path
@@ -134,7 +135,7 @@ def test_a_block_that_is_not_in_the_graph_is_refused(fp8: ClipModel, tmp_path: P
         cut_blocks(source, blocks=["vision_model.encoder.layers.7"], path=tmp_path / "cut.onnx")
 
 
-def test_blocks_are_the_members_of_the_outermost_list() -> None:
+def test_blocks_are_the_members_of_the_outermost_list(fp8: Encoder) -> None:
     class Block(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -145,7 +146,9 @@ def test_blocks_are_the_members_of_the_outermost_list() -> None:
     module.vision_model.stages = torch.nn.ModuleList([Block(), Block()])
     module.text_model = torch.nn.ModuleList([Block()])
 
-    assert list_blocks(module, tower="vision") == (
+    model = replace(fp8, module=module)
+
+    assert list_blocks(model, tower="vision") == (
         "vision_model.stages.0",
         "vision_model.stages.1",
     )

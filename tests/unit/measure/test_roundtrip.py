@@ -16,23 +16,22 @@ from pytest_quantgate.errors import ModelError
 from pytest_quantgate.measure import roundtrip
 from pytest_quantgate.measure.roundtrip import measure_roundtrip, plant_damage, restore_here
 from pytest_quantgate.models.checkpoint import save_checkpoint
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 
-MakePairs = Callable[..., list[PairBatch]]
+MakePairs = Callable[..., list[Batch]]
 PLANTED = ("state file missing", "one amax missing", "one amax times ten")
 
 
 @pytest.fixture(scope="module")
-def quantized(make_quantized: Callable[..., ClipModel]) -> ClipModel:
+def quantized(make_quantized: Callable[..., Encoder]) -> Encoder:
     return make_quantized("fp8-attention")
 
 
 def test_restored_in_a_new_process(
-    quantized: ClipModel, make_pairs: MakePairs, tmp_path: Path
+    quantized: Encoder, make_pairs: MakePairs, tmp_path: Path
 ) -> None:
     found = measure_roundtrip(quantized, batches=make_pairs(seed=5), directory=tmp_path)
-    assert found.vision_equal
-    assert found.text_equal
+    assert found.equal == {"vision": True, "text": True}
     assert found.max_abs_difference == 0.0
     assert found.amax_count > 30
     assert found.amax_different == ()
@@ -59,7 +58,7 @@ def in_this_process(
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_one_bit_of_difference_is_seen(
     tower: str,
-    quantized: ClipModel,
+    quantized: Encoder,
     make_pairs: MakePairs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -71,12 +70,12 @@ def test_one_bit_of_difference_is_seen(
 
     in_this_process(monkeypatch, change=change)
     found = measure_roundtrip(quantized, batches=make_pairs(), directory=tmp_path)
-    assert (found.vision_equal, found.text_equal) == (tower != "vision", tower != "text")
+    assert found.equal == {name: tower != name for name in ("vision", "text")}
     assert 0 < found.max_abs_difference < 1e-4
 
 
 def test_amax_that_comes_back_different_is_named(
-    quantized: ClipModel,
+    quantized: Encoder,
     make_pairs: MakePairs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -98,7 +97,7 @@ def test_amax_that_comes_back_different_is_named(
 
 
 def test_damage_that_is_not_refused_is_told(
-    quantized: ClipModel,
+    quantized: Encoder,
     make_pairs: MakePairs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -112,7 +111,7 @@ def test_damage_that_is_not_refused_is_told(
 
 
 def test_the_good_checkpoint_is_not_harmed_by_the_damage(
-    quantized: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantized: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_links(*_args: object) -> None:
         raise OSError("hard links are not supported")
@@ -126,7 +125,7 @@ def test_the_good_checkpoint_is_not_harmed_by_the_damage(
 
 
 def test_dynamic_quantizers_have_no_amax_to_damage(
-    make_quantized: Callable[..., ClipModel],
+    make_quantized: Callable[..., Encoder],
     make_pairs: MakePairs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -145,12 +144,11 @@ def test_dynamic_quantizers_have_no_amax_to_damage(
     found = measure_roundtrip(model, batches=make_pairs(), directory=tmp_path)
     assert found.amax_count == 0
     assert found.refused == ("state file missing",)
-    assert found.vision_equal
-    assert found.text_equal
+    assert found.equal == {"vision": True, "text": True}
 
 
 def test_new_process_that_fails(
-    quantized: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantized: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = "x is missing: quantize again"
 
@@ -168,6 +166,6 @@ def test_new_process_that_fails(
     )
 
 
-def test_no_batches(quantized: ClipModel, tmp_path: Path) -> None:
+def test_no_batches(quantized: Encoder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"at least one batch"):
         measure_roundtrip(quantized, batches=[], directory=tmp_path)

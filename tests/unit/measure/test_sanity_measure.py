@@ -18,7 +18,7 @@ from pytest_quantgate.evidence.sanity import Sanity, TaskSanity
 from pytest_quantgate.gates.chance import is_settled
 from pytest_quantgate.measure.sanity import Task, count_operations, measure_sanity
 from pytest_quantgate.measure.texts import Pooling, find_twins
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.tasks.registry import load_samples
@@ -27,7 +27,7 @@ from pytest_quantgate.tasks.samples import Samples
 BOS, END, PAD = 1, 3, 0
 SPECIAL = frozenset({BOS, END, PAD})
 
-Load = Callable[..., ClipModel]
+Load = Callable[..., Encoder]
 
 
 def pooling(config_end_id: int = END, *, end_id: int | None = END) -> Pooling:
@@ -98,7 +98,7 @@ def test_a_forward_of_vit_l_costs_what_is_published() -> None:
 def load_damaged(tiny_clip: Path, tmp_path: Path, model_spec: Callable[..., ModelSpec]) -> Load:
     """Load a copy of the tiny CLIP; `<file>=change` edits one of its JSON files."""
 
-    def load(**changes: Callable[[dict[str, Any]], Any]) -> ClipModel:
+    def load(**changes: Callable[[dict[str, Any]], Any]) -> Encoder:
         folder = tmp_path / "clip"
         shutil.copytree(tiny_clip, folder)
         for name, change in changes.items():
@@ -115,18 +115,18 @@ def scenes(count: int = 200, **changes: Any) -> Samples:
     return replace(load_samples("scenes/test", datasets={}, samples=count, environ={}), **changes)
 
 
-def measure(model: ClipModel, samples: Samples, *, kind: str = "classification") -> Sanity:
+def measure(model: Encoder, samples: Samples, *, kind: str = "classification") -> Sanity:
     pairs = load_samples("scenes/calibration", datasets={}, samples=2, environ={}, purpose="pairs")
     task = Task(name=f"scenes/{kind}", count=None, first=False, samples=samples)
     return measure_sanity(model, pairs=pairs, tasks=[task], is_settled=is_settled)
 
 
-def measure_task(model: ClipModel, samples: Samples, **options: Any) -> TaskSanity:
+def measure_task(model: Encoder, samples: Samples, **options: Any) -> TaskSanity:
     (task,) = measure(model, samples, **options).tasks
     return task
 
 
-def test_a_sound_model_needs_few_samples(tiny_fp16: ClipModel) -> None:
+def test_a_sound_model_needs_few_samples(tiny_fp16: Encoder) -> None:
     sanity = measure(tiny_fp16, scenes())
 
     (task,) = sanity.tasks
@@ -139,7 +139,7 @@ def test_a_sound_model_needs_few_samples(tiny_fp16: ClipModel) -> None:
     assert not task.answers.whole
 
 
-def test_labels_of_another_colour_are_asked_for_on_all_samples(tiny_fp16: ClipModel) -> None:
+def test_labels_of_another_colour_are_asked_for_on_all_samples(tiny_fp16: Encoder) -> None:
     samples = scenes(400)
     assert samples.labels is not None
     task = measure_task(
@@ -153,7 +153,7 @@ def test_labels_of_another_colour_are_asked_for_on_all_samples(tiny_fp16: ClipMo
     assert task.answers.right <= 4
 
 
-def test_templates_without_class_and_doubled_names_are_found(tiny_fp16: ClipModel) -> None:
+def test_templates_without_class_and_doubled_names_are_found(tiny_fp16: Encoder) -> None:
     samples = scenes()
     names = (*samples.class_names[:-1], samples.class_names[0])
     braces = measure_task(tiny_fp16, replace(samples, templates=("the {}", "a photo of the {c}")))
@@ -165,7 +165,7 @@ def test_templates_without_class_and_doubled_names_are_found(tiny_fp16: ClipMode
     assert (doubled.same_name.first, doubled.same_name.second) == (0, 99)
 
 
-def test_one_template_is_enough_and_an_empty_one_is_none(tiny_fp16: ClipModel) -> None:
+def test_one_template_is_enough_and_an_empty_one_is_none(tiny_fp16: Encoder) -> None:
     one = measure_task(tiny_fp16, scenes(templates=("the {c}",)))
     none = measure_task(tiny_fp16, scenes(templates=()))
 
@@ -173,7 +173,7 @@ def test_one_template_is_enough_and_an_empty_one_is_none(tiny_fp16: ClipModel) -
     assert (one.templates, none.templates) == (1, 1)
 
 
-def test_a_template_that_cuts_the_class_off_is_found(tiny_fp16: ClipModel) -> None:
+def test_a_template_that_cuts_the_class_off_is_found(tiny_fp16: Encoder) -> None:
     long = "a photo of the " * 10 + "{c}"
     cut = measure_task(tiny_fp16, scenes(templates=(long,)))
     long_and_short = measure_task(tiny_fp16, scenes(templates=("the {c}", long)))
@@ -184,7 +184,7 @@ def test_a_template_that_cuts_the_class_off_is_found(tiny_fp16: ClipModel) -> No
     assert long_and_short.same_prompt is None
 
 
-def test_retrieval_is_asked_for_captions(tiny_fp16: ClipModel) -> None:
+def test_retrieval_is_asked_for_captions(tiny_fp16: Encoder) -> None:
     pairs = load_samples("scenes/test", datasets={}, samples=40, environ={}, purpose="retrieval")
     task = measure_task(tiny_fp16, pairs, kind="retrieval")
     alike = measure_task(
@@ -237,9 +237,7 @@ def test_a_tokenizer_without_end_token(load_damaged: Load) -> None:
     assert sanity.tasks[0].same_prompt.pairs == 99
 
 
-def test_a_tokenizer_without_mask_works_as_with_one(
-    load_damaged: Load, tiny_fp16: ClipModel
-) -> None:
+def test_a_tokenizer_without_mask_works_as_with_one(load_damaged: Load, tiny_fp16: Encoder) -> None:
     """CLIP's text tower is causal: no token sees the padding behind it."""
     import torch
 

@@ -26,27 +26,29 @@ from pytest_quantgate.measure.sensitivity import (
     sqnr_db,
     weights_bytes,
 )
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.models.recipes import Recipe
 
-MakeQuantized = Callable[..., ClipModel]
-MakePairs = Callable[..., list[PairBatch]]
+MakeQuantized = Callable[..., Encoder]
+MakePairs = Callable[..., list[Batch]]
 
 
-def audit(model: ClipModel, batch: PairBatch) -> Audit:
+def audit(model: Encoder, batch: Batch) -> Audit:
     from pytest_quantgate.measure.audit import audit_module
 
     return audit_module(
         model.module,
-        run_vision=lambda: model.encode_image(batch.pixel_values),
-        run_text=lambda: model.encode_text(batch.tokens),
+        runs={
+            "vision": lambda: model.encode("vision", batch.inputs["vision"]),
+            "text": lambda: model.encode("text", batch.tokens),
+        },
     )
 
 
 def measure(
-    fp16: ClipModel, model: ClipModel, batches: list[PairBatch], **changes: Any
+    fp16: Encoder, model: Encoder, batches: list[Batch], **changes: Any
 ) -> tuple[tuple[QuantizerGroup, ...], dict[str, TowerEmbeddings]]:
     groups = group_quantizers(audit(model, batches[0]))
     towers = (
@@ -77,7 +79,7 @@ def rank(groups: tuple[QuantizerGroup, ...], towers: dict[str, TowerEmbeddings])
 
 
 @contextmanager
-def plainly(model: ClipModel, names: set[str]) -> Iterator[None]:
+def plainly(model: Encoder, names: set[str]) -> Iterator[None]:
     """Leave only `names` on, without the code under test."""
     off = [q for n, q in find_quantizers(model.module).items() if q.is_enabled and n not in names]
     for quantizer in off:
@@ -91,7 +93,7 @@ def plainly(model: ClipModel, names: set[str]) -> Iterator[None]:
 def test_every_state_is_the_whole_forward_in_that_state(
     recipe: str,
     count: int,
-    tiny_fp16: ClipModel,
+    tiny_fp16: Encoder,
     make_quantized: MakeQuantized,
     make_pairs: MakePairs,
 ) -> None:
@@ -117,11 +119,14 @@ def test_every_state_is_the_whole_forward_in_that_state(
 
 
 def test_a_forward_starts_where_its_group_is(
-    tiny_fp16: ClipModel, make_quantized: MakeQuantized, make_pairs: MakePairs
+    tiny_fp16: Encoder, make_quantized: MakeQuantized, make_pairs: MakePairs
 ) -> None:
     model, (batch, *_) = make_quantized(), make_pairs()
     tower = ResumableTower(
-        model.module, find_quantizers(model.module), model.encode_image, batch.pixel_values
+        model.module,
+        find_quantizers(model.module),
+        model.encode_image,
+        batch.pixel_values,
     )
     block = "vision_model.encoder.layers"
 
@@ -147,7 +152,7 @@ def test_a_forward_starts_where_its_group_is(
 
 
 def test_cost_is_half_of_whole_forwards(
-    tiny_fp16: ClipModel, make_quantized: MakeQuantized, make_pairs: MakePairs
+    tiny_fp16: Encoder, make_quantized: MakeQuantized, make_pairs: MakePairs
 ) -> None:
     told: list[int] = []
 
@@ -163,7 +168,7 @@ def test_cost_is_half_of_whole_forwards(
 
 
 def test_the_model_is_left_as_it_was(
-    tiny_fp16: ClipModel, make_quantized: MakeQuantized, make_pairs: MakePairs
+    tiny_fp16: Encoder, make_quantized: MakeQuantized, make_pairs: MakePairs
 ) -> None:
     model, batches = make_quantized(), make_pairs()
     before = {n: q.is_enabled for n, q in find_quantizers(model.module).items()}
@@ -181,7 +186,7 @@ def test_the_model_is_left_as_it_was(
 
 
 def test_a_quantizer_that_is_off_keeps_the_scale_of_smoothquant(
-    tiny_fp16: ClipModel, make_quantized: MakeQuantized, make_pairs: MakePairs
+    tiny_fp16: Encoder, make_quantized: MakeQuantized, make_pairs: MakePairs
 ) -> None:
     model, (batch, *_) = make_quantized("int8-smoothquant"), make_pairs(seed=4)
     quantizers = find_quantizers(model.module)
@@ -223,7 +228,7 @@ def test_a_spoiled_range_is_ranked_first(
     quantizer: str,
     factor: float,
     label: str,
-    tiny_fp16: ClipModel,
+    tiny_fp16: Encoder,
     make_quantized: MakeQuantized,
     make_pairs: MakePairs,
 ) -> None:
@@ -236,7 +241,7 @@ def test_a_spoiled_range_is_ranked_first(
     assert {state for found in towers.values() for state, _ in found.groups} == {"only"}
 
 
-def plant_outliers(model: ClipModel, *, block: str, times: float = 64.0) -> ClipModel:
+def plant_outliers(model: Encoder, *, block: str, times: float = 64.0) -> Encoder:
     """Return a model that computes the same, with two channels far above the others in a block."""
     changed = replace(model, module=copy.deepcopy(model.module))
     norm: Any = changed.module.get_submodule(f"{block}.layer_norm2")
@@ -252,7 +257,7 @@ def plant_outliers(model: ClipModel, *, block: str, times: float = 64.0) -> Clip
 def test_outlier_channels_are_found_and_set_apart(
     recipe: str,
     found: bool,
-    tiny_fp16: ClipModel,
+    tiny_fp16: Encoder,
     make_recipe: Callable[[Any], Recipe],
     make_pairs: MakePairs,
 ) -> None:
@@ -294,27 +299,30 @@ def test_outlier_channels_are_found_and_set_apart(
 
 
 def make_int8(
-    fp16: ClipModel, make_recipe: Callable[[Any], Recipe], make_pairs: MakePairs
-) -> ClipModel:
+    fp16: Encoder, make_recipe: Callable[[Any], Recipe], make_pairs: MakePairs
+) -> Encoder:
     return quantize(fp16, recipe=make_recipe("int8"), batches=make_pairs()).model
 
 
 def test_outliers_of_a_quantizer_that_is_off_are_none(
-    tiny_fp16: ClipModel, make_recipe: Callable[[Any], Recipe], make_pairs: MakePairs
+    tiny_fp16: Encoder, make_recipe: Callable[[Any], Recipe], make_pairs: MakePairs
 ) -> None:
     fp16 = plant_outliers(tiny_fp16, block="vision_model.encoder.layers.1")
     model = make_int8(fp16, make_recipe, make_pairs)
     quantizers = find_quantizers(model.module)
     quantizers["vision_model.encoder.layers.1.mlp.fc1.input_quantizer"].disable()
     tower = ResumableTower(
-        model.module, quantizers, model.encode_image, make_pairs()[0].pixel_values
+        model.module,
+        quantizers,
+        model.encode_image,
+        make_pairs()[0].pixel_values,
     )
 
     assert tower.outliers == ()
 
 
 def test_groups_of_a_tower_that_is_off_do_not_run(
-    tiny_fp16: ClipModel, make_quantized: MakeQuantized, make_pairs: MakePairs
+    tiny_fp16: Encoder, make_quantized: MakeQuantized, make_pairs: MakePairs
 ) -> None:
     model = make_quantized(exclude=("*vision_model*", "*visual*"))
     groups, towers = measure(tiny_fp16, model, make_pairs())
@@ -342,7 +350,7 @@ def test_patterns_switch_off_the_group_in_modelopt(
 
 
 def test_weights_take_what_their_formats_take(
-    make_quantized: MakeQuantized, tiny_fp16: ClipModel
+    make_quantized: MakeQuantized, tiny_fp16: Encoder
 ) -> None:
     model = make_quantized("fp8")
     names = [n for n, q in find_quantizers(model.module).items() if q.is_enabled]
@@ -481,7 +489,7 @@ def test_noise_at_its_ends() -> None:
     assert noise_ratio(torch.zeros(2, 8), torch.zeros(2, 8)) == 0.0
 
 
-def test_no_batch_is_refused(tiny_fp16: ClipModel) -> None:
+def test_no_batch_is_refused(tiny_fp16: Encoder) -> None:
     inputs = TowerInputs(
         tower="vision", fp16=tiny_fp16.encode_image, quantized=tiny_fp16.encode_image, batches=()
     )

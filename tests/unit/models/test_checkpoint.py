@@ -24,16 +24,16 @@ from pytest_quantgate.models.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 
 
 @pytest.fixture(scope="module")
-def quantized(make_quantized: Callable[..., ClipModel]) -> ClipModel:
+def quantized(make_quantized: Callable[..., Encoder]) -> Encoder:
     return make_quantized("fp8-attention", exclude=("*patch_embedding*",))
 
 
 @pytest.fixture(scope="module")
-def saved(quantized: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(quantized: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "checkpoint"
     size_bytes = save_checkpoint(quantized, folder)
     assert size_bytes == sum(path.stat().st_size for path in folder.iterdir())
@@ -41,7 +41,7 @@ def saved(quantized: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_what_was_restored_is_saved_in_the_same_bytes(
-    saved: Path, tiny_fp16: ClipModel, tmp_path: Path
+    saved: Path, tiny_fp16: Encoder, tmp_path: Path
 ) -> None:
     """The size of a checkpoint is a figure of a report: it must not tell how its model came."""
     save_checkpoint(load_checkpoint(saved, fp16=tiny_fp16), tmp_path / "again")
@@ -90,17 +90,17 @@ AMAX = "text_model.encoder.layers.0.mlp.fc1.input_quantizer._amax"
 def test_outputs_and_amax_are_identical(
     recipe: str,
     tmp_path: Path,
-    tiny_fp16: ClipModel,
-    make_quantized: Callable[..., ClipModel],
-    make_pairs: Callable[..., list[PairBatch]],
+    tiny_fp16: Encoder,
+    make_quantized: Callable[..., Encoder],
+    make_pairs: Callable[..., list[Batch]],
 ) -> None:
     model = make_quantized(recipe)
     save_checkpoint(model, tmp_path / "checkpoint")
     restored = load_checkpoint(tmp_path / "checkpoint", fp16=tiny_fp16)
     batch = make_pairs(seed=3)[0]
     for encode, value in (
-        (ClipModel.encode_image, batch.pixel_values),
-        (ClipModel.encode_text, batch.tokens),
+        (Encoder.encode_image, batch.pixel_values),
+        (Encoder.encode_text, batch.tokens),
     ):
         assert torch.equal(encode(restored, value), encode(model, value))  # type: ignore[operator]
         assert not torch.equal(
@@ -114,7 +114,7 @@ def test_outputs_and_amax_are_identical(
 
 
 def test_fp16_is_not_touched_by_a_load(
-    saved: Path, tiny_fp16: ClipModel, make_pairs: Callable[..., list[PairBatch]]
+    saved: Path, tiny_fp16: Encoder, make_pairs: Callable[..., list[Batch]]
 ) -> None:
     pixels = make_pairs()[0].pixel_values
     before = tiny_fp16.encode_image(pixels)
@@ -122,7 +122,7 @@ def test_fp16_is_not_touched_by_a_load(
     assert torch.equal(tiny_fp16.encode_image(pixels), before)
 
 
-def test_manifest_tells_what_it_needs(saved: Path, tiny_fp16: ClipModel) -> None:
+def test_manifest_tells_what_it_needs(saved: Path, tiny_fp16: Encoder) -> None:
     manifest = verify_checkpoint(saved)
     assert manifest["base_weights"] == tiny_fp16.weights_digest
     assert set(manifest["files"]) == {"modelopt_state.pth", "model.safetensors", "config.json"}
@@ -130,7 +130,7 @@ def test_manifest_tells_what_it_needs(saved: Path, tiny_fp16: ClipModel) -> None
     assert AMAX.removesuffix("._amax") in manifest["amax"]
 
 
-def test_amax_digest_sees_type_shape_and_bits(quantized: ClipModel) -> None:
+def test_amax_digest_sees_type_shape_and_bits(quantized: Encoder) -> None:
     import copy
 
     module = copy.deepcopy(quantized.module)
@@ -144,13 +144,13 @@ def test_amax_digest_sees_type_shape_and_bits(quantized: ClipModel) -> None:
     assert all(digest_amax(module)[key] != same[key] for key in same)
 
 
-def test_a_checkpoint_is_never_overwritten(quantized: ClipModel, saved: Path) -> None:
+def test_a_checkpoint_is_never_overwritten(quantized: Encoder, saved: Path) -> None:
     with pytest.raises(ModelError, match=r"exists already: a checkpoint is never overwritten"):
         save_checkpoint(quantized, saved)
 
 
 def test_full_disk_leaves_nothing(
-    quantized: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantized: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_args: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -165,7 +165,7 @@ def test_full_disk_leaves_nothing(
 
 
 def test_interrupt_while_saving_leaves_nothing(
-    quantized: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantized: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
@@ -177,7 +177,7 @@ def test_interrupt_while_saving_leaves_nothing(
 
 
 @pytest.mark.parametrize("name", ["modelopt_state.pth", "model.safetensors", "config.json"])
-def test_file_missing_or_changed(name: str, copied: Path, tiny_fp16: ClipModel) -> None:
+def test_file_missing_or_changed(name: str, copied: Path, tiny_fp16: Encoder) -> None:
     path = copied / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -189,7 +189,7 @@ def test_file_missing_or_changed(name: str, copied: Path, tiny_fp16: ClipModel) 
         load_checkpoint(copied, fp16=tiny_fp16)
 
 
-def test_link_in_the_place_of_a_file(copied: Path, saved: Path, tiny_fp16: ClipModel) -> None:
+def test_link_in_the_place_of_a_file(copied: Path, saved: Path, tiny_fp16: Encoder) -> None:
     (copied / "model.safetensors").unlink()
     (copied / "model.safetensors").symlink_to(saved / "model.safetensors")
     with pytest.raises(ModelError, match=r"model\.safetensors is missing"):
@@ -223,7 +223,7 @@ def test_manifest_that_leaves_a_file_out(copied: Path) -> None:
         verify_checkpoint(copied)
 
 
-def test_amax_missing_under_good_file_digests(copied: Path, tiny_fp16: ClipModel) -> None:
+def test_amax_missing_under_good_file_digests(copied: Path, tiny_fp16: Encoder) -> None:
     edit_weights(copied, lambda weights: weights.pop(AMAX))
     reseal(copied)
     with pytest.raises(ModelError, match=rf"does not fit this model .*tensor {AMAX} is missing"):
@@ -232,7 +232,7 @@ def test_amax_missing_under_good_file_digests(copied: Path, tiny_fp16: ClipModel
 
 @pytest.mark.parametrize("factor", [10.0, 1 + 2**-23])
 def test_amax_changed_under_good_file_digests(
-    factor: float, copied: Path, tiny_fp16: ClipModel
+    factor: float, copied: Path, tiny_fp16: Encoder
 ) -> None:
     edit_weights(copied, lambda weights: weights.update({AMAX: weights[AMAX] * factor}))
     reseal(copied)
@@ -241,7 +241,7 @@ def test_amax_changed_under_good_file_digests(
     assert f"amax of {AMAX.removesuffix('._amax')} is changed" in str(caught.value)
 
 
-def test_amax_that_the_manifest_does_not_know(copied: Path, tiny_fp16: ClipModel) -> None:
+def test_amax_that_the_manifest_does_not_know(copied: Path, tiny_fp16: Encoder) -> None:
     name = AMAX.removesuffix("._amax")
     amax = verify_checkpoint(copied)["amax"]
     del amax[name]
@@ -253,14 +253,14 @@ def test_amax_that_the_manifest_does_not_know(copied: Path, tiny_fp16: ClipModel
         load_checkpoint(copied, fp16=tiny_fp16)
 
 
-def test_weight_that_does_not_belong(copied: Path, tiny_fp16: ClipModel) -> None:
+def test_weight_that_does_not_belong(copied: Path, tiny_fp16: Encoder) -> None:
     edit_weights(copied, lambda weights: weights.update({"extra": torch.zeros(1)}))
     reseal(copied)
     with pytest.raises(ModelError, match=r"tensor extra is not part of the model"):
         load_checkpoint(copied, fp16=tiny_fp16)
 
 
-def test_tensor_of_another_shape_is_not_stretched(copied: Path, tiny_fp16: ClipModel) -> None:
+def test_tensor_of_another_shape_is_not_stretched(copied: Path, tiny_fp16: Encoder) -> None:
     name = "text_projection.weight"
     edit_weights(copied, lambda weights: weights.update({name: weights[name][:1].clone()}))
     reseal(copied)
@@ -268,19 +268,19 @@ def test_tensor_of_another_shape_is_not_stretched(copied: Path, tiny_fp16: ClipM
         load_checkpoint(copied, fp16=tiny_fp16)
 
 
-def test_other_base_weights(saved: Path, tiny_fp16: ClipModel) -> None:
+def test_other_base_weights(saved: Path, tiny_fp16: Encoder) -> None:
     other = replace(tiny_fp16, weights_digest="0" * 64)
     with pytest.raises(ModelError, match=r"quantized from other weights .*sha256 000000000000\.\."):
         load_checkpoint(saved, fp16=other)
 
 
-def test_other_arithmetic(saved: Path, tiny_fp16: ClipModel) -> None:
+def test_other_arithmetic(saved: Path, tiny_fp16: Encoder) -> None:
     other = replace(tiny_fp16, compute_dtype="float16")
     with pytest.raises(ModelError, match=r"computed in float32, the FP16 model here in float16"):
         load_checkpoint(saved, fp16=other)
 
 
-def test_base_of_another_size(saved: Path, tiny_fp16: ClipModel) -> None:
+def test_base_of_another_size(saved: Path, tiny_fp16: Encoder) -> None:
     from transformers import CLIPConfig, CLIPModel
 
     config = CLIPConfig.from_dict(tiny_fp16.module.config.to_dict())
@@ -299,7 +299,7 @@ class _Canary:
 
 
 def test_pickle_that_would_run_code(
-    copied: Path, tmp_path: Path, tiny_fp16: ClipModel, monkeypatch: pytest.MonkeyPatch
+    copied: Path, tmp_path: Path, tiny_fp16: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     canary = tmp_path / "canary"
     torch.save({"modelopt_state": _Canary(canary)}, copied / "modelopt_state.pth")
@@ -327,7 +327,7 @@ def test_pickle_that_would_run_code(
     ],
 )
 def test_manifest_with_other_kinds_of_values(
-    copied: Path, tiny_fp16: ClipModel, changes: dict[str, Any], words: str
+    copied: Path, tiny_fp16: Encoder, changes: dict[str, Any], words: str
 ) -> None:
     edit_manifest(copied, **changes)
 
@@ -373,7 +373,7 @@ def test_kernel_of_the_hub_is_not_fetched(copied: Path, attention: Any) -> None:
 
 
 def test_pickles_beside_a_checkpoint_are_not_read(
-    copied: Path, tmp_path: Path, tiny_fp16: ClipModel
+    copied: Path, tmp_path: Path, tiny_fp16: Encoder
 ) -> None:
     canary = tmp_path / "canary"
     for name in ("pytorch_model.bin", "model.pt", "optimizer.pth", "quantizer_state.pt"):
@@ -395,7 +395,7 @@ def test_pickles_beside_a_checkpoint_are_not_read(
         None,
     ],
 )
-def test_state_that_is_plain_and_nonsense(copied: Path, tiny_fp16: ClipModel, state: Any) -> None:
+def test_state_that_is_plain_and_nonsense(copied: Path, tiny_fp16: Encoder, state: Any) -> None:
     torch.save(state, copied / "modelopt_state.pth")
     reseal(copied)
 
@@ -404,7 +404,7 @@ def test_state_that_is_plain_and_nonsense(copied: Path, tiny_fp16: ClipModel, st
 
 
 def test_wider_weights_are_kept_whole(
-    tmp_path: Path, make_quantized: Callable[..., ClipModel], tiny_fp16: ClipModel
+    tmp_path: Path, make_quantized: Callable[..., Encoder], tiny_fp16: Encoder
 ) -> None:
     """SmoothQuant scales weights, so they no longer fit FP16: they are stored in full."""
     model = make_quantized("int8-smoothquant")

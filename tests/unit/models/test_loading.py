@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec
 
@@ -41,7 +41,7 @@ def edit_config(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def test_fp16_weights_are_computed_in_fp32_on_a_cpu(tiny_fp16: ClipModel) -> None:
+def test_fp16_weights_are_computed_in_fp32_on_a_cpu(tiny_fp16: Encoder) -> None:
     assert (tiny_fp16.weight_dtype, tiny_fp16.compute_dtype) == ("float16", "float32")
     assert len(tiny_fp16.notes) == 1
     assert "computed in float32 from weights rounded to float16" in tiny_fp16.notes[0]
@@ -75,7 +75,7 @@ def test_attention_implementation_is_honoured(model_spec: MakeSpec) -> None:
         assert model.module.text_model.config._attn_implementation == name
 
 
-def test_embeddings_are_the_models_own(tiny_fp16: ClipModel) -> None:
+def test_embeddings_are_the_models_own(tiny_fp16: Encoder) -> None:
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, (50, 60, 3), dtype=np.uint8) for _ in range(3)]
     pixels = tiny_fp16.preprocess(images)
@@ -96,7 +96,7 @@ def test_embeddings_are_the_models_own(tiny_fp16: ClipModel) -> None:
     assert torch.equal(tiny_fp16.encode_text(tokens), text)
 
 
-def test_other_texts_of_a_batch_change_nothing(tiny_fp16: ClipModel) -> None:
+def test_other_texts_of_a_batch_change_nothing(tiny_fp16: Encoder) -> None:
     alone = tiny_fp16.tokenize(["red"])
     together = tiny_fp16.tokenize(["red", "a photo of a blue square"])
     assert torch.equal(alone["input_ids"][0], together["input_ids"][0])
@@ -141,7 +141,7 @@ def test_weights_of_a_deeper_model(copied: Path, model_spec: MakeSpec) -> None:
 
 
 def test_position_ids_of_older_checkpoints_are_no_weights(
-    copied: Path, model_spec: MakeSpec, tiny_fp16: ClipModel
+    copied: Path, model_spec: MakeSpec, tiny_fp16: Encoder
 ) -> None:
     edit_weights(
         copied,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from pytest_quantgate.errors import MissingPackage, ModelError
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.recipes import Recipe
@@ -21,7 +20,7 @@ from pytest_quantgate.models.recipes import Recipe
 QuantModuleRegistry = import_modelopt("modelopt.torch.quantization.nn").QuantModuleRegistry
 TensorQuantizer = import_modelopt("modelopt.torch.quantization.nn").TensorQuantizer
 
-MakePairs = Callable[..., list[PairBatch]]
+MakePairs = Callable[..., list[Batch]]
 MakeRecipe = Callable[[Any], Recipe]
 
 PUBLISHED = {
@@ -33,7 +32,7 @@ PUBLISHED = {
 }
 
 
-def enabled(model: ClipModel) -> set[str]:
+def enabled(model: Encoder) -> set[str]:
     return {
         name
         for name, module in model.module.named_modules()
@@ -41,7 +40,7 @@ def enabled(model: ClipModel) -> set[str]:
     }
 
 
-def attention_plugin(model: ClipModel) -> str:
+def attention_plugin(model: Encoder) -> str:
     """Return the name of the plugin that gave the model its attention."""
     attention = model.module.vision_model.encoder.layers[0].self_attn
     return next(c for c in type(attention).__mro__ if c.__name__ == "_QuantAttention").__module__
@@ -49,7 +48,7 @@ def attention_plugin(model: ClipModel) -> str:
 
 @pytest.mark.parametrize("order", [("fp8", "fp8-attention"), ("fp8-attention", "fp8")])
 def test_both_attention_classes_in_one_process(
-    order: tuple[str, str], make_quantized: Callable[..., ClipModel]
+    order: tuple[str, str], make_quantized: Callable[..., Encoder]
 ) -> None:
     models = {name: make_quantized(name) for name in (*order, *order)}
     assert attention_plugin(models["fp8"]).endswith("plugins.huggingface")
@@ -75,7 +74,7 @@ def _plain_registry() -> Iterator[None]:
 
 
 def test_registry_is_left_as_it_was(
-    tiny_fp16: ClipModel, make_pairs: MakePairs, make_recipe: MakeRecipe
+    tiny_fp16: Encoder, make_pairs: MakePairs, make_recipe: MakeRecipe
 ) -> None:
     """Someone else's registration in the same process is theirs."""
     from modelopt.torch.quantization.plugins.huggingface import _QuantAttention
@@ -92,7 +91,7 @@ def test_registry_is_left_as_it_was(
 
 
 def test_fp16_stays_as_it_was(
-    tiny_fp16: ClipModel, make_pairs: MakePairs, make_recipe: MakeRecipe
+    tiny_fp16: Encoder, make_pairs: MakePairs, make_recipe: MakeRecipe
 ) -> None:
     before = copy.deepcopy(tiny_fp16.module.state_dict())
     classes = [type(module) for module in tiny_fp16.module.modules()]
@@ -108,7 +107,7 @@ def test_fp16_stays_as_it_was(
 
 
 def test_published_dict_form_quantizes_both_towers(
-    make_quantized: Callable[..., ClipModel],
+    make_quantized: Callable[..., Encoder],
 ) -> None:
     names = enabled(make_quantized({"quant_cfg": PUBLISHED, "algorithm": "max"}))
     for tower in ("vision_model", "text_model"):
@@ -118,7 +117,7 @@ def test_published_dict_form_quantizes_both_towers(
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_weight_only_integers(
-    bits: int, make_quantized: Callable[..., ClipModel], tiny_fp16: ClipModel
+    bits: int, make_quantized: Callable[..., Encoder], tiny_fp16: Encoder
 ) -> None:
     model = make_quantized(
         {
@@ -141,7 +140,7 @@ def test_weight_only_integers(
 
 
 def test_exclude_switches_off_what_it_matches(
-    make_quantized: Callable[..., ClipModel],
+    make_quantized: Callable[..., Encoder],
 ) -> None:
     everything = enabled(make_quantized("fp8"))
     rest = enabled(make_quantized("fp8", exclude=("*patch_embedding*", "*.mlp.fc1.*")))
@@ -150,7 +149,7 @@ def test_exclude_switches_off_what_it_matches(
     )
 
 
-def test_nothing_left_to_quantize(make_quantized: Callable[..., ClipModel]) -> None:
+def test_nothing_left_to_quantize(make_quantized: Callable[..., Encoder]) -> None:
     with pytest.raises(ModelError) as caught:
         make_quantized("fp8", exclude=("*",))
     assert "recipe 'fp8' quantizes nothing: 0 of " in str(caught.value)
@@ -158,7 +157,7 @@ def test_nothing_left_to_quantize(make_quantized: Callable[..., ClipModel]) -> N
     assert "exclude: ['*']" in str(caught.value)
 
 
-def test_recipe_that_matches_nothing(make_quantized: Callable[..., ClipModel]) -> None:
+def test_recipe_that_matches_nothing(make_quantized: Callable[..., Encoder]) -> None:
     with pytest.raises(ModelError, match=r"recipe 'inline quant_cfg'"):
         make_quantized(
             (
@@ -169,7 +168,7 @@ def test_recipe_that_matches_nothing(make_quantized: Callable[..., ClipModel]) -
 
 
 def test_parent_class_that_modelopt_does_not_know(
-    make_quantized: Callable[..., ClipModel],
+    make_quantized: Callable[..., Encoder],
 ) -> None:
     with pytest.raises(ModelError, match=r"ModelOpt cannot apply .*'nn\.Nonsense' not found"):
         make_quantized(
@@ -184,7 +183,7 @@ def test_parent_class_that_modelopt_does_not_know(
 
 
 def test_calibration_counts_what_it_saw(
-    tiny_fp16: ClipModel, make_pairs: MakePairs, make_recipe: MakeRecipe
+    tiny_fp16: Encoder, make_pairs: MakePairs, make_recipe: MakeRecipe
 ) -> None:
     told: list[int] = []
     found = quantize(
@@ -193,30 +192,30 @@ def test_calibration_counts_what_it_saw(
         batches=make_pairs(batches=3, size=2),
         progress=told.append,
     )
-    assert (found.batches, found.vision_batches, found.text_batches) == (3, 3, 3)
+    assert (found.batches, found.tower_batches) == (3, {"vision": 3, "text": 3})
     assert told == [2, 2, 2]
     assert found.nonfinite == ()
 
 
-def poison(batch: PairBatch, *rows: int, value: float) -> PairBatch:
+def poison(batch: Batch, *rows: int, value: float) -> Batch:
     pixels = batch.pixel_values.clone()
     for row in rows:
         pixels[row, 0, 0, 0] = value
-    return replace(batch, pixel_values=pixels)
+    return batch.with_inputs("vision", {"pixel_values": pixels})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_samples_that_are_not_finite_are_named_and_left_out(
-    value: float, tiny_fp16: ClipModel, make_pairs: MakePairs, make_recipe: MakeRecipe
+    value: float, tiny_fp16: Encoder, make_pairs: MakePairs, make_recipe: MakeRecipe
 ) -> None:
     first, second = make_pairs()
     batches = [poison(first, 1, value=value), poison(second, 0, 1, 2, 3, value=value)]
     found = quantize(tiny_fp16, recipe=make_recipe("fp8"), batches=batches)
     assert found.nonfinite == ("pair 0.1", "pair 1.0", "pair 1.1", "pair 1.2", "pair 1.3")
-    assert (found.batches, found.vision_batches, found.text_batches) == (2, 1, 1)
+    assert (found.batches, found.tower_batches) == (2, {"vision": 1, "text": 1})
     keep = torch.tensor([True, False, True, True])
     clean = [
-        PairBatch(
+        Batch.of_pairs(
             pixel_values=first.pixel_values[keep],
             tokens={name: tokens[keep] for name, tokens in first.tokens.items()},
             ids=("a", "b", "c"),
@@ -227,10 +226,10 @@ def test_samples_that_are_not_finite_are_named_and_left_out(
         assert torch.equal(found.model.module.state_dict()[name], tensor), name
 
 
-def test_zero_batches_are_counted_as_such(tiny_fp16: ClipModel, make_recipe: MakeRecipe) -> None:
+def test_zero_batches_are_counted_as_such(tiny_fp16: Encoder, make_recipe: MakeRecipe) -> None:
     """ModelOpt says nothing; the calibration gate must be able to."""
     found = quantize(tiny_fp16, recipe=make_recipe("fp8"), batches=[])
-    assert (found.batches, found.vision_batches, found.text_batches) == (0, 0, 0)
+    assert (found.batches, found.tower_batches) == (0, {"vision": 0, "text": 0})
 
 
 AWQ = {
@@ -246,7 +245,7 @@ AWQ = {
 
 
 def test_algorithm_that_reads_the_data_twice(
-    tiny_fp16: ClipModel, make_pairs: MakePairs, make_recipe: MakeRecipe
+    tiny_fp16: Encoder, make_pairs: MakePairs, make_recipe: MakeRecipe
 ) -> None:
     told: list[int] = []
     found = quantize(tiny_fp16, recipe=make_recipe(AWQ), batches=make_pairs(), progress=told.append)
@@ -257,9 +256,9 @@ def test_algorithm_that_reads_the_data_twice(
 
 
 def test_interrupt_during_calibration_leaves_nothing_behind(
-    tiny_fp16: ClipModel, make_pairs: MakePairs, make_recipe: MakeRecipe
+    tiny_fp16: Encoder, make_pairs: MakePairs, make_recipe: MakeRecipe
 ) -> None:
-    def interrupted() -> Iterator[PairBatch]:
+    def interrupted() -> Iterator[Batch]:
         yield make_pairs()[0]
         raise KeyboardInterrupt
 
@@ -275,7 +274,7 @@ def test_interrupt_during_calibration_leaves_nothing_behind(
 
 
 def test_without_the_diffusers_plugin(
-    tiny_fp16: ClipModel,
+    tiny_fp16: Encoder,
     make_pairs: MakePairs,
     make_recipe: MakeRecipe,
     monkeypatch: pytest.MonkeyPatch,
@@ -288,7 +287,7 @@ def test_without_the_diffusers_plugin(
 
 
 def test_without_modelopt(
-    tiny_fp16: ClipModel,
+    tiny_fp16: Encoder,
     make_pairs: MakePairs,
     make_recipe: MakeRecipe,
     monkeypatch: pytest.MonkeyPatch,

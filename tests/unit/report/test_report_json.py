@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -44,8 +45,8 @@ def test_command_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(version=3),
-         "r.json: a report of version 3, here versions 1 and 2 are known: write it again with "
+        (lambda d: d.update(version=99),
+         "r.json: a report of version 99, here versions 1, 2 and 3 are known: write it again with "
          "this release (--quantgate-json=r.json)"),
         (lambda d: d.update(format="x"),
          "r.json: this is no report: its `format` is not 'pytest-quantgate report'"),
@@ -81,3 +82,21 @@ def test_a_report_of_version_1_is_read(text: str) -> None:
             del gate["attempts"]
 
     assert read_report(json.dumps(data), name="r.json").own_tests == ()
+
+
+def test_a_report_of_version_2_has_its_towers_side_by_side(text: str) -> None:
+    data = json.loads(text)
+    data["version"] = 2
+    for suite in data["suites"]:
+        for part, name, old in (
+            ("calibration", "tower_batches", "batches"),
+            ("roundtrip", "equal", "equal"),
+        ):
+            if suite[part] is not None:
+                by_tower = suite[part].pop(name)
+                suite[part] |= {f"{tower}_{old}": by_tower[tower] for tower in ("vision", "text")}
+
+    read = read_report(json.dumps(data), name="r.json")
+
+    assert replace(read, version=3) == read_report(text, name="r.json")
+    assert any(suite.calibration and suite.calibration.tower_batches for suite in read.suites)

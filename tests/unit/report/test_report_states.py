@@ -35,14 +35,14 @@ def state_of(audit: Audit, name: str = NAME, **gate: object) -> QuantizerFacts:
 
 
 def off(audit: Audit) -> Audit:
-    return change(audit, enabled=False, amax_min=None, amax_max=None, vision_calls=0)
+    return change(audit, enabled=False, amax_min=None, amax_max=None, tower_calls={})
 
 
 @pytest.mark.parametrize(
     ("changes", "state", "reason"),
     [
         ({}, "on", ""),
-        ({"vision_calls": 0}, "missing", "it is on, and no forward calls it"),
+        ({"tower_calls": {}}, "missing", "it is on, and no forward calls it"),
         ({"format": "INT8"}, "missing", "it is INT8, the recipe means E4M3"),
         ({"amax_min": None, "amax_max": None}, "uncalibrated", "it has no amax"),
         ({"amax_finite": False}, "uncalibrated", "its amax is NaN or Inf"),
@@ -79,7 +79,7 @@ def test_off_by_a_pattern_of_the_recipe_is_missing_and_names_it() -> None:
     assert state_of(audit).reason == "pattern '*fc1*' switched it off"
 
 
-@pytest.mark.parametrize("changes", [{"enabled": False}, {"vision_calls": 0}])
+@pytest.mark.parametrize("changes", [{"enabled": False}, {"tower_calls": {}}])
 def test_a_waiver_takes_what_is_missing_out(changes: dict[str, object]) -> None:
     waiver = Waiver(where=WHERE, modules=("*fc1*",), reason="INT-4", until=date(2027, 1, 1))
     found = state_of(change(make_audit(), **changes), waive=(waiver,))

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pytest_quantgate.errors import MissingPackage, ModelError
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.models.recipes import Recipe
@@ -26,7 +26,7 @@ from pytest_quantgate.runtimes.onnx_export import ExportedOnnx, export_tower, si
 from pytest_quantgate.runtimes.onnx_graph import read_graph
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
-MakePairs = Callable[..., list[PairBatch]]
+MakePairs = Callable[..., list[Batch]]
 Tower = Literal["vision", "text"]
 
 PATCH = ("*patch_embedding*",)
@@ -37,11 +37,11 @@ OFF = {"quantizer_name": "*", "enable": False}
 
 
 @pytest.fixture(scope="module")
-def variant(tiny_fp16: ClipModel, make_quantized: Callable[..., ClipModel]) -> Any:
+def variant(tiny_fp16: Encoder, make_quantized: Callable[..., Encoder]) -> Any:
     """Give a variant by its recipe's name, without patch_embedding, each built once."""
-    built: dict[str, ClipModel] = {"fp16": tiny_fp16}
+    built: dict[str, Encoder] = {"fp16": tiny_fp16}
 
-    def give(recipe: str) -> ClipModel:
+    def give(recipe: str) -> Encoder:
         if recipe not in built:
             built[recipe] = make_quantized(recipe, exclude=PATCH)
         return built[recipe]
@@ -49,18 +49,14 @@ def variant(tiny_fp16: ClipModel, make_quantized: Callable[..., ClipModel]) -> A
     return give
 
 
-def run_torch(model: ClipModel, tower: Tower, batch: PairBatch) -> np.ndarray[Any, Any]:
-    if tower == "vision":
-        return model.encode_image(batch.pixel_values).numpy()
-    return model.encode_text(batch.tokens).numpy()
+def run_torch(model: Encoder, tower: Tower, batch: Batch) -> np.ndarray[Any, Any]:
+    return model.encode(tower, batch.inputs[tower]).numpy()
 
 
-def run_onnx(exported: ExportedOnnx, batch: PairBatch) -> np.ndarray[Any, Any]:
+def run_onnx(exported: ExportedOnnx, batch: Batch) -> np.ndarray[Any, Any]:
     session = OnnxRuntimeModel(exported.path)
-    if exported.tower == "vision":
-        return session.run_image(batch.pixel_values.numpy())
-    return session.run_text(
-        batch.tokens["input_ids"].numpy(), batch.tokens["attention_mask"].numpy()
+    return session.embed(
+        {name: value.numpy() for name, value in batch.inputs[exported.tower].items()}
     )
 
 
@@ -71,7 +67,7 @@ def distance(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
-def executed(model: ClipModel, tower: Tower) -> set[str]:
+def executed(model: Encoder, tower: Tower) -> set[str]:
     """Return the names of a tower's enabled quantizers."""
     parts = ("vision_model.", "visual_") if tower == "vision" else ("text_model.", "text_")
     found = find_quantizers(model.module)
@@ -146,7 +142,7 @@ def test_static_batch_is_fixed(
 def test_other_recipes_agree_too(
     tower: Tower,
     entries: list[dict[str, Any]],
-    make_quantized: Callable[..., ClipModel],
+    make_quantized: Callable[..., Encoder],
     make_pairs: MakePairs,
     tmp_path: Path,
 ) -> None:
@@ -166,7 +162,7 @@ def test_other_kinds_of_clip(
     tower: Tower,
     recipe: str,
     opset: int,
-    tiny_fp16: ClipModel,
+    tiny_fp16: Encoder,
     make_recipe: Callable[[Any], Recipe],
     make_pairs: MakePairs,
     tmp_path: Path,
@@ -240,9 +236,9 @@ def test_is_valid_standard_onnx(tower: Tower, precision: Any, variant: Any, tmp_
 
 
 def test_excluded_layer_stays_as_it_is(
-    variant: Any, make_quantized: Callable[..., ClipModel], tmp_path: Path
+    variant: Any, make_quantized: Callable[..., Encoder], tmp_path: Path
 ) -> None:
-    def patch_embedding(model: ClipModel) -> Any:
+    def patch_embedding(model: Encoder) -> Any:
         exported = export_tower(model, tower="vision", path=tmp_path / "tower.onnx")
         audit = read_graph(exported.path)
         return next(o for o in audit.operations if o.module.endswith("patch_embedding"))
@@ -429,7 +425,7 @@ def test_tensorrt_parses_the_half_graph(
 # -- what it leaves alone ------------------------------
 
 
-def snapshot(model: ClipModel) -> str:
+def snapshot(model: Encoder) -> str:
     """Return a digest of a model: tensors bit for bit, modules and their attributes."""
     digest = hashlib.sha256()
     for name, tensor in model.module.state_dict().items():
@@ -503,7 +499,7 @@ def test_same_model_gives_the_same_bytes(variant: Any, tmp_path: Path) -> None:
 
 
 def test_quantizers_that_never_run_are_named_and_left_out(
-    make_quantized: Callable[..., ClipModel], make_pairs: MakePairs, tmp_path: Path
+    make_quantized: Callable[..., Encoder], make_pairs: MakePairs, tmp_path: Path
 ) -> None:
     """The diffusers class quantizes nothing under eager attention: the graph must not either."""
     model = make_quantized("fp8-attention")
@@ -550,7 +546,7 @@ def sabotage_bits(quantizer: Any) -> None:
 def test_refuses_what_onnx_cannot_hold(
     sabotage: Callable[[Any], None],
     reason: str,
-    make_quantized: Callable[..., ClipModel],
+    make_quantized: Callable[..., Encoder],
     tmp_path: Path,
 ) -> None:
     model = make_quantized("fp8")
@@ -566,7 +562,7 @@ def test_refuses_other_models_and_opsets(variant: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="opset 17: this exporter writes opset 19 to 20"):
         export_tower(model, tower="text", path=tmp_path / "tower.onnx", opset=17)
     vision_alone = replace(model, module=model.module.vision_model)
-    with pytest.raises(ModelError, match="transformers' CLIPModel"):
+    with pytest.raises(ModelError, match="CLIPVisionModel has no 'text_model'"):
         export_tower(vision_alone, tower="text", path=tmp_path / "tower.onnx")
 
 

@@ -18,7 +18,7 @@ from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
 from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.measure.quantizers import list_amax
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
 from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantizers import find_quantizers
@@ -32,9 +32,7 @@ Sabotage = Callable[[Any], None]
 
 
 @pytest.fixture(scope="module")
-def sound(
-    make_quantized: Callable[..., ClipModel], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def sound(make_quantized: Callable[..., Encoder], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported vision tower: FP8 with attention, patch_embedding excluded."""
     model = make_quantized("fp8-attention", exclude=("*patch_embedding*",))
     path = tmp_path_factory.mktemp("onnx") / "sound.onnx"
@@ -206,7 +204,7 @@ def test_changed_scale_changes_amax(sound: Path, audit_after: Any) -> None:
 
 @pytest.mark.parametrize(("recipe", "precision"), [("int8", "float32"), ("fp8", "float16")])
 def test_every_scale_is_compared_with_the_amax_of_its_channel(
-    make_quantized: Callable[..., ClipModel], tmp_path: Path, recipe: str, precision: Any
+    make_quantized: Callable[..., Encoder], tmp_path: Path, recipe: str, precision: Any
 ) -> None:
     model = make_quantized(recipe)
     path = tmp_path / "tower.onnx"
@@ -441,7 +439,7 @@ def test_truncated_file_is_refused(sound: Path, tmp_path: Path) -> None:
 
 
 def test_audit_sees_what_modelopts_exporter_does(
-    make_quantized: Callable[..., ClipModel], tmp_path: Path
+    make_quantized: Callable[..., Encoder], tmp_path: Path
 ) -> None:
     """The real thing: a custom domain, an excluded convolution quantized, pairs at Softmax."""
     pytest.importorskip("onnx_graphsurgeon")  # comes with nvidia-modelopt[onnx]

@@ -15,13 +15,13 @@ import torch
 from onnx import TensorProto, helper
 
 from pytest_quantgate.measure.shipped import measure_shipped
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnx_graph import read_graph
 from pytest_quantgate.runtimes.onnx_rounding import LARGEST, round_results
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
-MakePairs = Callable[..., list[PairBatch]]
+MakePairs = Callable[..., list[Batch]]
 KINDS = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 
@@ -98,8 +98,8 @@ def test_optimizer_of_the_runtime_would_hide_it(tmp_path: Path) -> None:
 def test_exported_towers_give_what_pytorch_gives_in_the_same_format(
     tower: Any,
     dtype: Any,
-    make_quantized: Callable[..., ClipModel],
-    tiny_fp16: ClipModel,
+    make_quantized: Callable[..., Encoder],
+    tiny_fp16: Encoder,
     make_pairs: MakePairs,
     tmp_path: Path,
 ) -> None:
@@ -128,7 +128,7 @@ def test_exported_towers_give_what_pytorch_gives_in_the_same_format(
 
 
 def test_overflow_names_the_module_of_the_first_value(
-    tiny_fp16: ClipModel, make_pairs: MakePairs, tmp_path: Path
+    tiny_fp16: Encoder, make_pairs: MakePairs, tmp_path: Path
 ) -> None:
     module = copy.deepcopy(tiny_fp16.module)
     pairs = make_pairs()

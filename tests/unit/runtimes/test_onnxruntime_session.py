@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
-from pytest_quantgate.models.clip import ClipModel, PairBatch
+from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import (
     SLICE_SAMPLES,
@@ -22,16 +22,16 @@ from pytest_quantgate.runtimes.onnxruntime_session import (
     require_provider,
 )
 
-MakePairs = Callable[..., list[PairBatch]]
+MakePairs = Callable[..., list[Batch]]
 PATCH = ("*patch_embedding*",)
 
 
 @pytest.fixture(scope="module")
 def towers(
-    tiny_fp16: ClipModel,
-    make_quantized: Callable[..., ClipModel],
+    tiny_fp16: Encoder,
+    make_quantized: Callable[..., Encoder],
     tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, tuple[ClipModel, Path]]:
+) -> dict[str, tuple[Encoder, Path]]:
     """Exported text towers by recipe, with the model that each was made from."""
     folder = tmp_path_factory.mktemp("onnx")
     made = {}
@@ -44,28 +44,26 @@ def towers(
 
 
 @pytest.fixture
-def batch(make_pairs: MakePairs) -> PairBatch:
+def batch(make_pairs: MakePairs) -> Batch:
     return make_pairs(batches=1, size=3, seed=5)[0]
 
 
 def error_of(
-    model: ClipModel, path: Path, batch: PairBatch, *, optimization: Optimization | None = None
+    model: Encoder, path: Path, batch: Batch, *, optimization: Optimization | None = None
 ) -> float:
     """Return the relative error against PyTorch of the middle sample.
 
     Not of all: where a value lies on the edge between two steps, two runtimes may round it apart.
     """
     tokens = {name: value.numpy() for name, value in batch.tokens.items()}
-    found = OnnxRuntimeModel(path, optimization=optimization).run_text(**tokens)
+    found = OnnxRuntimeModel(path, optimization=optimization).embed(tokens)
     wanted = model.encode_text(batch.tokens).numpy()
     errors = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
     return float(np.median(errors))
 
 
 @pytest.mark.parametrize("recipe", ["fp16", "fp8-attention", "int8"])
-def test_chosen_level_computes_what_pytorch_does(
-    recipe: str, towers: Any, batch: PairBatch
-) -> None:
+def test_chosen_level_computes_what_pytorch_does(recipe: str, towers: Any, batch: Batch) -> None:
     model, path = towers[recipe]
     assert OnnxRuntimeModel(path).optimization == ("none" if "fp8" in recipe else "all")
     assert error_of(model, path, batch) < 1e-5
@@ -99,7 +97,7 @@ def test_weights_in_int4_run_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_basic_level_falsifies_fp8_without_zero_points(
-    towers: Any, batch: PairBatch, tmp_path: Path
+    towers: Any, batch: Batch, tmp_path: Path
 ) -> None:
     """Why FP8 runs with no optimization at all.
 
@@ -136,7 +134,7 @@ def test_digits_do_not_depend_on_the_number_of_workers(
     tokens = {name: value.numpy() for name, value in large.tokens.items()}
 
     found = {
-        workers: OnnxRuntimeModel(path, workers=workers).run_text(**tokens) for workers in (1, 2, 3)
+        workers: OnnxRuntimeModel(path, workers=workers).embed(tokens) for workers in (1, 2, 3)
     }
 
     assert len(found[1]) == 2 * SLICE_SAMPLES + 3
@@ -173,11 +171,11 @@ def test_kernels_are_counted_per_forward(towers: Any) -> None:
 def test_wrong_tower_is_named(towers: Any) -> None:
     _, path = towers["fp16"]
     with pytest.raises(ModelError, match=r"takes attention_mask, input_ids, was given pixel_val"):
-        OnnxRuntimeModel(path).run_image(np.zeros((1, 3, 48, 48), dtype=np.float32))
+        OnnxRuntimeModel(path).embed({"pixel_values": np.zeros((1, 3, 48, 48), dtype=np.float32)})
 
 
 def test_half_graph_runs_too(
-    make_quantized: Callable[..., ClipModel], batch: PairBatch, tmp_path: Path
+    make_quantized: Callable[..., Encoder], batch: Batch, tmp_path: Path
 ) -> None:
     """A half graph is for TensorRT; ONNX Runtime computes it in float between casts."""
     path = tmp_path / "half.onnx"
@@ -203,13 +201,13 @@ def test_says_what_to_install(towers: Any, monkeypatch: pytest.MonkeyPatch) -> N
 # -- providers, and tensors that are bound -------------------------------------------------------
 
 
-def test_a_bound_run_gives_what_a_fed_one_does(towers: Any, batch: PairBatch) -> None:
+def test_a_bound_run_gives_what_a_fed_one_does(towers: Any, batch: Batch) -> None:
     _, path = towers["fp16"]
     model = OnnxRuntimeModel(path)
     run, result = model.bind(dict(batch.tokens), device="cpu")
     result.zero_()
     run()
-    wanted = model.run_text(**{name: value.numpy() for name, value in batch.tokens.items()})
+    wanted = model.embed({name: value.numpy() for name, value in batch.tokens.items()})
     np.testing.assert_array_equal(result.numpy(), wanted)
     result.zero_()
     run()
@@ -217,25 +215,25 @@ def test_a_bound_run_gives_what_a_fed_one_does(towers: Any, batch: PairBatch) ->
 
 
 def test_a_half_graph_is_bound_in_half(
-    make_quantized: Callable[..., ClipModel], batch: PairBatch, tmp_path: Path
+    make_quantized: Callable[..., Encoder], batch: Batch, tmp_path: Path
 ) -> None:
     path = tmp_path / "half.onnx"
     export_tower(
         make_quantized("int8", exclude=PATCH), tower="vision", path=path, precision="float16"
     )
-    run, result = OnnxRuntimeModel(path).bind({"pixel_values": batch.pixel_values}, device="cpu")
+    run, result = OnnxRuntimeModel(path).bind(dict(batch.inputs["vision"]), device="cpu")
     run()
-    wanted = OnnxRuntimeModel(path).run_image(batch.pixel_values.numpy())
+    wanted = OnnxRuntimeModel(path).embed({"pixel_values": batch.pixel_values.numpy()})
     np.testing.assert_allclose(result.float().numpy(), wanted, atol=1e-3)
 
 
-def test_the_other_tower_is_not_bound(towers: Any, batch: PairBatch) -> None:
+def test_the_other_tower_is_not_bound(towers: Any, batch: Batch) -> None:
     _, path = towers["fp16"]
     with pytest.raises(ModelError, match="it is the other tower"):
-        OnnxRuntimeModel(path).bind({"pixel_values": batch.pixel_values}, device="cpu")
+        OnnxRuntimeModel(path).bind(dict(batch.inputs["vision"]), device="cpu")
 
 
-def test_a_bound_run_that_stops_says_so(towers: Any, batch: PairBatch) -> None:
+def test_a_bound_run_that_stops_says_so(towers: Any, batch: Batch) -> None:
     _, path = towers["fp16"]
     wrong = {name: value[:, :3] for name, value in batch.tokens.items()}
     run, _ = OnnxRuntimeModel(path).bind(wrong, device="cpu")

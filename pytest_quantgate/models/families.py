@@ -1,0 +1,72 @@
+"""The registry of families: those of this package, and those of others by their entry points."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pytest_quantgate import bounds
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.evidence.audit import TowerName
+from pytest_quantgate.models import clip
+from pytest_quantgate.models.family import EncoderFamily
+from pytest_quantgate.models.towers import TowerSpec
+from pytest_quantgate.untrusted import parse_json, read_regular
+
+GROUP = "pytest_quantgate.encoders"
+
+
+def list_families() -> tuple[EncoderFamily, ...]:
+    """Return all families, this package's first; raises ModelError for an odd entry point."""
+    found = [clip.FAMILY]
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        family = entry.load()
+        if not isinstance(family, EncoderFamily):
+            raise ModelError(
+                f"entry point {entry.name} of {GROUP} is {type(family).__name__}, no EncoderFamily"
+            )
+        found.append(family)
+    return tuple(found)
+
+
+def list_model_types() -> tuple[str, ...]:
+    """Return every `model_type` of config.json that a family takes."""
+    return tuple(sorted({kind for family in list_families() for kind in family.pretrained}))
+
+
+def find_family(model_type: object) -> EncoderFamily | None:
+    """Return the family of a `model_type`, None where there is none."""
+    if not isinstance(model_type, str):
+        return None
+    return next((f for f in list_families() if model_type in f.pretrained), None)
+
+
+def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
+    """Return the towers of a model with a configuration of transformers; raises ModelError for
+    one of no family."""
+    model_type = getattr(config, "model_type", None)
+    family = find_family(model_type)
+    if family is None:
+        raise ModelError(
+            f"{type(config).__name__} (model_type {str(model_type)[:80]!r}) is of no known family: "
+            f"{', '.join(list_model_types())}"
+        )
+    return family.describe_towers(config)
+
+
+def read_towers(directory: Path) -> tuple[TowerName, ...]:
+    """Return the names of the towers of a checkpoint, from its config.json and nothing else.
+
+    Raises ModelError for a checkpoint of no family.
+    """
+    path = directory / "config.json"
+    try:
+        found = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
+        model_type = found["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is missing or unreadable: {error}") from error
+    family = find_family(model_type)
+    if family is None:
+        raise ModelError(f"{path}: model_type {str(model_type)[:80]!r} is of no known family")
+    return family.pretrained[model_type].towers

@@ -1,0 +1,78 @@
+"""What the house knows of a tower: nothing else may assume how a model is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.evidence.audit import TowerName
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """One class of attention modules, and the names of its parts.
+
+    `query`, `key` and `value` are the projections of the operands, `out` that of the result (empty
+    where the module has none: it stands outside). `heads` and `scale` are attributes.
+    """
+
+    class_name: str
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    out: str = "out_proj"
+    heads: str = "num_heads"
+    scale: str = "scale"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """How a text tower reads ids: rows of its table, and the end token that its config names.
+
+    `pools_end` is whether the embedding is that of the end token.
+    """
+
+    vocabulary: int
+    end_id: int | None
+    begin_id: int | None
+    pools_end: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSpec:
+    """One tower of a model.
+
+    `parts` are the submodules that it consists of. `inputs` are the shapes of one sample by the
+    names of the inputs. `embeddings` is the submodule in front of the blocks, `tokens` what
+    attention sees of one sample, `config` the settings of the tower (transformers' names of sizes).
+    `embed` runs the tower on a module that has the parts, [N, ...] to [N, D].
+    """
+
+    name: TowerName
+    parts: tuple[str, ...]
+    inputs: Mapping[str, tuple[int, ...]]
+    embeddings: str
+    attention: AttentionSpec
+    tokens: int
+    config: Any
+    embed: Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]
+    text: TextSpec | None = None
+
+    def make_example(self, batch: int) -> dict[str, torch.Tensor]:
+        """Return inputs of `batch` samples to trace a forward with: noise, or begin and end."""
+        import torch
+
+        if self.text is None:
+            generator = torch.Generator().manual_seed(0)
+            return {
+                name: torch.randn((batch, *shape), generator=generator)
+                for name, shape in self.inputs.items()
+            }
+        ids = torch.full((batch, self.tokens), self.text.end_id or 0)
+        if self.text.begin_id is not None:
+            ids[:, 0] = self.text.begin_id
+        return {name: ids if name == "input_ids" else torch.ones_like(ids) for name in self.inputs}

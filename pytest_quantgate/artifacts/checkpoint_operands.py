@@ -14,7 +14,7 @@ from pytest_quantgate.artifacts.checkpoints import (
     is_quantizer_part,
     read_quantizers,
 )
-from pytest_quantgate.artifacts.labels import find_disagreements, read_excluded
+from pytest_quantgate.artifacts.labels import find_disagreements, is_renamed, read_excluded
 from pytest_quantgate.artifacts.layers import Layer, find_attentions, find_layers, lies_flat
 from pytest_quantgate.artifacts.operands import Artifact, Operand, Slot, largest_of
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
@@ -55,7 +55,9 @@ def describe_checkpoint(files: CheckpointFiles) -> Artifact:
     layers = find_layers(weights)
     tool, what = _name_tool(files)
     if files.state is not None:
-        found = dict(_read_modelopt(read_quantizers(files)))
+        quantizers = read_quantizers(files)
+        read = _read_renamed if is_renamed(files) else _read_modelopt
+        found = dict(read(quantizers, files.tensors))
     elif _method(files) == "torchao" or any(n.endswith("._weight_qdata") for n in files.tensors):
         found = dict(_read_torchao(files, layers))
     else:
@@ -125,7 +127,34 @@ def _list_facts(files: CheckpointFiles) -> dict[str, str]:
 _Found = Iterator[tuple[tuple[str, Slot], _Numbers]]
 
 
-def _read_modelopt(quantizers: Mapping[str, StoredQuantizer]) -> _Found:
+def _read_renamed(
+    quantizers: Mapping[str, StoredQuantizer], tensors: Mapping[str, Tensor]
+) -> _Found:
+    """Yield the operands that have an amax, each in the format that all of its slot have.
+
+    The quantizers themselves bear other names than the tensors.
+    """
+    formats: dict[Slot, set[str]] = {}
+    for name, quantizer in quantizers.items():
+        if quantizer.enabled:
+            formats.setdefault(slot_of(name), set()).add(quantizer.format)
+    for name, tensor in tensors.items():
+        quantizer_name = name.removesuffix("._amax")
+        slot = slot_of(quantizer_name)
+        if name.endswith("._amax") and len(formats.get(slot, ())) == 1:
+            yield (
+                (owner_of(quantizer_name), slot),
+                _Numbers(
+                    format=next(iter(formats[slot])),
+                    granularity="per-tensor" if tensor.count == 1 else "per-channel",
+                    ranges=_read_ranges(tensor, factor=1.0),
+                ),
+            )
+
+
+def _read_modelopt(
+    quantizers: Mapping[str, StoredQuantizer], _tensors: Mapping[str, Tensor]
+) -> _Found:
     """Yield what ModelOpt's enabled quantizers make of each operand."""
     seen: set[str] = set()
     for name, quantizer in quantizers.items():

@@ -21,7 +21,7 @@ from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.evidence.calibration import Calibrated, describe_images
 from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3, name_format
 from pytest_quantgate.models.quantizers import owner_of
-from pytest_quantgate.models.source import stays_inside
+from pytest_quantgate.models.source import INDEX, stays_inside
 from pytest_quantgate.text.words import listed
 from pytest_quantgate.untrusted import parse_json, read_regular
 
@@ -69,8 +69,9 @@ def _model_folder(folder: Path) -> Path:
 class CheckpointFiles:
     """The files of a checkpoint, read and not compared: tensors stay where they lie.
 
-    `metadata` is what the safetensors files say beside their tensors, `audit` and `calibration`
-    what the cache keeps around a checkpoint of its own.
+    `metadata` is what the safetensors files say beside their tensors, `missing` the files that
+    their index names and that are not there; `audit` and `calibration` are what the cache keeps
+    around a checkpoint of its own.
     """
 
     path: Path
@@ -80,6 +81,7 @@ class CheckpointFiles:
     export: Mapping[str, Any]
     manifest: Mapping[str, Any]
     state: ModelOptState | None
+    missing: tuple[str, ...] = ()
     audit: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
@@ -108,6 +110,7 @@ def read_files(path: Path) -> CheckpointFiles:
             )
         tensors |= header
         metadata |= read_metadata(file)
+    shards = as_mapping(_read_json(folder / INDEX).get("weight_map")).values()
     return CheckpointFiles(
         path=folder,
         tensors=tensors,
@@ -116,6 +119,9 @@ def read_files(path: Path) -> CheckpointFiles:
         export=_read_json(folder / EXPORT_CONFIG),
         manifest=_read_json(folder / MANIFEST),
         state=read_state(folder / STATE) if (folder / STATE).is_file() else None,
+        missing=tuple(
+            name for name in dict.fromkeys(map(str, shards)) if not (folder / name).is_file()
+        ),
         audit=_read_json(path / "audit.json"),
         calibration=_read_json(path / "calibration.json"),
     )

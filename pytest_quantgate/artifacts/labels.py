@@ -139,12 +139,22 @@ def _compare_cache(
         yield "k_scale and v_scale are there, and no quantized k and v is announced (kv_cache)"
 
 
+def is_renamed(files: CheckpointFiles) -> bool:
+    """Return whether the tensors have other names than the quantizers of the state.
+
+    transformers renames the layers of some models (ViT) when it saves them, and back when it loads.
+    """
+    ranges = [name for name in files.tensors if name.endswith("._amax")]
+    return 2 * len(_list_unknown(files)) > len(ranges)
+
+
+def _list_unknown(files: CheckpointFiles) -> list[str]:
+    known = files.state.quantizers if files.state is not None else {}
+    owners = (name.removesuffix("._amax") for name in files.tensors if name.endswith("._amax"))
+    return [owner for owner in owners if owner not in known]
+
+
 def _compare_state(files: CheckpointFiles) -> Iterator[str]:
-    assert files.state is not None
-    lost = [
-        name.rpartition(".")[0]
-        for name in files.tensors
-        if name.endswith("._amax") and name.rpartition(".")[0] not in files.state.quantizers
-    ]
-    if lost:
+    lost = _list_unknown(files)
+    if lost and not is_renamed(files):
         yield f"modelopt_state.pth knows no quantizer of these amax: {listed(group(lost))}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pytest_quantgate.artifacts.checkpoint_operands import describe_checkpoint
 from pytest_quantgate.artifacts.checkpoints import STATE, CheckpointFiles, find_damage
+from pytest_quantgate.artifacts.labels import is_renamed
 from pytest_quantgate.artifacts.operands import Artifact
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.inspection.coverage import find_coverage, list_notes
@@ -75,6 +76,14 @@ def _find_state(files: CheckpointFiles) -> Iterator[Finding]:
             cause="made by another tool, or made to run code where it is loaded",
             next_step="do not load it; ask for one that ModelOpt wrote",
             subjects=files.state.foreign,
+        )
+    if files.missing:
+        yield Finding(
+            code="check.shard-missing",
+            headline=f"files that the index names are not there: {listed(files.missing)}",
+            cause="a download or copy that was not finished",
+            next_step="copy them too: what is missing is counted as if the model had not got it",
+            subjects=files.missing,
         )
     changed = [line for line in find_damage(files) if not line.startswith(f"{STATE} holds")]
     if changed:
@@ -155,6 +164,11 @@ def _list_notes(files: CheckpointFiles, artifact: Artifact) -> Iterator[str]:
     yield from list_wide(artifact.operands)
     if any(o.stored in ("U8", "I32") and o.is_quantized for o in artifact.operands):
         yield "packed 4-bit codes are counted and not decoded"
+    if files.state is not None and is_renamed(files):
+        yield (
+            "layers have other names in the file than in its state, as transformers renames them: "
+            "a quantizer that lost its range cannot be told"
+        )
     if artifact.pre_scaled:
         yield "weights were scaled with the inputs (SmoothQuant, AWQ): ranges are not compared"
 

@@ -83,6 +83,9 @@ def _in_order(counts: Counter[str]) -> list[tuple[str, int]]:
 
 def make_rows(operands: Sequence[Operand]) -> tuple[Row, ...]:
     """Return the table: a line for operands of one tower, kind and way of being quantized."""
+    named = {o.tower for o in operands} - {"other"}
+    if len(named) == 1:  # a lone tower, of which the names of some layers tell which it is
+        operands = [replace(o, tower=next(iter(named))) for o in operands]
     groups: dict[tuple[str, str, Slot], list[Operand]] = {}
     for o in operands:
         if o.kind == "other" and not o.is_quantized:

@@ -208,7 +208,7 @@ def _find_equal(operands: Sequence[Operand]) -> Iterator[Finding]:
     single = [o for o in operands if o.slot == "weight" and o.ranges and len(o.ranges) == 1]
     alike = single if len(single) >= 4 and len({o.ranges for o in single}) == 1 else []
     inputs = [o for o in operands if o.slot == "input" and o.ranges and len(o.ranges) == 1]
-    if len(inputs) >= 4 and len({o.ranges for o in inputs}) == 1:
+    if len(inputs) >= 4 and len({o.ranges for o in inputs}) == 1 and not _is_smoothed(inputs[0]):
         alike = [*alike, *inputs]
     found = [*rows, *alike]
     if found:
@@ -221,6 +221,11 @@ def _find_equal(operands: Sequence[Operand]) -> Iterator[Finding]:
             next_step=_AGAIN,
             subjects=tuple(names),
         )
+
+
+def _is_smoothed(operand: Operand) -> bool:
+    """Return whether an input's range is 1, as ModelOpt's SmoothQuant scales every one of them."""
+    return operand.ranges is not None and abs(operand.ranges[0] - 1) < 1e-6
 
 
 def _find_merged(operands: Sequence[Operand]) -> Iterator[Finding]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +70,22 @@ def test_a_finding_may_be_ignored_by_its_code(
 ) -> None:
     assert main(["check", str(spoiled), "--ignore", "check.range-zero"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "no finding; ignored: check.range-zero"
+
+
+def test_neither_torch_nor_transformers_is_imported(good: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path;"
+        "from pytest_quantgate.inspection.inspect import inspect_paths;"
+        "report = inspect_paths([Path(sys.argv[1])]);"
+        "print(len(report.inspections), sorted({'torch', 'transformers', 'onnx', 'modelopt'}"
+        " & set(sys.modules)))"
+    )
+
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(good)], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert out == "1 []\n"
 
 
 def test_a_folder_of_several_files_is_searched(

@@ -122,6 +122,18 @@ def test_each_spoiled_twin_is_caught_by_its_code(
     assert code in codes(inspect(make_checkpoint(edit)))
 
 
+@pytest.mark.parametrize(("size", "expected"), [(1.0, set()), (127.0, {"check.scales-equal"})])
+def test_inputs_of_range_1_are_those_of_smoothquant(
+    make_checkpoint: Make, size: float, expected: set[str]
+) -> None:
+    def level(tensors: Tensors) -> None:
+        for name, (kind, array) in list(tensors.items()):
+            if name.endswith("input_scale"):
+                tensors[name] = (kind, np.full_like(array, size / 127))
+
+    assert codes(inspect(make_checkpoint(level))) == expected
+
+
 def with_config(**changes: Any) -> dict[str, Any]:
     config = copy.deepcopy(INT8_CONFIG)
     settings = config["quantization_config"]
@@ -183,6 +195,17 @@ def test_a_plain_model_says_that_nothing_is_quantized(plain: Path) -> None:
 
     assert codes(found) == {"check.not-quantized"}
     assert found.headline == ("plain checkpoint: nothing is quantized (38 Linear layers, F32)")
+
+
+def test_a_missing_shard_is_named(make_checkpoint: Make) -> None:
+    folder = make_checkpoint()
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    found = inspect(folder)
+
+    assert codes(found) == {"check.shard-missing"}
+    assert found.findings[0].subjects == ("model-00002-of-00002.safetensors",)
 
 
 def test_one_file_is_checked_as_its_folder(make_checkpoint: Make) -> None:

@@ -11,7 +11,14 @@ import torch
 
 from pytest_quantgate.models.checkpoint import save_checkpoint
 from pytest_quantgate.models.clip import ClipModel
-from tests.unit.inspection.quantized_files import codes, inspect
+from tests.unit.inspection.quantized_files import (
+    codes,
+    inspect,
+    read_safetensors,
+    write_safetensors,
+)
+
+SAVED = "modelopt-save-fp8-attention"
 
 RECIPES = {
     "fp8-attention": ("fp8-attention", 30.0),
@@ -55,13 +62,28 @@ def test_a_file_that_was_changed_after_saving_is_named(
     assert "config.json was changed after it was saved" in found.findings[0].headline
 
 
+def test_layers_that_transformers_renamed_are_found_by_their_ranges(
+    handed_over: Path, tmp_path: Path
+) -> None:
+    """As ViT is saved: `encoder.layer.0.attention.attention.query` for `layers.0....q_proj`."""
+    folder = tmp_path / "renamed"
+    tensors, metadata = read_safetensors(handed_over / SAVED / "model.safetensors")
+    renamed = {name.replace("encoder.layers", "encoder.layer"): t for name, t in tensors.items()}
+    write_safetensors(folder / "model.safetensors", renamed, metadata=metadata)
+    shutil.copyfile(handed_over / SAVED / "modelopt_state.pth", folder / "modelopt_state.pth")
+
+    found = inspect(folder)
+
+    assert codes(found) == set()
+    assert "38 of 38 Linear layers FP8 (E4M3)" in found.headline
+    assert any("other names in the file than in its state" in note for note in found.notes)
+
+
 def test_a_tower_whose_quantizers_were_switched_off_is_named(
     handed_over: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "off"
-    shutil.copytree(
-        handed_over / "modelopt-save-fp8-attention", folder, copy_function=shutil.copyfile
-    )
+    shutil.copytree(handed_over / SAVED, folder, copy_function=shutil.copyfile)
     path = folder / "modelopt_state.pth"
     state = torch.load(path, weights_only=True)
     for _, entry in state["modelopt_state_dict"]:

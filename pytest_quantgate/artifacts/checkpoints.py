@@ -120,7 +120,9 @@ def read_files(path: Path) -> CheckpointFiles:
         manifest=_read_json(folder / MANIFEST),
         state=read_state(folder / STATE) if (folder / STATE).is_file() else None,
         missing=tuple(
-            name for name in dict.fromkeys(map(str, shards)) if not (folder / name).is_file()
+            name
+            for name in dict.fromkeys(map(str, shards))
+            if not (folder / Path(name).name).is_file()
         ),
         audit=_read_json(path / "audit.json"),
         calibration=_read_json(path / "calibration.json"),
@@ -128,21 +130,21 @@ def read_files(path: Path) -> CheckpointFiles:
 
 
 def _read_single(path: Path) -> CheckpointFiles:
-    beside = {
-        "config": _read_json(path.parent / CONFIG),
-        "export": _read_json(path.parent / EXPORT_CONFIG),
-        "manifest": {},
-    }
+    folder, metadata = path.parent, {}
     if path.suffix == ".safetensors":
-        return CheckpointFiles(
-            path=path,
-            tensors=read_header(path),
-            metadata=read_metadata(path),
-            state=read_state(path.parent / STATE) if (path.parent / STATE).is_file() else None,
-            **beside,
-        )
-    state, tensors = read_saved(path)
-    return CheckpointFiles(path=path, tensors=tensors, metadata={}, state=state, **beside)
+        tensors, metadata = read_header(path), read_metadata(path)
+        state = read_state(folder / STATE) if (folder / STATE).is_file() else None
+    else:
+        state, tensors = read_saved(path)
+    return CheckpointFiles(
+        path=path,
+        tensors=tensors,
+        metadata=metadata,
+        config=_read_json(folder / CONFIG),
+        export=_read_json(folder / EXPORT_CONFIG),
+        manifest={},
+        state=state,
+    )
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

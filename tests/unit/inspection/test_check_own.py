@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pytest_quantgate.models.checkpoint import save_checkpoint
-from pytest_quantgate.models.clip import ClipModel
+from pytest_quantgate.models.encoder import Encoder
 from tests.unit.inspection.quantized_files import (
     codes,
     inspect,
@@ -29,8 +29,8 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_saved_variant_has_no_finding(
-    make_quantized: Callable[..., ClipModel],
-    tiny_fp16: ClipModel,
+    make_quantized: Callable[..., Encoder],
+    tiny_fp16: Encoder,
     tmp_path: Path,
     recipe: str,
 ) -> None:
@@ -50,7 +50,7 @@ def test_a_saved_variant_has_no_finding(
 
 
 def test_a_file_that_was_changed_after_saving_is_named(
-    make_quantized: Callable[..., ClipModel], tmp_path: Path
+    make_quantized: Callable[..., Encoder], tmp_path: Path
 ) -> None:
     folder = tmp_path / "checkpoint"
     save_checkpoint(make_quantized("fp8-attention"), folder)

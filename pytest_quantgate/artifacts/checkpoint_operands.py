@@ -21,7 +21,7 @@ from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.artifacts.safetensors_file import Tensor
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.artifacts.weight_summary import summarize_tensor
-from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3, NVFP4
+from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3, NVFP4, keeps_amax
 from pytest_quantgate.models.quantizers import owner_of, slot_of, tower_of, whole_name
 
 #: More scales than this are kept as the smallest and the largest alone.
@@ -162,7 +162,6 @@ def _read_modelopt(
         if not quantizer.enabled or whole in seen:  # of two steps the first is what is stored
             continue
         seen.add(whole)
-        is_micro = "scale_bits (8, 0)" in quantizer.granularity
         yield (
             (owner_of(name), slot_of(name)),
             _Numbers(
@@ -170,7 +169,7 @@ def _read_modelopt(
                 granularity=_shorten_granularity(quantizer),
                 dynamic=quantizer.dynamic,
                 ranges=_limit(quantizer.amax),
-                needs_range=not quantizer.dynamic and not is_micro,
+                needs_range=keeps_amax(quantizer.format, dynamic=quantizer.dynamic),
             ),
         )
 

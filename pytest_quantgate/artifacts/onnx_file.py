@@ -13,9 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import ArtifactError, ModelError
-from pytest_quantgate.formats.table import find_format, name_onnx_element
+from pytest_quantgate.formats.table import name_onnx_element
 from pytest_quantgate.models.source import stays_inside
-from pytest_quantgate.runtimes.onnx_graph import MOVES, module_of_node, parse_model
+from pytest_quantgate.runtimes.onnx_graph import (
+    MOVES,
+    count_bytes,
+    module_of_node,
+    name_data_type,
+    parse_model,
+)
 from pytest_quantgate.untrusted import read_regular
 
 if TYPE_CHECKING:
@@ -176,27 +182,12 @@ def name_type(tensor: Any) -> str:
     return name_onnx_element(name) or _TYPES.get(name, name.lower())
 
 
-def name_data_type(number: int) -> str:
-    """Return ONNX's name of a type by its number, empty for a number of none."""
-    import onnx
-
-    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
-    return str(names.get(number, ""))
-
-
 def count_bytes_by_type(graph: OnnxGraph) -> dict[str, int]:
     """Return the bytes of all stored tensors by type, largest first."""
-    import onnx
-
     totals: dict[str, int] = {}
     for tensor in graph.tensors.values():
-        name, number = name_type(tensor), math.prod(tensor.dims)
-        kind = find_format(name)
-        if kind is not None:
-            bits = kind.bits
-        else:
-            bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        totals[name] = totals.get(name, 0) + (number * bits + 7) // 8
+        name = name_type(tensor)
+        totals[name] = totals.get(name, 0) + count_bytes(tensor)
     return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
 

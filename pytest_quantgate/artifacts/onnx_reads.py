@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.artifacts.onnx_file import OnnxGraph, layer_of, name_data_type
+from pytest_quantgate.artifacts.onnx_file import OnnxGraph, layer_of
 from pytest_quantgate.artifacts.rounding import round_to
 from pytest_quantgate.formats.table import find_format, name_onnx_element
-from pytest_quantgate.runtimes.onnx_graph import MOVES
+from pytest_quantgate.runtimes.onnx_graph import MOVES, name_data_type
 
 if TYPE_CHECKING:
     from pytest_quantgate.artifacts.onnx_file import Array

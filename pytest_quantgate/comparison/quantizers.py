@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.comparison.changes import Area, Change, Table
+from pytest_quantgate.formats.table import keeps_amax
 from pytest_quantgate.models.quantizers import block_of, owner_of, slot_of, tower_of
 from pytest_quantgate.text.words import count, group, listed
 
@@ -286,10 +287,10 @@ def _compare_ranges(
     for name in both:
         old, new = before[name].amax, after[name].amax
         if old is not None and new is None:
-            if not after[name].dynamic:  # a dynamic one has none, and that it is one is said
+            if _keeps_amax(after[name]):  # a dynamic one has none, and that it is one is said
                 lost.append(name)
         elif old is None and new is not None:
-            if not before[name].dynamic:
+            if _keeps_amax(before[name]):
                 gained.append(name)
         elif old is not None and new is not None:
             drift = _drift(name, old, new)
@@ -321,6 +322,10 @@ def _compare_ranges(
     if rescaled:
         changes.append(_describe_rescaled(rescaled))
     return changes
+
+
+def _keeps_amax(quantizer: StoredQuantizer) -> bool:
+    return keeps_amax(quantizer.format, dynamic=quantizer.dynamic)
 
 
 def _is_alike(old: StoredQuantizer, new: StoredQuantizer) -> bool:

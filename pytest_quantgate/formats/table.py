@@ -209,6 +209,15 @@ def find_format(name: str, *, table: tuple[NumberFormat, ...] = TABLE) -> Number
     return found
 
 
+def keeps_amax(name: str, *, dynamic: bool) -> bool:
+    """Return whether a quantizer of a format has a calibrated amax; `dynamic` as it is declared.
+
+    A dynamic one has none, but in NVFP4, whose dynamic blocks stand under a range of the tensor.
+    """
+    found = find_format(name)
+    return not dynamic if found is None else found.keeps_amax(dynamic=dynamic)
+
+
 def find_onnx_format(
     onnx_type: str, *, block_size: int | None = None, scale_type: str = ""
 ) -> NumberFormat | None:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
-from pytest_quantgate.formats.table import find_format
+from pytest_quantgate.formats.table import keeps_amax
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
@@ -245,11 +245,7 @@ def _judge_amax(
 
 
 def _keeps_amax(quantizer: Quantizer) -> bool:
-    """Return whether a quantizer was to be calibrated: NVFP4 too, with its dynamic blocks."""
-    kind = find_format(quantizer.format)
-    if kind is None:
-        return not quantizer.dynamic
-    return kind.keeps_amax(dynamic=quantizer.dynamic)
+    return keeps_amax(quantizer.format, dynamic=quantizer.dynamic)
 
 
 def _has_amax(quantizer: Quantizer) -> bool:

@@ -343,9 +343,10 @@ def _copy(output: Any) -> Any:
 def weights_bytes(module: torch.nn.Module, *, names: Collection[str], full_bytes: int) -> int:
     """Return what a model's weights take with the quantizers `names` on, in bytes.
 
-    A weight whose quantizer is on takes the bits of its format and of the scales of its blocks,
-    every other parameter `full_bytes` each.
+    A weight whose quantizer is on takes the bits of its format, those of the scales of its blocks
+    and of SVDQuant's low-rank branch; every other parameter `full_bytes` each.
     """
+    whole = full_bytes * 8
     bits: dict[int, int] = {}
     for name, quantizer in find_quantizers(module).items():
         if name in names and slot_of(name) == "weight":
@@ -353,7 +354,13 @@ def weights_bytes(module: torch.nn.Module, *, names: Collection[str], full_bytes
             kind = format_of(quantizer)
             if weight is not None and kind is not None:
                 blocks = read_blocks(quantizer.block_sizes)
-                found = kind.count_bits(weight.shape, blocks=blocks, full_bits=full_bytes * 8)
+                found = kind.count_bits(weight.shape, blocks=blocks, full_bits=whole)
+                found += whole * _count_branch(quantizer)
                 bits[id(weight)] = min(found, bits.get(id(weight), found))
-    whole = full_bytes * 8
     return sum(bits.get(id(p), p.numel() * whole) for p in module.parameters()) // 8
+
+
+def _count_branch(quantizer: Any) -> int:
+    """Return how many full-precision values SVDQuant keeps beside a weight."""
+    buffers = quantizer.named_buffers(recurse=False)
+    return sum(value.numel() for name, value in buffers if name.startswith("_svdquant_lora"))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pytest_quantgate.evidence.audit import Audit, Module, Quantizer, Slot
+from pytest_quantgate.formats.table import keeps_amax
 from pytest_quantgate.gates.coverage import CoverageGate, Scope
 from pytest_quantgate.models.quantizers import SLOTS, owner_of, slot_of
 from pytest_quantgate.report.model import QuantizerFacts, QuantizerState
@@ -73,7 +74,7 @@ def _judge(quantizer: Quantizer, *, meant: bool, audit: Audit) -> tuple[Quantize
         return "missing", "it is on, and no forward calls it"
     if audit.formats and quantizer.format not in audit.formats:
         return "missing", f"it is {quantizer.format}, the recipe means {', '.join(audit.formats)}"
-    if not quantizer.dynamic:
+    if keeps_amax(quantizer.format, dynamic=quantizer.dynamic):
         if quantizer.amax_min is None or quantizer.amax_max is None:
             return "uncalibrated", "it has no amax"
         if not quantizer.amax_finite:

@@ -27,7 +27,7 @@ from pytest_quantgate.runtimes.engine_layers import (
     summarize_engine,
 )
 from pytest_quantgate.runtimes.engine_run import inspect_engine
-from pytest_quantgate.runtimes.onnx_graph import name_type
+from pytest_quantgate.runtimes.onnx_graph import name_data_type
 from pytest_quantgate.runtimes.tensorrt_library import (
     Library,
     create_network,
@@ -574,6 +574,6 @@ class _Graph:
             if node is not None and node.op_type == "Constant":
                 tensors += [a.t for a in node.attribute if a.name == "value"]
         tensors.append(self.constants.get(dequantize.input[0]))
-        kind = next((name_type(t.data_type) for t in tensors if t is not None), "")
+        kind = next((name_data_type(t.data_type) for t in tensors if t is not None), "")
         precisions = (row.precision for row in TABLE if row.onnx_type == kind and row.precision)
         return next(precisions, "fp8" if kind.startswith("FLOAT8") else "int8")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
-from pytest_quantgate.formats.table import TABLE, find_format, find_onnx_format
+from pytest_quantgate.formats.table import find_format, find_onnx_format, name_onnx_element
 from pytest_quantgate.models.quantizers import owner_of, slot_of, whole_name
 from pytest_quantgate.runtimes.onnx_surgery import describe_without_weights
 from pytest_quantgate.untrusted import read_regular
@@ -352,9 +352,9 @@ class _Graph:
         """Return the format of what a node of a pair holds: its type, as its scales share it."""
         held, scale = self.initializers.get(name), self.initializers.get(node.input[1])
         found = find_onnx_format(
-            name_type(held.data_type) if held is not None else "",
+            name_data_type(held.data_type) if held is not None else "",
             block_size=_attribute(node, "block_size"),
-            scale_type=name_type(scale.data_type) if scale is not None else "",
+            scale_type=name_data_type(scale.data_type) if scale is not None else "",
         )
         return found.name if found is not None else self._type_of(name)
 
@@ -414,7 +414,7 @@ def _attribute(node: Any, name: str) -> int | None:
     return next((int(a.i) for a in node.attribute if a.name == name), None)
 
 
-def name_type(data_type: int) -> str:
+def name_data_type(data_type: int) -> str:
     """Return ONNX's name of a type by its number, empty for a number of none."""
     import onnx
 
@@ -423,7 +423,7 @@ def name_type(data_type: int) -> str:
 
 
 def _type_name(tensor: Any) -> str:
-    name = name_type(tensor.data_type)
+    name = name_data_type(tensor.data_type)
     found = find_onnx_format(name)
     return found.name if found is not None else _TYPE_NAMES.get(name, name.lower())
 
@@ -432,18 +432,24 @@ def _count_values(tensor: Any) -> int:
     return math.prod(tensor.dims)
 
 
-def _count_bytes(model: Any) -> tuple[tuple[str, int], ...]:
-    """Return the bytes of all initializers by type, largest first."""
+def count_bytes(tensor: Any) -> int:
+    """Return the bytes that the values of a tensor take."""
     import onnx
 
+    kind = find_format(name_onnx_element(name_data_type(tensor.data_type)))
+    if kind is None:
+        return int(math.prod(tensor.dims)) * int(
+            onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        )
+    return int(math.prod(tensor.dims) * kind.bits + 7) // 8
+
+
+def _count_bytes(model: Any) -> tuple[tuple[str, int], ...]:
+    """Return the bytes of all initializers by type, largest first."""
     totals: dict[str, int] = {}
     for tensor in model.graph.initializer:
-        signed = name_type(tensor.data_type).removeprefix("U")
-        bits = next((row.bits for row in TABLE if row.onnx_type == signed), None)
-        if bits is None:
-            bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         name = _type_name(tensor)
-        totals[name] = totals.get(name, 0) + (_count_values(tensor) * bits + 7) // 8
+        totals[name] = totals.get(name, 0) + count_bytes(tensor)
     return tuple(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -708,3 +708,16 @@ def test_added_quantizer_that_never_runs_is_said_so() -> None:
     assert "3 quantizers added and on (1 never run): " in change.text
     (single,) = compare_quantizers({}, {name: after[name]})
     assert "1 quantizer added and on (it never runs): " in single.text
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("NVFP4", ["range lost"]), ("MXFP8", [])])
+def test_a_lost_range_below_dynamic_blocks_is_named_where_the_format_has_one(
+    name: str, kinds: list[str]
+) -> None:
+    quantizer = replace(MANY[next(iter(MANY))], name=NAMES[0], format=name, dynamic=True)
+    sides = [
+        Checkpoint(label="x", quantizers={NAMES[0]: found}, weights={})
+        for found in (quantizer, replace(quantizer, amax=None))
+    ]
+
+    assert [change.kind for change in compare_checkpoints(*sides).changes] == kinds

@@ -23,6 +23,7 @@ from pytest_quantgate.formats.table import (
     find_format,
     find_onnx_format,
     find_precision,
+    keeps_amax,
     list_targets,
     name_format,
     narrow_precisions,
@@ -163,6 +164,12 @@ def test_a_new_row_is_rounded_and_stored_by_the_export() -> None:
     rounded = stored.round_weight(torch.tensor([62.0, 63.9, -70.0, 5.0, 3.0]))
     assert rounded.dtype == torch.int8
     assert rounded.tolist() == [31, 31, -32, 2, 2]
+
+
+def test_a_quantizer_of_no_known_format_keeps_a_range_unless_it_is_dynamic() -> None:
+    assert keeps_amax("unknown('mine')", dynamic=False)
+    assert not keeps_amax("unknown('mine')", dynamic=True)
+    assert keeps_amax("NVFP4 (block 32)", dynamic=True)
 
 
 # -- how others spell it ------------------------------

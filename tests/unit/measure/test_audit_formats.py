@@ -17,6 +17,7 @@ from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.quantizers import Activity, count_clipped, describe_quantizer
 from pytest_quantgate.measure.sensitivity import weights_bytes
 from pytest_quantgate.models.encoder import Batch, Encoder
+from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.quantizers import find_quantizers
@@ -230,3 +231,24 @@ def test_bytes_of_a_weight_with_its_scales(
     found = weights_bytes(model.module, names=[f"{name}.weight_quantizer"], full_bytes=2)
 
     assert found == 2 * (parameters - weight.numel()) + weight.numel() * bits / 8
+
+
+def test_bytes_of_a_low_rank_branch_count() -> None:
+    """SVDQuant keeps two narrow matrices in full precision beside the quantized weight."""
+    entries = [
+        {"quantizer_name": "*", "enable": False},
+        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}},
+        {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8}},
+    ]
+    module = nn.Sequential(nn.Linear(64, 32, bias=False))
+    algorithm = {"method": "svdquant", "lowrank": 4}
+    with quiet_libraries():
+        mtq.quantize(
+            module,
+            {"quant_cfg": entries, "algorithm": algorithm},
+            lambda found: found(torch.randn(8, 64)),
+        )
+
+    found = weights_bytes(module, names=["0.weight_quantizer"], full_bytes=2)
+
+    assert found == 64 * 32 + 2 * 4 * (64 + 32)

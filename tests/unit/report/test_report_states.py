@@ -59,6 +59,15 @@ def test_state_of_a_quantizer_that_is_meant(
     assert (found.state, found.reason) == (state, reason)
 
 
+@pytest.mark.parametrize(("name", "state"), [("NVFP4", "uncalibrated"), ("MXFP8", "on")])
+def test_dynamic_blocks_have_a_range_of_the_tensor_where_the_format_has_one(
+    name: str, state: str
+) -> None:
+    bare = change(make_audit(), format=name, dynamic=True, amax_min=None, amax_max=None)
+
+    assert state_of(replace(bare, formats=(name,))).state == state
+
+
 def test_state_of_a_quantizer_that_is_not_meant() -> None:
     audit = make_audit()
     stranger = replace(audit, intended=tuple(name for name in audit.intended if name != NAME))

@@ -347,7 +347,8 @@ def _apply(operand: Operand, numbers: _Numbers) -> Operand:
 def _with_weight(operand: Operand, layer: Layer) -> Operand:
     """Return a weight's operand with what lies in the file; quantized ones are read through."""
     operand = replace(operand, stored=layer.tensor.dtype, values=layer.values)
-    is_flat = lies_flat(operand.granularity, layer.tensor.shape)
+    number = len(operand.ranges or ())
+    is_flat = number <= 1 or lies_flat(operand.granularity, layer.tensor.shape, scales=number)
     if not operand.is_quantized or layer.is_packed or not is_flat:
         return operand
     return replace(

@@ -62,7 +62,7 @@ def _is_known(operand: Operand, shape: tuple[int, ...]) -> bool:
     ranges = operand.ranges
     if operand.dynamic or not ranges:
         return False
-    is_flat = lies_flat(operand.granularity, shape)
+    is_flat = lies_flat(operand.granularity, shape, scales=len(ranges))
     return is_flat and find_format(operand.format) is not None and operand.values % len(ranges) == 0
 
 

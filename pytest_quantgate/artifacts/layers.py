@@ -83,15 +83,18 @@ def _find_kind(name: str, tensor: Tensor) -> Kind:
     return "embedding" if _EMBEDDING.search(last) else "linear"
 
 
-def lies_flat(granularity: str, shape: tuple[int, ...]) -> bool:
+def lies_flat(granularity: str, shape: tuple[int, ...], *, scales: int) -> bool:
     """Return whether the values under one scale stand beside each other in the file.
 
-    They do not in blocks of several rows, nor where a row is no whole number of blocks.
+    They do per tensor and per row; not in blocks of several rows, nor where a row is no whole
+    number of blocks.
     """
     if not granularity.startswith("block"):
-        return True
+        return scales <= 1 or (bool(shape) and scales == shape[0])
     size = granularity.removeprefix("block ")
-    return size.isdecimal() and len(shape) == 2 and int(size) > 0 and shape[1] % int(size) == 0
+    if not size.isdecimal() or len(shape) != 2 or int(size) == 0:
+        return False
+    return shape[1] % int(size) == 0 and scales * int(size) == shape[0] * shape[1]
 
 
 def find_attentions(names: Iterable[str]) -> list[str]:

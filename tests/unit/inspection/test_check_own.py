@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -79,22 +80,59 @@ def test_layers_that_transformers_renamed_are_found_by_their_ranges(
     assert any("other names in the file than in its state" in note for note in found.notes)
 
 
-def test_a_tower_whose_quantizers_were_switched_off_is_named(
-    handed_over: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "off"
+def switch_off(handed_over: Path, folder: Path, pattern: str) -> Path:
+    """Copy the saved model with the quantizers switched off whose names match a pattern."""
     shutil.copytree(handed_over / SAVED, folder, copy_function=shutil.copyfile)
     path = folder / "modelopt_state.pth"
     state = torch.load(path, weights_only=True)
     for _, entry in state["modelopt_state_dict"]:
         for name, quantizer in entry["metadata"]["quantizer_state"].items():
-            if name.startswith("vis"):
+            if fnmatch.fnmatch(name, pattern):
                 quantizer["_disabled"] = True
     torch.save(state, path)
+    return folder
 
-    found = inspect(folder)
 
-    assert codes(found) == {"check.tower-off"}
-    assert found.findings[0].headline == (
-        "the whole vision tower is unquantized: 0 of 25 Linear layers, 13 of 13 in the text tower"
-    )
+@pytest.mark.parametrize(
+    ("pattern", "code", "words"),
+    [
+        (
+            "vis*",
+            "check.tower-off",
+            "the whole vision tower is unquantized: 0 of 25 Linear layers, 13 of 13 in the text "
+            "tower",
+        ),
+        (
+            "*layers.1*q_bmm_quantizer",
+            "check.attention-partial",
+            "attention q is not quantized in 2 blocks, where other operands of attention are: "
+            "text_model.encoder.layers.1.self_attn, vision_model.encoder.layers.1.self_attn",
+        ),
+        (
+            "*q_bmm_quantizer",
+            "check.attention-operand-off",
+            "attention q is not quantized in 6 blocks, where other operands of attention are: "
+            "text_model.encoder.layers.{0-1}.self_attn (2), "
+            "vision_model.encoder.layers.{0-3}.self_attn (4)",
+        ),
+        (
+            "*layers.1.mlp.fc1.input_quantizer",
+            "check.input-off",
+            "2 layers with a quantized weight and an input that is not, so computed in full "
+            "precision: text_model.encoder.layers.1.mlp.fc1, vision_model.encoder.layers.1.mlp.fc1",
+        ),
+        (
+            "*layers.1.mlp.fc1.*_quantizer",
+            "check.layers-off",
+            "2 Linear layers unquantized, whose like in other blocks are quantized: "
+            "text_model.encoder.layers.1.mlp.fc1, vision_model.encoder.layers.1.mlp.fc1",
+        ),
+    ],
+)
+def test_quantizers_that_were_switched_off_are_named(
+    handed_over: Path, tmp_path: Path, pattern: str, code: str, words: str
+) -> None:
+    found = inspect(switch_off(handed_over, tmp_path / "off", pattern))
+
+    assert codes(found) == {code}
+    assert found.findings[0].headline == words

@@ -137,9 +137,9 @@ BY_SAFETENSORS: Mapping[str, NumberFormat] = {
 
 _SCALE_TYPES = {"FLOAT8E8M0": (8, 0), "FLOAT8E4M3FN": (4, 3)}
 
-_EXPONENT_MANTISSA = re.compile(r"[Ee](\d)[Mm](\d{1,2})")
-_INTEGER = re.compile(r"(U?)INT(\d{1,2})")
-_OTHER_BLOCK = re.compile(r"(?P<name>.+) \(block (?P<size>\d{1,9})\)")
+_EXPONENT_MANTISSA = re.compile(r"[Ee]([0-9])[Mm]([0-9]{1,2})")
+_INTEGER = re.compile(r"(U?)INT([0-9]{1,2})")
+_OTHER_BLOCK = re.compile(r"(?P<name>[^(]+) \(block (?P<size>[1-9][0-9]{0,8})\)")
 
 
 def read_num_bits(value: Any) -> Any:
@@ -196,17 +196,11 @@ def name_format(num_bits: Any, *, block_sizes: Any = None) -> str:
 def find_format(name: str, *, table: tuple[NumberFormat, ...] = TABLE) -> NumberFormat | None:
     """Return the format of a name that `name_format` gives; None for `unknown(...)`."""
     other = _OTHER_BLOCK.fullmatch(name)
-    if other is not None:
-        found = find_format(other["name"], table=table)
-        return None if found is None else _in_blocks(found, int(other["size"]))
-    listed = next((row for row in table if row.name == name), None)
-    if listed is not None:
-        return listed
-    integer = _INTEGER.fullmatch(name)
-    found = _read_bits(int(integer[2]) if integer else read_num_bits(name))
-    if integer and integer[1] and found is not None:
-        return replace(found, name=name, is_signed=False, mantissa_bits=found.bits)
-    return found
+    base = other["name"] if other else name
+    found = next((row for row in table if row.name == base), None) or _read_element(base)
+    if found is None or other is None:
+        return found
+    return _in_blocks(found, int(other["size"]))
 
 
 def keeps_amax(name: str, *, dynamic: bool) -> bool:
@@ -264,12 +258,21 @@ def _read_bits(bits: Any) -> NumberFormat | None:
     """Return a format that is known by its bits alone."""
     if type(bits) is int and 1 <= bits <= 64:
         return NumberFormat(name=f"INT{bits}", exponent_bits=0, mantissa_bits=bits - 1)
-    match bits:
-        case (int(exponent), int(mantissa)) if 0 <= exponent <= 8 and 0 <= mantissa <= 23:
+    if isinstance(bits, tuple) and [type(part) for part in bits] == [int, int]:
+        exponent, mantissa = bits
+        if 0 <= exponent <= 8 and 0 <= mantissa <= 23:
             name = f"E{exponent}M{mantissa}"
             return NumberFormat(name=name, exponent_bits=exponent, mantissa_bits=mantissa)
-        case _:
-            return None
+    return None
+
+
+def _read_element(name: str) -> NumberFormat | None:
+    """Return a format that is known by its bits alone, by its name: `INT6`, `UINT8`, `E3M2`."""
+    integer = _INTEGER.fullmatch(name)
+    found = _read_bits(int(integer[2]) if integer else read_num_bits(name))
+    if found is not None and integer and integer[1]:
+        found = replace(found, name=f"U{found.name}", is_signed=False, mantissa_bits=found.bits)
+    return found if found is not None and found.name == name else None
 
 
 def _in_blocks(row: NumberFormat, size: int) -> NumberFormat:

@@ -81,7 +81,9 @@ def test_plain_data_as_yaml_and_json_have_it() -> None:
     assert read_blocks("no mapping") == {}
 
 
-@pytest.mark.parametrize("num_bits", [True, "x", None, 0, -4, 1.5, (4, 3, 1), (99, 9), ("a", 1)])
+@pytest.mark.parametrize(
+    "num_bits", [True, "x", None, 0, -4, 1.5, (4, 3, 1), (99, 9), ("a", 1), (True, 2)]
+)
 def test_what_is_no_format(num_bits: Any) -> None:
     name = name_format(num_bits)
 
@@ -102,7 +104,29 @@ def test_a_format_that_is_in_no_row_is_known_by_its_bits(bits: Any) -> None:
 @given(st.text())
 def test_any_text_is_a_name_or_none(text: str) -> None:
     found = find_format(text)
-    assert found is None or found.name.casefold() == text.casefold()
+    assert found is None or found.name == text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "e4m3",
+            "E4m3",
+            "INT08",
+            "INT0",
+            "UINT65",
+            "E9M1",
+            "int8",
+            "INT\u0663",
+            "NVFP4 (block 0)",
+        ),
+        "NVFP4 (block 32)" + " (block 32)" * 10_000,
+    ],
+)
+def test_what_only_looks_like_a_name(name: str) -> None:
+    """A format that is spelled in another way would else be known by its bits, without its row."""
+    assert find_format(name) is None
 
 
 def test_every_row_is_found_by_its_name_alone() -> None:

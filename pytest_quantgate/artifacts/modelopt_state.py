@@ -44,9 +44,11 @@ _STORAGES = {
     "BFloat16Storage": "BF16",
     "FloatStorage": "F32",
     "DoubleStorage": "F64",
-    "Float8_e4m3fnStorage": "F8_E4M3",
-    "Float8_e5m2Storage": "F8_E5M2",
+    "UntypedStorage": "U8",
 }
+
+#: Types that have no storage of their own: their tensors say which they are.
+_UNTYPED = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
 
 class Inert:
@@ -133,6 +135,15 @@ def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, *_rest: 
     if not isinstance(storage, tuple) or storage[0] not in SIZES or not flat:
         return Inert()
     return _Rebuilt(key=storage[1], dtype=storage[0], first=int(first), shape=tuple(shape))
+
+
+def _rebuild_untyped(
+    storage: Any, first: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any
+) -> Any:
+    """Return where a tensor of 8-bit floats lies, an inert one for another type."""
+    if dtype not in _UNTYPED or not isinstance(storage, tuple):
+        return Inert()
+    return _rebuild_tensor((_UNTYPED[dtype], storage[1]), first, shape, strides)
 
 
 def _locate_entries(path: Path) -> dict[str, tuple[int, int]]:
@@ -262,12 +273,14 @@ def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
                 return tuple
             if module == "torch" and name in _DTYPES:
                 return name  # looked up and never called
-            if module == "torch" and name in _STORAGES:
+            if module in ("torch", "torch.storage") and name in _STORAGES:
                 return _STORAGES[name]  # looked up and never called
             if module == "torch" and name.endswith("Storage"):
                 return Inert
             if full == "torch._utils._rebuild_tensor_v2":
                 return _rebuild_tensor
+            if full == "torch._utils._rebuild_tensor_v3":
+                return _rebuild_untyped
             if full not in _TENSOR_PARTS | _PLAIN:
                 foreign[full] = None
             return Inert

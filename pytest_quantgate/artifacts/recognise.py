@@ -138,26 +138,28 @@ def _refuse_names(path: Path) -> None:
 def find_files(path: Path) -> tuple[list[Path], list[str]]:
     """Return what there is to check at a path, and notes on what else lies there.
 
-    A folder that is a checkpoint is one; any other is searched for checkpoints, ONNX files, plans
-    and layer reports. Links are not followed.
+    A folder is searched for checkpoints, ONNX files, plans and layer reports. Links are not
+    followed.
     """
-    if not path.is_dir() or is_checkpoint(path):
-        return [path], _note_pickles(path)
+    if not path.is_dir():
+        return [path], []
     found: list[Path] = []
     notes: list[str] = []
     seen = 0
     for folder in _walk(path, depth=_DEPTH):
-        if folder != path and is_checkpoint(folder):
+        is_model = is_checkpoint(folder)
+        if is_model:
             found.append(folder)
             notes += _note_pickles(folder)
-            continue
         for file in sorted(folder.iterdir()):
             seen += 1
             if seen > _MOST_FILES:
                 raise ArtifactError(
                     f"{path}: more than {_MOST_FILES} files: name the folder that is meant"
                 )
-            if not file.is_symlink() and file.is_file() and _is_wanted(file):
+            if file.is_symlink() or not file.is_file() or not _is_wanted(file):
+                continue
+            if not (is_model and file.suffix in _PICKLES):
                 found.append(file)
     if not found:
         raise ArtifactError(
@@ -168,14 +170,12 @@ def find_files(path: Path) -> tuple[list[Path], list[str]]:
 
 
 def _walk(folder: Path, *, depth: int) -> Iterator[Path]:
+    """Yield a folder and those below it; not the inner one of a cache entry, which is read too."""
     yield folder
-    if depth:
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
-                if is_checkpoint(child):
-                    yield child
-                else:
-                    yield from _walk(child, depth=depth - 1)
+    for child in sorted(folder.iterdir()) if depth else ():
+        is_inner = child.name == "checkpoint" and is_checkpoint(folder)
+        if child.is_dir() and not (child.is_symlink() or child.name.startswith(".") or is_inner):
+            yield from _walk(child, depth=depth - 1)
 
 
 def _is_wanted(file: Path) -> bool:
@@ -189,8 +189,6 @@ def _is_wanted(file: Path) -> bool:
     return False
 
 
-def _note_pickles(path: Path) -> list[str]:
-    if not path.is_dir():
-        return []
-    found = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".ckpt"))
-    return [f"{path.name}/{name} is a pickle and was not read" for name in found[:5]]
+def _note_pickles(folder: Path) -> list[str]:
+    found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".ckpt"))
+    return [f"{folder.name}/{name} is a pickle and was not read" for name in found[:5]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pytest_quantgate.artifacts.checkpoint_operands import describe_checkpoint
@@ -14,6 +15,9 @@ from pytest_quantgate.inspection.findings import Finding, Inspection
 from pytest_quantgate.inspection.headline import make_rows, name_recipe, write_headline
 from pytest_quantgate.inspection.ranges import find_ranges, list_wide
 from pytest_quantgate.text.words import count, group, listed
+
+#: What ModelOpt's state names where weights were compressed, and does not call.
+_COMPRESSED = re.compile(r"modelopt\.torch\.quantization\.qtensor\.\w+\.\w+QTensor")
 
 
 def inspect_checkpoint(files: CheckpointFiles, *, label: str) -> tuple[Inspection, Artifact]:
@@ -68,14 +72,16 @@ def _find_state(files: CheckpointFiles) -> Iterator[Finding]:
             next_step=f"copy {STATE} beside the weights, or save again",
             subjects=tuple(ranges),
         )
-    if files.state is not None and files.state.foreign:
+    foreign = files.state.foreign if files.state is not None else ()
+    foreign = tuple(name for name in foreign if not _COMPRESSED.fullmatch(name))
+    if foreign:
         yield Finding(
             code="check.state-foreign",
             headline=f"{files.path.name if files.path.is_file() else STATE} is a pickle that "
-            f"holds more than plain data: {listed(files.state.foreign)}",
+            f"holds more than plain data: {listed(foreign)}",
             cause="made by another tool, or made to run code where it is loaded",
             next_step="do not load it; ask for one that ModelOpt wrote",
-            subjects=files.state.foreign,
+            subjects=foreign,
         )
     if files.missing:
         yield Finding(

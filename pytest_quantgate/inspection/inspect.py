@@ -91,9 +91,13 @@ def inspect_file(path: Path, *, base: Base | None) -> Inspection:
         towers={o.tower for o in artifact.operands},
         pre_scaled=artifact.pre_scaled,
     )
+    quantized = sum(o.slot == "weight" and o.is_quantized for o in artifact.operands)
+    left = quantized - len(against.layers)
+    more = () if left <= 0 else (f"{left} quantized weights were not compared with the base",)
     return replace(
         inspection,
         findings=(*inspection.findings, *findings),
+        notes=(*inspection.notes, *more),
         against=against,
         next_steps=tuple(step for step in inspection.next_steps if "--base" not in step),
     )

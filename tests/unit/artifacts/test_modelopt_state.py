@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pytest_quantgate.artifacts.modelopt_state import read_state
+from pytest_quantgate.artifacts.modelopt_state import read_saved, read_state
 from pytest_quantgate.errors import ArtifactError
 
 STATE: dict[str, Any] = {
@@ -210,3 +213,74 @@ def test_where_one_pickle_is_meant_torch_reads_the_same(tmp_path: Path) -> None:
     (entry,) = loaded["modelopt_state_dict"]
     assert found.quantizers == entry[1]["metadata"]["quantizer_state"]
     assert found.quantizers["a.input_quantizer"]["_disabled"] is True
+
+
+# -- the one file of mto.save ------------------------------------------------------------------
+
+TENSORS = {
+    "half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
+    "brain": torch.arange(4, dtype=torch.bfloat16),
+    "eight": torch.tensor([1.0, -448.0]).to(torch.float8_e4m3fn),
+    "codes": torch.tensor([[-128, 127]], dtype=torch.int8),
+    "scalar": torch.tensor(2.5, dtype=torch.float64),
+}
+
+
+def save(path: Path, **tensors: torch.Tensor) -> Path:
+    torch.save({"modelopt_state": STATE, "model_state_dict": tensors}, path)
+    return path
+
+
+def test_tensors_of_a_saved_file_are_those_of_torch(tmp_path: Path) -> None:
+    part = torch.arange(10.0)[2:6]  # lies in the storage of a larger one
+
+    state, tensors = read_saved(save(tmp_path / "m.pth", part=part, **TENSORS))
+
+    assert state.version == "0.47.0"
+    assert set(tensors) == {*TENSORS, "part"}
+    for name, expected in {**TENSORS, "part": part}.items():
+        found = torch.from_numpy(tensors[name].values()).reshape(tensors[name].shape)
+        assert torch.equal(found, expected.double()), name
+
+
+def test_a_tensor_in_another_order_is_left_out(tmp_path: Path) -> None:
+    turned = torch.arange(6.0).reshape(2, 3).T
+
+    _, tensors = read_saved(save(tmp_path / "m.pth", turned=turned, whole=torch.ones(2)))
+
+    assert set(tensors) == {"whole"}
+
+
+def test_a_file_of_others_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2)}, tmp_path / "m.pth")
+
+    with pytest.raises(ArtifactError, match="is a pickle, and none of ModelOpt's"):
+        read_saved(tmp_path / "m.pth")
+
+
+def test_a_tensor_beyond_its_entry_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.pth", a=torch.ones(4))
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content[:8] if name.endswith("data/0") else content)
+
+    with pytest.raises(ArtifactError, match="tensor 'a' ends beyond it"):
+        read_saved(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_a_damaged_saved_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, place: float, byte: int
+) -> None:
+    path = save(tmp_path_factory.mktemp("damaged") / "m.pth", **TENSORS)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] = byte
+    path.write_bytes(content)
+
+    with contextlib.suppress(ArtifactError):
+        _, tensors = read_saved(path)
+        for tensor in tensors.values():
+            tensor.values()

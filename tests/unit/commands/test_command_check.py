@@ -102,6 +102,22 @@ def test_a_folder_of_several_files_is_searched(
     assert found["refused"] == []
 
 
+def test_what_lies_beside_a_checkpoint_is_checked_too(
+    good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (good / "layers.json").write_text('{"Layers": ["a"]}')
+    (good / "pytorch_model.bin").write_bytes(b"\x80")
+    (good / "onnx").mkdir()
+    (good / "onnx" / "vision.onnx").write_bytes(b"")
+
+    assert main(["check", str(good), "--json", "-"]) == 2
+
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(f["path"]).name for f in found["files"]] == ["good", "layers.json"]
+    assert [Path(r["path"]).name for r in found["refused"]] == ["vision.onnx"]
+    assert found["notes"] == ["good/pytorch_model.bin is a pickle and was not read"]
+
+
 def test_outputs_are_written_and_replaced(
     spoiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +210,29 @@ def test_a_state_that_would_run_code_is_a_finding_and_not_run(
     assert main(["check", str(good)]) == 1
     assert "check.state-foreign" in capsys.readouterr().out
     assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "status"),
+    [
+        ("modelopt.torch.quantization.qtensor.fp8_tensor", "FP8QTensor", 0),
+        ("modelopt.torch.quantization.qtensor.fp8_tensor", "torch.hub.load", 1),
+        ("modelopt.torch.quantization.qtensor", "os.FP8QTensor.x", 1),
+        ("os", "FP8QTensor", 1),
+    ],
+)
+def test_a_class_of_compressed_weights_is_named_and_nothing_else(
+    good: Path, module: str, name: str, status: int
+) -> None:
+    key = b"modelopt_state_dict"
+    named = f"c{module}\n{name}\n".encode()
+    data = b"\x80\x02}(U" + bytes([len(key)]) + key + b"]U\x01x" + named + b"u."
+    with zipfile.ZipFile(good / "modelopt_state.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+
+    (found,) = inspect_paths([good]).inspections
+
+    assert ("check.state-foreign" in {f.code for f in found.findings}) == bool(status)
 
 
 def plant(folder: Path, tensors: list[str], method: str = "") -> Path:

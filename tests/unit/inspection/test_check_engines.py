@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pytest_quantgate.inspection.findings import Row
 from pytest_quantgate.inspection.inspect import inspect_paths
@@ -125,3 +127,36 @@ def test_other_json_is_refused_by_name(tmp_path: Path, content: str, words: str)
     (refusal,) = inspect_paths([tmp_path / "l.json"]).refusals
 
     assert words in refusal.reason
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    layers=st.lists(
+        st.text(max_size=8)
+        | st.dictionaries(
+            st.sampled_from(
+                ("Name", "LayerType", "Inputs", "Outputs", "Constants", "Weights", "TacticName",
+                 "Metadata", "Type", "Format/Datatype", "Datatype")
+            ),
+            st.recursive(
+                st.none() | st.integers() | st.text(max_size=8),
+                lambda inner: st.lists(inner, max_size=2)
+                | st.dictionaries(
+                    st.sampled_from(("Name", "Format/Datatype", "Type")), inner, max_size=2
+                ),
+                max_leaves=5,
+            ),
+            max_size=6,
+        )
+        | st.none(),
+        max_size=4,
+    )
+)  # fmt: skip
+def test_any_report_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, layers: list[Any]
+) -> None:
+    path = write(tmp_path_factory.mktemp("report") / "l.json", layers)
+
+    report = inspect_paths([path])
+
+    assert len(report.inspections) + len(report.refusals) == 1

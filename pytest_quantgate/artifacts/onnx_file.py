@@ -218,10 +218,12 @@ def _locate(tensor: Any, *, path: Path) -> tuple[Path, int, int]:
     location = entries.get("location", "")
     file = path.parent / location
     label = f"{path}: tensor {tensor.name[:80]!r}"
+    # In the cache of the hub the files of a snapshot are links to the blobs beside it.
+    roots = [path.parent, *(p for p in path.parents if p.parent.name == "snapshots")]
     if (
         not location
         or Path(location).is_absolute()
-        or not stays_inside(file, directory=path.parent)
+        or not any(stays_inside(file, directory=root) for root in roots)
     ):
         raise ArtifactError(
             f"{label} lies in {location[:80]!r}, outside of the folder, which is not read: put "

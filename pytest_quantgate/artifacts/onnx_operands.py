@@ -204,9 +204,14 @@ def _fill(
         return operand, False
     ranges = None
     scale = graph.values(read.scale) if read.scale else None
-    if scale is not None and scale.size:
-        ranges = tuple((scale.astype("f8").ravel() * largest_of(read.format)).tolist())
     zero = graph.values(read.zero) if read.zero else None
+    if scale is not None and scale.size:
+        largest = largest_of(read.format)
+        if zero is not None and zero.size == 1 and not is_weight:
+            middle = abs(float(zero.ravel()[0]))
+            is_unsigned = read.format.startswith("U")
+            largest = max(largest - middle, middle) if is_unsigned else largest + middle
+        ranges = tuple((scale.astype("f8").ravel() * largest).tolist())
     operand = replace(
         operand,
         format=read.format,

@@ -12,6 +12,7 @@ from pytest_quantgate.artifacts.engine_files import is_layer_report, is_plan
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.artifacts.safetensors_file import read_header
 from pytest_quantgate.errors import ArtifactError
+from pytest_quantgate.models.source import stays_inside
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 Sort = Literal["checkpoint", "onnx", "layer-report", "plan"]
@@ -138,8 +139,8 @@ def _refuse_names(path: Path) -> None:
 def find_files(path: Path) -> tuple[list[Path], list[str]]:
     """Return what there is to check at a path, and notes on what else lies there.
 
-    A folder is searched for checkpoints, ONNX files, plans and layer reports. Links are not
-    followed.
+    A folder is searched for checkpoints, ONNX files, plans and layer reports. Links that lead out
+    of it are not followed.
     """
     if not path.is_dir():
         return [path], []
@@ -157,7 +158,8 @@ def find_files(path: Path) -> tuple[list[Path], list[str]]:
                 raise ArtifactError(
                     f"{path}: more than {_MOST_FILES} files: name the folder that is meant"
                 )
-            if file.is_symlink() or not file.is_file() or not _is_wanted(file):
+            is_away = file.is_symlink() and not stays_inside(file, directory=path)
+            if is_away or not file.is_file() or not _is_wanted(file):
                 continue
             if not (is_model and file.suffix in _PICKLES):
                 found.append(file)

@@ -57,7 +57,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write JSON (-: print it)")
     parser.add_argument("--markdown", metavar="FILE", help="write Markdown (-: print it)")
-    parser.add_argument("--all", action="store_true", help="show every layer of --base")
+    parser.add_argument(
+        "--all", action="store_true", help="show every operand, and every layer of --base"
+    )
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:

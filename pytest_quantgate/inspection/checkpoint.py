@@ -12,7 +12,7 @@ from pytest_quantgate.artifacts.operands import Artifact
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.inspection.coverage import find_coverage, list_notes
 from pytest_quantgate.inspection.findings import Finding, Inspection
-from pytest_quantgate.inspection.headline import make_rows, name_recipe, write_headline
+from pytest_quantgate.inspection.headline import list_facts, make_rows, name_recipe, write_headline
 from pytest_quantgate.inspection.ranges import find_ranges, list_wide
 from pytest_quantgate.text.words import count, group, listed
 
@@ -42,6 +42,7 @@ def inspect_checkpoint(files: CheckpointFiles, *, label: str) -> tuple[Inspectio
             tool=artifact.tool,
             headline=write_headline(artifact),
             rows=make_rows(artifact.operands),
+            operands=list_facts(artifact.operands),
             findings=tuple(findings),
             notes=tuple(_list_notes(files, artifact)),
             next_steps=tuple(_list_steps(artifact, label=label, is_good=not findings)),

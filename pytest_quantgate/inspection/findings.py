@@ -40,6 +40,28 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperandFacts:
+    """One operand of one layer or attention product; `format` is empty where it is not quantized.
+
+    `smallest` and `largest` are the extremes of its ranges (amax), None without any. `stored` is
+    the type of a weight in the file, `is_packed` whether it lies there in the bits of its format.
+    """
+
+    layer: str
+    tower: str
+    kind: str
+    slot: str
+    format: str
+    scales: str
+    dynamic: bool
+    symmetric: bool
+    stored: str
+    is_packed: bool
+    smallest: float | None
+    largest: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerError:
     """How far a dequantized weight is from the base's: SQNR in dB, `inf` where they are equal."""
 
@@ -74,6 +96,7 @@ class Inspection:
     tool: str
     headline: str
     rows: tuple[Row, ...] = ()
+    operands: tuple[OperandFacts, ...] = ()
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     next_steps: tuple[str, ...] = ()

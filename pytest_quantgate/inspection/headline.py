@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pytest_quantgate.artifacts.operands import Artifact, Operand, Slot
 from pytest_quantgate.formats.table import find_format
-from pytest_quantgate.inspection.findings import Row
+from pytest_quantgate.inspection.findings import OperandFacts, Row
 from pytest_quantgate.text.words import listed
 
 _KINDS = {"linear": "Linear", "conv": "Conv", "embedding": "Embedding", "norm": "LayerNorm"}
@@ -115,6 +115,27 @@ def make_rows(operands: Sequence[Operand]) -> tuple[Row, ...]:
             )
         )
     return _merge(sorted(rows, key=_place))
+
+
+def list_facts(operands: Sequence[Operand]) -> tuple[OperandFacts, ...]:
+    """Return every operand by itself, in the order of the file."""
+    return tuple(
+        OperandFacts(
+            layer=o.layer,
+            tower=o.tower,
+            kind=o.kind,
+            slot=o.slot,
+            format=o.format,
+            scales=o.granularity,
+            dynamic=o.dynamic,
+            symmetric=o.symmetric,
+            stored=o.stored,
+            is_packed=o.is_quantized and o.is_packed,
+            smallest=min(o.ranges) if o.ranges else None,
+            largest=max(o.ranges) if o.ranges else None,
+        )
+        for o in operands
+    )
 
 
 def _describe_scales(operands: Sequence[Operand]) -> str:

@@ -10,7 +10,7 @@ from pytest_quantgate.artifacts.onnx_operands import OnnxPart, describe_onnx
 from pytest_quantgate.artifacts.operands import Artifact
 from pytest_quantgate.inspection.coverage import find_coverage, list_notes
 from pytest_quantgate.inspection.findings import Finding, Inspection
-from pytest_quantgate.inspection.headline import make_rows, write_headline
+from pytest_quantgate.inspection.headline import list_facts, make_rows, write_headline
 from pytest_quantgate.inspection.ranges import find_ranges, list_wide
 from pytest_quantgate.text.words import count, group, listed
 
@@ -31,6 +31,7 @@ def inspect_onnx(graph: OnnxGraph, *, label: str) -> tuple[Inspection, Artifact]
             tool=artifact.tool,
             headline=write_headline(artifact),
             rows=make_rows(artifact.operands),
+            operands=list_facts(artifact.operands),
             findings=tuple(findings),
             notes=tuple(_list_notes(graph, artifact)),
             next_steps=tuple(_list_steps(artifact, label=label)),

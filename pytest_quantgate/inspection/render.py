@@ -9,9 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_quantgate.evidence.codec import to_json
-from pytest_quantgate.inspection.findings import Against, Finding, Inspection, Report, Row
+from pytest_quantgate.inspection.findings import (
+    Against,
+    Finding,
+    Inspection,
+    OperandFacts,
+    Report,
+    Row,
+)
 from pytest_quantgate.report.markdown_text import escape
-from pytest_quantgate.report.numbers import show_percent
+from pytest_quantgate.report.numbers import show_percent, show_value
 from pytest_quantgate.text.printable import printable
 from pytest_quantgate.text.words import count
 
@@ -44,7 +51,7 @@ def conclude(report: Report) -> str:
 
 
 def render_text(report: Report, *, columns: int = 80, most_layers: int | None = MOST_LAYERS) -> str:
-    """Return the report for a terminal of some columns; `most_layers=None` shows all layers."""
+    """Return the report for a terminal of some columns; `most_layers=None` shows every operand."""
     width = max(NARROWEST, min(columns, WIDEST))
     lines: list[str] = []
     for inspection in report.inspections:
@@ -66,6 +73,9 @@ def _inspection_lines(
     if table:
         yield ""
         yield from (f"  {line}" for line in table)
+    if most_layers is None and inspection.operands:
+        yield ""
+        yield from (f"  {line}" for line in _align(_operand_cells(inspection.operands)))
     if inspection.rows and inspection.bytes_by_type:
         yield ""
         yield from _wrap(_say_size(inspection.bytes_by_type), width=width, first="  ", indent="  ")
@@ -129,6 +139,25 @@ def _table(rows: Sequence[Row], *, width: int) -> Iterator[str]:
             f"{cell:>{size}}" if column[0] in right else f"{cell:<{size}}"
             for cell, size, column in zip(line, widths, columns, strict=True)
         )
+        yield "  ".join(shown).rstrip()
+
+
+def _operand_cells(operands: Sequence[OperandFacts]) -> list[tuple[str, ...]]:
+    cells: list[tuple[str, ...]] = [("layer", "operand", "format", "scale per", "stored", "range")]
+    for o in operands:
+        words = [o.scales.replace("per-", "")]
+        words += ["dynamic"] * o.dynamic + ["asymmetric"] * (not o.symmetric)
+        ends = dict.fromkeys(show_value(end) for end in (o.smallest, o.largest) if end is not None)
+        found = (o.layer, o.slot, o.format or "-", " ".join(words), o.stored, " to ".join(ends))
+        cells.append(tuple(printable(cell.strip()) for cell in found))
+    return cells
+
+
+def _align(cells: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Yield lines of which the cells stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        shown = (f"{cell:<{size}}" for cell, size in zip(line, widths, strict=True))
         yield "  ".join(shown).rstrip()
 
 

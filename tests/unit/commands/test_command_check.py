@@ -118,6 +118,26 @@ def test_what_lies_beside_a_checkpoint_is_checked_too(
     assert found["notes"] == ["good/pytorch_model.bin is a pickle and was not read"]
 
 
+def test_every_operand_is_in_the_json_and_shown_on_request(
+    spoiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["check", str(spoiled), "--json", "-"])
+    operands = json.loads(capsys.readouterr().out)["files"][0]["operands"]
+    main(["check", str(spoiled), "--all"])
+    text = capsys.readouterr().out
+
+    (input_,) = (o for o in operands if (o["layer"], o["slot"]) == ("visual_projection", "input"))
+    assert input_ == {
+        "layer": "visual_projection", "tower": "vision", "kind": "linear", "slot": "input",
+        "format": "INT8", "scales": "per-tensor", "dynamic": False, "symmetric": True,
+        "stored": "", "is_packed": False, "smallest": 0.0, "largest": 0.0,
+    }  # fmt: skip
+    (weight,) = (o for o in operands if (o["layer"], o["slot"]) == ("visual_projection", "weight"))
+    assert (weight["stored"], weight["is_packed"], weight["scales"]) == ("I8", True, "per-channel")
+    shown = [line.split() for line in text.splitlines() if "visual_projection  " in line]
+    assert ["visual_projection", "input", "INT8", "tensor", "0"] in shown
+
+
 def test_outputs_are_written_and_replaced(
     spoiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,14 @@ def test_scales_of_weights_are_told_apart(handed_over: Path) -> None:
     assert (per_tensor.stored, per_tensor.is_packed) == ("INT8", True)
 
 
+def test_ranges_of_asymmetric_operands_are_magnitudes(handed_over: Path) -> None:
+    artifact, _ = describe_onnx(read_onnx_graph(handed_over / "onnx" / "ort_qdq.onnx"))
+    softmax = [o for o in artifact.operands if o.slot == "softmax"]
+
+    assert all(not o.symmetric for o in softmax)
+    assert all(0.9 < max(o.ranges or (0,)) <= 1.01 for o in softmax)
+
+
 def test_a_missing_file_of_tensors_is_refused_with_its_name(
     handed_over: Path, tmp_path: Path
 ) -> None:
@@ -269,6 +277,22 @@ def test_tensors_outside_of_the_folder_are_not_read(tmp_path: Path, location: st
 
     with pytest.raises(ArtifactError, match="outside of the folder, which is not read"):
         describe_onnx(read_onnx_graph(path))
+
+
+def test_files_of_a_snapshot_of_the_hub_are_links_to_blobs(
+    handed_over: Path, tmp_path: Path
+) -> None:
+    blobs, snapshot = tmp_path / "model/blobs", tmp_path / "model/snapshots/abc"
+    (snapshot / "onnx").mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("external.onnx", "external.data"):
+        shutil.copyfile(handed_over / "onnx" / name, blobs / name)
+        (snapshot / "onnx" / name).symlink_to(f"../../../blobs/{name}")
+
+    found = inspect(snapshot)
+
+    assert found.facts["opset"] == "20"
+    assert codes(found) == {"check.not-quantized"}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pytest_quantgate.statistics.family import highest_rejected
 from pytest_quantgate.statistics.intervals import Share, chance_above, first_count, share_limits
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import percent_key
-from pytest_quantgate.text.words import count, group, listed, percent, shorten
+from pytest_quantgate.text.words import count, group, listed, percent, shorten, towers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,9 +110,9 @@ def judge_calibration(
         gate=GATE,
         status=Status.PASS,
         headline=f"calibration: {count(len(static), 'static quantizer')} with a finite amax, all "
-        f"called{more}; {run.samples} pairs in {run.batches} batches through both towers; worst "
-        f"clipping {share} of {worst.seen} held-out values, at most "
-        f"{percent(_most_clipped(worst), 3)} ({worst.name}), within max_clipped "
+        f"called{more}; {run.samples} pairs in {run.batches} batches through "
+        f"{towers(run.tower_batches)}; worst clipping {share} of {worst.seen} held-out values, "
+        f"at most {percent(_most_clipped(worst), 3)} ({worst.name}), within max_clipped "
         f"{percent(gate.max_clipped, 3)}",
         brief=f"{count(len(static), 'static quantizer')}"
         f"{f' and {len(dynamic)} dynamic' if dynamic else ''}, worst clipping {share} within "
@@ -183,7 +183,8 @@ def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
         return copies
     return _verdict(
         Status.PASS,
-        f"{run.samples} pairs of {run.data} in {run.batches} batches through both towers",
+        f"{run.samples} pairs of {run.data} in {run.batches} batches through "
+        f"{towers(run.tower_batches)}",
         figures={
             "calibration_samples": run.samples,
             "calibration_copies": run.copies,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.audit import TOWERS
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
@@ -15,6 +16,8 @@ from pytest_quantgate.suite.specs import FIRST, check_data
 from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pytest_quantgate.evidence.fidelity import Fidelity, TowerFidelity
 
 GATE = "fidelity"
@@ -56,13 +59,15 @@ class FidelityGate(GateSection):
             check_data(self.data)
 
 
-def judge_fidelity(fidelity: Fidelity, *, gate: FidelityGate) -> Verdict:
-    """Return whether cosine and SQNR of both towers are over their limits.
+def judge_fidelity(
+    fidelity: Fidelity, *, gate: FidelityGate, towers: Collection[str] = TOWERS
+) -> Verdict:
+    """Return whether cosine and SQNR of all towers are over their limits.
 
     NaN or Inf, a tower that was not measured, no samples, and a gate without limits are FAIL.
     """
     present = {tower.tower for tower in fidelity.towers if tower.samples > 0}
-    missing = [name for name in ("vision", "text") if name not in present]
+    missing = [name for name in towers if name not in present]
     if missing:
         return Verdict(
             gate=GATE,
@@ -225,7 +230,7 @@ def _advise(tower: TowerFidelity, fidelity: Fidelity) -> str:
 def judge(run: GateRun, gate: FidelityGate) -> Judged:
     """Return whether the embeddings of both towers stay near FP16's."""
     fidelity = run.fidelity()
-    verdict = judge_fidelity(fidelity, gate=gate)
+    verdict = judge_fidelity(fidelity, gate=gate, towers=run.towers)
     red = [tower for tower in fidelity.towers if not judge_tower(tower, gate=gate).passed]
     if verdict.status is not Status.FAIL or not red:
         return Judged(verdict=verdict)

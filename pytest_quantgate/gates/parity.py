@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.audit import TOWERS
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
@@ -15,7 +16,7 @@ from pytest_quantgate.suite.keys import BadKey, count_key, decibels_key, named, 
 from pytest_quantgate.text.words import count, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from pytest_quantgate.evidence.parity import BlockParity, Parity, ShippedTower, TowerParity
 
@@ -58,7 +59,11 @@ FLOOR_FACTOR = 2.0
 
 
 def judge_parity(
-    parity: Parity, *, gate: ParityGate, shipped: Sequence[ShippedTower] = ()
+    parity: Parity,
+    *,
+    gate: ParityGate,
+    shipped: Sequence[ShippedTower] = (),
+    towers: Collection[str] = TOWERS,
 ) -> Verdict:
     """Return whether the exported towers agree with PyTorch as far as the model itself is stable.
 
@@ -72,7 +77,7 @@ def judge_parity(
     that a tie threw far off say nothing. `shipped` are the towers in the format that ships.
     """
     present = {tower.tower for tower in parity.towers if tower.samples > 0}
-    missing = [name for name in ("vision", "text") if name not in present]
+    missing = [name for name in towers if name not in present]
     if missing:
         return Verdict(
             gate=GATE,
@@ -270,6 +275,7 @@ def judge(run: GateRun, gate: ParityGate) -> Judged:
         run.stages.parity(samples=gate.samples),
         gate=gate,
         shipped=run.stages.shipped_towers(samples=gate.samples),
+        towers=run.towers,
     )
     if verdict.status is Status.FAIL and any(other.kind == "export" for other in run.suite.gates):
         export = run.judging.judge(kind="export").verdict

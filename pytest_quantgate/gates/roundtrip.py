@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.suite.gates import GateKind, GateSection
-from pytest_quantgate.text.words import group, listed, shorten
+from pytest_quantgate.text.words import group, listed, shorten, towers
 
 if TYPE_CHECKING:
     from pytest_quantgate.evidence.parity import Roundtrip
@@ -51,9 +51,9 @@ def judge_roundtrip(roundtrip: Roundtrip, *, gate: RoundtripGate) -> Verdict:
         return Verdict(
             gate=GATE,
             status=Status.PASS,
-            headline=f"roundtrip: both towers and {roundtrip.amax_count} amax bit-identical in a "
-            f"new process; refused: {', '.join(roundtrip.refused)}",
-            brief=f"{roundtrip.amax_count} amax and both towers bit-identical, "
+            headline=f"roundtrip: {towers(roundtrip.equal)} and {roundtrip.amax_count} amax "
+            f"bit-identical in a new process; refused: {', '.join(roundtrip.refused)}",
+            brief=f"{roundtrip.amax_count} amax and {towers(roundtrip.equal)} bit-identical, "
             f"{len(roundtrip.refused)} planted damages refused",
             figures=figures,
         )

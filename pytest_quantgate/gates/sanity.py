@@ -56,13 +56,13 @@ def judge_sanity(
     texts = sanity.reading.count + sum(task.reading.count for task in sanity.tasks)
     told = f", prompts of {count(classes, 'class', 'classes')} differ" if classes else ""
     told += f", FP16 beats chance in {above} of {count(len(tasks), 'task')}" if tasks else ""
-    pairs = f"{count(sanity.pairs, 'pair')} of {sanity.data}"
+    pairs = f"{count(sanity.pairs, 'pair' if texts else 'image')} of {sanity.data}"
+    read = f", the end token of {count(texts, 'text')} is pooled" if texts else ""
     return Verdict(
         gate=GATE,
         status=Status.PASS,
-        headline=f"sanity: {pairs} encoded in FP16, the end token of {count(texts, 'text')} is "
-        f"pooled{told}",
-        brief=f"a pair runs{told}",
+        headline=f"sanity: {pairs} encoded in FP16{read}{told}",
+        brief=f"{'a pair runs' if texts else 'an image runs'}{told}",
         evidence=(
             *dict.fromkeys(_describe_answers(task, task.answers) for task in tasks if task.answers),
             *(f"note: {fault.text}: {fault.fix}" for fault in sanity.faults),

@@ -121,7 +121,10 @@ def audit_module(
             seen=seen.seen,
             largest=seen.largest,
         )
-    ran = {name: frozenset(where) for name, where in operations.ran.items()}
+    # What never ran belongs to the one tower that there is, or is told by its name.
+    only = frozenset(runs) if len(runs) == 1 else frozenset[Tower]()
+    ran = {name: only for name, _ in module.named_modules()}
+    ran |= {name: frozenset(where) for name, where in operations.ran.items()}
     modules = _describe_modules(module, quantizers=quantizers, ran=ran)
     kinds = {found.name: found.kind for found in modules}
     owners = {name: _submodule(module, owner_of(name)) for name in quantizers}
@@ -206,7 +209,13 @@ def _describe_modules(
                 weights_count=sum(p.numel() for p in child.parameters(recurse=False)),
             )
         )
-    return tuple(found)
+    # A module around attention that is named so as well is none (DINOv2's).
+    inner = [part.name for part in found if part.kind == "attention"]
+    return tuple(
+        part
+        for part in found
+        if part.kind != "attention" or not any(n.startswith(f"{part.name}.") for n in inner)
+    )
 
 
 def _kind_of(module: torch.nn.Module) -> str | None:

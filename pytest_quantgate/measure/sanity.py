@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.outcomes import Outcomes
-from pytest_quantgate.evidence.sanity import Answers, Fault, Sanity, TaskSanity, Twins
+from pytest_quantgate.evidence.sanity import NO_TEXTS, Answers, Fault, Sanity, TaskSanity, Twins
 from pytest_quantgate.measure.embeddings import average_templates, embed_images, embed_texts
 from pytest_quantgate.measure.texts import (
     MOST_TEXTS,
@@ -103,22 +103,26 @@ def measure_sanity(
     """
     import torch
 
-    texts = [pairs.text(index) for index in range(len(pairs))]
+    reads = "text" in fp16.tower_names
+    texts = [pairs.text(index) for index in range(len(pairs))] if reads else []
     with quiet_libraries():
-        tokens = fp16.tokenize(texts)
         pixels = fp16.preprocess(pairs.images[index] for index in range(len(pairs)))
         images = _encode("an image", lambda: fp16.encode_image(pixels), model=fp16)
-        captions = _encode("a text", lambda: fp16.encode_text(tokens), model=fp16)
-    reader = read_texts_of(fp16)
+        bad_texts = 0
+        if reads:
+            tokens = fp16.tokenize(texts)
+            captions = _encode("a text", lambda: fp16.encode_text(tokens), model=fp16)
+            bad_texts = int((~torch.isfinite(captions).all(dim=1)).sum())
+    reader = read_texts_of(fp16) if reads else None
     return Sanity(
         data=pairs.name,
         pairs=len(pairs),
-        reading=reader.read(texts),
+        reading=reader.read(texts) if reader else NO_TEXTS,
         faults=faults,
         lowest_pixel=float(pixels.min()),
         highest_pixel=float(pixels.max()),
         nonfinite_images=int((~torch.isfinite(images).all(dim=1)).sum()),
-        nonfinite_texts=int((~torch.isfinite(captions).all(dim=1)).sum()),
+        nonfinite_texts=bad_texts,
         tasks=tuple(
             _examine(
                 task,
@@ -128,6 +132,7 @@ def measure_sanity(
                 affordable=_count_affordable(fp16, tasks=len(tasks)),
             )
             for task in tasks
+            if reader is not None  # without texts nothing is zero-shot: the task's gate says so
         ),
     )
 

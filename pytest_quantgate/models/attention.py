@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_quantgate.models.families import find_family
 from pytest_quantgate.models.modelopt import import_modelopt
 
 if TYPE_CHECKING:
@@ -54,10 +55,14 @@ def attention_class(
 def _attention_classes(module: torch.nn.Module) -> list[type[torch.nn.Module]]:
     """Return the plain attention classes of a model, also where they are quantized already."""
     DynamicModule = import_modelopt("modelopt.torch.opt.dynamic").DynamicModule
+    config: Any = getattr(module, "config", None)
+    family = find_family(getattr(config, "model_type", None))
+    named = {t.attention.class_name for t in family.describe_towers(config)} if family else set()
     classes: dict[type[torch.nn.Module], None] = {}
     for child in module.modules():
         cls = child.original_cls if isinstance(child, DynamicModule) else type(child)
-        if cls.__name__.endswith("Attention") and cls.__module__.startswith("transformers."):
+        computes = cls.__name__ in named if named else cls.__name__.endswith("Attention")
+        if computes and cls.__module__.startswith("transformers."):
             classes[cls] = None
     return list(classes)
 

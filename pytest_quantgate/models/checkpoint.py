@@ -351,6 +351,6 @@ def _build_plain(directory: Path) -> torch.nn.Module:
     names = family.pretrained[config["model_type"]]
     settings = getattr(transformers, names.config).from_dict(config)
     module: torch.nn.Module = getattr(transformers, names.model)._from_config(
-        settings, attn_implementation=attention
+        settings, attn_implementation=attention, **names.options
     )
     return module.eval().requires_grad_(False)

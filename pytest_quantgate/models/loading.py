@@ -6,6 +6,7 @@ weights are read here, and transformers sees the rest in a folder that holds not
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -91,7 +92,9 @@ def load_fp16(
             config._attn_implementation = spec.attn_implementation
             check_config(config.to_dict(), where=f"{where}: {source.directory / CONFIG}")
             state = read_weights(source, where=where)
-            _check_size(kind, config, state=state, where=f"{where}: {source.description}")
+            _check_size(
+                kind, config, names.options, state=state, where=f"{where}: {source.description}"
+            )
             module, info = kind.from_pretrained(
                 None,
                 config=config,
@@ -99,16 +102,20 @@ def load_fp16(
                 dtype=dtype,
                 attn_implementation=spec.attn_implementation,
                 output_loading_info=True,
+                **names.options,
             )
-            towers = family.describe_towers(module.config)
             tokenizer = processor = None
-            if any(tower.text is not None for tower in towers):
+            if "text" in names.towers:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
                     folder, local_files_only=True, trust_remote_code=False
                 )
             if names.image_processor:
                 made_by: Any = getattr(transformers, names.image_processor)
                 processor = made_by.from_pretrained(folder, local_files_only=True)
+            sized = copy.deepcopy(module.config)
+            if names.any_size:
+                sized.image_size = read_image_size(processor)
+            towers = family.describe_towers(sized)
         except ModelError:
             raise
         except Exception as error:  # tokenizers raises a bare Exception for a damaged file
@@ -120,7 +127,11 @@ def load_fp16(
             f"shape, first {incomplete[0]}: the checkpoint is not the model of its config.json"
         )
     # Older checkpoints keep the position ids, which are no weights.
-    unused = sorted(k for k in info["unexpected_keys"] if not k.endswith(".position_ids"))
+    unused = sorted(
+        key
+        for key in info["unexpected_keys"]
+        if not key.endswith(".position_ids") and not key.startswith(names.unused)
+    )
     if unused:
         raise ModelError(
             f"{where}: {source.description}: {len(unused)} weights have no place in the model of "
@@ -147,6 +158,15 @@ def load_fp16(
         device=device,
         notes=notes,
     )
+
+
+def read_image_size(processor: Any) -> tuple[int, int]:
+    """Return height and width of what an image processor makes of an image."""
+    import numpy
+
+    image = numpy.zeros((32, 48, 3), dtype=numpy.uint8)
+    height, width = processor(images=[image], return_tensors="np")["pixel_values"].shape[-2:]
+    return int(height), int(width)
 
 
 def check_files(source: CheckpointSource, *, where: str) -> Mapping[str, Any]:
@@ -297,7 +317,14 @@ def read_weights(source: CheckpointSource, *, where: str) -> dict[str, torch.Ten
     return state
 
 
-def _check_size(kind: Any, config: Any, *, state: Mapping[str, torch.Tensor], where: str) -> None:
+def _check_size(
+    kind: Any,
+    config: Any,
+    options: Mapping[str, Any],
+    *,
+    state: Mapping[str, torch.Tensor],
+    where: str,
+) -> None:
     """Raise ModelError for a config of a model so large that its weights cannot be these.
 
     Weights that are missing would be made before they are named: of a model of any size.
@@ -305,7 +332,7 @@ def _check_size(kind: Any, config: Any, *, state: Mapping[str, torch.Tensor], wh
     import torch
 
     with torch.device("meta"):
-        described = sum(tensor.numel() for tensor in kind(config).state_dict().values())
+        described = sum(tensor.numel() for tensor in kind(config, **options).state_dict().values())
     held = sum(tensor.numel() for tensor in state.values())
     if described > 2 * held:
         raise ModelError(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from pytest_quantgate.errors import NotMeasured, QuantGateError, WriteError
+from pytest_quantgate.errors import ModelError, NotMeasured, QuantGateError, WriteError
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
 from pytest_quantgate.gates.regression import RegressionGate, judge_run
@@ -15,7 +15,7 @@ from pytest_quantgate.statistics.family import ALONE, SILENT, Family
 from pytest_quantgate.suite.gates import IMPLICIT, GateSection, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_quantgate.evidence.audit import Tower
     from pytest_quantgate.evidence.outcomes import Outcomes
@@ -23,6 +23,23 @@ if TYPE_CHECKING:
     from pytest_quantgate.gates.fidelity import FidelityGate
     from pytest_quantgate.gates.run import GateRun
     from pytest_quantgate.run.measured import Measured
+
+
+def narrow_towers(gate: GateSection, *, towers: Sequence[str]) -> GateSection:
+    """Return a gate on the towers of its `towers` that the model has; raises ModelError for none.
+
+    Both is what `towers` says where a suite says nothing, so it means every tower that is there.
+    """
+    named = getattr(gate, "towers", None)
+    if named is None:
+        return gate
+    kept = tuple(tower for tower in named if tower in towers)
+    if named and not kept:
+        raise ModelError(
+            f"{gate.where.of('towers')}: the model has no {' or '.join(named)} tower: it has "
+            f"{', '.join(towers)}"
+        )
+    return cast(GateSection, replace(cast(Any, gate), towers=kept))
 
 
 class Judging:
@@ -51,7 +68,8 @@ class Judging:
         return judged.verdict if judged else None
 
     def _judge_gate(self, gate: GateSection) -> Judged:
-        judged: Judged = kind_of(gate).judge(self.case, gate)
+        narrowed = narrow_towers(gate, towers=self.case.towers)
+        judged: Judged = kind_of(gate).judge(self.case, narrowed)
         return self._judge_overflow(judged, gate=gate)
 
     def _find_insanity(self, kind: str) -> Judged | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import LayerActivation, TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fidelity import Fidelity
@@ -160,6 +161,11 @@ class Measured(Variants):
         from pytest_quantgate.tasks.registry import evaluation_data
 
         name, purpose = evaluation_data(task)
+        if "text" not in self.towers:
+            raise ModelError(
+                f"{self.source.description} has no text tower, and {task} is zero-shot, which "
+                f"compares images with texts: judge it by fidelity, and drop this gate"
+            )
         samples = self.samples(name, count, purpose=purpose, first=first)
         shown = self.contents(name, count, purpose=purpose, first=first)
         images = self._image_embeddings(samples)
@@ -321,7 +327,7 @@ class Measured(Variants):
         )
 
     def fidelity(self) -> Fidelity:
-        """Return cosine and SQNR of both towers on the samples that the gate names."""
+        """Return cosine and SQNR of every tower on the samples that the gate names."""
         gate = self.suite.gates.one(FidelityGate)
         assert gate is not None
         data = gate.data or self.default_data()
@@ -348,23 +354,24 @@ class Measured(Variants):
         samples = self.samples(data, gate.samples, purpose="pairs", first=gate.first)
         shown = self.contents(data, gate.samples, purpose="pairs", first=gate.first)
         models = (self.fp16, self.quantized)
-        texts = [samples.text(index) for index in range(len(samples))]
+        embedded: dict[TowerName, list[torch.Tensor]] = {}
         with self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance:
-            images = embed_images(
+            embedded["vision"] = embed_images(
                 models,
                 samples,
                 batch_size=BATCH_SIZE,
                 preprocess=self.fp16.preprocess,
                 progress=advance,
             )
-            captions = embed_texts(
-                models, texts, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
-            )
+            if "text" in self.towers:
+                texts = [samples.text(index) for index in range(len(samples))]
+                embedded["text"] = embed_texts(
+                    models, texts, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
+                )
             probe = next(
                 make_batches(self.fp16, samples.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES)
             )
             layers = rank_layers(fp16=self.fp16, quantized=self.quantized, batch=probe)
-        embedded: dict[TowerName, list[torch.Tensor]] = {"vision": images, "text": captions}
         return Fidelity(
             data=data,
             towers=tuple(

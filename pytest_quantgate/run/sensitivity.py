@@ -220,11 +220,11 @@ class Study:
         )
 
     def towers(self, probe: Probe) -> tuple[TowerInputs, ...]:
-        """Return both towers with their batches of a probe, preprocessed."""
+        """Return every tower with its batches of a probe, preprocessed."""
         from pytest_quantgate.measure.sensitivity import TowerInputs
 
         fp16, quantized = self.case.fp16, self.case.quantized
-        images = [
+        images: list[Mapping[str, torch.Tensor]] = [
             {
                 "pixel_values": fp16.preprocess(
                     probe.samples.images[index]
@@ -233,23 +233,20 @@ class Study:
             }
             for start in range(0, len(probe.samples), BATCH_SIZE)
         ]
-        texts = [
-            fp16.tokenize(probe.texts[start : start + BATCH_SIZE])
-            for start in range(0, len(probe.texts), BATCH_SIZE)
-        ]
-        return (
+        found = {"vision": images}
+        if "text" in self.case.towers:
+            found["text"] = [
+                fp16.tokenize(probe.texts[start : start + BATCH_SIZE])
+                for start in range(0, len(probe.texts), BATCH_SIZE)
+            ]
+        return tuple(
             TowerInputs(
-                tower="vision",
-                fp16=functools.partial(fp16.encode, "vision"),
-                quantized=functools.partial(quantized.encode, "vision"),
-                batches=images,
-            ),
-            TowerInputs(
-                tower="text",
-                fp16=functools.partial(fp16.encode, "text"),
-                quantized=functools.partial(quantized.encode, "text"),
-                batches=texts,
-            ),
+                tower=tower,
+                fp16=functools.partial(fp16.encode, tower),
+                quantized=functools.partial(quantized.encode, tower),
+                batches=found[tower],
+            )
+            for tower in self.case.towers
         )
 
     def probe(self, gate: Gate, count: int) -> Probe:
@@ -461,11 +458,16 @@ def summarize(
         return max(values, default=0.0 if direction == "only" else math.nan)
 
     def metric_of(direction: Direction, index: int) -> float | None:
-        states = [
-            found.groups.get((direction, index), found.off if direction == "only" else found.full)
-            for found in (towers["vision"], towers["text"])
-        ]
-        return score(*states) if score else None
+        if score is None:
+            return None
+        return score(
+            *(
+                found.groups.get(
+                    (direction, index), found.off if direction == "only" else found.full
+                )
+                for found in towers.values()
+            )
+        )
 
     def apart(index: int) -> float | None:
         if not any(index in found.apart for found in towers.values()):
@@ -495,16 +497,17 @@ def summarize(
         )
         for index, group in enumerate(groups)
     ]
-    vision, text = towers["vision"], towers["text"]
+    first = next(iter(towers.values()))
+    text = towers.get("text")
     return Sensitivity(
         data=data,
-        samples=len(vision.off),
-        texts=len(text.off),
+        samples=len(first.off),
+        texts=len(text.off) if text else 0,
         task=task,
         metric=metric,
         towers=tuple(noises),
-        metric_off=score(vision.off, text.off) if score else None,
-        metric_all=score(vision.full, text.full) if score else None,
+        metric_off=score(*(found.off for found in towers.values())) if score else None,
+        metric_all=score(*(found.full for found in towers.values())) if score else None,
         effects=tuple(sorted(effects, key=lambda effect: -effect.noise_only)),
         weights_bytes=weights_bytes,
         evaluations=sum(found.forwards for found in towers.values()) / (2 * len(towers)),

@@ -112,6 +112,7 @@ def export_tower(
     started = time.perf_counter()
     spec = model.tower(tower)
     module = _copy_tower(model.module, tower=spec)
+    spec.freeze(module)
     sample = spec.make_example(1 if dynamic_batch else batch)
     extra = _replace_attention(module, tower=spec, softmax=softmax)
     quantizers = find_quantizers(module)
@@ -444,19 +445,23 @@ def _trace(
     stream: Any = io.BytesIO()  # taken by this exporter, though its annotation says a path
     free = {name: {0: "batch"} for name in (*sample, "embeddings")} if dynamic_batch else None
     with quiet_libraries(), torch.no_grad():
-        torch.onnx.export(
-            module,
-            tuple(sample.values()),
-            stream,
-            dynamo=False,  # the other exporter fails on quantized attention and is no faster
-            opset_version=opset,
-            export_params=False,
-            do_constant_folding=False,  # it would give the transposed weights nameless copies
-            input_names=list(sample),
-            output_names=["embeddings"],
-            dynamic_axes=free,
-            custom_opsets={MARK_DOMAIN: 1} if has_marks else None,
-        )
+        try:
+            torch.onnx.export(
+                module,
+                tuple(sample.values()),
+                stream,
+                dynamo=False,  # the other exporter fails on quantized attention and is no faster
+                opset_version=opset,
+                export_params=False,
+                do_constant_folding=False,  # it would give the transposed weights nameless copies
+                input_names=list(sample),
+                output_names=["embeddings"],
+                dynamic_axes=free,
+                custom_opsets={MARK_DOMAIN: 1} if has_marks else None,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"PyTorch cannot export this tower to ONNX: {reason}") from error
     return onnx.load_from_string(stream.getvalue())
 
 

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from fractions import Fraction
 
 from pytest_quantgate.evidence.verdict import Status
@@ -31,6 +31,11 @@ def percent(share: float | Fraction, digits: int = 2) -> str:
 def level(confidence: Fraction) -> str:
     """Return a confidence with all its digits: `95 %`, `99.9 %`; never rounded to `100 %`."""
     return f"{float(confidence * 100):.12g} %"
+
+
+def towers(names: Collection[str]) -> str:
+    """Return `both towers` for two, `the vision tower` for one."""
+    return "both towers" if len(names) > 1 else f"the {', '.join(names)} tower"
 
 
 def points(share: float | Fraction) -> str:

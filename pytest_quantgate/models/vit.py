@@ -1,0 +1,153 @@
+"""Vision encoders alone: ViT, DINOv2 (with registers too), and the vision tower of CLIP.
+
+The embedding is the class token behind the last norm; CLIP's tower with a projection gives
+`image_embeds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.evidence.audit import TowerName
+from pytest_quantgate.models.family import EncoderFamily, Pretrained
+from pytest_quantgate.models.towers import AttentionSpec, TowerSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    Embed = Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]
+
+ONE_TOWER: tuple[TowerName, ...] = ("vision",)
+
+
+def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
+    """Return the one tower of a vision encoder."""
+    height, width = _as_pair(config.image_size)
+    rows, columns = _as_pair(config.patch_size)
+    tokens = (height // rows) * (width // columns) + 1 + getattr(config, "num_register_tokens", 0)
+    tower = TowerSpec(
+        name="vision",
+        parts=("embeddings", "layers", "layernorm"),
+        inputs={"pixel_values": (config.num_channels, height, width)},
+        embeddings="embeddings",
+        attention=AttentionSpec(
+            class_name="ViTAttention", out="o_proj", heads="num_attention_heads", scale="scaling"
+        ),
+        tokens=tokens,
+        config=config,
+        embed=embed_vit,
+    )
+    if config.model_type.startswith("dinov2"):
+        attention = AttentionSpec(
+            class_name=_SELF_ATTENTION[config.model_type],
+            query="query",
+            key="key",
+            value="value",
+            out="",
+            heads="num_attention_heads",
+            scale="scaling",
+        )
+        return (
+            replace(
+                tower,
+                parts=("embeddings", "encoder", "layernorm"),
+                attention=attention,
+                embed=embed_dinov2,
+                freeze=partial(freeze_positions, height=height, width=width),
+            ),
+        )
+    if config.model_type == "clip_vision_model":
+        return (
+            replace(
+                tower,
+                parts=("embeddings", "pre_layrnorm", "encoder", "post_layernorm"),
+                attention=AttentionSpec(class_name="CLIPAttention"),
+                embed=embed_clip,
+            ),
+        )
+    return (tower,)
+
+
+_SELF_ATTENTION = {
+    "dinov2": "Dinov2SelfAttention",
+    "dinov2_with_registers": "Dinov2WithRegistersSelfAttention",
+}
+
+
+def embed_vit(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    hidden = module.embeddings(inputs["pixel_values"])
+    for layer in module.layers:
+        hidden = layer(hidden)
+    found: torch.Tensor = module.layernorm(hidden)[:, 0]
+    return found
+
+
+def embed_dinov2(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    hidden = module.encoder(module.embeddings(inputs["pixel_values"])).last_hidden_state
+    found: torch.Tensor = module.layernorm(hidden)[:, 0]
+    return found
+
+
+def embed_clip(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    hidden = module.pre_layrnorm(module.embeddings(inputs["pixel_values"]))
+    hidden = module.encoder(inputs_embeds=hidden).last_hidden_state
+    found: torch.Tensor = module.post_layernorm(hidden[:, 0])
+    return found
+
+
+def freeze_positions(tower: Any, *, height: int, width: int) -> None:
+    """Put the positions of one image size in the place of those that are interpolated for any."""
+    import torch
+
+    embeddings = tower.embeddings
+    rows, columns = (size // embeddings.config.patch_size for size in (height, width))
+    like = embeddings.position_embeddings
+    with torch.no_grad():
+        patches = torch.zeros(1, rows * columns + 1, like.shape[-1], dtype=like.dtype)
+        positions = embeddings.interpolate_pos_encoding(patches, height, width).detach()
+    embeddings.position_embeddings = torch.nn.Parameter(positions, requires_grad=False)
+    embeddings.interpolate_pos_encoding = lambda *_: embeddings.position_embeddings
+
+
+def _as_pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+FAMILY = EncoderFamily(
+    name="vit",
+    pretrained={
+        "vit": Pretrained(
+            towers=ONE_TOWER,
+            config="ViTConfig",
+            model="ViTModel",
+            image_processor="ViTImageProcessor",
+            options={"add_pooling_layer": False},
+            unused=("pooler.",),
+        ),
+        "dinov2": Pretrained(
+            towers=ONE_TOWER,
+            config="Dinov2Config",
+            model="Dinov2Model",
+            image_processor="BitImageProcessor",
+            any_size=True,
+        ),
+        "dinov2_with_registers": Pretrained(
+            towers=ONE_TOWER,
+            config="Dinov2WithRegistersConfig",
+            model="Dinov2WithRegistersModel",
+            image_processor="BitImageProcessor",
+            any_size=True,
+        ),
+        "clip_vision_model": Pretrained(
+            towers=ONE_TOWER,
+            config="CLIPVisionConfig",
+            model="CLIPVisionModel",
+            image_processor="CLIPImageProcessor",
+        ),
+    },
+    describe_towers=describe_towers,
+)

@@ -1,0 +1,56 @@
+"""Tiny vision encoders of several classes, made by transformers itself and saved as checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+#: By name: the class, its configuration and its image processor, with what differs from `SIZES`.
+KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "vit": ("ViTModel", "ViTConfig", "ViTImageProcessor", {"intermediate_size": 64}),
+    "clip": (
+        "CLIPVisionModel",
+        "CLIPVisionConfig",
+        "CLIPImageProcessor",
+        {"intermediate_size": 64},
+    ),
+    "dinov2": ("Dinov2Model", "Dinov2Config", "BitImageProcessor", {"mlp_ratio": 2}),
+    "registers": (
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersConfig",
+        "BitImageProcessor",
+        {"mlp_ratio": 2, "num_register_tokens": 3},
+    ),
+    # Trained on larger images than its processor makes, as the released checkpoints are.
+    "smaller": ("Dinov2Model", "Dinov2Config", "BitImageProcessor", {"image_size": 48}),
+}
+
+
+def save_vision_encoder(kind: str, folder: Path) -> Any:
+    """Write a seeded checkpoint of a kind in float16, and return the module in float32."""
+    import torch
+    import transformers
+
+    model, config, processor, changes = KINDS[kind]
+    torch.manual_seed(0)
+    settings = getattr(transformers, config)(**{**SIZES, **changes})
+    module: Any = getattr(transformers, model)(settings).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0.0, 0.08)
+    module.half().save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    if processor == "ViTImageProcessor":
+        getattr(transformers, processor)(size=size).save_pretrained(folder)
+    else:
+        made = getattr(transformers, processor)(size={"shortest_edge": 32}, crop_size=size)
+        made.save_pretrained(folder)
+    return module.float()

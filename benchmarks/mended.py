@@ -126,7 +126,7 @@ PLANTS = (
         spoils="suspects",
     ),
     Plant(
-        module="measurement.py",
+        module="evidence/codec.py",
         code=wrap(
             "to_json",
             "found = good(*given)\n"

@@ -25,7 +25,7 @@ _ALGORITHMS: Mapping[str, tuple[str, str]] = {
 
 
 def read_excluded(files: CheckpointFiles) -> tuple[str, ...]:
-    """Return the patterns of modules that the configuration says were left out."""
+    """Return the patterns of modules that the configuration, or ModelOpt's recipe, leaves out."""
     settings = as_mapping(files.config.get("quantization_config"))
     exported = as_mapping(files.export.get("quantization"))
     found: dict[str, None] = {}
@@ -35,12 +35,20 @@ def read_excluded(files: CheckpointFiles) -> tuple[str, ...]:
         settings.get("modules_to_not_convert"),
     ):
         found |= dict.fromkeys(map(str, value if isinstance(value, list) else ()))
+    for entry in map(as_mapping, files.state.quant_cfg if files.state is not None else ()):
+        pattern = str(entry.get("quantizer_name", "*"))
+        if entry.get("enable") is False and pattern.strip("*"):
+            found[pattern] = None
     return tuple(found)
 
 
 def is_excluded(layer: str, *, excluded: Sequence[str]) -> bool:
-    """Return whether a pattern (a name, with `*`, or `re:...`) leaves a module out."""
-    return any(_matches(layer, pattern) for pattern in excluded)
+    """Return whether a pattern leaves a module out: a name, with `*`, or `re:...`.
+
+    ModelOpt's are patterns of quantizers.
+    """
+    names = (layer, f"{layer}.weight_quantizer")
+    return any(_matches(name, pattern) for pattern in excluded for name in names)
 
 
 def _matches(layer: str, pattern: str) -> bool:

@@ -28,7 +28,9 @@ def inspect_checkpoint(files: CheckpointFiles, *, label: str) -> tuple[Inspectio
         *_find_export(files, artifact),
         *(
             finding
-            for finding in find_coverage(artifact.operands, excluded=artifact.excluded)
+            for finding in find_coverage(
+                artifact.operands, excluded=artifact.excluded, is_listed=_is_export(files)
+            )
             if not (_is_export(files) and finding.code == "check.attention-operand-off")
         ),
         *find_ranges(artifact.operands, pre_scaled=artifact.pre_scaled, by_max=artifact.by_max),

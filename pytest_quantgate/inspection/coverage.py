@@ -20,9 +20,13 @@ _BY_NAME = (
 
 
 def find_coverage(
-    operands: Sequence[Operand], *, excluded: Sequence[str] = ()
+    operands: Sequence[Operand], *, excluded: Sequence[str] = (), is_listed: bool = False
 ) -> Iterator[Finding]:
-    """Yield what is not quantized and looks as if it should be."""
+    """Yield what is not quantized and looks as if it should be.
+
+    `excluded` are patterns of modules that were left out; `is_listed` says that an exporter listed
+    there what it found, and nobody what was meant.
+    """
     linear = [o for o in operands if o.kind == "linear" and o.slot == "weight"]
     if not any(o.is_quantized for o in operands):
         yield Finding(
@@ -41,7 +45,8 @@ def find_coverage(
     rest = [o for o in operands if o.tower not in towers]
     yield from _find_layers_off(rest, excluded=excluded)
     yield from _find_inputs_off(rest)
-    yield from _find_projections_off(operands, without=towers)
+    meant = () if is_listed else tuple(p for p in excluded if "proj" in p)
+    yield from _find_projections_off(operands, without=towers, meant=meant)
     yield from _find_products_off(rest)
 
 
@@ -78,8 +83,7 @@ def _find_layers_off(operands: Sequence[Operand], *, excluded: Sequence[str]) ->
             headline=f"{count(len(off), 'Linear layer')} unquantized, whose like in other blocks "
             f"are quantized: {listed(group(off))}",
             cause="quantizers that were lost or switched off in these blocks",
-            next_step="name them in `exclude` and in the file's list of what is left out if it "
-            "is meant, else quantize again",
+            next_step="quantize again; where it is meant: --ignore check.layers-off",
             subjects=tuple(off),
         )
 
@@ -114,19 +118,23 @@ def _find_inputs_off(operands: Sequence[Operand]) -> Iterator[Finding]:
         )
 
 
-def _find_projections_off(operands: Sequence[Operand], *, without: set[str]) -> Iterator[Finding]:
-    """Yield a projection that is off while the other tower's is on."""
+def _find_projections_off(
+    operands: Sequence[Operand], *, without: set[str], meant: Sequence[str]
+) -> Iterator[Finding]:
+    """Yield a projection that is off while the other tower's is on, and was not named to be."""
     found = [
         o for o in operands if o.kind == "linear" and o.slot == "weight" and _is_projection(o.layer)
     ]
     on = [o.layer for o in found if o.is_quantized]
     off = [o.layer for o in found if not o.is_quantized and o.tower not in without]
+    off = [layer for layer in off if not is_excluded(layer, excluded=meant)]
     if on and off:
         yield Finding(
             code="check.projection-off",
             headline=f"{listed(off)} is not quantized, and {listed(on)} is",
             cause="ModelOpt's presets switch '*visual*' off, which names the projection too",
-            next_step="leave out both projections, or none: a recipe without '*visual*'",
+            next_step="quantize with a recipe without '*visual*'; where it is meant: "
+            "--ignore check.projection-off",
             subjects=tuple(off),
         )
 

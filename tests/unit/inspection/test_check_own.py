@@ -80,12 +80,17 @@ def test_layers_that_transformers_renamed_are_found_by_their_ranges(
     assert any("other names in the file than in its state" in note for note in found.notes)
 
 
-def switch_off(handed_over: Path, folder: Path, pattern: str) -> Path:
-    """Copy the saved model with the quantizers switched off whose names match a pattern."""
+def switch_off(handed_over: Path, folder: Path, pattern: str, *, is_said: bool = False) -> Path:
+    """Copy the saved model with the quantizers switched off whose names match a pattern.
+
+    `is_said` adds the pattern to the recipe that the state keeps.
+    """
     shutil.copytree(handed_over / SAVED, folder, copy_function=shutil.copyfile)
     path = folder / "modelopt_state.pth"
     state = torch.load(path, weights_only=True)
     for _, entry in state["modelopt_state_dict"]:
+        if is_said and "quant_cfg" in entry["config"]:
+            entry["config"]["quant_cfg"].append({"quantizer_name": pattern, "enable": False})
         for name, quantizer in entry["metadata"]["quantizer_state"].items():
             if fnmatch.fnmatch(name, pattern):
                 quantizer["_disabled"] = True
@@ -136,3 +141,19 @@ def test_quantizers_that_were_switched_off_are_named(
 
     assert codes(found) == {code}
     assert found.findings[0].headline == words
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*layers.1.mlp*", set()),
+        ("*visual_projection*", set()),
+        ("*visual*", {"check.projection-off"}),  # which names the projection by the way
+    ],
+)
+def test_what_the_recipe_leaves_out_by_name_is_meant(
+    handed_over: Path, tmp_path: Path, pattern: str, expected: set[str]
+) -> None:
+    folder = switch_off(handed_over, tmp_path / "off", pattern, is_said=True)
+
+    assert codes(inspect(folder)) == expected

@@ -9,7 +9,7 @@ from typing import Any
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import TowerName
-from pytest_quantgate.models import clip, vit
+from pytest_quantgate.models import clip, siglip, vit
 from pytest_quantgate.models.family import EncoderFamily
 from pytest_quantgate.models.towers import TowerSpec
 from pytest_quantgate.untrusted import parse_json, read_regular
@@ -19,7 +19,7 @@ GROUP = "pytest_quantgate.encoders"
 
 def list_families() -> tuple[EncoderFamily, ...]:
     """Return all families, this package's first; raises ModelError for an odd entry point."""
-    found = [clip.FAMILY, vit.FAMILY]
+    found = [clip.FAMILY, siglip.FAMILY, vit.FAMILY]
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         family = entry.load()
         if not isinstance(family, EncoderFamily):

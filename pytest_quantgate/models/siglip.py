@@ -1,0 +1,73 @@
+"""The family of SigLIP: transformers' `SiglipModel`, a vision and a text tower without projections.
+
+Its text tower sees the padding: every text is filled up to the full length, no token is masked, and
+the last position is pooled, whatever token stands there. Its vision tower has no class token: a
+head with an attention of its own (`nn.MultiheadAttention` over a trained probe) pools the patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.models.family import EncoderFamily, Pretrained
+from pytest_quantgate.models.towers import AttentionSpec, TextSpec, TowerSpec
+
+if TYPE_CHECKING:
+    import torch
+
+ATTENTION = AttentionSpec(class_name="SiglipAttention")
+
+
+def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
+    """Return both towers of a `SiglipModel`."""
+    vision, text = config.vision_config, config.text_config
+    positions = text.max_position_embeddings
+    return (
+        TowerSpec(
+            name="vision",
+            parts=("vision_model",),
+            inputs={"pixel_values": (vision.num_channels, vision.image_size, vision.image_size)},
+            embeddings="vision_model.embeddings",
+            attention=ATTENTION,
+            tokens=(vision.image_size // vision.patch_size) ** 2,
+            config=vision,
+            embed=embed_images,
+        ),
+        TowerSpec(
+            name="text",
+            parts=("text_model",),
+            inputs={"input_ids": (positions,)},
+            embeddings="text_model.embeddings",
+            attention=ATTENTION,
+            tokens=positions,
+            config=text,
+            embed=embed_texts,
+            # The ids of begin and end in its config are those of CLIP, and no tower reads them.
+            text=TextSpec(vocabulary=text.vocab_size, end_id=None, begin_id=None, pools_end=False),
+        ),
+    )
+
+
+def embed_images(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    found: torch.Tensor = module.vision_model(**inputs).pooler_output
+    return found
+
+
+def embed_texts(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    found: torch.Tensor = module.text_model(**inputs).pooler_output
+    return found
+
+
+FAMILY = EncoderFamily(
+    name="siglip",
+    pretrained={
+        "siglip": Pretrained(
+            towers=("vision", "text"),
+            config="SiglipConfig",
+            model="SiglipModel",
+            image_processor="SiglipImageProcessor",
+        )
+    },
+    describe_towers=describe_towers,
+)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class TextReading:
     """How the text tower reads `count` texts, of which `distinct` differ as far as it looks.
 
-    A text tower pools one token, and what stands behind it is not read. `without_end` texts have
+    Where the tower `pools_end`, what stands behind that token is not read. `without_end` texts have
     no end token; of `pooled_elsewhere` another token is pooled than the end token behind the text.
     `example` is the first such text, `pooled` the token that is pooled instead, at `position`.
     `end_token` is the tokenizer's (empty where it names none), `commonest` the number of texts
@@ -20,6 +20,7 @@ class TextReading:
     distinct: int
     commonest: int
     end_token: str
+    pools_end: bool = True
     without_end: int = 0
     pooled_elsewhere: int = 0
     example: str = ""

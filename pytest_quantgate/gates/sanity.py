@@ -58,6 +58,8 @@ def judge_sanity(
     told += f", FP16 beats chance in {above} of {count(len(tasks), 'task')}" if tasks else ""
     pairs = f"{count(sanity.pairs, 'pair' if texts else 'image')} of {sanity.data}"
     read = f", the end token of {count(texts, 'text')} is pooled" if texts else ""
+    if texts and not sanity.reading.pools_end:
+        read = f", {count(texts, 'text')} read whole"
     return Verdict(
         gate=GATE,
         status=Status.PASS,

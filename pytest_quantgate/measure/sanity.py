@@ -155,7 +155,9 @@ def read_texts_of(model: Encoder) -> TextReader:
             end_id=tokenizer.eos_token_id,
             config_end_id=text.end_id,
             special_ids=frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id},
-        ),
+        )
+        if text.pools_end
+        else None,
     )
 
 

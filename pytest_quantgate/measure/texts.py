@@ -54,29 +54,36 @@ class TextReader:
     """Reads texts as one model's tokenizer and text tower do, each once.
 
     `tokenize` gives the ids of each text, padded to the model's length; `name_token` the token of
-    an id.
+    an id. `pooling` is None for a tower that takes in every position, padding too, and pools no end
+    token.
     """
 
     tokenize: Callable[[list[str]], list[list[int]]]
     name_token: Callable[[int], str]
     end_token: str
-    pooling: Pooling
+    pooling: Pooling | None
     _ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def read(self, texts: Sequence[str]) -> TextReading:
         """Return what becomes of texts."""
         heard = Counter(self.as_heard(texts))
-        ids = self._read(texts)
-        wanted = self.pooling.end_id
-        without = [i for i, found in enumerate(ids) if wanted is not None and wanted not in found]
-        elsewhere = [i for i, found in enumerate(ids) if not self.pooling.is_sound(found)]
-        first = next(iter(without or elsewhere), None)
-        place = 0 if first is None else self.pooling.find(ids[first])
-        return TextReading(
+        found = TextReading(
             count=len(texts),
             distinct=len(heard),
             commonest=max(heard.values(), default=0),
             end_token=self.end_token,
+            pools_end=self.pooling is not None,
+        )
+        if self.pooling is None:
+            return found
+        ids = self._read(texts)
+        wanted = self.pooling.end_id
+        without = [i for i, row in enumerate(ids) if wanted is not None and wanted not in row]
+        elsewhere = [i for i, row in enumerate(ids) if not self.pooling.is_sound(row)]
+        first = next(iter(without or elsewhere), None)
+        place = 0 if first is None else self.pooling.find(ids[first])
+        return replace(
+            found,
             without_end=len(without),
             pooled_elsewhere=len(elsewhere),
             example="" if first is None else texts[first],
@@ -85,8 +92,13 @@ class TextReader:
         )
 
     def as_heard(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Return the ids of each text up to the pooled one: the tower is causal."""
-        return [ids[: self.pooling.find(ids) + 1] for ids in self._read(texts)]
+        """Return the ids of each text that the tower takes in.
+
+        A tower that pools the end token is causal: up to that one.
+        """
+        read = self._read(texts)
+        pooling = self.pooling
+        return read if pooling is None else [ids[: pooling.find(ids) + 1] for ids in read]
 
     def _read(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         new = [text for text in dict.fromkeys(texts) if text not in self._ids]

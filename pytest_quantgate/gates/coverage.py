@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.gates.fused import advise_fused, list_excluded, list_fused
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle, exclude_words
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import TOWERS
@@ -159,7 +160,7 @@ def judge_coverage(
     is expired or unused.
     """
     scope = Scope(
-        excluded=frozenset(name for _, matched in audit.excludes for name in matched),
+        excluded=list_excluded(audit).union(*(matched for _, matched in audit.excludes)),
         waivers=gate.waive,
     )
     modules = {module.name: module for module in audit.modules}
@@ -533,6 +534,7 @@ def _judge_attention(
         )
     missing: dict[str, list[str]] = {}
     idle: list[Quantizer] = []
+    blocks = [m for m in blocks if m.name not in scope.excluded]
     for slot in slots:
         for module in blocks:
             found = by_owner.get(module.name, {}).get(slot)
@@ -550,7 +552,10 @@ def _judge_attention(
             f"attention {' '.join(_ATTENTION_NAMES[s] for s in slots)} in {len(blocks)} blocks"
         )
     worst, names = next(iter(missing.items()))
-    if idle:
+    fused = {name for found in missing.values() for name in found}
+    if fused <= list_fused(audit):
+        hint = advise_fused(sorted(fused), audit=audit)
+    elif idle:
         hint = advise_idle(idle, among=audit.quantizers, attention=attention)
         if gate.attention and any(q.slot == "softmax" for q in idle):
             hint = (hint[0], f"{hint[1]}, and leave softmax out of coverage.attention")
@@ -681,7 +686,8 @@ def _judge_excludes(
             for name in matched
             if name in by_name and by_name[name].module in modules
         )
-        if not may_be_on and not set(matched) & set(audit.intended):
+        fused = any(fnmatch.fnmatch(name, pattern) for name in list_excluded(audit))
+        if not may_be_on and not fused and not set(matched) & set(audit.intended):
             return _fail(
                 "exclude-without-effect",
                 f"exclude {pattern!r} matches {count(len(matched), 'quantizer')} that the recipe "
@@ -736,6 +742,16 @@ def _judge_operations(audit: Audit, *, gate: CoverageGate, scope: Scope, used: s
     if escaped:
         lost = sum(op.weights_count for found in escaped.values() for op in found)
         total = sum(op.weights_count for op in audit.operations)
+        names = {op.module for found in escaped.values() for op in found}
+        cause, next_step = (
+            advise_fused(sorted(names), audit=audit)
+            if names <= list_fused(audit)
+            else (
+                "a function was called with the weight: a walker over modules never sees it",
+                "replace the call by a module, register a quantized class, or waive it with a "
+                "reason and a day",
+            )
+        )
         parts.append(
             _fail(
                 "weights-escaped",
@@ -750,9 +766,8 @@ def _judge_operations(audit: Audit, *, gate: CoverageGate, scope: Scope, used: s
                     ],
                     noun="groups",
                 ),
-                cause="a function was called with the weight: a walker over modules never sees it",
-                next_step="replace the call by a module, register a quantized class, or waive it "
-                "with a reason and a day",
+                cause=cause,
+                next_step=next_step,
                 figures={"escaped_weights": lost},
             )
         )
@@ -992,6 +1007,7 @@ def _left_out(audit: Audit, *, scope: Scope, today: date) -> tuple[str, ...]:
         for pattern, matched in audit.excludes
         for line in group(name for name in matched if name in audit.intended)
     ]
+    lines += [f"excluded, nn.MultiheadAttention: {name}" for name in sorted(list_excluded(audit))]
     return shorten(lines)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.formats.table import narrow_precisions
+from pytest_quantgate.gates.fused import list_excluded
 from pytest_quantgate.gates.memory import figures_of, judge_sizes, limits_of
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
@@ -66,9 +67,10 @@ def judge_engine(
     """Return whether the engines of the towers, by name, are what the suite asks for.
 
     `fp16` are the engines of the FP16 model for the same target. `excluded_nodes` names for each
-    tower the ONNX nodes that must not run in 8 bits, `onnx_digests` the SHA-256 of the approved
-    ONNX files: an engine that was built from another one is INCOMPARABLE with what was approved,
-    and so are engines for several targets or by several versions of the library.
+    tower the ONNX nodes that must not run in 8 bits, and the Softmax of attention that is left out;
+    `onnx_digests` the SHA-256 of the approved ONNX files: an engine that was built from another one
+    is INCOMPARABLE with what was approved, and so are engines for several targets or by several
+    versions of the library.
 
     `outputs` are what the quantized engines gave on a device; their SQNR against FP16 may differ by
     `max_sqnr_change_db` from PyTorch's and ONNX Runtime's. Where they are None the evidence
@@ -116,8 +118,9 @@ def judge_engine(
         )
     parts: list[Verdict | None] = [_judge_gemms(quantized, gate=gate)]
     for tower in gate.towers:
-        parts.append(_judge_excluded(quantized[tower], tower, excluded_nodes.get(tower, ()), gate))
-        parts.append(_judge_attention(quantized[tower], tower, gate=gate))
+        excluded = excluded_nodes.get(tower, ())
+        parts.append(_judge_excluded(quantized[tower], tower, excluded, gate))
+        parts.append(_judge_attention(quantized[tower], tower, excluded, gate))
         parts += judge_sizes(
             gate=GATE,
             fp16=figures_of(fp16[tower]),
@@ -225,28 +228,30 @@ def _judge_excluded(
     )
 
 
-def _judge_attention(report: EngineReport, tower: str, *, gate: EngineGate) -> Verdict | None:
+def _judge_attention(
+    report: EngineReport, tower: str, excluded: tuple[str, ...], gate: EngineGate
+) -> Verdict | None:
     if gate.attention is None:
         return None
     source = gate.where.of("attention")
-    if not report.attentions:
+    asked = [found for found in report.attentions if found.softmax not in excluded]
+    if not asked:
         return _verdict(
             Status.FAIL,
             f"no attention block was found in the {tower} engine ({source})",
             code="engine.no-attention",
         )
     wanted = ("fused-fp8",) if gate.attention == "fused-fp8" else ("fused-fp8", "fused-half")
-    other = [found for found in report.attentions if found.state not in wanted]
+    other = [found for found in asked if found.state not in wanted]
     if not other:
         return _verdict(Status.PASS, f"{tower} attention {_attention_words(report)}")
     first = other[0]
     return _verdict(
         Status.FAIL,
-        f"{len(other)} of {len(report.attentions)} attention blocks of the {tower} engine are not "
+        f"{len(other)} of {len(asked)} attention blocks of the {tower} engine are not "
         f"{gate.attention}: block {_block(first.block, first.index)} is {first.state}, "
         f"{first.reason} ({source})",
-        brief=f"{len(other)} of {len(report.attentions)} {tower} attention blocks not "
-        f"{gate.attention}",
+        brief=f"{len(other)} of {len(asked)} {tower} attention blocks not {gate.attention}",
         evidence=shorten(
             [f"block {_block(o.block, o.index)}: {o.state}, {o.reason}" for o in other[1:]]
         ),
@@ -348,14 +353,16 @@ def judge(run: GateRun, gate: EngineGate) -> Judged:
         outputs = run.stages.engine_outputs(gate, samples=parity.samples)
     except NotMeasured as error:
         not_executed = str(error)
-    excluded = {owner_of(name) for _, matched in run.audit.excludes for name in matched}
+    fused = list_excluded(run.audit)
+    excluded = fused.union(owner_of(name) for _, names in run.audit.excludes for name in names)
     return Judged(
         verdict=judge_engine(
             fp16=reports["fp16"],
             quantized=reports["quantized"],
             excluded_nodes={
                 tower: tuple(
-                    node.node for node in report.nodes if module_of_node(node.node) in excluded
+                    *(n.node for n in report.nodes if module_of_node(n.node) in excluded),
+                    *(a.softmax for a in report.attentions if module_of_node(a.softmax) in fused),
                 )
                 for tower, report in reports["quantized"].items()
             },

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.formats.table import explain_target, find_format
 from pytest_quantgate.gates.coverage import CoverageGate, Waiver, wanted_slots
+from pytest_quantgate.gates.fused import WHY_FUSED, list_excluded, list_fused
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineTarget, target_key
 from pytest_quantgate.suite.gates import GateKind
@@ -146,10 +147,11 @@ def _find_unreplaced(
     there = {(quantizer.module, quantizer.slot) for quantizer in audit.quantizers}
     computes = ("attention", "mha", "matmul")
     ran = {operation.module for operation in audit.operations if operation.function in computes}
+    fused, left_out = list_fused(audit), list_excluded(audit)
     for module in audit.modules:
         if module.kind not in ("attention", "mha") or module.tower not in towers:
             continue
-        if module.name not in ran or _is_waived(module.name, expected.waive):
+        if module.name not in ran - left_out or _is_waived(module.name, expected.waive):
             continue
         for slot in slots:
             if (module.name, slot) not in there:
@@ -158,7 +160,9 @@ def _find_unreplaced(
                     slot=slot,
                     tower=module.tower,
                     lost_at="model",
-                    reason="no such quantizer: the attention class was never replaced",
+                    reason=WHY_FUSED
+                    if module.name in fused
+                    else "no such quantizer: the attention class was never replaced",
                 )
 
 

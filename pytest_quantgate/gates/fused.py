@@ -1,0 +1,57 @@
+"""`nn.MultiheadAttention`: one call with all of its weights, which no quantizer can get into.
+
+ModelOpt has no quantized class of it: its products have no quantizers, and those of its `out_proj`
+are never called, whether they are on or not. It stays in FP16 by the suite's word, or is red.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_quantgate.evidence.audit import Audit
+
+WHY_FUSED = (
+    "ModelOpt has no quantized class of nn.MultiheadAttention: it hands all of its weights to one "
+    "function, and never calls its out_proj"
+)
+
+
+def list_fused(audit: Audit) -> frozenset[str]:
+    """Return the names of modules whose fused call ran on weights that no quantizer touched."""
+    return frozenset(
+        operation.module
+        for operation in audit.operations
+        if operation.function == "mha" and not any(operation.operands_quantized)
+    )
+
+
+def list_excluded(audit: Audit) -> frozenset[str]:
+    """Return those of `list_fused` that a pattern of `quantize.exclude` names by the module."""
+    return frozenset(
+        name
+        for name in list_fused(audit)
+        if any(fnmatch.fnmatch(name, pattern) for pattern, _ in audit.excludes)
+    )
+
+
+def advise_fused(names: Iterable[str], *, audit: Audit) -> tuple[str, str]:
+    """Return why fused modules stay in FP16, and the edit that says that they may."""
+    others = [q.name for q in audit.quantizers if q.enabled]
+    patterns = dict.fromkeys(_choose_pattern(name, others=others) for name in names)
+    listing = ", ".join(f'"{pattern}"' for pattern in patterns)
+    return WHY_FUSED, f"add to quantize: exclude: [{listing}], where it may stay in FP16"
+
+
+def _choose_pattern(name: str, *, others: Iterable[str]) -> str:
+    """Return the shortest pattern of two or more parts that names no quantizer outside."""
+    outside = [other for other in others if not other.startswith(f"{name}.")]
+    parts = name.split(".")
+    for length in range(min(2, len(parts)), len(parts)):
+        pattern = f"*{'.'.join(parts[-length:])}*"
+        if not any(fnmatch.fnmatch(other, pattern) for other in outside):
+            return pattern
+    return f"{name}*"

@@ -11,11 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pytest_quantgate.errors import ModelError, SuiteError
 from pytest_quantgate.formats.table import FP8_ATTENTION_MIN_TOKENS
+from pytest_quantgate.gates.fused import name_fused
+from pytest_quantgate.models.families import describe_settings
 from pytest_quantgate.models.source import is_local
+from pytest_quantgate.models.towers import TowerSpec
 from pytest_quantgate.statistics.intervals import Flips, samples_to_settle
 from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.registry import BUILTIN, CAPTIONED
@@ -34,26 +36,31 @@ MAX_CONFIG_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class TowerShape:
-    """One tower of a CLIP, from its configuration."""
+    """One tower, from its configuration.
 
+    `outer_linears` are the Linear layers beside those of the blocks, `fused` the modules that no
+    quantizer gets into.
+    """
+
+    name: str
     blocks: int
     width: int
     heads: int
     tokens: int
+    outer_linears: int
+    fused: tuple[str, ...]
 
     @property
     def linears(self) -> int:
-        """q, k, v, output, fc1 and fc2 in every block, and the projection."""
-        return 6 * self.blocks + 1
+        """q, k, v, output, fc1 and fc2 in every block, and those beside them."""
+        return 6 * self.blocks + self.outer_linears
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The two towers of a CLIP."""
+    """The towers of a model."""
 
-    vision: TowerShape
-    text: TowerShape
-    dtype: str
+    towers: tuple[TowerShape, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +97,7 @@ class Request:
 def read_shape(model: str, *, environ: Mapping[str, str]) -> Shape | None:
     """Return the shape of a local model, None for a hub id or a variable that is not set.
 
-    Raises ModelError for a folder that is no CLIP, QuantGateError for a path that is none.
+    Raises ModelError for a model of no family, QuantGateError for a path that is none.
     """
     if model == "reference":
         from pytest_quantgate.reference import weights_dir
@@ -113,36 +120,25 @@ def _read_config(path: Path) -> Shape:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "clip":
-        raise ModelError(f"{path}: model_type is {kind!r}, a suite needs 'clip'")
-    # transformers leaves out what is as in OpenAI's ViT-B/32.
-    vision = _section(config, "vision_config")
-    text = _section(config, "text_config")
     try:
-        patches = int(vision.get("image_size", 224)) // int(vision.get("patch_size", 32))
-        return Shape(
-            vision=TowerShape(
-                blocks=int(vision.get("num_hidden_layers", 12)),
-                width=int(vision.get("hidden_size", 768)),
-                heads=int(vision.get("num_attention_heads", 12)),
-                tokens=patches**2 + 1,
-            ),
-            text=TowerShape(
-                blocks=int(text.get("num_hidden_layers", 12)),
-                width=int(text.get("hidden_size", 512)),
-                heads=int(text.get("num_attention_heads", 8)),
-                tokens=int(text.get("max_position_embeddings", 77)),
-            ),
-            dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
-        )
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+        towers = describe_settings(config if isinstance(config, dict) else {})
+        return Shape(towers=tuple(map(_measure_tower, towers)))
+    except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the sizes of its towers make no sense: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
-def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = config.get(name)
-    return found if isinstance(found, Mapping) else {}
+def _measure_tower(tower: TowerSpec) -> TowerShape:
+    return TowerShape(
+        name=tower.name,
+        blocks=int(tower.config.num_hidden_layers),
+        width=int(tower.config.hidden_size),
+        heads=int(tower.config.num_attention_heads),
+        tokens=tower.tokens,
+        outer_linears=tower.linears,
+        fused=tower.fused,
+    )
 
 
 def describe_data(
@@ -266,19 +262,20 @@ def write_suite(request: Request) -> str:
             f"  {quote(data.name)}: {{dataset: {quote(data.dataset)}, root: {quote(data.root)}}}",
         ]
     lines += _calibration_lines(data)
-    exclude = f", exclude: [{', '.join(quote(p) for p in request.exclude)}]"
-    lines.append(
-        f"quantize: {{recipe: {quote(request.recipe)}{exclude if request.exclude else ''}}}"
-    )
+    fused = [name for tower in shape.towers for name in tower.fused] if shape is not None else []
+    patterns = dict.fromkeys([*request.exclude, *map(name_fused, fused)])
+    lines += [f"# nn.MultiheadAttention, which no recipe quantizes: {name}" for name in fused]
+    exclude = f", exclude: [{', '.join(map(quote, patterns))}]" if patterns else ""
+    lines.append(f"quantize: {{recipe: {quote(request.recipe)}{exclude}}}")
     lines += ["gates:", *(f"  {line}" for line in _gate_lines(request))]
     return "\n".join(lines) + "\n"
 
 
 def _describe_shape(shape: Shape) -> list[str]:
     return [
-        f"{name}: {tower.blocks} blocks of width {tower.width}, {tower.heads} heads, "
+        f"{tower.name}: {tower.blocks} blocks of width {tower.width}, {tower.heads} heads, "
         f"{tower.tokens} tokens"
-        for name, tower in (("vision", shape.vision), ("text", shape.text))
+        for tower in shape.towers
     ]
 
 
@@ -389,20 +386,20 @@ def _engine_lines(request: Request) -> list[str]:
     if shape is None:
         return [
             "engine:",
-            "  # linear layers of both towers that must run in FP8: 6 a block and 1 a tower",
+            "  # linear layers of the towers that must run in FP8: 6 a block, and the projections",
             f"  - {{target: {request.target}, min_fp8_gemms: 1}}",
         ]
-    lines = ["engine:", "  # 6 linear layers a block, and the projection"]
-    for name, tower in (("vision", shape.vision), ("text", shape.text)):
+    lines = ["engine:", "  # 6 linear layers a block, and those beside the blocks"]
+    for tower in shape.towers:
         fused = request.recipe == "fp8-attention" and tower.tokens >= FP8_ATTENTION_MIN_TOKENS
         attention = ", attention: fused-fp8" if fused else ""
         if request.recipe == "fp8-attention" and not fused:
             lines.append(
-                f"  # FP8 attention fuses from {FP8_ATTENTION_MIN_TOKENS} tokens on: {name} has "
-                f"{tower.tokens}"
+                f"  # FP8 attention fuses from {FP8_ATTENTION_MIN_TOKENS} tokens on: "
+                f"{tower.name} has {tower.tokens}"
             )
         lines.append(
-            f"  - {{target: {request.target}, towers: [{name}], "
+            f"  - {{target: {request.target}, towers: [{tower.name}], "
             f"min_fp8_gemms: {tower.linears}{attention}}}"
         )
     return lines

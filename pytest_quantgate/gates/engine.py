@@ -360,7 +360,7 @@ def judge(run: GateRun, gate: EngineGate) -> Judged:
             fp16=reports["fp16"],
             quantized=reports["quantized"],
             excluded_nodes={
-                tower: tuple(
+                tower: (
                     *(n.node for n in report.nodes if module_of_node(n.node) in excluded),
                     *(a.softmax for a in report.attentions if module_of_node(a.softmax) in fused),
                 )

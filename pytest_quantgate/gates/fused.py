@@ -41,17 +41,21 @@ def list_excluded(audit: Audit) -> frozenset[str]:
 def advise_fused(names: Iterable[str], *, audit: Audit) -> tuple[str, str]:
     """Return why fused modules stay in FP16, and the edit that says that they may."""
     others = [q.name for q in audit.quantizers if q.enabled]
-    patterns = dict.fromkeys(_choose_pattern(name, others=others) for name in names)
+    patterns = dict.fromkeys(name_fused(name, others=others) for name in names)
     listing = ", ".join(f'"{pattern}"' for pattern in patterns)
     return WHY_FUSED, f"add to quantize: exclude: [{listing}], where it may stay in FP16"
 
 
-def _choose_pattern(name: str, *, others: Iterable[str]) -> str:
-    """Return the shortest pattern of two or more parts that names no quantizer outside."""
-    outside = [other for other in others if not other.startswith(f"{name}.")]
-    parts = name.split(".")
-    for length in range(min(2, len(parts)), len(parts)):
-        pattern = f"*{'.'.join(parts[-length:])}*"
-        if not any(fnmatch.fnmatch(other, pattern) for other in outside):
+def name_fused(name: str, *, others: Iterable[str] = ()) -> str:
+    """Return a short pattern for a module, alike in all blocks, that names no other quantizer.
+
+    It is made of the last two or more parts of the name that are no numbers.
+    """
+    parts = ["*" if part.isdigit() else part for part in name.split(".")]
+    for start in range(len(parts) - 2, 0, -1):
+        tail = parts[start:]
+        pattern = f"*{'.'.join(tail)}*"
+        outside = (other for other in others if not fnmatch.fnmatch(other, f"{'.'.join(parts)}.*"))
+        if tail[0] != "*" and not any(fnmatch.fnmatch(other, pattern) for other in outside):
             return pattern
-    return f"{name}*"
+    return f"{'.'.join(parts)}*"

@@ -16,26 +16,18 @@ from typing import Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header
-from pytest_quantgate.errors import ArtifactError, MissingPackage
+from pytest_quantgate.errors import ArtifactError, MissingPackage, ModelError
 from pytest_quantgate.evidence.sanity import Fault
 from pytest_quantgate.measure.texts import Pooling, TextReader
 from pytest_quantgate.models import faults
+from pytest_quantgate.models.families import describe_settings, find_family
+from pytest_quantgate.models.family import Pretrained, TokenizerClass
 from pytest_quantgate.models.source import stays_inside
+from pytest_quantgate.models.towers import TowerSpec
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 #: A folder with none of these has no tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
-
-#: What transformers' CLIPTextConfig and CLIPVisionConfig are where a config.json says nothing.
-TEXT_DEFAULTS = {"vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407}
-VISION_DEFAULTS = {"image_size": 224, "num_channels": 3}
-
-#: Classes whose special tokens are CLIP's where no file names them, and that append the end token.
-CLIP_TOKENIZERS = ("", "CLIPTokenizer", "CLIPTokenizerFast")
-
-#: OpenAI's, which nearly all CLIP models were trained with.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 #: A tokenizer's length that means that it has none.
 NO_LENGTH = 10**9
@@ -47,13 +39,13 @@ FEWEST_WORDS = 3
 
 
 def inspect_checkpoint(directory: Path, *, dtype: str = "float16") -> tuple[Fault, ...]:
-    """Return what is wrong with the files of a CLIP checkpoint, causes first.
+    """Return what is wrong with the files of a checkpoint of a known family, causes first.
 
     Empty for a folder that holds no such checkpoint. What can only be told by tokenizing is left
     out where the package tokenizers is not installed.
     """
     files = CheckpointFiles(directory)
-    if (files.config or {}).get("model_type") != "clip":
+    if not files.towers:
         return ()
     found = [*_check_processor(files), *_check_tokenizer(files)]
     if dtype == "float16":
@@ -66,16 +58,18 @@ def read_texts_of_files(directory: Path) -> TextReader | None:
     files = CheckpointFiles(directory)
     tokenizer = files.tokenizer
     pad_token = files.special("pad_token")
-    if files.config is None or tokenizer is None or pad_token is None:
+    tower = files.tower("text")
+    if tower is None or tokenizer is None or pad_token is None:
         return None
-    tokenizer.enable_truncation(max_length=files.positions)
+    positions = tower.tokens
+    tokenizer.enable_truncation(max_length=positions)
     padding = tokenizer.token_to_id(pad_token) or 0
     left = files.tokenizer_config.get("padding_side") == "left"
 
     def tokenize(texts: list[str]) -> list[list[int]]:
         found = []
         for encoding in tokenizer.encode_batch(texts):
-            spare = [padding] * (files.positions - len(encoding.ids))
+            spare = [padding] * (positions - len(encoding.ids))
             found.append([*spare, *encoding.ids] if left else [*encoding.ids, *spare])
         return found
 
@@ -98,12 +92,22 @@ class CheckpointFiles:
         return self._read("config.json")
 
     @cached_property
-    def text(self) -> Mapping[str, Any]:
-        return {**TEXT_DEFAULTS, **_section(self.config, "text_config")}
+    def usual(self) -> Pretrained | None:
+        """What holds where these files say nothing; None for a model of no family."""
+        kind = (self.config or {}).get("model_type")
+        family = find_family(kind)
+        return None if family is None else family.pretrained[str(kind)]
 
     @cached_property
-    def vision(self) -> Mapping[str, Any]:
-        return {**VISION_DEFAULTS, **_section(self.config, "vision_config")}
+    def towers(self) -> Mapping[str, TowerSpec]:
+        """The towers by their names; none for a model of no family, and for odd sizes."""
+        try:
+            return {tower.name: tower for tower in describe_settings(self.config or {})}
+        except ModelError:
+            return {}  # whoever loads it says so
+
+    def tower(self, name: str) -> TowerSpec | None:
+        return self.towers.get(name)
 
     @cached_property
     def processor(self) -> Mapping[str, Any] | None:
@@ -121,13 +125,12 @@ class CheckpointFiles:
         return any((self.directory / name).exists() for name in TOKENIZER_FILES)
 
     @cached_property
-    def positions(self) -> int:
-        found = _integer(self.text.get("max_position_embeddings"))
-        return found or TEXT_DEFAULTS["max_position_embeddings"]
-
-    @cached_property
-    def is_clip_tokenizer(self) -> bool:
-        return str(self.tokenizer_config.get("tokenizer_class") or "") in CLIP_TOKENIZERS
+    def own_tokenizer(self) -> TokenizerClass | None:
+        """The family's own class where it reads the texts, None where another one does."""
+        if self.usual is None:
+            return None
+        named = str(self.tokenizer_config.get("tokenizer_class") or "")
+        return self.usual.tokenizer if named in ("", *self.usual.tokenizer.names) else None
 
     def special(self, name: str) -> str | None:
         """Return a special token by the name of its key; None where nothing names one."""
@@ -136,33 +139,32 @@ class CheckpointFiles:
             found = found.get("content")
         if isinstance(found, str):
             return found
-        known = {
-            "bos_token": "<|startoftext|>",
-            "eos_token": "<|endoftext|>",
-            "pad_token": "<|endoftext|>",
-        }
-        return known.get(name) if self.is_clip_tokenizer else None
+        return self.own_tokenizer.special.get(name) if self.own_tokenizer else None
 
     @cached_property
     def tokenizer(self) -> Any | None:
-        """The tokenizer of tokenizer.json, unpadded; None where it or the package is not there."""
+        """The tokenizer of tokenizer.json, unpadded.
+
+        None where it or the package is not there, and where its class reads in another way.
+        """
         try:
             from tokenizers import Tokenizer
-            from tokenizers.processors import RobertaProcessing
         except ImportError:
             return None
         path = self.directory / "tokenizer.json"
         if not path.exists() or not stays_inside(path, directory=self.directory):
             return None
+        own = self.own_tokenizer
+        if own is not None and not own.from_file:
+            return None
         content = read_regular(path, max_bytes=bounds.JSON_BYTES)
         tokenizer = Tokenizer.from_str(content.decode("utf-8"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        ends = [self.special(name) for name in ("eos_token", "bos_token")]
+        ends = [self.special(name) for name in ("bos_token", "eos_token")]
         known = [(token, tokenizer.token_to_id(token)) for token in ends if token]
-        if self.is_clip_tokenizer and len(known) == 2 and None not in dict(known).values():
-            # transformers' CLIPTokenizer puts this in the place of what the file says.
-            tokenizer.post_processor = RobertaProcessing(*known, add_prefix_space=False)
+        if own and own.finish and len(known) == 2 and None not in dict(known).values():
+            own.finish(tokenizer, begin=known[0], end=known[1])
         return tokenizer
 
     @cached_property
@@ -175,12 +177,16 @@ class CheckpointFiles:
         return {token: number for token, number in plain.items() if _integer(number) is not None}
 
     @cached_property
-    def pooling(self) -> Pooling:
+    def pooling(self) -> Pooling | None:
+        """Which token the text tower pools; None without one, and where it pools no end token."""
+        tower = self.tower("text")
+        if tower is None or tower.text is None or not tower.text.pools_end:
+            return None
         names = ("bos_token", "eos_token", "pad_token")
         ids = {name: self.vocabulary.get(self.special(name) or "") for name in names}
         return Pooling(
             end_id=ids["eos_token"],
-            config_end_id=self.text.get("eos_token_id"),
+            config_end_id=tower.text.end_id,
             special_ids=frozenset(number for number in ids.values() if number is not None),
         )
 
@@ -204,35 +210,37 @@ class CheckpointFiles:
 
 
 def _check_processor(files: CheckpointFiles) -> Iterator[Fault]:
-    processor = files.processor
-    if processor is None:
+    tower, usual = files.tower("vision"), files.usual
+    if files.processor is None or tower is None or usual is None or not usual.processing:
         return
-    size, channels = (_integer(files.vision.get(key)) for key in ("image_size", "num_channels"))
+    processor = {**usual.processing, **files.processor}
+    taken = tower.inputs["pixel_values"]
     made = _size_made(processor)
-    if made is not None and size is not None and made != (size, size):
-        yield faults.image_size(made=(channels or 3, *made), taken=(channels or 3, size, size))
+    if made is not None and made != tuple(taken[1:]):
+        yield faults.image_size(made=(taken[0], *made), taken=taken)
     for key in ("do_rescale", "do_normalize"):
         if processor.get(key) is False:
             yield faults.unusable_normalization(f"{key} is false")
-    mean = _numbers(processor.get("image_mean", CLIP_MEAN))
-    std = _numbers(processor.get("image_std", CLIP_STD))
+    mean, std = (_numbers(processor.get(key)) for key in ("image_mean", "image_std"))
     if not mean or not std or min(std) <= 0:
         yield faults.unusable_normalization(
             f"image_mean is {json.dumps(processor.get('image_mean'))[:60]} and image_std "
             f"{json.dumps(processor.get('image_std'))[:60]}"
         )
         return
-    usual = zip((*mean, *std), (*CLIP_MEAN, *CLIP_STD), strict=False)
-    if any(abs(value - known) > 1e-3 for value, known in usual):
-        yield faults.other_normalization(mean=mean, std=std)
+    known = tuple(_numbers(usual.processing.get(key)) for key in ("image_mean", "image_std"))
+    pairs = zip((*mean, *std), (*known[0], *known[1]), strict=False)
+    if any(abs(value - expected) > 1e-3 for value, expected in pairs):
+        model_type = str((files.config or {})["model_type"])
+        yield faults.other_normalization(mean=mean, std=std, usual=known, model_type=model_type)
 
 
 def _size_made(processor: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return height and width that a processor makes of every image; None where they vary."""
-    if processor.get("do_center_crop", True):
-        return _height_and_width(processor.get("crop_size", 224))
-    if processor.get("do_resize", True):
-        size = processor.get("size", {"shortest_edge": 224})
+    if processor.get("do_center_crop"):
+        return _height_and_width(processor.get("crop_size"))
+    if processor.get("do_resize"):
+        size = processor.get("size")
         return _height_and_width(size) if isinstance(size, Mapping) else None
     return None
 
@@ -246,6 +254,9 @@ def _height_and_width(size: Any) -> tuple[int, int] | None:
 
 
 def _check_tokenizer(files: CheckpointFiles) -> Iterator[Fault]:
+    tower = files.tower("text")
+    if tower is None or tower.text is None:
+        return
     if not files.has_tokenizer:
         yield faults.no_tokenizer(TOKENIZER_FILES[:2])
         return
@@ -256,25 +267,25 @@ def _check_tokenizer(files: CheckpointFiles) -> Iterator[Fault]:
         return
     if files.special("pad_token") is None:
         yield faults.no_padding_token()
-    rows = _integer(files.text.get("vocab_size"))
-    beyond = sorted((n, t) for t, n in vocabulary.items() if rows is not None and n >= rows)
-    if beyond and rows is not None:
+    rows = tower.text.vocabulary
+    beyond = sorted((n, t) for t, n in vocabulary.items() if n >= rows)
+    if beyond:
         number, token = beyond[0]
         yield faults.token_beyond(token=token, number=number, rows=rows, others=len(beyond) - 1)
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     words = len(set(vocabulary) - {files.special(name) for name in names})
     if vocabulary and words < FEWEST_WORDS:
         yield faults.tokenizer_empty(words=words)
-    elif vocabulary:
-        yield from _check_end_token(files)
+    elif vocabulary and files.pooling is not None:
+        yield from _check_end_token(files, pooling=files.pooling)
     longest = _integer(files.tokenizer_config.get("model_max_length"))
-    if longest is not None and files.positions < longest < NO_LENGTH:
-        yield faults.too_long(tokenizer=longest, positions=files.positions)
+    if longest is not None and tower.tokens < longest < NO_LENGTH:
+        yield faults.too_long(tokenizer=longest, positions=tower.tokens)
 
 
-def _check_end_token(files: CheckpointFiles) -> Iterator[Fault]:
+def _check_end_token(files: CheckpointFiles, *, pooling: Pooling) -> Iterator[Fault]:
     end = files.special("eos_token")
-    end_id, configured = files.pooling.end_id, files.pooling.config_end_id
+    end_id, configured = pooling.end_id, pooling.config_end_id
     if end is None:
         return  # the model's own counts, and texts show whether it is there
     if end_id is None:
@@ -282,7 +293,7 @@ def _check_end_token(files: CheckpointFiles) -> Iterator[Fault]:
         return
     tokenizer = files.tokenizer
     if tokenizer is not None and end_id not in tokenizer.encode("a photo of a cat").ids:
-        yield faults.end_token_not_appended(end, certain=not files.is_clip_tokenizer)
+        yield faults.end_token_not_appended(end, certain=files.own_tokenizer is None)
     if configured == 2:
         above = sorted((n, t) for t, n in files.vocabulary.items() if n > end_id)
         if above:
@@ -301,7 +312,7 @@ def _check_range(files: CheckpointFiles) -> Iterator[Fault]:
     try:
         import numpy
 
-        vision, text = (_embeddings(files, tower) for tower in ("vision_model", "text_model"))
+        vision, text = (_embeddings(files, tower=name) for name in ("vision", "text"))
     except (ArtifactError, ImportError, MissingPackage):
         return
     if "token_embedding" in text and "position_embedding" in text:
@@ -310,9 +321,9 @@ def _check_range(files: CheckpointFiles) -> Iterator[Fault]:
             layer = "the sum of token and position embedding"
             yield faults.overflow(layer=layer, largest=largest, of="some text", certain=True)
     weight = vision.get("patch_embedding")
-    processor = files.processor or {}
-    mean = _numbers(processor.get("image_mean", CLIP_MEAN))
-    std = _numbers(processor.get("image_std", CLIP_STD))
+    usual = files.usual
+    processor = {**(usual.processing if usual else {}), **(files.processor or {})}
+    mean, std = (_numbers(processor.get(key)) for key in ("image_mean", "image_std"))
     if weight is None or weight.ndim != 4 or not mean or not std or min(std) <= 0:
         return
     channels = weight.shape[1]
@@ -344,18 +355,16 @@ def _check_range(files: CheckpointFiles) -> Iterator[Fault]:
         yield faults.overflow(layer=layer, largest=most, of=of, certain=False)
 
 
-def _embeddings(files: CheckpointFiles, tower: str) -> dict[str, Any]:
-    found = {}
+def _embeddings(files: CheckpointFiles, *, tower: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    spec = files.tower(tower)
+    if spec is None:
+        return found
     for name in ("patch_embedding", "token_embedding", "position_embedding"):
-        tensor = files.tensors.get(f"{tower}.embeddings.{name}.weight")
+        tensor = files.tensors.get(f"{spec.embeddings}.{name}.weight")
         if tensor is not None:
             found[name] = tensor.values().reshape(tensor.shape)
     return found
-
-
-def _section(config: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
-    found = (config or {}).get(name)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _integer(value: Any) -> int | None:

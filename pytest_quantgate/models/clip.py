@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.models.family import EncoderFamily, Pretrained
+from pytest_quantgate.models.family import EncoderFamily, Pretrained, TokenizerClass
 from pytest_quantgate.models.towers import AttentionSpec, TextSpec, TowerSpec
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
             tokens=(vision.image_size // vision.patch_size) ** 2 + 1,  # and the class token
             config=vision,
             embed=embed_images,
+            linears=1,
         ),
         TowerSpec(
             name="text",
@@ -38,6 +39,7 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
             tokens=positions,
             config=text,
             embed=embed_texts,
+            linears=1,
             text=TextSpec(
                 vocabulary=text.vocab_size,
                 end_id=text.eos_token_id,
@@ -58,6 +60,13 @@ def embed_texts(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor
     return found
 
 
+def finish_tokenizer(tokenizer: Any, *, begin: tuple[str, int], end: tuple[str, int]) -> None:
+    """Put in begin and end as `CLIPTokenizer` does, whatever tokenizer.json says."""
+    from tokenizers.processors import RobertaProcessing
+
+    tokenizer.post_processor = RobertaProcessing(end, begin, add_prefix_space=False)
+
+
 FAMILY = EncoderFamily(
     name="clip",
     pretrained={
@@ -66,6 +75,44 @@ FAMILY = EncoderFamily(
             config="CLIPConfig",
             model="CLIPModel",
             image_processor="CLIPImageProcessor",
+            settings={
+                "vision_config": {
+                    "image_size": 224,
+                    "patch_size": 32,
+                    "num_channels": 3,
+                    "hidden_size": 768,
+                    "intermediate_size": 3072,
+                    "num_hidden_layers": 12,
+                    "num_attention_heads": 12,
+                },
+                "text_config": {
+                    "vocab_size": 49408,
+                    "max_position_embeddings": 77,
+                    "bos_token_id": 49406,
+                    "eos_token_id": 49407,
+                    "hidden_size": 512,
+                    "intermediate_size": 2048,
+                    "num_hidden_layers": 12,
+                    "num_attention_heads": 8,
+                },
+            },
+            processing={
+                "do_resize": True,
+                "size": {"shortest_edge": 224},
+                "do_center_crop": True,
+                "crop_size": 224,
+                "image_mean": (0.48145466, 0.4578275, 0.40821073),
+                "image_std": (0.26862954, 0.26130258, 0.27577711),
+            },
+            tokenizer=TokenizerClass(
+                names=("CLIPTokenizer", "CLIPTokenizerFast"),
+                special={
+                    "bos_token": "<|startoftext|>",
+                    "eos_token": "<|endoftext|>",
+                    "pad_token": "<|endoftext|>",
+                },
+                finish=finish_tokenizer,
+            ),
         )
     },
     describe_towers=describe_towers,

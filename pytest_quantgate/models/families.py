@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pytest_quantgate import bounds
@@ -53,6 +55,39 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
             f"{', '.join(list_model_types())}"
         )
     return family.describe_towers(config)
+
+
+def describe_settings(settings: Mapping[str, Any]) -> tuple[TowerSpec, ...]:
+    """Return the towers of a model by what stands in its config.json, without transformers.
+
+    What does not stand there is as its family says. Raises ModelError for a model of no family, and
+    for sizes that make no sense.
+    """
+    model_type = settings.get("model_type")
+    family = find_family(model_type)
+    if family is None:
+        known = " or ".join(map(repr, list_model_types()))
+        raise ModelError(f"model_type is {str(model_type)[:80]!r}, a suite needs {known}")
+    usual = family.pretrained[str(model_type)].settings
+    config = SimpleNamespace(**{**usual.get("", {}), **settings})
+    for name in filter(None, usual):
+        found = settings.get(name)
+        section = {**usual[name], **(found if isinstance(found, Mapping) else {})}
+        setattr(config, name, SimpleNamespace(**section))
+    for name in usual:
+        for key, value in vars(getattr(config, name) if name else config).items():
+            most = bounds.MODEL_SIZES.get(key)
+            is_count = isinstance(value, int) and not isinstance(value, bool)
+            if most is not None and not (is_count and 0 < value <= most):
+                place = ".".join(filter(None, (name, key)))
+                raise ModelError(
+                    f"the sizes of its towers make no sense: {place} is {value!r:.40}, expected 1 "
+                    f"to {most}"
+                )
+    try:
+        return family.describe_towers(config)
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise ModelError(f"the sizes of its towers make no sense: {error}") from error
 
 
 def read_towers(directory: Path) -> tuple[TowerName, ...]:

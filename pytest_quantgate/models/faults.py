@@ -138,11 +138,20 @@ def too_long(*, tokenizer: int, positions: int) -> Fault:
     )
 
 
-def other_normalization(*, mean: Sequence[float], std: Sequence[float]) -> Fault:
-    shown = " and ".join(", ".join(f"{value:.4g}" for value in part) for part in (mean, std))
+def other_normalization(
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    usual: Sequence[Sequence[float]],
+    model_type: str,
+) -> Fault:
+    shown, known = (
+        " and ".join(", ".join(f"{value:.4g}" for value in part) for part in parts)
+        for parts in ((mean, std), usual)
+    )
     return Fault(
         finding="normalization",
-        text=f"image_mean and image_std ({shown}) are not those of OpenAI's CLIP",
+        text=f"image_mean and image_std ({shown}) are not the usual ones of {model_type} ({known})",
         fix="right only where the model was trained with them: compare preprocessor_config.json "
         "with the original's",
         certain=False,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.models.family import EncoderFamily, Pretrained
+from pytest_quantgate.models.family import EncoderFamily, Pretrained, TokenizerClass
 from pytest_quantgate.models.towers import AttentionSpec, TextSpec, TowerSpec
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
             tokens=(vision.image_size // vision.patch_size) ** 2,
             config=vision,
             embed=embed_images,
+            linears=2,  # of the head's MLP
+            fused=("vision_model.head.attention",),
         ),
         TowerSpec(
             name="text",
@@ -43,6 +45,7 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
             tokens=positions,
             config=text,
             embed=embed_texts,
+            linears=1,
             # The ids of begin and end in its config are those of CLIP, and no tower reads them.
             text=TextSpec(vocabulary=text.vocab_size, end_id=None, begin_id=None, pools_end=False),
         ),
@@ -67,6 +70,36 @@ FAMILY = EncoderFamily(
             config="SiglipConfig",
             model="SiglipModel",
             image_processor="SiglipImageProcessor",
+            settings={
+                "vision_config": {
+                    "image_size": 224,
+                    "patch_size": 16,
+                    "num_channels": 3,
+                    "hidden_size": 768,
+                    "intermediate_size": 3072,
+                    "num_hidden_layers": 12,
+                    "num_attention_heads": 12,
+                },
+                "text_config": {
+                    "vocab_size": 32000,
+                    "max_position_embeddings": 64,
+                    "hidden_size": 768,
+                    "intermediate_size": 3072,
+                    "num_hidden_layers": 12,
+                    "num_attention_heads": 12,
+                },
+            },
+            processing={
+                "do_resize": True,
+                "size": {"height": 224, "width": 224},
+                "image_mean": (0.5, 0.5, 0.5),
+                "image_std": (0.5, 0.5, 0.5),
+            },
+            tokenizer=TokenizerClass(
+                names=("SiglipTokenizer",),
+                special={"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"},
+                from_file=False,  # it lowers case and takes out punctuation by itself
+            ),
         )
     },
     describe_towers=describe_towers,

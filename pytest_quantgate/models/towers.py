@@ -49,8 +49,10 @@ class TowerSpec:
     `parts` are the submodules that it consists of. `inputs` are the shapes of one sample by the
     names of the inputs. `embeddings` is the submodule in front of the blocks, `tokens` what
     attention sees of one sample, `config` the settings of the tower (transformers' names of sizes).
-    `embed` runs the tower on a module that has the parts, [N, ...] to [N, D]. `freeze` makes a
-    copy of the tower take inputs of this shape alone, so that nothing of it depends on sizes.
+    `linears` are the Linear layers that run beside the six of each block, `fused` the modules
+    (`nn.MultiheadAttention`) that no quantizer gets into. `embed` runs the tower on a module that
+    has the parts, [N, ...] to [N, D]. `freeze` makes a copy of the tower take inputs of this shape
+    alone, so that nothing of it depends on sizes.
     """
 
     name: TowerName
@@ -63,6 +65,8 @@ class TowerSpec:
     embed: Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]
     text: TextSpec | None = None
     freeze: Callable[[Any], None] = lambda tower: None
+    linears: int = 0
+    fused: tuple[str, ...] = ()
 
     def make_example(self, batch: int) -> dict[str, torch.Tensor]:
         """Return inputs of `batch` samples to trace a forward with: noise, or begin and end."""

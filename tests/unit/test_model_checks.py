@@ -289,7 +289,7 @@ def test_a_folder_of_another_kind_is_left_to_who_loads_it(
     tmp_path: Path, copy_clip: Callable[..., Path]
 ) -> None:
     assert inspect_checkpoint(tmp_path) == ()
-    assert inspect_checkpoint(copy_clip(config=lambda c: c.update(model_type="siglip"))) == ()
+    assert inspect_checkpoint(copy_clip(config=lambda c: c.update(model_type="blip"))) == ()
 
 
 JSON = st.recursive(

@@ -211,7 +211,7 @@ def test_suite_can_be_printed(capsys: Captured) -> None:
         (["--model", "a/b", "--revision", "main", "--data", "scenes"], "main is no commit"),
         (["--model", "reference", "--revision", COMMIT, "--data", "scenes"], "has no revision"),
         (["--model", "./no", "--data", "scenes"], "--model ./no: no is no directory"),
-        (["--model", "./siglip", "--data", "scenes"], "model_type is 'siglip'"),
+        (["--model", "./blip", "--data", "scenes"], "model_type is 'blip', a suite needs 'clip'"),
         (["--model", "./odd", "--data", "scenes"], "the sizes of its towers make no sense"),
         (["--model", "./empty", "--data", "scenes"], "config.json cannot be read"),
         (["--model", "reference", "--data", "cifar100"], "--data cifar100 needs --root"),
@@ -226,7 +226,7 @@ def test_suite_can_be_printed(capsys: Captured) -> None:
     ],
 )
 def test_bad_request_writes_nothing(capsys: Captured, arguments: list[str], words: str) -> None:
-    write_config(Path("siglip"), model_type="siglip")
+    write_config(Path("blip"), model_type="blip")
     write_config(Path("odd"), vision_config={"patch_size": 0})
     Path("empty").mkdir()
     write_webdataset(Path("test-only"), splits=("test",))

@@ -1,6 +1,6 @@
 """Shows that a planted bad layer is found first, and that the exclusion proposed mends it.
 
-    python benchmarks/plantings.py          # about ten minutes; writes benchmarks/plantings.md
+    python -m benchmarks.plantings       # about ten minutes; writes benchmarks/plantings.md
 
 Twenty damages are planted, one at a time, into the reference CLIP, of three kinds:
 
@@ -10,7 +10,7 @@ Twenty damages are planted, one at a time, into the reference CLIP, of three kin
   feeds them as many times smaller: FP16 computes the same, and INT8 with per-tensor inputs and
   per-row weights loses the rest of each row.
 - `outliers`: before calibration, a few channels behind one norm are made larger and the weights
-  that read them smaller, as `reference/outliers.py` does for all norms.
+  that read them smaller, as `tools/reference/outliers.py` does for all norms.
 
 Weights that are scaled *after* calibration are another fault: no quantizer is to blame, every one
 switched off does not bring FP16 back, and `quantgate sensitivity` says so.
@@ -118,7 +118,7 @@ def scale_norm_channels(block: str, *, place: int, factor: int) -> Callable[[Any
     """Put outlier channels behind one norm, without changing what the model computes."""
 
     def damage(module: Any) -> None:
-        from pytest_quantgate.reference.outliers import OutlierPlan, add_outliers, find_sites
+        from tools.reference.outliers import OutlierPlan, add_outliers, find_sites
 
         plan = OutlierPlan(channels=3, factor=factor)
         state = module.state_dict()
@@ -180,7 +180,7 @@ def main() -> int:
         "# Planted bad layers",
         "",
         f"{len(rows)} damages planted one at a time into the reference CLIP, groups measured on "
-        f"{arguments.samples} images of scenes/test (`python benchmarks/plantings.py`). "
+        f"{arguments.samples} images of scenes/test (`python -m benchmarks.plantings`). "
         "Limit: max_drop on acc1 of 1,000 images, 3 pp for FP8 (undamaged: 1.0) and 9 pp for INT8 "
         "(undamaged: 5.9), as one-sided 95 % limits.",
         "",

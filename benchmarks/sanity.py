@@ -45,11 +45,13 @@ def main() -> int:
     if arguments.checks:
         print(json.dumps(measure_checks(arguments.checks)))
         return 0
-    from pytest_quantgate.reference import weights_dir, words
+    from pytest_quantgate.reference import weights_dir
 
     with tempfile.TemporaryDirectory(prefix="quantgate-sanity-") as temporary:
         large = Path(temporary) / "clip"
-        random_clip.WORDS = tuple(w for w in words.vocabulary() if not w.startswith("<"))
+        tokenizer = json.loads((weights_dir() / "tokenizer.json").read_text("utf-8"))
+        words = tokenizer["model"]["vocab"]
+        random_clip.WORDS = tuple(word for word in words if not word.startswith("<"))
         random_clip.make_checkpoint(large, size="L/14")
         folders = dict(zip(SIZES, (weights_dir(), large), strict=True))
         rows = {name: measure(folder) for name, folder in folders.items()}

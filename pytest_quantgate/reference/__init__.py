@@ -1,8 +1,8 @@
-"""The reference model: a small CLIP that ships with the package, and all that made it.
+"""The reference model: a small CLIP that ships with the package, and its data.
 
 ``weights/`` is a Hugging Face CLIP checkpoint; ``scenes`` draws its pictures, ``digits`` brings
-real ones, ``train`` and ``outliers`` made the weights, ``evaluate`` prints the figures of
-``MODEL_CARD.md``. Importing this package imports neither NumPy nor torch.
+real ones. What made the weights and measured the figures of ``MODEL_CARD.md`` is no part of the
+package: ``tools/reference/``. Importing this package imports neither NumPy nor torch.
 """
 
 from __future__ import annotations

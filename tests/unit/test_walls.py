@@ -123,3 +123,14 @@ def test_a_room_imports_nothing_that_is_closed_to_it(folder: str) -> None:
     }
 
     assert found == set()
+
+
+def test_the_package_needs_nothing_that_it_does_not_ship() -> None:
+    found = {
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in MODULES.values()
+        for name in list_imports(path)
+        if name.partition(".")[0] in {"tools", "tests", "benchmarks"}
+    }
+
+    assert found == set()

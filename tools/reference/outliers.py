@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Turns a trained FP32 checkpoint into the FP16 one with outliers that ships."""
     from transformers import CLIPModel
 
-    from pytest_quantgate.reference.train import save_checkpoint
+    from tools.reference.train import save_checkpoint
 
     default = OutlierPlan()
     parser = argparse.ArgumentParser(description="FP32 checkpoint -> FP16 with outlier channels")

@@ -1,4 +1,4 @@
-"""Trains the reference CLIP from nothing: ``python -m pytest_quantgate.reference.train --out DIR``.
+"""Trains the reference CLIP from nothing: ``python -m tools.reference.train --out DIR``.
 
 The loss is CLIP's contrastive loss over captions of changing detail. A caption such as "a red
 circle" may be true of several images of a batch; every true pair is a positive. Linear heads that
@@ -24,8 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pytest_quantgate.reference import digits, scenes, words
-from pytest_quantgate.reference.embed import (
+from pytest_quantgate.reference import digits, scenes
+from pytest_quantgate.reference.scenes import SceneAttributes
+from tools.reference import words
+from tools.reference.embed import (
     IMAGE_MEAN,
     IMAGE_STD,
     embed_classes,
@@ -33,7 +35,6 @@ from pytest_quantgate.reference.embed import (
     normalised,
     text_features,
 )
-from pytest_quantgate.reference.scenes import SceneAttributes
 
 _COLUMNS: tuple[tuple[str, int], ...] = (
     ("shape", len(scenes.SHAPES)),

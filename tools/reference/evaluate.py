@@ -1,7 +1,7 @@
-"""Prints the reference model's figures: ``python -m pytest_quantgate.reference.evaluate``.
+"""Prints the reference model's figures: ``python -m tools.reference.evaluate``.
 
 With ``--recipe`` the model is first quantized by ModelOpt, both towers, calibrated on scenes of
-the calibration split; that is how the quantized figures of MODEL_CARD.md were had.
+the calibration split; that is how the quantized figures of the model card were had.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_quantgate.reference import digits, scenes, weights_dir, words
-from pytest_quantgate.reference.embed import (
+from pytest_quantgate.reference import digits, scenes, weights_dir
+from tools.reference import words
+from tools.reference.embed import (
     embed_classes,
     embed_images,
     embed_texts,

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.reference import outliers, train
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
+from tools.reference import outliers, train
 
 FEW = (
     *("--single-scenes", "300", "--relation-scenes", "100", "--threads", "1"),

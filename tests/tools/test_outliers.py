@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pytest_quantgate.reference.outliers import (
+from tools.reference.outliers import (
     OutlierPlan,
     add_outliers,
     find_sites,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pytest_quantgate.reference import words
+from tools.reference import words
 
 IMAGE_MEAN = (0.45, 0.45, 0.45)
 IMAGE_STD = (0.25, 0.25, 0.25)

@@ -1,0 +1,1 @@
+"""What trained the reference model, and what measured the figures of its card."""

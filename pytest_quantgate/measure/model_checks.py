@@ -64,7 +64,7 @@ def read_texts_of_files(directory: Path) -> TextReader | None:
     positions = tower.tokens
     tokenizer.enable_truncation(max_length=positions)
     padding = tokenizer.token_to_id(pad_token) or 0
-    left = files.tokenizer_config.get("padding_side") == "left"
+    left = files.padding_side == "left"
 
     def tokenize(texts: list[str]) -> list[list[int]]:
         found = []
@@ -147,6 +147,18 @@ class CheckpointFiles:
 
         None where it or the package is not there, and where its class reads in another way.
         """
+        found = self._stored_tokenizer
+        return None if found is None else found[0]
+
+    @cached_property
+    def padding_side(self) -> str:
+        """The side on which short texts are filled up."""
+        stored = "right" if self._stored_tokenizer is None else self._stored_tokenizer[1]
+        return str(self.tokenizer_config.get("padding_side") or stored)
+
+    @cached_property
+    def _stored_tokenizer(self) -> tuple[Any, str] | None:
+        """What `tokenizer` gives, and the side on which tokenizer.json pads."""
         try:
             from tokenizers import Tokenizer
         except ImportError:
@@ -159,13 +171,14 @@ class CheckpointFiles:
             return None
         content = read_regular(path, max_bytes=bounds.JSON_BYTES)
         tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+        side = str((tokenizer.padding or {}).get("direction", "right"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         ends = [self.special(name) for name in ("bos_token", "eos_token")]
         known = [(token, tokenizer.token_to_id(token)) for token in ends if token]
         if own and own.finish and len(known) == 2 and None not in dict(known).values():
             own.finish(tokenizer, begin=known[0], end=known[1])
-        return tokenizer
+        return tokenizer, side
 
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:
@@ -267,6 +280,8 @@ def _check_tokenizer(files: CheckpointFiles) -> Iterator[Fault]:
         return
     if files.special("pad_token") is None:
         yield faults.no_padding_token()
+    if files.padding_side != tower.text.padding:
+        yield faults.padding_side(side=files.padding_side, trained=tower.text.padding)
     rows = tower.text.vocabulary
     beyond = sorted((n, t) for t, n in vocabulary.items() if n >= rows)
     if beyond:

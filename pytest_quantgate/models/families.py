@@ -87,7 +87,7 @@ def describe_settings(settings: Mapping[str, Any]) -> tuple[TowerSpec, ...]:
     try:
         return family.describe_towers(config)
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
-        raise ModelError(f"the sizes of its towers make no sense: {error}") from error
+        raise ModelError(f"its towers make no sense: {error}") from error
 
 
 def read_towers(directory: Path) -> tuple[TowerName, ...]:

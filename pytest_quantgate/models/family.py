@@ -58,7 +58,8 @@ class Pretrained:
 class EncoderFamily:
     """A family: its classes by the `model_type` of config.json.
 
-    `describe_towers` takes the configuration object that transformers makes of it.
+    `describe_towers` takes the configuration object that transformers makes of it, and raises
+    ValueError for a model that is no encoder.
     """
 
     name: str

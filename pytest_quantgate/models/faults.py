@@ -76,6 +76,15 @@ def no_padding_token() -> Fault:
     )
 
 
+def padding_side(*, side: str, trained: str) -> Fault:
+    return Fault(
+        finding="padding-side",
+        text=f"its tokenizer fills short texts up on the {side}, the text tower was trained with "
+        f"padding on the {trained}: every token stands at another position",
+        fix=f"set padding_side in tokenizer_config.json to {trained!r}",
+    )
+
+
 def token_beyond(*, token: str, number: int, rows: int, text: str = "", others: int = 0) -> Fault:
     """A token without a row in the embedding table."""
     of = f" of {text!r}" if text else ""

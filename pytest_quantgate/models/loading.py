@@ -118,6 +118,8 @@ def load_fp16(
             towers = family.describe_towers(sized)
         except ModelError:
             raise
+        except ImportError as error:  # a tokenizer or an image processor with a package of its own
+            raise NotMeasured(f"{where}: {source.description}: {_first_line(error)}") from error
         except Exception as error:  # tokenizers raises a bare Exception for a damaged file
             raise ModelError(f"{where}: {source.description}: {_first_line(error)}") from error
     incomplete = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
@@ -419,4 +421,4 @@ def quiet_libraries() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return text.splitlines()[0][:300] if text else type(error).__name__

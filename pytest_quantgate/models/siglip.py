@@ -20,8 +20,10 @@ ATTENTION = AttentionSpec(class_name="SiglipAttention")
 
 
 def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
-    """Return both towers of a `SiglipModel`."""
+    """Return both towers of a `SiglipModel`; raises ValueError for one that pools no image."""
     vision, text = config.vision_config, config.text_config
+    if not getattr(vision, "vision_use_head", True):
+        raise ValueError("vision_use_head is false: the vision tower has no embedding of an image")
     positions = text.max_position_embeddings
     return (
         TowerSpec(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.evidence.audit import TowerName
 
@@ -33,13 +33,15 @@ class AttentionSpec:
 class TextSpec:
     """How a text tower reads ids: rows of its table, and the end token that its config names.
 
-    `pools_end` is whether the embedding is that of the end token.
+    `pools_end` is whether the embedding is that of the end token, `padding` the side on which short
+    texts are filled up.
     """
 
     vocabulary: int
     end_id: int | None
     begin_id: int | None
     pools_end: bool
+    padding: Literal["right", "left"] = "right"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,66 @@
+"""A tiny SigLIP with random weights, made by transformers itself and saved as a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+WORDS = ("a", "photo", "of", "cat", "dog", "car", "red", "blue")
+SPECIAL = ("<pad>", "<begin>", "<unk>", "<end>")
+TOKENS = 12
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def save_siglip(folder: Path) -> Any:
+    """Write a seeded checkpoint in float16, and return the module in float32."""
+    import torch
+    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
+
+    torch.manual_seed(0)
+    config = SiglipConfig(
+        text_config={
+            **SIZES,
+            "vocab_size": len(SPECIAL) + len(WORDS),
+            "max_position_embeddings": TOKENS,
+            **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
+        },
+        vision_config={**SIZES, "image_size": 32, "patch_size": 8},
+    )
+    module: Any = SiglipModel(config).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0.0, 0.08)
+    module.half().save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    _save_tokenizer(folder)
+    return module.float()
+
+
+def _save_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL, *WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<begin> $A <end>", special_tokens=[("<begin>", 1), ("<end>", 3)]
+    )
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<begin>",
+        "eos_token": "<end>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "model_max_length": TOKENS,
+        "model_input_names": ["input_ids"],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -419,6 +419,25 @@ def test_further_blocks_are_listed_each_with_its_own_reason() -> None:
     )
 
 
+def test_attention_that_the_suite_leaves_out_may_run_in_half() -> None:
+    """The pooling head of SigLIP: no quantizer gets into nn.MultiheadAttention."""
+    head = "/vision_model/head/attention/Softmax"
+    vision = make_report(
+        "vision",
+        attentions=(make_attention(0), make_attention(1, "fused-half", block=None, softmax=head)),
+    )
+    left_out = {"vision": (head,)}
+
+    red = judge(vision=vision, attention="fused-fp8")
+    assert red.code == "engine.attention-not-fused"
+    assert "as the coverage gate says, belongs into quantize.exclude" in red.next_step
+    assert judge(vision=vision, attention="fused-fp8", excluded=left_out).passed
+    nothing = make_report("vision", attentions=vision.attentions[1:])
+    assert judge(vision=nothing, attention="fused-fp8", excluded=left_out).code == (
+        "engine.no-attention"
+    )
+
+
 def test_half_precision_attention_is_fused_where_only_that_is_asked() -> None:
     vision = make_report("vision", attentions=(make_attention(0, "fused-half"), make_attention(1)))
 

@@ -33,13 +33,16 @@ KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "smaller": ("Dinov2Model", "Dinov2Config", "BitImageProcessor", {"image_size": 48}),
 }
 
+#: Those that no family of this package takes: examples/plugin/ does.
+OTHERS = {"deit": ("DeiTModel", "DeiTConfig", "DeiTImageProcessor", {"intermediate_size": 64})}
+
 
 def save_vision_encoder(kind: str, folder: Path) -> Any:
     """Write a seeded checkpoint of a kind in float16, and return the module in float32."""
     import torch
     import transformers
 
-    model, config, processor, changes = KINDS[kind]
+    model, config, processor, changes = {**KINDS, **OTHERS}[kind]
     torch.manual_seed(0)
     settings = getattr(transformers, config)(**{**SIZES, **changes})
     module: Any = getattr(transformers, model)(settings).eval().requires_grad_(False)

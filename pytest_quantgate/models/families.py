@@ -32,6 +32,11 @@ def list_families() -> tuple[EncoderFamily, ...]:
     return tuple(found)
 
 
+def list_packages() -> tuple[str, ...]:
+    """Return the packages that bring families of others, by their import names; none is loaded."""
+    return tuple(sorted({entry.module.partition(".")[0] for entry in entry_points(group=GROUP)}))
+
+
 def list_model_types() -> tuple[str, ...]:
     """Return every `model_type` of config.json that a family takes."""
     return tuple(sorted({kind for family in list_families() for kind in family.pretrained}))

@@ -251,13 +251,17 @@ class Variants:
     @computed_once
     def fp16_key(self) -> str:
         """Digest of all that the FP16 variant depends on; raises MissingPackage."""
+        from pytest_quantgate.models.families import list_packages
+
         model = self.suite.model
+        brought = {name: self.surroundings.package(name) for name in list_packages()}
         _ = self.versions
         return self.key(
             FP16,
             model=self.source.digest,
             dtype=model.dtype,
             attn_implementation=model.attn_implementation,
+            families={name: package and package.digest for name, package in brought.items()},
         )
 
     @property

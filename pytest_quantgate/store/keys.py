@@ -83,8 +83,11 @@ def make_key(
     return digest_of({"kind": measurement.kind, "inputs": inputs, "surroundings": about})
 
 
-#: The model before it is quantized. Never stored itself: an input of what is.
-FP16 = Measurement(kind="fp16", inputs=("model", "dtype", "attn_implementation"), packages=CLIP)
+#: The model before it is quantized, and the packages that bring families of encoders. Never stored
+#: itself: an input of what is.
+FP16 = Measurement(
+    kind="fp16", inputs=("model", "dtype", "attn_implementation", "families"), packages=CLIP
+)
 #: What must be true of the model and its data; `tasks` are (task, samples, first) and their `data`.
 #: Its search stops where a gate says that chance is beaten.
 SANITY = Measurement(

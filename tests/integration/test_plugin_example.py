@@ -1,4 +1,4 @@
-"""The package of examples/plugin/ adds a gate, through its entry point alone."""
+"""The package of examples/plugin/ adds a gate and a family, through its entry points alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.vision_encoders import save_vision_encoder
+
 PLUGIN = Path(__file__).parents[2] / "examples" / "plugin"
 
 SUITE = """\
@@ -20,6 +22,20 @@ quantize: {{recipe: fp8, exclude: ["*patch_embedding*"]}}
 gates:
   coverage: {{}}
   headroom: {{max_share: {share}}}
+"""
+
+ENCODER_SUITE = """\
+quantgate: 1
+model: {{source: transformers, id: "{model}"}}
+calibration: {{data: scenes/calibration, samples: 32, batch_size: 16, held_out_samples: 32}}
+quantize: {{recipe: fp8-attention, exclude: ["*patch_embed*"]}}
+gates:
+  coverage: {{}}
+  calibration: {{max_clipped: 5%}}
+  fidelity: {{min_sqnr: 10dB, samples: 32}}
+  roundtrip: {{}}
+  export: {{allow: [softmax]}}
+  parity: {{samples: 16}}
 """
 
 
@@ -101,3 +117,31 @@ def test_without_the_package_the_suite_is_refused_with_what_is_known(
 
     assert status != 0
     assert "clip.quantgate.yaml:7: headroom: unknown key" in output
+
+
+def test_an_encoder_of_another_package_goes_through_the_gates(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    save_vision_encoder("deit", tmp_path / "deit")
+    path = tmp_path / "deit.quantgate.yaml"
+    path.write_text(ENCODER_SUITE.format(model=tmp_path / "deit"))
+    options = ("--quantgate-cache-dir", str(tmp_path / "cache"), "-p", "no:randomly")
+
+    status, output = run(tmp_path, "pytest", *options, environment=environment)
+
+    assert status == 0, output
+    assert "attention q k v output in 2 blocks" in output
+    assert "deit: may ship: 7 gates passed" in output
+
+
+def test_without_the_package_the_encoder_is_of_no_known_family(tmp_path: Path) -> None:
+    save_vision_encoder("deit", tmp_path / "deit")
+    path = tmp_path / "deit.quantgate.yaml"
+    path.write_text(ENCODER_SUITE.format(model=tmp_path / "deit"))
+
+    status, output = run(
+        tmp_path, "pytest_quantgate", "validate", "--deep", path.name, environment=dict(os.environ)
+    )
+
+    assert status != 0
+    assert "model_type is 'deit', this suite" in output

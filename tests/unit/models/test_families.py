@@ -1,0 +1,91 @@
+"""Families of encoders that other packages bring by their entry points."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.models.families import find_family, list_packages
+from pytest_quantgate.run.case import Case
+from pytest_quantgate.store.surroundings import Surroundings
+from pytest_quantgate.suite.load import load_suite
+
+SUITE = """\
+quantgate: 1
+model: {source: reference}
+calibration: {data: scenes/calibration, samples: 16, batch_size: 16}
+quantize: {recipe: fp8}
+gates:
+  coverage: {}
+"""
+
+FAMILY = """\
+from pytest_quantgate.models.family import EncoderFamily
+
+FAMILY = EncoderFamily(name="own", pretrained={"own": None}, describe_towers=lambda config: ())
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Put a package with a family, of this text, where Python finds it."""
+    site = tmp_path / "site"
+    info = site / "own_family-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-family\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[pytest_quantgate.encoders]\nown = quantgate_own_family:FAMILY\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.delitem(sys.modules, "quantgate_own_family", raising=False)
+
+    def write(text: str) -> Path:
+        path = site / "quantgate_own_family.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_family_of_another_package_is_found(install: Callable[[str], Path]) -> None:
+    install(FAMILY)
+
+    family = find_family("own")
+
+    assert family is not None
+    assert family.name == "own"
+    assert list_packages() == ("quantgate_own_family",)
+
+
+def test_an_entry_point_that_is_no_family_is_named(install: Callable[[str], Path]) -> None:
+    install("FAMILY = 3\n")
+
+    with pytest.raises(
+        ModelError, match=r"entry point own of pytest_quantgate.encoders is int, no EncoderFamily"
+    ):
+        find_family("own")
+
+
+def test_other_code_of_a_family_is_another_key(
+    tmp_path: Path, install: Callable[[str], Path], make_case: Callable[..., Case]
+) -> None:
+    """Its package decides what is measured: nothing kept from before it changed is replayed."""
+    path = tmp_path / "own.quantgate.yaml"
+    path.write_text(SUITE)
+
+    def read_key() -> str:
+        case = make_case(load_suite(path))
+        case.surroundings = Surroundings()  # as in a process that starts now
+        found: str = case.fp16_key
+        return found
+
+    install(FAMILY)
+    before, again = read_key(), read_key()
+    install(FAMILY + "# another embedding\n")
+
+    assert before == again
+    assert read_key() != before

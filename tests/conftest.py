@@ -93,6 +93,12 @@ def assume_sane() -> Callable[[Case], Case]:
     return assume
 
 
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """A file that only code which nobody may run would create."""
+    return tmp_path / "canary"
+
+
 TINY_SUITE = """\
 quantgate: 1
 model: {{source: transformers, id: "{model}"}}

@@ -19,8 +19,8 @@ from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import Quantized, quantize
 from pytest_quantgate.models.recipes import to_modelopt
 from pytest_quantgate.run.case import Case
-from pytest_quantgate.run.variants import computed_once
-from pytest_quantgate.tasks.contents import count_copies, read_contents
+from pytest_quantgate.run.variants import computed_once, describe_calibration
+from pytest_quantgate.tasks.contents import read_contents
 from pytest_quantgate.tasks.registry import load_calibration
 
 if TYPE_CHECKING:
@@ -121,7 +121,6 @@ class PipelineCase(Case):
         if steps.is_good_until_finish and self._recipe_plain == self.good._recipe_plain:
             return self._finish_good()
         pairs, held_out = load_calibration(spec, datasets=self.suite.datasets, environ={})
-        unseen = read_contents(held_out)
         if steps.source is not None:
             pairs = steps.source(pairs)
         shown = read_contents(pairs)
@@ -142,19 +141,11 @@ class PipelineCase(Case):
             exclude=self.suite.quantize.exclude,
             held_out=list(make_batches(self.fp16, held_out, batch_size=spec.batch_size)),
         )
-        run = CalibrationRun(
-            data=spec.data,
-            samples=sum(len(batch.ids) for batch in batches),
-            batches=result.batches,
-            tower_batches=result.tower_batches,
-            nonfinite=result.nonfinite,
-            sample_hashes=tuple(zip(shown.pixels, shown.ids, strict=True)),
-            sample_looks=shown.looks,
-            copies=count_copies(pairs, pixels=shown.pixels),
-            held_out_samples=len(held_out),
-            held_out_hashes=tuple(zip(unseen.pixels, unseen.ids, strict=True)),
+        run = describe_calibration(
+            result, data=spec.data, pairs=pairs, shown=shown, held_out=read_contents(held_out)
         )
-        return _Built(model=model, audit=audit, run=run)
+        fed = sum(len(batch.ids) for batch in batches)
+        return _Built(model=model, audit=audit, run=replace(run, samples=fed))
 
     def _finish_good(self) -> _Built:
         """The good release, whose model something happens to at the very end."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_quantgate.plugin.collect import SuiteFile
-from pytest_quantgate.plugin.items import SUFFIX
 from pytest_quantgate.plugin.options import add_options, refuse_odd_arguments, resolve_settings
 from pytest_quantgate.plugin.results import begin_attempt, note_phase, watch
+from pytest_quantgate.suite.load import SUFFIX
 
 if TYPE_CHECKING:
     from pytest_quantgate.plugin.session import RunSession

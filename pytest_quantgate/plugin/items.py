@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from pytest_quantgate.suite.gates import GateSection
     from pytest_quantgate.suite.specs import Suite
 
-SUFFIX = ".quantgate.yaml"
-
 
 @dataclass(frozen=True, kw_only=True)
 class GateItem:

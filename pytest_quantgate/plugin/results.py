@@ -16,8 +16,9 @@ import pytest
 
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.plugin.items import GATE, SUFFIX, describe_gates
+from pytest_quantgate.plugin.items import GATE, describe_gates
 from pytest_quantgate.plugin.own_tests import listening
+from pytest_quantgate.suite.load import SUFFIX
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:

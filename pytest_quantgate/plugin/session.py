@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_quantgate.evidence.verdict import Status
-from pytest_quantgate.plugin.items import GATE, SUFFIX
+from pytest_quantgate.plugin.items import GATE
 from pytest_quantgate.plugin.options import CACHE_INPUT
 from pytest_quantgate.plugin.results import (
     REPORT_ATTRIBUTE,
@@ -27,6 +27,7 @@ from pytest_quantgate.plugin.results import (
 from pytest_quantgate.run.progress import Progress, silent
 from pytest_quantgate.store.settings import Settings
 from pytest_quantgate.suite.gates import OWN_TESTS
+from pytest_quantgate.suite.load import SUFFIX
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.audit import TowerName
     from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.models.encoder import Encoder
+    from pytest_quantgate.models.quantize import Quantized
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
     from pytest_quantgate.run.progress import Progress
@@ -472,7 +473,6 @@ class Variants:
         from pytest_quantgate.models.checkpoint import save_checkpoint
         from pytest_quantgate.models.quantize import quantize
         from pytest_quantgate.models.recipes import describe_content
-        from pytest_quantgate.tasks.contents import count_copies
 
         spec = self.suite.calibration
         exclude = self.suite.quantize.exclude
@@ -493,17 +493,8 @@ class Variants:
                 exclude=exclude,
                 held_out=list(make_batches(self.fp16, held_out, batch_size=spec.batch_size)),
             )
-        run = CalibrationRun(
-            data=spec.data,
-            samples=len(pairs),
-            batches=result.batches,
-            tower_batches=result.tower_batches,
-            nonfinite=result.nonfinite,
-            sample_hashes=tuple(zip(shown.pixels, shown.ids, strict=True)),
-            sample_looks=shown.looks,
-            copies=count_copies(pairs, pixels=shown.pixels),
-            held_out_samples=len(held_out),
-            held_out_hashes=tuple(zip(unseen.pixels, unseen.ids, strict=True)),
+        run = describe_calibration(
+            result, data=spec.data, pairs=pairs, shown=shown, held_out=unseen
         )
         with self.progress.stage("saving the quantized variant"):
             save_checkpoint(result.model, folder / "checkpoint")
@@ -537,6 +528,26 @@ def _changed(what: str, *, where: str) -> ModelError:
     return ModelError(
         f"{where}: {what} was changed while the suite ran: what was measured before the change is "
         f"of other files; run again"
+    )
+
+
+def describe_calibration(
+    quantized: Quantized, *, data: str, pairs: Samples, shown: Contents, held_out: Contents
+) -> CalibrationRun:
+    """Return how a variant was calibrated: on these pairs of `data`, which show `shown`."""
+    from pytest_quantgate.tasks.contents import count_copies
+
+    return CalibrationRun(
+        data=data,
+        samples=len(pairs),
+        batches=quantized.batches,
+        tower_batches=quantized.tower_batches,
+        nonfinite=quantized.nonfinite,
+        sample_hashes=tuple(zip(shown.pixels, shown.ids, strict=True)),
+        sample_looks=shown.looks,
+        copies=count_copies(pairs, pixels=shown.pixels),
+        held_out_samples=len(held_out.ids),
+        held_out_hashes=tuple(zip(held_out.pixels, held_out.ids, strict=True)),
     )
 
 

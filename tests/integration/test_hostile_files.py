@@ -36,24 +36,10 @@ from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.webdataset import load_webdataset
+from tests.hostile import Bomb, update
 
 WHERE = Where(file="suites/x.quantgate.yaml", line=3)
 Plant = Callable[[Path], None]
-
-
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-@pytest.fixture
-def canary(tmp_path: Path) -> Path:
-    return tmp_path / "canary"
 
 
 @pytest.fixture
@@ -82,11 +68,6 @@ def clip(tiny_clip: Path, tmp_path: Path) -> Path:
 
 def load(folder: Path) -> None:
     load_fp16(ModelSpec(where=WHERE, source="transformers", id=str(folder)), environ={})
-
-
-def update(path: Path, **changes: Any) -> None:
-    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({**found, **changes}), encoding="utf-8")
 
 
 def test_code_that_comes_with_a_model_is_not_run(clip: Path, code: str, canary: Path) -> None:

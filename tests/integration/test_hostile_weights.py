@@ -21,24 +21,10 @@ from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.models.source import FILES, LOADED_FILES, resolve_checkpoint
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
+from tests.hostile import Bomb, update
 
 WHERE = Where(file="suites/x.quantgate.yaml", line=3)
 Plant = Callable[[Path], Any]
-
-
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-@pytest.fixture
-def canary(tmp_path: Path) -> Path:
-    return tmp_path / "canary"
 
 
 @pytest.fixture
@@ -66,11 +52,6 @@ def clip(tiny_clip: Path, tmp_path: Path, canary: Path) -> Path:
 
 def spec(folder: Path) -> ModelSpec:
     return ModelSpec(where=WHERE, source="transformers", id=str(folder))
-
-
-def update(path: Path, **changes: Any) -> None:
-    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({**found, **changes}), encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,12 @@ class DataError(QuantGateError):
     finding = "data-unusable"
 
 
+class Incomparable(QuantGateError):
+    """Two things were to be compared that are not of one model: no number would mean anything."""
+
+    finding = "base-differs"
+
+
 class NotMeasured(QuantGateError):
     """A part is absent (a package, a device, weights, data): the verdict is NOT_MEASURED."""
 

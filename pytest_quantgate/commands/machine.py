@@ -498,7 +498,7 @@ def _model(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
 
 def _recipe(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
     """Return what is missing of a recipe in a file; what it says is for `quantgate validate`."""
-    recipe, where = suite.quantize.recipe, suite.quantize.where.of("recipe")
+    recipe, where = suite.variant.recipe, suite.variant.where.of("recipe")
     if not isinstance(recipe, str) or "${" not in recipe:
         return None
     try:

@@ -77,7 +77,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
             exclusion,
             suite=case.suite.label,
             weights_bytes=found.weights_bytes,
-            exclude=case.suite.quantize.exclude,
+            exclude=case.suite.variant.exclude,
         ):
             print(printable(line))
         result["exclusion"] = to_json(exclusion)

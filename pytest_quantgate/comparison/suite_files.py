@@ -124,9 +124,7 @@ def compare_suite(before: Suite, after: Suite) -> list[Change]:
     for gate in (gate for gate in olds if gate in news):
         changes += _compare_section(olds[gate], news[gate], path=f"{name} {gate}", area="limits")
     changes += _compare_recipes(before, after)
-    changes += _compare_section(
-        before.quantize, after.quantize, path=f"{name} quantize", area="recipe", leave=("recipe",)
-    )
+    changes += _compare_variants(before, after)
     changes += compare_texts(
         {f"{name} gates.family": before.family},
         {f"{name} gates.family": after.family},
@@ -164,7 +162,7 @@ def _list_gates(suite: Suite) -> list[str]:
 
 
 def _compare_recipes(before: Suite, after: Suite) -> list[Change]:
-    old, new = before.quantize.recipe, after.quantize.recipe
+    old, new = before.variant.recipe, after.variant.recipe
     if old == new:
         return []
     path = f"{after.name} quantize.recipe"
@@ -176,12 +174,12 @@ def _compare_recipes(before: Suite, after: Suite) -> list[Change]:
                 area="recipe",
                 kind="changed",
                 subjects=(path,),
-                text=f"{path}: {old_name} -> {new_name} ({after.quantize.where.of('recipe')})",
+                text=f"{path}: {old_name} -> {new_name} ({after.variant.where.of('recipe')})",
                 before=old_name,
                 after=new_name,
             )
         )
-    old_lines, new_lines = _recipe_lines(before.quantize), _recipe_lines(after.quantize)
+    old_lines, new_lines = _recipe_lines(before.variant), _recipe_lines(after.variant)
     if old_lines is not None and new_lines is not None:
         changes += compare_recipes(old_lines, new_lines)
     if not changes:
@@ -196,7 +194,21 @@ def _compare_recipes(before: Suite, after: Suite) -> list[Change]:
     return changes
 
 
+def _compare_variants(before: Suite, after: Suite) -> list[Change]:
+    """Return what differs of where the quantized variant comes from, the recipe aside."""
+    words = ["handed over" if suite.quantized else "built here" for suite in (before, after)]
+    path = f"{after.name} {'quantized' if after.quantized else 'quantize'}"
+    changes = compare_texts({path: words[0]}, {path: words[1]}, area="recipe")
+    # One that is built here knows nothing of a checkpoint.
+    leave = ("recipe", "checkpoint", "trained") if changes else ("recipe",)
+    return changes + _compare_section(
+        before.variant, after.variant, path=path, area="recipe", leave=leave
+    )
+
+
 def _recipe_name(recipe: Any) -> str:
+    if recipe == "":
+        return "as the checkpoint declares"
     return recipe if isinstance(recipe, str) else "inline quant_cfg"
 
 

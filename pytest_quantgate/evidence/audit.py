@@ -165,6 +165,8 @@ class CalibrationRun:
     `nonfinite` names what was NaN or Inf in the calibration data (`image 17`, `text 3`).
     `sample_hashes` / `held_out_hashes` are SHA-256 of the decoded pixels, each tagged with its
     sample id: (hash, id); `sample_looks` are the perceptual hashes of the samples in that order.
+    `given` is whether the checkpoint was handed over: which samples of the data it was calibrated
+    on is not in it, so all of that data but the held-out samples stand in `sample_hashes`.
     `copies` counts the samples that repeat the picture and the label (or captions) of another.
     """
 
@@ -178,6 +180,7 @@ class CalibrationRun:
     held_out_hashes: tuple[tuple[str, str], ...]
     sample_looks: tuple[str, ...] = ()
     copies: int = 0
+    given: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,9 +110,8 @@ def judge_calibration(
         gate=GATE,
         status=Status.PASS,
         headline=f"calibration: {count(len(static), 'static quantizer')} with a finite amax, all "
-        f"called{more}; {run.samples} pairs in {run.batches} batches through "
-        f"{towers(run.tower_batches)}; worst clipping {share} of {worst.seen} held-out values, "
-        f"at most {percent(_most_clipped(worst), 3)} ({worst.name}), within max_clipped "
+        f"called{more}; {_describe_run(run)}; worst clipping {share} of {worst.seen} held-out "
+        f"values, at most {percent(_most_clipped(worst), 3)} ({worst.name}), within max_clipped "
         f"{percent(gate.max_clipped, 3)}",
         brief=f"{count(len(static), 'static quantizer')}"
         f"{f' and {len(dynamic)} dynamic' if dynamic else ''}, worst clipping {share} within "
@@ -120,6 +119,12 @@ def judge_calibration(
         evidence=verdict.evidence,
         figures=verdict.figures,
     )
+
+
+def _describe_run(run: CalibrationRun) -> str:
+    if run.given:
+        return f"handed over, calibrated on {run.data} as the suite says"
+    return f"{run.samples} pairs in {run.batches} batches through {towers(run.tower_batches)}"
 
 
 def judge_ranges(audit: Audit, *, gate: CalibrationGate) -> Verdict:
@@ -145,6 +150,12 @@ def _verdict(status: Status, headline: str, **more: object) -> Verdict:
 
 def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
     where = gate.where
+    if run.given:
+        return _verdict(
+            Status.PASS,
+            f"handed over: how it was calibrated is not in a checkpoint; as calibration.data says, "
+            f"it was on {run.data}, of which the held-out pairs are, too",
+        )
     if run.batches == 0 or run.samples == 0:
         return _verdict(
             Status.FAIL,

@@ -110,7 +110,7 @@ def describe_case(case: Case) -> Evidence:
         recipe=RecipeFacts(
             name="",  # the audit's, which the controller reads
             lines=recipe_lines(_read_recipe(case)),
-            exclude=suite.quantize.exclude,
+            exclude=suite.variant.exclude,
             formats=(),
             digest=print_of.recipe,
         ),
@@ -121,7 +121,7 @@ def describe_case(case: Case) -> Evidence:
 def _read_recipe(case: Case) -> Any:
     from pytest_quantgate.models.source import recipe_content
 
-    quantize = case.suite.quantize
+    quantize = case.suite.variant
     return recipe_content(quantize.recipe, where=quantize.where, environ=case.environ)
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_quantgate.errors import ModelError, NotMeasured, QuantGateError, WriteError
+from pytest_quantgate.errors import (
+    Incomparable,
+    ModelError,
+    NotMeasured,
+    QuantGateError,
+    WriteError,
+)
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
 from pytest_quantgate.gates.regression import RegressionGate, judge_run
@@ -135,6 +141,17 @@ class Judging:
             )
         except WriteError as error:
             return Judged(verdict=self._say_unwritable(kind, error))
+        except Incomparable as error:
+            code = f"{kind}.{error.finding}"
+            return Judged(
+                verdict=Verdict(
+                    gate=kind,
+                    status=Status.INCOMPARABLE,
+                    headline=str(error),
+                    brief="the checkpoint was made from another model",
+                    code=code,
+                )
+            )
         except QuantGateError as error:
             code = error.code or f"{kind}.{error.finding}"
             return Judged(

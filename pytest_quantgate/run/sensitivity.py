@@ -182,7 +182,7 @@ class Study:
         if not groups:
             raise ModelError(
                 f"{case.suite.path.name}: no quantizer is on, so none can be left out "
-                f"({case.suite.quantize.where.of('recipe')})"
+                f"({case.suite.variant.where.of('recipe')})"
             )
         enabled = frozenset(n for n, q in find_quantizers(module).items() if q.is_enabled)
         full_bytes = 4 if case.fp16.weight_dtype == "float32" else 2
@@ -382,7 +382,7 @@ class Study:
         gate = self.case.suite.gates.one(CoverageGate)
         if gate is None:
             return ""
-        exclude = (*self.case.suite.quantize.exclude, *list_patterns(groups))
+        exclude = (*self.case.suite.variant.exclude, *list_patterns(groups))
         with without(self.case, names) as other:
             audit = audit_quantizers(
                 other.quantized,

@@ -32,6 +32,7 @@ from pytest_quantgate.store.surroundings import Surroundings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from pytest_quantgate.artifacts.given_variant import GivenCheckpoint
     from pytest_quantgate.evidence.audit import TowerName
     from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.models.encoder import Encoder
@@ -138,7 +139,7 @@ class Variants:
     def fingerprint(self, *, data: str, data_parts: Iterable[tuple[str, str]] = ()) -> Fingerprint:
         """Return what results on some data depend on; the quantized variant is built for it."""
         model, calibration = self.suite.model, self.suite.calibration
-        quantize = self.suite.quantize
+        quantize = self.suite.variant
         return Fingerprint(
             model=self.source.digest,
             data=data,
@@ -166,7 +167,7 @@ class Variants:
         """The recipe as it was when the run began: what a file says later was not measured."""
         from pytest_quantgate.models.source import recipe_content
 
-        quantize = self.suite.quantize
+        quantize = self.suite.variant
         return {
             "recipe": recipe_content(quantize.recipe, where=quantize.where, environ=self.environ),
             "exclude": list(quantize.exclude),
@@ -221,7 +222,23 @@ class Variants:
             fp16=self.fp16_key,
             recipe=self._recipe_plain,
             calibration=self._calibration_plain,
+            given=self._given_plain,
         )
+
+    @computed_once
+    def given(self) -> GivenCheckpoint | None:
+        """The checkpoint that the suite was handed, None where it builds its own."""
+        from pytest_quantgate.artifacts.given_variant import open_given
+
+        spec = self.suite.quantized
+        return None if spec is None else open_given(spec, environ=self.environ)
+
+    @computed_once
+    def _given_plain(self) -> Any:
+        spec = self.suite.quantized
+        if spec is None or self.given is None:
+            return None
+        return {"checkpoint": self.given.digest, "trained": spec.trained}
 
     @computed_once
     def device(self) -> str:
@@ -397,7 +414,10 @@ class Variants:
         from pytest_quantgate.models.recipes import resolve_recipe
         from pytest_quantgate.models.source import recipe_content
 
-        spec = self.suite.quantize
+        spec = self.suite.variant
+        if self.given is not None and not spec.recipe:
+            declared: Recipe = self.given.declared_recipe
+            return declared
         known = self._recipe_plain["recipe"]
         found = resolve_recipe(spec, environ=self.environ)
         if recipe_content(spec.recipe, where=spec.where, environ=self.environ) != known:
@@ -467,42 +487,83 @@ class Variants:
         self.used[VARIANT.kind,] = self.variant_key
         return folder
 
+    def _take_variant(self, given: GivenCheckpoint, folder: Path) -> None:
+        """Restore the checkpoint that was handed over, and audit it as one that was built."""
+        from pytest_quantgate.artifacts.given_variant import describe_base, restore_given
+
+        assert self.suite.quantized is not None  # it names the checkpoint
+        with self.progress.stage(f"restoring {given.description}"):
+            taken = restore_given(given, fp16=self.fp16, trained=self.suite.quantized.trained)
+        spec = self.suite.calibration
+        whole = self.contents(spec.data, None, purpose="pairs", first=spec.first)
+        _, (_, unseen) = self._split_calibration()
+        # Which of them it was calibrated on is not in a checkpoint: all but the held-out ones.
+        fresh = set(unseen.pixels)
+        used = [i for i, pixels in enumerate(whole.pixels) if pixels not in fresh]
+        shown = whole.select(used)
+        run = CalibrationRun(
+            data=spec.data,
+            samples=len(used),
+            batches=0,
+            tower_batches={},
+            nonfinite=(),
+            sample_hashes=tuple(zip(shown.pixels, shown.ids, strict=True)),
+            sample_looks=shown.looks,
+            held_out_samples=len(unseen.ids),
+            held_out_hashes=tuple(zip(unseen.pixels, unseen.ids, strict=True)),
+            given=True,
+        )
+        notes = (*self.fp16.notes, describe_base(taken, given=given, base=self.fp16))
+        self._keep_variant(folder, taken.model, run=run, notes=notes)
+
     def _build_variant(self, folder: Path) -> None:
-        from pytest_quantgate.measure.audit import audit_quantizers
+        if self.given is not None:
+            self._take_variant(self.given, folder)
+            return
         from pytest_quantgate.measure.embeddings import make_batches
-        from pytest_quantgate.models.checkpoint import save_checkpoint
         from pytest_quantgate.models.quantize import quantize
-        from pytest_quantgate.models.recipes import describe_content
 
         spec = self.suite.calibration
-        exclude = self.suite.quantize.exclude
-        (pairs, shown), (held_out, unseen) = self._split_calibration()
+        (pairs, shown), (_, unseen) = self._split_calibration()
         recipe, fp16 = self.recipe, self.fp16
         with self.progress.stage(f"calibrating {recipe.name}", total=spec.samples) as advance:
             result = quantize(
                 fp16,
                 recipe=recipe,
-                exclude=exclude,
+                exclude=self.suite.variant.exclude,
                 batches=make_batches(fp16, pairs, batch_size=spec.batch_size),
                 progress=advance,
-            )
-        with self.progress.stage("auditing the quantizers"):
-            audit = audit_quantizers(
-                result.model,
-                recipe=recipe,
-                exclude=exclude,
-                held_out=list(make_batches(self.fp16, held_out, batch_size=spec.batch_size)),
             )
         run = describe_calibration(
             result, data=spec.data, pairs=pairs, shown=shown, held_out=unseen
         )
+        self._keep_variant(folder, result.model, run=run, notes=self.fp16.notes)
+
+    def _keep_variant(
+        self, folder: Path, model: Encoder, *, run: CalibrationRun, notes: Iterable[str]
+    ) -> None:
+        """Audit a variant on held-out pairs, and write it with all that is known of it."""
+        from pytest_quantgate.measure.audit import audit_quantizers
+        from pytest_quantgate.measure.embeddings import make_batches
+        from pytest_quantgate.models.checkpoint import save_checkpoint
+        from pytest_quantgate.models.recipes import describe_content
+
+        _, (held_out, _) = self._split_calibration()
+        batch_size = self.suite.calibration.batch_size
+        with self.progress.stage("auditing the quantizers"):
+            audit = audit_quantizers(
+                model,
+                recipe=self.recipe,
+                exclude=self.suite.variant.exclude,
+                held_out=list(make_batches(self.fp16, held_out, batch_size=batch_size)),
+            )
         with self.progress.stage("saving the quantized variant"):
-            save_checkpoint(result.model, folder / "checkpoint")
+            save_checkpoint(model, folder / "checkpoint")
         write_json(folder / "audit.json", to_json(audit))
         write_json(folder / "calibration.json", to_json(run))
-        write_json(folder / "recipe.json", list(describe_content(recipe)))
-        write_json(folder / "notes.json", list(self.fp16.notes))
-        self._values["built"] = result.model
+        write_json(folder / "recipe.json", list(describe_content(self.recipe)))
+        write_json(folder / "notes.json", list(notes))
+        self._values["built"] = model
 
     @computed_once
     def audit(self) -> Audit:

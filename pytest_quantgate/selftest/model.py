@@ -42,7 +42,7 @@ def audit_again(
         return audit_quantizers(
             case.quantized,
             recipe=case.recipe,
-            exclude=case.suite.quantize.exclude,
+            exclude=case.suite.variant.exclude,
             held_out=batches,
         )
 

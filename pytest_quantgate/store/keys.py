@@ -93,10 +93,11 @@ FP16 = Measurement(
 SANITY = Measurement(
     kind="sanity", inputs=("fp16", "pairs", "tasks", "data"), packages=CLIP, code="whole"
 )
-#: The quantized variant's checkpoint, with its audit and how it was calibrated.
+#: The quantized variant's checkpoint, with its audit and how it was calibrated; `given` is the
+#: digest of one that was handed over.
 VARIANT = Measurement(
     kind="variant",
-    inputs=("fp16", "recipe", "calibration"),
+    inputs=("fp16", "recipe", "calibration", "given"),
     packages=(*CLIP, "onnx"),  # ModelOpt's attention quantizers import it
 )
 #: A variant with some of its quantizers off. Never stored itself.

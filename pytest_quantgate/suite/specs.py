@@ -136,6 +136,24 @@ class QuantizeSpec:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuantizedSpec(QuantizeSpec):
+    """A quantized checkpoint that is handed over, instead of a recipe to build one.
+
+    `recipe` is what it is expected to be; empty: what the checkpoint's own state declares.
+    """
+
+    recipe: str | Mapping[str, Any] | tuple[Any, ...] = field(
+        default="", metadata=named("expect", recipe_key())
+    )
+    checkpoint: str = field(
+        metadata=text_key(help="folder or file that ModelOpt saved; ${NAME}", environment=True)
+    )
+    trained: bool = field(
+        default=False, metadata=flag_key(help="its weights were trained on (QAT); default: false")
+    )
+
+
 def _datasets_key() -> Declared:
     def read(place: Place, node: yaml.Node) -> dict[str, DatasetSpec]:
         return {
@@ -188,7 +206,12 @@ class Suite:
     calibration: CalibrationSpec = field(
         metadata=section_key(CalibrationSpec, help="what calibrates")
     )
-    quantize: QuantizeSpec = field(metadata=section_key(QuantizeSpec, help="how it is quantized"))
+    quantize: QuantizeSpec | None = field(
+        default=None, metadata=section_key(QuantizeSpec, help="how it is quantized here, or")
+    )
+    quantized: QuantizedSpec | None = field(
+        default=None, metadata=section_key(QuantizedSpec, help="the checkpoint that is handed over")
+    )
     family: Literal["holm", "none"] = field(
         default="holm",
         metadata=choice_key(
@@ -204,6 +227,19 @@ class Suite:
                 "quantgate",
                 f"version {self.version} is not supported: this release reads {VERSION}",
             )
+        if (self.quantize is None) == (self.quantized is None):
+            raise BadKey(
+                "" if self.quantize is None else "quantized",
+                "write one of quantize (a recipe to build the variant by) and quantized (a "
+                "checkpoint that is handed over)",
+            )
+
+    @property
+    def variant(self) -> QuantizeSpec:
+        """What the quantized variant is meant to be, built here or handed over."""
+        found = self.quantize or self.quantized
+        assert found is not None  # check() wants one
+        return found
 
     @property
     def label(self) -> str:
@@ -212,9 +248,11 @@ class Suite:
 
     def check_variables(self, *, environ: Mapping[str, str]) -> None:
         """Raise SuiteError for a variable in a path that the run does not let a suite use."""
-        recipe, of = self.quantize.recipe, self.quantize.where.of("recipe")
+        recipe, of = self.variant.recipe, self.variant.where.of("recipe")
         paths = [(self.model.id, self.model.where.of("id"))]
         paths += [(recipe if isinstance(recipe, str) else None, of)]
+        if self.quantized is not None:
+            paths += [(self.quantized.checkpoint, self.quantized.where.of("checkpoint"))]
         paths += [(spec.root, spec.where.of("root")) for spec in self.datasets.values()]
         for text, where in paths:
             if text is not None:

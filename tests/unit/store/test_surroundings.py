@@ -433,7 +433,11 @@ def test_a_change_in_any_file_that_measures_changes_every_key(tmp_path: Path) ->
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     before = {kind: digest_code(copy, kind=kind) for kind in ("measuring", "whole")}
     assert before["measuring"] == digest_code(PACKAGE, kind="measuring")
-    files = [*list_code(), "reference/weights/model.safetensors", "reference/weights/tokenizer.json"]
+    files = [
+        *list_code(),
+        "reference/weights/model.safetensors",
+        "reference/weights/tokenizer.json",
+    ]
 
     for name in files:
         path = copy / name

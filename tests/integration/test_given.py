@@ -1,0 +1,173 @@
+"""A checkpoint that another process quantized and saved, through the gates of a suite."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_quantgate.models.recipes import named_recipes
+
+Run = Callable[..., pytest.RunResult]
+
+#: What a team's own pipeline does: transformers and ModelOpt, nothing of this package.
+PIPELINE = """
+import json, sys
+import torch
+import modelopt.torch.opt as mto
+import modelopt.torch.quantization as mtq
+from transformers import CLIPModel
+
+source, target, config, single = sys.argv[1:]
+model = CLIPModel.from_pretrained(source, dtype=torch.float16).float().eval()
+torch.manual_seed(0)
+
+def calibrate(module):
+    for _ in range(4):
+        module(pixel_values=torch.randn(8, 3, 48, 48), input_ids=torch.randint(1, 40, (8, 16)))
+
+mto.enable_huggingface_checkpointing()
+mtq.quantize(model, json.loads(config), forward_loop=calibrate)
+if single == "single":
+    mto.save(model, target)
+else:
+    model.save_pretrained(target)
+"""
+
+SUITE = """\
+quantgate: 1
+model: {{source: transformers, id: {model}}}
+calibration: {{data: scenes/calibration, samples: 32, batch_size: 16, held_out_samples: 32}}
+quantized: {{checkpoint: {checkpoint}{more}}}
+gates:
+  coverage: {{}}
+  calibration: {{max_clipped: 50%}}
+  fidelity: {{min_sqnr: 0dB, samples: 32}}
+  roundtrip: {{}}
+"""
+
+
+@pytest.fixture(scope="module")
+def handed_over(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Quantize the tiny CLIP to INT8 in a process of its own, once for each form."""
+    made: dict[str, Path] = {}
+
+    def make(form: str = "folder") -> Path:
+        if form not in made:
+            path = tmp_path_factory.mktemp("pipeline") / ("out" if form == "folder" else "out.pth")
+            config = json.dumps(named_recipes()["int8"])
+            arguments = [str(tiny_clip), str(path), config, form]
+            done = subprocess.run(
+                [sys.executable, "-c", PIPELINE, *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            made[form] = path
+        return made[form]
+
+    return make
+
+
+@pytest.fixture
+def write(pytester: pytest.Pytester, tiny_clip: Path) -> Callable[..., None]:
+    def make(checkpoint: Path, more: str = "", **named: Any) -> None:
+        text = SUITE.format(model=named.get("model", tiny_clip), checkpoint=checkpoint, more=more)
+        path = pytester.path / "suites" / "given.quantgate.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    return make
+
+
+@pytest.mark.parametrize("form", ["folder", "single"])
+def test_a_checkpoint_of_another_process_is_judged_as_it_is(
+    handed_over: Callable[..., Path], write: Callable[..., None], run_gates: Run, form: str
+) -> None:
+    write(handed_over(form))
+
+    result = run_gates("-rP")
+
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(
+        [
+            "*calibration: * handed over, calibrated on scenes/calibration as the suite says*",
+            "*PASS  coverage*",
+            "*INT8 on * of matrix weights*",
+            "*amax and both towers bit-identical*",
+            "*note: * tensors of out* are those of *",
+            "*given: may ship: 5 gates passed*",
+        ]
+    )
+
+
+def test_a_checkpoint_is_held_against_what_it_should_be(
+    handed_over: Callable[..., Path], write: Callable[..., None], run_gates: Run
+) -> None:
+    write(handed_over(), ", expect: fp8-attention")
+
+    result = run_gates("-k", "coverage")
+
+    result.assert_outcomes(failed=1, deselected=4)
+    result.stdout.fnmatch_lines(["FAIL coverage: *"])
+
+
+def test_a_checkpoint_of_another_model_is_incomparable(
+    handed_over: Callable[..., Path],
+    write: Callable[..., None],
+    run_gates: Run,
+    tiny_clip: Path,
+    tmp_path: Path,
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_clip, other)
+    weights = load_file(other / "model.safetensors")
+    weights["visual_projection.weight"] *= 1.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    write(handed_over(), model=other)
+
+    result = run_gates("-k", "coverage")
+
+    result.stdout.fnmatch_lines(
+        [
+            "INCOMPARABLE suites/given.quantgate.yaml:4: 1 of * tensors of out are not those of other "
+            "(visual_projection.weight)* [[]coverage.base-differs]",
+        ]
+    )
+
+
+def test_a_suite_builds_its_variant_or_is_handed_one(
+    handed_over: Callable[..., Path], write: Callable[..., None], run_gates: Run
+) -> None:
+    write(handed_over(), "}\nquantize: {recipe: int8")
+
+    result = run_gates()
+
+    result.stdout.fnmatch_lines(["*write one of quantize (a recipe * and quantized (a checkpoint*"])
+    assert result.ret != 0
+
+
+def test_validate_reads_the_checkpoint_too(
+    write: Callable[..., None], pytester: pytest.Pytester, tmp_path: Path
+) -> None:
+    def validate() -> pytest.RunResult:
+        return pytester.run(sys.executable, "-m", "pytest_quantgate", "validate", "suites")
+
+    write(tmp_path / "gone")
+    assert "is not there: set quantized.checkpoint" in validate().stdout.str()
+
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "config.json").write_text("{}", encoding="utf-8")
+    write(tmp_path / "plain")
+    found = validate()
+    assert "holds no modelopt_state.pth" in found.stdout.str() + found.stderr.str()
+    assert found.ret == 1

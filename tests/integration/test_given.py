@@ -139,8 +139,8 @@ def test_a_checkpoint_of_another_model_is_incomparable(
 
     result.stdout.fnmatch_lines(
         [
-            "INCOMPARABLE suites/given.quantgate.yaml:4: 1 of * tensors of out are not those of other "
-            "(visual_projection.weight)* [[]coverage.base-differs]",
+            "INCOMPARABLE suites/given.quantgate.yaml:4: 1 of * tensors of out are not those of "
+            "other (visual_projection.weight)* [[]coverage.base-differs]",
         ]
     )
 

@@ -53,7 +53,7 @@ def check_suite(suite: Suite, *, environ: Mapping[str, str], today: date | None 
 def _check_given(
     suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
 ) -> None:
-    from pytest_quantgate.artifacts.given_variant import open_given
+    from pytest_quantgate.run.given_variant import open_given
 
     if suite.quantized is None:
         return

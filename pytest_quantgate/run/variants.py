@@ -32,13 +32,13 @@ from pytest_quantgate.store.surroundings import Surroundings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from pytest_quantgate.artifacts.given_variant import GivenCheckpoint
     from pytest_quantgate.evidence.audit import TowerName
     from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.models.encoder import Encoder
     from pytest_quantgate.models.quantize import Quantized
     from pytest_quantgate.models.recipes import Recipe
     from pytest_quantgate.models.source import CheckpointSource
+    from pytest_quantgate.run.given_variant import GivenCheckpoint
     from pytest_quantgate.run.progress import Progress
     from pytest_quantgate.store.baselines import Store
     from pytest_quantgate.store.looks import Ledger
@@ -228,7 +228,7 @@ class Variants:
     @computed_once
     def given(self) -> GivenCheckpoint | None:
         """The checkpoint that the suite was handed, None where it builds its own."""
-        from pytest_quantgate.artifacts.given_variant import open_given
+        from pytest_quantgate.run.given_variant import open_given
 
         spec = self.suite.quantized
         return None if spec is None else open_given(spec, environ=self.environ)
@@ -489,7 +489,7 @@ class Variants:
 
     def _take_variant(self, given: GivenCheckpoint, folder: Path) -> None:
         """Restore the checkpoint that was handed over, and audit it as one that was built."""
-        from pytest_quantgate.artifacts.given_variant import describe_base, restore_given
+        from pytest_quantgate.run.given_variant import describe_base, restore_given
 
         assert self.suite.quantized is not None  # it names the checkpoint
         with self.progress.stage(f"restoring {given.description}"):

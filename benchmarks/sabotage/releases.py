@@ -18,20 +18,18 @@ from typing import Any
 from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, judge_kinds, judged_as
 from benchmarks.sabotage.speed import measure
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.evidence.codec import to_json
+from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.models.checkpoint import save_checkpoint
-from pytest_quantgate.plugin.results import verdict_from_json, verdict_to_json
 from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import describe_case, read_evidence
 from pytest_quantgate.report.json_report import render_json
 from pytest_quantgate.report.terminal import Summary
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.conclusion import Results, Row, SuiteGates
-from pytest_quantgate.run.exported import TOWERS
 from pytest_quantgate.selftest.sabotage import exchange
 from pytest_quantgate.store.cache import Cache, write_json
 
@@ -109,7 +107,7 @@ class Releases:
 
     def _render(self, kept: Any, *, kinds: Collection[str]) -> str:
         verdicts = {
-            row["gate"]: verdict_from_json(row["verdict"])
+            row["gate"]: from_json(Verdict, row["verdict"])
             for row in kept
             if judged_as(row["gate"]) in kinds
         }
@@ -178,7 +176,7 @@ def _keep_outcomes(title: str, *, case: Case, verdicts: Mapping[str, Verdict]) -
 
 
 def _copy_onnx(folder: Path, *, case: Case) -> None:
-    for tower in TOWERS:
+    for tower in case.towers:
         try:
             path = case.stages.onnx_path(variant="quantized", tower=tower, precision="float16")
         except QuantGateError:
@@ -191,7 +189,7 @@ def _carry_run(case: Case, *, verdicts: Mapping[str, Verdict]) -> list[Any]:
     """Return what the tests of a run carry to the session that writes the report."""
     evidence = describe_case(case).to_json()
     return [
-        {"gate": name, "verdict": verdict_to_json(verdict), "evidence": evidence}
+        {"gate": name, "verdict": to_json(verdict), "evidence": evidence}
         for name, verdict in verdicts.items()
     ]
 

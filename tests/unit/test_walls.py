@@ -134,3 +134,38 @@ def test_the_package_needs_nothing_that_it_does_not_ship() -> None:
     }
 
     assert found == set()
+
+
+def list_names(path: Path) -> set[str]:
+    """Return the names that a file binds at its top: what others can import from it."""
+    body = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    for node in body:
+        if isinstance(node, ast.If | ast.Try):
+            body += [*node.body, *node.orelse]
+    found = set()
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found |= {node.name}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            found |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "docs", "examples", "tests", "tools"])
+def test_what_is_imported_from_the_package_is_there(folder: str) -> None:
+    """Nobody runs a benchmark at every change: what moved is seen here."""
+    lost = set()
+    for path in (PACKAGE.parent / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE.name):
+                module = MODULES.get(node.module or "")
+                names = list_names(module) if module else set()
+                lost |= {
+                    f"{path.relative_to(PACKAGE.parent)}:{node.lineno} {node.module}.{alias.name}"
+                    for alias in node.names
+                    if alias.name not in names and f"{node.module}.{alias.name}" not in MODULES
+                }
+
+    assert lost == set()

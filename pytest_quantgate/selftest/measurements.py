@@ -17,6 +17,7 @@ from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.parity import Parity, Roundtrip
 from pytest_quantgate.evidence.sanity import Answers, Sanity, Twins
 from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.engine import EngineGate
 from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.trace import TraceGate
@@ -24,7 +25,6 @@ from pytest_quantgate.models.faults import image_size
 from pytest_quantgate.selftest.sabotage import Sabotage, Spoil, exchange, exchange_stages
 
 if TYPE_CHECKING:
-    from pytest_quantgate.gates.engine import EngineGate
     from pytest_quantgate.gates.memory import MemoryGate
     from pytest_quantgate.run.case import Case
     from pytest_quantgate.runtimes.engine_layers import EngineReport
@@ -75,7 +75,9 @@ def _sanity() -> tuple[Sabotage, ...]:
         return on_sanity(change)
 
     def on_reading(**changes: object) -> Spoil:
-        def change(sanity: Sanity) -> Sanity:
+        def change(sanity: Sanity) -> Sanity | None:
+            if not sanity.reading.pools_end:
+                return None  # no end token to lose
             changed = dataclasses.replace(sanity.reading, **changes)  # type: ignore[arg-type]
             return dataclasses.replace(sanity, reading=changed)
 

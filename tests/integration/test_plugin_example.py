@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.plugin_package import write_metadata
 from tests.vision_encoders import save_vision_encoder
-
-PLUGIN = Path(__file__).parents[2] / "examples" / "plugin"
 
 SUITE = """\
 quantgate: 1
@@ -41,21 +39,8 @@ gates:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Return the environment of a machine that has the package installed.
-
-    What an installer writes is written here, out of pyproject.toml: it takes no network.
-    """
-    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    info = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    lines = []
-    for group, points in project["entry-points"].items():
-        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
-    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    path = os.pathsep.join((str(info.parent), str(PLUGIN)))
+    """Return the environment of a machine that has the package installed."""
+    path = os.pathsep.join(map(str, write_metadata(tmp_path / "site")))
     return {**os.environ, "PYTHONPATH": path}
 
 

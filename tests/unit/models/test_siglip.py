@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from datetime import date
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pytest_quantgate.commands.suite_text import read_shape
 from pytest_quantgate.errors import ModelError, NotMeasured
 from pytest_quantgate.evidence.audit import Audit
 from pytest_quantgate.evidence.onnx import OnnxAudit
+from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
 from pytest_quantgate.gates.coverage import CoverageGate, Waiver, judge_coverage
 from pytest_quantgate.gates.trace import follow_quantizers
 from pytest_quantgate.measure.audit import audit_quantizers
@@ -26,6 +28,7 @@ from pytest_quantgate.measure.sanity import read_texts_of
 from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.models.quantize import quantize
+from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.models.recipes import Recipe
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
@@ -407,3 +410,21 @@ def test_a_first_suite_leaves_the_head_out(copy: Callable[..., Path]) -> None:
     vision, text = shape.towers
     assert (vision.tokens, vision.linears, vision.fused) == (16, 2 * 6 + 2, (HEAD,))
     assert (text.tokens, text.linears, text.fused) == (TOKENS, 2 * 6 + 1, ())
+
+
+def test_ranges_of_other_images_are_stale(
+    build: Build, batches: list[Batch], make_recipe: Callable[[Any], Recipe]
+) -> None:
+    """Ranges that a tenth of the values fit in, as of images that were never scaled alike."""
+    model, _ = build(exclude=(PATTERN,))
+    for name, quantizer in find_quantizers(model.module).items():
+        if name.startswith("vision_model.head.mlp") and name.endswith("input_quantizer"):
+            quantizer.amax = quantizer.amax / 10
+    audit = audit_quantizers(
+        model, recipe=make_recipe("fp8-attention"), exclude=(PATTERN,), held_out=batches
+    )
+
+    verdict = judge_ranges(audit, gate=CalibrationGate(where=WHERE, max_clipped=Fraction(1, 100)))
+
+    assert verdict.code == "calibration.clipped"
+    assert any("vision_model.head.mlp" in line for line in verdict.evidence)

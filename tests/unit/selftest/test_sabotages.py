@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.measurements import (
@@ -174,3 +175,33 @@ def test_damage_to_the_model_is_undone(case: Case) -> None:
         [q for q in before.quantizers if q.enabled and q.tower != "vision"]
     )
     assert audit_again(case) == before
+
+
+def test_engines_are_spoiled_only_where_the_gate_has_a_limit(
+    tiny_clip: Path, tmp_path: Path, make_case: Callable[..., Case]
+) -> None:
+    gate = "  engine: {{target: sm89, {limits}}}\n"
+    tried = {}
+    for limits in ("max_weights_ratio: 0.9x", "min_fp8_gemms: 1, attention: fused-fp8"):
+        path = tmp_path / "tiny.quantgate.yaml"
+        text = SUITE.format(model=tiny_clip) + gate.format(limits=limits)
+        path.write_text(text, encoding="utf-8")
+        case = make_case(load_suite(path))
+        tried[limits] = [
+            s.spoil(case, "sm89") is not None for s in list_sabotages() if s.gate == "engine"
+        ]
+
+    assert list(tried.values()) == [[True, False, False], [True, True, True]]
+
+
+def test_a_text_that_is_read_whole_has_no_end_token_to_lose(case: Case) -> None:
+    sanity = Sanity(data="noise", pairs=1, reading=replace(NO_TEXTS, pools_end=False))
+    vars(case)["sanity"] = sanity
+
+    spoiled = {
+        s.name: s.spoil(case, "") is not None for s in list_sabotages() if s.gate == "sanity"
+    }
+
+    assert not spoiled["a tokenizer without end token"]
+    assert not spoiled["another token pooled"]
+    assert spoiled["the image processor of another model"]

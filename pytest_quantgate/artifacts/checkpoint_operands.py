@@ -73,6 +73,7 @@ def describe_checkpoint(files: CheckpointFiles) -> Artifact:
         disagreements=tuple(find_disagreements(files, operands=operands)),
         excluded=read_excluded(files),
         by_max=files.state is not None and files.state.algorithm == "max",
+        is_restorable=files.state is not None and not _method(files),
         pre_scaled=any(name.endswith("pre_quant_scale") for name in files.tensors),
     )
 

@@ -82,7 +82,7 @@ class Artifact:
     tensors by the type that they are stored in. `facts` are what the file says of itself,
     `disagreements` where that contradicts its tensors, `excluded` patterns of modules that it
     says were left out. `pre_scaled` tells that inputs are scaled before they are quantized
-    (SmoothQuant, AWQ), `by_max` that a weight's range is that of its largest value.
+    (SmoothQuant, AWQ), `is_restorable` that a suite can take it, `by_max` that a weight's range is that of its largest value.
     """
 
     what: str
@@ -94,3 +94,4 @@ class Artifact:
     excluded: tuple[str, ...] = ()
     pre_scaled: bool = False
     by_max: bool = False
+    is_restorable: bool = False

@@ -51,6 +51,11 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--exclude", metavar="PATTERN", action="append", help="what stays unquantized; repeatable"
     )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="PATH",
+        help="a quantized checkpoint of --model that is handed over; --recipe is what it should be",
+    )
     parser.add_argument("--target", metavar="SM", help="build engines for it too, such as sm89")
     parser.add_argument("--output", metavar="FILE", help="the suite to write; -: print it")
 
@@ -73,7 +78,13 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
 
 
 def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Request:
-    from pytest_quantgate.commands.suite_text import Request, as_model, describe_data, read_shape
+    from pytest_quantgate.commands.suite_text import (
+        Request,
+        as_model,
+        as_path,
+        describe_data,
+        read_shape,
+    )
     from pytest_quantgate.models.source import is_local
 
     model = as_model(parsed.model)
@@ -91,15 +102,34 @@ def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Reque
         )
     if parsed.target and not re.fullmatch(r"sm\d{2,3}", parsed.target):
         raise SuiteError(f"--target {parsed.target} is no compute capability, such as sm89")
+    checkpoint = None if parsed.checkpoint is None else as_path(parsed.checkpoint)
     return Request(
         model=model,
         revision=parsed.revision,
-        recipe=parsed.recipe or RECIPE,
+        recipe=parsed.recipe or (RECIPE if checkpoint is None else _guess_recipe(checkpoint)),
         exclude=tuple(parsed.exclude or ()),
         data=describe_data(parsed.data, root=parsed.root, task=parsed.task, environ=environ),
         target=parsed.target,
         shape=read_shape(model, environ=environ),
+        checkpoint=checkpoint,
+        is_expected=parsed.recipe is not None,
     )
+
+
+def _guess_recipe(checkpoint: str) -> str:
+    """Return the recipe that a checkpoint looks like; the default where it is none of ours."""
+    from pytest_quantgate.artifacts.checkpoints import read_files, read_quantizers
+    from pytest_quantgate.models.quantizers import slot_of
+
+    if "${" in checkpoint:
+        return RECIPE
+    files = read_files(Path(checkpoint).expanduser())
+    found = [q for q in read_quantizers(files).values() if q.enabled]
+    if any(quantizer.format == "INT8" for quantizer in found):
+        is_smooth = files.state is not None and files.state.algorithm == "smoothquant"
+        return "int8-smoothquant" if is_smooth else "int8"
+    has_attention = any(slot_of(quantizer.name) == "q" for quantizer in found)
+    return "fp8-attention" if has_attention or not found else "fp8"
 
 
 def _checked(request: Request, *, name: str, environ: Mapping[str, str]) -> str:

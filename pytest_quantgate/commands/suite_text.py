@@ -83,7 +83,11 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a suite is wanted for."""
+    """What a suite is wanted for.
+
+    `checkpoint` is one that was handed over; `is_expected` is whether the recipe is what the user
+    expects of it, or what it looks like.
+    """
 
     model: str
     revision: str | None
@@ -92,6 +96,8 @@ class Request:
     data: Data
     target: str | None = None
     shape: Shape | None = None
+    checkpoint: str | None = None
+    is_expected: bool = True
 
 
 def read_shape(model: str, *, environ: Mapping[str, str]) -> Shape | None:
@@ -163,7 +169,7 @@ def describe_data(
     return Data(
         name=name,
         dataset=text,
-        root=_as_path(root),
+        root=as_path(root),
         task=task or ("retrieval" if text in CAPTIONED else "classification"),
         calibration_split="train",
     )
@@ -192,7 +198,7 @@ def _describe_folder(
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", re.sub(r"\$\{\w+\}", "", last)).strip("_.-") or "data"
     if text.startswith("wds/") and root is None:
         raise SuiteError(f"--data {text} needs --root: the folder that it is in")
-    written = _as_path(folder)
+    written = as_path(folder)
     dataset = f"wds/{name}"
     if "${" in folder and any(
         not environ.get(variable) for variable in re.findall(r"\$\{(\w+)\}", folder)
@@ -245,7 +251,8 @@ def as_model(text: str) -> str:
     return f"./{text}" if Path(text).is_dir() else text
 
 
-def _as_path(text: str) -> str:
+def as_path(text: str) -> str:
+    """Return a path as a suite writes it: a relative one gets its `./`."""
     return text if is_local(text) else f"./{text}"
 
 
@@ -266,9 +273,16 @@ def write_suite(request: Request) -> str:
     patterns = dict.fromkeys([*request.exclude, *map(name_fused, fused)])
     lines += [f"# nn.MultiheadAttention, which no recipe quantizes: {name}" for name in fused]
     exclude = f", exclude: [{', '.join(map(quote, patterns))}]" if patterns else ""
-    lines.append(f"quantize: {{recipe: {quote(request.recipe)}{exclude}}}")
+    lines.append(_variant_line(request, exclude=exclude))
     lines += ["gates:", *(f"  {line}" for line in _gate_lines(request))]
     return "\n".join(lines) + "\n"
+
+
+def _variant_line(request: Request, *, exclude: str) -> str:
+    if request.checkpoint is None:
+        return f"quantize: {{recipe: {quote(request.recipe)}{exclude}}}"
+    expect = f", expect: {quote(request.recipe)}" if request.is_expected else ""
+    return f"quantized: {{checkpoint: {quote(request.checkpoint)}{expect}{exclude}}}"
 
 
 def _describe_shape(shape: Shape) -> list[str]:

@@ -191,5 +191,6 @@ def _list_steps(artifact: Artifact, *, label: str, is_good: bool) -> Iterator[st
         known = recipe if recipe in ("fp8", "fp8-attention", "int8", "int8-smoothquant") else ""
         yield (
             "whether it may ship is for gates to say: quantgate init"
+            + (f" --checkpoint {label} --model FP16_FOLDER" if artifact.is_restorable else "")
             + (f" (recipe: {known})" if known else "")
         )

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from pytest_quantgate.commands.cli import main
 from pytest_quantgate.models.recipes import named_recipes
+from pytest_quantgate.suite.load import load_suite
 
 Run = Callable[..., pytest.RunResult]
 
@@ -171,3 +173,37 @@ def test_validate_reads_the_checkpoint_too(
     found = validate()
     assert "holds no modelopt_state.pth" in found.stdout.str() + found.stderr.str()
     assert found.ret == 1
+
+
+def test_init_writes_the_suite_of_a_checkpoint(
+    handed_over: Callable[..., Path], tiny_clip: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "given.quantgate.yaml"
+    arguments = ["init", "--model", str(tiny_clip), "--data", "scenes", "--output", str(output)]
+
+    assert main([*arguments, "--checkpoint", str(handed_over())], environ={}) == 0
+
+    suite = load_suite(output)
+    assert suite.quantize is None
+    assert suite.quantized is not None
+    assert suite.quantized.checkpoint == str(handed_over())
+    assert suite.quantized.recipe == ""  # what the checkpoint declares
+    assert not any(gate.kind == "engine" for gate in suite.gates)  # INT8, as it looks
+
+    output.unlink()
+    more = ["--checkpoint", str(handed_over()), "--recipe", "fp8", "--exclude", "*patch*"]
+    assert main([*arguments, *more], environ={}) == 0
+    expected = load_suite(output).variant
+    assert (expected.recipe, expected.exclude) == ("fp8", ("*patch*",))
+
+
+def test_init_writes_nothing_for_what_a_suite_cannot_take(
+    tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "given.quantgate.yaml"
+    arguments = ["init", "--model", str(tiny_clip), "--data", "scenes", "--output", str(output)]
+
+    assert main([*arguments, "--checkpoint", str(tiny_clip)], environ={}) == 1
+
+    assert "holds no modelopt_state.pth" in capsys.readouterr().err
+    assert not output.exists()

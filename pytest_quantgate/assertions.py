@@ -214,7 +214,7 @@ def assert_roundtrip(
     pixel_values: torch.Tensor,
     tokens: Mapping[str, torch.Tensor],
 ) -> Verdict:
-    """Assert that a quantized CLIPModel, saved and restored in a new process, is bit-identical.
+    """Assert that a quantized model, saved and restored in a new process, is bit-identical.
 
     `pixel_values` [N, 3, H, W] and `tokens` (`input_ids`, `attention_mask`, [N, T]) are what the
     outputs are compared on. Raises AssertionError with what differs, ModelError where the model

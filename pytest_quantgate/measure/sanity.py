@@ -1,5 +1,5 @@
 """What must be true before any limit means something: a pair runs through, prompts tell classes
-apart, the text tower pools the end token, and FP16 answers better than chance.
+apart, a text tower that pools the end token finds it, and FP16 answers better than chance.
 
 What cannot run at all is an error with a code of its own, raised where it is met. Forwards are
 bounded by what they cost, not by the size of a data set: a gate that runs first must be cheap.

@@ -112,8 +112,9 @@ class Encoder:
         """Return the inputs of the text tower, `input_ids` among them, [N, T] each.
 
         Padded to the model's full length: the length of the longest text in a batch must not
-        change a number. A tokenizer without a mask gets one of ones, which is what CLIP's causal
-        text tower does without one: no token sees the padding behind it. Raises ModelError for
+        change a number. Where the tower takes a mask and the tokenizer gives none, a causal tower,
+        in which no token sees the padding behind it, gets one of ones, another one a mask of what
+        is no padding. Raises ModelError for
         a tokenizer without a padding token, and for a token that the embedding table has no row of.
         """
         import torch
@@ -146,7 +147,10 @@ class Encoder:
             )
             raise faults.fault_error(fault, model=self.description)
         mask = encoded.get("attention_mask")
-        found = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
+        if mask is None:
+            plain = torch.ones_like(ids)
+            mask = plain if tower.text.pools_end else plain * (ids != self.tokenizer.pad_token_id)
+        found = {"input_ids": ids, "attention_mask": mask}
         return {name: found[name] for name in tower.inputs}
 
     @property

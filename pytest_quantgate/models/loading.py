@@ -71,7 +71,7 @@ def load_fp16(
         import transformers
     except ImportError as error:
         raise MissingPackage(
-            error.name or "transformers", extra="clip", purpose="loading a CLIP model"
+            error.name or "transformers", extra="clip", purpose="loading a model"
         ) from error
     source = resolve_checkpoint(spec, environ=environ)
     where = spec.where.of("id")

@@ -117,9 +117,7 @@ def find_directory(spec: ModelSpec, *, environ: Mapping[str, str]) -> tuple[Path
     if is_local(spec.id):
         directory = expand_path(spec.id, where=where, environ=environ)
         if not directory.is_dir():
-            raise NotMeasured(
-                f"{where}: {directory} is no directory: set model.id to a CLIP checkpoint"
-            )
+            raise NotMeasured(f"{where}: {directory} is no directory: set model.id to a checkpoint")
         return directory, directory.name
     return _find_in_hub(spec.id, revision=spec.revision, where=where), spec.id
 

@@ -45,7 +45,7 @@ def check_data(data: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Which FP16 model: `reference`, or a transformers CLIP by hub id or local directory."""
+    """Which FP16 model: `reference`, or a checkpoint of transformers by hub id or folder."""
 
     where: Where
     source: Literal["reference", "transformers"] = field(

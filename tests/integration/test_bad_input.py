@@ -84,7 +84,7 @@ def test_a_missing_checkpoint(
 
     assert (
         "tiny: not measured: suites/tiny.quantgate.yaml:2: /no/such/clip is no directory: "
-        "set model.id to a CLIP checkpoint"
+        "set model.id to a checkpoint"
     ) in run_bad()
 
 

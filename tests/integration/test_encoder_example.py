@@ -112,6 +112,16 @@ def test_embeddings_are_those_of_transformers(plain: Any, fp16: Encoder, batch: 
     assert read_texts_of(fp16).read(TEXTS).distinct == len(TEXTS)
 
 
+def test_padding_is_masked_where_the_tokenizer_gives_no_mask(fp16: Encoder) -> None:
+    given = fp16.tokenize(TEXTS)
+    fp16.tokenizer.model_input_names = ["input_ids"]
+    made = fp16.tokenize(TEXTS)
+    fp16.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+
+    assert torch.equal(made["attention_mask"], given["attention_mask"])
+    assert int(given["attention_mask"].min()) == 0
+
+
 def test_every_layer_and_block_is_covered(quantized: Encoder, batch: Batch) -> None:
     recipe = resolve_recipe(QuantizeSpec(where=WHERE, recipe="fp8-attention"), environ={})
     audit = audit_quantizers(

@@ -50,7 +50,7 @@ def test_missing_directory_is_not_measured(
         resolve_checkpoint(model_spec(tmp_path / "gone"), environ={})
     assert str(caught.value) == (
         f"suites/tiny.quantgate.yaml:7: {tmp_path}/gone is no directory: "
-        f"set model.id to a CLIP checkpoint"
+        f"set model.id to a checkpoint"
     )
 
 

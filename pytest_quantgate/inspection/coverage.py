@@ -149,7 +149,8 @@ def _is_projection(layer: str) -> bool:
 
 def _find_products_off(operands: Sequence[Operand]) -> Iterator[Finding]:
     """Yield operands of attention products that are on in some places and off in others."""
-    products = [o for o in operands if o.kind == "attention"]
+    fused = _list_fused(operands)
+    products = [o for o in operands if o.kind == "attention" and o.layer not in fused]
     on = {o.slot for o in products if o.is_quantized}
     if not on & {"q", "k", "v"}:
         return
@@ -176,6 +177,15 @@ def _find_products_off(operands: Sequence[Operand]) -> Iterator[Finding]:
         )
 
 
+def _list_fused(operands: Sequence[Operand]) -> tuple[str, ...]:
+    """Return the attention modules with one weight for q, k and v, of which nothing is quantized:
+    ModelOpt has no quantized class of `nn.MultiheadAttention`."""
+    held = {o.layer for o in operands if o.kind == "linear" and o.layer.endswith(".in_proj")}
+    on = {o.layer for o in operands if o.is_quantized}
+    modules = (name.removesuffix(".in_proj") for name in sorted(held - on))
+    return tuple(name for name in modules if name not in on)
+
+
 def list_notes(operands: Sequence[Operand], *, excluded: Sequence[str] = ()) -> list[str]:
     """Return what is not quantized and usually meant so."""
     if not any(o.is_quantized for o in operands):
@@ -187,6 +197,12 @@ def list_notes(operands: Sequence[Operand], *, excluded: Sequence[str] = ()) -> 
     if patches:
         names = listed(group(o.layer for o in patches))
         notes.append(f"left in full precision, as is usual: {names} (the first layer)")
+    fused = _list_fused(operands)
+    if fused:
+        notes.append(
+            f"left in full precision: {listed(group(fused))}, an nn.MultiheadAttention, which "
+            f"ModelOpt has no quantized class of"
+        )
     slots = {o.slot for o in operands if o.kind == "attention" and o.is_quantized}
     if any(o.kind == "attention" for o in operands):
         if not slots & set(PRODUCTS):

@@ -25,6 +25,7 @@ from pytest_quantgate.measure.model_checks import inspect_checkpoint, read_texts
 from pytest_quantgate.measure.parity import list_blocks
 from pytest_quantgate.measure.roundtrip import measure_roundtrip
 from pytest_quantgate.measure.sanity import read_texts_of
+from pytest_quantgate.models.checkpoint import save_checkpoint
 from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.models.quantize import quantize
@@ -35,6 +36,7 @@ from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
 from tests.siglip_models import TOKENS, save_siglip
+from tests.unit.inspection.quantized_files import inspect
 
 TODAY = date(2026, 11, 1)
 WHERE = Where(file="s.yaml", line=1)
@@ -428,3 +430,15 @@ def test_ranges_of_other_images_are_stale(
 
     assert verdict.code == "calibration.clipped"
     assert any("vision_model.head.mlp" in line for line in verdict.evidence)
+
+
+def test_a_saved_variant_is_checked_without_a_false_alarm(
+    shippable: tuple[Encoder, Audit], fp16: Encoder, tmp_path: Path
+) -> None:
+    save_checkpoint(shippable[0], tmp_path / "saved")
+    fp16.module.save_pretrained(tmp_path / "base")  # type: ignore[operator]
+
+    found = inspect(tmp_path / "saved", base=tmp_path / "base")
+
+    assert found.findings == ()
+    assert any(f"{HEAD}, an nn.MultiheadAttention" in note for note in found.notes)

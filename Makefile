@@ -8,11 +8,12 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help gate test unit lint docs mutants install clean
+.PHONY: help gate test quick unit lint docs mutants install clean
 
 help:
 	@echo "make gate   install into .venv, run the default suites, end with a verdict table"
 	@echo "make test   the same, then the project's own tests"
+	@echo "make quick  those unit tests that take about a minute"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make docs   the documentation as HTML into docs/_build/html; a warning is an error"
 	@echo "make mutants  change the code that decides, and count what the tests see: ONLY=gates.family"
@@ -34,6 +35,9 @@ gate: install
 
 unit: install
 	$(BIN)/python -m pytest tests -n 2
+
+quick: install
+	$(BIN)/python -m pytest tests/unit -m "not slow" -n 2 -q
 
 test: gate unit
 

@@ -21,6 +21,8 @@ from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.models.encoder import Batch, Encoder
 
+pytestmark = pytest.mark.slow
+
 MakeQuantized = Callable[..., Encoder]
 MakePairs = Callable[..., list[Batch]]
 

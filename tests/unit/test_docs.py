@@ -32,6 +32,8 @@ sys.path.insert(0, str(DOCS / "_ext"))
 from codes import list_codes, list_without_code, matches  # noqa: E402
 from pages import RunCommand, WriteFile, read_output, read_steps  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 Step = WriteFile | RunCommand
 ACTING = {page.relative_to(DOCS).as_posix(): list(read_steps(page)) for page in PAGES}
 ACTING = {name: steps for name, steps in ACTING.items() if steps}

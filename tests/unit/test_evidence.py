@@ -83,6 +83,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_kind_comes_back_as_it_was(kind: type) -> None:
     @settings(max_examples=40, deadline=None, derandomize=True, database=None)

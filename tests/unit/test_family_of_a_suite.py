@@ -16,6 +16,8 @@ from pytest_quantgate.run.judging import Judging
 from pytest_quantgate.statistics.family import SILENT
 from pytest_quantgate.suite.load import load_suite
 
+pytestmark = pytest.mark.slow
+
 SUITE = """\
 quantgate: 1
 model: {{source: reference}}

@@ -17,6 +17,8 @@ from pytest_quantgate.store.baselines import next_record
 from pytest_quantgate.store.records import GateStatus
 from pytest_quantgate.suite.load import load_suite
 
+pytestmark = pytest.mark.slow
+
 SUITE = """\
 quantgate: 1
 model: {{source: reference}}

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from pytest_quantgate.evidence.sanity import Fault
 from pytest_quantgate.measure.model_checks import inspect_checkpoint, read_texts_of_files
 
+pytestmark = pytest.mark.slow
+
 Edit = Callable[[dict[str, Any]], Any]
 
 

@@ -15,6 +15,8 @@ from pytest_quantgate.comparison.things import compare_trees
 from pytest_quantgate.own_process import GIT_SETTINGS, run_git, run_program, start_module
 from pytest_quantgate.report.collect_evidence import read_commit
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(__file__).parents[2] / "pytest_quantgate"
 
 #: The one place that starts processes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,14 @@ def name_module(path: Path) -> str:
 MODULES = {name_module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def list_imports(path: Path) -> Iterator[str]:
     """Yield every module that a file imports, at its top, in a function or for its types."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -138,7 +144,7 @@ def test_the_package_needs_nothing_that_it_does_not_ship() -> None:
 
 def list_names(path: Path) -> set[str]:
     """Return the names that a file binds at its top: what others can import from it."""
-    body = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    body = list(parse(path).body)
     for node in body:
         if isinstance(node, ast.If | ast.Try):
             body += [*node.body, *node.orelse]
@@ -153,12 +159,12 @@ def list_names(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "docs", "examples", "tests", "tools"])
+@pytest.mark.parametrize("folder", ["benchmarks", "docs", "examples", "tools"])
 def test_what_is_imported_from_the_package_is_there(folder: str) -> None:
     """Nobody runs a benchmark at every change: what moved is seen here."""
     lost = set()
     for path in (PACKAGE.parent / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE.name):
                 module = MODULES.get(node.module or "")
                 names = list_names(module) if module else set()

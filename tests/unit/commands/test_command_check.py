@@ -28,6 +28,8 @@ from tests.unit.inspection.quantized_files import (
     write_safetensors,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:

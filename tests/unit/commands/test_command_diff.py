@@ -11,6 +11,8 @@ import pytest
 
 from pytest_quantgate.commands.cli import main
 
+pytestmark = pytest.mark.slow
+
 SUITE = """\
 quantgate: 1
 model: {source: reference}

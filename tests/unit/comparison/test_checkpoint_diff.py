@@ -29,6 +29,8 @@ from pytest_quantgate.evidence.calibration import Calibrated, describe_images
 from pytest_quantgate.models.checkpoint import save_checkpoint
 from pytest_quantgate.models.encoder import Encoder
 
+pytestmark = pytest.mark.slow
+
 FC1 = "vision_model.encoder.layers.1.mlp.fc1"
 Edit = Callable[[dict[str, torch.Tensor]], None]
 

@@ -27,6 +27,8 @@ from pytest_quantgate.gates.chance import (
 )
 from pytest_quantgate.measure.sanity import count_answers, read_answers
 
+pytestmark = pytest.mark.slow
+
 
 def answers(
     *, right: int, samples: int, classes: int = 10, seen: int | None = None, whole: bool = True

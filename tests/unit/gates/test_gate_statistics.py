@@ -37,6 +37,8 @@ from pytest_quantgate.statistics.intervals import (
     share_limits,
 )
 
+pytestmark = pytest.mark.slow
+
 CONFIDENCES = st.sampled_from([0.8, 0.9, 0.95, 0.975, 0.99, 0.999])
 Z95 = NormalDist().inv_cdf(0.95)
 

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 np = pytest.importorskip("numpy")
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "intervals.py"

@@ -30,6 +30,8 @@ from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
 
+pytestmark = pytest.mark.slow
+
 BATCH = 50
 
 

@@ -26,6 +26,8 @@ from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.recipes import Recipe
 from pytest_quantgate.suite.where import Where
 
+pytestmark = pytest.mark.slow
+
 MakePairs = Callable[..., list[Batch]]
 MakeRecipe = Callable[[Any], Recipe]
 PATCH = ("*patch_embedding*",)

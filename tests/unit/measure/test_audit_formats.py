@@ -23,6 +23,8 @@ from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.models.recipes import Recipe, to_modelopt
 
+pytestmark = pytest.mark.slow
+
 MakePairs = Callable[..., list[Batch]]
 MakeRecipe = Callable[[Any], Recipe]
 

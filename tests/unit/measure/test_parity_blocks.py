@@ -21,6 +21,8 @@ from pytest_quantgate.runtimes.onnx_blocks import cut_blocks, given_name
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
+pytestmark = pytest.mark.slow
+
 Tower = Any
 
 

@@ -18,6 +18,8 @@ from pytest_quantgate.measure.roundtrip import measure_roundtrip, plant_damage, 
 from pytest_quantgate.models.checkpoint import save_checkpoint
 from pytest_quantgate.models.encoder import Batch, Encoder
 
+pytestmark = pytest.mark.slow
+
 MakePairs = Callable[..., list[Batch]]
 PLANTED = ("state file missing", "one amax missing", "one amax times ten")
 

@@ -24,6 +24,8 @@ from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
 
+pytestmark = pytest.mark.slow
+
 BOS, END, PAD = 1, 3, 0
 SPECIAL = frozenset({BOS, END, PAD})
 

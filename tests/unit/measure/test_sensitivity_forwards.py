@@ -31,6 +31,8 @@ from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.quantizers import find_quantizers
 from pytest_quantgate.models.recipes import Recipe
 
+pytestmark = pytest.mark.slow
+
 MakeQuantized = Callable[..., Encoder]
 MakePairs = Callable[..., list[Batch]]
 

@@ -26,6 +26,8 @@ from pytest_quantgate.models.checkpoint import (
 )
 from pytest_quantgate.models.encoder import Batch, Encoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def quantized(make_quantized: Callable[..., Encoder]) -> Encoder:

@@ -17,6 +17,8 @@ from pytest_quantgate.models.modelopt import import_modelopt
 from pytest_quantgate.models.quantize import quantize
 from pytest_quantgate.models.recipes import Recipe
 
+pytestmark = pytest.mark.slow
+
 QuantModuleRegistry = import_modelopt("modelopt.torch.quantization.nn").QuantModuleRegistry
 TensorQuantizer = import_modelopt("modelopt.torch.quantization.nn").TensorQuantizer
 

@@ -38,6 +38,8 @@ from pytest_quantgate.suite.where import Where
 from tests.siglip_models import TOKENS, save_siglip
 from tests.unit.inspection.quantized_files import inspect
 
+pytestmark = pytest.mark.slow
+
 TODAY = date(2026, 11, 1)
 WHERE = Where(file="s.yaml", line=1)
 HEAD = "vision_model.head.attention"

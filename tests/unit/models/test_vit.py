@@ -28,6 +28,8 @@ from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
 from tests.vision_encoders import KINDS, save_vision_encoder
 
+pytestmark = pytest.mark.slow
+
 TODAY = date(2026, 11, 1)
 PATCHES = ("*patch_embed*",)
 

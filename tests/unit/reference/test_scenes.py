@@ -10,6 +10,8 @@ import pytest
 from pytest_quantgate.reference import scenes
 from pytest_quantgate.reference.scenes import Kind, Split, render_retrieval, render_scenes
 
+pytestmark = pytest.mark.slow
+
 SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
 
 # sha256 of the image bytes of the first 64 scenes. They may change only together with the

@@ -26,6 +26,8 @@ from pytest_quantgate.run.given_variant import (
 from pytest_quantgate.suite.specs import QuantizedSpec
 from pytest_quantgate.suite.where import Where
 
+pytestmark = pytest.mark.slow
+
 WHERE = Where(file="s.yaml", line=3)
 FC1 = "vision_model.encoder.layers.1.mlp.fc1"
 

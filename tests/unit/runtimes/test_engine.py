@@ -20,6 +20,8 @@ np = pytest.importorskip("numpy")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = 64
 TOKENS = 40
 

@@ -26,6 +26,8 @@ from pytest_quantgate.runtimes.onnx_export import ExportedOnnx, export_tower, si
 from pytest_quantgate.runtimes.onnx_graph import read_graph
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
+pytestmark = pytest.mark.slow
+
 MakePairs = Callable[..., list[Batch]]
 Tower = Literal["vision", "text"]
 

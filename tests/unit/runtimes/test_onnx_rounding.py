@@ -21,6 +21,8 @@ from pytest_quantgate.runtimes.onnx_graph import read_graph
 from pytest_quantgate.runtimes.onnx_rounding import LARGEST, round_results
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
+pytestmark = pytest.mark.slow
+
 MakePairs = Callable[..., list[Batch]]
 KINDS = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 

@@ -25,6 +25,8 @@ from pytest_quantgate.selftest.proof import Trial, conclude, list_sabotages
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange, exchange_stages, whole_text
 from pytest_quantgate.suite.load import load_suite
 
+pytestmark = pytest.mark.slow
+
 OUTCOMES = Outcomes(
     task="scenes/classification",
     metric="acc1",

@@ -67,6 +67,7 @@ for name, act in ACTIONS.items():
 """
 
 
+@pytest.mark.slow
 def test_every_library_says_it_in_its_own_way_and_we_in_one(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIBRARIES],

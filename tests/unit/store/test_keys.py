@@ -16,6 +16,8 @@ from pytest_quantgate.store import keys
 from pytest_quantgate.store.keys import MEASUREMENTS, Measurement, make_key
 from pytest_quantgate.store.surroundings import Package, Surroundings
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(pytest_quantgate.__file__).parent
 
 #: What `Surroundings` looks at, and another value of each.

@@ -23,6 +23,8 @@ import pytest_quantgate
 from pytest_quantgate.store import surroundings
 from pytest_quantgate.store.surroundings import JUDGING, Package, Surroundings, digest_code
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(pytest_quantgate.__file__).parent
 
 #: The module that all these tests install; nothing of that name is anywhere else.

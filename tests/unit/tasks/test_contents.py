@@ -25,6 +25,8 @@ from pytest_quantgate.tasks.contents import (
 )
 from pytest_quantgate.tasks.samples import Samples
 
+pytestmark = pytest.mark.slow
+
 
 def picture(seed: int, *, side: int = 48) -> Image.Image:
     """Return grey noise with about the spectrum of photographs, in one tint."""

@@ -82,7 +82,8 @@ class Artifact:
     tensors by the type that they are stored in. `facts` are what the file says of itself,
     `disagreements` where that contradicts its tensors, `excluded` patterns of modules that it
     says were left out. `pre_scaled` tells that inputs are scaled before they are quantized
-    (SmoothQuant, AWQ), `is_restorable` that a suite can take it, `by_max` that a weight's range is that of its largest value.
+    (SmoothQuant, AWQ), `by_max` that a weight's range is that of its largest value,
+    `is_restorable` that a suite can take it.
     """
 
     what: str

@@ -178,10 +178,9 @@ def plan_suite(
     together = 1 - (1 - SETTLING_POWER) / max(1, len(limits))
     plans = []
     for limit in limits:
-        kind = "accuracy" if isinstance(limit.gate, AccuracyGate) else "regression"
         plans.append(
             Plan(
-                gate=f"{kind}[{limit.gate.key}]",
+                gate=limit.gate.name,
                 limit_name=limit.name,
                 limit=float(limit.limit),
                 where=limit.gate.where.of(limit.name),

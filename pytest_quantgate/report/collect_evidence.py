@@ -270,7 +270,6 @@ class _SuiteReader:
         )
 
     def _describe_tasks(self, gates: Sequence[GateResult]) -> Iterator[TaskFacts]:
-        names = {gate.name for gate in gates}
         previews = {use.about[1:]: use.key for use in self.evidence.used
                     if use.about[0] == "previews"}  # fmt: skip
         for use in self.evidence.used:
@@ -280,7 +279,7 @@ class _SuiteReader:
                 continue
             task, metric, stage, _ = of
             suffix = "" if stage == "torch" else f"-{stage}"
-            judged = [f"{kind}[{task}-{metric}{suffix}]" for kind in ("accuracy", "regression")]
+            key = f"[{task}-{metric}{suffix}]"
             pictures = self.cache.read(kind="previews", key=previews.get(tuple(of), "none"))
             try:
                 fp16, quantized = (from_json(Outcomes, item) for item in stored)
@@ -292,7 +291,7 @@ class _SuiteReader:
                 fp16=fp16,
                 quantized=quantized,
                 stage=cast(StageName, stage),
-                gates=tuple(name for name in judged if name in names),
+                gates=tuple(gate.name for gate in gates if gate.name == f"{gate.kind}{key}"),
                 previews=pictures or {},
             )
 

@@ -116,16 +116,16 @@ class Judging:
             )
             return Judged(
                 verdict=Verdict(
-                    gate="regression",
+                    gate=RegressionGate.kind,
                     status=Status.FAIL,
                     headline=headline,
                     code="regression.no-such-gate",
                 )
             )
         if fp16 is None and quantized is None:
-            return self.judge(kind="regression", key=key)
+            return self.judge(kind=gate.kind, key=key)
         return self._judge(
-            "regression",
+            gate.kind,
             lambda: judge_run(cast("GateRun", self.case), gate, fp16=fp16, quantized=quantized),
         )
 

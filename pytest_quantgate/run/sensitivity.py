@@ -356,12 +356,12 @@ class Study:
     ) -> dict[str, Verdict]:
         """Return the verdict of every gate that an exclusion must meet, `first` ones first."""
         judges: dict[str, Callable[[], Verdict]] = {
-            f"accuracy[{gate.key}]": lambda gate=gate: judge_case(case, gate)  # type: ignore[misc]
+            gate.name: lambda gate=gate: judge_case(case, gate)  # type: ignore[misc]
             for gate in self.gates()
         }
         fidelity = case.suite.gates.one(FidelityGate)
         if fidelity is not None:
-            judges["fidelity"] = lambda: judge_fidelity(case.fidelity(), gate=fidelity)
+            judges[fidelity.name] = lambda: judge_fidelity(case.fidelity(), gate=fidelity)
         found = {}
         for name in sorted(judges, key=lambda name: name not in first):
             found[name] = judges[name]()

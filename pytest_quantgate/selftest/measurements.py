@@ -417,7 +417,7 @@ def _accuracy() -> tuple[Sabotage, ...]:
         Sabotage(
             name="both variants wrong alike",
             gate="accuracy",
-            cause="under floor",
+            cause="under floor|classes in another order",  # each sample gets the next class
             spoil=under_floor,
         ),
         Sabotage(name="losses that gains hide", gate="accuracy", cause="max_flips", spoil=trade),
@@ -445,7 +445,7 @@ def _regression() -> tuple[Sabotage, ...]:
         Sabotage(
             name="FP16 that moved",
             gate="regression",
-            cause="over max_fp16_drop",
+            cause="over max_fp16_drop|classes in another order",
             spoil=_outcomes(fp16=answer_wrong),
         ),
         Sabotage(

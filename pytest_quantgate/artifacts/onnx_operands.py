@@ -168,6 +168,9 @@ def _comes_from_softmax(graph: OnnxGraph, name: str) -> bool:
             return False
         if node.op_type in ("Softmax", "QLinearSoftmax"):
             return True
+        if node.op_type == "Where":  # PyTorch's way to keep NaN of a fully masked row out
+            node = graph.makers.get(node.input[2])
+            continue
         if node.op_type not in (*MOVES, "QuantizeLinear", "DequantizeLinear") or not node.input:
             return False
         node = graph.makers.get(node.input[0])

@@ -141,8 +141,20 @@ def _read_scaled(graph: OnnxGraph, node: Any) -> Read | None:
         source, maker = graph.origin(node.input[one])
         is_coded = maker is None and graph.type_of(source) in ("INT8", "UINT8", "E4M3")
         if is_coded and node.input[two] in graph.tensors:
-            return Read(source=source, format=graph.type_of(source), scale=node.input[two])
+            scale = node.input[two]
+            return Read(
+                source=source,
+                format=graph.type_of(source),
+                scale=scale,
+                axis=_axis_of(graph.values(scale)),
+            )
     return None
+
+
+def _axis_of(scale: Array | None) -> int:
+    """Return the axis that a scale of several values has, counted from the end as broadcast."""
+    sizes = () if scale is None else scale.shape
+    return next((place - len(sizes) for place, size in enumerate(sizes) if size > 1), 0)
 
 
 def is_quantize(node: Any) -> bool:

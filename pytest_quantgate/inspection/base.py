@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,10 @@ _LEAST_SQNR_DB = {8: 20.0, 4: 8.0}
 
 #: What storing a weight in another type of 16 bits changes at most, relative to its size.
 _ROUNDING = 2.0**-8
+
+#: A weight is a layer of the base where the cosine of so many of its values is above this.
+_SAMPLED = 4096
+_SAME_COSINE = 0.8
 
 #: Values that are compared at once.
 _STEP = 1 << 21
@@ -58,13 +62,13 @@ def compare_with_base(
     """
     layers: list[LayerError] = []
     changed: list[str] = []
-    compared = seen = 0
-    for weight in weights:
-        seen += 1
-        other = _find(base, weight.layer)
-        if other is None:
-            continue
-        compared += 1
+    own = list(weights)
+    pairs = [(weight, found) for weight in own if (found := _find(base, weight.layer)) is not None]
+    by_values = bool(own) and not pairs
+    if by_values:
+        pairs = list(_pair_by_values(own, base=base))
+    compared = len(pairs)
+    for weight, other in pairs:
         error = _measure(weight, other)
         if error is None:
             changed.append(f"{weight.layer} (another shape)")
@@ -72,8 +76,11 @@ def compare_with_base(
             layers.append(error)
         elif error.relative_error > (0 if weight.stored == other.stored else _ROUNDING):
             changed.append(weight.layer)
-    if seen and not compared:
-        raise ArtifactError(f"{base.label} has no layer of this file: name the model it is from")
+    if own and not pairs:
+        raise ArtifactError(
+            f"{base.label} has no layer of this file, neither by name nor by its values: name the "
+            f"model it is from"
+        )
     if files is not None and base.tensors and not pre_scaled:
         more, others = _compare_rest(files, base.tensors)
         compared += more
@@ -85,6 +92,7 @@ def compare_with_base(
         same=compared - len(layers) - len(changed),
         compared=compared - len(layers),
         layers=tuple(sorted(layers, key=lambda e: e.sqnr_db)),
+        by_values=by_values,
     )
     return against, list(_find_findings(against, changed=changed))
 
@@ -111,6 +119,40 @@ def _find(base: Base, layer: str) -> LayerWeight | None:
         if rest in base.layers:
             return base.layers[rest]
     return next((w for n, w in base.layers.items() if n.endswith(f".{layer}")), None)
+
+
+def _pair_by_values(
+    weights: Sequence[LayerWeight], *, base: Base
+) -> Iterator[tuple[LayerWeight, LayerWeight]]:
+    """Yield weights with the layer of the base whose values they have, up to rounding.
+
+    Exporters that trace give layers names of their own. What decides is the cosine of some values
+    at the same places: that of two layers of one model is near 0.
+    """
+    numpy = import_numpy()
+    samples: dict[tuple[int, ...], list[tuple[LayerWeight, Array]]] = {}
+    for layer in base.layers.values():
+        shape, values = _sample(layer)
+        samples.setdefault(shape, []).append((layer, values))
+    for weight in weights:
+        shape, values = _sample(weight)
+        among = samples.get(shape, [])
+        with numpy.errstate(all="ignore"):
+            cosines = [float(numpy.dot(values, other)) for _, other in among]
+        best = max(range(len(among)), key=lambda place: cosines[place], default=None)
+        if best is not None and cosines[best] > _SAME_COSINE:
+            yield weight, among[best][0]
+
+
+def _sample(weight: LayerWeight) -> tuple[tuple[int, ...], Array]:
+    """Return the shape of a weight, and some of its values as a vector of length 1."""
+    numpy = import_numpy()
+    whole = weight.read()
+    flat = whole.reshape(-1)
+    some = flat[:: max(1, flat.size // _SAMPLED)].astype("f8")
+    with numpy.errstate(all="ignore"):
+        unit: Array = some / numpy.linalg.norm(some)
+    return tuple(whole.shape), unit
 
 
 def _measure(weight: LayerWeight, base: LayerWeight) -> LayerError | None:

@@ -73,7 +73,10 @@ class LayerError:
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
-    """A file against the model that it was made from; sizes in bytes of all tensors."""
+    """A file against the model that it was made from; sizes in bytes of all tensors.
+
+    `by_values` is whether its layers were found in it by their values, as it has other names.
+    """
 
     base: str
     bytes: int
@@ -81,6 +84,7 @@ class Against:
     same: int
     compared: int
     layers: tuple[LayerError, ...]
+    by_values: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -255,14 +255,16 @@ def test_the_base_in_half_precision_is_the_same_base(make_checkpoint: Make, tmp_
 
 
 def test_a_base_without_a_layer_in_common_is_refused(make_checkpoint: Make, tmp_path: Path) -> None:
-    others = {f"other_{n}": t for n, t in make_base().items()}
+    others = {f"other_{n}": -t for n, t in make_base().items()}  # nor the values
     write_safetensors(tmp_path / "other" / "model.safetensors", others)
     folder = make_checkpoint()
 
     report = inspect_paths([folder], base=tmp_path / "other")
 
     assert [r.path for r in report.refusals] == [folder.as_posix()]
-    assert "has no layer of this file" in report.refusals[0].reason
+    assert (
+        "has no layer of this file, neither by name nor by its values" in report.refusals[0].reason
+    )
 
 
 # -- files of other tools ----------------------------------------------------------------------

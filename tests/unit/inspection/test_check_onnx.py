@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
 
+from pytest_quantgate.artifacts.dequantized import list_onnx_weights
 from pytest_quantgate.artifacts.onnx_file import read_onnx_graph
 from pytest_quantgate.artifacts.onnx_operands import describe_onnx
 from pytest_quantgate.artifacts.operands import Operand
@@ -259,6 +262,59 @@ def test_a_weight_that_cast_and_mul_dequantize_is_quantized(tmp_path: Path) -> N
     weight = next(o for o in artifact.operands if o.slot == "weight")
     assert (weight.format, weight.stored, weight.granularity) == ("INT8", "INT8", "per-tensor")
     assert weight.ranges == pytest.approx((1.27,))
+
+
+def test_a_scale_that_is_multiplied_on_belongs_to_the_axis_that_it_has(tmp_path: Path) -> None:
+    """A scale of [1, 6] is one an output of a weight [4, 6], also where the weight is square."""
+    graph = Graph()
+    generator = np.random.default_rng(0)
+    whole = generator.normal(size=(4, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
+    scale = np.abs(whole).max(axis=0, keepdims=True) / 127
+    graph.constant("w", np.round(whole / scale), np.int8)
+    graph.constant("s", scale)
+    graph.nodes += [
+        helper.make_node("Cast", ["w"], ["f"], "/layers.0/fc/Cast", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "s"], ["d"], "/layers.0/fc/Mul"),
+        helper.make_node("MatMul", ["pixel_values", "d"], ["o"], "/layers.0/fc/MatMul"),
+    ]
+
+    (weight,) = list_onnx_weights(read_onnx_graph(graph.save(tmp_path / "m.onnx")))
+
+    np.testing.assert_allclose(weight.read(), whole.T, atol=float(scale.max()) / 2)
+
+
+def test_layers_of_other_names_are_found_by_their_values(tmp_path: Path) -> None:
+    graph = Graph()
+    generator = np.random.default_rng(0)
+    weights = {f"layers.{i}.fc": generator.normal(size=(8, 8)).astype("f4") for i in range(3)}
+    value = "pixel_values"
+    for name, weight in zip(("val_7", "val_3", "val_5"), reversed(weights.values()), strict=True):
+        scale = float(np.abs(weight).max()) / 127
+        graph.constant(name, np.round(weight.T / scale), np.int8)
+        graph.constant(f"{name}_s", scale)
+        graph.nodes += [
+            helper.make_node("Cast", [name], [f"{name}_f"], f"{name}_cast", to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{name}_f", f"{name}_s"], [f"{name}_d"], f"{name}_mul"),
+            helper.make_node("MatMul", [value, f"{name}_d"], [f"{name}_o"], f"node_{name}"),
+        ]
+        value = f"{name}_o"
+    path = graph.save(tmp_path / "m.onnx")
+    base = tmp_path / "base"
+    tensors = {f"{name}.weight": torch.from_numpy(weight) for name, weight in weights.items()}
+    base.mkdir()
+    save_file(tensors, base / "model.safetensors")
+
+    found = inspect(path, base=base)
+
+    assert found.against is not None
+    assert found.against.by_values
+    assert len(found.against.layers) == 3
+    assert all(30 < error.sqnr_db < 60 for error in found.against.layers)
+
+    other = {name: torch.randn(8, 8) for name in tensors}
+    save_file(other, base / "model.safetensors")
+    report = inspect_paths([path], base=base)
+    assert "neither by name nor by its values" in report.refusals[0].reason
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "link.bin", ""])

@@ -255,7 +255,7 @@ def test_the_base_in_half_precision_is_the_same_base(make_checkpoint: Make, tmp_
 
 
 def test_a_base_without_a_layer_in_common_is_refused(make_checkpoint: Make, tmp_path: Path) -> None:
-    others = {f"other_{n}": -t for n, t in make_base().items()}  # nor the values
+    others = {f"other_{n}": (kind, -values) for n, (kind, values) in make_base().items()}
     write_safetensors(tmp_path / "other" / "model.safetensors", others)
     folder = make_checkpoint()
 

@@ -199,7 +199,7 @@ def test_step_summary_is_appended_to_where_gates_ran(
     assert summary.read_text() == "# Build\n"
 
     pytester.runpytest_inprocess("suites")
-    assert summary.read_text().startswith("# Build\n\n<!-- pytest-quantgate report version 2 -->\n")
+    assert summary.read_text().startswith("# Build\n\n<!-- pytest-quantgate report version 3 -->\n")
 
 
 @pytest.mark.usefixtures("suite")

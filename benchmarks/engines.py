@@ -55,9 +55,9 @@ def measure(
     notes: list[str],
     problems: list[str],
 ) -> None:
-    from pytest_quantgate.models.loading import load_fp16
-    from pytest_quantgate.models.quantize import quantize
-    from pytest_quantgate.models.recipes import resolve_recipe
+    from pytest_quantgate.encoders.loading import load_fp16
+    from pytest_quantgate.quantization.quantize import quantize
+    from pytest_quantgate.quantization.recipes import resolve_recipe
     from pytest_quantgate.runtimes.engine import build_engine
     from pytest_quantgate.runtimes.onnx_export import export_tower
     from pytest_quantgate.runtimes.tensorrt_library import load_library
@@ -136,9 +136,9 @@ def compare_exporters(fp16: Any, quantized: Any, folder: Path) -> str:
     import torch
     from modelopt.torch._deploy.utils import get_onnx_bytes_and_metadata
 
-    from pytest_quantgate.models.loading import quiet_libraries
-    from pytest_quantgate.models.quantize import quantize
-    from pytest_quantgate.models.recipes import resolve_recipe
+    from pytest_quantgate.encoders.loading import quiet_libraries
+    from pytest_quantgate.quantization.quantize import quantize
+    from pytest_quantgate.quantization.recipes import resolve_recipe
     from pytest_quantgate.runtimes.onnx_export import export_tower
     from pytest_quantgate.suite.specs import QuantizeSpec
     from pytest_quantgate.suite.where import Where

@@ -34,9 +34,9 @@ import torch
 
 from benchmarks.sabotage.bench import Bench
 from benchmarks.sabotage.pipeline import Pipeline, PipelineCase
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.evidence.sanity import Sanity
 from pytest_quantgate.measure.embeddings import embed_images
-from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.variants import computed_once
 from pytest_quantgate.store.cache import Cache

@@ -222,17 +222,17 @@ PLANTS = (
         spoils="sanity",
     ),
     Plant(
-        module="models/attention.py",
+        module="quantization/attention.py",
         code="from contextlib import nullcontext\nattention_class = lambda *_, **__: nullcontext()",
         spoils="audit",
     ),
     Plant(
-        module="models/checkpoint.py",
+        module="quantization/checkpoint.py",
         code=wrap("verify_checkpoint", "return json.loads((given[0] / MANIFEST).read_text())"),
         spoils="roundtrip",
     ),
     Plant(
-        module="models/encoder.py",
+        module="encoders/encoder.py",
         code="good = Encoder._place\n"
         "Encoder._place = lambda self, *given: {\n"
         "    name: -value if value.is_floating_point() else value\n"
@@ -241,7 +241,7 @@ PLANTS = (
         spoils="fidelity",
     ),
     Plant(
-        module="models/loading.py",
+        module="encoders/loading.py",
         code=wrap(
             "load_fp16",
             "found = good(*given, **named)\n"
@@ -250,7 +250,7 @@ PLANTS = (
         spoils="outcomes",
     ),
     Plant(
-        module="models/quantize.py",
+        module="quantization/quantize.py",
         code=wrap(
             "_calibrate_batch",
             "model, batch = given\n"
@@ -261,7 +261,7 @@ PLANTS = (
         spoils="audit",
     ),
     Plant(
-        module="models/recipes.py",
+        module="quantization/recipes.py",
         code=wrap("named_recipes", "return {name: good()['int8'] for name in good()}"),
         spoils="audit",
     ),

@@ -94,7 +94,7 @@ def make_pairs(fp16: Any, *, count: int, batch_size: int) -> list[Any]:
     """Return seeded batches: images with structure at several scales, and captions of words."""
     import numpy as np
 
-    from pytest_quantgate.models.encoder import Batch
+    from pytest_quantgate.encoders.encoder import Batch
 
     generator = np.random.default_rng(0)
     batches = []

@@ -88,10 +88,10 @@ def run(command: list[str]) -> tuple[float, str]:
 def measure_checks(folder: Path) -> dict[str, float]:
     import torch
 
+    from pytest_quantgate.encoders.loading import load_fp16
     from pytest_quantgate.gates.chance import is_settled
     from pytest_quantgate.measure.model_checks import inspect_checkpoint
     from pytest_quantgate.measure.sanity import Task, measure_sanity
-    from pytest_quantgate.models.loading import load_fp16
     from pytest_quantgate.suite.specs import ModelSpec
     from pytest_quantgate.suite.where import Where
     from pytest_quantgate.tasks.registry import evaluation_data, load_samples

@@ -103,11 +103,11 @@ def run(folder: Path, *, threads: int, report: Path) -> int:
     with stages.stage("import"):
         import torch
 
+        from pytest_quantgate.encoders.loading import load_fp16
         from pytest_quantgate.measure.audit import audit_quantizers
         from pytest_quantgate.measure.roundtrip import measure_roundtrip
-        from pytest_quantgate.models.loading import load_fp16
-        from pytest_quantgate.models.quantize import quantize
-        from pytest_quantgate.models.recipes import resolve_recipe
+        from pytest_quantgate.quantization.quantize import quantize
+        from pytest_quantgate.quantization.recipes import resolve_recipe
         from pytest_quantgate.suite.specs import ModelSpec, QuantizeSpec
         from pytest_quantgate.suite.where import Where
 

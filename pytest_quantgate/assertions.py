@@ -52,7 +52,7 @@ from pytest_quantgate.suite.where import Where
 if TYPE_CHECKING:
     import torch
 
-    from pytest_quantgate.models.recipes import Recipe
+    from pytest_quantgate.quantization.recipes import Recipe
 
 Forward = Callable[[], object]
 Limit = TypeVar("Limit")
@@ -220,9 +220,9 @@ def assert_roundtrip(
     outputs are compared on. Raises AssertionError with what differs, ModelError where the model
     cannot be saved or restored at all.
     """
+    from pytest_quantgate.encoders.encoder import Batch, Encoder
+    from pytest_quantgate.encoders.families import describe_towers
     from pytest_quantgate.measure.roundtrip import measure_roundtrip
-    from pytest_quantgate.models.encoder import Batch, Encoder
-    from pytest_quantgate.models.families import describe_towers
 
     config: Any = module.config
     parameter = next(module.parameters())
@@ -271,7 +271,7 @@ def _audit(
 
 
 def _resolve(recipe: str | Mapping[str, Any]) -> Recipe:
-    from pytest_quantgate.models.recipes import resolve_recipe
+    from pytest_quantgate.quantization.recipes import resolve_recipe
     from pytest_quantgate.suite.specs import QuantizeSpec
 
     spec = QuantizeSpec(where=_here("assert_quantizer_coverage"), recipe=recipe)

@@ -147,7 +147,7 @@ def _libraries() -> None:
     import pkgutil
 
     import pytest_quantgate
-    from pytest_quantgate.models.modelopt import import_modelopt
+    from pytest_quantgate.quantization.modelopt import import_modelopt
 
     for module in pkgutil.walk_packages(pytest_quantgate.__path__, "pytest_quantgate."):
         importlib.import_module(module.name)

@@ -104,7 +104,7 @@ algorithm: {method: smoothquant, alpha: 0.5}
 def suite_target(folder: Path) -> Target:
     from pytest_quantgate.comparison.suite_files import compare_suite
     from pytest_quantgate.evidence.fingerprint import digest_of
-    from pytest_quantgate.models.recipes import build_recipe
+    from pytest_quantgate.quantization.recipes import build_recipe
     from pytest_quantgate.store.owners import list_baselines
     from pytest_quantgate.suite.load import load_suite
 
@@ -354,9 +354,9 @@ def checkpoint_target(folder: Path) -> Target:
     """The manifest of a saved variant, and the config.json of a model."""
     from safetensors.numpy import save
 
-    from pytest_quantgate.models.checkpoint import CONFIG, FILES, WEIGHTS, verify_checkpoint
-    from pytest_quantgate.models.loading import check_files
-    from pytest_quantgate.models.source import CheckpointSource
+    from pytest_quantgate.encoders.loading import check_files
+    from pytest_quantgate.encoders.source import CheckpointSource
+    from pytest_quantgate.quantization.checkpoint import CONFIG, FILES, WEIGHTS, verify_checkpoint
 
     here = folder / "checkpoint"
     here.mkdir()
@@ -394,8 +394,8 @@ def checkpoint_target(folder: Path) -> Target:
 
 
 def recipe_target(folder: Path) -> Target:
-    from pytest_quantgate.models.recipes import resolve_recipe
-    from pytest_quantgate.models.source import recipe_content
+    from pytest_quantgate.encoders.source import recipe_content
+    from pytest_quantgate.quantization.recipes import resolve_recipe
     from pytest_quantgate.suite.specs import QuantizeSpec
     from pytest_quantgate.suite.where import Where
 
@@ -534,8 +534,8 @@ def model_target(folder: Path) -> Target:
     from safetensors.numpy import save
 
     from pytest_quantgate.artifacts.safetensors_file import read_header
-    from pytest_quantgate.models.loading import check_files, read_weights
-    from pytest_quantgate.models.source import CheckpointSource
+    from pytest_quantgate.encoders.loading import check_files, read_weights
+    from pytest_quantgate.encoders.source import CheckpointSource
 
     here = folder / "model"
     here.mkdir()
@@ -570,9 +570,9 @@ def settings_target(folder: Path) -> Target:
     """The other JSON files of a model: of its tokenizer, its image processor, its shards."""
     from safetensors.numpy import save
 
+    from pytest_quantgate.encoders.loading import check_files
+    from pytest_quantgate.encoders.source import INDEX, CheckpointSource
     from pytest_quantgate.measure.model_checks import inspect_checkpoint
-    from pytest_quantgate.models.loading import check_files
-    from pytest_quantgate.models.source import INDEX, CheckpointSource
     from pytest_quantgate.reference import weights_dir
 
     here = folder / "settings"

@@ -12,10 +12,10 @@ import torch
 from benchmarks.sabotage.bench import MODEL_GATES, Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import choose, released
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.measure.embeddings import make_batches
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.quantize import quantize
-from pytest_quantgate.models.quantizers import find_quantizers
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.quantizers import find_quantizers
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples

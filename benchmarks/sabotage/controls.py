@@ -28,9 +28,9 @@ from benchmarks.sabotage.recipe import ATTENTION, E4M3, inline, layers, named, w
 from benchmarks.sabotage.sanity import WORDS, add_domain, grow_table, text_config
 from benchmarks.sabotage.speed import judged as timed
 from benchmarks.sabotage.speed import measure
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.outcomes import Outcomes
-from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.measurements import exchange_outcomes
 from pytest_quantgate.tasks.registry import load_samples

@@ -13,10 +13,10 @@ import torch
 from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
+from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes
-from pytest_quantgate.models.encoder import Encoder
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.measurements import (
     drop_samples,

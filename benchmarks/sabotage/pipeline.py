@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import Audit, CalibrationRun
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.embeddings import embed_images, make_batches
-from pytest_quantgate.models.attention import attention_class
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.quantize import Quantized, quantize
-from pytest_quantgate.models.recipes import to_modelopt
+from pytest_quantgate.quantization.attention import attention_class
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.quantize import Quantized, quantize
+from pytest_quantgate.quantization.recipes import to_modelopt
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.variants import computed_once, describe_calibration
 from pytest_quantgate.tasks.contents import read_contents

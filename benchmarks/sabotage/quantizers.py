@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.sabotage.bench import Bench
 from benchmarks.sabotage.pipeline import Pipeline, PipelineCase
-from pytest_quantgate.models.encoder import Encoder
-from pytest_quantgate.models.quantizers import find_quantizers
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.quantization.quantizers import find_quantizers
 from pytest_quantgate.run.case import Case
 
 

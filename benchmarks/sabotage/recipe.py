@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.sabotage.bench import MODEL_GATES, STAGE_GATES, Bench, Entry
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import choose, released
-from pytest_quantgate.models.encoder import Encoder
+from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.run.case import Case
 
 RECIPE = 'quantize: {recipe: fp8-attention, exclude: ["*patch_embedding*"]}'

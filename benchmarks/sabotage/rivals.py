@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.gates.accuracy import AccuracyGate
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.run.case import Case
 
 if TYPE_CHECKING:

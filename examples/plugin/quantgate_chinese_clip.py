@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from pytest_quantgate.models.family import EncoderFamily, Pretrained, TokenizerClass
-from pytest_quantgate.models.towers import AttentionSpec, TextSpec, TowerSpec
+from pytest_quantgate.encoders.family import EncoderFamily, Pretrained, TokenizerClass
+from pytest_quantgate.encoders.towers import AttentionSpec, TextSpec, TowerSpec
 
 #: BERT names its projections otherwise, and that of the result stands in another module.
 TEXT_ATTENTION = AttentionSpec(

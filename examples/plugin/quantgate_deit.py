@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.models.family import EncoderFamily, Pretrained
-from pytest_quantgate.models.towers import AttentionSpec, TowerSpec
+from pytest_quantgate.encoders.family import EncoderFamily, Pretrained
+from pytest_quantgate.encoders.towers import AttentionSpec, TowerSpec
 
 if TYPE_CHECKING:
     import torch

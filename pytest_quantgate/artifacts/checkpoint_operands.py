@@ -22,7 +22,7 @@ from pytest_quantgate.artifacts.safetensors_file import Tensor
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.artifacts.weight_summary import summarize_tensor
 from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3, NVFP4, keeps_amax
-from pytest_quantgate.models.quantizers import owner_of, slot_of, tower_of, whole_name
+from pytest_quantgate.quantization.quantizers import owner_of, slot_of, tower_of, whole_name
 
 #: More scales than this are kept as the smallest and the largest alone.
 _MOST_RANGES = 1 << 17

@@ -1,6 +1,6 @@
 """A quantized checkpoint: its quantizers, ranges, weights, and what it says of itself.
 
-`read_checkpoint` takes a folder as `models/checkpoint.py` saves it (with or without the cache
+`read_checkpoint` takes a folder as `quantization/checkpoint.py` saves it (with or without the cache
 entry around it), one that ModelOpt and transformers saved, and ModelOpt's unified export.
 """
 
@@ -17,11 +17,11 @@ from pytest_quantgate.artifacts.modelopt_state import ModelOptState, read_saved,
 from pytest_quantgate.artifacts.recipe_lines import as_mapping, describe_entry, show_plain
 from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header, read_metadata
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
+from pytest_quantgate.encoders.source import INDEX, stays_inside
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.evidence.calibration import Calibrated, describe_images
 from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3, name_format
-from pytest_quantgate.models.quantizers import owner_of
-from pytest_quantgate.models.source import INDEX, stays_inside
+from pytest_quantgate.quantization.quantizers import owner_of
 from pytest_quantgate.text.words import listed
 from pytest_quantgate.untrusted import parse_json, read_regular
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pytest_quantgate.artifacts.operands import Kind
 from pytest_quantgate.artifacts.safetensors_file import Tensor
-from pytest_quantgate.models.quantizers import tower_of
+from pytest_quantgate.quantization.quantizers import tower_of
 
 #: What the tensor that holds a layer's weight is called; the rest of its name is the layer.
 _WEIGHTS = ("weight", "weight_packed", "_weight_qdata", "in_proj_weight")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
+from pytest_quantgate.encoders.source import stays_inside
 from pytest_quantgate.errors import ArtifactError, ModelError
 from pytest_quantgate.formats.table import name_onnx_element
-from pytest_quantgate.models.source import stays_inside
 from pytest_quantgate.runtimes.onnx_graph import (
     MOVES,
     count_bytes,

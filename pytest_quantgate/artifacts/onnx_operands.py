@@ -29,7 +29,7 @@ from pytest_quantgate.artifacts.onnx_reads import (
 )
 from pytest_quantgate.artifacts.operands import Artifact, Kind, Operand, Slot, largest_of
 from pytest_quantgate.artifacts.weight_summary import summarize
-from pytest_quantgate.models.quantizers import tower_of
+from pytest_quantgate.quantization.quantizers import tower_of
 from pytest_quantgate.runtimes.onnx_graph import MOVES
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ DEFAULT_ALGORITHM = "max"
 def describe_recipe(config: Any) -> tuple[str, ...]:
     """Return a recipe, in any form that a suite takes, as one line an entry and its algorithm.
 
-    A dict form's `default` comes first, as its authors mean it (`models/recipes.py`).
+    A dict form's `default` comes first, as its authors mean it (`quantization/recipes.py`).
     """
     lines: list[str] = []
     if isinstance(config, Mapping) and "quant_cfg" in config:

@@ -11,8 +11,8 @@ from pytest_quantgate.artifacts.checkpoints import CONFIG, is_checkpoint
 from pytest_quantgate.artifacts.engine_files import is_layer_report, is_plan
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.artifacts.safetensors_file import read_header
+from pytest_quantgate.encoders.source import stays_inside
 from pytest_quantgate.errors import ArtifactError
-from pytest_quantgate.models.source import stays_inside
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 Sort = Literal["checkpoint", "onnx", "layer-report", "plan"]

@@ -85,7 +85,7 @@ def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Reque
         describe_data,
         read_shape,
     )
-    from pytest_quantgate.models.source import is_local
+    from pytest_quantgate.encoders.source import is_local
 
     model = as_model(parsed.model)
     if model != "reference" and not is_local(model) and not parsed.revision:
@@ -119,7 +119,7 @@ def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Reque
 def _guess_recipe(checkpoint: str) -> str:
     """Return the recipe that a checkpoint looks like; the default where it is none of ours."""
     from pytest_quantgate.artifacts.checkpoints import read_files, read_quantizers
-    from pytest_quantgate.models.quantizers import slot_of
+    from pytest_quantgate.quantization.quantizers import slot_of
 
     if "${" in checkpoint:
         return RECIPE
@@ -199,7 +199,7 @@ def _ask_for_the_rest(parsed: argparse.Namespace) -> None:
 def _ask(parsed: argparse.Namespace, *, ask: Callable[[str, str], str]) -> None:
     """Fill in the answers; `ask(question, default)` returns what was typed."""
     from pytest_quantgate.commands.suite_text import as_model
-    from pytest_quantgate.models.source import is_local
+    from pytest_quantgate.encoders.source import is_local
     from pytest_quantgate.tasks.registry import BUILTIN
 
     if parsed.model is None:

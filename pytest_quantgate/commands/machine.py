@@ -474,7 +474,7 @@ def _latency(machine: Machine, runtime: str) -> Missing | None:
 
 
 def _model(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
-    from pytest_quantgate.models.source import is_local
+    from pytest_quantgate.encoders.source import is_local
 
     model = suite.model
     if model.id is None:

@@ -68,8 +68,8 @@ def _check_given(
 def _check_recipe(
     suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
 ) -> None:
-    from pytest_quantgate.models.recipes import named_recipes
-    from pytest_quantgate.models.source import find_recipe_file
+    from pytest_quantgate.encoders.source import find_recipe_file
+    from pytest_quantgate.quantization.recipes import named_recipes
 
     where = suite.variant.where.of("recipe")
     recipe = suite.variant.recipe
@@ -218,7 +218,7 @@ def _check_datasets(
 def _check_model(
     suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
 ) -> None:
-    from pytest_quantgate.models.source import is_local
+    from pytest_quantgate.encoders.source import is_local
 
     model = suite.model
     if model.id is None or not is_local(model.id):
@@ -300,7 +300,7 @@ def check_model_folder(directory: Path) -> tuple[Verdict, ...]:
 def _find_model(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Path | None, str]:
     """Return the folder of a suite's model (None where it is not here) and its name."""
     from pytest_quantgate.commands.machine import hub_snapshot
-    from pytest_quantgate.models.source import find_directory, is_local
+    from pytest_quantgate.encoders.source import find_directory, is_local
 
     model = suite.model
     if model.id is not None and not is_local(model.id):

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_quantgate.encoders.families import describe_settings
+from pytest_quantgate.encoders.source import is_local
+from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ModelError, SuiteError
 from pytest_quantgate.formats.table import FP8_ATTENTION_MIN_TOKENS
 from pytest_quantgate.gates.fused import name_fused
-from pytest_quantgate.models.families import describe_settings
-from pytest_quantgate.models.source import is_local
-from pytest_quantgate.models.towers import TowerSpec
 from pytest_quantgate.statistics.intervals import Flips, samples_to_settle
 from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.registry import BUILTIN, CAPTIONED

@@ -97,9 +97,9 @@ def look_deeper(suite: Suite, *, found: Findings, environ: Mapping[str, str]) ->
 def _run_one_pair(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Verdict, ...]:
     """Return what is wrong with one calibration pair that is decoded, prepared, tokenized and
     encoded; raises ModelError or DataError where one of these cannot be done."""
+    from pytest_quantgate.encoders.loading import load_fp16
     from pytest_quantgate.gates.sanity import list_faults
     from pytest_quantgate.measure.sanity import measure_sanity
-    from pytest_quantgate.models.loading import load_fp16
     from pytest_quantgate.tasks.registry import load_samples
 
     spec = suite.calibration

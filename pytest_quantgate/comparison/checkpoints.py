@@ -12,7 +12,7 @@ from pytest_quantgate.comparison.changes import Area, Change, Comparison, compar
 from pytest_quantgate.comparison.quantizers import compare_quantizers, describe_places
 from pytest_quantgate.comparison.recipe_lines import compare_recipes
 from pytest_quantgate.comparison.weights import compare_weights, largest_magnitude
-from pytest_quantgate.models.quantizers import owner_of
+from pytest_quantgate.quantization.quantizers import owner_of
 from pytest_quantgate.text.words import count, group
 
 

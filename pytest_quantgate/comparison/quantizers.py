@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.comparison.changes import Area, Change, Table
 from pytest_quantgate.formats.table import keeps_amax
-from pytest_quantgate.models.quantizers import block_of, owner_of, slot_of, tower_of
+from pytest_quantgate.quantization.quantizers import block_of, owner_of, slot_of, tower_of
 from pytest_quantgate.text.words import count, group, listed
 
 _SLOT_WORDS = {

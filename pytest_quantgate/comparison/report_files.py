@@ -189,7 +189,7 @@ def _recipe_words(facts: RecipeFacts, *, other: RecipeFacts) -> tuple[str, ...]:
     if lines == other.lines:
         return lines
     if len(lines) == 1:
-        from pytest_quantgate.models.recipes import named_recipes
+        from pytest_quantgate.quantization.recipes import named_recipes
 
         known = named_recipes().get(lines[0])
         if known is not None:

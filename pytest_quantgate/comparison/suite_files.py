@@ -214,7 +214,7 @@ def _recipe_name(recipe: Any) -> str:
 
 def _recipe_lines(spec: QuantizeSpec) -> tuple[str, ...] | None:
     """Return the entries of an inline or named recipe; None for one that only ModelOpt knows."""
-    from pytest_quantgate.models.recipes import named_recipes
+    from pytest_quantgate.quantization.recipes import named_recipes
 
     recipe = spec.recipe
     if isinstance(recipe, str):

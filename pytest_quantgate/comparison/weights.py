@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
 from pytest_quantgate.comparison.changes import Change, Table
-from pytest_quantgate.models.quantizers import block_of
+from pytest_quantgate.quantization.quantizers import block_of
 from pytest_quantgate.text.words import count, group, listed
 
 #: Values read at once from a weight: 8 MB as float64.

@@ -63,7 +63,8 @@ def judge_roundtrip(roundtrip: Roundtrip, *, gate: RoundtripGate) -> Verdict:
         headline=f"roundtrip: {wrong[0]} ({gate.where})",
         evidence=shorten(wrong[1:]),
         cause="the checkpoint does not hold all of what was approved",
-        next_step="save with pytest_quantgate.models.checkpoint.save_checkpoint, and ship that",
+        next_step="save with pytest_quantgate.quantization.checkpoint.save_checkpoint, "
+        "and ship that",
         code="roundtrip.not-restored",
         figures=figures,
     )

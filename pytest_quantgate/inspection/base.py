@@ -13,7 +13,7 @@ from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.inspection.findings import Against, Finding, LayerError
-from pytest_quantgate.models.quantizers import tower_of
+from pytest_quantgate.quantization.quantizers import tower_of
 from pytest_quantgate.text.words import count, group, listed
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pytest_quantgate.artifacts.labels import is_excluded
 from pytest_quantgate.artifacts.operands import Operand, Slot
 from pytest_quantgate.inspection.findings import Finding
-from pytest_quantgate.models.quantizers import block_of
+from pytest_quantgate.quantization.quantizers import block_of
 from pytest_quantgate.text.words import count, group, listed
 
 PRODUCTS: tuple[Slot, ...] = ("q", "k", "v", "softmax")

@@ -8,7 +8,7 @@ from statistics import median
 
 from pytest_quantgate.artifacts.operands import Operand
 from pytest_quantgate.inspection.findings import Finding
-from pytest_quantgate.models.quantizers import block_of
+from pytest_quantgate.quantization.quantizers import block_of
 from pytest_quantgate.text.words import count, group, listed
 
 #: A weight's range is that of its largest value; calibration in half precision moves it by less.

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.evidence.audit import Audit, LayerActivation, Module, Tower, TowerName
 from pytest_quantgate.measure.activations import ActivationRecorder, highest_finite
 from pytest_quantgate.measure.invariance import measure_invariance
 from pytest_quantgate.measure.operations import Recorder
 from pytest_quantgate.measure.quantizers import Activity, describe_quantizer, replay_recipe, watch
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.quantizers import (
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.quantizers import (
     block_of,
     find_quantizers,
     format_of,
@@ -30,7 +30,7 @@ from pytest_quantgate.models.quantizers import (
     require_kernels,
     tower_of,
 )
-from pytest_quantgate.models.recipes import Recipe
+from pytest_quantgate.quantization.recipes import Recipe
 
 if TYPE_CHECKING:
     import torch

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from pytest_quantgate.encoders.encoder import Encoder
     from pytest_quantgate.evidence.audit import TowerName
-    from pytest_quantgate.models.encoder import Encoder
     from pytest_quantgate.runtimes.onnxruntime_session import Optimization
 
 Inputs = Mapping[str, "np.ndarray[Any, Any]"]
@@ -190,8 +190,8 @@ def _open_engine(spec: EngineContestant, inputs: Inputs) -> Iterator[Contestant]
 def _open_torch(spec: TorchContestant, inputs: Inputs) -> Contestant:
     import torch
 
-    from pytest_quantgate.models.checkpoint import load_checkpoint
-    from pytest_quantgate.models.loading import load_fp16
+    from pytest_quantgate.encoders.loading import load_fp16
+    from pytest_quantgate.quantization.checkpoint import load_checkpoint
     from pytest_quantgate.suite.specs import ModelSpec
     from pytest_quantgate.suite.where import Where
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.evidence.audit import TowerName
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.tasks.samples import Samples, fill
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.evidence.audit import Tower
 from pytest_quantgate.evidence.fidelity import TowerFidelity
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.loading import quiet_libraries
 
 if TYPE_CHECKING:
     import torch

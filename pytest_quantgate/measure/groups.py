@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from pytest_quantgate.evidence.audit import Audit, Quantizer
 from pytest_quantgate.evidence.sensitivity import QuantizerGroup
-from pytest_quantgate.models.quantizers import whole_name
+from pytest_quantgate.quantization.quantizers import whole_name
 
 _BLOCK_PREFIX = re.compile(r"^(?:.*?\.)??(?:layers?|blocks?|resblocks|h)\.\d+(?=\.|$)")
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)

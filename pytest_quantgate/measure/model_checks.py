@@ -2,7 +2,7 @@
 but those of the embeddings.
 
 What transformers makes of the same files is checked by the sanity gate; here stands what can be
-said before. A file that is missing or damaged is said by `models/loading.py` and is no fault here.
+said before. A file that is missing or damaged is said by `encoders/loading.py`: no fault here.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header
+from pytest_quantgate.encoders import faults
+from pytest_quantgate.encoders.families import describe_settings, find_family
+from pytest_quantgate.encoders.family import Pretrained, TokenizerClass
+from pytest_quantgate.encoders.source import stays_inside
+from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ArtifactError, MissingPackage, ModelError
 from pytest_quantgate.evidence.sanity import Fault
 from pytest_quantgate.measure.texts import Pooling, TextReader
-from pytest_quantgate.models import faults
-from pytest_quantgate.models.families import describe_settings, find_family
-from pytest_quantgate.models.family import Pretrained, TokenizerClass
-from pytest_quantgate.models.source import stays_inside
-from pytest_quantgate.models.towers import TowerSpec
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 #: A folder with none of these has no tokenizer.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.audit import Operation, Slot, Tower
-from pytest_quantgate.models.quantizers import (
+from pytest_quantgate.quantization.quantizers import (
     block_of,
     plain_class_name,
     slot_of,

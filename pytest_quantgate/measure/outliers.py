@@ -25,7 +25,7 @@ from pytest_quantgate.formats.table import find_format, name_format
 from pytest_quantgate.measure.fidelity import sum_of_squares
 from pytest_quantgate.measure.groups import block_prefix
 from pytest_quantgate.measure.quantizers import replaced_forward
-from pytest_quantgate.models.quantizers import (
+from pytest_quantgate.quantization.quantizers import (
     amax_of,
     format_of,
     has_constant_range,

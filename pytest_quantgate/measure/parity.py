@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.onnx import EngineOutputs
 from pytest_quantgate.evidence.parity import BlockParity, TowerParity
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.loading import quiet_libraries
 
 if TYPE_CHECKING:
     import torch

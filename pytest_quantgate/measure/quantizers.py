@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.evidence.audit import Quantizer, Tower
 from pytest_quantgate.formats.number_format import NumberFormat
 from pytest_quantgate.formats.table import name_format, read_blocks
-from pytest_quantgate.models.quantizers import (
+from pytest_quantgate.quantization.quantizers import (
     amax_of,
     block_of,
     find_quantizers,

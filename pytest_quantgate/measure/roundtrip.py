@@ -12,9 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.families import describe_towers
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.parity import Roundtrip
-from pytest_quantgate.models.checkpoint import (
+from pytest_quantgate.own_process import start_module
+from pytest_quantgate.quantization.checkpoint import (
     FILES,
     MANIFEST,
     STATE,
@@ -24,10 +28,6 @@ from pytest_quantgate.models.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.families import describe_towers
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.own_process import start_module
 
 if TYPE_CHECKING:
     import torch

@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.encoders.encoder import Encoder, describe_error
+from pytest_quantgate.encoders.faults import encoding, fault_error
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.sanity import NO_TEXTS, Answers, Fault, Sanity, TaskSanity, Twins
@@ -26,9 +29,6 @@ from pytest_quantgate.measure.texts import (
     examine_prompts,
     order_templates,
 )
-from pytest_quantgate.models.encoder import Encoder, describe_error
-from pytest_quantgate.models.faults import encoding, fault_error
-from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.tasks.drawing import order_draw
 from pytest_quantgate.tasks.samples import Samples, fill
 

@@ -13,14 +13,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.evidence.sensitivity import OutlierChannels, QuantizerGroup
 from pytest_quantgate.formats.table import read_blocks
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
 from pytest_quantgate.measure.groups import block_prefix
 from pytest_quantgate.measure.outliers import find_outliers, set_apart
 from pytest_quantgate.measure.quantizers import replaced_forward
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.quantizers import find_quantizers, format_of, owner_of, slot_of
+from pytest_quantgate.quantization.quantizers import find_quantizers, format_of, owner_of, slot_of
 
 if TYPE_CHECKING:
     import torch

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.parity import ShippedTower
 from pytest_quantgate.measure.activations import highest_finite
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.loading import quiet_libraries
 from pytest_quantgate.runtimes.onnx_rounding import LARGEST, round_results
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 

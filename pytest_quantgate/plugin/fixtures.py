@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_quantgate.encoders.encoder import Encoder
     from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.evidence.verdict import Verdict
-    from pytest_quantgate.models.encoder import Encoder
     from pytest_quantgate.run.case import Case
 
 

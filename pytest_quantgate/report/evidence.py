@@ -119,7 +119,7 @@ def describe_case(case: Case) -> Evidence:
 
 
 def _read_recipe(case: Case) -> Any:
-    from pytest_quantgate.models.source import recipe_content
+    from pytest_quantgate.encoders.source import recipe_content
 
     quantize = case.suite.variant
     return recipe_content(quantize.recipe, where=quantize.where, environ=case.environ)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pytest_quantgate.evidence.audit import Audit, Module, Quantizer, Slot
 from pytest_quantgate.formats.table import keeps_amax
 from pytest_quantgate.gates.coverage import CoverageGate, Scope
-from pytest_quantgate.models.quantizers import SLOTS, owner_of, slot_of
+from pytest_quantgate.quantization.quantizers import SLOTS, owner_of, slot_of
 from pytest_quantgate.report.model import QuantizerFacts, QuantizerState
 
 ATTENTION_SLOTS: tuple[Slot, ...] = ("q", "k", "v", "softmax", "attention_output")

@@ -21,13 +21,13 @@ from pytest_quantgate.artifacts.checkpoints import (
     is_quantizer_part,
     read_files,
 )
+from pytest_quantgate.encoders.encoder import Encoder, describe_error
+from pytest_quantgate.encoders.loading import quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.errors import ArtifactError, Incomparable, ModelError, NotMeasured
-from pytest_quantgate.models.attention import attention_class
-from pytest_quantgate.models.checkpoint import STATE
-from pytest_quantgate.models.encoder import Encoder, describe_error
-from pytest_quantgate.models.loading import quiet_libraries, refuse_forced_pickles
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.recipes import Recipe, build_recipe
+from pytest_quantgate.quantization.attention import attention_class
+from pytest_quantgate.quantization.checkpoint import STATE
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.recipes import Recipe, build_recipe
 from pytest_quantgate.suite.specs import QuantizedSpec
 from pytest_quantgate.suite.where import expand_path
 

@@ -171,7 +171,7 @@ class Study:
     def _measure(self, gate: Gate, count: int, *, directions: tuple[Direction, ...]) -> Sensitivity:
         from pytest_quantgate.measure.groups import group_quantizers
         from pytest_quantgate.measure.sensitivity import measure_towers, weights_bytes
-        from pytest_quantgate.models.quantizers import find_quantizers
+        from pytest_quantgate.quantization.quantizers import find_quantizers
 
         case = self.case
         probe = self.probe(gate, count)
@@ -402,7 +402,7 @@ def without(case: Measured, names: Collection[str]) -> Iterator[Measured]:
     variant itself is the same object with switches off, so `case` must not be used meanwhile.
     """
     from pytest_quantgate.measure.sensitivity import enabled_only
-    from pytest_quantgate.models.quantizers import find_quantizers
+    from pytest_quantgate.quantization.quantizers import find_quantizers
 
     quantizers = find_quantizers(case.quantized.module)
     enabled = {name for name, quantizer in quantizers.items() if quantizer.is_enabled}

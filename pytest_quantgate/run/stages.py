@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from pytest_quantgate.encoders.encoder import Batch, Encoder
     from pytest_quantgate.gates.memory import MemoryGate
     from pytest_quantgate.gates.trace import TraceGate
-    from pytest_quantgate.models.encoder import Batch, Encoder
     from pytest_quantgate.run.variants import Variants
     from pytest_quantgate.runtimes.engine import InputShapes
     from pytest_quantgate.runtimes.engine_layers import EngineReport

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from pytest_quantgate.encoders.encoder import Batch
     from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
     from pytest_quantgate.measure.latency import Start
-    from pytest_quantgate.models.encoder import Batch
     from pytest_quantgate.run.stages import Stages
     from pytest_quantgate.runtimes.onnxruntime_session import Provider
 
@@ -97,7 +97,7 @@ def line_up(stages: Stages, *, gate: LatencyGate) -> Iterator[tuple[Lineup, Mapp
 def _plan_torch(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
     import torch
 
-    from pytest_quantgate.models.checkpoint import save_checkpoint
+    from pytest_quantgate.quantization.checkpoint import save_checkpoint
 
     case = stages.case
     checkpoint = inputs.with_name("checkpoint")

@@ -32,12 +32,12 @@ from pytest_quantgate.store.surroundings import Surroundings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from pytest_quantgate.encoders.encoder import Encoder
+    from pytest_quantgate.encoders.source import CheckpointSource
     from pytest_quantgate.evidence.audit import TowerName
     from pytest_quantgate.evidence.latency import LatencyRun
-    from pytest_quantgate.models.encoder import Encoder
-    from pytest_quantgate.models.quantize import Quantized
-    from pytest_quantgate.models.recipes import Recipe
-    from pytest_quantgate.models.source import CheckpointSource
+    from pytest_quantgate.quantization.quantize import Quantized
+    from pytest_quantgate.quantization.recipes import Recipe
     from pytest_quantgate.run.given_variant import GivenCheckpoint
     from pytest_quantgate.run.progress import Progress
     from pytest_quantgate.store.baselines import Store
@@ -128,7 +128,7 @@ class Variants:
 
     @computed_once
     def source(self) -> CheckpointSource:
-        from pytest_quantgate.models.source import is_local, resolve_checkpoint
+        from pytest_quantgate.encoders.source import is_local, resolve_checkpoint
 
         model = self.suite.model
         if model.id is None or is_local(model.id):
@@ -165,7 +165,7 @@ class Variants:
     @computed_once
     def _recipe_plain(self) -> Any:
         """The recipe as it was when the run began: what a file says later was not measured."""
-        from pytest_quantgate.models.source import recipe_content
+        from pytest_quantgate.encoders.source import recipe_content
 
         quantize = self.suite.variant
         return {
@@ -269,7 +269,7 @@ class Variants:
     @computed_once
     def fp16_key(self) -> str:
         """Digest of all that the FP16 variant depends on; raises MissingPackage."""
-        from pytest_quantgate.models.families import list_packages
+        from pytest_quantgate.encoders.families import list_packages
 
         model = self.suite.model
         brought = {name: self.surroundings.package(name) for name in list_packages()}
@@ -411,8 +411,8 @@ class Variants:
 
     @computed_once
     def recipe(self) -> Recipe:
-        from pytest_quantgate.models.recipes import resolve_recipe
-        from pytest_quantgate.models.source import recipe_content
+        from pytest_quantgate.encoders.source import recipe_content
+        from pytest_quantgate.quantization.recipes import resolve_recipe
 
         spec = self.suite.variant
         if self.given is not None and not spec.recipe:
@@ -427,14 +427,14 @@ class Variants:
     @computed_once
     def towers(self) -> tuple[TowerName, ...]:
         """The towers of the model, from its configuration alone."""
-        from pytest_quantgate.models.families import read_towers
+        from pytest_quantgate.encoders.families import read_towers
 
         return read_towers(self.source.directory)
 
     @computed_once
     def fp16(self) -> Encoder:
         """The FP16 variant (on a CPU: the FP32 upcast of its weights)."""
-        from pytest_quantgate.models.loading import load_fp16
+        from pytest_quantgate.encoders.loading import load_fp16
 
         with self.progress.stage(f"loading {self.source.description}"):
             found = load_fp16(self.suite.model, device=self.device, environ=self.environ)
@@ -445,7 +445,7 @@ class Variants:
     @computed_once
     def quantized(self) -> Encoder:
         """The quantized variant: calibrated once, then restored from its checkpoint."""
-        from pytest_quantgate.models.checkpoint import load_checkpoint
+        from pytest_quantgate.quantization.checkpoint import load_checkpoint
 
         folder = self._variant_folder
         built: Encoder | None = self._values.get("built")
@@ -521,7 +521,7 @@ class Variants:
             self._take_variant(self.given, folder)
             return
         from pytest_quantgate.measure.embeddings import make_batches
-        from pytest_quantgate.models.quantize import quantize
+        from pytest_quantgate.quantization.quantize import quantize
 
         spec = self.suite.calibration
         (pairs, shown), (_, unseen) = self._split_calibration()
@@ -545,8 +545,8 @@ class Variants:
         """Audit a variant on held-out pairs, and write it with all that is known of it."""
         from pytest_quantgate.measure.audit import audit_quantizers
         from pytest_quantgate.measure.embeddings import make_batches
-        from pytest_quantgate.models.checkpoint import save_checkpoint
-        from pytest_quantgate.models.recipes import describe_content
+        from pytest_quantgate.quantization.checkpoint import save_checkpoint
+        from pytest_quantgate.quantization.recipes import describe_content
 
         _, (held_out, _) = self._split_calibration()
         batch_size = self.suite.calibration.batch_size

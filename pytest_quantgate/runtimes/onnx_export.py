@@ -20,13 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
+from pytest_quantgate.encoders.towers import AttentionSpec, TowerSpec
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.formats.table import E4M3, TABLE, name_format
-from pytest_quantgate.models.encoder import Encoder
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.quantizers import (
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.quantizers import (
     amax_of,
     find_quantizers,
     format_of,
@@ -34,7 +35,6 @@ from pytest_quantgate.models.quantizers import (
     plain_class_name,
     slot_of,
 )
-from pytest_quantgate.models.towers import AttentionSpec, TowerSpec
 from pytest_quantgate.runtimes.onnx_surgery import (
     MARK,
     MARK_DOMAIN,

@@ -18,7 +18,7 @@ from pytest_quantgate import bounds
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
 from pytest_quantgate.formats.table import find_format, find_onnx_format, name_onnx_element
-from pytest_quantgate.models.quantizers import owner_of, slot_of, whole_name
+from pytest_quantgate.quantization.quantizers import owner_of, slot_of, whole_name
 from pytest_quantgate.runtimes.onnx_surgery import describe_without_weights
 from pytest_quantgate.untrusted import read_regular
 

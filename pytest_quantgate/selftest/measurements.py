@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_quantgate.encoders.faults import image_size
 from pytest_quantgate.evidence.audit import Audit
 from pytest_quantgate.evidence.fidelity import Fidelity
 from pytest_quantgate.evidence.onnx import OnnxAudit
@@ -21,7 +22,6 @@ from pytest_quantgate.gates.engine import EngineGate
 from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.trace import TraceGate
-from pytest_quantgate.models.faults import image_size
 from pytest_quantgate.selftest.sabotage import Sabotage, Spoil, exchange, exchange_stages
 
 if TYPE_CHECKING:

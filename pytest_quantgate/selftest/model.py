@@ -33,7 +33,7 @@ def audit_again(
     """
     from pytest_quantgate.measure.audit import audit_quantizers
     from pytest_quantgate.measure.embeddings import make_batches
-    from pytest_quantgate.models.quantizers import find_quantizers
+    from pytest_quantgate.quantization.quantizers import find_quantizers
 
     batches = list(make_batches(case.fp16, case.held_out(AUDIT_SAMPLES), batch_size=AUDIT_SAMPLES))
     quantizers = find_quantizers(case.quantized.module)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate.encoders.loading import quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
-from pytest_quantgate.models.loading import quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.enclosure import enclosed
 from pytest_quantgate.tasks.samples import Samples

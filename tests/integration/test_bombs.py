@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from pytest_quantgate import bounds
+from pytest_quantgate.encoders.encoder import group_images
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import DataError, ModelError
-from pytest_quantgate.models.encoder import group_images
-from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.drawing import Draw

@@ -17,16 +17,16 @@ import pytest
 import torch
 
 from pytest_quantgate.commands.cli import main
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.families import list_model_types
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.model_checks import inspect_checkpoint
 from pytest_quantgate.measure.roundtrip import measure_roundtrip
 from pytest_quantgate.measure.sanity import read_texts_of
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.families import list_model_types
-from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.models.quantize import quantize
-from pytest_quantgate.models.recipes import resolve_recipe
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.recipes import resolve_recipe
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 from pytest_quantgate.suite.specs import ModelSpec, QuantizeSpec

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.commands.cli import main
-from pytest_quantgate.models.recipes import named_recipes
+from pytest_quantgate.quantization.recipes import named_recipes
 from pytest_quantgate.suite.load import load_suite
 
 Run = Callable[..., pytest.RunResult]

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import (
     BaselineError,
     DataError,
@@ -26,8 +27,7 @@ from pytest_quantgate.errors import (
     QuantGateError,
     SuiteError,
 )
-from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.models.recipes import resolve_recipe
+from pytest_quantgate.quantization.recipes import resolve_recipe
 from pytest_quantgate.store.baselines import Store, accept_obtained
 from pytest_quantgate.store.cache import Cache, find_damage, seal
 from pytest_quantgate.suite.load import load_suite

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_quantgate.encoders.loading import load_fp16
+from pytest_quantgate.encoders.source import FILES, LOADED_FILES, resolve_checkpoint
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.models.source import FILES, LOADED_FILES, resolve_checkpoint
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
 from tests.hostile import Bomb, update
@@ -94,7 +94,7 @@ RECORD = """
 import json, os, sys
 import safetensors, safetensors.torch, tokenizers, torch, transformers
 from pathlib import Path
-from pytest_quantgate.models.loading import load_fp16
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
 

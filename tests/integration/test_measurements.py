@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks.mended import KINDS, PACKAGE, PAGE, PLANTS, REPLACED, ROOT
+from pytest_quantgate.encoders.source import FILES
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.models.source import FILES
 from pytest_quantgate.store.keys import ENGINES, MEASUREMENTS
 from pytest_quantgate.store.surroundings import JUDGING
 from pytest_quantgate.suite.load import load_suite

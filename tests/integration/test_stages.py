@@ -82,7 +82,7 @@ def test_a_text_tower_exported_from_fp16_is_red(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pytest_quantgate.models import loading
+    from pytest_quantgate.encoders import loading
     from pytest_quantgate.runtimes import onnx_export
 
     export, load = onnx_export.export_tower, loading.load_fp16

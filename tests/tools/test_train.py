@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pytest_quantgate.models.loading import load_fp16
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
 from tools.reference import outliers, train

@@ -1,4 +1,4 @@
-"""Shared by the tests of models/ and measure/: the tiny CLIP, pairs for it, quantized variants."""
+"""Shared by the tests of models: the tiny CLIP, pairs for it, quantized variants."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.quantize import quantize
-from pytest_quantgate.models.recipes import Recipe, resolve_recipe
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.recipes import Recipe, resolve_recipe
 from pytest_quantgate.suite.specs import ModelSpec, QuantizeSpec
 from pytest_quantgate.suite.where import Where
 
@@ -30,7 +30,7 @@ def model_spec(tiny_clip: Path) -> Callable[..., ModelSpec]:
 @pytest.fixture(scope="session")
 def tiny_fp16(model_spec: Callable[..., ModelSpec]) -> Encoder:
     """The tiny CLIP as `load_fp16` gives it. Tests must not change it."""
-    from pytest_quantgate.models.loading import load_fp16
+    from pytest_quantgate.encoders.loading import load_fp16
 
     return load_fp16(model_spec(), environ={})
 

@@ -17,9 +17,9 @@ from pytest_quantgate.assertions import (
     assert_quantizer_coverage,
     assert_roundtrip,
 )
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.outcomes import Outcomes
-from pytest_quantgate.models.encoder import Batch, Encoder
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.gates.coverage import CoverageGate
-from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.suite.load import load_suite
 
 REPOSITORY = Path(__file__).parents[2]

@@ -21,7 +21,8 @@ CLOSED = {
     "suite": {"torch", "pytest", "onnx", "numpy"},
     "run": {"pytest"},
     "measure": {"pytest"},
-    "models": {"pytest"},
+    "encoders": {"pytest"},
+    "quantization": {"pytest"},
     "runtimes": {"pytest"},
     "store": {"pytest"},
     "tasks": {"pytest"},
@@ -34,7 +35,8 @@ CLOSED = {
 #: the package's root is a room of its own.
 ROOMS = (
     *("formats", "errors", "bounds", "reference", "untrusted", "own_process", "evidence"),
-    *("bounded_process", "text", "statistics", "suite", "store", "models", "tasks", "runtimes"),
+    *("bounded_process", "text", "statistics", "suite", "store", "encoders"),
+    *("quantization", "tasks", "runtimes"),
     *("artifacts", "measure", "gates", "run", "report", "comparison", "inspection", "selftest"),
     *("plugin", "assertions", "commands", "__main__"),
 )

@@ -24,10 +24,10 @@ from pytest_quantgate.comparison.changes import Change, Comparison, mirror
 from pytest_quantgate.comparison.checkpoints import compare_checkpoints
 from pytest_quantgate.comparison.quantizers import compare_quantizers, describe_places
 from pytest_quantgate.comparison.recipe_lines import compare_recipe_lines
+from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.evidence.calibration import Calibrated, describe_images
-from pytest_quantgate.models.checkpoint import save_checkpoint
-from pytest_quantgate.models.encoder import Encoder
+from pytest_quantgate.quantization.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.slow
 

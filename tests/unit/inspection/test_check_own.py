@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pytest_quantgate.models.checkpoint import save_checkpoint
-from pytest_quantgate.models.encoder import Encoder
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.quantization.checkpoint import save_checkpoint
 from tests.unit.inspection.quantized_files import (
     codes,
     inspect,

@@ -13,6 +13,8 @@ from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.measure.accuracy import (
@@ -23,8 +25,6 @@ from pytest_quantgate.measure.accuracy import (
     retrieval_outcomes,
 )
 from pytest_quantgate.measure.embeddings import build_classifiers, embed_images, embed_texts
-from pytest_quantgate.models.encoder import Encoder
-from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.registry import load_samples

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.evidence.audit import LayerActivation
 from pytest_quantgate.measure.activations import (
     ActivationRecorder,
     highest_finite,
     measure_activations,
 )
-from pytest_quantgate.models.encoder import Batch, Encoder
 
 MakePairs = Callable[..., list[Batch]]
 HALF = highest_finite("float16")

@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.evidence.audit import Audit, Operation, Quantizer
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.formats.table import INT8, read_format
 from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
 from pytest_quantgate.measure.audit import audit_module, audit_quantizers
 from pytest_quantgate.measure.quantizers import Activity, count_clipped, half_step, watch
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.quantize import quantize
-from pytest_quantgate.models.recipes import Recipe
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.recipes import Recipe
 from pytest_quantgate.suite.where import Where
 
 pytestmark = pytest.mark.slow
@@ -325,7 +325,7 @@ def test_one_tower_never_calibrated(
         for batch in make_pairs():
             model.encode_image(batch.pixel_values)
 
-    from pytest_quantgate.models.recipes import to_modelopt
+    from pytest_quantgate.quantization.recipes import to_modelopt
 
     mtq.quantize(model.module, to_modelopt(recipe), forward_loop=images_only)
     audit = audit_quantizers(model, recipe=recipe, held_out=make_pairs())

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.evidence.audit import Quantizer
 from pytest_quantgate.evidence.codec import from_json, to_json
@@ -16,12 +18,10 @@ from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.quantizers import Activity, count_clipped, describe_quantizer
 from pytest_quantgate.measure.sensitivity import weights_bytes
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.quantize import quantize
-from pytest_quantgate.models.quantizers import find_quantizers
-from pytest_quantgate.models.recipes import Recipe, to_modelopt
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.quantizers import find_quantizers
+from pytest_quantgate.quantization.recipes import Recipe, to_modelopt
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.measure.fidelity import (
     compare_embeddings,
     rank_layers,
     sum_of_squares,
     to_db,
 )
-from pytest_quantgate.models.encoder import Batch, Encoder
 
 IDS = ("a", "b", "c", "d")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.false_alarms import KINDS, Judgement, rebatch, render_page
-from pytest_quantgate.models.encoder import Batch, Encoder
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 
 CHANGES = {kind: change for kind, (change, _) in KINDS.items() if change is not None}
 

@@ -15,7 +15,7 @@ from pytest_quantgate.measure.groups import (
     group_quantizers,
     matched_by,
 )
-from pytest_quantgate.models.quantizers import block_of, owner_of, slot_of, tower_of
+from pytest_quantgate.quantization.quantizers import block_of, owner_of, slot_of, tower_of
 
 
 def make_quantizer(name: str, *, enabled: bool = True) -> Quantizer:

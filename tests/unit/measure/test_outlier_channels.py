@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_quantgate.evidence.sensitivity import OutlierChannels
 from pytest_quantgate.measure.outliers import find_outliers, set_apart
-from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.quantization.modelopt import import_modelopt
 
 NAME = "vision_model.encoder.layers.3.mlp.fc1.input_quantizer"
 CHANNELS = 64

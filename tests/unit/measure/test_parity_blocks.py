@@ -13,10 +13,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.parity import BlockParity
 from pytest_quantgate.measure.parity import list_blocks, measure_block_parity
-from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.runtimes.onnx_blocks import cut_blocks, given_name
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.measure import roundtrip
 from pytest_quantgate.measure.roundtrip import measure_roundtrip, plant_damage, restore_here
-from pytest_quantgate.models.checkpoint import save_checkpoint
-from pytest_quantgate.models.encoder import Batch, Encoder
+from pytest_quantgate.quantization.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.slow
 

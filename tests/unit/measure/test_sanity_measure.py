@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.sanity import Sanity, TaskSanity
 from pytest_quantgate.gates.chance import is_settled
 from pytest_quantgate.measure.sanity import Task, count_operations, measure_sanity
 from pytest_quantgate.measure.texts import Pooling, find_twins
-from pytest_quantgate.models.encoder import Encoder
-from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.evidence.audit import Audit
 from pytest_quantgate.evidence.sensitivity import QuantizerGroup
 from pytest_quantgate.measure.groups import group_quantizers, matched_by
@@ -26,10 +27,9 @@ from pytest_quantgate.measure.sensitivity import (
     sqnr_db,
     weights_bytes,
 )
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.quantize import quantize
-from pytest_quantgate.models.quantizers import find_quantizers
-from pytest_quantgate.models.recipes import Recipe
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.quantizers import find_quantizers
+from pytest_quantgate.quantization.recipes import Recipe
 
 pytestmark = pytest.mark.slow
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import Incomparable, ModelError, NotMeasured
 from pytest_quantgate.measure.audit import audit_quantizers
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.recipes import Recipe
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.recipes import Recipe
 from pytest_quantgate.run.given_variant import (
     describe_base,
     open_given,

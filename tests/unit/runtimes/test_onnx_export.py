@@ -16,11 +16,11 @@ import onnx
 import pytest
 import torch
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import MissingPackage, ModelError
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.quantize import quantize
-from pytest_quantgate.models.quantizers import find_quantizers
-from pytest_quantgate.models.recipes import Recipe
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.quantizers import find_quantizers
+from pytest_quantgate.quantization.recipes import Recipe
 from pytest_quantgate.runtimes import onnx_surgery
 from pytest_quantgate.runtimes.onnx_export import ExportedOnnx, export_tower, simulate_softmax
 from pytest_quantgate.runtimes.onnx_graph import read_graph

@@ -13,15 +13,15 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
 from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.measure.quantizers import list_amax
-from pytest_quantgate.models.encoder import Encoder
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.quantizers import find_quantizers
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.quantizers import find_quantizers
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnx_graph import module_of_node, read_graph
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.measure.shipped import measure_shipped
-from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnx_graph import read_graph
 from pytest_quantgate.runtimes.onnx_rounding import LARGEST, round_results

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
-from pytest_quantgate.models.encoder import Batch, Encoder
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import (
     SLICE_SAMPLES,

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from pytest_quantgate import bounds
+from pytest_quantgate.encoders import clip, siglip, vit
+from pytest_quantgate.encoders.family import EncoderFamily
+from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import TowerName
-from pytest_quantgate.models import clip, siglip, vit
-from pytest_quantgate.models.family import EncoderFamily
-from pytest_quantgate.models.towers import TowerSpec
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 GROUP = "pytest_quantgate.encoders"

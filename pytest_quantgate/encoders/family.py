@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.evidence.audit import TowerName
-from pytest_quantgate.models.towers import TowerSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.encoders.family import EncoderFamily, Pretrained
+from pytest_quantgate.encoders.towers import AttentionSpec, TowerSpec
 from pytest_quantgate.evidence.audit import TowerName
-from pytest_quantgate.models.family import EncoderFamily, Pretrained
-from pytest_quantgate.models.towers import AttentionSpec, TowerSpec
 
 if TYPE_CHECKING:
     import torch

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.families import read_towers
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.parity import list_blocks
 from pytest_quantgate.measure.roundtrip import measure_roundtrip
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.families import read_towers
-from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.models.quantize import quantize
-from pytest_quantgate.models.quantizers import find_quantizers
-from pytest_quantgate.models.recipes import Recipe
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.quantizers import find_quantizers
+from pytest_quantgate.quantization.recipes import Recipe
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 from pytest_quantgate.suite.specs import ModelSpec

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers.models.clip.modeling_clip import CLIPAttention
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import MissingPackage, ModelError
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.quantize import quantize
-from pytest_quantgate.models.recipes import Recipe
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.recipes import Recipe
 
 pytestmark = pytest.mark.slow
 

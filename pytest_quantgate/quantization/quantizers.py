@@ -10,7 +10,7 @@ from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.evidence.audit import Slot, Tower
 from pytest_quantgate.formats.number_format import NumberFormat
 from pytest_quantgate.formats.table import E4M3, find_format, read_format
-from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.quantization.modelopt import import_modelopt
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_quantgate.encoders.families import find_family, list_packages
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.models.families import find_family, list_packages
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.store.surroundings import Surroundings
 from pytest_quantgate.suite.load import load_suite
@@ -24,7 +24,7 @@ gates:
 """
 
 FAMILY = """\
-from pytest_quantgate.models.family import EncoderFamily
+from pytest_quantgate.encoders.family import EncoderFamily
 
 FAMILY = EncoderFamily(name="own", pretrained={"own": None}, describe_towers=lambda config: ())
 """

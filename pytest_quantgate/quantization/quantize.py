@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.models.attention import attention_class
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.quantizers import find_quantizers, require_kernels
-from pytest_quantgate.models.recipes import Recipe, to_modelopt
+from pytest_quantgate.quantization.attention import attention_class
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.quantizers import find_quantizers, require_kernels
+from pytest_quantgate.quantization.recipes import Recipe, to_modelopt
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
+from pytest_quantgate.encoders import faults
+from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import DataError, ModelError
 from pytest_quantgate.evidence.audit import TowerName
-from pytest_quantgate.models import faults
-from pytest_quantgate.models.towers import TowerSpec
 
 if TYPE_CHECKING:
     import numpy as np

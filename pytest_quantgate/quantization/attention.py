@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate.models.families import find_family
-from pytest_quantgate.models.modelopt import import_modelopt
+from pytest_quantgate.encoders.families import find_family
+from pytest_quantgate.quantization.modelopt import import_modelopt
 
 if TYPE_CHECKING:
     import torch

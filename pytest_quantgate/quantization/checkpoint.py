@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.encoders.families import find_family
+from pytest_quantgate.encoders.loading import check_config, quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.models.attention import attention_class
-from pytest_quantgate.models.encoder import Encoder
-from pytest_quantgate.models.families import find_family
-from pytest_quantgate.models.loading import check_config, quiet_libraries, refuse_forced_pickles
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.quantizers import amax_of, find_quantizers
+from pytest_quantgate.quantization.attention import attention_class
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.quantizers import amax_of, find_quantizers
 from pytest_quantgate.store.disk import describe_write_error, find_write_error
 from pytest_quantgate.untrusted import parse_json, read_regular
 

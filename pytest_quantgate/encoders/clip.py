@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.models.family import EncoderFamily, Pretrained, TokenizerClass
-from pytest_quantgate.models.towers import AttentionSpec, TextSpec, TowerSpec
+from pytest_quantgate.encoders.family import EncoderFamily, Pretrained, TokenizerClass
+from pytest_quantgate.encoders.towers import AttentionSpec, TextSpec, TowerSpec
 
 if TYPE_CHECKING:
     import torch

@@ -16,15 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.models.checkpoint import (
+from pytest_quantgate.quantization.checkpoint import (
     digest_amax,
     load_checkpoint,
     restore_module,
     save_checkpoint,
     verify_checkpoint,
 )
-from pytest_quantgate.models.encoder import Batch, Encoder
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from pytest_quantgate.encoders.loading import quiet_libraries
+from pytest_quantgate.encoders.source import find_recipe_file, read_recipe_text
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.formats.table import E4M3, INT8, name_format, read_num_bits
-from pytest_quantgate.models.loading import quiet_libraries
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.source import find_recipe_file, read_recipe_text
+from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.suite.specs import QuantizeSpec
 from pytest_quantgate.untrusted import check_yaml
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from pytest_quantgate.encoders.source import recipe_content, resolve_checkpoint
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured, SuiteError
-from pytest_quantgate.models.source import recipe_content, resolve_checkpoint
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
 

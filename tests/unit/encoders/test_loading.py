@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
-from pytest_quantgate.models.encoder import Encoder
-from pytest_quantgate.models.loading import load_fp16
 from pytest_quantgate.suite.specs import ModelSpec
 
 MakeSpec = Callable[..., ModelSpec]

@@ -6,8 +6,8 @@ import importlib
 import sys
 from typing import Any
 
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import MissingPackage
-from pytest_quantgate.models.loading import quiet_libraries
 
 
 def import_modelopt(name: str, *, purpose: str = "quantizing a model") -> Any:

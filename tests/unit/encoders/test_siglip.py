@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from pytest_quantgate.commands.suite_text import read_shape
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import ModelError, NotMeasured
 from pytest_quantgate.evidence.audit import Audit
 from pytest_quantgate.evidence.onnx import OnnxAudit
@@ -25,12 +27,10 @@ from pytest_quantgate.measure.model_checks import inspect_checkpoint, read_texts
 from pytest_quantgate.measure.parity import list_blocks
 from pytest_quantgate.measure.roundtrip import measure_roundtrip
 from pytest_quantgate.measure.sanity import read_texts_of
-from pytest_quantgate.models.checkpoint import save_checkpoint
-from pytest_quantgate.models.encoder import Batch, Encoder
-from pytest_quantgate.models.loading import load_fp16
-from pytest_quantgate.models.quantize import quantize
-from pytest_quantgate.models.quantizers import find_quantizers
-from pytest_quantgate.models.recipes import Recipe
+from pytest_quantgate.quantization.checkpoint import save_checkpoint
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.quantizers import find_quantizers
+from pytest_quantgate.quantization.recipes import Recipe
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 from pytest_quantgate.suite.specs import ModelSpec

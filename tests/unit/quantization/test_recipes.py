@@ -12,8 +12,8 @@ import yaml
 
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.formats.table import name_format
-from pytest_quantgate.models.modelopt import import_modelopt
-from pytest_quantgate.models.recipes import (
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.recipes import (
     Recipe,
     check_modelopt_version,
     describe_content,

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
-from pytest_quantgate.models.encoder import Encoder
-from pytest_quantgate.models.families import find_family, list_model_types
-from pytest_quantgate.models.source import (
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.encoders.families import find_family, list_model_types
+from pytest_quantgate.encoders.source import (
     CONFIG,
     INDEX,
     LOADED_FILES,
@@ -29,6 +28,7 @@ from pytest_quantgate.models.source import (
     CheckpointSource,
     resolve_checkpoint,
 )
+from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.untrusted import parse_json, read_regular, refuse_many_values

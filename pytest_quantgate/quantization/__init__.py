@@ -1,0 +1,1 @@
+"""ModelOpt: recipes, attention classes, calibration, quantizers by name, checkpoints."""

@@ -54,7 +54,7 @@ FIELDS = {
     "none: the places that messages name": "CalibrationSpec.where DatasetSpec.where "
     "ModelSpec.where QuantizeSpec.where Where.file Where.keys Where.line",
     "none: what the others are in": "Suite.calibration Suite.datasets Suite.gates Suite.model "
-    "Suite.quantize",
+    "Suite.quantize Suite.quantized",
 }
 
 

@@ -181,7 +181,7 @@ def test_ctrl_c_during_calibration_leaves_nothing_to_read(
     pytester.makeconftest(
         """
         import os, signal
-        from pytest_quantgate.models import quantize as room
+        from pytest_quantgate.quantization import quantize as room
 
         calibrate = room.quantize
 

@@ -177,3 +177,10 @@ def test_what_is_imported_from_the_package_is_there(folder: str) -> None:
                 }
 
     assert lost == set()
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """The folders of tests are no packages: pytest would import the first for both."""
+    names = [path.name for path in sorted((PACKAGE.parent / "tests").rglob("test_*.py"))]
+
+    assert sorted({name for name in names if names.count(name) > 1}) == []

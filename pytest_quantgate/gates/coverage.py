@@ -382,7 +382,7 @@ def _judge_layers(audit: Audit, *, gate: CoverageGate, scope: Scope, used: set[i
                     if patterns
                     else "they were never switched on, or were disabled after the quantization"
                 ),
-                next_step="name them in quantize.exclude if that is meant, or waive them with a "
+                next_step="name them in exclude if that is meant, or waive them with a "
                 "reason and a day",
             )
         )
@@ -914,7 +914,7 @@ def _judge_waivers(
                 cause="a waiver is for single layers that wait for a mend: with this much in full "
                 "precision it is another variant than its recipe promises",
                 next_step="name single layers; what this variant leaves out for good belongs into "
-                "quantize.exclude, a whole tower out of coverage.towers",
+                "exclude, a whole tower out of coverage.towers",
             )
         )
     if failures:

@@ -269,7 +269,7 @@ def _mend_attention(found: EngineAttention) -> str:
     return (
         "declare softmax pairs (export: {allow: [softmax]}), which FP8 attention needs, and use "
         "recipe: fp8-attention; what no recipe reaches, as the coverage gate says, belongs into "
-        "quantize.exclude"
+        "exclude"
     )
 
 

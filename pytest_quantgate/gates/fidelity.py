@@ -224,7 +224,7 @@ def _advise(tower: TowerFidelity, fidelity: Fidelity) -> str:
     layers = _layers_of(tower, fidelity)
     if not layers:
         return "choose a gentler recipe"
-    return f'try quantize.exclude: ["*{layers[0][0]}*"], or a gentler recipe'
+    return f'try exclude: ["*{layers[0][0]}*"], or a gentler recipe'
 
 
 def judge(run: GateRun, gate: FidelityGate) -> Judged:

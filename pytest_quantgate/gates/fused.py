@@ -43,7 +43,7 @@ def advise_fused(names: Iterable[str], *, audit: Audit) -> tuple[str, str]:
     others = [q.name for q in audit.quantizers if q.enabled]
     patterns = dict.fromkeys(name_fused(name, others=others) for name in names)
     listing = ", ".join(f'"{pattern}"' for pattern in patterns)
-    return WHY_FUSED, f"add to quantize: exclude: [{listing}], where it may stay in FP16"
+    return WHY_FUSED, f"add exclude: [{listing}], where it may stay in FP16"
 
 
 def name_fused(name: str, *, others: Iterable[str] = ()) -> str:

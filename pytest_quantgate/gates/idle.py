@@ -62,7 +62,7 @@ def exclude_words(quantizers: Sequence[Quantizer], *, among: Sequence[Quantizer]
     others = [q.name for q in among if q.enabled and q.name not in names]
     patterns = dict.fromkeys(_shortest_pattern(q.name, others=others) for q in quantizers)
     listing = ", ".join(f'"{pattern}"' for pattern in patterns)
-    return f"add to quantize: exclude: [{listing}]"
+    return f"add exclude: [{listing}]"
 
 
 def _shortest_pattern(name: str, *, others: Sequence[str]) -> str:

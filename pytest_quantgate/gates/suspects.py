@@ -51,7 +51,7 @@ def name_suspects(
         advice = f"choose a gentler recipe, or run {names}: it ranks all layers"
     else:
         patterns = ", ".join(json.dumps(pattern, ensure_ascii=False) for pattern in worst.patterns)
-        leave_out = f"quantize.exclude: [{patterns}]"
+        leave_out = f"exclude: [{patterns}]"
         advice = f"try {leave_out}; {names} finds the smallest list that passes"
     if explained_by_outliers(worst):
         where += f"; outlier channels explain it: {describe_outliers(worst)}"

@@ -66,7 +66,7 @@ LAYER_SLOTS: tuple[Slot, ...] = ("input", "weight", "output", "other")
 
 #: Where to look next, by the stage at which quantizers were lost.
 MENDS: Mapping[Stage, str] = {
-    "model": "look at the coverage gate; what shall stay in FP16 belongs into quantize.exclude",
+    "model": "look at the coverage gate; what shall stay in FP16 belongs into exclude",
     "forward": "look at the coverage gate: a quantizer that never runs quantizes nothing",
     "onnx": "look at the export gate, and export the approved variant again",
     "engine": "look at the engine gate; what may run wider there belongs into trace.allow",

@@ -41,7 +41,7 @@ def apply(advice: str, text: str) -> str:
         assert suite["quantize"]["recipe"] != found[1], f"{first!r} is so already"
         suite["quantize"]["recipe"] = found[1]
         edited = True
-    if found := re.search(r"add to quantize: exclude: (\[[^]]*\])", first):
+    if found := re.search(r"add exclude: (\[[^]]*\])", first):
         suite["quantize"].setdefault("exclude", []).extend(yaml.safe_load(found[1]))
         edited = True
     if found := re.search(r"leave (\w+) out of coverage\.attention", first):

@@ -186,7 +186,7 @@ def test_the_head_must_be_named(judge: Callable[..., Verdict]) -> None:
     verdict = judge("coverage", exclude="")
 
     assert verdict.code == "coverage.attention-missing"
-    assert 'add to quantize: exclude: ["*head.attention*"]' in verdict.next_step
+    assert 'add exclude: ["*head.attention*"]' in verdict.next_step
 
 
 # -- sabotages ----------------------------------------------------------------------------------

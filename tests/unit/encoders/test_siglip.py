@@ -219,7 +219,7 @@ def test_the_head_escapes_until_the_suite_leaves_it_out(
     assert verdict.code == "coverage.attention-missing"
     assert f"q has no quantizer: {HEAD}" in verdict.evidence
     assert "ModelOpt has no quantized class of nn.MultiheadAttention" in verdict.cause
-    assert f'add to quantize: exclude: ["{PATTERN}"]' in verdict.next_step
+    assert f'add exclude: ["{PATTERN}"]' in verdict.next_step
     assert any("of the weights escaped" in line for line in verdict.evidence)
 
     green = judge(shippable[1])
@@ -237,7 +237,7 @@ def test_a_recipe_without_attention_has_the_weights_of_the_head_to_answer_for(
 
     assert verdict.code == "coverage.weights-escaped"
     assert f"fused calls of nn.MultiheadAttention: {HEAD}" in verdict.evidence
-    assert f'add to quantize: exclude: ["{PATTERN}"]' in verdict.next_step
+    assert f'add exclude: ["{PATTERN}"]' in verdict.next_step
     assert judge(build("int8", (PATTERN,))[1]).passed
 
 

@@ -705,9 +705,7 @@ def test_fused_multihead_attention_escapes() -> None:
     )
     assert verdict.evidence == (f"fused calls of nn.MultiheadAttention: {block}",)
     assert verdict.cause.startswith("ModelOpt has no quantized class of nn.MultiheadAttention")
-    assert verdict.next_step == (
-        'add to quantize: exclude: ["*layers.*.attn*"], where it may stay in FP16'
-    )
+    assert verdict.next_step == ('add exclude: ["*layers.*.attn*"], where it may stay in FP16')
     assert verdict.figures["escaped_weights"] == 4000
 
 

@@ -430,7 +430,7 @@ def test_attention_that_the_suite_leaves_out_may_run_in_half() -> None:
 
     red = judge(vision=vision, attention="fused-fp8")
     assert red.code == "engine.attention-not-fused"
-    assert "as the coverage gate says, belongs into quantize.exclude" in red.next_step
+    assert "as the coverage gate says, belongs into exclude" in red.next_step
     assert judge(vision=vision, attention="fused-fp8", excluded=left_out).passed
     nothing = make_report("vision", attentions=vision.attentions[1:])
     assert judge(vision=nothing, attention="fused-fp8", excluded=left_out).code == (

@@ -249,7 +249,7 @@ def test_worst_layers_of_the_failing_tower_are_named() -> None:
         f"{first}: SQNR 8.1 dB",
         "vision_model.encoder.layers.10.mlp.fc2: SQNR 15.2 dB",
     )
-    assert verdict.next_step == f'try quantize.exclude: ["*{first}*"], or a gentler recipe'
+    assert verdict.next_step == f'try exclude: ["*{first}*"], or a gentler recipe'
     assert "text_model" not in all_text(verdict)
 
 

@@ -41,14 +41,14 @@ def pick(pattern: str) -> list[Quantizer]:
     ],
 )
 def test_exclusion_is_the_shortest_that_matches_nothing_else(pattern: str, words: str) -> None:
-    assert exclude_words(pick(pattern), among=ALL) == f"add to quantize: exclude: [{words}]"
+    assert exclude_words(pick(pattern), among=ALL) == f"add exclude: [{words}]"
 
 
 def test_what_is_off_may_match_too() -> None:
     among = [replace(q, enabled=not q.name.startswith("text")) for q in ALL]
 
     assert exclude_words(pick("vision*q_bmm*"), among=among) == (
-        'add to quantize: exclude: ["*q_bmm_quantizer"]'
+        'add exclude: ["*q_bmm_quantizer"]'
     )
 
 
@@ -58,11 +58,11 @@ def test_what_is_off_may_match_too() -> None:
         (pick("*q_bmm*"), "eager", "the attention class intercepts another call", "set model.attn"),
         (pick("*q_bmm*"), "sdpa", "the attention class intercepts another call", "run the model"),
         ([SOFTMAX, *pick("*q_bmm*")], "eager", "the attention class intercepts", "set model.attn"),
-        ([SOFTMAX], "sdpa", "the probabilities of attention are never handed", "add to quantize"),
-        ([SOFTMAX], "eager", "the probabilities of attention are never handed", "add to quantize"),
-        ([SOFTMAX, *pick("*fc1.input*")], "sdpa", "nothing calls these modules", "add to quantize"),
-        (pick("*fc1.input*"), "eager", "nothing calls these modules", "add to quantize"),
-        ([], "sdpa", "nothing calls these modules", "add to quantize"),
+        ([SOFTMAX], "sdpa", "the probabilities of attention are never handed", "add exclude"),
+        ([SOFTMAX], "eager", "the probabilities of attention are never handed", "add exclude"),
+        ([SOFTMAX, *pick("*fc1.input*")], "sdpa", "nothing calls these modules", "add exclude"),
+        (pick("*fc1.input*"), "eager", "nothing calls these modules", "add exclude"),
+        ([], "sdpa", "nothing calls these modules", "add exclude"),
     ],
 )
 def test_cause_is_that_of_the_quantizers_place(
@@ -72,7 +72,7 @@ def test_cause_is_that_of_the_quantizers_place(
 
     assert found.startswith(cause)
     assert mend.startswith(step)
-    if step == "add to quantize":
+    if step == "add exclude":
         assert mend == exclude_words(idle, among=[*ALL, SOFTMAX])
     if step == "run the model":
         assert mend.endswith(exclude_words(idle, among=[*ALL, SOFTMAX]))

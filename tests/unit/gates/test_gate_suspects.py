@@ -63,7 +63,7 @@ def test_the_worst_layer_is_named_with_what_to_try() -> None:
         "patch_embedding (SQNR 19.0 dB alone; next 31.2 dB, vision block 3 mlp)"
     )
     assert verdict.next_step == (
-        'try quantize.exclude: ["*patch_embedding*"]; '
+        'try exclude: ["*patch_embedding*"]; '
         f"quantgate sensitivity {SUITE} finds the smallest list that passes"
     )
     assert verdict.evidence[-2:] == (
@@ -80,7 +80,7 @@ def test_a_layer_alone_and_one_without_a_number_stand_out() -> None:
     )
     text = all_text(name_suspects(red(), [broken, PATCH], suite=SUITE))
     assert "enters at text block 1 mlp (SQNR none, NaN or Inf alone; next 19.0 dB" in text
-    assert 'quantize.exclude: ["x.*"]' in text
+    assert 'exclude: ["x.*"]' in text
 
 
 def test_where_no_layer_stands_out_none_is_to_be_left_out() -> None:
@@ -127,7 +127,7 @@ def test_a_floor_alone_is_no_loss_of_quantization(figures: dict[str, Any], loss:
 def test_all_patterns_of_a_group_are_given() -> None:
     verdict = name_suspects(red(), [QKV, MLP], suite=SUITE)
 
-    assert 'try quantize.exclude: ["a.[kqv]_proj.*", "b.qkv.*"];' in verdict.next_step
+    assert 'try exclude: ["a.[kqv]_proj.*", "b.qkv.*"];' in verdict.next_step
 
 
 def test_a_pass_and_a_verdict_without_suspects_stay_as_they_are() -> None:
@@ -159,7 +159,7 @@ def test_a_floor_under_fp16_is_not_blamed_on_a_layer(lost: int, renamed: bool) -
     named = name_suspects(verdict, [PATCH, MLP], suite=SUITE)
 
     assert verdict.status is Status.FAIL
-    assert ("quantize.exclude" in named.next_step) is renamed
+    assert ("exclude: [" in named.next_step) is renamed
     assert "vision patch_embedding" in all_text(named)
 
 
@@ -178,7 +178,7 @@ def test_outlier_channels_are_named_with_what_helps_against_them() -> None:
     assert verdict.next_step == (
         "try recipe: int8-smoothquant, which moves the range of such channels into the weights, or "
         "a recipe in FP8 (fp8, fp8-attention), which rounds small values as finely, or "
-        f'quantize.exclude: ["x.*"]; quantgate sensitivity {SUITE} finds the smallest exclude list '
+        f'exclude: ["x.*"]; quantgate sensitivity {SUITE} finds the smallest exclude list '
         "that passes"
     )
     assert verdict.evidence[-2:] == (
@@ -198,7 +198,7 @@ def test_outlier_channels_are_named_only_where_they_explain_the_noise(
     assert ("outlier" in all_text(verdict)) is named
     assert ("smoothquant" in verdict.next_step) is named
     assert ("quantized apart" in all_text(verdict)) is named
-    assert "quantize.exclude" in verdict.next_step
+    assert "exclude: [" in verdict.next_step
 
 
 def test_outlier_channels_of_a_lesser_suspect_are_evidence_and_no_cause() -> None:
@@ -244,7 +244,7 @@ def test_outliers_explain_nothing_that_was_not_tried(
 def test_patterns_are_given_as_they_are_written() -> None:
     verdict = name_suspects(red(), [suspect("tür", 3.0, "tür.*")], suite=SUITE)
 
-    assert 'quantize.exclude: ["tür.*"]' in verdict.next_step
+    assert 'exclude: ["tür.*"]' in verdict.next_step
 
 
 def test_the_common_start_of_places_is_said_once() -> None:
@@ -294,10 +294,10 @@ def test_one_channel_and_many_read_well() -> None:
         ({}, "inline quant_cfg", "try algorithm: smoothquant next to its quant_cfg, which moves"),
         ({}, "ours.yaml", "try algorithm: smoothquant next to its quant_cfg, which moves"),
         ({"smoothable": False}, "int8-smoothquant", "try a recipe in FP8 (fp8, fp8-attention), "),
-        ({"largest_ratio": 449.0}, "int8", "weights, or quantize.exclude"),
+        ({"largest_ratio": 449.0}, "int8", "weights, or exclude"),
         ({"largest_ratio": 448.0}, "int8", "weights, or a recipe in FP8"),
         ({}, "ours.yml", "try algorithm: smoothquant next to its quant_cfg, which moves"),
-        ({"smoothable": False, "format": "E4M3"}, "fp8", 'try quantize.exclude: ["x.*"]; quantg'),
+        ({"smoothable": False, "format": "E4M3"}, "fp8", 'try exclude: ["x.*"]; quantg'),
     ],
 )
 def test_the_advice_is_what_there_is(changes: dict[str, Any], recipe: str, advice: str) -> None:

@@ -242,7 +242,8 @@ def assert_roundtrip(
     batch = Batch.of_pairs(pixel_values=pixel_values, tokens=tokens, ids=ids)
     with temporary_folder() as folder:
         found = measure_roundtrip(model, batches=[batch], directory=folder)
-    return judge_roundtrip(found, gate=RoundtripGate(where=_here("assert_roundtrip")))
+    gate = RoundtripGate(where=_here("assert_roundtrip"))
+    return judge_roundtrip(found, gate=gate, expected=model.tower_names)
 
 
 def _audit(

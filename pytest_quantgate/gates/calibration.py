@@ -89,7 +89,7 @@ def judge_calibration(
     static = [q for q in audit.quantizers if q.enabled and _keeps_amax(q)]
     dynamic = [q for q in audit.quantizers if q.enabled and not _keeps_amax(q)]
     parts = (
-        _judge_run(run, gate=gate),
+        _judge_run(run, expected=audit.towers, gate=gate),
         _judge_amax(static, gate=gate, attention=attention),
         _judge_weights(static, algorithm=audit.algorithm, gate=gate),
         _judge_calls([*static, *dynamic], gate=gate, attention=attention),
@@ -148,7 +148,7 @@ def _verdict(status: Status, headline: str, **more: object) -> Verdict:
     return Verdict(gate=GATE, status=status, headline=f"calibration: {headline}", **more)  # type: ignore[arg-type]
 
 
-def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
+def _judge_run(run: CalibrationRun, *, expected: Sequence[str], gate: CalibrationGate) -> Verdict:
     where = gate.where
     if run.given:
         return _verdict(
@@ -173,7 +173,7 @@ def _judge_run(run: CalibrationRun, *, gate: CalibrationGate) -> Verdict:
             next_step="repair or remove these samples",
             code="calibration.data-nonfinite",
         )
-    idle = [name for name, batches in run.tower_batches.items() if batches == 0]
+    idle = [tower for tower in expected if not run.tower_batches.get(tower)]
     if idle:
         return _verdict(
             Status.FAIL,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.audit import TOWERS
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.text.words import group, listed, shorten, towers
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pytest_quantgate.evidence.parity import Roundtrip
 
 GATE = "roundtrip"
@@ -23,14 +26,20 @@ class RoundtripGate(GateSection):
     kind = GATE
 
 
-def judge_roundtrip(roundtrip: Roundtrip, *, gate: RoundtripGate) -> Verdict:
-    """Return whether a checkpoint keeps every output and amax, and refuses planted damage."""
+def judge_roundtrip(
+    roundtrip: Roundtrip, *, gate: RoundtripGate, expected: Collection[str] = TOWERS
+) -> Verdict:
+    """Return whether a checkpoint keeps every output and amax, and refuses planted damage.
+
+    FAIL too where a tower that is `expected` was not compared.
+    """
     figures = {
         "checkpoint_bytes": roundtrip.saved_bytes,
         "amax_count": roundtrip.amax_count,
         "max_abs_difference": roundtrip.max_abs_difference,
     }
-    wrong = []
+    missing = [tower for tower in expected if tower not in roundtrip.equal]
+    wrong = [f"the {tower} tower was not compared" for tower in missing]
     for tower, equal in roundtrip.equal.items():
         if not equal:
             wrong.append(
@@ -72,7 +81,7 @@ def judge_roundtrip(roundtrip: Roundtrip, *, gate: RoundtripGate) -> Verdict:
 
 def judge(run: GateRun, gate: RoundtripGate) -> Judged:
     """Return whether what is saved comes back."""
-    return Judged(verdict=judge_roundtrip(run.roundtrip(), gate=gate))
+    return Judged(verdict=judge_roundtrip(run.roundtrip(), gate=gate, expected=run.towers))
 
 
 KIND = GateKind(section=RoundtripGate, help="save and restore, bit for bit", judge=judge)

@@ -399,7 +399,7 @@ def switch_off(audit: Audit, pattern: str, *, by: str | None = None) -> Audit:
 
 
 def exclude(audit: Audit, pattern: str) -> Audit:
-    """Return an audit after `quantize.exclude: [pattern]`."""
+    """Return an audit after `exclude: [pattern]`."""
     found = switch_off(audit, pattern, by=pattern)
     return replace(found, excludes=(*audit.excludes, (pattern, matching(audit, pattern))))
 

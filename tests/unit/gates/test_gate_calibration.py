@@ -168,6 +168,8 @@ def test_nan_in_the_calibration_data_fails_and_is_named() -> None:
         ({"tower_batches": {"vision": 0, "text": 4}}, "vision"),
         ({"tower_batches": {"vision": 4, "text": 0}}, "text"),
         ({"tower_batches": {"vision": 0, "text": 0}}, "vision and text"),
+        ({"tower_batches": {"vision": 4}}, "text"),
+        ({"tower_batches": {}}, "vision and text"),
     ],
 )
 def test_tower_that_was_never_calibrated_fails(changes: dict[str, int], towers: str) -> None:
@@ -282,7 +284,7 @@ def test_ranges_that_no_batch_will_ever_give_ask_for_no_more_batches() -> None:
     elsewhere = change_quantizers(elsewhere, "text*layers.1.mlp.fc1.input*", tower_calls={})
 
     assert judge(never).cause.startswith("nothing calls these modules in a forward")
-    assert judge(never).next_step == ('add to quantize: exclude: ["vision_model.*input_quantizer"]')
+    assert judge(never).next_step == ('add exclude: ["vision_model.*input_quantizer"]')
     for audit in (some, elsewhere):
         assert judge(audit).cause == (
             "enabled after the calibration, or never reached by its forward"

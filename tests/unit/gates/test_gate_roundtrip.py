@@ -81,3 +81,17 @@ def test_everything_that_is_wrong_is_listed() -> None:
 
     assert "vision embeddings differ" in verdict.headline
     assert [line.split(" ")[0] for line in verdict.evidence] == ["text", "1", "damage"]
+
+
+@pytest.mark.parametrize("equal", [{}, {"vision": True}])
+def test_a_tower_that_was_not_compared_is_red(equal: dict[str, bool]) -> None:
+    verdict = judge(equal=equal)
+
+    assert verdict.status is Status.FAIL
+    assert "the text tower was not compared" in "\n".join((verdict.headline, *verdict.evidence))
+
+
+def test_a_model_of_one_tower_has_no_other() -> None:
+    roundtrip = make_roundtrip(equal={"vision": True})
+
+    assert judge_roundtrip(roundtrip, gate=roundtrip_gate(), expected=("vision",)).passed

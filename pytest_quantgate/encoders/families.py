@@ -18,12 +18,20 @@ from pytest_quantgate.untrusted import parse_json, read_regular
 
 GROUP = "pytest_quantgate.encoders"
 
+_OWN = (clip.FAMILY, siglip.FAMILY, vit.FAMILY)
+
 
 def list_families() -> tuple[EncoderFamily, ...]:
     """Return all families, this package's first; raises ModelError for an odd entry point."""
-    found = [clip.FAMILY, siglip.FAMILY, vit.FAMILY]
+    found = [*_OWN]
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        family = entry.load()
+        try:
+            family = entry.load()
+        except Exception as error:  # whatever another package's code raises
+            raise ModelError(
+                f"entry point {entry.name} of {GROUP} ({entry.value}) cannot be imported: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if not isinstance(family, EncoderFamily):
             raise ModelError(
                 f"entry point {entry.name} of {GROUP} is {type(family).__name__}, no EncoderFamily"
@@ -43,10 +51,15 @@ def list_model_types() -> tuple[str, ...]:
 
 
 def find_family(model_type: object) -> EncoderFamily | None:
-    """Return the family of a `model_type`, None where there is none."""
+    """Return the family of a `model_type`, None where there is none.
+
+    Other packages are imported where none of this package's families takes it. Raises as
+    `list_families`.
+    """
     if not isinstance(model_type, str):
         return None
-    return next((f for f in list_families() if model_type in f.pretrained), None)
+    own = next((family for family in _OWN if model_type in family.pretrained), None)
+    return own or next((f for f in list_families() if model_type in f.pretrained), None)
 
 
 def describe_towers(config: Any) -> tuple[TowerSpec, ...]:

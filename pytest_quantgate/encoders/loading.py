@@ -112,10 +112,17 @@ def load_fp16(
             if names.image_processor:
                 made_by: Any = getattr(transformers, names.image_processor)
                 processor = made_by.from_pretrained(folder, local_files_only=True)
-            sized = copy.deepcopy(module.config)
+            sized = module.config
             if names.any_size:
+                sized = copy.deepcopy(sized)
                 sized.image_size = read_image_size(processor)
             towers = family.describe_towers(sized)
+            if tuple(tower.name for tower in towers) != names.towers:
+                raise ModelError(
+                    f"{where}: {source.description}: family {family.name} says that it has the "
+                    f"towers {', '.join(names.towers)}, and describes "
+                    f"{', '.join(tower.name for tower in towers)}: the family must be mended"
+                )
         except ModelError:
             raise
         except ImportError as error:  # a tokenizer or an image processor with a package of its own

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pytest_quantgate.encoders import clip, families
 from pytest_quantgate.encoders.families import find_family, list_packages
+from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.store.surroundings import Surroundings
 from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.specs import ModelSpec
 
 SUITE = """\
 quantgate: 1
@@ -68,6 +72,32 @@ def test_an_entry_point_that_is_no_family_is_named(install: Callable[[str], Path
         ModelError, match=r"entry point own of pytest_quantgate.encoders is int, no EncoderFamily"
     ):
         find_family("own")
+
+
+def test_a_package_that_cannot_be_imported_is_named_where_it_could_matter(
+    install: Callable[[str], Path],
+) -> None:
+    install("import nothing_of_this_name\n")
+
+    assert find_family("clip") is not None  # a broken neighbour breaks no suite of a CLIP
+    with pytest.raises(
+        ModelError, match=r"entry point own .* cannot be imported: ModuleNotFoundError: No module"
+    ):
+        find_family("own")
+
+
+def test_a_family_that_hides_a_tower_is_refused(
+    tiny_clip: Path, model_spec: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not among its towers would never be judged."""
+    usual = clip.FAMILY.pretrained["clip"]
+    half = replace(clip.FAMILY, pretrained={"clip": replace(usual, towers=("vision",))})
+    monkeypatch.setattr(families, "_OWN", (half,))
+
+    with pytest.raises(
+        ModelError, match="says that it has the towers vision, and describes vision"
+    ):
+        load_fp16(model_spec(tiny_clip), environ={})
 
 
 def test_other_code_of_a_family_is_another_key(

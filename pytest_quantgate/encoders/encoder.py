@@ -179,17 +179,9 @@ class Batch:
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
         """Return the samples of all batches in a row; raises IndexError for none."""
-        import torch
-
         return cls(
             ids=tuple(name for batch in batches for name in batch.ids),
-            inputs={
-                tower: {
-                    name: torch.cat([batch.inputs[tower][name] for batch in batches])
-                    for name in named
-                }
-                for tower, named in batches[0].inputs.items()
-            },
+            inputs={tower: join_inputs(batches, tower=tower) for tower in batches[0].inputs},
         )
 
     @property
@@ -217,6 +209,14 @@ class Batch:
                 for tower, named in self.inputs.items()
             },
         )
+
+
+def join_inputs(batches: Sequence[Batch], *, tower: TowerName) -> dict[str, torch.Tensor]:
+    """Return the inputs of one tower of all batches in a row."""
+    import torch
+
+    names = batches[0].inputs[tower]
+    return {name: torch.cat([batch.inputs[tower][name] for batch in batches]) for name in names}
 
 
 def group_images(images: Iterable[Any], *, edge: int) -> Iterator[list[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.encoder import Batch, Encoder, join_inputs
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.evidence.audit import BatchInvariance, TowerName
 from pytest_quantgate.measure.parity import nudged
@@ -33,7 +33,7 @@ def measure_invariance(
     """
     import torch
 
-    inputs = Batch.join(batches).inputs[tower]
+    inputs = join_inputs(batches, tower=tower)
     total = len(next(iter(inputs.values())))
     count = min(SAMPLES, total // 2)
     if count == 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_quantgate.suite.gates import IMPLICIT, list_kinds, list_names
 from pytest_quantgate.suite.keys import Key, is_required, keys_of
-from pytest_quantgate.suite.specs import Suite
+from pytest_quantgate.suite.specs import VARIANTS, Suite
 
 
 def json_schema() -> dict[str, Any]:
@@ -16,6 +16,7 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "pytest-quantgate suite",
         **_section(Suite),
+        "oneOf": [{"required": [name]} for name in VARIANTS],
     }
 
 

@@ -99,6 +99,9 @@ def faults(schema: dict[str, Any], value: Any, at: str = "") -> Iterator[str]:
         elif keyword == "anyOf":
             if all(list(faults(one, value)) for one in wanted):
                 yield f"{at}: anyOf"
+        elif keyword == "oneOf":
+            if sum(not list(faults(one, value)) for one in wanted) != 1:
+                yield f"{at}: oneOf"
         elif keyword == "minItems":
             if isinstance(value, list) and len(value) < wanted:
                 yield f"{at}: minItems"
@@ -190,6 +193,24 @@ def test_schema_and_reader_refuse_the_same(tmp_path: Path, old: str, new: str, f
         load_suite(path)
     if "٥" not in text:  # \d is ASCII in JSON Schema (ECMA 262), but not in this test's `re`
         assert any(found.startswith(fault) for found in faults(json_schema(), read(text)))
+
+
+@pytest.mark.parametrize("quantized", ["checkpoint: ./out", "checkpoint: ./out, expect: int8"])
+def test_a_variant_is_built_or_handed_over(tmp_path: Path, quantized: str) -> None:
+    line = next(line for line in FULL.splitlines(keepends=True) if line.startswith("quantize:"))
+    given = f"quantized: {{{quantized}}}\n"
+    path = tmp_path / "full.quantgate.yaml"
+
+    path.write_text(FULL.replace(line, given), encoding="utf-8")
+    suite = load_suite(path)
+
+    assert (suite.quantize, suite.variant) == (None, suite.quantized)
+    assert list(faults(json_schema(), read(path.read_text("utf-8")))) == []
+    for both_or_none in (line + given, ""):
+        path.write_text(FULL.replace(line, both_or_none), encoding="utf-8")
+        with pytest.raises(SuiteError, match="write one of quantize"):
+            load_suite(path)
+        assert list(faults(json_schema(), read(path.read_text("utf-8")))) == [": oneOf"]
 
 
 def test_every_mapping_is_closed_but_names_of_data_sets() -> None:

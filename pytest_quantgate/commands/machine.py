@@ -390,13 +390,16 @@ def list_needs(suite: Suite, *, machine: Machine, environ: Mapping[str, str]) ->
     gates = suite.gates.all(TaskGate)
     tasks = [_data(suite, gate.task, environ=environ) for gate in gates]
     clip = _extra(machine, "clip")
-    recipe = _recipe(suite, environ=environ)
+    recipe, given = _recipe(suite, environ=environ), _given(suite, environ=environ)
     needs = []
     for gate in suite.gates:
         parts: list[Missing | None] = [clip, model, calibration, recipe]
         data = getattr(gate, "task", None) or getattr(gate, "data", None)
         parts += [_data(suite, data, environ=environ)] if data else []
-        parts += tasks if gate.kind in suite_gates.IMPLICIT else _gate_parts(gate, machine=machine)
+        if gate.kind in suite_gates.IMPLICIT:
+            parts += tasks  # it looks at the FP16 model alone
+        else:
+            parts += [given, *_gate_parts(gate, machine=machine)]
         needs.append(_need(gate.name, *parts))
     return tuple(needs)
 
@@ -494,6 +497,18 @@ def _model(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
         f"{model.where.of('id')}: {model.id} was not downloaded",
         f"hf download {model.id} --revision {model.revision}",
     )
+
+
+def _given(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
+    """Return what is missing of a checkpoint that is handed over; `validate` says what is wrong."""
+    if suite.quantized is None:
+        return None
+    where = suite.quantized.where.of("checkpoint")
+    try:
+        path = expand_path(suite.quantized.checkpoint, where=where, environ=environ)
+    except QuantGateError as error:
+        return _split_mend(error)
+    return None if path.exists() else Missing(f"{where}: {path} is not there", "put it there")
 
 
 def _recipe(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:

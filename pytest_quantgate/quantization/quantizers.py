@@ -27,13 +27,8 @@ SLOTS: Mapping[str, Slot] = {
     "bmm2_output_quantizer": "attention_output",
 }
 
-
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks?|resblocks|h)\.(\d+)(?:\.|$)")
-
-
 _VISION = re.compile(r"vis|image|patch_embed")
-
-
 _TEXT = re.compile(r"text|token|^transformer$|^ln_final$|^positional_embedding$")
 
 

@@ -23,7 +23,13 @@ from pytest_quantgate.artifacts.checkpoints import (
 )
 from pytest_quantgate.encoders.encoder import Encoder, describe_error
 from pytest_quantgate.encoders.loading import quiet_libraries, refuse_forced_pickles
-from pytest_quantgate.errors import ArtifactError, Incomparable, ModelError, NotMeasured
+from pytest_quantgate.errors import (
+    ArtifactError,
+    Incomparable,
+    ModelError,
+    NotMeasured,
+    QuantGateError,
+)
 from pytest_quantgate.quantization.attention import attention_class
 from pytest_quantgate.quantization.checkpoint import STATE
 from pytest_quantgate.quantization.modelopt import import_modelopt
@@ -153,6 +159,8 @@ def restore_given(given: GivenCheckpoint, *, fp16: Encoder, trained: bool) -> Ta
             with attention_class(plain, kind="diffusers" if diffusers else "automatic"):
                 module: torch.nn.Module = mto.restore_from_modelopt_state(plain, state)
             _fill(module, files=files, dtype=getattr(torch, fp16.weight_dtype))
+        except QuantGateError:
+            raise
         except Exception as error:  # ModelOpt trusts its state: another one ends in any of them
             raise ModelError(
                 f"{given.where}: {files.path} does not fit {fp16.description}: "

@@ -489,11 +489,13 @@ class Variants:
 
     def _take_variant(self, given: GivenCheckpoint, folder: Path) -> None:
         """Restore the checkpoint that was handed over, and audit it as one that was built."""
-        from pytest_quantgate.run.given_variant import describe_base, restore_given
+        from pytest_quantgate.run.given_variant import describe_base, open_given, restore_given
 
         assert self.suite.quantized is not None  # it names the checkpoint
         with self.progress.stage(f"restoring {given.description}"):
             taken = restore_given(given, fp16=self.fp16, trained=self.suite.quantized.trained)
+        if open_given(self.suite.quantized, environ=self.environ).digest != given.digest:
+            raise _changed(given.description, where=given.where)
         spec = self.suite.calibration
         whole = self.contents(spec.data, None, purpose="pairs", first=spec.first)
         _, (_, unseen) = self._split_calibration()

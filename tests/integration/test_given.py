@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.commands.cli import main
+from pytest_quantgate.comparison.suite_files import compare_suite
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.quantization.recipes import named_recipes
+from pytest_quantgate.run import given_variant
+from pytest_quantgate.run.case import Case
 from pytest_quantgate.suite.load import load_suite
 
 Run = Callable[..., pytest.RunResult]
@@ -156,6 +160,66 @@ def test_a_suite_builds_its_variant_or_is_handed_one(
 
     result.stdout.fnmatch_lines(["*write one of quantize (a recipe * and quantized (a checkpoint*"])
     assert result.ret != 0
+
+
+@pytest.mark.usefixtures("_libraries")
+def test_a_checkpoint_that_changes_while_it_is_read_is_not_taken_for_it(
+    handed_over: Callable[..., Path],
+    tiny_clip: Path,
+    tmp_path: Path,
+    make_case: Callable[..., Case],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The key is of the files that were there before: what was swapped in must not stand for it."""
+    checkpoint = tmp_path / "out"
+    shutil.copytree(handed_over(), checkpoint)
+    suite = tmp_path / "given.quantgate.yaml"
+    suite.write_text(SUITE.format(model=tiny_clip, checkpoint=checkpoint, more=""))
+    restore = given_variant.restore_given
+
+    def swap(*given: Any, **named: Any) -> Any:
+        taken = restore(*given, **named)
+        (checkpoint / "config.json").write_text("{}")
+        return taken
+
+    monkeypatch.setattr(given_variant, "restore_given", swap)
+    case = make_case(load_suite(suite))
+
+    verdict = case.judge(kind="coverage").verdict
+
+    assert verdict.status is Status.FAIL
+    assert "out was changed while the suite ran" in verdict.headline
+
+
+def test_doctor_misses_a_checkpoint_that_is_not_there(
+    write: Callable[..., None], pytester: pytest.Pytester, tmp_path: Path
+) -> None:
+    write(tmp_path / "gone")
+
+    found = pytester.run(sys.executable, "-m", "pytest_quantgate", "doctor", "suites")
+
+    assert f"suites/given.quantgate.yaml:4: {tmp_path / 'gone'} is not there" in found.stdout.str()
+    assert found.ret != 0
+
+
+def test_a_diff_says_that_a_variant_is_handed_over_now(tiny_clip: Path, tmp_path: Path) -> None:
+    given = SUITE.format(model=tiny_clip, checkpoint="./out", more=", expect: int8")
+    line = next(line for line in given.splitlines() if line.startswith("quantized:"))
+    built = given.replace(line, "quantize: {recipe: int8}")
+    suites = []
+    for name, text in (("before", built), ("after", given)):
+        path = tmp_path / name / "given.quantgate.yaml"
+        path.parent.mkdir()
+        path.write_text(text)
+        suites.append(load_suite(path))
+
+    there, back = (
+        [change.text for change in compare_suite(*sides)] for sides in (suites, suites[::-1])
+    )
+
+    assert [text for text in there if "built here -> handed over" in text]
+    assert [text for text in back if "handed over -> built here" in text]
+    assert not [text for text in there + back if "recipe" in text]  # int8 on both sides
 
 
 def test_validate_reads_the_checkpoint_too(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pytest_quantgate.encoders.encoder import Batch, Encoder
-from pytest_quantgate.errors import Incomparable, ModelError, NotMeasured
+from pytest_quantgate.errors import Incomparable, MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.recipes import Recipe
+from pytest_quantgate.run import given_variant
 from pytest_quantgate.run.given_variant import (
     describe_base,
     open_given,
@@ -205,7 +204,16 @@ def test_a_stale_range_is_restored_as_it_is(saved: Path, tiny_fp16: Encoder) -> 
     edit(saved, lambda weights: weights.update({name: weights[name] * 10}))
     wanted = load_file(saved / "model.safetensors")[name]
 
-    found = restore(saved, replace(tiny_fp16)).module.state_dict()[name]
+    assert torch.equal(restore(saved, tiny_fp16).module.state_dict()[name], wanted)
 
-    assert torch.equal(found, wanted)
-    shutil.rmtree(saved)
+
+def test_a_package_that_is_missing_is_no_fault_of_the_checkpoint(
+    saved: Path, tiny_fp16: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_given: Any, **_named: Any) -> Any:
+        raise MissingPackage("diffusers", extra="clip", purpose="attention quantizers")
+
+    monkeypatch.setattr(given_variant, "attention_class", missing)
+
+    with pytest.raises(MissingPackage):
+        restore(saved, tiny_fp16)

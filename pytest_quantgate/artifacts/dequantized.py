@@ -28,13 +28,15 @@ _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F
 class LayerWeight:
     """One layer's weight: `read` gives it dequantized as float32, as [out, in] or a kernel.
 
-    `stored` is its type in the file, in the words of safetensors.
+    `stored` is its type in the file, in the words of safetensors; `is_embedding` tells a table
+    that is looked up in.
     """
 
     layer: str
     format: str
     stored: str
     read: Callable[[], Array]
+    is_embedding: bool = False
 
 
 def list_checkpoint_weights(files: CheckpointFiles, artifact: Artifact) -> Iterator[LayerWeight]:
@@ -52,6 +54,7 @@ def list_checkpoint_weights(files: CheckpointFiles, artifact: Artifact) -> Itera
             format=operand.format if operand is not None else "",
             stored=layer.tensor.dtype,
             read=_reader(layer.tensor, operand, scale=_find_pre_scale(files.tensors, layer.name)),
+            is_embedding=layer.kind == "embedding",
         )
 
 

@@ -11,7 +11,7 @@ from pytest_quantgate.artifacts.safetensors_file import Tensor
 from pytest_quantgate.quantization.quantizers import tower_of
 
 #: What the tensor that holds a layer's weight is called; the rest of its name is the layer.
-_WEIGHTS = ("weight", "weight_packed", "_weight_qdata", "in_proj_weight")
+WEIGHTS = ("weight", "weight_packed", "_weight_qdata", "in_proj_weight")
 
 #: Parameters that multiply and are no `.weight` (open_clip).
 _PARAMETERS = ("proj", "text_projection", "visual_projection")
@@ -56,7 +56,7 @@ def find_layers(tensors: Mapping[str, Tensor]) -> list[Layer]:
     layers = []
     for full, tensor in sorted(tensors.items()):
         module, _, last = full.rpartition(".")
-        if last in _WEIGHTS:
+        if last in WEIGHTS:
             name = f"{module}.in_proj" if last == "in_proj_weight" else module
         elif last in _PARAMETERS and len(tensor.shape) == 2:
             name = full

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.artifacts.checkpoints import CheckpointFiles, is_quantizer_part
 from pytest_quantgate.artifacts.dequantized import LayerWeight
+from pytest_quantgate.artifacts.layers import WEIGHTS
 from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.formats.table import find_format
@@ -30,6 +31,8 @@ _ROUNDING = 2.0**-8
 #: A weight is a layer of the base where the cosine of so many of its values is above this.
 _SAMPLED = 4096
 _SAME_COSINE = 0.8
+
+_FLOATS = ("F16", "BF16", "F32", "F64")
 
 #: Values that are compared at once.
 _STEP = 1 << 21
@@ -63,10 +66,15 @@ def compare_with_base(
     layers: list[LayerError] = []
     changed: list[str] = []
     own = list(weights)
-    pairs = [(weight, found) for weight in own if (found := _find(base, weight.layer)) is not None]
-    by_values = bool(own) and not pairs
-    if by_values:
-        pairs = list(_pair_by_values(own, base=base))
+    pairs, rest = _pair_by_name(own, base=base)
+    found = {other.layer for _, other in pairs}
+    more = list(_pair_by_values(rest, among=[w for n, w in base.layers.items() if n not in found]))
+    pairs += more
+    if own and not pairs:
+        raise ArtifactError(
+            f"{base.label} has no layer of this file, neither by name nor by its values: name the "
+            f"model it is from"
+        )
     compared = len(pairs)
     for weight, other in pairs:
         error = _measure(weight, other)
@@ -76,15 +84,11 @@ def compare_with_base(
             layers.append(error)
         elif error.relative_error > (0 if weight.stored == other.stored else _ROUNDING):
             changed.append(weight.layer)
-    if own and not pairs:
-        raise ArtifactError(
-            f"{base.label} has no layer of this file, neither by name nor by its values: name the "
-            f"model it is from"
-        )
     if files is not None and base.tensors and not pre_scaled:
-        more, others = _compare_rest(files, base.tensors)
-        compared += more
+        number, others = _compare_rest(files, base.tensors)
+        compared += number
         changed += others
+    paired = {id(weight) for weight, _ in pairs}
     against = Against(
         base=base.label,
         bytes=bytes,
@@ -92,9 +96,15 @@ def compare_with_base(
         same=compared - len(layers) - len(changed),
         compared=compared - len(layers),
         layers=tuple(sorted(layers, key=lambda e: e.sqnr_db)),
-        by_values=by_values,
+        found=len(pairs),
+        sought=len(own),
+        by_values=len(more),
+        unfound=tuple(weight.layer for weight in own if id(weight) not in paired),
+        unclaimed=tuple(_list_unclaimed(base, pairs=pairs, files=files, towers=towers)),
     )
-    return against, list(_find_findings(against, changed=changed))
+    lost = [weight.layer for weight in own if weight.format and id(weight) not in paired]
+    is_whole = files is not None and bool(base.tensors)
+    return against, list(_find_findings(against, changed=changed, lost=lost, is_whole=is_whole))
 
 
 def _count_bytes(base: Base, *, towers: Collection[str]) -> int:
@@ -108,8 +118,30 @@ def _count_bytes(base: Base, *, towers: Collection[str]) -> int:
     )
 
 
+_Pair = tuple[LayerWeight, LayerWeight]
+
+
+def _pair_by_name(
+    weights: Sequence[LayerWeight], *, base: Base
+) -> tuple[list[_Pair], list[LayerWeight]]:
+    """Return weights with the layer of the base that has their name, one each, and the others."""
+    pairs, rest = [], []
+    taken: set[str] = set()
+    for weight in weights:
+        found = _find(base, weight.layer)
+        if found is None or found.layer in taken:
+            rest.append(weight)
+        else:
+            taken.add(found.layer)
+            pairs.append((weight, found))
+    return pairs, rest
+
+
 def _find(base: Base, layer: str) -> LayerWeight | None:
-    """Return the base's layer of a name, which an export may have put something in front of."""
+    """Return the base's layer of a name, which an export may have put something in front of.
+
+    What an export has cut off the front is added again, where one layer alone then fits.
+    """
     found = base.layers.get(layer)
     if found is not None:
         return found
@@ -118,30 +150,59 @@ def _find(base: Base, layer: str) -> LayerWeight | None:
         rest = rest.partition(".")[2]
         if rest in base.layers:
             return base.layers[rest]
-    return next((w for n, w in base.layers.items() if n.endswith(f".{layer}")), None)
+    longer = [weight for name, weight in base.layers.items() if name.endswith(f".{layer}")]
+    return longer[0] if len(longer) == 1 else None
 
 
 def _pair_by_values(
-    weights: Sequence[LayerWeight], *, base: Base
-) -> Iterator[tuple[LayerWeight, LayerWeight]]:
-    """Yield weights with the layer of the base whose values they have, up to rounding.
+    weights: Sequence[LayerWeight], *, among: Sequence[LayerWeight]
+) -> Iterator[_Pair]:
+    """Yield weights with the layer of the base whose values they have, up to rounding, one each.
 
     Exporters that trace give layers names of their own. What decides is the cosine of some values
     at the same places: that of two layers of one model is near 0.
     """
+    if not weights:
+        return
     numpy = import_numpy()
     samples: dict[tuple[int, ...], list[tuple[LayerWeight, Array]]] = {}
-    for layer in base.layers.values():
+    for layer in among:
         shape, values = _sample(layer)
         samples.setdefault(shape, []).append((layer, values))
     for weight in weights:
         shape, values = _sample(weight)
-        among = samples.get(shape, [])
+        free = samples.get(shape, [])
+        if not free:
+            continue
         with numpy.errstate(all="ignore"):
-            cosines = [float(numpy.dot(values, other)) for _, other in among]
-        best = max(range(len(among)), key=lambda place: cosines[place], default=None)
-        if best is not None and cosines[best] > _SAME_COSINE:
-            yield weight, among[best][0]
+            cosines = numpy.nan_to_num([numpy.dot(values, other) for _, other in free], nan=-1.0)
+        best = int(cosines.argmax())
+        if cosines[best] > _SAME_COSINE:
+            yield weight, free.pop(best)[0]
+
+
+def _list_unclaimed(
+    base: Base,
+    *,
+    pairs: Sequence[_Pair],
+    files: CheckpointFiles | None,
+    towers: Collection[str],
+) -> Iterator[str]:
+    """Yield what the base has, in the towers of the file, and the file has not.
+
+    Of a graph its layers alone are looked for: an embedding is no layer there.
+    """
+    found = {other.layer for _, other in pairs}
+    kept = frozenset(() if files is None else files.tensors)
+    for name, weight in base.layers.items():
+        is_there = name in kept or any(f"{name}.{part}" in kept for part in WEIGHTS)
+        if name in found or is_there or tower_of(name) not in towers:
+            continue
+        if files is not None or not weight.is_embedding:
+            yield name
+    rest = [n for n, t in base.tensors.items() if len(t.shape) < 2 and t.dtype in _FLOATS]
+    if not kept.isdisjoint(rest):  # the names are the same in both
+        yield from (name for name in rest if name not in kept and tower_of(name) in towers)
 
 
 def _sample(weight: LayerWeight) -> tuple[tuple[int, ...], Array]:
@@ -203,8 +264,32 @@ def _compare_rest(files: CheckpointFiles, base: Mapping[str, Tensor]) -> tuple[i
     return compared, changed
 
 
-def _find_findings(against: Against, *, changed: list[str]) -> list[Finding]:
+def _find_findings(
+    against: Against, *, changed: list[str], lost: list[str], is_whole: bool
+) -> list[Finding]:
     findings = []
+    if lost:
+        findings.append(
+            Finding(
+                code="check.base-unmatched",
+                headline=f"{count(len(lost), 'quantized weight')} of which the base has no layer, "
+                f"neither by name nor by its values: {listed(group(lost))}",
+                cause="made from another model, or weights that are another layer's",
+                next_step="name the model that this was made from as --base, or make it again",
+                subjects=tuple(lost),
+            )
+        )
+    if is_whole and against.unclaimed:
+        findings.append(
+            Finding(
+                code="check.base-missing",
+                headline=f"{count(len(against.unclaimed), 'weight')} of the base not in the file: "
+                f"{listed(group(against.unclaimed))}",
+                cause="a tensor or a shard that was lost, or another model",
+                next_step="copy or save it again: a loader fills what is missing with noise",
+                subjects=against.unclaimed,
+            )
+        )
     if changed:
         findings.append(
             Finding(

@@ -75,7 +75,9 @@ class LayerError:
 class Against:
     """A file against the model that it was made from; sizes in bytes of all tensors.
 
-    `by_values` is whether its layers were found in it by their values, as it has other names.
+    `found` of `sought` layers of the file have a layer of the model as partner, `by_values` of
+    them by their values, as it has other names. `unfound` are those of the file that have none,
+    `unclaimed` what the model has, in the towers of the file, and the file has not.
     """
 
     base: str
@@ -84,7 +86,11 @@ class Against:
     same: int
     compared: int
     layers: tuple[LayerError, ...]
-    by_values: bool = False
+    found: int
+    sought: int
+    by_values: int = 0
+    unfound: tuple[str, ...] = ()
+    unclaimed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +11,16 @@ from pytest_quantgate.artifacts.checkpoints import read_files
 from pytest_quantgate.artifacts.dequantized import list_checkpoint_weights, list_onnx_weights
 from pytest_quantgate.artifacts.engine_files import read_layer_report, read_plan
 from pytest_quantgate.artifacts.onnx_file import count_bytes_by_type, read_onnx_graph
+from pytest_quantgate.artifacts.operands import Artifact
 from pytest_quantgate.artifacts.recognise import find_files, recognise
 from pytest_quantgate.errors import ArtifactError, MissingPackage
 from pytest_quantgate.inspection.base import Base, compare_with_base
 from pytest_quantgate.inspection.checkpoint import inspect_checkpoint
 from pytest_quantgate.inspection.engine import inspect_layers, inspect_plan
-from pytest_quantgate.inspection.findings import Inspection, Refusal, Report
+from pytest_quantgate.inspection.findings import Against, Inspection, Refusal, Report
 from pytest_quantgate.inspection.onnx import inspect_onnx
+from pytest_quantgate.quantization.quantizers import tower_of
+from pytest_quantgate.text.words import count, group, listed
 
 
 def inspect_paths(
@@ -91,16 +94,32 @@ def inspect_file(path: Path, *, base: Base | None) -> Inspection:
         towers={o.tower for o in artifact.operands},
         pre_scaled=artifact.pre_scaled,
     )
-    quantized = sum(o.slot == "weight" and o.is_quantized for o in artifact.operands)
-    left = quantized - len(against.layers)
-    more = () if left <= 0 else (f"{left} quantized weights were not compared with the base",)
     return replace(
         inspection,
         findings=(*inspection.findings, *findings),
-        notes=(*inspection.notes, *more),
+        notes=(*inspection.notes, *_list_uncompared(artifact, against, base=base)),
         against=against,
         next_steps=tuple(step for step in inspection.next_steps if "--base" not in step),
     )
+
+
+def _list_uncompared(artifact: Artifact, against: Against, *, base: Base) -> Iterator[str]:
+    """Yield, in words, what of a file or its base found nothing to be compared with."""
+    quantized = {o.layer for o in artifact.operands if o.slot == "weight" and o.is_quantized}
+    left = quantized - {error.layer for error in against.layers} - {*against.unfound}
+    if left:
+        yield (
+            f"{count(len(left), 'quantized weight')} not compared with the base: "
+            f"{listed(group(sorted(left)))}"
+        )
+    plain = [name for name in against.unfound if name not in quantized]
+    if plain:
+        yield f"the base has no {listed(group(plain))}, which are not quantized here"
+    towers = {tower_of(name) for name in base.layers} - {o.tower for o in artifact.operands}
+    if towers - {"other"}:
+        yield f"the base has another tower too: {listed(sorted(towers - {'other'}))}"
+    if artifact.what == "ONNX file" and against.unclaimed:
+        yield f"layers of the base that are not in the graph: {listed(group(against.unclaimed))}"
 
 
 def read_base(path: Path) -> Base:

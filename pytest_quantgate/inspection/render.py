@@ -201,11 +201,13 @@ def _megabytes(size: int) -> str:
 
 def _say_against(against: Against) -> str:
     ratio = f", {against.bytes / against.base_bytes:.2f}x" if against.base_bytes else ""
-    found = "; layers found by their values: the names differ" if against.by_values else ""
+    found = f"{against.found} of {count(against.sought, 'layer')} found in it"
+    if against.by_values:
+        found += f", {against.by_values} by their values: the names differ"
     rest = f"{against.same} of {against.compared} unquantized tensors are the base's own; "
     return (
-        f"against {against.base}: {rest if against.compared else ''}"
-        f"{_megabytes(against.bytes)} of {_megabytes(against.base_bytes)} MB{ratio}{found}"
+        f"against {against.base}: {found}; {rest if against.compared else ''}"
+        f"{_megabytes(against.bytes)} of {_megabytes(against.base_bytes)} MB{ratio}"
     )
 
 

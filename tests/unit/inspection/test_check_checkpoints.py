@@ -14,6 +14,7 @@ import pytest
 
 from pytest_quantgate.inspection.findings import Row
 from pytest_quantgate.inspection.inspect import inspect_paths
+from pytest_quantgate.inspection.render import render_json, render_markdown, render_text
 from tests.unit.inspection.quantized_files import (
     INT8_CONFIG,
     Edit,
@@ -267,6 +268,123 @@ def test_a_base_without_a_layer_in_common_is_refused(make_checkpoint: Make, tmp_
     )
 
 
+def rename(before: str, after: str) -> Edit:
+    def edit(tensors: Tensors) -> None:
+        for name in [n for n in tensors if before in n]:
+            tensors[name.replace(before, after)] = tensors.pop(name)
+
+    return edit
+
+
+def write_base(folder: Path, edit: Edit) -> Path:
+    tensors = make_base()
+    edit(tensors)
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def test_layers_that_the_base_has_not_are_a_finding(make_checkpoint: Make, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", drop("", where="layers.2."))
+
+    report = inspect_paths([make_checkpoint()], base=base)
+
+    (found,) = report.inspections
+    assert codes(found) == {"check.base-unmatched"}
+    assert len(found.findings[0].subjects) == 12
+    assert found.against is not None
+    assert (found.against.found, found.against.sought) == (28, 40)
+    assert set(found.against.unfound) == set(found.findings[0].subjects)
+    for text in (render_text(report, columns=120), render_markdown(report)):
+        assert "28 of 40 layers found in it" in text
+    assert json.loads(render_json(report))["files"][0]["against"]["found"] == 28
+
+
+@pytest.mark.parametrize(
+    ("edit", "subjects"),
+    [
+        (drop(f"{FC1}.weight"), (FC1,)),
+        (drop("", where=FC1), (FC1, f"{FC1}.bias")),
+        (drop(f"{FC1}.bias"), (f"{FC1}.bias",)),
+        (drop("text_model.encoder.layers.0.layer_norm1.weight"),
+         ("text_model.encoder.layers.0.layer_norm1.weight",)),
+        (drop("token_embedding.weight"), ("text_model.embeddings.token_embedding",)),
+    ],
+)  # fmt: skip
+def test_what_of_the_base_is_lost_is_a_finding(
+    make_checkpoint: Make, plain: Path, edit: Edit, subjects: tuple[str, ...]
+) -> None:
+    found = inspect(make_checkpoint(edit), base=plain)
+
+    lost = next(f for f in found.findings if f.code == "check.base-missing")
+    assert lost.subjects == subjects
+
+
+def test_layers_of_other_names_are_found_beside_those_of_the_same(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    base = write_base(tmp_path / "base", rename("vision_model.encoder.layers.2", "vision_model.x"))
+
+    against = inspect(make_checkpoint(), base=base).against
+
+    assert against is not None
+    assert (against.found, against.sought, against.by_values) == (40, 40, 6)
+    assert min(layer.sqnr_db for layer in against.layers) > 35
+
+
+def test_two_layers_have_two_partners(make_checkpoint: Make, tmp_path: Path) -> None:
+    def copy_codes(tensors: Tensors) -> None:
+        for name in [n for n in tensors if n.startswith(FC1)]:
+            tensors[name] = tensors[name.replace(".1.", ".2.")]
+
+    base = write_base(tmp_path / "base", rename("layers", "h"))
+
+    found = inspect(make_checkpoint(copy_codes), base=base)
+
+    assert found.against is not None
+    assert (found.against.found, found.against.by_values) == (39, 35)
+    assert codes(found) == {"check.base-unmatched", "check.base-missing"}
+
+
+def test_a_name_that_fits_two_layers_of_the_base_is_that_of_neither(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    """As an export of one tower cuts its name off: both towers have such a layer."""
+
+    def cut(tensors: Tensors) -> None:
+        drop("", where="text")(tensors)
+        rename("vision_model.", "")(tensors)
+
+    base = write_base(tmp_path / "base", lambda tensors: None)
+
+    against = inspect(make_checkpoint(cut), base=base).against
+
+    assert against is not None
+    assert (against.found, against.sought, against.by_values) == (20, 20, 18)
+    assert min(layer.sqnr_db for layer in against.layers) > 35
+
+
+def test_a_layer_of_the_base_that_is_nan_hides_no_other(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    def spoil(tensors: Tensors) -> None:
+        rename("layers", "h")(tensors)
+        tensors["text_model.encoder.h.0.mlp.fc1.weight"][1][0] = np.nan
+
+    against = inspect(make_checkpoint(), base=write_base(tmp_path / "base", spoil)).against
+
+    assert against is not None
+    assert against.unfound == ("text_model.encoder.layers.0.mlp.fc1",)
+
+
+def test_a_tower_of_the_base_that_is_not_in_the_file_is_said(
+    make_checkpoint: Make, plain: Path
+) -> None:
+    found = inspect(make_checkpoint(drop("", where="text")), base=plain)
+
+    assert found.findings == ()
+    assert "the base has another tower too: text" in found.notes
+
+
 # -- files of other tools ----------------------------------------------------------------------
 
 GOOD = {
@@ -386,8 +504,6 @@ def test_without_its_state_a_saved_model_loads_unquantized(copy_of: Callable[...
 
 
 def test_json_of_every_inspection_is_strict(make_checkpoint: Make) -> None:
-    from pytest_quantgate.inspection.render import render_json
-
     report = inspect_paths([make_checkpoint(scale_of(f"{FC1}.weight_scale", float("nan")))])
 
     def refuse(text: str) -> Any:

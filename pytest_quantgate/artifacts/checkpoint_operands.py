@@ -47,6 +47,7 @@ class _Numbers:
     symmetric: bool = True
     ranges: tuple[float, ...] | None = None
     needs_range: bool = True
+    fits: bool = True
 
 
 def describe_checkpoint(files: CheckpointFiles) -> Artifact:
@@ -210,6 +211,7 @@ def _read_scales(files: CheckpointFiles, layers: list[Layer]) -> _Found:
             _Numbers(
                 format=kind or "unknown",
                 granularity=_name_granularity(scale, layer),
+                fits=_can_scale(scale, layer),
                 symmetric=_is_zero(zero),
                 ranges=_read_ranges(scale, factor=factor),
             ),
@@ -280,6 +282,7 @@ def _read_torchao(files: CheckpointFiles, layers: list[Layer]) -> _Found:
             _Numbers(
                 format=kind,
                 granularity=_name_granularity(scale, layer),
+                fits=_can_scale(scale, layer),
                 symmetric=_is_zero(files.tensors.get(f"{layer.name}._weight_zero_point")),
                 ranges=_read_ranges(scale, factor=largest_of(kind)),
             ),
@@ -342,20 +345,20 @@ def _apply(operand: Operand, numbers: _Numbers) -> Operand:
         symmetric=numbers.symmetric,
         ranges=numbers.ranges,
         needs_range=numbers.needs_range and not numbers.dynamic,
+        fits=numbers.fits,
     )
 
 
 def _with_weight(operand: Operand, layer: Layer) -> Operand:
     """Return a weight's operand with what lies in the file; quantized ones are read through."""
     operand = replace(operand, stored=layer.tensor.dtype, values=layer.values)
+    if not operand.is_quantized or layer.is_packed:
+        return operand
     number = len(operand.ranges or ())
     is_flat = number <= 1 or lies_flat(operand.granularity, layer.tensor.shape, scales=number)
-    if not operand.is_quantized or layer.is_packed or not is_flat:
-        return operand
-    return replace(
-        operand,
-        summary=summarize_tensor(layer.tensor, format=operand.format, ranges=operand.ranges),
-    )
+    ranges = operand.ranges if is_flat else None  # codes are read through all the same
+    summary = summarize_tensor(layer.tensor, format=operand.format, ranges=ranges)
+    return replace(operand, summary=summary)
 
 
 def _name_granularity(scale: Tensor | None, layer: Layer) -> str:
@@ -369,6 +372,15 @@ def _name_granularity(scale: Tensor | None, layer: Layer) -> str:
     if len(scale.shape) > 1 and scale.shape[0] not in (rows, 1):
         return "blocks"  # of several rows
     return f"block {layer.values // scale.count}" if scale.count else ""
+
+
+def _can_scale(scale: Tensor | None, layer: Layer) -> bool:
+    """Return whether scales are one, one a row, or those of blocks: rows of scales as a matrix."""
+    if scale is None or scale.count <= 1:
+        return True
+    if len(scale.shape) > 1 and 1 not in scale.shape:
+        return True  # of blocks, where the last of a row may be a part of one
+    return bool(layer.tensor.shape) and scale.count == layer.tensor.shape[0]
 
 
 def _is_zero(tensor: Tensor | None) -> bool:

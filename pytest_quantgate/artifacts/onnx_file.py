@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +112,20 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
     import onnx
 
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    imports = {entry.domain: entry.version for entry in model.opset_import}
+    opset = imports.get("", imports.get("ai.onnx", 0))
     makers: dict[str, Any] = {}
     readers: dict[str, list[Any]] = {}
     has_subgraphs = bool(model.functions)
     for node in model.graph.node:
         if not node.output:
             raise ArtifactError(f"{path}: node {node.name[:80]!r} makes nothing: export it again")
+        is_own = node.domain not in ("", "ai.onnx")
+        if not is_own and len(node.input) < _count_needed(node.op_type, opset=opset):
+            raise ArtifactError(
+                f"{path}: node {node.name[:80]!r} has {len(node.input)} inputs, too few for "
+                f"{node.op_type[:80]}: export it again"
+            )
         for name in filter(None, node.output):
             if name in makers:
                 raise ArtifactError(f"{path}: value {name[:80]!r} is made twice: export it again")
@@ -132,7 +141,6 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
         if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
             raise ArtifactError(f"{path}: tensor {name[:80]!r} has no type or size that there is")
     nodes, was_sorted = _sort(model.graph.node, makers=makers, path=path)
-    imports = {entry.domain: entry.version for entry in model.opset_import}
     return OnnxGraph(
         path=path,
         nodes=nodes,
@@ -141,13 +149,23 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
         tensors=tensors,
         inputs=tuple(value.name for value in model.graph.input),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
-        opset=imports.get("", imports.get("ai.onnx", 0)),
+        opset=opset,
         domains=tuple(sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})),
         metadata={entry.key: entry.value for entry in model.metadata_props},
         was_sorted=was_sorted,
         external=tuple(sorted(set(_list_external(tensors.values(), path=path)))),
         has_subgraphs=has_subgraphs,
     )
+
+
+@cache
+def _count_needed(operator: str, *, opset: int) -> int:
+    """Return how many inputs an operator of ONNX has at least, 0 for what is none."""
+    from onnx import defs
+
+    version = opset or defs.onnx_opset_version()
+    known = defs.has(operator, version, "")
+    return int(defs.get_schema(operator, version, "").min_input) if known else 0
 
 
 def _sort(nodes: Any, *, makers: Mapping[str, Any], path: Path) -> tuple[tuple[Any, ...], bool]:

@@ -22,6 +22,7 @@ from pytest_quantgate.artifacts.onnx_reads import (
     PRODUCTS,
     QUANTIZED,
     Read,
+    can_scale,
     follow,
     is_quantize,
     read_operands,
@@ -222,7 +223,8 @@ def _fill(
         dynamic=read.dynamic and not is_weight,
         symmetric=zero is None or not zero.any(),
         ranges=ranges,
-        needs_range=False,
+        needs_range=bool(read.scale) and ranges is None and read.scale not in graph.makers,
+        fits=not is_weight or bool(read.block) or ranges is None or can_scale(graph, read),
     )
     if is_weight and not read.block and count:
         values = _arrange(graph, read, ranges=ranges)

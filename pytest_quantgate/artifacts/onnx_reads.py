@@ -204,9 +204,21 @@ def read_weights(graph: OnnxGraph) -> Iterator[tuple[str, str, str, Callable[[],
             continue
         for read in read_operands(graph, node):
             is_known = read.source in graph.tensors and not read.block
-            if is_known and (not read.format or graph.values(read.scale) is not None):
+            if is_known and (not read.format or can_scale(graph, read)):
                 stored = graph.type_of(read.source)
                 yield layer_of(node), read.format, stored, _make_reader(graph, node, read)
+
+
+def can_scale(graph: OnnxGraph, read: Read) -> bool:
+    """Return whether a stored value can be dequantized: its scales are there, one or one a row."""
+    scale = graph.values(read.scale)
+    if scale is None or find_format(read.format) is None:
+        return False
+    sizes = tuple(graph.tensors[read.source].dims)
+    rows = sizes[read.axis] if -len(sizes) <= read.axis < len(sizes) else 1
+    return scale.size in (1, rows) and (
+        read.zero not in graph.tensors or graph.count(read.zero) in (1, scale.size)
+    )
 
 
 def _make_reader(graph: OnnxGraph, node: Any, read: Read) -> Callable[[], Array]:
@@ -226,7 +238,7 @@ def _make_reader(graph: OnnxGraph, node: Any, read: Read) -> Callable[[], Array]
                 with numpy.errstate(all="ignore"):
                     values = round_to(values / scale, format=read.format) * scale
             else:
-                offset = 0 if zero is None else zero.reshape(shape if zero.size > 1 else ())
+                offset = 0 if zero is None else zero.reshape(scale.shape if zero.size > 1 else ())
                 values = (values - offset) * scale
         turned = node.op_type in PRODUCTS and not _is_transposed(node)
         return values.T if turned and values.ndim == 2 else values

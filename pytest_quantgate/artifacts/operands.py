@@ -31,8 +31,8 @@ class WeightSummary:
     """What one pass over a stored weight tells.
 
     `largest` is the largest magnitude under each scale, in stored units (codes, or values where
-    the weight is kept in full precision). `rms` is the root mean square of the dequantized weight.
-    `not_finite` counts NaN and infinities, `beyond` codes that the format does not have.
+    the weight is kept in full precision). `rms` is the root mean square of the dequantized weight,
+    0 where its scales are not known. `not_finite` counts NaN and infinities, `beyond` codes that the format does not have.
     """
 
     largest: tuple[float, ...]
@@ -47,7 +47,8 @@ class Operand:
 
     `format` is empty where it is not quantized. `ranges` are the largest magnitudes that the
     format can hold, one a scale, None where the file keeps none. `stored` is the type that a
-    weight has in the file, `values` how many values a weight has.
+    weight has in the file, `values` how many values a weight has. `fits` says whether a weight has
+    as many scales as its shape and granularity ask for.
     """
 
     layer: str
@@ -60,6 +61,7 @@ class Operand:
     symmetric: bool = True
     ranges: tuple[float, ...] | None = None
     needs_range: bool = True
+    fits: bool = True
     stored: str = ""
     values: int = 0
     summary: WeightSummary | None = None

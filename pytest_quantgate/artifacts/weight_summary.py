@@ -47,7 +47,6 @@ def summarize(
     if ranges and count and count % len(ranges) == 0:
         scales = list(ranges)
     is_coded = stored not in ("F16", "BF16", "F32", "F64", "float16", "float32", "bfloat16")
-    step = largest_of(format) if is_coded and ranges else 0.0
     lowest, highest = _find_limits(format, stored=stored)
     block = max(1, count // len(scales))
     largest = [0.0] * len(scales)
@@ -66,7 +65,9 @@ def summarize(
         for place, (top, total) in enumerate(zip(tops.tolist(), sums.tolist(), strict=True), first):
             largest[place] = max(largest[place], top) if math.isfinite(top) else largest[place]
             squares[place] += total if math.isfinite(total) else 0.0
-    weights = [scale / step for scale in scales] if step else [1.0] * len(scales)
+    weights = [1.0] * len(scales)
+    if is_coded:  # without scales nothing is known of the size
+        weights = [scale / largest_of(format) if ranges else 0.0 for scale in scales]
     energy = sum(total * _square(scale) for total, scale in zip(squares, weights, strict=True))
     return WeightSummary(
         largest=tuple(largest),

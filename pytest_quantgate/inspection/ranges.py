@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from pytest_quantgate.artifacts.operands import Operand
+from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.inspection.findings import Finding
 from pytest_quantgate.quantization.quantizers import block_of
 from pytest_quantgate.text.words import count, group, listed
@@ -46,7 +47,7 @@ def _name(operand: Operand) -> str:
 
 
 def _find_impossible(operands: Sequence[Operand]) -> Iterator[Finding]:
-    missing = [_name(o) for o in operands if o.needs_range and o.ranges is None]
+    missing = [_name(o) for o in operands if o.needs_range and not o.ranges]
     if missing:
         yield Finding(
             code="check.range-missing",
@@ -56,6 +57,16 @@ def _find_impossible(operands: Sequence[Operand]) -> Iterator[Finding]:
             "word; or its tensor was lost, which ModelOpt fills with uninitialised memory",
             next_step=_AGAIN,
             subjects=tuple(missing),
+        )
+    unfit = [o.layer for o in operands if o.ranges and not o.fits]
+    if unfit:
+        yield Finding(
+            code="check.scale-shape",
+            headline=f"{count(len(unfit), 'weight')} with a number of scales that its shape does "
+            f"not allow: {listed(group(unfit))}",
+            cause="a damaged or edited file, or scales of another layer",
+            next_step="quantize these layers again, or export again",
+            subjects=tuple(unfit),
         )
     known = [o for o in operands if o.ranges]
     odd = [_name(o) for o in known if any(not math.isfinite(r) for r in o.ranges or ())]
@@ -100,6 +111,17 @@ def _has_zero(operand: Operand) -> bool:
 
 
 def _find_codes(operands: Sequence[Operand]) -> Iterator[Finding]:
+    unknown = [o for o in operands if find_format(o.format) is None]
+    if unknown:
+        stored = listed(sorted({o.stored for o in unknown if o.stored})) or "other operands"
+        yield Finding(
+            code="check.format-unknown",
+            headline=f"{count(len(unknown), 'operand')} with a scale and in no known format "
+            f"({stored}): {listed(group(map(_name, unknown)))}",
+            cause="weights in full precision beside scales, or a format of another tool",
+            next_step="quantize again; nothing can be told of these",
+            subjects=tuple(map(_name, unknown)),
+        )
     odd = [o for o in operands if o.summary and o.summary.not_finite]
     if odd:
         names = [o.layer for o in odd]

@@ -61,6 +61,19 @@ def unquantize(where: str) -> Edit:
     return edit
 
 
+def cut(name: str, size: int) -> Edit:
+    def edit(tensors: Tensors) -> None:
+        kind, array = tensors[name]
+        tensors[name] = (kind, array.reshape(-1)[:size])
+
+    return edit
+
+
+def restore(tensors: Tensors) -> None:
+    """Put the base's weights back, beside scales."""
+    tensors |= {name: found for name, found in make_base().items() if is_linear(name, found[1])}
+
+
 # -- files written here ------------------------------------------------------------------------
 
 
@@ -97,6 +110,10 @@ PLANTED: list[tuple[str, Edit, str]] = [
     ("input x10", scale_of(f"{K_PROJ}.input_scale", 10), "check.inputs-disagree"),
     ("no weight scale", drop("fc1.weight_scale"), "check.range-missing"),
     ("no input scale", drop(".input_scale", where="layers.1.mlp.fc1"), "check.range-missing"),
+    ("no number in a scale", cut(f"{FC1}.input_scale", 0), "check.range-missing"),
+    ("no number in scales", cut(f"{FC1}.weight_scale", 0), "check.range-missing"),
+    ("scales of fewer rows", cut(f"{FC1}.weight_scale", 5), "check.scale-shape"),
+    ("scales and float weights", restore, "check.format-unknown"),
     ("vision off", unquantize("vis"), "check.tower-off"),
     ("text off", unquantize("text"), "check.tower-off"),
     ("a block off", unquantize("vision_model.encoder.layers.1."), "check.layers-off"),
@@ -133,6 +150,22 @@ def test_inputs_of_range_1_are_those_of_smoothquant(
                 tensors[name] = (kind, np.full_like(array, size / 127))
 
     assert codes(inspect(make_checkpoint(level))) == expected
+
+
+def test_codes_under_scales_of_blocks_are_read_through(tmp_path: Path) -> None:
+    """As in FP8 with one scale for 8 x 8 values: they do not lie beside each other."""
+    tensors: Tensors = {}
+    for block in range(3):
+        name = f"model.layers.{block}.mlp.up_proj"
+        tensors[f"{name}.weight"] = ("F8_E4M3", np.full((16, 16), 0x38))
+        tensors[f"{name}.weight_scale_inv"] = ("F32", np.array([[0.1, 0.2], [0.3, 0.4 + block]]))
+    tensors["model.layers.1.mlp.up_proj.weight"][1][3, 4] = 0x7F
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+
+    found = inspect(tmp_path)
+
+    assert codes(found) == {"check.weight-not-finite"}
+    assert found.findings[0].subjects == ("model.layers.1.mlp.up_proj",)
 
 
 def with_config(**changes: Any) -> dict[str, Any]:

@@ -283,6 +283,82 @@ def test_a_scale_that_is_multiplied_on_belongs_to_the_axis_that_it_has(tmp_path:
     np.testing.assert_allclose(weight.read(), whole.T, atol=float(scale.max()) / 2)
 
 
+def coded_chain(edit: Callable[[Graph], None] = lambda _: None) -> Graph:
+    """Return three layers whose weights are stored in INT8, one scale an output."""
+    graph, value = Graph(), "pixel_values"
+    for block in range(3):
+        name = f"/vision_model/encoder/layers.{block}/mlp/fc1"
+        weight = graph.random.normal(size=(8, 8)).astype("f4")
+        scales = np.abs(weight).max(axis=0) / 127
+        value = graph.pair(value, f"{name}_x", scale=0.02 + block / 100)
+        inputs = [
+            graph.constant(f"{name}_w", np.rint(weight / scales), np.int8),
+            graph.constant(f"{name}_s", scales),
+        ]
+        graph.nodes += [
+            helper.make_node("DequantizeLinear", inputs, [f"{name}_d"], f"{name}/d", axis=1),
+            helper.make_node("MatMul", [value, f"{name}_d"], [f"{name}_o"], f"{name}/MatMul"),
+        ]
+        value = f"{name}_o"
+    edit(graph)
+    return graph
+
+
+def with_scales(make: Callable[[Any], Any]) -> Callable[[Graph], None]:
+    def edit(graph: Graph) -> None:
+        for place, tensor in enumerate(graph.tensors):
+            if tensor.name == "/vision_model/encoder/layers.1/mlp/fc1_s":
+                values = make(numpy_helper.to_array(tensor))
+                graph.tensors[place] = numpy_helper.from_array(values, tensor.name)
+
+    return edit
+
+
+def lose_scales(graph: Graph) -> None:
+    node = next(n for n in graph.nodes if n.name == "/vision_model/encoder/layers.1/mlp/fc1/d")
+    node.input[1] = "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda graph: None, set()),
+        (with_scales(lambda scales: scales[:5]), {"check.scale-shape"}),
+        (with_scales(lambda scales: np.tile(scales, (2, 1))), {"check.scale-shape"}),
+        (with_scales(lambda scales: scales[:0]), {"check.range-missing"}),
+        (lose_scales, {"check.range-missing"}),
+    ],
+)
+def test_scales_that_do_not_fit_their_weight(
+    tmp_path: Path, edit: Callable[[Graph], None], expected: set[str]
+) -> None:
+    base = coded_chain().save(tmp_path / "good.onnx")
+    tensors = {w.layer: torch.from_numpy(w.read().copy())
+               for w in list_onnx_weights(read_onnx_graph(base))}  # fmt: skip
+    (tmp_path / "base").mkdir()
+    save_file({f"{n}.weight": t for n, t in tensors.items()}, tmp_path / "base/model.safetensors")
+    path = coded_chain(edit).save(tmp_path / "m.onnx")
+
+    found = inspect(path, base=tmp_path / "base")
+
+    assert codes(found) == codes(inspect(path)) == expected
+    assert found.against is not None
+    assert len(found.against.layers) == 3 - len(expected)
+
+
+@pytest.mark.parametrize("operator", ["Mul", "Where", "DequantizeLinear"])
+def test_a_node_with_too_few_inputs_is_refused(tmp_path: Path, operator: str) -> None:
+    graph = Graph()
+    graph.nodes += [
+        helper.make_node(operator, ["pixel_values"], ["a"], "one"),
+        helper.make_node("MatMul", ["a", "a"], ["b"], "two"),
+    ]
+
+    (refusal,) = inspect_paths([graph.save(tmp_path / "m.onnx")]).refusals
+
+    assert f"'one' has 1 inputs, too few for {operator}" in refusal.reason
+
+
 def test_layers_of_other_names_are_found_by_their_values(tmp_path: Path) -> None:
     graph = Graph()
     generator = np.random.default_rng(0)

@@ -32,7 +32,8 @@ class WeightSummary:
 
     `largest` is the largest magnitude under each scale, in stored units (codes, or values where
     the weight is kept in full precision). `rms` is the root mean square of the dequantized weight,
-    0 where its scales are not known. `not_finite` counts NaN and infinities, `beyond` codes that the format does not have.
+    0 where its scales are not known. `not_finite` counts NaN and infinities,
+    `beyond` codes that the format does not have.
     """
 
     largest: tuple[float, ...]

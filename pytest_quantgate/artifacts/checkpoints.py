@@ -70,7 +70,8 @@ class CheckpointFiles:
     """The files of a checkpoint, read and not compared: tensors stay where they lie.
 
     `metadata` is what the safetensors files say beside their tensors, `missing` the files that
-    their index names and that are not there; `audit` and `calibration` are what the cache keeps
+    their index names and that are not there, `lost` the tensors that it says are in those that are
+    there; `audit` and `calibration` are what the cache keeps
     around a checkpoint of its own.
     """
 
@@ -82,6 +83,7 @@ class CheckpointFiles:
     manifest: Mapping[str, Any]
     state: ModelOptState | None
     missing: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     audit: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
@@ -110,7 +112,12 @@ def read_files(path: Path) -> CheckpointFiles:
             )
         tensors |= header
         metadata |= read_metadata(file)
-    shards = as_mapping(_read_json(folder / INDEX).get("weight_map")).values()
+    places = as_mapping(_read_json(folder / INDEX).get("weight_map"))
+    missing = tuple(
+        name
+        for name in dict.fromkeys(map(str, places.values()))
+        if not (folder / Path(name).name).is_file()
+    )
     return CheckpointFiles(
         path=folder,
         tensors=tensors,
@@ -119,10 +126,9 @@ def read_files(path: Path) -> CheckpointFiles:
         export=_read_json(folder / EXPORT_CONFIG),
         manifest=_read_json(folder / MANIFEST),
         state=read_state(folder / STATE) if (folder / STATE).is_file() else None,
-        missing=tuple(
-            name
-            for name in dict.fromkeys(map(str, shards))
-            if not (folder / Path(name).name).is_file()
+        missing=missing,
+        lost=tuple(
+            n for n, file in places.items() if n not in tensors and str(file) not in missing
         ),
         audit=_read_json(path / "audit.json"),
         calibration=_read_json(path / "calibration.json"),

@@ -99,7 +99,9 @@ def read_layer_report(path: Path) -> LayerReport:
         raise ArtifactError(f"{path} names no layer: export it again")
     if all(isinstance(row, str) for row in rows):
         return LayerReport(names=tuple(rows), layers=())
-    layers = tuple(_read_row(as_mapping(row)) for row in rows)
+    if not all(isinstance(row, dict) for row in rows):
+        raise ArtifactError(f"{path} is damaged: a layer of it is no mapping: export it again")
+    layers = tuple(_read_row(row) for row in rows)
     return LayerReport(names=tuple(layer.name for layer in layers), layers=classify(layers))
 
 

@@ -45,6 +45,7 @@ class OnnxGraph:
     readers: Mapping[str, tuple[Any, ...]]
     tensors: Mapping[str, Any]
     inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     producer: str
     opset: int
     domains: tuple[str, ...]
@@ -148,6 +149,7 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
         readers={name: tuple(found) for name, found in readers.items()},
         tensors=tensors,
         inputs=tuple(value.name for value in model.graph.input),
+        outputs=tuple(value.name for value in model.graph.output),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         opset=opset,
         domains=tuple(sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})),

@@ -45,6 +45,7 @@ class OnnxPart:
     """What of the graph is neither layer nor number: what a runtime may refuse."""
 
     lone: tuple[str, ...]
+    unread: tuple[str, ...]
     unequal: tuple[str, ...]
     asymmetric: tuple[str, ...]
     operators: tuple[str, ...]
@@ -71,6 +72,7 @@ def describe_onnx(graph: OnnxGraph) -> tuple[Artifact, OnnxPart]:
     lone, unequal = find_pairs(graph)
     return artifact, OnnxPart(
         lone=lone,
+        unread=tuple(_list_unread(graph)),
         unequal=unequal,
         asymmetric=tuple(dict.fromkeys(_list_asymmetric(graph))),
         operators=tuple(sorted({n.op_type for n in graph.nodes if _is_odd(n)})),
@@ -285,6 +287,14 @@ def find_pairs(graph: OnnxGraph) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 if len(other.input) > 1 and not _same(graph, node.input[1], other.input[1]):
                     unequal.append(label_of(other))
     return tuple(lone), tuple(dict.fromkeys(unequal))
+
+
+def _list_unread(graph: OnnxGraph) -> Iterator[str]:
+    """Yield what dequantizes for nobody: no node reads it, and no branch could."""
+    read = {*graph.readers, *graph.outputs}
+    for node in () if graph.has_subgraphs else graph.nodes:
+        if node.op_type.endswith("DequantizeLinear") and node.output[0] not in read:
+            yield label_of(node)
 
 
 def _same(graph: OnnxGraph, one: str, two: str) -> bool:

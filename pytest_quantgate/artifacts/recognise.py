@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_quantgate import bounds
-from pytest_quantgate.artifacts.checkpoints import CONFIG, is_checkpoint
+from pytest_quantgate.artifacts.checkpoints import CONFIG, STATE, is_checkpoint
 from pytest_quantgate.artifacts.engine_files import is_layer_report, is_plan
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.artifacts.safetensors_file import read_header
 from pytest_quantgate.encoders.source import stays_inside
 from pytest_quantgate.errors import ArtifactError
+from pytest_quantgate.text.words import listed
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 Sort = Literal["checkpoint", "onnx", "layer-report", "plan"]
@@ -22,6 +23,8 @@ _MOST_FILES = 2000
 _DEPTH = 4
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy")
+
+_WANTED = (".onnx", ".plan", ".engine", ".trt", ".gguf", *_PICKLES)
 
 _SAVE_AS = (
     "pickles are never loaded here: save the model as safetensors "
@@ -146,8 +149,9 @@ def find_files(path: Path) -> tuple[list[Path], list[str]]:
         return [path], []
     found: list[Path] = []
     notes: list[str] = []
+    skipped: list[str] = []
     seen = 0
-    for folder in _walk(path, depth=_DEPTH):
+    for folder in _walk(path, depth=_DEPTH, skipped=skipped):
         is_model = is_checkpoint(folder)
         if is_model:
             found.append(folder)
@@ -159,6 +163,8 @@ def find_files(path: Path) -> tuple[list[Path], list[str]]:
                     f"{path}: more than {_MOST_FILES} files: name the folder that is meant"
                 )
             is_away = file.is_symlink() and not stays_inside(file, directory=path)
+            if is_away and file.suffix in _WANTED:
+                skipped.append(file.as_posix())
             if is_away or not file.is_file() or not _is_wanted(file):
                 continue
             if not (is_model and file.suffix in _PICKLES):
@@ -168,20 +174,29 @@ def find_files(path: Path) -> tuple[list[Path], list[str]]:
             f"{path} holds no checkpoint (*.safetensors, modelopt_state.pth), *.onnx, engine plan "
             f"or layer report"
         )
+    if skipped:
+        notes.append(f"not searched (hidden, a link, or too deep): {listed(skipped)}")
     return found, notes
 
 
-def _walk(folder: Path, *, depth: int) -> Iterator[Path]:
-    """Yield a folder and those below it; not the inner one of a cache entry, which is read too."""
+def _walk(folder: Path, *, depth: int, skipped: list[str]) -> Iterator[Path]:
+    """Yield a folder and those below it; not the inner one of a cache entry, which is read too.
+
+    `skipped` gets those that are not searched.
+    """
     yield folder
-    for child in sorted(folder.iterdir()) if depth else ():
+    for child in sorted(folder.iterdir()):
         is_inner = child.name == "checkpoint" and is_checkpoint(folder)
-        if child.is_dir() and not (child.is_symlink() or child.name.startswith(".") or is_inner):
-            yield from _walk(child, depth=depth - 1)
+        if is_inner or not child.is_dir():
+            continue
+        if child.is_symlink() or child.name.startswith(".") or not depth:
+            skipped.append(child.as_posix())
+        else:
+            yield from _walk(child, depth=depth - 1, skipped=skipped)
 
 
 def _is_wanted(file: Path) -> bool:
-    if file.suffix in (".onnx", ".plan", ".engine", ".trt", ".gguf", *_PICKLES):
+    if file.suffix in _WANTED:
         return True
     if file.suffix == ".json":
         try:
@@ -192,5 +207,6 @@ def _is_wanted(file: Path) -> bool:
 
 
 def _note_pickles(folder: Path) -> list[str]:
-    found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".ckpt"))
-    return [f"{folder.name}/{name} is a pickle and was not read" for name in found[:5]]
+    found = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES and p.name != STATE)
+    more = [f"{len(found) - 5} more pickles in {folder.name} were not read"] * (len(found) > 5)
+    return [*(f"{folder.name}/{name} is a pickle and was not read" for name in found[:5]), *more]

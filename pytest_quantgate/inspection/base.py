@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.artifacts.checkpoints import CheckpointFiles, is_quantizer_part
 from pytest_quantgate.artifacts.dequantized import LayerWeight
 from pytest_quantgate.artifacts.layers import WEIGHTS
-from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
+from pytest_quantgate.artifacts.safetensors_file import FLOATS, Tensor, import_numpy
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.inspection.findings import Against, Finding, LayerError
@@ -31,8 +31,6 @@ _ROUNDING = 2.0**-8
 #: A weight is a layer of the base where the cosine of so many of its values is above this.
 _SAMPLED = 4096
 _SAME_COSINE = 0.8
-
-_FLOATS = ("F16", "BF16", "F32", "F64")
 
 #: Values that are compared at once.
 _STEP = 1 << 21
@@ -200,7 +198,7 @@ def _list_unclaimed(
             continue
         if files is not None or not weight.is_embedding:
             yield name
-    rest = [n for n, t in base.tensors.items() if len(t.shape) < 2 and t.dtype in _FLOATS]
+    rest = [n for n, t in base.tensors.items() if len(t.shape) < 2 and t.dtype in FLOATS]
     if not kept.isdisjoint(rest):  # the names are the same in both
         yield from (name for name in rest if name not in kept and tower_of(name) in towers)
 

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from pytest_quantgate.artifacts.checkpoint_operands import describe_checkpoint
-from pytest_quantgate.artifacts.checkpoints import STATE, CheckpointFiles, find_damage
+from pytest_quantgate.artifacts.checkpoints import (
+    STATE,
+    CheckpointFiles,
+    find_damage,
+    is_quantizer_part,
+)
 from pytest_quantgate.artifacts.labels import is_renamed
+from pytest_quantgate.artifacts.layers import Layer, find_layers
 from pytest_quantgate.artifacts.operands import Artifact
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
+from pytest_quantgate.artifacts.safetensors_file import FLOATS, import_numpy
+from pytest_quantgate.artifacts.weight_summary import summarize_tensor
 from pytest_quantgate.inspection.coverage import find_coverage, list_notes
 from pytest_quantgate.inspection.findings import Finding, Inspection
 from pytest_quantgate.inspection.headline import list_facts, make_rows, name_recipe, write_headline
 from pytest_quantgate.inspection.ranges import find_ranges, list_wide
+from pytest_quantgate.quantization.quantizers import owner_of, slot_of
 from pytest_quantgate.text.words import count, group, listed
+
+#: So many values, which no two layers have in common, are compared first.
+_LEAST_VALUES = 64
 
 #: What ModelOpt's state names where weights were compressed, and does not call.
 _COMPRESSED = re.compile(r"modelopt\.torch\.quantization\.qtensor\.\w+\.\w+QTensor")
@@ -25,6 +38,9 @@ def inspect_checkpoint(files: CheckpointFiles, *, label: str) -> tuple[Inspectio
     artifact = describe_checkpoint(files)
     findings = [
         *_find_state(files),
+        *_find_lost(files, artifact),
+        *_find_not_finite(files, artifact),
+        *_find_copies(files, artifact),
         *_find_export(files, artifact),
         *(
             finding
@@ -102,6 +118,83 @@ def _find_state(files: CheckpointFiles) -> Iterator[Finding]:
             cause="a file was edited, or copied from another checkpoint",
             next_step="restore the files, or save again",
             subjects=tuple(changed),
+        )
+
+
+def _find_lost(files: CheckpointFiles, artifact: Artifact) -> Iterator[Finding]:
+    """Yield weights that are not there, and whose scale, range or place in the index is."""
+    layers = {o.layer for o in artifact.operands if o.slot == "weight" and o.stored}
+    owners = (owner_of(n.removesuffix("._amax")) for n in files.tensors if _is_weight_scale(n))
+    lost = tuple(dict.fromkeys((*files.lost, *(name for name in owners if name not in layers))))
+    if lost:
+        yield Finding(
+            code="check.weight-missing",
+            headline=f"{count(len(lost), 'weight')} not there, whose scale is, or whose name is in "
+            f"the index: {listed(group(lost))}",
+            cause="a tensor that was lost when the file was edited or saved in parts",
+            next_step="save again: a loader fills what is missing with noise",
+            subjects=lost,
+        )
+
+
+def _is_weight_scale(name: str) -> bool:
+    whole, _, last = name.rpartition(".")
+    if last == "_amax":
+        return slot_of(whole) == "weight"
+    return last in ("weight_scale", "weight_scale_inv", "_weight_scale")
+
+
+def _find_not_finite(files: CheckpointFiles, artifact: Artifact) -> Iterator[Finding]:
+    """Yield tensors that are not quantized and hold NaN or infinities; a mask may."""
+    read = {o.layer for o in artifact.operands if o.summary}
+    seen = {layer.tensor_name for layer in find_layers(files.tensors) if layer.name in read}
+    odd = [
+        name
+        for name, tensor in files.tensors.items()
+        if tensor.dtype in FLOATS
+        and name not in seen
+        and not is_quantizer_part(name, files.state)
+        and "mask" not in name
+        and summarize_tensor(tensor, format="", ranges=None).not_finite
+    ]
+    if odd:
+        yield Finding(
+            code="check.not-finite",
+            headline=f"{count(len(odd), 'unquantized tensor')} with NaN or infinite values: "
+            f"{listed(group(odd))}",
+            cause="a value that overflowed in half precision, or a damaged file",
+            next_step="save again from a finite model",
+            subjects=tuple(odd),
+        )
+
+
+def _find_copies(files: CheckpointFiles, artifact: Artifact) -> Iterator[Finding]:
+    """Yield quantized weights of several layers that are the same, code by code."""
+    numpy = import_numpy()
+    on = {o.layer for o in artifact.operands if o.slot == "weight" and o.is_quantized}
+    groups: dict[tuple[Any, ...], list[Layer]] = {}
+    for layer in find_layers(files.tensors):
+        tensor = layer.tensor
+        if layer.name in on and layer.kind == "linear" and tensor.count >= _LEAST_VALUES:
+            begin = tensor.raw(0, _LEAST_VALUES).tobytes()
+            groups.setdefault((tensor.shape, tensor.dtype, begin), []).append(layer)
+    same = [
+        layer.name
+        for first, *others in groups.values()
+        if others and first.tensor.raw().any()
+        for layer in others
+        if numpy.array_equal(layer.tensor.raw(), first.tensor.raw())
+        for layer in (first, layer)
+    ]
+    names = tuple(dict.fromkeys(same))
+    if names:
+        yield Finding(
+            code="check.weights-equal",
+            headline=f"{count(len(names), 'quantized weight')} with the codes of another layer: "
+            f"{listed(group(names))}",
+            cause="a layer that was written over with another, or one that the model has twice",
+            next_step="compare with the base: quantgate check THIS --base FP16",
+            subjects=names,
         )
 
 

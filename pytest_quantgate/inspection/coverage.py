@@ -28,11 +28,12 @@ def find_coverage(
     there what it found, and nobody what was meant.
     """
     linear = [o for o in operands if o.kind == "linear" and o.slot == "weight"]
-    if not any(o.is_quantized for o in operands):
+    if not any(o.is_quantized and o.slot not in ("input", "output") for o in operands):
+        alone = sum(o.is_quantized for o in operands)
         yield Finding(
             code="check.not-quantized",
             headline=f"nothing is quantized: {count(len(linear), 'Linear layer')} in full "
-            f"precision",
+            f"precision" + (f", {count(alone, 'input')} in front of them is rounded" * bool(alone)),
             cause="the model that came in was saved or exported; or, with ModelOpt, its state was "
             "not saved with it (mto.enable_huggingface_checkpointing())",
             next_step="name the quantized file; as the base of another one: "

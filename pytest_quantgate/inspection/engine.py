@@ -21,6 +21,7 @@ _WORDS: dict[Precision, str] = {
     "other": "other",
 }
 _NARROW = tuple(narrow_precisions())
+_MULTIPLY = ("gemm", "matmul", "conv", "attention")
 _KINDS = {
     "gemm": "GEMM with weights",
     "matmul": "product of activations",
@@ -112,10 +113,14 @@ def _make_rows(layers: Sequence[EngineLayer]) -> tuple[Row, ...]:
 def _find(layers: Sequence[EngineLayer]) -> Iterator[Finding]:
     gemms = [layer for layer in layers if layer.kind == "gemm"]
     narrow = [layer for layer in gemms if layer.precision in _NARROW]
-    if gemms and not narrow:
+    multiply = [layer for layer in layers if layer.kind in _MULTIPLY]
+    if not any(layer.precision in _NARROW for layer in gemms or multiply):
+        kernels = count(len(layers), "kernel")
         yield Finding(
             code="check.not-quantized",
-            headline=f"no GEMM of {len(gemms)} runs in 8 bits",
+            headline=f"no GEMM of {len(gemms)} runs in 8 bits"
+            if gemms
+            else f"nothing in 8 bits multiplies, and no GEMM was recognised among {kernels}",
             cause="the ONNX file has no Q/DQ pairs, or only on weights, or this GPU has no kernel "
             "of that format",
             next_step="check the ONNX file that it was built from: quantgate check FILE.onnx",

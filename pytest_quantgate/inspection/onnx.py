@@ -84,6 +84,15 @@ def _find_pairs(parts: OnnxPart) -> Iterator[Finding]:
             next_step="export again without that pass",
             subjects=parts.lone,
         )
+    if parts.unread:
+        yield Finding(
+            code="check.pair-unread",
+            headline=f"{count(len(parts.unread), 'DequantizeLinear')} that nothing reads: "
+            f"{listed(group(parts.unread))}",
+            cause="a pass over the graph that put the value in full precision back in its place",
+            next_step="export again without that pass",
+            subjects=parts.unread,
+        )
     if parts.unequal:
         yield Finding(
             code="check.pair-disagrees",

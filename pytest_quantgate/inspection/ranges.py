@@ -134,6 +134,19 @@ def _find_codes(operands: Sequence[Operand]) -> Iterator[Finding]:
             next_step="quantize again from finite weights",
             subjects=tuple(names),
         )
+    empty = [
+        o.layer
+        for o in operands
+        if o.summary and o.values and not (any(o.summary.largest) or o.summary.not_finite)
+    ]
+    if empty:
+        yield Finding(
+            code="check.weight-zero",
+            headline=f"{count(len(empty), 'quantized weight')} all zero: {listed(group(empty))}",
+            cause="a scale far too large when it was quantized, or a tensor that was never filled",
+            next_step="quantize again",
+            subjects=tuple(empty),
+        )
     beyond = [o for o in operands if o.summary and o.summary.beyond]
     if beyond:
         names = [o.layer for o in beyond]

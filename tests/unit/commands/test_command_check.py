@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -118,6 +119,26 @@ def test_what_lies_beside_a_checkpoint_is_checked_too(
     assert [Path(f["path"]).name for f in found["files"]] == ["good", "layers.json"]
     assert [Path(r["path"]).name for r in found["refused"]] == ["vision.onnx"]
     assert found["notes"] == ["good/pytorch_model.bin is a pickle and was not read"]
+
+
+def test_what_is_not_searched_is_said(
+    good: Path, spoiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "all"
+    deep = folder / "1/2/3/4/5"
+    deep.mkdir(parents=True)
+    for place in (folder / "good", folder / ".hidden", deep / "deep"):
+        shutil.copytree(spoiled if place.name != "good" else good, place)
+    (folder / "link").symlink_to(spoiled)
+    (tmp_path / "away.onnx").write_bytes(b"")
+    (folder / "m.onnx").symlink_to(tmp_path / "away.onnx")
+
+    assert main(["check", str(folder), "--json", "-"]) == 0
+
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert note.startswith("not searched (hidden, a link, or too deep): ")
+    for name in (".hidden", "link", "1/2/3/4/5", "m.onnx"):
+        assert f"{folder.as_posix()}/{name}" in note
 
 
 def test_every_operand_is_in_the_json_and_shown_on_request(

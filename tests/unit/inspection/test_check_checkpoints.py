@@ -27,6 +27,7 @@ from tests.unit.inspection.quantized_files import (
 )
 
 FC1 = "vision_model.encoder.layers.1.mlp.fc1"
+NORM = "text_model.encoder.layers.0.layer_norm1"
 K_PROJ = "text_model.encoder.layers.0.self_attn.k_proj"
 
 Make = Callable[..., Path]
@@ -67,6 +68,10 @@ def cut(name: str, size: int) -> Edit:
         tensors[name] = (kind, array.reshape(-1)[:size])
 
     return edit
+
+
+def copy_codes(tensors: Tensors) -> None:
+    tensors[f"{FC1}.weight"] = tensors[f"{FC1}.weight".replace(".1.", ".2.")]
 
 
 def restore(tensors: Tensors) -> None:
@@ -114,6 +119,12 @@ PLANTED: list[tuple[str, Edit, str]] = [
     ("no number in scales", cut(f"{FC1}.weight_scale", 0), "check.range-missing"),
     ("scales of fewer rows", cut(f"{FC1}.weight_scale", 5), "check.scale-shape"),
     ("scales and float weights", restore, "check.format-unknown"),
+    ("no weight", drop(f"{FC1}.weight"), "check.weight-missing"),
+    ("all codes 0", scale_of(f"{FC1}.weight", 0), "check.weight-zero"),
+    ("codes of another layer", copy_codes, "check.weights-equal"),
+    ("NaN in a norm", scale_of(f"{NORM}.weight", float("nan")), "check.not-finite"),
+    ("infinite bias", scale_of(f"{FC1}.bias", float("inf")), "check.not-finite"),
+    ("NaN in what scales the logits", scale_of("logit_scale", float("nan")), "check.not-finite"),
     ("vision off", unquantize("vis"), "check.tower-off"),
     ("text off", unquantize("text"), "check.tower-off"),
     ("a block off", unquantize("vision_model.encoder.layers.1."), "check.layers-off"),
@@ -155,9 +166,10 @@ def test_inputs_of_range_1_are_those_of_smoothquant(
 def test_codes_under_scales_of_blocks_are_read_through(tmp_path: Path) -> None:
     """As in FP8 with one scale for 8 x 8 values: they do not lie beside each other."""
     tensors: Tensors = {}
+    random = np.random.default_rng(0)
     for block in range(3):
         name = f"model.layers.{block}.mlp.up_proj"
-        tensors[f"{name}.weight"] = ("F8_E4M3", np.full((16, 16), 0x38))
+        tensors[f"{name}.weight"] = ("F8_E4M3", random.integers(0x7E, size=(16, 16)))
         tensors[f"{name}.weight_scale_inv"] = ("F32", np.array([[0.1, 0.2], [0.3, 0.4 + block]]))
     tensors["model.layers.1.mlp.up_proj.weight"][1][3, 4] = 0x7F
     write_safetensors(tmp_path / "model.safetensors", tensors)
@@ -233,13 +245,33 @@ def test_a_plain_model_says_that_nothing_is_quantized(plain: Path) -> None:
 
 def test_a_missing_shard_is_named(make_checkpoint: Make) -> None:
     folder = make_checkpoint()
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    index = {
+        "weight_map": {"logit_scale": "model.safetensors", "b": "model-00002-of-00002.safetensors"}
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
     found = inspect(folder)
 
     assert codes(found) == {"check.shard-missing"}
     assert found.findings[0].subjects == ("model-00002-of-00002.safetensors",)
+
+
+def test_a_tensor_that_the_index_alone_names_is_missing(make_checkpoint: Make) -> None:
+    folder = make_checkpoint()
+    index = {"weight_map": {"a": "model.safetensors", "logit_scale": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    found = inspect(folder)
+
+    assert codes(found) == {"check.weight-missing"}
+    assert found.findings[0].subjects == ("a",)
+
+
+def test_a_mask_may_be_infinite(make_checkpoint: Make) -> None:
+    def mask(tensors: Tensors) -> None:
+        tensors["text_model.attn_mask"] = ("F32", np.triu(np.full((4, 4), -np.inf), 1))
+
+    assert codes(inspect(make_checkpoint(mask))) == set()
 
 
 def test_one_file_is_checked_as_its_folder(make_checkpoint: Make) -> None:
@@ -365,17 +397,17 @@ def test_layers_of_other_names_are_found_beside_those_of_the_same(
 
 
 def test_two_layers_have_two_partners(make_checkpoint: Make, tmp_path: Path) -> None:
-    def copy_codes(tensors: Tensors) -> None:
+    def copy_layer(tensors: Tensors) -> None:
         for name in [n for n in tensors if n.startswith(FC1)]:
             tensors[name] = tensors[name.replace(".1.", ".2.")]
 
     base = write_base(tmp_path / "base", rename("layers", "h"))
 
-    found = inspect(make_checkpoint(copy_codes), base=base)
+    found = inspect(make_checkpoint(copy_layer), base=base)
 
     assert found.against is not None
     assert (found.against.found, found.against.by_values) == (39, 35)
-    assert codes(found) == {"check.base-unmatched", "check.base-missing"}
+    assert codes(found) == {"check.base-unmatched", "check.base-missing", "check.weights-equal"}
 
 
 def test_a_name_that_fits_two_layers_of_the_base_is_that_of_neither(

@@ -75,6 +75,29 @@ def test_an_engine_without_8_bits_is_not_quantized(tmp_path: Path) -> None:
     assert codes(inspect(write(tmp_path / "l.json", layers))) == {"check.not-quantized"}
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [{}],
+        [layer("a", kind="Shuffle")],
+        [layer("conv1", kind="CaskConvolution", types=("Half",), Weights={"Type": "Half"})],
+        [layer("/layers.0/attn/MatMul", types=("Half",))],
+    ],
+)
+def test_a_report_in_which_nothing_multiplies_in_8_bits(tmp_path: Path, layers: list[Any]) -> None:
+    found = inspect(write(tmp_path / "l.json", layers))
+
+    assert codes(found) == {"check.not-quantized"}
+    assert "no GEMM was recognised among 1 kernel" in found.findings[0].headline
+
+
+@pytest.mark.parametrize("row", ["a", 1, None])
+def test_a_report_with_a_row_that_is_no_layer_is_refused(tmp_path: Path, row: Any) -> None:
+    (refusal,) = inspect_paths([write(tmp_path / "l.json", [gemm(0, "FP8"), row])]).refusals
+
+    assert "a layer of it is no mapping" in refusal.reason
+
+
 def test_a_report_of_names_alone_says_which_flag_to_set(tmp_path: Path) -> None:
     found = inspect(write(tmp_path / "l.json", ["a", "b"]))
 

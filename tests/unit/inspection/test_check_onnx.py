@@ -346,6 +346,44 @@ def test_scales_that_do_not_fit_their_weight(
     assert len(found.against.layers) == 3 - len(expected)
 
 
+def read_plain(*ends: str) -> Callable[[Graph], None]:
+    """Have the layers read what their pairs quantize, not what these make."""
+
+    def edit(graph: Graph) -> None:
+        pairs = {n.output[0]: n.output[0][:-2] for n in graph.nodes if n.name.endswith("/d")}
+        before = {n.name: n.input[0] for n in graph.nodes if n.name.endswith("/q")}
+        for node in graph.nodes:
+            if node.op_type == "MatMul":
+                node.input[:] = [
+                    before[f"{pairs[n]}/q"] if n.endswith(ends) else n for n in node.input
+                ]
+
+    return edit
+
+
+def dequantize_for_nobody(graph: Graph) -> None:
+    inputs = [graph.constant("w", np.ones((4, 4)), np.int8), graph.constant("s", 0.1)]
+    graph.nodes.insert(0, helper.make_node("DequantizeLinear", inputs, ["d"], "nobody"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (dequantize_for_nobody, {*FLOAT, "check.pair-unread"}),
+        (read_plain("x_d"), {*FLOAT, "check.pair-unread"}),
+        (read_plain("w_d"), {"check.not-quantized", "check.pair-unread"}),
+        (read_plain("x_d", "w_d"), {"check.not-quantized", "check.pair-unread"}),
+    ],
+)
+def test_pairs_that_nothing_reads(
+    tmp_path: Path, edit: Callable[[Graph], None], expected: set[str]
+) -> None:
+    graph = chain(Graph())
+    edit(graph)
+
+    assert codes(inspect(graph.save(tmp_path / "m.onnx"))) == expected
+
+
 @pytest.mark.parametrize("operator", ["Mul", "Where", "DequantizeLinear"])
 def test_a_node_with_too_few_inputs_is_refused(tmp_path: Path, operator: str) -> None:
     graph = Graph()

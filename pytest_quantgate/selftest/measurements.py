@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.encoders.faults import image_size
-from pytest_quantgate.evidence.audit import Audit
+from pytest_quantgate.evidence.audit import Audit, CalibrationRun
 from pytest_quantgate.evidence.fidelity import Fidelity
 from pytest_quantgate.evidence.onnx import OnnxAudit
 from pytest_quantgate.evidence.outcomes import Outcomes
@@ -76,7 +76,7 @@ def _sanity() -> tuple[Sabotage, ...]:
 
     def on_reading(**changes: object) -> Spoil:
         def change(sanity: Sanity) -> Sanity | None:
-            if not sanity.reading.pools_end:
+            if not (sanity.reading.count and sanity.reading.pools_end):
                 return None  # no end token to lose
             changed = dataclasses.replace(sanity.reading, **changes)  # type: ignore[arg-type]
             return dataclasses.replace(sanity, reading=changed)
@@ -179,47 +179,55 @@ def _coverage() -> tuple[Sabotage, ...]:
 
 
 def _calibration() -> tuple[Sabotage, ...]:
-    def on_run(**changes: object) -> Spoil:
-        def spoil(case: Case, _key: str) -> Case:
-            run = dataclasses.replace(case.calibration_run, **changes)
-            return exchange(case, calibration_run=run)
+    def on_run(change: Callable[[CalibrationRun], CalibrationRun]) -> Spoil:
+        def spoil(case: Case, _key: str) -> Case | None:
+            run = case.calibration_run
+            if run.given:
+                return None  # a checkpoint does not tell how it was calibrated
+            return exchange(case, calibration_run=change(run))
 
         return spoil
 
-    def overlap(case: Case, _key: str) -> Case:
-        run = case.calibration_run
+    def no_batch(run: CalibrationRun) -> CalibrationRun:
+        idle = dict.fromkeys(run.tower_batches, 0)
+        return dataclasses.replace(run, batches=0, tower_batches=idle)
+
+    def idle_tower(run: CalibrationRun) -> CalibrationRun:
+        *_, last = run.tower_batches
+        return dataclasses.replace(run, tower_batches={**run.tower_batches, last: 0})
+
+    def nonfinite(run: CalibrationRun) -> CalibrationRun:
+        return dataclasses.replace(run, nonfinite=("image 0",))
+
+    def overlap(run: CalibrationRun) -> CalibrationRun:
         ((content, _), *_rest) = run.sample_hashes
-        return exchange(
-            case,
-            calibration_run=dataclasses.replace(
-                run, held_out_hashes=(*run.held_out_hashes, (content, "a copy"))
-            ),
-        )
+        copy = (content, "a copy")
+        return dataclasses.replace(run, held_out_hashes=(*run.held_out_hashes, copy))
 
     return (
         Sabotage(
             name="no calibration batch",
             gate="calibration",
             cause="no batch was ever calibrated on",
-            spoil=on_run(batches=0, tower_batches={"vision": 0, "text": 0}),
+            spoil=on_run(no_batch),
         ),
         Sabotage(
-            name="calibrated with images only",
+            name="one tower never calibrated",
             gate="calibration",
-            cause="the text tower was never calibrated",
-            spoil=on_run(tower_batches={"text": 0}),
+            cause=r"the \w+ tower was never calibrated",
+            spoil=on_run(idle_tower),
         ),
         Sabotage(
             name="NaN in the calibration data",
             gate="calibration",
             cause="calibration data holds NaN or Inf",
-            spoil=on_run(nonfinite=("image 0",)),
+            spoil=on_run(nonfinite),
         ),
         Sabotage(
             name="calibrated on what is judged",
             gate="calibration",
             cause="also calibrated the quantizers",
-            spoil=overlap,
+            spoil=on_run(overlap),
         ),
     )
 
@@ -256,7 +264,7 @@ def _fidelity() -> tuple[Sabotage, ...]:
 
     def one_tower(case: Case, _key: str) -> Case:
         found: Fidelity = case.fidelity()
-        return exchange(case, fidelity=lambda: dataclasses.replace(found, towers=found.towers[:1]))
+        return exchange(case, fidelity=lambda: dataclasses.replace(found, towers=found.towers[:-1]))
 
     return (
         Sabotage(
@@ -484,7 +492,7 @@ def _roundtrip() -> tuple[Sabotage, ...]:
             cause="embeddings differ after the restore",
             spoil=on_roundtrip(
                 lambda found: dataclasses.replace(
-                    found, equal={**found.equal, "vision": False}, max_abs_difference=1.0
+                    found, equal=dict.fromkeys(found.equal, False), max_abs_difference=1.0
                 )
             ),
         ),

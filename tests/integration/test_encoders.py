@@ -85,3 +85,22 @@ def test_what_needs_texts_says_so(write: Callable[[str], None], run_gates: Run) 
             "*vit: do not ship: coverage, accuracy*",
         ]
     )
+
+
+def test_the_selftest_plants_in_one_tower_what_it_can(
+    write: Callable[[str], None], run_gates: Run
+) -> None:
+    write("  calibration: {max_clipped: 5%}\n  fidelity: {min_sqnr: 10dB, samples: 32}\n")
+
+    result = run_gates("--quantgate-selftest")
+
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*PROVEN        sanity: red on 2 of 2 sabotages",
+            "*PROVEN        calibration: red on 7 of 7 sabotages*",
+            "*red    one tower never calibrated: the vision tower was never*",
+            "*PROVEN        fidelity: red on 3 of 3 sabotages",
+            "*red    one tower never compared: no embeddings of the vision*",
+        ]
+    )

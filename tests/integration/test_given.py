@@ -271,3 +271,16 @@ def test_init_writes_nothing_for_what_a_suite_cannot_take(
 
     assert "holds no modelopt_state.pth" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_the_selftest_plants_nothing_in_a_calibration_that_nobody_saw(
+    handed_over: Callable[..., Path],
+    write: Callable[..., None],
+    run_gates: Run,
+) -> None:
+    write(checkpoint=handed_over())
+
+    result = run_gates("--quantgate-selftest", "-k", "calibration")
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*PROVEN        calibration: red on 3 of 3 sabotages*"])

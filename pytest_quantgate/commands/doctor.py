@@ -107,7 +107,7 @@ def _check_lines(checks: Sequence[Check]) -> list[str]:
 
 def _verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
     if not verdicts:
-        return ["  OK       config, tokenizer and image processor fit together"]
+        return ["  OK       config.json and the files beside it fit together"]
     return [
         f"  {'BROKEN' if verdict.status is Status.FAIL else 'NOTE':<8} "
         f"{verdict.headline.removeprefix('sanity: ')} [{verdict.code}]{_mend(verdict.next_step)}"

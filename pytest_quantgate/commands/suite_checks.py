@@ -22,7 +22,7 @@ from pytest_quantgate.suite.specs import Suite
 from pytest_quantgate.suite.where import expand_path
 
 if TYPE_CHECKING:
-    from pytest_quantgate.evidence.sanity import TaskSanity, TextPlaces
+    from pytest_quantgate.evidence.sanity import Fault, TaskSanity, TextPlaces
     from pytest_quantgate.evidence.verdict import Verdict
 
 #: What a module pattern of ours or of ModelOpt's can be made of.
@@ -269,16 +269,14 @@ def check_files(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Verdict, .
     """
     from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
     from pytest_quantgate.gates.sanity import list_faults
-    from pytest_quantgate.measure.model_checks import inspect_checkpoint
 
     directory, name = _find_model(suite, environ=environ)
-    faults = inspect_checkpoint(directory, dtype=suite.model.dtype) if directory else ()
     tasks = _read_tasks(suite, directory=directory, environ=environ)
     sanity = Sanity(
         data=suite.calibration.data,
         pairs=0,
         reading=NO_TEXTS,
-        faults=faults,
+        faults=_look_at(directory, dtype=suite.model.dtype),
         tasks=tuple(task for task, _ in tasks),
     )
     return list_faults(
@@ -290,11 +288,20 @@ def check_model_folder(directory: Path) -> tuple[Verdict, ...]:
     """Return what the sanity gate would say of the files of a checkpoint."""
     from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
     from pytest_quantgate.gates.sanity import list_faults
-    from pytest_quantgate.measure.model_checks import inspect_checkpoint
 
-    faults = inspect_checkpoint(directory)
-    sanity = Sanity(data="", pairs=0, reading=NO_TEXTS, faults=faults)
+    sanity = Sanity(data="", pairs=0, reading=NO_TEXTS, faults=_look_at(directory))
     return list_faults(sanity, model=directory.name, places={}, doubts=True)
+
+
+def _look_at(directory: Path | None, *, dtype: str = "float16") -> tuple[Fault, ...]:
+    """Return what is wrong with a checkpoint's files, or why they were not looked at."""
+    from pytest_quantgate.encoders import faults
+    from pytest_quantgate.measure.model_checks import find_unknown, inspect_checkpoint
+
+    if directory is None:
+        return (faults.absent(),)
+    unknown = find_unknown(directory)
+    return (unknown,) if unknown else inspect_checkpoint(directory, dtype=dtype)
 
 
 def _find_model(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Path | None, str]:

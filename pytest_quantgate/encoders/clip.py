@@ -67,6 +67,16 @@ def finish_tokenizer(tokenizer: Any, *, begin: tuple[str, int], end: tuple[str, 
     tokenizer.post_processor = RobertaProcessing(end, begin, add_prefix_space=False)
 
 
+#: What `CLIPImageProcessor` does where a file says nothing.
+PROCESSING: Mapping[str, Any] = {
+    "do_resize": True,
+    "size": {"shortest_edge": 224},
+    "do_center_crop": True,
+    "crop_size": 224,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+
 FAMILY = EncoderFamily(
     name="clip",
     pretrained={
@@ -96,14 +106,7 @@ FAMILY = EncoderFamily(
                     "num_attention_heads": 8,
                 },
             },
-            processing={
-                "do_resize": True,
-                "size": {"shortest_edge": 224},
-                "do_center_crop": True,
-                "crop_size": 224,
-                "image_mean": (0.48145466, 0.4578275, 0.40821073),
-                "image_std": (0.26862954, 0.26130258, 0.27577711),
-            },
+            processing=PROCESSING,
             tokenizer=TokenizerClass(
                 names=("CLIPTokenizer", "CLIPTokenizerFast"),
                 special={

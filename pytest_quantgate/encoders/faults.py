@@ -13,6 +13,35 @@ def fault_error(fault: Fault, *, model: str) -> ModelError:
     return ModelError(f"{model}: {fault.text}: {fault.fix}", code=f"sanity.{fault.finding}")
 
 
+def unknown(reason: str) -> Fault:
+    """A folder that is no checkpoint of a known family: nothing in it can be looked at."""
+    return Fault(
+        finding="config",
+        text=reason,
+        fix="name a folder that save_pretrained of a model of transformers wrote",
+    )
+
+
+def unsaid(model_type: str) -> Fault:
+    """A family that does not say what the files of its checkpoints leave out."""
+    return Fault(
+        finding="not-looked-at",
+        text=f"its files were not held against one another: the family of model_type "
+        f"{model_type!r} does not say what they leave out",
+        fix="quantgate validate --deep runs a sample through FP16",
+        certain=False,
+    )
+
+
+def absent() -> Fault:
+    return Fault(
+        finding="not-looked-at",
+        text="its files are not on this machine: nothing of them was looked at",
+        fix="run it where they are",
+        certain=False,
+    )
+
+
 def image_size(*, made: Sequence[int], taken: Sequence[int]) -> Fault:
     """Pixel values [C, H, W] of another shape than the vision tower takes."""
     sizes = [f"{shape[0]} x {shape[1]} x {shape[2]}" for shape in (made, taken)]
@@ -30,6 +59,14 @@ def preprocessing(reason: str) -> Fault:
         finding="preprocessing",
         text=f"its image processor cannot prepare an image: {reason}",
         fix="compare its preprocessor_config.json with the original's",
+    )
+
+
+def no_image_processor() -> Fault:
+    return Fault(
+        finding="preprocessing",
+        text="its folder holds no image processor (preprocessor_config.json)",
+        fix="save it too: image_processor.save_pretrained(FOLDER)",
     )
 
 

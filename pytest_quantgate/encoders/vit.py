@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.encoders import clip
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained
 from pytest_quantgate.encoders.towers import AttentionSpec, TowerSpec
 from pytest_quantgate.evidence.audit import TowerName
@@ -117,6 +118,22 @@ def _as_pair(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _settings(*, patch_size: int, **others: int) -> Mapping[str, Mapping[str, Any]]:
+    """Return the sizes that transformers takes where config.json says nothing: the base model's."""
+    sizes = {"num_channels": 3, "hidden_size": 768, "num_hidden_layers": 12}
+    heads = {"image_size": 224, "num_attention_heads": 12}
+    return {"": {**sizes, **heads, "patch_size": patch_size, **others}}
+
+
+_HALF = (0.5, 0.5, 0.5)
+
+#: What `BitImageProcessor` does, with the mean and std of ImageNet, on which DINOv2 was trained.
+_DINOV2 = {
+    **clip.PROCESSING,
+    "image_mean": (0.485, 0.456, 0.406),
+    "image_std": (0.229, 0.224, 0.225),
+}
+
 FAMILY = EncoderFamily(
     name="vit",
     pretrained={
@@ -127,6 +144,13 @@ FAMILY = EncoderFamily(
             image_processor="ViTImageProcessor",
             options={"add_pooling_layer": False},
             unused=("pooler.",),
+            settings=_settings(patch_size=16, intermediate_size=3072),
+            processing={
+                "do_resize": True,
+                "size": {"height": 224, "width": 224},
+                "image_mean": _HALF,
+                "image_std": _HALF,
+            },
         ),
         "dinov2": Pretrained(
             towers=ONE_TOWER,
@@ -134,6 +158,8 @@ FAMILY = EncoderFamily(
             model="Dinov2Model",
             image_processor="BitImageProcessor",
             any_size=True,
+            settings=_settings(patch_size=14),
+            processing=_DINOV2,
         ),
         "dinov2_with_registers": Pretrained(
             towers=ONE_TOWER,
@@ -141,12 +167,16 @@ FAMILY = EncoderFamily(
             model="Dinov2WithRegistersModel",
             image_processor="BitImageProcessor",
             any_size=True,
+            settings=_settings(patch_size=16, num_register_tokens=4),
+            processing=_DINOV2,
         ),
         "clip_vision_model": Pretrained(
             towers=ONE_TOWER,
             config="CLIPVisionConfig",
             model="CLIPVisionModel",
             image_processor="CLIPImageProcessor",
+            settings=_settings(patch_size=32, intermediate_size=3072),
+            processing=clip.PROCESSING,
         ),
     },
     describe_towers=describe_towers,

@@ -2,7 +2,7 @@
 but those of the embeddings.
 
 What transformers makes of the same files is checked by the sanity gate; here stands what can be
-said before. A file that is missing or damaged is said by `encoders/loading.py`: no fault here.
+said before. A file that is damaged is said by `encoders/loading.py`: no fault here.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from pytest_quantgate.untrusted import parse_json, read_regular
 #: A folder with none of these has no tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
 #: A tokenizer's length that means that it has none.
 NO_LENGTH = 10**9
 
@@ -41,8 +43,8 @@ FEWEST_WORDS = 3
 def inspect_checkpoint(directory: Path, *, dtype: str = "float16") -> tuple[Fault, ...]:
     """Return what is wrong with the files of a checkpoint of a known family, causes first.
 
-    Empty for a folder that holds no such checkpoint. What can only be told by tokenizing is left
-    out where the package tokenizers is not installed.
+    Empty for a folder that `find_unknown` has something to say of. What can only be told by
+    tokenizing is left out where the package tokenizers is not installed.
     """
     files = CheckpointFiles(directory)
     if not files.towers:
@@ -51,6 +53,27 @@ def inspect_checkpoint(directory: Path, *, dtype: str = "float16") -> tuple[Faul
     if dtype == "float16":
         found += _check_range(files)
     return tuple(found)
+
+
+def find_unknown(directory: Path) -> Fault | None:
+    """Return why `inspect_checkpoint` has nothing to say of a folder; None where it looked."""
+    path = directory / "config.json"
+    try:
+        config = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
+        if not isinstance(config, Mapping):
+            return faults.unknown(f"{path} is no JSON object")
+        describe_settings(config)
+    except (OSError, ValueError) as error:
+        return faults.unknown(f"{path} is missing or unreadable: {error}")
+    except ModelError as error:
+        family = find_family(config.get("model_type"))
+        if family is None or family.pretrained[config["model_type"]].settings:
+            return faults.unknown(f"{path}: {error}")
+        return faults.unsaid(config["model_type"])
+    usual = CheckpointFiles(directory).usual
+    if usual is not None and usual.image_processor and not usual.processing:
+        return faults.unsaid(config["model_type"])
+    return None
 
 
 def read_texts_of_files(directory: Path) -> TextReader | None:
@@ -111,7 +134,9 @@ class CheckpointFiles:
 
     @cached_property
     def processor(self) -> Mapping[str, Any] | None:
-        return self._read("preprocessor_config.json")
+        """What the image processor does; as in transformers, that of the processor comes first."""
+        inner = (self._read("processor_config.json") or {}).get("image_processor")
+        return inner if isinstance(inner, dict) else self._read("preprocessor_config.json")
 
     @cached_property
     def tokenizer_config(self) -> Mapping[str, Any]:
@@ -224,12 +249,16 @@ class CheckpointFiles:
 
 def _check_processor(files: CheckpointFiles) -> Iterator[Fault]:
     tower, usual = files.tower("vision"), files.usual
-    if files.processor is None or tower is None or usual is None or not usual.processing:
+    if tower is None or usual is None or not usual.processing:
+        return
+    if files.processor is None:
+        if not any((files.directory / name).exists() for name in PROCESSOR_FILES):
+            yield faults.no_image_processor()
         return
     processor = {**usual.processing, **files.processor}
     taken = tower.inputs["pixel_values"]
     made = _size_made(processor)
-    if made is not None and made != tuple(taken[1:]):
+    if made is not None and made != tuple(taken[1:]) and not usual.any_size:
         yield faults.image_size(made=(taken[0], *made), taken=taken)
     for key in ("do_rescale", "do_normalize"):
         if processor.get(key) is False:

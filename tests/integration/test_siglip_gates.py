@@ -246,7 +246,7 @@ def test_the_commands_know_it(
 
     assert main(["validate", "--deep", str(suite)], environ={}) == 0
     assert main(["doctor", str(MODEL)], environ={}) == 0
-    assert "config, tokenizer and image processor fit together" in capsys.readouterr().out
+    assert "config.json and the files beside it fit together" in capsys.readouterr().out
 
     written = ["init", "--model", str(MODEL), "--data", str(PHOTOS), "--recipe", "fp8-attention"]
     assert main([*written, "--target", "sm89", "--output", "-"], environ={}) == 0

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pytest_quantgate.commands.cli import main
+from pytest_quantgate.encoders import families, vit
 from pytest_quantgate.evidence.sanity import Fault
-from pytest_quantgate.measure.model_checks import inspect_checkpoint, read_texts_of_files
+from pytest_quantgate.measure.model_checks import (
+    find_unknown,
+    inspect_checkpoint,
+    read_texts_of_files,
+)
+from tests.vision_encoders import KINDS, save_vision_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -287,11 +295,89 @@ def test_texts_are_read_as_by_the_model(tiny_clip: Path, copy_clip: Callable[...
     assert (cut.distinct, cut.without_end, cut.pooled) == (1, 2, "<|startoftext|>")
 
 
-def test_a_folder_of_another_kind_is_left_to_who_loads_it(
-    tmp_path: Path, copy_clip: Callable[..., Path]
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (None, "config.json is missing or unreadable"),
+        ("{", "config.json is missing or unreadable"),
+        ("[]", "config.json is no JSON object"),
+        ('{"model_type": "blip"}', "model_type is 'blip', a suite needs"),
+        ('{"model_type": "vit", "patch_size": 0}', "patch_size is 0, expected 1 to"),
+    ],
+)
+def test_a_folder_that_nobody_looks_at_is_not_called_good(
+    tmp_path: Path, config: str | None, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config, encoding="utf-8")
+
+    found = find_unknown(tmp_path)
+
     assert inspect_checkpoint(tmp_path) == ()
-    assert inspect_checkpoint(copy_clip(config=lambda c: c.update(model_type="blip"))) == ()
+    assert found is not None
+    assert found.certain
+    assert reason in found.text
+    assert main(["doctor", str(tmp_path)], environ={}) == 1
+    shown = capsys.readouterr()
+    assert ("[sanity.config]" if config else "no *.quantgate.yaml") in shown.out + shown.err
+
+
+def test_a_family_that_says_nothing_is_not_called_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one of another package may be that leaves out what is not needed to load a model."""
+    save_vision_encoder("vit", tmp_path)
+    silent = {
+        kind: replace(usual, settings={}, processing={})
+        for kind, usual in vit.FAMILY.pretrained.items()
+    }
+    monkeypatch.setattr(families, "_OWN", (replace(vit.FAMILY, pretrained=silent),))
+
+    assert main(["doctor", str(tmp_path)], environ={}) == 0
+    shown = capsys.readouterr().out
+    assert "NOTE" in shown
+    assert "not held against one another" in shown
+    assert "fit together" not in shown
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_of_a_vision_encoder_are_looked_at(kind: str, tmp_path: Path) -> None:
+    save_vision_encoder(kind, tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    good = json.loads(path.read_text("utf-8"))
+
+    def found(**changes: Any) -> list[str]:
+        path.write_text(json.dumps({**good, **changes}), encoding="utf-8")
+        return [fault.finding for fault in certain(tmp_path)]
+
+    assert found() == []
+    assert found(image_std=[0, 0, 0]) == ["pixel-range"]
+    larger = {"height": 40, "width": 40}
+    any_size = kind not in ("vit", "clip")
+    assert found(size=larger, crop_size=larger) == ([] if any_size else ["image-size"])
+    path.unlink()
+    assert [fault.finding for fault in certain(tmp_path)] == ["preprocessing"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_usual_sizes_are_those_of_transformers(kind: str) -> None:
+    import transformers
+
+    _, config, _, _ = KINDS[kind]
+    made = getattr(transformers, config)()
+    for key, value in vit.FAMILY.pretrained[made.model_type].settings[""].items():
+        assert getattr(made, key) == value, key
+
+
+def test_an_image_processor_inside_the_processor_counts(copy_clip: Callable[..., Path]) -> None:
+    """As transformers reads it: the file of its own is not asked then."""
+    folder = copy_clip()
+    path = folder / "preprocessor_config.json"
+    inner = {**json.loads(path.read_text("utf-8")), "do_rescale": False}
+    nested = json.dumps({"image_processor": inner})
+    (folder / "processor_config.json").write_text(nested, encoding="utf-8")
+
+    assert [fault.finding for fault in certain(folder)] == ["pixel-range"]
 
 
 JSON = st.recursive(

@@ -10,30 +10,14 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.fuzz.spoiling import Form
+from benchmarks.fuzz import artifact_targets
+from benchmarks.fuzz.target import Target
 from pytest_quantgate.errors import QuantGateError
 
 #: Where the reports of the tests are made.
 TESTS = Path(__file__).parents[2] / "tests"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One reader: `seeds` are good inputs, `read` is given the bytes of a spoiled one.
-
-    `share` is how many of all cases are its own in a seeded run, `guided_share` in a guided one.
-    """
-
-    name: str
-    seeds: tuple[bytes, ...]
-    read: Callable[[bytes], Any]
-    share: float
-    guided_share: float
-    form: Form = "bytes"
 
 
 SUITE = b"""\
@@ -683,6 +667,9 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "model files": model_target,
     "model settings": settings_target,
     "git trees": git_target,
+    "artifacts": artifact_targets.artifact_target,
+    "artifact JSON": artifact_targets.label_target,
+    "given states": artifact_targets.given_target,
 }
 
 

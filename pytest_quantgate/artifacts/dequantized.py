@@ -101,8 +101,9 @@ def apply_ranges(values: Array, *, ranges: tuple[float, ...], format: str, is_co
     """Return flat codes times their scales, or flat values rounded as the format rounds them."""
     numpy = import_numpy()
     rows = values.reshape(len(ranges), -1)
-    scales = numpy.asarray(ranges, dtype="f4").reshape(-1, 1) / numpy.float32(largest_of(format))
     with numpy.errstate(all="ignore"):
+        largest = numpy.float32(largest_of(format))
+        scales = numpy.asarray(ranges, dtype="f4").reshape(-1, 1) / largest
         if not is_coded:
             rows = round_to(rows / numpy.where(scales == 0, 1, scales), format=format)
         scaled: Array = (rows * scales).reshape(-1)

@@ -104,7 +104,8 @@ class Tensor:
             raw = (raw.astype("<u2") << 8).view("<f2")
         elif self.dtype == "F8_E4M3":
             raw = numpy.asarray(_e4m3_values(), dtype="f8")[raw]
-        return raw.astype("f8")
+        with numpy.errstate(invalid="ignore"):  # a NaN that signals; whoever reads it says so
+            return raw.astype("f8")
 
     def singles(self, start: int = 0, stop: int | None = None) -> Array:
         """Return the values as float32, which is exact for every type of 16 bits and fewer."""
@@ -117,7 +118,8 @@ class Tensor:
         if self.dtype == "F8_E4M3":
             decoded: Array = numpy.asarray(_e4m3_values(), dtype="f4")[raw]
             return decoded
-        return raw.astype("f4")
+        with numpy.errstate(all="ignore"):
+            return raw.astype("f4")
 
 
 @cache

@@ -59,6 +59,8 @@ SAMPLES = 4_000_000
 #: One file of a shard: an image, or its label or captions; names and long headers of an archive.
 IMAGE_BYTES = 256 << 20
 TEXT_BYTES = 1 << 20
+#: The images in one row group of a Parquet file: they are read together.
+ROW_GROUP_BYTES = 1 << 30
 #: All labels and captions of a split.
 TEXTS_BYTES = 1 << 30
 CLASS_NAMES_BYTES = 16 << 20

@@ -48,6 +48,7 @@ PURPOSES = {
     "rtx": "building engines without a GPU",
     "tensorrt": "building and running engines on a GPU",
     "bench": "recording latency with pytest-benchmark",
+    "data": "reading Parquet and saved data sets",
 }
 
 #: Room that a run of a large model can take: variants, embeddings, exported files.

@@ -7,16 +7,14 @@ where that takes no decoding.
 from __future__ import annotations
 
 import math
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Literal
 
 from pytest_quantgate.comparison.outcomes import count_flips
-from pytest_quantgate.errors import DataError, QuantGateError
+from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.outcomes import StoredOutcomes
 from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES, AccuracyGate
 from pytest_quantgate.gates.regression import RegressionGate
@@ -35,7 +33,6 @@ from pytest_quantgate.statistics.intervals import (
 from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import Record
 from pytest_quantgate.suite.specs import Suite
-from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.text.words import count
 
 #: Where rates come from that are not measured: named on the command line, or by nobody.
@@ -387,22 +384,17 @@ def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -
 
 
 def _count_data(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -> Data:
-    from pytest_quantgate.tasks.registry import BUILTIN, evaluation_data, split_name
+    from pytest_quantgate.tasks.registry import BUILTIN, evaluation_data, find_source, split_name
 
     name, purpose = evaluation_data(gate.task)
-    dataset, split = split_name(name)
-    spec = suite.datasets.get(dataset)
-    if spec is None:
-        if dataset not in BUILTIN:
-            raise DataError(f"unknown data set {dataset!r}: name it under `datasets:`")
+    dataset, _ = split_name(name)
+    if dataset in BUILTIN and dataset not in suite.datasets:
         return count_builtin(dataset, purpose=purpose)
-    if spec.root is None:
-        raise DataError(f"{spec.where}: data set {dataset!r} needs a root: the folder it is in")
-    root = expand_path(spec.root, where=spec.where.of("root"), environ=environ)
-    if not (spec.dataset == "wds" or spec.dataset.startswith("wds/")):
-        note = f"the number of samples of {spec.dataset} is only known after it was loaded"
-        return Data(notes=(note,))
-    found = count_webdataset(root, split=split)
+    reader, source = find_source(name, datasets=suite.datasets, environ=environ)
+    if reader.count is None:
+        what = source.spec.dataset
+        return Data(notes=(f"the number of samples of {what} is only known after it was loaded",))
+    found = reader.count(source)
     if not gate.metric.startswith("image_retrieval"):
         return Data(samples=found.images, classes=found.classes)
     clustered = found.captions > found.images
@@ -429,40 +421,3 @@ def count_builtin(dataset: str, *, purpose: str) -> Data:
     except ImportError as error:
         note = f"{dataset} needs the package {error.name}: pip install 'pytest-quantgate[clip]'"
         return Data(samples=samples, notes=(note,))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What a local split holds: images, lines of captions, and the sizes of its classes."""
-
-    images: int
-    captions: int
-    classes: tuple[int, ...]
-
-
-def count_webdataset(root: Path, *, split: str) -> Contents:
-    """Return what a local split holds: headers of its archives and their texts are enough."""
-    from pytest_quantgate.tasks.webdataset import IMAGE_SUFFIXES, list_shards
-
-    images = captions = 0
-    classes = Counter[bytes]()
-    for shard in list_shards(root, split=split):
-        try:
-            with tarfile.open(shard, "r:") as archive:
-                for member in archive:
-                    suffix = member.name.rpartition("/")[2].partition(".")[2]
-                    if not member.isreg():
-                        continue
-                    images += suffix in IMAGE_SUFFIXES
-                    if suffix not in ("txt", "cls") or member.size > 1 << 20:
-                        continue
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    text = stream.read()
-                    if suffix == "cls":
-                        classes[text.strip()] += 1
-                    else:
-                        captions += sum(bool(line.strip()) for line in text.splitlines())
-        except (tarfile.TarError, OSError) as error:
-            raise DataError(f"{shard} is damaged: {error}: copy or build it again") from error
-    return Contents(images=images, captions=captions, classes=tuple(classes.values()))

@@ -20,7 +20,8 @@ from pytest_quantgate.formats.table import FP8_ATTENTION_MIN_TOKENS
 from pytest_quantgate.gates.fused import name_fused
 from pytest_quantgate.statistics.intervals import Flips, samples_to_settle
 from pytest_quantgate.suite.where import expand_path
-from pytest_quantgate.tasks.registry import BUILTIN, CAPTIONED
+from pytest_quantgate.tasks.clip_benchmark import CAPTIONED
+from pytest_quantgate.tasks.registry import BUILTIN
 from pytest_quantgate.untrusted import read_regular
 
 #: The flip rate at which the proposed limits are chosen, as `quantgate plan` assumes it.
@@ -191,7 +192,7 @@ def _describe_builtin(name: str, *, task: str | None) -> Data:
 def _describe_folder(
     text: str, *, root: str | None, task: str | None, environ: Mapping[str, str]
 ) -> Data:
-    from pytest_quantgate.commands.planning import count_webdataset
+    from pytest_quantgate.tasks.webdataset import count_webdataset
 
     folder = root if root is not None else text
     last = text.removeprefix("wds/").rstrip("/").rpartition("/")[2]

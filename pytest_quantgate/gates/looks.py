@@ -13,47 +13,61 @@ if TYPE_CHECKING:
     from pytest_quantgate.gates.sections import TaskGate
     from pytest_quantgate.store.looks import Looks
     from pytest_quantgate.store.records import Look
+    from pytest_quantgate.tasks.contents import Contents
 
 
 def remember_look(
     run: GateRun, gate: TaskGate, quantized: Outcomes
 ) -> tuple[Looks, tuple[str, ...]]:
-    """Remember a look at the data of a gate; return which it is, and what went wrong with it.
+    """Remember a look at the data of a gate; return which it is, and what is to be said of it.
 
-    Without a ledger nothing is remembered, and every look is the first.
+    That is what was guessed about the data and changed in it, and whether the look could not be
+    remembered. Without a ledger nothing is remembered, and every look is the first.
     """
     from pytest_quantgate.store.looks import Looks, count_looks
 
     question = f"{run.suite.name} {gate.key}"
+    notes = describe_data(run, gate)
     if run.ledger is None:
-        return Looks(number=1, earlier=(), variants=1), ()
+        return Looks(number=1, earlier=(), variants=1), notes
     now = make_look(run, gate, quantized)
     looks = count_looks(now, (*run.ledger.read(question), *_list_stored(run, gate)))
     try:
         run.ledger.add(question, replace(now, number=looks.number))
     except OSError as error:
-        return looks, (f"{gate.key}: this look at the data was not remembered: {error}",)
-    return looks, ()
+        return looks, (*notes, f"{gate.key}: this look at the data was not remembered: {error}")
+    return looks, notes
+
+
+def describe_data(run: GateRun, gate: TaskGate) -> tuple[str, ...]:
+    """Return how the data of a task was read, where that is not plain from the suite."""
+    shown = _show(run, gate)
+    return shown.describe(gate.task.rpartition("/")[0]) if shown is not None else ()
+
+
+def _show(run: GateRun, gate: TaskGate) -> Contents | None:
+    from pytest_quantgate.tasks.registry import evaluation_data
+
+    name, purpose = evaluation_data(gate.task)
+    try:
+        return run.contents(name, gate.samples, purpose=purpose, first=gate.first)
+    except MissingPackage:  # without perceptual hashes
+        return None
 
 
 def make_look(run: GateRun, gate: TaskGate, quantized: Outcomes) -> Look:
     from pytest_quantgate.store.looks import sketch
     from pytest_quantgate.store.records import Look
-    from pytest_quantgate.tasks.registry import evaluation_data
 
-    name, purpose = evaluation_data(gate.task)
-    try:
-        shown = run.contents(name, gate.samples, purpose=purpose, first=gate.first)
-        pixels = shown.pixels
-    except MissingPackage:  # then only the very same samples are known again
-        pixels = ()
+    shown = _show(run, gate)
     of = run.fingerprint(data=quantized.data_digest)
     return Look(
         samples=len(quantized.ids),
         data_digest=quantized.data_digest,
         day=run.today.isoformat(),
         variant=of.variant,
-        sketch=sketch(pixels),
+        # Without it only the very same samples are known again.
+        sketch=sketch(shown.pixels if shown is not None else ()),
     )
 
 

@@ -226,8 +226,9 @@ class Measured(Variants):
 
         from pytest_quantgate.measure.embeddings import embed_images
 
+        data = self._with_reader(samples.digest, name=samples.name)
         keys = {
-            name: self.key(EMBEDDINGS, variant=variant, data=samples.digest, stage="")
+            name: self.key(EMBEDDINGS, variant=variant, data=data, stage="")
             for name, variant in (("fp16", self.fp16_key), ("quantized", self.variant_key))
         }
         if self._values.get("embeddings_key") == keys:
@@ -314,7 +315,7 @@ class Measured(Variants):
         key = self.key(
             EMBEDDINGS,
             variant=self.variant_key,
-            data=samples.digest,
+            data=self._with_reader(samples.digest, name=samples.name),
             stage=self.stages.stage_key(stage),
         )
         return self.cache.get_and_read(

@@ -263,8 +263,21 @@ class Variants:
                 purpose=purpose,
                 first=first,
             )
-            kept[asked] = key or self.samples(name, count, purpose=purpose, first=first).digest
+            key = key or self.samples(name, count, purpose=purpose, first=first).digest
+            kept[asked] = self._with_reader(key, name=name)
         return kept[asked]
+
+    def _with_reader(self, digest: str, *, name: str) -> str:
+        """Return the digest of data, and of the package that reads it where that is another one:
+        it may decode as it likes."""
+        from pytest_quantgate.tasks.readers import find_package
+
+        spec = self.suite.datasets.get(name.rpartition("/")[0])
+        brought = find_package(spec.dataset) if spec is not None else ""
+        if not brought:
+            return digest
+        package = self.surroundings.package(brought)
+        return digest_of([digest, brought, package and package.digest])
 
     @computed_once
     def fp16_key(self) -> str:

@@ -34,11 +34,14 @@ CLIP = (
     *("torch", "torchvision", "triton", "numpy", "scipy", "PIL"),
     *("transformers", "tokenizers", "regex", "safetensors", "kernels"),
     *("modelopt", "modelopt_recipes", "omegaconf", "yaml", "pydantic", "pydantic_core"),
-    *("diffusers", "clip_benchmark", "webdataset"),
+    *("diffusers", "clip_benchmark", "webdataset", "pyarrow"),
 )
 
 #: What turns a file into pixels, and these into a perceptual hash.
-PICTURES = ("PIL", "torchvision", "numpy", "scipy", "imagehash", "clip_benchmark", "webdataset")
+PICTURES = (
+    *("PIL", "torchvision", "numpy", "scipy", "imagehash"),
+    *("clip_benchmark", "webdataset", "pyarrow"),
+)
 
 #: What an ONNX file is written and read with.
 ONNX = (*CLIP, "onnx", "ml_dtypes", "google.protobuf")
@@ -152,7 +155,7 @@ EXCLUSION = Measurement(
 PREVIEWS = Measurement(
     kind="previews",
     inputs=("outcomes", "images"),
-    packages=("PIL", "numpy", "clip_benchmark", "webdataset"),
+    packages=("PIL", "numpy", "clip_benchmark", "webdataset", "pyarrow"),
     code="whole",
 )
 

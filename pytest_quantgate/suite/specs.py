@@ -93,16 +93,66 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetSpec:
-    """A named data set: a clip-benchmark name (`cifar100`, `wds/...`) and its local folder."""
+class ColumnsSpec:
+    """How the columns of a table of images are called; what is not said is guessed by its name."""
 
     where: Where
-    dataset: str = field(metadata=text_key(help="clip-benchmark name, or wds/NAME for a folder"))
+    image: str | None = field(
+        default=None, metadata=text_key(help="the encoded image, or the name of its file")
+    )
+    label: str | None = field(
+        default=None, metadata=text_key(help="the class, by its name or its number from 0")
+    )
+    captions: tuple[str, ...] = field(
+        default=(),
+        metadata=list_key(
+            text_key(help="column"),
+            help="the texts that describe the image: one column of texts or lists, or several",
+            single=True,
+        ),
+    )
+    id: str | None = field(
+        default=None, metadata=text_key(help="what a sample is called in baselines; unique")
+    )
+    keep: tuple[str, ...] = field(
+        default=(),
+        metadata=list_key(
+            text_key(help="column"), help="further columns that are kept, for slices", single=True
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """A named data set: what kind of files it is in, and their local folder."""
+
+    where: Where
+    dataset: str = field(
+        metadata=text_key(
+            help="imagefolder, parquet, datasets (saved to disk), wds/NAME for WebDataset, or a "
+            "name of clip-benchmark"
+        )
+    )
     root: str | None = field(
         default=None,
         metadata=text_key(help="the folder it is in; ${NAME} is expanded", environment=True),
     )
     language: str = field(default="en", metadata=text_key(help="of class names and templates"))
+    test_split: str = field(
+        default="test",
+        metadata=text_key(help="what its files call the split that tasks are judged on"),
+    )
+    columns: ColumnsSpec | None = field(
+        default=None,
+        metadata=section_key(ColumnsSpec, help="of imagefolder, parquet and datasets"),
+    )
+    captions_per_image: int | None = field(
+        default=None, metadata=count_key(help="how many every image must have; default: any")
+    )
+    exif_rotation: bool = field(
+        default=False,
+        metadata=flag_key(help="turn images as their EXIF data says; default: false"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,11 @@ from pytest_quantgate.encoders.loading import quiet_libraries, refuse_forced_pic
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.enclosure import enclosed
+from pytest_quantgate.tasks.reader import DatasetReader, Source
 from pytest_quantgate.tasks.samples import Samples
+
+#: Those whose samples carry captions.
+CAPTIONED = ("mscoco_captions", "flickr8k", "flickr30k", "multilingual_mscoco_captions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,3 +178,23 @@ def _read_label(target: Any, *, where: str) -> int:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _load(source: Source, draw: Draw) -> Samples:
+    spec = source.spec
+    if spec.exif_rotation:
+        raise DataError(
+            f"{spec.where.of('exif_rotation')}: clip-benchmark decodes {spec.dataset} itself, and "
+            f"turns nothing: remove exif_rotation"
+        )
+    return load_clip_benchmark(
+        spec.dataset,
+        root=source.root,
+        split=source.split,
+        language=spec.language,
+        draw=draw,
+        retrieval=spec.dataset in CAPTIONED,
+    )
+
+
+READER = DatasetReader(load=_load)

@@ -7,6 +7,7 @@ again has others, but looks the same to a perceptual hash.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,16 +35,21 @@ class Contents:
     """What the images of samples show, one entry a sample.
 
     `pixels` are SHA-256 of size and decoded RGB pixels; `looks` perceptual hashes in hex, empty for
-    a flat picture.
+    a flat picture. `changes` are what decoding did to each beyond reading its pixels, empty where
+    that is nothing, or where nobody says; `notes` are those of the samples.
     """
 
     ids: tuple[str, ...]
     pixels: tuple[str, ...]
     looks: tuple[str, ...]
+    changes: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.pixels) == len(self.looks):
             raise ValueError(f"{len(self.pixels)} contents of {len(self.ids)} samples")
+        if self.changes and len(self.changes) != len(self.ids):
+            raise ValueError(f"{len(self.changes)} changes of {len(self.ids)} samples")
 
     def select(self, indices: Iterable[int]) -> Contents:
         """Return those at `indices`, in that order."""
@@ -51,19 +57,40 @@ class Contents:
         ids, pixels, looks = (
             tuple(values[i] for i in chosen) for values in (self.ids, self.pixels, self.looks)
         )
-        return Contents(ids=ids, pixels=pixels, looks=looks)
+        changes = tuple(self.changes[i] for i in chosen) if self.changes else ()
+        return Contents(ids=ids, pixels=pixels, looks=looks, changes=changes, notes=self.notes)
+
+    def describe(self, name: str) -> tuple[str, ...]:
+        """Return what was guessed about the data, and how many images decoding changed, in lines.
+
+        A file says nothing of what serves the model: whoever reads it compares.
+        """
+        found = Counter(change for changes in self.changes for change in changes)
+        lines = [f"{name}: {note}" for note in self.notes]
+        if found:
+            said = ", ".join(f"{number} {change}" for change, number in sorted(found.items()))
+            changed = sum(map(bool, self.changes))
+            lines.append(f"{name}: decoding changes {changed} of {len(self.ids)} images: {said}")
+        return tuple(lines)
 
 
 def read_contents(samples: Samples, *, progress: Callable[[int], None] | None = None) -> Contents:
     """Return what every image shows: each is decoded. Raises MissingPackage without ImageHash."""
-    pixels, looks = [], []
+    pixels, looks, changes = [], [], []
     for index in range(len(samples)):
         image = samples.images[index]
         pixels.append(hash_pixels(image))
         looks.append(hash_look(image))
+        changes.append(samples.list_changes(index))
         if progress is not None:
             progress(1)
-    return Contents(ids=samples.ids, pixels=tuple(pixels), looks=tuple(looks))
+    return Contents(
+        ids=samples.ids,
+        pixels=tuple(pixels),
+        looks=tuple(looks),
+        changes=tuple(changes) if any(changes) else (),
+        notes=samples.notes,
+    )
 
 
 def count_copies(samples: Samples, *, pixels: Sequence[str]) -> int:

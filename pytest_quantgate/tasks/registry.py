@@ -6,20 +6,25 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.sanity import TextPlaces
-from pytest_quantgate.suite.specs import CalibrationSpec, DatasetSpec
+from pytest_quantgate.suite.keys import keys_of
+from pytest_quantgate.suite.specs import CalibrationSpec, ColumnsSpec, DatasetSpec
 from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.builtin import Purpose, load_digits, load_scenes
 from pytest_quantgate.tasks.drawing import SEED, Draw
+from pytest_quantgate.tasks.reader import DatasetReader, Source
+from pytest_quantgate.tasks.readers import find_reader
 from pytest_quantgate.tasks.samples import Samples
 
-BUILTIN = {"scenes": load_scenes, "digits": load_digits}
+#: The keys of a data set that say how it is read; which files these are, their digest says.
+READING = ("exif_rotation", "captions_per_image")
 
-#: clip-benchmark's data sets whose samples carry captions.
-CAPTIONED = ("mscoco_captions", "flickr8k", "flickr30k", "multilingual_mscoco_captions")
+BUILTIN = {"scenes": load_scenes, "digits": load_digits}
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -64,22 +69,8 @@ def load_samples(
     if dataset in BUILTIN and dataset not in datasets:
         found = BUILTIN[dataset](split=split, draw=draw, purpose=purpose)
     else:
-        spec, root = _locate(dataset, datasets=datasets, environ=environ)
-        if _is_webdataset(spec):
-            from pytest_quantgate.tasks.webdataset import load_webdataset
-
-            found = load_webdataset(root, split=split, name=name, draw=draw)
-        else:
-            from pytest_quantgate.tasks.clip_benchmark import load_clip_benchmark
-
-            found = load_clip_benchmark(
-                spec.dataset,
-                root=root,
-                split=split,
-                language=spec.language,
-                draw=draw,
-                retrieval=spec.dataset in CAPTIONED,
-            )
+        reader, source = find_source(name, datasets=datasets, environ=environ)
+        found = replace(reader.load(source, draw), name=name)
     _check_purpose(found, purpose=purpose)
     if samples is not None and len(found) < samples:
         raise DataError(f"{name} has {len(found)} samples, {samples} are asked for")
@@ -139,21 +130,32 @@ def data_key(
 ) -> str | None:
     """Return a digest of what `load_samples` would give, without decoding; None where that takes
     loading it."""
-    dataset, split = split_name(name)
+    dataset, _ = split_name(name)
     drawn = [SEED, purpose] if Draw(count=samples, first=first).is_drawn else []
     if dataset in BUILTIN and dataset not in datasets:
         drawn = [] if dataset == "scenes" else drawn
         folder = Path(__file__).parents[1] / "reference"
-        source = "".join(
+        code = "".join(
             (folder / file).read_text(encoding="utf-8") for file in ("scenes.py", "digits.py")
         )
-        return _digest(["builtin", source, name, samples, purpose, *drawn])
-    spec, root = _locate(dataset, datasets=datasets, environ=environ)
-    if _is_webdataset(spec):
-        from pytest_quantgate.tasks.webdataset import digest_root
+        return _digest(["builtin", code, name, samples, purpose, *drawn])
+    reader, source = find_source(name, datasets=datasets, environ=environ)
+    if reader.digest is None:
+        return None
+    kind = source.spec.dataset.partition("/")[0]
+    said = _list_settings(source.spec)
+    return _digest([kind, reader.digest(source), name, samples, *drawn, *([said] if said else [])])
 
-        return _digest(["wds", digest_root(root, split=split), name, samples, *drawn])
-    return None
+
+def _list_settings(spec: DatasetSpec) -> dict[str, Any]:
+    """Return what a suite says of how a data set is read, where that is not the default."""
+    found: dict[str, Any] = {}
+    for section, names in ((spec, READING), (spec.columns, keys_of(ColumnsSpec))):
+        for name in names if section is not None else ():
+            value = getattr(section, name)
+            if value not in (None, (), False):
+                found[name] = value
+    return found
 
 
 def read_class_texts(
@@ -163,12 +165,8 @@ def read_class_texts(
     dataset, _ = split_name(name)
     if dataset in BUILTIN and dataset not in datasets:
         return [], []
-    spec, root = _locate(dataset, datasets=datasets, environ=environ)
-    if not _is_webdataset(spec):
-        return [], []
-    from pytest_quantgate.tasks import webdataset
-
-    return webdataset.read_texts(root)
+    reader, source = find_source(name, datasets=datasets, environ=environ)
+    return reader.read_texts(source)
 
 
 def locate_texts(
@@ -179,17 +177,19 @@ def locate_texts(
     dataset, _ = split_name(name)
     if dataset in BUILTIN and dataset not in datasets:
         return TextPlaces()
-    spec, root = _locate(dataset, datasets=datasets, environ=environ)
-    if not _is_webdataset(spec):
-        return TextPlaces()
-    from pytest_quantgate.tasks import webdataset
-
-    return webdataset.locate_texts(root)
+    reader, source = find_source(name, datasets=datasets, environ=environ)
+    return reader.locate_texts(source)
 
 
-def _locate(
-    dataset: str, *, datasets: Mapping[str, DatasetSpec], environ: Mapping[str, str]
-) -> tuple[DatasetSpec, Path]:
+def find_source(
+    name: str, *, datasets: Mapping[str, DatasetSpec], environ: Mapping[str, str]
+) -> tuple[DatasetReader, Source]:
+    """Return what reads `<data set>/<split>` of a suite, and from where.
+
+    Raises DataError for a data set that the suite does not declare, or declares without a root,
+    NotMeasured where that is not on this machine.
+    """
+    dataset, split = split_name(name)
     spec = datasets.get(dataset)
     if spec is None:
         known = [*BUILTIN, *datasets]
@@ -200,11 +200,23 @@ def _locate(
         )
     if spec.root is None:
         raise DataError(f"{spec.where}: data set {dataset!r} needs a root: the folder it is in")
-    return spec, expand_path(spec.root, where=spec.where.of("root"), environ=environ)
+    root = expand_path(spec.root, where=spec.where.of("root"), environ=environ)
+    reader = find_reader(spec.dataset)
+    check_spec(spec, reader=reader)
+    called = spec.test_split if split == "test" else split
+    return reader, Source(name=name, spec=spec, root=root, split=called)
 
 
-def _is_webdataset(spec: DatasetSpec) -> bool:
-    return spec.dataset == "wds" or spec.dataset.startswith("wds/")
+def check_spec(spec: DatasetSpec, *, reader: DatasetReader) -> None:
+    """Raise DataError for keys of a data set that its reader has no use for."""
+    if reader.takes_columns:
+        return
+    for key in ("columns", "captions_per_image"):
+        if getattr(spec, key) is not None:
+            raise DataError(
+                f"{spec.where.of(key)}: {spec.dataset} has no columns: remove {key}, or use "
+                f"imagefolder, parquet or datasets"
+            )
 
 
 def _check_purpose(samples: Samples, *, purpose: Purpose) -> None:

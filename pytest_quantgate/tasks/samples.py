@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -28,7 +28,9 @@ class Samples:
 
     `images[i]` is a PIL image or a uint8 array [H, W, 3]; it may be decoded at each access.
     `hashes` are SHA-256 of the image content. `labels` index `class_names`; `captions` are the
-    texts that describe each image. Either may be None, not both.
+    texts that describe each image. Either may be None, not both. `columns` are further values of
+    each sample, by their names. `decoding` says how images are decoded otherwise than as they lie
+    there, `notes` what was guessed about the data or passed over in it.
     """
 
     name: str
@@ -39,6 +41,9 @@ class Samples:
     captions: tuple[tuple[str, ...], ...] | None = None
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    decoding: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -71,6 +76,8 @@ class Samples:
             self.captions,
             self.class_names,
             self.templates,
+            # Only where there are any: data that has none is what it was.
+            *([self.decoding, dict(self.columns)] if self.decoding or self.columns else []),
         ]
         return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
 
@@ -88,7 +95,14 @@ class Samples:
             hashes=tuple(self.hashes[i] for i in indices),
             labels=None if self.labels is None else tuple(self.labels[i] for i in indices),
             captions=None if self.captions is None else tuple(self.captions[i] for i in indices),
+            columns={
+                name: tuple(values[i] for i in indices) for name, values in self.columns.items()
+            },
         )
+
+    def list_changes(self, index: int) -> tuple[str, ...]:
+        """Return what decoding does to an image beyond reading its pixels, where that is known."""
+        return list_changes(self.images, index)
 
     def text(self, index: int) -> str:
         """Return the text that goes with an image: its first caption, or a filled template.
@@ -116,6 +130,15 @@ class Selected(Sequence[Any]):
         if isinstance(index, slice):
             return [self.images[i] for i in self.indices[index]]
         return self.images[self.indices[index]]
+
+    def list_changes(self, index: int) -> tuple[str, ...]:
+        return list_changes(self.images, self.indices[index])
+
+
+def list_changes(images: Images, index: int) -> tuple[str, ...]:
+    """Return what decoding does to an image beyond reading its pixels; none where nobody says."""
+    look = getattr(images, "list_changes", None)
+    return look(index) if look is not None else ()
 
 
 def check_prompts(class_names: Sequence[str], templates: Sequence[str], *, name: str) -> None:

@@ -18,27 +18,27 @@ import hashlib
 import io
 import re
 import tarfile
-import warnings
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, NotMeasured
-from pytest_quantgate.evidence.sanity import TextPlaces
+from pytest_quantgate.tasks.class_texts import (
+    CLASS_NAMES,
+    TEMPLATES,
+    USUAL_TEMPLATES,
+    locate_texts,
+    read_lines,
+    read_texts,
+)
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.enclosure import check_inside
-from pytest_quantgate.tasks.samples import Samples, check_prompts
+from pytest_quantgate.tasks.pictures import IMAGE_SUFFIXES, Pictures
+from pytest_quantgate.tasks.reader import Counted, DatasetReader
+from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.untrusted import read_regular
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-
-#: Nothing else is decoded, whatever a file is called: Pillow hands PostScript to Ghostscript.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
-
-CLASS_NAMES = "classnames.txt"
-TEMPLATES = "zeroshot_classification_templates.txt"
 
 
 class BoundedFile(io.FileIO):
@@ -65,8 +65,8 @@ class TarImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TarImages(Sequence[Any]):
-    """Images in tar shards, decoded to RGB on access."""
+class TarImages:
+    """The encoded images of samples, in tar shards."""
 
     places: tuple[TarImage, ...]
     names: tuple[str, ...]
@@ -74,22 +74,11 @@ class TarImages(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        from PIL import Image
+    def read(self, index: int) -> bytes:
+        return self.places[index].read()
 
-        place = self.places[index]
-        try:
-            with warnings.catch_warnings():
-                # Pillow warns of an image that unfolds to gigabytes, and refuses one twice as big.
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                found = Image.open(io.BytesIO(place.read()), formats=IMAGE_FORMATS)
-                return found.convert("RGB")
-        except Exception as error:  # a damaged image ends in any of them
-            raise DataError(
-                f"{place.shard}: image {self.names[index]!r} cannot be decoded: {error}"
-            ) from error
+    def locate(self, index: int) -> str:
+        return f"{self.places[index].shard}: image {self.names[index]!r}"
 
 
 def list_shards(root: Path, *, split: str) -> list[Path]:
@@ -100,7 +89,7 @@ def list_shards(root: Path, *, split: str) -> list[Path]:
         raise DataError(f"split {split!r} is no name of a folder in {root}")
     counted = root / split / "nshards.txt"
     try:
-        count = int(_read(counted, root=root, max_bytes=100))
+        count = int(read_regular(check_inside(counted, root=root), max_bytes=100))
     except FileNotFoundError:
         splits = sorted(path.parent.name for path in root.glob("*/nshards.txt"))
         raise DataError(
@@ -131,18 +120,20 @@ def digest_root(root: Path, *, split: str) -> str:
     return digest.hexdigest()
 
 
-def load_webdataset(root: Path, *, split: str, name: str, draw: Draw) -> Samples:
+def load_webdataset(
+    root: Path, *, split: str, name: str, draw: Draw, rotate: bool = False
+) -> Samples:
     """Return the drawn samples of a split; of the others only headers and labels are read.
 
     Raises NotMeasured where the folder is not there, DataError for a damaged or an oversized one,
     with the file.
     """
     shards = list_shards(root, split=split)
-    captioned = (_read_lines(root, "dataset_type.txt") or ["classification"])[0] == "retrieval"
-    class_names = () if captioned else tuple(_read_lines(root, CLASS_NAMES))
+    captioned = (read_lines(root, "dataset_type.txt") or ["classification"])[0] == "retrieval"
+    class_names = () if captioned else tuple(read_lines(root, CLASS_NAMES))
     if not captioned and not class_names:
         raise DataError(f"{root / CLASS_NAMES} is missing or empty: one class name a line")
-    templates = tuple(_read_lines(root, TEMPLATES))
+    templates = tuple(read_lines(root, TEMPLATES))
     ids: list[str] = []
     labels: list[int] = []
     captions: list[tuple[str, ...]] = []
@@ -173,13 +164,40 @@ def load_webdataset(root: Path, *, split: str, name: str, draw: Draw) -> Samples
     return Samples(
         name=name,
         ids=names,
-        images=TarImages(places=taken, names=names),
+        images=Pictures(encoded=TarImages(places=taken, names=names), rotate=rotate),
         hashes=tuple(hashlib.sha256(place.read()).hexdigest() for place in taken),
         labels=None if captioned else tuple(labels[i] for i in chosen),
         captions=tuple(captions[i] for i in chosen) if captioned else None,
         class_names=class_names,
-        templates=templates or ("a photo of a {c}",),
+        templates=templates or USUAL_TEMPLATES,
+        decoding="exif" if rotate else "",
     )
+
+
+def count_webdataset(root: Path, *, split: str) -> Counted:
+    """Return what a local split holds: headers of its archives and their texts are enough."""
+    images = captions = 0
+    classes = Counter[bytes]()
+    for shard in list_shards(root, split=split):
+        try:
+            with tarfile.open(shard, "r:") as archive:
+                for member in archive:
+                    suffix = member.name.rpartition("/")[2].partition(".")[2]
+                    if not member.isreg():
+                        continue
+                    images += suffix in IMAGE_SUFFIXES
+                    if suffix not in ("txt", "cls") or member.size > bounds.TEXT_BYTES:
+                        continue
+                    stream = archive.extractfile(member)
+                    assert stream is not None
+                    text = stream.read()
+                    if suffix == "cls":
+                        classes[text.strip()] += 1
+                    else:
+                        captions += sum(bool(line.strip()) for line in text.splitlines())
+        except (tarfile.TarError, OSError) as error:
+            raise DataError(f"{shard} is damaged: {error}: copy or build it again") from error
+    return Counted(images=images, captions=captions, classes=tuple(classes.values()))
 
 
 def _read_shard(shard: Path, *, text_suffix: str) -> list[tuple[str, TarImage, str]]:
@@ -255,49 +273,16 @@ def _read_label(text: str, *, shard: Path, key: str, classes: int) -> int:
     return int(text)
 
 
-def read_texts(root: Path) -> tuple[list[str], list[str]]:
-    """Return the class names and the templates of a folder, both empty for one with captions.
-
-    Raises DataError for what cannot be read, or is too much.
-    """
-    if (_read_lines(root, "dataset_type.txt") or [""])[0] == "retrieval":
-        return [], []
-    names, templates = _read_lines(root, CLASS_NAMES), _read_lines(root, TEMPLATES)
-    check_prompts(names, templates, name=str(root))
-    return names, templates
-
-
-def locate_texts(root: Path) -> TextPlaces:
-    """Return the `file:line` of every class name and template of a folder."""
-
-    def locate(name: str) -> tuple[str, ...]:
-        return tuple(f"{root / name}:{line}" for line, _ in _read_numbered(root, name))
-
-    templates = locate(TEMPLATES)
-    empty = (root / TEMPLATES).exists() and not templates
-    return TextPlaces(
-        class_names=locate(CLASS_NAMES),
-        templates=templates,
-        empty_templates=str(root / TEMPLATES) if empty else "",
-    )
-
-
-def _read(path: Path, *, root: Path, max_bytes: int) -> bytes:
-    return read_regular(check_inside(path, root=root), max_bytes=max_bytes)
-
-
-def _read_lines(root: Path, name: str) -> list[str]:
-    return [text for _, text in _read_numbered(root, name)]
-
-
-def _read_numbered(root: Path, name: str) -> list[tuple[int, str]]:
-    """Return the lines that hold anything, each with its number; none where there is no file."""
-    path = root / name
-    try:
-        text = _read(path, root=root, max_bytes=bounds.CLASS_NAMES_BYTES).decode("utf-8-sig")
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    lines = enumerate(text.splitlines(), start=1)
-    return [(number, line.strip()) for number, line in lines if line.strip()]
+READER = DatasetReader(
+    load=lambda source, draw: load_webdataset(
+        source.root,
+        split=source.split,
+        name=source.name,
+        draw=draw,
+        rotate=source.spec.exif_rotation,
+    ),
+    digest=lambda source: digest_root(source.root, split=source.split),
+    read_texts=lambda source: read_texts(source.root),
+    locate_texts=lambda source: locate_texts(source.root),
+    count=lambda source: count_webdataset(source.root, split=source.split),
+)

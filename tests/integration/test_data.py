@@ -22,7 +22,7 @@ from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.proof import judge_again
 from pytest_quantgate.suite.load import load_suite
-from pytest_quantgate.tasks.webdataset import TarImages
+from pytest_quantgate.tasks.pictures import Pictures
 
 CLASSES = ("red", "green", "blue", "yellow")
 
@@ -206,7 +206,7 @@ def test_a_warm_run_decodes_nothing(
     def refuse(*_: Any) -> None:
         pytest.fail("an image was decoded")
 
-    monkeypatch.setattr(TarImages, "__getitem__", refuse)
+    monkeypatch.setattr(Pictures, "__getitem__", refuse)
     warm = case_of(root)
     after = [warm.judge(kind=k, key=key if k == "accuracy" else "").verdict for k in gates]
     assert after == before

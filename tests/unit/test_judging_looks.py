@@ -15,10 +15,16 @@ from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.looks import remember_look
 from pytest_quantgate.store.looks import Ledger, Looks
 from pytest_quantgate.suite.where import Where
+from pytest_quantgate.tasks.contents import Contents
 
 GATE = AccuracyGate(
     where=Where(file="s.yaml", line=1), task="scenes/classification", metric="acc1", max_drop=0
 )
+
+
+def show(samples: int, **more: Any) -> Contents:
+    pictures = tuple(f"picture {i}" for i in range(samples))
+    return Contents(ids=pictures, pixels=pictures, looks=pictures, **more)
 
 
 def judge_on(
@@ -37,8 +43,7 @@ def judge_on(
         suite=SimpleNamespace(name=name, gates=gates),
         store=SimpleNamespace(read=lambda *_: SimpleNamespace(looks=stored)),
         today=date(2026, 11, 29),
-        contents=contents
-        or (lambda *_, **__: SimpleNamespace(pixels=[f"picture {i}" for i in range(samples)])),
+        contents=contents or (lambda *_, **__: show(samples)),
         fingerprint=lambda data: Fingerprint(
             model="m", data=data, calibration=calibration, recipe="r"
         ),
@@ -112,4 +117,19 @@ def test_a_look_that_cannot_be_remembered_is_said(
     assert notes == (
         "scenes/classification-acc1: this look at the data was not remembered: [Errno 28] No space "
         "left on device",
+    )
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_what_was_guessed_and_changed_in_the_data_is_said(tmp_path: Path, remembered: bool) -> None:
+    turned, cut = "not turned, though EXIF says so", "I;16 made RGB: values above 255 cut off"
+    shown = show(4, changes=((), (turned,), (turned, cut), ()), notes=("column 'cls' is taken",))
+
+    _, notes = judge_on(
+        4, ledger=Ledger(tmp_path) if remembered else None, contents=lambda *_, **__: shown
+    )
+
+    assert notes == (
+        "scenes: column 'cls' is taken",
+        f"scenes: decoding changes 2 of 4 images: 1 {cut}, 2 {turned}",
     )

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pytest_quantgate.commands.planning import count_webdataset
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.suite.specs import DatasetSpec
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.enclosure import check_inside, enclosed
 from pytest_quantgate.tasks.registry import data_key, load_samples, locate_texts, read_class_texts
+from pytest_quantgate.tasks.webdataset import count_webdataset
 
 WHERE = Where(file="suites/x.quantgate.yaml", line=3)
 SECRET = "TOKEN=canary"

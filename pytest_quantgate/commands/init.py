@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import SuiteError
+from pytest_quantgate.formats.recipes import RECIPES
 from pytest_quantgate.store.disk import describe_write_error, refuse_links, temporary_folder
 
 if TYPE_CHECKING:
@@ -216,9 +217,7 @@ def _ask(parsed: argparse.Namespace, *, ask: Callable[[str, str], str]) -> None:
             root = ask("the folder that it is in", f"${{QUANTGATE_DATA}}/{parsed.data}")
             parsed.root = root or None
     if parsed.recipe is None:
-        parsed.recipe = ask(
-            "recipe: fp8, fp8-attention, int8, int8-smoothquant, a preset or a file", RECIPE
-        )
+        parsed.recipe = ask(f"recipe: {', '.join(RECIPES)}, a preset or a file", RECIPE)
     if parsed.target is None:
         parsed.target = ask("build engines for (sm89, sm120, ...; empty: no engines)", "") or None
     if parsed.output is None:

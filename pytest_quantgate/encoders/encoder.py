@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ class Encoder:
     `weights_digest` is the SHA-256 of the FP16 weights that the variant was made from,
     `weight_dtype` the type they were rounded to, `compute_dtype` the type of the arithmetic.
     `tokenizer` is None without a text tower, `image_processor` without a vision tower.
+    Every forward runs inside a `forward_context`.
     """
 
     module: torch.nn.Module
@@ -37,6 +39,7 @@ class Encoder:
     compute_dtype: str
     device: str
     notes: tuple[str, ...] = ()
+    forward_context: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def tower_names(self) -> tuple[TowerName, ...]:
@@ -59,7 +62,7 @@ class Encoder:
         import torch
 
         tower = self.tower(name)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.forward_context():
             return tower.embed(self.module, self._place(tower, inputs)).float()
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,8 @@ class NumberFormat:
     from the values at hand. What an algorithm adds (SmoothQuant's scale, SVDQuant's branch) is not
     part of a format.
 
-    `needs_gpu`: ModelOpt computes it by kernels for NVIDIA GPUs alone.
+    `needs_gpu`: ModelOpt computes it by kernels for NVIDIA GPUs alone; `is_emulated`: so this
+    product has the same arithmetic for a CPU.
     `onnx_type` names it in ONNX, `safetensors_dtype` in safetensors files, `torch_dtype` in
     PyTorch, where this product stores values of it. `precision` is what an engine report calls a
     kernel that multiplies in it (empty: none was seen to), `engine_dtypes` the words of TensorRT
@@ -62,6 +63,10 @@ class NumberFormat:
     def num_bits(self) -> int | tuple[int, int]:
         """The value of ModelOpt's `num_bits`."""
         return self.bits if self.is_integer else (self.exponent_bits, self.mantissa_bits)
+
+    @property
+    def is_emulated(self) -> bool:
+        return self.needs_gpu and self.scale_bits is not None
 
     def keeps_amax(self, *, dynamic: bool) -> bool:
         """Return whether a quantizer has a calibrated amax; `dynamic` as it is declared."""

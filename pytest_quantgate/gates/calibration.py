@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
-from pytest_quantgate.formats.table import keeps_amax
+from pytest_quantgate.formats.table import find_format, keeps_amax
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
@@ -84,10 +84,14 @@ def judge_calibration(
     forward, and clips at most `max_clipped` of held-out values; no embedding depends on the other
     samples in its batch; no evaluation sample was calibrated on. Near copies of
     what was calibrated on are evidence, and no more: different pictures can look alike.
+    A model whose formats take all scales from the values at hand (MXFP8) has no range to trust:
+    there calls and the batch are judged.
     `attention` is the model's attention implementation, for advice.
     """
     static = [q for q in audit.quantizers if q.enabled and _keeps_amax(q)]
     dynamic = [q for q in audit.quantizers if q.enabled and not _keeps_amax(q)]
+    if not static and dynamic and all(map(_has_no_range, dynamic)):
+        return _judge_rangeless(audit, dynamic, gate=gate, attention=attention)
     parts = (
         _judge_run(run, expected=audit.towers, gate=gate),
         _judge_amax(static, gate=gate, attention=attention),
@@ -127,12 +131,42 @@ def _describe_run(run: CalibrationRun) -> str:
     return f"{run.samples} pairs in {run.batches} batches through {towers(run.tower_batches)}"
 
 
+def _judge_rangeless(
+    audit: Audit, quantizers: Sequence[Quantizer], *, gate: CalibrationGate, attention: str
+) -> Verdict:
+    """Return whether all of them ran, and no embedding depends on its batch."""
+    parts = (
+        _judge_calls(quantizers, gate=gate, attention=attention),
+        _judge_batch(audit, gate=gate),
+    )
+    verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
+    if not verdict.passed:
+        return verdict
+    formats = listed(tuple(dict.fromkeys(q.format for q in quantizers)))
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS,
+        headline=f"calibration: no range to calibrate: {formats} takes every scale from the values "
+        f"at hand; {count(len(quantizers), 'quantizer')}, all called",
+        brief=f"{count(len(quantizers), 'quantizer')} without a range ({formats})",
+        figures=verdict.figures,
+    )
+
+
+def _has_no_range(quantizer: Quantizer) -> bool:
+    found = find_format(quantizer.format)
+    return found is not None and found.amax == "none"
+
+
 def judge_ranges(audit: Audit, *, gate: CalibrationGate) -> Verdict:
     """Return whether the ranges of a model can be trusted, without knowing how it got them.
 
     As `judge_calibration`, but for what only the calibration itself can tell.
     """
     static = [q for q in audit.quantizers if q.enabled and _keeps_amax(q)]
+    dynamic = [q for q in audit.quantizers if q.enabled and not _keeps_amax(q)]
+    if not static and dynamic and all(map(_has_no_range, dynamic)):
+        return _judge_rangeless(audit, dynamic, gate=gate, attention=INTERCEPTED)
     parts = (
         _judge_amax(static, gate=gate),
         _judge_weights(static, algorithm=audit.algorithm, gate=gate),

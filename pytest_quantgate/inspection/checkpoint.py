@@ -19,6 +19,7 @@ from pytest_quantgate.artifacts.operands import Artifact
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.artifacts.safetensors_file import FLOATS, import_numpy
 from pytest_quantgate.artifacts.weight_summary import summarize_tensor
+from pytest_quantgate.formats.recipes import RECIPES
 from pytest_quantgate.inspection.coverage import find_coverage, list_notes
 from pytest_quantgate.inspection.findings import Finding, Inspection
 from pytest_quantgate.inspection.headline import list_facts, make_rows, name_recipe, write_headline
@@ -281,7 +282,7 @@ def _list_steps(artifact: Artifact, *, label: str, is_good: bool) -> Iterator[st
     yield f"compare with what it was made from: quantgate check {label} --base FP16_FOLDER"
     if is_good:
         recipe = name_recipe(artifact)
-        known = recipe if recipe in ("fp8", "fp8-attention", "int8", "int8-smoothquant") else ""
+        known = recipe if recipe in RECIPES else ""
         yield (
             "whether it may ship is for gates to say: quantgate init"
             + (f" --checkpoint {label} --model FP16_FOLDER" if artifact.is_restorable else "")

@@ -20,11 +20,12 @@ from pytest_quantgate.measure.activations import ActivationRecorder, highest_fin
 from pytest_quantgate.measure.invariance import measure_invariance
 from pytest_quantgate.measure.operations import Recorder
 from pytest_quantgate.measure.quantizers import Activity, describe_quantizer, replay_recipe, watch
+from pytest_quantgate.quantization.emulation import kernels_for
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import (
     block_of,
     find_quantizers,
-    format_of,
+    list_enabled_formats,
     owner_of,
     plain_class_name,
     require_kernels,
@@ -90,11 +91,11 @@ def audit_module(
     Raises NotMeasured where a quantizer needs a kernel that this machine cannot run.
     """
     quantizers = find_quantizers(module)
-    kinds_on = (format_of(q) for q in quantizers.values() if q.is_enabled)
-    require_kernels((kind.name for kind in kinds_on if kind is not None), module=module)
+    formats = list_enabled_formats(module)
+    require_kernels(formats, module=module)
     activity = {name: Activity() for name in quantizers}
     operations = Recorder()
-    with quiet_libraries():
+    with quiet_libraries(), kernels_for(formats, module=module):
         for tower, run in runs.items():
             # Two runs: recording changes what it looks at (fused paths are left under it), so
             # calls are counted in a forward that is watched by nothing else.

@@ -204,9 +204,10 @@ def _rerun(model: Encoder, block: str, run: BlockRun, *, seed: int) -> torch.Ten
 
     nudge = _nudge(run.given, generator=torch.Generator().manual_seed(seed))
     module = model.module.get_submodule(block)
-    if run.arguments:
-        return _hidden(module(nudge, *run.arguments[1:], **run.options))
-    return _hidden(module(**{**run.options, "hidden_states": nudge}))
+    with model.forward_context():
+        if run.arguments:
+            return _hidden(module(nudge, *run.arguments[1:], **run.options))
+        return _hidden(module(**{**run.options, "hidden_states": nudge}))
 
 
 def _hidden(output: Any) -> torch.Tensor:

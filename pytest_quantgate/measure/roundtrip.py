@@ -28,6 +28,7 @@ from pytest_quantgate.quantization.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
+from pytest_quantgate.quantization.emulation import with_emulation
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +104,7 @@ def run_towers(
         compute_dtype=str(parameter.dtype).removeprefix("torch."),
         device=str(parameter.device),
     )
+    bare = with_emulation(bare)
     return {name: bare.encode(name, inputs).cpu() for name in bare.tower_names}
 
 

@@ -27,6 +27,7 @@ from pytest_quantgate.encoders.families import find_family
 from pytest_quantgate.encoders.loading import check_config, quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.quantization.attention import attention_class
+from pytest_quantgate.quantization.emulation import with_emulation
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import amax_of, find_quantizers
 from pytest_quantgate.store.disk import describe_write_error, find_write_error
@@ -126,7 +127,7 @@ def load_checkpoint(directory: Path, *, fp16: Encoder) -> Encoder:
         )
     module = restore_module(directory, manifest=manifest, base=fp16.module)
     # ModelOpt makes the amax that it restores on the CPU.
-    return replace(fp16, module=module.to(fp16.device))
+    return with_emulation(replace(fp16, module=module.to(fp16.device)))
 
 
 def restore_module(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.encoders.loading import quiet_libraries
-from pytest_quantgate.errors import ModelError
+from pytest_quantgate.errors import ModelError, NotMeasured
 from pytest_quantgate.quantization.attention import attention_class
+from pytest_quantgate.quantization.emulation import kernels_for, with_emulation
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import find_quantizers, require_kernels
 from pytest_quantgate.quantization.recipes import Recipe, to_modelopt
@@ -77,9 +78,18 @@ def quantize(
             if progress is not None and passes == 1:
                 progress(len(batch.ids))
 
-    with quiet_libraries(), attention_class(model.module, kind=recipe.attention):
+    with (
+        quiet_libraries(),
+        kernels_for(recipe.formats, module=model.module),
+        attention_class(model.module, kind=recipe.attention),
+    ):
         try:
             mtq.quantize(model.module, to_modelopt(recipe), forward_loop=calibrate)
+        except ImportError as error:
+            raise NotMeasured(
+                f"ModelOpt needs another package for recipe {recipe.name!r}: "
+                f"{' '.join(str(error).split())[:300]}"
+            ) from error
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             require_kernels(recipe.formats, module=model.module)
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -89,7 +99,7 @@ def quantize(
     _check_took_effect(model.module, recipe=recipe, exclude=exclude)
     model.module.eval().requires_grad_(False)
     return Quantized(
-        model=model,
+        model=with_emulation(model),
         batches=seen.batches,
         tower_batches={name: seen.towers[name] for name in model.tower_names},
         nonfinite=tuple(seen.nonfinite),

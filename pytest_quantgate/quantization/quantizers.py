@@ -38,14 +38,34 @@ def format_of(quantizer: Any) -> NumberFormat | None:
 
 
 def require_kernels(formats: Iterable[str], *, module: torch.nn.Module) -> None:
-    """Raise NotMeasured for formats that ModelOpt computes on a GPU alone, and a model on none."""
-    found = [kind.name for name in formats if (kind := find_format(name)) and kind.needs_gpu]
-    device = next((p.device.type for p in module.parameters()), "cpu") if found else "cuda"
-    if device != "cuda":
+    """Raise NotMeasured for formats that nothing here computes where the model is.
+
+    ModelOpt computes some on an NVIDIA GPU alone. On a CPU most of them are emulated.
+    """
+    needed = list_gpu_formats(formats)
+    device = device_of(module) if needed else "cuda"
+    found = [kind.name for kind in needed if device != "cpu" or not kind.is_emulated]
+    if found and device != "cuda":
         raise NotMeasured(
             f"ModelOpt computes {' and '.join(dict.fromkeys(found))} on an NVIDIA GPU alone, and "
             f"this model is on the {device}: run on a machine with such a GPU"
         )
+
+
+def list_gpu_formats(formats: Iterable[str]) -> list[NumberFormat]:
+    """Return those of the named formats that ModelOpt computes on a GPU alone."""
+    return [kind for name in formats if (kind := find_format(name)) and kind.needs_gpu]
+
+
+def list_enabled_formats(module: torch.nn.Module) -> tuple[str, ...]:
+    """Return the names of the formats that the enabled quantizers of a model have."""
+    kinds = (format_of(q) for q in find_quantizers(module).values() if q.is_enabled)
+    return tuple(dict.fromkeys(kind.name for kind in kinds if kind is not None))
+
+
+def device_of(module: torch.nn.Module) -> str:
+    """Return the kind of device that a model is on; `cpu` for one without parameters."""
+    return next((parameter.device.type for parameter in module.parameters()), "cpu")
 
 
 def find_quantizers(module: torch.nn.Module) -> dict[str, Any]:

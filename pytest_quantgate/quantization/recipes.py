@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.encoders.source import find_recipe_file, read_recipe_text
 from pytest_quantgate.errors import MissingPackage, ModelError
-from pytest_quantgate.formats.table import E4M3, INT8, name_format, read_num_bits
+from pytest_quantgate.formats.recipes import RECIPES
+from pytest_quantgate.formats.table import name_format, read_num_bits
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.suite.specs import QuantizeSpec
 from pytest_quantgate.untrusted import check_yaml
@@ -27,28 +28,6 @@ MODELOPT_VERSIONS = ((0, 47), (0, 48))
 #: it is an ordered list, in which a dict's last entry wins: the same suite would quantize
 #: something else there.
 FIRST_WITH_LIST = (0, 44)
-
-_E4M3 = {"num_bits": E4M3.num_bits, "axis": None}
-_INT8 = {"num_bits": INT8.num_bits, "axis": None}
-_INT8_PER_CHANNEL = {**_INT8, "axis": 0}
-_ALL_OFF = {"quantizer_name": "*", "enable": False}
-
-
-def _layers(*, weight: Mapping[str, Any], activation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return entries for Linear and Conv2d alone: a bare `*input_quantizer` would also switch on
-    the inputs of LayerNorm, and `*weight_quantizer` the weights of Embedding."""
-    return [
-        {"quantizer_name": pattern, "parent_class": parent, "cfg": dict(cfg)}
-        for parent in ("nn.Linear", "nn.Conv2d")
-        for pattern, cfg in (("*weight_quantizer", weight), ("*input_quantizer", activation))
-    ]
-
-
-def _attention(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"quantizer_name": f"*{name}_quantizer", "cfg": dict(cfg)}
-        for name in ("q_bmm", "k_bmm", "v_bmm", "bmm2_output")
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +68,7 @@ def resolve_recipe(spec: QuantizeSpec, *, environ: Mapping[str, str] = os.enviro
 
 def named_recipes() -> dict[str, dict[str, Any]]:
     """Return the product's own recipes by name, as ModelOpt configurations."""
-    fp8 = [dict(_ALL_OFF), *_layers(weight=_E4M3, activation=_E4M3)]
-    int8 = [dict(_ALL_OFF), *_layers(weight=_INT8_PER_CHANNEL, activation=_INT8)]
-    return {
-        "fp8": {"quant_cfg": fp8, "algorithm": "max"},
-        "fp8-attention": {"quant_cfg": [*fp8, *_attention(_E4M3)], "algorithm": "max"},
-        "int8": {"quant_cfg": int8, "algorithm": "max"},
-        "int8-smoothquant": {"quant_cfg": int8, "algorithm": "smoothquant"},
-    }
+    return {name: row.to_config() for name, row in RECIPES.items()}
 
 
 def check_modelopt_version() -> None:

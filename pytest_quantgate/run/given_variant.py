@@ -32,6 +32,7 @@ from pytest_quantgate.errors import (
 )
 from pytest_quantgate.quantization.attention import attention_class
 from pytest_quantgate.quantization.checkpoint import STATE
+from pytest_quantgate.quantization.emulation import with_emulation
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.recipes import Recipe, build_recipe
 from pytest_quantgate.suite.specs import QuantizedSpec
@@ -176,7 +177,7 @@ def restore_given(given: GivenCheckpoint, *, fp16: Encoder, trained: bool) -> Ta
             f"another model, so nothing here is what quantization costs; name its own FP16 model, "
             f"or write trained: true where it was trained after that"
         )
-    model = replace(fp16, module=module)
+    model = with_emulation(replace(fp16, module=module))
     return TakenVariant(model=model, same=same, rescaled=rescaled, changed=changed)
 
 

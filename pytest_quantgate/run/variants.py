@@ -528,7 +528,7 @@ class Variants:
             held_out_hashes=tuple(zip(unseen.pixels, unseen.ids, strict=True)),
             given=True,
         )
-        notes = (*self.fp16.notes, describe_base(taken, given=given, base=self.fp16))
+        notes = (*taken.model.notes, describe_base(taken, given=given, base=self.fp16))
         self._keep_variant(folder, taken.model, run=run, notes=notes)
 
     def _build_variant(self, folder: Path) -> None:
@@ -552,7 +552,7 @@ class Variants:
         run = describe_calibration(
             result, data=spec.data, pairs=pairs, shown=shown, held_out=unseen
         )
-        self._keep_variant(folder, result.model, run=run, notes=self.fp16.notes)
+        self._keep_variant(folder, result.model, run=run, notes=result.model.notes)
 
     def _keep_variant(
         self, folder: Path, model: Encoder, *, run: CalibrationRun, notes: Iterable[str]

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import yaml
 
 from pytest_quantgate.errors import SuiteError
+from pytest_quantgate.formats.recipes import RECIPES
 from pytest_quantgate.suite.nodes import (
     Place,
     describe,
@@ -358,6 +359,6 @@ def recipe_key() -> Declared:
     return declare(
         read,
         schema={"type": ["string", "object", "array"], "minLength": 1},
-        help="fp8, fp8-attention, int8, int8-smoothquant, a ModelOpt preset or recipe id, a YAML "
-        "path, or an inline quant_cfg",
+        help=f"{', '.join(RECIPES)}, a ModelOpt preset or recipe id, a YAML path, or an inline "
+        f"quant_cfg",
     )

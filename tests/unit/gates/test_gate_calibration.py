@@ -270,8 +270,26 @@ def test_dynamic_blocks_without_a_range_of_the_tensor_are_red(
 
 def test_formats_whose_scales_come_from_the_values_have_nothing_to_calibrate() -> None:
     audit = change_quantizers(AUDIT, "*", format="MXFP8", granularity="block", dynamic=True)
+    verdict = judge(audit, run=make_run(batches=0, samples=0, tower_batches={}))
 
-    assert judge(audit).code == "calibration.nothing-static"
+    assert verdict.passed
+    assert verdict.headline == (
+        "calibration: no range to calibrate: MXFP8 takes every scale from the values at hand; 24 "
+        "quantizers, all called"
+    )
+    assert judge_ranges(audit, gate=calibration_gate()).passed
+
+
+def test_formats_without_a_range_are_judged_by_calls_and_batch() -> None:
+    audit = change_quantizers(AUDIT, "*", format="MXFP8", granularity="block", dynamic=True)
+
+    never = judge(change_quantizers(audit, FC1, tower_calls={}))
+    assert never.code == "calibration.never-called"
+    mixed = judge(change_quantizers(audit, FC1, batch_dependent=True))
+    assert mixed.code == "calibration.batch-dependent"
+    # One range that a format does have, and that nobody calibrated, is a finding as before.
+    partly = change_quantizers(audit, FC1, format="E4M3", dynamic=False, amax_count=0)
+    assert judge(partly).code == "calibration.amax-missing"
 
 
 IDLE: dict[str, Any] = {"amax_max": None, "amax_count": 0, "tower_calls": {}}

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.formats.recipes import RECIPES
 from pytest_quantgate.formats.table import name_format
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.recipes import (
@@ -68,6 +69,58 @@ def test_own_recipes_leave_norms_and_embeddings_alone(make_recipe: MakeRecipe) -
         for entry in entries[1:]:
             bmm = "bmm" in entry["quantizer_name"]
             assert bmm or entry["parent_class"] in ("nn.Linear", "nn.Conv2d"), entry
+
+
+#: The product's recipes that are one of ModelOpt's presets on all towers, and on layers alone.
+PRESETS = {
+    "fp8": "FP8_DEFAULT_CFG",
+    "fp8-per-token": "FP8_PER_CHANNEL_PER_TOKEN_CFG",
+    "fp8-blocks": "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG",
+    "int8": "INT8_DEFAULT_CFG",
+    "int8-smoothquant": "INT8_SMOOTHQUANT_CFG",
+    "int8-weight-only": "INT8_WEIGHT_ONLY_CFG",
+    "int4": "INT4_BLOCKWISE_WEIGHT_ONLY_CFG",
+    "int4-awq": "INT4_AWQ_CFG",
+    "w4a8-awq": "W4A8_AWQ_BETA_CFG",
+    "nvfp4": "NVFP4_DEFAULT_CFG",
+    "nvfp4-weight-only": "W4A16_NVFP4_CFG",
+    "nvfp4-mse": "NVFP4_W4A4_WEIGHT_MSE_FP8_SWEEP_CFG",
+    "nvfp4-awq": "NVFP4_AWQ_LITE_CFG",
+    "nvfp4-svdquant": "NVFP4_SVDQUANT_DEFAULT_CFG",
+    "mxfp8": "MXFP8_DEFAULT_CFG",
+    "mxfp6": "MXFP6_DEFAULT_CFG",
+    "mxfp4": "MXFP4_DEFAULT_CFG",
+    "mxint8": "MXINT8_DEFAULT_CFG",
+}
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS.items())
+def test_own_recipe_quantizes_as_modelopts_preset_does(
+    name: str, preset: str, make_recipe: MakeRecipe
+) -> None:
+    own, theirs = make_recipe(name), make_recipe(preset)
+
+    def settings(recipe: Recipe) -> dict[str, Any]:
+        parts = {
+            entry["quantizer_name"]: entry["cfg"]
+            for entry in recipe.quant_cfg
+            if entry["enable"] and entry["parent_class"] in (None, "nn.Linear")
+        }
+        for cfg in parts.values():
+            if isinstance(cfg, dict):
+                cfg.pop("effective_bits", None)  # for AutoQuantize's search
+                cfg.setdefault("axis", None)
+        return parts
+
+    assert settings(own) == settings(theirs)
+    assert (own.algorithm, own.formats) == (theirs.algorithm, theirs.formats)
+
+
+def test_every_own_recipe_is_in_the_guide() -> None:
+    guide = (Path(__file__).parents[3] / "docs/guides/own-model.md").read_text(encoding="utf-8")
+    rows = [f"| `{row.name}` | {row.says} |" for row in RECIPES.values()]
+
+    assert "\n".join(rows) in guide
 
 
 def test_default_of_the_dict_form_comes_first(make_recipe: MakeRecipe) -> None:
@@ -169,7 +222,7 @@ quantize:
     ("recipe", "message"),
     [
         ("fp8-atention", r"unknown recipe 'fp8-atention'; did you mean 'fp8-attention'\?"),
-        ("zzz", r"unknown recipe 'zzz'; known: fp8, fp8-attention, int8, int8-smoothquant"),
+        ("zzz", r"unknown recipe 'zzz'; known: fp8, fp8-attention, .*nvfp4, .*mxfp8, "),
         ("nowhere/recipe.yaml", r"recipe file nowhere/recipe\.yaml does not exist"),
         ("huggingface/none/such", r"ModelOpt has no recipe 'huggingface/none/such'"),
         ({"default": {"enable": False}}, r"quantizes nothing: every entry switches off \('\*'\)"),

@@ -1,0 +1,264 @@
+"""Fake quantization in NVFP4 and OCP's Microscaling formats on a CPU, where ModelOpt has none.
+
+ModelOpt computes them by kernels for NVIDIA GPUs. The same arithmetic is here in PyTorch, in
+float32 and in the kernels' own order, so that a machine without a GPU measures what one with a GPU
+would. Sources: ModelOpt 0.47's `kernels/quantization/gemm/fp4_kernel_hopper.py`, `fp4_kernel.py`,
+`common/nvfp4_quant.py` and `tensor_quant_mx.cu` (scales as in its `compute_scale_e8m0_NV`).
+
+Known to differ: a NaN stays NaN (the kernels' tables make a number of it), subnormal numbers are
+kept (the MX kernels are built to flush them), and NVFP4 keeps to the block size that is declared
+(`fp4_fake_quant_block` is not told it, and takes 16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.formats.number_format import NumberFormat
+from pytest_quantgate.formats.table import E4M3, NVFP4, read_format
+from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.quantizers import (
+    device_of,
+    list_enabled_formats,
+    list_gpu_formats,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+#: What the NVFP4 kernel takes for a scale of the tensor that is not positive, and the scale of a
+#: block below which all its values become 0.
+_LEAST_TENSOR_SCALE = 1e-12
+_LEAST_BLOCK_SCALE = 1e-5
+
+#: ModelOpt's scale of static blocks is 1 where the range of the tensor is at most this.
+_LEAST_RANGE = 2.0**-24
+
+
+def fake_quantize_nvfp4(
+    values: torch.Tensor, amax: torch.Tensor, *, block_size: int = 16
+) -> torch.Tensor:
+    """Return `values` as NVFP4 holds them, with scales from the blocks of the last axis at hand.
+
+    `amax` is the range of the tensor, one value (the largest of several counts). A block's scale is
+    its largest magnitude / 6, in E4M3 under the tensor's scale, amax / (6 * 448).
+    """
+    import torch
+
+    tensor_scale = amax.float().amax() / (NVFP4.largest * E4M3.largest)
+    if not bool(tensor_scale > 0):
+        tensor_scale = torch.full_like(tensor_scale, _LEAST_TENSOR_SCALE)
+    blocks = _split(values, block_size)
+    ranges = _magnitude(blocks)
+    scales = (ranges / (NVFP4.largest * tensor_scale)).clamp_max(E4M3.largest)
+    scales = _round_e4m3(scales) * tensor_scale
+    scales = torch.where(scales >= _LEAST_BLOCK_SCALE, scales, torch.ones_like(scales))
+    return _join(_round_minifloat(blocks / scales, NVFP4) * scales, like=values)
+
+
+def fake_quantize_static_nvfp4(
+    values: torch.Tensor,
+    amax: torch.Tensor,
+    global_amax: torch.Tensor | None = None,
+    quantize_block_scales: bool = True,
+    fp8_max_for_normalization: float = E4M3.largest,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Return `values` as NVFP4 holds them, with the calibrated range of each block in `amax`.
+
+    The arguments are those of ModelOpt's `static_blockwise_fp4_fake_quant`: `amax` has one value
+    for each `values.numel() / amax.numel()` values in a row. A block of range 0 becomes 0.
+    """
+    import torch
+
+    if values.numel() % amax.numel():
+        raise ValueError(f"{values.numel()} values are no whole blocks of {amax.numel()} ranges")
+    ranges = amax.float()
+    scales = ranges / NVFP4.largest
+    if quantize_block_scales:
+        whole = (ranges.amax() if global_amax is None else global_amax).float()
+        highest = whole * (E4M3.largest / fp8_max_for_normalization) / NVFP4.largest
+        highest = torch.where(highest <= _LEAST_RANGE, torch.ones_like(highest), highest)
+        factor = E4M3.largest / highest
+        scales = _round_e4m3((scales * factor).clamp(-E4M3.largest, E4M3.largest)) * (1 / factor)
+    scales = scales.reshape(-1, 1)
+    blocks = values.float().reshape(len(scales), -1)
+    usable = torch.isfinite(scales) & (scales != 0)
+    safe = torch.where(usable, scales, torch.ones_like(scales))
+    found = _round_minifloat(blocks / safe, NVFP4) * safe
+    found = torch.where(scales == 0, torch.zeros_like(found), found)
+    return found.reshape(values.shape).to(out_dtype or values.dtype)
+
+
+def fake_quantize_mx(
+    values: torch.Tensor, *, element: NumberFormat, block_size: int = 32
+) -> torch.Tensor:
+    """Return `values` as a Microscaling format holds them, in blocks of the last axis.
+
+    A block's scale is the smallest power of two, from 2**-127 to 2**127, with which its largest
+    magnitude is at most the `element`'s largest value. It is 1 for a block of zeros.
+    """
+    import torch
+
+    highest = float(2 ** (element.bits - 1) - 1) if element.is_integer else element.largest
+    blocks = _split(values, block_size)
+    ranges = _magnitude(blocks)
+    ratio = ranges / highest
+    mantissa, exponent = torch.frexp(ratio)  # ratio = mantissa * 2**exponent, mantissa from 0.5
+    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
+    exponent = torch.where(ratio == 0, torch.full_like(exponent, -127), exponent).clamp(-127, 127)
+    exponent = torch.where(ranges == 0, torch.zeros_like(exponent), exponent)
+    scaled = torch.ldexp(blocks, -exponent)
+    if element.is_integer:
+        found = scaled.round().clamp(-highest, highest)
+    elif element.num_bits == E4M3.num_bits:
+        found = _round_e4m3(scaled.clamp(-highest, highest))
+    else:
+        found = _round_minifloat(scaled, element)
+    return _join(torch.ldexp(found, exponent), like=values)
+
+
+def _split(values: torch.Tensor, size: int) -> torch.Tensor:
+    """Return float32 [..., blocks, size]; the last block is filled with zeros."""
+    from torch.nn import functional
+
+    missing = -values.shape[-1] % size
+    whole = functional.pad(values.float(), (0, missing))
+    return whole.reshape(*whole.shape[:-1], -1, size)
+
+
+def _join(blocks: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
+    return blocks.flatten(-2)[..., : like.shape[-1]].to(like.dtype)
+
+
+def _magnitude(blocks: torch.Tensor) -> torch.Tensor:
+    """Return the largest finite magnitude of each block, [..., blocks, 1]: a NaN is passed over."""
+    import torch
+
+    known = torch.nan_to_num(blocks, nan=0.0).abs()
+    return known.clamp_max(torch.finfo(torch.float32).max).amax(dim=-1, keepdim=True)
+
+
+def _round_e4m3(values: torch.Tensor) -> torch.Tensor:
+    """Return the nearest values of E4M3 to values within its range, ties to the even code."""
+    import torch
+
+    return values.to(torch.float8_e4m3fn).float()
+
+
+def _round_minifloat(values: torch.Tensor, kind: NumberFormat) -> torch.Tensor:
+    """Return the nearest values of a format, ties to the even code, beyond its range the end."""
+    import torch
+
+    magnitude = values.abs().clamp_max(kind.largest)
+    _, exponent = torch.frexp(magnitude)
+    step = (exponent - 1 - kind.mantissa_bits).clamp_min(kind.first_exponent)
+    found = torch.ldexp(torch.ldexp(magnitude, -step).round(), step)
+    return torch.where(values < 0, -found, found)
+
+
+# -- in ModelOpt's place -------------------------------------------------------------------------
+
+
+def with_emulation(model: Encoder) -> Encoder:
+    """Return a quantized model whose forwards emulate what ModelOpt cannot compute where it is.
+
+    A note says so. The model itself where there is nothing to emulate.
+    """
+    found = _list_emulated(list_enabled_formats(model.module), module=model.module)
+    if not found:
+        return model
+    note = (
+        f"{', '.join(found)} {'was' if len(found) == 1 else 'were'} computed on this CPU by "
+        f"pytest-quantgate's own arithmetic, which equals that of ModelOpt's kernels: those need "
+        f"an NVIDIA GPU"
+    )
+    return replace(model, forward_context=emulated_kernels, notes=(*model.notes, note))
+
+
+def kernels_for(formats: Iterable[str], *, module: torch.nn.Module) -> AbstractContextManager[None]:
+    """Return the context in which a model can compute formats: an emulation, or nothing at all."""
+    return emulated_kernels() if _list_emulated(formats, module=module) else nullcontext()
+
+
+def _list_emulated(formats: Iterable[str], *, module: torch.nn.Module) -> list[str]:
+    found = [kind.name for kind in list_gpu_formats(formats) if kind.is_emulated]
+    return found if found and device_of(module) == "cpu" else []
+
+
+@contextmanager
+def emulated_kernels() -> Iterator[None]:
+    """Let ModelOpt's quantizers compute on a CPU what it has kernels for GPUs alone for.
+
+    Tensors on a GPU go to ModelOpt's own kernels as before, and when the block ends its module is
+    what it was: two names of `tensor_quant` are other objects meanwhile.
+    """
+    module = import_modelopt("modelopt.torch.quantization.tensor_quant")
+    own_operator, own_kernels = module.dynamic_block_quantize_op, module.triton_kernel
+
+    def operator(inputs: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if inputs.device.type != "cpu":
+            return own_operator(inputs, *arguments)  # type: ignore[no-any-return]
+        return _quantize_dynamic_blocks(inputs, *arguments)
+
+    module.dynamic_block_quantize_op = operator
+    module.triton_kernel = _Kernels(own_kernels)
+    try:
+        yield
+    finally:
+        module.dynamic_block_quantize_op = own_operator
+        module.triton_kernel = own_kernels
+
+
+def _quantize_dynamic_blocks(
+    inputs: torch.Tensor,
+    block_size: int,
+    amax: torch.Tensor | None,
+    num_bits: int,
+    exponent_bits: int,
+    scale_num_bits: int,
+    scale_exponent_bits: int,
+) -> torch.Tensor:
+    """What `tensorrt::dynamic_block_quantize_op` computes, by its own arguments."""
+    bits = (exponent_bits, num_bits - exponent_bits - 1) if exponent_bits else num_bits
+    scale_bits = (scale_exponent_bits, scale_num_bits - scale_exponent_bits - 1)
+    blocks = {-1: block_size, "type": "dynamic", "scale_bits": scale_bits}
+    kind = read_format(bits, block_sizes=blocks)
+    if kind is not None and kind.scale_bits == scale_bits:
+        if kind.amax == "none":
+            return fake_quantize_mx(inputs, element=kind, block_size=block_size)
+        if amax is not None:
+            return fake_quantize_nvfp4(inputs, amax, block_size=block_size)
+    raise NotImplementedError(
+        f"num_bits {bits!r} with scale_bits {scale_bits!r} in dynamic blocks is not emulated"
+    )
+
+
+class _Kernels:
+    """ModelOpt's Triton kernels, with static NVFP4 blocks for tensors on a CPU."""
+
+    IS_AVAILABLE = True
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def static_blockwise_fp4_fake_quant(
+        self, values: torch.Tensor, *arguments: Any, **named: Any
+    ) -> torch.Tensor:
+        if values.device.type != "cpu":
+            return self._own.static_blockwise_fp4_fake_quant(values, *arguments, **named)  # type: ignore[no-any-return]
+        return fake_quantize_static_nvfp4(values, *arguments, **named)
+
+    def static_blockwise_fp4_cast(
+        self, values: torch.Tensor, out_dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        if values.device.type != "cpu":
+            return self._own.static_blockwise_fp4_cast(values, out_dtype)  # type: ignore[no-any-return]
+        return _round_minifloat(values.float(), NVFP4).to(out_dtype or values.dtype)

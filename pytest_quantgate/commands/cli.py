@@ -15,6 +15,7 @@ from pytest_quantgate.text.printable import printable
 
 COMMANDS = (
     "check",
+    "verify",
     "init",
     "validate",
     "plan",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,15 @@ LOADED_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
-    """A checkpoint directory, the SHA-256 over its files, and its name for people."""
+    """A checkpoint directory, the SHA-256 over its files, and its name for people.
+
+    `files` gives the SHA-256 (hex) of each file by its name.
+    """
 
     directory: Path
     digest: str
     description: str
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> CheckpointSource:
@@ -75,6 +79,7 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
         )
         raise ModelError(f"{spec.where.of('id')}: {directory} holds no *.safetensors file{hint}")
     digest = hashlib.sha256()
+    digests = {}
     for path in files:
         if not stays_inside(path, directory=directory):
             raise ModelError(
@@ -85,13 +90,16 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
             raise ModelError(f"{spec.where.of('id')}: {path} is no regular file: remove it")
         try:
             with path.open("rb") as stream:
-                part = hashlib.file_digest(stream, "sha256").digest()
+                part = hashlib.file_digest(stream, "sha256")
         except OSError as error:
             raise ModelError(
                 f"{spec.where.of('id')}: {path} cannot be read: {error.strerror or error}"
             ) from error
-        digest.update(os.fsencode(path.name) + b"\0" + part)
-    return CheckpointSource(directory=directory, digest=digest.hexdigest(), description=description)
+        digest.update(os.fsencode(path.name) + b"\0" + part.digest())
+        digests[path.name] = part.hexdigest()
+    return CheckpointSource(
+        directory=directory, digest=digest.hexdigest(), description=description, files=digests
+    )
 
 
 def stays_inside(path: Path, *, directory: Path) -> bool:

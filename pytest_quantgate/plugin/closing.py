@@ -23,8 +23,17 @@ from pytest_quantgate.store.records import AnyRecord, record_from_json
 from pytest_quantgate.store.settings import Settings
 
 
-def close_run(gathered: Gathered, *, settings: Settings, warnings: list[str]) -> Summary:
-    """Write what the run decided to write, and return what there is to say of it; called once."""
+def close_run(
+    gathered: Gathered,
+    *,
+    settings: Settings,
+    warnings: list[str],
+    set_aside: tuple[Path, ...] = (),
+) -> Summary:
+    """Write what the run decided to write, and return what there is to say of it; called once.
+
+    `set_aside` are where manifests of earlier runs were.
+    """
     for heard in gathered.tests.values():
         warnings.extend(text for plain in heard.list_carried() for text in plain["warnings"])
     written, obtained = _write_records(gathered, settings=settings)
@@ -42,7 +51,9 @@ def close_run(gathered: Gathered, *, settings: Settings, warnings: list[str]) ->
     if settings.reports:
         from pytest_quantgate.report.write import write_reports
 
-        summary = write_reports(summary, evidence=_join_evidence(gathered), settings=settings)
+        summary = write_reports(
+            summary, evidence=_join_evidence(gathered), settings=settings, set_aside=set_aside
+        )
     return replace(summary, failed=_has_failed(summary, settings=settings))
 
 

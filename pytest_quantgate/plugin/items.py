@@ -42,4 +42,5 @@ def describe_gates(suite: Suite, *, file: str) -> dict[str, Any]:
         "file": file,
         "gates": [gate.name for gate in suite.gates],
         "allow_unmeasured": list(suite.allow_unmeasured),
+        "digest": suite.digest,
     }

@@ -97,10 +97,18 @@ def add_options(parser: pytest.Parser) -> None:
         help="plant known damage and prove that each gate turns red on it",
     )
     group.addoption(
-        "--quantgate-report", metavar="DIR", help="write DIR/index.html and DIR/report.json"
+        "--quantgate-report",
+        metavar="DIR",
+        help="write DIR/index.html and DIR/report.json, and DIR/manifest.json where the run passes",
     )
     group.addoption("--quantgate-markdown", metavar="FILE", help="write the report as Markdown")
     group.addoption("--quantgate-json", metavar="FILE", help="write the report as JSON")
+    group.addoption(
+        "--quantgate-manifest",
+        metavar="FILE",
+        help="where the run passes, write the SHA-256 of every file that was judged, as an in-toto "
+        "statement (for quantgate verify)",
+    )
     group.addoption(
         "--quantgate-report-images",
         metavar="N",
@@ -124,6 +132,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("quantgate_report", "the folder of the HTML report", default="")
     parser.addini("quantgate_markdown", "the file of the Markdown report", default="")
     parser.addini("quantgate_json", "the file of the JSON report", default="")
+    parser.addini("quantgate_manifest", "the file of the manifest", default="")
     parser.addini("quantgate_report_images", "pictures for each task in the report", default="12")
     parser.addini("quantgate_step_summary", "auto or off", default="auto")
     parser.addini("quantgate_suite", "the suite of hand-written tests", default="")
@@ -266,7 +275,7 @@ def resolve_reports(
             f"--quantgate-report-images={images}: expected a number from 0 to {MAX_REPORT_IMAGES}"
         )
     if selftest:
-        for name in ("report", "markdown", "json"):
+        for name in ("report", "markdown", "json", "manifest"):
             if config.getoption(f"quantgate_{name}"):
                 raise pytest.UsageError(
                     f"--quantgate-{name} shows what is true of a model, and --quantgate-selftest "
@@ -277,6 +286,7 @@ def resolve_reports(
         directory=place("report"),
         markdown=place("markdown"),
         json=place("json"),
+        manifest=place("manifest"),
         step_summary=find_step_summary(environ) if pick("step_summary") == "auto" else None,
         images=int(images),
     )

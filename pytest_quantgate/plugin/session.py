@@ -10,10 +10,12 @@ import os
 from collections.abc import Generator, MutableMapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.plugin.items import GATE
 from pytest_quantgate.plugin.options import CACHE_INPUT
@@ -24,6 +26,7 @@ from pytest_quantgate.plugin.results import (
     make_printable,
     settle,
 )
+from pytest_quantgate.report.files import set_manifests_aside
 from pytest_quantgate.run.progress import Progress, silent
 from pytest_quantgate.store.settings import Settings
 from pytest_quantgate.suite.gates import OWN_TESTS
@@ -52,8 +55,8 @@ COLOURS = {
 class RunSession:
     """One pytest session. On an xdist worker it judges; on the controller it also concludes.
 
-    `summary` is there from the end of the run on. It is a plugin itself, for the hooks that need
-    its state.
+    `summary` is there from the end of the run on. `set_aside` are where manifests of earlier runs
+    were. It is a plugin itself, for the hooks that need its state.
     """
 
     settings: Settings
@@ -62,6 +65,7 @@ class RunSession:
     gathered: Gathered = field(default_factory=Gathered)
     warnings: list[str] = field(default_factory=list)
     summary: Summary | None = None
+    set_aside: tuple[Path, ...] = ()
     _case: Case | None = None
     _surroundings: Surroundings | None = None
     _rerun: set[str] = field(default_factory=set)
@@ -94,6 +98,14 @@ class RunSession:
                 ledger=Ledger(self.settings.cache_dir / "looks"),
             )
         return self._case
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Put the manifests of earlier runs aside: none may pass for this run's."""
+        if not (self.is_worker or session.config.option.collectonly):
+            try:
+                self.set_aside = set_manifests_aside(self.settings.reports)
+            except QuantGateError as error:
+                raise pytest.UsageError(str(error)) from error
 
     # -- what pytest tells ----------------------------------------------------------------
 
@@ -168,7 +180,12 @@ class RunSession:
             return
         from pytest_quantgate.plugin.closing import close_run, list_unjudged
 
-        self.summary = close_run(self.gathered, settings=self.settings, warnings=self.warnings)
+        self.summary = close_run(
+            self.gathered,
+            settings=self.settings,
+            warnings=self.warnings,
+            set_aside=self.set_aside,
+        )
         if self.summary.failed:
             for report in list_unjudged(self.summary):
                 session.config.hook.pytest_runtest_logreport(report=report)

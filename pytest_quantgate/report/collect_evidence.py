@@ -29,7 +29,7 @@ from pytest_quantgate.evidence.parity import Parity, Roundtrip
 from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.coverage import CoverageGate, wanted_slots
 from pytest_quantgate.gates.trace import STAGES, Stage, TraceRow, follow_quantizers
-from pytest_quantgate.own_process import run_git
+from pytest_quantgate.own_process import run_git, run_program
 from pytest_quantgate.report.evidence import Evidence
 from pytest_quantgate.report.model import (
     Attempt,
@@ -41,6 +41,7 @@ from pytest_quantgate.report.model import (
     Environment,
     Flip,
     GateResult,
+    JudgedFile,
     OnnxFacts,
     OutcomeFacts,
     OwnTestResult,
@@ -55,7 +56,7 @@ from pytest_quantgate.report.model import (
 from pytest_quantgate.report.previews import list_flips
 from pytest_quantgate.report.quantizer_states import describe_quantizers
 from pytest_quantgate.report.terminal import Summary
-from pytest_quantgate.run.conclusion import Results, Row, SuiteConclusion
+from pytest_quantgate.run.conclusion import Results, Row, SuiteConclusion, SuiteGates
 from pytest_quantgate.runtimes.engine_layers import EngineReport
 from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.store.keys import ENGINES
@@ -116,18 +117,28 @@ def collect_suite(
 ) -> SuiteReport:
     """Return all that is known of one suite of the run."""
     rows = [row for row in results.rows if row.suite == suite.suite]
-    files = {found.suite: found.file for found in results.suites}
+    (collected,) = (found for found in results.suites if found.suite == suite.suite)
     report = SuiteReport(
         name=suite.label,
-        file=files[suite.suite],
+        file=collected.file,
+        suite=suite.suite,
+        digest=collected.digest,
+        all_gates=collected.gates,
+        allow_unmeasured=collected.allow_unmeasured,
         conclusion=Conclusion(status=suite.status.value, sentence=suite.sentence),
         gates=tuple(_describe_gate(row) for row in rows),
         not_run=tuple(suite.not_run),
         not_run_because=suite.not_run,
         allowed_unmeasured=suite.allowed,
         notes=tuple(dict.fromkeys(note for row in rows for note in row.notes)),
+        files=tuple(_describe_suite(collected)),
     )
     return _SuiteReader(evidence, cache=cache).fill(report) if evidence else report
+
+
+def _describe_suite(suite: SuiteGates) -> Iterator[JudgedFile]:
+    if suite.digest:
+        yield JudgedFile(artifact="suite", name=suite.file, sha256=suite.digest)
 
 
 def _describe_attempts(attempts: Sequence[Verdict]) -> tuple[Attempt, ...]:
@@ -195,7 +206,30 @@ class _SuiteReader:
             parity=self._read(Parity, ("parity",)),
             engines=tuple(_describe_engine(about, found) for about, found in engines.items()),
             latency=evidence.latency,
+            files=tuple(
+                sorted(
+                    (*report.files, *evidence.files, *self._list_built()),
+                    key=lambda file: (file.artifact, file.name),
+                )
+            ),
         )
+
+    def _list_built(self) -> Iterator[JudgedFile]:
+        """Yield the checkpoint, ONNX files and engines that this run built or took from the cache.
+
+        A checkpoint that was given is what ships, and no copy of it.
+        """
+        given = any(file.artifact == "checkpoint" for file in self.evidence.files)
+        for use in self.evidence.used:
+            kind, *of = use.about
+            below = {"variant": "checkpoint/", "onnx": "", "engine": ""}.get(kind)
+            if below is None or (kind == "variant" and given):
+                continue
+            artifact = "checkpoint" if kind == "variant" else f"{kind}-{'-'.join(of)}"
+            for name, digest in self.cache.digests(kind=kind, key=use.key).items():
+                if name.startswith(below) and not (kind == "engine" and name.endswith(".json")):
+                    name = name.removeprefix(below)
+                    yield JudgedFile(artifact=artifact, name=name, sha256=digest, built=True)
 
     def _read(
         self, kind: type[Value], about: tuple[str, ...], *, name: str = "value.json"
@@ -524,7 +558,25 @@ def describe_environment(
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
         packages=packages,
         commit=read_commit(root, environ=environ),
+        gpus=_list_gpus(),
     )
+
+
+def _list_gpus() -> tuple[str, ...]:
+    """Return the names of the GPUs here; none without NVIDIA's driver and its utilities."""
+    if not Path("/dev/nvidiactl").exists():
+        return ()
+    try:
+        answer = run_program(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
 
 
 def _read_processor() -> str:

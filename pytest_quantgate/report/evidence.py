@@ -5,14 +5,18 @@ The evidence itself stays in the cache; only its keys travel, and what is in no 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.gates.coverage import CoverageGate
-from pytest_quantgate.report.model import LatencyFacts, ModelFacts, RecipeFacts
+from pytest_quantgate.report.model import JudgedFile, LatencyFacts, ModelFacts, RecipeFacts
+from pytest_quantgate.store.baseline_mode import BaselineMode
+from pytest_quantgate.store.records import Kind
 
 if TYPE_CHECKING:
     from pytest_quantgate.run.case import Case
@@ -44,6 +48,7 @@ class Evidence:
     calibration_batch_size: int = 0
     coverage: CoverageGate | None = None
     latency: tuple[LatencyFacts, ...] = ()
+    files: tuple[JudgedFile, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = to_json(self)
@@ -53,8 +58,14 @@ class Evidence:
         """Return what both processes used; the later one's word counts."""
         used = {use.about: use for use in (*self.used, *later.used)}
         latency = {facts.gate: facts for facts in (*self.latency, *later.latency)}
+        files = {(file.artifact, file.name): file for file in (*self.files, *later.files)}
         known = later if later.model else self
-        return replace(known, used=tuple(used.values()), latency=tuple(latency.values()))
+        return replace(
+            known,
+            used=tuple(used.values()),
+            latency=tuple(latency.values()),
+            files=tuple(files.values()),
+        )
 
 
 def read_evidence(data: Any) -> Evidence:
@@ -115,7 +126,28 @@ def describe_case(case: Case) -> Evidence:
             digest=print_of.recipe,
         ),
         calibration_digest=print_of.calibration,
+        files=tuple(_list_files(case)),
     )
+
+
+def _list_files(case: Case) -> Iterator[JudgedFile]:
+    """Yield what a case was given and has read; what it has built itself is found in the cache."""
+    for name, digest in case.source.files.items():
+        yield JudgedFile(artifact="model", name=name, sha256=digest)
+    for name, digest in (case.given.digests if case.given else {}).items():
+        yield JudgedFile(artifact="checkpoint", name=name, sha256=digest)
+    if case.settings.baselines is not BaselineMode.CHECK:
+        return  # nothing is judged by what this run writes
+    for gate in case.suite.gates:
+        if gate.kind not in get_args(Kind) or case.judging.known(gate) is None:
+            continue
+        kind = cast(Kind, gate.kind)
+        found = case.store.find_old(case.suite.name, gate.key, kind=kind)
+        found = found or case.store.find(case.suite.name, gate.key, kind=kind)
+        if found is not None:
+            digest = hashlib.sha256(found.path.read_bytes()).hexdigest()
+            name = os.path.relpath(found.path, case.settings.root)
+            yield JudgedFile(artifact="baselines", name=name, sha256=digest)
 
 
 def _read_recipe(case: Case) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_quantgate.errors import ReportError
-from pytest_quantgate.report import FORMAT
+from pytest_quantgate.report import FORMAT, PREDICATE_TYPE
 from pytest_quantgate.store.disk import describe_write_error, refuse_links, write_whole
 from pytest_quantgate.store.settings import Targets
 
@@ -21,6 +21,7 @@ Kind = Literal[
     "html",
     "markdown",
     "json",
+    "manifest",
     "check-json",
     "check-markdown",
     "diff-html",
@@ -34,6 +35,7 @@ MARKS: Mapping[Kind, str] = {
     "html": '<meta name="generator" content="pytest-quantgate',
     "markdown": "<!-- pytest-quantgate report",
     "json": f'"format": "{FORMAT}"',
+    "manifest": f'"predicateType": "{PREDICATE_TYPE}"',
     "check-json": '{\n  "schema": 1,\n  "check": ',
     "check-markdown": "### Quantized files: ",
     "diff-html": "<title>Model change</title>",
@@ -45,6 +47,10 @@ HEAD_BYTES = 1024
 
 HTML_NAME = "index.html"
 JSON_NAME = "report.json"
+MANIFEST_NAME = "manifest.json"
+
+#: What is put behind the name of a manifest of an earlier run that this run does not confirm.
+PREVIOUS = ".previous"
 
 
 def list_files(targets: Targets) -> tuple[tuple[Path, Kind, str], ...]:
@@ -53,10 +59,13 @@ def list_files(targets: Targets) -> tuple[tuple[Path, Kind, str], ...]:
     if targets.directory:
         found.append((targets.directory / HTML_NAME, "html", "--quantgate-report"))
         found.append((targets.directory / JSON_NAME, "json", "--quantgate-report"))
+        found.append((targets.directory / MANIFEST_NAME, "manifest", "--quantgate-report"))
     if targets.markdown:
         found.append((targets.markdown, "markdown", "--quantgate-markdown"))
     if targets.json:
         found.append((targets.json, "json", "--quantgate-json"))
+    if targets.manifest:
+        found.append((targets.manifest, "manifest", "--quantgate-manifest"))
     return tuple(found)
 
 
@@ -137,6 +146,27 @@ def replace_file(path: Path, text: str, *, kind: Kind, option: str) -> None:
     except OSError as error:
         reason = describe_write_error(error, folder=path.parent)
         raise ReportError(f"{option}: cannot write {path}: {reason}") from error
+
+
+def set_manifests_aside(targets: Targets) -> tuple[Path, ...]:
+    """Rename the manifests of earlier runs (`.previous`) and return where they were.
+
+    Done before a run judges: whatever ends it, nobody takes yesterday's manifest for its own. What
+    this product did not write is left, and `check_targets` has refused it. Raises ReportError.
+    """
+    moved = []
+    for path, kind, option in list_files(targets):
+        if kind != "manifest" or not os.path.lexists(path):
+            continue
+        aside = path.with_name(path.name + PREVIOUS)
+        check_file(aside, kind=kind, option=option)
+        try:
+            path.replace(aside)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ReportError(f"{option}: cannot rename {path} to {aside}: {reason}") from error
+        moved.append(path)
+    return tuple(moved)
 
 
 def append_to(path: Path, text: str) -> None:

@@ -352,9 +352,27 @@ class LatencyFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgedFile:
+    """A file that verdicts rest on: which artifact it is a part of, its name there, its SHA-256.
+
+    The artifacts are `suite`, `model` (FP16), `checkpoint` (quantized), `baselines`, and of each
+    tower `onnx-...` and `engine-...`, as far as they were judged. `built` says that the run made
+    it: another run makes another one of the same inputs.
+    """
+
+    artifact: str
+    name: str
+    sha256: str
+    built: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuiteReport:
     """One suite in this run.
 
+    `suite` is what it is called by its path below the root, `digest` the SHA-256 of its file,
+    `all_gates` are the gates that it has in their order, `allow_unmeasured` the kinds that it lets
+    be missing. `files` are those that its verdicts rest on.
     `not_run` names its gates without a verdict, `not_run_because` says why: `deselected`, `not
     reached`, or the reason of a mark. `allowed_unmeasured` are the gates that were not measured, or
     did not run, and that may be missing by the word of the suite or of an option.
@@ -383,11 +401,17 @@ class SuiteReport:
     latency: tuple[LatencyFacts, ...] = ()
     not_run_because: Mapping[str, str] = field(default_factory=dict)
     allowed_unmeasured: tuple[str, ...] = ()
+    suite: str = ""
+    digest: str = ""
+    all_gates: tuple[str, ...] = ()
+    allow_unmeasured: tuple[str, ...] = ()
+    files: tuple[JudgedFile, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Where the run took place. `commit` is the revision under test, empty where unknown."""
+    """Where the run took place. `commit` is the revision under test, empty where unknown; `gpus`
+    are the names of the GPUs there."""
 
     python: str
     system: str
@@ -395,6 +419,7 @@ class Environment:
     cores: int
     packages: Mapping[str, str]
     commit: str
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import Evidence
-from pytest_quantgate.report.files import append_to, list_files, replace_file
+from pytest_quantgate.report.files import PREVIOUS, append_to, list_files, replace_file
 from pytest_quantgate.report.html import render_html
 from pytest_quantgate.report.json_report import render_json
+from pytest_quantgate.report.manifest import may_have_manifest, render_manifest
 from pytest_quantgate.report.markdown import render_markdown
 from pytest_quantgate.report.terminal import Summary
 from pytest_quantgate.store.cache import Cache
@@ -21,16 +22,26 @@ from pytest_quantgate.store.cache import Cache
 if TYPE_CHECKING:
     from pytest_quantgate.store.settings import Settings
 
-RENDERERS = {"html": render_html, "markdown": render_markdown, "json": render_json}
+RENDERERS = {
+    "html": render_html,
+    "markdown": render_markdown,
+    "json": render_json,
+    "manifest": render_manifest,
+}
 
 
 def write_reports(
-    summary: Summary, *, evidence: Mapping[str, Evidence], settings: Settings
+    summary: Summary,
+    *,
+    evidence: Mapping[str, Evidence],
+    settings: Settings,
+    set_aside: Sequence[Path] = (),
 ) -> Summary:
     """Write what the settings ask for; return the summary with what was written, and what was not.
 
     A file that was asked for is written where no gate ran, too: yesterday's would pass for today's.
-    A step summary is not: other test runs of a job are none of its business.
+    A step summary is not: other test runs of a job are none of its business. A manifest is written
+    where the run passes alone; those of earlier runs were `set_aside` when it started.
     """
     targets, results = settings.reports, summary.results
     ran = bool(results.rows or results.errors or results.own_tests)
@@ -45,8 +56,14 @@ def write_reports(
     )
     written, lost = list(summary.written), list[str]()
     for path, kind, option in list_files(targets):
+        if kind == "manifest" and not may_have_manifest(report):
+            if path in set_aside or path == targets.manifest:
+                written.append(_say_no_manifest(path, root=settings.root, aside=path in set_aside))
+            continue
         try:
             replace_file(path, RENDERERS[kind](report), kind=kind, option=option)
+            if path in set_aside:  # it would have been replaced
+                path.with_name(path.name + PREVIOUS).unlink(missing_ok=True)
         except ReportError as error:
             lost.append(str(error))
         else:
@@ -62,6 +79,12 @@ def write_reports(
         warnings=(*summary.warnings, *lost),
         lost_report=bool(lost),
     )
+
+
+def _say_no_manifest(path: Path, *, root: Path, aside: bool) -> str:
+    shown = _shorten(path, root)
+    moved = f"; that of an earlier run is now {shown}{PREVIOUS}" if aside else ""
+    return f"no manifest written to {shown}: nothing was found fit to ship{moved}"
 
 
 def _shorten(path: Path, root: Path) -> str:

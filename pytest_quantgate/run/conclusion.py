@@ -27,13 +27,15 @@ DESELECTED, NOT_REACHED = "deselected", "not reached"
 class SuiteGates:
     """A suite as it was collected: all of its gates in their order, whether they ran or not.
 
-    `file` is shown; `allow_unmeasured` are the kinds of gates that the suite lets be missing.
+    `file` is shown; `allow_unmeasured` are the kinds of gates that the suite lets be missing;
+    `digest` is the SHA-256 of the file.
     """
 
     suite: str
     file: str
     gates: tuple[str, ...]
     allow_unmeasured: tuple[str, ...] = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

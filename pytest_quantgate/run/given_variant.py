@@ -47,11 +47,19 @@ _SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class GivenCheckpoint:
-    """The files of a checkpoint, the SHA-256 over them, and the place in the suite."""
+    """The files of a checkpoint, the SHA-256 (hex) of each that is read, its place in the suite.
+
+    `digest` is the SHA-256 over all of them.
+    """
 
     files: CheckpointFiles
-    digest: str
+    digests: Mapping[str, str]
     where: str
+
+    @property
+    def digest(self) -> str:
+        lines = (f"{name}\0{digest}\n" for name, digest in self.digests.items())
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
     def description(self) -> str:
@@ -103,7 +111,7 @@ def open_given(spec: QuantizedSpec, *, environ: Mapping[str, str] = os.environ) 
         )
     if files.missing:
         raise ModelError(f"{where}: {path}: {files.missing[0]} of its index is missing")
-    return GivenCheckpoint(files=files, digest=_digest(files), where=where)
+    return GivenCheckpoint(files=files, digests=_digest_files(files), where=where)
 
 
 def _refuse_exports(files: CheckpointFiles, *, where: str) -> None:
@@ -123,16 +131,15 @@ def _refuse_exports(files: CheckpointFiles, *, where: str) -> None:
     )
 
 
-def _digest(files: CheckpointFiles) -> str:
+def _digest_files(files: CheckpointFiles) -> dict[str, str]:
     named = {files.path} if files.path.is_file() else {files.path / STATE}
     named |= {tensor.file for tensor in files.tensors.values()}
     config = files.folder / CONFIG
-    digest = hashlib.sha256()
+    digests = {}
     for path in sorted(named | ({config} if config.is_file() else set())):
         with path.open("rb") as stream:
-            part = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{path.name}\0{part}\n".encode())
-    return digest.hexdigest()
+            digests[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
 
 
 def restore_given(given: GivenCheckpoint, *, fp16: Encoder, trained: bool) -> TakenVariant:

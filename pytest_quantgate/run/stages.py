@@ -96,16 +96,26 @@ class Stages:
             about=(variant, tower, precision),
         )
 
-    def _onnx_folder(self, variant: Variant, tower: TowerName, precision: Precision) -> Path:
+    def _onnx_key(self, variant: Variant, tower: TowerName, precision: Precision) -> str:
+        """Return the key of an ONNX file, and note that this case is judged by it."""
         case = self.case
-        softmax = self.softmax and variant == "quantized"
         key = case.key(
             ONNX_FILE,
             variant=case.variant_key if variant == "quantized" else case.fp16_key,
             tower=tower,
             precision=precision,
-            softmax=softmax,
+            softmax=self.softmax and variant == "quantized",
         )
+        case.used[ONNX_FILE.kind, variant, tower, precision] = key
+        return key
+
+    def _note_exported(self) -> None:
+        """Note the files of `exported`, which a cached measurement does not open."""
+        for tower in self.case.towers:
+            self._onnx_key("quantized", tower, "float32")
+
+    def _onnx_folder(self, variant: Variant, tower: TowerName, precision: Precision) -> Path:
+        case = self.case
 
         def build(folder: Path) -> None:
             from pytest_quantgate.runtimes.onnx_export import export_tower
@@ -116,10 +126,11 @@ class Stages:
                     model,
                     tower=tower,
                     path=folder / "model.onnx",
-                    softmax=softmax,
+                    softmax=self.softmax and variant == "quantized",
                     precision=precision,
                 )
 
+        key = self._onnx_key(variant, tower, precision)
         return case.cache.get_or_build(kind=ONNX_FILE.kind, key=key, build=build)
 
     def session(self, tower: TowerName) -> OnnxRuntimeModel:
@@ -145,6 +156,7 @@ class Stages:
     def parity(self, *, samples: int) -> Parity:
         """Return how far the exported towers are from the PyTorch model on held-out pairs."""
         case = self.case
+        self._note_exported()
         key = case.key(
             PARITY,
             fp16=case.fp16_key,
@@ -365,6 +377,7 @@ class Stages:
         if stage == "torch":
             return ""
         if stage == "onnx":
+            self._note_exported()
             return self.case.key(EXPORTED, softmax=self.softmax)
         _, plans = self._build_for_device()
         digests = [report.plan_sha256 for report, _ in plans.values()]

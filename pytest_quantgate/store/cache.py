@@ -18,7 +18,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +86,21 @@ class Cache:
             return parse_json(data) if hashlib.sha256(data).hexdigest() == expected else None
         except (OSError, ValueError, KeyError, TypeError, CacheError):
             return None
+
+    def digests(self, *, kind: str, key: str) -> Mapping[str, str]:
+        """Return the SHA-256 (hex) of each file of an entry by its name; none without the entry.
+
+        They are those under which the entry was sealed, and which every load of it has checked.
+        """
+        path = self.path(kind=kind, key=key) / MANIFEST
+        try:
+            with self._open(kind, key[:2]):
+                pass
+            found = parse_json(read_regular(path, max_bytes=bounds.CACHED_BYTES))
+        except (OSError, ValueError, CacheError):
+            return {}
+        plain = isinstance(found, dict) and all(isinstance(each, str) for each in found.values())
+        return found if plain else {}
 
     def _open(self, *parts: str, make: bool = False) -> AbstractContextManager[int]:
         return open_private(self.root, LAYOUT, *parts, make=make)

@@ -16,11 +16,13 @@ class Targets:
     directory: Path | None = None
     markdown: Path | None = None
     json: Path | None = None
+    manifest: Path | None = None
     step_summary: Path | None = None
     images: int = 12
 
     def __bool__(self) -> bool:
-        return any((self.directory, self.markdown, self.json, self.step_summary))
+        places = (self.directory, self.markdown, self.json, self.manifest, self.step_summary)
+        return any(places)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -30,8 +31,15 @@ def load_suite(path: Path, *, relative_to: Path | None = None) -> Suite:
     name = shown.as_posix()
     called = name_suite(path, relative_to=relative_to)
     _check_name(called, file=name)
-    root = compose(read_text(path, name=name), name=name)
-    return read_section(Suite, Place(file=name, key=""), root, path=path, name=called)
+    text = read_text(path, name=name)
+    return read_section(
+        Suite,
+        Place(file=name, key=""),
+        compose(text, name=name),
+        path=path,
+        name=called,
+        digest=hashlib.sha256(text.encode("utf-8")).hexdigest(),
+    )
 
 
 def _check_name(name: str, *, file: str) -> None:

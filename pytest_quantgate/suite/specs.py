@@ -235,7 +235,8 @@ def _kinds_key() -> Declared:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """One suite file, whole. `name` is its path below the root without `.quantgate.yaml`.
+    """One suite file, whole. `name` is its path below the root without `.quantgate.yaml`, `digest`
+    the SHA-256 of the file.
 
     `family` is how false alarms of its many limits are held down: by Holm's procedure, or not.
     `allow_unmeasured` are the kinds of its gates that may be missing in CI and in strict runs.
@@ -243,6 +244,7 @@ class Suite:
 
     path: Path
     name: str
+    digest: str = field(default="", compare=False)
     where: Where = field(default=Where(file="", line=0), compare=False)
     version: int = field(
         metadata=named(

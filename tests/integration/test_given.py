@@ -99,7 +99,9 @@ def test_a_checkpoint_of_another_process_is_judged_as_it_is(
 ) -> None:
     write(handed_over(form))
 
-    result = run_gates("-rP")
+    result = run_gates("-rP", "--quantgate-manifest=manifest.json")
+
+    assert main(["verify", str(handed_over(form)), "--manifest=manifest.json"]) == 0
 
     result.assert_outcomes(passed=5)
     result.stdout.fnmatch_lines(

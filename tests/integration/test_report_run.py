@@ -199,7 +199,7 @@ def test_step_summary_is_appended_to_where_gates_ran(
     assert summary.read_text() == "# Build\n"
 
     pytester.runpytest_inprocess("suites")
-    assert summary.read_text().startswith("# Build\n\n<!-- pytest-quantgate report version 3 -->\n")
+    assert summary.read_text().startswith("# Build\n\n<!-- pytest-quantgate report version 4 -->\n")
 
 
 @pytest.mark.usefixtures("suite")
@@ -236,6 +236,23 @@ def test_report_of_a_measured_run(
     assert suite.model is not None
     assert suite.recipe is not None
     assert (suite.recipe.name, suite.recipe.lines) == ("fp8-attention", ("fp8-attention",))
+
+
+def test_manifest_names_what_was_given_built_and_compared_with(
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_gates: RunGates
+) -> None:
+    write_suite()
+    run_gates("--quantgate-baselines=create", "--quantgate-manifest=created.json")
+    result = run_gates("--quantgate-manifest=m.json")
+
+    result.stdout.fnmatch_lines(["report written: m.json"])
+    names = [subject["name"] for subject in load(pytester.path / "m.json")["subject"]]
+    (baseline,) = (pytester.path / "baselines").rglob("*.json")
+    shown = baseline.relative_to(pytester.path).as_posix()
+    assert {name.split("/")[1] for name in names} >= {"suite", "model", "checkpoint", "baselines"}
+    assert [name for name in names if "/baselines/" in name] == [f"tiny/baselines/{shown}"]
+    created = [subject["name"] for subject in load(pytester.path / "created.json")["subject"]]
+    assert created == [name for name in names if "/baselines/" not in name]
 
 
 def test_workers_report_the_same_and_a_warm_run_imports_no_torch(

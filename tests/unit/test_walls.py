@@ -28,6 +28,7 @@ CLOSED = {
     "tasks": {"pytest"},
     "artifacts": {"torch", "pytest"},
     "inspection": {"torch", "pytest"},
+    "release": {"torch", "pytest", "onnx", "numpy"},
 }
 
 
@@ -37,8 +38,8 @@ ROOMS = (
     *("formats", "errors", "bounds", "reference", "untrusted", "own_process", "evidence"),
     *("bounded_process", "text", "statistics", "suite", "store", "encoders"),
     *("quantization", "tasks", "runtimes"),
-    *("artifacts", "measure", "gates", "run", "report", "comparison", "inspection", "selftest"),
-    *("plugin", "assertions", "commands", "__main__"),
+    *("artifacts", "measure", "gates", "run", "report", "comparison", "inspection", "release"),
+    *("selftest", "plugin", "assertions", "commands", "__main__"),
 )
 
 

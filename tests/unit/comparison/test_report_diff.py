@@ -499,7 +499,7 @@ def test_written_report_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
-        ('"version": 3', '"version": 99', ReportError),
+        ('"version": 4', '"version": 99', ReportError),
         ('"samples": 100', '"samples": 10', DiffError),
         ('"clip"', "7", ReportError),
     ],

@@ -46,8 +46,8 @@ def test_command_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     ("change", "words"),
     [
         (lambda d: d.update(version=99),
-         "r.json: a report of version 99, here versions 1, 2 and 3 are known: write it again with "
-         "this release (--quantgate-json=r.json)"),
+         "r.json: a report of version 99, here versions 1, 2, 3 and 4 are known: write it again "
+         "with this release (--quantgate-json=r.json)"),
         (lambda d: d.update(format="x"),
          "r.json: this is no report: its `format` is not 'pytest-quantgate report'"),
         (lambda d: d["suites"][0].pop("gates"),
@@ -98,5 +98,5 @@ def test_a_report_of_version_2_has_its_towers_side_by_side(text: str) -> None:
 
     read = read_report(json.dumps(data), name="r.json")
 
-    assert replace(read, version=3) == read_report(text, name="r.json")
+    assert replace(read, version=VERSION) == read_report(text, name="r.json")
     assert any(suite.calibration and suite.calibration.tower_batches for suite in read.suites)

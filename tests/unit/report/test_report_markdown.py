@@ -110,7 +110,7 @@ def test_a_text_begins_no_quotation_and_no_list(text: str) -> None:
 def test_top_says_the_verdict_and_what_was_not_measured(tmp_path: Path) -> None:
     lines = render_markdown(make_run(tmp_path, not_run=["roundtrip"]).collect()).splitlines()
 
-    assert lines[0] == "<!-- pytest-quantgate report version 3 -->"
+    assert lines[0] == "<!-- pytest-quantgate report version 4 -->"
     assert lines[1] == "## \N{EN DASH} Not decided: 2 passed, 1 gate did not run"
     assert lines[3].startswith(
         "**Not measured:** roundtrip (did not run: not reached); no gate asks for calibration,"
@@ -169,5 +169,5 @@ def test_hostile_class_name_cannot_break_out(tmp_path: Path, name: str) -> None:
         for token in tokens_of(text)
         if token.type in ("html_inline", "html_block", "link_open", "image", "code_inline")  # type: ignore[attr-defined]
     ]
-    allowed = {"<!-- -->", "<sub>", "</sub>", "<!-- pytest-quantgate report version 3 -->\n"}
+    allowed = {"<!-- -->", "<sub>", "</sub>", "<!-- pytest-quantgate report version 4 -->\n"}
     assert set(markup) <= allowed

@@ -1,0 +1,170 @@
+"""The manifest of whole runs: who gets one, and that none of an earlier run stays in its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stub_gates import SUITE, run, write_project
+
+from pytest_quantgate.release.manifest_file import read_manifest
+
+RED = {"coverage": ["FAIL"]}
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def set_verdicts(folder: Path, verdicts: object) -> None:
+    for tried in folder.rglob("*.tried"):
+        tried.unlink()
+    (folder / "verdicts.json").write_text(json.dumps(verdicts))
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)])
+def test_a_run_that_passes_has_one_in_both_places(
+    pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    write_project(pytester.path)
+
+    result = run(
+        pytester, "suites", "--quantgate-report=out", "--quantgate-manifest=m.json", *workers
+    )
+
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["report written: out/manifest.json", "report written: m.json"])
+    statement = load(pytester.path / "m.json")
+    assert statement == load(pytester.path / "out/manifest.json")
+    assert statement["subject"] == [
+        {
+            "name": "clip/suite/suites/clip.quantgate.yaml",
+            "digest": {"sha256": hashlib.sha256(SUITE.encode()).hexdigest()},
+        }
+    ]
+    assert read_manifest(pytester.path / "m.json").sentence == "May ship: 4 gates passed"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "options"),
+    [
+        (RED, ()),
+        ({"coverage": ["NOT_MEASURED"]}, ()),
+        ({"coverage": ["INCONCLUSIVE"]}, ("-n2",)),
+        ({}, ("-k", "coverage")),
+    ],
+)
+def test_a_run_that_does_not_pass_puts_the_earlier_one_aside(
+    pytester: pytest.Pytester, verdicts: dict[str, list[str]], options: tuple[str, ...]
+) -> None:
+    write_project(pytester.path)
+    places = ("--quantgate-report=out", "--quantgate-manifest=m.json")
+    run(pytester, "suites", *places)
+    earlier = load(pytester.path / "m.json")
+    set_verdicts(pytester.path, verdicts)
+
+    result = run(pytester, "suites", *places, *options)
+
+    assert not (pytester.path / "m.json").exists()
+    assert not (pytester.path / "out/manifest.json").exists()
+    assert load(pytester.path / "m.json.previous") == earlier
+    result.stdout.fnmatch_lines(
+        [
+            "no manifest written to out/manifest.json: nothing was found fit to ship; that of an "
+            "earlier run is now out/manifest.json.previous",
+            "no manifest written to m.json: nothing was found fit to ship; that of an earlier run "
+            "is now m.json.previous",
+        ]
+    )
+
+
+def test_a_run_that_passes_takes_the_place_of_the_earlier_one(pytester: pytest.Pytester) -> None:
+    write_project(pytester.path)
+    run(pytester, "suites", "--quantgate-manifest=m.json")
+    (pytester.path / "suites/clip.quantgate.yaml").write_text(f"{SUITE}# changed\n")
+
+    run(pytester, "suites", "--quantgate-manifest=m.json")
+
+    digest = hashlib.sha256(f"{SUITE}# changed\n".encode()).hexdigest()
+    assert [subject.sha256 for subject in read_manifest(pytester.path / "m.json").subjects] == [
+        digest
+    ]
+    assert not (pytester.path / "m.json.previous").exists()
+
+
+def test_a_run_that_is_killed_leaves_no_manifest_of_another(pytester: pytest.Pytester) -> None:
+    write_project(pytester.path)
+    run(pytester, "suites", "--quantgate-manifest=m.json")
+    with (pytester.path / "conftest.py").open("a") as out:
+        out.write("\n\ndef pytest_runtest_logstart():\n    os._exit(9)\n")
+
+    result = pytester.runpytest_subprocess("suites", "--quantgate-manifest=m.json")
+
+    assert result.ret == 9
+    assert not (pytester.path / "m.json").exists()
+    assert (pytester.path / "m.json.previous").exists()
+
+
+def test_what_only_collects_touches_nothing(pytester: pytest.Pytester) -> None:
+    write_project(pytester.path)
+    run(pytester, "suites", "--quantgate-manifest=m.json")
+
+    run(pytester, "suites", "--quantgate-manifest=m.json", "--collect-only")
+
+    assert (pytester.path / "m.json").exists()
+    assert not (pytester.path / "m.json.previous").exists()
+
+
+@pytest.mark.parametrize("name", ["m.json", "m.json.previous"])
+def test_a_file_of_somebody_else_is_left_as_it_is(pytester: pytest.Pytester, name: str) -> None:
+    write_project(pytester.path)
+    run(pytester, "suites", "--quantgate-manifest=m.json")
+    (pytester.path / name).write_text('{"name": "my web app"}')
+
+    result = run(pytester, "suites", "--quantgate-manifest=m.json")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [f"ERROR: --quantgate-manifest: *{name} was not written by pytest-quantgate and is left *"]
+    )
+    assert (pytester.path / name).read_text() == '{"name": "my web app"}'
+
+
+def test_ini_file_and_selftest(pytester: pytest.Pytester) -> None:
+    write_project(pytester.path)
+    pytester.makeini("[pytest]\nquantgate_manifest = m.json\n")
+    run(pytester, "suites")
+    assert (pytester.path / "m.json").exists()
+
+    result = run(pytester, "suites", "--quantgate-selftest", "--quantgate-manifest=n.json")
+    result.stderr.fnmatch_lines(["ERROR: --quantgate-manifest shows what is true of a model, *"])
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs OpenSSH")
+def test_ssh_keygen_signs_a_manifest_and_finds_a_change(pytester: pytest.Pytester) -> None:
+    """The commands that docs/guides/ship.md shows."""
+    write_project(pytester.path)
+    run(pytester, "suites", "--quantgate-manifest=manifest.json")
+    keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "release_key"]
+    subprocess.run(keygen, cwd=pytester.path, check=True)
+    public = (pytester.path / "release_key.pub").read_text()
+    (pytester.path / "allowed_signers").write_text(f"release@example.org {public}")
+    page = Path(__file__).parents[2] / "docs" / "guides" / "ship.md"
+    sign, check = (
+        line.strip()
+        for line in page.read_text().splitlines()
+        if line.strip().startswith("ssh-keygen -Y")
+    )
+
+    subprocess.run(sign, shell=True, cwd=pytester.path, check=True, capture_output=True)
+    subprocess.run(check, shell=True, cwd=pytester.path, check=True, capture_output=True)
+    with (pytester.path / "manifest.json").open("a") as out:
+        out.write("\n")
+    changed = subprocess.run(check, shell=True, cwd=pytester.path, capture_output=True)
+
+    assert changed.returncode != 0

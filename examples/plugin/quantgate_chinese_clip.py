@@ -69,6 +69,7 @@ FAMILY = EncoderFamily(
     pretrained={
         "chinese_clip": Pretrained(
             towers=("vision", "text"),
+            describe_towers=describe_towers,
             config="ChineseCLIPConfig",
             model="ChineseCLIPModel",
             image_processor="ChineseCLIPImageProcessor",
@@ -107,5 +108,4 @@ FAMILY = EncoderFamily(
             ),
         )
     },
-    describe_towers=describe_towers,
 )

@@ -47,6 +47,7 @@ FAMILY = EncoderFamily(
     pretrained={
         "deit": Pretrained(
             towers=("vision",),
+            describe_towers=describe_towers,
             config="DeiTConfig",
             model="DeiTModel",
             image_processor="DeiTImageProcessor",
@@ -54,5 +55,4 @@ FAMILY = EncoderFamily(
             unused=("pooler.", "cls_classifier.", "distillation_classifier."),
         )
     },
-    describe_towers=describe_towers,
 )

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_quantgate.encoders.families import describe_settings
-from pytest_quantgate.encoders.source import is_local
+from pytest_quantgate.encoders.families import describe_settings, find_config, read_settings
+from pytest_quantgate.encoders.source import is_local, refuse_pipeline
 from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ModelError, SuiteError
 from pytest_quantgate.formats.table import FP8_ATTENTION_MIN_TOKENS
@@ -22,7 +22,6 @@ from pytest_quantgate.statistics.intervals import Flips, samples_to_settle
 from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.clip_benchmark import CAPTIONED
 from pytest_quantgate.tasks.registry import BUILTIN
-from pytest_quantgate.untrusted import read_regular
 
 #: The flip rate at which the proposed limits are chosen, as `quantgate plan` assumes it.
 FLIPS = 0.05
@@ -32,7 +31,6 @@ DROPS_POINTS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 CALIBRATION_SAMPLES, HELD_OUT_SAMPLES, BATCH_SIZE = 512, 128, 64
 #: How much more than its expected share SmoothQuant may clip.
 SMOOTH_ROOM = 2.5
-MAX_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ def read_shape(model: str, *, environ: Mapping[str, str]) -> Shape | None:
     if model == "reference":
         from pytest_quantgate.reference import weights_dir
 
-        return _read_config(weights_dir() / "config.json")
+        return _read_config(weights_dir())
     if not is_local(model):
         return None
     if "${" in model and any(not environ.get(name) for name in re.findall(r"\$\{(\w+)\}", model)):
@@ -117,19 +115,15 @@ def read_shape(model: str, *, environ: Mapping[str, str]) -> Shape | None:
     folder = expand_path(model, where="--model", environ=environ)
     if not folder.is_dir():
         raise ModelError(f"--model {model}: {folder} is no directory")
-    return _read_config(folder / "config.json")
+    refuse_pipeline(folder, where="--model")
+    return _read_config(folder)
 
 
-def _read_config(path: Path) -> Shape:
+def _read_config(folder: Path) -> Shape:
+    path = find_config(folder)
+    settings = read_settings(folder)
     try:
-        config = json.loads(read_regular(path, max_bytes=MAX_CONFIG_BYTES))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    try:
-        towers = describe_settings(config if isinstance(config, dict) else {})
-        return Shape(towers=tuple(map(_measure_tower, towers)))
+        return Shape(towers=tuple(map(_measure_tower, describe_settings(settings))))
     except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the sizes of its towers make no sense: {error}") from error
     except ModelError as error:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.encoders import clip, siglip, vit
-from pytest_quantgate.encoders.family import EncoderFamily
+from pytest_quantgate.encoders import clip, siglip, text, vit
+from pytest_quantgate.encoders.family import EncoderFamily, Pretrained
+from pytest_quantgate.encoders.source import CONFIG, OPEN_CLIP_CONFIG
 from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import TowerName
@@ -18,7 +19,14 @@ from pytest_quantgate.untrusted import parse_json, read_regular
 
 GROUP = "pytest_quantgate.encoders"
 
-_OWN = (clip.FAMILY, siglip.FAMILY, vit.FAMILY)
+#: The files that say what model a checkpoint is: the first that is there.
+CONFIGS = (CONFIG, OPEN_CLIP_CONFIG)
+
+#: The key of settings that names the kind of a model, as a family lists it. It is put there by
+#: `read_settings` and stays in the configuration object, so that a restored model knows its kind.
+KIND = "quantgate_kind"
+
+_OWN = (clip.FAMILY, siglip.FAMILY, vit.FAMILY, text.FAMILY)
 
 
 def list_families() -> tuple[EncoderFamily, ...]:
@@ -47,46 +55,98 @@ def list_packages() -> tuple[str, ...]:
 
 def list_model_types() -> tuple[str, ...]:
     """Return every `model_type` of config.json that a family takes."""
-    return tuple(sorted({kind for family in list_families() for kind in family.pretrained}))
+    names = {name for family in list_families() for name in family.pretrained}
+    return tuple(sorted(name for name in names if name == name.lower()))  # others are classes
 
 
-def find_family(model_type: object) -> EncoderFamily | None:
-    """Return the family of a `model_type`, None where there is none.
+def find_pretrained(settings: Mapping[str, Any]) -> tuple[str, Pretrained] | None:
+    """Return the kind of a model by what stands in its config.json, and its name; None for one of
+    no family.
 
     Other packages are imported where none of this package's families takes it. Raises as
     `list_families`.
     """
-    if not isinstance(model_type, str):
-        return None
-    own = next((family for family in _OWN if model_type in family.pretrained), None)
-    return own or next((f for f in list_families() if model_type in f.pretrained), None)
+    architectures = settings.get("architectures")
+    first = architectures[0] if isinstance(architectures, (list, tuple)) and architectures else None
+    names = [settings.get(KIND), first, settings.get("model_type")]
+    named = [name for name in names if isinstance(name, str)]
+
+    def find(families: tuple[EncoderFamily, ...]) -> tuple[str, Pretrained] | None:
+        kinds = {name: kind for f in reversed(families) for name, kind in f.pretrained.items()}
+        return next(((name, kinds[name]) for name in named if name in kinds), None)
+
+    return find(_OWN) or (find(list_families()) if named else None)
+
+
+def find_config(directory: Path) -> Path:
+    """Return the file of a checkpoint that says what model it is."""
+    found = (directory / name for name in CONFIGS)
+    return next((path for path in found if path.exists()), directory / CONFIGS[0])
+
+
+def read_settings(directory: Path) -> Mapping[str, Any]:
+    """Return all that makes the model of a checkpoint, of its files, with the name of its kind.
+
+    Raises ModelError for files that are missing or damaged, a model of no family, and one that its
+    kind cannot do.
+    """
+    path = find_config(directory)
+    try:
+        found = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is missing or unreadable: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is missing or unreadable: expected a mapping")
+    found.pop(KIND, None)
+    if path.name == OPEN_CLIP_CONFIG:
+        found["model_type"] = "open_clip"
+    known = find_pretrained(found)
+    if known is None:
+        raise ModelError(f"{path}: {describe_unknown(found)}")
+    name, kind = known
+    return {**kind.read_settings(found, directory=directory), KIND: name}
+
+
+def describe_unknown(settings: Mapping[str, Any]) -> str:
+    """Return what to say of a model of no family."""
+    model_type = str(settings.get("model_type"))[:80]
+    for family in list_families():
+        if model_type in family.refused:
+            return f"model_type {model_type!r} is not taken yet: {family.refused[model_type]}"
+    known = " or ".join(map(repr, list_model_types()))
+    return f"model_type is {model_type!r}, a suite needs {known}"
+
+
+def find_pretrained_of(config: Any) -> Pretrained | None:
+    """Return the kind of a model by its configuration object, None for one of no family."""
+    names = (KIND, "architectures", "model_type")
+    known = find_pretrained({name: getattr(config, name, None) for name in names})
+    return None if known is None else known[1]
 
 
 def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
-    """Return the towers of a model with a configuration of transformers; raises ModelError for
-    one of no family."""
-    model_type = getattr(config, "model_type", None)
-    family = find_family(model_type)
-    if family is None:
+    """Return the towers of a model by its configuration object; raises ModelError for one of no
+    family."""
+    kind = find_pretrained_of(config)
+    if kind is None:
         raise ModelError(
-            f"{type(config).__name__} (model_type {str(model_type)[:80]!r}) is of no known family: "
+            f"{type(config).__name__} (model_type "
+            f"{str(getattr(config, 'model_type', None))[:80]!r}) is of no known family: "
             f"{', '.join(list_model_types())}"
         )
-    return family.describe_towers(config)
+    return kind.describe_towers(config)
 
 
 def describe_settings(settings: Mapping[str, Any]) -> tuple[TowerSpec, ...]:
-    """Return the towers of a model by what stands in its config.json, without transformers.
+    """Return the towers of a model by what `read_settings` gives, without transformers.
 
     What does not stand there is as its family says. Raises ModelError for a model of no family, and
     for sizes that make no sense.
     """
-    model_type = settings.get("model_type")
-    family = find_family(model_type)
-    if family is None:
-        known = " or ".join(map(repr, list_model_types()))
-        raise ModelError(f"model_type is {str(model_type)[:80]!r}, a suite needs {known}")
-    usual = family.pretrained[str(model_type)].settings
+    known = find_pretrained(settings)
+    if known is None:
+        raise ModelError(describe_unknown(settings))
+    usual = known[1].settings
     config = SimpleNamespace(**{**usual.get("", {}), **settings})
     for name in filter(None, usual):
         found = settings.get(name)
@@ -103,23 +163,16 @@ def describe_settings(settings: Mapping[str, Any]) -> tuple[TowerSpec, ...]:
                     f"to {most}"
                 )
     try:
-        return family.describe_towers(config)
+        return known[1].describe_towers(config)
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"its towers make no sense: {error}") from error
 
 
 def read_towers(directory: Path) -> tuple[TowerName, ...]:
-    """Return the names of the towers of a checkpoint, from its config.json and nothing else.
+    """Return the names of the towers of a checkpoint, from the files that say what model it is.
 
-    Raises ModelError for a checkpoint of no family.
+    Raises as `read_settings`.
     """
-    path = directory / "config.json"
-    try:
-        found = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
-        model_type = found["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is missing or unreadable: {error}") from error
-    family = find_family(model_type)
-    if family is None:
-        raise ModelError(f"{path}: model_type {str(model_type)[:80]!r} is of no known family")
-    return family.pretrained[model_type].towers
+    known = find_pretrained(read_settings(directory))
+    assert known is not None  # read_settings refuses others
+    return known[1].towers

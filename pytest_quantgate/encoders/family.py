@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.evidence.audit import TowerName
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,38 +34,125 @@ class TokenizerClass:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Names of transformers' classes, of the towers that such a model has, and what these classes
-    take where a file says nothing: without them a checkpoint's files are not looked at.
+    """One kind of model of a family: names of transformers' classes, the towers that it has, and
+    what these classes take where a file says nothing.
 
-    `image_processor` is empty for a model without images. `settings` are the configuration's, by
-    the name of the section ("" for the top), `processing` those of preprocessor_config.json, whose
-    `image_mean` and `image_std` are the ones that most such models were trained with.
+    `describe_towers` takes the configuration object, and raises ValueError for a model that is no
+    encoder. `image_processor` is empty for a model without images. `settings` are the
+    configuration's, by the name of the section ("" for the top), `processing` those of
+    preprocessor_config.json, whose `image_mean` and `image_std` are the ones that most such models
+    were trained with.
 
     `options` are given to the model when it is made, `unused` are beginnings of names of weights
-    that then have no place, on purpose. `any_size` is whether the model takes images of the size
+    that then have no place, on purpose. `inside` is what other files put in front of each name: the
+    name of this model in a larger one. `any_size` is whether the model takes images of the size
     that its processor makes, whatever its config says: positions are interpolated.
+
+    A kind whose model is another one than config.json names, or whose files are others, overrides
+    the methods.
     """
 
     towers: tuple[TowerName, ...]
-    config: str
-    model: str
-    image_processor: str
+    describe_towers: Callable[[Any], tuple[TowerSpec, ...]]
+    config: str = ""
+    model: str = ""
+    image_processor: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    inside: str = ""
     any_size: bool = False
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     processing: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: TokenizerClass = TokenizerClass()
 
+    def read_settings(self, settings: Mapping[str, Any], *, directory: Path) -> Mapping[str, Any]:
+        """Return all that makes the model, of config.json and of what else its folder says.
+
+        Raises ModelError for what this kind cannot do, with what to do about it.
+        """
+        del directory
+        return settings
+
+    def place(self, name: str) -> str | None:
+        """Return the name in the model of a stored tensor, None for one that is not read."""
+        return name.removeprefix(f"{self.inside}.") if self.inside else name
+
+    def make_config(self, settings: Mapping[str, Any]) -> Any:
+        """Return the configuration object, whose `to_dict` gives what is needed to make it."""
+        import transformers
+
+        return getattr(transformers, self.config).from_dict(dict(settings))
+
+    def make_module(self, config: Any, *, attention: str) -> torch.nn.Module:
+        """Return a model without its weights, in the default type of torch."""
+        import transformers
+
+        kind: Any = getattr(transformers, self.model)
+        module: torch.nn.Module = kind._from_config(
+            config, attn_implementation=attention, **self.options
+        )
+        return module
+
+    def load(
+        self, config: Any, *, state: dict[str, torch.Tensor], dtype: torch.dtype, attention: str
+    ) -> Loaded:
+        """Return the model with its weights in `dtype`."""
+        import transformers
+
+        kind: Any = getattr(transformers, self.model)
+        module, info = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            **self.options,
+        )
+        missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
+        return Loaded(
+            module=module, missing=tuple(missing), unused=tuple(sorted(info["unexpected_keys"]))
+        )
+
+    def read_tokenizer(self, folder: Path, *, config: Any) -> Any:
+        """Return what reads texts, as a tokenizer of transformers does; None without texts."""
+        import transformers
+
+        del config
+        if "text" not in self.towers:
+            return None
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+
+    def read_processor(self, folder: Path, *, config: Any) -> Any:
+        """Return what prepares images, as one of transformers does; None without images."""
+        import transformers
+
+        del config
+        if not self.image_processor:
+            return None
+        made_by: Any = getattr(transformers, self.image_processor)
+        return made_by.from_pretrained(folder, local_files_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model with its weights; what it lacks of them, and names of those that have no place."""
+
+    module: torch.nn.Module
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderFamily:
-    """A family: its classes by the `model_type` of config.json.
+    """A family: its kinds of models by the `model_type` of config.json.
 
-    `describe_towers` takes the configuration object that transformers makes of it, and raises
-    ValueError for a model that is no encoder.
+    A kind of which others share the `model_type` goes by the class in `architectures`, which
+    counts first. `refused` says of others why they are none yet, and what to do.
     """
 
     name: str
     pretrained: Mapping[str, Pretrained]
-    describe_towers: Callable[[Any], tuple[TowerSpec, ...]]
+    refused: Mapping[str, str] = field(default_factory=dict)

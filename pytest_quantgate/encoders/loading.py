@@ -7,18 +7,19 @@ weights are read here, and transformers sees the rest in a folder that holds not
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.encoders.encoder import Encoder
-from pytest_quantgate.encoders.families import find_family, list_model_types
+from pytest_quantgate.encoders.families import find_config, find_pretrained, read_settings
 from pytest_quantgate.encoders.source import (
     CONFIG,
     INDEX,
@@ -44,6 +45,13 @@ _IDLE_POINTERS = ("special_tokens_map_file",)
 #: Layouts of tensors (metadata of a safetensors file) that are those of PyTorch.
 _LAYOUTS = (None, "pt", "np")
 
+#: Names that open_clip has given to the weights of a checkpoint.
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    WEIGHTS,
+)
+
 #: Where sizes stand; what ends in `_dict` is older, and takes the place of the other.
 _SIZED = (
     "",
@@ -68,7 +76,7 @@ def load_fp16(
     """
     try:
         import torch
-        import transformers
+        import transformers  # noqa: F401
     except ImportError as error:
         raise MissingPackage(
             error.name or "transformers", extra="clip", purpose="loading a model"
@@ -79,48 +87,38 @@ def load_fp16(
         raise NotMeasured("device cuda: torch finds no CUDA device; use --quantgate-device=cpu")
     refuse_forced_pickles(where=where)
     settings = check_files(source, where=where)
-    family = find_family(settings["model_type"])
-    assert family is not None  # check_files refuses others
-    names = family.pretrained[settings["model_type"]]
-    kind: Any = getattr(transformers, names.model)
+    known = find_pretrained(settings)
+    assert known is not None  # check_files refuses others
+    name, kind = known
     compute_dtype = "float32" if device == "cpu" else spec.dtype
     dtype: torch.dtype = getattr(torch, spec.dtype)
     with quiet_libraries(), temporary_folder() as folder:
         _copy_files(source, folder, where=where)
         try:
-            config = getattr(transformers, names.config).from_dict(dict(settings))
+            config = kind.make_config(settings)
             config._attn_implementation = spec.attn_implementation
             check_config(config.to_dict(), where=f"{where}: {source.directory / CONFIG}")
-            state = read_weights(source, where=where)
+            state = read_weights(source, where=where, place=kind.place)
             _check_size(
-                kind, config, names.options, state=state, where=f"{where}: {source.description}"
+                functools.partial(
+                    kind.make_module, copy.deepcopy(config), attention=spec.attn_implementation
+                ),
+                state=state,
+                where=f"{where}: {source.description}",
             )
-            module, info = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                dtype=dtype,
-                attn_implementation=spec.attn_implementation,
-                output_loading_info=True,
-                **names.options,
-            )
-            tokenizer = processor = None
-            if "text" in names.towers:
-                tokenizer = transformers.AutoTokenizer.from_pretrained(
-                    folder, local_files_only=True, trust_remote_code=False
-                )
-            if names.image_processor:
-                made_by: Any = getattr(transformers, names.image_processor)
-                processor = made_by.from_pretrained(folder, local_files_only=True)
+            loaded = kind.load(config, state=state, dtype=dtype, attention=spec.attn_implementation)
+            module: Any = loaded.module
+            tokenizer = kind.read_tokenizer(folder, config=config)
+            processor = kind.read_processor(folder, config=config)
             sized = module.config
-            if names.any_size:
+            if kind.any_size:
                 sized = copy.deepcopy(sized)
                 sized.image_size = read_image_size(processor)
-            towers = family.describe_towers(sized)
-            if tuple(tower.name for tower in towers) != names.towers:
+            towers = kind.describe_towers(sized)
+            if tuple(tower.name for tower in towers) != kind.towers:
                 raise ModelError(
-                    f"{where}: {source.description}: family {family.name} says that it has the "
-                    f"towers {', '.join(names.towers)}, and describes "
+                    f"{where}: {source.description}: the family says that {name} has the "
+                    f"towers {', '.join(kind.towers)}, and describes "
                     f"{', '.join(tower.name for tower in towers)}: the family must be mended"
                 )
         except ModelError:
@@ -129,18 +127,18 @@ def load_fp16(
             raise NotMeasured(f"{where}: {source.description}: {_first_line(error)}") from error
         except Exception as error:  # tokenizers raises a bare Exception for a damaged file
             raise ModelError(f"{where}: {source.description}: {_first_line(error)}") from error
-    incomplete = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
-    if incomplete:
+    if loaded.missing:
         raise ModelError(
-            f"{where}: {source.description}: {len(incomplete)} weights are missing or of another "
-            f"shape, first {incomplete[0]}: the checkpoint is not the model of its config.json"
+            f"{where}: {source.description}: {len(loaded.missing)} weights are missing or of "
+            f"another shape, first {loaded.missing[0]}: the checkpoint is not the model of its "
+            f"config.json"
         )
     # Older checkpoints keep the position ids, which are no weights.
-    unused = sorted(
+    unused = [
         key
-        for key in info["unexpected_keys"]
-        if not key.endswith(".position_ids") and not key.startswith(names.unused)
-    )
+        for key in loaded.unused
+        if not key.endswith(".position_ids") and not key.startswith(kind.unused)
+    ]
     if unused:
         raise ModelError(
             f"{where}: {source.description}: {len(unused)} weights have no place in the model of "
@@ -179,7 +177,7 @@ def read_image_size(processor: Any) -> tuple[int, int]:
 
 
 def check_files(source: CheckpointSource, *, where: str) -> Mapping[str, Any]:
-    """Return what stands in config.json.
+    """Return all that makes the model, of config.json and of what its family reads beside it.
 
     Raises ModelError, naming the file, for a config of another model or damaged safetensors, and
     for what would load something else than the weights in this directory.
@@ -187,22 +185,17 @@ def check_files(source: CheckpointSource, *, where: str) -> Mapping[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     directory = source.directory
-    config = _read_mapping(directory / CONFIG, where=where)
-    architecture = config.get("model_type")
-    if find_family(architecture) is None:
-        known = " or ".join(map(repr, list_model_types()))
-        raise ModelError(
-            f"{where}: {directory / CONFIG}: model_type is {str(architecture)[:80]!r}, this suite "
-            f"needs {known}"
-        )
+    try:
+        config = read_settings(directory)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
     if (directory / "adapter_config.json").exists():
         raise ModelError(
             f"{where}: {directory} holds an adapter (adapter_config.json), which names "
             f"another base model: merge it and save the whole model"
         )
-    for name in SETTINGS:
-        path = directory / name
-        if path.exists():
+    for name, path in source.paths.items():
+        if name in SETTINGS:
             settings = _read_mapping(path, where=where)
             check_config(settings, where=f"{where}: {path}")
             check_pointers(settings, where=f"{where}: {path}")
@@ -294,17 +287,23 @@ def list_weights(directory: Path, *, where: str) -> tuple[Path, ...]:
             )
         if not (directory / name).is_file():
             raise ModelError(f"{where}: {path} names the shard {name!r}, which is missing")
-    if (directory / WEIGHTS).is_file():
-        return (directory / WEIGHTS,)
+    wanted = (WEIGHTS,) if find_config(directory).name == CONFIG else OPEN_CLIP_WEIGHTS
+    for name in wanted:
+        if (directory / name).is_file():
+            return (directory / name,)
     if not shards:
         raise ModelError(
-            f"{where}: {directory} holds neither {WEIGHTS} nor {INDEX}: save the model again"
+            f"{where}: {directory} holds neither {wanted[0]} nor {INDEX}: save the model again"
         )
     return tuple(directory / name for name in shards)
 
 
-def read_weights(source: CheckpointSource, *, where: str) -> dict[str, torch.Tensor]:
+def read_weights(
+    source: CheckpointSource, *, where: str, place: Callable[[str], str | None] = str
+) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint by name, mapped from its files as long as they can be.
+
+    `place` gives the name in the model of each, None for one that is left where it is.
 
     Raises ModelError for a name that stands in two shards, and for tensors that are laid out as
     those of another library.
@@ -320,19 +319,17 @@ def read_weights(source: CheckpointSource, *, where: str) -> dict[str, torch.Ten
                     f"{where}: {path} holds the tensors of {layout[:80]!r}: save them with PyTorch"
                 )
             for name in stored.keys():  # noqa: SIM118 (it is no mapping)
-                if name in state:
+                placed = place(name)
+                if placed is None:
+                    continue
+                if placed in state:
                     raise ModelError(f"{where}: {path}: {name[:80]!r} stands in another shard too")
-                state[name] = stored.get_tensor(name)
+                state[placed] = stored.get_tensor(name)
     return state
 
 
 def _check_size(
-    kind: Any,
-    config: Any,
-    options: Mapping[str, Any],
-    *,
-    state: Mapping[str, torch.Tensor],
-    where: str,
+    make_module: Callable[[], torch.nn.Module], *, state: Mapping[str, torch.Tensor], where: str
 ) -> None:
     """Raise ModelError for a config of a model so large that its weights cannot be these.
 
@@ -341,7 +338,7 @@ def _check_size(
     import torch
 
     with torch.device("meta"):
-        described = sum(tensor.numel() for tensor in kind(config, **options).state_dict().values())
+        described = sum(tensor.numel() for tensor in make_module().state_dict().values())
     held = sum(tensor.numel() for tensor in state.values())
     if described > 2 * held:
         raise ModelError(
@@ -353,8 +350,8 @@ def _check_size(
 def _copy_files(source: CheckpointSource, folder: Path, *, where: str) -> None:
     """Put what transformers may read of a checkpoint into `folder`; raises ModelError."""
     for name in LOADED_FILES:
-        path = source.directory / name
-        if not path.exists():
+        path = source.paths.get(name)
+        if path is None:
             continue
         try:
             content = read_regular(path, max_bytes=bounds.JSON_BYTES)

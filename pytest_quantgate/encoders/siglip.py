@@ -69,6 +69,7 @@ FAMILY = EncoderFamily(
     pretrained={
         "siglip": Pretrained(
             towers=("vision", "text"),
+            describe_towers=describe_towers,
             config="SiglipConfig",
             model="SiglipModel",
             image_processor="SiglipImageProcessor",
@@ -104,5 +105,4 @@ FAMILY = EncoderFamily(
             ),
         )
     },
-    describe_towers=describe_towers,
 )

@@ -21,8 +21,15 @@ FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
 CONFIG = "config.json"
+#: The file that says what model a checkpoint of open_clip is.
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+#: Files of sentence-transformers that say what is done with the hidden states of a model.
+MODULES = "modules.json"
+SENTENCE_SETTINGS = "sentence_bert_config.json"
+PROMPTS = "config_sentence_transformers.json"
 
 #: Files that hold settings, in which a value could name another file or code.
 SETTINGS = (
@@ -47,6 +54,18 @@ LOADED_FILES = (
 )
 
 
+#: Where a pipeline of diffusers keeps what feeds an encoder, by the encoder's own folder.
+BESIDE = {
+    "text_encoder": "tokenizer",
+    "text_encoder_2": "tokenizer_2",
+    "text_encoder_3": "tokenizer_3",
+    "image_encoder": "feature_extractor",
+}
+
+#: Files of sentence-transformers in a folder of their own, one for each step behind the model.
+STEPS = ("[0-9]_*/config.json", "[0-9]_*/*.safetensors")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
     """A checkpoint directory, the SHA-256 over its files, and its name for people.
@@ -59,6 +78,11 @@ class CheckpointSource:
     description: str
     files: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Where these files are, by their names."""
+        return find_files(self.directory)
+
 
 def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> CheckpointSource:
     """Return where the model of a suite is.
@@ -68,8 +92,8 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
     that leads out of it.
     """
     directory, description = find_directory(spec, environ=environ)
-    files = sorted({path for pattern in FILES for path in directory.glob(pattern)})
-    if not any(path.suffix == ".safetensors" for path in files):
+    files = find_files(directory)
+    if not any(path.suffix == ".safetensors" for path in files.values()):
         pickles = sorted(path.name for path in directory.glob("*.bin"))
         hint = (
             f"; {pickles[0]} is a pickle, which is never loaded: save the model again with "
@@ -80,8 +104,8 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
         raise ModelError(f"{spec.where.of('id')}: {directory} holds no *.safetensors file{hint}")
     digest = hashlib.sha256()
     digests = {}
-    for path in files:
-        if not stays_inside(path, directory=directory):
+    for name, path in sorted(files.items(), key=lambda item: item[1]):
+        if not stays_inside(path, directory=path.parent):
             raise ModelError(
                 f"{spec.where.of('id')}: {path} is a link that leads out of its folder, which is "
                 f"not followed: put the file itself there"
@@ -95,11 +119,31 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
             raise ModelError(
                 f"{spec.where.of('id')}: {path} cannot be read: {error.strerror or error}"
             ) from error
-        digest.update(os.fsencode(path.name) + b"\0" + part.digest())
-        digests[path.name] = part.hexdigest()
+        digest.update(os.fsencode(name) + b"\0" + part.digest())
+        digests[name] = part.hexdigest()
     return CheckpointSource(
         directory=directory, digest=digest.hexdigest(), description=description, files=digests
     )
+
+
+def find_files(directory: Path) -> dict[str, Path]:
+    """Return the files of a checkpoint that change an embedding, by their names in it.
+
+    An encoder in a pipeline of diffusers that has no tokenizer or image processor of its own takes
+    the files of the folder beside it.
+    """
+    files = {path.name: path for pattern in FILES for path in directory.glob(pattern)}
+    files |= {
+        f"{path.parent.name}/{path.name}": path for step in STEPS for path in directory.glob(step)
+    }
+    beside = directory.parent / BESIDE.get(directory.name, "")
+    feeding = set(LOADED_FILES) - {CONFIG, "special_tokens_map.json"}
+    if directory.name in BESIDE and beside.is_dir() and not feeding & files.keys():
+        files |= {name: beside / name for name in feeding if (beside / name).exists()}
+        special = "special_tokens_map.json"
+        if (beside / special).exists():
+            files.setdefault(special, beside / special)
+    return files
 
 
 def stays_inside(path: Path, *, directory: Path) -> bool:
@@ -126,8 +170,18 @@ def find_directory(spec: ModelSpec, *, environ: Mapping[str, str]) -> tuple[Path
         directory = expand_path(spec.id, where=where, environ=environ)
         if not directory.is_dir():
             raise NotMeasured(f"{where}: {directory} is no directory: set model.id to a checkpoint")
+        refuse_pipeline(directory, where=where)
         return directory, directory.name
     return _find_in_hub(spec.id, revision=spec.revision, where=where), spec.id
+
+
+def refuse_pipeline(directory: Path, *, where: str) -> None:
+    """Raise ModelError for a whole pipeline of diffusers, naming the encoders in it."""
+    if (directory / "model_index.json").exists() and not (directory / CONFIG).exists():
+        found = [name for name in BESIDE if (directory / name / CONFIG).exists()]
+        what = " or ".join(str(directory / name) for name in found)
+        hint = f"name the folder of one encoder, {what}" if what else "it holds no encoder"
+        raise ModelError(f"{where}: {directory} is a pipeline of diffusers: {hint}")
 
 
 def is_local(name: str) -> bool:

@@ -1,13 +1,11 @@
-"""Vision encoders alone: ViT, DINOv2 (with registers too), and the vision tower of CLIP.
+"""Vision encoders alone: ViT, and DINOv2 with registers and without.
 
-The embedding is the class token behind the last norm; CLIP's tower with a projection gives
-`image_embeds`.
+The embedding is the class token behind the last norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +17,13 @@ from pytest_quantgate.evidence.audit import TowerName
 if TYPE_CHECKING:
     import torch
 
-    Embed = Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]
-
 ONE_TOWER: tuple[TowerName, ...] = ("vision",)
 
 
-def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
-    """Return the one tower of a vision encoder."""
+def describe_vit(config: Any) -> tuple[TowerSpec, ...]:
+    """Return the one tower of a `ViTModel`."""
     height, width = _as_pair(config.image_size)
     rows, columns = _as_pair(config.patch_size)
-    tokens = (height // rows) * (width // columns) + 1 + getattr(config, "num_register_tokens", 0)
     tower = TowerSpec(
         name="vision",
         parts=("embeddings", "layers", "layernorm"),
@@ -37,45 +32,38 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
         attention=AttentionSpec(
             class_name="ViTAttention", out="o_proj", heads="num_attention_heads", scale="scaling"
         ),
-        tokens=tokens,
+        tokens=(height // rows) * (width // columns) + 1,  # and the class token
         config=config,
         embed=embed_vit,
     )
-    if config.model_type.startswith("dinov2"):
-        attention = AttentionSpec(
-            class_name=_SELF_ATTENTION[config.model_type],
+    return (tower,)
+
+
+def describe_dinov2(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
+    """Return the one tower of a `Dinov2Model`, whose attention is of the class `attention`."""
+    height, width = _as_pair(config.image_size)
+    rows, columns = _as_pair(config.patch_size)
+    patches = (height // rows) * (width // columns)
+    tower = TowerSpec(
+        name="vision",
+        parts=("embeddings", "encoder", "layernorm"),
+        inputs={"pixel_values": (config.num_channels, height, width)},
+        embeddings="embeddings",
+        attention=AttentionSpec(
+            class_name=attention,
             query="query",
             key="key",
             value="value",
             out="",
             heads="num_attention_heads",
             scale="scaling",
-        )
-        return (
-            replace(
-                tower,
-                parts=("embeddings", "encoder", "layernorm"),
-                attention=attention,
-                embed=embed_dinov2,
-                freeze=partial(freeze_positions, height=height, width=width),
-            ),
-        )
-    if config.model_type == "clip_vision_model":
-        return (
-            replace(
-                tower,
-                parts=("embeddings", "pre_layrnorm", "encoder", "post_layernorm"),
-                attention=AttentionSpec(class_name="CLIPAttention"),
-                embed=embed_clip,
-            ),
-        )
+        ),
+        tokens=patches + 1 + getattr(config, "num_register_tokens", 0),
+        config=config,
+        embed=embed_dinov2,
+        freeze=partial(freeze_positions, height=height, width=width),
+    )
     return (tower,)
-
-
-_SELF_ATTENTION = {
-    "dinov2": "Dinov2SelfAttention",
-    "dinov2_with_registers": "Dinov2WithRegistersSelfAttention",
-}
 
 
 def embed_vit(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -89,13 +77,6 @@ def embed_vit(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
 def embed_dinov2(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     hidden = module.encoder(module.embeddings(inputs["pixel_values"])).last_hidden_state
     found: torch.Tensor = module.layernorm(hidden)[:, 0]
-    return found
-
-
-def embed_clip(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    hidden = module.pre_layrnorm(module.embeddings(inputs["pixel_values"]))
-    hidden = module.encoder(inputs_embeds=hidden).last_hidden_state
-    found: torch.Tensor = module.post_layernorm(hidden[:, 0])
     return found
 
 
@@ -139,6 +120,7 @@ FAMILY = EncoderFamily(
     pretrained={
         "vit": Pretrained(
             towers=ONE_TOWER,
+            describe_towers=describe_vit,
             config="ViTConfig",
             model="ViTModel",
             image_processor="ViTImageProcessor",
@@ -154,6 +136,7 @@ FAMILY = EncoderFamily(
         ),
         "dinov2": Pretrained(
             towers=ONE_TOWER,
+            describe_towers=partial(describe_dinov2, attention="Dinov2SelfAttention"),
             config="Dinov2Config",
             model="Dinov2Model",
             image_processor="BitImageProcessor",
@@ -163,6 +146,7 @@ FAMILY = EncoderFamily(
         ),
         "dinov2_with_registers": Pretrained(
             towers=ONE_TOWER,
+            describe_towers=partial(describe_dinov2, attention="Dinov2WithRegistersSelfAttention"),
             config="Dinov2WithRegistersConfig",
             model="Dinov2WithRegistersModel",
             image_processor="BitImageProcessor",
@@ -170,14 +154,5 @@ FAMILY = EncoderFamily(
             settings=_settings(patch_size=16, num_register_tokens=4),
             processing=_DINOV2,
         ),
-        "clip_vision_model": Pretrained(
-            towers=ONE_TOWER,
-            config="CLIPVisionConfig",
-            model="CLIPVisionModel",
-            image_processor="CLIPImageProcessor",
-            settings=_settings(patch_size=32, intermediate_size=3072),
-            processing=clip.PROCESSING,
-        ),
     },
-    describe_towers=describe_towers,
 )

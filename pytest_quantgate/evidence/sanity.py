@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_quantgate.evidence.audit import TOWERS, TowerName
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextReading:
-    """How the text tower reads `count` texts, of which `distinct` differ as far as it looks.
+    """How the text tower reads `count` texts, of which `given` differ as they are written, and
+    `distinct` as far as it looks.
 
     Where the tower `pools_end`, what stands behind that token is not read. `without_end` texts have
     no end token; of `pooled_elsewhere` another token is pooled than the end token behind the text.
@@ -26,6 +29,7 @@ class TextReading:
     example: str = ""
     pooled: str = ""
     position: int = 0
+    given: int = 0
 
 
 NO_TEXTS = TextReading(count=0, distinct=0, commonest=0, end_token="")
@@ -123,7 +127,7 @@ class Sanity:
     `data` is what calibrates; `reading` is of the texts of its first `pairs` pairs, which FP16
     embedded: `nonfinite_images` and `nonfinite_texts` of them to NaN or Inf. Their pixels lie
     between `lowest_pixel` and `highest_pixel` after the image processor. `faults` are those of the
-    checkpoint's files.
+    checkpoint's files. `towers` are what the model has: one without images takes the texts alone.
     """
 
     data: str
@@ -134,4 +138,5 @@ class Sanity:
     highest_pixel: float = 0.0
     nonfinite_images: int = 0
     nonfinite_texts: int = 0
+    towers: tuple[TowerName, ...] = TOWERS
     tasks: tuple[TaskSanity, ...] = ()

@@ -14,6 +14,7 @@ from pytest_quantgate.text.words import count
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from pytest_quantgate.evidence.audit import TowerName
     from pytest_quantgate.evidence.sanity import (
         Answers,
         Fault,
@@ -38,6 +39,9 @@ class SanityGate(GateSection):
 #: is hundreds.
 LARGEST_PIXEL = 20.0
 
+#: What a model of one tower takes.
+_SAMPLES: Mapping[TowerName, str] = {"vision": "image", "text": "text"}
+
 
 def judge_sanity(
     sanity: Sanity, *, model: str, places: Mapping[str, TextPlaces] | None = None
@@ -56,7 +60,8 @@ def judge_sanity(
     texts = sanity.reading.count + sum(task.reading.count for task in sanity.tasks)
     told = f", prompts of {count(classes, 'class', 'classes')} differ" if classes else ""
     told += f", FP16 beats chance in {above} of {count(len(tasks), 'task')}" if tasks else ""
-    pairs = f"{count(sanity.pairs, 'pair' if texts else 'image')} of {sanity.data}"
+    what = "pair" if len(sanity.towers) > 1 else _SAMPLES[sanity.towers[0]]
+    pairs = f"{count(sanity.pairs, what)} of {sanity.data}"
     read = f", the end token of {count(texts, 'text')} is pooled" if texts else ""
     if texts and not sanity.reading.pools_end:
         read = f", {count(texts, 'text')} read whole"
@@ -64,7 +69,7 @@ def judge_sanity(
         gate=GATE,
         status=Status.PASS,
         headline=f"sanity: {pairs} encoded in FP16{read}{told}",
-        brief=f"{'a pair runs' if texts else 'an image runs'}{told}",
+        brief=f"{'an' if what == 'image' else 'a'} {what} runs{told}",
         evidence=(
             *dict.fromkeys(_describe_answers(task, task.answers) for task in tasks if task.answers),
             *(f"note: {fault.text}: {fault.fix}" for fault in sanity.faults),
@@ -123,6 +128,17 @@ def _judge_pairs(sanity: Sanity, *, model: str) -> Iterator[Verdict]:
         if bad:
             yield _nonfinite(bad, of=count(sanity.pairs, tower), data=sanity.data, model=model)
     yield from _judge_reading(sanity.reading, of=sanity.data, model=model)
+    reading = sanity.reading
+    alone = "vision" not in sanity.towers  # else its tasks say so
+    if alone and reading.given > 1 and reading.distinct == 1:
+        yield _fail(
+            "texts-alike",
+            f"{model}: {count(reading.given, 'different text')} of {sanity.data} read alike: its "
+            f"tokenizer makes one row of ids of all of them",
+            brief="different texts read alike",
+            cause="the tokenizer of another model, which knows none of these words",
+            next_step="save the tokenizer that the model was trained with beside it",
+        )
 
 
 def _judge_texts(task: TaskSanity, *, model: str, places: TextPlaces) -> Iterator[Verdict]:

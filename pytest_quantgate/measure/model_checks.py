@@ -17,9 +17,14 @@ from typing import Any
 from pytest_quantgate import bounds
 from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header
 from pytest_quantgate.encoders import faults
-from pytest_quantgate.encoders.families import describe_settings, find_family
+from pytest_quantgate.encoders.families import (
+    describe_settings,
+    find_config,
+    find_pretrained,
+    read_settings,
+)
 from pytest_quantgate.encoders.family import Pretrained, TokenizerClass
-from pytest_quantgate.encoders.source import stays_inside
+from pytest_quantgate.encoders.source import find_files, stays_inside
 from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ArtifactError, MissingPackage, ModelError
 from pytest_quantgate.evidence.sanity import Fault
@@ -57,22 +62,21 @@ def inspect_checkpoint(directory: Path, *, dtype: str = "float16") -> tuple[Faul
 
 def find_unknown(directory: Path) -> Fault | None:
     """Return why `inspect_checkpoint` has nothing to say of a folder; None where it looked."""
-    path = directory / "config.json"
     try:
-        config = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
-        if not isinstance(config, Mapping):
-            return faults.unknown(f"{path} is no JSON object")
-        describe_settings(config)
-    except (OSError, ValueError) as error:
-        return faults.unknown(f"{path} is missing or unreadable: {error}")
+        settings = read_settings(directory)
     except ModelError as error:
-        family = find_family(config.get("model_type"))
-        if family is None or family.pretrained[config["model_type"]].settings:
-            return faults.unknown(f"{path}: {error}")
-        return faults.unsaid(config["model_type"])
-    usual = CheckpointFiles(directory).usual
-    if usual is not None and usual.image_processor and not usual.processing:
-        return faults.unsaid(config["model_type"])
+        return faults.unknown(str(error))
+    known = find_pretrained(settings)
+    assert known is not None  # read_settings refuses others
+    name, usual = known
+    try:
+        describe_settings(settings)
+    except ModelError as error:
+        if usual.settings:
+            return faults.unknown(f"{find_config(directory)}: {error}")
+        return faults.unsaid(name)
+    if usual.image_processor and not usual.processing:
+        return faults.unsaid(name)
     return None
 
 
@@ -112,14 +116,24 @@ class CheckpointFiles:
 
     @cached_property
     def config(self) -> Mapping[str, Any] | None:
-        return self._read("config.json")
+        """All that makes the model; None where whoever loads it says why."""
+        if not stays_inside(find_config(self.directory), directory=self.directory):
+            return None
+        try:
+            return read_settings(self.directory)
+        except ModelError:
+            return None
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        """The files that change an embedding, by their names."""
+        return find_files(self.directory)
 
     @cached_property
     def usual(self) -> Pretrained | None:
         """What holds where these files say nothing; None for a model of no family."""
-        kind = (self.config or {}).get("model_type")
-        family = find_family(kind)
-        return None if family is None else family.pretrained[str(kind)]
+        known = find_pretrained(self.config or {})
+        return None if known is None else known[1]
 
     @cached_property
     def towers(self) -> Mapping[str, TowerSpec]:
@@ -147,7 +161,7 @@ class CheckpointFiles:
 
     @cached_property
     def has_tokenizer(self) -> bool:
-        return any((self.directory / name).exists() for name in TOKENIZER_FILES)
+        return any(name in self.files for name in TOKENIZER_FILES)
 
     @cached_property
     def own_tokenizer(self) -> TokenizerClass | None:
@@ -188,8 +202,8 @@ class CheckpointFiles:
             from tokenizers import Tokenizer
         except ImportError:
             return None
-        path = self.directory / "tokenizer.json"
-        if not path.exists() or not stays_inside(path, directory=self.directory):
+        path = self.files.get("tokenizer.json")
+        if path is None or not stays_inside(path, directory=path.parent):
             return None
         own = self.own_tokenizer
         if own is not None and not own.from_file:
@@ -237,8 +251,8 @@ class CheckpointFiles:
         return found
 
     def _read(self, name: str) -> Mapping[str, Any] | None:
-        path = self.directory / name
-        if not stays_inside(path, directory=self.directory):
+        path = self.files.get(name)
+        if path is None or not stays_inside(path, directory=path.parent):
             return None  # whoever loads it says so
         try:
             found = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
@@ -252,7 +266,7 @@ def _check_processor(files: CheckpointFiles) -> Iterator[Fault]:
     if tower is None or usual is None or not usual.processing:
         return
     if files.processor is None:
-        if not any((files.directory / name).exists() for name in PROCESSOR_FILES):
+        if not any(name in files.files for name in PROCESSOR_FILES):
             yield faults.no_image_processor()
         return
     processor = {**usual.processing, **files.processor}

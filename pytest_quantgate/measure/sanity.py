@@ -103,12 +103,15 @@ def measure_sanity(
     """
     import torch
 
-    reads = "text" in fp16.tower_names
+    sees, reads = ("vision" in fp16.tower_names, "text" in fp16.tower_names)
     texts = [pairs.text(index) for index in range(len(pairs))] if reads else []
+    lowest, highest, bad_images, bad_texts = (0.0, 0.0, 0, 0)
     with quiet_libraries():
-        pixels = fp16.preprocess(pairs.images[index] for index in range(len(pairs)))
-        images = _encode("an image", lambda: fp16.encode_image(pixels), model=fp16)
-        bad_texts = 0
+        if sees:
+            pixels = fp16.preprocess(pairs.images[index] for index in range(len(pairs)))
+            images = _encode("an image", lambda: fp16.encode_image(pixels), model=fp16)
+            lowest, highest = (float(pixels.min()), float(pixels.max()))
+            bad_images = int((~torch.isfinite(images).all(dim=1)).sum())
         if reads:
             tokens = fp16.tokenize(texts)
             captions = _encode("a text", lambda: fp16.encode_text(tokens), model=fp16)
@@ -119,10 +122,11 @@ def measure_sanity(
         pairs=len(pairs),
         reading=reader.read(texts) if reader else NO_TEXTS,
         faults=faults,
-        lowest_pixel=float(pixels.min()),
-        highest_pixel=float(pixels.max()),
-        nonfinite_images=int((~torch.isfinite(images).all(dim=1)).sum()),
+        lowest_pixel=lowest,
+        highest_pixel=highest,
+        nonfinite_images=bad_images,
         nonfinite_texts=bad_texts,
+        towers=fp16.tower_names,
         tasks=tuple(
             _examine(
                 task,
@@ -132,7 +136,7 @@ def measure_sanity(
                 affordable=_count_affordable(fp16, tasks=len(tasks)),
             )
             for task in tasks
-            if reader is not None  # without texts nothing is zero-shot: the task's gate says so
+            if sees and reader is not None  # else nothing is zero-shot: the task's gate says so
         ),
     )
 

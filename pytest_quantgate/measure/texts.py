@@ -69,6 +69,7 @@ class TextReader:
         heard = Counter(self.as_heard(texts))
         found = TextReading(
             count=len(texts),
+            given=len(set(texts)),
             distinct=len(heard),
             commonest=max(heard.values(), default=0),
             end_token=self.end_token,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate.encoders.families import find_family
+from pytest_quantgate.encoders.families import find_pretrained_of
 from pytest_quantgate.quantization.modelopt import import_modelopt
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def _attention_classes(module: torch.nn.Module) -> list[type[torch.nn.Module]]:
     """Return the plain attention classes of a model, also where they are quantized already."""
     DynamicModule = import_modelopt("modelopt.torch.opt.dynamic").DynamicModule
     config: Any = getattr(module, "config", None)
-    family = find_family(getattr(config, "model_type", None))
-    named = {t.attention.class_name for t in family.describe_towers(config)} if family else set()
+    kind = find_pretrained_of(config)
+    named = {t.attention.class_name for t in kind.describe_towers(config)} if kind else set()
     classes: dict[type[torch.nn.Module], None] = {}
     for child in module.modules():
         cls = child.original_cls if isinstance(child, DynamicModule) else type(child)

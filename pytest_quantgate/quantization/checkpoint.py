@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.encoders.encoder import Encoder
-from pytest_quantgate.encoders.families import find_family
+from pytest_quantgate.encoders.families import find_pretrained
 from pytest_quantgate.encoders.loading import check_config, quiet_libraries, refuse_forced_pickles
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.quantization.attention import attention_class
@@ -337,8 +337,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _build_plain(directory: Path) -> torch.nn.Module:
-    import transformers
-
     path = directory / CONFIG
     config = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
     check_config(config, where=str(path))
@@ -346,12 +344,9 @@ def _build_plain(directory: Path) -> torch.nn.Module:
     if not isinstance(attention, str) or not re.fullmatch(r"\w+", attention):
         # A name with a / is a kernel that transformers would fetch from the hub and run.
         raise ModelError(f"{path}: attention implementation {str(attention)[:80]!r} is not taken")
-    family = find_family(config.get("model_type"))
-    if family is None:
+    known = find_pretrained(config)
+    if known is None:
         raise ModelError(f"{path}: model_type {str(config.get('model_type'))[:80]!r} is not known")
-    names = family.pretrained[config["model_type"]]
-    settings = getattr(transformers, names.config).from_dict(config)
-    module: torch.nn.Module = getattr(transformers, names.model)._from_config(
-        settings, attn_implementation=attention, **names.options
-    )
+    kind = known[1]
+    module = kind.make_module(kind.make_config(config), attention=attention)
     return module.eval().requires_grad_(False)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.evidence.audit import LayerActivation, TowerName
+from pytest_quantgate.evidence.audit import TOWERS, LayerActivation, TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fidelity import Fidelity
 from pytest_quantgate.evidence.fingerprint import digest_parts
@@ -161,10 +161,11 @@ class Measured(Variants):
         from pytest_quantgate.tasks.registry import evaluation_data
 
         name, purpose = evaluation_data(task)
-        if "text" not in self.towers:
+        absent = [tower for tower in TOWERS if tower not in self.towers]
+        if absent:
             raise ModelError(
-                f"{self.source.description} has no text tower, and {task} is zero-shot, which "
-                f"compares images with texts: judge it by fidelity, and drop this gate"
+                f"{self.source.description} has no {absent[0]} tower, and {task} is zero-shot, "
+                f"which compares images with texts: judge it by fidelity, and drop this gate"
             )
         samples = self.samples(name, count, purpose=purpose, first=first)
         shown = self.contents(name, count, purpose=purpose, first=first)
@@ -357,13 +358,14 @@ class Measured(Variants):
         models = (self.fp16, self.quantized)
         embedded: dict[TowerName, list[torch.Tensor]] = {}
         with self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance:
-            embedded["vision"] = embed_images(
-                models,
-                samples,
-                batch_size=BATCH_SIZE,
-                preprocess=self.fp16.preprocess,
-                progress=advance,
-            )
+            if "vision" in self.towers:
+                embedded["vision"] = embed_images(
+                    models,
+                    samples,
+                    batch_size=BATCH_SIZE,
+                    preprocess=self.fp16.preprocess,
+                    progress=advance,
+                )
             if "text" in self.towers:
                 texts = [samples.text(index) for index in range(len(samples))]
                 embedded["text"] = embed_texts(

@@ -224,16 +224,17 @@ class Study:
         from pytest_quantgate.measure.sensitivity import TowerInputs
 
         fp16, quantized = self.case.fp16, self.case.quantized
-        images: list[Mapping[str, torch.Tensor]] = [
-            {
-                "pixel_values": fp16.preprocess(
-                    probe.samples.images[index]
-                    for index in range(start, min(start + BATCH_SIZE, len(probe.samples)))
-                )
-            }
-            for start in range(0, len(probe.samples), BATCH_SIZE)
-        ]
-        found = {"vision": images}
+        found: dict[str, list[Mapping[str, torch.Tensor]]] = {}
+        if "vision" in self.case.towers:
+            found["vision"] = [
+                {
+                    "pixel_values": fp16.preprocess(
+                        probe.samples.images[index]
+                        for index in range(start, min(start + BATCH_SIZE, len(probe.samples)))
+                    )
+                }
+                for start in range(0, len(probe.samples), BATCH_SIZE)
+            ]
         if "text" in self.case.towers:
             found["text"] = [
                 fp16.tokenize(probe.texts[start : start + BATCH_SIZE])

@@ -129,4 +129,4 @@ def test_without_the_package_the_encoder_is_of_no_known_family(tmp_path: Path) -
     )
 
     assert status != 0
-    assert "model_type is 'deit', this suite" in output
+    assert "model_type is 'deit', a suite" in output

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate.encoders import clip, families
-from pytest_quantgate.encoders.families import find_family, list_packages
+from pytest_quantgate.encoders.families import find_pretrained, list_packages
 from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.run.case import Case
@@ -30,7 +30,7 @@ gates:
 FAMILY = """\
 from pytest_quantgate.encoders.family import EncoderFamily
 
-FAMILY = EncoderFamily(name="own", pretrained={"own": None}, describe_towers=lambda config: ())
+FAMILY = EncoderFamily(name="own", pretrained={"own": "a kind"})
 """
 
 
@@ -58,10 +58,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 def test_a_family_of_another_package_is_found(install: Callable[[str], Path]) -> None:
     install(FAMILY)
 
-    family = find_family("own")
-
-    assert family is not None
-    assert family.name == "own"
+    assert find_pretrained({"model_type": "own"}) == ("own", "a kind")
     assert list_packages() == ("quantgate_own_family",)
 
 
@@ -71,7 +68,7 @@ def test_an_entry_point_that_is_no_family_is_named(install: Callable[[str], Path
     with pytest.raises(
         ModelError, match=r"entry point own of pytest_quantgate.encoders is int, no EncoderFamily"
     ):
-        find_family("own")
+        find_pretrained({"model_type": "own"})
 
 
 def test_a_package_that_cannot_be_imported_is_named_where_it_could_matter(
@@ -79,11 +76,13 @@ def test_a_package_that_cannot_be_imported_is_named_where_it_could_matter(
 ) -> None:
     install("import nothing_of_this_name\n")
 
-    assert find_family("clip") is not None  # a broken neighbour breaks no suite of a CLIP
+    assert (
+        find_pretrained({"model_type": "clip"}) is not None
+    )  # a broken neighbour breaks no suite of a CLIP
     with pytest.raises(
         ModelError, match=r"entry point own .* cannot be imported: ModuleNotFoundError: No module"
     ):
-        find_family("own")
+        find_pretrained({"model_type": "own"})
 
 
 def test_a_family_that_hides_a_tower_is_refused(
@@ -95,7 +94,7 @@ def test_a_family_that_hides_a_tower_is_refused(
     monkeypatch.setattr(families, "_OWN", (half,))
 
     with pytest.raises(
-        ModelError, match="says that it has the towers vision, and describes vision"
+        ModelError, match="says that clip has the towers vision, and describes vision"
     ):
         load_fp16(model_spec(tiny_clip), environ={})
 

@@ -1,0 +1,248 @@
+"""Text encoders alone: BERT, RoBERTa and XLM-RoBERTa, pooled as sentence-transformers writes it.
+
+MiniLM, BGE, E5 and GTE are of these classes. What is done behind the last hidden state stands in
+`modules.json` and `1_Pooling/config.json`: the mean over the tokens that are no padding, or the
+first token, and whether the result is brought to length one. A folder without `modules.json` is
+pooled by the mean, as sentence-transformers does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_quantgate import bounds
+from pytest_quantgate.encoders.family import EncoderFamily, Pretrained, TokenizerClass
+from pytest_quantgate.encoders.source import (
+    CONFIG,
+    MODULES,
+    PROMPTS,
+    SENTENCE_SETTINGS,
+    stays_inside,
+)
+from pytest_quantgate.encoders.towers import AttentionSpec, TextSpec, TowerSpec
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.untrusted import parse_json, read_regular
+
+if TYPE_CHECKING:
+    import torch
+
+#: Where settings keep what is done behind the last hidden state.
+POOLING = "sentence_pooling"
+
+#: Ways of pooling by the keys of 1_Pooling/config.json, and by the name that newer files give.
+MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+
+#: A tokenizer's length that means that it has none.
+NO_LENGTH = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceEncoder(Pretrained):
+    """A BERT-like encoder, whose attention is of the class `attention`.
+
+    `starts_behind_padding` is whether its positions begin behind the padding token's id, as those
+    of RoBERTa.
+    """
+
+    starts_behind_padding: bool = False
+
+    def read_settings(self, settings: Mapping[str, Any], *, directory: Path) -> Mapping[str, Any]:
+        usual = self.settings[""]
+        positions = settings.get("max_position_embeddings", usual["max_position_embeddings"])
+        if self.starts_behind_padding and isinstance(positions, int):
+            positions -= settings.get("pad_token_id", usual["pad_token_id"]) + 1
+        return {**settings, POOLING: _read_pooling(directory, positions=positions)}
+
+
+def describe_towers(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
+    """Return the one tower of a sentence encoder, whose attention is of the class `attention`."""
+    pooling = getattr(config, POOLING, None) or {"mode": "mean", "normalize": False}
+    tokens = pooling.get("tokens", config.max_position_embeddings)
+    if not tokens > 0:
+        raise ValueError(f"a text of {tokens} tokens is none: max_position_embeddings is too small")
+    tower = TowerSpec(
+        name="text",
+        parts=("embeddings", "encoder"),
+        inputs={"input_ids": (tokens,), "attention_mask": (tokens,)},
+        embeddings="embeddings",
+        attention=AttentionSpec(
+            class_name=attention,
+            query="query",
+            key="key",
+            value="value",
+            out="",
+            heads="num_attention_heads",
+            scale="scaling",
+        ),
+        tokens=tokens,
+        config=config,
+        embed=partial(embed_texts, mode=pooling["mode"], normalize=pooling["normalize"]),
+        text=TextSpec(vocabulary=config.vocab_size, end_id=None, begin_id=None, pools_end=False),
+    )
+    return (tower,)
+
+
+def embed_texts(
+    module: Any, inputs: Mapping[str, torch.Tensor], *, mode: str, normalize: bool
+) -> torch.Tensor:
+    """Return the pooled hidden states [N, D]; padding is masked, and no part of the mean."""
+    import torch
+    from transformers.masking_utils import create_bidirectional_mask
+
+    mask = inputs["attention_mask"]
+    hidden = module.embeddings(input_ids=inputs["input_ids"])
+    hidden = module.encoder(
+        hidden,
+        attention_mask=create_bidirectional_mask(
+            config=module.config, inputs_embeds=hidden, attention_mask=mask
+        ),
+    ).last_hidden_state
+    if mode == "cls":
+        found: torch.Tensor = hidden[:, 0]
+    else:
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        found = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
+    return torch.nn.functional.normalize(found, dim=-1) if normalize else found
+
+
+def _read_pooling(directory: Path, *, positions: Any) -> dict[str, Any]:
+    """Return what is done behind the last hidden state, and how many tokens a text may have.
+
+    Raises ModelError, with what to do, for what is not done here.
+    """
+    found: dict[str, Any] = {"mode": "mean", "normalize": False, "tokens": positions}
+    settings = _read(directory, SENTENCE_SETTINGS)
+    if settings.get("do_lower_case"):
+        raise ModelError(
+            f"{directory / SENTENCE_SETTINGS}: do_lower_case is not done here: let the tokenizer "
+            f"do it (do_lower_case in tokenizer_config.json), and set it to false"
+        )
+    longest = [
+        settings.get("max_seq_length"),
+        _read(directory, "tokenizer_config.json").get("model_max_length"),
+    ]
+    chosen = next((n for n in longest if isinstance(n, int) and 0 < n < NO_LENGTH), positions)
+    if isinstance(chosen, int) and isinstance(positions, int):
+        found["tokens"] = min(chosen, positions)
+    prompt = _read(directory, PROMPTS).get("default_prompt_name")
+    if prompt:
+        raise ModelError(
+            f"{directory / PROMPTS}: default_prompt_name is {str(prompt)[:80]!r}: prompts are not "
+            f"put in front of texts here: set it to null, and write the prompt into the data"
+        )
+    steps = _read(directory, MODULES, many=True)
+    kinds = [str(step.get("type", "")).rpartition(".")[2] for step in steps]
+    if not kinds:
+        return found
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise ModelError(
+            f"{directory / MODULES} names the steps {', '.join(kinds)[:200]}: Transformer, Pooling "
+            f"and Normalize are done here: gate the steps in front of the others, by removing them "
+            f"from a copy of the file"
+        )
+    found["normalize"] = "Normalize" in kinds
+    name = f"{str(steps[1].get('path', ''))[:100]}/{CONFIG}"
+    if name != f"1_Pooling/{CONFIG}":
+        raise ModelError(f"{directory / MODULES}: pooling is read from 1_Pooling, not {name!r}")
+    pooling = _read(directory, name)
+    modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value]
+    if "pooling_mode" in pooling:
+        modes = [str(pooling["pooling_mode"])]
+    known = {**MODES, **{mode: mode for mode in MODES.values()}}
+    if len(modes) != 1 or modes[0] not in known:
+        raise ModelError(
+            f"{directory / name}: pools by {', '.join(modes)[:200] or 'nothing'}: one of "
+            f"{' and '.join(MODES)} is done here"
+        )
+    found["mode"] = known[modes[0]]
+    return found
+
+
+def _read(directory: Path, name: str, *, many: bool = False) -> Any:
+    """Return a JSON file of the folder, empty where it is not there; raises ModelError."""
+    path = directory / name
+    if not path.exists():
+        return [] if many else {}
+    if not stays_inside(path, directory=path.parent):
+        raise ModelError(f"{path} is a link that leads out of its folder, which is not followed")
+    try:
+        found = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is unreadable: {error}") from error
+    if many and isinstance(found, list) and all(isinstance(step, dict) for step in found):
+        return found
+    if many or not isinstance(found, dict):
+        raise ModelError(f"{path} is unreadable: expected a {'list' if many else 'mapping'}")
+    return found
+
+
+SIZES = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+
+
+def _make_roberta(name: str, *, vocabulary: int) -> SentenceEncoder:
+    return SentenceEncoder(
+        towers=("text",),
+        describe_towers=partial(describe_towers, attention=f"{name}SelfAttention"),
+        config=f"{name}Config",
+        model=f"{name}Model",
+        options={"add_pooling_layer": False},
+        unused=("pooler.", "lm_head."),
+        inside="roberta",
+        settings={
+            "": {
+                **SIZES,
+                "vocab_size": vocabulary,
+                "max_position_embeddings": 514,
+                "pad_token_id": 1,
+            }
+        },
+        tokenizer=TokenizerClass(
+            names=(f"{name}Tokenizer", f"{name}TokenizerFast"),
+            special={"pad_token": "<pad>", "unk_token": "<unk>"},
+        ),
+        starts_behind_padding=True,
+    )
+
+
+FAMILY = EncoderFamily(
+    name="text",
+    pretrained={
+        "bert": SentenceEncoder(
+            towers=("text",),
+            describe_towers=partial(describe_towers, attention="BertSelfAttention"),
+            config="BertConfig",
+            model="BertModel",
+            options={"add_pooling_layer": False},
+            unused=("pooler.", "cls."),
+            inside="bert",
+            settings={
+                "": {
+                    **SIZES,
+                    "vocab_size": 30522,
+                    "max_position_embeddings": 512,
+                    "pad_token_id": 0,
+                }
+            },
+            tokenizer=TokenizerClass(
+                names=("BertTokenizer", "BertTokenizerFast"),
+                special={"pad_token": "[PAD]", "unk_token": "[UNK]"},
+            ),
+        ),
+        "roberta": _make_roberta("Roberta", vocabulary=50265),
+        "xlm-roberta": _make_roberta("XLMRoberta", vocabulary=250002),
+    },
+    refused=dict.fromkeys(
+        ("mpnet", "t5", "deberta-v2"),
+        "its attention adds a bias of its own to the scores, which the quantizers of attention and "
+        "the export do not know: look at an ONNX file of it with `quantgate check`",
+    ),
+)

@@ -62,6 +62,10 @@ class ModelError(QuantGateError):
     finding = "model-unusable"
 
 
+class UnsupportedModel(ModelError):
+    """A model of a known kind that cannot be done yet; the message says what to do instead."""
+
+
 class ArtifactError(QuantGateError):
     """A checkpoint, ONNX file or engine of others that cannot be read, or is none."""
 

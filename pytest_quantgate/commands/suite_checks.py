@@ -14,7 +14,13 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.errors import NotMeasured, QuantGateError, SuiteError
+from pytest_quantgate.errors import (
+    ModelError,
+    NotMeasured,
+    QuantGateError,
+    SuiteError,
+    UnsupportedModel,
+)
 from pytest_quantgate.gates.coverage import MAX_WAIVER_DAYS, CoverageGate
 from pytest_quantgate.gates.fidelity import FidelityGate
 from pytest_quantgate.gates.sections import TaskGate
@@ -218,7 +224,8 @@ def _check_datasets(
 def _check_model(
     suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
 ) -> None:
-    from pytest_quantgate.encoders.source import is_local
+    from pytest_quantgate.encoders.families import describe_settings, read_settings
+    from pytest_quantgate.encoders.source import is_local, refuse_pipeline
 
     model = suite.model
     if model.id is None or not is_local(model.id):
@@ -231,8 +238,17 @@ def _check_model(
     except SuiteError as error:
         errors.append(str(error))
         return
+    where = model.where.of("id")
     if not folder.is_dir():
-        notes.append(f"{model.where.of('id')}: {folder} is no directory on this machine")
+        notes.append(f"{where}: {folder} is no directory on this machine")
+        return
+    try:
+        refuse_pipeline(folder, where=where)
+        describe_settings(read_settings(folder))
+    except UnsupportedModel as error:
+        errors.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
+    except ModelError:
+        pass  # a damaged folder is said by --deep, doctor and the run
 
 
 def _check_patterns(suite: Suite) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pytest_quantgate.encoders import clip, siglip, text, vit
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained
 from pytest_quantgate.encoders.source import CONFIG, OPEN_CLIP_CONFIG
 from pytest_quantgate.encoders.towers import TowerSpec
-from pytest_quantgate.errors import ModelError
+from pytest_quantgate.errors import ModelError, UnsupportedModel
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.untrusted import parse_json, read_regular
 
@@ -87,8 +87,8 @@ def find_config(directory: Path) -> Path:
 def read_settings(directory: Path) -> Mapping[str, Any]:
     """Return all that makes the model of a checkpoint, of its files, with the name of its kind.
 
-    Raises ModelError for files that are missing or damaged, a model of no family, and one that its
-    kind cannot do.
+    Raises ModelError for files that are missing or damaged and for a model of no family, and
+    UnsupportedModel for one that cannot be done yet.
     """
     path = find_config(directory)
     try:
@@ -102,6 +102,13 @@ def read_settings(directory: Path) -> Mapping[str, Any]:
         found["model_type"] = "open_clip"
     known = find_pretrained(found)
     if known is None:
+        model_type = str(found.get("model_type"))[:80]
+        for family in list_families():
+            if model_type in family.refused:
+                raise UnsupportedModel(
+                    f"{path}: model_type {model_type!r} is not taken yet: "
+                    f"{family.refused[model_type]}"
+                )
         raise ModelError(f"{path}: {describe_unknown(found)}")
     name, kind = known
     return {**kind.read_settings(found, directory=directory), KIND: name}
@@ -110,9 +117,6 @@ def read_settings(directory: Path) -> Mapping[str, Any]:
 def describe_unknown(settings: Mapping[str, Any]) -> str:
     """Return what to say of a model of no family."""
     model_type = str(settings.get("model_type"))[:80]
-    for family in list_families():
-        if model_type in family.refused:
-            return f"model_type {model_type!r} is not taken yet: {family.refused[model_type]}"
     known = " or ".join(map(repr, list_model_types()))
     return f"model_type is {model_type!r}, a suite needs {known}"
 

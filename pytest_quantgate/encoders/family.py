@@ -68,7 +68,7 @@ class Pretrained:
     def read_settings(self, settings: Mapping[str, Any], *, directory: Path) -> Mapping[str, Any]:
         """Return all that makes the model, of config.json and of what else its folder says.
 
-        Raises ModelError for what this kind cannot do, with what to do about it.
+        Raises UnsupportedModel for what this kind cannot do, with what to do instead.
         """
         del directory
         return settings

@@ -13,6 +13,11 @@ def fault_error(fault: Fault, *, model: str) -> ModelError:
     return ModelError(f"{model}: {fault.text}: {fault.fix}", code=f"sanity.{fault.finding}")
 
 
+def unsupported(reason: str) -> Fault:
+    """A model that its family cannot do; the reason says what to do instead."""
+    return Fault(finding="model-unsupported", text=reason, fix="")
+
+
 def unknown(reason: str) -> Fault:
     """A folder that is no checkpoint of a known family: nothing in it can be looked at."""
     return Fault(

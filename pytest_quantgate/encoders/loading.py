@@ -188,7 +188,7 @@ def check_files(source: CheckpointSource, *, where: str) -> Mapping[str, Any]:
     try:
         config = read_settings(directory)
     except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
     if (directory / "adapter_config.json").exists():
         raise ModelError(
             f"{where}: {directory} holds an adapter (adapter_config.json), which names "

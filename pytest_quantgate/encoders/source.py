@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured, SuiteError
+from pytest_quantgate.errors import (
+    MissingPackage,
+    ModelError,
+    NotMeasured,
+    SuiteError,
+    UnsupportedModel,
+)
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where, expand_path
 from pytest_quantgate.untrusted import read_regular
@@ -176,12 +182,12 @@ def find_directory(spec: ModelSpec, *, environ: Mapping[str, str]) -> tuple[Path
 
 
 def refuse_pipeline(directory: Path, *, where: str) -> None:
-    """Raise ModelError for a whole pipeline of diffusers, naming the encoders in it."""
+    """Raise UnsupportedModel for a whole pipeline of diffusers, naming the encoders in it."""
     if (directory / "model_index.json").exists() and not (directory / CONFIG).exists():
         found = [name for name in BESIDE if (directory / name / CONFIG).exists()]
         what = " or ".join(str(directory / name) for name in found)
         hint = f"name the folder of one encoder, {what}" if what else "it holds no encoder"
-        raise ModelError(f"{where}: {directory} is a pipeline of diffusers: {hint}")
+        raise UnsupportedModel(f"{where}: {directory} is a pipeline of diffusers: {hint}")
 
 
 def is_local(name: str) -> bool:

@@ -24,7 +24,7 @@ from pytest_quantgate.encoders.source import (
     stays_inside,
 )
 from pytest_quantgate.encoders.towers import AttentionSpec, TextSpec, TowerSpec
-from pytest_quantgate.errors import ModelError
+from pytest_quantgate.errors import ModelError, UnsupportedModel
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 if TYPE_CHECKING:
@@ -112,12 +112,12 @@ def embed_texts(
 def _read_pooling(directory: Path, *, positions: Any) -> dict[str, Any]:
     """Return what is done behind the last hidden state, and how many tokens a text may have.
 
-    Raises ModelError, with what to do, for what is not done here.
+    Raises UnsupportedModel, with what to do, for what is not done here.
     """
     found: dict[str, Any] = {"mode": "mean", "normalize": False, "tokens": positions}
     settings = _read(directory, SENTENCE_SETTINGS)
     if settings.get("do_lower_case"):
-        raise ModelError(
+        raise UnsupportedModel(
             f"{directory / SENTENCE_SETTINGS}: do_lower_case is not done here: let the tokenizer "
             f"do it (do_lower_case in tokenizer_config.json), and set it to false"
         )
@@ -130,7 +130,7 @@ def _read_pooling(directory: Path, *, positions: Any) -> dict[str, Any]:
         found["tokens"] = min(chosen, positions)
     prompt = _read(directory, PROMPTS).get("default_prompt_name")
     if prompt:
-        raise ModelError(
+        raise UnsupportedModel(
             f"{directory / PROMPTS}: default_prompt_name is {str(prompt)[:80]!r}: prompts are not "
             f"put in front of texts here: set it to null, and write the prompt into the data"
         )
@@ -139,7 +139,7 @@ def _read_pooling(directory: Path, *, positions: Any) -> dict[str, Any]:
     if not kinds:
         return found
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise ModelError(
+        raise UnsupportedModel(
             f"{directory / MODULES} names the steps {', '.join(kinds)[:200]}: Transformer, Pooling "
             f"and Normalize are done here: gate the steps in front of the others, by removing them "
             f"from a copy of the file"
@@ -147,14 +147,16 @@ def _read_pooling(directory: Path, *, positions: Any) -> dict[str, Any]:
     found["normalize"] = "Normalize" in kinds
     name = f"{str(steps[1].get('path', ''))[:100]}/{CONFIG}"
     if name != f"1_Pooling/{CONFIG}":
-        raise ModelError(f"{directory / MODULES}: pooling is read from 1_Pooling, not {name!r}")
+        raise UnsupportedModel(
+            f"{directory / MODULES}: pooling is read from 1_Pooling, not {name!r}"
+        )
     pooling = _read(directory, name)
     modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value]
     if "pooling_mode" in pooling:
         modes = [str(pooling["pooling_mode"])]
     known = {**MODES, **{mode: mode for mode in MODES.values()}}
     if len(modes) != 1 or modes[0] not in known:
-        raise ModelError(
+        raise UnsupportedModel(
             f"{directory / name}: pools by {', '.join(modes)[:200] or 'nothing'}: one of "
             f"{' and '.join(MODES)} is done here"
         )

@@ -26,7 +26,7 @@ from pytest_quantgate.encoders.families import (
 from pytest_quantgate.encoders.family import Pretrained, TokenizerClass
 from pytest_quantgate.encoders.source import find_files, stays_inside
 from pytest_quantgate.encoders.towers import TowerSpec
-from pytest_quantgate.errors import ArtifactError, MissingPackage, ModelError
+from pytest_quantgate.errors import ArtifactError, MissingPackage, ModelError, UnsupportedModel
 from pytest_quantgate.evidence.sanity import Fault
 from pytest_quantgate.measure.texts import Pooling, TextReader
 from pytest_quantgate.untrusted import parse_json, read_regular
@@ -64,6 +64,8 @@ def find_unknown(directory: Path) -> Fault | None:
     """Return why `inspect_checkpoint` has nothing to say of a folder; None where it looked."""
     try:
         settings = read_settings(directory)
+    except UnsupportedModel as error:
+        return faults.unsupported(str(error))
     except ModelError as error:
         return faults.unknown(str(error))
     known = find_pretrained(settings)

@@ -38,7 +38,10 @@ class Verdict:
     `figures` are the raw numbers by name (units in the names) for JUnit and other machines.
     `code` names what was found, `<gate>.<finding>` such as `coverage.tower-off`: it stays the same
     from release to release where the words around it do not, so suppressions, tests and docs refer
-    to it. Empty where nothing was found.
+    to it. Empty where nothing was found. `other_codes` are those of further findings. `where` is
+    the line of the suite that the gate stands on, `suites/clip.quantgate.yaml:12`; empty for what
+    stands in no suite. `follows` names the gate whose finding explains this one: that one is to be
+    mended. Empty for a finding of its own.
     """
 
     gate: str
@@ -50,6 +53,9 @@ class Verdict:
     next_step: str = ""
     figures: Mapping[str, Figure] = field(default_factory=dict)
     code: str = ""
+    other_codes: tuple[str, ...] = ()
+    where: str = ""
+    follows: str = ""
 
     @property
     def passed(self) -> bool:
@@ -77,4 +83,11 @@ def combine(*, gate: str, parts: tuple[Verdict, ...]) -> Verdict:
     figures: dict[str, Figure] = {}
     for part in parts:
         figures.update(part.figures)
-    return replace(lead, gate=gate, evidence=lead.evidence + others, figures=figures)
+    codes = (code for part in rest for code in (part.code, *part.other_codes))
+    return replace(
+        lead,
+        gate=gate,
+        evidence=lead.evidence + others,
+        figures=figures,
+        other_codes=(*lead.other_codes, *dict.fromkeys(filter(None, codes))),
+    )

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
+from pytest_quantgate.gates.calibration import NO_RANGE
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import FINDINGS, describe_samples, judge_samples
 from pytest_quantgate.gates.sections import TaskGate
@@ -636,4 +637,8 @@ KIND = GateKind(
     several=True,
     count_limits=count_limits,
     strengths=measure_strengths,
+    follows={
+        f"{GATE}.{finding}*": NO_RANGE
+        for finding in ("class-drop", "drop", "flips", "floor", "nonfinite")
+    },
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.formats.table import find_format, keeps_amax
+from pytest_quantgate.gates.coverage import NOT_QUANTIZED
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
@@ -603,4 +604,15 @@ def judge(run: GateRun, gate: CalibrationGate) -> Judged:
     return Judged(verdict=verdict, notes=warn_of_near_copies(near_copies))
 
 
-KIND = GateKind(section=CalibrationGate, help="ranges, calls, clipping, overlap", judge=judge)
+#: Findings that say: a range is none, so what is computed with it means nothing.
+NO_RANGE = ("calibration.amax-*", "calibration.no-batch", "calibration.weights-changed")
+
+KIND = GateKind(
+    section=CalibrationGate,
+    help="ranges, calls, clipping, overlap",
+    judge=judge,
+    follows={
+        "calibration.never-called": ("coverage.attention-bypassed", "coverage.never-ran"),
+        "calibration.nothing-static": NOT_QUANTIZED,
+    },
+)

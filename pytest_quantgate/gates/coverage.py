@@ -1033,4 +1033,18 @@ def judge(run: GateRun, gate: CoverageGate) -> Judged:
     )
 
 
+#: Findings that say: something that was meant is not quantized, so no later stage can have it.
+NOT_QUANTIZED = (
+    "coverage.attention-bypassed",
+    "coverage.attention-missing",
+    "coverage.blocks-left-out",
+    "coverage.layers-off",
+    "coverage.never-ran",
+    "coverage.no-quantizers",
+    "coverage.other-format",
+    "coverage.recipe-matches-nothing",
+    "coverage.tower-off",
+    "coverage.weights-escaped",
+)
+
 KIND = GateKind(section=CoverageGate, help="what is quantized, and really runs", judge=judge)

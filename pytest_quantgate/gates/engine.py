@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.formats.table import narrow_precisions
+from pytest_quantgate.gates.coverage import NOT_QUANTIZED
 from pytest_quantgate.gates.fused import list_excluded
 from pytest_quantgate.gates.memory import figures_of, judge_sizes, limits_of
 from pytest_quantgate.gates.parity import ParityGate
@@ -387,4 +388,12 @@ KIND = GateKind(
     judge=judge,
     several=True,
     needs=("tensorrt-rtx",),
+    follows={
+        "engine.too-few-fp8": (*NOT_QUANTIZED, "export.quantizers-lost", "export.weights-in-full"),
+        "engine.attention-not-fused": (
+            *NOT_QUANTIZED,
+            "export.quantizers-lost",
+            "export.softmax-missing",
+        ),
+    },
 )

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
-from pytest_quantgate.gates.coverage import CoverageGate
+from pytest_quantgate.gates.coverage import NOT_QUANTIZED, CoverageGate
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
@@ -439,4 +439,8 @@ KIND = GateKind(
     section=ExportGate,
     help="the ONNX files hold what was audited",
     judge=judge,
+    follows={
+        f"{GATE}.{finding}": NOT_QUANTIZED
+        for finding in ("softmax-impossible", "softmax-missing", "tower-idle", "too-large")
+    },
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.audit import TOWERS
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.gates.calibration import NO_RANGE
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.suite.gates import GateKind, GateSection
@@ -240,4 +241,12 @@ def judge(run: GateRun, gate: FidelityGate) -> Judged:
     return Judged(verdict=replace(suspected, cause=suspected.cause or verdict.cause))
 
 
-KIND = GateKind(section=FidelityGate, help="embeddings against FP16", judge=judge)
+KIND = GateKind(
+    section=FidelityGate,
+    help="embeddings against FP16",
+    judge=judge,
+    follows={
+        f"{GATE}.{finding}": NO_RANGE
+        for finding in ("nonfinite", "cosine", "worst-cosine", "sqnr", "worst-sqnr")
+    },
+)

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.gates.coverage import NOT_QUANTIZED
 from pytest_quantgate.gates.latency import show_ratio
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineSizes
@@ -378,4 +379,7 @@ KIND = GateKind(
     judge=judge,
     several=True,
     needs=("tensorrt-rtx",),
+    follows={
+        "memory.weights-*": (*NOT_QUANTIZED, "export.quantizers-lost", "export.weights-in-full")
+    },
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.formats.table import explain_target, find_format
-from pytest_quantgate.gates.coverage import CoverageGate, Waiver, wanted_slots
+from pytest_quantgate.gates.coverage import NOT_QUANTIZED, CoverageGate, Waiver, wanted_slots
 from pytest_quantgate.gates.fused import WHY_FUSED, list_excluded, list_fused
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineTarget, target_key
@@ -409,4 +409,11 @@ KIND = GateKind(
     judge=judge,
     several=True,
     needs=("tensorrt-rtx",),
+    follows={
+        "trace.nothing-declared": NOT_QUANTIZED,
+        "trace.lost-at-model": NOT_QUANTIZED,
+        "trace.lost-at-forward": NOT_QUANTIZED,
+        "trace.lost-at-onnx": ("export.quantizers-lost",),
+        "trace.lost-at-engine": ("engine.attention-not-fused", "engine.too-few-fp8"),
+    },
 )

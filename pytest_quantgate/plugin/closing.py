@@ -79,10 +79,10 @@ def list_unjudged(summary: Summary) -> Iterator[pytest.TestReport]:
     They stand for the gates in JUnit and among the failures, where else nothing is red.
     """
     if summary.conclusion.status is Status.NOT_MEASURED:
-        files = {suite.suite: suite.file for suite in summary.results.suites}
+        suites = {suite.suite: suite for suite in summary.results.suites}
         for suite, gate, reason in summary.list_not_run():
             if gate not in suite.allowed and reason in (DESELECTED, NOT_REACHED):
-                yield from report_unjudged(gate, file=files[suite.suite], reason=reason)
+                yield from report_unjudged(gate, suite=suites[suite.suite], reason=reason)
 
 
 def _write_records(

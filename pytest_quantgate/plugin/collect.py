@@ -12,7 +12,7 @@ import pytest
 
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.verdict import Status
-from pytest_quantgate.plugin.items import CLOCK, GATE, GateItem, describe_gates
+from pytest_quantgate.plugin.items import CLOCK, GATE, GateItem, GateTest, describe_gates
 from pytest_quantgate.plugin.replay import ReplayClock
 from pytest_quantgate.suite.gates import kind_of
 
@@ -55,7 +55,7 @@ class SuiteFile(pytest.File):
         # fixture in the signature; without that plugin it is timed all the same.
         has_benchmark = self.config.getoption("benchmark_skip", None) is not None
         timed = has_benchmark and kind_of(item.gate).timed
-        function = pytest.Function.from_parent(
+        function: GateTest = GateTest.from_parent(
             self, name=item.name, callobj=run_timed_gate if timed else run_gate
         )
         function.stash[GATE] = item
@@ -108,7 +108,7 @@ def _run(request: pytest.FixtureRequest, *, benchmark: Any) -> None:
         )
     else:
         judged = case.judge(kind=gate.kind, key=gate.key)
-    verdict = judged.verdict
+    verdict = replace(judged.verdict, where=item.place)
     may_be_missing = session.settings.may_be_missing(gate.kind, suite=suite.allow_unmeasured)
     if verdict.status is Status.NOT_MEASURED and not may_be_missing and not verdict.next_step:
         verdict = replace(verdict, next_step=allow_step(gate.kind))

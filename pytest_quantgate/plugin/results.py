@@ -7,7 +7,7 @@ xdist worker too, and the process that writes gathers it (`Gathered`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import pytest
 
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.plugin.items import GATE, describe_gates
+from pytest_quantgate.plugin.items import GATE, FailureText, describe_gates
 from pytest_quantgate.plugin.own_tests import listening
 from pytest_quantgate.suite.load import SUFFIX
 
@@ -24,7 +24,7 @@ from pytest_quantgate.suite.load import SUFFIX
 if TYPE_CHECKING:
     from pytest_quantgate.gates.run import Judged
     from pytest_quantgate.report.evidence import Evidence
-    from pytest_quantgate.run.conclusion import Results, Row
+    from pytest_quantgate.run.conclusion import Results, Row, SuiteGates
 
 #: The attribute of a test report that carries what a test found (plain data: xdist sends JSON).
 REPORT_ATTRIBUTE = "quantgate"
@@ -97,7 +97,7 @@ def note_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Te
             word = "skipped" if isinstance(error, pytest.skip.Exception) else "xfail"
             not_run = f"{word}: {' '.join(str(error).removeprefix('[NOTRUN] ').split())}"
         elif error:
-            tried.answer(_fail(gate.kind, report))
+            tried.answer(_fail(gate.kind, report, where=gate.place))
     elif isinstance(error, pytest.skip.Exception):
         unmeasured = [v for v in tried.heard if v and v.status is Status.NOT_MEASURED]
         if unmeasured:
@@ -110,6 +110,7 @@ def note_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Te
         "item": hex(id(item)),
         "suite": describe_gates(gate.suite, file=_file_of(item)) if gate else None,
         "gate": gate.name if gate else "",
+        "where": gate.place if gate else "",
         "attempts": to_json(tried.attempts),
         "not_run": not_run,
         "carried": tried.carried if report.when == "call" else [],
@@ -131,7 +132,7 @@ def _explain(tried: Tried, error: BaseException | None) -> Verdict | None:
     return None
 
 
-def _fail(gate: str, report: pytest.TestReport) -> Verdict:
+def _fail(gate: str, report: pytest.TestReport, *, where: str = "") -> Verdict:
     what = "its teardown failed" if report.when == "teardown" else "ended without a verdict"
     if gate == "test":
         what = "xfail" if hasattr(report, "wasxfail") else "failed"
@@ -140,6 +141,7 @@ def _fail(gate: str, report: pytest.TestReport) -> Verdict:
         status=Status.FAIL,
         headline=f"{gate}: {what}: {first_line(report)}",
         code=f"{gate}.{'failed' if gate == 'test' else 'no-verdict'}",
+        where=where,
     )
 
 
@@ -214,11 +216,23 @@ class Gathered:
             heard.attempts[f"{source} crash"] = [_fail(kind, report)]
         return self.tests.get(report.nodeid)
 
+    def list_verdicts(self, suite: str) -> dict[str, Verdict]:
+        """Return what the gates of a suite said so far, in their order, and what follows from what.
+
+        A suite that nobody told of has none.
+        """
+        from pytest_quantgate.run.conclusion import join_attempts
+        from pytest_quantgate.run.consequences import fold
+
+        told = self.suites.get(suite, {"file": "", "gates": ()})
+        tests = dict(self.tests)
+        heard = {gate: _pop(tests, f"{told['file']}::{gate}").answers for gate in told["gates"]}
+        return fold({gate: join_attempts(found) for gate, found in heard.items() if found})
+
     def read_results(
         self, *, allow_unmeasured: tuple[str, ...] = (), orphans: tuple[str, ...] = ()
     ) -> Results:
         """Return what the run left, in the order of its suites, whoever judged what."""
-        from pytest_quantgate.evidence.codec import from_json
         from pytest_quantgate.run.conclusion import OwnTest, Results, Row, SuiteGates, join_attempts
 
         suites = tuple(from_json(SuiteGates, self.suites[name]) for name in sorted(self.suites))
@@ -226,14 +240,15 @@ class Gathered:
         rows: list[Row] = []
         not_run: dict[tuple[str, str], str] = {}
         for suite in suites:
+            verdicts = self.list_verdicts(suite.suite)
             for gate in suite.gates:
                 heard = _pop(tests, f"{suite.file}::{gate}")
-                if heard.answers:
+                if gate in verdicts:
                     rows.append(
                         Row(
                             suite=suite.suite,
                             gate=gate,
-                            verdict=join_attempts(heard.answers),
+                            verdict=verdicts[gate],
                             attempts=heard.answers,
                             notes=tuple(n for c in heard.list_carried() for n in c["notes"]),
                         )
@@ -269,8 +284,16 @@ def _pop(tests: dict[str, Heard], node: str) -> Heard:
     return tests.pop(node if node in tests else next(grouped, ""), Heard())
 
 
-def settle(report: pytest.TestReport, heard: Heard, *, may_be_missing: bool) -> None:
+def settle(
+    report: pytest.TestReport,
+    heard: Heard,
+    *,
+    may_be_missing: bool,
+    others: Mapping[str, Verdict] = {},
+) -> None:
     """Make pytest's outcome of a gate, or of a test that counts, what its verdict says.
+
+    `others` are the verdicts of its suite so far: what follows from another is told in short.
 
     So the exit status, JUnit, `--last-failed` and other plugins follow the verdict and no mark: an
     `xfail` does not excuse it, an attempt that failed is not forgotten, and a gate that may not be
@@ -289,8 +312,10 @@ def settle(report: pytest.TestReport, heard: Heard, *, may_be_missing: bool) -> 
     if outcome == "rerun":
         return
     verdict = join_attempts(heard.answers) if heard.answers else None
+    if verdict is not None and is_gate:
+        verdict = others.get(plain.get("gate", ""), verdict)
     if heard.not_run and verdict is None:
-        verdict = leave_out(plain["gate"], reason=heard.not_run)
+        verdict = leave_out(plain["gate"], reason=heard.not_run, where=plain["where"])
     if verdict is not None:
         _set_properties(report, verdict, attempts=len(heard.answers))
     if verdict is None or not (report.when == "call" or plain.get("not_run")):
@@ -301,12 +326,16 @@ def settle(report: pytest.TestReport, heard: Heard, *, may_be_missing: bool) -> 
             report.outcome, report.longrepr = "passed", None  # xfail(strict=True) of a green gate
     elif verdict.status is Status.NOT_MEASURED and may_be_missing:
         report.outcome = "skipped"
-        if not isinstance(report.longrepr, tuple):
+        told = report.longrepr if isinstance(report.longrepr, tuple) else None
+        if is_gate or told is None:
             file, line, _ = report.location
-            report.longrepr = (file, line or 0, f"Skipped: {verdict.headline}")
+            reason = told[2] if told else f"Skipped: {verdict.headline}"
+            report.longrepr = (file, (line or 0) + 1, reason)
     else:
         hidden = marked and bool(heard.answers) and heard.agrees  # what failed is there already
-        if not (hidden or (report.failed and heard.agrees)):
+        if verdict.follows:
+            report.longrepr = render_failure(verdict, others=others)
+        elif not (hidden or (report.failed and heard.agrees)):
             report.longrepr = render_failure(verdict)
         report.outcome = "failed"
 
@@ -324,29 +353,34 @@ def make_printable(report: pytest.TestReport) -> None:
     said = report.longrepr
     if isinstance(said, tuple):
         report.longrepr = (*said[:2], printable_lines(said[2]))
-    elif said is not None and (shown := printable_lines(str(said))) != str(said):
-        report.longrepr = shown
+    elif said is not None:
+        shown = printable_lines(str(said))
+        if isinstance(said, str) or shown != str(said):
+            report.longrepr = FailureText(shown)
 
 
-def leave_out(gate: str, *, reason: str) -> Verdict:
+def leave_out(gate: str, *, reason: str, where: str = "") -> Verdict:
     """Return what a gate is that was collected and not judged."""
     return Verdict(
         gate=gate,
         status=Status.NOT_MEASURED,
         headline=f"{gate}: did not run: {reason}",
         next_step=allow_step(gate),
+        where=where,
     )
 
 
-def report_unjudged(gate: str, *, file: str, reason: str) -> Iterator[pytest.TestReport]:
+def report_unjudged(gate: str, *, suite: SuiteGates, reason: str) -> Iterator[pytest.TestReport]:
     """Yield the reports of a failed test for a gate that pytest has not run."""
     from pytest_quantgate.report.terminal import render_failure
 
-    verdict = leave_out(gate, reason=reason)
+    where = suite.place(gate)
+    verdict = leave_out(gate, reason=reason, where=where)
     plain: dict[str, Any] = {"item": "", "suite": None, "gate": gate, "attempts": [], "carried": []}
+    plain["where"] = where
     failed = pytest.TestReport(
-        nodeid=f"{file}::{gate}",
-        location=(file, None, gate),
+        nodeid=f"{suite.file}::{gate}",
+        location=(suite.file, max(0, suite.lines.get(gate, 1) - 1), gate),
         keywords={},
         outcome="failed",
         longrepr=render_failure(verdict),
@@ -361,7 +395,7 @@ def report_unjudged(gate: str, *, file: str, reason: str) -> Iterator[pytest.Tes
         outcome="passed",
         longrepr=None,
         when="teardown",
-        user_properties=[("quantgate.status", verdict.status.value)],
+        user_properties=list(_properties(verdict, attempts=0)),
     )
     setattr(ended, REPORT_ATTRIBUTE, {**plain, "not_run": ""})
     yield ended
@@ -376,13 +410,22 @@ def allow_step(gate: str) -> str:
 def _set_properties(report: pytest.TestReport, verdict: Verdict, *, attempts: int) -> None:
     """Put the verdict into the properties that JUnit keeps, in place of an earlier attempt's."""
     kept = [(n, value) for n, value in report.user_properties if not n.startswith("quantgate.")]
-    found: list[tuple[str, object]] = [("quantgate.status", verdict.status.value)]
-    if verdict.code:
-        found.append(("quantgate.code", verdict.code))
-    if attempts > 1:
-        found.append(("quantgate.attempts", attempts))
-    found += [(f"quantgate.{name}", figure) for name, figure in verdict.figures.items()]
-    report.user_properties = [*kept, *found]
+    report.user_properties = [*kept, *_properties(verdict, attempts=attempts)]
+
+
+def _properties(verdict: Verdict, *, attempts: int) -> Iterator[tuple[str, object]]:
+    told = {
+        "status": verdict.status.value,
+        "code": verdict.code,
+        "where": verdict.where,
+        "follows": verdict.follows,
+        "attempts": attempts if attempts > 1 else "",
+    }
+    for name, value in told.items():
+        if value:
+            yield f"quantgate.{name}", value
+    for name, figure in verdict.figures.items():
+        yield f"quantgate.{name}", figure
 
 
 def carry(

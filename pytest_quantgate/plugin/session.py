@@ -31,6 +31,7 @@ from pytest_quantgate.run.progress import Progress, silent
 from pytest_quantgate.store.settings import Settings
 from pytest_quantgate.suite.gates import OWN_TESTS
 from pytest_quantgate.suite.load import SUFFIX
+from pytest_quantgate.text.wrapping import terminal_width
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from pytest_quantgate.suite.specs import Suite
 
 SESSION = pytest.StashKey["RunSession"]()
+
+#: A plugin that annotates failed tests by itself.
+ANNOTATING = "pytest_github_actions_annotate_failures"
 
 COLOURS = {
     Status.PASS: "green",
@@ -143,11 +147,21 @@ class RunSession:
         if heard is not None:
             plain = getattr(report, REPORT_ATTRIBUTE, None) or {}
             kind = plain.get("gate", "").partition("[")[0] or OWN_TESTS
-            suite = (plain.get("suite") or {}).get("allow_unmeasured", ())
-            settle(report, heard, may_be_missing=self.settings.may_be_missing(kind, suite=suite))
+            suite = plain.get("suite") or {}
+            allowed = suite.get("allow_unmeasured", ())
+            settle(
+                report,
+                heard,
+                may_be_missing=self.settings.may_be_missing(kind, suite=allowed),
+                others=self.gathered.list_verdicts(suite.get("suite", "")),
+            )
             make_printable(report)
             self._join_attempts(report)
-        return (yield)
+        result = yield
+        if report.failed and f"{SUFFIX}::" in report.nodeid:
+            # What pytest titles the failure with; before, it would take it for a dotted name.
+            report.location = (*report.location[:2], report.nodeid)
+        return result
 
     def _join_attempts(self, report: pytest.TestReport) -> None:
         """Hide the end of an attempt that is run again: JUnit would start another case with it."""
@@ -200,10 +214,19 @@ class RunSession:
         if self.settings.selftest:
             from pytest_quantgate.selftest.terminal import render_selftest as render_summary
         reporter.write_sep("=", "quantgate")
-        width = reporter.config.get_terminal_writer().fullwidth
-        for line, status in render_summary(self.summary, width=max(80, width)):
+        for line, status in render_summary(self.summary, width=terminal_width()):
             markup = {COLOURS[status]: True} if status else {}
             reporter.write_line(line, **markup)
+        if not reporter.config.pluginmanager.hasplugin(ANNOTATING):
+            self._annotate(reporter)
+
+    def _annotate(self, reporter: pytest.TerminalReporter) -> None:
+        """Write the commands that put red gates on the lines of a pull request, in such a job."""
+        from pytest_quantgate.report.annotations import render_annotations
+
+        assert self.summary is not None
+        for line in render_annotations(self.summary, root=self.settings.root, environ=os.environ):
+            reporter.write_line(line)
 
 
 def start_session(config: pytest.Config, *, settings: Settings) -> RunSession:

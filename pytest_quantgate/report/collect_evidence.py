@@ -162,6 +162,8 @@ def _describe_gate(row: Row) -> GateResult:
         next_step=verdict.next_step,
         figures=verdict.figures,
         code=verdict.code,
+        where=verdict.where,
+        follows=verdict.follows,
         attempts=_describe_attempts(row.attempts),
     )
 

@@ -33,6 +33,11 @@ def absent_kinds(suite: SuiteReport) -> list[str]:
     return [kind for kind in list_sections() if kind not in there]
 
 
+def list_followers(gate: GateResult, suite: SuiteReport) -> list[GateResult]:
+    """Return the gates that are explained by the finding of this one."""
+    return [other for other in suite.gates if other.follows == gate.name]
+
+
 def list_missing(suite: SuiteReport) -> dict[str, list[str]]:
     """Return the gates without a measurement by the reason, and whether they may be missing."""
     reasons: dict[str, list[str]] = {}

@@ -9,6 +9,7 @@ from pytest_quantgate.report.facts import (
     absent_kinds,
     figure,
     gate_of,
+    list_followers,
     list_missing,
     task_name,
     worst_classes,
@@ -83,8 +84,9 @@ def _sections(report: Report) -> Iterator[list[str]]:
         for gate in suite.gates
         if gate.status not in GREEN_OR_UNKNOWN
     ]
-    for _, gate in red:
-        yield list(_render_failure(gate))
+    for suite, gate in red:
+        if not gate.follows:
+            yield list(_render_failure(gate, suite=suite))
     for test in report.own_tests:
         if test.status != "PASS":
             yield list(_render_own_test(test))
@@ -97,16 +99,19 @@ def _sections(report: Report) -> Iterator[list[str]]:
         yield list(_render_cost(suite))
 
 
-def _render_failure(gate: GateResult) -> Iterator[str]:
+def _render_failure(gate: GateResult, *, suite: SuiteReport) -> Iterator[str]:
     yield ""
     code = f" ({escape(gate.code)})" if gate.code else ""
     yield f"**{_sign(gate.status)} {escape(gate.name)}**: {escape(_cut(gate.headline, 600))}{code}"
-    for line in gate.evidence[:3]:
-        yield f"- {escape(_cut(line))}"
     if gate.cause:
         yield f"- likely cause: {escape(_cut(gate.cause))}"
     if gate.next_step:
         yield f"- next step: {escape(_cut(gate.next_step))}"
+    for line in gate.evidence[:3]:
+        yield f"- {escape(_cut(line))}"
+    followers = [other.name for other in list_followers(gate, suite)]
+    if followers:
+        yield f"- follow from it: {escape(_cut(', '.join(followers)))}"
 
 
 def _render_own_test(test: OwnTestResult) -> Iterator[str]:
@@ -123,7 +128,8 @@ def _render_gates(suite: SuiteReport) -> Iterator[str]:
     yield "|---|---|---|"
     order = sorted(suite.gates, key=lambda gate: gate.status == "PASS")  # stable: red first
     for gate in order:
-        yield f"| {_sign(gate.status)} | {escape(gate.name)} | {escape(_cut(gate.brief))} |"
+        said = f"follows from {gate.follows}" if gate.follows else gate.brief
+        yield f"| {_sign(gate.status)} | {escape(gate.name)} | {escape(_cut(said))} |"
     for name in suite.not_run:
         reason = escape(_cut(suite.not_run_because.get(name, "")))
         yield f"| {_sign('NOT_MEASURED')} | {escape(name)} | did not run: {reason} |"

@@ -58,7 +58,8 @@ class GateResult:
     """One gate that ran: `name` is `<kind>` or `<kind>[<key>]`; the rest as in its verdict.
 
     `figures` are the raw numbers by name, units in the names. `attempts` are all tries where there
-    were several; different answers are FAIL.
+    were several; different answers are FAIL. `where` is the line of the suite that names the gate.
+    `follows` is the gate that explains this one, empty where this one has a finding of its own.
     """
 
     name: str
@@ -73,6 +74,8 @@ class GateResult:
     figures: Mapping[str, Figure]
     code: str = ""
     attempts: tuple[Attempt, ...] = ()
+    where: str = ""
+    follows: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pytest_quantgate.report.facts import (
     figure,
     gate_of,
     has_drop,
+    list_followers,
     task_name,
     worst_classes,
 )
@@ -110,10 +111,10 @@ def _render_gates(suite: SuiteReport, *, number: int) -> Html:
         tag(
             "tr",
             tag("td", badge(gate.status)),
-            tag("th", _link_gate(gate, place=place, number=number), scope="row"),
-            tag("td", gate.brief),
+            tag("th", _link_gate(gate, suite=suite, number=number), scope="row"),
+            tag("td", f"follows from {gate.follows}" if gate.follows else gate.brief),
         )
-        for place, gate in enumerate(suite.gates)
+        for gate in suite.gates
     ]
     rows += [
         tag(
@@ -127,28 +128,48 @@ def _render_gates(suite: SuiteReport, *, number: int) -> Html:
     return table(["verdict", "gate", "result"], rows, caption="Gates", quiet=True, class_="gates")
 
 
-def _link_gate(gate: GateResult, *, place: int, number: int) -> Child:
+def _link_gate(gate: GateResult, *, suite: SuiteReport, number: int) -> Child:
+    """Return a gate's name, linked to its failure or to that of the gate it follows from."""
     if gate.status in GREEN_OR_UNKNOWN:
         return gate.name
-    return tag("a", gate.name, href=f"#s{number}-f{place}")
+    names = [other.name for other in suite.gates]
+    return tag("a", gate.name, href=f"#s{number}-f{names.index(gate.follows or gate.name)}")
 
 
 def _render_failures(suite: SuiteReport, *, number: int) -> Html:
+    """Return what is red, one article a cause: what to do first, evidence folded."""
     return join(
-        tag(
-            "article",
-            tag("h4", badge(gate.status), " ", gate.name, id=f"s{number}-f{place}"),
-            tag("p", gate.headline, class_="headline"),
-            tag("p", "Code: ", tag("code", gate.code)) if gate.code else None,
-            bullets(gate.evidence) if gate.evidence else None,
-            tag("p", f"{len(gate.attempts)} attempts.") if gate.attempts else None,
-            tag("p", tag("b", "Likely cause: "), gate.cause) if gate.cause else None,
-            tag("p", tag("b", "Next step: "), gate.next_step) if gate.next_step else None,
-            class_=f"failure f-{class_of(gate.status)}",
-        )
+        _render_failure(gate, suite=suite, anchor=f"s{number}-f{place}")
         for place, gate in enumerate(suite.gates)
-        if gate.status not in GREEN_OR_UNKNOWN
+        if gate.status not in GREEN_OR_UNKNOWN and not gate.follows
     )
+
+
+def _render_failure(gate: GateResult, *, suite: SuiteReport, anchor: str) -> Html:
+    place = [tag("code", each) for each in (gate.where, gate.code) if each]
+    followers = list_followers(gate, suite)
+    names = ", ".join(other.name for other in followers)
+    return tag(
+        "article",
+        tag("h4", badge(gate.status), " ", gate.name, id=anchor),
+        tag("p", gate.headline, class_="headline"),
+        tag("p", tag("b", "Likely cause: "), gate.cause) if gate.cause else None,
+        tag("p", tag("b", "Next step: "), gate.next_step) if gate.next_step else None,
+        tag("p", f"{len(gate.attempts)} attempts.") if gate.attempts else None,
+        _fold(f"Evidence: {plural(len(gate.evidence), 'line')}", gate.evidence),
+        _fold(
+            f"{plural(len(followers), 'gate follows', 'gates follow')} from it: {names}",
+            [join(tag("b", each.name), f": {each.headline} ", tag("code", each.code))
+             for each in followers],
+        ),
+        tag("p", join(*(join(each, " ") for each in place)), class_="note") if place else None,
+        class_=f"failure f-{class_of(gate.status)}",
+    )  # fmt: skip
+
+
+def _fold(summary: str, lines: Sequence[Child]) -> Html | None:
+    """Return lines that open below their summary; nothing for no lines."""
+    return tag("details", tag("summary", summary), bullets(lines)) if lines else None
 
 
 # -- accuracy -----------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.run.conclusion import (
@@ -17,14 +20,25 @@ from pytest_quantgate.run.conclusion import (
     SuiteConclusion,
     conclude,
 )
+from pytest_quantgate.run.consequences import list_followers
 from pytest_quantgate.text.printable import printable
 from pytest_quantgate.text.words import count, listed
+from pytest_quantgate.text.wrapping import wrap
 
 #: Failures stay readable in a CI log: no more evidence lines than this.
 EVIDENCE_LINES = 12
 
-#: A table says no more than this of one gate: the whole stands in the failure.
+#: What a gate may say of itself in a table: a phrase that fits on a line of 80 columns.
 BRIEF_LENGTH = 70
+
+#: A table says no more than this many lines of a red gate: the whole stands in its failure.
+BRIEF_LINES = 2
+
+#: What is told without a terminal, which has no width: a table of these columns is read well.
+LOG_WIDTH = 120
+
+#: Less than this beside the names of the gates, and what they say stands on lines of its own.
+MIN_COLUMN = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +80,15 @@ class Summary:
                 yield suite, gate, reason
 
 
-def render_failure(verdict: Verdict) -> str:
-    """Return the text of a red gate: what and numbers, evidence, likely cause, next step."""
+def render_failure(verdict: Verdict, *, others: Mapping[str, Verdict] = {}) -> str:
+    """Return the text of a red gate: what and numbers, evidence, likely cause, next step.
+
+    `others` are the verdicts of its suite by their gates. Of one that follows from another of them
+    the text is short: that one is to be read and mended.
+    """
     code = f" [{verdict.code}]" if verdict.code else ""
+    if verdict.follows in others:
+        verdict = _refer(verdict, others=others)
     lines = [f"{verdict.status.value} {verdict.headline}{code}"]
     shown = verdict.evidence[:EVIDENCE_LINES]
     lines += [f"    {line}" for line in shown]
@@ -78,13 +98,37 @@ def render_failure(verdict: Verdict) -> str:
         lines.append(f"  likely cause: {verdict.cause}")
     if verdict.next_step:
         lines.append(f"  next step: {verdict.next_step}")
+    if verdict.where:
+        # As a traceback ends, so that editors and terminals open the line.
+        lines.append(f"{verdict.where}: {verdict.status.value}{code}")
     return "\n".join(printable(line) for line in lines)
 
 
-def render_summary(summary: Summary, *, width: int) -> Iterator[tuple[str, Status | None]]:
-    """Yield the lines of the summary with the status that colours each (None: plain)."""
-    for line, status in _summary_lines(summary, width=width):
-        yield printable(line), status
+def _refer(verdict: Verdict, *, others: Mapping[str, Verdict]) -> Verdict:
+    """Return a verdict as it is told beside the one that it follows from.
+
+    What another gate of the suite has said already is not said again.
+    """
+    cause, own = others[verdict.follows], _say(verdict)
+    earlier = takewhile(lambda other: other is not verdict, others.values())
+    code = f" [{cause.code}]" if cause.code else ""
+    return replace(
+        verdict,
+        headline=f"{verdict.gate}: follows from {verdict.follows}",
+        evidence=() if own in map(_say, earlier) else (own,),
+        cause=f"{verdict.follows}: {_say(cause)}{code}",
+        next_step=f"mend {verdict.follows}{f', at {cause.where}' if cause.where else ''}",
+    )
+
+
+def render_summary(summary: Summary, *, width: int | None) -> Iterator[tuple[str, Status | None]]:
+    """Yield the lines of the summary with the status that colours each (None: plain).
+
+    `width` are the columns of the terminal, None in a log.
+    """
+    for line, status in _summary_lines(summary, width=width or LOG_WIDTH):
+        for part in wrap(printable(line), width=width):
+            yield part, status
 
 
 def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Status | None]]:
@@ -119,7 +163,9 @@ def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Statu
         sentence = conclusion.sentence
         yield f"run: {sentence[:1].lower()}{sentence[1:]}", conclusion.status
     if results.rows:
-        yield _count("gate", [row.verdict.status for row in results.rows]), None
+        follow = sum(bool(row.verdict.follows) for row in results.rows)
+        tail = f" ({follow} of them by another's cause)" if follow else ""
+        yield _count("gate", [row.verdict.status for row in results.rows]) + tail, None
     if red:
         yield _count("own test", [test.verdict.status for test in results.own_tests]), None
 
@@ -151,23 +197,42 @@ def _count(noun: str, statuses: Sequence[Status]) -> str:
 def _render_table(
     rows: Sequence[Row], *, label: str, width: int
 ) -> Iterator[tuple[str, Status | None]]:
-    """Yield one line a gate where all of them fit the width, else two: the name, the result."""
+    """Yield the gates with what they say beside them, or below where there is little room."""
     headlines = {row.verdict.headline for row in rows}
     unmeasured = all(row.verdict.status is Status.NOT_MEASURED for row in rows)
     if not rows or (unmeasured and len(headlines) == 1):
         return  # the sentence on the suite says it once for all
     yield label, None
+    verdicts = {row.gate: row.verdict for row in rows}
+    rows = [row for row in rows if row.verdict.follows not in verdicts]
     label_width = max(len(_label(row)) for row in rows)
     gate_width = max(len(row.gate) for row in rows)
     texts = [_brief(row) for row in rows]
-    one_line = 2 + label_width + 2 + gate_width + 2 + max(len(text) for text in texts) <= width
+    start = 2 + label_width + 2
+    beside = start + gate_width + 2
+    if width - beside >= min(MIN_COLUMN, max(map(len, texts))):
+        start = beside
     for row, text in zip(rows, texts, strict=True):
-        label, status = f"  {_label(row):<{label_width}}", row.verdict.status
-        if one_line:
-            yield f"{label}  {row.gate:<{gate_width}}  {text}", status
+        head, status = f"  {_label(row):<{label_width}}  {row.gate}", row.verdict.status
+        # Why nothing was measured stands nowhere else.
+        most = None if row.verdict.status is Status.NOT_MEASURED else BRIEF_LINES
+        said = _wrap(text, width - start, most=most) or [""]
+        if start == beside:
+            yield f"{head:<{beside}}{said[0]}", status
+            said = said[1:]
         else:
-            yield f"{label}  {row.gate}", status
-            yield f"{' ' * len(label)}  {text}", None
+            yield head, status
+        followers = list_followers(verdicts, cause=row.gate)
+        if followers:
+            number = "follows" if len(followers) == 1 else "follow"
+            text = f"{', '.join(followers)} {number} from it"
+            said += _wrap(text, width - start)
+        for line in said:
+            yield f"{' ' * start}{line}", None
+
+
+def _wrap(text: str, width: int, *, most: int | None = None) -> list[str]:
+    return textwrap.wrap(text, width, max_lines=most, placeholder=" ...", break_on_hyphens=False)
 
 
 def _label(row: Row) -> str:
@@ -176,7 +241,11 @@ def _label(row: Row) -> str:
 
 def _brief(row: Row) -> str:
     """Return the result in a phrase; the gate's name stands beside it already."""
-    if row.verdict.brief:
-        return row.verdict.brief
-    text = row.verdict.headline.removeprefix(f"{row.verdict.gate}: ")
-    return text if len(text) <= BRIEF_LENGTH else text[: BRIEF_LENGTH - 3].rstrip() + "..."
+    return _say(row.verdict, text=row.verdict.brief)
+
+
+def _say(verdict: Verdict, *, text: str = "") -> str:
+    """Return what a verdict says without its gate's name in front, and its own place behind."""
+    text = text or verdict.headline.removeprefix(f"{verdict.gate}: ")
+    file = verdict.where.rpartition(":")[0]
+    return re.sub(rf" \({re.escape(file)}:\d+\)$", "", text) if file else text

@@ -29,6 +29,7 @@ class SuiteGates:
 
     `file` is shown; `allow_unmeasured` are the kinds of gates that the suite lets be missing;
     `digest` is the SHA-256 of the file.
+    `lines` are the lines of the file that the gates stand on, where they are known.
     """
 
     suite: str
@@ -36,6 +37,12 @@ class SuiteGates:
     gates: tuple[str, ...]
     allow_unmeasured: tuple[str, ...] = ()
     digest: str = ""
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def place(self, gate: str) -> str:
+        """Return where a gate stands: `suites/clip.quantgate.yaml:12`; empty where unknown."""
+        line = self.lines.get(gate, 0)
+        return f"{self.file}:{line}" if line else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +150,7 @@ def join_attempts(attempts: Sequence[Verdict]) -> Verdict:
         next_step="find what differs between the attempts: another one decides nothing",
         figures=last.figures,
         code=f"{last.gate}.two-answers",
+        where=last.where,
     )
 
 
@@ -200,7 +208,10 @@ def _conclude_rows(
     red = [row for row in rows if _is_red(row.verdict.status)]
     if red:
         worst = max((row.verdict.status for row in red), key=lambda status: status.severity)
-        return worst, f"{_word(worst)}: {_named(row.gate for row in red)}"
+        roots = [row.gate for row in red if not row.verdict.follows]
+        follow = len(red) - len(roots)
+        tail = f"; {count(follow, 'gate follows', 'gates follow')} from that" if follow else ""
+        return worst, f"{_word(worst)}: {_named(roots)}{tail}"
     unmeasured = [row.gate for row in rows if not row.verdict.passed]
     if len(unmeasured) == len(rows):
         return Status.NOT_MEASURED, _describe_nothing(rows, not_run=not_run)

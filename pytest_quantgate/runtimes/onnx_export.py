@@ -273,7 +273,8 @@ def _replace_attention(module: Any, *, tower: TowerSpec, softmax: bool) -> tuple
                 raise ModelError(
                     f"softmax pairs were asked for, and attention {name} is not quantized to E4M3 "
                     f"(quantizers that ran: {', '.join(sorted(names)) or 'none'}): use a recipe "
-                    f"with attention, such as fp8-attention, or drop softmax"
+                    f"with attention, such as fp8-attention, or drop softmax",
+                    code="export.softmax-impossible",
                 )
             added.append(f"{name}.softmax_quantizer")
         parent = module.get_submodule(name.rpartition(".")[0])

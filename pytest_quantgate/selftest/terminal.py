@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.terminal import Summary
 from pytest_quantgate.run.conclusion import Row
+from pytest_quantgate.text.printable import printable
+from pytest_quantgate.text.wrapping import wrap
 
 LABELS = {
     Status.PASS: "PROVEN",
@@ -17,11 +19,18 @@ LABELS = {
 }
 
 
-def render_selftest(summary: Summary, *, width: int) -> Iterator[tuple[str, Status | None]]:
+def render_selftest(summary: Summary, *, width: int | None) -> Iterator[tuple[str, Status | None]]:
     """Yield the lines of a selftest with the status that colours each (None: plain).
 
-    Each gate, and below it every sabotage with what the gate said to it.
+    Each gate, and below it every sabotage with what the gate said to it. `width` are the columns of
+    the terminal, None in a log.
     """
+    for line, status in _list_lines(summary):
+        for part in wrap(printable(line), width=width, hang=4):
+            yield part, status
+
+
+def _list_lines(summary: Summary) -> Iterator[tuple[str, Status | None]]:
     rows = {
         suite.label: [row for row in summary.results.rows if row.suite == suite.suite]
         for suite in summary.conclusion.suites
@@ -30,19 +39,19 @@ def render_selftest(summary: Summary, *, width: int) -> Iterator[tuple[str, Stat
     for label, found in proven.items():
         yield f"{label}: selftest", None
         for row in found:
-            yield from _render_gate(row, width=width)
+            yield from _render_gate(row)
     for text in summary.warnings:
         yield f"warning: {text}", None
     for label, found in proven.items():
         yield _conclude(label, found)
 
 
-def _render_gate(row: Row, *, width: int) -> Iterator[tuple[str, Status | None]]:
+def _render_gate(row: Row) -> Iterator[tuple[str, Status | None]]:
     verdict = row.verdict
     text = verdict.brief or verdict.headline.removeprefix("selftest: ")
-    yield _cut(f"  {LABELS[verdict.status]:<12}  {row.gate}: {text}", width), verdict.status
+    yield f"  {LABELS[verdict.status]:<12}  {row.gate}: {text}", verdict.status
     for line in verdict.evidence:
-        yield _cut(f"      {line}", width), None
+        yield f"      {line}", None
 
 
 def _conclude(suite: str, rows: Sequence[Row]) -> tuple[str, Status]:
@@ -55,7 +64,3 @@ def _conclude(suite: str, rows: Sequence[Row]) -> tuple[str, Status]:
     )
     worst = max((row.verdict.status for row in rows), key=lambda status: status.severity)
     return words, worst
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3].rstrip() + "..."

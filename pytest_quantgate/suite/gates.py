@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import yaml
@@ -88,7 +88,8 @@ class GateKind(Generic[Section]):
     `keeps_baseline` says whether a gate is judged against a stored result.
     `needs` are parts besides a model that it measures nothing without: `onnxruntime`,
     `tensorrt-rtx`. A `timed` one takes pytest-benchmark's
-    fixture where that is there.
+    fixture where that is there. `follows` says which findings of it are explained by which of
+    others, as patterns of codes: `{"trace.lost-at-onnx": ("export.quantizers-lost",)}`.
     """
 
     section: type[Section]
@@ -100,6 +101,7 @@ class GateKind(Generic[Section]):
     keeps_baseline: Callable[[Section], bool] = lambda _section: False
     timed: bool = False
     needs: tuple[str, ...] = ()
+    follows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -20,6 +20,7 @@ from pytest_quantgate.report import charts
 from pytest_quantgate.report.collect_evidence import describe_task
 from pytest_quantgate.report.facts import worst_classes
 from pytest_quantgate.report.html import render_html
+from pytest_quantgate.report.markdown import render_markdown
 from pytest_quantgate.report.markup import embed_json, join, tag
 from pytest_quantgate.report.model import GateResult
 from pytest_quantgate.report.numbers import show_bytes, show_points, show_ratio
@@ -130,6 +131,39 @@ def test_failure_tells_all_that_the_gate_says(tmp_path: Path) -> None:
     for text in ("export: 3 of 9 lost", "first", "second", "an old exporter", "export again"):
         assert text in words
     assert "Failures" in words
+
+
+def test_a_failure_says_what_to_do_before_its_evidence_which_is_folded(tmp_path: Path) -> None:
+    failed = verdict(
+        "export", Status.FAIL, headline="export: 3 of 9 lost", evidence=("first", "second"),
+        cause="an old exporter", next_step="export again", where="suites/made.quantgate.yaml:12",
+    )  # fmt: skip
+    text = render_html(make_run(tmp_path, extra=[failed]).collect())
+    article = text[text.index("<article") : text.index("</article>")]
+
+    order = ("3 of 9 lost", "an old exporter", "export again", "<details", "first",
+             "</details>", "suites/made.quantgate.yaml:12")  # fmt: skip
+    places = [article.index(each) for each in order]
+    assert places == sorted(places)
+
+
+def test_what_follows_is_folded_under_its_cause_and_links_to_it(tmp_path: Path) -> None:
+    rows = [
+        verdict("export", Status.FAIL, headline="export: 3 of 9 lost", code="export.lost"),
+        verdict("trace[sm89]", Status.FAIL, headline="trace: 3 gone", follows="export"),
+    ]
+    report = make_run(tmp_path, extra=rows).collect()
+    text = render_html(report)
+
+    assert text.count("<article") == 1
+    article = text[text.index("<article") : text.index("</article>")]
+    assert "1 gate follows from it: trace[sm89]" in article
+    place = [gate.name for gate in report.suites[0].gates].index("export")
+    assert f'<a href="#s1-f{place}">trace[sm89]</a>' in text
+    assert "follows from export" in text
+    markdown = render_markdown(report)
+    assert markdown.count("3 gone") == 0
+    assert "- follow from it: trace\\[sm89\\]" in markdown
 
 
 def test_green_page_has_no_failures(tmp_path: Path) -> None:

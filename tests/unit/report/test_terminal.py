@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pytest_quantgate.evidence.verdict import Status, Verdict
@@ -21,7 +22,7 @@ def summarize(*rows: Row, left: tuple[str, ...] = (), **changes: Any) -> Summary
     return Summary(results=Results(suites=(suite,), rows=rows, **changes))
 
 
-def lines(summary: Summary, *, width: int = 80) -> list[str]:
+def lines(summary: Summary, *, width: int | None = None) -> list[str]:
     return [text for text, _ in render_summary(summary, width=width)]
 
 
@@ -116,14 +117,88 @@ def test_what_does_not_fit_one_line_a_gate_takes_two() -> None:
     verdict = Verdict(gate="accuracy", status=Status.PASS, headline="long " * 40, brief=brief)
     summary = summarize(Row(suite="clip", gate=wide, verdict=verdict))
 
-    assert lines(summary)[:3] == ["clip", f"  PASS  {wide}", f"        {brief}"]
+    assert lines(summary, width=80)[:3] == ["clip", f"  PASS  {wide}", f"        {brief}"]
     assert lines(summary, width=120)[:2] == ["clip", f"  PASS  {wide}  {brief}"]
+    assert lines(summary)[:2] == ["clip", f"  PASS  {wide}  {brief}"]
 
 
-def test_a_headline_without_brief_form_is_cut() -> None:
-    summary = summarize(row("coverage", Status.FAIL, headline="coverage: " + "word " * 30))
+def test_a_headline_without_brief_form_ends_after_two_lines_of_whole_words() -> None:
+    summary = summarize(row("coverage", Status.FAIL, headline="coverage: " + "words " * 90))
 
-    assert lines(summary)[2] == "        " + ("word " * 30)[:67].rstrip() + "..."
+    for width, words in ((80, 9), (120, 16)):
+        assert lines(summary, width=width)[1:4] == [
+            f"  FAIL  coverage  {' '.join(['words'] * (words + 1))}",
+            f"                  {' '.join(['words'] * words)} ...",
+            "clip: do not ship: coverage",
+        ]
+
+
+def test_why_nothing_was_measured_is_said_whole() -> None:
+    reason = "engine: " + "no such word " * 20
+    summary = summarize(
+        row("coverage", Status.PASS), row("engine", Status.NOT_MEASURED, headline=reason)
+    )
+
+    said = " ".join(line.strip() for line in lines(summary, width=80)[2:-2])
+
+    assert said.count("no such word") == 20
+
+
+def test_the_place_of_a_limit_stands_in_the_failure_and_not_in_the_table() -> None:
+    found = row("coverage", Status.FAIL, headline="coverage: 2 off (suites/clip.quantgate.yaml:7)")
+    placed = replace(found.verdict, where="suites/clip.quantgate.yaml:6")
+
+    assert lines(summarize(replace(found, verdict=placed)))[1] == "  FAIL  coverage  2 off"
+
+
+def test_what_follows_stands_with_its_cause() -> None:
+    rows = [row(gate, Status.FAIL) for gate in ("coverage", "export", "parity", "trace[sm89]")]
+    rows[1:] = [replace(each, verdict=replace(each.verdict, follows="coverage"))
+                for each in rows[1:]]  # fmt: skip
+
+    assert lines(summarize(*rows)) == [
+        "clip",
+        "  FAIL  coverage  text",
+        "                  export, parity, trace[sm89] follow from it",
+        "clip: do not ship: coverage; 3 gates follow from that",
+        "4 gates: 4 failed (3 of them by another's cause)",
+    ]
+
+
+def test_a_failure_that_follows_names_its_cause_and_says_no_sentence_twice() -> None:
+    cause = Verdict(
+        gate="coverage",
+        status=Status.FAIL,
+        headline="coverage: q is off",
+        evidence=("layer 1",),
+        cause="the recipe",
+        next_step="use another",
+        code="coverage.attention-missing",
+        where="suites/clip.quantgate.yaml:6",
+    )
+    found = Verdict(
+        gate="trace",
+        status=Status.FAIL,
+        headline="trace: 4 of 8 lost",
+        evidence=("a table",),
+        code="trace.lost-at-model",
+        where="suites/clip.quantgate.yaml:9",
+        follows="coverage",
+    )
+
+    others = {"coverage": cause, "trace": found}
+    assert render_failure(found, others=others).splitlines() == [
+        "FAIL trace: follows from coverage [trace.lost-at-model]",
+        "    4 of 8 lost",
+        "  likely cause: coverage: q is off [coverage.attention-missing]",
+        "  next step: mend coverage, at suites/clip.quantgate.yaml:6",
+        "suites/clip.quantgate.yaml:9: FAIL [trace.lost-at-model]",
+    ]
+    same = replace(found, headline="trace: q is off")
+    assert render_failure(same, others={"coverage": cause, "trace": same}).count("q is off") == 1
+    parity = replace(found, gate="parity", headline="parity: 4 of 8 lost")
+    said = render_failure(found, others={"coverage": cause, "parity": parity, "trace": found})
+    assert "4 of 8" not in said
 
 
 def test_one_reason_for_a_whole_suite_is_said_once() -> None:

@@ -17,11 +17,12 @@ the gate where it is anything else: INCONCLUSIVE is no pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.audit import Audit, TowerName
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.verdict import Verdict
@@ -59,17 +60,30 @@ Limit = TypeVar("Limit")
 Given = ParamSpec("Given")
 
 
+class _BadArgument(Exception):
+    """What a caller gave is not what an assertion takes; the message is a whole sentence."""
+
+
 def _assertion(judge: Callable[Given, Verdict]) -> Callable[Given, Verdict]:
     """Return a function that raises AssertionError where the verdict of `judge` is not PASS.
 
     A run of pytest hears of it: the test that it stands in has a say in whether a model may ship.
+    What it raises for a bad argument points at the caller's line, too.
     """
 
     @wraps(judge)
     def check(*arguments: Given.args, **options: Given.kwargs) -> Verdict:
         __tracebackhide__ = True
         tell(None)
-        verdict = judge(*arguments, **options)
+        refused: Exception | None = None
+        try:
+            verdict = judge(*arguments, **options)
+        except _BadArgument as error:
+            refused = ValueError(f"{judge.__name__}: {error}")
+        except QuantGateError as error:
+            refused = error.with_traceback(None)
+        if refused is not None:
+            raise refused
         tell(verdict)
         if not verdict.passed:
             raise AssertionError(render_failure(verdict))
@@ -96,8 +110,12 @@ def assert_quantizer_coverage(
     for the quantizers that `exclude` names. `attention` are the slots that each block must have
     (None: those that the recipe promises by its name; without a recipe: what any block has, each
     must have). `waive` maps a module pattern to
-    (reason, last day). Raises AssertionError with the findings, ModelError for a bad recipe.
+    (reason, last day). Raises AssertionError with the findings, ModelError for a bad recipe,
+    ValueError for an argument of another kind.
     """
+    _check_names(exclude, "exclude", what="patterns of module names")
+    _check_names(attention or (), "attention", what=f"names of {', '.join(SLOTS)}", known=SLOTS)
+    waivers = _read_waivers(waive or {}, where=_here("assert_quantizer_coverage"))
     audit = _audit(module, run_vision, run_text, recipe=recipe, exclude=tuple(exclude))
     here = _here("assert_quantizer_coverage")
     if attention is None and recipe is None:
@@ -107,10 +125,7 @@ def assert_quantizer_coverage(
         where=here,
         attention=None if attention is None else tuple(attention),
         towers=_towers(run_vision, run_text),
-        waive=tuple(
-            Waiver(where=here, modules=(pattern,), reason=reason, until=until)
-            for pattern, (reason, until) in (waive or {}).items()
-        ),
+        waive=waivers,
     )
     return judge_coverage(audit, gate=gate, today=datetime.now(UTC).date())
 
@@ -127,7 +142,7 @@ def assert_calibrated(
     clips at most `max_clipped` of the values that it sees.
 
     `run_vision` and `run_text` should run data that the model was not calibrated on. Raises
-    AssertionError with the findings.
+    AssertionError with the findings, ValueError for an argument of another kind.
     """
     audit = _audit(module, run_vision, run_text, clip=True)
     gate = CalibrationGate(
@@ -154,8 +169,10 @@ def assert_fidelity(
     """
     from pytest_quantgate.measure.fidelity import compare_embeddings
 
-    if fp16.ndim != 2 or fp16.shape != quantized.shape:
-        raise ValueError(
+    for name, given in (("fp16", fp16), ("quantized", quantized)):
+        _check_tensor(given, name, axes="[N, D]")
+    if fp16.shape != quantized.shape:
+        raise _BadArgument(
             f"embeddings must be two [N, D], got {list(fp16.shape)} and {list(quantized.shape)}"
         )
     ids = [str(index) for index in range(len(fp16))]
@@ -188,9 +205,12 @@ def assert_accuracy_drop(
     AssertionError with counts and interval, ValueError for sequences of different lengths or with
     something else than true and false in them.
     """
-    before, after = _outcomes(fp16, name="FP16"), _outcomes(quantized, name="quantized")
+    before = _outcomes(fp16, name="FP16", argument="fp16")
+    after = _outcomes(quantized, name="quantized", argument="quantized")
+    if isinstance(fp16, Outcomes) is not isinstance(quantized, Outcomes):
+        raise _BadArgument("fp16 and quantized must both be Outcomes, or both sequences")
     if not isinstance(fp16, Outcomes) and len(before.ids) != len(after.ids):
-        raise ValueError(
+        raise _BadArgument(
             f"{len(before.ids)} FP16 and {len(after.ids)} quantized outcomes: the same samples "
             f"must be given for both"
         )
@@ -218,8 +238,15 @@ def assert_roundtrip(
 
     `pixel_values` [N, 3, H, W] and `tokens` (`input_ids`, `attention_mask`, [N, T]) are what the
     outputs are compared on. Raises AssertionError with what differs, ModelError where the model
-    cannot be saved or restored at all.
+    cannot be saved or restored at all, ValueError for an argument of another kind.
     """
+    _check_module(module)
+    _check_tensor(pixel_values, "pixel_values", axes="[N, 3, H, W]")
+    if not isinstance(tokens, Mapping) or "input_ids" not in tokens:
+        raise _BadArgument(
+            f"tokens must map input_ids, and attention_mask where there is one, to tensors [N, T]; "
+            f"{_name(tokens)} was given"
+        )
     from pytest_quantgate.encoders.encoder import Batch, Encoder
     from pytest_quantgate.encoders.families import describe_towers
     from pytest_quantgate.measure.roundtrip import measure_roundtrip
@@ -260,6 +287,13 @@ def _audit(
     from pytest_quantgate.measure.audit import audit_module
 
     given: dict[TowerName, Forward | None] = {"vision": run_vision, "text": run_text}
+    _check_module(module)
+    for tower, forward in given.items():
+        if forward is not None and not callable(forward):
+            raise _BadArgument(
+                f"run_{tower} must be a function that runs one forward of the {tower} tower, such "
+                f"as lambda: model(...), or None; {_name(forward)} was given"
+            )
     runs = {name: run for name, run in given.items() if run is not None}
     with torch.inference_mode():
         return audit_module(
@@ -286,17 +320,22 @@ def _towers(run_vision: Forward | None, run_text: Forward | None) -> tuple[Tower
     return towers
 
 
-def _outcomes(given: Outcomes | Sequence[object], *, name: str) -> Outcomes:
+def _outcomes(given: Outcomes | Sequence[object], *, name: str, argument: str) -> Outcomes:
     if isinstance(given, Outcomes):
         return given
+    needed = f"{argument} must be one true or false a sample (a list, array or tensor), or Outcomes"
+    if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__len__"):
+        raise _BadArgument(f"{needed}; {_name(given)} was given")
+    if getattr(given, "ndim", 1) != 1:
+        raise _BadArgument(f"{needed}; one of shape {list(getattr(given, 'shape'))} was given")  # noqa: B009
     correct = []
     for index, value in enumerate(given):
         plain = value.item() if hasattr(value, "item") else value
         if plain not in (0, 1):
-            raise ValueError(f"outcome {index} of {name} is {plain!r}: true or false is needed")
+            raise _BadArgument(f"outcome {index} of {name} is {plain!r}: true or false is needed")
         correct.append(bool(plain))
     if not correct:
-        raise ValueError(f"no outcomes of {name} are given")
+        raise _BadArgument(f"no outcomes of {name} are given")
     return Outcomes(
         task="outcomes",
         metric="accuracy",
@@ -321,7 +360,54 @@ def _read(parse: Callable[[object], Limit], value: object, name: str) -> Limit:
     try:
         return parse(value)
     except QuantityError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise _BadArgument(f"{name}: {error}") from None
+
+
+def _check_module(given: object) -> None:
+    import torch
+
+    if not isinstance(given, torch.nn.Module):
+        raise _BadArgument(f"a torch.nn.Module comes first; {_name(given)} was given")
+
+
+def _check_tensor(given: object, name: str, *, axes: str) -> None:
+    import torch
+
+    if not isinstance(given, torch.Tensor):
+        raise _BadArgument(f"{name} must be a tensor {axes}; {_name(given)} was given")
+    if given.ndim != axes.count(",") + 1:
+        raise _BadArgument(f"{name} must be {axes}; one of shape {list(given.shape)} was given")
+
+
+def _check_names(
+    given: object, name: str, *, what: str, known: Collection[str] | None = None
+) -> None:
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise _BadArgument(f"{name} must be a list of {what}; {_name(given)} was given")
+    for each in given:
+        if not isinstance(each, str) or (known is not None and each not in known):
+            raise _BadArgument(f"{name} must be a list of {what}; it holds {each!r}")
+
+
+def _read_waivers(given: object, *, where: Where) -> tuple[Waiver, ...]:
+    needed = "waive must map a pattern of module names to (reason, last day as a datetime.date)"
+    if not isinstance(given, Mapping):
+        raise _BadArgument(f"{needed}; {_name(given)} was given")
+    for pattern, terms in given.items():
+        if not (isinstance(terms, tuple) and len(terms) == 2 and isinstance(terms[1], date)):
+            raise _BadArgument(f"{needed}; {pattern!r} has {terms!r}")
+    return tuple(
+        Waiver(where=where, modules=(pattern,), reason=reason, until=until)
+        for pattern, (reason, until) in given.items()
+    )
+
+
+def _name(given: object) -> str:
+    """Return what a value is, for a sentence: `a float`, `an ndarray`, `None`."""
+    if given is None:
+        return "None"
+    name = type(given).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _here(function: str) -> Where:

@@ -90,7 +90,7 @@ def test_a_mistake_is_a_sentence(mistake: str) -> None:
     [
         WRONG["a share"][0],
         'assert_accuracy_drop(fp16=[True] * 400, quantized=[False] * 400, max_drop="1pp")',
-        "assert_quantizer_coverage(Linear(2, 2), run_vision=None, run_text=None, recipe='fp9')",
+        "assert_quantizer_coverage(Linear(2, 2), run_vision=None, run_text=None, recipe={'quant_cfg': 3})",
     ],
 )
 @pytest.mark.parametrize("style", ["auto", "short"])

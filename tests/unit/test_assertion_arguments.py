@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pytest_quantgate import assertions
+from pytest_quantgate.errors import QuantGateError
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +91,6 @@ def test_a_mistake_is_a_sentence(mistake: str) -> None:
     [
         WRONG["a share"][0],
         'assert_accuracy_drop(fp16=[True] * 400, quantized=[False] * 400, max_drop="1pp")',
-        "assert_quantizer_coverage(Linear(2, 2), run_vision=None, run_text=None, recipe={'quant_cfg': 3})",
     ],
 )
 @pytest.mark.parametrize("style", ["auto", "short"])
@@ -110,6 +110,15 @@ def test_a_failure_shows_the_callers_frame_alone(
     assert "test_a_failure_shows_the_callers_frame_alone.py:4:" in shown
     assert "pytest_quantgate/" not in shown
     assert "def check(" not in shown
+
+
+def test_a_bad_recipe_is_an_error_of_the_callers_line() -> None:
+    with pytest.raises(QuantGateError, match="quant_cfg") as raised:
+        assertions.assert_quantizer_coverage(
+            torch.nn.Linear(2, 2), run_vision=None, run_text=None, recipe={"quant_cfg": 3}
+        )
+
+    assert [entry.name for entry in raised.traceback][1:] == ["check"]
 
 
 def test_an_error_of_the_callers_own_forward_keeps_its_traceback(

@@ -57,3 +57,23 @@ def save_vision_encoder(kind: str, folder: Path) -> Any:
         made = getattr(transformers, processor)(size={"shortest_edge": 32}, crop_size=size)
         made.save_pretrained(folder)
     return module.float()
+
+
+def save_vision_tower(clip: Path, folder: Path) -> Path:
+    """Write the vision tower of a CLIP checkpoint as a model of its own, without a projection."""
+    import shutil
+
+    import transformers
+
+    whole = transformers.CLIPModel.from_pretrained(clip)
+    tower: Any = transformers.CLIPVisionModel(whole.config.vision_config)
+    tower.load_state_dict(
+        {
+            name if name in tower.state_dict() else name.removeprefix("vision_model."): value
+            for name, value in whole.state_dict().items()
+            if name.startswith("vision_model.")
+        }
+    )
+    tower.half().save_pretrained(folder)
+    shutil.copy(clip / "preprocessor_config.json", folder)
+    return folder

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.formats.recipes import RECIPES
 from pytest_quantgate.store.disk import describe_write_error, refuse_links, temporary_folder
+from pytest_quantgate.tasks.kind import BUILTIN
 
 if TYPE_CHECKING:
     from pytest_quantgate.commands.suite_text import Request
@@ -46,7 +47,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--data", metavar="DATASET", help="what is evaluated and calibrated on")
     parser.add_argument("--root", metavar="DIR", help="the folder that the data set is in")
     parser.add_argument(
-        "--task", choices=("classification", "retrieval"), help="default: what the data is for"
+        "--task", choices=BUILTIN, help="default: what the data is for and the model can do"
     )
     parser.add_argument("--recipe", metavar="RECIPE", help=f"default: {RECIPE}")
     parser.add_argument(
@@ -103,15 +104,19 @@ def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Reque
         )
     if parsed.target and not re.fullmatch(r"sm\d{2,3}", parsed.target):
         raise SuiteError(f"--target {parsed.target} is no compute capability, such as sm89")
+    shape = read_shape(model, environ=environ)
+    towers = None if shape is None else [tower.name for tower in shape.towers]
     checkpoint = None if parsed.checkpoint is None else as_path(parsed.checkpoint)
     return Request(
         model=model,
         revision=parsed.revision,
         recipe=parsed.recipe or (RECIPE if checkpoint is None else _guess_recipe(checkpoint)),
         exclude=tuple(parsed.exclude or ()),
-        data=describe_data(parsed.data, root=parsed.root, task=parsed.task, environ=environ),
+        data=describe_data(
+            parsed.data, root=parsed.root, task=parsed.task, environ=environ, towers=towers
+        ),
         target=parsed.target,
-        shape=read_shape(model, environ=environ),
+        shape=shape,
         checkpoint=checkpoint,
         is_expected=parsed.recipe is not None,
     )

@@ -15,8 +15,8 @@ from typing import Literal
 
 from pytest_quantgate.comparison.outcomes import count_flips
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.evidence.outcomes import StoredOutcomes
-from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES, AccuracyGate
+from pytest_quantgate.evidence.outcomes import StoredOutcomes, averages_classes
+from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.statistics.intervals import (
@@ -148,7 +148,7 @@ class _Limit:
             return None
         found: Result = expected
         classes = self.data.classes
-        if self.gate.metric == MEAN_OVER_CLASSES and self.name != "max_flips" and classes:
+        if averages_classes(self.gate.metric) and self.name != "max_flips" and classes:
             found = _over_classes(expected, classes)
             worth = found.samples / sum(classes)
         settled = samples_to_settle(
@@ -384,28 +384,32 @@ def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -
 
 
 def _count_data(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -> Data:
+    from pytest_quantgate.tasks.kind import find_task
     from pytest_quantgate.tasks.registry import BUILTIN, evaluation_data, find_source, split_name
 
     name, purpose = evaluation_data(gate.task)
-    dataset, _ = split_name(name)
+    kind, (dataset, _) = find_task(gate.task), split_name(name)
     if dataset in BUILTIN and dataset not in suite.datasets:
-        return count_builtin(dataset, purpose=purpose)
+        there = count_builtin(dataset, purpose=purpose)
+        if there.samples is None:
+            return there
+        queries = kind.count_queries(gate.metric, there.samples, there.samples)
+        return replace(there, samples=queries.count, groups=queries.groups)
     reader, source = find_source(name, datasets=suite.datasets, environ=environ)
     if reader.count is None:
         what = source.spec.dataset
         return Data(notes=(f"the number of samples of {what} is only known after it was loaded",))
     found = reader.count(source)
-    if not gate.metric.startswith("image_retrieval"):
-        return Data(samples=found.images, classes=found.classes)
-    clustered = found.captions > found.images
-    return Data(samples=found.captions, groups=found.images if clustered else None)
+    queries = kind.count_queries(gate.metric, found.images, found.captions)
+    classes = found.classes if kind.has_classes else ()
+    return Data(samples=queries.count, classes=classes, groups=queries.groups)
 
 
 def count_builtin(dataset: str, *, purpose: str) -> Data:
     """Return what a data set that ships has by itself, with a note where that is unknown."""
     from pytest_quantgate.tasks.builtin import RETRIEVAL_SCENES, SCENES
 
-    if dataset == "scenes" and purpose != "classification":
+    if dataset == "scenes" and purpose == "retrieval":
         return Data(samples=RETRIEVAL_SCENES)
     samples = SCENES if dataset == "scenes" else None
     try:
@@ -413,7 +417,8 @@ def count_builtin(dataset: str, *, purpose: str) -> Data:
             from pytest_quantgate.reference.scenes import CLASS_NAMES
 
             # They are drawn at random: this is what is expected of each.
-            return Data(samples=samples, classes=(SCENES // len(CLASS_NAMES),) * len(CLASS_NAMES))
+            sizes = (SCENES // len(CLASS_NAMES),) * len(CLASS_NAMES)
+            return Data(samples=samples, classes=sizes if purpose == "classification" else ())
         from pytest_quantgate.reference.digits import load_digit_images
 
         labels = load_digit_images(split="test").labels.tolist()

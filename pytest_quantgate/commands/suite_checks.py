@@ -51,6 +51,7 @@ def check_suite(suite: Suite, *, environ: Mapping[str, str], today: date | None 
     _check_datasets(suite, errors=errors, notes=notes, environ=environ)
     _check_model(suite, errors=errors, notes=notes, environ=environ)
     _check_given(suite, errors=errors, notes=notes, environ=environ)
+    errors += _check_towers(suite, environ=environ)
     errors += _check_patterns(suite)
     _check_waivers(suite, errors=errors, notes=notes, today=today or datetime.now(UTC).date())
     return Findings(errors=tuple(errors), notes=tuple(dict.fromkeys(notes)))
@@ -191,6 +192,8 @@ def _check_datasets(
     gates = suite.gates.all(TaskGate)
     for gate in gates:
         used.setdefault(gate.task.rpartition("/")[0], gate.where.of("task"))
+        if gate.bank is not None:
+            used.setdefault(gate.bank.rpartition("/")[0], gate.where.of("bank"))
     used.setdefault(suite.calibration.data.rpartition("/")[0], suite.calibration.where.of("data"))
     for name, where in used.items():
         if name in suite.datasets:
@@ -249,6 +252,27 @@ def _check_model(
         errors.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
     except ModelError:
         pass  # a damaged folder is said by --deep, doctor and the run
+
+
+def _check_towers(suite: Suite, *, environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield the tasks that need a tower which the model, where it is here, does not have."""
+    from pytest_quantgate.encoders.families import read_towers
+    from pytest_quantgate.tasks.kind import check_towers, is_own
+
+    directory, name = _find_model(suite, environ=environ)
+    try:
+        towers = read_towers(directory) if directory is not None else None
+    except QuantGateError:  # who loads the model says why
+        return
+    gates: tuple[TaskGate, ...]
+    gates = suite.gates.all(TaskGate)
+    for gate in gates:
+        if towers is None or is_own(gate.task):
+            continue
+        try:
+            check_towers(towers, task=gate.task, model=name)
+        except QuantGateError as error:
+            yield f"{gate.where.of('task')}: {error}"
 
 
 def _check_patterns(suite: Suite) -> Iterator[str]:
@@ -341,6 +365,7 @@ def _read_tasks(
     """Return what is true of the texts of every classification task whose folder is here."""
     from pytest_quantgate.measure.model_checks import read_texts_of_files
     from pytest_quantgate.measure.texts import examine_prompts
+    from pytest_quantgate.tasks.kind import find_task, is_own
     from pytest_quantgate.tasks.registry import evaluation_data, locate_texts, read_class_texts
 
     reader = read_texts_of_files(directory) if directory is not None else None
@@ -349,6 +374,8 @@ def _read_tasks(
     gates = suite.gates.all(TaskGate)
     for task in dict.fromkeys(gate.task for gate in gates):
         try:
+            if is_own(task) or not find_task(task).is_zero_shot:
+                continue
             data, purpose = evaluation_data(task)
             names, templates = read_class_texts(data, datasets=suite.datasets, environ=environ)
             places = locate_texts(data, datasets=suite.datasets, environ=environ)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,10 @@ from pytest_quantgate.formats.table import FP8_ATTENTION_MIN_TOKENS
 from pytest_quantgate.gates.fused import name_fused
 from pytest_quantgate.statistics.intervals import Flips, samples_to_settle
 from pytest_quantgate.suite.where import expand_path
+from pytest_quantgate.tasks.builtin import Purpose
 from pytest_quantgate.tasks.clip_benchmark import CAPTIONED
+from pytest_quantgate.tasks.kind import BUILTIN as TASKS
+from pytest_quantgate.tasks.kind import find_task
 from pytest_quantgate.tasks.registry import BUILTIN
 
 #: The flip rate at which the proposed limits are chosen, as `quantgate plan` assumes it.
@@ -143,18 +146,26 @@ def _measure_tower(tower: TowerSpec) -> TowerShape:
 
 
 def describe_data(
-    text: str, *, root: str | None, task: str | None, environ: Mapping[str, str]
+    text: str,
+    *,
+    root: str | None,
+    task: str | None,
+    environ: Mapping[str, str],
+    towers: Sequence[str] | None = None,
 ) -> Data:
     """Return the data that `--data` names: what ships, a local folder, or clip-benchmark's.
+
+    Without a `task` it is one that the data is for and a model with these `towers` can do (None:
+    not known, both are taken for granted).
 
     Raises QuantGateError where a root is missing, or a folder is not in WebDataset's layout.
     """
     if text in BUILTIN:
         if root is not None:
             raise SuiteError(f"--data {text} ships with the package and has no --root")
-        return _describe_builtin(text, task=task)
+        return _describe_builtin(text, task=task, towers=towers)
     if is_local(text) or text.startswith("wds/") or Path(text).is_dir():
-        return _describe_folder(text, root=root, task=task, environ=environ)
+        return _describe_folder(text, root=root, task=task, environ=environ, towers=towers)
     if root is None:
         raise SuiteError(
             f"--data {text} needs --root: the folder that its files are in, such as "
@@ -165,26 +176,44 @@ def describe_data(
         name=name,
         dataset=text,
         root=as_path(root),
-        task=task or ("retrieval" if text in CAPTIONED else "classification"),
+        task=task or choose_task("retrieval" if text in CAPTIONED else "classification", towers),
         calibration_split="train",
     )
 
 
-def _describe_builtin(name: str, *, task: str | None) -> Data:
+def choose_task(purpose: Purpose, towers: Sequence[str] | None) -> str:
+    """Return the first task that such data is for and a model with these towers can do; empty
+    where there is none."""
+    for name in TASKS:
+        kind = find_task(f"data/{name}")
+        if kind.purpose in (purpose, "images") and set(kind.towers) <= set(towers or kind.towers):
+            return name
+    return ""
+
+
+def _describe_builtin(name: str, *, task: str | None, towers: Sequence[str] | None) -> Data:
     from pytest_quantgate.commands.planning import count_builtin
 
+    task = task or choose_task("classification", towers)
     if name != "scenes" and task == "retrieval":
         raise SuiteError(f"--data {name} has labels and no captions: leave out --task retrieval")
     return Data(
         name=name,
-        task=task or "classification",
+        task=task,
         calibration_split="calibration" if name == "scenes" else "train",
-        samples=count_builtin(name, purpose=task or "classification").samples,
+        samples=count_builtin(
+            name, purpose=find_task(f"{name}/{task}").purpose if task else "classification"
+        ).samples,
     )
 
 
 def _describe_folder(
-    text: str, *, root: str | None, task: str | None, environ: Mapping[str, str]
+    text: str,
+    *,
+    root: str | None,
+    task: str | None,
+    environ: Mapping[str, str],
+    towers: Sequence[str] | None,
 ) -> Data:
     from pytest_quantgate.tasks.webdataset import count_webdataset
 
@@ -202,14 +231,14 @@ def _describe_folder(
             name=name,
             dataset=dataset,
             root=written,
-            task=task or "classification",
+            task=task or choose_task("classification", towers),
             calibration_split="train",
         )
     path = expand_path(written, where="--data", environ=environ)
     kind = path / "dataset_type.txt"
     said = kind.read_text(encoding="utf-8").strip() if kind.is_file() else "classification"
-    found = "retrieval" if said == "retrieval" else "classification"
-    if task is not None and task != found:
+    found: Purpose = "retrieval" if said == "retrieval" else "classification"
+    if task is not None and find_task(f"{name}/{task}").purpose not in (found, "images"):
         raise SuiteError(f"{kind}: the data is for {found}, --task says {task}")
     splits = sorted(shards.parent.name for shards in path.glob("*/nshards.txt"))
     if "test" not in splits:
@@ -232,7 +261,7 @@ def _describe_folder(
         name=name,
         dataset=dataset,
         root=written,
-        task=found,
+        task=task or choose_task(found, towers),
         calibration_split=calibration,
         samples=counts["test"],
         calibration_samples=counts[calibration],
@@ -321,13 +350,12 @@ def _gate_lines(request: Request) -> list[str]:
     data, recipe = request.data, request.recipe
     has_attention = recipe == "fp8-attention"
     test = quote(f"{data.name}/{data.test_split}")
-    is_alone = request.shape is not None and len(request.shape.towers) == 1
     fidelity_samples = min(512, data.samples) if data.samples is not None else 512
     lines = [
         "coverage: {attention: [q, k, v, output]}" if has_attention else "coverage: {}",
         *_clipping_lines(request),
         f"fidelity: {{data: {test}, samples: {fidelity_samples}, min_cosine: 0.99}}",
-        *(() if is_alone else _accuracy_lines(data)),  # zero-shot takes two towers
+        *(_accuracy_lines(data) if data.task else ()),  # a model may have no task on such data
         "roundtrip: {}",
         "export: {allow: [softmax]}" if has_attention else "export: {}",
         "parity: {}",
@@ -359,12 +387,13 @@ def _accuracy_lines(data: Data) -> list[str]:
     else:
         why = f"# {data.samples} samples decide {drop}, {assumption} (quantgate plan)"
     task = quote(f"{data.name}/{data.task}")
-    metrics = (
-        ("acc1",)
-        if data.task == "classification"
-        else ("image_retrieval_recall@5", "text_retrieval_recall@5")
-    )
-    lines = ["accuracy:", f"  {why}", "  # add floor: a little under what FP16 reaches"]
+    kind = find_task(f"{data.name}/{data.task}")
+    metrics = kind.proposed
+    lines = ["accuracy:", f"  # {kind.help}", f"  {why}"]
+    if not kind.needs_fp16:
+        lines.append("  # add floor: a little under what FP16 reaches")
+    if kind.bank == "must":
+        task += f", bank: {quote(f'{data.name}/{data.calibration_split}')}"
     lines += [f"  - {{task: {task}, metric: {metric}, max_drop: {drop}}}" for metric in metrics]
     lines += ["regression:", "  # against baselines/: pytest suites/ --quantgate-baselines=create"]
     lines += [

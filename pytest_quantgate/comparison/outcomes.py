@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_quantgate.comparison.changes import Change
-from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES
+from pytest_quantgate.evidence.outcomes import averages_classes
 from pytest_quantgate.statistics.intervals import Flips, Interval, drop_limits
 from pytest_quantgate.text.words import count, percent, signed
 
@@ -68,7 +68,7 @@ def compare_results(
         return []
     samples = len(before.correct)
     gain, interval = _gain(lost=lost, won=won, samples=samples)
-    of_what = " of the samples" if metric == MEAN_OVER_CLASSES else ""
+    of_what = " of the samples" if averages_classes(metric) else ""
     return [
         Change(
             area="accuracy",

@@ -33,9 +33,8 @@ from pytest_quantgate.comparison.report_measurements import (
     compare_roundtrip,
 )
 from pytest_quantgate.evidence.calibration import Calibrated, CalibrationImages
-from pytest_quantgate.evidence.outcomes import unpack_bits
+from pytest_quantgate.evidence.outcomes import averages_classes, unpack_bits
 from pytest_quantgate.evidence.verdict import Status
-from pytest_quantgate.gates.accuracy import MEAN_OVER_CLASSES
 from pytest_quantgate.report import FORMAT
 from pytest_quantgate.report.json_report import read_report as parse_report
 from pytest_quantgate.report.model import (
@@ -441,7 +440,7 @@ def _compare_soundness(before: TaskFacts, after: TaskFacts, *, suite: str) -> li
             name = f"{suite}: {_task_name(task)}: {word}"
             found[f"{name}: samples with NaN or Inf"] = str(facts.nonfinite)
             counted = facts.right / task.samples if task.samples else 0.0
-            agrees = task.metric == MEAN_OVER_CLASSES or abs(facts.value - counted) <= 1e-9
+            agrees = averages_classes(task.metric) or abs(facts.value - counted) <= 1e-9
             found[f"{name}: the value reported"] = (
                 "what its samples say"
                 if agrees

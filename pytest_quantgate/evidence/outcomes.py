@@ -7,6 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+#: The metric that is not the share of the samples that is right, but the mean of it over classes.
+MEAN_OVER_CLASSES = "mean_per_class_recall"
+
+
+def averages_classes(metric: str) -> bool:
+    """Return whether a metric, with or without its `@K`, is the mean over classes."""
+    return metric.partition("@")[0] == MEAN_OVER_CLASSES
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:

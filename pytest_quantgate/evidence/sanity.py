@@ -101,7 +101,8 @@ class TaskSanity:
     indices and texts of templates without `{c}`. `same_name`, `same_prompt` and `same_embedding`
     are classes with one name, with prompts that read alike, and with FP16 embeddings that are equal
     up to rounding. `images_alike` is the number of different images that FP16 embedded, all to one
-    embedding, else 0; `nonfinite` of them hold NaN or Inf. `answers` is None where no model ran.
+    embedding, else 0; `nonfinite` of the `images` that were embedded hold NaN or Inf. `answers` is
+    None where no model ran, and where the task's own gate judges them all.
     """
 
     task: str
@@ -111,6 +112,7 @@ class TaskSanity:
     samples: int | None = None
     first: bool = False
     answers: Answers | None = None
+    images: int = 0
     images_alike: int = 0
     nonfinite: int = 0
     templates: int = 0

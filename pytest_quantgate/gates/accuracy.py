@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.calibration import NO_RANGE
 from pytest_quantgate.gates.run import GateRun, Judged
@@ -39,7 +40,6 @@ from pytest_quantgate.suite.specs import Stage
 from pytest_quantgate.text.words import brief_drop, code_of, count, level, percent, points, signed
 
 if TYPE_CHECKING:
-    from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.store.looks import Looks
 
 GATE = "accuracy"
@@ -72,8 +72,6 @@ class AccuracyGate(TaskGate):
         return super().key if self.stage == "torch" else f"{super().key}-{self.stage}"
 
 
-MEAN_OVER_CLASSES = "mean_per_class_recall"
-
 #: How a result stands to a limit that it must not exceed.
 RELATIONS = {Status.PASS: "within", Status.FAIL: "over"}
 
@@ -103,7 +101,7 @@ def judge_accuracy(
             next_step="evaluate both variants on the same samples",
             code="accuracy.unpaired",
         )
-    if gate.metric == MEAN_OVER_CLASSES and not pairs.classes:
+    if averages_classes(gate.metric) and not pairs.classes:
         return Verdict(
             gate=GATE,
             status=Status.FAIL,
@@ -112,7 +110,7 @@ def judge_accuracy(
             next_step="use metric: acc1, or the recall metrics for retrieval",
             code="accuracy.no-classes",
         )
-    needs_all = gate.metric == MEAN_OVER_CLASSES or gate.max_class_drop is not None
+    needs_all = averages_classes(gate.metric) or gate.max_class_drop is not None
     parts = [
         *judge_samples(quantized, kind=GATE, gate=gate, needs_all=needs_all),
         _judge_drop(pairs, fp16=fp16, quantized=quantized, gate=gate, family=family),
@@ -173,7 +171,7 @@ def list_strengths(*, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate) -
         pairs = pair_outcomes(before=fp16, after=quantized)
     except Unpaired:
         return (SILENT,) * count_limits(gate)
-    is_mean = gate.metric == MEAN_OVER_CLASSES
+    is_mean = averages_classes(gate.metric)
     if broken is not None or (is_mean and not pairs.classes):
         return (SILENT,) * count_limits(gate)
     alarms = [_drop_alarm(pairs, gate=gate, limit=gate.max_drop)]
@@ -230,7 +228,7 @@ def _counted_value(outcomes: Outcomes) -> float:
     """Return the value that the samples give: the share that is right, or its mean over classes."""
     if not outcomes.correct:
         return 0.0
-    if outcomes.metric != MEAN_OVER_CLASSES:
+    if not averages_classes(outcomes.metric):
         return sum(outcomes.correct) / len(outcomes.correct)
     by_class: dict[int, list[bool]] = {}
     for label, right in zip(outcomes.labels, outcomes.correct, strict=False):
@@ -259,7 +257,7 @@ def relation(status: Status, *, name: str, limit: str) -> str:
 
 def drop_flips(pairs: Pairs, *, metric: str) -> Flips | Mean[Flips]:
     """Return what a metric's drop rests on: independent samples, in parts of equal weight."""
-    if metric == MEAN_OVER_CLASSES:
+    if averages_classes(metric):
         return mean_over([counts.flips for _, counts in pairs.classes])
     return pairs.flips
 
@@ -402,7 +400,7 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: flo
             f"about {needed} fresh samples at these rates would settle it "
             f"{SETTLING_POWER * 10:.0f} times in 10, {pairs.samples} were measured"
         ]
-    if gate.metric == MEAN_OVER_CLASSES or pairs.clusters is not None:
+    if averages_classes(gate.metric) or pairs.clusters is not None:
         return []
 
     def status_with(lost: int) -> Status:
@@ -425,7 +423,7 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: flo
 
 
 def _right_share(pairs: Pairs, *, gate: AccuracyGate) -> Share | Mean[Share]:
-    if gate.metric == MEAN_OVER_CLASSES:
+    if averages_classes(gate.metric):
         return mean_over([counts.right_share for _, counts in pairs.classes])
     return pairs.right_share
 
@@ -621,6 +619,8 @@ def _measure(run: GateRun, gate: AccuracyGate) -> tuple[Outcomes, Outcomes]:
         samples=gate.samples,
         stage=gate.stage,
         first=gate.first,
+        bank=gate.bank,
+        bank_samples=gate.bank_samples,
     )
 
 

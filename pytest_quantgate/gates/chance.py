@@ -181,21 +181,24 @@ def is_left_open(answers: Answers) -> bool:
 
 
 def judge_answers(run: GateRun, gate: TaskGate, *, fp16: Outcomes) -> Verdict | None:
-    """Return why FP16's answers to a whole task mean nothing; None where they do.
+    """Return why FP16's answers to a whole task mean nothing; None where they do, and for a task
+    that says nothing about chance.
 
     Chance is judged where sanity, which looks at a part, left it open; exchanged classes show
     on many samples only.
     """
     from pytest_quantgate.measure.sanity import read_answers
+    from pytest_quantgate.tasks.kind import find_task
 
     if fp16.nonfinite:
         return None  # no answers: its own gate says so
     asked = (gate.task, gate.samples, gate.first)
-    answers = read_answers(fp16)
+    answers = read_answers(fp16, chance=find_task(gate.task).chance)
+    if answers is None:
+        return None
     is_open = any(
         (task.task, task.samples, task.first) == asked
-        and task.answers is not None
-        and is_left_open(task.answers)
+        and (task.answers is None or is_left_open(task.answers))
         for task in run.sanity.tasks
     )
     if not is_open and not answers.swapped:

@@ -14,15 +14,19 @@ from pytest_quantgate.store.baseline_mode import BaselineMode
 from pytest_quantgate.suite.gates import GateKind
 
 if TYPE_CHECKING:
-    from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes, StoredPair
     from pytest_quantgate.store.records import Look, Record
 
 import textwrap
 from dataclasses import dataclass, field
 
+from pytest_quantgate.evidence.outcomes import (
+    Outcomes,
+    StoredOutcomes,
+    StoredPair,
+    averages_classes,
+)
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.accuracy import (
-    MEAN_OVER_CLASSES,
     RELATIONS,
     allowed_count,
     check_outcomes,
@@ -105,7 +109,7 @@ def judge_regression(
             headline=broken.headline.replace(broken.gate, GATE, 1),
             code=broken.code.replace(broken.gate, GATE, 1),
         )
-    if gate.metric == MEAN_OVER_CLASSES and not quantized.class_names:
+    if averages_classes(gate.metric) and not quantized.class_names:
         return Verdict(
             gate=GATE,
             status=Status.FAIL,
@@ -164,7 +168,7 @@ def judge_regression(
         fp16_drop=drift.drop,
         next_step="undo the change that cost most: small accepted drops have added up",
     )
-    needs_all = gate.metric == MEAN_OVER_CLASSES
+    needs_all = averages_classes(gate.metric)
     parts = [
         *judge_samples(quantized, kind=GATE, gate=gate, needs_all=needs_all),
         *(moved, accepted, first),
@@ -239,7 +243,7 @@ def list_strengths(
     *, fp16: Outcomes, quantized: Outcomes, stored: StoredPair | None, gate: RegressionGate
 ) -> tuple[float, ...]:
     """Return the strength of the alarm of each comparison; silent without a baseline."""
-    needs_classes = gate.metric == MEAN_OVER_CLASSES and not quantized.class_names
+    needs_classes = averages_classes(gate.metric) and not quantized.class_names
     if stored is None or needs_classes or check_outcomes(fp16, quantized) is not None:
         return (SILENT,) * LIMITS_COUNT
     try:
@@ -434,7 +438,14 @@ def judge_run(
 
 
 def _measure(run: GateRun, gate: RegressionGate) -> tuple[Outcomes, Outcomes]:
-    return run.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first)
+    return run.outcomes(
+        task=gate.task,
+        metric=gate.metric,
+        samples=gate.samples,
+        first=gate.first,
+        bank=gate.bank,
+        bank_samples=gate.bank_samples,
+    )
 
 
 def measure_strengths(run: GateRun, gate: RegressionGate) -> tuple[float, ...]:
@@ -527,8 +538,6 @@ def _pair(fp16: Outcomes, quantized: Outcomes) -> Pairs | None:
 
 
 def _stored_pair(record: Record | None) -> StoredPair | None:
-    from pytest_quantgate.evidence.outcomes import StoredPair
-
     if record is None:
         return None
     return StoredPair(

@@ -152,6 +152,8 @@ class GateRun(Protocol):
         samples: int | None,
         stage: Stage = "torch",
         first: bool = False,
+        bank: str | None = None,
+        bank_samples: int | None = None,
     ) -> tuple[Outcomes, Outcomes]: ...
 
 

@@ -93,6 +93,7 @@ def list_faults(
     found = [*_judge_pairs(sanity, model=model)]
     for task in sanity.tasks:
         found += _judge_texts(task, model=model, places=places.get(task.data, TextPlaces()))
+        found += _judge_images(task, model=model)
         if task.answers is not None:
             found += _judge_answers(task, task.answers, model=model)
     said = {verdict.code for verdict in of_files}
@@ -199,10 +200,10 @@ def _judge_texts(task: TaskSanity, *, model: str, places: TextPlaces) -> Iterato
         )
 
 
-def _judge_answers(task: TaskSanity, answers: Answers, *, model: str) -> Iterator[Verdict]:
+def _judge_images(task: TaskSanity, *, model: str) -> Iterator[Verdict]:
     if task.nonfinite:
         yield _nonfinite(
-            task.nonfinite, of=count(answers.samples, "image"), data=task.data, model=model
+            task.nonfinite, of=count(task.images, "image"), data=task.data, model=model
         )
     if task.images_alike:
         yield _fail(
@@ -212,6 +213,9 @@ def _judge_answers(task: TaskSanity, answers: Answers, *, model: str) -> Iterato
             cause="a vision tower without its weights, or pixels that the processor makes alike",
             next_step="compare preprocessor_config.json and the weights with the original's",
         )
+
+
+def _judge_answers(task: TaskSanity, answers: Answers, *, model: str) -> Iterator[Verdict]:
     if task.same_embedding is not None:
         twins = task.same_embedding
         everything = twins.pairs == answers.classes - 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
+from pytest_quantgate.errors import DataError
 from pytest_quantgate.suite.gates import GateSection
 from pytest_quantgate.suite.keys import (
     BadKey,
@@ -22,10 +21,8 @@ from pytest_quantgate.suite.keys import (
     text_key,
 )
 from pytest_quantgate.suite.quantities import parse_confidence
-from pytest_quantgate.suite.specs import FIRST
-
-CLASSIFICATION = ("acc1", "acc5", "mean_per_class_recall")
-RETRIEVAL = re.compile(r"(image|text)_retrieval_recall@[1-9]\d{0,5}")
+from pytest_quantgate.suite.specs import FIRST, check_data
+from pytest_quantgate.tasks.kind import BUILTIN, check_own, find_task, is_own
 
 CONFIDENCE = percent_key(help="one-sided; default 95%", parse=parse_confidence)
 TOWERS = list_key(choice_key("vision", "text", help="tower"), help="default: both")
@@ -33,21 +30,29 @@ TOWERS = list_key(choice_key("vision", "text", help="tower"), help="default: bot
 
 @dataclass(frozen=True, kw_only=True)
 class TaskGate(GateSection):
-    """A gate on one task and metric; `task` is `<data set>/classification` or `/retrieval`.
+    """A gate on one task and metric; `task` is `<data set>/<kind of task>`.
 
     `samples` (None: all) are drawn by seed over the whole, stratified by class; with `first` they
-    are the first of the data. `min_classes` is how many classes must have a sample (None: all that
-    a fair draw of so many would show).
+    are the first of the data. `bank` is `<data set>/<split>`, what a task such as k-NN looks things
+    up in, of which `bank_samples` are drawn (None: all). `min_classes` is how many classes must
+    have a sample (None: all that a fair draw of so many would show).
     """
 
-    task: str = field(metadata=text_key(help="<data set>/classification or /retrieval"))
-    metric: str = field(metadata=text_key(help="acc1, acc5, image_retrieval_recall@5, ..."))
+    task: str = field(metadata=text_key(help=f"<data set>/<kind>: {', '.join(BUILTIN)}"))
+    metric: str = field(metadata=text_key(help="acc1, image_retrieval_recall@5, ..., as the task"))
     confidence: Fraction = field(default=Fraction(95, 100), metadata=CONFIDENCE)
     samples: int | None = field(
         default=None,
         metadata=count_key(help="drawn over the whole by seed, stratified; default: all"),
     )
     first: bool = field(default=False, metadata=FIRST)
+    bank: str | None = field(
+        default=None,
+        metadata=text_key(help="<data set>/<split> to look things up in; default: the samples"),
+    )
+    bank_samples: int | None = field(
+        default=None, metadata=count_key(help="drawn of the bank by seed; default: all")
+    )
     min_classes: int | None = field(
         default=None, metadata=count_key(help="classes that must have a sample; default: all")
     )
@@ -62,32 +67,30 @@ class TaskGate(GateSection):
         return f"{self.task} {self.metric}"
 
     def check(self) -> None:
-        dataset, _, kind = self.task.rpartition("/")
-        if not dataset or kind not in ("classification", "retrieval"):
-            raise BadKey(
-                "task",
-                f"{self.task!r} is no task: write <data set>/classification or "
-                f"<data set>/retrieval",
-            )
-        if kind == "classification" and self.metric not in CLASSIFICATION:
-            close = difflib.get_close_matches(self.metric, CLASSIFICATION, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise BadKey(
-                "metric",
-                f"{self.metric!r} is no metric of classification: "
-                f"{', '.join(CLASSIFICATION)}{hint}",
-            )
-        if kind == "retrieval" and not RETRIEVAL.fullmatch(self.metric):
-            raise BadKey(
-                "metric",
-                f"{self.metric!r} is no metric of retrieval: image_retrieval_recall@K, "
-                f"text_retrieval_recall@K",
-            )
         if self.first and self.samples is None:
             raise BadKey("first", "is about samples: say how many, such as samples: 1000")
+        if self.bank is not None:
+            check_data(self.bank, key="bank")
+        if self.bank is None and self.bank_samples is not None:
+            raise BadKey("bank_samples", "is about bank: name it, such as bank: photos/train")
+        try:
+            if is_own(self.task):
+                check_own(self.task)
+                return  # what it needs is known when it runs: reading a suite runs no code of it
+            kind = find_task(self.task)
+        except DataError as error:
+            raise BadKey("task", str(error)) from None
+        try:
+            kind.check_metric(self.metric)
+        except DataError as error:
+            raise BadKey("metric", str(error)) from None
         for key in ("max_class_drop", "min_classes"):
-            if kind == "retrieval" and key in self.where.keys:
-                raise BadKey(key, "retrieval has no classes")
+            if not kind.has_classes and key in self.where.keys:
+                raise BadKey(key, f"{kind.name} has no classes")
+        if self.bank is None and kind.bank == "must":
+            raise BadKey("task", f"{kind.name} needs a bank, such as bank: <data set>/train")
+        if self.bank is not None and kind.bank == "never":
+            raise BadKey("bank", f"{kind.name} looks nothing up in a bank: leave it out")
 
 
 def target_key(*, without: str = "") -> Declared:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.evidence.audit import TowerName
-from pytest_quantgate.tasks.samples import Samples, fill
+from pytest_quantgate.tasks.samples import Samples
 
 if TYPE_CHECKING:
     import torch
@@ -63,38 +63,6 @@ def embed_texts(
             for model, done in zip(models, parts, strict=True):
                 done.append(model.encode("text", tokens).cpu())
     return [torch.cat(done) for done in parts]
-
-
-def build_classifiers(
-    models: Sequence[Encodes],
-    samples: Samples,
-    *,
-    batch_size: int,
-    tokenize: Callable[[list[str]], Mapping[str, torch.Tensor]],
-) -> list[torch.Tensor]:
-    """Return one zero-shot classifier [D, C] per model, as clip-benchmark defines it.
-
-    The embeddings of a class name in every template, each normalised, are averaged, and the mean
-    is normalised (`clip_benchmark.metrics.zeroshot_classification.zero_shot_classifier`).
-    """
-    embedded = embed_texts(models, list_prompts(samples), batch_size=batch_size, tokenize=tokenize)
-    return [average_templates(found, classes=len(samples.class_names)) for found in embedded]
-
-
-def list_prompts(samples: Samples) -> list[str]:
-    """Return every class name in every template, the templates of one class together."""
-    templates = samples.templates or ("{c}",)
-    return [fill(t, name) for name in samples.class_names for t in templates]
-
-
-def average_templates(embedded: torch.Tensor, *, classes: int) -> torch.Tensor:
-    """Return the classifier [D, C] of the embeddings of `list_prompts`, [C * templates, D]."""
-    from torch.nn import functional
-
-    unit = functional.normalize(embedded, dim=-1)
-    mean = unit.view(classes, -1, unit.shape[-1]).mean(dim=1)
-    classifier: torch.Tensor = (mean / mean.norm(dim=-1, keepdim=True)).T.contiguous()
-    return classifier
 
 
 def make_batches(model: Encoder, samples: Samples, *, batch_size: int) -> Iterator[Batch]:

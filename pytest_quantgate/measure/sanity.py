@@ -8,7 +8,6 @@ bounded by what they cost, not by the size of a data set: a gate that runs first
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.sanity import NO_TEXTS, Answers, Fault, Sanity, TaskSanity, Twins
-from pytest_quantgate.measure.embeddings import average_templates, embed_images, embed_texts
+from pytest_quantgate.measure.embeddings import embed_images, embed_texts
 from pytest_quantgate.measure.texts import (
     MOST_TEXTS,
     Pooling,
@@ -29,11 +28,15 @@ from pytest_quantgate.measure.texts import (
     examine_prompts,
     order_templates,
 )
+from pytest_quantgate.tasks.classification import average_templates
 from pytest_quantgate.tasks.drawing import order_draw
+from pytest_quantgate.tasks.kind import TaskKind, find_task
 from pytest_quantgate.tasks.samples import Samples, fill
 
 if TYPE_CHECKING:
     import torch
+
+    from pytest_quantgate.evidence.audit import TowerName
 
 #: Samples, and texts, that are embedded at once.
 BATCH_SIZE = 64
@@ -70,6 +73,10 @@ class Task:
     count: int | None
     first: bool
     samples: Samples
+
+    @cached_property
+    def kind(self) -> TaskKind:
+        return find_task(self.name)
 
     @cached_property
     def labels(self) -> Sequence[int]:
@@ -136,7 +143,7 @@ def measure_sanity(
                 affordable=_count_affordable(fp16, tasks=len(tasks)),
             )
             for task in tasks
-            if sees and reader is not None  # else nothing is zero-shot: the task's gate says so
+            if set(task.kind.towers) <= set(fp16.tower_names)  # else the task's gate says so
         ),
     )
 
@@ -169,11 +176,13 @@ def _examine(
     task: Task,
     *,
     model: Encoder,
-    reader: TextReader,
+    reader: TextReader | None,
     is_settled: Callable[[Answers], bool],
     affordable: _Affordable,
 ) -> TaskSanity:
     samples = task.samples
+    if reader is None or not task.kind.is_zero_shot:
+        return _look_at_images(task, model=model, affordable=affordable)
     if samples.captions is None:
         found = examine_prompts(
             task.name,
@@ -199,8 +208,9 @@ def _examine(
         samples=task.count,
         first=task.first,
         answers=asked.answers,
-        images_alike=asked.images_alike,
-        nonfinite=asked.nonfinite,
+        images=asked.images.count,
+        images_alike=asked.images.alike,
+        nonfinite=asked.images.nonfinite,
         same_embedding=asked.same_embedding if comparable else None,
     )
 
@@ -209,8 +219,37 @@ def _examine(
 class _Asked:
     answers: Answers
     same_embedding: Twins | None
-    images_alike: int
+    images: _Looked
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Looked:
+    """How many images were embedded, of these different ones all to one embedding (else 0), and
+    how many to NaN or Inf."""
+
+    count: int
+    alike: int
     nonfinite: int
+
+
+def _look_at_images(task: Task, *, model: Encoder, affordable: _Affordable) -> TaskSanity:
+    """Return whether FP16 tells a few images of a task apart; its own gate judges the answers."""
+    found = TaskSanity(
+        task=task.name,
+        data=task.samples.name,
+        classes=0,
+        reading=NO_TEXTS,
+        samples=task.count,
+        first=task.first,
+    )
+    if "vision" not in task.kind.towers:
+        return found
+    images = _Images(task.samples, model=model)
+    images.embed(order_draw((0,) * len(task.samples))[: min(FIRST_LOOK, affordable.images)])
+    looked = images.look()
+    return replace(
+        found, images=looked.count, images_alike=looked.alike, nonfinite=looked.nonfinite
+    )
 
 
 def _ask(
@@ -226,8 +265,6 @@ def _ask(
     Only the last one, where all samples are affordable, takes everything: what that does not show
     is not there.
     """
-    import torch
-
     order = order_draw(task.labels)
     whole = (
         len(order) <= affordable.images
@@ -248,17 +285,11 @@ def _ask(
             chosen = list(range(len(task.class_names)))
             classes = _embed_classes(task, chosen, templates=task.templates, model=model)
             answers = _count(task, order, chosen=chosen, classes=classes, images=images, whole=True)
-    embedded = images.embed(list(images.known))
-    finite = torch.isfinite(embedded).all(dim=1)
     same = SAME[model.compute_dtype]
-    distances = (embedded - embedded[0]).norm(dim=1)
-    different = len({task.samples.hashes[index] for index in images.known}) > 1
-    alike = different and bool((distances <= same * embedded[0].norm()).all())
     return _Asked(
         answers=answers,
         same_embedding=_find_same(classes, tolerance=same, labels=chosen, names=task.class_names),
-        images_alike=len(embedded) if alike else 0,
-        nonfinite=int((~finite).sum()),
+        images=images.look(),
     )
 
 
@@ -316,6 +347,22 @@ class _Images:
             )
             self.known.update(zip(new, found, strict=True))
         return torch.stack([self.known[index] for index in indices])
+
+    def look(self) -> _Looked:
+        """Return what the embeddings of all images show that were asked for."""
+        import torch
+
+        embedded = torch.stack(list(self.known.values()))
+        finite = torch.isfinite(embedded).all(dim=1)
+        distances = (embedded - embedded[0]).norm(dim=1)
+        tolerance = SAME[self.model.compute_dtype] * embedded[0].norm()
+        different = len({self.samples.hashes[index] for index in self.known}) > 1
+        alike = different and bool((distances <= tolerance).all())
+        return _Looked(
+            count=len(embedded),
+            alike=len(embedded) if alike else 0,
+            nonfinite=int((~finite).sum()),
+        )
 
 
 def count_answers(
@@ -387,14 +434,13 @@ def _find_ring(following: Mapping[int, int]) -> list[int]:
     return []
 
 
-_RECALL = re.compile(r".*_recall@(\d+)")
+def read_answers(
+    outcomes: Outcomes, *, chance: Callable[[Outcomes], float] | None
+) -> Answers | None:
+    """Return the answers of a whole task out of its outcomes; None where chance is not known.
 
-
-def read_answers(outcomes: Outcomes) -> Answers:
-    """Return the answers of a whole task out of its outcomes.
-
-    Of retrieval one query an image counts: captions of one image are found together. With K of M
-    captions or of N images shown, chance is at most K/N for an image with M/N captions.
+    Of a task without classes one outcome of a cluster counts: captions of one image are found
+    together. `chance` is that of the task's kind.
     """
     if outcomes.class_names:
         return count_answers(
@@ -404,12 +450,12 @@ def read_answers(outcomes: Outcomes) -> Answers:
     first: dict[int, bool] = {}
     for cluster, right in zip(clusters, outcomes.correct, strict=True):
         first.setdefault(cluster, right)
-    found = _RECALL.fullmatch(outcomes.metric)
-    assert found is not None  # the suite has no other metric of retrieval
+    if chance is None:
+        return None
     return Answers(
         samples=len(first),
         right=sum(first.values()),
-        chance=min(1.0, int(found.group(1)) / len(first)),
+        chance=chance(outcomes),
         classes=len(first),
         seen=len(first),
         whole=True,
@@ -432,19 +478,25 @@ class _Affordable:
 def _count_affordable(model: Encoder, *, tasks: int) -> _Affordable:
     """Return how many images and texts the budgets allow each of so many tasks, by the operations
     of a forward."""
-    image, words = (
-        count_operations(tower.config, tokens=tower.tokens)
-        for tower in (model.tower("vision"), model.tower("text"))
-    )
+
+    def count(name: TowerName, budget: float, fewest: int) -> int:
+        if name not in model.tower_names:
+            return 0
+        tower = model.tower(name)
+        once = count_operations(tower.config, tokens=tower.tokens)
+        return max(fewest, int(budget / tasks / once))
+
     return _Affordable(
-        images=max(FEWEST_IMAGES, int(IMAGE_BUDGET / tasks / image)),
-        texts=max(FEWEST_TEXTS, int(TEXT_BUDGET / tasks / words)),
+        images=count("vision", IMAGE_BUDGET, FEWEST_IMAGES),
+        texts=count("text", TEXT_BUDGET, FEWEST_TEXTS),
     )
 
 
 def count_operations(config: Any, *, tokens: int) -> float:
     """Return the floating-point operations of one tower's forward: its matrix products."""
-    width, inner = config.hidden_size, config.intermediate_size
+    width = config.hidden_size
+    # DINOv2 names it as a multiple of the width.
+    inner = getattr(config, "intermediate_size", None) or width * getattr(config, "mlp_ratio", 4)
     weights = 4 * width * width + 2 * width * inner
     return float(config.num_hidden_layers * tokens * (2 * weights + 4 * tokens * width))
 

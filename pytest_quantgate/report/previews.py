@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
@@ -81,28 +81,27 @@ def _keep(case: Case, *, task: str, count: str, outcomes_key: str, images: int) 
 def draw_previews(
     fp16: Outcomes, quantized: Outcomes, *, samples: Samples, images: int
 ) -> dict[str, dict[str, str]]:
-    """Return by sample id the picture (a data URI) of the first flips, and for retrieval the
-    caption that was asked for and what came first."""
+    """Return by sample id the picture (a data URI) of the first flips, and where a task has no
+    classes the text that was asked with and what came first."""
+    from pytest_quantgate.tasks.kind import find_task
+
+    kind = find_task(fp16.task)
     place = {name: index for index, name in enumerate(samples.ids)}
-    captions = _list_captions(samples)
-    by_text = fp16.metric.startswith("image_retrieval")
+    queries = kind.name_queries(samples, fp16.metric)
+    names = kind.name_answers(samples, fp16.metric)
     found = {}
     for index in list_flips(fp16, quantized)[:images]:
         name = fp16.ids[index]
-        image = place[name.rpartition("#")[0] if by_text else name]
+        image = place[name if name in place else name.rpartition("#")[0]]
         preview = {"image": to_data_uri(samples.images[image])}
-        if by_text:
-            preview["text"] = captions[index]
+        if queries:
+            preview["text"] = queries[index]
         if not fp16.class_names:
-            names: Sequence[str] = samples.ids if by_text else captions
-            preview["fp16_answer"] = names[fp16.answers[index]]
-            preview["quantized_answer"] = names[quantized.answers[index]]
+            for variant, of in (("fp16", fp16), ("quantized", quantized)):
+                answer = of.answers[index]
+                preview[f"{variant}_answer"] = names[answer] if 0 <= answer < len(names) else ""
         found[name] = preview
     return found
-
-
-def _list_captions(samples: Samples) -> list[str]:
-    return [text for captions in samples.captions or () for text in captions]
 
 
 def to_data_uri(image: Any) -> str:

@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate.errors import ModelError
-from pytest_quantgate.evidence.audit import TOWERS, LayerActivation, TowerName
+from pytest_quantgate.evidence.audit import LayerActivation, TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fidelity import Fidelity
-from pytest_quantgate.evidence.fingerprint import digest_parts
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.parity import Roundtrip
 from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
@@ -45,7 +43,9 @@ if TYPE_CHECKING:
     from pytest_quantgate.gates.latency import LatencyGate
     from pytest_quantgate.measure.embeddings import Encodes
     from pytest_quantgate.suite.specs import Stage
+    from pytest_quantgate.tasks.kind import TaskKind
     from pytest_quantgate.tasks.samples import Samples
+    from pytest_quantgate.tasks.scoring import TaskInputs
 
 
 class Measured(Variants):
@@ -119,23 +119,32 @@ class Measured(Variants):
         samples: int | None,
         stage: Stage = "torch",
         first: bool = False,
+        bank: str | None = None,
+        bank_samples: int | None = None,
     ) -> tuple[Outcomes, Outcomes]:
         """Return the per-sample outcomes of the FP16 and the quantized variant on one task.
 
-        On all samples, or on so many as an accuracy gate takes by `samples` and `first`.
+        On all samples, or on so many as an accuracy gate takes by `samples` and `first`; `bank` is
+        the data that a task looks things up in, of which `bank_samples` are drawn.
 
         With `stage="onnx"` the quantized side is the exported model in ONNX Runtime, with
-        `stage="engine"` its engines on the GPU in this machine. Raises NotMeasured without one.
+        `stage="engine"` its engines on the GPU in this machine. Raises NotMeasured without one,
+        ModelError where the model has not the towers that the task needs.
         """
+        from pytest_quantgate.tasks.kind import find_package
         from pytest_quantgate.tasks.registry import evaluation_data
 
         data, purpose = evaluation_data(task)
+        others = find_package(task)
+        code = self.surroundings.package(others) if others is not None else None
         key = self.key(
             OUTCOMES,
             fp16=self.fp16_key,
             variant=self.variant_key,
             data=self._data_key(data, samples, purpose=purpose, first=first),
+            bank=None if bank is None else self._data_key(bank, bank_samples, purpose=purpose),
             task=task,
+            code=code and code.digest,
             metric=metric,
             samples=samples,
             first=first,
@@ -143,78 +152,102 @@ class Measured(Variants):
         )
 
         def measure() -> Any:
-            found = self._measure_outcomes(task, metric, samples, stage, first=first)
+            found = self._measure_outcomes(
+                task, metric, samples, stage, first=first, bank=bank, bank_samples=bank_samples
+            )
             return [to_json(outcome) for outcome in found]
 
         about = (task, metric, stage, describe_draw(samples, first=first))
         return self.measured(OUTCOMES, key, measure=measure, read=_read_outcomes, about=about)
 
     def _measure_outcomes(
-        self, task: str, metric: str, count: int | None, stage: Stage, *, first: bool
+        self,
+        task: str,
+        metric: str,
+        count: int | None,
+        stage: Stage,
+        *,
+        first: bool,
+        bank: str | None,
+        bank_samples: int | None,
     ) -> tuple[Outcomes, Outcomes]:
-        from pytest_quantgate.measure.accuracy import (
-            classification_outcomes,
-            list_captions,
-            retrieval_outcomes,
-        )
-        from pytest_quantgate.measure.embeddings import build_classifiers, embed_texts
+        from pytest_quantgate.tasks.kind import check_towers, find_task
         from pytest_quantgate.tasks.registry import evaluation_data
+        from pytest_quantgate.tasks.scoring import build_outcomes
 
-        name, purpose = evaluation_data(task)
-        absent = [tower for tower in TOWERS if tower not in self.towers]
-        if absent:
-            raise ModelError(
-                f"{self.source.description} has no {absent[0]} tower, and {task} is zero-shot, "
-                f"which compares images with texts: judge it by fidelity, and drop this gate"
-            )
-        samples = self.samples(name, count, purpose=purpose, first=first)
-        shown = self.contents(name, count, purpose=purpose, first=first)
-        images = self._image_embeddings(samples)
+        kind = find_task(task)
+        kind.check_metric(metric)
+        check_towers(self.towers, task=task, model=self.source.description)
+        name, _ = evaluation_data(task)
         names = ("FP16", self.recipe.name)
         if stage != "torch":
-            images = [images[0], self._stage_embeddings(samples, stage)]
             names = ("FP16", f"{names[1]} in {'ONNX' if stage == 'onnx' else 'an engine'}")
-        if purpose == "classification":
-            with self._encoders(stage) as models:
-                classifiers = build_classifiers(
-                    models, samples, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
-                )
-            fp16, quantized = (
-                classification_outcomes(
-                    images=image,
-                    classifier=classifier,
-                    samples=samples,
-                    task=task,
-                    metric=metric,
-                    variant=variant,
-                )
-                for image, classifier, variant in zip(images, classifiers, names, strict=True)
+        banks: tuple[TaskInputs, ...] | tuple[None, None] = (None, None)
+        about: dict[str, Any] = {"kind": kind, "task": task, "metric": metric, "stage": stage}
+        if bank is not None:
+            banks = self._embed_for(bank, bank_samples, first=False, **about)
+        found = self._embed_for(name, count, first=first, **about)
+        inputs = [replace(one, bank=of) for one, of in zip(found, banks, strict=True)]
+        inputs[1] = replace(inputs[1], fp16=inputs[0])
+        fp16, quantized = (
+            build_outcomes(kind.score(one), inputs=one, variant=variant)
+            for one, variant in zip(inputs, names, strict=True)
+        )
+        return fp16, quantized
+
+    def _embed_for(
+        self,
+        data: str,
+        count: int | None,
+        *,
+        first: bool,
+        kind: TaskKind,
+        task: str,
+        metric: str,
+        stage: Stage,
+    ) -> tuple[TaskInputs, TaskInputs]:
+        """Return what both variants make of data, in the towers that a task asks for."""
+        from pytest_quantgate.tasks.scoring import TaskInputs
+
+        samples = self.samples(data, count, purpose=kind.purpose, first=first)
+        shown = self.contents(data, count, purpose=kind.purpose, first=first)
+        images: list[torch.Tensor | None] = [None, None]
+        texts: list[torch.Tensor | None] = [None, None]
+        if "vision" in kind.towers:
+            images = [*self._image_embeddings(samples)]
+            if stage != "torch":
+                images[1] = self._stage_embeddings(samples, stage)
+        if "text" in kind.towers:
+            texts = [*self._text_embeddings(kind.list_texts(samples), stage)]
+        fp16, quantized = (
+            TaskInputs(
+                samples=samples,
+                pixels=shown.pixels,
+                task=task,
+                metric=metric,
+                images=image,
+                texts=text,
             )
-            return _with_parts(fp16, quantized, samples=samples, pixels=shown.pixels)
-        captions, owners = list_captions(samples)
-        if self._values.get("captions_key") != (samples.digest, stage):
+            for image, text in zip(images, texts, strict=True)
+        )
+        return fp16, quantized
+
+    def _text_embeddings(self, texts: Sequence[str], stage: Stage) -> list[torch.Tensor]:
+        """Return the text embeddings of both variants; those of the last texts are kept."""
+        from pytest_quantgate.measure.embeddings import embed_texts
+
+        asked = (tuple(texts), stage)
+        if self._values.get("texts_key") != asked:
             with (
-                self.progress.stage(f"embedding {len(captions)} captions"),
+                self.progress.stage(f"embedding {len(texts)} texts"),
                 self._encoders(stage) as models,
             ):
                 embedded = embed_texts(
-                    models, captions, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
+                    models, texts, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
                 )
-            self._values |= {"captions_key": (samples.digest, stage), "captions": embedded}
-        texts: list[torch.Tensor] = self._values["captions"]
-        fp16, quantized = (
-            retrieval_outcomes(
-                images=image,
-                texts=text,
-                image_of_text=owners,
-                samples=samples,
-                task=task,
-                metric=metric,
-                variant=variant,
-            )
-            for image, text, variant in zip(images, texts, names, strict=True)
-        )
-        return _with_parts(fp16, quantized, samples=samples, pixels=shown.pixels)
+            self._values |= {"texts_key": asked, "texts": embedded}
+        kept: list[torch.Tensor] = self._values["texts"]
+        return kept
 
     def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
         """Return the image embeddings of both variants, from memory, the cache, or a forward.
@@ -232,9 +265,12 @@ class Measured(Variants):
             name: self.key(EMBEDDINGS, variant=variant, data=data, stage="")
             for name, variant in (("fp16", self.fp16_key), ("quantized", self.variant_key))
         }
-        if self._values.get("embeddings_key") == keys:
-            kept: list[torch.Tensor] = self._values["embeddings"]
-            return kept
+        memory: dict[tuple[str, ...], list[torch.Tensor]] = self._values.setdefault(
+            "embeddings", {}
+        )
+        place = tuple(keys.values())
+        if place in memory:
+            return memory[place]
 
         def save(folder: Path, name: str, embedded: torch.Tensor) -> None:
             numpy.save(folder / f"{name}.npy", embedded.numpy(), allow_pickle=False)
@@ -277,9 +313,10 @@ class Measured(Variants):
 
         quantized = load("quantized", build)
         fp16 = load("fp16", lambda folder: save(folder, "fp16", embed(("fp16",))[0]))
-        found = [fp16, quantized]
-        self._values |= {"embeddings_key": keys, "embeddings": found}
-        return found
+        if len(memory) > 1:  # those of a task and its bank
+            del memory[next(iter(memory))]
+        memory[place] = [fp16, quantized]
+        return memory[place]
 
     @contextmanager
     def _encoders(self, stage: Stage) -> Iterator[tuple[Encodes, Encodes]]:
@@ -441,19 +478,6 @@ class Measured(Variants):
             measure=measure,
             read=functools.partial(from_json, Roundtrip),
         )
-
-
-def _with_parts(
-    fp16: Outcomes, quantized: Outcomes, *, samples: Samples, pixels: Sequence[str]
-) -> tuple[Outcomes, Outcomes]:
-    from pytest_quantgate.measure.accuracy import cluster_samples
-
-    parts = digest_parts(samples)
-    before, after = (
-        replace(cluster_samples(found, samples=samples, pixels=pixels), data_parts=parts)
-        for found in (fp16, quantized)
-    )
-    return before, after
 
 
 def _read_outcomes(stored: Any) -> tuple[Outcomes, Outcomes]:

@@ -49,9 +49,6 @@ SUSPECTS = 4
 #: Images of a forward: the outputs of all blocks of one batch are held in memory.
 BATCH_SIZE = 32
 
-#: Of a task with more classes than this a study keeps those of its samples: each has a prompt.
-MOST_CLASSES = 256
-
 #: Evaluations of a suite's gates that are spent on the search for an exclusion.
 MOST_VERIFICATIONS = 6
 
@@ -59,7 +56,7 @@ Item = TypeVar("Item")
 
 #: What a study measures on: the data of a gate, or the calibration set's held-out pairs.
 Gate = AccuracyGate | FidelityGate | None
-Score = Callable[["torch.Tensor", "torch.Tensor"], float]
+Score = Callable[..., float]  # of the embeddings of every tower, images first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,16 +249,13 @@ class Study:
 
     def probe(self, gate: Gate, count: int) -> Probe:
         """Return at most `count` samples to measure on, spread over all that a gate has."""
-        from pytest_quantgate.tasks.registry import evaluation_data
-
+        reads = "text" in self.case.towers
         if gate is None:
-            return pairs_probe(self.case.held_out(count))
+            return pairs_probe(self.case.held_out(count), reads=reads)
         samples = take_spread(self._samples(gate), count)
         if isinstance(gate, FidelityGate):
-            return pairs_probe(samples)
-        if evaluation_data(gate.task)[1] == "retrieval":
-            return retrieval_probe(samples, gate=gate)
-        return classification_probe(samples, gate=gate)
+            return pairs_probe(samples, reads=reads)
+        return task_probe(samples, gate=gate, reads=reads)
 
     # -- excluding ------------------------------------------------------------------------------
 
@@ -372,7 +366,12 @@ class Study:
 
     def _outcomes(self, case: Measured, gate: AccuracyGate) -> tuple[Any, Any]:
         return case.outcomes(
-            task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first
+            task=gate.task,
+            metric=gate.metric,
+            samples=gate.samples,
+            first=gate.first,
+            bank=gate.bank,
+            bank_samples=gate.bank_samples,
         )
 
     def _coverage(self, names: Collection[str], groups: Sequence[QuantizerGroup]) -> str:
@@ -415,7 +414,12 @@ def without(case: Measured, names: Collection[str]) -> Iterator[Measured]:
 def judge_case(case: Measured, gate: AccuracyGate) -> Verdict:
     """Return the verdict of one accuracy gate on a case, in PyTorch."""
     fp16, quantized = case.outcomes(
-        task=gate.task, metric=gate.metric, samples=gate.samples, first=gate.first
+        task=gate.task,
+        metric=gate.metric,
+        samples=gate.samples,
+        first=gate.first,
+        bank=gate.bank,
+        bank_samples=gate.bank_samples,
     )
     return judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
 
@@ -595,62 +599,40 @@ def take_evenly(items: Sequence[Item], count: int) -> tuple[Item, ...]:
     return tuple(items[index * len(items) // count] for index in range(count))
 
 
-def pairs_probe(samples: Samples) -> Probe:
-    """Return the probe of pairs of an image and a text, without a metric."""
-    texts = tuple(samples.text(index) for index in range(len(samples)))
+def pairs_probe(samples: Samples, *, reads: bool) -> Probe:
+    """Return the probe of pairs without a metric; a model that `reads` gets their texts."""
+    texts = tuple(samples.text(index) for index in range(len(samples) if reads else 0))
     return Probe(samples=samples, texts=texts, score=None)
 
 
-def classification_probe(samples: Samples, *, gate: AccuracyGate) -> Probe:
-    """Return the probe of a classification task, with about as many prompts as samples.
+def task_probe(samples: Samples, *, gate: AccuracyGate, reads: bool) -> Probe:
+    """Return the probe of a task, made cheaper as its kind says, without the bank of the gate.
 
-    Of many templates the first are kept, at least one; of more than `MOST_CLASSES` classes those of
-    the samples, which makes the task easier for every state alike.
+    `reads` is whether the model has a text tower, which is given texts whether or not the task
+    looks at them. Where right is what FP16 answers there is no metric: noise says it.
     """
-    from pytest_quantgate.measure.accuracy import classification_outcomes
-    from pytest_quantgate.measure.embeddings import average_templates, list_prompts
+    from pytest_quantgate.tasks.kind import find_task
+    from pytest_quantgate.tasks.scoring import TaskInputs, build_outcomes
 
-    assert samples.labels is not None
-    if len(samples.class_names) > MOST_CLASSES:
-        kept = sorted(set(samples.labels))
-        samples = replace(
-            samples,
-            class_names=tuple(samples.class_names[label] for label in kept),
-            labels=tuple(kept.index(label) for label in samples.labels),
-        )
-    classes = len(samples.class_names)
-    probe = replace(samples, templates=samples.templates[: max(1, len(samples) // classes)])
+    kind = find_task(gate.task)
+    probe = kind.simplify(samples)
+    asked = "text" in kind.towers
+    texts = tuple(kind.list_texts(probe)) if asked else ()
 
-    def score(images: torch.Tensor, texts: torch.Tensor) -> float:
-        return classification_outcomes(
-            images=images,
-            classifier=average_templates(texts, classes=classes),
+    def score(*embedded: torch.Tensor) -> float:
+        inputs = TaskInputs(
             samples=probe,
+            pixels=probe.hashes,
             task=gate.task,
             metric=gate.metric,
-            variant="",
-        ).value
+            images=embedded[0],
+            texts=embedded[1] if asked else None,
+        )
+        return build_outcomes(kind.score(inputs), inputs=inputs, variant="").value
 
-    return Probe(samples=probe, texts=tuple(list_prompts(probe)), score=score)
-
-
-def retrieval_probe(samples: Samples, *, gate: AccuracyGate) -> Probe:
-    """Return the probe of a retrieval task: each image with its first caption."""
-    from pytest_quantgate.measure.accuracy import retrieval_outcomes
-
-    def score(images: torch.Tensor, texts: torch.Tensor) -> float:
-        return retrieval_outcomes(
-            images=images,
-            texts=texts,
-            image_of_text=range(len(samples)),
-            samples=samples,
-            task=gate.task,
-            metric=gate.metric,
-            variant="",
-        ).value
-
-    texts = tuple(samples.text(index) for index in range(len(samples)))
-    return Probe(samples=samples, texts=texts, score=score)
+    if reads and not asked:
+        texts = tuple(probe.text(index) for index in range(len(probe)))
+    return Probe(samples=probe, texts=texts, score=None if kind.needs_fp16 else score)
 
 
 def _task_of(gate: Gate) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pytest_quantgate.encoders.faults import image_size
 from pytest_quantgate.evidence.audit import Audit, CalibrationRun
 from pytest_quantgate.evidence.fidelity import Fidelity
 from pytest_quantgate.evidence.onnx import OnnxAudit
-from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes
 from pytest_quantgate.evidence.parity import Parity, Roundtrip
 from pytest_quantgate.evidence.sanity import Answers, Sanity, Twins
 from pytest_quantgate.gates.accuracy import AccuracyGate
@@ -310,7 +310,7 @@ def with_correct(outcomes: Outcomes, *, correct: tuple[bool, ...]) -> Outcomes:
 
 def value_of(outcomes: Outcomes) -> float:
     """Return the metric that the samples give."""
-    if outcomes.metric != "mean_per_class_recall":
+    if not averages_classes(outcomes.metric):
         return sum(outcomes.correct) / len(outcomes.correct)
     by_class: dict[int, list[bool]] = {}
     for label, right in zip(outcomes.labels, outcomes.correct, strict=True):

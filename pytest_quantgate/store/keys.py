@@ -118,10 +118,14 @@ NEAR_COPIES = Measurement(
 EMBEDDINGS = Measurement(kind="embeddings", inputs=("variant", "data", "stage"), packages=CLIP)
 #: The largest values inside FP16, on held-out pairs.
 ACTIVATIONS = Measurement(kind="activations", inputs=("fp16", "calibration"), packages=CLIP)
-#: What both variants answer to each sample of a task.
+#: What both variants answer to each sample of a task; `code` is the digest of the package that a
+#: task of others is in.
 OUTCOMES = Measurement(
     kind="outcomes",
-    inputs=("fp16", "variant", "data", "task", "metric", "samples", "first", "stage"),
+    inputs=(
+        *("fp16", "variant", "data", "bank", "task", "code", "metric"),
+        *("samples", "first", "stage"),
+    ),
     packages=CLIP,
 )
 FIDELITY = Measurement(

@@ -20,7 +20,7 @@ from pytest_quantgate.errors import BaselineError, StoredValueError
 from pytest_quantgate.evidence.codec import from_json, shorten, to_json
 from pytest_quantgate.evidence.fingerprint import Fingerprint
 from pytest_quantgate.evidence.latency import Machine
-from pytest_quantgate.evidence.outcomes import StoredOutcomes
+from pytest_quantgate.evidence.outcomes import StoredOutcomes, averages_classes
 from pytest_quantgate.untrusted import parse_json
 
 SCHEMA = 2
@@ -149,7 +149,7 @@ class Record:
         """Raise BaselineError for values that no run can have written."""
         for name in _OUTCOMES:
             _check_outcomes(getattr(self, name), at=name)
-        if self.metric != "mean_per_class_recall":  # the others are shares of right samples
+        if not averages_classes(self.metric):  # the others are shares of right samples
             for name in _OUTCOMES:
                 _check_value(getattr(self, name), at=name)
         if self.first.data_digest != self.first_fp16.data_digest:

@@ -39,11 +39,11 @@ Stage = Literal["torch", "onnx", "engine"]
 FIRST = flag_key(help="take the first samples, as they stand; default: draw them by seed")
 
 
-def check_data(data: str) -> None:
+def check_data(data: str, *, key: str = "data") -> None:
     """Raise BadKey for what is not `<data set>/<split>`."""
     dataset, _, split = data.rpartition("/")
     if not dataset or not split:
-        raise BadKey("data", f"{data!r} is no data: write <data set>/<split>, such as scenes/train")
+        raise BadKey(key, f"{data!r} is no data: write <data set>/<split>, such as scenes/train")
 
 
 @dataclass(frozen=True, kw_only=True)

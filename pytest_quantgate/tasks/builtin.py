@@ -9,7 +9,8 @@ from pytest_quantgate.errors import DataError, MissingPackage
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.samples import Samples
 
-Purpose = Literal["classification", "retrieval", "pairs"]
+#: What samples are for: labelled images, captions, pairs that calibrate, or pictures alone.
+Purpose = Literal["classification", "retrieval", "pairs", "images"]
 
 #: How many scenes a split has where a suite sets no `samples`.
 SCENES = 5000

@@ -17,6 +17,7 @@ from pytest_quantgate.suite.specs import CalibrationSpec, ColumnsSpec, DatasetSp
 from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.builtin import Purpose, load_digits, load_scenes
 from pytest_quantgate.tasks.drawing import SEED, Draw
+from pytest_quantgate.tasks.kind import find_task, split_task
 from pytest_quantgate.tasks.reader import DatasetReader, Source
 from pytest_quantgate.tasks.readers import find_reader
 from pytest_quantgate.tasks.samples import Samples
@@ -37,14 +38,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def evaluation_data(task: str) -> tuple[str, Purpose]:
     """Return the data (`<data set>/test`) and the purpose of a task `<data set>/<task>`."""
-    dataset, kind = split_name(task)
-    if kind == "classification":
-        return f"{dataset}/test", "classification"
-    if kind == "retrieval":
-        return f"{dataset}/test", "retrieval"
-    close = difflib.get_close_matches(kind, ("classification", "retrieval"), n=1)
-    hint = f"; did you mean {dataset}/{close[0]}?" if close else ""
-    raise DataError(f"unknown task {task!r}: tasks are classification and retrieval{hint}")
+    return f"{split_task(task)[0]}/test", find_task(task).purpose
 
 
 def load_samples(
@@ -220,8 +214,17 @@ def check_spec(spec: DatasetSpec, *, reader: DatasetReader) -> None:
 
 
 def _check_purpose(samples: Samples, *, purpose: Purpose) -> None:
+    if purpose in ("pairs", "images"):
+        return
+    if samples.labels is None and samples.captions is None:
+        raise DataError(
+            f"{samples.name} has neither labels nor captions: use <data set>/neighbours"
+        )
     if purpose == "classification" and samples.labels is None:
-        raise DataError(f"{samples.name} has captions and no labels: use <data set>/retrieval")
+        raise DataError(
+            f"{samples.name} has captions and no labels: use <data set>/retrieval "
+            f"or <data set>/neighbours"
+        )
     if purpose == "retrieval" and samples.captions is None:
         raise DataError(f"{samples.name} has labels and no captions: use <data set>/classification")
 

@@ -28,9 +28,9 @@ class Samples:
 
     `images[i]` is a PIL image or a uint8 array [H, W, 3]; it may be decoded at each access.
     `hashes` are SHA-256 of the image content. `labels` index `class_names`; `captions` are the
-    texts that describe each image. Either may be None, not both. `columns` are further values of
-    each sample, by their names. `decoding` says how images are decoded otherwise than as they lie
-    there, `notes` what was guessed about the data or passed over in it.
+    texts that describe each image. Either may be None, and both for pictures alone. `columns` are
+    further values of each sample, by their names. `decoding` says how images are decoded otherwise
+    than as they lie there, `notes` what was guessed about the data or passed over in it.
     """
 
     name: str
@@ -48,8 +48,6 @@ class Samples:
     def __post_init__(self) -> None:
         if not self.ids:
             raise DataError(f"{self.name}: the data set is empty: nothing can be measured on it")
-        if self.labels is None and self.captions is None:
-            raise DataError(f"{self.name}: the data set has neither labels nor captions")
         doubled = [name for name, count in Counter(self.ids).items() if count > 1]
         if doubled:
             raise DataError(
@@ -107,11 +105,16 @@ class Samples:
     def text(self, index: int) -> str:
         """Return the text that goes with an image: its first caption, or a filled template.
 
+        Raises DataError where there is none.
+
         Templates take turns, so that calibration sees all of them.
         """
         if self.captions is not None:
             return self.captions[index][0]
-        assert self.labels is not None
+        if self.labels is None:
+            raise DataError(
+                f"{self.name} has neither labels nor captions: there is no text for a text tower"
+            )
         template = self.templates[index % len(self.templates)] if self.templates else "{c}"
         return fill(template, self.class_names[self.labels[index]])
 

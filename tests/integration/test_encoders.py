@@ -81,7 +81,7 @@ def test_what_needs_texts_says_so(write: Callable[[str], None], run_gates: Run) 
     result.stdout.fnmatch_lines(
         [
             "*vit.quantgate.yaml:6: the model has no text tower: it has vision*",
-            "*has no text tower, and digits/classification is zero-shot*drop this gate*",
+            "*has no text tower, and digits/classification needs one*judge it by digits/knn*",
             "*vit: do not ship: coverage, accuracy*",
         ]
     )

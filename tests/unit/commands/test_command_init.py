@@ -27,6 +27,7 @@ from pytest_quantgate.gates.export import ExportGate
 from pytest_quantgate.gates.fidelity import FidelityGate
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.roundtrip import RoundtripGate
+from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import Suite
 
@@ -136,6 +137,56 @@ def test_local_folder_of_data_is_declared_and_counted() -> None:
     assert suite.gates.one(FidelityGate) is not None
     assert suite.gates.one(FidelityGate).samples == 20
     assert [gate.task for gate in suite.gates.all(AccuracyGate)] == ["my_photos/classification"]
+
+
+VISION = {
+    "model_type": "vit",
+    "image_size": 32,
+    "patch_size": 8,
+    "num_channels": 3,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("holds", "task", "metric"),
+    [
+        ("classification", "photos/knn", "acc1"),
+        ("retrieval", "photos/neighbours", "top1"),
+    ],
+)
+def test_a_model_without_texts_gets_a_task_that_it_can_do(
+    holds: str, task: str, metric: str
+) -> None:
+    write_config(Path("vit"), **VISION)
+    write_webdataset(Path("photos")).joinpath("dataset_type.txt").write_text(f"{holds}\n")
+    suite = init("--model", "vit", "--data", "photos")
+
+    assert [(gate.task, gate.metric) for gate in suite.gates.all(TaskGate)] == [
+        (task, metric),
+        (task, metric),
+    ]
+    text = Path("s.quantgate.yaml").read_text(encoding="utf-8")
+    assert ("add floor" in text) is (metric == "acc1")  # FP16 agrees with itself
+
+
+def test_another_task_than_the_usual_is_written_as_asked() -> None:
+    write_webdataset(Path("photos"))
+    suite = init("--model", "reference", "--data", "photos", "--task", "neighbours")
+
+    assert {gate.task for gate in suite.gates.all(TaskGate)} == {"photos/neighbours"}
+
+
+def test_a_task_that_the_model_cannot_do_is_refused(capsys: Captured) -> None:
+    write_config(Path("vit"), **VISION)
+    arguments = ["--model", "vit", "--data", "digits", "--task", "classification"]
+
+    assert main(["init", *arguments, "--output", "s.quantgate.yaml"]) != 0
+    assert "no text tower, and digits/classification needs one" in capsys.readouterr().err
+    assert not Path("s.quantgate.yaml").exists()
 
 
 def test_retrieval_data_gets_retrieval_tasks() -> None:

@@ -96,6 +96,24 @@ def test_known_recipes_pass(recipe: str) -> None:
     assert check("fp8,", f"{recipe},") == ()
 
 
+def test_a_task_that_needs_a_tower_which_the_model_lacks_is_an_error() -> None:
+    Path("config.json").write_text('{"model_type": "dinov2"}', encoding="utf-8")
+
+    (error,) = check()
+    assert error == (
+        "s.quantgate.yaml:10: . has no text tower, and photos/classification needs one (zero-shot: "
+        "images against class names in templates): judge it by photos/knn (with labels) or "
+        "photos/neighbours (without)"
+    )
+    assert check("photos/classification", "photos/knn") == ()
+
+
+def test_a_bank_that_is_not_declared_is_an_error() -> None:
+    (error,) = check("photos/classification", "photos/knn, bank: fotos/train")
+
+    assert error.startswith("s.quantgate.yaml:10: unknown data set 'fotos'; did you mean 'photos'?")
+
+
 def test_what_this_machine_lacks_is_a_note(capsys: Captured) -> None:
     assert main(["validate", str(write())], environ={}) == 0
 

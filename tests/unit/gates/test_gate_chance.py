@@ -26,6 +26,7 @@ from pytest_quantgate.gates.chance import (
     judge_chance,
 )
 from pytest_quantgate.measure.sanity import count_answers, read_answers
+from pytest_quantgate.tasks.retrieval import count_chance
 
 pytestmark = pytest.mark.slow
 
@@ -368,16 +369,20 @@ def test_of_retrieval_one_caption_an_image_counts() -> None:
             metric="image_retrieval_recall@1",
             correct=(True, True, False, False, True, True),
             clusters=(0, 0, 1, 1, 2, 2),
-        )
+        ),
+        chance=count_chance,
     )
 
+    assert found is not None
     assert (found.right, found.samples, found.chance) == (2, 3, pytest.approx(1 / 3))
 
 
 def test_recall_among_fewer_than_k_is_chance() -> None:
     found = read_answers(
-        outcomes(metric="text_retrieval_recall@5", correct=(True,) * 4, clusters=())
+        outcomes(metric="text_retrieval_recall@5", correct=(True,) * 4, clusters=()),
+        chance=count_chance,
     )
 
+    assert found is not None
     assert found.chance == 1
     assert not is_above_chance(found, alpha=0.5)

@@ -237,7 +237,7 @@ def test_images_of_one_embedding_fail() -> None:
 
 
 def test_images_that_are_not_finite_fail() -> None:
-    verdict = judge(task={"nonfinite": 3})
+    verdict = judge(task={"nonfinite": 3, "images": 5})
 
     assert verdict.code == "sanity.embeddings-nonfinite"
     assert verdict.headline == (

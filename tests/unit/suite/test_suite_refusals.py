@@ -318,14 +318,29 @@ from suite_texts import FILE, SMALL, VALID, Refusal, swap
         (
             "task: photos/retrieval",
             "task: photos",
-            "accuracy.task: 'photos' is no task: write <data set>/classification or <data "
-            "set>/retrieval",
+            "accuracy.task: 'photos' is no task: write <data set>/<kind>, of classification, "
+            "retrieval, knn, neighbours",
         ),
         (
             "task: photos/retrieval",
             "task: /retrieval",
-            "accuracy.task: '/retrieval' is no task: write <data set>/classification or "
-            "<data set>/retrieval",
+            "accuracy.task: '/retrieval' is no task: write <data set>/<kind>, of classification, "
+            "retrieval, knn, neighbours",
+        ),
+        (
+            "max_drop: 3pp",
+            "max_drop: 3pp\n      bank: photos/train",
+            "accuracy.bank: retrieval looks nothing up in a bank: leave it out",
+        ),
+        (
+            "max_drop: 3pp",
+            "max_drop: 3pp\n      bank_samples: 100",
+            "accuracy.bank_samples: is about bank: name it, such as bank: photos/train",
+        ),
+        (
+            "max_drop: 3pp",
+            "max_drop: 3pp\n      bank: photos",
+            "accuracy.bank: 'photos' is no data: write <data set>/<split>, such as scenes/train",
         ),
         (
             "max_drop: 3pp",

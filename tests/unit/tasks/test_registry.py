@@ -39,9 +39,9 @@ def test_tasks_are_evaluated_on_the_test_split() -> None:
     ("task", "message"),
     [
         ("scenes/clasification", "did you mean scenes/classification"),
-        ("scenes/detection", "tasks are classification and retrieval$"),
-        ("scenes", "'scenes' is no data: write <data set>/<split>"),
-        ("/test", "'/test' is no data"),
+        ("scenes/detection", "tasks are classification, retrieval, knn, neighbours$"),
+        ("scenes", "'scenes' is no task: write <data set>/<kind>, of class"),
+        ("/test", "'/test' is no task"),
     ],
 )
 def test_an_unknown_task_is_named(task: str, message: str) -> None:
@@ -264,8 +264,9 @@ def test_without_clip_benchmark_the_install_line_is_shown(
 
 def test_samples_must_be_whole() -> None:
     common: dict[str, Any] = {"name": "d", "images": [None, None], "hashes": ("1", "2")}
-    with pytest.raises(DataError, match="neither labels nor captions"):
-        Samples(ids=("a", "b"), **common)
+    bare = Samples(ids=("a", "b"), **common)
+    with pytest.raises(DataError, match="neither labels nor captions: there is no text"):
+        bare.text(0)
     with pytest.raises(DataError, match="1 sample ids are not unique, first 'a'"):
         Samples(ids=("a", "a"), captions=(("x",), ("y",)), **common)
 

@@ -1,0 +1,158 @@
+"""What a task is given and what it gives: embeddings of one variant, and an outcome a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_quantgate.errors import DataError
+from pytest_quantgate.evidence.fingerprint import digest_of, digest_parts
+from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes
+from pytest_quantgate.tasks.contents import count_copies
+from pytest_quantgate.tasks.samples import Samples
+
+if TYPE_CHECKING:
+    import torch
+
+#: Rows of a score matrix that are held at once.
+CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInputs:
+    """Samples, and what one variant makes of them.
+
+    `images` are float32 [N, D] and `texts` [M, D] of what the task's `list_texts` gives, on the CPU
+    and not normalised; None where the task does not ask for that tower. `pixels` are digests of the
+    decoded pictures. `bank` is the same for the data that the suite names as `bank`. `fp16` is what
+    FP16 makes of the same samples; None where that is FP16 itself.
+    """
+
+    samples: Samples
+    pixels: tuple[str, ...]
+    metric: str
+    task: str = ""
+    images: torch.Tensor | None = None
+    texts: torch.Tensor | None = None
+    bank: TaskInputs | None = None
+    fp16: TaskInputs | None = None
+
+    @property
+    def reference(self) -> TaskInputs:
+        """What FP16 makes of the same samples."""
+        return self.fp16 or self
+
+    @property
+    def k(self) -> int | None:
+        """The K of a metric `name@K`, None without one."""
+        _, at, number = self.metric.partition("@")
+        return int(number) if at else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a variant answers: one entry an outcome, in an order that depends on the data alone.
+
+    `answers` are numbers that stand for what was answered (default: whether it is right), -1 for
+    none; `labels` the class of each with `class_names`, both empty where the task has no classes.
+    `ids` are those of the samples where nothing else is said; several outcomes of one sample have
+    `<id>#<number>`. Outcomes that share an entry in any of `shared` are not independent (default:
+    the picture); `copies` counts those that repeat others (None: samples with the same picture and
+    label). `nonfinite` counts embeddings with NaN or Inf.
+    """
+
+    correct: Sequence[bool]
+    answers: Sequence[int] = ()
+    ids: Sequence[str] = ()
+    labels: Sequence[int] = ()
+    class_names: tuple[str, ...] = ()
+    shared: tuple[Sequence[Hashable], ...] = ()
+    copies: int | None = None
+    nonfinite: int = 0
+
+
+def build_outcomes(scored: Scored, *, inputs: TaskInputs, variant: str) -> Outcomes:
+    """Return what a task gave as evidence; raises DataError where it has not one entry each."""
+    samples, task = inputs.samples, inputs.task
+    correct = tuple(bool(right) for right in scored.correct)
+    ids = tuple(scored.ids) or samples.ids
+    answers = tuple(scored.answers) or tuple(map(int, correct))
+    labels = tuple(scored.labels) or (-1,) * len(correct)
+    shared = scored.shared or (inputs.pixels,)
+    parts = {"ids": ids, "answers": answers, "labels": labels}
+    for name, values in (*parts.items(), *(("groups", keys) for keys in shared)):
+        if len(values) != len(correct):
+            raise DataError(
+                f"{task}: {len(correct)} outcomes and {len(values)} {name}: a task gives one for "
+                f"each sample"
+            )
+    clusters = number_clusters(*shared)
+    copies = scored.copies
+    return Outcomes(
+        task=task,
+        metric=inputs.metric,
+        variant=variant,
+        ids=ids,
+        correct=correct,
+        answers=answers,
+        labels=labels,
+        class_names=scored.class_names,
+        value=_count_value(correct, labels=labels, metric=inputs.metric),
+        data_digest=digest_data(inputs),
+        nonfinite=scored.nonfinite,
+        clusters=() if len(set(clusters)) == len(clusters) else clusters,
+        copies=count_copies(samples, pixels=inputs.pixels) if copies is None else copies,
+        data_parts=list_parts(inputs),
+    )
+
+
+def digest_data(inputs: TaskInputs) -> str:
+    """Return the SHA-256 of all data that decides a result: that of the samples, and the bank."""
+    digest, bank = inputs.samples.digest, inputs.bank
+    return digest if bank is None else digest_of([digest, bank.samples.digest])
+
+
+def list_parts(inputs: TaskInputs) -> tuple[tuple[str, str], ...]:
+    """Return the name and SHA-256 of each part of the data."""
+    parts = digest_parts(inputs.samples)
+    return parts if inputs.bank is None else (*parts, ("bank", inputs.bank.samples.digest))
+
+
+def number_clusters(*keys: Sequence[Hashable]) -> tuple[int, ...]:
+    """Return the number of each item's cluster, from 0 in the order of the items.
+
+    Items that have a key in common are in one cluster, also over a third one.
+    """
+    parents = list(range(len(keys[0])))
+
+    def find(item: int) -> int:
+        while parents[item] != item:
+            parents[item] = item = parents[parents[item]]
+        return item
+
+    for values in keys:
+        seen: dict[Hashable, int] = {}
+        for item, value in enumerate(values):
+            first, second = sorted((find(item), find(seen.setdefault(value, item))))
+            parents[second] = first
+    numbers: dict[int, int] = {}
+    return tuple(numbers.setdefault(find(item), len(numbers)) for item in range(len(parents)))
+
+
+def find_finite(embedded: torch.Tensor) -> torch.Tensor:
+    """Return bool [N]: which embeddings hold neither NaN nor Inf."""
+    import torch
+
+    return torch.isfinite(embedded).all(dim=1)
+
+
+def _count_value(correct: Sequence[bool], *, labels: Sequence[int], metric: str) -> float:
+    """Return the share that is right, or the mean of it over the classes that occur."""
+    if not averages_classes(metric):
+        return sum(correct) / max(1, len(correct))
+    by_class: dict[int, list[bool]] = {}
+    for label, right in zip(labels, correct, strict=True):
+        by_class.setdefault(label, []).append(right)
+    recalls = [sum(found) / len(found) for _, found in sorted(by_class.items())]
+    return sum(recalls) / max(1, len(recalls))

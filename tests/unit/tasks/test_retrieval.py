@@ -1,0 +1,146 @@
+"""Retrieval equals what clip-benchmark's own functions compute on the same data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from clip_benchmark.metrics import zeroshot_retrieval
+from task_builders import AsClipBenchmark, Loader, answer, ask
+
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.encoders.loading import load_fp16
+from pytest_quantgate.errors import DataError
+from pytest_quantgate.suite.specs import ModelSpec
+from pytest_quantgate.suite.where import Where
+from pytest_quantgate.tasks.registry import load_samples
+from pytest_quantgate.tasks.retrieval import list_captions, list_owners
+from pytest_quantgate.tasks.samples import Samples
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model() -> Encoder:
+    return load_fp16(ModelSpec(where=Where(file="s", line=1), source="reference"))
+
+
+@pytest.fixture(scope="module")
+def captioned() -> Samples:
+    """Images with one to three captions each."""
+    found = load_samples("scenes/test", datasets={}, samples=120, environ={}, purpose="retrieval")
+    assert found.captions is not None
+    texts = [caption for (caption,) in found.captions]
+    several = [
+        (texts[i], *(f"a photo of {texts[i]}", f"a drawing of {texts[i]}")[: i % 3])
+        for i in range(len(texts))
+    ]
+    return Samples(
+        name="scenes/test",
+        ids=found.ids,
+        images=found.images,
+        hashes=found.hashes,
+        captions=tuple(several),
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_retrieval_equals_clip_benchmark(model: Encoder, captioned: Samples) -> None:
+    plain = AsClipBenchmark(model)
+    expected = zeroshot_retrieval.evaluate(
+        plain, Loader(model, captioned), plain.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10]
+    )
+
+    assert len(expected) == 6
+    for metric, value in expected.items():
+        found = ask(model, captioned, kind="retrieval", metric=metric)
+        assert found.value == pytest.approx(value, abs=1e-6), metric
+    assert 0.2 < expected["image_retrieval_recall@1"] < expected["image_retrieval_recall@10"]
+
+
+def test_outcomes_name_every_query_once(model: Encoder, captioned: Samples) -> None:
+    texts = list_captions(captioned)
+    by_text = ask(model, captioned, kind="retrieval", metric="image_retrieval_recall@5")
+    by_image = ask(model, captioned, kind="retrieval", metric="text_retrieval_recall@5")
+
+    assert len(set(by_text.ids)) == len(by_text.ids) == len(texts)
+    assert by_text.ids[:3] == (
+        f"{captioned.ids[0]}#0",
+        f"{captioned.ids[1]}#0",
+        f"{captioned.ids[1]}#1",
+    )
+    assert by_image.ids == captioned.ids
+
+
+def test_scores_are_the_same_in_chunks(
+    model: Encoder, captioned: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ask(model, captioned, kind="retrieval", metric="text_retrieval_recall@5")
+    monkeypatch.setattr("pytest_quantgate.tasks.retrieval.CHUNK_ROWS", 7)
+
+    assert ask(model, captioned, kind="retrieval", metric="text_retrieval_recall@5") == whole
+
+
+def test_nan_in_a_text_or_image_is_counted(captioned: Samples) -> None:
+    few = captioned.take(3)
+    owners = list_owners(few)
+    unit = torch.eye(len(owners))
+    spoiled = unit[list(dict.fromkeys(owners)), :].clone()
+    spoiled[1] = torch.nan
+    found = answer(
+        few, kind="retrieval", metric="text_retrieval_recall@1", images=spoiled, texts=unit
+    )
+
+    assert found.nonfinite == 1
+    assert not found.correct[1]
+
+
+def test_a_k_beyond_what_there_is_to_find_is_named(captioned: Samples) -> None:
+    few = captioned.take(3)
+    texts = torch.ones(len(list_captions(few)), 3)
+    with pytest.raises(DataError, match="there are only 3 candidates"):
+        answer(
+            few,
+            kind="retrieval",
+            metric="image_retrieval_recall@9",
+            images=torch.eye(3),
+            texts=texts,
+        )
+
+
+def cluster(
+    metric: str, pixels: str, *, captions: tuple[tuple[str, ...], ...]
+) -> tuple[tuple[int, ...], int]:
+    """Return clusters and copies of samples, whose pictures are letters."""
+    samples = Samples(
+        name="d",
+        ids=tuple(map(str, range(len(pixels)))),
+        images=[None] * len(pixels),
+        hashes=tuple(pixels),
+        captions=captions,
+    )
+    found = answer(
+        samples,
+        kind="retrieval",
+        metric=metric,
+        images=torch.ones(len(pixels), 2),
+        texts=torch.ones(sum(map(len, captions)), 2),
+    )
+    return found.clusters, found.copies
+
+
+def test_captions_of_one_picture_or_one_text_are_a_cluster() -> None:
+    find, found = "image_retrieval_recall@1", "text_retrieval_recall@1"
+    two = (("one", "another"), ("a third",))
+
+    assert cluster(find, "ab", captions=two) == ((0, 0, 1), 0)
+    assert cluster(found, "ab", captions=two) == ((), 0)
+    # The same photograph under two ids, each with a caption of its own: no copy, one cluster.
+    assert cluster(find, "aa", captions=two) == ((0, 0, 0), 0)
+    assert cluster(found, "aa", captions=two) == ((0, 0), 0)
+    assert cluster(find, "aab", captions=(("x",), ("x",), ("y",))) == ((0, 0, 1), 1)
+    assert cluster(found, "aab", captions=(("x",), ("x",), ("y",))) == ((0, 0, 1), 1)
+    # All captions alike: one query, however many pictures.
+    assert cluster(find, "abc", captions=(("x",),) * 3) == ((0, 0, 0), 0)
+    # Over a third one: a and b share x, b and c share y.
+    chain = (("x",), ("x", "y"), ("y",), ("z",))
+    assert cluster(find, "abcd", captions=chain) == ((0, 0, 0, 0, 1), 0)

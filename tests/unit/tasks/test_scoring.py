@@ -1,0 +1,103 @@
+"""What a task gives becomes evidence: one entry each, values, clusters and copies."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_quantgate.errors import DataError
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.tasks.samples import Samples
+from pytest_quantgate.tasks.scoring import Scored, TaskInputs, build_outcomes, number_clusters
+
+
+def make_inputs(pixels: str, *, labels: tuple[int, ...] = (), metric: str = "acc1") -> TaskInputs:
+    """Return inputs of samples whose pictures are letters."""
+    samples = Samples(
+        name="d",
+        ids=tuple(map(str, range(len(pixels)))),
+        images=[None] * len(pixels),
+        hashes=tuple(pixels),
+        labels=labels or (0,) * len(pixels),
+        class_names=("cat", "dog"),
+    )
+    return TaskInputs(samples=samples, pixels=tuple(pixels), task="d/t", metric=metric)
+
+
+def build(scored: Scored, pixels: str = "abcd", **of: object) -> Outcomes:
+    return build_outcomes(scored, inputs=make_inputs(pixels, **of), variant="v")  # type: ignore[arg-type]
+
+
+def test_outcomes_alone_are_enough() -> None:
+    found = build(Scored(correct=[True, False, True, True]))
+
+    assert found.ids == ("0", "1", "2", "3")
+    assert found.answers == (1, 0, 1, 1)
+    assert found.labels == (-1,) * 4
+    assert (found.value, found.clusters, found.copies) == (0.75, (), 0)
+
+
+def test_a_mean_over_classes_weighs_each_alike() -> None:
+    labels = (0, 0, 0, 1)
+    scored = Scored(correct=[True, True, True, False], labels=labels, class_names=("cat", "dog"))
+
+    assert build(scored, metric="mean_per_class_recall@5").value == 0.5
+    assert build(scored, metric="acc1@5").value == 0.75
+
+
+@pytest.mark.parametrize(
+    "scored",
+    [
+        Scored(correct=[True] * 3),
+        Scored(correct=[True] * 4, answers=[1]),
+        Scored(correct=[True] * 4, labels=[1]),
+        Scored(correct=[True] * 8),
+        Scored(correct=[True] * 4, shared=(["a"],)),
+    ],
+)
+def test_one_entry_too_few_or_too_many_is_no_result(scored: Scored) -> None:
+    with pytest.raises(DataError, match=r"d/t: \d outcomes and \d \w+: a task gives one for each"):
+        build(scored)
+
+
+def test_samples_of_one_picture_are_a_cluster() -> None:
+    def cluster(pixels: str, labels: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        found = build(Scored(correct=[True] * 4), pixels, labels=labels)
+        return found.clusters, found.copies
+
+    assert cluster("abcd", (0, 1, 0, 1)) == ((), 0)
+    # b and B are one picture under two ids; with two labels it is in two classes, and no copy.
+    assert cluster("abcb", (0, 1, 0, 1)) == ((0, 1, 2, 1), 1)
+    assert cluster("abcb", (0, 1, 0, 0)) == ((0, 1, 2, 1), 0)
+    assert cluster("aaaa", (0, 0, 0, 0)) == ((0, 0, 0, 0), 3)
+
+
+def test_the_bank_is_part_of_the_data() -> None:
+    alone, bank, other = make_inputs("abcd"), make_inputs("efgh"), make_inputs("efgi")
+    digests = [
+        build_outcomes(
+            Scored(correct=[True] * 4), inputs=replace(alone, bank=of), variant="v"
+        ).data_digest
+        for of in (None, bank, other)
+    ]
+
+    assert len(set(digests)) == 3
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_clusters_are_what_is_connected(items: list[tuple[int, int]]) -> None:
+    numbers = number_clusters([a for a, _ in items], [b for _, b in items])
+    pairs = list(itertools.combinations(range(len(items)), 2))
+    least = list(range(len(items)))
+    for _ in items:
+        for i, j in pairs:
+            if items[i][0] == items[j][0] or items[i][1] == items[j][1]:
+                least[i] = least[j] = min(least[i], least[j])
+
+    assert list(dict.fromkeys(numbers)) == list(range(max(numbers) + 1))
+    assert all((numbers[i] == numbers[j]) == (least[i] == least[j]) for i, j in pairs)

@@ -64,8 +64,8 @@ def use(path: Path, model: Path) -> dict[str, str]:
         (
             "task: scenes/classification, metric: acc1, max",
             "task: scenes/clasification, metric: acc1, max",
-            "accuracy.task: unknown task 'scenes/clasification': tasks are classification, retrieval, "
-            "knn, neighbours; did you mean scenes/classification?",
+            "accuracy.task: unknown task 'scenes/clasification': tasks are classification, "
+            "retrieval, knn, neighbours; did you mean scenes/classification?",
         ),
     ],
 )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vision_encoders import save_vision_encoder
+from pytest_quantgate.reference import weights_dir
+from tests.vision_encoders import save_vision_encoder, save_vision_tower
 
 Run = Callable[..., pytest.RunResult]
 
@@ -67,6 +68,77 @@ def test_a_vision_encoder_passes_every_gate_that_needs_no_text(
         ]
     )
     assert "text tower" not in result.stdout.str()
+
+
+TASKS = """\
+  accuracy:
+    - {task: digits/knn, metric: acc1, max_drop: 4pp, max_flips: 8%, samples: 300}
+    - {task: digits/knn, metric: mean_per_class_recall@5, max_drop: 6pp, samples: 200,
+       bank: digits/train, bank_samples: 300}
+    - {task: digits/neighbours, metric: overlap@3, max_drop: 20pp, samples: 300}
+  regression:
+    - {task: digits/knn, metric: acc1, samples: 300, max_fp16_drop: 3pp, max_drop: 3pp,
+       max_drop_since_first: 3pp}
+"""
+
+#: Weights of the blocks in so many bits, and nothing else.
+ROUGH = """recipe: [
+  {quantizer_name: "*", enable: false},
+  {quantizer_name: "*encoder*weight_quantizer", cfg: {num_bits: 2, axis: 0}, enable: true}]"""
+
+
+@pytest.fixture
+def trained(pytester: pytest.Pytester, tmp_path: Path) -> Callable[[str], None]:
+    """Write a suite of the reference model's vision tower alone, with tasks for one tower."""
+    folder = save_vision_tower(weights_dir(), tmp_path / "tower")
+
+    def make(recipe: str) -> None:
+        path = pytester.path / "suites" / "vit.quantgate.yaml"
+        path.parent.mkdir(exist_ok=True)
+        text = SUITE.format(model=folder, gates=TASKS)
+        text = text.replace("recipe: fp8-attention", recipe)
+        text = text.replace("scenes/calibration", "digits/train")
+        path.write_text(text, encoding="utf-8")
+
+    return make
+
+
+def test_a_good_variant_of_one_tower_is_green_and_stays_so(
+    trained: Callable[[str], None], run_gates: Run
+) -> None:
+    trained("recipe: fp8")
+
+    run_gates("--quantgate-baselines=create").assert_outcomes(passed=5)
+    result = run_gates()
+
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(
+        [
+            "*PASS  accuracy?digits/knn-acc1?*",
+            "*PASS  accuracy?digits/knn-mean_per_class_recall@5?*",
+            "*PASS  accuracy?digits/neighbours-overlap@3?*",
+            "*PASS  regression?digits/knn-acc1?*",
+            "*vit: may ship: 5 gates passed*",
+        ]
+    )
+
+
+def test_a_damaged_variant_of_one_tower_is_red(
+    trained: Callable[[str], None], run_gates: Run
+) -> None:
+    trained("recipe: fp8")
+    run_gates("--quantgate-baselines=create").assert_outcomes(passed=5)
+    trained(ROUGH)
+
+    result = run_gates()
+
+    result.assert_outcomes(passed=1, failed=4)
+    result.stdout.fnmatch_lines(
+        [
+            "*FAIL accuracy: digits/knn: *over max_drop 4.00 pp*accuracy.drop*",
+            "*vit: do not ship: accuracy*",
+        ]
+    )
 
 
 def test_what_needs_texts_says_so(write: Callable[[str], None], run_gates: Run) -> None:

@@ -7,6 +7,8 @@ import random
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from gate_builders import SAME_EXAMPLES
@@ -14,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.outcomes import Outcomes
-from pytest_quantgate.evidence.sanity import Answers
+from pytest_quantgate.evidence.sanity import NO_TEXTS, Answers, TaskSanity
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.chance import (
     EARLY_ALPHA,
@@ -23,6 +25,7 @@ from pytest_quantgate.gates.chance import (
     is_above_chance,
     is_settled,
     is_under_chance,
+    judge_answers,
     judge_chance,
 )
 from pytest_quantgate.measure.sanity import count_answers, read_answers
@@ -386,3 +389,30 @@ def test_recall_among_fewer_than_k_is_chance() -> None:
     assert found is not None
     assert found.chance == 1
     assert not is_above_chance(found, alpha=0.5)
+
+
+def judge_knn(labels: list[int], found: list[int], *, known: TaskSanity) -> Verdict | None:
+    fp16 = replace(
+        outcomes(
+            metric="acc1",
+            correct=tuple(a == b for a, b in zip(labels, found, strict=True)),
+            clusters=(),
+        ),
+        labels=tuple(labels),
+        answers=tuple(found),
+        class_names=("cat", "dog", "owl", "cow"),
+    )
+    gate = SimpleNamespace(kind="accuracy", task="photos/knn", samples=None, first=False)
+    run = SimpleNamespace(sanity=SimpleNamespace(tasks=(known,)))
+    return judge_answers(cast(Any, run), cast(Any, gate), fp16=fp16)
+
+
+def test_a_task_that_sanity_leaves_to_its_gate_must_beat_chance() -> None:
+    rng = random.Random(3)
+    known = TaskSanity(task="photos/knn", data="photos/test", classes=0, reading=NO_TEXTS)
+    labels = [rng.randrange(4) for _ in range(400)]
+    guessed = judge_knn(labels, [rng.randrange(4) for _ in range(400)], known=known)
+
+    assert guessed is not None
+    assert (guessed.status, guessed.code) == (Status.FAIL, "sanity.fp16-at-chance")
+    assert judge_knn(labels, labels, known=known) is None

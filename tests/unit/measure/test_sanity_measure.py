@@ -141,6 +141,23 @@ def test_a_sound_model_needs_few_samples(tiny_fp16: Encoder) -> None:
     assert not task.answers.whole
 
 
+@pytest.mark.parametrize("kind", ["knn", "neighbours"])
+def test_of_a_task_without_texts_a_few_images_are_looked_at(
+    tiny_fp16: Encoder, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = measure_task(tiny_fp16, scenes(40), kind=kind)
+    assert (sound.images, sound.images_alike, sound.nonfinite) == (5, 0, 0)
+    assert sound.answers is None
+
+    import torch
+
+    def embed(models: Any, samples: Samples, **_: Any) -> list[torch.Tensor]:
+        return [torch.ones(len(samples), 4)]
+
+    monkeypatch.setattr("pytest_quantgate.measure.sanity.embed_images", embed)
+    assert measure_task(tiny_fp16, scenes(40), kind=kind).images_alike == 5
+
+
 def test_labels_of_another_colour_are_asked_for_on_all_samples(tiny_fp16: Encoder) -> None:
     samples = scenes(400)
     assert samples.labels is not None

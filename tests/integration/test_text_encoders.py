@@ -111,7 +111,7 @@ def test_what_needs_images_says_so(write: Callable[..., None], run_gates: Run) -
     result.stdout.fnmatch_lines(
         [
             "*text.quantgate.yaml:6: the model has no vision tower: it has text*",
-            "*has no vision tower, and digits/classification is zero-shot*drop this gate*",
+            "*has no vision tower, and digits/classification needs one*",
         ]
     )
 
@@ -141,6 +141,6 @@ def test_init_and_validate_know_it(
     assert main([*written, "--output", "bert.quantgate.yaml"], environ={}) == 0
     text = (tmp_path / "bert.quantgate.yaml").read_text("utf-8")
     assert "# text: 2 blocks of width 32, 2 heads, 16 tokens" in text
-    assert "accuracy" not in text  # which is zero-shot
+    assert "accuracy" not in text  # no task of text alone
     assert main(["validate", "--deep", "bert.quantgate.yaml"], environ={}) == 0
     assert "bert.quantgate.yaml: valid" in capsys.readouterr().out

@@ -38,7 +38,7 @@ def test_every_task_of_the_package_is_whole(name: str) -> None:
     ("task", "metric", "message"),
     [
         ("d/classification", "acc2", "'acc2' is no metric of classification: acc1, acc5"),
-        ("d/classification", "acc1@5", "did you mean acc1?"),
+        ("d/classification", "acc_1", "did you mean acc1?"),
         ("d/retrieval", "recall@5", "image_retrieval_recall@K, text_retrieval_recall@K"),
         ("d/retrieval", "image_retrieval_recall@0", "is no metric"),
         ("d/retrieval", "image_retrieval_recall@K", "is no metric"),

@@ -22,6 +22,7 @@ COMMANDS = (
     "doctor",
     "diff",
     "sensitivity",
+    "sweep",
     "schema",
     "accept",
     "migrate",

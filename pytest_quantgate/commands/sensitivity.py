@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_quantgate.run.case import Case
     from pytest_quantgate.run.progress import Progress
+    from pytest_quantgate.suite.specs import Suite
 
 #: Fewer samples say nothing, and recall@5 needs more than five.
 FEWEST_SAMPLES = 8
@@ -90,7 +91,9 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def open_case(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Case:
+def open_case(
+    parsed: argparse.Namespace, *, environ: Mapping[str, str], suite: Suite | None = None
+) -> Case:
     """Return the case of a suite outside of pytest; nothing but the cache is written."""
     from pytest_quantgate.run.case import Case
     from pytest_quantgate.store.baseline_mode import BaselineMode
@@ -117,7 +120,7 @@ def open_case(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Case
         print(printable(f"warning: {message}"), file=sys.stderr)
 
     return Case(
-        suite=load_suite(parsed.suite, relative_to=root),
+        suite=suite or load_suite(parsed.suite, relative_to=root),
         settings=settings,
         store=Store(settings.baselines_dir, project=root),
         cache=Cache(root=settings.cache_dir, warn=warn),

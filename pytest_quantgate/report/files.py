@@ -28,6 +28,8 @@ Kind = Literal[
     "diff-markdown",
     "sensitivity-json",
     "sensitivity-svg",
+    "sweep-json",
+    "sweep-svg",
 ]
 
 #: What each kind of file has in its first `HEAD_BYTES`.
@@ -42,6 +44,8 @@ MARKS: Mapping[Kind, str] = {
     "diff-markdown": "### Model change: ",
     "sensitivity-json": '{\n "format": 1,\n "suite": ',
     "sensitivity-svg": 'aria-label="Noise that each group of quantizers adds alone"',
+    "sweep-json": '{\n "format": 1,\n "sweep": ',
+    "sweep-svg": 'aria-label="Drop of each recipe over its size"',
 }
 HEAD_BYTES = 1024
 

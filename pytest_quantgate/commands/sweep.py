@@ -1,0 +1,87 @@
+"""`quantgate sweep`: one suite with several recipes, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_quantgate.errors import SuiteError
+
+#: The layout of `--json`, raised when a field changes its meaning.
+FORMAT = 1
+
+EXAMPLES = """\
+example:
+  quantgate sweep suites/clip.quantgate.yaml --recipes fp8,fp8-attention,int8-smoothquant
+
+A recipe is a name of this package, a preset of ModelOpt (INT8_DEFAULT_CFG), one of its recipe ids
+or a YAML file. The gates of the suite judge each; those against a baseline and those that take
+times judge none. Status 0 where a recipe may ship, else 1.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "sweep",
+        help="judge one suite with several recipes, side by side",
+        description="Judge one suite with several recipes: what each loses, how large it is, and "
+        "the smallest that may ship.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("suite", type=Path, metavar="SUITE")
+    parser.add_argument(
+        "--recipes", required=True, type=_names, metavar="A,B,...", help="recipes, comma-separated"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write size against drop here too")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="as --quantgate-cache-dir")
+
+
+def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    import shutil
+
+    from pytest_quantgate.commands.sensitivity import open_case
+    from pytest_quantgate.commands.suite_checks import check_suite
+    from pytest_quantgate.evidence.codec import to_json
+    from pytest_quantgate.report.files import replace_file
+    from pytest_quantgate.report.sweep import render_svg, render_sweep
+    from pytest_quantgate.run.sweep import sweep, vary_recipe
+    from pytest_quantgate.suite.load import load_suite
+    from pytest_quantgate.text.printable import printable
+
+    suite = load_suite(parsed.suite, relative_to=Path.cwd())
+    suites = vary_recipe(suite, recipes=parsed.recipes)
+    for one in suites:
+        errors = check_suite(one, environ=environ).errors
+        if errors:
+            raise SuiteError(errors[0])
+    found = sweep(
+        suites,
+        open_case=lambda one: open_case(parsed, environ=environ, suite=one),
+    )
+    if not sys.stderr.isatty():
+        print(file=sys.stderr)  # the stages of the progress end without a newline
+    for line in render_sweep(found, columns=shutil.get_terminal_size().columns):
+        print(printable(line))
+    if parsed.json is not None:
+        result = {"format": FORMAT, "sweep": to_json(found)}
+        text = json.dumps(result, indent=1) + "\n"
+        replace_file(parsed.json, text, kind="sweep-json", option="--json")
+    if parsed.svg is not None:
+        replace_file(parsed.svg, render_svg(found), kind="sweep-svg", option="--svg")
+    return 0 if found.choice is not None else 1
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, (name.strip() for name in text.split(","))))
+    if not names:
+        raise argparse.ArgumentTypeError("names no recipe")
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} names a recipe twice")
+    return names

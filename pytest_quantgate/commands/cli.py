@@ -16,6 +16,7 @@ from pytest_quantgate.text.printable import printable
 COMMANDS = (
     "check",
     "verify",
+    "conclude",
     "init",
     "validate",
     "plan",

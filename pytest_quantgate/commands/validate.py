@@ -20,6 +20,7 @@ EXAMPLES = """\
 examples:
   quantgate validate suites/                        # every *.quantgate.yaml below
   quantgate validate suites/clip.quantgate.yaml
+  quantgate validate release.quantgate.yaml         # what quantgate conclude is given
   quantgate validate --deep suites/                 # do the model, its files and the data fit?
 
 Beyond the format, names are checked: recipes, data sets, patterns, variables. A note is no error.
@@ -42,7 +43,9 @@ def add(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.commands.suite_checks import check_suite
-    from pytest_quantgate.suite.load import load_suite
+    from pytest_quantgate.release.spec import load_release
+    from pytest_quantgate.suite.load import is_release, load_suite
+    from pytest_quantgate.text.words import count
 
     invalid = 0
     for argument in parsed.suites:
@@ -54,6 +57,11 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
             continue
         for path in paths:
             try:
+                if is_release(path):
+                    release = load_release(path)
+                    shown = count(len(release.suites), "suite")
+                    print(printable(f"{path}: valid (a release of {shown})"))
+                    continue
                 suite = load_suite(path, relative_to=Path.cwd())
                 found = check_suite(suite, environ=environ)
                 if parsed.deep and not found.errors:
@@ -129,14 +137,14 @@ def find_suites(arguments: Iterable[Path]) -> list[Path]:
 
     Raises SuiteError for a folder without any.
     """
-    from pytest_quantgate.suite.load import SUFFIX
+    from pytest_quantgate.suite.load import SUFFIX, list_suites
 
     found: list[Path] = []
     for path in arguments:
         if not path.is_dir():
             found.append(path)
             continue
-        below = sorted(path.rglob(f"*{SUFFIX}"))
+        below = list_suites(path)
         if not below:
             raise SuiteError(f"{path.as_posix()}: no *{SUFFIX} below this folder")
         found += below

@@ -12,7 +12,7 @@ from pytest_quantgate.artifacts.recipe_lines import describe_recipe
 from pytest_quantgate.comparison.changes import Area, Change, Comparison, compare_texts
 from pytest_quantgate.comparison.recipe_lines import compare_recipes
 from pytest_quantgate.suite.gates import IMPLICIT, GateSection
-from pytest_quantgate.suite.load import SUFFIX, load_suite, name_suite
+from pytest_quantgate.suite.load import list_suites, load_suite, name_suite
 from pytest_quantgate.suite.specs import QuantizeSpec, Suite
 from pytest_quantgate.suite.where import Where
 
@@ -40,7 +40,7 @@ def read_suites(path: Path, *, relative_to: Path | None = None) -> dict[str, Sui
     Places in them are named relative to `relative_to`.
     """
     root = path if path.is_dir() else path.parent
-    files = sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    files = list_suites(path) if path.is_dir() else [path]
     suites = [
         dataclasses.replace(
             load_suite(file, relative_to=relative_to),

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_quantgate.plugin.collect import SuiteFile
+from pytest_quantgate.plugin.collect import ReleaseFile, SuiteFile
 from pytest_quantgate.plugin.options import add_options, refuse_odd_arguments, resolve_settings
 from pytest_quantgate.plugin.results import begin_attempt, note_phase, watch
-from pytest_quantgate.suite.load import SUFFIX
+from pytest_quantgate.suite.load import SUFFIX, is_release
 
 if TYPE_CHECKING:
     from pytest_quantgate.plugin.session import RunSession
@@ -44,7 +44,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return describe_settings(_session(config).settings)
 
 
-def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
+def pytest_collect_file(
+    file_path: Path, parent: pytest.Collector
+) -> SuiteFile | ReleaseFile | None:
+    if is_release(file_path):
+        return ReleaseFile.from_parent(parent, path=file_path)
     if file_path.name.endswith(SUFFIX):
         return SuiteFile.at(file_path, parent=parent)
     return None

@@ -68,6 +68,20 @@ class SuiteFile(pytest.File):
         return function
 
 
+class ReleaseFile(pytest.File):
+    """A file that names the suites of a release: it is checked, and has no tests."""
+
+    def collect(self) -> Iterator[pytest.Function]:
+        from pytest_quantgate.release.spec import load_release
+        from pytest_quantgate.text.printable import printable
+
+        try:
+            load_release(self.path)
+        except QuantGateError as error:
+            raise self.CollectError(printable(str(error))) from None
+        yield from ()
+
+
 def run_gate(request: pytest.FixtureRequest) -> None:
     """Judge the gate of this test: pass, fail with its report, or skip as not measured."""
     _run(request, benchmark=None)

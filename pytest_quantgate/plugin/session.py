@@ -26,7 +26,7 @@ from pytest_quantgate.plugin.results import (
     make_printable,
     settle,
 )
-from pytest_quantgate.report.files import set_manifests_aside
+from pytest_quantgate.report.files import list_files, set_manifests_aside
 from pytest_quantgate.run.progress import Progress, silent
 from pytest_quantgate.store.settings import Settings
 from pytest_quantgate.suite.gates import OWN_TESTS
@@ -107,7 +107,7 @@ class RunSession:
         """Put the manifests of earlier runs aside: none may pass for this run's."""
         if not (self.is_worker or session.config.option.collectonly):
             try:
-                self.set_aside = set_manifests_aside(self.settings.reports)
+                self.set_aside = set_manifests_aside(list_files(self.settings.reports))
             except QuantGateError as error:
                 raise pytest.UsageError(str(error)) from error
 

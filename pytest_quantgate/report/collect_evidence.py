@@ -56,7 +56,8 @@ from pytest_quantgate.report.model import (
 from pytest_quantgate.report.previews import list_flips
 from pytest_quantgate.report.quantizer_states import describe_quantizers
 from pytest_quantgate.report.terminal import Summary
-from pytest_quantgate.run.conclusion import Results, Row, SuiteConclusion, SuiteGates
+from pytest_quantgate.run.conclusion import Conclusion as Concluded
+from pytest_quantgate.run.conclusion import Results, Row, SuiteConclusion
 from pytest_quantgate.runtimes.engine_layers import EngineReport
 from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.store.keys import ENGINES
@@ -81,23 +82,42 @@ def collect_report(
     environ: Mapping[str, str],
 ) -> Report:
     """Return the report of a run; `evidence` is by suite name."""
-    results, conclusion = summary.results, summary.conclusion
-    return Report(
-        product_version=__version__,
+    report = describe_results(
+        summary.results,
+        conclusion=summary.conclusion,
         created=_read_clock(environ),
-        conclusion=Conclusion(status=conclusion.status.value, sentence=conclusion.sentence),
-        suites=tuple(
-            collect_suite(suite, results=results, evidence=evidence.get(suite.suite), cache=cache)
-            for suite in conclusion.suites
-        ),
         environment=describe_environment(
             root=root, environ=environ, measured=[found.versions for found in evidence.values()]
         ),
-        errors=results.errors,
+    )
+    return replace(
+        report,
+        suites=tuple(
+            _SuiteReader(evidence[suite.suite], cache=cache).fill(suite)
+            if suite.suite in evidence
+            else suite
+            for suite in report.suites
+        ),
         warnings=summary.warnings,
         written=summary.written,
         obtained=summary.obtained,
         orphans=summary.orphans,
+    )
+
+
+def describe_results(
+    results: Results, *, conclusion: Concluded, created: str, environment: Environment
+) -> Report:
+    """Return the report of what results alone say, without the evidence behind it."""
+    return Report(
+        product_version=__version__,
+        created=created,
+        conclusion=Conclusion(status=conclusion.status.value, sentence=conclusion.sentence),
+        suites=tuple(_describe_suite(suite, results=results) for suite in conclusion.suites),
+        environment=environment,
+        errors=results.errors,
+        incomparable=results.incomparable,
+        unanswered=results.unanswered,
         own_tests=tuple(
             OwnTestResult(
                 test=test.test,
@@ -109,36 +129,33 @@ def collect_report(
             for test in results.own_tests
         ),
         stopped=results.stopped,
+        orphans_count=bool(results.orphans),
     )
 
 
-def collect_suite(
-    suite: SuiteConclusion, *, results: Results, evidence: Evidence | None, cache: Cache
-) -> SuiteReport:
-    """Return all that is known of one suite of the run."""
+def _describe_suite(suite: SuiteConclusion, *, results: Results) -> SuiteReport:
     rows = [row for row in results.rows if row.suite == suite.suite]
     (collected,) = (found for found in results.suites if found.suite == suite.suite)
-    report = SuiteReport(
+    return SuiteReport(
         name=suite.label,
         file=collected.file,
         suite=suite.suite,
         digest=collected.digest,
         all_gates=collected.gates,
         allow_unmeasured=collected.allow_unmeasured,
+        advisory=collected.advisory,
         conclusion=Conclusion(status=suite.status.value, sentence=suite.sentence),
         gates=tuple(_describe_gate(row) for row in rows),
         not_run=tuple(suite.not_run),
         not_run_because=suite.not_run,
         allowed_unmeasured=suite.allowed,
         notes=tuple(dict.fromkeys(note for row in rows for note in row.notes)),
-        files=tuple(_describe_suite(collected)),
+        files=tuple(
+            JudgedFile(artifact="suite", name=found.file, sha256=found.digest)
+            for found in (collected,)
+            if found.digest
+        ),
     )
-    return _SuiteReader(evidence, cache=cache).fill(report) if evidence else report
-
-
-def _describe_suite(suite: SuiteGates) -> Iterator[JudgedFile]:
-    if suite.digest:
-        yield JudgedFile(artifact="suite", name=suite.file, sha256=suite.digest)
 
 
 def _describe_attempts(attempts: Sequence[Verdict]) -> tuple[Attempt, ...]:
@@ -165,6 +182,7 @@ def _describe_gate(row: Row) -> GateResult:
         where=verdict.where,
         follows=verdict.follows,
         attempts=_describe_attempts(row.attempts),
+        answered_by=row.answered_by,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pytest_quantgate.report.model import (
     ClassFacts,
     GateResult,
+    JoinedResult,
     StageName,
     SuiteReport,
     TaskFacts,
@@ -50,6 +51,15 @@ def list_missing(suite: SuiteReport) -> dict[str, list[str]]:
         may = " (allowed to be missing)" if name in suite.allowed_unmeasured else ""
         reasons.setdefault(f"{reason}{may}", []).append(name)
     return reasons
+
+
+def describe_machine(result: JoinedResult) -> str:
+    """Return where a result was measured: `cuda; NVIDIA H200; Linux x86_64, some processor`."""
+    devices = ", ".join(dict.fromkeys(device for device in result.devices.values() if device))
+    about = result.environment
+    gpus = ", ".join(dict.fromkeys(about.gpus))
+    machine = f"{about.system}, {about.processor}" if about.processor else about.system
+    return "; ".join(filter(None, (devices, gpus, machine)))
 
 
 def has_drop(gate: GateResult) -> bool:

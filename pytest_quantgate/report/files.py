@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ Kind = Literal[
     "markdown",
     "json",
     "manifest",
+    "junit",
     "check-json",
     "check-markdown",
     "diff-html",
@@ -38,6 +39,7 @@ MARKS: Mapping[Kind, str] = {
     "markdown": "<!-- pytest-quantgate report",
     "json": f'"format": "{FORMAT}"',
     "manifest": f'"predicateType": "{PREDICATE_TYPE}"',
+    "junit": '<testsuites name="pytest-quantgate"',
     "check-json": '{\n  "schema": 1,\n  "check": ',
     "check-markdown": "### Quantized files: ",
     "diff-html": "<title>Model change</title>",
@@ -51,15 +53,21 @@ HEAD_BYTES = 1024
 
 HTML_NAME = "index.html"
 JSON_NAME = "report.json"
+MARKDOWN_NAME = "report.md"
+JUNIT_NAME = "junit.xml"
 MANIFEST_NAME = "manifest.json"
 
 #: What is put behind the name of a manifest of an earlier run that this run does not confirm.
 PREVIOUS = ".previous"
 
 
-def list_files(targets: Targets) -> tuple[tuple[Path, Kind, str], ...]:
-    """Return (path, kind, option) of every file that is written whole."""
-    found: list[tuple[Path, Kind, str]] = []
+#: A file that is written whole: its path, what it is, and the option that asks for it.
+File = tuple[Path, Kind, str]
+
+
+def list_files(targets: Targets) -> tuple[File, ...]:
+    """Return every file of a run that is written whole."""
+    found: list[File] = []
     if targets.directory:
         found.append((targets.directory / HTML_NAME, "html", "--quantgate-report"))
         found.append((targets.directory / JSON_NAME, "json", "--quantgate-report"))
@@ -152,14 +160,14 @@ def replace_file(path: Path, text: str, *, kind: Kind, option: str) -> None:
         raise ReportError(f"{option}: cannot write {path}: {reason}") from error
 
 
-def set_manifests_aside(targets: Targets) -> tuple[Path, ...]:
+def set_manifests_aside(files: Iterable[File]) -> tuple[Path, ...]:
     """Rename the manifests of earlier runs (`.previous`) and return where they were.
 
     Done before a run judges: whatever ends it, nobody takes yesterday's manifest for its own. What
-    this product did not write is left, and `check_targets` has refused it. Raises ReportError.
+    this product did not write is left, and `check_file` has refused it. Raises ReportError.
     """
     moved = []
-    for path, kind, option in list_files(targets):
+    for path, kind, option in files:
         if kind != "manifest" or not os.path.lexists(path):
             continue
         aside = path.with_name(path.name + PREVIOUS)

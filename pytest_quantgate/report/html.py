@@ -15,7 +15,7 @@ from importlib import resources
 
 from pytest_quantgate import __version__
 from pytest_quantgate.report.charts import Spec
-from pytest_quantgate.report.facts import absent_kinds, list_missing
+from pytest_quantgate.report.facts import absent_kinds, describe_machine, list_missing
 from pytest_quantgate.report.markup import Child, Html, embed_json, join, tag
 from pytest_quantgate.report.model import Report
 from pytest_quantgate.report.parts import (
@@ -26,6 +26,7 @@ from pytest_quantgate.report.parts import (
     class_of,
     definitions,
     plural,
+    row,
     table,
 )
 from pytest_quantgate.report.sections import list_sections, render_suite
@@ -42,6 +43,7 @@ def render_html(report: Report) -> str:
             "main",
             _render_own_tests(report),
             _render_messages(report),
+            _render_results(report),
             (
                 render_suite(suite, number=number, alone=not several, drawn=drawn)
                 for number, suite in enumerate(report.suites, start=1)
@@ -170,6 +172,8 @@ def _render_contents(report: Report) -> Html:
         )
     if report.own_tests:
         links.append(tag("li", tag("a", "Own tests", href="#own-tests")))
+    if report.results:
+        links.append(tag("li", tag("a", "Results", href="#results")))
     links.append(tag("li", tag("a", "Environment", href="#environment")))
     return tag("nav", tag("ul", links, class_="wide"), aria_label="Sections")
 
@@ -211,6 +215,8 @@ def _render_own_tests(report: Report) -> Html | None:
 def _render_messages(report: Report) -> Html:
     lists = [
         ("Errors", report.errors, "card errors"),
+        ("Not comparable", report.incomparable, "card errors"),
+        ("Not answered", report.unanswered, "card errors"),
         ("Stopped early", (report.stopped,) if report.stopped else (), "card errors"),
         ("Warnings", report.warnings, "card"),
         ("Orphaned baselines", report.orphans, "card"),
@@ -220,6 +226,38 @@ def _render_messages(report: Report) -> Html:
         tag("section", tag("h2", title), bullets(lines), class_=classes)
         for title, lines, classes in lists
         if lines
+    )
+
+
+def _render_results(report: Report) -> Html | None:
+    """Return which results were joined: where each was measured, when, and what it answers."""
+    if not report.results:
+        return None
+    rows = [
+        row(
+            result.name,
+            badge(result.conclusion.status),
+            join(
+                tag("p", describe_machine(result)),
+                tag("p", f"{result.created}, revision {result.environment.commit[:12] or '?'}"),
+                tag("p", "SHA-256 ", tag("code", result.sha256)),
+            ),
+            bullets(
+                f"{suite}: {', '.join(gates) or 'nothing'}"
+                for suite, gates in result.answered.items()
+            ),
+        )
+        for result in report.results
+    ]
+    return tag(
+        "section",
+        tag("h2", "Results that were joined", id="results"),
+        table(
+            ["result", "its verdict", "where and when", "gates that it answers"],
+            rows,
+            caption="Who measured what where",
+        ),
+        class_="card",
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.evidence.audit import TOWERS
 from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.report import FORMAT, READABLE, VERSION
 from pytest_quantgate.report.model import Report
 from pytest_quantgate.untrusted import parse_json
@@ -21,8 +22,31 @@ NON_FINITE = ("nan", "inf", "-inf")
 
 
 def render_json(report: Report) -> str:
-    """Return the report as strict JSON in ASCII."""
-    return json.dumps(to_json(report), indent=1, allow_nan=False) + "\n"
+    """Return the report as strict JSON in ASCII, with its seal."""
+    plain = to_json(report)
+    return json.dumps({**plain, "seal": _seal(plain)}, indent=1, allow_nan=False) + "\n"
+
+
+def _seal(plain: Mapping[str, Any]) -> str:
+    return digest_of({name: value for name, value in plain.items() if name != "seal"})
+
+
+def read_sealed_report(text: str | bytes, *, name: str) -> Report:
+    """Return the report in a JSON text that is as this release wrote it.
+
+    Raises ReportError as `read_report`, for one of an older version, which has no seal, and for one
+    whose seal is of other content.
+    """
+    report = read_report(text, name=name)
+    plain = parse_json(text)
+    if plain["version"] != VERSION:
+        raise ReportError(
+            f"{name}: a report of version {plain['version']} does not say which files it is of: "
+            f"run again with this release"
+        )
+    if plain.get("seal") != _seal(plain):
+        raise ReportError(f"{name}: this report was edited after it was written: run again")
+    return report
 
 
 def read_report(text: str | bytes, *, name: str) -> Report:
@@ -44,9 +68,10 @@ def read_report(text: str | bytes, *, name: str) -> Report:
             f"(--quantgate-json={name})"
         )
     try:
-        return from_json(Report, data if data["version"] >= 3 else _join_towers(data))
+        found = from_json(Report, data if data["version"] >= 3 else _join_towers(data))
     except ValueError as error:
         raise ReportError(f"{name}: damaged report: {error}") from error
+    return dataclasses.replace(found, seal="")
 
 
 def _listed(versions: tuple[int, ...]) -> str:

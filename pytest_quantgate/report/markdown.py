@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pytest_quantgate.report.facts import (
     absent_kinds,
+    describe_machine,
     figure,
     gate_of,
     list_followers,
@@ -72,8 +73,8 @@ def _render_top(report: Report) -> Iterator[str]:
     yield f"**Not measured:** {escape(_cut('; '.join(parts) or 'nothing is missing'))}"
     if report.stopped:
         yield f"- stopped early: {escape(_cut(report.stopped))}"
-    for error in report.errors[:3]:
-        yield f"- {escape(_cut(error))}"
+    for line in (*report.errors[:3], *report.incomparable[:3], *report.unanswered[:3]):
+        yield f"- {escape(_cut(line))}"
 
 
 def _sections(report: Report) -> Iterator[list[str]]:
@@ -90,6 +91,8 @@ def _sections(report: Report) -> Iterator[list[str]]:
     for test in report.own_tests:
         if test.status != "PASS":
             yield list(_render_own_test(test))
+    if report.results:
+        yield list(_render_results(report))
     for suite in report.suites:
         yield list(_render_gates(suite))
     for suite in report.suites:
@@ -112,6 +115,19 @@ def _render_failure(gate: GateResult, *, suite: SuiteReport) -> Iterator[str]:
     followers = [other.name for other in list_followers(gate, suite)]
     if followers:
         yield f"- follow from it: {escape(_cut(', '.join(followers)))}"
+
+
+def _render_results(report: Report) -> Iterator[str]:
+    yield ""
+    yield f"| {len(report.results)} results | where | gates | when |"
+    yield "|---|---|--:|---|"
+    for result in report.results:
+        gates = sum(len(gates) for gates in result.answered.values())
+        sign, machine = _sign(result.conclusion.status), describe_machine(result)
+        yield (
+            f"| {sign} {escape(_cut(result.name))} | {escape(_cut(machine))} | {gates} | "
+            f"{escape(result.created[:16])} |"
+        )
 
 
 def _render_own_test(test: OwnTestResult) -> Iterator[str]:

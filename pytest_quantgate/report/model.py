@@ -60,6 +60,7 @@ class GateResult:
     `figures` are the raw numbers by name, units in the names. `attempts` are all tries where there
     were several; different answers are FAIL. `where` is the line of the suite that names the gate.
     `follows` is the gate that explains this one, empty where this one has a finding of its own.
+    `answered_by` names the results that it is from, where several were joined.
     """
 
     name: str
@@ -76,6 +77,7 @@ class GateResult:
     attempts: tuple[Attempt, ...] = ()
     where: str = ""
     follows: str = ""
+    answered_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,7 +377,7 @@ class SuiteReport:
 
     `suite` is what it is called by its path below the root, `digest` the SHA-256 of its file,
     `all_gates` are the gates that it has in their order, `allow_unmeasured` the kinds that it lets
-    be missing. `files` are those that its verdicts rest on.
+    be missing. `files` are those that its verdicts rest on. An `advisory` suite decides nothing.
     `not_run` names its gates without a verdict, `not_run_because` says why: `deselected`, `not
     reached`, or the reason of a mark. `allowed_unmeasured` are the gates that were not measured, or
     did not run, and that may be missing by the word of the suite or of an option.
@@ -409,6 +411,7 @@ class SuiteReport:
     all_gates: tuple[str, ...] = ()
     allow_unmeasured: tuple[str, ...] = ()
     files: tuple[JudgedFile, ...] = ()
+    advisory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,12 +429,32 @@ class Environment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JoinedResult:
+    """One of the results that a report was joined from: a JSON report, by its name and SHA-256.
+
+    `answered` gives by suite the gates that have an answer in it, `devices` what they ran on.
+    """
+
+    name: str
+    sha256: str
+    created: str
+    conclusion: Conclusion
+    environment: Environment
+    devices: Mapping[str, str]
+    answered: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """One run of pytest-quantgate.
+    """One run of pytest-quantgate, or what several runs conclude to.
 
     `created` is UTC, ISO 8601. `errors` are of no gate (a suite that cannot be read, a crash of
     pytest): with any, nothing may ship. `own_tests` are the project's own that count, `stopped` is
-    why the run ended early, empty where it did not.
+    why the run ended early, empty where it did not; `orphans_count` whether the orphans are part of
+    the verdict, as in a strict run. `results` are those that were joined, where some were,
+    `incomparable` what they do not have in common, `unanswered` what stands in none of them.
+    `seal` is the SHA-256 of all other fields in canonical JSON (sorted keys, no spaces): a file
+    with another one was edited.
     """
 
     format: str = FORMAT
@@ -448,3 +471,8 @@ class Report:
     orphans: tuple[str, ...] = ()
     own_tests: tuple[OwnTestResult, ...] = ()
     stopped: str = ""
+    orphans_count: bool = False
+    results: tuple[JoinedResult, ...] = ()
+    incomparable: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()
+    seal: str = ""

@@ -70,6 +70,7 @@ def render_suite(suite: SuiteReport, *, number: int, alone: bool, drawn: Charts)
             "h2",
             badge(suite.conclusion.status),
             f" {suite.name} ",
+            tag("small", "advisory: decides nothing ") if suite.advisory else None,
             None if alone else tag("small", suite.conclusion.sentence),
             id=f"s{number}",
             class_="suite-name",
@@ -112,7 +113,11 @@ def _render_gates(suite: SuiteReport, *, number: int) -> Html:
             "tr",
             tag("td", badge(gate.status)),
             tag("th", _link_gate(gate, suite=suite, number=number), scope="row"),
-            tag("td", f"follows from {gate.follows}" if gate.follows else gate.brief),
+            tag(
+                "td",
+                f"follows from {gate.follows}" if gate.follows else gate.brief,
+                _name_sources(gate),
+            ),
         )
         for gate in suite.gates
     ]
@@ -126,6 +131,13 @@ def _render_gates(suite: SuiteReport, *, number: int) -> Html:
         for name in suite.not_run
     ]
     return table(["verdict", "gate", "result"], rows, caption="Gates", quiet=True, class_="gates")
+
+
+def _name_sources(gate: GateResult) -> Html | None:
+    """Say which of several results a verdict is from."""
+    if not gate.answered_by:
+        return None
+    return tag("p", f"from {', '.join(gate.answered_by)}", class_="small")
 
 
 def _link_gate(gate: GateResult, *, suite: SuiteReport, number: int) -> Child:

@@ -147,6 +147,10 @@ def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Statu
     yield from _render_table(red, label="own tests", width=width)
     for text in results.errors:
         yield f"error: {text}", None
+    for text in results.incomparable:
+        yield f"not comparable: {text}", None
+    for text in results.unanswered:
+        yield f"not answered: {text}", None
     for text in summary.warnings:
         yield f"warning: {text}", None
     for text in summary.written:
@@ -158,7 +162,8 @@ def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Statu
     if summary.orphans:
         yield "  no suite names these; delete them with --quantgate-baselines=prune", None
     for suite in conclusion.suites:
-        yield f"{suite.label}: {suite.sentence}", suite.status
+        tier = " (advisory: decides nothing)" if suite.advisory else ""
+        yield f"{suite.label}: {suite.sentence}{tier}", suite.status
     if conclusion.says_more and (conclusion.suites or summary.failed):
         sentence = conclusion.sentence
         yield f"run: {sentence[:1].lower()}{sentence[1:]}", conclusion.status

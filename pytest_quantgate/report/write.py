@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import Evidence
-from pytest_quantgate.report.files import PREVIOUS, append_to, list_files, replace_file
+from pytest_quantgate.report.files import (
+    PREVIOUS,
+    File,
+    append_to,
+    list_files,
+    replace_file,
+)
 from pytest_quantgate.report.html import render_html
 from pytest_quantgate.report.json_report import render_json
+from pytest_quantgate.report.junit import render_junit
 from pytest_quantgate.report.manifest import may_have_manifest, render_manifest
 from pytest_quantgate.report.markdown import render_markdown
+from pytest_quantgate.report.model import Report
 from pytest_quantgate.report.terminal import Summary
 from pytest_quantgate.store.cache import Cache
 
@@ -27,6 +35,7 @@ RENDERERS = {
     "markdown": render_markdown,
     "json": render_json,
     "manifest": render_manifest,
+    "junit": render_junit,
 }
 
 
@@ -54,11 +63,34 @@ def write_reports(
         root=settings.root,
         environ=os.environ,
     )
-    written, lost = list(summary.written), list[str]()
-    for path, kind, option in list_files(targets):
+    written, lost = write_files(
+        report, files=list_files(targets), set_aside=set_aside, root=settings.root
+    )
+    if targets.step_summary and ran:
+        try:
+            append_to(targets.step_summary, render_markdown(report))
+        except ReportError as error:
+            lost.append(str(error))
+    return replace(
+        summary,
+        written=(*summary.written, *written),
+        warnings=(*summary.warnings, *lost),
+        lost_report=bool(lost),
+    )
+
+
+def write_files(
+    report: Report, *, files: Iterable[File], set_aside: Sequence[Path], root: Path
+) -> tuple[list[str], list[str]]:
+    """Write a report into files; return a line for each that was written, and for each lost one.
+
+    `set_aside` are where manifests of earlier runs were; `root` shortens what is shown.
+    """
+    written, lost = list[str](), list[str]()
+    for path, kind, option in files:
         if kind == "manifest" and not may_have_manifest(report):
-            if path in set_aside or path == targets.manifest:
-                written.append(_say_no_manifest(path, root=settings.root, aside=path in set_aside))
+            if path in set_aside or option.endswith("manifest"):
+                written.append(_say_no_manifest(path, root=root, aside=path in set_aside))
             continue
         try:
             replace_file(path, RENDERERS[kind](report), kind=kind, option=option)
@@ -67,18 +99,8 @@ def write_reports(
         except ReportError as error:
             lost.append(str(error))
         else:
-            written.append(f"report written: {_shorten(path, settings.root)}")
-    if targets.step_summary and ran:
-        try:
-            append_to(targets.step_summary, render_markdown(report))
-        except ReportError as error:
-            lost.append(str(error))
-    return replace(
-        summary,
-        written=tuple(written),
-        warnings=(*summary.warnings, *lost),
-        lost_report=bool(lost),
-    )
+            written.append(f"report written: {_shorten(path, root)}")
+    return written, lost
 
 
 def _say_no_manifest(path: Path, *, root: Path, aside: bool) -> str:

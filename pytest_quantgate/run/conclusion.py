@@ -28,7 +28,7 @@ class SuiteGates:
     """A suite as it was collected: all of its gates in their order, whether they ran or not.
 
     `file` is shown; `allow_unmeasured` are the kinds of gates that the suite lets be missing;
-    `digest` is the SHA-256 of the file.
+    `digest` is the SHA-256 of the file. An `advisory` suite is shown and decides nothing.
     `lines` are the lines of the file that the gates stand on, where they are known.
     """
 
@@ -38,6 +38,7 @@ class SuiteGates:
     allow_unmeasured: tuple[str, ...] = ()
     digest: str = ""
     lines: Mapping[str, int] = field(default_factory=dict)
+    advisory: bool = False
 
     def place(self, gate: str) -> str:
         """Return where a gate stands: `suites/clip.quantgate.yaml:12`; empty where unknown."""
@@ -47,13 +48,17 @@ class SuiteGates:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One gate that was judged. `attempts` are the verdicts of all tries where it had several."""
+    """One gate that was judged. `attempts` are the verdicts of all tries where it had several.
+
+    `answered_by` names the results that it was taken from, where several were joined.
+    """
 
     suite: str
     gate: str
     verdict: Verdict
     attempts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
+    answered_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,8 @@ class Results:
     `not_run` says by (suite, gate) why a gate has no verdict, where that is known. `errors` are of
     no gate: a suite that cannot be read, a record that cannot be written, a crash of pytest.
     `stopped` is why the run ended early, empty where it did not. `orphans` are baselines of no
-    suite that this run does not forgive.
+    suite that this run does not forgive. Where results were joined, `incomparable` says what they
+    do not have in common, `unanswered` what was to be measured and stands in none of them.
     """
 
     suites: tuple[SuiteGates, ...] = ()
@@ -83,6 +89,8 @@ class Results:
     stopped: str = ""
     orphans: tuple[str, ...] = ()
     allow_unmeasured: tuple[str, ...] = ()
+    incomparable: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +108,7 @@ class SuiteConclusion:
     passed: int
     not_run: Mapping[str, str]
     allowed: tuple[str, ...]
+    advisory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +163,33 @@ def join_attempts(attempts: Sequence[Verdict]) -> Verdict:
     )
 
 
+def join_answers(answers: Sequence[tuple[str, Verdict]]) -> Verdict:
+    """Return the verdict of a gate or a test that several results have, by the name of each.
+
+    One that could not be measured in a result has no answer there. Different answers are FAIL, with
+    all of them: neither machine is believed over the other.
+    """
+    said = [(name, v) for name, v in answers if v.status is not Status.NOT_MEASURED]
+    if not said:
+        return answers[0][1]
+    worst = max((verdict for _, verdict in said), key=lambda verdict: verdict.status.severity)
+    if len({verdict.status for _, verdict in said}) == 1:
+        return worst
+    words = ", ".join(f"{verdict.status.value} in {name}" for name, verdict in said)
+    return Verdict(
+        gate=worst.gate,
+        status=Status.FAIL,
+        headline=f"{worst.gate}: {len(said)} results, different answers: {words}",
+        evidence=tuple(f"{name}: {v.status.value} {v.headline}" for name, v in said),
+        cause="what is measured is not the same on these machines, or not repeatable",
+        next_step="find what differs between the results; to judge a gate on one machine alone, "
+        "deselect it on the other",
+        figures=worst.figures,
+        code=f"{worst.gate}.two-answers",
+        where=worst.where,
+    )
+
+
 def conclude(results: Results) -> Conclusion:
     """Return the one conclusion of a run: the worst of its suites, its own tests and its errors."""
     labels = label_suites([suite.suite for suite in results.suites])
@@ -164,7 +200,9 @@ def conclude(results: Results) -> Conclusion:
     parts = tuple(_list_parts(results, suites=suites))
     status = max((part.status for part in parts), key=lambda found: found.severity)
     if status is Status.PASS:
-        sentence = f"May ship: {_describe_pass(results, suites=suites)}"
+        blocking = [suite for suite in suites if not suite.advisory]
+        said = _describe_pass(results, suites=blocking)
+        sentence = f"May ship: {said}{_describe_advisory(suites)}"
     else:
         sentence = f"{_word(status).capitalize()}: {_describe_worst(parts, status=status)}"
     return Conclusion(
@@ -199,6 +237,7 @@ def _conclude_suite(suite: SuiteGates, *, label: str, results: Results) -> Suite
         passed=sum(row.verdict.passed for row in rows),
         not_run=not_run,
         allowed=allowed,
+        advisory=suite.advisory,
     )
 
 
@@ -248,7 +287,8 @@ class _Part:
 
 
 def _list_parts(results: Results, *, suites: Sequence[SuiteConclusion]) -> Iterator[_Part]:
-    for suite in suites:
+    blocking = [suite for suite in suites if not suite.advisory]
+    for suite in blocking:
         word, _, words = suite.sentence.partition(": ")
         if word == "not measured":  # the reason stands with the suite
             number = sum(row.suite == suite.suite for row in results.rows)
@@ -257,9 +297,16 @@ def _list_parts(results: Results, *, suites: Sequence[SuiteConclusion]) -> Itera
     if results.errors:
         more = f", and {len(results.errors) - 1} more" if len(results.errors) > 1 else ""
         yield _Part(status=Status.FAIL, words=f"{results.errors[0]}{more}")
-    elif not suites:
+    elif not (blocking or results.unanswered):
         yield _Part(status=Status.NOT_MEASURED, words="no gate ran")
     yield from _conclude_own_tests(results)
+    for status, lines in (
+        (Status.INCOMPARABLE, results.incomparable),
+        (Status.NOT_MEASURED, results.unanswered),
+    ):
+        if lines:
+            more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+            yield _Part(status=status, words=f"{lines[0]}{more}")
     if results.stopped:
         yield _Part(status=Status.NOT_MEASURED, words=f"stopped early: {results.stopped}")
     if results.orphans:
@@ -283,12 +330,20 @@ def _conclude_own_tests(results: Results) -> Iterator[_Part]:
 def _describe_pass(results: Results, *, suites: Sequence[SuiteConclusion]) -> str:
     several = len(suites) > 1
     allowed = [f"{gate} of {s.label}" if several else gate for s in suites for gate in s.allowed]
+    names = {suite.suite for suite in suites}
     gates = count(sum(suite.passed for suite in suites), "gate")
     if several:
         gates = f"{'' if allowed else 'all '}{gates} of {len(suites)} suites"
     own_tests = sum(test.verdict.passed for test in results.own_tests)
     also = f" and {count(own_tests, 'own test')}" if own_tests else ""
-    return f"{gates}{also} passed{_describe_terms(results.rows, allowed)}"
+    rows = [row for row in results.rows if row.suite in names]
+    return f"{gates}{also} passed{_describe_terms(rows, allowed)}"
+
+
+def _describe_advisory(suites: Iterable[SuiteConclusion]) -> str:
+    """Return which suites do not pass and are not asked."""
+    red = [s.label for s in suites if s.advisory and s.status is not Status.PASS]
+    return f"; advisory and not passed: {_named(red)}" if red else ""
 
 
 def _describe_worst(parts: Sequence[_Part], *, status: Status) -> str:

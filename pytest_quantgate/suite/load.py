@@ -14,6 +14,9 @@ from pytest_quantgate.suite.specs import Suite
 
 SUFFIX = ".quantgate.yaml"
 
+#: A file of this name, or that ends with it after a dot, is no suite: it names those of a release.
+RELEASE = "release.quantgate.yaml"
+
 #: What a CI runner takes for a command: at the start of a line, or anywhere in it.
 _COMMAND = re.compile(r"(^|/)\s*::|##[A-Za-z]*\[")
 
@@ -49,6 +52,16 @@ def _check_name(name: str, *, file: str) -> None:
             f"{file}:1: the name of a suite, and of the folders down to it, holds visible "
             f"characters alone and no command of a CI log (::name::, ##[name]): rename it"
         )
+
+
+def is_release(path: Path) -> bool:
+    """Return whether a file names the suites of a release (release/spec.py) and is none itself."""
+    return path.name == RELEASE or path.name.endswith(f".{RELEASE}")
+
+
+def list_suites(folder: Path) -> list[Path]:
+    """Return the suite files below a folder, sorted."""
+    return sorted(path for path in folder.rglob(f"*{SUFFIX}") if not is_release(path))
 
 
 def name_suite(path: Path, *, relative_to: Path | None) -> str:

@@ -15,12 +15,13 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "pytest-quantgate suite",
-        **_section(Suite),
+        **section_schema(Suite),
         "oneOf": [{"required": [name]} for name in VARIANTS],
     }
 
 
-def _section(section: type) -> dict[str, Any]:
+def section_schema(section: type) -> dict[str, Any]:
+    """Return the schema of a section's class, made from its keys."""
     keys = keys_of(section)
     required = [name for name, (field, _) in keys.items() if is_required(field)]
     schema: dict[str, Any] = {
@@ -39,11 +40,11 @@ def _key(key: Key) -> dict[str, Any]:
 
 def _value(schema: Mapping[str, Any]) -> dict[str, Any]:
     if "section" in schema:
-        return _section(schema["section"])
+        return section_schema(schema["section"])
     if "mapping" in schema:
-        return {"type": "object", "additionalProperties": _section(schema["mapping"])}
+        return {"type": "object", "additionalProperties": section_schema(schema["mapping"])}
     if "sections" in schema:
-        one = _section(schema["sections"])
+        one = section_schema(schema["sections"])
         many = {"type": "array", "items": one, "minItems": 1}
         return {"anyOf": [one, many]} if schema["single"] else many
     if "gates" in schema:

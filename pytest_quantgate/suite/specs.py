@@ -217,7 +217,7 @@ def _datasets_key() -> Declared:
     return declare(read, schema={"mapping": DatasetSpec}, help="data sets by a name of your own")
 
 
-def _kinds_key() -> Declared:
+def kinds_key(*, help: str) -> Declared:
     """Kinds of gates, of other packages too: they are looked up when a suite is read."""
 
     def read(place: Place, node: yaml.Node) -> str:
@@ -226,11 +226,7 @@ def _kinds_key() -> Declared:
         return value
 
     one = declare(read, schema={"kinds": True}, help="kind of gate")
-    return list_key(
-        one,
-        help="kinds of gates that may be missing in CI and in strict runs; default: none",
-        single=True,
-    )
+    return list_key(one, help=help, single=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +269,12 @@ class Suite:
             "holm", "none", help="control of false FAILs over all limits; default: holm"
         ),
     )
-    allow_unmeasured: tuple[str, ...] = field(default=(), metadata=_kinds_key())
+    allow_unmeasured: tuple[str, ...] = field(
+        default=(),
+        metadata=kinds_key(
+            help="kinds of gates that may be missing in CI and in strict runs; default: none"
+        ),
+    )
     gates: Gates = field(metadata=declare(read_gates, schema={"gates": True}, help="what decides"))
 
     def check(self) -> None:

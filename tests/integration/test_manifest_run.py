@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from stub_gates import SUITE, run, write_project
 
+from pytest_quantgate.commands.cli import main
 from pytest_quantgate.release.manifest_file import read_manifest
 
 RED = {"coverage": ["FAIL"]}
@@ -168,3 +169,31 @@ def test_ssh_keygen_signs_a_manifest_and_finds_a_change(pytester: pytest.Pyteste
     changed = subprocess.run(check, shell=True, cwd=pytester.path, capture_output=True)
 
     assert changed.returncode != 0
+
+
+def test_a_release_file_is_no_suite_and_is_checked(pytester: pytest.Pytester) -> None:
+    write_project(pytester.path)
+    path = pytester.path / "suites/release.quantgate.yaml"
+    path.write_text("release: 1\nsuites: [{suite: suites/clip.quantgate.yaml}]\n")
+
+    run(pytester, "suites").assert_outcomes(passed=4)
+
+    path.write_text("release: 1\nsuits: []\n")
+    result = run(pytester, "suites")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*release.quantgate.yaml:2: suits: unknown key*"])
+
+
+@pytest.mark.parametrize("split", [("-k", "coverage"), ("-n2",)])
+def test_shards_of_a_run_conclude_to_the_run(
+    pytester: pytest.Pytester, split: tuple[str, ...]
+) -> None:
+    """What pytest left out of a shard another one has; both tell of the whole suite."""
+    write_project(pytester.path)
+    rest = ("-k", "not coverage")
+    run(pytester, "suites", "--quantgate-json=one.json", *split)
+    run(pytester, "suites", "--quantgate-json=two.json", *rest)
+
+    assert main(["conclude", "two.json"]) == 1
+    assert main(["conclude", "one.json", "two.json", "--report=out"]) == 0
+    assert main(["verify", "suites", "--manifest=out/manifest.json"]) == 0

@@ -18,6 +18,7 @@ from pytest_quantgate.run.conclusion import (
     Row,
     SuiteGates,
     conclude,
+    join_answers,
     join_attempts,
     label_suites,
 )
@@ -203,6 +204,45 @@ def test_different_answers_are_a_failure_with_all_of_them() -> None:
         "attempt 1: FAIL latency: text",
         "attempt 2: PASS latency: text",
     )
+
+
+def test_different_results_are_a_failure_with_the_names_of_all() -> None:
+    found = join_answers(
+        [("cpu", verdict("latency", MISSING)), ("a", verdict("latency", UNSURE)),
+         ("b", verdict("latency", PASS))]
+    )  # fmt: skip
+
+    assert found.status is FAIL
+    assert found.code == "latency.two-answers"
+    assert found.headline == "latency: 2 results, different answers: INCONCLUSIVE in a, PASS in b"
+    assert found.evidence == ("a: INCONCLUSIVE latency: text", "b: PASS latency: text")
+    assert join_answers([("a", verdict("x", MISSING)), ("b", verdict("x", PASS))]).passed
+    assert join_answers([("a", verdict("x", MISSING))]).status is MISSING
+
+
+def test_what_results_do_not_have_in_common_decides_a_run_that_is_not_red() -> None:
+    green = {"x": {"a": PASS}}
+
+    assert said(results(green, incomparable=("m differs", "n"))) == (
+        "INCOMPARABLE",
+        "Not decided: m differs, and 1 more",
+    )
+    assert said(results(green, unanswered=("no GPU",))) == (
+        "NOT_MEASURED",
+        "Not decided: no GPU",
+    )
+    red = results({"x": {"a": FAIL}}, incomparable=("m differs",))
+    assert said(red) == ("FAIL", "Do not ship: a")
+
+
+def test_an_advisory_suite_decides_nothing_and_is_named() -> None:
+    found = results({"x": {"a": PASS}, "y": {"a": FAIL}})
+    first, second = found.suites
+
+    advisory = replace(found, suites=(first, replace(second, advisory=True)))
+    assert said(advisory) == ("PASS", "May ship: 1 gate passed; advisory and not passed: y")
+    neither = tuple(replace(suite, advisory=True) for suite in found.suites)
+    assert conclude(replace(found, suites=neither)).status is MISSING
 
 
 statuses = st.sampled_from(Status)

@@ -332,8 +332,9 @@ def _list_silent(
     there = [result for result in results if machine.fits(result, suite=suite.suite)]
     answered = {gate for result in there for gate in result.answered.get(suite.suite, ())}
     who = f"{machine.where}: machine {machine.name}"
-    if not machine.gates and not answered:
+    if not answered:
         yield f"{who} has answered no gate of {suite.file}"
+        return
     wanted = [gate for gate in suite.gates if gate.partition("[")[0] in machine.gates]
     missing = [gate for gate in wanted if gate not in answered]
     if missing:

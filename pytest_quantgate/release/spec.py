@@ -77,8 +77,8 @@ class Machine:
     gates: tuple[str, ...] = field(
         default=(),
         metadata=kinds_key(
-            help="kinds of gates of every blocking suite that it must have answered, where a suite "
-            "has them; default: any one gate of every blocking suite"
+            help="kinds of gates that it must have answered, of every blocking suite that has "
+            "them; in any case it must have answered one gate of every blocking suite"
         ),
     )
 

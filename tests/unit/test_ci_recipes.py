@@ -10,21 +10,27 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from stub_gates import write_project
+
+from pytest_quantgate.release.spec import load_release
+from pytest_quantgate.report.json_report import read_report, render_json
 
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = REPOSITORY / "examples" / "ci"
+RELEASE = RECIPES / "release.yml"
 GITHUB = (
     RECIPES / "github-actions.yml",
     RECIPES / "nightly-gpu.yml",
     RECIPES / "base-suites.yml",
+    RELEASE,
     REPOSITORY / ".github" / "workflows" / "ci.yml",
 )
 ACTION = REPOSITORY / "action.yml"
@@ -692,3 +698,86 @@ def test_suites_of_the_base_branch_judge_what_a_pull_request_brings(machine: Mac
     assert done.returncode == 1, done.stdout + done.stderr
     assert "cache=off, strict" in done.stdout
     assert "artifact/model holds no *.safetensors file" in done.stdout
+
+
+# -- a release of two machines --------------------------------------------------------------------
+
+
+def run_job(machine: Machine, job: str, *, device: str) -> Path:
+    """Run the gates of a job of the release, and return its result as it is downloaded.
+
+    Nothing is measured here, so what it ran on is written into it.
+    """
+    done = machine.run(script_of(RELEASE, name="Gates", job=job))
+    assert "4 gates: " in done.stdout, done.stdout + done.stderr
+    temp = Path(machine.environ["RUNNER_TEMP"])
+    place = temp / "results" / f"result-{job}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(exist_ok=True)
+    shutil.move(temp / "result", place)
+    report = read_report((place / "report.json").read_bytes(), name=job)
+    suites = tuple(replace(suite, device=device) for suite in report.suites)
+    (place / "report.json").write_text(render_json(replace(report, suites=suites)))
+    return place
+
+
+@pytest.fixture
+def released(machine: Machine) -> Machine:
+    """A checkout with a suite whose verdicts are given, the release file, and what is to ship."""
+    (machine.path / "suites").rmdir()
+    write_project(machine.path)
+    shutil.copy(RECIPES / "release.quantgate.yaml", machine.path)
+    (machine.path / "out").mkdir()
+    shutil.copy(machine.path / "suites/clip.quantgate.yaml", machine.path / "out")
+    return machine
+
+
+def decide(machine: Machine) -> subprocess.CompletedProcess[str]:
+    summary = str(machine.path.parent / "step-summary.md")
+    script = script_of(RELEASE, name="Verdict", job="verdict")
+    return machine.run(script, GITHUB_STEP_SUMMARY=summary)
+
+
+def test_a_release_is_published_where_both_machines_say_so(released: Machine) -> None:
+    run_job(released, "cpu", device="cpu")
+    run_job(released, "gpu", device="cuda")
+    publish = script_of(RELEASE, name="Refuse what was not judged", job="publish")
+
+    verdict = decide(released)
+    published = released.run(publish)
+    (released.path / "out/lora.safetensors").write_bytes(b"x")
+    smuggled = released.run(publish)
+
+    assert verdict.returncode == 0, verdict.stdout + verdict.stderr
+    assert "clip: may ship: 4 gates passed" in verdict.stdout
+    summary = released.path.parent / "step-summary.md"
+    assert "May ship: 4 gates passed" in summary.read_text(encoding="utf-8")
+    assert (published.returncode, smuggled.returncode) == (0, 1), published.stdout
+
+
+def test_a_release_without_the_gpu_or_with_a_red_gate_is_held(released: Machine) -> None:
+    run_job(released, "cpu", device="cpu")
+    temp = Path(released.environ["RUNNER_TEMP"])
+
+    alone = decide(released)
+    assert alone.returncode == 1
+    assert "machine GPU job has answered no gate of" in " ".join(alone.stdout.split())
+
+    for tried in released.path.rglob("*.tried"):
+        tried.unlink()
+    (released.path / "verdicts.json").write_text('{"coverage": ["FAIL"]}')
+    run_job(released, "gpu", device="cuda")
+    red = decide(released)
+    assert red.returncode == 1
+    assert "two-answers" in (temp / "verdict/report.json").read_text(encoding="utf-8")
+    assert not (temp / "verdict/manifest.json").exists()
+
+
+def test_every_event_has_the_jobs_that_it_needs() -> None:
+    jobs = read(RELEASE)["jobs"]
+
+    assert jobs["verdict"]["needs"] == ["cpu", "gpu"]
+    assert jobs["publish"]["needs"] == "verdict"
+    assert jobs["publish"]["if"] == "${{ needs.verdict.result == 'success' }}"
+    assert "pull_request" in jobs["gpu"]["if"]
+    assert load_release(RECIPES / "release.quantgate.yaml").machines

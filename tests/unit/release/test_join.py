@@ -264,6 +264,7 @@ def test_only_the_release_says_what_may_be_unmeasured() -> None:
         (Machine(where=WHERE, name="m", device="cuda", gates=("latency",)), True),
         (Machine(where=WHERE, name="m", device="cpu", gates=("latency",)), False),
         (Machine(where=WHERE, name="m", device="cuda", gates=("engine",)), True),
+        (Machine(where=WHERE, name="m", gpu="none", gates=("engine",)), False),
     ],
 )
 def test_a_machine_must_have_answered(machine: Machine, answers: bool) -> None:

@@ -34,7 +34,9 @@ class Quantizer:
     up to there rounding gives the largest level anyway. `clipped_samples` are the held-out samples
     that had any, `clipped_squares` the sum over samples of the square of their clipped values:
     values of one sample are not independent. `batch_dependent` says whether what it gives for a
-    sample depends on the other samples in the batch.
+    sample depends on the other samples in the batch. `row_values` are the values along the last
+    axis, which blocks are cut from (0: it never ran). `scales_ignored` says whether it declares a
+    format for the scales of its blocks that ModelOpt passes over.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Quantizer:
     clipped_squares: int = 0
     batch_dependent: bool = False
     block_sizes: tuple[int, ...] = ()
+    row_values: int = 0
+    scales_ignored: bool = False
 
     @property
     def own_calls(self) -> int:
@@ -88,7 +92,8 @@ class Operation:
     """One matrix operation seen in a forward: who called it and which operands were quantized.
 
     `function` is `linear`, `conv`, `matmul`, `attention` (scaled_dot_product_attention) or
-    `mha` (the fused nn.MultiheadAttention call). `operands_quantized` says for each tensor
+    `mha` (the fused nn.MultiheadAttention call), `low-rank` one of the two products of SVDQuant's
+    branch. `operands_quantized` says for each tensor
     operand, in order, whether it came out of an enabled quantizer that really ran.
     """
 
@@ -116,6 +121,36 @@ class LayerActivation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputScale:
+    """What SmoothQuant or AWQ multiplies the inputs of a layer by, in `count` values.
+
+    `applied` says whether the layer's output changes with it; None where the layer never ran.
+    """
+
+    module: str
+    tower: Tower
+    count: int
+    smallest: float
+    largest: float
+    finite: bool
+    applied: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankBranch:
+    """SVDQuant's branch beside a layer, in full precision.
+
+    `output_share` is the length of what it adds to the layer's output, as a share of the length of
+    that; None where the layer never ran.
+    """
+
+    module: str
+    tower: Tower
+    rank: int
+    output_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchInvariance:
     """How far the embeddings of one tower move with their batch, as a share of their length.
 
@@ -137,7 +172,8 @@ class Audit:
     `intended` are the quantizer names that the recipe meant to switch on *before* the
     excludes and before any preset's built-in disabling took them away; `disabled_by` names for
     each intended quantizer that is off the pattern (in the recipe) that switched it off.
-    `algorithm` is the recipe's calibration algorithm by name, empty where it is not known.
+    `algorithm` is the recipe's calibration algorithm by name, `none` where it calibrates nothing,
+    empty where it is not known.
     `invariance` has an entry a tower where whole embeddings were compared. `activations` are those
     of the held-out forwards, in the order in which the modules ran.
     """
@@ -155,6 +191,8 @@ class Audit:
     algorithm: str = ""
     invariance: tuple[BatchInvariance, ...] = ()
     activations: tuple[LayerActivation, ...] = ()
+    input_scales: tuple[InputScale, ...] = ()
+    branches: tuple[LowRankBranch, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,6 +187,19 @@ def read_format(
     return next((row for row in rows if row.scale_bits is None), unlisted)
 
 
+def ignores_scales(num_bits: Any, *, block_sizes: Any) -> bool:
+    """Return whether a format is declared for the scales of blocks that ModelOpt passes over.
+
+    `scale_bits` and `scale_block_sizes` act in the formats of the table that have scales of their
+    own; beside INT4 blocks they do nothing, and nothing says so.
+    """
+    declared = block_sizes if isinstance(block_sizes, Mapping) else {}
+    if not any(declared.get(key) for key in ("scale_bits", "scale_block_sizes")):
+        return False
+    found = read_format(num_bits, block_sizes=block_sizes)
+    return found is None or found.scale_bits is None
+
+
 def name_format(num_bits: Any, *, block_sizes: Any = None) -> str:
     """Return the name of a format (`E4M3`, `NVFP4`, `INT6`), or `unknown(...)` with `num_bits`."""
     found = read_format(num_bits, block_sizes=block_sizes)

@@ -94,9 +94,10 @@ def judge_calibration(
     if not static and dynamic and all(map(_has_no_range, dynamic)):
         return _judge_rangeless(audit, dynamic, gate=gate, attention=attention)
     parts = (
-        _judge_run(run, expected=audit.towers, gate=gate),
-        _judge_amax(static, gate=gate, attention=attention),
+        _judge_run(run, expected=audit.towers, algorithm=audit.algorithm, gate=gate),
+        _judge_amax(static, algorithm=audit.algorithm, gate=gate, attention=attention),
         _judge_weights(static, algorithm=audit.algorithm, gate=gate),
+        _judge_input_scales(audit, gate=gate),
         _judge_calls([*static, *dynamic], gate=gate, attention=attention),
         _judge_clipping(static, held_out_samples=run.held_out_samples, gate=gate),
         _judge_width(static, gate=gate),
@@ -169,8 +170,9 @@ def judge_ranges(audit: Audit, *, gate: CalibrationGate) -> Verdict:
     if not static and dynamic and all(map(_has_no_range, dynamic)):
         return _judge_rangeless(audit, dynamic, gate=gate, attention=INTERCEPTED)
     parts = (
-        _judge_amax(static, gate=gate),
+        _judge_amax(static, algorithm=audit.algorithm, gate=gate),
         _judge_weights(static, algorithm=audit.algorithm, gate=gate),
+        _judge_input_scales(audit, gate=gate),
         _judge_calls([q for q in audit.quantizers if q.enabled], gate=gate),
         _judge_clipping(static, held_out_samples=None, gate=gate),
         _judge_width(static, gate=gate),
@@ -183,7 +185,9 @@ def _verdict(status: Status, headline: str, **more: object) -> Verdict:
     return Verdict(gate=GATE, status=status, headline=f"calibration: {headline}", **more)  # type: ignore[arg-type]
 
 
-def _judge_run(run: CalibrationRun, *, expected: Sequence[str], gate: CalibrationGate) -> Verdict:
+def _judge_run(
+    run: CalibrationRun, *, expected: Sequence[str], algorithm: str, gate: CalibrationGate
+) -> Verdict:
     where = gate.where
     if run.given:
         return _verdict(
@@ -191,6 +195,8 @@ def _judge_run(run: CalibrationRun, *, expected: Sequence[str], gate: Calibratio
             f"handed over: how it was calibrated is not in a checkpoint; as calibration.data says, "
             f"it was on {run.data}, of which the held-out pairs are, too",
         )
+    if algorithm == "none":
+        return _verdict(Status.PASS, "the recipe calibrates nothing")
     if run.batches == 0 or run.samples == 0:
         return _verdict(
             Status.FAIL,
@@ -240,7 +246,11 @@ def _judge_run(run: CalibrationRun, *, expected: Sequence[str], gate: Calibratio
 
 
 def _judge_amax(
-    static: Sequence[Quantizer], *, gate: CalibrationGate, attention: str = INTERCEPTED
+    static: Sequence[Quantizer],
+    *,
+    algorithm: str,
+    gate: CalibrationGate,
+    attention: str = INTERCEPTED,
 ) -> Verdict:
     if not static:
         return _verdict(
@@ -269,7 +279,13 @@ def _judge_amax(
     total = sum(len(names) for names, *_ in bad)
     names, words, code = bad[0]
     cause = "enabled after the calibration, or never reached by its forward"
-    next_step = "calibrate again with batches that reach these modules"
+    if missing and algorithm == "none":
+        cause = "the recipe has algorithm: null, which calibrates nothing"
+    next_step = (
+        "write algorithm: max into the recipe"
+        if missing and algorithm == "none"
+        else "calibrate again with batches that reach these modules"
+    )
     idle = [q for q in static if q.name in names and q.own_calls == 0]
     if len(idle) == len(names):  # no batch will ever reach them
         cause, next_step = advise_idle(idle, among=static, attention=attention)
@@ -322,6 +338,62 @@ def _judge_weights(
         figures={"weights_out_of_range": len(other)},
         code="calibration.weights-changed",
     )
+
+
+def _judge_input_scales(audit: Audit, *, gate: CalibrationGate) -> Verdict | None:
+    """What SmoothQuant and AWQ multiply inputs by is a number above 0, everywhere, and applied.
+
+    The weights were multiplied by its inverse: without it the layer computes something else.
+    """
+    scales = audit.input_scales
+    if not scales:
+        return None
+    broken = [s.module for s in scales if not s.finite or s.smallest <= 0]
+    idle = [s.module for s in scales if s.applied is False]
+    there = {s.module for s in scales}
+    classes = {m.class_name for m in audit.modules if m.name in there}
+    lost = [
+        q.module
+        for q in audit.quantizers
+        if q.slot == "weight" and q.enabled and q.module not in there and q.module_class in classes
+    ]
+    if broken:
+        return _verdict(
+            Status.FAIL,
+            f"{len(broken)} of {count(len(scales), 'input scale')} hold NaN, Inf or a value that "
+            f"is not above 0 ({gate.where})",
+            evidence=shorten(group(broken), noun="groups"),
+            cause="SmoothQuant or AWQ met channels without values, or the checkpoint is damaged",
+            next_step="calibrate on more samples, and quantize again",
+            figures={"input_scales_broken": len(broken)},
+            code="calibration.scale-broken",
+        )
+    if idle:
+        return _verdict(
+            Status.FAIL,
+            f"{len(idle)} of {count(len(scales), 'input scale')} are not applied: the layer's "
+            f"output does not change with them ({gate.where})",
+            evidence=shorten(group(idle), noun="groups"),
+            cause="a forward goes around the layer's input quantizer, which applies the scale also "
+            "where it is off, and the weight was multiplied by the inverse",
+            next_step="let the layer's own quantized forward run",
+            figures={"input_scales_idle": len(idle)},
+            code="calibration.scale-idle",
+        )
+    if lost:
+        return _verdict(
+            Status.FAIL,
+            f"{count(len(lost), 'layer')} of {len(lost) + len(scales)} "
+            f"{'has' if len(lost) == 1 else 'have'} no input scale, which the others have "
+            f"({gate.where})",
+            evidence=shorten(group(lost), noun="groups"),
+            cause="the scale of SmoothQuant or AWQ was lost, and the weight was multiplied by its "
+            "inverse",
+            next_step="quantize again, and restore with ModelOpt's state",
+            figures={"input_scales_missing": len(lost)},
+            code="calibration.scale-missing",
+        )
+    return _verdict(Status.PASS, f"{count(len(scales), 'input scale')} applied")
 
 
 def _width(quantizer: Quantizer) -> float:

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.gates.blocks import branch_figures, describe_branches, judge_block_formats
 from pytest_quantgate.gates.fused import advise_fused, list_excluded, list_fused
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle, exclude_words
 from pytest_quantgate.gates.run import GateRun, Judged
@@ -156,8 +157,9 @@ def judge_coverage(
 
     FAIL where an expectation comes out empty; where something intended is off, of another format,
     or never ran; where attention lacks a slot in a block; where something is quantized that nobody
-    asked for; where an exclude pattern matches nothing; where a weight escapes; and where a waiver
-    is expired or unused.
+    asked for; where an exclude pattern matches nothing; where a weight escapes; where blocks are
+    not whole, their scales ignored or a low-rank branch idle; and where a waiver is expired or
+    unused.
     """
     scope = Scope(
         excluded=list_excluded(audit).union(*(matched for _, matched in audit.excludes)),
@@ -177,11 +179,16 @@ def judge_coverage(
         _judge_unasked(audit, gate=gate, modules=modules, scope=scope, used=used),
         _judge_excludes(audit, gate=gate, modules=modules),
         _judge_operations(audit, gate=gate, scope=scope, used=used),
+        *judge_block_formats(audit, where=gate.where),
     ]
     waived = measure_waived(audit, gate=gate, scope=scope)
     parts.append(_judge_waivers(gate=gate, waived=waived, today=today, used=used))
     verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
-    figures = {**_figures(audit, scope=scope), **verdict.figures}
+    figures = {
+        **_figures(audit, scope=scope),
+        **branch_figures(audit.branches),
+        **verdict.figures,
+    }
     if not verdict.passed:
         return replace(verdict, figures=figures)
     headline, brief = _describe(audit, figures=figures)
@@ -198,7 +205,10 @@ def judge_coverage(
         status=Status.PASS,
         headline=headline,
         brief=brief,
-        evidence=_left_out(audit, scope=scope, today=today),
+        evidence=(
+            *([branches] if (branches := describe_branches(audit.branches)) else ()),
+            *_left_out(audit, scope=scope, today=today),
+        ),
         figures=figures,
     )
 

@@ -20,6 +20,7 @@ from pytest_quantgate.measure.activations import ActivationRecorder, highest_fin
 from pytest_quantgate.measure.invariance import measure_invariance
 from pytest_quantgate.measure.operations import Recorder
 from pytest_quantgate.measure.quantizers import Activity, describe_quantizer, replay_recipe, watch
+from pytest_quantgate.measure.side_paths import probe_side_paths
 from pytest_quantgate.quantization.emulation import kernels_for
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import (
@@ -103,6 +104,7 @@ def audit_module(
                 run()
             with operations.record(module, quantizers=quantizers, tower=tower):
                 run()
+        scales, branches = probe_side_paths(module, quantizers=quantizers, runs=runs)
         clipping = {name: Activity() for name in quantizers}
         activations: list[LayerActivation] = []
         for tower, forwards in (held_out or {}).items():
@@ -166,11 +168,15 @@ def audit_module(
         notes=notes,
         algorithm=_name_algorithm(recipe.algorithm) if recipe is not None else "",
         activations=tuple(activations),
+        input_scales=scales,
+        branches=branches,
     )
 
 
 def _name_algorithm(algorithm: Any) -> str:
     """Return the name of a recipe's algorithm, which may be a mapping with its `method`."""
+    if algorithm is None:
+        return "none"
     if isinstance(algorithm, Mapping):
         algorithm = algorithm.get("method")
     return algorithm if isinstance(algorithm, str) else ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.audit import Operation, Slot, Tower
+from pytest_quantgate.measure.side_paths import find_branch_storages
 from pytest_quantgate.quantization.quantizers import (
     block_of,
     plain_class_name,
@@ -93,21 +94,20 @@ class Recorder:
 
         def mark(value: Any) -> None:
             for tensor in tensors_in(value):
-                quantized[tensor.untyped_storage().data_ptr()] = tensor
+                quantized[address(tensor)] = tensor
 
         def unmark(value: Any) -> None:
             if isinstance(value, torch.Tensor):
-                quantized.pop(value.untyped_storage().data_ptr(), None)
+                quantized.pop(address(value), None)
 
         def is_quantized(value: Any) -> bool:
-            return (
-                isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in quantized
-            )
+            return isinstance(value, torch.Tensor) and address(value) in quantized
 
         # A quantized weight is used up when its layer has run; kept longer, the weights of the
         # whole model would be in memory once more.
         weights_of: list[list[int]] = [[]]
-        parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        parameters = {address(p) for p in module.parameters()}
+        branches = find_branch_storages(quantizers)
 
         class Mode(TorchFunctionMode):
             def __torch_function__(
@@ -143,11 +143,15 @@ class Recorder:
                 for key, value in given.items()
                 if key != "bias" and isinstance(value, torch.Tensor)
             }
+            if tensors.keys() >= {"weight"} and address(tensors["weight"]) in branches:
+                function = "low-rank"
             weights = sum(
                 value.numel()
                 for key, value in tensors.items()
-                if key == "weight" or value.untyped_storage().data_ptr() in parameters
+                if key == "weight" or address(value) in parameters
             )
+            if function == "low-rank":
+                weights = 0  # the model has no such weights
             if function == "mha":
                 weights = sum(p.numel() for n, p in owner.named_parameters() if "weight" in n)
             index = counts.get((name, function), 0)
@@ -194,7 +198,7 @@ class Recorder:
                 if quantizer.is_enabled and output is not inputs[0]:
                     mark(output)
                     if slot == "weight":
-                        weights_of[-1].append(output.untyped_storage().data_ptr())
+                        weights_of[-1].append(address(output))
 
             return hook
 
@@ -205,6 +209,11 @@ class Recorder:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def address(tensor: torch.Tensor) -> int:
+    """Return where a tensor's storage begins: the same for all views of it."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:

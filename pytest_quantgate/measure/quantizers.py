@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.audit import Quantizer, Tower
 from pytest_quantgate.formats.number_format import NumberFormat
-from pytest_quantgate.formats.table import name_format, read_blocks
+from pytest_quantgate.formats.table import ignores_scales, name_format, read_blocks
 from pytest_quantgate.quantization.quantizers import (
     amax_of,
     block_of,
@@ -37,7 +37,8 @@ class Activity:
     """What one quantizer did: forwards in which it ran per tower, and values that it clipped.
 
     `clipped_values` counts them sample by sample (only of forwards in which any was clipped).
-    `largest` is the largest magnitude that it was given on held-out data, None before any.
+    `largest` is the largest magnitude that it was given on held-out data, None before any;
+    `row_values` how many values the last axis had.
     `batch_dependent` says whether what it gave for a sample changed with the rest of the batch.
     """
 
@@ -47,6 +48,7 @@ class Activity:
     clipped_values: list[int] = field(default_factory=list)
     seen: int = 0
     largest: float | None = None
+    row_values: int = 0
 
 
 @contextmanager
@@ -80,6 +82,7 @@ def watch(
         seen, slot = found
         seen.tower_calls[tower] += 1
         value = inputs[0]
+        seen.row_values = value.shape[-1] if value.dim() else 0
         if not seen.changed:
             seen.changed = output.shape != value.shape or not torch.equal(output, value)
         if slot == "weight" and (seen.seen or not count_clipping):
@@ -242,6 +245,8 @@ def describe_quantizer(
         clipped_samples=sum(number > 0 for number in activity.clipped_values),
         clipped_squares=sum(number**2 for number in activity.clipped_values),
         batch_dependent=activity.batch_dependent,
+        row_values=activity.row_values,
+        scales_ignored=ignores_scales(quantizer.num_bits, block_sizes=quantizer.block_sizes),
     )
 
 

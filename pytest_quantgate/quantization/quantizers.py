@@ -129,9 +129,19 @@ def is_dynamic(quantizer: Any) -> bool:
 
 def plain_class_name(module: torch.nn.Module) -> str:
     """Return the class name of a module as its author wrote it: `Linear`, not `QuantLinear`."""
-    if isinstance(module, import_modelopt("modelopt.torch.opt.dynamic").DynamicModule):
-        return str(module.original_cls.__name__)
-    return type(module).__name__
+    from torch import nn
+
+    dynamic = import_modelopt("modelopt.torch.opt.dynamic").DynamicModule
+    if not isinstance(module, dynamic):
+        return type(module).__name__
+    plain: Any = module.original_cls
+    if issubclass(plain, dynamic):  # converted twice, as SVDQuant does
+        plain = next(
+            cls
+            for cls in plain.__mro__
+            if issubclass(cls, nn.Module) and not issubclass(cls, dynamic)
+        )
+    return str(plain.__name__)
 
 
 def has_constant_range(quantizer: Any) -> bool:

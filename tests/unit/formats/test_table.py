@@ -23,6 +23,7 @@ from pytest_quantgate.formats.table import (
     find_format,
     find_onnx_format,
     find_precision,
+    ignores_scales,
     keeps_amax,
     list_targets,
     name_format,
@@ -68,6 +69,28 @@ def test_scales_that_modelopt_passes_over_in_silence_make_no_other_format() -> N
     assert name_format(4, block_sizes={-1: 64, "scale_bits": 8}) == "INT4"
     assert name_format((2, 1), block_sizes={-1: 32, "type": "dynamic"}) == "E2M1"
     assert name_format((2, 1), block_sizes={-1: 16, -2: 16, "scale_bits": (4, 3)}) == "E2M1"
+
+
+@pytest.mark.parametrize(("num_bits", "block_sizes", "name"), MODELOPT)
+def test_no_format_of_modelopts_own_declares_scales_for_nothing(
+    num_bits: Any, block_sizes: Any, name: str
+) -> None:
+    assert not ignores_scales(num_bits, block_sizes=block_sizes), name
+
+
+@pytest.mark.parametrize(
+    ("num_bits", "block_sizes"),
+    [
+        (4, {-1: 32, "scale_bits": 8, "scale_block_sizes": {-1: 128}}),
+        (4, {-1: 32, "scale_bits": (4, 3)}),
+        ((4, 3), {-1: 32, "type": "static", "scale_bits": (8, 0)}),
+        ("mine", {-1: 32, "scale_bits": 8}),
+    ],
+)
+def test_scales_that_are_declared_for_nothing(num_bits: Any, block_sizes: Any) -> None:
+    assert ignores_scales(num_bits, block_sizes=block_sizes)
+    plain = {-1: block_sizes[-1], "scale_bits": None}
+    assert not ignores_scales(num_bits, block_sizes=plain)
 
 
 def test_plain_data_as_yaml_and_json_have_it() -> None:

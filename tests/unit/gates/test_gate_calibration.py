@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import replace
 from fractions import Fraction
@@ -290,6 +291,20 @@ def test_formats_without_a_range_are_judged_by_calls_and_batch() -> None:
     # One range that a format does have, and that nobody calibrated, is a finding as before.
     partly = change_quantizers(audit, FC1, format="E4M3", dynamic=False, amax_count=0)
     assert judge(partly).code == "calibration.amax-missing"
+
+
+def test_a_recipe_that_calibrates_nothing_is_named_as_the_cause() -> None:
+    """W4A8 with MXFP4 weights: ModelOpt's preset has algorithm: null, and FP8 inputs."""
+    audit = dataclasses.replace(AUDIT, algorithm="none")
+    audit = change_quantizers(audit, "*weight*", format="MXFP4", granularity="block", dynamic=True)
+    verdict = judge(
+        change_quantizers(audit, "*input*", amax_count=0, amax_max=None),
+        run=make_run(batches=0, tower_batches={}),
+    )
+
+    assert verdict.code == "calibration.amax-missing"
+    assert verdict.cause == "the recipe has algorithm: null, which calibrates nothing"
+    assert verdict.next_step == "write algorithm: max into the recipe"
 
 
 IDLE: dict[str, Any] = {"amax_max": None, "amax_count": 0, "tower_calls": {}}

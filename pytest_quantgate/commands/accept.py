@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_quantgate.store.baseline_mode import refuse_ci
 from pytest_quantgate.store.baselines import Store, accept_obtained
-from pytest_quantgate.text.printable import printable
+from pytest_quantgate.text.wrapping import say
 
 
 def add(commands: Any) -> None:
@@ -34,5 +34,5 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     for path in accept_obtained(
         parsed.obtained, store=store, reason=parsed.reason, new_data=parsed.new_data
     ):
-        print(printable(f"baseline written: {path}"))
+        say(f"baseline written: {path}")
     return 0

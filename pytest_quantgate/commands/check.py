@@ -63,13 +63,13 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    from pytest_quantgate.text.printable import printable
+    from pytest_quantgate.text.wrapping import say
 
     try:
         report = _inspect(parsed)
         _write(report, parsed)
     except QuantGateError as error:
-        print(f"quantgate: {printable(str(error))}", file=sys.stderr)
+        say(f"quantgate: {error}", error=True)
         return TROUBLE
     if report.refusals or not report.inspections:
         return TROUBLE

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from pytest_quantgate import __version__
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.text.printable import printable
+from pytest_quantgate.text.wrapping import say
 
 COMMANDS = (
     "check",
@@ -36,13 +35,13 @@ def main(arguments: Sequence[str] | None = None, *, environ: Mapping[str, str] =
     try:
         status: int = _command(parsed.command).run(parsed, environ=environ)
     except QuantGateError as error:
-        print(f"quantgate: {printable(str(error))}", file=sys.stderr)
+        say(f"quantgate: {error}", error=True)
         return 1
     except BrokenPipeError:
         raise  # of whoever reads our output, and no file
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"quantgate: {printable(f'{place}{error.strerror or error}')}", file=sys.stderr)
+        say(f"quantgate: {place}{error.strerror or error}", error=True)
         return 1
     return status
 

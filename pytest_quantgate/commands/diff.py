@@ -56,13 +56,13 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    from pytest_quantgate.text.printable import printable
+    from pytest_quantgate.text.wrapping import say
 
     try:
         comparison = compare(parsed)
         _write(comparison, parsed)
     except QuantGateError as error:
-        print(f"quantgate: {printable(str(error))}", file=sys.stderr)
+        say(f"quantgate: {error}", error=True)
         return TROUBLE
     return DIFFERENT if comparison.is_different else SAME
 

@@ -83,7 +83,7 @@ def _print(
     needs: Sequence[tuple[str, Sequence[Need]]],
     files: Sequence[tuple[str, Sequence[Verdict]]],
 ) -> None:
-    from pytest_quantgate.text.printable import printable
+    from pytest_quantgate.text.wrapping import say
 
     lines = _check_lines(list(checks))
     if needs:
@@ -94,7 +94,7 @@ def _print(
     for path, verdicts in files:
         lines += ["", f"model and texts of {path}", *_verdict_lines(verdicts)]
     for line in lines:
-        print(printable(line))
+        say(line)
 
 
 def _check_lines(checks: Sequence[Check]) -> list[str]:

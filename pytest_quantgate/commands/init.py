@@ -72,10 +72,10 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         sys.stdout.write(text)
         return 0
     _write(target, text)
-    from pytest_quantgate.text.printable import printable
+    from pytest_quantgate.text.wrapping import say
 
-    print(printable(f"written: {target}"))
-    print(printable(f"next: quantgate plan {target}; pytest {target}"))
+    say(f"written: {target}")
+    say(f"next: quantgate plan {target}; pytest {target}")
     return 0
 
 

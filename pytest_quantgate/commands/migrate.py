@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.store.baseline_mode import refuse_ci
-from pytest_quantgate.text.printable import printable
+from pytest_quantgate.text.wrapping import say
 
 EXAMPLES = """\
 examples:
@@ -58,7 +58,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     named = [suites[0].name] if len(suites) == 1 and parsed.suites[0].is_file() else []
     moves = plan_moves(store, suites, named=named, source=parsed.source or "")
     for old, new in move_records(store, moves):
-        print(printable(f"baseline moved: {old} -> {new}"))
+        say(f"baseline moved: {old} -> {new}")
     if not moves:
-        print(printable(f"nothing to move below {parsed.baselines}"))
+        say(f"nothing to move below {parsed.baselines}")
     return 0

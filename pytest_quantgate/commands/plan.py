@@ -107,21 +107,21 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
 
 
 def _print(found: Sequence[tuple[str, Sequence[Plan]]]) -> None:
-    from pytest_quantgate.text.printable import printable
+    from pytest_quantgate.text.wrapping import say, terminal_width
 
     for position, (path, plans) in enumerate(found):
         if position:
             print()
-        print(printable(path))
+        say(path)
         if not plans:
             print("  no accuracy and no regression limits: nothing that samples decide")
             continue
-        for line in _table(plans):
-            print(printable(line))
+        for line in _table(plans, width=terminal_width()):
+            say(line)
         for note in dict.fromkeys(note for plan in plans for note in plan.notes):
-            print(printable(f"  note: {note}"))
+            say(f"  note: {note}")
         for line in _conclude(plans):
-            print(printable(f"  {line}"))
+            say(f"  {line}")
 
 
 def _conclude(plans: Sequence[Plan]) -> list[str]:
@@ -142,7 +142,8 @@ def _conclude(plans: Sequence[Plan]) -> list[str]:
     return [each + unknown, together]
 
 
-def _table(plans: Sequence[Plan]) -> list[str]:
+def _table(plans: Sequence[Plan], *, width: int | None) -> list[str]:
+    """Return a line a limit, or where that is too wide three: gate, numbers, and what they say."""
     rows = [("gate", "limit", "flips", "drop", "rates", "samples", "needed", "for all", "")]
     for plan in plans:
         rows.append(
@@ -159,12 +160,21 @@ def _table(plans: Sequence[Plan]) -> list[str]:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    lines = []
-    for row in rows:
-        cells = [f"{row[0]:<{widths[0]}}", f"{row[1]:<{widths[1]}}"]
-        cells += [f"{cell:>{width}}" for cell, width in zip(row[2:-1], widths[2:], strict=True)]
-        lines.append(f"  {'  '.join([*cells, row[-1]])}".rstrip())
+    wide = [f"  {row[0]:<{widths[0]}}  {_cells(row, widths)}  {row[-1]}".rstrip() for row in rows]
+    if width is None or max(map(len, wide)) <= width:
+        return wide
+    lines, gate = [f"    {_cells(rows[0], widths)}"], ""
+    for row in rows[1:]:
+        lines += [f"  {row[0]}"] if row[0] != gate else []
+        lines += [f"    {_cells(row, widths)}", f"      {row[-1]}"]
+        gate = row[0]
     return lines
+
+
+def _cells(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Return the limit of a row and its numbers, in their columns."""
+    numbers = (f"{cell:>{width}}" for cell, width in zip(row[2:-1], widths[2:], strict=True))
+    return "  ".join((f"{row[1]:<{widths[1]}}", *numbers))
 
 
 def _flips(plan: Plan) -> float:

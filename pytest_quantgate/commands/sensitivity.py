@@ -60,6 +60,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     )
     from pytest_quantgate.run.sensitivity import Study
     from pytest_quantgate.text.printable import printable
+    from pytest_quantgate.text.wrapping import say, terminal_width
 
     case = open_case(parsed, environ=environ)
     study = Study(case)
@@ -67,9 +68,9 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     found = study.measure(gate=gate, samples=parsed.samples)
     if case.progress.mode == "log":
         print(file=sys.stderr)  # its stages end without a newline
-    print(printable(case.suite.label))
-    for line in render_sensitivity(found, top=parsed.top):
-        print(printable(line))
+    say(case.suite.label)
+    for line in render_sensitivity(found, top=parsed.top, width=terminal_width()):
+        say(line)
     result = {"format": FORMAT, "suite": case.suite.label, "sensitivity": to_json(found)}
     if not parsed.no_exclusion:
         exclusion = study.propose(found)
@@ -80,7 +81,8 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
             weights_bytes=found.weights_bytes,
             exclude=case.suite.variant.exclude,
         ):
-            print(printable(line))
+            # A line to paste stays whole.
+            print(printable(line)) if line.lstrip().startswith("- ") else say(line)
         result["exclusion"] = to_json(exclusion)
     if parsed.json is not None:
         text = json.dumps(result, indent=1) + "\n"
@@ -101,7 +103,7 @@ def open_case(
     from pytest_quantgate.store.cache import Cache
     from pytest_quantgate.store.settings import Settings, default_cache_root
     from pytest_quantgate.suite.load import load_suite
-    from pytest_quantgate.text.printable import printable
+    from pytest_quantgate.text.wrapping import say
 
     root = Path.cwd()
     settings = Settings(
@@ -117,7 +119,7 @@ def open_case(
     )
 
     def warn(message: str) -> None:
-        print(printable(f"warning: {message}"), file=sys.stderr)
+        say(f"warning: {message}", error=True)
 
     return Case(
         suite=suite or load_suite(parsed.suite, relative_to=root),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import NotMeasured, QuantGateError, SuiteError
-from pytest_quantgate.text.printable import printable
+from pytest_quantgate.text.wrapping import say
 
 if TYPE_CHECKING:
     from pytest_quantgate.commands.suite_checks import Findings
@@ -52,7 +51,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         try:
             paths = find_suites([argument])
         except QuantGateError as error:
-            print(printable(str(error)), file=sys.stderr)
+            say(str(error), error=True)
             invalid += 1
             continue
         for path in paths:
@@ -60,7 +59,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
                 if is_release(path):
                     release = load_release(path)
                     shown = count(len(release.suites), "suite")
-                    print(printable(f"{path}: valid (a release of {shown})"))
+                    say(f"{path}: valid (a release of {shown})")
                     continue
                 suite = load_suite(path, relative_to=Path.cwd())
                 found = check_suite(suite, environ=environ)
@@ -68,17 +67,17 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
                     found = look_deeper(suite, found=found, environ=environ)
             except QuantGateError as error:
                 code = f" [{error.code}]" if error.code else ""
-                print(printable(f"{error}{code}"), file=sys.stderr)
+                say(f"{error}{code}", error=True)
                 invalid += 1
                 continue
             for problem in found.errors:
-                print(printable(problem), file=sys.stderr)
+                say(problem, error=True)
             if found.errors:
                 invalid += 1
             else:
-                print(printable(f"{path}: valid ({suite.label})"))
+                say(f"{path}: valid ({suite.label})")
             for note in (*found.notes, *_note_old_baselines(suite)):
-                print(printable(f"  note: {note}"))
+                say(f"  note: {note}")
     return 1 if invalid else 0
 
 

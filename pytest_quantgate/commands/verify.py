@@ -55,13 +55,13 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.release.manifest_file import read_manifest
     from pytest_quantgate.release.verify import verify_files
     from pytest_quantgate.release.verify_text import render_verification, render_verification_json
-    from pytest_quantgate.text.printable import printable
+    from pytest_quantgate.text.wrapping import say
 
     try:
         manifest = read_manifest(parsed.manifest)
         found = verify_files(parsed.paths, manifest=manifest, ignored=parsed.ignore)
     except QuantGateError as error:
-        print(f"quantgate: {printable(str(error))}", file=sys.stderr)
+        say(f"quantgate: {error}", error=True)
         return TROUBLE
     render = render_verification_json if parsed.json else render_verification
     sys.stdout.write(render(found))

@@ -52,13 +52,25 @@ class OutlierChannels:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Changed:
+    """Paired outcomes of a task in two states: samples that only the first, or the second, has
+    right, of `samples`."""
+
+    lost: int
+    won: int
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupEffect:
     """What one group does to the embeddings and to a task.
 
     Noise is a ratio of powers, sum (x - y)^2 / sum x^2 over all samples (SQNR is -10 log10 of it):
     0 where nothing changes, +inf for NaN or Inf. `noise_only` has this group alone quantized,
     `noise_without` all but it (NaN where that was not measured); `metric_*` are the task's metric
-    in [0, 1] in the same states. A group that runs in both towers has the larger noise of the two.
+    in [0, 1] in the same states. `changed_*` count the samples behind its change, from all off or
+    from all on; None where the metric is no share of samples.
+    A group that runs in both towers has the larger noise of the two.
     `towers` are those in which it ran, empty where it never did. `outliers` are the quantizers of
     the group with outlier channels, `noise_apart` is `noise_only` with these channels and all
     others rounded apart from each other (None: no outliers).
@@ -72,6 +84,8 @@ class GroupEffect:
     metric_without: float | None = None
     outliers: tuple[OutlierChannels, ...] = ()
     noise_apart: float | None = None
+    changed_only: Changed | None = None
+    changed_without: Changed | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from xml.sax.saxutils import escape
 
 from pytest_quantgate.evidence.sensitivity import (
+    Changed,
     Exclusion,
     GateCheck,
     GroupEffect,
@@ -17,11 +18,16 @@ from pytest_quantgate.evidence.sensitivity import (
 )
 from pytest_quantgate.gates.suspects import describe_outliers, explained_by_outliers
 from pytest_quantgate.run.sensitivity import SUSPECTS, rank_suspects
+from pytest_quantgate.statistics.intervals import Flips, drop_limits
+from pytest_quantgate.text.words import signed
 
 #: SQNR from which on noise no longer shows in a plot.
 QUIET_DB = 60.0
 
 BAR_WIDTH = 20
+
+#: The confidence of a change's limits: it ranks groups, and decides nothing.
+LEVEL = 0.95
 
 
 def to_sqnr_db(noise: float) -> float:
@@ -31,8 +37,12 @@ def to_sqnr_db(noise: float) -> float:
     return math.inf if noise == 0 else -10 * math.log10(noise)
 
 
-def render_sensitivity(found: Sensitivity, *, top: int) -> Iterator[str]:
-    """Yield the lines of the ranked table: at most `top` groups, worst first."""
+def render_sensitivity(found: Sensitivity, *, top: int, width: int | None = None) -> Iterator[str]:
+    """Yield the lines of the ranked table: at most `top` groups, worst first.
+
+    `width` are the columns of the terminal, None in a log: where a group's line does not fit, its
+    bar goes, and then it takes three lines.
+    """
     texts = f"{found.texts} texts" if found.texts != 1 else "1 text"
     yield f"{_plural(len(found.effects), 'group')} of quantizers on {found.samples} images and " + (
         f"{texts} of {found.data}"
@@ -49,18 +59,15 @@ def render_sensitivity(found: Sensitivity, *, top: int) -> Iterator[str]:
             f"  {found.task} {found.metric} on these samples: {found.metric_off * 100:.2f} % with "
             f"every quantizer off, {found.metric_all * 100:.2f} % with every one on"
         )
+        counted = next((e.changed_only for e in found.effects if e.changed_only), None)
+        if counted is not None:
+            yield (
+                f"  in brackets: {LEVEL * 100:.0f} % one-sided limits of a change in points; one "
+                f"sample of {counted.samples} is {100 / counted.samples:.2f}"
+            )
     yield ""
     shown = found.effects[:top]
-    width = max(len("group"), *(len(effect.group.label) for effect in shown))
-    metric = found.metric_off is not None
-    name = f"  {found.metric:>9.9}" if metric else ""
-    alone = f"{'SQNR':>9}  {'noise':<{BAR_WIDTH}}{name}"
-    left_out = f"{'SQNR':>9}{name}  weights"
-    heads = f"{'quantized alone':^{len(alone)}}  {'left out':^{len(left_out)}}"
-    yield f"  {'':<{width}}  {heads}".rstrip()
-    yield f"  {'group':<{width}}  {alone}  {left_out}"
-    for effect in shown:
-        yield f"  {effect.group.label:<{width}}  {_row(effect, found)}"
+    yield from _table([_cells(effect, found) for effect in shown], found=found, width=width)
     if len(found.effects) > top:
         yield f"  ... and {_plural(len(found.effects) - top, 'group')} more (--top)"
     yield from _outlier_lines(shown, found)
@@ -170,24 +177,84 @@ def render_svg(found: Sensitivity, *, top: int) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _row(effect: GroupEffect, found: Sensitivity) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """The cells of a group: what it does alone, with a bar of its noise, and left out."""
+
+    label: str
+    alone: tuple[str, str]
+    left_out: tuple[str, str, str]
+    bar: str
+
+
+def _table(rows: Sequence[_Row], *, found: Sensitivity, width: int | None) -> Iterator[str]:
+    name = found.metric if found.metric_off is not None else ""
+    heads = _Row(
+        label="group", alone=("SQNR", name), left_out=("SQNR", name, "weights"), bar="noise"
+    )
+    every = [heads, *rows]
+    first = max(len(row.label) for row in every)
+    alone = [max(len(row.alone[n]) for row in every) for n in range(2)]
+    left_out = [max(len(row.left_out[n]) for row in every) for n in range(3)]
+
+    def join(cells: Sequence[str], widths: Sequence[int]) -> str:
+        return "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True) if w)
+
+    for bar in (BAR_WIDTH, 0):
+        sides = [
+            (
+                join((row.alone[0], f"{row.bar:<{bar}}" if bar else "", row.alone[1]),
+                     (alone[0], bar, alone[1])),
+                join(row.left_out, left_out),
+            )
+            for row in every
+        ]  # fmt: skip
+        over, beside = (len(side) for side in sides[0])
+        lines = [f"  {'':<{first}}  {'quantized alone':^{over}}  {'left out':^{beside}}".rstrip()]
+        for row, (left, right) in zip(every, sides, strict=True):
+            lines.append(f"  {row.label:<{first}}  {left}  {right}".rstrip())
+        if width is None or max(map(len, lines)) <= width:
+            yield from lines
+            return
+    for row in rows:
+        yield f"  {row.label}"
+        yield f"    alone     {join(row.alone, alone)}".rstrip()
+        if any(row.left_out):
+            cells = join(row.left_out, [alone[0], left_out[1], left_out[2]])
+            yield f"    left out  {cells}".rstrip()
+
+
+def _cells(effect: GroupEffect, found: Sensitivity) -> _Row:
     if not effect.towers:
-        return f"{'never ran':>9}"
+        return _Row(
+            label=effect.group.label, alone=("never ran", ""), left_out=("", "", ""), bar=""
+        )
     db = to_sqnr_db(effect.noise_only)
     share = 0.0 if db == math.inf else min(1.0, max(0.0, 1 - db / QUIET_DB))
-    bar = "#" * max(1 if db < QUIET_DB else 0, round(BAR_WIDTH * share))
     everything = max(t.noise_all for t in found.towers if t.tower in effect.towers)
     alone = left_out = ""
     if effect.metric_only is not None and effect.metric_without is not None:
         assert found.metric_off is not None
         assert found.metric_all is not None
-        alone = f"  {_points(effect.metric_only - found.metric_off):>9}"
-        left_out = f"  {_points(effect.metric_without - found.metric_all):>9}"
+        alone = _change(effect.metric_only - found.metric_off, effect.changed_only)
+        left_out = _change(effect.metric_without - found.metric_all, effect.changed_without)
     weights = f"+{_bytes(effect.group.extra_bytes)}" if effect.group.extra_bytes else ""
-    return (
-        f"{_db(effect.noise_only):>9}  {bar:<{BAR_WIDTH}}{alone}  "
-        f"{_gain_db(everything, effect.noise_without):>9}{left_out}  {weights}"
-    ).rstrip()
+    return _Row(
+        label=effect.group.label,
+        alone=(_db(effect.noise_only), alone),
+        left_out=(_gain_db(everything, effect.noise_without), left_out, weights),
+        bar="#" * max(1 if db < QUIET_DB else 0, round(BAR_WIDTH * share)),
+    )
+
+
+def _change(share: float, changed: Changed | None) -> str:
+    """Return a change of a metric with what it may be on other samples: `+0.78 [-1.20, 2.90]`."""
+    if changed is None:
+        return _points(share)
+    flips = Flips(right_to_wrong=changed.lost, wrong_to_right=changed.won, samples=changed.samples)
+    drop = drop_limits(flips, confidence=LEVEL)
+    low, high = (signed(-limit * 100) for limit in (drop.high, drop.low))
+    return f"{share * 100:+.2f} [{low}, {high}]"
 
 
 def _check_lines(check: GateCheck) -> Iterator[str]:

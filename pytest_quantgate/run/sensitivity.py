@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_quantgate.errors import DataError, ModelError
 from pytest_quantgate.evidence.audit import Tower
 from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.sensitivity import (
+    Changed,
     Exclusion,
     GateCheck,
     GroupEffect,
@@ -56,7 +58,8 @@ Item = TypeVar("Item")
 
 #: What a study measures on: the data of a gate, or the calibration set's held-out pairs.
 Gate = AccuracyGate | FidelityGate | None
-Score = Callable[..., float]  # of the embeddings of every tower, images first
+#: Of the embeddings of every tower, images first.
+Score = Callable[..., Outcomes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,15 +445,15 @@ def summarize(
 
     noises = []
     for name, found in towers.items():
-        off = noise_ratio(found.fp16, found.off)
-        if math.isnan(off):
+        noise_off = noise_ratio(found.fp16, found.off)
+        if math.isnan(noise_off):
             raise ModelError(f"FP16 gives NaN or Inf for every sample in the {name} tower")
         noises.append(
             TowerNoise(
                 tower=name,  # type: ignore[arg-type]
                 samples=len(found.off),
                 noise_all=noise_ratio(found.off, found.full),
-                noise_off=off,
+                noise_off=noise_off,
             )
         )
 
@@ -462,7 +465,7 @@ def summarize(
         ]
         return max(values, default=0.0 if direction == "only" else math.nan)
 
-    def metric_of(direction: Direction, index: int) -> float | None:
+    def outcomes_of(direction: Direction, index: int) -> Outcomes | None:
         if score is None:
             return None
         return score(
@@ -473,6 +476,11 @@ def summarize(
                 for found in towers.values()
             )
         )
+
+    off = score(*(found.off for found in towers.values())) if score else None
+    full = score(*(found.full for found in towers.values())) if score else None
+    only = [outcomes_of("only", index) for index in range(len(groups))]
+    without = [outcomes_of("without", index) for index in range(len(groups))]
 
     def apart(index: int) -> float | None:
         if not any(index in found.apart for found in towers.values()):
@@ -493,8 +501,10 @@ def summarize(
             ),
             noise_only=noise_of("only", index),
             noise_without=noise_of("without", index),
-            metric_only=metric_of("only", index),
-            metric_without=metric_of("without", index),
+            metric_only=_value_of(only[index]),
+            metric_without=_value_of(without[index]),
+            changed_only=_count_changed(off, only[index]),
+            changed_without=_count_changed(full, without[index]),
             outliers=tuple(
                 outliers for found in towers.values() for outliers in found.outliers.get(index, ())
             ),
@@ -511,11 +521,31 @@ def summarize(
         task=task,
         metric=metric,
         towers=tuple(noises),
-        metric_off=score(*(found.off for found in towers.values())) if score else None,
-        metric_all=score(*(found.full for found in towers.values())) if score else None,
+        metric_off=_value_of(off),
+        metric_all=_value_of(full),
         effects=tuple(sorted(effects, key=lambda effect: -effect.noise_only)),
         weights_bytes=weights_bytes,
         evaluations=sum(found.forwards for found in towers.values()) / (2 * len(towers)),
+    )
+
+
+def _value_of(outcomes: Outcomes | None) -> float | None:
+    return outcomes.value if outcomes else None
+
+
+def _count_changed(before: Outcomes | None, after: Outcomes | None) -> Changed | None:
+    """Return how many samples a change of state lost and won; None where they are not the metric.
+
+    A mean over classes is no share of samples.
+    """
+    if before is None or after is None:
+        return None
+    for found in (before, after):
+        if not math.isclose(found.value, sum(found.correct) / len(found.correct), abs_tol=1e-9):
+            return None
+    pairs = list(zip(before.correct, after.correct, strict=True))
+    return Changed(
+        lost=pairs.count((True, False)), won=pairs.count((False, True)), samples=len(pairs)
     )
 
 
@@ -619,7 +649,7 @@ def task_probe(samples: Samples, *, gate: AccuracyGate, reads: bool) -> Probe:
     asked = "text" in kind.towers
     texts = tuple(kind.list_texts(probe)) if asked else ()
 
-    def score(*embedded: torch.Tensor) -> float:
+    def score(*embedded: torch.Tensor) -> Outcomes:
         inputs = TaskInputs(
             samples=probe,
             pixels=probe.hashes,
@@ -628,7 +658,7 @@ def task_probe(samples: Samples, *, gate: AccuracyGate, reads: bool) -> Probe:
             images=embedded[0],
             texts=embedded[1] if asked else None,
         )
-        return build_outcomes(kind.score(inputs), inputs=inputs, variant="").value
+        return build_outcomes(kind.score(inputs), inputs=inputs, variant="")
 
     if reads and not asked:
         texts = tuple(probe.text(index) for index in range(len(probe)))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 import textwrap
+
+from pytest_quantgate.text.printable import printable
 
 
 def terminal_width() -> int | None:
@@ -14,16 +18,26 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size(fallback=(0, 0)).columns or None
 
 
-def wrap(line: str, *, width: int | None, hang: int = 2) -> list[str]:
+def say(line: str, *, error: bool = False) -> None:
+    """Print a line of a command, in whole words on a terminal, to stderr where it is an `error`."""
+    for part in wrap(printable(line), width=terminal_width()):
+        print(part, file=sys.stderr if error else sys.stdout)
+
+
+def wrap(line: str, *, width: int | None, hang: int | None = None) -> list[str]:
     """Return a line as lines of at most `width` columns, broken between words.
 
-    Those after the first are indented as the line is, and `hang` columns more. A word that is
-    wider than the columns stands whole: a path in two parts could not be opened.
+    Those after the first are indented as the line is, and `hang` columns more: 2, or what it takes
+    to stand below the last column of a line, unless that is far to the right. A word that is wider
+    than the columns stands whole: a path in two parts could not be opened.
     """
     if width is None or len(line) <= width:
         return [line]
     text = line.lstrip(" ")
     indent = len(line) - len(text)
+    if hang is None:
+        starts = [gap.end() for gap in re.finditer(r"(?<=\S) {2,}", text)]
+        hang = max((start for start in starts if indent + start <= width * 3 // 5), default=2)
     return textwrap.wrap(
         text,
         width=width,

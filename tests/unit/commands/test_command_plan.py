@@ -502,3 +502,18 @@ def test_help_shows_an_example(capsys: Captured) -> None:
         main(["plan", "--help"])
 
     assert "quantgate plan suites/ --flips 3% --drop 0.2pp" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_keeps_to_the_terminal(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    main(["plan", "s.quantgate.yaml", "--flips", "5%", "--drop", "1pp"], environ={})
+
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    text = " ".join(" ".join(lines).split())
+    assert "CANNOT PASS: a true drop of 1pp does not keep it (s.quantgate.yaml:9)" in text
+    assert all(text.count(head) for head in ("limit", "flips", "samples", "needed", "for all"))

@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
+import pytest
 import yaml
 
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.sensitivity import (
+    Changed,
     Exclusion,
     GateCheck,
     GroupEffect,
@@ -26,6 +28,7 @@ from pytest_quantgate.report.sensitivity import (
     render_yaml,
     to_sqnr_db,
 )
+from pytest_quantgate.statistics.intervals import Flips, drop_limits
 
 
 def group(label: str, *patterns: str, extra_bytes: int = 2048) -> QuantizerGroup:
@@ -86,14 +89,54 @@ def test_the_table_has_what_each_group_costs() -> None:
         "75.00 % with every one on",
         "",
         "                                       quantized alone                          left out",
-        "  group                        SQNR  noise                      acc1       "
-        "SQNR       acc1  weights",
-        "  vision patch_embedding    20.0 dB  #############         -10.00 pp   "
-        "+10.0 dB   +4.00 pp  +2.0 KiB",
-        "  vision block 0 mlp        40.0 dB  #######               -10.00 pp    "
-        "+0.0 dB   +4.00 pp  +2.0 KiB",
+        "  group                        SQNR  noise                      acc1      "
+        "SQNR      acc1   weights",
+        "  vision patch_embedding    20.0 dB  #############         -10.00 pp  "
+        "+10.0 dB  +4.00 pp  +2.0 KiB",
+        "  vision block 0 mlp        40.0 dB  #######               -10.00 pp   "
+        "+0.0 dB  +4.00 pp  +2.0 KiB",
         "  vision block 1 mlp      never ran",
     ]
+
+
+def test_a_change_has_limits_where_it_is_a_share_of_samples() -> None:
+    counted = replace(
+        FOUND.effects[0],
+        metric_only=0.80 - 2 / 256,
+        changed_only=Changed(lost=2, won=0, samples=256),
+        changed_without=Changed(lost=2, won=12, samples=256),
+    )
+    found = replace(FOUND, effects=(counted, *FOUND.effects[1:]))
+    limits = drop_limits(Flips(right_to_wrong=2, wrong_to_right=0, samples=256), confidence=0.95)
+
+    lines = list(render_sensitivity(found, top=20))
+
+    said = "in brackets: 95 % one-sided limits of a change in points; one sample of 256 is 0.39"
+    assert lines[4].strip() == said
+    # Two images of 256 are no evidence of a loss.
+    assert limits.low < 0 < limits.high
+    shown = f"-0.78 [{-limits.high * 100:.2f}, {-limits.low * 100:.2f}]"
+    assert f"  {shown}  " in lines[8]
+    assert "-10.00 pp" in lines[9]  # this one was not counted
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_keeps_to_the_width(width: int, counted: bool) -> None:
+    changes: dict[str, Any] = {
+        "group": group("vision block 11 attention qkv", "x"),
+        "changed_only": Changed(lost=30, won=4, samples=256) if counted else None,
+        "changed_without": Changed(lost=2, won=12, samples=256) if counted else None,
+    }
+    effects = tuple(replace(effect, **changes) for effect in FOUND.effects)
+
+    lines = list(render_sensitivity(replace(FOUND, effects=effects), top=20, width=width))
+    table = lines[lines.index("") + 1 :]
+
+    assert max(map(len, table)) <= width
+    told = " ".join(" ".join(table).split())
+    assert ("-10.00 [-14.22, -6.52]" in told) == counted
+    assert "+2.0 KiB" in told
 
 
 def test_only_the_worst_are_shown() -> None:

@@ -36,3 +36,18 @@ def test_columns_are_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
 
     assert terminal_width() == 120
+
+
+def test_what_goes_on_stands_below_the_last_column() -> None:
+    assert wrap("  MISSING  tensorrt   needed for engines on a GPU; pip install it", width=40) == [
+        "  MISSING  tensorrt   needed for engines",
+        "                      on a GPU; pip",
+        "                      install it",
+    ]
+
+
+def test_a_column_of_the_right_half_is_none_to_stand_below() -> None:
+    assert wrap("a sentence of some words  [1] and more", width=30) == [
+        "a sentence of some words  [1]",
+        "  and more",
+    ]

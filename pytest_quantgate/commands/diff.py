@@ -23,6 +23,7 @@ EXAMPLES = """\
 examples:
   quantgate diff checkpoints/v1 checkpoints/v2       # two quantized checkpoints
   quantgate diff old/report.json new/report.json     # two JSON reports
+  quantgate diff a.json b.json --match fp8=nvfp4     # two recipes of one model
   quantgate diff main...HEAD --markdown -            # what a branch does to baselines/ and suites/
 
 A and B are both checkpoints (as the cache, ModelOpt or its unified export keeps them), exported
@@ -49,10 +50,26 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--suites", default="suites", metavar="DIR", help="with revisions: default suites"
     )
+    parser.add_argument(
+        "--match",
+        metavar="OLD=NEW",
+        action="append",
+        default=[],
+        type=_pair,
+        help="with reports: compare the suite OLD of A with the suite NEW of B, and no others "
+        "(may be repeated)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with every change whole")
     parser.add_argument("--markdown", metavar="FILE", help="write Markdown (-: print it)")
     parser.add_argument("--html", metavar="FILE", help="write one HTML page")
     parser.add_argument("--all", action="store_true", help="show every row, not the largest 20")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, sign, new = text.partition("=")
+    if not (old and sign and new):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW, the names of two suites")
+    return old, new
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
@@ -69,10 +86,13 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
 
 def compare(parsed: argparse.Namespace) -> Comparison:
     """Return the comparison that the arguments ask for; raises QuantGateError."""
+    from pytest_quantgate.comparison.changes import DiffError
     from pytest_quantgate.comparison.worker import compare_paths, compare_trees
 
     if parsed.after is not None:
-        return compare_paths(parsed.before, parsed.after)
+        return compare_paths(parsed.before, parsed.after, match=parsed.match)
+    if parsed.match:
+        raise DiffError("--match pairs the suites of two JSON reports: name both, A and B")
     with temporary_folder() as folder:
         return compare_trees(
             parsed.before, baselines=parsed.baselines, suites=parsed.suites, room=folder
@@ -87,6 +107,7 @@ def _write(comparison: Comparison, parsed: argparse.Namespace) -> None:
         render_text,
     )
     from pytest_quantgate.report.files import replace_file
+    from pytest_quantgate.text.wrapping import say
 
     if parsed.markdown not in (None, "-"):
         path = _check_output(parsed.markdown, parsed=parsed)
@@ -101,7 +122,9 @@ def _write(comparison: Comparison, parsed: argparse.Namespace) -> None:
     elif parsed.html == "-":
         sys.stdout.write(render_html(comparison))
     else:
-        sys.stdout.write(render_text(comparison, **({"most_rows": None} if parsed.all else {})))
+        text = render_text(comparison, **({"most_rows": None} if parsed.all else {}))
+        for line in text.splitlines():
+            say(line)
 
 
 def _check_output(name: str, *, parsed: argparse.Namespace) -> Path:

@@ -81,14 +81,31 @@ def read_report(path: Path) -> Report:
     return report
 
 
-def compare_reports(before: Report, after: Report, *, labels: tuple[str, str]) -> Comparison:
-    """Return what differs between two runs, suite by suite."""
+def compare_reports(
+    before: Report,
+    after: Report,
+    *,
+    labels: tuple[str, str],
+    match: Sequence[tuple[str, str]] = (),
+) -> Comparison:
+    """Return what differs between two runs, suite by suite.
+
+    `match` are suites of the first and of the second run that are compared with each other, by name
+    or file, and then no others are. Raises DiffError for a suite that its run has not.
+    """
     changes: list[Change] = []
     same: list[str] = []
     notes: list[str] = []
     olds = {suite.file or suite.name: suite for suite in before.suites}
     news = {suite.file or suite.name: suite for suite in after.suites}
-    if len(olds) == len(news) == 1:
+    if match:
+        pairs = [
+            (_find_suite(before, old, label=labels[0]), _find_suite(after, new, label=labels[1]))
+            for old, new in match
+        ]
+        notes += [f"{old.name} of {labels[0]} is compared with {new.name} of {labels[1]}"
+                  for old, new in pairs]  # fmt: skip
+    elif len(olds) == len(news) == 1:
         pairs = [(next(iter(olds.values())), next(iter(news.values())))]
     else:
         pairs = [(olds[name], news[name]) for name in olds if name in news]
@@ -142,6 +159,20 @@ def compare_reports(before: Report, after: Report, *, labels: tuple[str, str]) -
         same=tuple(same),
         notes=tuple(notes),
     )
+
+
+def _find_suite(report: Report, name: str, *, label: str) -> SuiteReport:
+    """Return the suite of a report by its name or file; raises DiffError with those there are."""
+    found = [
+        suite
+        for suite in report.suites
+        if name in (suite.name, suite.file, suite.file.rpartition("/")[2].partition(".")[0])
+    ]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(suite.file or suite.name for suite in report.suites) or "none"
+    what = "has no suite" if not found else "has several suites"
+    raise DiffError(f"--match: {label} {what} {name!r} (it has: {known})")
 
 
 def compare_suite_reports(before: SuiteReport, after: SuiteReport) -> list[Change]:

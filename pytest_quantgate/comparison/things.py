@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
@@ -86,13 +86,20 @@ def _kind_of_file(path: Path) -> Kind:
     raise DiffError(f"{path} is neither a baseline nor a report of pytest-quantgate")
 
 
-def compare_paths(before: Path, after: Path) -> Comparison:
-    """Return what differs between two paths of one kind; raises QuantGateError."""
+def compare_paths(
+    before: Path, after: Path, *, match: Sequence[tuple[str, str]] = ()
+) -> Comparison:
+    """Return what differs between two paths of one kind; raises QuantGateError.
+
+    `match` are suites of two reports to compare with each other, though their names differ.
+    """
     kind, other = kind_of(before), kind_of(after)
     if kind != other:
         raise DiffError(
             f"{before} is {_WORDS[kind]}, {after} is {_WORDS[other]}: compare two of a kind"
         )
+    if match and kind != "report":
+        raise DiffError(f"--match pairs the suites of two JSON reports; {before} is {_WORDS[kind]}")
     labels = (before.as_posix(), after.as_posix())
     if kind == "checkpoint":
         return compare_checkpoints(read_checkpoint(before), read_checkpoint(after))
@@ -112,7 +119,7 @@ def compare_paths(before: Path, after: Path) -> Comparison:
     reports = [
         read_report(path / "report.json" if path.is_dir() else path) for path in (before, after)
     ]
-    return compare_reports(reports[0], reports[1], labels=labels)
+    return compare_reports(reports[0], reports[1], labels=labels, match=match)
 
 
 def compare_trees(text: str, *, baselines: str, suites: str, here: Path, room: Path) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,17 @@ from pytest_quantgate.evidence.codec import from_json
 _WORDS = {"noun": "the comparison", "of": "what is compared"}
 
 
-def compare_paths(before: str, after: str) -> Comparison:
+def compare_paths(before: str, after: str, *, match: Sequence[tuple[str, str]] = ()) -> Comparison:
     """As `things.compare_paths`."""
-    return _ask([before, after])
+    return _ask({"paths": [before, after], "match": [list(pair) for pair in match]})
 
 
 def compare_trees(text: str, *, baselines: str, suites: str, room: Path) -> Comparison:
     """As `things.compare_trees`, of the folder that this process works in."""
-    return _ask([text, baselines, suites, str(room)])
+    return _ask({"text": text, "baselines": baselines, "suites": suites, "room": str(room)})
 
 
-def _ask(request: Sequence[str]) -> Comparison:
+def _ask(request: Mapping[str, Any]) -> Comparison:
     """Return the answer of a new process; raises DiffError where it has none."""
     answer = ask_module(__name__, request, **_WORDS)
     if isinstance(answer, str):
@@ -34,11 +34,15 @@ def _ask(request: Sequence[str]) -> Comparison:
 def _answer(request: Any) -> Comparison:
     from pytest_quantgate.comparison import things
 
-    if len(request) == 2:
-        return things.compare_paths(*map(Path, request))
-    text, baselines, suites, room = request
+    if "paths" in request:
+        match = [(old, new) for old, new in request["match"]]
+        return things.compare_paths(*map(Path, request["paths"]), match=match)
     return things.compare_trees(
-        text, baselines=baselines, suites=suites, here=Path.cwd(), room=Path(room)
+        request["text"],
+        baselines=request["baselines"],
+        suites=request["suites"],
+        here=Path.cwd(),
+        room=Path(request["room"]),
     )
 
 

@@ -66,6 +66,8 @@ def test_status_is_zero_where_nothing_does(capsys: Captured) -> None:
         (["a", "broken.quantgate.yaml"], "broken.quantgate.yaml:1: "),
         (["a", "record"], "a is suites, record is baselines: compare two of a kind"),
         (["a"], "a is compared with what? quantgate diff a OTHER"),
+        (["a", "b", "--match", "x=y"], "--match pairs the suites of two JSON reports; a is suites"),
+        (["a..b", "--match", "x=y"], "--match pairs the suites of two JSON reports: name both"),
     ],
 )
 def test_trouble_is_status_two_in_one_line(

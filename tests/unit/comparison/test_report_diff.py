@@ -329,6 +329,33 @@ def test_report_is_the_same_as_itself_at_another_time() -> None:
     assert found.same == ("clip: may ship: 1 gate passed",)
 
 
+def named(name: str, **changes: Any) -> SuiteReport:
+    return replace(SUITE, name=name, file=f"suites/{name}.quantgate.yaml", **changes)
+
+
+def test_suites_of_other_names_are_compared_where_they_are_matched() -> None:
+    two = replace(REPORT, suites=(named("fp8"), named("int8", device="cuda")))
+
+    plain = compare_reports(REPORT, two, labels=LABELS).changes
+    matched = compare_reports(two, two, labels=LABELS, match=[("fp8", "int8")])
+
+    assert {change.text.partition(":")[0] for change in plain} == {"suite removed", "suite added"}
+    assert [change.text for change in matched.changes] == ["int8: device: cpu -> cuda"]
+    assert f"fp8 of {LABELS[0]} is compared with int8 of {LABELS[1]}" in matched.notes
+
+
+@pytest.mark.parametrize("name", ["fp8", "suites/fp8.quantgate.yaml"])
+def test_a_suite_is_matched_by_name_or_file(name: str) -> None:
+    two = replace(REPORT, suites=(named("fp8"), named("int8")))
+
+    assert compare_reports(two, two, labels=LABELS, match=[(name, "int8")]).changes == ()
+
+
+def test_a_match_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(DiffError, match=r"--match: .* has no suite 'fp4' \(it has: suites/clip"):
+        compare_reports(REPORT, REPORT, labels=LABELS, match=[("clip", "fp4")])
+
+
 @pytest.mark.parametrize(("plant", "words"), PLANTS, ids=[words for _, words in PLANTS])
 def test_planted_change_is_named_and_mirrored(
     plant: Callable[[SuiteReport], SuiteReport], words: str

@@ -20,6 +20,7 @@ COMMANDS = (
     "validate",
     "plan",
     "doctor",
+    "data",
     "diff",
     "sensitivity",
     "sweep",

@@ -97,10 +97,6 @@ class Pictures(Sequence[Any]):
                 transparent="transparency" in found.info,
             )
 
-    def list_changes(self, index: int) -> tuple[str, ...]:
-        """Return what decoding does to an image beyond reading its pixels."""
-        return self.look(index).list_changes(rotated=self.rotate)
-
 
 def _read_orientation(found: Any) -> int:
     """Return the EXIF orientation, 1 to 8; 1 too where there is none, or none that can be read."""

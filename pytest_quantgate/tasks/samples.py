@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError
+from pytest_quantgate.tasks.pictures import Picture
 
 
 class Images(Protocol):
@@ -98,9 +99,14 @@ class Samples:
             },
         )
 
+    def look(self, index: int) -> Picture | None:
+        """Return what the header of an encoded image says, None where that is not known."""
+        return look_at(self.images, index)
+
     def list_changes(self, index: int) -> tuple[str, ...]:
         """Return what decoding does to an image beyond reading its pixels, where that is known."""
-        return list_changes(self.images, index)
+        shown = self.look(index)
+        return shown.list_changes(rotated=bool(self.decoding)) if shown is not None else ()
 
     def text(self, index: int) -> str:
         """Return the text that goes with an image: its first caption, or a filled template.
@@ -134,14 +140,15 @@ class Selected(Sequence[Any]):
             return [self.images[i] for i in self.indices[index]]
         return self.images[self.indices[index]]
 
-    def list_changes(self, index: int) -> tuple[str, ...]:
-        return list_changes(self.images, self.indices[index])
+    def look(self, index: int) -> Picture | None:
+        return look_at(self.images, self.indices[index])
 
 
-def list_changes(images: Images, index: int) -> tuple[str, ...]:
-    """Return what decoding does to an image beyond reading its pixels; none where nobody says."""
-    look = getattr(images, "list_changes", None)
-    return look(index) if look is not None else ()
+def look_at(images: Images, index: int) -> Picture | None:
+    """Return what the header of an encoded image says, None where images come decoded."""
+    look = getattr(images, "look", None)
+    found: Picture | None = look(index) if look is not None else None
+    return found
 
 
 def check_prompts(class_names: Sequence[str], templates: Sequence[str], *, name: str) -> None:

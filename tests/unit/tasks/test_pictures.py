@@ -57,8 +57,8 @@ def test_exif_turns_an_image_only_where_the_suite_says_so() -> None:
     assert rotated[0].size == (4, 8)
     assert rotated[0].getpixel((0, 0)) == (255, 0, 0)
     assert rotated[0].getpixel((0, 7)) == (0, 0, 255)
-    assert stored.list_changes(0) == ("not turned, though EXIF says so",)
-    assert rotated.list_changes(0) == ("turned as EXIF says",)
+    assert stored.look(0).list_changes(rotated=False) == ("not turned, though EXIF says so",)
+    assert rotated.look(0).list_changes(rotated=True) == ("turned as EXIF says",)
 
 
 MODES: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
@@ -99,7 +99,7 @@ def test_what_decoding_changes_is_said(kind: str) -> None:
     pictures = Pictures(encoded=Held([make()]))
 
     assert pictures[0].mode == "RGB"
-    assert pictures.list_changes(0) == changes
+    assert pictures.look(0).list_changes(rotated=False) == changes
     if kind == "animated":
         assert pictures[0].getpixel((0, 0))[0] > 200
 

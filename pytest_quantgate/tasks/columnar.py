@@ -24,12 +24,40 @@ EXPECTED_IMAGE = "bytes, a struct of bytes and path, or the name of a file"
 class Cells(Protocol):
     """The image column of a table, cell by cell."""
 
-    def read_cell(self, row: int) -> Any:
-        """Return a cell: bytes, a dict of `bytes` and `path`, the name of a file, or None."""
+    def read_cell(self, row: int) -> tuple[bytes | None, str | None]:
+        """Return the bytes of a cell, and the name of its file; either may be None."""
 
     def locate(self, row: int) -> str: ...
 
     def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellArrays:
+    """Bytes and names of an array of images; each an array of pyarrow, or None."""
+
+    contents: Any
+    paths: Any
+
+    @classmethod
+    def split(cls, array: Any) -> CellArrays:
+        """Return both of an Array or ChunkedArray that `is_image`."""
+        import pyarrow.compute as compute
+        import pyarrow.types as types
+
+        if types.is_struct(array.type):
+            contents = compute.struct_field(array, "bytes")
+            paths = compute.struct_field(array, "path") if has_path(array.type) else None
+            return cls(contents=contents, paths=paths)
+        if is_text(array.type):
+            return cls(contents=None, paths=array)
+        return cls(contents=array, paths=None)
+
+    def read(self, index: int) -> tuple[bytes | None, str | None]:
+        content = self.contents[index].as_py() if self.contents is not None else None
+        if content is not None or self.paths is None:
+            return content, None
+        return None, self.paths[index].as_py()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +74,14 @@ class CellImages:
         return self.cells.locate(index)
 
     def read(self, index: int) -> bytes:
-        cell: Any = self.cells.read_cell(index)
-        path = None
-        if isinstance(cell, Mapping):
-            cell, path = cell.get("bytes"), cell.get("path")
-        elif isinstance(cell, str):
-            cell, path = None, cell
-        if isinstance(cell, bytes):
-            if len(cell) > bounds.IMAGE_BYTES:
+        content, path = self.cells.read_cell(index)
+        if content is not None:
+            if len(content) > bounds.IMAGE_BYTES:
                 raise DataError(
-                    f"{self.locate(index)}: an image of {len(cell)} bytes, at most "
+                    f"{self.locate(index)}: an image of {len(content)} bytes, at most "
                     f"{bounds.IMAGE_BYTES} are read"
                 )
-            return cell
+            return content
         if not path:
             raise DataError(f"{self.locate(index)} has no image")
         try:

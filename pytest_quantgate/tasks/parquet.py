@@ -24,6 +24,7 @@ from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
 from pytest_quantgate.tasks.class_texts import locate_texts, read_listed
 from pytest_quantgate.tasks.columnar import (
+    CellArrays,
     CellImages,
     check_image_type,
     has_path,
@@ -105,7 +106,7 @@ class ParquetCells:
     column: str
     groups: Sequence[tuple[int, int]]
     starts: Sequence[int]
-    held: dict[int, Any] = field(default_factory=dict)
+    held: dict[int, CellArrays] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -113,14 +114,14 @@ class ParquetCells:
     def locate(self, row: int) -> str:
         return self.table.locate(row)
 
-    def read_cell(self, row: int) -> Any:
+    def read_cell(self, row: int) -> tuple[bytes | None, str | None]:
         number = bisect.bisect_right(self.starts, row) - 1
         if number not in self.held:
             self.held.clear()
             self.held[number] = self._read_group(number)
-        return self.held[number][row - self.starts[number]].as_py()
+        return self.held[number].read(row - self.starts[number])
 
-    def _read_group(self, number: int) -> Any:
+    def _read_group(self, number: int) -> CellArrays:
         """Return the cells of a row group.
 
         A dictionary may unfold to any number of copies: then a few rows are read at a time, and no
@@ -153,7 +154,7 @@ class ParquetCells:
                 chunks.append(batch.column(0))
         except Exception as error:  # a damaged page ends in any of them
             raise _say_damaged(self.table.paths[index], error) from error
-        return pa.chunked_array(chunks)
+        return CellArrays.split(pa.chunked_array(chunks))
 
 
 def find_files(root: Path, *, split: str) -> list[Path]:

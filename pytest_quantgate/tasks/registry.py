@@ -64,7 +64,8 @@ def load_samples(
         found = BUILTIN[dataset](split=split, draw=draw, purpose=purpose)
     else:
         reader, source = find_source(name, datasets=datasets, environ=environ)
-        found = replace(reader.load(source, draw), name=name)
+        found = reader.load(source, draw)
+        found = found if found.name == name else replace(found, name=name)
     _check_purpose(found, purpose=purpose)
     if samples is not None and len(found) < samples:
         raise DataError(f"{name} has {len(found)} samples, {samples} are asked for")

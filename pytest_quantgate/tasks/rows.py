@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pytest_quantgate.errors import DataError
@@ -16,7 +16,7 @@ from pytest_quantgate.tasks.class_texts import CLASS_NAMES, read_classes, read_t
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.pictures import Encoded, Pictures
 from pytest_quantgate.tasks.reader import Counted, Source
-from pytest_quantgate.tasks.samples import Samples
+from pytest_quantgate.tasks.samples import Samples, Selected
 
 #: What columns are usually called, by what they hold.
 USUAL = {
@@ -146,24 +146,25 @@ def build_samples(
     captions = _read_captions(source, table, chosen=chosen) if chosen.captions else None
     ids, notes = _name_samples(source, table, chosen=chosen, paths=paths)
     drawn = draw.choose(total=len(table), labels=labels)
-    kept = {name: table.read(name) for name in chosen.keep}
     rotate = source.spec.exif_rotation
-    whole = Samples(
+    pictures = Pictures(encoded=images, rotate=rotate)
+    whole = drawn == range(len(table))
+
+    def pick(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values) if whole else tuple(values[row] for row in drawn)
+
+    return Samples(
         name=source.name,
-        ids=ids,
-        images=Pictures(encoded=images, rotate=rotate),
-        hashes=("",) * len(table),
-        labels=labels,
-        captions=captions,
+        ids=pick(ids),
+        images=pictures if whole else Selected(images=pictures, indices=tuple(drawn)),
+        hashes=tuple(hashlib.sha256(images.read(row)).hexdigest() for row in drawn),
+        labels=pick(labels) if labels is not None else None,
+        captions=pick(captions) if captions is not None else None,
         class_names=class_names,
         templates=tuple(read_templates(source.root)) if class_names else (),
-        columns={name: tuple(values) for name, values in kept.items()},
+        columns={name: pick(table.read(name)) for name in chosen.keep},
         decoding="exif" if rotate else "",
         notes=(*chosen.notes, *notes),
-    )
-    found = whole if drawn == range(len(whole)) else whole.select(drawn)
-    return replace(
-        found, hashes=tuple(hashlib.sha256(images.read(row)).hexdigest() for row in drawn)
     )
 
 
@@ -300,6 +301,10 @@ def _compare_classes(
 def _read_captions(source: Source, table: Table, *, chosen: Chosen) -> tuple[tuple[str, ...], ...]:
     columns = [table.read(name) for name in chosen.captions]
     wanted = source.spec.captions_per_image
+    if len(columns) == 1 and wanted in (None, 1) and set(map(type, columns[0])) == {str}:
+        plain = tuple((text,) for text in columns[0] if text.strip())
+        if len(plain) == len(table):  # a million rows, in a moment
+            return plain
     found = []
     for row in range(len(table)):
         texts: list[Any] = []

@@ -49,18 +49,19 @@ class Samples:
     def __post_init__(self) -> None:
         if not self.ids:
             raise DataError(f"{self.name}: the data set is empty: nothing can be measured on it")
-        doubled = [name for name, count in Counter(self.ids).items() if count > 1]
-        if doubled:
+        if len(set(self.ids)) < len(self.ids):
+            doubled = [name for name, count in Counter(self.ids).items() if count > 1]
             raise DataError(
                 f"{self.name}: {len(doubled)} sample ids are not unique, first {doubled[0]!r}"
             )
         check_prompts(self.class_names, self.templates, name=self.name)
-        for index, label in enumerate(self.labels or ()):
-            if not 0 <= label < len(self.class_names):
-                raise DataError(
-                    f"{self.name}: sample {self.ids[index]!r} has label {label}, but there are "
-                    f"{len(self.class_names)} class names"
-                )
+        labels, classes = self.labels or (0,), len(self.class_names)
+        if self.labels and not 0 <= min(labels) <= max(labels) < classes:
+            index = next(i for i, label in enumerate(labels) if not 0 <= label < classes)
+            raise DataError(
+                f"{self.name}: sample {self.ids[index]!r} has label {labels[index]}, but there "
+                f"are {classes} class names"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)

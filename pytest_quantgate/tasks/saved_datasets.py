@@ -24,6 +24,7 @@ from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
 from pytest_quantgate.tasks.class_texts import locate_texts, read_listed
 from pytest_quantgate.tasks.columnar import (
+    CellArrays,
     CellImages,
     check_image_type,
     has_path,
@@ -91,7 +92,7 @@ class ArrowCells:
     """The image column, read where it lies."""
 
     table: ArrowTable
-    columns: Sequence[Any]
+    arrays: Sequence[CellArrays]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -99,10 +100,10 @@ class ArrowCells:
     def locate(self, row: int) -> str:
         return self.table.locate(row)
 
-    def read_cell(self, row: int) -> Any:
+    def read_cell(self, row: int) -> tuple[bytes | None, str | None]:
         starts = self.table.starts
         file = bisect.bisect_right(starts, row) - 1
-        return self.columns[file][row - starts[file]].as_py()
+        return self.arrays[file].read(row - starts[file])
 
 
 def find_saved(root: Path, *, split: str) -> Path:
@@ -235,6 +236,7 @@ def load_saved(source: Source, draw: Draw) -> Samples:
             column.validate(full=True)
         except ValueError as error:
             raise _say_damaged(path, error) from error
+    cells = ArrowCells(table=table, arrays=[CellArrays.split(column) for column in columns])
     paths: Sequence[str | None] = [None] * len(table)
     if is_text(kind):
         paths = table.read(chosen.image)
@@ -244,7 +246,10 @@ def load_saved(source: Source, draw: Draw) -> Samples:
         source,
         table,
         chosen=chosen,
-        images=CellImages(cells=ArrowCells(table=table, columns=columns), root=source.root),
+        images=CellImages(
+            cells=ArrowCells(table=table, arrays=[*map(CellArrays.split, columns)]),
+            root=source.root,
+        ),
         paths=paths,
         draw=draw,
         known_classes=list_classes(table.features, chosen.label),

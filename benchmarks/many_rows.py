@@ -127,10 +127,9 @@ def step(what: str, dataset: str, root: Path, *, part: int) -> None:
                 peaks.append(str(peak_megabytes()))
         said = f"peaks {' '.join(peaks)} MB"
     taken, worked = time.perf_counter() - started, time.process_time() - worked
+    memory = f"{before:6} MB before{peak_megabytes():6} MB peak"
     print(
-        f"{dataset:<10}{what:<8}{taken:7.1f} s{worked:7.1f} s CPU{before:7} MB before{peak_megabytes():6} MB peak  "
-        f"{said}",
-        file=sys.stderr,
+        f"{dataset:<10}{what:<8}{taken:7.1f} s{worked:7.1f} s CPU{memory}  {said}", file=sys.stderr
     )
 
 

@@ -246,10 +246,7 @@ def load_saved(source: Source, draw: Draw) -> Samples:
         source,
         table,
         chosen=chosen,
-        images=CellImages(
-            cells=ArrowCells(table=table, arrays=[*map(CellArrays.split, columns)]),
-            root=source.root,
-        ),
+        images=CellImages(cells=cells, root=source.root),
         paths=paths,
         draw=draw,
         known_classes=list_classes(table.features, chosen.label),

@@ -169,6 +169,10 @@ def list_uses(suite: Suite, *, name: str | None = None) -> list[Use]:
     for gate in gates:
         data, purpose = evaluation_data(gate.task)
         uses.append(Use(data=data, purpose=purpose, samples=gate.samples, first=gate.first))
+        if gate.bank is not None:
+            uses.append(
+                Use(data=gate.bank, purpose=purpose, samples=gate.bank_samples, first=False)
+            )
     found = list(dict.fromkeys(uses))
     if name is None:
         return found

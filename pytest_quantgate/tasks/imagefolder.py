@@ -2,7 +2,8 @@
 
     ROOT/<split>/<class>/*.jpg            the folder that an image is in names its class, or
     ROOT/<split>/metadata.csv             with file_name, and columns for labels, captions, more
-    ROOT/<split>/metadata.jsonl           the same, a JSON object a line
+    ROOT/<split>/metadata.jsonl           the same, a JSON object a line, or
+    ROOT/<split>/*.jpg                    images alone
 
 Where ROOT has no folder for any split, it is one set that is taken for every split. Files are read
 where they lie, none is decoded before it is needed. Other files are passed over, and counted.
@@ -137,7 +138,9 @@ def open_imagefolder(source: Source) -> Opened:
         )
     else:
         table, names = _label_by_folder(folder, files=files), files
-        chosen = Chosen(image=FILE_NAME, label="label", captions=(), id="", keep=(), notes=())
+        label = "label" if "label" in table.columns else ""
+        notes = () if label else ("images lie in no folders of classes: they have no labels",)
+        chosen = Chosen(image=FILE_NAME, label=label, captions=(), id="", keep=(), notes=notes)
     return Opened(table=table, chosen=chosen, folder=folder, names=names, passed_over=passed_over)
 
 
@@ -209,7 +212,11 @@ def list_images(folder: Path, *, root: Path) -> tuple[list[str], int]:
 
 
 def _label_by_folder(folder: Path, *, files: Sequence[str]) -> Rows:
+    """Return the label of each image: the folder that it is in; none where all lie in no folder."""
+    places = [str(folder / name) for name in files]
     labels = [PurePosixPath(name).parent.name for name in files]
+    if not any(labels):
+        return Rows(name=str(folder), values={FILE_NAME: list(files)}, places=places)
     bare = next((name for name, label in zip(files, labels, strict=True) if not label), None)
     if bare is not None:
         raise DataError(
@@ -227,7 +234,6 @@ def _label_by_folder(folder: Path, *, files: Sequence[str]) -> Rows:
             f"{folder / empty[0]} is an empty class: it holds no image ({len(empty)} such "
             f"{'folder' if len(empty) == 1 else 'folders'}): fill or remove it"
         )
-    places = [str(folder / name) for name in files]
     return Rows(name=str(folder), values={FILE_NAME: list(files), "label": labels}, places=places)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.sanity import TextPlaces
 from pytest_quantgate.suite.keys import keys_of
-from pytest_quantgate.suite.specs import CalibrationSpec, ColumnsSpec, DatasetSpec
+from pytest_quantgate.suite.specs import CalibrationSpec, DatasetSpec
 from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.builtin import Purpose, load_digits, load_scenes
 from pytest_quantgate.tasks.drawing import SEED, Draw
@@ -22,8 +22,8 @@ from pytest_quantgate.tasks.reader import DatasetReader, Source
 from pytest_quantgate.tasks.readers import find_reader
 from pytest_quantgate.tasks.samples import Samples
 
-#: The keys of a data set that say how it is read; which files these are, their digest says.
-READING = ("exif_rotation", "captions_per_image")
+#: The keys of a data set that only say which files it is in: their digest says what these hold.
+PLACES = ("dataset", "root", "test_split", "columns")
 
 BUILTIN = {"scenes": load_scenes, "digits": load_digits}
 
@@ -145,10 +145,10 @@ def data_key(
 def _list_settings(spec: DatasetSpec) -> dict[str, Any]:
     """Return what a suite says of how a data set is read, where that is not the default."""
     found: dict[str, Any] = {}
-    for section, names in ((spec, READING), (spec.columns, keys_of(ColumnsSpec))):
-        for name in names if section is not None else ():
-            value = getattr(section, name)
-            if value not in (None, (), False):
+    for section in filter(None, (spec, spec.columns)):
+        for name, (field, _) in keys_of(type(section)).items():
+            value = getattr(section, field.name)
+            if name not in PLACES and value != field.default:
                 found[name] = value
     return found
 
@@ -220,6 +220,7 @@ def _check_purpose(samples: Samples, *, purpose: Purpose) -> None:
     if samples.labels is None and samples.captions is None:
         raise DataError(
             f"{samples.name} has neither labels nor captions: use <data set>/neighbours"
+            + "".join(f" ({note})" for note in samples.notes)
         )
     if purpose == "classification" and samples.labels is None:
         raise DataError(

@@ -61,8 +61,8 @@ class Chosen:
 def choose_columns(table: Table, *, spec: DatasetSpec, image: str = "") -> Chosen:
     """Return which columns hold what: as the suite says, else by their usual names.
 
-    Raises DataError for a column that is not there, for none that could be the image, the label or
-    captions, and where several could be the same. `image` is what it is always called in this kind
+    Raises DataError for a column that is not there, for none that could be the image, and where
+    several could be the same. `image` is what it is always called in this kind
     of table.
     """
     said = spec.columns or ColumnsSpec(where=spec.where)
@@ -105,10 +105,7 @@ def choose_columns(table: Table, *, spec: DatasetSpec, image: str = "") -> Chose
             f"write columns: {{image: NAME}}"
         )
     if not named["label"] and not named["captions"]:
-        raise DataError(
-            f"{spec.where}: {table.name} has neither labels nor captions; {others}: write "
-            f"columns: {{label: NAME}} or {{captions: NAME}}"
-        )
+        notes.append(f"no column is called as labels or captions are; {others}")
     first = {role: (*names, "")[0] for role, names in named.items()}
     return Chosen(
         image=first["image"],

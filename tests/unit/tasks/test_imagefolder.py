@@ -76,6 +76,26 @@ def test_a_folder_names_the_class_of_its_images(make_root: Make) -> None:
     assert not found.notes
 
 
+def test_images_without_labels_are_pictures_alone(make_root: Make) -> None:
+    bare = make_root(("b.png", "a.png"))
+
+    found = load(bare, purpose="images")
+
+    assert found.ids == ("a", "b")
+    assert found.labels is found.captions is None
+    assert found.notes == ("images lie in no folders of classes: they have no labels",)
+    with pytest.raises(DataError, match=r"use <data set>/neighbours \(images lie in no folders of"):
+        load(bare, purpose="classification")
+
+
+def test_columns_that_nothing_is_known_of_are_listed(make_root: Make) -> None:
+    root = make_root({"b.png": png(1), "metadata.csv": "file_name,kategorie\nb.png,dog\n"})
+
+    with pytest.raises(DataError, match=r"neither labels nor captions.*'file_name', 'kategorie'"):
+        load(root, purpose="classification")
+    assert load(root, columns={"label": "kategorie"}).class_names == ("dog",)
+
+
 def test_class_names_beside_the_data_name_its_folders(make_root: Make) -> None:
     root = make_root(BY_CLASS)
     (root / "classnames.txt").write_text("dog\tlittle dog\nbird\ncat\n")
@@ -205,7 +225,6 @@ ROWS = "file_name,label\nb.png,dog\nsub/a.png,cat\n"
             "name,label\nb.png,dog\n",
             r"csv has no column 'file_name'; its columns: 'name'",
         ),
-        ("file_name,age\nb.png,3\nsub/a.png,4\n", "neither labels nor captions; its columns"),
         (ROWS.replace("cat", ""), r"metadata\.csv:3 has no label"),
         (ROWS.replace("cat", "7"), r"metadata\.csv:3: label '7' is a number, others are names"),
         ("file_name,label\nb.png,0\nsub/a.png,1\n", "labels are numbers, and no names are known"),

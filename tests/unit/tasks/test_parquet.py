@@ -151,6 +151,14 @@ def test_captions_of_one_column_or_several(write: Write) -> None:
     assert found.digest == other.digest
 
 
+def test_pictures_alone_are_read_where_no_label_is_needed(write: Write) -> None:
+    root = write(table(label=None))
+
+    assert load(root, purpose="images").labels is None
+    with pytest.raises(DataError, match=r"no column is called as labels or captions are; its col"):
+        load(root, purpose="classification")
+
+
 def test_further_columns_are_kept(write: Write) -> None:
     root = write(table(lux=[1, 2, 3, 4, 5, 6], camera=["x"] * 6))
 
@@ -209,7 +217,6 @@ def test_what_there_is_is_counted_without_reading_an_image(
     ("content", "message"),
     [
         (table(image=None), r"test\.parquet has no column that is called as images are; its col"),
-        (table(label=None), "has neither labels nor captions; its columns: 'image'"),
         (table(image=[1, 2, 3, 4, 5, 6]), "column 'image' is int64, expected bytes, a struct"),
         (table(image=[[b"x"]] * 6), "column 'image' is list<"),
         (table(label=[0, 1, 0, 1, 0, 1]), "labels are numbers, and no names are known for them"),

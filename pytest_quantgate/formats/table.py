@@ -8,7 +8,7 @@ levels of scales), ONNX's `TensorProto.DataType`, and what TensorRT for RTX 1.7 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -135,6 +135,9 @@ BY_SAFETENSORS: Mapping[str, NumberFormat] = {
     row.safetensors_dtype: row for row in TABLE if row.safetensors_dtype
 }
 
+#: The words of TensorRT for a tensor of scales that are no values of a row: exponents alone.
+SCALE_ENGINE_DTYPES = {"FP8UE8M0": (8, 0)}
+
 _SCALE_TYPES = {"FLOAT8E8M0": (8, 0), "FLOAT8E4M3FN": (4, 3)}
 
 _EXPONENT_MANTISSA = re.compile(r"[Ee]([0-9])[Mm]([0-9]{1,2})")
@@ -255,6 +258,25 @@ def narrow_precisions() -> dict[str, int]:
 def find_precision(engine_dtype: str) -> str:
     """Return the precision of a kernel for a tensor type in TensorRT's words, '' for no row's."""
     return next((row.precision for row in TABLE if engine_dtype in row.engine_dtypes), "")
+
+
+def computes_alone(precision: str, engine_dtypes: Iterable[str]) -> bool:
+    """Return whether narrow tensors are all of one precision, or scales of its own formats.
+
+    A kernel with FP8 inputs and Int4 weights, or with FP8 values under scales of E8M0, multiplies
+    in something else than FP8; the E4M3 scales of NVFP4 belong to it.
+    """
+    rows = [row for row in TABLE if row.precision == precision]
+    own = {dtype for row in rows for dtype in row.engine_dtypes}
+    own |= {
+        dtype
+        for row in rows
+        for other in TABLE
+        if row.scale_bits == other.num_bits and other.scale_bits is None
+        for dtype in other.engine_dtypes
+    }
+    narrow = {dtype for row in TABLE for dtype in row.engine_dtypes} | SCALE_ENGINE_DTYPES.keys()
+    return narrow.intersection(engine_dtypes) <= own
 
 
 def explain_target(row: NumberFormat, *, target: str) -> str:

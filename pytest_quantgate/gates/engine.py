@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -16,11 +17,11 @@ from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
 from pytest_quantgate.gates.sections import EngineSizes
 from pytest_quantgate.suite.gates import GateKind
-from pytest_quantgate.suite.keys import choice_key, count_key
+from pytest_quantgate.suite.keys import BadKey, choice_key, count_key, counts_key
 from pytest_quantgate.text.words import count, listed, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
     from pytest_quantgate.evidence.onnx import EngineOutputs
     from pytest_quantgate.runtimes.engine_layers import EngineAttention, EngineReport
@@ -40,6 +41,13 @@ class EngineGate(EngineSizes):
     min_fp8_gemms: int | None = field(
         default=None, metadata=count_key(help="linear layers in FP8, all towers together")
     )
+    min_gemms: Mapping[str, int] = field(
+        default_factory=dict,
+        metadata=counts_key(
+            *narrow_precisions(),
+            help="linear layers in each precision, all towers together: {fp4: 48}",
+        ),
+    )
     attention: Literal["fused-fp8", "fused"] | None = field(
         default=None,
         metadata=choice_key("fused-fp8", "fused", help="in every block of every tower"),
@@ -47,7 +55,17 @@ class EngineGate(EngineSizes):
 
     def check(self) -> None:
         super().check()
-        self.refuse_no_limit("attention, min_fp8_gemms or a max_...")
+        self.refuse_no_limit("attention, min_gemms or a max_...")
+        if self.min_fp8_gemms is not None and "fp8" in self.min_gemms:
+            raise BadKey("min_fp8_gemms", "is set twice: write min_gemms: {fp8: ...} alone")
+
+    @property
+    def least_gemms(self) -> Mapping[str, tuple[int, str]]:
+        """The least number of linear layers by precision, with the key that says so."""
+        found = {name: (least, "min_gemms") for name, least in self.min_gemms.items()}
+        if self.min_fp8_gemms is not None:
+            found["fp8"] = (self.min_fp8_gemms, "min_fp8_gemms")
+        return found
 
 
 #: Above this SQNR in dB nothing is quantized: what is left is the rounding of FP16 arithmetic.
@@ -117,7 +135,7 @@ def judge_engine(
             next_step="build them again in one run",
             code="engine.of-several-targets",
         )
-    parts: list[Verdict | None] = [_judge_gemms(quantized, gate=gate)]
+    parts: list[Verdict | None] = [*_judge_gemms(quantized, gate=gate)]
     for tower in gate.towers:
         excluded = excluded_nodes.get(tower, ())
         parts.append(_judge_excluded(quantized[tower], tower, excluded, gate))
@@ -140,8 +158,7 @@ def judge_engine(
     if not verdict.passed:
         return replace(verdict, figures=figures)
     unseen = () if outputs is not None else (f"outputs were not executed here: {not_executed}",)
-    gemms = sum(quantized[t].fp8_gemm_nodes for t in gate.towers)
-    of = sum(quantized[t].gemm_nodes for t in gate.towers)
+    gemms = _gemms_words([quantized[t] for t in gate.towers])
     first = quantized[gate.towers[0]]
     ratios = ", ".join(
         f"{t} weights {_ratio(quantized[t].weights_bytes, fp16[t].weights_bytes):.2f}x, "
@@ -152,9 +169,9 @@ def judge_engine(
     return Verdict(
         gate=GATE,
         status=Status.PASS,
-        headline=f"engine: {first.library} {first.library_version} for {first.target}: {gemms} of "
-        f"{of} linear layers in FP8; attention {attention}; {ratios}",
-        brief=f"{gemms} of {of} linear in FP8; attention {attention}",
+        headline=f"engine: {first.library} {first.library_version} for {first.target}: "
+        f"{gemms.replace('linear', 'linear layers', 1)}; attention {attention}; {ratios}",
+        brief=f"{gemms}; attention {attention}",
         evidence=(*verdict.evidence, *unseen),
         figures=figures,
     )
@@ -187,28 +204,49 @@ def _figures(
     }
 
 
-def _judge_gemms(reports: Mapping[str, EngineReport], *, gate: EngineGate) -> Verdict:
-    found = sum(reports[tower].fp8_gemm_nodes for tower in gate.towers)
+def _gemms_words(reports: Sequence[EngineReport]) -> str:
+    """Return `48 of 49 linear in FP4, 1 in FP8`; what no narrow kernel computes is in FP8's 0."""
+    of = sum(report.gemm_nodes for report in reports)
+    counts = {
+        name: sum(report.count_gemm_nodes(name) for report in reports)
+        for name in narrow_precisions()
+    }
+    found = {name: number for name, number in counts.items() if number} or {"fp8": 0}
+    (first, number), *rest = found.items()
+    more = "".join(f", {other} in {name.upper()}" for name, other in rest)
+    return f"{number} of {of} linear in {first.upper()}{more}"
+
+
+def _judge_gemms(reports: Mapping[str, EngineReport], *, gate: EngineGate) -> Iterator[Verdict]:
     of = sum(reports[tower].gemm_nodes for tower in gate.towers)
-    least = gate.min_fp8_gemms
-    text = f"{found} of {of} linear layers multiply FP8 by FP8"
-    if least is None or found >= least:
-        return _verdict(Status.PASS, text)
-    rest = [
-        f"{node.node}: {node.precision or 'in no kernel of its own'}"
-        for tower in gate.towers
-        for node in reports[tower].nodes
-        if node.op == "linear" and node.precision != "fp8"
-    ]
-    return _verdict(
-        Status.FAIL,
-        f"{text}, min_fp8_gemms is {least} ({gate.where.of('min_fp8_gemms')})",
-        brief=f"{found} of {of} linear layers in FP8, min_fp8_gemms {least}",
-        evidence=shorten(rest),
-        cause="layers without Q/DQ on both operands run in half precision",
-        next_step="look at the export gate, then at the precision of these nodes",
-        code="engine.too-few-fp8",
-    )
+    if not gate.least_gemms:
+        yield _verdict(Status.PASS, _gemms_words([reports[tower] for tower in gate.towers]))
+    for precision, (least, key) in gate.least_gemms.items():
+        found = sum(reports[tower].count_gemm_nodes(precision) for tower in gate.towers)
+        name = precision.upper()
+        text = f"{found} of {of} linear layers multiply {name} by {name}"
+        if found >= least:
+            yield _verdict(Status.PASS, text)
+            continue
+        rest = [
+            f"{node.node}: {node.precision or 'in no kernel of its own'}"
+            for tower in gate.towers
+            for node in reports[tower].nodes
+            if node.op == "linear" and node.precision != precision
+        ]
+        limit = key if key == "min_fp8_gemms" else f"{key}.{precision}"
+        yield _verdict(
+            Status.FAIL,
+            f"{text}, {limit} is {least} ({gate.where.of(key)})",
+            brief=f"{found} of {of} linear layers in {name}, {limit} {least}",
+            evidence=shorten(rest),
+            cause="layers without Q/DQ on both operands run in half precision"
+            if precision == "fp8"
+            else f"these layers have no kernel that multiplies {name} by {name}: weights alone in "
+            f"a narrow type, or another one, are computed in what is shown here",
+            next_step="look at the export gate, then at the precision of these nodes",
+            code=f"engine.too-few-{precision}",
+        )
 
 
 def _judge_excluded(

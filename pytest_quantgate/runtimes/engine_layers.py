@@ -18,6 +18,7 @@ from typing import Literal
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.formats.table import (
     FP8_ATTENTION_MIN_TOKENS,
+    computes_alone,
     find_precision,
     narrow_precisions,
 )
@@ -26,6 +27,7 @@ from pytest_quantgate.formats.table import (
 Kind = Literal["gemm", "conv", "matmul", "attention", "qdq", "other"]
 
 #: `half`, `bf16`, `float`, `other`, or the precision of a narrow format (`fp8`, `int8`, `fp4`).
+#: `mixed` is a product of several: FP8 by INT4, or FP8 values in blocks of Microscaling.
 Precision = str
 
 AttentionState = Literal["fused-fp8", "fused-half", "not-fused"]
@@ -193,6 +195,12 @@ class EngineReport:
     qdq_layers: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
+    def count_gemm_nodes(self, precision: Precision) -> int:
+        """Return how many linear nodes of the ONNX graph run in a precision."""
+        if precision == "fp8":
+            return self.fp8_gemm_nodes
+        return sum(node.op == "linear" and node.precision == precision for node in self.nodes)
+
 
 def parse_layers(listing: str) -> tuple[EngineLayer, ...]:
     """Return the kernels of a listing, the text that starts with `Layers:`.
@@ -336,7 +344,8 @@ def _find_precision(layer: EngineLayer, *, matrix: bool) -> Precision:
     for narrow in narrow_precisions():
         enough = operands.count(narrow) >= 2 if matrix else narrow in inputs
         if narrow in inputs and enough and not (matrix and casts_first):
-            return narrow
+            dtypes = (*layer.input_dtypes, *layer.constant_dtypes)
+            return narrow if not matrix or computes_alone(narrow, dtypes) else "mixed"
     wide: tuple[Precision, ...] = ("half", "bf16", "float")  # alpha and beta are always Float
     outputs = [_precision_of(dtype) for dtype in layer.output_dtypes]
     return next((p for p in wide if p in operands or p in outputs), "other")

@@ -221,6 +221,33 @@ def count_key(*, help: str, least: int = 1) -> Declared:
     return declare(read, schema=schema, help=help)
 
 
+def counts_key(*choices: str, help: str) -> Declared:
+    """A mapping of some of the choices to whole numbers from 1 up."""
+    one = count_key(help="")["key"]
+
+    def read(place: Place, node: yaml.Node) -> dict[str, int]:
+        if not isinstance(node, yaml.MappingNode):
+            first = f"{{{choices[0]}: 48}}"
+            raise place.error(node, f"expected a mapping {first}, found {describe(node)}")
+        pairs = read_pairs(place, node)
+        for name, (key, _) in pairs.items():
+            if name not in choices:
+                raise place.child(name).error(key, unknown_key(name, known=choices))
+        if not pairs:
+            raise place.error(node, f"is empty: name one of {', '.join(choices)}")
+        return {name: one.read(place.child(name), value) for name, (_, value) in pairs.items()}
+
+    schema = {
+        "type": "object",
+        "properties": {
+            choice: {**one.schema, "description": f"how many in {choice}"} for choice in choices
+        },
+        "additionalProperties": False,
+        "minProperties": 1,
+    }
+    return declare(read, schema=schema, help=help)
+
+
 def flag_key(*, help: str) -> Declared:
     def read(place: Place, node: yaml.Node) -> bool:
         value = read_scalar(place, node)

@@ -34,6 +34,7 @@ LINES = {
     "max_weights": 17,
     "max_activation": 18,
     "target": 19,
+    "min_gemms": 20,
 }
 WHERE = Where(file=FILE, line=10, keys=LINES)
 MIB = 2**20
@@ -203,6 +204,51 @@ def test_gate_of_one_tower_needs_no_other() -> None:
     assert verdict.passed
     assert verdict.brief == "4 of 4 linear in FP8; attention text 2/2 fused in FP8"
     assert "vision" not in all_text(verdict)
+
+
+def in_fp4(tower: str, *, layers: int = 4, **changes: Any) -> EngineReport:
+    """Return an engine of which the first linear layers run in FP4, and none in FP8."""
+    report = make_report(tower, fp8_gemm_nodes=0, **changes)
+    linear = [node.node for node in report.nodes if node.op == "linear"][:layers]
+    nodes = tuple(
+        replace(node, precision="fp4" if node.node in linear else "half") for node in report.nodes
+    )
+    return replace(report, nodes=nodes)
+
+
+def test_linear_layers_in_fp4_are_counted_and_said() -> None:
+    verdict = judge(vision=in_fp4("vision"), text=in_fp4("text"), min_gemms={"fp4": 8})
+
+    assert verdict.passed
+    assert verdict.brief.startswith("8 of 8 linear in FP4; attention ")
+    assert ": 8 of 8 linear layers in FP4; attention" in verdict.headline
+
+
+@pytest.mark.parametrize("min_gemms", [{"fp4": 8}, {"fp4": 7, "int8": 1}, {"fp8": 1}])
+def test_an_engine_in_another_format_than_declared_is_red(min_gemms: dict[str, int]) -> None:
+    """FP4 declared and FP8 built, and the other way round: none counts as another."""
+    if "fp8" in min_gemms:
+        verdict = judge(vision=in_fp4("vision"), text=in_fp4("text"), min_gemms=min_gemms)
+        assert verdict.code == "engine.too-few-fp8"
+        return
+    verdict = judge(min_gemms=min_gemms)
+
+    assert verdict.code == "engine.too-few-fp4"
+    assert verdict.headline == (
+        f"engine: 0 of 8 linear layers multiply FP4 by FP4, min_gemms.fp4 is {min_gemms['fp4']} "
+        f"({FILE}:20)"
+    )
+    assert verdict.cause.startswith("these layers have no kernel that multiplies FP4 by FP4")
+
+
+def test_one_layer_too_few_is_named() -> None:
+    verdict = judge(vision=in_fp4("vision"), text=in_fp4("text", layers=3), min_gemms={"fp4": 8})
+
+    assert verdict.code == "engine.too-few-fp4"
+    assert any("half" in line for line in verdict.evidence)
+    assert judge(
+        vision=in_fp4("vision"), text=in_fp4("text", layers=3), min_gemms={"fp4": 7}
+    ).passed
 
 
 # -- engines that are not what was approved -------------------------------------------------------

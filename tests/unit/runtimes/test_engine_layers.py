@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.formats.table import narrow_precisions
 from pytest_quantgate.runtimes.engine_layers import (
     EngineAttention,
     EngineError,
@@ -149,6 +150,41 @@ def test_a_recorded_nvfp4_engine_is_not_taken_for_fp8() -> None:
     gemm = next(layer for layer in report.layers if layer.kind == "gemm")
     assert gemm.input_dtypes == ("FP4E2M1", "FP8")
     assert from_json(EngineReport, to_json(report)) == report
+
+
+@pytest.mark.parametrize("name", ["int4", "mxfp8"])
+def test_recorded_engines_that_compute_in_half_are_not_taken_for_narrow_ones(name: str) -> None:
+    """INT4 weights, and MXFP8 on both sides: TensorRT for RTX 1.7 builds it, in half precision."""
+    graph = OnnxGraph(linear=("node_of_y",), conv=(), qdq=("dq", "xq", "xd", "wd"), attentions=())
+    report = summarize(f"engine_{name}_sm120", graph=graph)
+
+    assert [(node.node, node.precision) for node in report.nodes] == [("node_of_y", "half")]
+    assert {p: report.count_gemm_nodes(p) for p in narrow_precisions()} == dict.fromkeys(
+        narrow_precisions(), 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "constants", "precision"),
+    [
+        (("FP8",), ("FP8", "Float"), "fp8"),
+        (("FP4E2M1", "FP8"), ("FP4E2M1", "FP8"), "fp4"),
+        (("Int8",), ("Int8", "Float"), "int8"),
+        (("FP8", "FP8UE8M0"), ("FP8", "FP8UE8M0"), "mixed"),  # MXFP8
+        (("FP4E2M1", "FP8UE8M0"), ("FP4E2M1", "FP8UE8M0"), "mixed"),  # MXFP4
+        (("FP8", "FP8"), ("Int4", "Half"), "mixed"),  # W4A8
+        (("FP8",), ("FP4E2M1", "FP8"), "mixed"),
+        (("Half",), ("FP4E2M1", "FP8"), "half"),
+        (("Half",), ("Int4", "Half"), "half"),
+    ],
+)
+def test_no_narrow_type_is_counted_as_another(
+    inputs: tuple[str, ...], constants: tuple[str, ...], precision: str
+) -> None:
+    layer = make_layer("fc", "gemm", inputs=inputs, constants=constants, nodes=LINEAR[:1])
+    (found,) = classify_layers([layer], graph=make_graph())
+
+    assert (found.kind, found.precision) == ("gemm", precision)
 
 
 def test_weights_in_int4_are_computed_in_half() -> None:

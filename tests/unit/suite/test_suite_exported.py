@@ -217,6 +217,7 @@ def test_latency_is_refused_with_its_key(load: Load, written: str, words: str) -
     "limit",
     [
         "min_fp8_gemms: 1",
+        "min_gemms: {fp4: 48}",
         "attention: fused",
         "max_plan_ratio: 1x",
         "max_weights_ratio: 1x",
@@ -345,6 +346,26 @@ def test_each_limit_of_an_engine_is_enough_alone(load: Load, limit: str) -> None
             "engine.min_fp8_gemms: expected a whole number, found 'all'",
         ),
         (
+            "min_fp8_gemms: 25",
+            "min_gemms: 25",
+            "engine.min_gemms: expected a mapping {fp4: 48}, found '25'",
+        ),
+        (
+            "min_fp8_gemms: 25",
+            "min_gemms: {fp5: 25}",
+            "engine.min_gemms.fp5: unknown key; did you mean fp8?",
+        ),
+        (
+            "min_fp8_gemms: 25",
+            "min_gemms: {fp4: 0}",
+            "engine.min_gemms.fp4: 0 is out of range: 1 to 1000000000",
+        ),
+        (
+            "min_fp8_gemms: 25",
+            "min_gemms: {}",
+            "engine.min_gemms: is empty: name one of fp4, fp8, int8",
+        ),
+        (
             "attention: fused-fp8",
             "attention: fused-fp9",
             "engine.attention: 'fused-fp9' is none of fused-fp8, fused; did you mean fused-fp8?",
@@ -403,13 +424,17 @@ def test_refused_in_what_was_exported(refusal: Refusal, old: str, new: str, word
     [
         (
             "{engine: {target: sm89}}",
-            "5: engine: sets no limit, so it decides nothing: set attention, min_fp8_gemms or a "
+            "5: engine: sets no limit, so it decides nothing: set attention, min_gemms or a "
             "max_...",
         ),
         (
             "{engine: {target: sm89, library: tensorrt, towers: [text], batch: 8}}",
-            "5: engine: sets no limit, so it decides nothing: set attention, min_fp8_gemms or a "
+            "5: engine: sets no limit, so it decides nothing: set attention, min_gemms or a "
             "max_...",
+        ),
+        (
+            "{engine: {target: sm89, min_fp8_gemms: 1, min_gemms: {fp8: 1}}}",
+            "5: engine.min_fp8_gemms: is set twice: write min_gemms: {fp8: ...} alone",
         ),
         ("{engine: {attention: fused}}", "5: engine.target: is missing"),
         ("{engine: []}", "5: engine: is empty: leave it out or name at least one"),

@@ -70,6 +70,12 @@ class ArtifactError(QuantGateError):
     """A checkpoint, ONNX file or engine of others that cannot be read, or is none."""
 
 
+class GivenFileError(QuantGateError):
+    """A file that a suite was handed and that cannot be judged: damaged, or of something else."""
+
+    finding = "given-file-unusable"
+
+
 class DataError(QuantGateError):
     """A data set that is empty, damaged or not what the task needs."""
 

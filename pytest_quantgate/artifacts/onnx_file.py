@@ -37,9 +37,10 @@ _TYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
 @dataclass(frozen=True, kw_only=True)
 class OnnxGraph:
     """A graph with its lookups; `nodes` are in an order in which each value is made before it is
-    read, `was_sorted` says whether the file has them so."""
+    read, `was_sorted` says whether the file has them so. `model` is the file as onnx reads it."""
 
     path: Path
+    model: Any
     nodes: tuple[Any, ...]
     makers: Mapping[str, Any]
     readers: Mapping[str, tuple[Any, ...]]
@@ -84,7 +85,7 @@ class OnnxGraph:
         import onnx
 
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensor = _read_external(tensor, path=self.path)
+            tensor = read_external(tensor, path=self.path)
         try:
             found = onnx.numpy_helper.to_array(tensor)
             if found.dtype.kind in "OSUc":
@@ -144,6 +145,7 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
     nodes, was_sorted = _sort(model.graph.node, makers=makers, path=path)
     return OnnxGraph(
         path=path,
+        model=model,
         nodes=nodes,
         makers=makers,
         readers={name: tuple(found) for name, found in readers.items()},
@@ -262,7 +264,7 @@ def _locate(tensor: Any, *, path: Path) -> tuple[Path, int, int]:
     return file, offset, length
 
 
-def _read_external(tensor: Any, *, path: Path) -> Any:
+def read_external(tensor: Any, *, path: Path) -> Any:
     """Return an external tensor with its data inside."""
     import onnx
 

@@ -74,13 +74,13 @@ def describe_onnx(graph: OnnxGraph) -> tuple[Artifact, OnnxPart]:
         lone=lone,
         unread=tuple(_list_unread(graph)),
         unequal=unequal,
-        asymmetric=tuple(dict.fromkeys(_list_asymmetric(graph))),
-        operators=tuple(sorted({n.op_type for n in graph.nodes if _is_odd(n)})),
+        asymmetric=tuple(dict.fromkeys(list_asymmetric(graph))),
+        operators=tuple(sorted({n.op_type for n in graph.nodes if is_integer_operator(n)})),
         float_weights=tuple(floats),
     )
 
 
-def _is_odd(node: Any) -> bool:
+def is_integer_operator(node: Any) -> bool:
     """Return whether a node computes quantized in a form that TensorRT does not take."""
     kind = node.op_type
     return (
@@ -94,14 +94,14 @@ def _is_odd(node: Any) -> bool:
 def name_tool(graph: OnnxGraph) -> str:
     """Return what wrote a file, from what is in it: producers keep each other's name."""
     kinds = {node.op_type for node in graph.nodes}
-    if "quantgate.tower" in graph.metadata:
-        return "pytest-quantgate"
     if any(key.startswith("onnx.quant") for key in graph.metadata) or any(
-        map(_is_odd, graph.nodes)
+        map(is_integer_operator, graph.nodes)
     ):
         return "ONNX Runtime quantization"
     if graph.producer.startswith("onnx.quantize"):
-        return "ModelOpt ONNX quantization"
+        return "onnx.quantize (ONNX Runtime's, which ModelOpt uses too)"
+    if "quantgate.tower" in graph.metadata:
+        return "pytest-quantgate"
     if any(kind.startswith("TRT_") for kind in kinds) or "trt" in graph.domains:
         return "ModelOpt's exporter"
     return f"{graph.producer or 'unknown exporter'}"
@@ -126,14 +126,14 @@ def _describe_node(graph: OnnxGraph, node: Any) -> Iterator[tuple[Operand, bool]
     """Yield both operands of a layer or product, and whether a float weight stands behind Q/DQ."""
     reads = read_operands(graph, node)
     weights = [place for place, read in enumerate(reads) if read.source in graph.tensors]
-    slots = _name_slots(graph, node, reads=reads, weights=weights)
+    slots = name_slots(graph, node, reads=reads, weights=weights)
     kind: Kind = "linear" if weights else "attention"
     if node.op_type in CONVOLUTIONS:
         kind = "conv"
     layer = layer_of(node)
     tower: str = tower_of(layer)
     if tower == "other":
-        tower = _tower_of_inputs(graph)
+        tower = find_tower(graph)
     for read, slot in zip(reads, slots, strict=True):
         if slot == "other":
             continue
@@ -142,7 +142,8 @@ def _describe_node(graph: OnnxGraph, node: Any) -> Iterator[tuple[Operand, bool]
         yield _fill(graph, operand, read, is_weight=is_weight, node=node)
 
 
-def _tower_of_inputs(graph: OnnxGraph) -> str:
+def find_tower(graph: OnnxGraph) -> str:
+    """Return the tower that a graph looks like by its inputs, `other` where they do not tell."""
     said = graph.metadata.get("quantgate.tower", "")
     if said in ("vision", "text"):
         return said
@@ -152,7 +153,7 @@ def _tower_of_inputs(graph: OnnxGraph) -> str:
     return "text" if "ids" in names or "token" in names else "other"
 
 
-def _name_slots(
+def name_slots(
     graph: OnnxGraph, node: Any, *, reads: Sequence[Read], weights: Sequence[int]
 ) -> tuple[Slot, Slot]:
     if weights:
@@ -281,7 +282,7 @@ def find_pairs(graph: OnnxGraph) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 for reader in graph.readers.get(name, ())
                 if reader.op_type.endswith("DequantizeLinear")
             ]
-            if not undone and not any(_is_odd(r) for r in readers):
+            if not undone and not any(is_integer_operator(r) for r in readers):
                 lone.append(label_of(node))
             for other in undone:
                 if len(other.input) > 1 and not _same(graph, node.input[1], other.input[1]):
@@ -306,7 +307,7 @@ def _same(graph: OnnxGraph, one: str, two: str) -> bool:
     return first.shape == second.shape and bool((first == second).all())
 
 
-def _list_asymmetric(graph: OnnxGraph) -> Iterator[str]:
+def list_asymmetric(graph: OnnxGraph) -> Iterator[str]:
     """Yield the nodes with a zero point that is not 0."""
     for node in graph.nodes:
         if (is_quantize(node) or node.op_type.endswith("DequantizeLinear")) and zero_of(node):

@@ -222,29 +222,70 @@ def can_scale(graph: OnnxGraph, read: Read) -> bool:
 
 
 def _make_reader(graph: OnnxGraph, node: Any, read: Read) -> Callable[[], Array]:
-    def dequantize() -> Array:
-        import numpy
+    def read_it() -> Array:
+        values = dequantize(graph, node, read)
+        assert values is not None  # read_weights looked whether it can be
+        return values
 
-        values = graph.values(read.source)
-        assert values is not None
-        scale = graph.values(read.scale) if read.scale else None
-        if scale is not None:
-            shape = [1] * values.ndim
-            if scale.size > 1 and -values.ndim <= read.axis < values.ndim:
-                shape[read.axis] = -1
-            scale = scale.reshape(shape)
-            zero = graph.values(read.zero) if read.zero else None
-            if graph.type_of(read.source).startswith(("float", "bfloat")):
-                with numpy.errstate(all="ignore"):
-                    values = round_to(values / scale, format=read.format) * scale
-            else:
-                offset = 0 if zero is None else zero.reshape(scale.shape if zero.size > 1 else ())
-                values = (values - offset) * scale
-        turned = node.op_type in PRODUCTS and not _is_transposed(node)
-        return values.T if turned and values.ndim == 2 else values
-
-    return dequantize
+    return read_it
 
 
-def _is_transposed(node: Any) -> bool:
-    return any(a.name == "transB" and a.i for a in node.attribute)
+def dequantize(graph: OnnxGraph, node: Any, read: Read) -> Array | None:
+    """Return a stored operand as the node computes with it, as [out, in] or a kernel.
+
+    None for one that is not stored, or whose scales cannot be laid over it.
+    """
+    import numpy
+
+    values = graph.values(read.source)
+    if values is None or read.block or (read.format and not can_scale(graph, read)):
+        return None
+    if read.format:
+        scale, offset = arrange_scales(graph, read, values=values)
+        if graph.type_of(read.source).startswith(("float", "bfloat")):
+            with numpy.errstate(all="ignore"):
+                values = round_to(values / scale, format=read.format) * scale
+        else:
+            values = (values - offset) * scale
+    return turn(graph, values, node=node, source=read.source)
+
+
+def arrange_scales(graph: OnnxGraph, read: Read, *, values: Array) -> tuple[Array, Array]:
+    """Return scale and zero point of a stored operand, of shapes that its values broadcast with."""
+    import numpy
+
+    scale, zero = graph.values(read.scale), graph.values(read.zero) if read.zero else None
+    assert scale is not None  # can_scale looked
+    shape = [1] * values.ndim
+    if scale.size > 1 and -values.ndim <= read.axis < values.ndim:
+        shape[read.axis] = -1
+    scale = scale.reshape(shape)
+    if zero is None:
+        return scale, numpy.zeros(1, "f4")
+    return scale, zero.reshape(scale.shape if zero.size > 1 else ())
+
+
+def turn(graph: OnnxGraph, values: Array, *, node: Any, source: str) -> Array:
+    """Return a weight as [out, in]: a product reads it as [in, out], perhaps through Transpose."""
+    if node.op_type not in PRODUCTS or values.ndim != 2:
+        return values
+    is_product = not any(a.name == "transB" and a.i for a in node.attribute)
+    return values.T if is_product != _is_transposed(graph, node, source=source) else values
+
+
+def _is_transposed(graph: OnnxGraph, node: Any, *, source: str) -> bool:
+    """Return whether an odd number of Transpose stands between a stored tensor and its node."""
+    waiting, seen = [(str(name), False) for name in node.input], set[str]()
+    while waiting:
+        name, turned = waiting.pop()
+        if name == source:
+            return turned
+        maker = graph.makers.get(name)
+        if maker is None or name in seen:
+            continue
+        seen.add(name)
+        if maker.op_type in MOVES or maker.op_type.endswith("QuantizeLinear"):
+            waiting.append((str(maker.input[0]), turned != (maker.op_type == "Transpose")))
+        elif maker.op_type.endswith("DequantizeLinear") or maker.op_type == "Mul":
+            waiting += [(str(value), turned) for value in maker.input]
+    return False

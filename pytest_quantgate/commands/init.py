@@ -58,6 +58,12 @@ def add(commands: Any) -> None:
         metavar="PATH",
         help="a quantized checkpoint of --model that is handed over; --recipe is what it should be",
     )
+    parser.add_argument(
+        "--onnx",
+        metavar="PATH",
+        action="append",
+        help="an exported tower that is handed over; repeatable",
+    )
     parser.add_argument("--target", metavar="SM", help="build engines for it too, such as sm89")
     parser.add_argument("--output", metavar="FILE", help="the suite to write; -: print it")
 
@@ -107,6 +113,7 @@ def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Reque
     shape = read_shape(model, environ=environ)
     towers = None if shape is None else [tower.name for tower in shape.towers]
     checkpoint = None if parsed.checkpoint is None else as_path(parsed.checkpoint)
+    onnx, dtype = _describe_onnx([as_path(path) for path in parsed.onnx or ()], environ=environ)
     return Request(
         model=model,
         revision=parsed.revision,
@@ -119,7 +126,45 @@ def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Reque
         shape=shape,
         checkpoint=checkpoint,
         is_expected=parsed.recipe is not None,
+        onnx=onnx,
+        dtype=dtype,
     )
+
+
+def _describe_onnx(
+    paths: list[str], *, environ: Mapping[str, str]
+) -> tuple[dict[str, str], str | None]:
+    """Return files by the tower that their inputs tell, and the type that they compute in.
+
+    Raises SuiteError for one of no tower, two of one, and files of different types.
+    """
+    from pytest_quantgate.artifacts.given_onnx import find_precision
+    from pytest_quantgate.artifacts.onnx_file import read_onnx_graph
+    from pytest_quantgate.artifacts.onnx_operands import find_tower
+    from pytest_quantgate.suite.where import expand_path
+
+    if not paths:
+        return {}, None
+    found: dict[str, str] = {}
+    types: dict[str, str] = {}
+    for text in paths:
+        graph = read_onnx_graph(expand_path(text, where="--onnx", environ=environ))
+        tower = find_tower(graph)
+        if tower == "other":
+            raise SuiteError(
+                f"--onnx {text}: its inputs ({', '.join(graph.inputs)}) do not tell which tower it "
+                f"is: write artifacts: {{onnx: {{vision: {text}}}}} into the suite"
+            )
+        if tower in found:
+            raise SuiteError(f"--onnx {text}: {found[tower]} is a {tower} tower already")
+        found[tower] = text
+        types[find_precision(graph)] = text
+    if len(types) > 1:
+        raise SuiteError(
+            f"--onnx: the files compute in {' and '.join(types)} ({', '.join(types.values())}): "
+            f"a suite ships one type"
+        )
+    return found, next(iter(types), None)
 
 
 def _guess_recipe(checkpoint: str) -> str:

@@ -501,15 +501,15 @@ def _model(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
 
 
 def _given(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
-    """Return what is missing of a checkpoint that is handed over; `validate` says what is wrong."""
-    if suite.quantized is None:
-        return None
-    where = suite.quantized.where.of("checkpoint")
-    try:
-        path = expand_path(suite.quantized.checkpoint, where=where, environ=environ)
-    except QuantGateError as error:
-        return _split_mend(error)
-    return None if path.exists() else Missing(f"{where}: {path} is not there", "put it there")
+    """Return what is missing of files that are handed over; `validate` says what is wrong."""
+    for text, where in suite.given_paths:
+        try:
+            path = expand_path(text, where=where, environ=environ)
+        except QuantGateError as error:
+            return _split_mend(error)
+        if not path.exists():
+            return Missing(f"{where}: {path} is not there", "put it there")
+    return None
 
 
 def _recipe(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:

@@ -22,8 +22,12 @@ from pytest_quantgate.errors import (
     UnsupportedModel,
 )
 from pytest_quantgate.gates.coverage import MAX_WAIVER_DAYS, CoverageGate
+from pytest_quantgate.gates.export import ExportGate
 from pytest_quantgate.gates.fidelity import FidelityGate
-from pytest_quantgate.gates.sections import TaskGate
+from pytest_quantgate.gates.latency import LatencyGate
+from pytest_quantgate.gates.parity import ParityGate
+from pytest_quantgate.gates.sections import EngineTarget, TaskGate
+from pytest_quantgate.suite.gates import GateSection
 from pytest_quantgate.suite.specs import Suite
 from pytest_quantgate.suite.where import expand_path
 
@@ -52,6 +56,7 @@ def check_suite(suite: Suite, *, environ: Mapping[str, str], today: date | None 
     _check_model(suite, errors=errors, notes=notes, environ=environ)
     _check_given(suite, errors=errors, notes=notes, environ=environ)
     errors += _check_towers(suite, environ=environ)
+    _check_artifacts(suite, errors=errors, notes=notes, environ=environ)
     errors += _check_patterns(suite)
     _check_waivers(suite, errors=errors, notes=notes, today=today or datetime.now(UTC).date())
     return Findings(errors=tuple(errors), notes=tuple(dict.fromkeys(notes)))
@@ -70,6 +75,41 @@ def _check_given(
         notes.append(str(error))
     except QuantGateError as error:
         errors.append(str(error))
+
+
+def _check_artifacts(
+    suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
+) -> None:
+    """Open the files that are handed over, and look whether a gate reads them."""
+    from pytest_quantgate.evidence.audit import TOWERS
+    from pytest_quantgate.run.exported import VARIANTS
+    from pytest_quantgate.run.given_files import open_onnx
+
+    if suite.artifacts is None:
+        return
+    if not any(reads_exports(gate) for gate in suite.gates):
+        errors.append(
+            f"{suite.artifacts.where}: no gate reads the artifacts: add export: {{}} and "
+            f"parity: {{}}, or leave them out"
+        )
+    for variant in VARIANTS:
+        for tower in TOWERS:
+            try:
+                open_onnx(suite.artifacts, variant=variant, tower=tower, environ=environ)
+            except NotMeasured as error:
+                notes.append(str(error))
+            except QuantGateError as error:
+                errors.append(str(error))
+
+
+def reads_exports(gate: GateSection) -> bool:
+    """Return whether a gate reads ONNX files or what is built of them."""
+    if isinstance(gate, LatencyGate):
+        return gate.runtime != "torch"
+    return (
+        isinstance(gate, (ExportGate, ParityGate, EngineTarget))
+        or getattr(gate, "stage", "torch") != "torch"
+    )
 
 
 def _check_recipe(

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_quantgate.encoders.families import describe_settings, find_config, read_settings
@@ -88,7 +88,8 @@ class Request:
     """What a suite is wanted for.
 
     `checkpoint` is one that was handed over; `is_expected` is whether the recipe is what the user
-    expects of it, or what it looks like.
+    expects of it, or what it looks like. `onnx` are files that were handed over, by tower, `dtype`
+    what they compute in.
     """
 
     model: str
@@ -100,6 +101,8 @@ class Request:
     shape: Shape | None = None
     checkpoint: str | None = None
     is_expected: bool = True
+    onnx: Mapping[str, str] = field(default_factory=dict)
+    dtype: str | None = None
 
 
 def read_shape(model: str, *, environ: Mapping[str, str]) -> Shape | None:
@@ -298,6 +301,9 @@ def write_suite(request: Request) -> str:
     lines += [f"# nn.MultiheadAttention, which no recipe quantizes: {name}" for name in fused]
     exclude = f", exclude: [{', '.join(map(quote, patterns))}]" if patterns else ""
     lines.append(_variant_line(request, exclude=exclude))
+    if request.onnx:
+        files = ", ".join(f"{tower}: {quote(path)}" for tower, path in request.onnx.items())
+        lines.append(f"artifacts: {{onnx: {{{files}}}}}")
     lines += ["gates:", *(f"  {line}" for line in _gate_lines(request))]
     return "\n".join(lines) + "\n"
 
@@ -318,10 +324,11 @@ def _describe_shape(shape: Shape) -> list[str]:
 
 
 def _model_line(request: Request) -> str:
+    dtype = f", dtype: {request.dtype}" if request.dtype not in (None, "float16") else ""
     if request.model == "reference":
-        return "model: {source: reference}"
+        return f"model: {{source: reference{dtype}}}"
     revision = f", revision: {quote(request.revision)}" if request.revision else ""
-    return f"model: {{source: transformers, id: {quote(request.model)}{revision}}}"
+    return f"model: {{source: transformers, id: {quote(request.model)}{revision}{dtype}}}"
 
 
 def _split_pairs(data: Data) -> tuple[int, int]:

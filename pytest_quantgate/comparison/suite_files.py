@@ -125,6 +125,7 @@ def compare_suite(before: Suite, after: Suite) -> list[Change]:
         changes += _compare_section(olds[gate], news[gate], path=f"{name} {gate}", area="limits")
     changes += _compare_recipes(before, after)
     changes += _compare_variants(before, after)
+    changes += _compare_artifacts(before, after)
     changes += compare_texts(
         {f"{name} gates.family": before.family},
         {f"{name} gates.family": after.family},
@@ -204,6 +205,34 @@ def _compare_variants(before: Suite, after: Suite) -> list[Change]:
     return changes + _compare_section(
         before.variant, after.variant, path=path, area="recipe", leave=leave
     )
+
+
+def _compare_artifacts(before: Suite, after: Suite) -> list[Change]:
+    """Return what differs of the files that take the place of exports and engines."""
+    sides = [_list_artifacts(suite) for suite in (before, after)]
+    names = dict.fromkeys([*sides[0], *sides[1]])
+    olds, news = (
+        {f"{after.name} artifacts.{name}": side.get(name, "built here") for name in names}
+        for side in sides
+    )
+    return compare_texts(olds, news, area="model")
+
+
+def _list_artifacts(suite: Suite) -> dict[str, str]:
+    """Return each file that is handed over by its key, and the prefix."""
+    found: dict[str, str] = {}
+    if suite.artifacts is None:
+        return found
+    if suite.artifacts.prefix is not None:
+        found["prefix"] = suite.artifacts.prefix
+    for side, files in (("", suite.artifacts), ("fp16.", suite.artifacts.fp16)):
+        if files is not None:
+            found |= {f"{side}onnx.{tower}": path for tower, path in files.onnx.items()}
+            found |= {
+                f"{side}engine_report.{tower}": _summarize(spec)
+                for tower, spec in files.engine_report.items()
+            }
+    return found
 
 
 def _recipe_name(recipe: Any) -> str:

@@ -83,6 +83,28 @@ class OnnxOperation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenGraph:
+    """A file that was handed over, held against the PyTorch model.
+
+    `digest` is the SHA-256 of the file as it was given, `tool` what wrote it. Of `tensors` of the
+    model `same` are in the graph at their place, value by value or code by code; `differing` name
+    those that are there with other values and how, `unproven` those that were not found.
+    `unmapped` are nodes whose place in the model is not known. `refused` says in words what
+    TensorRT does not take of it, empty where nothing is known of such.
+    """
+
+    name: str
+    digest: str
+    tool: str
+    tensors: int
+    same: int
+    differing: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
+    unmapped: tuple[str, ...] = ()
+    refused: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnnxAudit:
     """All that an ONNX file says about its quantization.
 
@@ -91,6 +113,7 @@ class OnnxAudit:
     for a file of another exporter. `domains` are those of the opset imports and nodes ('' is
     standard ONNX). `weights_bytes` are the bytes of initializers by type. `problems` is what
     ONNX's own checker says, empty where the model is valid. `digest` is the file's SHA-256.
+    `given` is about a file that was handed over, None for one that was exported here.
     """
 
     tower: str
@@ -106,6 +129,7 @@ class OnnxAudit:
     pairs: tuple[QdqPair, ...]
     operations: tuple[OnnxOperation, ...]
     problems: tuple[str, ...]
+    given: GivenGraph | None = None
 
     @property
     def lost(self) -> tuple[str, ...]:

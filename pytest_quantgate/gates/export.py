@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED, CoverageGate
+from pytest_quantgate.gates.given_graph import describe_given, judge_fp16, judge_given, name_tool
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
@@ -32,15 +33,17 @@ class ExportGate(GateSection):
 
     `allow` names what may be in the graph although the PyTorch model does not simulate it:
     `softmax` puts a pair behind Softmax in every attention block, which FP8 attention needs in
-    TensorRT. `max_size_ratio` compares the files with FP16's, both towers together.
+    TensorRT; `float-weights` lets a file that is handed over keep its weights in full precision
+    behind Q/DQ, as exporters of others do. `max_size_ratio` compares the files with FP16's, both
+    towers together.
     """
 
     kind = GATE
 
-    allow: tuple[Literal["softmax"], ...] = field(
+    allow: tuple[Literal["softmax", "float-weights"], ...] = field(
         default=(),
         metadata=list_key(
-            choice_key("softmax", help="what"),
+            choice_key("softmax", "float-weights", help="what"),
             help="what the graph may hold although PyTorch does not simulate it",
         ),
     )
@@ -65,6 +68,7 @@ def judge_export(
     dtype: str,
     gate: ExportGate,
     left_out: Sequence[str] = (),
+    has_parity: bool = False,
 ) -> Verdict:
     """Return whether the ONNX files of a variant are what its PyTorch audit approved.
 
@@ -72,7 +76,9 @@ def judge_export(
     enabled and ran must be there as one complete pair at its place, of its format and range, its
     weight stored in 8 bits; no pair may be there that is none of them, but for what `allow` names;
     excluded layers stay unquantized; the files are valid standard ONNX. `left_out` are towers that
-    the suite leaves in FP16: their files hold no pair at all.
+    the suite leaves in FP16: their files hold no pair at all. A file that was handed over must
+    also hold the tensors of the model; those that cannot be found in it are left to parity, where
+    the suite `has_parity`.
     """
     towers = {found.tower for found in quantized}
     missing = [tower for tower in audit.towers if tower not in towers]
@@ -87,6 +93,7 @@ def judge_export(
         for found in quantized
         for part in (
             _judge_precision(found, dtype=dtype, gate=gate),
+            *judge_given(found, gate=gate, has_parity=has_parity),
             *_judge_tower(audit, found, gate=gate, left_out=found.tower in left_out),
         )
         if part is not None
@@ -108,11 +115,14 @@ def judge_export(
     extra = pairs_there - pairs
     declared = f" and {count(extra, 'declared softmax pair')}" if extra else ""
     ratio = f"{figures['onnx_size_ratio']:.2f}x of FP16's size"
+    lines = tuple(line for found in quantized for line in describe_given(found))
     return Verdict(
         gate=GATE,
         status=Status.PASS,
+        evidence=lines,
         headline=f"export: {pairs} quantizers are {pairs} Q/DQ pairs at their places{declared}, "
-        f"nothing lost, nothing added; weights in 8 bits, scales are the calibrated amax; {ratio}",
+        f"nothing lost, nothing added; {_say_storage(quantized)}, scales are the calibrated amax; "
+        f"{ratio}",
         brief=f"{pairs} of {pairs} quantizers as Q/DQ{' + softmax' if extra else ''}, none added; "
         f"{ratio}",
         figures=figures,
@@ -131,6 +141,11 @@ def _fail(finding: str, headline: str, **more: object) -> Verdict:
 
 def _pass(headline: str) -> Verdict:
     return Verdict(gate=GATE, status=Status.PASS, headline=f"export: {headline}")
+
+
+def _say_storage(quantized: Sequence[OnnxAudit]) -> str:
+    wide = sum(pair.source == "weight, float" for found in quantized for pair in found.pairs)
+    return f"{wide} weights in full precision as allowed" if wide else "weights in 8 bits"
 
 
 def _expected(audit: Audit, found: OnnxAudit) -> dict[str, Quantizer]:
@@ -210,6 +225,8 @@ def _judge_lost(found: OnnxAudit, *, expected: dict[str, Quantizer], gate: Expor
         cause=(
             "the file was exported from another variant (FP16?)"
             if len(lost) == len(expected) and not halves
+            else f"{name_tool(found)} leaves these operands in full precision"
+            if name_tool(found)
             else "the exporter does not write these, or a later step took them out"
         ),
         next_step="export again; if they stay away, exclude them, so that what is approved is "
@@ -249,6 +266,8 @@ def _judge_added(
         cause=(
             "pairs behind Softmax were put in for TensorRT; the PyTorch model did not simulate them"
             if len(softmax) == len(added)
+            else f"{name_tool(found)} quantizes more than the recipe does"
+            if name_tool(found)
             else "the exporter adds pairs of its own"
         ),
         next_step="declare them (export: {allow: [softmax]}) and judge accuracy with stage: onnx"
@@ -316,12 +335,16 @@ def _judge_values(
         f"{'is' if len(wrong) == 1 else 'are'} not what was calibrated: {wrong[0]} ({gate.where})",
         brief=f"{len(wrong)} scales or formats differ from the calibration",
         evidence=shorten(wrong[1:]),
-        cause="the file was exported from another calibration, or changed afterwards",
+        cause=f"{name_tool(found)} wrote it, with ranges that are not those of the calibration"
+        if name_tool(found) and len(wrong) > 1
+        else "the file was exported from another calibration, or changed afterwards",
         next_step="export the approved checkpoint again",
     )
 
 
 def _value_problem(pair: QdqPair, quantizer: Quantizer) -> str | None:
+    if pair.scale_type == "computed":
+        return "its scale is computed in every run, the model's was calibrated"
     if pair.format != quantizer.format:
         return f"{pair.format} in the graph, {quantizer.format} in the model"
     if not pair.symmetric:
@@ -357,6 +380,8 @@ def _value_problem(pair: QdqPair, quantizer: Quantizer) -> str | None:
 def _judge_storage(
     found: OnnxAudit, *, expected: dict[str, Quantizer], gate: ExportGate
 ) -> Verdict | None:
+    if found.given is not None and "float-weights" in gate.allow:
+        return None
     wide = [
         pair.quantizer
         for pair in found.pairs
@@ -373,7 +398,8 @@ def _judge_storage(
         brief=f"{len(wide)} weights behind Q/DQ are stored in full precision",
         evidence=shorten(group(str(name) for name in wide), noun="groups"),
         cause="the graph holds full-precision weights and quantizes them at load",
-        next_step="fold QuantizeLinear into the stored weights (export_tower does)",
+        next_step="fold QuantizeLinear into the stored weights (export_tower does), or declare it "
+        "for a file that is handed over (export: {allow: [float-weights]})",
     )
 
 
@@ -416,8 +442,12 @@ def judge(run: GateRun, gate: ExportGate) -> Judged:
         fp16_file_bytes=sum(found.file_bytes for found in audits["fp16"]),
         dtype=stages.shipped,
         left_out=[tower for tower in run.towers if coverage and tower not in coverage.towers],
+        has_parity=run.suite.gates.one(ParityGate) is not None,
         gate=gate,
     )
+    base = tuple(part for found in audits["fp16"] for part in judge_fp16(found, gate=gate))
+    if base:
+        verdict = combine(gate=GATE, parts=(verdict, *base))
     if run.suite.gates.one(ParityGate) is not None:  # which runs the files
         return Judged(verdict=verdict)
     usual = ParityGate(where=gate.where)

@@ -75,8 +75,17 @@ class Judging:
 
     def _judge_gate(self, gate: GateSection) -> Judged:
         narrowed = narrow_towers(gate, towers=self.case.towers)
-        judged: Judged = kind_of(gate).judge(self.case, narrowed)
-        return self._judge_overflow(judged, gate=gate)
+        stages = self.case.stages
+        before, stages.used_files = stages.used_files, {}  # one gate may ask another
+        try:
+            judged: Judged = kind_of(gate).judge(self.case, narrowed)
+            given = tuple(
+                f"the {name} was given: {what}" for name, what in stages.used_files.items()
+            )
+        finally:
+            stages.used_files |= before
+        verdict = replace(judged.verdict, evidence=(*judged.verdict.evidence, *given))
+        return self._judge_overflow(replace(judged, verdict=verdict), gate=gate)
 
     def _find_insanity(self, kind: str) -> Judged | None:
         """Return why a gate is not judged: where sanity fails, numbers mean something else."""

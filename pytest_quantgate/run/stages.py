@@ -6,7 +6,13 @@ import functools
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate.errors import MissingPackage, NotMeasured
+from pytest_quantgate.errors import (
+    ArtifactError,
+    GivenFileError,
+    MissingPackage,
+    ModelError,
+    NotMeasured,
+)
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.onnx import EngineOutputs, OnnxAudit
@@ -14,6 +20,7 @@ from pytest_quantgate.evidence.parity import BlockParity, Parity, ShippedTower, 
 from pytest_quantgate.gates.engine import EngineGate
 from pytest_quantgate.gates.export import ExportGate
 from pytest_quantgate.run.exported import (
+    VARIANTS,
     EngineOrder,
     EngineTowers,
     ExportedTowers,
@@ -38,9 +45,11 @@ if TYPE_CHECKING:
 
     import torch
 
+    from pytest_quantgate.artifacts.onnx_places import TowerModel
     from pytest_quantgate.encoders.encoder import Batch, Encoder
     from pytest_quantgate.gates.memory import MemoryGate
     from pytest_quantgate.gates.trace import TraceGate
+    from pytest_quantgate.run.given_files import GivenOnnx
     from pytest_quantgate.run.variants import Variants
     from pytest_quantgate.runtimes.engine import InputShapes
     from pytest_quantgate.runtimes.engine_layers import EngineReport
@@ -62,6 +71,8 @@ class Stages:
         self.case = case
         self._open: dict[Any, Any] = {}
         self.known_plans = KnownPlans(default_plans_root(case.environ))
+        #: The files that were handed over and read since a gate began, by what they are.
+        self.used_files: dict[str, str] = {}
 
     @property
     def softmax(self) -> bool:
@@ -80,12 +91,22 @@ class Stages:
 
     def onnx_audit(self, *, variant: Variant, tower: TowerName, precision: Precision) -> OnnxAudit:
         """Return what the ONNX file of a tower holds, read back from the file."""
+        from pytest_quantgate.artifacts.given_audit import audit_given
         from pytest_quantgate.measure.quantizers import list_amax
         from pytest_quantgate.runtimes.onnx_graph import read_graph
 
         def read() -> Any:
+            path = folder / "model.onnx"
+            if given is not None:
+                model = self._describe_tower(variant, tower)
+                found = audit_given(
+                    path, model=model, name=given.path.name, digest=given.file_digest
+                )
+                return to_json(found)
             amax = list_amax(self.case.quantized.module) if variant == "quantized" else None
-            return to_json(read_graph(folder / "model.onnx", amax=amax))
+            return to_json(read_graph(path, amax=amax))
+
+        given = self.given(variant, tower)
 
         folder = self._onnx_folder(variant, tower, precision)
         return self.case.measured(
@@ -99,12 +120,14 @@ class Stages:
     def _onnx_key(self, variant: Variant, tower: TowerName, precision: Precision) -> str:
         """Return the key of an ONNX file, and note that this case is judged by it."""
         case = self.case
+        given = self.given(variant, tower)
         key = case.key(
             ONNX_FILE,
             variant=case.variant_key if variant == "quantized" else case.fp16_key,
             tower=tower,
             precision=precision,
             softmax=self.softmax and variant == "quantized",
+            given=given and [given.digest, given.prefix],
         )
         case.used[ONNX_FILE.kind, variant, tower, precision] = key
         return key
@@ -120,6 +143,10 @@ class Stages:
         def build(folder: Path) -> None:
             from pytest_quantgate.runtimes.onnx_export import export_tower
 
+            if given is not None:
+                self._take(given, variant, tower, precision=precision, path=folder / "model.onnx")
+                return
+
             model = case.quantized if variant == "quantized" else case.fp16
             with case.progress.stage(f"exporting the {tower} tower, {_name(variant)}, {precision}"):
                 export_tower(
@@ -130,8 +157,91 @@ class Stages:
                     precision=precision,
                 )
 
+        given = self.given(variant, tower)
         key = self._onnx_key(variant, tower, precision)
         return case.cache.get_or_build(kind=ONNX_FILE.kind, key=key, build=build)
+
+    def given(self, variant: Variant, tower: TowerName) -> GivenOnnx | None:
+        """Return the file that takes the place of an export, as it was when the run began."""
+        from pytest_quantgate.run.given_files import open_onnx
+
+        if self.case.suite.artifacts is None:
+            return None
+        key = ("given", variant, tower)
+        if key not in self._open:
+            self._refuse_towers()
+            self._open[key] = open_onnx(
+                self.case.suite.artifacts,
+                variant=variant,
+                tower=tower,
+                environ=self.case.environ,
+            )
+        found: GivenOnnx | None = self._open[key]
+        if found is not None:
+            name = "ONNX" if variant == "quantized" else "FP16 ONNX"
+            self.used_files[f"{tower} {name}"] = found.description
+        return found
+
+    def _refuse_towers(self) -> None:
+        """Raise GivenFileError for files of a tower that the model does not have."""
+        from pytest_quantgate.run.given_files import files_of
+
+        for variant in VARIANTS:
+            files = files_of(self.case.suite.artifacts, variant=variant)
+            if files is None:
+                continue
+            for tower in (*files.onnx, *files.engine_report):
+                if tower not in self.case.towers:
+                    raise GivenFileError(
+                        f"{files.where}: {self.case.model_name} has no {tower} tower: it has "
+                        f"{', '.join(self.case.towers)}"
+                    )
+
+    def _given_digests(self) -> list[Any]:
+        """Return the digests of the quantized files that were handed over, by tower."""
+        found = ((tower, self.given("quantized", tower)) for tower in self.case.towers)
+        return [[tower, given.digest, given.prefix] for tower, given in found if given is not None]
+
+    def _take(
+        self,
+        given: GivenOnnx,
+        variant: Variant,
+        tower: TowerName,
+        *,
+        precision: Precision,
+        path: Path,
+    ) -> None:
+        """Write the file that was handed over as later stages read it; values stay as they are."""
+        from pytest_quantgate.artifacts.given_onnx import digest_onnx, prepare_graph
+        from pytest_quantgate.runtimes.onnx_rounding import widen_graph
+
+        with self.case.progress.stage(f"reading {given.path.name}"):
+            try:
+                prepare_graph(
+                    given.path,
+                    path=path,
+                    model=self._describe_tower(variant, tower),
+                    prefix=given.prefix,
+                )
+                digest = digest_onnx(given.path)[1]
+            except ArtifactError as error:
+                raise GivenFileError(f"{given.where}: {error}") from error
+            if digest != given.digest:
+                raise GivenFileError(
+                    f"{given.where}: {given.path} was changed while the suite ran: run again"
+                )
+            if precision == "float32" != self.shipped:
+                widen_graph(path, path=path)
+
+    def _describe_tower(self, variant: Variant, tower: TowerName) -> TowerModel:
+        from pytest_quantgate.run.given_files import describe_tower
+
+        key = ("tower", variant, tower)
+        if key not in self._open:
+            model = self.case.quantized if variant == "quantized" else self.case.fp16
+            self._open[key] = describe_tower(model, tower=tower)
+        found: TowerModel = self._open[key]
+        return found
 
     def session(self, tower: TowerName) -> OnnxRuntimeModel:
         """Return the quantized tower in ONNX Runtime, in float32, ready to run."""
@@ -163,6 +273,7 @@ class Stages:
             variant=case.variant_key,
             softmax=self.softmax,
             samples=samples,
+            given=self._given_digests(),
         )
         return case.measured(
             PARITY,
@@ -260,7 +371,12 @@ class Stages:
         source = self.onnx_path(variant="quantized", tower=tower, precision="float32")
         with temporary_folder() as folder:
             path = folder / "blocks.onnx"
-            outputs = cut_blocks(source, blocks=blocks, path=path)
+            try:
+                outputs = cut_blocks(source, blocks=blocks, path=path)
+            except ModelError:
+                if self.given("quantized", tower) is None:
+                    raise
+                return ()  # another exporter's graph that has no seams there
             session = OnnxRuntimeModel(path, workers=torch.get_num_threads())
 
         def run(
@@ -303,6 +419,7 @@ class Stages:
         from pytest_quantgate.store.cache import read_json, write_json
 
         target = order.target
+        self._refuse_unbuildable(variant, tower, source=order.source)
         library = load_library(name=_module_of(order.library))
         known = self.known_plans
         onnx_path = self.onnx_path(variant=variant, tower=tower, precision=self.shipped)
@@ -345,6 +462,17 @@ class Stages:
         self.case.used[ENGINE.kind, *about] = key
         return found
 
+    def _refuse_unbuildable(self, variant: Variant, tower: TowerName, *, source: str) -> None:
+        """Raise GivenFileError for a file that is known not to become an engine."""
+        if self.given(variant, tower) is None:
+            return
+        audit = self.onnx_audit(variant=variant, tower=tower, precision=self.shipped)
+        if audit.given is not None and audit.given.refused:
+            raise GivenFileError(
+                f"{source}: no engine can be built from {audit.given.name} of the {tower} tower: "
+                f"{audit.given.refused}"
+            )
+
     # -- on a device -----------------------------------------------------------------------------
 
     def require_gpu(self, what: str) -> None:
@@ -378,7 +506,8 @@ class Stages:
             return ""
         if stage == "onnx":
             self._note_exported()
-            return self.case.key(EXPORTED, softmax=self.softmax)
+            given = self._given_digests()
+            return self.case.key(EXPORTED, softmax=self.softmax, given=given)
         _, plans = self._build_for_device()
         digests = [report.plan_sha256 for report, _ in plans.values()]
         return self.case.key(EXECUTED, plans=digests)

@@ -18,11 +18,20 @@ from pytest_quantgate.runtimes.onnx_surgery import describe_without_weights
 LARGEST = "largest:"
 
 
+def widen_graph(source: Path, *, path: Path) -> None:
+    """Write the graph of `source` to `path`, in float32 with nothing rounded; values stay."""
+    _rewrite(source, path=path, rounds=False, look=False)
+
+
 def round_results(source: Path, *, path: Path, look: bool = False) -> None:
     """Write the graph of `source` to `path`, in float32 with each narrow result rounded.
 
     With `look` it has an output more for each of them: see `LARGEST`.
     """
+    _rewrite(source, path=path, rounds=True, look=look)
+
+
+def _rewrite(source: Path, *, path: Path, rounds: bool, look: bool) -> None:
     import onnx
 
     model = parse_model(source.read_bytes(), path=source)
@@ -46,7 +55,9 @@ def round_results(source: Path, *, path: Path, look: bool = False) -> None:
 
     for value in graph.input:
         kind = value.type.tensor_type.elem_type
-        if kind in narrow:
+        if kind in narrow and not rounds:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        elif kind in narrow:
             given = value.name
             for node in graph.node:
                 for place, name in enumerate(node.input):
@@ -67,7 +78,7 @@ def round_results(source: Path, *, path: Path, look: bool = False) -> None:
         exact = node.op_type == "Constant" or (node.op_type in MOVES and target is None)
         for place, name in enumerate(node.output):
             kind = kinds.get(name)
-            if kind not in narrow or exact:
+            if kind not in narrow or exact or not rounds:
                 continue
             wide = f"{name}.wide"
             node.output[place] = wide

@@ -473,5 +473,10 @@ def _text_attribute(node: Any, name: str) -> str:
 def name_node(quantizer: str, operator: str) -> str:
     """Return the name of a QuantizeLinear or DequantizeLinear that belongs to a quantizer."""
     short = {"QuantizeLinear": "Q", "DequantizeLinear": "DQ"}[operator]
+    return f"{name_in_graph(quantizer)}/{short}"
+
+
+def name_in_graph(module: str) -> str:
+    """Return a module's path as names of nodes begin with it (`/encoder/layers.0/mlp`)."""
     # PyTorch keeps the index of a list with its name: `layers.0`.
-    return f"/{re.sub(r'[.](?![0-9])', '/', quantizer)}/{short}"
+    return f"/{re.sub(r'[.](?![0-9])', '/', module)}"

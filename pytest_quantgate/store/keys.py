@@ -105,8 +105,9 @@ VARIANT = Measurement(
 )
 #: A variant with some of its quantizers off. Never stored itself.
 WITHOUT = Measurement(kind="without", inputs=("variant", "quantizers"), packages=())
-#: The exported variant in ONNX Runtime, and its engines. Never stored themselves.
-EXPORTED = Measurement(kind="exported", inputs=("softmax",), packages=ONNX_RUNTIME)
+#: The exported variant in ONNX Runtime, and its engines. Never stored themselves. `given` are the
+#: digests of files that were handed over.
+EXPORTED = Measurement(kind="exported", inputs=("softmax", "given"), packages=ONNX_RUNTIME)
 EXECUTED = Measurement(kind="executed", inputs=("plans",), packages=ENGINES)
 #: What the images of a data set show: ids, decoded pixels and perceptual hashes.
 CONTENTS = Measurement(kind="contents", inputs=("data", "samples", "first"), packages=PICTURES)
@@ -132,13 +133,13 @@ FIDELITY = Measurement(
     kind="fidelity", inputs=("fp16", "variant", "data", "samples", "first"), packages=CLIP
 )
 ROUNDTRIP = Measurement(kind="roundtrip", inputs=("variant",), packages=(*CLIP, "onnx"))
-#: The ONNX file of one tower.
+#: The ONNX file of one tower; `given` is the digest of one that was handed over.
 ONNX_FILE = Measurement(
-    kind="onnx", inputs=("variant", "tower", "precision", "softmax"), packages=ONNX
+    kind="onnx", inputs=("variant", "tower", "precision", "softmax", "given"), packages=ONNX
 )
 ONNX_AUDIT = Measurement(kind="onnx_audit", inputs=("onnx",), packages=ONNX)
 PARITY = Measurement(
-    kind="parity", inputs=("fp16", "variant", "softmax", "samples"), packages=ONNX_RUNTIME
+    kind="parity", inputs=("fp16", "variant", "softmax", "samples", "given"), packages=ONNX_RUNTIME
 )
 #: The exported towers in the number format that ships.
 SHIPPED = Measurement(kind="shipped", inputs=("fp16", "onnx", "samples"), packages=ONNX_RUNTIME)

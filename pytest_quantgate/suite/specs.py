@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from pytest_quantgate.suite.artifacts import ArtifactsSpec
 from pytest_quantgate.suite.gates import Gates, list_names, read_gates
 from pytest_quantgate.suite.keys import (
     BadKey,
@@ -263,6 +264,12 @@ class Suite:
     quantized: QuantizedSpec | None = field(
         default=None, metadata=section_key(QuantizedSpec, help="the checkpoint that is handed over")
     )
+    artifacts: ArtifactsSpec | None = field(
+        default=None,
+        metadata=section_key(
+            ArtifactsSpec, help="ONNX files and engine reports that are handed over"
+        ),
+    )
     family: Literal["holm", "none"] = field(
         default="holm",
         metadata=choice_key(
@@ -298,6 +305,16 @@ class Suite:
         return found
 
     @property
+    def given_paths(self) -> tuple[tuple[str, str], ...]:
+        """Every file that is handed over as it is written, and its place in the suite."""
+        paths: list[tuple[str, str]] = []
+        if self.quantized is not None:
+            paths.append((self.quantized.checkpoint, self.quantized.where.of("checkpoint")))
+        for files in (self.artifacts, self.artifacts and self.artifacts.fp16):
+            paths += files.paths if files is not None else ()
+        return tuple(paths)
+
+    @property
     def label(self) -> str:
         """The file's own name, for where no other suite is meant."""
         return self.name.rpartition("/")[2]
@@ -307,8 +324,7 @@ class Suite:
         recipe, of = self.variant.recipe, self.variant.where.of("recipe")
         paths = [(self.model.id, self.model.where.of("id"))]
         paths += [(recipe if isinstance(recipe, str) else None, of)]
-        if self.quantized is not None:
-            paths += [(self.quantized.checkpoint, self.quantized.where.of("checkpoint"))]
+        paths += self.given_paths
         paths += [(spec.root, spec.where.of("root")) for spec in self.datasets.values()]
         for text, where in paths:
             if text is not None:

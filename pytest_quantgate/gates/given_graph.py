@@ -1,0 +1,132 @@
+"""What the export gate says of files that were handed over: this model's, and by whom.
+
+Part of the export gate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.text.words import count, shorten
+
+if TYPE_CHECKING:
+    from pytest_quantgate.evidence.onnx import OnnxAudit
+    from pytest_quantgate.gates.export import ExportGate
+
+GATE = "export"
+
+
+def name_tool(found: OnnxAudit) -> str:
+    """Return what wrote a file that was handed over, where that was another tool; else nothing."""
+    given = found.given
+    return given.tool if given is not None and given.tool != "pytest-quantgate" else ""
+
+
+def describe_given(found: OnnxAudit) -> list[str]:
+    """Return what was proved of a file that was handed over."""
+    given = found.given
+    if given is None:
+        return []
+    lines = [
+        f"{found.tower}: {given.same} of {given.tensors} tensors of {given.name} ({given.tool}) "
+        f"are those of the model, value by value or code by code"
+    ]
+    if given.unproven:
+        lines.append(
+            f"{found.tower}: not found in the graph, so left to parity: "
+            f"{'; '.join(shorten(given.unproven, most=3))}"
+        )
+    return lines
+
+
+def judge_given(found: OnnxAudit, *, gate: ExportGate, has_parity: bool) -> list[Verdict]:
+    """A file that was handed over holds this model's tensors, each at its place."""
+    given = found.given
+    if given is None:
+        return []
+    parts = []
+    if given.differing:
+        # A few are damage or a mix-up; most of them are another model.
+        other = len(given.differing) > given.tensors / 2
+        parts.append(
+            _fail(
+                "weights-differ",
+                f"{len(given.differing)} of {given.tensors} tensors of the {found.tower} tower in "
+                f"{given.name} are not the model's: {given.differing[0]} ({gate.where})",
+                brief=f"{len(given.differing)} of {given.tensors} {found.tower} tensors are others",
+                evidence=shorten(given.differing[1:]),
+                cause="it was exported from another model, or another revision of it"
+                if other
+                else "the file was changed after the export, or exported from weights of another "
+                "revision",
+                next_step="export the approved variant again, or name the model that it is of",
+            )
+        )
+    if given.unmapped:
+        parts.append(
+            _fail(
+                "not-mapped",
+                f"{count(len(given.unmapped), 'product')} of {given.name} have no known place in "
+                f"the {found.tower} tower: {given.unmapped[0]} ({gate.where})",
+                brief=f"{len(given.unmapped)} nodes of no known module in {found.tower}",
+                evidence=shorten(given.unmapped[1:]),
+                cause="its nodes are named otherwise than the model's modules, and their weights "
+                "are not the model's",
+                next_step="set artifacts.prefix to what its names have in front, or export it "
+                "from this model",
+            )
+        )
+    if given.unproven and not has_parity:
+        parts.append(
+            _fail(
+                "weights-unproven",
+                f"{len(given.unproven)} of {given.tensors} tensors of the {found.tower} tower were "
+                f"not found in {given.name}: {given.unproven[0]} ({gate.where})",
+                evidence=shorten(given.unproven[1:]),
+                cause="the exporter folded them into others, or left them out",
+                next_step="add parity: {}, which runs the file",
+            )
+        )
+    return parts
+
+
+def judge_fp16(found: OnnxAudit, *, gate: ExportGate) -> list[Verdict]:
+    """Return what is wrong with an FP16 file that was handed over; ratios are against it."""
+    given = found.given
+    if given is None:
+        return []
+    parts = []
+    if found.pairs or any(any(op.operands_quantized) for op in found.operations):
+        parts.append(
+            _fail(
+                "fp16-quantized",
+                f"{given.name}, given as the FP16 file of the {found.tower} tower, holds "
+                f"{count(len(found.pairs), 'quantized operand')} ({gate.where})",
+                cause="it is the quantized file, or another tool quantized it",
+                next_step="give artifacts.fp16 the file before quantization",
+            )
+        )
+    if given.differing:
+        parts.append(
+            _fail(
+                "fp16-differs",
+                f"{len(given.differing)} of {given.tensors} tensors of the {found.tower} tower in "
+                f"{given.name}, given as FP16, are not the model's: {given.differing[0]} "
+                f"({gate.where})",
+                evidence=shorten(given.differing[1:]),
+                cause="it was exported from another model, or another revision of it",
+                next_step="export model: again",
+            )
+        )
+    return parts
+
+
+def _fail(finding: str, headline: str, **more: object) -> Verdict:
+    return Verdict(
+        gate=GATE,
+        status=Status.FAIL,
+        headline=f"export: {headline}",
+        code=f"{GATE}.{finding}",
+        **more,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,103 @@
+"""ONNX files and engine reports that a suite was handed, opened and tied to what they are of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_quantgate.artifacts.given_onnx import digest_onnx
+from pytest_quantgate.artifacts.onnx_places import TowerModel
+from pytest_quantgate.errors import ArtifactError, GivenFileError, NotMeasured
+from pytest_quantgate.evidence.audit import TowerName
+from pytest_quantgate.run.exported import Variant
+from pytest_quantgate.suite.artifacts import ArtifactsSpec, FilesSpec
+from pytest_quantgate.suite.where import expand_path
+
+if TYPE_CHECKING:
+    from pytest_quantgate.encoders.encoder import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenOnnx:
+    """An ONNX file that was handed over.
+
+    `file_digest` is the SHA-256 of the file itself, `digest` one with all that belongs to it.
+    """
+
+    path: Path
+    file_digest: str
+    digest: str
+    where: str
+    prefix: str | None
+
+    @property
+    def description(self) -> str:
+        return f"{self.path.name} (sha256 {self.file_digest[:12]})"
+
+
+def files_of(artifacts: ArtifactsSpec | None, *, variant: Variant) -> FilesSpec | None:
+    """Return the files of one variant that a suite names."""
+    if artifacts is None:
+        return None
+    return artifacts if variant == "quantized" else artifacts.fp16
+
+
+def open_onnx(
+    artifacts: ArtifactsSpec | None,
+    *,
+    variant: Variant,
+    tower: TowerName,
+    environ: Mapping[str, str] = os.environ,
+) -> GivenOnnx | None:
+    """Return the ONNX file of a tower that a suite was handed, None where it is to be built.
+
+    Raises NotMeasured where nothing is there, GivenFileError for what is no sound ONNX file.
+    """
+    files = files_of(artifacts, variant=variant)
+    if artifacts is None or files is None or tower not in files.onnx:
+        return None
+    where = files.where.of("onnx")
+    path = expand_path(files.onnx[tower], where=where, environ=environ)
+    if not path.exists():
+        raise NotMeasured(f"{where}: {path} is not there: set artifacts.onnx.{tower} to a file")
+    try:
+        own, whole = digest_onnx(path)
+    except ArtifactError as error:
+        raise GivenFileError(f"{where}: {error}") from error
+    return GivenOnnx(path=path, file_digest=own, digest=whole, where=where, prefix=artifacts.prefix)
+
+
+def describe_tower(model: Encoder, *, tower: TowerName) -> TowerModel:
+    """Return one tower of a variant as plain arrays, which share the memory of the model's."""
+    from pytest_quantgate.measure.quantizers import list_amax
+    from pytest_quantgate.quantization.quantizers import find_quantizers
+
+    spec = model.tower(tower)
+
+    def belongs(name: str) -> bool:
+        return any(name == part or name.startswith(f"{part}.") for part in spec.parts)
+
+    quantizers = tuple(
+        name for name, q in find_quantizers(model.module).items() if belongs(name) and q.is_enabled
+    )
+    inside = set(find_quantizers(model.module))
+    return TowerModel(
+        tower=tower,
+        inputs=tuple(spec.inputs),
+        modules=frozenset(
+            name for name, _ in model.module.named_modules() if belongs(name) and name not in inside
+        ),
+        quantizers=quantizers,
+        amax={name: value for name, value in list_amax(model.module).items() if belongs(name)},
+        tensors={
+            name: value.detach().cpu().float().numpy()
+            for name, value in model.module.state_dict().items()
+            if belongs(name)
+            and value.is_floating_point()
+            and not any(name.startswith(f"{quantizer}.") for quantizer in inside)
+        },
+        dtype=model.weight_dtype,
+    )

@@ -36,8 +36,8 @@ OPSETS = (11, 24)
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
-def digest_onnx(path: Path) -> tuple[str, str]:
-    """Return the SHA-256 of an ONNX file, and one of it with all files that its tensors lie in.
+def digest_files(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of an ONNX file by its name, and of each file that its tensors lie in.
 
     Raises ArtifactError for what is no sound ONNX graph, or lies outside of its folder.
     """
@@ -45,24 +45,19 @@ def digest_onnx(path: Path) -> tuple[str, str]:
         own = hashlib.sha256(read_regular(path, max_bytes=bounds.ONNX_BYTES)).hexdigest()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    found = {path.name: own}
     graph = read_onnx_graph(path)
-    digest = hashlib.sha256(own.encode())
-    for file in _list_files(graph):
-        with file.open("rb") as stream:
-            part = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"\0{file.name}\0{part}".encode())
-    return own, digest.hexdigest()
-
-
-def _list_files(graph: OnnxGraph) -> Iterator[Path]:
     places = {
         entry.value
         for tensor in graph.tensors.values()
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    # `external` was checked to lie inside; a place may stand in a folder below.
-    yield from (graph.path.parent / place for place in sorted(places) if graph.external)
+    # Each was found to lie inside of the folder when the graph was read.
+    for place in sorted(places) if graph.external else ():
+        with (path.parent / place).open("rb") as stream:
+            found[place] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
 
 
 def prepare_graph(

@@ -237,15 +237,15 @@ class _SuiteReader:
     def _list_built(self) -> Iterator[JudgedFile]:
         """Yield the checkpoint, ONNX files and engines that this run built or took from the cache.
 
-        A checkpoint that was given is what ships, and no copy of it.
+        A checkpoint or an ONNX file that was given is what ships, and no copy of it.
         """
-        given = any(file.artifact == "checkpoint" for file in self.evidence.files)
+        given = {file.artifact for file in self.evidence.files}
         for use in self.evidence.used:
             kind, *of = use.about
             below = {"variant": "checkpoint/", "onnx": "", "engine": ""}.get(kind)
-            if below is None or (kind == "variant" and given):
-                continue
             artifact = "checkpoint" if kind == "variant" else f"{kind}-{'-'.join(of)}"
+            if below is None or {artifact, f"{kind}-{'-'.join(of[:2])}"} & given:
+                continue
             for name, digest in self.cache.digests(kind=kind, key=use.key).items():
                 if name.startswith(below) and not (kind == "engine" and name.endswith(".json")):
                     name = name.removeprefix(below)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.artifacts.given_onnx import digest_onnx
+from pytest_quantgate.artifacts.given_onnx import digest_files
 from pytest_quantgate.artifacts.onnx_places import TowerModel
 from pytest_quantgate.errors import ArtifactError, GivenFileError, NotMeasured
 from pytest_quantgate.evidence.audit import TowerName
@@ -22,16 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenOnnx:
-    """An ONNX file that was handed over.
+    """An ONNX file that was handed over, the SHA-256 of it and of files that its weights are in.
 
-    `file_digest` is the SHA-256 of the file itself, `digest` one with all that belongs to it.
+    `key` is what everything that is made of it depends on.
     """
 
     path: Path
-    file_digest: str
-    digest: str
+    digests: Mapping[str, str]
     where: str
     prefix: str | None
+
+    @property
+    def file_digest(self) -> str:
+        return self.digests[self.path.name]
+
+    @property
+    def key(self) -> list[object]:
+        return [dict(self.digests), self.prefix]
 
     @property
     def description(self) -> str:
@@ -64,10 +71,10 @@ def open_onnx(
     if not path.exists():
         raise NotMeasured(f"{where}: {path} is not there: set artifacts.onnx.{tower} to a file")
     try:
-        own, whole = digest_onnx(path)
+        digests = digest_files(path)
     except ArtifactError as error:
         raise GivenFileError(f"{where}: {error}") from error
-    return GivenOnnx(path=path, file_digest=own, digest=whole, where=where, prefix=artifacts.prefix)
+    return GivenOnnx(path=path, digests=digests, where=where, prefix=artifacts.prefix)
 
 
 def describe_tower(model: Encoder, *, tower: TowerName) -> TowerModel:

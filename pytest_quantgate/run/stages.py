@@ -127,7 +127,7 @@ class Stages:
             tower=tower,
             precision=precision,
             softmax=self.softmax and variant == "quantized",
-            given=given and [given.digest, given.prefix],
+            given=given and given.key,
         )
         case.used[ONNX_FILE.kind, variant, tower, precision] = key
         return key
@@ -182,6 +182,16 @@ class Stages:
             self.used_files[f"{tower} {name}"] = found.description
         return found
 
+    @property
+    def opened(self) -> Mapping[tuple[Variant, TowerName], GivenOnnx]:
+        """The files that were handed over and that this run has read so far."""
+        return {
+            (variant, tower): found
+            for variant in VARIANTS
+            for tower in self.case.towers
+            if (found := self._open.get(("given", variant, tower))) is not None
+        }
+
     def _refuse_towers(self) -> None:
         """Raise GivenFileError for files of a tower that the model does not have."""
         from pytest_quantgate.run.given_files import files_of
@@ -200,7 +210,7 @@ class Stages:
     def _given_digests(self) -> list[Any]:
         """Return the digests of the quantized files that were handed over, by tower."""
         found = ((tower, self.given("quantized", tower)) for tower in self.case.towers)
-        return [[tower, given.digest, given.prefix] for tower, given in found if given is not None]
+        return [[tower, given.key] for tower, given in found if given is not None]
 
     def _take(
         self,
@@ -212,7 +222,7 @@ class Stages:
         path: Path,
     ) -> None:
         """Write the file that was handed over as later stages read it; values stay as they are."""
-        from pytest_quantgate.artifacts.given_onnx import digest_onnx, prepare_graph
+        from pytest_quantgate.artifacts.given_onnx import digest_files, prepare_graph
         from pytest_quantgate.runtimes.onnx_rounding import widen_graph
 
         with self.case.progress.stage(f"reading {given.path.name}"):
@@ -223,10 +233,10 @@ class Stages:
                     model=self._describe_tower(variant, tower),
                     prefix=given.prefix,
                 )
-                digest = digest_onnx(given.path)[1]
+                digests = digest_files(given.path)
             except ArtifactError as error:
                 raise GivenFileError(f"{given.where}: {error}") from error
-            if digest != given.digest:
+            if digests != given.digests:
                 raise GivenFileError(
                     f"{given.where}: {given.path} was changed while the suite ran: run again"
                 )

@@ -18,7 +18,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_quantgate.artifacts.given_audit import audit_given
-from pytest_quantgate.artifacts.given_onnx import digest_onnx, prepare_graph
+from pytest_quantgate.artifacts.given_onnx import digest_files, prepare_graph
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.evidence.audit import Audit
@@ -520,7 +520,7 @@ def with_external_data(model: Any, *, folder: Path, place: str = "weights.data")
 
 def test_weights_in_another_file_are_part_of_it(sound: HandOver, tmp_path: Path) -> None:
     path = with_external_data(onnx.load(sound.path), folder=tmp_path)
-    before = digest_onnx(path)
+    before = digest_files(path)
     assert sound.judge(path).passed
 
     data = tmp_path / "weights.data"
@@ -528,9 +528,10 @@ def test_weights_in_another_file_are_part_of_it(sound: HandOver, tmp_path: Path)
     content[-40] ^= 0x41
     data.write_bytes(content)
 
-    after = digest_onnx(path)
-    assert after[0] == before[0]
-    assert after[1] != before[1]
+    after = digest_files(path)
+    assert after.keys() == before.keys() == {"external.onnx", "weights.data"}
+    assert after["external.onnx"] == before["external.onnx"]
+    assert after["weights.data"] != before["weights.data"]
     assert not sound.judge(path).passed
 
 
@@ -593,7 +594,7 @@ def test_weights_from_elsewhere_are_not_read(sound: HandOver, tmp_path: Path, pl
     path = with_external_data(onnx.load(sound.path), folder=tmp_path, place=place)
 
     with pytest.raises(ArtifactError, match=r"outside of the folder|is missing"):
-        digest_onnx(path)
+        digest_files(path)
     with pytest.raises(ArtifactError):
         sound.judge(path)
 
@@ -604,7 +605,7 @@ def test_a_truncated_file_is_refused(sound: HandOver, tmp_path: Path, keep: int)
     path.write_bytes(sound.path.read_bytes()[:keep])
 
     with pytest.raises(ArtifactError):
-        digest_onnx(path)
+        digest_files(path)
 
 
 def test_a_prefix_of_the_suite_is_taken_for_the_one(sound: HandOver, tmp_path: Path) -> None:

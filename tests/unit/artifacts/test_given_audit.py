@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pytest_quantgate.artifacts.given_audit import audit_given
 from pytest_quantgate.artifacts.given_onnx import digest_files, prepare_graph
 from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.evidence.audit import Audit
 from pytest_quantgate.evidence.codec import from_json, to_json
@@ -380,16 +381,17 @@ def test_what_pytorch_exports_of_the_model_is_green_once_its_weights_are_allowed
             return self.clip.visual_projection(pooled)  # type: ignore[no-any-return]
 
     path = tmp_path / "theirs.onnx"
-    torch.onnx.export(
-        Vision().eval(),
-        (torch.randn(2, 3, 48, 48),),
-        str(path),
-        dynamo=False,
-        opset_version=opset,
-        do_constant_folding=folds,
-        input_names=["images"],
-        dynamic_axes={"images": {0: "batch"}},
-    )
+    with quiet_libraries():
+        torch.onnx.export(
+            Vision().eval(),
+            (torch.randn(2, 3, 48, 48),),
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            do_constant_folding=folds,
+            input_names=["images"],
+            dynamic_axes={"images": {0: "batch"}},
+        )
 
     plain = hand_over().judge(path)
     allowed = hand_over().judge(path, gate=replace(GATE, allow=("float-weights",)))

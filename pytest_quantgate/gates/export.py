@@ -93,7 +93,7 @@ def judge_export(
         for found in quantized
         for part in (
             _judge_precision(found, dtype=dtype, gate=gate),
-            *judge_given(found, gate=gate, has_parity=has_parity),
+            *judge_given(found, where=gate.where, has_parity=has_parity),
             *_judge_tower(audit, found, gate=gate, left_out=found.tower in left_out),
         )
         if part is not None
@@ -445,7 +445,7 @@ def judge(run: GateRun, gate: ExportGate) -> Judged:
         has_parity=run.suite.gates.one(ParityGate) is not None,
         gate=gate,
     )
-    base = tuple(part for found in audits["fp16"] for part in judge_fp16(found, gate=gate))
+    base = tuple(part for found in audits["fp16"] for part in judge_fp16(found, where=gate.where))
     if base:
         verdict = combine(gate=GATE, parts=(verdict, *base))
     if run.suite.gates.one(ParityGate) is not None:  # which runs the files

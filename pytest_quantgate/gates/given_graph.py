@@ -12,7 +12,7 @@ from pytest_quantgate.text.words import count, shorten
 
 if TYPE_CHECKING:
     from pytest_quantgate.evidence.onnx import OnnxAudit
-    from pytest_quantgate.gates.export import ExportGate
+    from pytest_quantgate.suite.where import Where
 
 GATE = "export"
 
@@ -40,7 +40,7 @@ def describe_given(found: OnnxAudit) -> list[str]:
     return lines
 
 
-def judge_given(found: OnnxAudit, *, gate: ExportGate, has_parity: bool) -> list[Verdict]:
+def judge_given(found: OnnxAudit, *, where: Where, has_parity: bool) -> list[Verdict]:
     """A file that was handed over holds this model's tensors, each at its place."""
     given = found.given
     if given is None:
@@ -53,7 +53,7 @@ def judge_given(found: OnnxAudit, *, gate: ExportGate, has_parity: bool) -> list
             _fail(
                 "weights-differ",
                 f"{len(given.differing)} of {given.tensors} tensors of the {found.tower} tower in "
-                f"{given.name} are not the model's: {given.differing[0]} ({gate.where})",
+                f"{given.name} are not the model's: {given.differing[0]} ({where})",
                 brief=f"{len(given.differing)} of {given.tensors} {found.tower} tensors are others",
                 evidence=shorten(given.differing[1:]),
                 cause="it was exported from another model, or another revision of it"
@@ -68,7 +68,7 @@ def judge_given(found: OnnxAudit, *, gate: ExportGate, has_parity: bool) -> list
             _fail(
                 "not-mapped",
                 f"{count(len(given.unmapped), 'product')} of {given.name} have no known place in "
-                f"the {found.tower} tower: {given.unmapped[0]} ({gate.where})",
+                f"the {found.tower} tower: {given.unmapped[0]} ({where})",
                 brief=f"{len(given.unmapped)} nodes of no known module in {found.tower}",
                 evidence=shorten(given.unmapped[1:]),
                 cause="its nodes are named otherwise than the model's modules, and their weights "
@@ -82,7 +82,7 @@ def judge_given(found: OnnxAudit, *, gate: ExportGate, has_parity: bool) -> list
             _fail(
                 "weights-unproven",
                 f"{len(given.unproven)} of {given.tensors} tensors of the {found.tower} tower were "
-                f"not found in {given.name}: {given.unproven[0]} ({gate.where})",
+                f"not found in {given.name}: {given.unproven[0]} ({where})",
                 evidence=shorten(given.unproven[1:]),
                 cause="the exporter folded them into others, or left them out",
                 next_step="add parity: {}, which runs the file",
@@ -91,7 +91,7 @@ def judge_given(found: OnnxAudit, *, gate: ExportGate, has_parity: bool) -> list
     return parts
 
 
-def judge_fp16(found: OnnxAudit, *, gate: ExportGate) -> list[Verdict]:
+def judge_fp16(found: OnnxAudit, *, where: Where) -> list[Verdict]:
     """Return what is wrong with an FP16 file that was handed over; ratios are against it."""
     given = found.given
     if given is None:
@@ -102,7 +102,7 @@ def judge_fp16(found: OnnxAudit, *, gate: ExportGate) -> list[Verdict]:
             _fail(
                 "fp16-quantized",
                 f"{given.name}, given as the FP16 file of the {found.tower} tower, holds "
-                f"{count(len(found.pairs), 'quantized operand')} ({gate.where})",
+                f"{count(len(found.pairs), 'quantized operand')} ({where})",
                 cause="it is the quantized file, or another tool quantized it",
                 next_step="give artifacts.fp16 the file before quantization",
             )
@@ -113,7 +113,7 @@ def judge_fp16(found: OnnxAudit, *, gate: ExportGate) -> list[Verdict]:
                 "fp16-differs",
                 f"{len(given.differing)} of {given.tensors} tensors of the {found.tower} tower in "
                 f"{given.name}, given as FP16, are not the model's: {given.differing[0]} "
-                f"({gate.where})",
+                f"({where})",
                 evidence=shorten(given.differing[1:]),
                 cause="it was exported from another model, or another revision of it",
                 next_step="export model: again",

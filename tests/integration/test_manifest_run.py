@@ -15,6 +15,8 @@ from stub_gates import SUITE, run, write_project
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.release.manifest_file import read_manifest
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 RED = {"coverage": ["FAIL"]}
 
 
@@ -155,7 +157,7 @@ def test_ssh_keygen_signs_a_manifest_and_finds_a_change(pytester: pytest.Pyteste
     subprocess.run(keygen, cwd=pytester.path, check=True)
     public = (pytester.path / "release_key.pub").read_text()
     (pytester.path / "allowed_signers").write_text(f"release@example.org {public}")
-    page = Path(__file__).parents[2] / "docs" / "guides" / "ship.md"
+    page = DOCS / "guides" / "ship.md"
     sign, check = (
         line.strip()
         for line in page.read_text().splitlines()
@@ -182,6 +184,29 @@ def test_a_release_file_is_no_suite_and_is_checked(pytester: pytest.Pytester) ->
     result = run(pytester, "suites")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["*release.quantgate.yaml:2: suits: unknown key*"])
+
+
+def test_the_page_on_two_machines_runs_as_it_stands(
+    pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_project(pytester.path)
+    example = DOCS.parent / "examples" / "ci" / "release.quantgate.yaml"
+    text = example.read_text()
+    # Nothing is measured here, so that no result is of a device.
+    (pytester.path / example.name).write_text(text.partition("machines:")[0])
+    page = (DOCS / "guides" / "two-machines.md").read_text()
+    commands = [line.split() for line in page.splitlines() if line.startswith("    ")]
+    assert [program for program, *_ in commands].count("quantgate") == 3
+
+    for program, *arguments in commands:
+        if program == "pytest":
+            assert run(pytester, *arguments).ret == 0
+        else:
+            assert main(arguments) == 0
+    assert "clip: may ship: 4 gates passed" in capsys.readouterr().out
+    assert {path.name for path in (pytester.path / "verdict").iterdir()} == {
+        *("index.html", "report.json", "report.md", "junit.xml", "manifest.json"),
+    }
 
 
 @pytest.mark.parametrize("split", [("-k", "coverage"), ("-n2",)])

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 
 from pytest_quantgate import __version__
 from pytest_quantgate.report.charts import Spec
-from pytest_quantgate.report.facts import absent_kinds, describe_machine, list_missing
+from pytest_quantgate.report.facts import describe_machine
+from pytest_quantgate.report.first_screen import (
+    describe_scope,
+    render_first_screen,
+    render_unmeasured,
+)
 from pytest_quantgate.report.markup import Child, Html, embed_json, join, tag
 from pytest_quantgate.report.model import Report
 from pytest_quantgate.report.parts import (
@@ -48,6 +53,7 @@ def render_html(report: Report) -> str:
                 render_suite(suite, number=number, alone=not several, drawn=drawn)
                 for number, suite in enumerate(report.suites, start=1)
             ),
+            _render_lists([("Written in this run", (*report.written, *report.obtained), "card")]),
             _render_environment(report),
             id="content",
         ),
@@ -121,8 +127,12 @@ def _render_head(report: Report) -> Html:
                 tag("span", STATUSES[conclusion.status][0], class_="sign", aria_hidden="true"),
                 tag("span", conclusion.sentence),
             ),
+            tag("p", describe_scope(report.suites[0]), class_="scope")
+            if len(report.suites) == 1
+            else None,
             tag("p", _count_gates(report), class_="counts"),
-            _render_unmeasured(report),
+            render_first_screen(report),
+            render_unmeasured(report),
             class_="wide",
         ),
         class_=f"verdict v-{class_of(conclusion.status)}",
@@ -143,22 +153,6 @@ def _count_gates(report: Report) -> Html:
         red = sum(test.status != "PASS" for test in report.own_tests)
         parts.append(f"{plural(len(report.own_tests), 'own test')}, {red} not passed")
     return join(parts)
-
-
-def _render_unmeasured(report: Report) -> Html:
-    """Say what was not measured, always: a reader must not take silence for completeness."""
-    items: list[Html] = []
-    for suite in report.suites:
-        of = f"{suite.name}: " if len(report.suites) > 1 else ""
-        for reason, names in list_missing(suite).items():
-            items.append(join(of, tag("b", ", ".join(names)), f": {reason}"))
-        absent = absent_kinds(suite)
-        if absent:
-            items.append(join(of, f"no gate asks for {', '.join(absent)}"))
-        items.extend(join(of, note) for note in suite.notes)
-    if not items:
-        return tag("p", tag("b", "Not measured: "), "nothing that a suite asks for is missing.")
-    return join(tag("h2", "What was not measured", class_="small"), bullets(items))
 
 
 def _render_contents(report: Report) -> Html:
@@ -220,8 +214,11 @@ def _render_messages(report: Report) -> Html:
         ("Stopped early", (report.stopped,) if report.stopped else (), "card errors"),
         ("Warnings", report.warnings, "card"),
         ("Orphaned baselines", report.orphans, "card"),
-        ("Written in this run", (*report.written, *report.obtained), "card"),
     ]
+    return _render_lists(lists)
+
+
+def _render_lists(lists: Iterable[tuple[str, Sequence[str], str]]) -> Html:
     return join(
         tag("section", tag("h2", title), bullets(lines), class_=classes)
         for title, lines, classes in lists

@@ -108,20 +108,10 @@ def list_sections(suite: SuiteReport) -> list[tuple[str, str]]:
 
 
 def _render_gates(suite: SuiteReport, *, number: int) -> Html:
-    rows = [
-        tag(
-            "tr",
-            tag("td", badge(gate.status)),
-            tag("th", _link_gate(gate, suite=suite, number=number), scope="row"),
-            tag(
-                "td",
-                f"follows from {gate.follows}" if gate.follows else gate.brief,
-                _name_sources(gate),
-            ),
-        )
-        for gate in suite.gates
-    ]
-    rows += [
+    """Return a table of the gates; beside others, those that passed are folded."""
+    passed = [gate for gate in suite.gates if gate.status == "PASS"]
+    others = [gate for gate in suite.gates if gate.status != "PASS"]
+    rows = [_gate_row(gate, suite=suite, number=number) for gate in others] + [
         tag(
             "tr",
             tag("td", badge("NOT_MEASURED", text="did not run")),
@@ -130,14 +120,28 @@ def _render_gates(suite: SuiteReport, *, number: int) -> Html:
         )
         for name in suite.not_run
     ]
-    return table(["verdict", "gate", "result"], rows, caption="Gates", quiet=True, class_="gates")
+    green = [_gate_row(gate, suite=suite, number=number) for gate in passed]
+    if not rows:
+        return _gates_table(green, caption="Gates")
+    fold = tag(
+        "details",
+        tag("summary", f"{plural(len(passed), 'gate')} passed"),
+        _gates_table(green, caption="Gates that passed"),
+    )
+    return join(_gates_table(rows, caption="Gates"), fold if green else None)
 
 
-def _name_sources(gate: GateResult) -> Html | None:
-    """Say which of several results a verdict is from."""
-    if not gate.answered_by:
-        return None
-    return tag("p", f"from {', '.join(gate.answered_by)}", class_="small")
+def _gate_row(gate: GateResult, *, suite: SuiteReport, number: int) -> Html:
+    return tag(
+        "tr",
+        tag("td", badge(gate.status)),
+        tag("th", _link_gate(gate, suite=suite, number=number), scope="row"),
+        tag("td", f"follows from {gate.follows}" if gate.follows else gate.brief),
+    )
+
+
+def _gates_table(rows: Sequence[Html], *, caption: str) -> Html:
+    return table(["verdict", "gate", "result"], rows, caption=caption, quiet=True, class_="gates")
 
 
 def _link_gate(gate: GateResult, *, suite: SuiteReport, number: int) -> Child:

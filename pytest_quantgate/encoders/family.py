@@ -24,11 +24,13 @@ class TokenizerClass:
     `special` are its special tokens by their keys in tokenizer_config.json. `from_file` is whether
     it reads as tokenizer.json says; `finish(tokenizer, begin=, end=)` puts right, in a tokenizer of
     the package tokenizers, what the class does not take from that file (None: nothing).
+    `is_packaged` is whether it comes with a package, and no file of a checkpoint is read.
     """
 
     names: tuple[str, ...] = ()
     special: Mapping[str, str] = field(default_factory=dict)
     from_file: bool = True
+    is_packaged: bool = False
     finish: Callable[..., None] | None = None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.blocks import branch_figures, describe_branches, judge_block_formats
-from pytest_quantgate.gates.fused import advise_fused, list_excluded, list_fused
+from pytest_quantgate.gates.fused import advise_fused, list_attention, list_excluded, list_fused
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle, exclude_words
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import TOWERS
@@ -667,6 +667,9 @@ def _judge_excludes(
         return None
     by_name = {q.name: q for q in audit.quantizers}
     for pattern, matched in audit.excludes:
+        fused = any(fnmatch.fnmatch(name, pattern) for name in list_excluded(audit))
+        if not matched and fused:  # a module without quantizers
+            continue
         if not matched:
             parts = sorted({part for name in modules for part in name.split(".")})
             near = closest(pattern.strip("*"), parts)
@@ -696,7 +699,6 @@ def _judge_excludes(
             for name in matched
             if name in by_name and by_name[name].module in modules
         )
-        fused = any(fnmatch.fnmatch(name, pattern) for name in list_excluded(audit))
         if not may_be_on and not fused and not set(matched) & set(audit.intended):
             return _fail(
                 "exclude-without-effect",
@@ -1017,7 +1019,11 @@ def _left_out(audit: Audit, *, scope: Scope, today: date) -> tuple[str, ...]:
         for pattern, matched in audit.excludes
         for line in group(name for name in matched if name in audit.intended)
     ]
-    lines += [f"excluded, nn.MultiheadAttention: {name}" for name in sorted(list_excluded(audit))]
+    attention = list_attention(audit)
+    lines += [
+        f"excluded, {'nn.MultiheadAttention' if name in attention else 'a Parameter'}: {name}"
+        for name in sorted(list_excluded(audit))
+    ]
     return shorten(lines)
 
 

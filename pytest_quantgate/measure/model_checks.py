@@ -315,6 +315,8 @@ def _check_tokenizer(files: CheckpointFiles) -> Iterator[Fault]:
     tower = files.tower("text")
     if tower is None or tower.text is None:
         return
+    if files.usual is not None and files.usual.tokenizer.is_packaged:
+        return
     if not files.has_tokenizer:
         yield faults.no_tokenizer(TOKENIZER_FILES[:2])
         return

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Where attention classes are from that these can replace.
+_HOMES = ("transformers.", "pytest_quantgate.encoders.")
+
+
 @contextmanager
 def attention_class(
     module: torch.nn.Module, *, kind: Literal["automatic", "diffusers"]
@@ -62,7 +66,7 @@ def _attention_classes(module: torch.nn.Module) -> list[type[torch.nn.Module]]:
     for child in module.modules():
         cls = child.original_cls if isinstance(child, DynamicModule) else type(child)
         computes = cls.__name__ in named if named else cls.__name__.endswith("Attention")
-        if computes and cls.__module__.startswith("transformers."):
+        if computes and cls.__module__.startswith(_HOMES):
             classes[cls] = None
     return list(classes)
 

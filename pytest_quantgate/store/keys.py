@@ -34,7 +34,7 @@ CLIP = (
     *("torch", "torchvision", "triton", "numpy", "scipy", "PIL"),
     *("transformers", "tokenizers", "regex", "safetensors", "kernels"),
     *("modelopt", "modelopt_recipes", "omegaconf", "yaml", "pydantic", "pydantic_core"),
-    *("diffusers", "clip_benchmark", "webdataset", "pyarrow"),
+    *("diffusers", "clip_benchmark", "open_clip", "timm", "ftfy", "webdataset", "pyarrow"),
 )
 
 #: What turns a file into pixels, and these into a perceptual hash.

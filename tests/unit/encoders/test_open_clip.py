@@ -1,0 +1,271 @@
+"""Models of open_clip: the same embeddings as its own code gives, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from pytest_quantgate.commands.cli import main
+from pytest_quantgate.encoders.encoder import Batch, Encoder
+from pytest_quantgate.encoders.loading import load_fp16
+from pytest_quantgate.encoders.split_attention import SplitAttention, split_attention
+from pytest_quantgate.errors import ModelError
+from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
+from pytest_quantgate.measure.audit import audit_quantizers
+from pytest_quantgate.measure.model_checks import find_unknown, inspect_checkpoint
+from pytest_quantgate.measure.roundtrip import measure_roundtrip
+from pytest_quantgate.quantization.quantize import quantize
+from pytest_quantgate.quantization.recipes import Recipe
+from pytest_quantgate.runtimes.onnx_export import export_tower
+from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
+from pytest_quantgate.suite.specs import ModelSpec
+from pytest_quantgate.suite.where import Where
+from tests.open_clip_models import save_open_clip
+
+open_clip = pytest.importorskip("open_clip")
+
+TEXTS = ["a photo of a cat", "a dog", "two birds, and a very long sentence that is cut off here"]
+TODAY = date(2026, 11, 1)
+PROJECTIONS = ("visual.proj*", "text.text_projection*")
+
+MakeSpec = Callable[..., ModelSpec]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_open_clip(tmp_path_factory.mktemp("open-clip"))
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path, model_spec: MakeSpec) -> Encoder:
+    return load_fp16(model_spec(folder), environ={})
+
+
+@pytest.fixture(scope="module")
+def original(folder: Path) -> Any:
+    """What open_clip itself makes of the folder: model, preprocessing and tokenizer."""
+    name = f"local-dir:{folder}"
+    module, _, preprocess = open_clip.create_model_and_transforms(name)
+    return module.eval().float(), preprocess, open_clip.get_tokenizer(name)
+
+
+@pytest.fixture(scope="module")
+def batch(encoder: Encoder) -> Batch:
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return Batch.of_pairs(pixel_values=pixels, tokens=encoder.tokenize(TEXTS), ids=("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def quantized(
+    encoder: Encoder, batch: Batch, make_recipe: Callable[[Any], Recipe]
+) -> tuple[Encoder, Recipe]:
+    recipe = make_recipe("fp8-attention")
+    return quantize(encoder, recipe=recipe, exclude=PROJECTIONS, batches=[batch]).model, recipe
+
+
+@pytest.mark.parametrize("fast_path", [False, True])
+def test_the_embeddings_are_those_of_open_clip(
+    encoder: Encoder, original: Any, batch: Batch, fast_path: bool
+) -> None:
+    """Bit for bit where PyTorch does not take its native path, which adds in another order."""
+    module = original[0]
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast_path)
+    try:
+        with torch.no_grad():
+            images = module.encode_image(batch.pixel_values)
+            texts = module.encode_text(batch.tokens["input_ids"])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+    found = (encoder.encode_image(batch.pixel_values), encoder.encode_text(batch.tokens))
+
+    for value, wanted in zip(found, (images, texts), strict=True):
+        if fast_path:
+            torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(value, wanted)
+
+
+def test_tokenizer_and_preprocessing_are_those_of_open_clip(
+    encoder: Encoder, original: Any
+) -> None:
+    from PIL import Image
+
+    _, preprocess, tokenizer = original
+    generator = numpy.random.default_rng(0)
+    pictures = [generator.integers(0, 256, size, dtype=numpy.uint8) for size in ((48, 40, 3),) * 2]
+
+    wanted = torch.stack([preprocess(Image.fromarray(picture)) for picture in pictures])
+
+    assert torch.equal(encoder.preprocess(pictures), wanted)
+    assert torch.equal(encoder.tokenize(TEXTS)["input_ids"], tokenizer(TEXTS))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_split_attention_is_the_attention_that_it_was(bias: bool) -> None:
+    torch.manual_seed(0)
+    whole = nn.MultiheadAttention(24, 3, bias=bias, batch_first=True).eval()
+    model = nn.Sequential(whole)
+    value = torch.randn(2, 5, 24)
+    mask = torch.full((5, 5), float("-inf")).triu(1)
+    with torch.no_grad():
+        wanted = whole(value, value, value, need_weights=False, attn_mask=mask)[0]
+        assert split_attention(model) == 1
+        found = model[0](value, value, value, attn_mask=mask)[0]
+
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert isinstance(model[0].core, SplitAttention)
+    with pytest.raises(ValueError, match="attention over another input"):
+        model[0](value, value + 1, value)
+
+
+@pytest.mark.parametrize("wrong", [{"kdim": 8, "vdim": 8}, {"add_bias_kv": True}, {}])
+def test_other_attention_is_not_split(wrong: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.MultiheadAttention(24, 3, batch_first=bool(wrong), **wrong))
+
+    with pytest.raises(ValueError, match="0 is no plain self-attention"):
+        split_attention(model)
+
+
+def test_every_block_is_covered_and_each_projection_named(
+    quantized: tuple[Encoder, Recipe], batch: Batch
+) -> None:
+    model, recipe = quantized
+
+    def judge(exclude: tuple[str, ...]) -> Any:
+        audit = audit_quantizers(model, recipe=recipe, exclude=exclude, held_out=[batch])
+        gate = CoverageGate(where=Where(file="s.yaml", line=1))
+        return judge_coverage(audit, gate=gate, today=TODAY)
+
+    verdict = judge(PROJECTIONS)
+    assert verdict.passed, verdict.headline
+    assert "attention q k v output in 2+2 blocks" in verdict.brief
+    assert verdict.figures["weights_covered_share"] < 1
+    assert "excluded, a Parameter: visual.proj" in verdict.evidence
+
+    verdict = judge(PROJECTIONS[:1])
+    assert verdict.code == "coverage.weights-escaped"
+    assert "text.text_projection" in "".join(verdict.evidence)
+    assert 'add exclude: ["text.text_projection*"]' in verdict.next_step
+
+    verdict = judge((*PROJECTIONS, "visual.porj*"))
+    assert verdict.code == "coverage.exclude-matches-nothing"
+
+
+def test_a_restored_variant_is_bit_identical(
+    quantized: tuple[Encoder, Recipe], batch: Batch, tmp_path: Path
+) -> None:
+    found = measure_roundtrip(quantized[0], batches=[batch], directory=tmp_path)
+
+    assert found.equal == {"vision": True, "text": True}
+    assert (found.amax_different, found.accepted) == ((), ())
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_the_exported_tower_computes_the_same(
+    quantized: tuple[Encoder, Recipe], batch: Batch, tmp_path: Path, tower: Any
+) -> None:
+    model, _ = quantized
+    exported = export_tower(model, tower=tower, path=tmp_path / "tower.onnx")
+    inputs = batch.inputs[tower]
+
+    found = OnnxRuntimeModel(exported.path).embed({k: v.numpy() for k, v in inputs.items()})
+    wanted = model.encode(tower, inputs)
+
+    # Of most samples: a value on the edge between two steps may be rounded apart.
+    errors = (torch.from_numpy(found) - wanted).norm(dim=1) / wanted.norm(dim=1)
+    assert float(errors.median()) < 1e-4
+    assert exported.not_executed == ()
+    assert len(exported.quantizers) == 2 * (2 * 6 + 4) + (2 if tower == "vision" else 0)
+
+
+# -- sabotages, and what is refused ---------------------------------------------------------------
+
+
+def test_whole_attention_is_named_with_its_cause(
+    folder: Path, batch: Batch, make_recipe: Callable[[Any], Recipe], model_spec: MakeSpec
+) -> None:
+    """Without the split its quantizers are on and calibrated, and the fast path calls none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pytest_quantgate.encoders.split_attention.split_attention", lambda _: 0)
+        model = load_fp16(model_spec(folder), environ={})
+    recipe = make_recipe("fp8-attention")
+    found = quantize(model, recipe=recipe, exclude=PROJECTIONS, batches=[batch]).model
+    audit = audit_quantizers(found, recipe=recipe, exclude=PROJECTIONS, held_out=[batch])
+
+    gate = CoverageGate(where=Where(file="s.yaml", line=1))
+    verdict = judge_coverage(audit, gate=gate, today=TODAY)
+
+    assert verdict.code == "coverage.weights-escaped"
+    assert "fused calls of nn.MultiheadAttention" in verdict.headline
+    assert "ModelOpt has no quantized class of nn.MultiheadAttention" in verdict.cause
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "said"),
+    [
+        ("vision_cfg", {"timm_model_name": "vit_base_patch16_siglip_224"}, "a trunk of timm"),
+        ("text_cfg", {"hf_model_name": "roberta-base"}, "a text tower of transformers"),
+        ("text_cfg", {"hf_tokenizer_name": "bert-base-uncased"}, "a tokenizer of the hub"),
+        ("vision_cfg", {"attentional_pool": True}, "an attention that pools"),
+        ("vision_cfg", {"layers": [3, 4, 6, 3]}, "is a ResNet"),
+        ("text_cfg", {"qk_norm": True}, "a custom block"),
+        ("text_cfg", {"tokenizer_kwargs": {"bpe_path": "/x"}}, "tokenizer_kwargs has bpe_path"),
+        ("vision_cfg", {"width": 10**9}, "vision_cfg.width is 1000000000: expected 1 to"),
+    ],
+)
+def test_what_is_not_taken_is_said_before_a_run(
+    tmp_path: Path,
+    model_spec: MakeSpec,
+    capsys: pytest.CaptureFixture[str],
+    section: str,
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    folder = save_open_clip(tmp_path)
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["model_cfg"][section].update(changes)
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+    with pytest.raises(ModelError, match=re.escape(said)):
+        load_fp16(model_spec(folder), environ={})
+    assert main(["doctor", str(folder)], environ={}) == 1
+    assert said in capsys.readouterr().out
+
+
+def test_a_weight_that_is_missing_or_has_no_place_is_named(
+    tmp_path: Path, model_spec: MakeSpec
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = save_open_clip(tmp_path)
+    path = folder / "open_clip_model.safetensors"
+    weights = load_file(path)
+    save_file({n: t for n, t in weights.items() if n != "visual.proj"}, path)
+    with pytest.raises(ModelError, match="1 weights are missing or of another shape, first vis"):
+        load_fp16(model_spec(folder), environ={})
+    save_file({**weights, "visual.head.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(ModelError, match=r"1 weights have no place .* first visual.head.weight"):
+        load_fp16(model_spec(folder), environ={})
+
+
+def test_its_files_are_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect_checkpoint(folder) == ()
+    assert find_unknown(folder) is None
+    assert main(["doctor", str(folder)], environ={}) == 0
+    arguments = ["init", "--model", str(folder), "--data", "scenes", "--target", "sm89"]
+    assert main([*arguments, "--output", "-"], environ={}) == 0
+    text = capsys.readouterr().out
+    assert 'exclude: ["visual.proj*", "text.text_projection*"]' in text
+    assert "towers: [vision], min_fp8_gemms: 12" in text

@@ -39,10 +39,10 @@ gates:
   accuracy: {{task: photos/classification, metric: acc1, max_drop: 2pp, floor: 55%}}
   roundtrip: {{}}
   export: {{allow: [{softmax}]}}
-  parity: {{samples: 32, max_error: 0.02}}
+  parity: {{samples: 32, max_error: 2%}}
 {more}"""
 
-PROJECTIONS = '"visual.proj*", "text.text_projection*"'
+PROJECTIONS = '"text.text_projection*", "visual.proj*"'
 
 ENGINE = """\
   engine:

@@ -24,6 +24,7 @@ COMMANDS = (
     "diff",
     "sensitivity",
     "sweep",
+    "export",
     "schema",
     "accept",
     "migrate",

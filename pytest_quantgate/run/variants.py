@@ -460,7 +460,7 @@ class Variants:
         """The quantized variant: calibrated once, then restored from its checkpoint."""
         from pytest_quantgate.quantization.checkpoint import load_checkpoint
 
-        folder = self._variant_folder
+        folder = self.variant_folder
         built: Encoder | None = self._values.get("built")
         if built is not None:
             return built
@@ -490,7 +490,7 @@ class Variants:
         return other
 
     @computed_once
-    def _variant_folder(self) -> Path:
+    def variant_folder(self) -> Path:
         folder = self.cache.get_and_read(
             kind=VARIANT.kind,
             key=self.variant_key,
@@ -582,21 +582,21 @@ class Variants:
 
     @computed_once
     def audit(self) -> Audit:
-        return from_json(Audit, read_json(self._variant_folder / "audit.json"))
+        return from_json(Audit, read_json(self.variant_folder / "audit.json"))
 
     @computed_once
     def calibration_run(self) -> CalibrationRun:
-        return from_json(CalibrationRun, read_json(self._variant_folder / "calibration.json"))
+        return from_json(CalibrationRun, read_json(self.variant_folder / "calibration.json"))
 
     @computed_once
     def recipe_entries(self) -> tuple[str, ...]:
         """What the recipe was in the ModelOpt that built the variant, one line an entry."""
-        return tuple(read_json(self._variant_folder / "recipe.json"))
+        return tuple(read_json(self.variant_folder / "recipe.json"))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know of the variants, such as an FP32 upcast on a CPU."""
-        return tuple(read_json(self._variant_folder / "notes.json"))
+        return tuple(read_json(self.variant_folder / "notes.json"))
 
 
 def _changed(what: str, *, where: str) -> ModelError:

@@ -1,0 +1,54 @@
+"""`quantgate export`: write the variant that a suite judges, for who serves it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """\
+examples:
+  quantgate export suites/clip.quantgate.yaml out/onnx --to onnx
+  quantgate export suites/clip.quantgate.yaml out/served --to compressed-tensors
+
+onnx: the files that the gates judge, one a tower. modelopt: the checkpoint with ModelOpt's state.
+compressed-tensors: codes and scales of Linear layers, as vLLM and transformers load them; a variant
+that quantizes more is refused. The tokenizer and the image processor are put beside them, and a
+record with the SHA-256 of each file. It writes the variant, whatever the gates say of it.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write the variant that a suite judges, for who serves it",
+        description="Write the quantized variant that a suite judges to a new folder.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("suite", type=Path, metavar="SUITE")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--to", required=True, choices=("onnx", "modelopt", "compressed-tensors"))
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="as --quantgate-cache-dir")
+
+
+def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    from pytest_quantgate.commands.sensitivity import open_case
+    from pytest_quantgate.run.handover import RECORD, hand_over
+    from pytest_quantgate.text.printable import printable
+    from pytest_quantgate.text.words import count
+
+    case = open_case(parsed, environ=environ)
+    done = hand_over(case, format=parsed.to, folder=parsed.folder)
+    if case.progress.mode == "log":
+        print(file=sys.stderr)  # its stages end without a newline
+    print(printable(f"written: {done.folder} ({count(len(done.files), 'file')}, {RECORD})"))
+    print(printable(f"  {done.checked}"))
+    for name, digest in done.files.items():
+        if name.endswith((".onnx", ".safetensors", ".pth")):
+            print(printable(f"  sha256 {digest}  {name}"))
+    print(printable(f"next: quantgate check {done.folder}"))
+    return 0

@@ -86,6 +86,14 @@ class Incomparable(QuantGateError):
     """Two things were to be compared that are not of one model: no number would mean anything."""
 
     finding = "base-differs"
+    brief = "the checkpoint was made from another model"
+
+
+class Untied(Incomparable):
+    """A report that is not proved to be of the engine and the ONNX file that it stands beside."""
+
+    finding = "report-untied"
+    brief = "the report is not proved to be of these files"
 
 
 class NotMeasured(QuantGateError):

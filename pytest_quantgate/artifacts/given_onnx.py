@@ -8,6 +8,7 @@ it is, byte for byte.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ from pytest_quantgate.artifacts.onnx_places import (
     place_products,
 )
 from pytest_quantgate.errors import ArtifactError
-from pytest_quantgate.runtimes.onnx_graph import count_bytes, module_of_node
+from pytest_quantgate.runtimes.onnx_graph import count_bytes, module_of_node, parse_model
 from pytest_quantgate.runtimes.onnx_surgery import LARGEST_FILE_BYTES, name_in_graph
-from pytest_quantgate.untrusted import read_regular
+from pytest_quantgate.untrusted import parse_json, read_regular
 
 #: What the embeddings are called in every file of a later stage.
 OUTPUT = "embeddings"
+
+#: Under this the prepared file keeps what each node that it renames was called.
+NAMES = "quantgate.names"
 
 #: Opsets that are read: 10 has no Q/DQ, and nobody has seen one after the last.
 OPSETS = (11, 24)
@@ -93,7 +97,16 @@ def prepare_graph(
         return
     for node, place in cast:
         _store_cast(graph, node, place=place)
+    called = {names[id(node)]: node.name for node in graph.nodes if id(node) in names}
+    metadata[NAMES] = json.dumps(called)
     _write(graph, path=path, names=names, renamed=renamed, metadata=metadata)
+
+
+def read_names(content: bytes, *, path: Path) -> dict[str, str]:
+    """Return what nodes of a prepared file were called, by their names now."""
+    metadata = {e.key: e.value for e in parse_model(content, path=path).metadata_props}
+    names: dict[str, str] = parse_json(metadata.get(NAMES, "{}"))
+    return names
 
 
 def _refuse(graph: OnnxGraph) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def _check_artifacts(
     """Open the files that are handed over, and look whether a gate reads them."""
     from pytest_quantgate.evidence.audit import TOWERS
     from pytest_quantgate.run.exported import VARIANTS
-    from pytest_quantgate.run.given_files import open_onnx
+    from pytest_quantgate.run.given_files import open_onnx, open_report
 
     if suite.artifacts is None:
         return
@@ -93,9 +94,9 @@ def _check_artifacts(
             f"parity: {{}}, or leave them out"
         )
     for variant in VARIANTS:
-        for tower in TOWERS:
+        for tower, look in product(TOWERS, (open_onnx, open_report)):
             try:
-                open_onnx(suite.artifacts, variant=variant, tower=tower, environ=environ)
+                look(suite.artifacts, variant=variant, tower=tower, environ=environ)
             except NotMeasured as error:
                 notes.append(str(error))
             except QuantGateError as error:

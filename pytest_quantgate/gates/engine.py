@@ -14,7 +14,7 @@ from pytest_quantgate.gates.coverage import NOT_QUANTIZED
 from pytest_quantgate.gates.fused import list_excluded
 from pytest_quantgate.gates.memory import figures_of, judge_sizes, limits_of
 from pytest_quantgate.gates.parity import ParityGate
-from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
+from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineSizes
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import BadKey, choice_key, count_key, counts_key
@@ -102,7 +102,11 @@ def judge_engine(
             code="engine.without-tower",
         )
     for variant, reports in (("", quantized), ("FP16 ", fp16)):
-        missing = [tower for tower in gate.towers if tower not in reports]
+        missing = [
+            tower
+            for tower in gate.towers
+            if tower not in reports and not (variant and quantized[tower].given)
+        ]
         if missing:
             names = " and ".join(missing)
             return _verdict(
@@ -125,6 +129,7 @@ def judge_engine(
         f"{report.library} {report.library_version} for {report.target}": f"{variant}{tower}"
         for variant, reports in (("", quantized), ("FP16 ", fp16))
         for tower in gate.towers
+        if tower in reports
         for report in [reports[tower]]
     }
     if len(made) > 1:
@@ -142,7 +147,7 @@ def judge_engine(
         parts.append(_judge_attention(quantized[tower], tower, excluded, gate))
         parts += judge_sizes(
             gate=GATE,
-            fp16=figures_of(fp16[tower]),
+            fp16=figures_of(fp16.get(tower)),
             quantized=figures_of(quantized[tower]),
             limits=limits_of(gate),
             where=gate.where,
@@ -154,17 +159,13 @@ def judge_engine(
     verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
     figures = dict(verdict.figures)
     for tower in gate.towers:  # sizes have figures without a limit too
-        figures |= _figures(fp16[tower], quantized[tower], tower)
+        figures |= _figures(fp16.get(tower), quantized[tower], tower)
     if not verdict.passed:
         return replace(verdict, figures=figures)
     unseen = () if outputs is not None else (f"outputs were not executed here: {not_executed}",)
     gemms = _gemms_words([quantized[t] for t in gate.towers])
     first = quantized[gate.towers[0]]
-    ratios = ", ".join(
-        f"{t} weights {_ratio(quantized[t].weights_bytes, fp16[t].weights_bytes):.2f}x, "
-        f"plan {_ratio(quantized[t].plan_bytes, fp16[t].plan_bytes):.2f}x"
-        for t in gate.towers
-    )
+    ratios = ", ".join(_size_words(fp16.get(t), quantized[t], tower=t) for t in gate.towers)
     attention = ", ".join(f"{t} {_attention_words(quantized[t])}" for t in gate.towers)
     return Verdict(
         gate=GATE,
@@ -190,15 +191,29 @@ def _attention_words(report: EngineReport) -> str:
     return f"{fused}/{len(report.attentions)} fused in FP8"
 
 
+def _size_words(fp16: EngineReport | None, quantized: EngineReport, *, tower: str) -> str:
+    if fp16 is None:
+        return f"{tower} plan {quantized.plan_bytes} bytes, no FP16 engine beside it"
+    plan = f"plan {_ratio(quantized.plan_bytes, fp16.plan_bytes):.2f}x"
+    if not (fp16.has_memory and quantized.has_memory):
+        return f"{tower} {plan}"
+    return f"{tower} weights {_ratio(quantized.weights_bytes, fp16.weights_bytes):.2f}x, {plan}"
+
+
 def _figures(
-    fp16: EngineReport, quantized: EngineReport, tower: str
+    fp16: EngineReport | None, quantized: EngineReport, tower: str
 ) -> dict[str, int | float | str | bool]:
-    return {
+    figures: dict[str, int | float | str | bool] = {
         f"{tower}_fp8_gemm_nodes": quantized.fp8_gemm_nodes,
         f"{tower}_plan_bytes": quantized.plan_bytes,
+    }
+    if fp16 is not None:
+        figures[f"{tower}_plan_ratio"] = _ratio(quantized.plan_bytes, fp16.plan_bytes)
+    if fp16 is None or not (fp16.has_memory and quantized.has_memory):
+        return figures
+    return figures | {
         f"{tower}_weights_bytes": quantized.weights_bytes,
         f"{tower}_activation_bytes": quantized.activation_bytes,
-        f"{tower}_plan_ratio": _ratio(quantized.plan_bytes, fp16.plan_bytes),
         f"{tower}_weights_ratio": _ratio(quantized.weights_bytes, fp16.weights_bytes),
         f"{tower}_activation_ratio": _ratio(quantized.activation_bytes, fp16.activation_bytes),
     }
@@ -380,13 +395,11 @@ def judge(run: GateRun, gate: EngineGate) -> Judged:
     from pytest_quantgate.quantization.quantizers import owner_of
     from pytest_quantgate.runtimes.onnx_graph import module_of_node
 
-    reports = {
-        variant: {
-            str(tower): run.stages.engine(variant=variant, tower=tower, gate=gate)
-            for tower in gate.towers
-        }
-        for variant in VARIANTS
+    quantized = {
+        str(tower): run.stages.engine(variant="quantized", tower=tower, gate=gate)
+        for tower in gate.towers
     }
+    bases = {str(tower): run.stages.base_engine(tower=tower, gate=gate) for tower in gate.towers}
     outputs, not_executed = None, ""
     parity = run.suite.gates.one(ParityGate) or ParityGate(where=gate.where)
     try:
@@ -397,14 +410,14 @@ def judge(run: GateRun, gate: EngineGate) -> Judged:
     excluded = fused.union(owner_of(name) for _, names in run.audit.excludes for name in names)
     return Judged(
         verdict=judge_engine(
-            fp16=reports["fp16"],
-            quantized=reports["quantized"],
+            fp16={tower: report for tower, report in bases.items() if report is not None},
+            quantized=quantized,
             excluded_nodes={
                 tower: (
                     *(n.node for n in report.nodes if module_of_node(n.node) in excluded),
                     *(a.softmax for a in report.attentions if module_of_node(a.softmax) in fused),
                 )
-                for tower, report in reports["quantized"].items()
+                for tower, report in quantized.items()
             },
             onnx_digests={
                 tower: run.stages.onnx_audit(

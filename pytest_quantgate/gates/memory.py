@@ -96,8 +96,12 @@ def limits_of(gate: EngineSizes) -> MemoryLimits:
     )
 
 
-def figures_of(report: EngineReport) -> MemoryFigures:
-    """Return the sizes of an engine, as its builder tells them."""
+def figures_of(report: EngineReport | None) -> MemoryFigures:
+    """Return the sizes of an engine, as its builder tells them; none of what nobody told."""
+    if report is None:
+        return MemoryFigures()
+    if not report.has_memory:
+        return MemoryFigures(plan_bytes=report.plan_bytes)
     return MemoryFigures(
         plan_bytes=report.plan_bytes,
         weights_bytes=report.weights_bytes,
@@ -361,7 +365,7 @@ def judge(run: GateRun, gate: MemoryGate) -> Judged:
     """Return whether the engines of the towers take no more room than the suite allows."""
     parts = tuple(
         judge_memory(
-            fp16=figures_of(run.stages.engine(variant="fp16", tower=tower, gate=gate)),
+            fp16=figures_of(run.stages.base_engine(tower=tower, gate=gate)),
             quantized=figures_of(run.stages.engine(variant="quantized", tower=tower, gate=gate)),
             limits=limits_of(gate),
             where=gate.where,

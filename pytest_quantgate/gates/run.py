@@ -69,6 +69,9 @@ class Exported(Protocol):
 
     def engine(self, *, variant: Any, tower: Any, gate: Any) -> EngineReport: ...
 
+    def base_engine(self, *, tower: Any, gate: Any) -> EngineReport | None:
+        """Return FP16's engine; None where one was handed over without FP16's beside it."""
+
     def engine_outputs(self, gate: Any, *, samples: int) -> dict[str, EngineOutputs]: ...
 
 

@@ -136,9 +136,9 @@ def _list_files(case: Case) -> Iterator[JudgedFile]:
         yield JudgedFile(artifact="model", name=name, sha256=digest)
     for name, digest in (case.given.digests if case.given else {}).items():
         yield JudgedFile(artifact="checkpoint", name=name, sha256=digest)
-    for (variant, tower), given in case.stages.opened.items():
-        for name, digest in given.digests.items():
-            yield JudgedFile(artifact=f"onnx-{variant}-{tower}", name=name, sha256=digest)
+    for of, digests in case.stages.opened.items():
+        for name, digest in digests.items():
+            yield JudgedFile(artifact="-".join(of), name=name, sha256=digest)
     if case.settings.baselines is not BaselineMode.CHECK:
         return  # nothing is judged by what this run writes
     for gate in case.suite.gates:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.artifacts.given_engine import ReportFiles
 from pytest_quantgate.artifacts.given_onnx import digest_files
 from pytest_quantgate.artifacts.onnx_places import TowerModel
 from pytest_quantgate.errors import ArtifactError, GivenFileError, NotMeasured
@@ -75,6 +76,55 @@ def open_onnx(
     except ArtifactError as error:
         raise GivenFileError(f"{where}: {error}") from error
     return GivenOnnx(path=path, digests=digests, where=where, prefix=artifacts.prefix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenReport:
+    """The report of an engine that was handed over, with the plan and the checksums beside it."""
+
+    files: ReportFiles
+    where: str
+
+    @property
+    def key(self) -> dict[str, str]:
+        return dict(self.files.digests)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 (hex) of each file by its name."""
+        return {path.name: self.files.digests[key] for key, path in self.files.paths.items()}
+
+    @property
+    def description(self) -> str:
+        layers, engine = (self.files.paths[key].name for key in ("layers", "engine"))
+        return f"{layers} of {engine} (sha256 {self.files.digests['engine'][:12]})"
+
+
+def open_report(
+    artifacts: ArtifactsSpec | None,
+    *,
+    variant: Variant,
+    tower: TowerName,
+    environ: Mapping[str, str] = os.environ,
+) -> GivenReport | None:
+    """Return the report of a tower's engine that a suite was handed, None where it has none.
+
+    Raises NotMeasured where a file of it is not there, GivenFileError for one that cannot be read.
+    """
+    files = files_of(artifacts, variant=variant)
+    if files is None or tower not in files.engine_report:
+        return None
+    spec = files.engine_report[tower]
+    paths = {}
+    for key, text in spec.files.items():
+        where = spec.where.of(key)
+        paths[key] = expand_path(text, where=where, environ=environ)
+        if not paths[key].is_file():
+            raise NotMeasured(f"{where}: {paths[key]} is not there: set {key} to a file")
+    try:
+        return GivenReport(files=ReportFiles.read(paths), where=str(spec.where))
+    except ArtifactError as error:
+        raise GivenFileError(f"{spec.where}: {error}") from error
 
 
 def describe_tower(model: Encoder, *, tower: TowerName) -> TowerModel:

@@ -157,7 +157,7 @@ class Judging:
                     gate=kind,
                     status=Status.INCOMPARABLE,
                     headline=str(error),
-                    brief="the checkpoint was made from another model",
+                    brief=error.brief,
                     code=code,
                 )
             )

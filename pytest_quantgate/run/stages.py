@@ -12,6 +12,7 @@ from pytest_quantgate.errors import (
     MissingPackage,
     ModelError,
     NotMeasured,
+    Untied,
 )
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.encoders.encoder import Batch, Encoder
     from pytest_quantgate.gates.memory import MemoryGate
     from pytest_quantgate.gates.trace import TraceGate
-    from pytest_quantgate.run.given_files import GivenOnnx
+    from pytest_quantgate.run.given_files import GivenOnnx, GivenReport
     from pytest_quantgate.run.variants import Variants
     from pytest_quantgate.runtimes.engine import InputShapes
     from pytest_quantgate.runtimes.engine_layers import EngineReport
@@ -183,13 +184,17 @@ class Stages:
         return found
 
     @property
-    def opened(self) -> Mapping[tuple[Variant, TowerName], GivenOnnx]:
-        """The files that were handed over and that this run has read so far."""
+    def opened(self) -> Mapping[tuple[str, Variant, TowerName], Mapping[str, str]]:
+        """The SHA-256 of files that were handed over and that this run has read, by their name.
+
+        The key is `onnx` or `engine`, variant and tower.
+        """
         return {
-            (variant, tower): found
+            (kind, variant, tower): found.digests
+            for kind, opened in (("onnx", "given"), ("engine", "report"))
             for variant in VARIANTS
             for tower in self.case.towers
-            if (found := self._open.get(("given", variant, tower))) is not None
+            if (found := self._open.get((opened, variant, tower))) is not None
         }
 
     def _refuse_towers(self) -> None:
@@ -413,8 +418,97 @@ class Stages:
             batch=gate.batch,
             source=gate.where.of("target"),
         )
+        given = self.given_report(variant, tower)
+        if given is not None:
+            return self._read_given_engine(given, variant=variant, tower=tower, order=order)
         report, _ = self.build_engine(variant=variant, tower=tower, order=order)
         return report
+
+    def base_engine(
+        self, *, tower: TowerName, gate: EngineGate | MemoryGate
+    ) -> EngineReport | None:
+        """Return FP16's engine; None where one was handed over without FP16's beside it.
+
+        One of another library and another machine would be no base.
+        """
+        quantized, fp16 = (self.given_report(v, tower) for v in ("quantized", "fp16"))
+        if quantized is not None and fp16 is None:
+            return None
+        return self.engine(variant="fp16", tower=tower, gate=gate)
+
+    def given_report(self, variant: Variant, tower: TowerName) -> GivenReport | None:
+        """Return the report that takes the place of an engine, as it was when the run began."""
+        from pytest_quantgate.run.given_files import open_report
+
+        if self.case.suite.artifacts is None:
+            return None
+        key = ("report", variant, tower)
+        if key not in self._open:
+            self._refuse_towers()
+            self._open[key] = open_report(
+                self.case.suite.artifacts,
+                variant=variant,
+                tower=tower,
+                environ=self.case.environ,
+            )
+        found: GivenReport | None = self._open[key]
+        if found is not None:
+            name = "engine report" if variant == "quantized" else "FP16 engine report"
+            self.used_files[f"{tower} {name}"] = found.description
+        return found
+
+    def _read_given_engine(
+        self, given: GivenReport, *, variant: Variant, tower: TowerName, order: EngineOrder
+    ) -> EngineReport:
+        """Return what a report that was handed over says, tied to the approved ONNX file."""
+        from pytest_quantgate.artifacts.given_engine import check_sums, read_engine_report
+        from pytest_quantgate.artifacts.given_onnx import read_names
+        from pytest_quantgate.runtimes.engine import read_onnx
+        from pytest_quantgate.runtimes.engine_layers import EngineReport
+        from pytest_quantgate.store.cache import read_json, write_json
+
+        onnx = self.given(variant, tower)
+        path = self.onnx_path(variant=variant, tower=tower, precision=self.shipped)
+
+        def build(folder: Path) -> None:
+            content, digest, graph = read_onnx(path)
+            try:
+                check_sums(
+                    given.files,
+                    onnx_name=onnx.path.name if onnx is not None else "model.onnx",
+                    onnx_digest=onnx.file_digest if onnx is not None else digest,
+                )
+                report = read_engine_report(
+                    given.files,
+                    graph=graph,
+                    names=read_names(content, path=path) if onnx is not None else {},
+                    onnx_digest=digest,
+                    target=order.target,
+                    library=order.library,
+                )
+            except ArtifactError as error:
+                raise GivenFileError(f"{given.where}: {error}") from error
+            except Untied as error:
+                raise Untied(f"{given.where}: {error}") from error
+            write_json(folder / "report.json", to_json(report))
+
+        key = self.case.key(
+            ENGINE,
+            onnx=path.parent.name,
+            target=order.target,
+            batch=order.batch,
+            library=[order.library],
+            given=given.key,
+        )
+        found: EngineReport = self.case.cache.get_and_read(
+            kind=ENGINE.kind,
+            key=key,
+            build=build,
+            read=lambda folder: from_json(EngineReport, read_json(folder / "report.json")),
+        )
+        about = (variant, tower, order.target, str(order.batch), order.library)
+        self.case.used[ENGINE.kind, *about] = key
+        return found
 
     def build_engine(
         self, *, variant: Variant, tower: TowerName, order: EngineOrder, to_run: bool = False
@@ -429,6 +523,11 @@ class Stages:
         from pytest_quantgate.store.cache import read_json, write_json
 
         target = order.target
+        if self.given_report(variant, tower) is not None:
+            raise NotMeasured(
+                f"{order.source}: the {tower} engine was handed over as a report, and no engine is "
+                f"run in its place"
+            )
         self._refuse_unbuildable(variant, tower, source=order.source)
         library = load_library(name=_module_of(order.library))
         known = self.known_plans
@@ -439,6 +538,7 @@ class Stages:
             target=target,
             batch=order.batch,
             library=[library.name, library.version],
+            given=None,
         )
 
         def build(folder: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.formats.table import (
@@ -171,7 +171,8 @@ class EngineReport:
     linear nodes of the ONNX graph that they cover: a library merges q, k and v into one kernel on
     one target and not on another, so only the second compares between targets. `qdq_layers`
     names the kernels that do nothing but quantize or dequantize.
-    `build_s` is informative: it depends on the machine and its load.
+    `build_s` is informative: it depends on the machine and its load. `given` names the report of an
+    engine that was built elsewhere; without its log it has no figures of memory (`has_memory`).
     """
 
     target: str
@@ -194,6 +195,8 @@ class EngineReport:
     attentions: tuple[EngineAttention, ...]
     qdq_layers: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    has_memory: bool = True
+    given: str = ""
 
     def count_gemm_nodes(self, precision: Precision) -> int:
         """Return how many linear nodes of the ONNX graph run in a precision."""
@@ -468,22 +471,34 @@ def summarize_engine(
 
     Raises EngineError where the texts cannot be read.
     """
-    layers = classify_layers(parse_layers(listing), graph=graph)
-    memory = parse_memory(log)
-    nodes = find_node_precisions(layers, graph=graph)
-    linear = [node for node in nodes if node.op == "linear"]
-    gemms = [layer for layer in layers if layer.kind == "gemm"]
-    return EngineReport(
+    return report_layers(
+        layers=parse_layers(listing),
+        graph=graph,
+        memory=parse_memory(log),
         target=target,
         library=library,
         library_version=library_version,
         onnx_sha256=onnx_sha256,
         plan_sha256=plan_sha256,
         plan_bytes=plan_bytes,
+        build_s=build_s,
+        warnings=warnings,
+    )
+
+
+def report_layers(
+    *, layers: Iterable[EngineLayer], graph: OnnxGraph, memory: EngineMemory, **facts: Any
+) -> EngineReport:
+    """Return the report of an engine from its kernels; `facts` are fields of it as they are."""
+    layers = classify_layers(layers, graph=graph)
+    nodes = find_node_precisions(layers, graph=graph)
+    linear = [node for node in nodes if node.op == "linear"]
+    gemms = [layer for layer in layers if layer.kind == "gemm"]
+    return EngineReport(
+        **facts,
         weights_bytes=memory.weights_bytes,
         activation_bytes=memory.activation_bytes,
         scratch_bytes=memory.scratch_bytes,
-        build_s=build_s,
         layers=layers,
         gemms=len(gemms),
         fp8_gemms=sum(layer.precision == "fp8" for layer in gemms),
@@ -493,5 +508,4 @@ def summarize_engine(
         nodes=nodes,
         attentions=find_attentions(layers, graph=graph),
         qdq_layers=tuple(layer.name for layer in layers if layer.kind == "qdq"),
-        warnings=warnings,
     )

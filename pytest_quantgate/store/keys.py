@@ -144,7 +144,10 @@ PARITY = Measurement(
 #: The exported towers in the number format that ships.
 SHIPPED = Measurement(kind="shipped", inputs=("fp16", "onnx", "samples"), packages=ONNX_RUNTIME)
 #: The plan of one tower's engine, and what its builder says of it.
-ENGINE = Measurement(kind="engine", inputs=("onnx", "target", "batch", "library"), packages=ENGINES)
+#: `given` are the digests of a report that was handed over; the plan is then not kept.
+ENGINE = Measurement(
+    kind="engine", inputs=("onnx", "target", "batch", "library", "given"), packages=ENGINES
+)
 SENSITIVITY = Measurement(
     kind="sensitivity",
     inputs=("fp16", "variant", "data", "task", "samples", "directions"),

@@ -76,6 +76,12 @@ class EngineReportSpec:
         ),
     )
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The paths that are set, as they are written, by their key."""
+        found = {key: getattr(self, key) for key in ("layers", "engine", "sums", "log")}
+        return {key: path for key, path in found.items() if path is not None}
+
 
 def _reports_key() -> Declared:
     return _by_tower(
@@ -104,8 +110,7 @@ class FilesSpec:
         reports = [
             (path, spec.where.of(key))
             for spec in self.engine_report.values()
-            for key in ("layers", "engine", "sums", "log")
-            if (path := getattr(spec, key)) is not None
+            for key, path in spec.files.items()
         ]
         return (*((path, self.where.of("onnx")) for path in self.onnx.values()), *reports)
 
@@ -127,5 +132,3 @@ class ArtifactsSpec(FilesSpec):
     def check(self) -> None:
         if not self.paths and not (self.fp16 and self.fp16.paths):
             raise BadKey("", "names no file: set onnx or engine_report, or leave it out")
-        if self.engine_report:
-            raise BadKey("engine_report", "is not taken yet: quantgate check FILE audits a report")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
     from pytest_quantgate.report.terminal import Summary
 
 SHIP, HOLD, TROUBLE = 0, 1, 2
+
+#: Columns of a table where there is no terminal: a log has no width.
+WIDE = 200
 
 EXAMPLES = """\
 examples:
@@ -139,15 +141,17 @@ def _write(
 def _print(summary: Summary, *, report: Report, written: Sequence[str]) -> None:
     from pytest_quantgate.report.facts import describe_machine
     from pytest_quantgate.report.terminal import render_summary
-    from pytest_quantgate.text.printable import printable
     from pytest_quantgate.text.words import count
+    from pytest_quantgate.text.wrapping import say, terminal_width
 
     for result in report.results:
         gates = count(sum(len(gates) for gates in result.answered.values()), "gate")
         when = result.created[:16].replace("T", " ")
-        print(printable(f"{result.name}: {gates}, {when}, {describe_machine(result)}"))
+        say(f"{result.name}: {gates}, {when}, {describe_machine(result)}")
     for line in written:
-        print(printable(line))
-    width = max(80, shutil.get_terminal_size().columns)
-    for line, _ in render_summary(summary, width=width):
+        say(line)
+    for suite in report.suites:
+        for note in suite.notes:
+            say(f"note on {suite.name}: {note}")
+    for line, _ in render_summary(summary, width=terminal_width() or WIDE):
         print(line)

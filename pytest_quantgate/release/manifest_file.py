@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.errors import ArtifactError
+from pytest_quantgate.errors import ArtifactError, ReportError
 from pytest_quantgate.report import PREDICATE_TYPE
+from pytest_quantgate.report.json_report import read_sealed_report
 from pytest_quantgate.report.manifest import STATEMENT_TYPE
 from pytest_quantgate.untrusted import parse_json, read_regular
 
@@ -32,7 +33,8 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What was judged and may ship: the sentence of its verdict, when, by which release."""
+    """What was judged, and in a manifest may ship: the sentence of the verdict, when, by which
+    release."""
 
     path: str
     sentence: str
@@ -64,6 +66,35 @@ def read_manifest(path: Path) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path}: damaged manifest: {what}") from error
+
+
+def read_judged(path: Path) -> Manifest:
+    """Return the files that a result (a JSON report) is of, whatever its verdict.
+
+    Raises ReportError for what is no report, was edited after it was written, or is of an older
+    release, which does not name its files.
+    """
+    try:
+        content = read_regular(path, max_bytes=bounds.JSON_BYTES)
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read: {error.strerror or error}") from error
+    report = read_sealed_report(content, name=str(path))
+    return Manifest(
+        path=str(path),
+        sentence=report.conclusion.sentence,
+        created=report.created,
+        version=report.product_version,
+        subjects=tuple(
+            Subject(
+                name=f"{suite.name}/{file.artifact}/{file.name}",
+                artifact=f"{suite.name}/{file.artifact}",
+                file=file.name,
+                sha256=file.sha256,
+            )
+            for suite in report.suites
+            for file in suite.files
+        ),
+    )
 
 
 def _read(data: Mapping[str, Any], *, path: Path) -> Manifest:

@@ -136,7 +136,11 @@ def _gate_row(gate: GateResult, *, suite: SuiteReport, number: int) -> Html:
         "tr",
         tag("td", badge(gate.status)),
         tag("th", _link_gate(gate, suite=suite, number=number), scope="row"),
-        tag("td", f"follows from {gate.follows}" if gate.follows else gate.brief),
+        tag(
+            "td",
+            f"follows from {gate.follows}" if gate.follows else gate.brief,
+            tag("p", f"from {', '.join(gate.answered_by)}") if gate.answered_by else None,
+        ),
     )
 
 

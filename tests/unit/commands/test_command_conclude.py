@@ -14,6 +14,7 @@ from pytest_quantgate import bounds
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.json_report import read_report
+from pytest_quantgate.report.model import JudgedFile
 
 ALL = {("clip", gate): Status.PASS for gate in GATES}
 RELEASE = "release: 1\nsuites: [{suite: clip.quantgate.yaml}]\n"
@@ -87,6 +88,19 @@ def test_order_and_repetition_change_no_byte(folder: Path) -> None:
 
     for name in ("index.html", "report.json", "report.md", "junit.xml", "manifest.json"):
         assert (folder / "one" / name).read_bytes() == (folder / "two" / name).read_bytes()
+
+
+def test_what_each_result_built_for_itself_is_noted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        built = JudgedFile(artifact="checkpoint", name="m", sha256=name * 64, built=True)
+        write_result(folder / f"{name}.json", make_result("", make_results(ALL), files=(built,)))
+
+    assert main(["conclude", "a.json", "b.json"]) == 0
+    assert "note on clip: each result is of its own checkpoint, so that no manifest names them" in (
+        capsys.readouterr().out
+    )
 
 
 def edit(data: dict[str, Any]) -> object:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from manifests import write_files, write_manifest
+from results import make_result, make_results, write_result
 
 from pytest_quantgate.commands.cli import main
+from pytest_quantgate.evidence.verdict import Status
+from pytest_quantgate.report.model import JudgedFile
 
 FILES = {"checkpoint/model.safetensors": b"weights", "checkpoint/config.json": b"{}"}
 
@@ -68,6 +72,49 @@ def test_what_cannot_be_read_is_status_2(folder: Path, capsys: pytest.CaptureFix
     for arguments in (["out", "--manifest", "none.json"], ["none", "--manifest", "manifest.json"]):
         assert main(["verify", *arguments]) == 2
         assert capsys.readouterr().err.startswith("quantgate: none")
+
+
+def write_judged(folder: Path, *, status: Status) -> Path:
+    files = tuple(
+        JudgedFile(
+            artifact="checkpoint", name=path.name, sha256=sha256(path.read_bytes()).hexdigest()
+        )
+        for path in sorted(folder.iterdir())
+    )
+    results = make_results({("clip", "sanity"): status})
+    return write_result(folder.parent / "gpu.json", make_result("", results, files=files))
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_a_result_of_another_machine_is_held_against_the_files_here(
+    folder: Path, capsys: pytest.CaptureFixture[str], status: Status
+) -> None:
+    """Whatever its verdict: the question is whether it is of these files."""
+    write_judged(folder, status=status)
+
+    assert main(["verify", "out", "--result", "gpu.json"]) == 0
+    assert "gpu.json: " in capsys.readouterr().out
+    (folder / "model.safetensors").write_bytes(b"others")
+    assert main(["verify", "out", "--result", "gpu.json"]) == 1
+
+
+def test_a_result_alone_is_as_it_was_written_or_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_judged(folder, status=Status.FAIL)
+
+    assert main(["verify", "--result", "gpu.json"]) == 0
+    assert capsys.readouterr().out == (
+        "gpu.json: Do not ship: sanity\n"
+        "as it was written, of 3 files: name files to compare with them\n"
+    )
+    path.write_text(path.read_text().replace("FAIL", "PASS"))
+    assert main(["verify", "--result", "gpu.json"]) == 2
+    assert capsys.readouterr().err == (
+        "quantgate: gpu.json: this report was edited after it was written: run again\n"
+    )
+    assert main(["verify", "--manifest", "manifest.json"]) == 2
+    assert main(["verify", "--result", "none.json"]) == 2
 
 
 def test_names_cannot_forge_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

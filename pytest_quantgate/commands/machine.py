@@ -534,6 +534,8 @@ def hub_snapshot(name: str, *, revision: str, environ: Mapping[str, str]) -> Pat
 
 
 def _data(suite: Suite, name: str, *, environ: Mapping[str, str]) -> Missing | None:
+    from pytest_quantgate.tasks.readers import find_reader
+
     spec = suite.datasets.get(name.rpartition("/")[0])
     if spec is None:
         return None  # it ships, or `quantgate validate` has said that it is unknown
@@ -543,9 +545,17 @@ def _data(suite: Suite, name: str, *, environ: Mapping[str, str]) -> Missing | N
         root = expand_path(spec.root, where=spec.where.of("root"), environ=environ)
     except QuantGateError as error:
         return _split_mend(error)
-    if root.is_dir():
-        return None
-    return Missing(f"{spec.where.of('root')}: {root} is no directory", "put the data set there")
+    if not root.is_dir():
+        return Missing(f"{spec.where.of('root')}: {root} is no directory", "put the data set there")
+    try:
+        reader = find_reader(spec.dataset)
+    except QuantGateError as error:
+        return Missing(str(error), "")
+    if reader.package and not _has((reader.package,)):
+        return Missing(
+            f"{reader.package} (missing)", f"pip install 'pytest-quantgate[{reader.extra}]'"
+        )
+    return None
 
 
 def _split_mend(error: QuantGateError) -> Missing:

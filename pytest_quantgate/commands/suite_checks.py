@@ -7,6 +7,7 @@ variables, patterns. What may be mended outside the file is a note, not an error
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.sections import EngineTarget, TaskGate
 from pytest_quantgate.suite.gates import GateSection
-from pytest_quantgate.suite.specs import Suite
+from pytest_quantgate.suite.specs import DatasetSpec, Suite
 from pytest_quantgate.suite.where import expand_path
 
 if TYPE_CHECKING:
@@ -251,6 +252,7 @@ def _check_datasets(
     for name, spec in suite.datasets.items():
         if name not in used:
             notes.append(f"{spec.where}: data set {name!r} is declared and never used")
+        _check_reader(spec, errors=errors, notes=notes)
         if spec.root is None:
             errors.append(f"{spec.where}: data set {name!r} needs a root: the folder it is in")
             continue
@@ -263,6 +265,39 @@ def _check_datasets(
         else:
             if not root.is_dir():
                 notes.append(f"{spec.where.of('root')}: {root} is no directory on this machine")
+
+
+def _check_reader(spec: DatasetSpec, *, errors: list[str], notes: list[str]) -> None:
+    """Check what a data set says of how it is read, without its files."""
+    from pytest_quantgate.tasks.readers import find_reader, list_readers
+    from pytest_quantgate.tasks.registry import check_spec
+
+    try:
+        reader = find_reader(spec.dataset)
+        check_spec(spec, reader=reader)
+    except QuantGateError as error:
+        errors.append(str(error))
+        return
+    where = spec.where.of("dataset")
+    if reader.package and not _is_here(reader.package):
+        notes.append(
+            f"{where}: {spec.dataset} needs the package {reader.package!r}, which is not installed "
+            f"here: pip install 'pytest-quantgate[{reader.extra}]'"
+        )
+    kind = re.sub(r"[^a-z]", "", spec.dataset.partition("/")[0].lower())
+    close = difflib.get_close_matches(kind, list_readers(), n=1, cutoff=0.8)
+    if close and not spec.dataset.startswith(tuple(list_readers())):
+        notes.append(
+            f"{where}: {spec.dataset} is looked for among clip-benchmark's sets; did you mean "
+            f"{close[0]}?"
+        )
+
+
+def _is_here(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # taken out of sys.modules by hand
+        return False
 
 
 def _check_model(

@@ -88,7 +88,7 @@ def choose_columns(table: Table, *, spec: DatasetSpec, image: str = "") -> Chose
         if named[role]:
             continue
         found = [name for name in table.columns if name.lower() in usual and name not in taken]
-        if len(found) > 1:
+        if len(found) > 1 and role != "id":
             raise DataError(
                 f"{spec.where}: {table.name}: each of the columns {', '.join(map(repr, found))} "
                 f"could be the {role}: write columns: {{{role}: {found[0]}}} for the right one"
@@ -96,7 +96,7 @@ def choose_columns(table: Table, *, spec: DatasetSpec, image: str = "") -> Chose
         if found:
             named[role] = (found[0],)
             taken.add(found[0])
-            if found[0] != role:
+            if found[0] != role and role != "id":  # that is said where it is used
                 notes.append(f"column {found[0]!r} is taken for the {role}")
     others = f"its columns: {', '.join(map(repr, table.columns)) or 'none'}"
     if not named["image"]:
@@ -333,36 +333,36 @@ def _name_samples(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return what each sample is called, and a note where that is a guess.
 
-    By the column that the suite names, by the image's file without its suffix, by a column that is
-    called as ids are, or by the number of the row.
+    By the column that the suite names, by one that is called as ids are, by the image's file
+    without its suffix, or by the number of the row; by a guess only where it tells all apart.
     """
     said = source.spec.columns is not None and source.spec.columns.id is not None
-    if not said:
-        names = [_name_file(path) if path else "" for path in paths]
-        if all(names) and len(set(names)) == len(names):
-            return tuple(names), ()
-    if chosen.id:
-        values = table.read(chosen.id)
-        odd = next((r for r, v in enumerate(values) if type(v) not in (int, str) or v == ""), None)
-        doubled = len(set(values)) < len(values) if odd is None else False
-        if odd is None and not doubled:
-            bad = next((r for r, v in enumerate(values) if not str(v).isprintable()), None)
-            if bad is not None:
-                raise DataError(
-                    f"{table.locate(bad)}: id {values[bad]!r:.60} holds characters that no name "
-                    f"should"
-                )
-            return tuple(map(str, values)), ()
-        if said:
-            if odd is not None:
-                raise DataError(f"{table.locate(odd)}: {values[odd]!r:.40} is no id in {chosen.id}")
-            often = Counter(values)
-            row = next(row for row, value in enumerate(values) if often[value] > 1)
-            raise DataError(f"{table.locate(row)}: id {values[row]!r:.60} stands twice")
+    values = table.read(chosen.id) if chosen.id else ()
+    odd = next((row for row, value in enumerate(values) if not _is_name(value)), None)
+    unique = len(set(values)) == len(values) if odd is None else False
+    if said and odd is not None:
+        raise DataError(
+            f"{table.locate(odd)}: {values[odd]!r:.60} in column {chosen.id!r} is no id: write a "
+            f"whole number, or a text of visible characters"
+        )
+    if said and not unique:
+        often = Counter(values)
+        row = next(row for row, value in enumerate(values) if often[value] > 1)
+        raise DataError(f"{table.locate(row)}: id {values[row]!r:.60} stands twice")
+    if values and unique:
+        guessed = (f"column {chosen.id!r} is taken for the id",) * (not said and chosen.id != "id")
+        return tuple(map(str, values)), guessed
+    names = [_name_file(path) if path else "" for path in paths]
+    if all(names) and len(set(names)) == len(names):
+        return tuple(names), ()
     return tuple(f"{row:06d}" for row in range(len(table))), (
         "samples are called by the number of their row: write columns: {id: NAME} to keep "
         "baselines when rows come or go",
     )
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is int or (type(value) is str and bool(value) and value.isprintable())
 
 
 def _name_file(path: str) -> str:

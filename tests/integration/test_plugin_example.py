@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.plugin_package import write_metadata
@@ -130,3 +131,64 @@ def test_without_the_package_the_encoder_is_of_no_known_family(tmp_path: Path) -
 
     assert status != 0
     assert "model_type is 'deit', a suite" in output
+
+
+DATA_SUITE = """\
+quantgate: 1
+model: {{source: transformers, id: "{model}"}}
+datasets:
+  tiles: {{dataset: npz, root: "{root}"}}
+calibration: {{data: tiles/train, samples: 16, batch_size: 16, held_out_samples: 16}}
+quantize: {{recipe: int8}}
+gates:
+  accuracy: [{{task: tiles/neighbours, metric: top1, max_drop: 100pp}}]
+  regression: [{{task: tiles/neighbours, metric: top1, max_fp16_drop: 20pp, max_drop: 90pp,
+    max_drop_since_first: 90pp}}]
+"""
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    root = tmp_path / "tiles"
+    root.mkdir()
+    noise = np.random.default_rng(0)
+    for split in ("train", "test"):
+        images = noise.integers(0, 256, (40, 48, 48, 3), dtype=np.uint8)
+        np.savez(root / f"{split}.npz", images=images, labels=np.arange(40) % 2)
+    (root / "classnames.txt").write_text("circle\nsquare\n")
+    return root
+
+
+def test_data_of_another_package_is_judged_as_every_other(
+    tmp_path: Path, tiny_clip: Path, tiles: Path, environment: dict[str, str]
+) -> None:
+    path = tmp_path / "tiles.quantgate.yaml"
+    path.write_text(DATA_SUITE.format(model=tiny_clip, root=tiles))
+    cache = ("--quantgate-cache-dir", str(tmp_path / "cache"), "-p", "no:randomly")
+    options = (*cache, "--quantgate-json=report.json")
+
+    _, shown = run(tmp_path, "pytest_quantgate", "data", "show", path.name, environment=environment)
+    _, plan = run(tmp_path, "pytest_quantgate", "plan", path.name, environment=environment)
+    create = (*cache, "--quantgate-baselines=create")
+    created, _ = run(tmp_path, "pytest", *create, environment=environment)
+    status, output = run(tmp_path, "pytest", *options, environment=environment)
+
+    assert "tiles/test: 40 samples (all)" in shown
+    assert "classes   2: circle 20, square 20" in shown
+    assert "40" in plan
+    assert created == 0
+    assert status == 0, output
+    assert "PASS  regression" in output
+    assert "tiles/neighbours" in (tmp_path / "report.json").read_text()
+
+
+def test_without_the_package_its_data_is_unknown(tmp_path: Path, tiny_clip: Path) -> None:
+    path = tmp_path / "tiles.quantgate.yaml"
+    path.write_text(DATA_SUITE.format(model=tiny_clip, root=tmp_path))
+
+    status, output = run(
+        tmp_path, "pytest_quantgate", "data", "show", path.name, environment=dict(os.environ)
+    )
+
+    assert status != 0
+    assert "npz" in output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from datetime import date
@@ -137,6 +138,49 @@ def test_folder_that_is_not_there_is_a_note(capsys: Captured) -> None:
         "s.quantgate.yaml:2: there is nothing at ${QUANTGATE_CLIP} on this machine: "
         "export QUANTGATE_CLIP=PATH" in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "parqet",
+            ":4: parqet is looked for among clip-benchmark's sets; did you mean parquet",
+        ),
+        (
+            "image_folder",
+            ":4: image_folder is looked for among .*; did you mean imagefolder",
+        ),
+    ],
+)
+def test_a_kind_of_data_that_is_nearly_known_is_a_note(said: str, words: str) -> None:
+    suite = load_suite(write(SUITE.replace("wds/photos", said)))
+
+    notes = check_suite(suite, environ=FULL, today=date(2025, 1, 1)).notes
+
+    assert any(re.search(words, note) for note in notes), notes
+
+
+def test_columns_of_data_that_has_none_are_an_error() -> None:
+    new = "dataset: wds/photos, columns: {label: kind}"
+    (error,) = check("dataset: wds/photos", new)
+
+    assert error == (
+        "s.quantgate.yaml:4: wds/photos has no columns: remove columns, or use imagefolder, "
+        "parquet or datasets"
+    )
+
+
+def test_a_package_that_data_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    suite = load_suite(write(SUITE.replace("wds/photos", "parquet")))
+
+    notes = check_suite(suite, environ=FULL, today=date(2025, 1, 1)).notes
+
+    assert (
+        "s.quantgate.yaml:4: parquet needs the package 'pyarrow', which is not installed here: "
+        "pip install 'pytest-quantgate[data]'"
+    ) in notes
 
 
 def test_unused_data_set_is_a_note() -> None:

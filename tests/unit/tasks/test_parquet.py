@@ -130,6 +130,27 @@ def test_the_files_of_a_split_are_found_in_order(write: Write, names: list[str])
     assert reds == list(range(len(found)))
 
 
+def test_samples_are_called_by_a_column_a_file_or_their_row(write: Write) -> None:
+    files = pa.array([{"bytes": png(i), "path": f"/home/me/{i}.png"} for i in range(6)])
+    doubled = pa.array([{"bytes": png(i), "path": "image.png"} for i in range(6)])
+
+    by_key = load(write(table(image=files, key=list("abcdef"))))
+    by_file = load(write(table(image=files, key=list("aacdef"))))
+    by_row = load(write(table(image=doubled)))
+
+    assert (by_key.ids[1], by_key.notes) == ("b", ("column 'key' is taken for the id",))
+    assert (by_file.ids[1], by_file.notes) == ("1", ())
+    assert by_row.ids[1] == "000001"
+
+
+@pytest.mark.parametrize("odd", ["a\nb", "", None, "\x1b[31m"])
+def test_an_id_is_a_name(write: Write, odd: Any) -> None:
+    root = write(table(sku=["a", "b", odd, "d", "e", "f"]))
+
+    with pytest.raises(DataError, match=r"row 2: .* in column 'sku' is no id"):
+        load(root, columns={"id": "sku"})
+
+
 def test_numbers_are_labels_by_the_names_that_datasets_keeps(write: Write) -> None:
     about = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
     content = table(label=[0, 1, 1, 0, 1, 0])

@@ -15,6 +15,8 @@ SUITE_BYTES = 256 << 10
 RECIPE_BYTES = 1 << 20
 BASELINE_BYTES = 8 << 20
 LOOK_BYTES = 1 << 16
+#: A model card.
+CARD_BYTES = 1 << 20
 #: A config, tokenizer, manifest or report.
 JSON_BYTES = 64 << 20
 #: Values and names in one JSON text, at least: each takes up to 100 bytes in memory.

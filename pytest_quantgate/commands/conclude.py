@@ -54,6 +54,9 @@ def add(commands: Any) -> None:
         "--release", metavar="FILE", type=Path, help="release.quantgate.yaml: what it needs"
     )
     parser.add_argument("--report", metavar="DIR", type=Path, help="write the joined report there")
+    parser.add_argument(
+        "--model-card", metavar="FILE", type=Path, help="write the verdict into README.md"
+    )
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
@@ -61,12 +64,16 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.release.join import join_results, read_result
     from pytest_quantgate.release.spec import load_release
     from pytest_quantgate.report.files import set_manifests_aside
+    from pytest_quantgate.report.model_card import check_card
     from pytest_quantgate.report.terminal import Summary
+    from pytest_quantgate.report.write import write_card, write_files
     from pytest_quantgate.text.printable import printable
 
     try:
         release = load_release(parsed.release) if parsed.release else None
         files = _list_files(parsed)
+        if parsed.model_card:
+            check_card(parsed.model_card, option="--model-card")
         aside = set_manifests_aside(files)
     except QuantGateError as error:
         print(f"quantgate: {printable(str(error))}", file=sys.stderr)
@@ -82,7 +89,10 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         results, release=release, errors=errors, digests=_read_digests(release)
     )
     summary = Summary(results=joined, warnings=report.warnings, failed=True)
-    written, lost = _write(report, files=files, aside=aside)
+    written, lost = write_files(report, files=files, set_aside=aside, root=Path.cwd())
+    if parsed.model_card:
+        more, gone = write_card(parsed.model_card, report, root=Path.cwd(), option="--model-card")
+        written, lost = [*written, *more], [*lost, *gone]
     _print(summary, report=report, written=(*written, *lost))
     may_ship = summary.conclusion.status is Status.PASS and not lost
     return SHIP if may_ship else HOLD
@@ -128,14 +138,6 @@ def _read_digests(release: Release | None) -> dict[str, str]:
         if path.is_file():
             found[suite.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
-
-
-def _write(
-    report: Report, *, files: tuple[File, ...], aside: tuple[Path, ...]
-) -> tuple[list[str], list[str]]:
-    from pytest_quantgate.report.write import write_files
-
-    return write_files(report, files=files, set_aside=aside, root=Path.cwd())
 
 
 def _print(summary: Summary, *, report: Report, written: Sequence[str]) -> None:

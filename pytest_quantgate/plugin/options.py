@@ -110,6 +110,11 @@ def add_options(parser: pytest.Parser) -> None:
         "statement (for quantgate verify)",
     )
     group.addoption(
+        "--quantgate-model-card",
+        metavar="FILE",
+        help="write the verdict and its model-index into a Hugging Face model card (README.md)",
+    )
+    group.addoption(
         "--quantgate-report-images",
         metavar="N",
         help="pictures of flipped samples in the report, for each task (default: 12; 0: none)",
@@ -133,6 +138,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("quantgate_markdown", "the file of the Markdown report", default="")
     parser.addini("quantgate_json", "the file of the JSON report", default="")
     parser.addini("quantgate_manifest", "the file of the manifest", default="")
+    parser.addini("quantgate_model_card", "the model card that has a verdict", default="")
     parser.addini("quantgate_report_images", "pictures for each task in the report", default="12")
     parser.addini("quantgate_step_summary", "auto or off", default="auto")
     parser.addini("quantgate_suite", "the suite of hand-written tests", default="")
@@ -275,11 +281,12 @@ def resolve_reports(
             f"--quantgate-report-images={images}: expected a number from 0 to {MAX_REPORT_IMAGES}"
         )
     if selftest:
-        for name in ("report", "markdown", "json", "manifest"):
+        for name in ("report", "markdown", "json", "manifest", "model_card"):
             if config.getoption(f"quantgate_{name}"):
+                option = f"--quantgate-{name.replace('_', '-')}"
                 raise pytest.UsageError(
-                    f"--quantgate-{name} shows what is true of a model, and --quantgate-selftest "
-                    f"plants damage: run them one after the other"
+                    f"{option} shows what is true of a model, and --quantgate-selftest plants "
+                    f"damage: run them one after the other"
                 )
         return Targets()
     targets = Targets(
@@ -287,11 +294,16 @@ def resolve_reports(
         markdown=place("markdown"),
         json=place("json"),
         manifest=place("manifest"),
+        model_card=place("model_card"),
         step_summary=find_step_summary(environ) if pick("step_summary") == "auto" else None,
         images=int(images),
     )
     try:
         check_targets(targets, root=config.rootpath)
+        if targets.model_card:
+            from pytest_quantgate.report.model_card import check_card
+
+            check_card(targets.model_card, option="--quantgate-model-card")
     except QuantGateError as error:
         raise pytest.UsageError(str(error)) from error
     return targets

@@ -36,7 +36,7 @@ def render_markdown(report: Report) -> str:
     """Return the report in at most `MAX_LINES` lines, what matters most first."""
     lines = list(_render_top(report))
     sections = [list(section) for section in _sections(report)]
-    foot = ["", f"<sub>{_describe_origin(report)}</sub>"]
+    foot = ["", f"<sub>{describe_origin(report)}</sub>"]
     room = MAX_LINES - len(foot)
     for section in sections:
         if len(lines) + len(section) <= room:
@@ -94,10 +94,10 @@ def _sections(report: Report) -> Iterator[list[str]]:
     if report.results:
         yield list(_render_results(report))
     for suite in report.suites:
-        yield list(_render_gates(suite))
+        yield list(render_gates(suite))
     for suite in report.suites:
         if suite.tasks:
-            yield list(_render_accuracy(suite))
+            yield list(render_accuracy(suite))
     for suite in report.suites:
         yield list(_render_cost(suite))
 
@@ -138,7 +138,8 @@ def _render_own_test(test: OwnTestResult) -> Iterator[str]:
         yield f"- attempt {number}: {attempt.status} {escape(_cut(attempt.headline))}"
 
 
-def _render_gates(suite: SuiteReport) -> Iterator[str]:
+def render_gates(suite: SuiteReport) -> Iterator[str]:
+    """Yield a table of the gates of a suite, red ones first."""
     yield ""
     yield f"| {_sign(suite.conclusion.status)} | {escape(suite.name)} | result |"
     yield "|---|---|---|"
@@ -151,7 +152,8 @@ def _render_gates(suite: SuiteReport) -> Iterator[str]:
         yield f"| {_sign('NOT_MEASURED')} | {escape(name)} | did not run: {reason} |"
 
 
-def _render_accuracy(suite: SuiteReport) -> Iterator[str]:
+def render_accuracy(suite: SuiteReport) -> Iterator[str]:
+    """Yield a table of the tasks of a suite: both variants, the drop, and its limit."""
     yield ""
     yield f"| {escape(suite.name)}: task | FP16 | quantized | drop, pp | limit | lost / won |"
     yield "|---|--:|--:|--:|--:|--:|"
@@ -216,7 +218,8 @@ def _render_cost(suite: SuiteReport) -> Iterator[str]:
         yield f"- note: {escape(_cut(note))}"
 
 
-def _describe_origin(report: Report) -> str:
+def describe_origin(report: Report) -> str:
+    """Return what was judged, when, and with which versions, in a line."""
     parts = [f"pytest-quantgate {report.product_version}", report.created]
     if report.environment.commit:
         parts.append(f"revision {report.environment.commit[:12]}")

@@ -66,6 +66,9 @@ def write_reports(
     written, lost = write_files(
         report, files=list_files(targets), set_aside=set_aside, root=settings.root
     )
+    if targets.model_card and ran:
+        more, gone = write_card(targets.model_card, report, root=settings.root)
+        written, lost = [*written, *more], [*lost, *gone]
     if targets.step_summary and ran:
         try:
             append_to(targets.step_summary, render_markdown(report))
@@ -101,6 +104,19 @@ def write_files(
         else:
             written.append(f"report written: {_shorten(path, root)}")
     return written, lost
+
+
+def write_card(
+    path: Path, report: Report, *, root: Path, option: str = "--quantgate-model-card"
+) -> tuple[list[str], list[str]]:
+    """Write the verdict of a report into a model card; return lines as `write_files`."""
+    from pytest_quantgate.report.model_card import update_card
+
+    try:
+        update_card(path, report, option=option)
+    except ReportError as error:
+        return [], [str(error)]
+    return [f"verdict written into {_shorten(path, root)}"], []
 
 
 def _say_no_manifest(path: Path, *, root: Path, aside: bool) -> str:

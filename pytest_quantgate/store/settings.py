@@ -11,18 +11,20 @@ from pytest_quantgate.store.baseline_mode import BaselineMode
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Which reports a run writes; None: not this one. `step_summary` is appended to."""
+    """Which reports a run writes; None: not this one. `step_summary` is appended to, and
+    `model_card` is a file of somebody else, of which a section is written."""
 
     directory: Path | None = None
     markdown: Path | None = None
     json: Path | None = None
     manifest: Path | None = None
+    model_card: Path | None = None
     step_summary: Path | None = None
     images: int = 12
 
     def __bool__(self) -> bool:
-        places = (self.directory, self.markdown, self.json, self.manifest, self.step_summary)
-        return any(places)
+        files = (self.markdown, self.json, self.manifest, self.model_card)
+        return any((self.directory, *files, self.step_summary))
 
 
 @dataclass(frozen=True, kw_only=True)

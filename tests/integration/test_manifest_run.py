@@ -146,6 +146,45 @@ def test_ini_file_and_selftest(pytester: pytest.Pytester) -> None:
 
     result = run(pytester, "suites", "--quantgate-selftest", "--quantgate-manifest=n.json")
     result.stderr.fnmatch_lines(["ERROR: --quantgate-manifest shows what is true of a model, *"])
+    result = run(pytester, "suites", "--quantgate-selftest", "--quantgate-model-card=README.md")
+    result.stderr.fnmatch_lines(["ERROR: --quantgate-model-card shows what is true of a model, *"])
+
+
+def test_a_model_card_has_the_verdict_of_the_last_run(pytester: pytest.Pytester) -> None:
+    write_project(pytester.path)
+    card = pytester.path / "README.md"
+    card.write_text("---\nlicense: mit\n---\n# Mine\n")
+
+    result = run(pytester, "suites", "--quantgate-model-card=README.md", "-n2")
+    result.stdout.fnmatch_lines(["verdict written into README.md"])
+    assert "May ship: 4 gates passed" in card.read_text()
+
+    set_verdicts(pytester.path, RED)
+    pytester.makeini("[pytest]\nquantgate_model_card = README.md\n")
+    run(pytester, "suites", "--quantgate-json=red.json")
+    assert "May ship" not in card.read_text()
+    assert "Do not ship: coverage" in card.read_text()
+    assert card.read_text().startswith("---\nlicense: mit\n---\n# Mine\n")
+
+    set_verdicts(pytester.path, {})
+    run(pytester, "suites", "--quantgate-json=green.json", "--quantgate-model-card=")
+    assert "Do not ship: coverage" in card.read_text()
+    assert main(["conclude", "green.json", "--model-card=README.md"]) == 0
+    assert "May ship: 4 gates passed" in card.read_text()
+
+    card.write_text("---\n- a list\n---\n")
+    result = run(pytester, "suites")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["warning: *README.md: its metadata cannot be read: *"])
+    assert card.read_text() == "---\n- a list\n---\n"
+
+
+def test_a_run_of_other_tests_leaves_the_model_card(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nquantgate_model_card = README.md\n")
+    pytester.makepyfile("def test_other(): pass")
+
+    assert run(pytester).ret == 0
+    assert not (pytester.path / "README.md").exists()
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs OpenSSH")

@@ -130,8 +130,9 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         print(json.dumps(plain, indent=2, ensure_ascii=False))
     else:
         lines = [line for one in shown for line in (*render(one), "")]
-        if len(shown) > 1:
-            lines += render_shared(shared, sets=len(shown), pixels=parsed.pixels)
+        splits = len({one.data for one in shown})
+        if splits > 1:
+            lines += render_shared(shared, splits=splits, pixels=parsed.pixels)
         for line in lines:
             print(printable(line))
     return 1 if failed else 0
@@ -268,7 +269,7 @@ class Shared:
 
 
 def find_shared(known: Sequence[tuple[str, Mapping[str, str]]]) -> Iterator[Shared]:
-    """Yield what two sets of other names have in common; `known` are contents and their samples."""
+    """Yield what two splits have in common; `known` are contents and their samples, by split."""
     for place, (name, contents) in enumerate(known):
         for other, others in known[place + 1 :]:
             both = [content for content in contents if content in others]
@@ -310,11 +311,11 @@ def render(shown: Shown) -> Iterator[str]:
         yield f"    {example.id:<{width}}  {example.image}  {example.says}".rstrip()
 
 
-def render_shared(shared: Sequence[Shared], *, sets: int, pixels: bool) -> Iterator[str]:
-    """Yield what the sets have in common, a line a pair."""
+def render_shared(shared: Sequence[Shared], *, splits: int, pixels: bool) -> Iterator[str]:
+    """Yield what the splits have in common, a line a pair."""
     by = "pixels" if pixels else "bytes of their files (--pixels compares what they show)"
     if not shared:
-        yield f"no image is in two of the {sets} sets, by the {by}"
+        yield f"no image is in two of the {splits} splits, by the {by}"
     for one in shared:
         yield (
             f"{one.first} and {one.second} share {count(one.images, 'image')}, by the {by}: "

@@ -105,6 +105,18 @@ def test_what_calibration_and_tasks_share_is_shown(show: Show) -> None:
     assert out.endswith("y is a\n")
 
 
+def test_a_part_of_a_split_shares_nothing_with_it(show: Show, suite: Path, tmp_path: Path) -> None:
+    """A gate on some samples of a split and one on all of them read one split."""
+    (tmp_path / "data" / "train" / "y.png").write_bytes(image(7))
+    gate = "gates:\n  fidelity: {data: products/test, samples: 3, min_cosine: 0.5}"
+    suite.write_text(suite.read_text().replace("gates:", gate))
+
+    _, out, _ = show()
+
+    assert "products/test: 3 samples (3 drawn by seed)" in out
+    assert "no image is in two of the 2 splits, by the bytes of their files" in out
+
+
 def test_decoded_images_are_compared_where_that_is_asked_for(show: Show) -> None:
     status, out, _ = show("--pixels")
 

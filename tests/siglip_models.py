@@ -43,6 +43,20 @@ def save_siglip(folder: Path) -> Any:
     return module.float()
 
 
+def save_siglip_tower(folder: Path, *, tower: str) -> Any:
+    """Write one tower of such a model alone (`vision` or `text`), and return it in float32."""
+    import torch
+    from transformers import SiglipTextModel, SiglipVisionModel
+
+    save_siglip(folder)
+
+    kind: Any = {"vision": SiglipVisionModel, "text": SiglipTextModel}[tower]
+    module = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    (folder / "model.safetensors").unlink()
+    module.half().save_pretrained(folder)
+    return module.float()
+
+
 def _save_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 

@@ -22,6 +22,12 @@ KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "CLIPImageProcessor",
         {"intermediate_size": 64},
     ),
+    "projection": (
+        "CLIPVisionModelWithProjection",
+        "CLIPVisionConfig",
+        "CLIPImageProcessor",
+        {"intermediate_size": 64, "projection_dim": 16},
+    ),
     "dinov2": ("Dinov2Model", "Dinov2Config", "BitImageProcessor", {"mlp_ratio": 2}),
     "registers": (
         "Dinov2WithRegistersModel",

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.encoders import clip, open_clip, siglip, text, vit
+from pytest_quantgate.encoders import clip, llava, open_clip, siglip, text, vit
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained
 from pytest_quantgate.encoders.source import CONFIG, OPEN_CLIP_CONFIG
 from pytest_quantgate.encoders.towers import TowerSpec
@@ -26,7 +26,7 @@ CONFIGS = (CONFIG, OPEN_CLIP_CONFIG)
 #: `read_settings` and stays in the configuration object, so that a restored model knows its kind.
 KIND = "quantgate_kind"
 
-_OWN = (clip.FAMILY, siglip.FAMILY, vit.FAMILY, text.FAMILY, open_clip.FAMILY)
+_OWN = (clip.FAMILY, siglip.FAMILY, vit.FAMILY, text.FAMILY, open_clip.FAMILY, llava.FAMILY)
 
 
 def list_families() -> tuple[EncoderFamily, ...]:

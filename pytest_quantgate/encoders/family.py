@@ -75,8 +75,9 @@ class Pretrained:
         del directory
         return settings
 
-    def place(self, name: str) -> str | None:
+    def place(self, name: str, *, settings: Mapping[str, Any]) -> str | None:
         """Return the name in the model of a stored tensor, None for one that is not read."""
+        del settings
         return name.removeprefix(f"{self.inside}.") if self.inside else name
 
     def make_config(self, settings: Mapping[str, Any]) -> Any:
@@ -145,6 +146,18 @@ class Loaded:
     module: torch.nn.Module
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+
+
+def load_strictly(module: torch.nn.Module, *, state: Mapping[str, torch.Tensor]) -> Loaded:
+    """Put weights into a module, rounded to its type; those of another shape are missing."""
+    kinds = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    fitting = {n: t for n, t in state.items() if n not in kinds or kinds[n] == t.shape}
+    found = module.load_state_dict(fitting, strict=False)
+    return Loaded(
+        module=module,
+        missing=tuple(sorted(found.missing_keys)),
+        unused=tuple(sorted(found.unexpected_keys)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

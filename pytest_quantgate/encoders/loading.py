@@ -98,7 +98,9 @@ def load_fp16(
             config = kind.make_config(settings)
             config._attn_implementation = spec.attn_implementation
             check_config(config.to_dict(), where=f"{where}: {source.directory / CONFIG}")
-            state = read_weights(source, where=where, place=kind.place)
+            state = read_weights(
+                source, where=where, place=functools.partial(kind.place, settings=settings)
+            )
             _check_size(
                 functools.partial(
                     kind.make_module, copy.deepcopy(config), attention=spec.attn_implementation

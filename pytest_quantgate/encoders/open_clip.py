@@ -10,13 +10,19 @@ stay in FP16.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.encoders.family import EncoderFamily, Loaded, Pretrained, TokenizerClass
+from pytest_quantgate.encoders.family import (
+    EncoderFamily,
+    Loaded,
+    Pretrained,
+    TokenizerClass,
+    load_strictly,
+)
 from pytest_quantgate.encoders.source import OPEN_CLIP_CONFIG
 from pytest_quantgate.encoders.towers import AttentionSpec, TextSpec, TowerSpec
 from pytest_quantgate.errors import MissingPackage, ModelError, UnsupportedModel
@@ -117,7 +123,8 @@ class OpenClip(Pretrained):
             )
         return settings
 
-    def place(self, name: str) -> str | None:
+    def place(self, name: str, *, settings: Mapping[str, Any]) -> str | None:
+        del settings
         return f"text.{name}" if name.startswith(OF_TEXT) else name
 
     def make_config(self, settings: Mapping[str, Any]) -> Any:
@@ -131,15 +138,8 @@ class OpenClip(Pretrained):
         self, config: Any, *, state: dict[str, torch.Tensor], dtype: torch.dtype, attention: str
     ) -> Loaded:
         del attention
-        module = make_whole(config).to(dtype)
-        kinds = {name: tensor.shape for name, tensor in module.state_dict().items()}
-        fitting = {n: t for n, t in state.items() if n not in kinds or kinds[n] == t.shape}
-        found = module.load_state_dict(fitting, strict=False)
-        return Loaded(
-            module=rewrite(module),
-            missing=tuple(sorted(found.missing_keys)),
-            unused=tuple(sorted(found.unexpected_keys)),
-        )
+        loaded = load_strictly(make_whole(config).to(dtype), state=state)
+        return replace(loaded, module=rewrite(loaded.module))
 
     def read_tokenizer(self, folder: Path, *, config: Any) -> Any:
         del folder

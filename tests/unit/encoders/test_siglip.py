@@ -35,7 +35,7 @@ from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
-from tests.siglip_models import TOKENS, save_siglip
+from tests.siglip_models import TOKENS, save_siglip, save_siglip_tower
 from tests.unit.inspection.quantized_files import inspect
 
 pytestmark = pytest.mark.slow
@@ -196,6 +196,37 @@ def test_a_text_is_read_whole(fp16: Encoder) -> None:
     assert not found.pools_end
     assert (found.without_end, found.pooled_elsewhere, found.distinct) == (0, 0, len(TEXTS))
     assert {len(ids) for ids in reader.as_heard(TEXTS)} == {TOKENS}
+
+
+@pytest.mark.parametrize("name", ["vision", "text"])
+def test_a_tower_alone_is_what_it_is_in_the_model(
+    tmp_path: Path,
+    model_spec: Callable[..., ModelSpec],
+    make_recipe: Callable[[Any], Recipe],
+    fp16: Encoder,
+    name: Any,
+) -> None:
+    """Embedded, quantized, covered and exported as in the whole model, of which it is a part."""
+    save_siglip_tower(tmp_path, tower=name)
+    alone = load_fp16(model_spec(tmp_path), environ={})
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    inputs = {"pixel_values": pixels} if name == "vision" else fp16.tokenize(TEXTS)
+    batch = Batch(ids=tuple("abcd"), inputs={name: inputs})
+    recipe, exclude = make_recipe("fp8-attention"), (PATTERN,) if name == "vision" else ()
+    model = quantize(alone, recipe=recipe, exclude=exclude, batches=[batch]).model
+    audit = audit_quantizers(model, recipe=recipe, exclude=exclude, held_out=[batch])
+    gate = CoverageGate(where=WHERE, towers=(name,))
+    exported = export_tower(model, tower=name, path=tmp_path / "tower.onnx")
+    found = OnnxRuntimeModel(exported.path).embed({k: v.numpy() for k, v in inputs.items()})
+    wanted = model.encode(name, inputs)
+
+    assert torch.equal(alone.encode(name, inputs), fp16.encode(name, inputs))
+    assert alone.tower_names == (name,)
+    assert inspect_checkpoint(tmp_path) == ()
+    verdict = judge_coverage(audit, gate=gate, today=TODAY)
+    assert verdict.passed, verdict.headline
+    errors = (torch.from_numpy(found) - wanted).norm(dim=1) / wanted.norm(dim=1)
+    assert float(errors.median()) < 1e-4
 
 
 def test_a_head_that_is_left_out_is_no_encoder(

@@ -74,7 +74,8 @@ def test_the_embedding_is_transformers_class_token(made: Made, batches: list[Bat
     pixels = batches[0].pixel_values
 
     whole = module(pixel_values=pixels)
-    wanted = whole.pooler_output if kind == "clip" else whole.last_hidden_state[:, 0]
+    named = {"clip": "pooler_output", "projection": "image_embeds"}.get(kind)
+    wanted = getattr(whole, named) if named else whole.last_hidden_state[:, 0]
 
     assert read_towers(folder) == encoder.tower_names == ("vision",)
     torch.testing.assert_close(encoder.encode_image(pixels), wanted, rtol=1e-4, atol=1e-5)
@@ -160,7 +161,7 @@ def test_the_exported_tower_computes_the_same(
     errors = (torch.from_numpy(found) - wanted).norm(dim=1) / wanted.norm(dim=1)
     assert float(errors.median()) < 1e-4
     assert not exported.not_executed
-    assert len(exported.quantizers) == 2 * (2 * 6 + 4)
+    assert len(exported.quantizers) == 2 * (2 * 6 + 4) + 2 * model.tower("vision").linears
 
 
 def test_images_of_another_size_than_the_processor_makes_are_not_traced(

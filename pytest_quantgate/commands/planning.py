@@ -384,11 +384,11 @@ def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -
 
 
 def _count_data(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -> Data:
-    from pytest_quantgate.tasks.kind import find_task
-    from pytest_quantgate.tasks.registry import BUILTIN, evaluation_data, find_source, split_name
+    from pytest_quantgate.tasks.kind import describe_task, split_task
+    from pytest_quantgate.tasks.registry import BUILTIN, TEST, find_source
 
-    name, purpose = evaluation_data(gate.task)
-    kind, (dataset, _) = find_task(gate.task), split_name(name)
+    kind, dataset = describe_task(gate.task), split_task(gate.task)[0]
+    name, purpose = f"{dataset}/{TEST}", kind.purpose
     if dataset in BUILTIN and dataset not in suite.datasets:
         there = count_builtin(dataset, purpose=purpose)
         if there.samples is None:

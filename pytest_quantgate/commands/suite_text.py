@@ -198,6 +198,8 @@ def _describe_builtin(name: str, *, task: str | None, towers: Sequence[str] | No
     from pytest_quantgate.commands.planning import count_builtin
 
     task = task or choose_task("classification", towers)
+    if name == "scenes":  # they have captions too
+        task = task or choose_task("retrieval", towers)
     if name != "scenes" and task == "retrieval":
         raise SuiteError(f"--data {name} has labels and no captions: leave out --task retrieval")
     return Data(

@@ -22,7 +22,7 @@ from pytest_quantgate.suite.keys import (
 )
 from pytest_quantgate.suite.quantities import parse_confidence
 from pytest_quantgate.suite.specs import FIRST, check_data
-from pytest_quantgate.tasks.kind import BUILTIN, check_own, find_task, is_own
+from pytest_quantgate.tasks.kind import BUILTIN, describe_task, is_own, split_task
 
 CONFIDENCE = percent_key(help="one-sided; default 95%", parse=parse_confidence)
 TOWERS = list_key(choice_key("vision", "text", help="tower"), help="default: both")
@@ -38,7 +38,9 @@ class TaskGate(GateSection):
     have a sample (None: all that a fair draw of so many would show).
     """
 
-    task: str = field(metadata=text_key(help=f"<data set>/<kind>: {', '.join(BUILTIN)}"))
+    task: str = field(
+        metadata=text_key(help=f"<data set>/<kind>: {', '.join(BUILTIN)}, or <module>:<name>")
+    )
     metric: str = field(metadata=text_key(help="acc1, image_retrieval_recall@5, ..., as the task"))
     confidence: Fraction = field(default=Fraction(95, 100), metadata=CONFIDENCE)
     samples: int | None = field(
@@ -66,6 +68,10 @@ class TaskGate(GateSection):
     def title(self) -> str:
         return f"{self.task} {self.metric}"
 
+    @property
+    def runs_code_of(self) -> str:
+        return split_task(self.task)[1] if is_own(self.task) else ""
+
     def check(self) -> None:
         if self.first and self.samples is None:
             raise BadKey("first", "is about samples: say how many, such as samples: 1000")
@@ -74,16 +80,15 @@ class TaskGate(GateSection):
         if self.bank is None and self.bank_samples is not None:
             raise BadKey("bank_samples", "is about bank: name it, such as bank: photos/train")
         try:
-            if is_own(self.task):
-                check_own(self.task)
-                return  # what it needs is known when it runs: reading a suite runs no code of it
-            kind = find_task(self.task)
+            kind = describe_task(self.task)
         except DataError as error:
             raise BadKey("task", str(error)) from None
         try:
             kind.check_metric(self.metric)
         except DataError as error:
             raise BadKey("metric", str(error)) from None
+        if is_own(self.task):
+            return  # what else fits is known when it runs: reading a suite runs no code of it
         for key in ("max_class_drop", "min_classes"):
             if not kind.has_classes and key in self.where.keys:
                 raise BadKey(key, f"{kind.name} has no classes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
@@ -92,8 +92,7 @@ def draw_previews(
     found = {}
     for index in list_flips(fp16, quantized)[:images]:
         name = fp16.ids[index]
-        image = place[name if name in place else name.rpartition("#")[0]]
-        preview = {"image": to_data_uri(samples.images[image])}
+        preview = {"image": to_data_uri(samples.images[place[_find_sample(name, place)]])}
         if queries:
             preview["text"] = queries[index]
         if not fp16.class_names:
@@ -102,6 +101,15 @@ def draw_previews(
                 preview[f"{variant}_answer"] = names[answer] if 0 <= answer < len(names) else ""
         found[name] = preview
     return found
+
+
+def _find_sample(name: str, samples: Container[str]) -> str:
+    """Return the id of the sample that an outcome is of: outcomes of one have a number behind #."""
+    while name not in samples:
+        name = name.rpartition("#")[0]
+        if not name:
+            raise ValueError("an outcome is of no sample of the data")
+    return name
 
 
 def to_data_uri(image: Any) -> str:

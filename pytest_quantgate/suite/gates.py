@@ -73,6 +73,11 @@ class GateSection:
         """What tells the gate from others of its kind, in a suite's own words."""
         return self.key
 
+    @property
+    def runs_code_of(self) -> str:
+        """The code that the suite itself names, and that runs with it; empty: none."""
+        return ""
+
 
 Section = TypeVar("Section", bound=GateSection)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.suite.artifacts import ArtifactsSpec
 from pytest_quantgate.suite.gates import Gates, list_names, read_gates
 from pytest_quantgate.suite.keys import (
@@ -237,6 +238,7 @@ class Suite:
 
     `family` is how false alarms of its many limits are held down: by Holm's procedure, or not.
     `allow_unmeasured` are the kinds of its gates that may be missing in CI and in strict runs.
+    `trust` lets it name code that runs.
     """
 
     path: Path
@@ -282,6 +284,10 @@ class Suite:
             help="kinds of gates that may be missing in CI and in strict runs; default: none"
         ),
     )
+    trust: bool = field(
+        default=False,
+        metadata=flag_key(help="run code that the suite names, such as a task; default: false"),
+    )
     gates: Gates = field(metadata=declare(read_gates, schema={"gates": True}, help="what decides"))
 
     def check(self) -> None:
@@ -296,6 +302,12 @@ class Suite:
                 "write one of quantize (a recipe to build the variant by) and quantized (a "
                 "checkpoint that is handed over)",
             )
+        for gate in self.gates:
+            if gate.runs_code_of and not self.trust:
+                raise SuiteError(
+                    f"{gate.where}: {gate.kind}: {gate.runs_code_of} is code, which this suite "
+                    f"would run: read it, then write trust: true at the top of the suite"
+                )
 
     @property
     def variant(self) -> QuantizeSpec:

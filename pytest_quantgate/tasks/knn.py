@@ -31,13 +31,20 @@ def score(inputs: TaskInputs) -> Scored:
     import torch
 
     bank, labels = check_bank(inputs)
-    cosines, indices = find_nearest(inputs, k=inputs.k or K)
+    assert inputs.images is not None
+    assert bank.images is not None
+    cosines, indices = find_nearest(
+        inputs.images,
+        bank.images,
+        asked=inputs.pixels,
+        stored=bank.pixels,
+        k=inputs.k or K,
+        subject=f"{inputs.metric} of {inputs.task}",
+    )
     weights = (cosines.double() / TEMPERATURE).exp()
     votes = torch.zeros(len(indices), len(inputs.samples.class_names), dtype=torch.float64)
     votes.scatter_add_(1, labels[indices], weights)
     votes[votes == 0] = -torch.inf  # nobody's vote is no answer
-    assert inputs.images is not None
-    assert bank.images is not None
     finite = find_finite(inputs.images) & find_finite(bank.images).all()
     return score_classes(votes, finite=finite, inputs=inputs)
 

@@ -7,6 +7,7 @@ picture count as one group). Cosine similarity. A picture is no neighbour of its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import DataError
@@ -17,26 +18,33 @@ from pytest_quantgate.tasks.scoring import CHUNK_ROWS, Scored, TaskInputs, find_
 if TYPE_CHECKING:
     import torch
 
+METRICS = ("top1", "overlap@K")
+
 
 def find_nearest(
-    inputs: TaskInputs, *, k: int, distinct: bool = False
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    *,
+    asked: Sequence[str],
+    stored: Sequence[str],
+    k: int,
+    subject: str,
+    distinct: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosines and indices [N, k] of the nearest pictures in the bank, the nearest first.
+    """Return cosines and indices [N, k] of the candidates [M, D] nearest to queries [N, D], the
+    nearest first.
 
-    Without a bank it is the samples themselves. A candidate with the same pixels as the query does
-    not count; of several with the same pixels only the first, where `distinct`. Raises DataError
-    where fewer than `k` are left for a query.
+    `asked` and `stored` are what the rows show: a candidate that shows the same as the query does
+    not count, and of several that show the same only the first, where `distinct`. Raises DataError,
+    about `subject`, where fewer than `k` are left for a query.
     """
     import torch
     from torch.nn import functional
 
-    bank = inputs.bank or inputs
-    assert inputs.images is not None
-    assert bank.images is not None
     numbers: dict[str, int] = {}
     own, others = (
-        torch.tensor([numbers.setdefault(pixels, len(numbers)) for pixels in found.pixels])
-        for found in (inputs, bank)
+        torch.tensor([numbers.setdefault(shown, len(numbers)) for shown in found])
+        for found in (asked, stored)
     )
     first = {number: index for index, number in reversed(list(enumerate(others.tolist())))}
     copies = torch.ones(len(others), dtype=torch.bool)
@@ -44,10 +52,10 @@ def find_nearest(
     most = len(first) - 1 if distinct else len(others) - int(torch.bincount(others).max())
     if k > most:
         raise DataError(
-            f"{inputs.metric} of {inputs.task} looks at the {k} nearest pictures, but there are "
-            f"only {most} besides a query and its copies: take more samples, or a smaller K"
+            f"{subject} looks at the {k} nearest, but there are only {most} besides a query and "
+            f"its copies: take more samples, or a smaller K"
         )
-    queries, candidates = (functional.normalize(x, dim=-1) for x in (inputs.images, bank.images))
+    queries, candidates = (functional.normalize(x, dim=-1) for x in (queries, candidates))
     cosines, indices = [], []
     for start in range(0, len(queries), CHUNK_ROWS):
         rows = queries[start : start + CHUNK_ROWS] @ candidates.T
@@ -60,50 +68,77 @@ def find_nearest(
     return torch.cat(cosines), torch.cat(indices)
 
 
-def score(inputs: TaskInputs) -> Scored:
-    """Return whether each sample has the neighbours that it has in FP16."""
+def score_agreement(
+    rows: torch.Tensor,
+    reference: torch.Tensor,
+    *,
+    shown: Sequence[str],
+    ids: Sequence[str],
+    inputs: TaskInputs,
+) -> Scored:
+    """Return whether rows [N, D] have the neighbours that they have in FP16's `reference` [N, D].
+
+    `shown` is what each shows, `ids` what it is called.
+    """
     import torch
 
-    assert inputs.images is not None
     k = inputs.k or 1
-    _, wanted = find_nearest(inputs.reference, k=k, distinct=True)
-    _, found = find_nearest(inputs, k=k, distinct=True)
-    finite = find_finite(inputs.images)
-    kept = (wanted[:, :, None] == found[:, None, :]).any(dim=2) & finite[:, None] & finite.all()
-    bad = int((~finite).sum())
-    if inputs.k is None:
-        return Scored(correct=kept[:, 0].tolist(), answers=found[:, 0].tolist(), nonfinite=bad)
-    samples = inputs.samples
-    rows = torch.arange(len(samples)).repeat_interleave(k).tolist()
+    (_, wanted), (_, found) = (
+        find_nearest(
+            of,
+            of,
+            asked=shown,
+            stored=shown,
+            k=k,
+            subject=f"{inputs.metric} of {inputs.task}",
+            distinct=True,
+        )
+        for of in (reference, rows)
+    )
+    finite = find_finite(rows)
+    kept = (wanted[:, :, None] == found[:, None, :]).any(dim=2) & finite.all()
+    places = torch.arange(len(rows)).repeat_interleave(k).tolist()
+    named = [f"{ids[row]}#{place % k}" for place, row in enumerate(places)]
     return Scored(
         correct=kept.flatten().tolist(),
         answers=found.flatten().tolist(),
-        ids=[f"{samples.ids[row]}#{place % k}" for place, row in enumerate(rows)],
-        shared=([inputs.pixels[row] for row in rows],),
-        copies=k * (len(samples) - len(set(inputs.pixels))),
-        nonfinite=bad,
+        ids=ids if inputs.k is None else named,
+        shared=([shown[row] for row in places],),
+        copies=k * (len(shown) - len(set(shown))),
+        nonfinite=int((~finite).sum()),
+    )
+
+
+def score(inputs: TaskInputs) -> Scored:
+    """Return whether each picture has the neighbours that it has in FP16."""
+    images, reference = inputs.images, inputs.reference.images
+    assert images is not None
+    assert reference is not None
+    return score_agreement(
+        images, reference, shown=inputs.pixels, ids=inputs.samples.ids, inputs=inputs
     )
 
 
 def count_chance(outcomes: Outcomes) -> float:
-    """Return K of the pictures that there are to choose from."""
+    """Return K of the things that there are to choose from."""
     _, at, k = outcomes.metric.partition("@")
     number = int(k) if at else 1
     return min(1.0, number / max(1, len(outcomes.ids) // number - 1))
 
 
-def count_queries(metric: str, images: int, captions: int) -> Queries:
+def count_queries(metric: str, things: int) -> Queries:
+    """Return how many outcomes so many things give."""
     _, at, k = metric.partition("@")
-    return Queries(count=images * int(k), groups=images) if at else Queries(count=images)
+    return Queries(count=things * int(k), groups=things) if at else Queries(count=things)
 
 
 KIND = TaskKind(
     name="neighbours",
     help="pictures keep the nearest neighbours that they have in FP16; needs no labels",
-    metrics=("top1", "overlap@K"),
+    metrics=METRICS,
     proposed=("top1",),
     score=score,
     chance=count_chance,
     needs_fp16=True,
-    count_queries=count_queries,
+    count_queries=lambda metric, images, _: count_queries(metric, images),
 )

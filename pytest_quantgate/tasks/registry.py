@@ -25,6 +25,9 @@ from pytest_quantgate.tasks.samples import Samples
 #: The keys of a data set that only say which files it is in: their digest says what these hold.
 PLACES = ("dataset", "root", "test_split", "columns")
 
+#: The split that tasks are evaluated on.
+TEST = "test"
+
 BUILTIN = {"scenes": load_scenes, "digits": load_digits}
 
 
@@ -38,7 +41,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def evaluation_data(task: str) -> tuple[str, Purpose]:
     """Return the data (`<data set>/test`) and the purpose of a task `<data set>/<task>`."""
-    return f"{split_task(task)[0]}/test", find_task(task).purpose
+    return f"{split_task(task)[0]}/{TEST}", find_task(task).purpose
 
 
 def load_samples(

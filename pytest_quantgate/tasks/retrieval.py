@@ -76,14 +76,15 @@ def score(inputs: TaskInputs) -> Scored:
     captions, shown = list_captions(inputs.samples), [inputs.pixels[owner] for owner in owners]
     return replace(
         found,
-        ids=_name_captions(inputs.samples, owners),
+        ids=name_captions(inputs.samples, owners),
         # Captions of one image, and queries of one text, look for the same thing.
         shared=(shown, captions),
         copies=len(captions) - len(set(zip(shown, captions, strict=True))),
     )
 
 
-def _name_captions(samples: Samples, owners: tuple[int, ...]) -> tuple[str, ...]:
+def name_captions(samples: Samples, owners: tuple[int, ...]) -> tuple[str, ...]:
+    """Return an id for each caption: that of its image, and a number."""
     seen: dict[int, int] = {}
     ids = []
     for image in owners:

@@ -1,4 +1,4 @@
-"""The package of examples/plugin/ adds a gate and a family, through its entry points alone."""
+"""The package of examples/plugin/ adds a gate, families and a task, by its entry points alone."""
 
 from __future__ import annotations
 
@@ -192,3 +192,90 @@ def test_without_the_package_its_data_is_unknown(tmp_path: Path, tiny_clip: Path
 
     assert status != 0
     assert "npz" in output
+
+
+TASK_SUITE = """\
+quantgate: 1
+model: {{source: reference}}
+{trust}calibration: {{data: digits/train, samples: 16, batch_size: 16, held_out_samples: 16}}
+quantize: {{recipe: fp8}}
+gates:
+  accuracy: {{task: "{task}", metric: acc1, samples: 200, max_drop: 5pp{bank}}}
+  regression: {{task: "{task}", metric: acc1, samples: 200, max_fp16_drop: 5pp, max_drop: 5pp,
+    max_drop_since_first: 5pp{bank}}}
+"""
+BANK = ", bank: digits/train, bank_samples: 200"
+
+
+def test_a_task_of_another_package_is_judged_kept_and_planned(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    path = tmp_path / "own.quantgate.yaml"
+    path.write_text(TASK_SUITE.format(task="digits/prototypes", trust="", bank=BANK))
+    options = ("--quantgate-cache-dir", str(tmp_path / "cache"), "-p", "no:randomly")
+
+    status, output = run(
+        tmp_path, "pytest", *options, "--quantgate-baselines=create", environment=environment
+    )
+    assert status == 0, output
+    status, output = run(tmp_path, "pytest", *options, environment=environment)
+    assert status == 0, output
+    assert "PASS  accuracy[digits/prototypes-acc1]" in output
+    assert "PASS  regression[digits/prototypes-acc1]" in output
+    status, output = run(tmp_path, "pytest_quantgate", "plan", path.name, environment=environment)
+    assert "accuracy[digits/prototypes-acc1]" in output
+    assert "measured" in output
+    path.write_text(TASK_SUITE.format(task="digits/prototypes", trust="", bank=""))
+    status, output = run(
+        tmp_path, "pytest_quantgate", "validate", path.name, environment=environment
+    )
+    assert status != 0
+    assert "accuracy.task: prototypes needs a bank, such as bank: <data set>/train" in output
+
+
+OWN = """\
+from pathlib import Path
+from torch.nn.functional import normalize
+
+Path("imported").touch()
+
+def same_shelf(inputs):
+    images = normalize(inputs.images, dim=1)
+    cosines = images @ images.T
+    cosines.fill_diagonal_(-1)
+    labels = inputs.samples.labels
+    return [{value} for near, label in zip(cosines.argmax(dim=1), labels)]
+"""
+
+
+def test_code_that_a_suite_names_is_only_run_with_trust(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    (tmp_path / "our_tasks.py").write_text(OWN.format(value="labels[near] == label"))
+    path, task = tmp_path / "own.quantgate.yaml", "digits/our_tasks:same_shelf"
+    options = ("--quantgate-cache-dir", str(tmp_path / "cache"), "-p", "no:randomly")
+    path.write_text(TASK_SUITE.format(task=task, trust="", bank=""))
+
+    for command in (("pytest", *options), ("pytest_quantgate", "validate", path.name)):
+        status, output = run(tmp_path, *command, environment=environment)
+        assert status != 0
+        assert (
+            "own.quantgate.yaml:6: accuracy: our_tasks:same_shelf is code, which this suite would "
+            "run: read it, then write trust: true" in output
+        )
+    path.write_text(TASK_SUITE.format(task=task, trust="trust: true\n", bank=""))
+    for name in ("validate", "plan"):
+        status, output = run(tmp_path, "pytest_quantgate", name, path.name, environment=environment)
+        assert "our_tasks" in output or status == 0, output
+    assert not (tmp_path / "imported").exists()
+
+    status, output = run(
+        tmp_path, "pytest", *options, "--quantgate-baselines=create", environment=environment
+    )
+    assert status == 0, output
+    assert "PASS  accuracy[digits/our_tasks:same_shelf-acc1]" in output
+
+    # An edited function replays nothing: what it gives now is judged.
+    (tmp_path / "our_tasks.py").write_text(OWN.format(value="0.5"))
+    status, output = run(tmp_path, "pytest", *options, environment=environment)
+    assert status != 0
+    assert "an outcome is true or false, not 0.5" in output

@@ -141,6 +141,6 @@ def test_init_and_validate_know_it(
     assert main([*written, "--output", "bert.quantgate.yaml"], environ={}) == 0
     text = (tmp_path / "bert.quantgate.yaml").read_text("utf-8")
     assert "# text: 2 blocks of width 32, 2 heads, 16 tokens" in text
-    assert "accuracy" not in text  # no task of text alone
+    assert "- {task: scenes/text_neighbours, metric: top1" in text
     assert main(["validate", "--deep", "bert.quantgate.yaml"], environ={}) == 0
     assert "bert.quantgate.yaml: valid" in capsys.readouterr().out

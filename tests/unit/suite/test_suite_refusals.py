@@ -319,13 +319,13 @@ from suite_texts import FILE, SMALL, VALID, Refusal, swap
             "task: photos/retrieval",
             "task: photos",
             "accuracy.task: 'photos' is no task: write <data set>/<kind>, of classification, "
-            "retrieval, knn, neighbours",
+            "retrieval, knn, neighbours, text_neighbours, linear_probe",
         ),
         (
             "task: photos/retrieval",
             "task: /retrieval",
             "accuracy.task: '/retrieval' is no task: write <data set>/<kind>, of classification, "
-            "retrieval, knn, neighbours",
+            "retrieval, knn, neighbours, text_neighbours, linear_probe",
         ),
         (
             "max_drop: 3pp",

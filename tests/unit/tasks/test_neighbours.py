@@ -112,7 +112,7 @@ def test_a_picture_that_gives_nan_has_no_neighbours() -> None:
 def test_too_few_pictures_are_refused() -> None:
     samples, images = make_clusters(5, seed=1)
 
-    with pytest.raises(DataError, match=r"overlap@5 of .* the 5 nearest .* only 4 besides"):
+    with pytest.raises(DataError, match=r"overlap@5 of .* the 5 nearest, but .* only 4 besides"):
         agree(samples, images, images, metric="overlap@5")
 
 

@@ -465,7 +465,8 @@ def test_refused_in_what_was_exported(refusal: Refusal, old: str, new: str, word
             "{regression: {task: a/classification, metric: acc1, max_fp16_drop: 1pp, "
             "max_drop: 1pp, max_drop_since_first: 1pp, stage: onnx}}",
             "5: regression.stage: unknown key; known: task, metric, confidence, samples, "
-            "first, min_classes, max_fp16_drop, max_drop, max_drop_since_first",
+            "first, bank, bank_samples, min_classes, max_fp16_drop, max_drop, "
+            "max_drop_since_first",
         ),
     ],
     ids=lambda value: value[:40],

@@ -475,7 +475,7 @@ def test_refused_with_file_line_key_and_mend(
             "quantgate: 1\n",
             "<<: {a: 1}\nquantgate: 1\n",
             "1: <<: unknown key; known: quantgate, model, datasets, calibration, quantize, "
-            "quantized, artifacts, family, allow_unmeasured, gates",
+            "quantized, artifacts, family, allow_unmeasured, trust, gates",
         ),
         (
             "quantgate: 1\n",

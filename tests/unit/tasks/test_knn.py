@@ -109,7 +109,7 @@ def test_more_neighbours_than_pictures_are_refused() -> None:
     samples, images = make_clusters(20, seed=2)
 
     with pytest.raises(
-        DataError, match=r"acc1 of d/knn looks at the 20 nearest, but .* only 19 besides"
+        DataError, match=r"acc1 of d/knn looks at the 20 nearest, .* only 19 besides"
     ):
         answer(samples, kind="knn", metric="acc1", images=images)
 

@@ -235,9 +235,12 @@ def _render_results(report: Report) -> Html | None:
             result.name,
             badge(result.conclusion.status),
             join(
-                tag("p", describe_machine(result)),
-                tag("p", f"{result.created}, revision {result.environment.commit[:12] or '?'}"),
-                tag("p", "SHA-256 ", tag("code", result.sha256)),
+                f"{describe_machine(result)}; {result.created.replace('T', ' ')}; ",
+                join("revision ", tag("code", result.environment.commit[:12]), "; ")
+                if result.environment.commit
+                else None,
+                "SHA-256 ",
+                tag("code", result.sha256[:12], title=result.sha256),
             ),
             bullets(
                 f"{suite}: {', '.join(gates) or 'nothing'}"

@@ -100,7 +100,7 @@ def render_card(text: str, report: Report, *, name: str) -> str:
     if results and not data.model_name:
         data.model_name = _name_model(report)
     card.text = _place(card.text, render_section(report))
-    return str(card)
+    return str(card) if data.to_dict() else card.text
 
 
 def _name_model(report: Report) -> str:
@@ -113,7 +113,8 @@ def _place(text: str, section: str) -> str:
     start, end = text.find(BEGIN), text.find(END)
     if 0 <= start < end:
         return f"{text[:start]}{section}{text[end + len(END) :]}"
-    return f"{text.rstrip()}\n\n{section}\n"
+    above = f"{text.rstrip()}\n\n" if text.strip() else ""
+    return f"{above}{section}\n"
 
 
 def render_section(report: Report) -> str:

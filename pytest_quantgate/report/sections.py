@@ -139,7 +139,7 @@ def _gate_row(gate: GateResult, *, suite: SuiteReport, number: int) -> Html:
         tag(
             "td",
             f"follows from {gate.follows}" if gate.follows else gate.brief,
-            tag("p", f"from {', '.join(gate.answered_by)}") if gate.answered_by else None,
+            tag("small", f" (from {', '.join(gate.answered_by)})") if gate.answered_by else None,
         ),
     )
 

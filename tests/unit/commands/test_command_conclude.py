@@ -65,7 +65,7 @@ def test_every_report_says_the_same(folder: Path, capsys: pytest.CaptureFixture[
     assert [result.name for result in report.results] == ["cpu.json", "gpu/report.json"]
     assert report.created == "2026-11-30T13:00:00Z"
     html = (folder / "out/index.html").read_text()
-    for words in ("May ship: 4 gates passed", "Who measured what where", "from gpu/report.json"):
+    for words in ("May ship: 4 gates passed", "Who measured what where", "(from gpu/report.json)"):
         assert words in html
     markdown = (folder / "out/report.md").read_text()
     assert "May ship: 4 gates passed" in markdown

@@ -13,7 +13,14 @@ from report_builder import make_run, verdict
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.model import Report
-from pytest_quantgate.report.model_card import BEGIN, END, check_card, render_card, update_card
+from pytest_quantgate.report.model_card import (
+    BEGIN,
+    END,
+    check_card,
+    render_card,
+    render_section,
+    update_card,
+)
 
 CARD = """\
 ---
@@ -37,6 +44,9 @@ model-index:
 
 Text of mine.
 """
+
+
+CARD_ALONE = "---\nlicense: mit\n---\n# Mine\n"
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +109,7 @@ def test_what_was_not_measured_leaves_no_metric_of_an_earlier_run(report: Report
     nothing = replace(report, suites=(replace(suite, tasks=()),))
 
     data, _ = parse(render_card(render_card(CARD, report, name="x"), nothing, name="x"))
-    alone, _ = parse(render_card(render_card("", report, name="x"), nothing, name="x"))
+    alone, _ = parse(render_card(render_card(CARD_ALONE, report, name="x"), nothing, name="x"))
 
     (model,) = data["model-index"]  # type: ignore[misc]
     assert [result["dataset"]["name"] for result in model["results"]] == ["beans"]
@@ -121,9 +131,8 @@ def test_numbers_that_are_none_are_left_out(report: Report) -> None:
     nan = replace(task, quantized=replace(task.quantized, value=float("nan")))
     damaged = replace(report, suites=(replace(suite, tasks=(nan,)),))
 
-    data, _ = parse(render_card("", damaged, name="x"))
-
-    assert "model-index" not in data
+    assert render_card("", damaged, name="x") == f"{render_section(damaged)}\n"
+    assert "model-index" not in parse(render_card(CARD_ALONE, damaged, name="x"))[0]
 
 
 @pytest.mark.parametrize(
@@ -174,3 +183,4 @@ def test_no_text_of_the_author_is_lost(text: str, report: Report) -> None:
     _, found = parse(render_card(f"---\na: b\n---\n{text}", report, name="x"))
 
     assert found.startswith(text.rstrip())
+    assert render_card(text, report, name="x").count(BEGIN) == 1

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
 from enum import Enum
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from pytest_quantgate.errors import StoredValueError
@@ -118,8 +119,7 @@ def _read_part(kind: Any, data: Any, place: str) -> Any:
 def _read_dataclass(kind: type, data: Any) -> Any:
     if not isinstance(data, dict):
         raise StoredValueError(f"expected a mapping, found {type(data).__name__}")
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints, fields = _describe_class(kind)
     unknown = sorted(set(data) - set(fields))
     if unknown:
         raise StoredValueError(f"unknown fields {shorten(unknown)}")
@@ -130,3 +130,9 @@ def _read_dataclass(kind: type, data: Any) -> Any:
         elif field.default is field.default_factory is dataclasses.MISSING:
             raise StoredValueError(f"field {name!r} is missing")
     return kind(**values)
+
+
+@cache  # a report holds thousands of values of a few classes, and evaluating their types is slow
+def _describe_class(kind: type) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """Return the types and the fields of a dataclass by their names."""
+    return typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}

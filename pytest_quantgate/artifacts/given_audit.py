@@ -63,8 +63,15 @@ def audit_given(path: Path, *, model: TowerModel, name: str, digest: str) -> Onn
             unproven=weights.unproven,
             unmapped=tuple(label_of(p.node) for p in products if p.module is None),
             refused=find_refusal(graph),
+            batch=_find_batch(graph),
         ),
     )
+
+
+def _find_batch(graph: OnnxGraph) -> int:
+    """Return the size that every batch must have, 0 where it is free."""
+    shapes = (value.type.tensor_type.shape.dim for value in graph.model.graph.input)
+    return max((int(shape[0].dim_value) for shape in shapes if shape), default=0)
 
 
 def find_refusal(graph: OnnxGraph) -> str:

@@ -90,7 +90,8 @@ class GivenGraph:
     model `same` are in the graph at their place, value by value or code by code; `differing` name
     those that are there with other values and how, `unproven` those that were not found.
     `unmapped` are nodes whose place in the model is not known. `refused` says in words what
-    TensorRT does not take of it, empty where nothing is known of such.
+    TensorRT does not take of it, empty where nothing is known of such. `batch` is the only size of
+    a batch that it takes, 0 where that is free.
     """
 
     name: str
@@ -102,6 +103,7 @@ class GivenGraph:
     unproven: tuple[str, ...] = ()
     unmapped: tuple[str, ...] = ()
     refused: str = ""
+    batch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

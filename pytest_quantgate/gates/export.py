@@ -192,7 +192,9 @@ def _judge_form(found: OnnxAudit, *, gate: ExportGate) -> Verdict | None:
             "foreign-operators",
             f"the {found.tower} graph uses operators of {', '.join(map(repr, foreign))}, which no "
             f"standard runtime knows ({gate.where})",
-            cause="the exporter left its own Q/DQ operators in the graph",
+            cause=f"{name_tool(found)} computes with operators of its own"
+            if name_tool(found)
+            else "the exporter left its own Q/DQ operators in the graph",
         )
     if found.problems:
         return _fail(

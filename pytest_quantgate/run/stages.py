@@ -528,7 +528,7 @@ class Stages:
                 f"{order.source}: the {tower} engine was handed over as a report, and no engine is "
                 f"run in its place"
             )
-        self._refuse_unbuildable(variant, tower, source=order.source)
+        self._refuse_unbuildable(variant, tower, order=order)
         library = load_library(name=_module_of(order.library))
         known = self.known_plans
         onnx_path = self.onnx_path(variant=variant, tower=tower, precision=self.shipped)
@@ -572,15 +572,25 @@ class Stages:
         self.case.used[ENGINE.kind, *about] = key
         return found
 
-    def _refuse_unbuildable(self, variant: Variant, tower: TowerName, *, source: str) -> None:
+    def _refuse_unbuildable(
+        self, variant: Variant, tower: TowerName, *, order: EngineOrder
+    ) -> None:
         """Raise GivenFileError for a file that is known not to become an engine."""
         if self.given(variant, tower) is None:
             return
         audit = self.onnx_audit(variant=variant, tower=tower, precision=self.shipped)
-        if audit.given is not None and audit.given.refused:
+        if audit.given is None:
+            return
+        if audit.given.batch not in (0, order.batch):
             raise GivenFileError(
-                f"{source}: no engine can be built from {audit.given.name} of the {tower} tower: "
-                f"{audit.given.refused}"
+                f"{order.source}: {audit.given.name} of the {tower} tower takes batches of "
+                f"{audit.given.batch} alone, the engine is wanted for {order.batch}: set batch: "
+                f"{audit.given.batch}, or export it with a free batch"
+            )
+        if audit.given.refused:
+            raise GivenFileError(
+                f"{order.source}: no engine can be built from {audit.given.name} of the {tower} "
+                f"tower: {audit.given.refused}"
             )
 
     # -- on a device -----------------------------------------------------------------------------

@@ -235,6 +235,9 @@ class OnnxRuntimeModel:
 
     def _compute(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         samples, *others = {len(value) for value in feeds.values()}
+        sizes = {v.shape[0] for v in self._inputs.values() if v.shape and type(v.shape[0]) is int}
+        if len(sizes) == 1 and not others and sizes != {samples}:
+            return self._compute_whole_batches(feeds, size=sizes.pop())
         if self.workers is None or others or samples <= SLICE_SAMPLES:
             return list(self._session.run(None, dict(feeds)))
         import numpy as np
@@ -248,6 +251,17 @@ class OnnxRuntimeModel:
         with ThreadPoolExecutor(self.workers) as pool:
             parts = list(pool.map(lambda part: self._session.run(None, part), slices))
         return [np.concatenate(found) for found in zip(*parts, strict=True)]
+
+    def _compute_whole_batches(
+        self, feeds: Mapping[str, np.ndarray[Any, Any]], *, size: int
+    ) -> list[np.ndarray[Any, Any]]:
+        """Run a graph that takes one size of a batch; the last one is filled with its last row."""
+        import numpy as np
+
+        samples = len(next(iter(feeds.values())))
+        places = np.minimum(np.arange(-(-samples // size) * size), samples - 1).reshape(-1, size)
+        parts = [self._session.run(None, {n: v[at] for n, v in feeds.items()}) for at in places]
+        return [np.concatenate(found)[:samples] for found in zip(*parts, strict=True)]
 
     def _check_names(self, feeds: Mapping[str, Any]) -> None:
         if set(feeds) != set(self._inputs):

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pytest_quantgate.artifacts.given_audit import audit_given
 from pytest_quantgate.artifacts.given_onnx import digest_files, prepare_graph
+from pytest_quantgate.artifacts.given_weights import compare_values
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import ArtifactError
@@ -619,3 +620,35 @@ def test_a_prefix_of_the_suite_is_taken_for_the_one(sound: HandOver, tmp_path: P
     assert sound.judge(path, prefix="/wrapped/model").passed
     # By another one no name is known: the layers are found by their values, the rest is red.
     assert sound.judge(path, prefix="elsewhere").code.startswith("export.")
+
+
+def test_a_file_for_one_size_of_a_batch_runs_on_any(sound: HandOver, tmp_path: Path) -> None:
+    session = pytest.importorskip("pytest_quantgate.runtimes.onnxruntime_session")
+    pytest.importorskip("onnxruntime")
+    model, path = onnx.load(sound.path), tmp_path / "fixed.onnx"
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    del model.graph.value_info[:]
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(model, path)
+    pictures = np.random.default_rng(0).normal(size=(7, 3, 48, 48)).astype("f4")
+
+    fixed, free = (
+        session.OnnxRuntimeModel(file, workers=2).embed({"pixel_values": pictures})
+        for file in (path, sound.path)
+    )
+
+    assert fixed.shape == free.shape
+    assert np.allclose(fixed, free, atol=1e-5)
+    found = sound.read(path).given
+    assert found is not None
+    assert found.batch == 3
+
+
+@pytest.mark.parametrize(("value", "kept"), [(1e-7, True), (1e-3, False)])
+def test_the_smallest_halves_are_what_a_converter_likes(value: float, kept: bool) -> None:
+    found = np.array([[1.0, value]], "f2").astype("f4")
+    tensor = np.array([[1.0, 2e-8]], "f4")
+
+    problem = compare_values(found, tensor, stored="float16", dtype="float16")
+
+    assert (problem == "") is kept

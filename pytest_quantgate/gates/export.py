@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
+from pytest_quantgate.formats.table import find_format, keeps_amax
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED, CoverageGate
 from pytest_quantgate.gates.given_graph import describe_given, judge_fp16, judge_given, name_tool
 from pytest_quantgate.gates.parity import ParityGate
@@ -129,6 +130,17 @@ def judge_export(
     )
 
 
+def _bits_words(audits: Sequence[OnnxAudit]) -> str:
+    """Return how many bits the stored weights have: `8`, `4 and 8`."""
+    kinds = {
+        kind.bits
+        for audit in audits
+        for pair in audit.pairs
+        if pair.source == "weight, 8 bit" and (kind := find_format(pair.format)) is not None
+    }
+    return " and ".join(str(bits) for bits in sorted(kinds)) or "8"
+
+
 def _fail(finding: str, headline: str, **more: object) -> Verdict:
     return Verdict(
         gate=GATE,
@@ -145,7 +157,9 @@ def _pass(headline: str) -> Verdict:
 
 def _say_storage(quantized: Sequence[OnnxAudit]) -> str:
     wide = sum(pair.source == "weight, float" for found in quantized for pair in found.pairs)
-    return f"{wide} weights in full precision as allowed" if wide else "weights in 8 bits"
+    if wide:
+        return f"{wide} weights in full precision as allowed"
+    return f"weights in {_bits_words(quantized)} bits"
 
 
 def _expected(audit: Audit, found: OnnxAudit) -> dict[str, Quantizer]:
@@ -351,6 +365,10 @@ def _value_problem(pair: QdqPair, quantizer: Quantizer) -> str | None:
         return f"{pair.format} in the graph, {quantizer.format} in the model"
     if not pair.symmetric:
         return "a zero point that is not 0"
+    if not keeps_amax(quantizer.format, dynamic=quantizer.dynamic):
+        # Each row is divided by its own range before it comes to the pair, whose range is 1.
+        fixed = max(abs(pair.amax_min - 1), abs(pair.amax_max - 1)) <= SCALE_TOLERANCES["float32"]
+        return None if fixed else f"amax {pair.amax_max:.6g} behind a range of each token, not 1"
     if pair.scale_count != quantizer.amax_count:
         return f"{pair.scale_count} scales in the graph, {quantizer.amax_count} amax in the model"
     if pair.scale_min <= 0:

@@ -25,7 +25,7 @@ from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.encoders.towers import AttentionSpec, TowerSpec
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.evidence.audit import TowerName
-from pytest_quantgate.formats.table import E4M3, TABLE, name_format
+from pytest_quantgate.formats.table import E4M3, INT4, TABLE, name_format, read_blocks
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import (
     amax_of,
@@ -34,6 +34,7 @@ from pytest_quantgate.quantization.quantizers import (
     is_dynamic,
     plain_class_name,
     slot_of,
+    whole_name,
 )
 from pytest_quantgate.runtimes.onnx_surgery import (
     MARK,
@@ -51,8 +52,9 @@ Precision = Literal["float32", "float16", "bfloat16"]
 #: FP8 in QuantizeLinear came with opset 19; PyTorch's tracing exporter writes up to 20.
 OPSETS = (19, 20)
 
-#: What a quantizer may round to and become a Q/DQ pair.
+#: What a quantizer may round to and become a Q/DQ pair; weights may be in blocks of INT4 too.
 WRITTEN = tuple(row for row in TABLE if row.torch_dtype)
+WEIGHTS_ALONE = (INT4,)
 _WRITTEN_WORDS = " and ".join(row.name for row in WRITTEN)
 
 #: A probability is at most 1, so that is the range of a quantizer behind Softmax.
@@ -116,14 +118,19 @@ def export_tower(
     sample = spec.make_example(1 if dynamic_batch else batch)
     extra = _replace_attention(module, tower=spec, softmax=softmax)
     quantizers = find_quantizers(module)
+    ranks: dict[str, int] = {}
     for name, quantizer in quantizers.items():
-        quantizer.forward = _marker(name if quantizer.is_enabled else None, quantizer)
+        quantizer.forward = _marker(name if quantizer.is_enabled else None, quantizer, ranks=ranks)
     anything = any(quantizer.is_enabled for quantizer in quantizers.values())
     trace = _trace(module, sample, opset=opset, dynamic_batch=dynamic_batch, has_marks=anything)
     marked = set(find_marks(trace))
-    stored = {name: _describe(name, q) for name, q in quantizers.items() if name in marked}
+    stored = {
+        name: _describe(name, q, rank=ranks[name])
+        for name, q in quantizers.items()
+        if name in marked
+    }
     inputs = tuple(sample)
-    finish_graph(
+    opset = finish_graph(
         trace,
         tensors={**dict(module.named_parameters()), **dict(module.named_buffers())},
         stored=stored,
@@ -356,25 +363,46 @@ def _make_softmax_quantizer(*, like: Any) -> Any:
     return quantizer.to(like.amax.device).eval()
 
 
-def _describe(name: str, quantizer: Any) -> StoredQuantizer:
-    """Return what the graph needs of a quantizer; raise ModelError where ONNX cannot hold it."""
+def _describe(name: str, quantizer: Any, *, rank: int) -> StoredQuantizer:
+    """Return what the graph needs of a quantizer that is given values of so many axes.
+
+    Raises ModelError where ONNX cannot hold it.
+    """
     import torch
 
     kind = format_of(quantizer)
     amax = amax_of(quantizer)
     reason = ""
-    if kind not in WRITTEN:
+    blocks = read_blocks(quantizer.block_sizes)
+    is_weight = slot_of(name) == "weight"
+    if whole_name(name) != name:
+        reason = "it is one of several formats that are rounded to one after another"
+    elif kind not in WRITTEN and not (kind in WEIGHTS_ALONE and is_weight):
         found = name_format(quantizer.num_bits, block_sizes=quantizer.block_sizes)
-        reason = f"its format is {found}, this export writes {_WRITTEN_WORDS}"
-    elif is_dynamic(quantizer) or quantizer.block_sizes:
-        reason = "its range is taken from each batch or block"
+        reason = f"its format is {found}, this export writes {_WRITTEN_WORDS}, and weights in INT4"
+    elif is_dynamic(quantizer) and not _is_per_token(quantizer, rank=rank):
+        reason = "its range is taken from each batch"
+    elif blocks and not is_weight:
+        reason = "its range is taken from each block"
+    elif blocks and set(blocks) != {-1}:
+        reason = f"its blocks are along {len(blocks)} axes, those of ONNX along one"
+    elif _is_per_token(quantizer, rank=rank):
+        return StoredQuantizer(
+            name=name,
+            format=kind,
+            slot=slot_of(name),
+            amax=torch.tensor(1.0).numpy(),
+            axis=None,
+            per_token=True,
+            fake_quantize=functools.partial(type(quantizer).forward, quantizer),
+        )
     elif amax is None:
         reason = "it has no amax: calibrate it, or leave it out"
     elif not bool(torch.isfinite(amax).all()) or bool((amax < 0).any()):
         reason = "its amax is negative, NaN or Inf"
     elif getattr(quantizer, "_unsigned", False):
         reason = "it is unsigned"
-    elif _count_axes(amax) > 1:
+    elif not blocks and _count_axes(amax) > 1:
         reason = f"its amax has the shape {list(amax.shape)}, ONNX takes one axis"
     elif getattr(quantizer, "rotate_is_enabled", False) or quantizer.bias is not None:
         reason = "it rotates its input or shifts it by a bias"
@@ -386,6 +414,16 @@ def _describe(name: str, quantizer: Any) -> StoredQuantizer:
         raise ModelError(f"{name} cannot become a Q/DQ pair: {reason}")
     assert amax is not None
     assert kind is not None
+    if blocks:
+        return StoredQuantizer(
+            name=name,
+            format=kind,
+            slot=slot_of(name),
+            amax=amax.detach().float().cpu().reshape(-1).numpy(),
+            axis=None,
+            block_size=blocks[-1],
+            fake_quantize=functools.partial(type(quantizer).forward, quantizer),
+        )
     axis = next((i for i, size in enumerate(amax.shape) if size > 1), None)
     return StoredQuantizer(
         name=name,
@@ -397,13 +435,27 @@ def _describe(name: str, quantizer: Any) -> StoredQuantizer:
     )
 
 
+def _is_per_token(quantizer: Any, *, rank: int) -> bool:
+    """Return whether an FP8 range is taken for each row of the last of so many axes."""
+    return (
+        format_of(quantizer) == E4M3
+        and is_dynamic(quantizer)
+        and not quantizer.block_sizes
+        and quantizer.axis == tuple(range(rank - 1))
+    )
+
+
 def _count_axes(amax: torch.Tensor) -> int:
     """Return along how many axes a range varies."""
     return sum(size > 1 for size in amax.shape)
 
 
-def _marker(name: str | None, quantizer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def _marker(
+    name: str | None, quantizer: Any, *, ranks: dict[str, int]
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a forward that leaves one node with the quantizer's name in the trace.
+
+    How many axes the value has is put into `ranks`.
 
     Without a name the value passes. SmoothQuant's factor is applied as the quantizer itself does,
     also where it is off.
@@ -425,6 +477,7 @@ def _marker(name: str | None, quantizer: Any) -> Callable[[torch.Tensor], torch.
             value = value * scale
         if name is None:
             return value
+        ranks[name] = value.dim()
         marked: torch.Tensor = Mark.apply(value, name)
         return marked
 

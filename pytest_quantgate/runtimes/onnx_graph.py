@@ -249,8 +249,16 @@ class _Graph:
             consumers=consumers,
             feeds_owner=known
             and (owner in consumers or (owner == producer and (bool(consumers) or is_output))),
-            amax_deviation=self._deviation(scope, scale.astype(np.float64).ravel() * largest),
+            amax_deviation=self._deviation(scope, self._in_order(node, scale) * largest),
         )
+
+    def _in_order(self, node: Any, scale: np.ndarray) -> np.ndarray:
+        """Return scales flat, in the order of a weight [outputs, inputs], which may be stored
+        as its transpose."""
+        import numpy as np
+
+        transposed = scale.ndim == 2 and _attribute(node, "axis") == 0
+        return (scale.T if transposed else scale).astype(np.float64).ravel()
 
     def _deviation(self, quantizer: str, found: np.ndarray) -> float | None:
         """Return the largest relative difference from the calibrated amax, channel by channel."""

@@ -37,6 +37,9 @@ LARGEST_FILE_BYTES = 2**31 - 2**24
 #: The formats that a float32 graph can be narrowed to, and the largest value of each.
 _NARROW: Mapping[str, float] = {kind.name: kind.largest for kind in (FLOAT16, BFLOAT16)}
 
+#: INT4 and blocks came to DequantizeLinear with opset 21, and file format 10.
+BLOCKS_OPSET, BLOCKS_IR = 21, 10
+
 #: Convolutions in bfloat16 came with opset 22; the operators of earlier ones mean the same there.
 BFLOAT16_OPSET = 22
 
@@ -47,6 +50,8 @@ _FEW_VALUES = 64
 class StoredQuantizer:
     """A quantizer as the graph holds it: `amax` float32, a scalar or [C] along `axis`.
 
+    With a `block_size` it is a weight's, [N * blocks], one for so many values of the last axis.
+    `per_token`: the scale is computed from the values at hand, one for each row of the last axis.
     `fake_quantize` is the quantizer itself: rounded values, in float32.
     """
 
@@ -56,6 +61,8 @@ class StoredQuantizer:
     amax: np.ndarray[Any, Any]
     axis: int | None
     fake_quantize: Callable[[torch.Tensor], torch.Tensor]
+    block_size: int | None = None
+    per_token: bool = False
 
     def scale(self) -> np.ndarray[Any, Any]:
         """Return the float32 scale of QuantizeLinear, of the shape of `amax`."""
@@ -75,7 +82,10 @@ class StoredQuantizer:
         import torch
 
         scale = torch.from_numpy(self.scale())
-        if self.axis is not None:
+        if self.block_size is not None:
+            scale = scale.reshape(weight.shape[0], -1)
+            scale = scale.repeat_interleave(self.block_size, dim=1)[:, : weight.shape[1]]
+        elif self.axis is not None:
             shape = [1] * weight.ndim
             shape[self.axis] = -1
             scale = scale.reshape(shape)
@@ -87,7 +97,8 @@ class StoredQuantizer:
     def torch_dtype(self) -> torch.dtype:
         import torch
 
-        found: torch.dtype = getattr(torch, self.format.torch_dtype)
+        # PyTorch has no type of 4 bits: two of them are put into a byte when they are stored.
+        found: torch.dtype = getattr(torch, self.format.torch_dtype or "int8")
         return found
 
 
@@ -103,6 +114,13 @@ class _Build:
     initializers: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
+    token_scales: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def opset(self) -> int:
+        """The least opset that has what was written, 0 where any of this export's has."""
+        blocked = any(q.format.bits < 8 or q.block_size for q in self.stored.values())
+        return BLOCKS_OPSET if blocked else 0
 
 
 def find_marks(trace: Any) -> Iterator[str]:
@@ -121,8 +139,8 @@ def finish_graph(
     precision: Literal["float32", "float16", "bfloat16"],
     metadata: Mapping[str, str],
     path: Path,
-) -> None:
-    """Write the finished model to `path`.
+) -> int:
+    """Write the finished model to `path` and return its opset.
 
     `trace` is PyTorch's graph, whose weights are inputs under the names of `tensors`, and whose
     quantizers left marks with the names of `stored`. Raises ModelError for a graph that one file
@@ -154,12 +172,13 @@ def finish_graph(
     if precision != "float32":
         _narrow(build, precision)
         _convert_interface(build, precision, inputs=graph_inputs, output=outputs[0].name)
-    if precision == "bfloat16":
-        opsets = [onnx.helper.make_opsetid("", BFLOAT16_OPSET)]
+    opset = max(int(entry.version) for entry in opsets)
+    opset = max(opset, build.opset, BFLOAT16_OPSET if precision == "bfloat16" else 0)
+    opsets = [onnx.helper.make_opsetid("", opset)]
     model = onnx.helper.make_model(
         onnx.helper.make_graph(build.nodes, trace.graph.name, graph_inputs, outputs),
         opset_imports=opsets,
-        ir_version=trace.ir_version,
+        ir_version=max(trace.ir_version, BLOCKS_IR if build.opset else 0),
         producer_name="pytest-quantgate",
     )
     weights_bytes = sum(len(tensor.raw_data) for tensor in build.initializers.values())
@@ -173,6 +192,7 @@ def finish_graph(
     _drop_idle_nodes(model)
     onnx.helper.set_model_props(model, dict(metadata))
     path.write_bytes(model.SerializeToString())
+    return opset
 
 
 def _add_node(build: _Build, node: Any) -> None:
@@ -186,6 +206,8 @@ def _add_node(build: _Build, node: Any) -> None:
         quantizer = build.stored[_text_attribute(node, "name")]
         if source in build.tensors:
             _add_stored_weight(build, node, quantizer=quantizer)
+        elif quantizer.per_token:
+            _add_token_pair(build, node, quantizer=quantizer)
         else:
             _add_pair(build, node, quantizer=quantizer)
         return
@@ -199,6 +221,9 @@ def _add_node(build: _Build, node: Any) -> None:
             _add_initializer(build, name, build.tensors[name])
     node.doc_string = ""
     build.nodes.append(node)
+    scale = build.token_scales.get(node.input[0]) if node.input else None
+    if scale is not None:
+        _scale_product(build, node, scale=scale)
 
 
 def _add_stored_weight(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> None:
@@ -207,7 +232,7 @@ def _add_stored_weight(build: _Build, node: Any, *, quantizer: StoredQuantizer) 
 
     source, output = node.input[0], node.output[0]
     weight = quantizer.round_weight(build.tensors[source].detach().cpu())
-    axis = quantizer.axis
+    axis = 1 if quantizer.block_size else quantizer.axis
     readers = build.readers.get(output, [])
     if len(readers) == 1 and readers[0].op_type == "Transpose" and weight.ndim == 2:
         axes = _axes(readers[0], 2)
@@ -216,6 +241,11 @@ def _add_stored_weight(build: _Build, node: Any, *, quantizer: StoredQuantizer) 
         output = readers[0].output[0]
         build.dropped.add(id(readers[0]))
     name = source if build.uses[source] == 1 else f"{quantizer.name}.weight"
+    if quantizer.block_size:
+        _add_blocked_weight(
+            build, weight, quantizer=quantizer, axis=axis or 0, name=name, output=output
+        )
+        return
     _add_initializer(build, name, weight)
     scale, zero_point = _add_scale(build, quantizer)
     build.nodes.append(
@@ -226,6 +256,111 @@ def _add_stored_weight(build: _Build, node: Any, *, quantizer: StoredQuantizer) 
             name=name_node(quantizer.name, "DequantizeLinear"),
             **_axis_attribute(axis),
         )
+    )
+
+
+def _add_blocked_weight(
+    build: _Build,
+    weight: torch.Tensor,
+    *,
+    quantizer: StoredQuantizer,
+    axis: int,
+    name: str,
+    output: str,
+) -> None:
+    """Store a weight of 4 or 8 bits in blocks of `axis`, with a scale for each block.
+
+    A row that is no longer than a block has one scale: that is a scale for each output channel.
+    """
+    import numpy as np
+    import onnx
+
+    scale = f"{quantizer.name}.scale"
+    if scale in build.initializers:
+        raise _called_again(quantizer)
+    size = quantizer.block_size
+    assert size is not None
+    scales: np.ndarray[Any, Any] = quantizer.scale().reshape(weight.shape[1 - axis], -1)
+    alone = scales.shape[1] == 1
+    attributes: dict[str, Any] = {"axis": 1 - axis} if alone else {"axis": axis, "block_size": size}
+    scales = scales.reshape(-1) if alone else (scales if axis == 1 else scales.T)
+    if quantizer.format.bits < 8:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(
+            getattr(onnx.TensorProto, quantizer.format.onnx_type)
+        )
+        packed = weight.contiguous().numpy().astype(kind)
+        build.initializers[name] = onnx.numpy_helper.from_array(packed, name=name)
+    else:
+        _add_initializer(build, name, weight)
+    build.initializers[scale] = onnx.numpy_helper.from_array(np.ascontiguousarray(scales), scale)
+    build.nodes.append(
+        onnx.helper.make_node(
+            "DequantizeLinear",
+            [name, scale],
+            [output],
+            name=name_node(quantizer.name, "DequantizeLinear"),
+            **attributes,
+        )
+    )
+
+
+def _add_token_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> None:
+    """Divide each row of the last axis by its largest magnitude, and round it in a pair of range 1.
+
+    That comes back behind the product with the weight (`_scale_product`): a kernel that multiplies
+    FP8 by FP8 takes one scale for its whole input, and no half overflows in between. A row without
+    a value is divided by 1, as in ModelOpt's `fp8_eager`.
+    """
+    import numpy as np
+    import onnx
+
+    place = name_node(quantizer.name, "QuantizeLinear").rpartition("/")[0]
+    source = node.input[0]
+
+    def add(operator: str, inputs: list[str], **attributes: Any) -> str:
+        number = sum(made.name.startswith(f"{place}/{operator}") for made in build.nodes)
+        result = f"{place}/{operator}_{number}"
+        build.nodes.append(
+            onnx.helper.make_node(operator, inputs, [result], name=result, **attributes)
+        )
+        return result
+
+    def constant(name: str, value: Any) -> str:
+        name = f"{quantizer.name}.{name}"
+        build.initializers[name] = onnx.numpy_helper.from_array(np.asarray(value), name=name)
+        return name
+
+    axes = constant("axes", np.array([-1], dtype=np.int64))
+    highest = add("ReduceMax", [add("Abs", [source]), axes])
+    empty = add("LessOrEqual", [highest, constant("unused", np.float32(SMALLEST_AMAX))])
+    scale = add("Where", [empty, constant("one", np.float32(1.0)), highest])
+    inner = onnx.helper.make_node("Identity", [add("Div", [source, scale])], node.output)
+    _add_pair(build, inner, quantizer=quantizer)
+    readers = build.readers.get(node.output[0], [])
+    if readers and all(r.op_type == "MatMul" and r.input[0] == node.output[0] for r in readers):
+        build.token_scales[node.output[0]] = scale
+        return
+    last = build.nodes[-1]
+    last.output[0] = f"{node.output[0]}_unscaled"
+    result = add("Mul", [last.output[0], scale])
+    build.renamed[node.output[0]] = result
+
+
+def _scale_product(build: _Build, node: Any, *, scale: str) -> None:
+    """Multiply what a MatMul gives by the scale of each row of its left side."""
+    import onnx
+
+    result = node.output[0]
+    node.output[0] = f"{result}_unscaled"
+    build.nodes.append(
+        onnx.helper.make_node("Mul", [node.output[0], scale], [result], name=f"{node.name}_scale")
+    )
+
+
+def _called_again(quantizer: StoredQuantizer) -> ModelError:
+    return ModelError(
+        f"{quantizer.name} is called more than once in a forward: its pairs would need one name "
+        f"each, which this export does not write"
     )
 
 
@@ -255,10 +390,7 @@ def _add_scale(build: _Build, quantizer: StoredQuantizer) -> tuple[str, str]:
 
     scale, zero_point = f"{quantizer.name}.scale", f"{quantizer.name}.zero_point"
     if scale in build.initializers:
-        raise ModelError(
-            f"{quantizer.name} is called more than once in a forward: its pairs would need one "
-            f"name each, which this export does not write"
-        )
+        raise _called_again(quantizer)
     values = quantizer.scale()
     build.initializers[scale] = onnx.numpy_helper.from_array(values, name=scale)
     _add_initializer(build, zero_point, torch.zeros(values.shape).to(quantizer.torch_dtype))

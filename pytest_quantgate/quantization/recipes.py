@@ -173,10 +173,21 @@ def describe_content(recipe: Recipe) -> tuple[str, ...]:
     lines = []
     for entry in recipe.quant_cfg:
         parent = f"{entry['parent_class']} " if entry["parent_class"] else ""
-        does = json.dumps(entry["cfg"], sort_keys=True, default=str) if entry["enable"] else "off"
+        does = _write(entry["cfg"]) if entry["enable"] else "off"
         lines.append(f"{parent}{entry['quantizer_name']}: {does}")
-    algorithm = json.dumps(recipe.algorithm, sort_keys=True, default=str)
+    algorithm = _write(recipe.algorithm)
     return (*lines, f"algorithm: {algorithm}", f"attention class: {recipe.attention}")
+
+
+def _write(value: Any) -> str:
+    """Return plain data as JSON; `block_sizes` has axes and words as its keys."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return json.dumps(plain(value), sort_keys=True, default=str)
 
 
 def to_modelopt(recipe: Recipe) -> dict[str, Any]:

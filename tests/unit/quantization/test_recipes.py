@@ -165,6 +165,15 @@ def test_other_content_under_the_same_name_is_described_by_other_lines(
     assert len(before) == len(after)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_own_recipe_is_described_in_lines(name: str, make_recipe: MakeRecipe) -> None:
+    """Blocks have axes and words as their keys, which do not sort."""
+    lines = describe_content(make_recipe(name))
+
+    assert lines[-2].startswith("algorithm: ")
+    assert any("num_bits" in line for line in lines)
+
+
 def test_order_of_entries_is_content(make_recipe: MakeRecipe) -> None:
     off, fp8 = {"quantizer_name": "*", "enable": False}, {"quantizer_name": "*q_bmm_quantizer"}
     cfg = {"cfg": {"num_bits": (4, 3)}}

@@ -109,7 +109,7 @@ def rank_layers(
         if isinstance(module, (nn.Linear, nn.Conv2d))
     ]
     try:
-        with quiet_libraries():
+        with quiet_libraries(), quantized.forward_context():
             for tower in fp16.tower_names:
                 fp16.encode(tower, batch.inputs[tower])
     finally:

@@ -24,6 +24,8 @@ from pytest_quantgate.untrusted import check_yaml
 #: The ModelOpt releases that this product was tested with: the first, and the first that is not.
 MODELOPT_VERSIONS = ((0, 47), (0, 48))
 
+_AXIS = re.compile(r"-?[0-9]{1,2}")
+
 #: Until 0.43 `quant_cfg` is a dict whose `default` is applied first wherever it stands; since 0.44
 #: it is an ordered list, in which a dict's last entry wins: the same suite would quantize
 #: something else there.
@@ -333,8 +335,11 @@ def _as_list(value: Any) -> list[Any]:
 def _as_modelopt(value: Any) -> Any:
     """Return plain data as ModelOpt takes it: `num_bits: [4, 3]`, or `e4m3`, becomes a tuple."""
     if isinstance(value, Mapping):
+        # The keys of a suite are texts; those of `block_sizes` are axes.
         return {
-            key: read_num_bits(item) if key in ("num_bits", "scale_bits") else _as_modelopt(item)
+            int(key) if _AXIS.fullmatch(str(key)) else key: read_num_bits(item)
+            if key in ("num_bits", "scale_bits")
+            else _as_modelopt(item)
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):

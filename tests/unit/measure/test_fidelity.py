@@ -124,6 +124,23 @@ def test_a_spoiled_layer_is_ranked_first(
     assert [db for _, db in ranked] == sorted(db for _, db in ranked)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["nvfp4", "mxfp8"])
+def test_layers_in_an_emulated_format_are_ranked_too(
+    recipe: str,
+    tiny_fp16: Encoder,
+    make_quantized: Callable[..., Encoder],
+    make_pairs: Callable[..., list[Batch]],
+) -> None:
+    """A layer is called by itself there, in no forward of its encoder."""
+    model = make_quantized(recipe)
+
+    ranked = rank_layers(fp16=tiny_fp16, quantized=model, batch=make_pairs(seed=5)[0])
+
+    assert len(ranked) == 27
+    assert all(0 < noise < 60 or "patch_embedding" in name for name, noise in ranked)
+
+
 def test_a_variant_in_half_precision_is_ranked_too(
     tiny_fp16: Encoder,
     make_quantized: Callable[..., Encoder],

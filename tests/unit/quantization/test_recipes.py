@@ -165,6 +165,19 @@ def test_other_content_under_the_same_name_is_described_by_other_lines(
     assert len(before) == len(after)
 
 
+def test_blocks_written_in_a_suite_are_axes(make_recipe: MakeRecipe) -> None:
+    """A suite's keys are texts."""
+    blocks = {"-1": 16, "type": "dynamic", "scale_bits": [4, 3]}
+    cfg = {"num_bits": [2, 1], "block_sizes": blocks}
+    entry = {"quantizer_name": "*weight_quantizer", "cfg": cfg}
+
+    recipe = make_recipe([entry])
+
+    assert recipe.formats == ("NVFP4",)
+    (made,) = to_modelopt(recipe)["quant_cfg"]
+    assert made["cfg"]["block_sizes"] == {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_own_recipe_is_described_in_lines(name: str, make_recipe: MakeRecipe) -> None:
     """Blocks have axes and words as their keys, which do not sort."""

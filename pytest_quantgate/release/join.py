@@ -26,6 +26,7 @@ from pytest_quantgate.report.model import (
     JoinedResult,
     JudgedFile,
     Report,
+    StatusName,
     SuiteReport,
 )
 from pytest_quantgate.run.conclusion import (
@@ -75,7 +76,16 @@ def read_result(path: Path) -> Result:
             f"{file}: this was joined from {count(len(report.results), 'result')} already: name "
             f"those themselves"
         )
-    return Result(name=str(file), sha256=hashlib.sha256(content).hexdigest(), report=report)
+    result = Result(name=str(file), sha256=hashlib.sha256(content).hexdigest(), report=report)
+    said = report.conclusion.status
+    _, alone = join_results([result])
+    if _is_red(said) and not _is_red(alone.conclusion.status):
+        raise ReportError(f"{file}: its verdict is {said}, and nothing in it says why: run again")
+    return result
+
+
+def _is_red(status: StatusName) -> bool:
+    return Status(status).severity > Status.NOT_MEASURED.severity
 
 
 def sort_results(results: Iterable[Result]) -> tuple[Result, ...]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from results import GATES, GPU, make_result, make_results, write_result
 
 from pytest_quantgate import bounds
 from pytest_quantgate.commands.cli import main
+from pytest_quantgate.evidence.codec import to_json
+from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.json_report import read_report
 from pytest_quantgate.report.model import JudgedFile
@@ -135,6 +141,45 @@ def test_a_result_that_cannot_be_trusted_is_a_line_and_red(
     (line,) = (x for x in output.out.splitlines() if x.startswith("error: "))
     assert line.startswith(f"error: cpu.json: {words}")
     assert output.err == ""
+
+
+def list_places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to every value of a JSON tree."""
+    inner: dict[Any, Any] = {}
+    if isinstance(node, (dict, list)):
+        inner = node if isinstance(node, dict) else dict(enumerate(node))
+    for key, value in inner.items():
+        yield (*path, key)
+        yield from list_places(value, (*path, key))
+
+
+STATUSES = st.sampled_from([status.value for status in Status])
+ODD = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.just([]) | STATUSES
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_a_result_that_was_made_up_and_sealed_is_no_traceback(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whoever can write a result can seal it too."""
+    folder = tmp_path_factory.mktemp("made-up")
+    file = JudgedFile(artifact="model", name="m", sha256="a" * 64)
+    made = make_result("", make_results(ALL), environment=GPU, device="cuda", files=(file,))
+    plain = to_json(made.report)
+    *way, last = data.draw(st.sampled_from(sorted(list_places(plain), key=str)))
+    node = plain
+    for key in way:
+        node = node[key]
+    node[last] = data.draw(ODD)
+    plain["seal"] = digest_of({name: value for name, value in plain.items() if name != "seal"})
+    (folder / "x.json").write_text(json.dumps(plain))
+    write_result(folder / "y.json", make_result("", make_results(ALL)))
+
+    names = [str(folder / name) for name in ("x.json", "y.json")]
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert main(["conclude", *names, "--report", str(folder / "out")]) in (0, 1)
+    assert "\x1b" not in output.getvalue()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null"])

@@ -298,6 +298,21 @@ def test_a_written_result_is_read_back(tmp_path: Path) -> None:
     assert read_result(tmp_path).sha256 == read_result(path).sha256
 
 
+@pytest.mark.parametrize("status", list(Status))
+def test_a_red_verdict_without_a_reason_is_refused(tmp_path: Path, status: Status) -> None:
+    """Whatever made it red is not among what is joined: it must not get lost."""
+    result = make_result("x", make_results(ALL))
+    conclusion = replace(result.report.conclusion, status=status.value)
+    odd = replace(result, report=replace(result.report, conclusion=conclusion))
+    path = write_result(tmp_path / "r.json", odd)
+
+    if status in RED:
+        with pytest.raises(ReportError, match="and nothing in it says why: run again"):
+            read_result(path)
+    else:
+        assert read_result(path).report == odd.report
+
+
 def test_a_joined_report_is_not_joined_again(tmp_path: Path) -> None:
     one = make_result("one", make_results(ALL))
     _, report = join(one)

@@ -76,6 +76,14 @@ def read_result(path: Path) -> Result:
             f"{file}: this was joined from {count(len(report.results), 'result')} already: name "
             f"those themselves"
         )
+    for gate in (gate for suite in report.suites for gate in suite.gates):
+        if not gate.kind or gate.name != (f"{gate.kind}[{gate.key}]" if gate.key else gate.kind):
+            raise ReportError(
+                f"{file}: damaged report: a gate of kind {gate.kind[:40]!r} is called "
+                f"{gate.name[:40]!r}: run again"
+            )
+    if not all(test.test for test in report.own_tests):
+        raise ReportError(f"{file}: damaged report: an own test has no name: run again")
     result = Result(name=str(file), sha256=hashlib.sha256(content).hexdigest(), report=report)
     said = report.conclusion.status
     _, alone = join_results([result])

@@ -313,6 +313,22 @@ def test_a_red_verdict_without_a_reason_is_refused(tmp_path: Path, status: Statu
         assert read_result(path).report == odd.report
 
 
+@pytest.mark.parametrize("name", ["", "coverage", "sanity[x]"])
+def test_a_gate_that_is_called_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+    result = make_result("x", make_results(ALL))
+    (only,) = result.report.suites
+    gates = (replace(only.gates[0], name=name), *only.gates[1:])
+    odd = replace(result.report, suites=(replace(only, gates=gates),))
+    path = write_result(tmp_path / "r.json", replace(result, report=odd))
+
+    with pytest.raises(ReportError, match="a gate of kind 'sanity' is called"):
+        read_result(path)
+    test = OwnTest(test="", verdict=make_verdict("test", FAIL))
+    nameless = make_result("x", make_results(ALL, own_tests=(test,)))
+    with pytest.raises(ReportError, match="an own test has no name"):
+        read_result(write_result(path, nameless))
+
+
 def test_a_joined_report_is_not_joined_again(tmp_path: Path) -> None:
     one = make_result("one", make_results(ALL))
     _, report = join(one)

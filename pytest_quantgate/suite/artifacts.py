@@ -21,6 +21,8 @@ from pytest_quantgate.suite.keys import (
 from pytest_quantgate.suite.nodes import Place, read_pairs
 from pytest_quantgate.suite.where import Where
 
+_NAMES = {name: f"of the {name} tower" for name in TOWERS}
+
 
 def _by_tower(
     read_one: Callable[[Place, yaml.Node], Any], *, schema: Mapping[str, Any], help: str
@@ -42,8 +44,8 @@ def _files_key(*, help: str) -> Declared:
     one = text_key(help="", environment=True)["key"]
     schema = {
         "type": "object",
-        "propertyNames": {"enum": list(TOWERS)},
-        "additionalProperties": dict(one.schema),
+        "properties": {name: {"description": text, **one.schema} for name, text in _NAMES.items()},
+        "additionalProperties": False,
     }
     return _by_tower(one.read, schema=schema, help=help)
 
@@ -86,7 +88,7 @@ class EngineReportSpec:
 def _reports_key() -> Declared:
     return _by_tower(
         lambda place, node: read_section(EngineReportSpec, place, node),
-        schema={"mapping": EngineReportSpec},
+        schema={"mapping": EngineReportSpec, "names": _NAMES},
         help="reports of engines that are handed over, by tower",
     )
 

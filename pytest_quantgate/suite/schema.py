@@ -42,7 +42,11 @@ def _value(schema: Mapping[str, Any]) -> dict[str, Any]:
     if "section" in schema:
         return section_schema(schema["section"])
     if "mapping" in schema:
-        return {"type": "object", "additionalProperties": section_schema(schema["mapping"])}
+        each = section_schema(schema["mapping"])
+        if "names" not in schema:
+            return {"type": "object", "additionalProperties": each}
+        named = {name: {"description": help, **each} for name, help in schema["names"].items()}
+        return {"type": "object", "properties": named, "additionalProperties": False}
     if "sections" in schema:
         one = section_schema(schema["sections"])
         many = {"type": "array", "items": one, "minItems": 1}

@@ -256,7 +256,7 @@ def test_each_limit_of_an_engine_is_enough_alone(load: Load, limit: str) -> None
         (
             "allow: [softmax]",
             "allow: [softmax, layernorm]",
-            "export.allow[1]: 'layernorm' is none of softmax",
+            "export.allow[1]: 'layernorm' is none of softmax, float-weights",
         ),
         (
             "allow: [softmax]",

@@ -222,7 +222,7 @@ def _render_accuracy(suite: SuiteReport, *, drawn: Charts) -> Html:
             "An interval has one-sided limits at the confidence of its gate: a drop is within its "
             "limit where the upper end is. Lost are samples that FP16 has right and the quantized "
             "variant wrong, won the other way round. Changed are all samples with another answer, "
-            "lost and won among them; a retrieval counts those two alone.",
+            "lost and won among them; a task without classes counts those two alone.",
             class_="note",
         ),
         tag("div", (_render_classes(task) for task in suite.tasks if task.classes), class_="pair"),
@@ -366,11 +366,11 @@ def _render_flip(flip: Flip, *, task: TaskFacts) -> Html:
 
 
 def _describe_answer(flip: Flip, *, task: TaskFacts, fp16: bool) -> Html:
-    """Return what a variant answered; of a retrieval, whether it was found, and what came first."""
+    """Return what a variant answered; of a recall, whether it was found, and what came first."""
     right = flip.right_to_wrong is fp16
     answer = flip.fp16_answer if fp16 else flip.quantized_answer
     sign = "\N{HEAVY CHECK MARK}" if right else "\N{HEAVY MULTIPLICATION X}"
-    if not task.classes:
+    if not task.classes and "recall@" in task.metric:
         first = task.metric.rpartition("@")[2]
         answer = f"{'in' if right else 'not in'} the first {first}; on top: {answer}"
     return tag(

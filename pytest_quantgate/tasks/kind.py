@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: The tasks of this package, in the order in which they are named.
 BUILTIN = (
     *("classification", "retrieval", "knn", "neighbours", "text_neighbours"),
-    *("linear_probe",),
+    *("linear_probe", "catalogue"),
 )
 
 #: The group of entry points of other packages' tasks.

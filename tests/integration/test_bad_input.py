@@ -65,8 +65,8 @@ def use(path: Path, model: Path) -> dict[str, str]:
             "task: scenes/classification, metric: acc1, max",
             "task: scenes/clasification, metric: acc1, max",
             "accuracy.task: unknown task 'scenes/clasification': tasks are classification, "
-            "retrieval, knn, neighbours, text_neighbours, linear_probe; did you mean "
-            "scenes/classification?",
+            "retrieval, knn, neighbours, text_neighbours, linear_probe, "
+            "catalogue; did you mean scenes/classification?",
         ),
     ],
 )

@@ -319,13 +319,13 @@ from suite_texts import FILE, SMALL, VALID, Refusal, swap
             "task: photos/retrieval",
             "task: photos",
             "accuracy.task: 'photos' is no task: write <data set>/<kind>, of classification, "
-            "retrieval, knn, neighbours, text_neighbours, linear_probe",
+            "retrieval, knn, neighbours, text_neighbours, linear_probe, catalogue",
         ),
         (
             "task: photos/retrieval",
             "task: /retrieval",
             "accuracy.task: '/retrieval' is no task: write <data set>/<kind>, of classification, "
-            "retrieval, knn, neighbours, text_neighbours, linear_probe",
+            "retrieval, knn, neighbours, text_neighbours, linear_probe, catalogue",
         ),
         (
             "max_drop: 3pp",

@@ -1,0 +1,95 @@
+"""Search in a catalogue with several right answers, against a plain computation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy
+import pytest
+import torch
+from task_builders import answer, make_clusters
+
+from pytest_quantgate.errors import DataError
+from pytest_quantgate.tasks.kind import Queries, find_task
+from pytest_quantgate.tasks.samples import Samples
+from pytest_quantgate.tasks.scoring import TaskInputs
+
+pytestmark = pytest.mark.slow
+
+
+def as_bank(samples: Samples, images: torch.Tensor) -> TaskInputs:
+    return TaskInputs(samples=samples, pixels=samples.hashes, metric="", images=images)
+
+
+def rank(queries: torch.Tensor, stored: torch.Tensor) -> list[list[int]]:
+    """Return the catalogue's order for each query, by a plain loop in float64."""
+    rows, others = (x.double().numpy() for x in (queries, stored))
+    unit = others / numpy.linalg.norm(others, axis=1, keepdims=True)
+    return [numpy.argsort(-(unit @ row)).tolist() for row in rows]
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_values_are_those_of_a_plain_loop(k: int) -> None:
+    bank, stored = make_clusters(150, seed=1, classes=9, spread=1.5, prefix="bank")
+    samples, images = make_clusters(120, seed=2, classes=9, spread=1.5)
+    assert bank.labels is not None
+    assert samples.labels is not None
+    orders = rank(images, stored)
+    right = [
+        [bank.labels[index] == label for index in order[:k]]
+        for order, label in zip(orders, samples.labels, strict=True)
+    ]
+    of = {"images": images, "bank": as_bank(bank, stored)}
+
+    hit = answer(samples, kind="catalogue", metric=f"hit@{k}", **of)
+    precision = answer(samples, kind="catalogue", metric=f"precision@{k}", **of)
+
+    assert hit.correct == tuple(map(any, right))
+    assert precision.value == pytest.approx(sum(map(sum, right)) / (k * 120))
+    assert precision.clusters == (tuple(i for i in range(120) for _ in range(k)) if k > 1 else ())
+    assert len(set(precision.ids)) == 120 * k
+    assert 0.1 < precision.value < 1
+
+
+def test_without_a_bank_each_looks_among_the_others() -> None:
+    samples, images = make_clusters(80, seed=3, spread=1.5)
+    assert samples.labels is not None
+    found = answer(samples, kind="catalogue", metric="hit@1", images=images)
+    nearest = [
+        next(other for other in order if other != index)
+        for index, order in enumerate(rank(images, images))
+    ]
+
+    assert found.answers == tuple(samples.labels[index] for index in nearest)
+
+
+def test_a_query_that_nothing_answers_is_named() -> None:
+    samples, images = make_clusters(30, seed=3, classes=3)
+    assert samples.labels is not None
+    lonely = replace(
+        samples, labels=(3, *samples.labels[1:]), class_names=(*samples.class_names, "rare")
+    )
+    with pytest.raises(DataError, match=r"1 of 30 queries have no right answer in d/test, first"):
+        answer(lonely, kind="catalogue", metric="hit@5", images=images)
+    # A copy of its own is no answer either.
+    doubled = as_bank(replace(lonely, name="shelf"), images)
+    with pytest.raises(DataError, match="1 of 30 queries have no right answer in shelf"):
+        answer(lonely, kind="catalogue", metric="hit@5", images=images, bank=doubled)
+
+
+def test_nan_finds_nothing_and_is_counted() -> None:
+    samples, images = make_clusters(40, seed=3)
+    bank, stored = make_clusters(40, seed=4, prefix="bank")
+    images[2] = torch.nan
+    found = answer(
+        samples, kind="catalogue", metric="hit@3", images=images, bank=as_bank(bank, stored)
+    )
+
+    assert (found.nonfinite, found.correct[2], found.answers[2]) == (1, False, -1)
+
+
+def test_outcomes_are_counted_by_metric() -> None:
+    kind = find_task("d/catalogue")
+
+    assert kind.count_queries("hit@5", 100, 0) == Queries(count=100)
+    assert kind.count_queries("precision@5", 100, 0) == Queries(count=500, groups=100)

@@ -11,10 +11,11 @@ class QuantGateError(Exception):
     """Base of all errors that a user can cause and mend; `str(error)` is the whole message.
 
     `code` is that of the verdict which the error becomes (see `Verdict.code`); where it is empty
-    that is `<gate>.<finding>`, by the kind of error.
+    that is `<gate>.<finding>`, by the kind of error; its `cause` is as general as the kind is.
     """
 
     finding = "input-unusable"
+    cause = "what the run was given cannot be used as it is"
 
     def __init__(self, *arguments: object, code: str = "") -> None:
         super().__init__(*arguments)
@@ -25,18 +26,21 @@ class SuiteError(QuantGateError):
     """A suite file that cannot be accepted; the message starts with `file:line:`."""
 
     finding = "suite-unusable"
+    cause = "the suite asks for what cannot be"
 
 
 class BaselineError(QuantGateError):
     """A baseline file that is damaged, of another version, or may not be written."""
 
     finding = "baseline-unusable"
+    cause = "the file was edited, merged by hand, or is of another release"
 
 
 class WriteError(QuantGateError):
     """A place that cannot be written: a full or read-only disk, or a limit on sizes of files."""
 
     finding = "unwritable"
+    cause = "the disk is full or read-only, or a limit on file sizes is in force"
 
 
 class CacheError(WriteError):
@@ -60,6 +64,7 @@ class ModelError(QuantGateError):
     """A checkpoint, a recipe or a model that cannot be used."""
 
     finding = "model-unusable"
+    cause = "the checkpoint, the recipe or the model is not what the suite takes it for"
 
 
 class UnsupportedModel(ModelError):
@@ -80,6 +85,7 @@ class DataError(QuantGateError):
     """A data set that is empty, damaged or not what the task needs."""
 
     finding = "data-unusable"
+    cause = "the data set is empty, damaged, or not of the kind that the task needs"
 
 
 class Incomparable(QuantGateError):
@@ -87,6 +93,7 @@ class Incomparable(QuantGateError):
 
     finding = "base-differs"
     brief = "the checkpoint was made from another model"
+    cause = "the quantized variant was made from other weights than those of `model:`"
 
 
 class Untied(Incomparable):
@@ -94,6 +101,7 @@ class Untied(Incomparable):
 
     finding = "report-untied"
     brief = "the report is not proved to be of these files"
+    cause = "the report and the files that it is given with come from different builds"
 
 
 class NotMeasured(QuantGateError):

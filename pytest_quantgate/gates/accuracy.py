@@ -100,6 +100,7 @@ def judge_accuracy(
             headline=f"accuracy: {gate.task} {gate.metric} cannot be compared: {error}",
             next_step="evaluate both variants on the same samples",
             code="accuracy.unpaired",
+            cause="the two variants were not evaluated on the same samples in the same order",
         )
     if averages_classes(gate.metric) and not pairs.classes:
         return Verdict(
@@ -109,6 +110,7 @@ def judge_accuracy(
             f"none ({gate.where.of('metric')})",
             next_step="use metric: acc1, or the recall metrics for retrieval",
             code="accuracy.no-classes",
+            cause="the metric, or max_class_drop, is one of classes, and the task has captions",
         )
     needs_all = averages_classes(gate.metric) or gate.max_class_drop is not None
     parts = [
@@ -526,6 +528,7 @@ def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family:
             f"classes ({gate.where.of('max_class_drop')})",
             next_step="leave max_class_drop out, or judge a task that has classes",
             code="accuracy.no-classes",
+            cause="the metric, or max_class_drop, is one of classes, and the task has captions",
         )
     limits = [drop_limits(c.flips, confidence=float(gate.confidence)) for _, c in pairs.classes]
     left = [

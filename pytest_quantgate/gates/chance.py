@@ -106,6 +106,7 @@ def judge_chance(answers: Answers, *, gate: str, task: str) -> Verdict:
             figures=figures,
             next_step="evaluate on samples of all classes",
             code=CODE,
+            cause="the data set is sorted by class, and `samples` takes its beginning",
         )
     enough = _is_enough(samples, chance)
     failed = answers.right <= samples * chance or enough

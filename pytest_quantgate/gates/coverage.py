@@ -238,6 +238,8 @@ def _judge_expectation(audit: Audit, *, gate: CoverageGate) -> Verdict:
             "no-layers",
             f"the model has no layers to quantize ({where})",
             next_step="name a model whose towers hold Linear layers or convolutions",
+            cause="the model is not the one that was meant, or its layers are "
+            "functions, not modules",
         )
     if not audit.quantizers:
         return _fail(
@@ -260,12 +262,15 @@ def _judge_expectation(audit: Audit, *, gate: CoverageGate) -> Verdict:
             "nothing-ran",
             f"no matrix operation ran in the audit's forward: nothing was seen running ({where})",
             next_step="look at the model's forward: no layer and no attention of its towers ran",
+            cause="the forward does not go through the towers, or runs compiled code "
+            "that nothing sees",
         )
     if not gate.towers:
         return _fail(
             "no-towers",
             f"coverage.towers is empty: nothing is expected ({where.of('towers')})",
             next_step="name towers: [vision, text]",
+            cause="an empty list was written where all towers, or one, were meant",
         )
     return _pass(f"{len(audit.intended)} quantizers intended")
 
@@ -285,6 +290,7 @@ def _judge_towers(
                     f"the model has no {tower} tower, or its forward was not run "
                     f"({gate.where.of('towers')})",
                     next_step=f"leave {tower} out of coverage.towers if that is meant",
+                    cause="the suite expects a tower that this kind of model does not have",
                 )
             )
             continue
@@ -706,6 +712,7 @@ def _judge_excludes(
                 f"does not switch on: it excludes nothing ({gate.where})",
                 evidence=shorten(group(matched), noun="groups"),
                 next_step="remove the pattern",
+                cause="the recipe leaves these quantizers off by itself",
             )
     return _pass(f"{count(len(audit.excludes), 'exclude pattern')} matched")
 
@@ -891,6 +898,8 @@ def _judge_waivers(
                     f"the waiver for {names} expired on {waiver.until} ({until})",
                     evidence=reason,
                     next_step="quantize these modules, or decide anew until when they may wait",
+                    cause="what was to be mended by that day was not, or its waiver "
+                    "was not renewed",
                 )
             )
         elif index not in used:
@@ -901,6 +910,7 @@ def _judge_waivers(
                     f"({waiver.where})",
                     evidence=reason,
                     next_step="remove the waiver",
+                    cause="what it names is quantized by now, or its pattern names something else",
                 )
             )
         if waiver.lasts_too_long(today):
@@ -913,6 +923,8 @@ def _judge_waivers(
                     evidence=reason,
                     next_step=f"write until: {waiver.last_day(today)} or earlier, and decide anew "
                     f"then",
+                    cause="a waiver without an end in sight is an exception that "
+                    "nobody looks at again",
                 )
             )
     if waived.share > MAX_WAIVED_SHARE:

@@ -100,6 +100,8 @@ def judge_engine(
             Status.FAIL,
             f"no tower is named, so it decides nothing ({gate.where})",
             code="engine.without-tower",
+            cause="an empty list was written where all towers, or one, were meant",
+            next_step="name towers: [vision, text]",
         )
     for variant, reports in (("", quantized), ("FP16 ", fp16)):
         missing = [
@@ -113,6 +115,9 @@ def judge_engine(
                 Status.FAIL,
                 f"no {variant}engine of the {names} tower ({gate.where})",
                 code="engine.tower-missing",
+                cause="the build of that tower failed, or the suite does not name its engine",
+                next_step="name the engine of every tower, or the towers that there are: "
+                "towers: [...]",
             )
     stale = [t for t in gate.towers if quantized[t].onnx_sha256 != onnx_digests.get(t)]
     if stale:
@@ -124,6 +129,7 @@ def judge_engine(
             f"({gate.where})",
             next_step="build it again from the approved file",
             code="engine.of-another-file",
+            cause="the model was exported again after the engine was built",
         )
     made = {
         f"{report.library} {report.library_version} for {report.target}": f"{variant}{tower}"
@@ -139,6 +145,7 @@ def judge_engine(
             f"{listed([f'{name} ({which})' for name, which in made.items()])} ({gate.where})",
             next_step="build them again in one run",
             code="engine.of-several-targets",
+            cause="engines of several machines or TensorRT versions came together",
         )
     parts: list[Verdict | None] = [*_judge_gemms(quantized, gate=gate)]
     for tower in gate.towers:
@@ -294,6 +301,10 @@ def _judge_attention(
             Status.FAIL,
             f"no attention block was found in the {tower} engine ({source})",
             code="engine.no-attention",
+            cause="the layer report shows no matmul pair around a softmax: layers were "
+            "merged, or names lost",
+            next_step="build the engine with a detailed profile, or leave attention out of "
+            "this gate",
         )
     wanted = ("fused-fp8",) if gate.attention == "fused-fp8" else ("fused-fp8", "fused-half")
     other = [found for found in asked if found.state not in wanted]
@@ -342,6 +353,8 @@ def _judge_outputs(
                 Status.FAIL,
                 f"the {tower} engine was run on no samples ({source})",
                 code="engine.not-run",
+                cause="the evaluation data is empty, or the engine was only built",
+                next_step="give the gate data with samples",
             )
         ]
     if found.nonfinite:

@@ -88,6 +88,8 @@ def judge_export(
             "tower-missing",
             f"no ONNX file of the {' and '.join(missing) or 'model'}{' tower' if missing else ''} "
             f"({gate.where})",
+            cause="the export of that tower failed, or the suite does not name its file",
+            next_step="export every tower, or name those that there are",
         )
     parts = [
         part
@@ -209,12 +211,16 @@ def _judge_form(found: OnnxAudit, *, gate: ExportGate) -> Verdict | None:
             cause=f"{name_tool(found)} computes with operators of its own"
             if name_tool(found)
             else "the exporter left its own Q/DQ operators in the graph",
+            next_step="export with opset 19 or newer and the standard QuantizeLinear operators",
         )
     if found.problems:
         return _fail(
             "invalid-onnx",
             f"the {found.tower} graph is not valid ONNX: {found.problems[0]} ({gate.where})",
             evidence=shorten(found.problems[1:]),
+            cause="the exporter, or a tool that edited the file after it, wrote "
+            "something else than ONNX",
+            next_step="export again; onnx.checker.check_model shows the same",
         )
     return None
 
@@ -227,6 +233,7 @@ def _judge_lost(found: OnnxAudit, *, expected: dict[str, Quantizer], gate: Expor
             "tower-idle",
             f"no quantizer runs in the {found.tower} tower: its file shows nothing ({gate.where})",
             next_step="look at the coverage gate",
+            cause="the recipe means no layer of this tower, or its forward was never run",
         )
     if not lost:
         return _pass(f"{found.tower}: {len(expected)} of {len(expected)} quantizers are there")
@@ -443,6 +450,8 @@ def _judge_size(
         text,
         brief=f"{ratio:.2f}x of FP16's size, over {float(limit):.2f}x",
         cause="too few weights are quantized, or they are not stored in 8 bits",
+        next_step="look at the coverage gate for what is not quantized, or raise "
+        "max_size_ratio on purpose",
     )
 
 

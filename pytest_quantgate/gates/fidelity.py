@@ -77,6 +77,7 @@ def judge_fidelity(
             f"({gate.where})",
             next_step="evaluate with pairs: images and texts",
             code="fidelity.tower-missing",
+            cause="the data has no text, or no images, to embed",
         )
     parts = [
         part
@@ -128,6 +129,7 @@ def _without_limits(gate: FidelityGate) -> Verdict:
         headline=f"fidelity: the gate sets no limit, so it decides nothing ({gate.where})",
         next_step="set min_cosine, min_worst_cosine, min_sqnr or min_worst_sqnr",
         code="fidelity.without-limits",
+        cause="the gate was written without a number",
     )
 
 

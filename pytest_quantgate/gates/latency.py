@@ -177,6 +177,7 @@ def judge_latency(
             headline=f"latency: the gate sets no limit, so it decides nothing ({where})",
             next_step="set max_ratio or max_latency",
             code="latency.without-limits",
+            cause="the gate was written without a number",
         )
     broken = _check_run(run, where=where)
     if broken is not None:
@@ -194,6 +195,7 @@ def judge_latency(
             brief=f"{count(run.rounds, 'round')}, it takes {needed} at {level(confidence)}",
             next_step=f"measure at least {needed} rounds, better {3 * needed}",
             code="latency.too-few-rounds",
+            cause="each round is one pair of times, and a confidence takes its number of pairs",
         )
     again = _levels(divide_rounds(run.fp16_again, run.fp16), run)
     noise = noise_factor(again, confidence=float(confidence))
@@ -403,6 +405,7 @@ def _judge_absolute(
             brief=f"max_latency {allowed} needs a baseline of its machine",
             code="latency.no-baseline",
             next_step=f"on the machine that it is meant for: {create_command}",
+            cause="a time in milliseconds is one of a machine, and none was recorded yet",
         )
     different = machine_differences(baseline_machine, run.machine)
     if different:
@@ -417,6 +420,7 @@ def _judge_absolute(
             evidence=different[1:],
             next_step="run on the machine of the baseline, or set max_ratio, which holds anywhere; "
             f"if the limit is meant for this one: {update_command}",
+            cause="a time in milliseconds is one of a machine, and this is not that one",
         )
     times = _levels(run.quantized.times_ms, run)
     median_ms = times.typical

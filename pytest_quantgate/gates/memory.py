@@ -171,6 +171,7 @@ def judge_memory(
             headline=f"memory: the gate sets no limit, so it decides nothing ({where})",
             next_step="set max_plan_ratio, max_weights_ratio or max_activation_ratio",
             code="memory.without-limits",
+            cause="the gate was written without a number",
         )
     verdict = combine(gate=GATE, parts=checks)
     return replace(verdict, brief=_brief_pass(parts)) if verdict.passed else verdict

@@ -84,6 +84,8 @@ def judge_parity(
             status=Status.FAIL,
             headline=f"parity: the {' and '.join(missing)} tower was not compared ({gate.where})",
             code="parity.tower-missing",
+            cause="that tower was not exported, or could not be run",
+            next_step="export every tower, or name those that there are: towers: [...]",
         )
     parts = tuple(
         part for tower in parity.towers for part in _judge_tower(tower, parity=parity, gate=gate)
@@ -138,6 +140,7 @@ def _judge_tower(tower: TowerParity, *, parity: Parity, gate: ParityGate) -> lis
                 f"nothing but zeros: there is nothing to compare with ({gate.where})",
                 next_step="look at the fidelity gate",
                 code="parity.nothing-to-compare",
+                cause="the quantized PyTorch model itself is broken in this tower",
             )
         ]
     if tower.nonfinite:

@@ -89,6 +89,7 @@ def judge_regression(
             headline=f"regression: no baseline of {gate.task} {gate.metric} ({gate.where})",
             next_step=f"look at the accuracy gate, then: {create_command}",
             code="regression.no-baseline",
+            cause="this gate is new, or its baseline was never created and committed",
         )
     if differences:
         return Verdict(
@@ -100,6 +101,7 @@ def judge_regression(
             evidence=differences,
             next_step=f"if that is meant: {update_command}",
             code="regression.baseline-of-other-things",
+            cause="the model, the recipe or the data changed since the baseline was accepted",
         )
     broken = check_outcomes(fp16, quantized)
     if broken is not None:
@@ -117,6 +119,7 @@ def judge_regression(
             f"none ({gate.where.of('metric')})",
             next_step="use metric: acc1, or the recall metrics for retrieval",
             code="regression.no-classes",
+            cause="the metric is one of classes, and the task has captions",
         )
     try:
         drift = pair_stored(stored=stored.fp16, now=fp16)
@@ -131,6 +134,7 @@ def judge_regression(
             f"({gate.where})",
             next_step=f"if that is meant: {update_command}",
             code="regression.unpaired",
+            cause="the evaluation data is not that of the baseline",
         )
     exchanged = _judge_slot(
         stored.fp16, own=fp16, other=quantized, gate=gate, update_command=update_command

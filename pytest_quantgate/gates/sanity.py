@@ -110,7 +110,12 @@ def _describe_answers(task: TaskSanity, answers: Answers) -> str:
 
 
 def _judge_fault(fault: Fault, *, model: str) -> Verdict:
-    verdict = _fail(fault.finding, f"{model}: {fault.text}", next_step=fault.fix)
+    verdict = _fail(
+        fault.finding,
+        f"{model}: {fault.text}",
+        next_step=fault.fix,
+        cause="files of the checkpoint, its tokenizer or the data do not fit together",
+    )
     return verdict if fault.certain else replace(verdict, status=Status.INCONCLUSIVE)
 
 

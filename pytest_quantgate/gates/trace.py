@@ -179,6 +179,7 @@ def judge_trace(rows: Sequence[TraceRow], *, engine: str, gate: TraceGate) -> Ve
             f"no quantizer is declared in {listed(gate.towers)}: there is nothing to follow "
             f"({gate.where})",
             next_step="look at the coverage gate",
+            cause="the recipe means no layer of these towers",
         )
     lost = [row for row in rows if row.lost_at is not None]
     allowed = [row for row in lost if row.lost_at == "engine" and _allows(gate, row.name)]
@@ -365,6 +366,7 @@ def _judge_allow(gate: TraceGate, allowed: Sequence[str]) -> Verdict | None:
         f"engine ({gate.where.of('allow')})",
         brief=f"allow {idle[0]!r} allows nothing",
         next_step="remove the pattern",
+        cause="the pattern is misspelt, or what it allowed reaches the engine by now",
     )
 
 

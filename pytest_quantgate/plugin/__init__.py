@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_quantgate.plugin.collect import ReleaseFile, SuiteFile
+from pytest_quantgate.plugin.items import keep_together
 from pytest_quantgate.plugin.options import add_options, refuse_odd_arguments, resolve_settings
 from pytest_quantgate.plugin.results import begin_attempt, note_phase, watch
 from pytest_quantgate.suite.load import SUFFIX, is_release
@@ -52,6 +53,11 @@ def pytest_collect_file(
     if file_path.name.endswith(SUFFIX):
         return SuiteFile.at(file_path, parent=parent)
     return None
+
+
+@pytest.hookimpl(trylast=True)  # after those that shuffle
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = keep_together(items)
 
 
 @pytest.hookimpl(wrapper=True)

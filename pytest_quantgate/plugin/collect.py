@@ -126,6 +126,8 @@ def _run(request: pytest.FixtureRequest, *, benchmark: Any) -> None:
     may_be_missing = session.settings.may_be_missing(gate.kind, suite=suite.allow_unmeasured)
     if verdict.status is Status.NOT_MEASURED and not may_be_missing and not verdict.next_step:
         verdict = replace(verdict, next_step=allow_step(gate.kind))
+    if verdict.code and not verdict.next_step:  # an error: its sentence says what to mend
+        verdict = replace(verdict, next_step=f'mend that, then: pytest "{request.node.nodeid}"')
     evidence = None
     if session.settings.reports:
         from pytest_quantgate.report.evidence import describe_case

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,18 @@ class FailureText(str):
 GATE = pytest.StashKey[GateItem]()
 #: What a timed gate's benchmark reads its time from.
 CLOCK = pytest.StashKey[ReplayClock]()
+
+
+def keep_together(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Return tests with the gates of a suite beside each other, where its first one stands.
+
+    One model is held at a time: gates of two suites in turn would build both again and again.
+    """
+    groups: dict[object, list[pytest.Item]] = {}
+    for number, item in enumerate(items):
+        gate = item.stash.get(GATE, None)
+        groups.setdefault(gate.suite.path if gate else number, []).append(item)
+    return [item for group in groups.values() for item in group]
 
 
 def describe_gates(suite: Suite, *, file: str) -> dict[str, Any]:

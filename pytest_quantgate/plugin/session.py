@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 SESSION = pytest.StashKey["RunSession"]()
 
-#: A plugin that annotates failed tests by itself.
-ANNOTATING = "pytest_github_actions_annotate_failures"
+#: A plugin that annotates failed tests by itself: its entry point, and what it registers.
+ANNOTATING = ("pytest_github_actions_annotate_failures", "annotate_errors")
 
 COLOURS = {
     Status.PASS: "green",
@@ -217,7 +217,7 @@ class RunSession:
         for line, status in render_summary(self.summary, width=terminal_width()):
             markup = {COLOURS[status]: True} if status else {}
             reporter.write_line(line, **markup)
-        if not reporter.config.pluginmanager.hasplugin(ANNOTATING):
+        if not any(map(reporter.config.pluginmanager.hasplugin, ANNOTATING)):
             self._annotate(reporter)
 
     def _annotate(self, reporter: pytest.TerminalReporter) -> None:

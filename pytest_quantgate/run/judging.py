@@ -159,19 +159,32 @@ class Judging:
                     headline=str(error),
                     brief=error.brief,
                     code=code,
+                    cause=error.cause,
                 )
             )
         except QuantGateError as error:
             code = error.code or f"{kind}.{error.finding}"
             return Judged(
-                verdict=Verdict(gate=kind, status=Status.FAIL, headline=str(error), code=code)
+                verdict=Verdict(
+                    gate=kind,
+                    status=Status.FAIL,
+                    headline=str(error),
+                    code=code,
+                    cause=error.cause,
+                )
             )
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             headline = f"cannot read or write: {place}{error.strerror or error}"
             code = f"{kind}.input-unusable"
             return Judged(
-                verdict=Verdict(gate=kind, status=Status.FAIL, headline=headline, code=code)
+                verdict=Verdict(
+                    gate=kind,
+                    status=Status.FAIL,
+                    headline=headline,
+                    code=code,
+                    cause="the file is not there, or this user may not read or write it",
+                )
             )
         if kind in IMPLICIT:
             return judged  # what a reader must know of the variants is not built yet
@@ -184,7 +197,9 @@ class Judging:
             headline = f"nothing could be written: the {first} gate says where, and what to do"
             return Verdict(gate=kind, status=Status.NOT_MEASURED, headline=headline)
         code = f"{kind}.{error.finding}"
-        return Verdict(gate=kind, status=Status.FAIL, headline=str(error), code=code)
+        return Verdict(
+            gate=kind, status=Status.FAIL, headline=str(error), code=code, cause=error.cause
+        )
 
     def _judge_overflow(self, judged: Judged, *, gate: GateSection) -> Judged:
         """Return what a gate says, and of the values inside the model where it answers for them."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,8 @@ from pytest_quantgate.text.words import (
     signed,
     waivers_words,
 )
+
+GATES = Path(__file__).parents[3] / "pytest_quantgate" / "gates"
 
 
 def test_shares_are_written_in_percent() -> None:
@@ -134,3 +138,21 @@ def test_typing_error_finds_what_was_meant() -> None:
     assert closest("abcd", ["abxy"]) == "abxy"
     assert closest("abcd", ["axyz"]) is None
     assert closest("zzz", ["visual_projection", "fc1"]) is None
+
+
+def test_every_red_verdict_of_a_gate_has_a_cause_and_a_next_step() -> None:
+    """Where a call has neither, a reader is left alone with a number."""
+    lacking = []
+    for path in sorted(GATES.glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                continue
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            status = given.get("status") or (ast.unparse(call.args[0]) if call.args else "")
+            if call.func.id not in ("Verdict", "_verdict", "_fail") or None in given:
+                continue
+            green = status.endswith((".PASS", ".NOT_MEASURED"))
+            if not green and not {"cause", "next_step"} <= given.keys():
+                lacking.append(f"{path.name}:{call.lineno}")
+
+    assert lacking == []

@@ -26,6 +26,28 @@ SECURITY = Path(__file__).parents[2] / "SECURITY.md"
 SCREENSHOTS = Path(__file__).parents[1] / "screenshots"
 
 
+#: The line that installs it today: from a clone of the project that lies in the folder where one
+#: works. It stands here alone; every page asks for it with its extras.
+INSTALL = "pip install './pytest-quantgate[{extras}]'"
+
+
+class Install(SphinxDirective):
+    """The line that installs the extras that are named: `clip,onnx`."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        text = INSTALL.format(extras=self.arguments[0])
+        return [nodes.literal_block(text, text, language="console")]
+
+
+def install_role(
+    _name: str, raw: str, extras: str, *_arguments: Any, **_options: Any
+) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    """Return the line in a sentence."""
+    return [nodes.literal(raw, INSTALL.format(extras=extras))], []
+
+
 class Run(SphinxDirective):
     """A command and what it really printed; an output that is missing or stale is a warning."""
 
@@ -371,6 +393,8 @@ def make_accessible(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("run", Run)
+    app.add_directive("install", Install)
+    app.add_role("install", install_role)
     app.add_directive("suite-keys", SuiteKeys)
     app.add_directive("plugin-options", PluginOptions)
     app.add_directive("quantgate-commands", Commands)

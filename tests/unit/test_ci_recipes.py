@@ -33,6 +33,7 @@ GITHUB = (
     RELEASE,
     REPOSITORY / ".github" / "workflows" / "ci.yml",
 )
+PUBLISH = REPOSITORY / ".github" / "workflows" / "publish.yml"
 ACTION = REPOSITORY / "action.yml"
 GITLAB = RECIPES / "gitlab-ci.yml"
 CONTAINER = RECIPES / "Containerfile"
@@ -76,7 +77,7 @@ def script_of(path: Path, *, name: str, job: str = "") -> str:
 
 def test_actions_are_pinned_to_one_commit_each() -> None:
     found: dict[str, set[str]] = {}
-    for path in (*GITHUB, ACTION):
+    for path in (*GITHUB, PUBLISH, ACTION):
         for line in path.read_text(encoding="utf-8").splitlines():
             if "uses:" in line:
                 match = re.search(r"uses: (\S+)@([0-9a-f]{40}) # (v\d+\.\d+\.\d+)$", line)
@@ -85,6 +86,19 @@ def test_actions_are_pinned_to_one_commit_each() -> None:
 
     assert {"actions/checkout", "actions/cache", "actions/upload-artifact"} <= set(found)
     assert {name: pins for name, pins in found.items() if len(pins) != 1} == {}
+
+
+def test_what_is_published_was_tried_and_no_token_is_kept() -> None:
+    workflow = read(PUBLISH)
+    build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
+
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "permissions" not in build
+    assert publish["permissions"] == {"id-token": "write"}
+    assert publish["needs"] == "build"
+    assert "tools/release.sh" in [step.get("run") for step in build["steps"]]
+    assert "secrets." not in PUBLISH.read_text(encoding="utf-8")
+    assert not any("run" in step for step in publish["steps"])
 
 
 @pytest.mark.parametrize("path", GITHUB, ids=lambda path: path.name)

@@ -147,6 +147,15 @@ def test_every_part_of_a_suite_fits_into_one(tmp_path: Path, part: str) -> None:
     assert suite.gates is not None
 
 
+def test_the_line_that_installs_stands_in_one_place() -> None:
+    from quantgate_docs import INSTALL
+
+    assert INSTALL.format(extras="clip") in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for page in PAGES:
+        assert "install 'pytest-quantgate" not in page.read_text(encoding="utf-8"), page
+        assert 'install "pytest-quantgate' not in page.read_text(encoding="utf-8"), page
+
+
 def test_every_gate_and_every_recipe_is_explained() -> None:
     from pytest_quantgate.suite.gates import BUILTIN
 

@@ -1,4 +1,5 @@
-"""What README shows is true: its suites load, its code runs, its table is of the default suite."""
+"""What README and the overview show is true: suites load, code runs, the table is of the default
+suite. And README is short: who comes for the first time reads one screen."""
 
 from __future__ import annotations
 
@@ -7,18 +8,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pytest_quantgate.encoders.encoder import Batch, Encoder
-from pytest_quantgate.gates.coverage import CoverageGate
 from pytest_quantgate.suite.load import load_suite
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+OVERVIEW = (REPOSITORY / "docs" / "overview.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", README + OVERVIEW, flags=re.DOTALL)
+
+
+def test_it_is_short_and_shows_a_red_and_a_green_terminal() -> None:
+    assert README.count("\n") <= 150
+    assert README.index("FAIL coverage: ") < README.index("may ship: 18 gates passed")
+    assert README.index("make gate") < README.index("quantgate check") < README.index("```yaml")
+
+
+def test_what_it_points_to_is_there() -> None:
+    named = re.findall(r"`((?:docs|benchmarks|examples)/[\w./-]+\.md)`", README)
+
+    assert len(named) > 8
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
 
 
 def test_the_first_suite_loads_and_has_about_ten_lines(tmp_path: Path) -> None:
@@ -27,21 +39,6 @@ def test_the_first_suite_loads_and_has_about_ten_lines(tmp_path: Path) -> None:
 
     assert len(list(load_suite(path).gates)) == 5
     assert blocks("yaml")[0].count("\n") <= 11
-
-
-@pytest.mark.parametrize("part", blocks("yaml")[1:])
-def test_parts_of_suites_fit_into_one(tmp_path: Path, part: str) -> None:
-    whole = blocks("yaml")[0].splitlines(keepends=True)
-    if part.startswith("coverage"):
-        indented = "".join(f"  {line}" for line in part.splitlines(keepends=True))
-        text = "".join(indented if "coverage:" in line else line for line in whole)
-    else:
-        keys = {line.partition(":")[0] for line in part.splitlines()}
-        text = "".join(line for line in whole if line.partition(":")[0] not in keys) + part
-    path = tmp_path / "clip.quantgate.yaml"
-    path.write_text(text, encoding="utf-8")
-
-    assert load_suite(path).gates.one(CoverageGate) is not None
 
 
 def test_the_table_names_the_gates_of_the_default_suite() -> None:

@@ -50,7 +50,7 @@ def parts_of(verdict: Verdict) -> list[str]:
     return [verdict.headline, *others]
 
 
-#: What the headline of each finding says; all but these say a cause.
+#: What the headline of each finding says.
 FINDINGS = {
     "attention-bypassed": "ran on operands that no quantizer touched",
     "attention-missing": "attention is not quantized as expected",
@@ -77,10 +77,6 @@ FINDINGS = {
     "waivers-too-wide": "the waivers name",
     "weights-escaped": "escaped the quantization",
 }
-WITHOUT_CAUSE = {
-    *("no-layers", "nothing-ran", "no-towers", "tower-missing", "exclude-without-effect"),
-    *("waiver-expired", "waiver-too-long", "waiver-unused"),
-}
 
 
 def fail(audit: Audit, *, parts: int | None = 1, **gate: Any) -> Verdict:
@@ -93,7 +89,7 @@ def fail(audit: Audit, *, parts: int | None = 1, **gate: Any) -> Verdict:
     assert gate == verdict.gate == "coverage"
     assert FINDINGS[finding] in verdict.headline
     assert f"({FILE}:" in verdict.headline
-    assert bool(verdict.cause) is (finding not in WITHOUT_CAUSE)
+    assert verdict.cause
     assert verdict.next_step
     return verdict
 

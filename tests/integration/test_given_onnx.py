@@ -111,6 +111,30 @@ def test_a_good_export_of_ours_is_judged_like_one_that_is_built(
         ]
 
 
+def test_the_manifest_names_the_file_that_was_given_and_says_when_it_is_another(
+    hand_over: Callable[..., Path],
+    write: Callable[..., Path],
+    run_gates: Callable[..., pytest.RunResult],
+    tmp_path: Path,
+) -> None:
+    path = hand_over("vision") / "vision.onnx"
+    model = onnx.load(path)
+    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[::-1])  # so that what is judged is a sorted copy of it
+    onnx.save(model, path)
+    manifest = str(tmp_path / "manifest.json")
+    suite = write(VISION)
+    suite.write_text(suite.read_text().partition("  accuracy:")[0])
+
+    result = run_gates("-rP", f"--quantgate-manifest={manifest}", path=str(suite))
+
+    result.stdout.fnmatch_lines(["*the vision ONNX was given: vision.onnx (sha256 *"])
+    assert main(["verify", str(path), f"--manifest={manifest}"], environ={}) == 0
+    spoil(path)
+    assert main(["verify", str(path), f"--manifest={manifest}"], environ={}) == 1
+
+
 def test_an_engine_is_built_from_the_file_that_was_given(
     open_case: Callable[..., Case], hand_over: Callable[..., Path]
 ) -> None:

@@ -102,6 +102,14 @@ def test_a_checkpoint_that_was_given_is_what_ships_and_no_copy_of_it(tmp_path: P
     assert found == {"made/checkpoint/model.safetensors": "b" * 64}
 
 
+def test_an_onnx_file_that_was_given_is_what_ships_and_no_copy_of_it(tmp_path: Path) -> None:
+    given = JudgedFile(artifact="onnx-quantized-vision", name="v.onnx", sha256="c" * 64)
+
+    found = list_subjects(_with_built(tmp_path, {"onnx": ("model.onnx",)}, given=(given,)))
+
+    assert found == {"made/onnx-quantized-vision/v.onnx": "c" * 64}
+
+
 def _with_built(
     tmp_path: Path, files: Mapping[str, tuple[str, ...]], given: tuple[JudgedFile, ...] = ()
 ) -> Report:

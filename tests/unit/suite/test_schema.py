@@ -213,6 +213,32 @@ def test_a_variant_is_built_or_handed_over(tmp_path: Path, quantized: str) -> No
         assert list(faults(json_schema(), read(path.read_text("utf-8")))) == [": oneOf"]
 
 
+@pytest.mark.parametrize(
+    ("artifacts", "is_good"),
+    [
+        ("{onnx: {vision: v.onnx, text: t.onnx}, prefix: clip}", True),
+        ("{fp16: {onnx: {text: t.onnx}}}", True),
+        ("{engine_report: {vision: {layers: l.json, engine: e.plan, sums: s, log: g}}}", True),
+        ("{onnx: {image: v.onnx}}", False),
+        ("{engine_report: {vision: {layers: l.json}}}", False),
+        ("{engine_report: {vision: {layers: l.json, engine: e.plan, sha: s}}}", False),
+        ("{fp16: {prefix: clip}}", False),
+    ],
+)
+def test_schema_and_reader_agree_on_files_that_are_handed_over(
+    tmp_path: Path, artifacts: str, is_good: bool
+) -> None:
+    path = tmp_path / "given.quantgate.yaml"
+    path.write_text(f"{FULL}artifacts: {artifacts}\n", encoding="utf-8")
+
+    assert (list(faults(json_schema(), read(path.read_text("utf-8")))) == []) is is_good
+    if is_good:
+        assert load_suite(path).artifacts is not None
+    else:
+        with pytest.raises(SuiteError, match=r":\d+: artifacts"):
+            load_suite(path)
+
+
 def test_every_mapping_is_closed_but_names_of_data_sets() -> None:
     found = dict(mappings(json_schema()))
 

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.fuzz import artifact_targets
+from benchmarks.fuzz import artifact_targets, data_targets
 from benchmarks.fuzz.target import Target
 from pytest_quantgate.errors import QuantGateError
 
@@ -670,6 +670,9 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "artifacts": artifact_targets.artifact_target,
     "artifact JSON": artifact_targets.label_target,
     "given states": artifact_targets.given_target,
+    "image tables": data_targets.table_target,
+    "Parquet files": data_targets.parquet_target,
+    "saved data sets": data_targets.saved_target,
 }
 
 

@@ -79,7 +79,10 @@ def _list_installed() -> tuple[str, ...]:
 
 
 def _check(name: str, *, ground: str, others: tuple[str, ...] = ()) -> None:
-    found = os.path.realpath(name)
+    try:
+        found = os.path.realpath(name)
+    except ValueError as error:  # a null byte
+        raise DataError(f"{name!r} is no path: {error}") from error
     for place in (ground, *others):
         if found == place or found.startswith(place.rstrip(os.sep) + os.sep):
             return

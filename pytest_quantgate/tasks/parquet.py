@@ -36,6 +36,7 @@ from pytest_quantgate.tasks.columnar import (
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.enclosure import check_inside
 from pytest_quantgate.tasks.imagefolder import SPLITS
+from pytest_quantgate.tasks.parquet_worker import try_files
 from pytest_quantgate.tasks.reader import Counted, DatasetReader, Source
 from pytest_quantgate.tasks.rows import build_samples, choose_columns, count_rows
 from pytest_quantgate.tasks.samples import Samples
@@ -92,6 +93,7 @@ class ParquetTable:
                 try:
                     found = file.read_row_group(group, columns=[wanted], use_threads=False)[column]
                     found = compute.struct_field(found, part) if part else found
+                    _check_rows(found, file=file, group=group)
                 except Exception as error:  # a damaged page ends in any of them
                     raise _say_damaged(path, error) from error
                 values += to_values(found, column=wanted, name=str(path))
@@ -152,9 +154,11 @@ class ParquetCells:
                         f"and unfolds to more than {2 * bounds.ROW_GROUP_BYTES}: remove its copies"
                     )
                 chunks.append(batch.column(0))
+            array = pa.chunked_array(chunks, type=file.schema_arrow.field(self.column).type)
+            _check_rows(array, file=file, group=group)
         except Exception as error:  # a damaged page ends in any of them
             raise _say_damaged(self.table.paths[index], error) from error
-        return CellArrays.split(pa.chunked_array(chunks))
+        return CellArrays.split(array)
 
 
 def find_files(root: Path, *, split: str) -> list[Path]:
@@ -199,15 +203,31 @@ def _check_numbers(paths: Sequence[Path]) -> None:
 
 
 def open_parquet(source: Source) -> ParquetTable:
-    """Return the files of a split, opened; of each only the footer is read.
+    """Return the files of a split, opened, after another process has read them.
 
     Raises MissingPackage without pyarrow, NotMeasured and DataError as `find_files` does.
     """
     try:
-        import pyarrow.parquet as parquet
+        import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise MissingPackage("pyarrow", extra="data", purpose=f"reading {source.name}") from error
     paths = find_files(source.root, split=source.split)
+    try_files(source, paths=paths)
+    return _open(paths)
+
+
+def survey_parquet(source: Source) -> None:
+    """Read footers, and all columns that are used but images; raises DataError."""
+    table = _open(find_files(source.root, split=source.split))
+    chosen = choose_columns(table, spec=source.spec)
+    for name in filter(None, (chosen.label, *chosen.captions, chosen.id, *chosen.keep)):
+        table.read(name)
+    _read_paths(table, chosen.image)
+
+
+def _open(paths: list[Path]) -> ParquetTable:
+    import pyarrow.parquet as parquet
+
     files: list[Any] = []
     texts: list[Any] = []
     first: dict[str, str] = {}
@@ -260,20 +280,23 @@ def load_parquet(source: Source, draw: Draw) -> Samples:
         groups=groups,
         starts=list(itertools.accumulate(sizes, initial=0)),
     )
-    paths: Sequence[str | None] = [None] * len(table)
-    if is_text(kind):
-        paths = table.read(chosen.image)
-    elif has_path(kind):
-        paths = table.read_leaf(chosen.image, "path")
     return build_samples(
         source,
         table,
         chosen=chosen,
         images=CellImages(cells=cells, root=source.root),
-        paths=paths,
+        paths=_read_paths(table, chosen.image),
         draw=draw,
         known_classes=_list_classes(table, chosen.label),
     )
+
+
+def _read_paths(table: ParquetTable, column: str) -> Sequence[str | None]:
+    """Return the name of each image's file, None where the table knows none."""
+    kind = table.files[0].schema_arrow.field(column).type
+    if is_text(kind):
+        return table.read(column)
+    return table.read_leaf(column, "path") if has_path(kind) else [None] * len(table)
 
 
 def count_parquet(source: Source) -> Counted:
@@ -314,6 +337,15 @@ def _list_leaves(file: Any, column: str, part: str = "") -> list[int]:
 def _size(file: Any, group: int, leaves: Sequence[int]) -> int:
     about = file.metadata.row_group(group)
     return sum(about.column(leaf).total_uncompressed_size for leaf in leaves)
+
+
+def _check_rows(found: Any, *, file: Any, group: int) -> None:
+    """Raise ValueError for values that are no texts or lead out of their dictionary, and where the
+    pages of a row group hold fewer rows than its footer says."""
+    found.validate(full=True)
+    said = file.metadata.row_group(group).num_rows
+    if len(found) != said:
+        raise ValueError(f"row group {group} says {said} rows and holds {len(found)}")
 
 
 def _list_texts(file: Any) -> list[str]:

@@ -181,7 +181,9 @@ def _map_file(path: Path) -> Any:
                     raise DataError(
                         f"{path} is compressed, which save_to_disk does not do: save it again"
                     )
-        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        "".join(table.schema.names)  # raises for one that is no text
+        return table
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: {path.parent / STATE} names it") from error
     except Exception as error:  # a damaged message ends in any of them

@@ -231,6 +231,10 @@ ROWS = "file_name,label\nb.png,dog\nsub/a.png,cat\n"
         (ROWS + "b.png,dog\n", r"metadata\.csv:4: 'b\.png' stands twice, first in .*csv:2"),
         (ROWS + "../../x.png,dog\n", r"x\.png leads out of its data set"),
         (ROWS + "/etc/passwd,dog\n", r"/etc/passwd leads out of its data set"),
+        (
+            ROWS + "a\0.png,dog\n",
+            r"'.*a\\x00\.png' is no path: embedded null|not CSV: line contains",
+        ),
         (ROWS + "c.png,dog\n", r"metadata\.csv:4: 'c\.png' is no image in"),
         ("file_name,label\nb.png,dog\n", r"names no row for 1 of 2 images, first 'sub/a\.png'"),
         (ROWS + "b.png\n", r"metadata\.csv:4: 1 values, the header has 2"),
@@ -260,6 +264,7 @@ def test_bad_metadata_is_refused_with_its_line(make_root: Make, csv: str, messag
         ('{"file_name": "b.png", "text": ["a", 3]}\n{"file_name": "c.png", "text": "b"}', "is int"),
         ('{"file_name": "b.png", "text": []}\n{"file_name": "c.png", "text": "b"}', "no caption"),
         ('{"file_name": "b.png"', r"metadata\.jsonl:1: not JSON"),
+        ('{"file_name": "b\\u0000.png", "label": "x"}', "is no path: embedded null byte"),
         ("\n[1]", r"metadata\.jsonl:2: expected an object"),
         ('{"file_name": 3, "label": "x"}', r"jsonl:1: file_name is 3, no name of a file"),
     ],

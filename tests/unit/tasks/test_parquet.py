@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
 from pytest_quantgate.suite.specs import ColumnsSpec, DatasetSpec
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.tasks.parquet import ParquetCells
+from pytest_quantgate.tasks import parquet_worker
+from pytest_quantgate.tasks.parquet import ParquetCells, _check_rows
 from pytest_quantgate.tasks.registry import find_source, load_samples
 from pytest_quantgate.tasks.samples import Samples
 
@@ -53,6 +56,18 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "photos"
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the process that reads files first, which takes a second, but for tests of it."""
+    if "own_process" not in request.fixturenames:
+        monkeypatch.setattr("pytest_quantgate.tasks.parquet.try_files", lambda *_, **__: None)
+
+
+@pytest.fixture
+def own_process() -> None:
+    """Read files in a process of its own first, as a run does."""
 
 
 def load(root: Path, *, columns: dict[str, Any] | None = None, **more: Any) -> Samples:
@@ -424,3 +439,62 @@ def test_without_pyarrow_the_extra_is_named(write: Write, monkeypatch: pytest.Mo
 
     with pytest.raises(MissingPackage, match=r"pip install 'pytest-quantgate\[data\]'"):
         load(root)
+
+
+# -- another process reads first ------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("own_process")
+def test_a_file_that_ends_its_reader_is_refused(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an exception of C++ that nothing catches does to the process that reads a footer."""
+    root = write(table())
+    code = "import os; os.abort()"
+
+    def start(_module: str, *_: str, cwd: Path, **streams: Any) -> Any:
+        return subprocess.Popen([sys.executable, "-c", code], cwd=cwd, text=True, **streams)
+
+    monkeypatch.setattr("pytest_quantgate.bounded_process.start_module", start)
+
+    with pytest.raises(DataError, match=r"test\.parquet was ended by SIGABRT: it is damaged"):
+        load(root)
+
+
+@pytest.mark.usefixtures("own_process")
+def test_a_file_is_read_elsewhere_once(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(table(label=None, caption=list("abcdef"), lux=[1] * 6, sku=list("abcdef")))
+    columns = {"captions": ("caption",), "keep": ("lux",), "id": "sku"}
+    asked: list[str] = []
+    before = parquet_worker.ask_module
+    monkeypatch.setattr(
+        parquet_worker, "ask_module", lambda *a, **k: asked.append(a[0]) or before(*a, **k)
+    )
+
+    assert len(load(root, columns=columns)) == 6
+    assert len(load(root, columns=columns, samples=2)) == 2
+    assert len(asked) == 1
+    write(table(7, start=3))
+    assert len(load(root)) == 7
+    assert len(asked) == 2
+
+
+@pytest.mark.usefixtures("own_process")
+def test_what_the_other_process_refuses_is_said_as_here(write: Write) -> None:
+    root = write(table(label=[{"a": 1}] * 6))
+
+    with pytest.raises(DataError, match=r"^[^:]*test\.parquet: column 'label' is struct<"):
+        load(root)
+
+
+def test_indices_that_lead_out_of_a_dictionary_are_refused(write: Write) -> None:
+    """As a damaged page has them: pyarrow reads them, and only a full check finds them."""
+    kinds = pa.DictionaryArray.from_arrays(pa.array([0, 9], pa.int32()), ["cat"], safe=False)
+    file = SimpleNamespace(
+        metadata=SimpleNamespace(row_group=lambda _: SimpleNamespace(num_rows=2))
+    )
+
+    with pytest.raises(ValueError, match=r"out of bounds: 9 \(should be in \[0, 0\]\)"):
+        _check_rows(kinds, file=file, group=0)
+    with pytest.raises(ValueError, match="says 2 rows and holds 1"):
+        _check_rows(kinds[:1], file=file, group=0)

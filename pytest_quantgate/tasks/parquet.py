@@ -22,7 +22,6 @@ from typing import Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
-from pytest_quantgate.tasks.class_texts import locate_texts, read_listed
 from pytest_quantgate.tasks.columnar import (
     CellArrays,
     CellImages,
@@ -36,8 +35,7 @@ from pytest_quantgate.tasks.columnar import (
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.enclosure import check_inside
 from pytest_quantgate.tasks.imagefolder import SPLITS
-from pytest_quantgate.tasks.parquet_worker import try_files
-from pytest_quantgate.tasks.reader import Counted, DatasetReader, Source
+from pytest_quantgate.tasks.reader import Counted, Source
 from pytest_quantgate.tasks.rows import build_samples, choose_columns, count_rows
 from pytest_quantgate.tasks.samples import Samples
 
@@ -202,32 +200,25 @@ def _check_numbers(paths: Sequence[Path]) -> None:
             )
 
 
-def open_parquet(source: Source) -> ParquetTable:
-    """Return the files of a split, opened, after another process has read them.
-
-    Raises MissingPackage without pyarrow, NotMeasured and DataError as `find_files` does.
-    """
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage("pyarrow", extra="data", purpose=f"reading {source.name}") from error
-    paths = find_files(source.root, split=source.split)
-    try_files(source, paths=paths)
-    return _open(paths)
-
-
 def survey_parquet(source: Source) -> None:
     """Read footers, and all columns that are used but images; raises DataError."""
-    table = _open(find_files(source.root, split=source.split))
+    table = open_parquet(source)
     chosen = choose_columns(table, spec=source.spec)
     for name in filter(None, (chosen.label, *chosen.captions, chosen.id, *chosen.keep)):
         table.read(name)
     _read_paths(table, chosen.image)
 
 
-def _open(paths: list[Path]) -> ParquetTable:
-    import pyarrow.parquet as parquet
+def open_parquet(source: Source) -> ParquetTable:
+    """Return the files of a split, opened; of each only the footer is read.
 
+    Raises MissingPackage without pyarrow, NotMeasured and DataError as `find_files` does.
+    """
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingPackage("pyarrow", extra="data", purpose=f"reading {source.name}") from error
+    paths = find_files(source.root, split=source.split)
     files: list[Any] = []
     texts: list[Any] = []
     first: dict[str, str] = {}
@@ -365,14 +356,3 @@ def _say_damaged(path: Path, error: Exception) -> DataError:
         return error
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return DataError(f"{path} is damaged or cut short: {reason}: copy or write it again")
-
-
-READER = DatasetReader(
-    load=load_parquet,
-    count=count_parquet,
-    read_texts=lambda source: read_listed(source.root),
-    locate_texts=lambda source: locate_texts(source.root),
-    takes_columns=True,
-    package="pyarrow",
-    extra="data",
-)

@@ -1,4 +1,4 @@
-"""Reads Parquet in a process of its own first: a damaged footer can end the process that reads it.
+"""The reader of Parquet: another process reads first, which a damaged footer can end.
 
 pyarrow checks what it reads, but some of what it finds in a footer is an exception of C++ that
 nothing catches. So footers, and all columns but the images, are read once elsewhere; images are
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,38 @@ from pytest_quantgate.bounded_process import answer_request, ask_module
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.suite.specs import ColumnsSpec, DatasetSpec
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.tasks.reader import Source
+from pytest_quantgate.tasks.class_texts import locate_texts, read_listed
+from pytest_quantgate.tasks.drawing import Draw
+from pytest_quantgate.tasks.parquet import (
+    count_parquet,
+    find_files,
+    load_parquet,
+    survey_parquet,
+)
+from pytest_quantgate.tasks.reader import Counted, DatasetReader, Source
+from pytest_quantgate.tasks.samples import Samples
 
 
-def try_files(source: Source, *, paths: Sequence[Path]) -> None:
+def load(source: Source, draw: Draw) -> Samples:
+    """As `load_parquet`, after another process has read the files."""
+    try_files(source)
+    return load_parquet(source, draw)
+
+
+def count(source: Source) -> Counted:
+    """As `count_parquet`, after another process has read the files."""
+    try_files(source)
+    return count_parquet(source)
+
+
+def try_files(source: Source) -> None:
     """Raise DataError where reading the files of a split goes wrong, however it does.
 
-    Files that were read and have not changed are not read again.
+    Files that were read and have not changed are not read again. Nothing is read without pyarrow.
     """
+    if importlib.util.find_spec("pyarrow") is None:
+        return
+    paths = find_files(source.root, split=source.split)
     spec = source.spec
     columns = None if spec.columns is None else _to_plain(spec.columns)
     request = {
@@ -60,8 +84,6 @@ def _ask(request: str, states: tuple[Any, ...]) -> str:
 
 
 def _answer(request: Any) -> Any:
-    from pytest_quantgate.tasks.parquet import survey_parquet
-
     spec = request["spec"]
     columns = spec["columns"]
     if columns is not None:
@@ -76,6 +98,17 @@ def _answer(request: Any) -> Any:
         )
     )
     return []
+
+
+READER = DatasetReader(
+    load=load,
+    count=count,
+    read_texts=lambda source: read_listed(source.root),
+    locate_texts=lambda source: locate_texts(source.root),
+    takes_columns=True,
+    package="pyarrow",
+    extra="data",
+)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ GROUP = "pytest_quantgate.datasets"
 _OWN = {
     "wds": "webdataset",
     "imagefolder": "imagefolder",
-    "parquet": "parquet",
+    "parquet": "parquet_worker",
     "datasets": "saved_datasets",
 }
 _OTHERS = "clip_benchmark"

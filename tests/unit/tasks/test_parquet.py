@@ -62,7 +62,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the process that reads files first, which takes a second, but for tests of it."""
     if "own_process" not in request.fixturenames:
-        monkeypatch.setattr("pytest_quantgate.tasks.parquet.try_files", lambda *_, **__: None)
+        monkeypatch.setattr("pytest_quantgate.tasks.parquet_worker.try_files", lambda _: None)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -159,7 +160,9 @@ def stays_inside(path: Path, *, directory: Path) -> bool:
     it. What is not there at all stays inside.
     """
     root = Path(os.path.realpath(directory))
-    homes = (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
+    # The snapshot itself, or a folder in it: an encoder of a pipeline, or a step behind a model.
+    snapshots = [found for found in (root, root.parent) if found.parent.name == "snapshots"]
+    homes = (root, *(found.parent.parent / "blobs" for found in snapshots))
     found = Path(os.path.realpath(path))  # Path.resolve raises where links go in circles
     return any(found.is_relative_to(home) for home in homes)
 
@@ -214,9 +217,12 @@ def _find_in_hub(name: str, *, revision: str | None, where: str) -> Path:
         unreachable = (*unreachable, HTTPError)
     mend = f"run: hf download {name} --revision {revision}, or set model.id to a local directory"
     try:
-        found = snapshot_download(
-            name, revision=revision, allow_patterns=[*FILES], ignore_patterns=["open_clip*"]
+        fetch = functools.partial(
+            snapshot_download, name, revision=revision, allow_patterns=[*FILES]
         )
+        found = Path(fetch(ignore_patterns=["open_clip*"]))
+        if not (found / CONFIG).exists():  # a model of open_clip alone
+            found = Path(fetch())
     except LocalEntryNotFoundError as error:
         raise NotMeasured(
             f"{where}: {name} is not here and the hub is not reached: {mend}"
@@ -228,7 +234,7 @@ def _find_in_hub(name: str, *, revision: str | None, where: str) -> Path:
         raise NotMeasured(
             f"{where}: {name} cannot be had from the hub ({reason}): {mend}"
         ) from error
-    return Path(found)
+    return found
 
 
 def recipe_content(

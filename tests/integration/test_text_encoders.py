@@ -79,6 +79,17 @@ def test_it_passes_every_gate_that_needs_no_images(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["clip", "bert"])
+def test_it_passes_them_in_int8(write: Callable[..., None], run_gates: Run, kind: str) -> None:
+    write(kind, GATES + "  trace: {}\n", recipe="int8")
+
+    result = run_gates()
+
+    result.assert_outcomes(passed=9)
+    result.stdout.fnmatch_lines(["*INT8 on 100.0 % of matrix weights*", "*9 gates passed*"])
+
+
+@pytest.mark.slow
 def test_the_tokenizer_of_another_model_is_red(
     write: Callable[..., None], run_gates: Run, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.encoders.source import recipe_content, resolve_checkpoint
+from pytest_quantgate.encoders.source import recipe_content, resolve_checkpoint, stays_inside
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured, SuiteError
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
@@ -125,6 +125,41 @@ def test_hub_files_are_used_at_the_pinned_revision(
     assert resolve_checkpoint(spec, environ={}).directory == tiny_clip
     assert (asked["name"], asked["revision"]) == ("openai/clip", "abc123")
     assert not any(pattern.endswith(".bin") for pattern in asked["allow_patterns"])
+
+
+def test_a_model_of_open_clip_alone_is_fetched_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both are there, the files of open_clip are left where they are."""
+
+    def download(_name: str, **options: Any) -> str:
+        if "ignore_patterns" not in options:
+            (tmp_path / "open_clip_config.json").write_text("{}")
+            (tmp_path / "open_clip_model.safetensors").write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    spec = ModelSpec(where=WHERE, source="transformers", id="laion/clip", revision="abc123")
+
+    found = resolve_checkpoint(spec, environ={})
+
+    assert set(found.files) == {"open_clip_config.json", "open_clip_model.safetensors"}
+
+
+def test_links_of_the_hubs_cache_are_followed_in_folders_of_a_snapshot_too(
+    tmp_path: Path,
+) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc123"
+    blobs.mkdir()
+    (blobs / "1").write_text("{}")
+    (tmp_path / "secret").write_text("{}")
+    (snapshot / "1_Pooling").mkdir(parents=True)
+    (snapshot / "1_Pooling" / "config.json").symlink_to(blobs / "1")
+    (snapshot / "1_Pooling" / "other.json").symlink_to(tmp_path / "secret")
+
+    for name, inside in (("config.json", True), ("other.json", False)):
+        path = snapshot / "1_Pooling" / name
+        assert stays_inside(path, directory=path.parent) is inside
 
 
 def test_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,12 @@ def _list_cases(suite: SuiteReport) -> Iterator[ElementTree.Element]:
         case = _make_case(
             suite.file, gate.name, failure=red, skipped=skipped, status=gate.status, code=gate.code
         )
+        file, _, line = gate.where.rpartition(":")
+        if file:
+            case.attrib |= {"file": printable(file), "line": line}
+            _add_property(case, "quantgate.where", gate.where)
+        if gate.follows:
+            _add_property(case, "quantgate.follows", gate.follows)
         if gate.answered_by:
             _add_property(case, "quantgate.answered_by", ", ".join(gate.answered_by))
         yield case
@@ -59,6 +65,8 @@ def _list_cases(suite: SuiteReport) -> Iterator[ElementTree.Element]:
 
 
 def _explain(gate: GateResult) -> str:
+    if gate.follows:
+        return f"{gate.status} {gate.kind}: follows from {gate.follows}\n{gate.headline}"
     lines = [f"{gate.status} {gate.headline}", *gate.evidence]
     lines += [f"likely cause: {gate.cause}"] if gate.cause else []
     lines += [f"next step: {gate.next_step}"] if gate.next_step else []

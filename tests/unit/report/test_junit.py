@@ -89,3 +89,22 @@ def test_characters_that_no_xml_holds_are_spelled_out() -> None:
     root = ElementTree.fromstring(render_junit(report))
 
     assert "a.json: a\\x1b[31m\\x00 <&>" in [f.attrib["message"] for f in root.iter("failure")]
+
+
+def test_a_case_has_its_place_and_what_follows_is_told_in_short() -> None:
+    verdicts = {("clip", "sanity"): PASS, ("clip", "coverage"): FAIL, ("clip", "accuracy[a]"): FAIL}
+    report = make_report(make_results(verdicts))
+    (suite,) = report.suites
+    sanity, cause, other, *rest = suite.gates
+    cause = replace(cause, where="suites/clip.quantgate.yaml:6")
+    other = replace(other, follows="coverage", evidence=("a table",))
+    changed = replace(suite, gates=(sanity, cause, other, *rest))
+
+    (found,) = ElementTree.fromstring(render_junit(replace(report, suites=(changed,))))
+
+    assert found[1].attrib["file"] == "suites/clip.quantgate.yaml"
+    assert found[1].attrib["line"] == "6"
+    failure = found[2].find("failure")
+    assert failure is not None
+    assert failure.attrib["message"] == "FAIL accuracy: follows from coverage"
+    assert "a table" not in (failure.text or "")

@@ -13,7 +13,7 @@ from pytest_quantgate.comparison.changes import Area, Change, Comparison, compar
 from pytest_quantgate.comparison.recipe_lines import compare_recipes
 from pytest_quantgate.suite.gates import IMPLICIT, GateSection
 from pytest_quantgate.suite.load import list_suites, load_suite, name_suite
-from pytest_quantgate.suite.specs import QuantizeSpec, Suite
+from pytest_quantgate.suite.specs import ColumnsSpec, QuantizeSpec, Suite
 from pytest_quantgate.suite.where import Where
 
 _POINTS = {"max_drop", "max_class_drop", "max_fp16_drop", "max_drop_since_first"}
@@ -261,9 +261,15 @@ def _compare_section(
         if item.name in ("where", *leave):
             continue
         old, new = getattr(before, item.name), getattr(after, item.name)
+        key = _written(item.name)
+        section = old or new
+        if isinstance(section, ColumnsSpec):  # without one, all of its keys are left out
+            bare = ColumnsSpec(where=section.where)
+            below = f"{path}.{key}"
+            changes += _compare_section(old or bare, new or bare, path=below, area=area)
+            continue
         if _plain(old) == _plain(new):
             continue
-        key = _written(item.name)
         kind = _direction(item.name, old, new) if area in ("limits", "data") else "changed"
         where: Where = after.where
         place = where.of(key) if new is not None else before.where.of(key)
@@ -331,7 +337,7 @@ def show_value(name: str, value: Any) -> str:
         return f"{float(value * 100):.12g}%"
     if isinstance(value, tuple):
         return f"[{', '.join(_summarize(v) for v in value)}]"
-    return str(value)
+    return _summarize(value)
 
 
 def _summarize(value: Any) -> str:

@@ -110,6 +110,26 @@ def test_what_means_the_same_is_the_same(tmp_path: Path, old: str, new: str) -> 
     assert compare(tmp_path, (old, new)) == []
 
 
+def test_columns_of_data_are_compared_key_by_key(tmp_path: Path) -> None:
+    folder = "photos: {dataset: imagefolder, root: ./photos, columns: {label: kind}}"
+    text = SUITE.replace("photos: {dataset: wds/photos, root: ./photos}", folder)
+    one = load(tmp_path / "a", text)
+    moved = load(tmp_path / "b", f"# a comment\n\n{text}")
+    other = load(tmp_path / "c", text.replace("label: kind", "label: class, keep: [camera, lux]"))
+    none = load(tmp_path / "d", text.replace(", columns: {label: kind}", ""))
+
+    assert compare_suite(one, moved) == []
+    assert [change.text for change in compare_suite(one, other)] == [
+        "clip datasets.photos.columns.label: kind -> class (clip.quantgate.yaml:4)",
+        "clip datasets.photos.columns.keep: [] -> [camera, lux] (clip.quantgate.yaml:4)",
+    ]
+    assert [change.text for change in compare_suite(one, none)] == [
+        "clip datasets.photos.columns.label: kind -> none (clip.quantgate.yaml:4)"
+    ]
+    (added,) = compare_suite(load(tmp_path / "e", SUITE.replace("photos:", "x:", 1)), one)[:1]
+    assert "Where" not in added.text
+
+
 def test_named_recipes_are_compared_entry_by_entry(tmp_path: Path) -> None:
     texts = [c.text for c in compare(tmp_path, ("recipe: fp8-attention", "recipe: fp8"))]
 

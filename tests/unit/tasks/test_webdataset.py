@@ -291,3 +291,24 @@ def test_a_shard_that_is_a_copy_of_another_is_refused(make_root: Callable[..., P
 
     other = [*sample(2, 0), *sample(3, 1)]
     assert len(load(make_root(shards=(shard, other, [])))) == 4
+
+
+def test_exif_is_followed_where_the_suite_says_so(make_root: Callable[..., Path]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(stream, "JPEG", exif=exif)
+    root = make_root(shards=([("a.jpg", stream.getvalue()), ("a.cls", b"0")],))
+
+    def read(**keys: Any) -> tuple[Samples, str | None]:
+        spec = DatasetSpec(where=WHERE, dataset="wds/photos", root=str(root), **keys)
+        given: dict[str, Any] = {"datasets": {"p": spec}, "samples": None, "environ": {}}
+        return load_samples("p/test", **given), data_key("p/test", **given)
+
+    (stored, key), (turned, other) = read(), read(exif_rotation=True)
+
+    assert (stored.images[0].size, turned.images[0].size) == ((6, 4), (4, 6))
+    assert stored.digest != turned.digest
+    assert key != other
+    assert stored.list_changes(0) == ("not turned, though EXIF says so",)
+    assert turned.list_changes(0) == ("turned as EXIF says",)

@@ -47,10 +47,13 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.commands.suite_checks import check_files, check_model_folder
     from pytest_quantgate.commands.validate import find_suites
     from pytest_quantgate.encoders.families import find_config
+    from pytest_quantgate.encoders.source import PIPELINE
     from pytest_quantgate.store.settings import default_cache_root
     from pytest_quantgate.suite.load import load_suite
 
-    models = [path for path in parsed.suites if find_config(path).is_file()]
+    models = [
+        path for path in parsed.suites if find_config(path).is_file() or (path / PIPELINE).is_file()
+    ]
     paths = find_suites(path for path in parsed.suites if path not in models)
     suites = [(path, load_suite(path, relative_to=Path.cwd())) for path in paths]
     files = [

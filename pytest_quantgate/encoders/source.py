@@ -61,6 +61,9 @@ LOADED_FILES = (
 )
 
 
+#: The file that lists the parts of a pipeline of diffusers.
+PIPELINE = "model_index.json"
+
 #: Where a pipeline of diffusers keeps what feeds an encoder, by the encoder's own folder.
 BESIDE = {
     "text_encoder": "tokenizer",
@@ -186,7 +189,7 @@ def find_directory(spec: ModelSpec, *, environ: Mapping[str, str]) -> tuple[Path
 
 def refuse_pipeline(directory: Path, *, where: str) -> None:
     """Raise UnsupportedModel for a whole pipeline of diffusers, naming the encoders in it."""
-    if (directory / "model_index.json").exists() and not (directory / CONFIG).exists():
+    if (directory / PIPELINE).exists() and not (directory / CONFIG).exists():
         found = [name for name in BESIDE if (directory / name / CONFIG).exists()]
         what = " or ".join(str(directory / name) for name in found)
         hint = f"name the folder of one encoder, {what}" if what else "it holds no encoder"

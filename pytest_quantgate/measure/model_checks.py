@@ -24,7 +24,7 @@ from pytest_quantgate.encoders.families import (
     read_settings,
 )
 from pytest_quantgate.encoders.family import Pretrained, TokenizerClass
-from pytest_quantgate.encoders.source import find_files, stays_inside
+from pytest_quantgate.encoders.source import find_files, refuse_pipeline, stays_inside
 from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ArtifactError, MissingPackage, ModelError, UnsupportedModel
 from pytest_quantgate.evidence.sanity import Fault
@@ -63,6 +63,7 @@ def inspect_checkpoint(directory: Path, *, dtype: str = "float16") -> tuple[Faul
 def find_unknown(directory: Path) -> Fault | None:
     """Return why `inspect_checkpoint` has nothing to say of a folder; None where it looked."""
     try:
+        refuse_pipeline(directory, where=directory.name)
         settings = read_settings(directory)
     except UnsupportedModel as error:
         return faults.unsupported(str(error))

@@ -118,6 +118,8 @@ def test_the_tokenizer_beside_it_in_a_pipeline_is_taken(
     arguments = ["init", "--data", "scenes", "--output", "-", "--model"]
     assert main([*arguments, str(tmp_path / "sd")], environ={}) != 0
     assert "name the folder of one encoder" in capsys.readouterr().err
+    assert main(["doctor", str(tmp_path / "sd")], environ={}) == 1
+    assert "name the folder of one encoder" in capsys.readouterr().out
 
 
 def test_another_tokenizer_beside_it_is_another_digest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_quantgate.encoders.encoder import Batch, Encoder
@@ -63,6 +64,18 @@ def embed_texts(
             for model, done in zip(models, parts, strict=True):
                 done.append(model.encode("text", tokens).cpu())
     return [torch.cat(done) for done in parts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """The batches of `make_batches`, made anew each time: AWQ and SVDQuant read them twice."""
+
+    model: Encoder
+    samples: Samples
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return make_batches(self.model, self.samples, batch_size=self.batch_size)
 
 
 def make_batches(model: Encoder, samples: Samples, *, batch_size: int) -> Iterator[Batch]:

@@ -535,7 +535,7 @@ class Variants:
         if self.given is not None:
             self._take_variant(self.given, folder)
             return
-        from pytest_quantgate.measure.embeddings import make_batches
+        from pytest_quantgate.measure.embeddings import Batches
         from pytest_quantgate.quantization.quantize import quantize
 
         spec = self.suite.calibration
@@ -546,7 +546,7 @@ class Variants:
                 fp16,
                 recipe=recipe,
                 exclude=self.suite.variant.exclude,
-                batches=make_batches(fp16, pairs, batch_size=spec.batch_size),
+                batches=Batches(model=fp16, samples=pairs, batch_size=spec.batch_size),
                 progress=advance,
             )
         run = describe_calibration(

@@ -13,9 +13,11 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.measure.embeddings import Batches
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantize import quantize
 from pytest_quantgate.quantization.recipes import Recipe
+from pytest_quantgate.tasks.registry import load_samples
 
 pytestmark = pytest.mark.slow
 
@@ -255,6 +257,17 @@ def test_algorithm_that_reads_the_data_twice(
     assert told == [4, 4]
     with pytest.raises(ModelError, match=r"reads the calibration data more than once.*pass a list"):
         quantize(tiny_fp16, recipe=make_recipe(AWQ), batches=iter(make_pairs()))
+
+
+@pytest.mark.slow
+def test_batches_of_a_suite_can_be_read_again(tiny_fp16: Encoder, make_recipe: MakeRecipe) -> None:
+    samples = load_samples(
+        "scenes/calibration", datasets={}, samples=8, environ={}, purpose="pairs"
+    )
+    batches = Batches(model=tiny_fp16, samples=samples, batch_size=4)
+
+    assert [batch.ids for batch in batches] == [batch.ids for batch in batches]
+    assert quantize(tiny_fp16, recipe=make_recipe("int4-awq"), batches=batches).batches == 2
 
 
 def test_interrupt_during_calibration_leaves_nothing_behind(

@@ -346,7 +346,7 @@ def _check_towers(suite: Suite, *, environ: Mapping[str, str]) -> Iterator[str]:
         if towers is None or is_own(gate.task):
             continue
         try:
-            check_towers(towers, task=gate.task, model=name)
+            check_towers(towers, task=gate.task, model=name or "the model")
         except QuantGateError as error:
             yield f"{gate.where.of('task')}: {error}"
 

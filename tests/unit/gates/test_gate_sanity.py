@@ -357,7 +357,7 @@ TWINS = Twins(first=0, second=3, names=("Cat", "cat"), pairs=1)
         ),
         (
             "embeddings-nonfinite",
-            {"task": {"nonfinite": 3}},
+            {"task": {"nonfinite": 3, "images": 5}},
             "FP16 gives NaN or Inf for 3 of 5 images",
         ),
         ("images-alike", {"task": {"images_alike": 2}}, "different images have one embedding"),

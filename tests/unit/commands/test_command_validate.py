@@ -103,8 +103,8 @@ def test_a_task_that_needs_a_tower_which_the_model_lacks_is_an_error() -> None:
     (error,) = check()
     assert error == (
         "s.quantgate.yaml:10: the model has no text tower, and photos/classification needs one "
-        "(zero-shot: images against class names in templates): judge it by photos/knn (with labels) or "
-        "photos/neighbours (without)"
+        "(zero-shot: images against class names in templates): judge it by photos/knn "
+        "(with labels) or photos/neighbours (without)"
     )
     assert check("photos/classification", "photos/knn") == ()
 

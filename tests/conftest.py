@@ -22,6 +22,12 @@ pytest_plugins = ["pytester"]
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away the width that pytest-xdist gives its workers: a log has none."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_ci_variables() -> None:
     """The tests decide themselves when they run "under CI"."""

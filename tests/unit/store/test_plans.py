@@ -108,7 +108,7 @@ def test_a_plan_from_elsewhere_is_built_again_before_it_runs(
             key=lambda *_names, **_inputs: key,
             progress=Progress(write=lambda _text: None, mode="silent"),
             used={},
-            suite=SimpleNamespace(model=SimpleNamespace(dtype="float16")),
+            suite=SimpleNamespace(model=SimpleNamespace(dtype="float16"), artifacts=None),
         )
         found = Stages(case)  # type: ignore[arg-type]
         monkeypatch.setattr(found, "onnx_path", lambda **_names: tmp_path / "x" / "model.onnx")

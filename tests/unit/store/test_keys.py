@@ -149,11 +149,13 @@ def test_nothing_is_cached_but_by_a_declaration() -> None:
 
 
 def test_no_key_is_written_by_hand() -> None:
-    """What digests plain data does so for fingerprints, machines and keys, and nowhere else."""
+    """What digests plain data does so for fingerprints, machines, keys, seals and the data of a
+    task, and nowhere else."""
     users = {place.partition(":")[0] for place, _, name in _calls() if name == "digest_of"}
 
     assert users <= {
-        *("evidence/fingerprint.py", "evidence/latency.py", "run/variants.py", "store/keys.py")
+        *("evidence/fingerprint.py", "evidence/latency.py", "report/json_report.py"),
+        *("run/variants.py", "store/keys.py", "tasks/scoring.py"),
     }
     case = ast.parse((PACKAGE / "run" / "variants.py").read_text("utf-8"))
     inside = {

@@ -40,6 +40,7 @@ MEASUREMENTS = ("value.json", "audit.json", "calibration.json", "*.npy", "*.safe
 #: What no two runs share in a JSON report, and why.
 MOVING = {
     "created": "the time of the run",
+    "seal": "the digest of the report, its time with it",
 }
 
 

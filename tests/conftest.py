@@ -160,6 +160,9 @@ def _libraries() -> None:
 
     import_modelopt("modelopt.torch.quantization.plugins.diffusion.diffusers")
     import_modelopt("modelopt.torch.opt")
+    # A class whose module is forgotten has no source, which ModelOpt reads of attention.
+    for name in ("bert", "roberta", "llava", "siglip", "vit", "dinov2", "dinov2_with_registers"):
+        importlib.import_module(f"transformers.models.{name}.modeling_{name}")
 
 
 @pytest.fixture

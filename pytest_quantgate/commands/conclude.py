@@ -143,6 +143,7 @@ def _read_digests(release: Release | None) -> dict[str, str]:
 def _print(summary: Summary, *, report: Report, written: Sequence[str]) -> None:
     from pytest_quantgate.report.facts import describe_machine
     from pytest_quantgate.report.terminal import render_summary
+    from pytest_quantgate.text.printable import printable
     from pytest_quantgate.text.words import count
     from pytest_quantgate.text.wrapping import say, terminal_width
 
@@ -156,4 +157,4 @@ def _print(summary: Summary, *, report: Report, written: Sequence[str]) -> None:
         for note in suite.notes:
             say(f"note on {suite.name}: {note}")
     for line, _ in render_summary(summary, width=terminal_width() or WIDE):
-        print(line)
+        print(printable(line))

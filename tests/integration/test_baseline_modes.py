@@ -204,8 +204,7 @@ def test_baseline_of_other_settings_is_incomparable_and_they_are_named(
             "[[]regression.baseline-of-other-things[]]",
             "*dtype float16 -> bfloat16",
             "*attention sdpa -> eager",
-            "*INCOMPARABLE  regression*",
-            "*dtype float16 -> bfloat16, attention sdpa -> eager",
+            "*INCOMPARABLE  regression*  dtype float16 -> bfloat16, attention sdpa -> eager",
         ]
     )
     assert "model weights" not in result.stdout.str()

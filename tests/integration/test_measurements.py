@@ -47,7 +47,10 @@ FIELDS = {
     "recipe": "QuantizeSpec.exclude QuantizeSpec.recipe",
     "calibration": "CalibrationSpec.batch_size CalibrationSpec.data CalibrationSpec.first "
     "CalibrationSpec.held_out_samples CalibrationSpec.samples",
-    "data: a digest of what is read": "DatasetSpec.dataset DatasetSpec.language DatasetSpec.root",
+    "data: a digest of what is read, and how": "DatasetSpec.captions_per_image "
+    "DatasetSpec.columns DatasetSpec.dataset DatasetSpec.exif_rotation DatasetSpec.language "
+    "DatasetSpec.root DatasetSpec.test_split",
+    "artifacts: digests of the files": "Suite.artifacts",
     "task, metric, samples, first": "AccuracyGate.first AccuracyGate.metric AccuracyGate.samples "
     "AccuracyGate.task FidelityGate.data FidelityGate.first FidelityGate.samples",
     "softmax": "ExportGate.allow Gates.sections",

@@ -163,4 +163,4 @@ def test_no_key_is_written_by_hand() -> None:
         for function in ast.walk(case)
         if isinstance(function, ast.FunctionDef) and "digest_of(" in ast.unparse(function)
     }
-    assert inside == {"fingerprint"}
+    assert inside == {"fingerprint", "_with_reader"}

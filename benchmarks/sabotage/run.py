@@ -131,6 +131,7 @@ def read_results(root: Path, entries: Mapping[str, Entry]) -> dict[str, Result]:
                     **plain,
                     "status": Status(plain["status"]),
                     "evidence": tuple(plain["evidence"]),
+                    "other_codes": tuple(plain.get("other_codes", ())),
                 }
             )
             for name, plain in data["verdicts"].items()

@@ -110,8 +110,8 @@ def test_static_batch_is_fixed(
     batch = make_pairs(batches=1, size=2)[0]
     assert distance(run_onnx(exported, batch), run_torch(model, tower, batch)) < 1e-5
     assert not read_graph(exported.path).dynamic_batch
-    with pytest.raises(ModelError, match="stopped at a batch of"):
-        run_onnx(exported, make_pairs(batches=1, size=3)[0])
+    three = make_pairs(batches=1, size=3)[0]  # in two runs of the file's own size
+    assert distance(run_onnx(exported, three), run_torch(model, tower, three)) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pytest_quantgate.suite.keys import BadKey, count_key, decibels_key, named, 
 from pytest_quantgate.text.words import count, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from pytest_quantgate.evidence.parity import BlockParity, Parity, ShippedTower, TowerParity
 
@@ -109,9 +109,19 @@ def judge_parity(
             f"{tower.tower} error {tower.error:.1e}, SQNR {tower.sqnr_onnx_db:.1f} dB"
             for tower in parity.towers
         ),
-        evidence=tuple(part.headline for part in parts),
+        evidence=(*(part.headline for part in parts), *_list_uncut(parity)),
         figures=verdict.figures,
     )
+
+
+def _list_uncut(parity: Parity) -> Iterator[str]:
+    """Yield what was looked at as a whole alone: errors of several blocks may cancel out there."""
+    for tower in parity.towers:
+        if not tower.blocks:
+            yield (
+                f"the {tower.tower} tower was compared as a whole alone: its graph could not be "
+                f"cut between blocks"
+            )
 
 
 def point_to_export(verdict: Verdict, *, export: Verdict) -> Verdict:

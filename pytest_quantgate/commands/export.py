@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pytest_quantgate.commands.case import add_places, open_case
+from pytest_quantgate.run.handover import RECORD, WRITERS, hand_over
 
 EXAMPLES = """\
 examples:
@@ -30,25 +32,21 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("suite", type=Path, metavar="SUITE")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--to", required=True, choices=("onnx", "modelopt", "compressed-tensors"))
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="as --quantgate-cache-dir")
+    parser.add_argument("--to", required=True, choices=tuple(WRITERS))
+    add_places(parser)
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    from pytest_quantgate.commands.sensitivity import open_case
-    from pytest_quantgate.run.handover import RECORD, hand_over
-    from pytest_quantgate.text.printable import printable
     from pytest_quantgate.text.words import count
+    from pytest_quantgate.text.wrapping import say
 
     case = open_case(parsed, environ=environ)
     done = hand_over(case, format=parsed.to, folder=parsed.folder)
-    if case.progress.mode == "log":
-        print(file=sys.stderr)  # its stages end without a newline
-    print(printable(f"written: {done.folder} ({count(len(done.files), 'file')}, {RECORD})"))
-    print(printable(f"  {done.checked}"))
+    case.progress.finish()
+    say(f"written: {done.folder} ({count(len(done.files), 'file')}, {RECORD})")
+    say(f"  {done.checked}")
     for name, digest in done.files.items():
         if name.endswith((".onnx", ".safetensors", ".pth")):
-            print(printable(f"  sha256 {digest}  {name}"))
-    print(printable(f"next: quantgate check {done.folder}"))
+            say(f"  sha256 {digest}  {name}")
+    say(f"next: quantgate check {done.folder}")
     return 0

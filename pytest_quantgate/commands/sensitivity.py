@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pytest_quantgate.run.case import Case
-    from pytest_quantgate.run.progress import Progress
-    from pytest_quantgate.suite.specs import Suite
+from pytest_quantgate.commands.case import add_places, open_case
 
 #: Fewer samples say nothing, and recall@5 needs more than five.
 FEWEST_SAMPLES = 8
@@ -46,8 +42,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the plot here too")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="as --quantgate-cache-dir")
+    add_places(parser)
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
@@ -66,8 +61,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     study = Study(case)
     gate = study.gate_of(parsed.task) if parsed.task else study.weakest_gate()
     found = study.measure(gate=gate, samples=parsed.samples)
-    if case.progress.mode == "log":
-        print(file=sys.stderr)  # its stages end without a newline
+    case.progress.finish()
     say(case.suite.label)
     for line in render_sensitivity(found, top=parsed.top, width=terminal_width()):
         say(line)
@@ -79,6 +73,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
             exclusion,
             suite=case.suite.label,
             weights_bytes=found.weights_bytes,
+            section="quantize" if case.suite.quantize else "quantized",
             exclude=case.suite.variant.exclude,
         ):
             # A line to paste stays whole.
@@ -91,61 +86,6 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         text = render_svg(found, top=parsed.top)
         replace_file(parsed.svg, text, kind="sensitivity-svg", option="--svg")
     return 0
-
-
-def open_case(
-    parsed: argparse.Namespace, *, environ: Mapping[str, str], suite: Suite | None = None
-) -> Case:
-    """Return the case of a suite outside of pytest; nothing but the cache is written."""
-    from pytest_quantgate.run.case import Case
-    from pytest_quantgate.store.baseline_mode import BaselineMode
-    from pytest_quantgate.store.baselines import Store
-    from pytest_quantgate.store.cache import Cache
-    from pytest_quantgate.store.settings import Settings, default_cache_root
-    from pytest_quantgate.suite.load import load_suite
-    from pytest_quantgate.text.wrapping import say
-
-    root = Path.cwd()
-    settings = Settings(
-        baselines=BaselineMode.CHECK,
-        baselines_dir=root / "baselines",
-        obtained_dir=root / "obtained",
-        cache_dir=parsed.cache_dir or default_cache_root(environ),
-        reason="",
-        strict=False,
-        device=parsed.device,
-        suite=str(parsed.suite),
-        root=root,
-    )
-
-    def warn(message: str) -> None:
-        say(f"warning: {message}", error=True)
-
-    return Case(
-        suite=suite or load_suite(parsed.suite, relative_to=root),
-        settings=settings,
-        store=Store(settings.baselines_dir, project=root),
-        cache=Cache(root=settings.cache_dir, warn=warn),
-        progress=show_progress(),
-        environ=environ,
-    )
-
-
-def show_progress() -> Progress:
-    """Return progress on stderr: one line that is redrawn on a terminal, else a line a stage."""
-    import shutil
-
-    from pytest_quantgate.run.progress import Progress
-
-    stream = sys.stderr  # by now: libraries are silenced by redirecting the name
-
-    def put(text: str) -> None:
-        stream.write(text)
-        stream.flush()
-
-    live = stream.isatty()
-    width = shutil.get_terminal_size().columns
-    return Progress(mode="live" if live else "log", write=put, width=width)
 
 
 def _count(text: str) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate.commands.case import add_places, open_case, show_progress
 from pytest_quantgate.errors import SuiteError
 
 #: The layout of `--json`, raised when a field changes its meaning.
@@ -39,21 +39,17 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write size against drop here too")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="as --quantgate-cache-dir")
+    add_places(parser)
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    import shutil
-
-    from pytest_quantgate.commands.sensitivity import open_case
     from pytest_quantgate.commands.suite_checks import check_suite
     from pytest_quantgate.evidence.codec import to_json
     from pytest_quantgate.report.files import replace_file
     from pytest_quantgate.report.sweep import render_svg, render_sweep
     from pytest_quantgate.run.sweep import sweep, vary_recipe
     from pytest_quantgate.suite.load import load_suite
-    from pytest_quantgate.text.printable import printable
+    from pytest_quantgate.text.wrapping import say
 
     suite = load_suite(parsed.suite, relative_to=Path.cwd())
     suites = vary_recipe(suite, recipes=parsed.recipes)
@@ -65,10 +61,9 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         suites,
         open_case=lambda one: open_case(parsed, environ=environ, suite=one),
     )
-    if not sys.stderr.isatty():
-        print(file=sys.stderr)  # the stages of the progress end without a newline
-    for line in render_sweep(found, columns=shutil.get_terminal_size().columns):
-        print(printable(line))
+    show_progress().finish()
+    for line in render_sweep(found):
+        say(line)
     if parsed.json is not None:
         result = {"format": FORMAT, "sweep": to_json(found)}
         text = json.dumps(result, indent=1) + "\n"

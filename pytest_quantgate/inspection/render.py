@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from pytest_quantgate.report.markdown_text import escape
 from pytest_quantgate.report.numbers import show_percent, show_value
 from pytest_quantgate.text.printable import printable
 from pytest_quantgate.text.words import count
+from pytest_quantgate.text.wrapping import wrap
 
 SCHEMA = 1
 
@@ -108,14 +108,7 @@ def _finding_lines(finding: Finding, *, width: int) -> Iterator[str]:
 
 def _wrap(text: str, *, width: int, indent: str, first: str = "") -> list[str]:
     """Return a text on lines of a width; names and commands are never cut."""
-    return textwrap.wrap(
-        printable(text),
-        width=width,
-        initial_indent=first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return wrap(f"{first}{printable(text)}", width=width, hang=len(indent) - len(first))
 
 
 def _table(rows: Sequence[Row], *, width: int) -> Iterator[str]:

@@ -25,6 +25,8 @@ from pytest_quantgate.quantization.quantizers import find_quantizers, format_of,
 if TYPE_CHECKING:
     import torch
 
+    from pytest_quantgate.encoders.encoder import Encoder
+
 #: A state of the quantizers for one group: it alone is on, or all but it.
 Direction = Literal["only", "without"]
 
@@ -338,6 +340,22 @@ def _copy(output: Any) -> Any:
     if type(output) in (tuple, list):
         return type(output)(_copy(item) for item in output)
     return output
+
+
+def variant_bytes(model: Encoder) -> tuple[int, int]:
+    """Return the bytes of a variant's weights, and of the same weights in full precision."""
+    enabled = frozenset(n for n, q in find_quantizers(model.module).items() if q.is_enabled)
+    full_bytes = full_bytes_of(model)
+    variant, full = (
+        weights_bytes(model.module, names=names, full_bytes=full_bytes)
+        for names in (enabled, frozenset[str]())
+    )
+    return variant, full
+
+
+def full_bytes_of(model: Encoder) -> int:
+    """Return the bytes of one weight that is not quantized."""
+    return 4 if model.weight_dtype == "float32" else 2
 
 
 def weights_bytes(module: torch.nn.Module, *, names: Collection[str], full_bytes: int) -> int:

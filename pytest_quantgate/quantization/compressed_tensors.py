@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.errors import ModelError
+from pytest_quantgate.formats.number_format import NumberFormat
+from pytest_quantgate.formats.table import E4M3, INT8
 from pytest_quantgate.quantization.quantizers import (
     amax_of,
     find_quantizers,
@@ -25,8 +27,8 @@ from pytest_quantgate.quantization.quantizers import (
 if TYPE_CHECKING:
     import torch
 
-#: The name of the package's own format, and its `type`, of the formats that it is written in here.
-_FORMATS = {"E4M3": ("float-quantized", "float"), "INT8": ("int-quantized", "int")}
+#: What it holds codes of.
+_FORMATS = (E4M3, INT8)
 
 #: Values that ModelOpt computes with other roundings may lie this far apart, as a share of a range.
 _ROUNDING = 2.0**-18
@@ -55,7 +57,7 @@ def _has_place(name: str, *, quantizers: Mapping[str, Any], module: torch.nn.Mod
 
     quantizer, slot, owner = quantizers[name], slot_of(name), owner_of(name)
     kind = format_of(quantizer)
-    if slot not in ("input", "weight") or kind is None or kind.name not in _FORMATS:
+    if slot not in ("input", "weight") or kind not in _FORMATS:
         return False
     if quantizer.block_sizes or getattr(quantizer, "_pre_quant_scale", None) is not None:
         return False
@@ -145,8 +147,7 @@ def _encode(
         codes = values / torch.where(scale == 0, torch.ones_like(scale), scale)
         kind = format_of(quantizer)
         assert kind is not None  # `compress` refuses others
-        is_integer = kind.name == "INT8"
-        codes = codes.round().to(torch.int8) if is_integer else codes.to(torch.float8_e4m3fn)
+        codes = (codes.round() if kind.is_integer else codes).to(getattr(torch, kind.torch_dtype))
         error = (codes.float() * scale - values).abs()
     ranges = scale * kind.largest
     if not bool((error <= _ROUNDING * ranges).all()):
@@ -172,7 +173,7 @@ def _describe(quantizer: Any, *, source: Any | None) -> Mapping[str, Any]:
     assert kind is not None
     amax = amax_of(quantizer)
     assert amax is not None
-    same = {"num_bits": 8, "type": _FORMATS[kind.name][1], "symmetric": True, "group_size": None}
+    same = {"num_bits": 8, "type": _type_of(kind), "symmetric": True, "group_size": None}
     weights = {
         **same,
         "strategy": "tensor" if amax.numel() == 1 else "channel",
@@ -185,16 +186,20 @@ def _describe(quantizer: Any, *, source: Any | None) -> Mapping[str, Any]:
         assert found is not None
         inputs = {
             **same,
-            "type": _FORMATS[found.name][1],
+            "type": _type_of(found),
             "strategy": "token" if per_token and source.axis is not None else "tensor",
             "dynamic": per_token,
         }
     return {
-        "format": _FORMATS[kind.name][0],
+        "format": f"{_type_of(kind)}-quantized",
         "weights": weights,
         "input_activations": inputs,
         "output_activations": None,
     }
+
+
+def _type_of(kind: NumberFormat) -> str:
+    return "int" if kind.is_integer else "float"
 
 
 def _make_config(

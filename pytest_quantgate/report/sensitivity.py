@@ -89,7 +89,7 @@ def _outlier_lines(effects: Sequence[GroupEffect], found: Sensitivity) -> Iterat
 
 
 def render_exclusion(
-    found: Exclusion, *, suite: str, weights_bytes: int, exclude: Sequence[str]
+    found: Exclusion, *, suite: str, section: str, weights_bytes: int, exclude: Sequence[str]
 ) -> Iterator[str]:
     """Yield what the exclusion is, what it gives and costs, and the YAML to paste."""
     if not found.checks:
@@ -127,12 +127,15 @@ def render_exclusion(
         yield f"  then red: {found.coverage}"
         yield "            waive these modules there, with a reason and a day"
     yield ""
-    yield from render_yaml(found.groups, exclude=exclude)
+    yield from render_yaml(found.groups, section=section, exclude=exclude)
 
 
-def render_yaml(groups: Sequence[QuantizerGroup], *, exclude: Sequence[str]) -> Iterator[str]:
-    """Yield `quantize.exclude` with the patterns that a suite has and those of `groups`."""
-    yield "quantize:"
+def render_yaml(
+    groups: Sequence[QuantizerGroup], *, section: str, exclude: Sequence[str]
+) -> Iterator[str]:
+    """Yield `exclude` of a suite's `quantize` or `quantized`, with its patterns and those of
+    `groups`."""
+    yield f"{section}:"
     yield "  exclude:"
     yield from (f"    - {json.dumps(pattern, ensure_ascii=False)}" for pattern in exclude)
     known = set(exclude)

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from xml.sax.saxutils import escape
 
 from pytest_quantgate.evidence.sweep import Candidate, Loss, Sweep
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.text.words import count, signed
 
 
-def render_sweep(found: Sweep, *, columns: int = 80) -> Iterator[str]:
+def render_sweep(found: Sweep) -> Iterator[str]:
     """Yield a table with a row a recipe, what did not pass below it, and what to do next."""
-
-    def wrap(text: str, *, first: str, indent: str) -> list[str]:
-        return textwrap.wrap(
-            text,
-            width=max(40, columns),
-            initial_indent=first,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-
     yield f"{found.suite}: {count(len(found.candidates), 'recipe')}"
     front = found.front
     cells = [("recipe", "verdict", "weights", "largest drop (pp)")]
@@ -34,14 +23,13 @@ def render_sweep(found: Sweep, *, columns: int = 80) -> Iterator[str]:
         mark = "*" if candidate in front and len(found.candidates) > 1 else " "
         yield f"  {mark} {row}".rstrip()
         for gate, brief in candidate.red:
-            yield from wrap(f"{gate}: {brief}", first="        ", indent="          ")
+            yield f"        {gate}: {brief}"
     yield ""
     if front and len(found.candidates) > 1:
         yield "  * no other recipe is as small and loses as little"
     if found.left_out:
-        said = f"not judged in a sweep: {', '.join(found.left_out)} (a baseline, or times)"
-        yield from wrap(said, first="  ", indent="    ")
-    yield from wrap(_say_choice(found), first="  ", indent="    ")
+        yield f"  not judged in a sweep: {', '.join(found.left_out)} (a baseline, or times)"
+    yield f"  {_say_choice(found)}"
 
 
 def _cells(candidate: Candidate, found: Sweep) -> tuple[str, str, str, str]:
@@ -125,7 +113,7 @@ def render_svg(found: Sweep) -> str:
         )
     for candidate, size, loss in known:
         name = escape(candidate.recipe)
-        ships = " ships" if candidate == found.choice or not candidate.red else ""
+        ships = " ships" if candidate.status is Status.PASS else ""
         at, middle = x(size), y(loss.drop_points)
         parts.append(
             f"<g><title>{name}: {escape(candidate.sentence)}</title>"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.source import LOADED_FILES
 from pytest_quantgate.errors import ModelError
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_quantgate.run.case import Case
-
-Format = Literal["onnx", "modelopt", "compressed-tensors"]
 
 #: What a folder that was written here says of itself.
 RECORD = "quantgate-export.json"
@@ -39,15 +37,14 @@ class Handover:
     checked: str
 
 
-def hand_over(case: Case, *, format: Format, folder: Path) -> Handover:
+def hand_over(case: Case, *, format: str, folder: Path) -> Handover:
     """Write the quantized variant of a case to a new folder, whole or not at all.
 
     Raises ModelError where the folder exists or cannot be written, where the format cannot hold the
     variant whole, or does not give it back.
     """
-    write = {"onnx": _write_onnx, "modelopt": _write_modelopt}.get(format, _write_compressed)
     with _new_folder(folder) as draft:
-        checked = write(case, draft)
+        checked = WRITERS[format](case, draft)
         _copy_settings(case, draft)
         files = {
             path.relative_to(draft).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -147,3 +144,11 @@ def _compare(wanted: Mapping[str, Any], read: Mapping[str, Callable[[], Any]]) -
             raise ModelError(
                 f"{name} comes back from the file that was written with an error of {error:.3g}"
             )
+
+
+#: What writes each format into an empty folder, and says what was checked.
+WRITERS: Mapping[str, Callable[[Case, Path], str]] = {
+    "onnx": _write_onnx,
+    "modelopt": _write_modelopt,
+    "compressed-tensors": _write_compressed,
+}

@@ -85,6 +85,11 @@ class Progress:
             self._open_stages -= 1
             self.write(_LINE_BELOW + ("" if self._open_stages else _RESTORE))
 
+    def finish(self) -> None:
+        """End the last line of a log, whose stages end without a newline."""
+        if self.mode == "log":
+            self.write("\n")
+
 
 def silent() -> Progress:
     return Progress(mode="silent", write=lambda _text: None)

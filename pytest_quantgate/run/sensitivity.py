@@ -170,7 +170,11 @@ class Study:
 
     def _measure(self, gate: Gate, count: int, *, directions: tuple[Direction, ...]) -> Sensitivity:
         from pytest_quantgate.measure.groups import group_quantizers
-        from pytest_quantgate.measure.sensitivity import measure_towers, weights_bytes
+        from pytest_quantgate.measure.sensitivity import (
+            full_bytes_of,
+            measure_towers,
+            weights_bytes,
+        )
         from pytest_quantgate.quantization.quantizers import find_quantizers
 
         case = self.case
@@ -185,7 +189,7 @@ class Study:
                 f"({case.suite.variant.where.of('recipe')})"
             )
         enabled = frozenset(n for n, q in find_quantizers(module).items() if q.is_enabled)
-        full_bytes = 4 if case.fp16.weight_dtype == "float32" else 2
+        full_bytes = full_bytes_of(case.quantized)
         whole = weights_bytes(module, names=enabled, full_bytes=full_bytes)
         groups = tuple(
             replace(

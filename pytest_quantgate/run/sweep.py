@@ -102,16 +102,9 @@ def _read_loss(gate: str, figures: Mapping[str, Figure]) -> Loss | None:
 
 def _measure_size(case: Case) -> tuple[int | None, int | None]:
     """Return the bytes of the variant's weights and of FP16's; None where none could be built."""
-    from pytest_quantgate.measure.sensitivity import weights_bytes
-    from pytest_quantgate.quantization.quantizers import find_quantizers
+    from pytest_quantgate.measure.sensitivity import variant_bytes
 
     try:
-        module = case.quantized.module
-        full_bytes = 4 if case.fp16.weight_dtype == "float32" else 2
+        return variant_bytes(case.quantized)
     except QuantGateError:  # the gates say why
         return None, None
-    enabled = frozenset(n for n, q in find_quantizers(module).items() if q.is_enabled)
-    return (
-        weights_bytes(module, names=enabled, full_bytes=full_bytes),
-        weights_bytes(module, names=frozenset(), full_bytes=full_bytes),
-    )

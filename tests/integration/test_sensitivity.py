@@ -145,7 +145,9 @@ def test_what_was_verified_is_what_the_new_list_builds(
         next(e.group for e in found.effects if e.group.tower == tower)
         for tower in ("vision", "text")
     ]
-    pasted = yaml.safe_load("\n".join(render_yaml(groups, exclude=case.suite.quantize.exclude)))
+    pasted = yaml.safe_load(
+        "\n".join(render_yaml(groups, section="quantize", exclude=case.suite.quantize.exclude))
+    )
     exclude = pasted["quantize"]["exclude"]
     assert exclude[0] == "*patch_embedding*"
 

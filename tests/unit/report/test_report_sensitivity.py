@@ -194,7 +194,9 @@ def check(after: str = "PASS") -> GateCheck:
 
 def show(found: Exclusion, exclude: tuple[str, ...] = ()) -> str:
     return "\n".join(
-        render_exclusion(found, suite="clip", weights_bytes=100 * 1024, exclude=exclude)
+        render_exclusion(
+            found, suite="clip", section="quantize", weights_bytes=100 * 1024, exclude=exclude
+        )
     )
 
 
@@ -222,9 +224,11 @@ def test_an_exclusion_comes_with_its_figures_and_yaml() -> None:
 
 def test_a_pattern_is_listed_once() -> None:
     groups = (group("a", "*patch_embedding*", "x.*"), group("b", "x.*", "y.*"))
-    pasted = yaml.safe_load("\n".join(render_yaml(groups, exclude=("*patch_embedding*",))))
+    pasted = yaml.safe_load(
+        "\n".join(render_yaml(groups, section="quantized", exclude=("*patch_embedding*",)))
+    )
 
-    assert pasted["quantize"]["exclude"] == ["*patch_embedding*", "x.*", "y.*"]
+    assert pasted["quantized"]["exclude"] == ["*patch_embedding*", "x.*", "y.*"]
 
 
 def test_what_has_no_exclusion_says_why() -> None:

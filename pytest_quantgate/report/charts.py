@@ -97,7 +97,7 @@ def draw_values(gates: Sequence[GateResult]) -> Spec:
         "field": "value",
         "type": "quantitative",
         "title": "%",
-        "scale": {"zero": False, "nice": True, "padding": 8},
+        "scale": {"zero": False, "nice": True, "padding": 8, "domain": _span(gates, rows)},
     }
     return {
         **_chart(
@@ -125,6 +125,18 @@ def draw_values(gates: Sequence[GateResult]) -> Spec:
             ],
         },
     }  # fmt: skip
+
+
+def _span(gates: Sequence[GateResult], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the ends of an axis of values in percent: at least the largest limit lies between.
+
+    A change far within its limit must not look large.
+    """
+    values = [row["value"] for row in rows]
+    low, high = min(values), max(values)
+    least = max(figure(gate, "max_drop_points") for gate in gates)
+    room = max(0.0, least - (high - low)) / 2
+    return [max(0.0, low - room), min(100.0, high + room)]
 
 
 def draw_drops(gates: Sequence[GateResult]) -> Spec:

@@ -258,6 +258,12 @@ def test_floor_is_drawn_where_it_is_near_and_the_caption_says_so(tmp_path: Path)
         return render_html(replace(report, suites=(replace(suite, gates=gates),)))
 
     assert len(charts.draw_values([gate])["data"]["values"]) == 2
+    low, high = charts.draw_values([gate])["encoding"]["x"]["scale"]["domain"]
+    values = [row["value"] for row in charts.draw_values([gate])["data"]["values"]]
+    assert low <= min(values) <= max(values) <= high
+    assert high - low == pytest.approx(
+        max(gate.figures["max_drop_points"], max(values) - min(values))
+    )
     assert "floor" not in json.dumps(charts.draw_values([gate])["encoding"])
     assert charts.draw_values([near])["data"]["values"][2]["value"] == 75.0
     assert "FP16 and quantized; 1 floor far below in the table alone" in page(gate)

@@ -6,14 +6,20 @@ import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_quantgate.statistics.intervals import ClassCounts, Flips, Share, clustered_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes
+
+#: Nothing but the whole and its classes is counted.
+NO_SLICES: Mapping[str, Sequence[int]] = MappingProxyType({})
+
+Value = TypeVar("Value")
 
 
 class Unpaired(Exception):
@@ -38,7 +44,8 @@ class Clusters:
 class Pairs:
     """Counts over paired samples. `changed` counts answers that differ, right or wrong.
 
-    `clusters` is None where every sample stands for itself.
+    `slices` are the counts of the groups that were asked for. `clusters` is None where every sample
+    stands for itself.
     """
 
     samples: int
@@ -48,6 +55,7 @@ class Pairs:
     wrong_to_right: int
     changed: int
     classes: tuple[tuple[str, ClassCounts], ...] = ()
+    slices: tuple[tuple[str, ClassCounts], ...] = ()
     clusters: Clusters | None = None
 
     @property
@@ -77,11 +85,14 @@ class Pairs:
         return found.grow(self.clusters.changed / self.samples) if self.clusters else found
 
 
-def pair_outcomes(*, before: Outcomes, after: Outcomes) -> Pairs:
+def pair_outcomes(
+    *, before: Outcomes, after: Outcomes, slices: Mapping[str, Sequence[int]] = NO_SLICES
+) -> Pairs:
     """Return the paired counts of two variants on the same samples, in any order.
 
-    Raises Unpaired for ids that are not equal as sets or stand twice, for no samples, and for
-    other labels, class names or data.
+    `slices` are places in `before` of the samples of each slice, by its name. Raises Unpaired for
+    ids that are not equal as sets or stand twice, for no samples, and for other labels, class names
+    or data.
     """
     for outcomes in (before, after):
         _check_ids(outcomes.ids, variant=outcomes.variant)
@@ -118,11 +129,17 @@ def pair_outcomes(*, before: Outcomes, after: Outcomes) -> Pairs:
         labels=labels,
         names=before.class_names,
         clusters=before.clusters,
+        slices=slices,
     )
 
 
-def pair_stored(*, stored: StoredOutcomes, now: Outcomes) -> Pairs:
-    """Return the paired counts of a stored result and today's; raises Unpaired as above."""
+def pair_stored(
+    *, stored: StoredOutcomes, now: Outcomes, slices: Mapping[str, Sequence[int]] = NO_SLICES
+) -> Pairs:
+    """Return the paired counts of a stored result and today's.
+
+    `slices` are places in `now`. Raises Unpaired as above.
+    """
     _check_ids(now.ids, variant=now.variant)
     order = sorted(range(len(now.ids)), key=now.ids.__getitem__)
     digest = hashlib.sha256("\n".join(now.ids[i] for i in order).encode()).hexdigest()
@@ -142,6 +159,7 @@ def pair_stored(*, stored: StoredOutcomes, now: Outcomes) -> Pairs:
     if not math.isfinite(stored.value):
         raise Unpaired(f"the baseline is damaged: its value is {stored.value}")
     correct = [now.correct[i] for i in order]
+    place = {index: rank for rank, index in enumerate(order)} if slices else {}
     # The same ids of the same data have the same labels and clusters: today's are the baseline's.
     return _count(
         before,
@@ -150,6 +168,7 @@ def pair_stored(*, stored: StoredOutcomes, now: Outcomes) -> Pairs:
         labels=[now.labels[i] for i in order],
         names=now.class_names,
         clusters=[now.clusters[i] for i in order if now.clusters],
+        slices={name: [place[i] for i in inside] for name, inside in slices.items()},
     )
 
 
@@ -169,8 +188,21 @@ def _count(
     labels: Sequence[int],
     names: Sequence[str],
     clusters: Sequence[int],
+    slices: Mapping[str, Sequence[int]],
 ) -> Pairs:
     both = list(zip(before, after, strict=True))
+
+    def count(inside: Sequence[int]) -> ClassCounts:
+        was, now, other = ([values[i] for i in inside] for values in (before, after, changed))
+        weighed = _weigh_clusters(was, now, other, [clusters[i] for i in inside if clusters])
+        return ClassCounts(
+            samples=len(inside),
+            right=sum(now),
+            right_to_wrong=sum(a and not b for a, b in zip(was, now, strict=True)),
+            wrong_to_right=sum(b and not a for a, b in zip(was, now, strict=True)),
+            worth=min(weighed.drop, weighed.right) / len(inside) if weighed else 1.0,
+        )
+
     return Pairs(
         samples=len(both),
         before_right=sum(before),
@@ -178,9 +210,21 @@ def _count(
         right_to_wrong=sum(was and not now for was, now in both),
         wrong_to_right=sum(now and not was for was, now in both),
         changed=sum(changed),
-        classes=_count_classes(before, after, changed, labels, names, clusters),
+        classes=tuple(
+            (names[label] if 0 <= label < len(names) else str(label), count(inside))
+            for label, inside in sorted(group_places(labels if names else ()).items())
+        ),
+        slices=tuple((name, count(inside)) for name, inside in slices.items()),
         clusters=_weigh_clusters(before, after, changed, clusters),
     )
+
+
+def group_places(values: Iterable[Value]) -> dict[Value, list[int]]:
+    """Return the places of each value, in the order in which values come."""
+    places: dict[Value, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, []).append(place)
+    return places
 
 
 def _weigh_clusters(
@@ -206,29 +250,3 @@ def _weigh_clusters(
         right=weigh(after),
         changed=weigh(changed),
     )
-
-
-def _count_classes(
-    before: Sequence[bool],
-    after: Sequence[bool],
-    changed: Sequence[bool],
-    labels: Sequence[int],
-    names: Sequence[str],
-    clusters: Sequence[int],
-) -> tuple[tuple[str, ClassCounts], ...]:
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(labels if names else ()):
-        members.setdefault(label, []).append(index)
-    found = []
-    for label, inside in sorted(members.items()):
-        was, now, other = ([values[i] for i in inside] for values in (before, after, changed))
-        weighed = _weigh_clusters(was, now, other, [clusters[i] for i in inside if clusters])
-        counts = ClassCounts(
-            samples=len(inside),
-            right=sum(now),
-            right_to_wrong=sum(a and not b for a, b in zip(was, now, strict=True)),
-            wrong_to_right=sum(b and not a for a, b in zip(was, now, strict=True)),
-            worth=min(weighed.drop, weighed.right) / len(inside) if weighed else 1.0,
-        )
-        found.append((names[label] if 0 <= label < len(names) else str(label), counts))
-    return tuple(found)

@@ -296,3 +296,20 @@ def test_other_clusters_cannot_be_compared() -> None:
 
     with pytest.raises(Unpaired, match="clusters of the samples differ"):
         pair_outcomes(before=before, after=replace(after, clusters=()))
+
+
+def test_a_slice_is_counted_wherever_its_samples_stand() -> None:
+    """Places are those of one side; the other side, and a baseline, have them in another order."""
+    before = make_outcomes((True, True, False, True, False))
+    after = make_outcomes((False, True, True, True, False))
+    turned = shuffled(after)
+    place = {name: index for index, name in enumerate(turned.ids)}
+    slices = {"night": [0, 2, 3], "day": [1, 4]}
+
+    found = dict(pair_outcomes(before=before, after=turned, slices=slices).slices)
+    night = {"night": [place[before.ids[i]] for i in slices["night"]]}
+    stored = dict(pair_stored(stored=store_outcomes(before), now=turned, slices=night).slices)
+
+    assert (found["night"].right_to_wrong, found["night"].wrong_to_right) == (1, 1)
+    assert (found["day"].samples, found["day"].right, found["day"].drop) == (2, 1, 0)
+    assert stored["night"] == found["night"]

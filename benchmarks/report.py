@@ -23,13 +23,12 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
-from report_builder import Run, make_audit, make_outcomes, make_run  # noqa: E402
-
 from pytest_quantgate.report.files import replace_file  # noqa: E402
 from pytest_quantgate.report.html import render_html  # noqa: E402
 from pytest_quantgate.report.json_report import render_json  # noqa: E402
 from pytest_quantgate.report.markdown import render_markdown  # noqa: E402
 from pytest_quantgate.report.previews import to_data_uri  # noqa: E402
+from tests.report_builder import Run, make_audit, make_outcomes, make_run  # noqa: E402
 
 SAMPLES, CLASSES, BLOCKS, PICTURES = 50_000, 1_000, 19, 12
 OPENINGS = 5

@@ -41,7 +41,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Trained a little (`train_tiny_clip.py`): the sanity gate refuses a random one.
     """
-    from train_tiny_clip import save_tiny_clip
+    from tests.train_tiny_clip import save_tiny_clip
 
     return save_tiny_clip(tmp_path_factory.mktemp("tiny-clip"))
 

@@ -133,9 +133,9 @@ def _module(name: str, kind: str, tower: Tower, block: int) -> Module:
     return Module(
         name=name,
         class_name=kind,
-        kind=kind,
+        kind=kind,  # type: ignore[arg-type]
         tower=tower,
-        block=block,  # type: ignore[arg-type]
+        block=block,
         weights_count=4096,
     )
 

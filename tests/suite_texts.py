@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
-from pytest_quantgate.suite.specs import Suite
+from pytest_quantgate.suite.gates import Gates, GateSection
+from pytest_quantgate.suite.specs import QuantizeSpec, Suite
+
+Section = TypeVar("Section", bound=GateSection)
 
 FILE = "suites/demo.quantgate.yaml"
 
@@ -129,3 +133,16 @@ def swap(old: str, new: str, *, text: str = VALID) -> str:
 def line_of(part: str, *, text: str = VALID) -> int:
     assert text.count(part) == 1, f"{part!r} stands {text.count(part)} times"
     return text[: text.index(part)].count("\n") + 1
+
+
+def section_of(gates: Gates, kind: type[Section]) -> Section:
+    """The one section of this kind."""
+    found = gates.one(kind)
+    assert found is not None
+    return found
+
+
+def quantize_of(suite: Suite) -> QuantizeSpec:
+    """What the suite quantizes with."""
+    assert suite.quantize is not None
+    return suite.quantize

@@ -88,7 +88,7 @@ def train() -> Any:
         logits = 20 * functional.normalize(images, dim=-1) @ functional.normalize(classes, dim=-1).T
         loss = functional.cross_entropy(logits, labels[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if step % 200 == 0:

@@ -632,10 +632,9 @@ def git_target(folder: Path) -> Target:
 def report_target(folder: Path) -> Target:
     """A JSON report as `quantgate diff` reads it: another one of the same suite beside it."""
     sys.path.insert(0, str(TESTS))
-    from report_builder import make_audit, make_outcomes, make_run
-
     from pytest_quantgate.comparison.report_files import compare_reports, read_report
     from pytest_quantgate.report.json_report import render_json
+    from tests.report_builder import make_audit, make_outcomes, make_run
 
     outcomes = make_outcomes(samples=10, class_names=["cat", "dog"], lost=1, won=1)
     run = make_run(folder / "cache", audit=make_audit(blocks=1), outcomes=outcomes, pictures=1)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_builder import make_audit, make_outcomes, make_run, verdict
 
 from pytest_quantgate.comparison import render as diff
 from pytest_quantgate.comparison.report_files import compare_reports
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.html import render_html
+from tests.report_builder import make_audit, make_outcomes, make_run, verdict
 
 AXE = Path(__file__).parent / "assets" / "axe.min.js"
 HOSTILE = "</script><img src=//example.org/x onerror=console.error(1)>\u2028'\"&"

@@ -37,7 +37,7 @@ def note_fields(kind: type) -> None:
     def recording(self: object, name: str) -> Any:
         if building and name in names:
             read.add(f"{kind.__name__}.{name}")
-        return plain(self, name)
+        return plain(self, name)  # type: ignore[arg-type, call-arg]
 
     kind.__getattribute__ = recording  # type: ignore[method-assign, assignment]
 
@@ -54,7 +54,7 @@ def note_builds() -> None:
         finally:
             building.pop()
 
-    Cache._build = recording  # type: ignore[method-assign, assignment]
+    Cache._build = recording  # type: ignore[method-assign]
 
 
 def main(folder: Path) -> None:
@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
 
     sections = {kind for kind in vars(specs).values() if dataclasses.is_dataclass(kind)}
     for section in sections | {kind.section for kind in list_kinds()}:
-        note_fields(section)
+        note_fields(section)  # type: ignore[arg-type]
     note_builds()
     sys.addaudithook(note_files)
     found = mended.measure(list(mended.KINDS), folder=folder)

@@ -86,7 +86,7 @@ class Gpu:
             for tower in ("vision", "text")
             if self.digest_of(variant, tower) == report["onnx_sha256"]
         )
-        session: Any = self.case.stages.session(tower)  # type: ignore[arg-type]
+        session: Any = self.case.stages.session(tower)
         arrays = {name: value.numpy() for name, value in inputs.items()}
         self.batches.append(len(next(iter(arrays.values()))))
         found = session.embed(arrays)
@@ -95,7 +95,7 @@ class Gpu:
         return {"embeds": self.spoil(torch.from_numpy(found).half())}
 
     def digest_of(self, variant: Any, tower: Any) -> str:
-        return self.case.stages.onnx_audit(variant=variant, tower=tower, precision="float16").digest
+        return self.case.stages.onnx_audit(variant=variant, tower=tower, precision="float16").digest  # type: ignore[no-any-return]
 
 
 @pytest.fixture

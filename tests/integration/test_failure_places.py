@@ -5,7 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from stub_gates import run, write_project
+
+from tests.stub_gates import run, write_project
 
 RED = {"coverage": ["FAIL"]}
 

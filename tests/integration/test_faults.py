@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_actions import build, make_record
 
 from pytest_quantgate.errors import BaselineError, CacheError
 from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.cache import Cache, find_damage
+from tests.integration.fault_actions import build, make_record
 
 REPOSITORY = Path(__file__).parents[2]
 KEY = "ab" * 32
@@ -32,7 +32,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import filelock  # an import opens files too, and is no step of ours
-from fault_actions import ACTIONS
+from tests.integration.fault_actions import ACTIONS
 
 filelock.FileLock
 
@@ -168,7 +168,7 @@ Cache(root=Path({str(tmp_path)!r})).get_or_build(kind="variant", key="{KEY}", bu
 
     def outer(folder: Path) -> None:
         (folder / "b").write_text("b")
-        cache.get_or_build(kind="variant", key="cd" * 32, build=lambda f: (f / "c").write_text("c"))
+        cache.get_or_build(kind="variant", key="cd" * 32, build=lambda f: (f / "c").write_text("c"))  # type: ignore[arg-type]
         assert (folder / "b").exists()
 
     cache.get_or_build(kind="outcomes", key="ef" * 32, build=outer)
@@ -246,7 +246,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(
     fails(step, code)
 
     with pytest.raises(CacheError, match="cannot write the cache under") as caught:
-        cache.get_or_build(kind="variant", key=KEY, build=lambda f: (f / "a").write_text("a"))
+        cache.get_or_build(kind="variant", key=KEY, build=lambda f: (f / "a").write_text("a"))  # type: ignore[arg-type]
 
     assert words in str(caught.value)
     assert "--quantgate-cache-dir=DIR" in str(caught.value)
@@ -263,7 +263,7 @@ def test_a_cache_of_another_user_is_refused_and_left_alone(
     root = Path(tempfile.mkdtemp())
     request.addfinalizer(lambda: shutil.rmtree(root))
     cache = Cache(root=root)
-    entry = cache.get_or_build(kind="variant", key=KEY, build=lambda f: (f / "a").write_text("a"))
+    entry = cache.get_or_build(kind="variant", key=KEY, build=lambda f: (f / "a").write_text("a"))  # type: ignore[arg-type]
     for path in (root, *root.rglob("*")):
         path.chmod(0o755)
     code = f"""\

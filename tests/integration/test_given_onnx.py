@@ -70,7 +70,7 @@ def hand_over(open_case: Callable[..., Case], tmp_path: Path) -> Callable[..., P
         for variant, end in (("quantized", ""), ("fp16", "-fp16")):
             for tower in towers or case.towers:
                 path = case.stages.onnx_path(
-                    variant=variant,  # type: ignore[arg-type]
+                    variant=variant,
                     tower=tower,
                     precision=case.stages.shipped,
                 )

@@ -73,8 +73,8 @@ def hand_over(open_case: Callable[..., Case], tmp_path: Path) -> Callable[..., P
         case = open_case()
         gate = case.suite.gates.find(kind="engine", key=KEY)
         for variant, end in (("quantized", ""), ("fp16", "-fp16")):
-            report = case.stages.engine(variant=variant, tower="vision", gate=gate)  # type: ignore[arg-type]
-            onnx = case.stages.onnx_path(variant=variant, tower="vision", precision="float16")  # type: ignore[arg-type]
+            report = case.stages.engine(variant=variant, tower="vision", gate=gate)
+            onnx = case.stages.onnx_path(variant=variant, tower="vision", precision="float16")
             key = case.used["engine", variant, "vision", "sm89", "1", "tensorrt-rtx"]
             plan = case.cache.path(kind="engine", key=key) / "model.plan"
             names = [f"vision{end}.{kind}" for kind in ("onnx", "plan", "json")]

@@ -347,7 +347,7 @@ def test_a_pipe_in_the_place_of_a_suite_is_not_waited_for(tmp_path: Path) -> Non
 def samples(
     root: str, *, dataset: str = "wds/photos", name: str = "photos/test", **more: str
 ) -> Any:
-    datasets = {"photos": DatasetSpec(where=WHERE, dataset=dataset, root=root, **more)}
+    datasets = {"photos": DatasetSpec(where=WHERE, dataset=dataset, root=root, **more)}  # type: ignore[arg-type]
     return load_samples(name, datasets=datasets, samples=None, environ={})
 
 
@@ -655,7 +655,9 @@ def test_what_stands_in_the_place_of_an_entry_is_set_aside(tmp_path: Path, kind:
         place.symlink_to(elsewhere)
 
     found = cache.get_or_build(
-        kind="variant", key=KEY, build=lambda folder: (folder / "a").write_text("a")
+        kind="variant",
+        key=KEY,
+        build=lambda folder: (folder / "a").write_text("a"),  # type: ignore[arg-type]
     )
 
     assert (found / "a").read_text() == "a"

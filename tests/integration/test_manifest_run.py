@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub_gates import SUITE, run, write_project
 
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.release.manifest_file import read_manifest
+from tests.stub_gates import SUITE, run, write_project
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 import yaml
-from stub_gates import GATES, run, write_project
 
 # Imported once: pytester forgets what an inner run has imported.
 from pytest_quantgate.report.json_report import read_report
 from pytest_quantgate.report.model import Report, SuiteReport
 from pytest_quantgate.report.parts import STATUSES, class_of
+from tests.stub_gates import GATES, run, write_project
 
 ACTION = Path(__file__).parents[2] / "action.yml"
 
@@ -452,7 +452,7 @@ def check_gates(suite: SuiteReport, cases: Mapping[str, Case]) -> None:
         assert (case.became == "passed") == (gate.status == "PASS")
         assert case.became != "skipped" or unmeasured
     for name in suite.not_run:
-        case = cases.get(name)
+        case = cases.get(name)  # type: ignore[assignment]
         assert case is None or (case.became != "passed" and case.status in ("", "NOT_MEASURED"))
 
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from stub_gates import CONFTEST, write_project
+
+from tests.stub_gates import CONFTEST, write_project
 
 RED = {"coverage": ["FAIL"]}
 

@@ -16,6 +16,7 @@ import yaml
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.fidelity import FidelityGate
 from pytest_quantgate.suite.gates import Gates
+from tests.suite_texts import quantize_of
 
 if TYPE_CHECKING:
     from pytest_quantgate.run.case import Case
@@ -146,7 +147,7 @@ def test_what_was_verified_is_what_the_new_list_builds(
         for tower in ("vision", "text")
     ]
     pasted = yaml.safe_load(
-        "\n".join(render_yaml(groups, section="quantize", exclude=case.suite.quantize.exclude))
+        "\n".join(render_yaml(groups, section="quantize", exclude=quantize_of(case.suite).exclude))
     )
     exclude = pasted["quantize"]["exclude"]
     assert exclude[0] == "*patch_embedding*"

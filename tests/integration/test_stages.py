@@ -30,7 +30,7 @@ def write_stages(write_suite: WriteSuite) -> Callable[..., Path]:
 
     def write(*, recipe: str = "fp8-attention", **changes: str) -> Path:
         text = STAGES
-        for old, new in changes.pop("replace", {}).items():  # type: ignore[attr-defined]
+        for old, new in changes.pop("replace", {}).items():  # type: ignore[union-attr]
             assert old in text
             text = text.replace(old, new)
         return write_suite(

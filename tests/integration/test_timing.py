@@ -12,7 +12,7 @@ import pytest
 
 from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
 from pytest_quantgate.gates.latency import LatencyGate
-from pytest_quantgate.measure.latency import Footprint
+from pytest_quantgate.measure.latency import Footprint  # type: ignore[attr-defined]
 
 WriteSuite = Callable[..., Path]
 Run = Callable[..., pytest.RunResult]

@@ -251,8 +251,8 @@ def test_first_starts_anew_on_other_data_and_the_old_chain_stays() -> None:
     before = make_record(first, quantized=outcomes("1101100110"), today=date(2026, 12, 1))
 
     new = {"fp16": outcomes(data="f" * 64), "quantized": outcomes(data="f" * 64)}
-    after = make_record(before, **new, today=date(2027, 1, 2), reason="new data")
-    again = make_record(after, **new, today=date(2027, 1, 3))
+    after = make_record(before, **new, today=date(2027, 1, 2), reason="new data")  # type: ignore[arg-type]
+    again = make_record(after, **new, today=date(2027, 1, 3))  # type: ignore[arg-type]
 
     (chain,) = after.chains
     assert chain.drop == pytest.approx(0.1)
@@ -1109,11 +1109,11 @@ def test_old_baseline_that_two_suites_may_own_is_refused(
     files = " and ".join(sorted(f"{name}.quantgate.yaml" for name in ("team_a/clip", other)))
 
     for name in ("team_a/clip", other):
-        assert message(lambda name=name: store.read(name, KEY)) == (
+        assert message(lambda name=name: store.read(name, KEY)) == (  # type: ignore[misc]
             f"{old}: version 0.1 kept it for every suite called clip, and {files} may each own "
             f"it: name the one that does: quantgate migrate {name}.quantgate.yaml"
         )
-        assert message(lambda name=name: store.write(make_record(suite=name)))
+        assert message(lambda name=name: store.write(make_record(suite=name)))  # type: ignore[misc]
     assert store.prune() == ()
     assert old.read_bytes() == before
 

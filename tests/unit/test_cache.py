@@ -48,7 +48,7 @@ def test_builds_once_and_reads_after(tmp_path: Path) -> None:
         (lambda f: (f / MANIFEST).write_text("[]"), "manifest.json is not a mapping"),
     ],
 )
-def test_damaged_entry_is_reported_and_built_again(tmp_path: Path, damage, words: str) -> None:
+def test_damaged_entry_is_reported_and_built_again(tmp_path: Path, damage, words: str) -> None:  # type: ignore[no-untyped-def]
     warnings: list[str] = []
     cache = Cache(root=tmp_path, warn=warnings.append)
     folder = cache.get_or_build(kind="variant", key=KEY, build=write_one)

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
-from stub_gates import write_project
 
 from pytest_quantgate.release.spec import load_release
 from pytest_quantgate.report.json_report import read_report, render_json
+from tests.stub_gates import write_project
 
 pytestmark = pytest.mark.slow
 
@@ -372,7 +372,7 @@ def test_the_github_gates_write_reports_and_a_release_is_strict(machine: Machine
     body = artifact / "report" / "summary.md"
     for spoil in (
         lambda: body.write_bytes(b"x" * 65537),
-        lambda: (body.unlink(), body.symlink_to(summary)),
+        lambda: (body.unlink(), body.symlink_to(summary)),  # type: ignore[func-returns-value]
     ):
         spoil()
         assert machine.run(comment, NUMBER="7", REPOSITORY="a/b").returncode != 0

@@ -223,11 +223,11 @@ def test_different_results_are_a_failure_with_the_names_of_all() -> None:
 def test_what_results_do_not_have_in_common_decides_a_run_that_is_not_red() -> None:
     green = {"x": {"a": PASS}}
 
-    assert said(results(green, incomparable=("m differs", "n"))) == (
+    assert said(results(green, incomparable=("m differs", "n"))) == (  # type: ignore[arg-type]
         "INCOMPARABLE",
         "Not decided: m differs, and 1 more",
     )
-    assert said(results(green, unanswered=("no GPU",))) == (
+    assert said(results(green, unanswered=("no GPU",))) == (  # type: ignore[arg-type]
         "NOT_MEASURED",
         "Not decided: no GPU",
     )

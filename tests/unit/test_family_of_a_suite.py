@@ -35,7 +35,7 @@ quantize: {{recipe: fp8}}
 """
 SAMPLES = 1_000
 KEYS = ("scenes/classification-acc1", "scenes/classification-acc5")
-KEYS += ("digits/classification-acc1", "digits/classification-acc5")
+KEYS += ("digits/classification-acc1", "digits/classification-acc5")  # type: ignore[assignment]
 
 #: Samples lost (and three won) of each task: a doubtful alarm, and results without any.
 LOST = dict.fromkeys(KEYS, 3) | {KEYS[0]: 26}
@@ -144,14 +144,14 @@ def test_a_verdict_does_not_depend_on_what_ran_before(measured_case: MakeCase, o
 
 
 def test_what_cannot_be_measured_counts_and_raises_no_alarm(measured_case: MakeCase) -> None:
-    case, _ = measured_case(LOST | {KEYS[2]: None})
+    case, _ = measured_case(LOST | {KEYS[2]: None})  # type: ignore[misc]
 
     strengths = case.judging.family.strengths()
 
     assert len(strengths) == case.judging.family.size
     assert list(strengths).count(SILENT) == 2 + 4
     assert case.judge(kind="accuracy", key=KEYS[0]).verdict.status is Status.INCONCLUSIVE
-    assert case.judge(kind="accuracy", key=KEYS[2]).verdict.status is Status.NOT_MEASURED
+    assert case.judge(kind="accuracy", key=KEYS[2]).verdict.status is Status.NOT_MEASURED  # type: ignore[misc]
 
 
 def test_another_control_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.fuzz import guided
 from benchmarks.fuzz.spoiling import spoil, spoil_values
 from benchmarks.fuzz.tally import Tally
-from benchmarks.fuzz.targets import RECIPE, SMALL_SUITE, SUITE, Target
+from benchmarks.fuzz.targets import RECIPE, SMALL_SUITE, SUITE, Target  # type: ignore[attr-defined]
 from pytest_quantgate.errors import SuiteError
 
 

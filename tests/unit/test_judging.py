@@ -9,7 +9,7 @@ import pytest
 
 from pytest_quantgate.errors import CacheError, DataError, NotMeasured, WriteError
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.run.judging import Judged, Judging
+from pytest_quantgate.run.judging import Judged, Judging  # type: ignore[attr-defined]
 
 FAIL, NOT_MEASURED = Status.FAIL, Status.NOT_MEASURED
 

@@ -18,7 +18,10 @@ from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.contents import Contents
 
 GATE = AccuracyGate(
-    where=Where(file="s.yaml", line=1), task="scenes/classification", metric="acc1", max_drop=0
+    where=Where(file="s.yaml", line=1),
+    task="scenes/classification",
+    metric="acc1",
+    max_drop=0,  # type: ignore[arg-type]
 )
 
 

@@ -378,8 +378,8 @@ def test_what_pytorch_exports_of_the_model_is_green_once_its_weights_are_allowed
             self.clip = module
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            pooled = self.clip.vision_model(images).pooler_output
-            return self.clip.visual_projection(pooled)  # type: ignore[no-any-return]
+            pooled = self.clip.vision_model(images).pooler_output  # type: ignore[operator]
+            return self.clip.visual_projection(pooled)  # type: ignore[no-any-return, operator]
 
     path = tmp_path / "theirs.onnx"
     with quiet_libraries():

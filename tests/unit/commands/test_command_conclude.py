@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from results import GATES, GPU, make_result, make_results, write_result
 
 from pytest_quantgate import bounds
 from pytest_quantgate.commands.cli import main
@@ -21,6 +20,7 @@ from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.json_report import read_report
 from pytest_quantgate.report.model import JudgedFile
+from tests.results import GATES, GPU, make_result, make_results, write_result
 
 ALL = {("clip", gate): Status.PASS for gate in GATES}
 RELEASE = "release: 1\nsuites: [{suite: clip.quantgate.yaml}]\n"
@@ -154,7 +154,7 @@ def list_places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
 
 
 STATUSES = st.sampled_from([status.value for status in Status])
-ODD = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.just([]) | STATUSES
+ODD = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.just([]) | STATUSES  # type: ignore[var-annotated]
 
 
 @settings(deadline=None, max_examples=25)

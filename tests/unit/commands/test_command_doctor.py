@@ -203,7 +203,7 @@ def make_machine(*gpus: Gpu, **missing: str) -> Machine:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def only(**found: str) -> None:
-        monkeypatch.setattr(machine_module.metadata, "version", versions(**found))
+        monkeypatch.setattr(machine_module.metadata, "version", versions(**found))  # type: ignore[attr-defined]
 
     return only
 

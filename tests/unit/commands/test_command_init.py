@@ -30,6 +30,7 @@ from pytest_quantgate.gates.roundtrip import RoundtripGate
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import Suite
+from tests.suite_texts import quantize_of, section_of
 
 Captured = pytest.CaptureFixture[str]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -85,7 +86,7 @@ def test_reference_suite_has_every_gate_that_it_can_have() -> None:
 
     gates = suite.gates
     assert gates.one(CoverageGate) is not None
-    assert gates.one(CoverageGate).attention == ("q", "k", "v", "output")
+    assert section_of(gates, CoverageGate).attention == ("q", "k", "v", "output")
     assert [float(gate.max_drop) for gate in gates.all(AccuracyGate)] == [0.01]
     assert [gate.key for gate in gates.all(EngineGate)] == ["sm89-vision", "sm89-text"]
     assert [(gate.min_fp8_gemms, gate.attention) for gate in gates.all(EngineGate)] == [
@@ -135,7 +136,7 @@ def test_local_folder_of_data_is_declared_and_counted() -> None:
     assert suite.calibration.data == "my_photos/train"
     assert (suite.calibration.samples, suite.calibration.held_out_samples) == (16, 4)
     assert suite.gates.one(FidelityGate) is not None
-    assert suite.gates.one(FidelityGate).samples == 20
+    assert section_of(suite.gates, FidelityGate).samples == 20
     assert [gate.task for gate in suite.gates.all(AccuracyGate)] == ["my_photos/classification"]
 
 
@@ -208,9 +209,9 @@ def test_hub_model_and_clip_benchmark_data_are_pinned_and_rooted() -> None:
 
     assert (suite.model.id, suite.model.revision) == ("openai/clip-vit-base-patch32", COMMIT)
     assert suite.datasets["cifar100"].root == "${QUANTGATE_DATA}/cifar100"
-    assert suite.quantize.exclude == ("*patch_embedding*", "*proj*")
+    assert quantize_of(suite).exclude == ("*patch_embedding*", "*proj*")
     assert suite.gates.one(CoverageGate) is not None
-    assert suite.gates.one(CoverageGate).attention is None
+    assert section_of(suite.gates, CoverageGate).attention is None
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_every_combination_is_valid(recipe: str, data: str, target: str | None) 
         *(["--target", target] if target else []),
     )  # fmt: skip
 
-    assert suite.quantize.recipe == recipe
+    assert quantize_of(suite).recipe == recipe
 
 
 def test_existing_file_is_never_touched(capsys: Captured) -> None:
@@ -333,7 +334,7 @@ def test_dialogue_in_a_terminal_writes_a_suite(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     suite = load_suite(tmp_path / "mine.quantgate.yaml")
     assert suite.model.source == "reference"
-    assert suite.quantize.recipe == "fp8-attention"
+    assert quantize_of(suite).recipe == "fp8-attention"
     assert {gate.target for gate in suite.gates.all(EngineGate)} == {"sm89"}
     assert "model: reference, a folder, or a hub id [reference]: " in done.stdout
 

@@ -7,12 +7,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from manifests import write_files, write_manifest
-from results import make_result, make_results, write_result
 
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.model import JudgedFile
+from tests.manifests import write_files, write_manifest
+from tests.results import make_result, make_results, write_result
 
 FILES = {"checkpoint/model.safetensors": b"weights", "checkpoint/config.json": b"{}"}
 

@@ -112,7 +112,7 @@ def test_precision_of_storage_is_no_change_of_values(
 
 
 def test_moved_range_is_named_with_its_factor(planted: Callable[[Edit], Comparison]) -> None:
-    found = planted(lambda t: t[f"{FC1}.input_quantizer._amax"].mul_(4))
+    found = planted(lambda t: t[f"{FC1}.input_quantizer._amax"].mul_(4))  # type: ignore[arg-type]
 
     (change,) = only(found, "ranges")
     assert change.kind == "re-ranged"
@@ -166,7 +166,7 @@ def test_range_that_is_none_comes_first(
 
 
 def test_lost_range_is_named(planted: Callable[[Edit], Comparison]) -> None:
-    (change,) = only(planted(lambda t: t.pop(f"{FC1}.input_quantizer._amax") and None), "ranges")
+    (change,) = only(planted(lambda t: t.pop(f"{FC1}.input_quantizer._amax") and None), "ranges")  # type: ignore[arg-type]
 
     assert change.kind == "range lost"
     assert change.subjects == (f"{FC1}.input_quantizer",)
@@ -292,7 +292,7 @@ def test_weights_of_whole_blocks_and_constants_are_named(
 
 
 def test_weight_that_is_constant_now_is_named(planted: Callable[[Edit], Comparison]) -> None:
-    found = planted(lambda t: t["text_model.final_layer_norm.bias"].fill_(0.25))
+    found = planted(lambda t: t["text_model.final_layer_norm.bias"].fill_(0.25))  # type: ignore[arg-type]
 
     (change,) = only(found, "weights")
     assert "all 0.25 now" in change.text

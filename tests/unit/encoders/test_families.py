@@ -58,7 +58,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 def test_a_family_of_another_package_is_found(install: Callable[[str], Path]) -> None:
     install(FAMILY)
 
-    assert find_pretrained({"model_type": "own"}) == ("own", "a kind")
+    assert find_pretrained({"model_type": "own"}) == ("own", "a kind")  # type: ignore[comparison-overlap]
     assert list_packages() == ("quantgate_own_family",)
 
 

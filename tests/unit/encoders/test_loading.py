@@ -63,16 +63,16 @@ def test_fp32_checkpoint_is_rounded_to_fp16(copied: Path, model_spec: MakeSpec) 
     edit_weights(copied, widen)
     rounded = load_fp16(model_spec(copied), environ={})
     exact = load_fp16(model_spec(copied, dtype="float32"), environ={})
-    assert rounded.module.logit_scale.item() == third.half().item() != third.item()
-    assert exact.module.logit_scale.item() == third.item()
+    assert rounded.module.logit_scale.item() == third.half().item() != third.item()  # type: ignore[operator]
+    assert exact.module.logit_scale.item() == third.item()  # type: ignore[operator]
     assert exact.notes == ()
 
 
 def test_attention_implementation_is_honoured(model_spec: MakeSpec) -> None:
     for name in ("sdpa", "eager"):
         model = load_fp16(model_spec(attn_implementation=name), environ={})
-        assert model.module.vision_model.config._attn_implementation == name
-        assert model.module.text_model.config._attn_implementation == name
+        assert model.module.vision_model.config._attn_implementation == name  # type: ignore[union-attr]
+        assert model.module.text_model.config._attn_implementation == name  # type: ignore[union-attr]
 
 
 def test_embeddings_are_the_models_own(tiny_fp16: Encoder) -> None:
@@ -84,11 +84,11 @@ def test_embeddings_are_the_models_own(tiny_fp16: Encoder) -> None:
     assert pixels.dtype == torch.float32
     assert tokens["input_ids"].shape == tokens["attention_mask"].shape
     assert tokens["input_ids"].shape[1] == (
-        tiny_fp16.module.config.text_config.max_position_embeddings
+        tiny_fp16.module.config.text_config.max_position_embeddings  # type: ignore[union-attr]
     )
     with torch.inference_mode():
-        image = tiny_fp16.module.get_image_features(pixel_values=pixels)
-        text = tiny_fp16.module.get_text_features(**tokens)
+        image = tiny_fp16.module.get_image_features(pixel_values=pixels)  # type: ignore[operator]
+        text = tiny_fp16.module.get_text_features(**tokens)  # type: ignore[operator]
     # transformers 5 returns an output object, 4.57 the tensor itself.
     image = getattr(image, "pooler_output", image)
     text = getattr(text, "pooler_output", text)
@@ -128,7 +128,7 @@ def test_config_that_cannot_be_read(text: str | None, copied: Path, model_spec: 
 
 
 def test_missing_weight(copied: Path, model_spec: MakeSpec) -> None:
-    edit_weights(copied, lambda weights: weights.pop("visual_projection.weight"))
+    edit_weights(copied, lambda weights: weights.pop("visual_projection.weight"))  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"1 weights are missing.*visual_projection\.weight"):
         load_fp16(model_spec(copied), environ={})
 
@@ -150,7 +150,7 @@ def test_position_ids_of_older_checkpoints_are_no_weights(
         ),
     )
     model = load_fp16(model_spec(copied), environ={})
-    assert torch.equal(model.module.logit_scale, tiny_fp16.module.logit_scale)
+    assert torch.equal(model.module.logit_scale, tiny_fp16.module.logit_scale)  # type: ignore[arg-type]
 
 
 def test_weight_of_another_shape(copied: Path, model_spec: MakeSpec) -> None:

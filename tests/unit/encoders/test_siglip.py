@@ -310,7 +310,7 @@ def test_the_trace_follows_all_but_the_head(build: Build, shippable: tuple[Encod
         digest="",
         dynamic_batch=True,
         weights_bytes=(),
-        **dict.fromkeys(("declared", "extra", "pairs", "operations", "problems"), ()),
+        **dict.fromkeys(("declared", "extra", "pairs", "operations", "problems"), ()),  # type: ignore[arg-type]
     )
     lost, kept = (
         {

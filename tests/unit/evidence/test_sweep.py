@@ -17,7 +17,7 @@ def candidate(
 ) -> Candidate:
     losses = ()
     if drop is not None:
-        losses = (Loss(gate="accuracy", drop_points=drop, low_points=drop - 1, high_points=9.0),)
+        losses = (Loss(gate="accuracy", drop_points=drop, low_points=drop - 1, high_points=9.0),)  # type: ignore[assignment]
     red = () if status is Status.PASS else (("fidelity", "too far"),)
     return Candidate(
         recipe=recipe,

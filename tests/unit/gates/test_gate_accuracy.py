@@ -9,17 +9,6 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from gate_builders import (
-    SAME_EXAMPLES,
-    accuracy_gate,
-    all_text,
-    at,
-    make_class_pair,
-    make_hits,
-    make_outcomes,
-    make_pair,
-    number_in,
-)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -43,6 +32,17 @@ from pytest_quantgate.statistics.intervals import (
 from pytest_quantgate.statistics.pairing import pair_outcomes
 from pytest_quantgate.store.looks import Looks
 from pytest_quantgate.store.records import Look
+from tests.unit.gates.gate_builders import (
+    SAME_EXAMPLES,
+    accuracy_gate,
+    all_text,
+    at,
+    make_class_pair,
+    make_hits,
+    make_outcomes,
+    make_pair,
+    number_in,
+)
 
 LIMITS = st.sampled_from([Fraction(n, 1000) for n in (0, 5, 10, 50, 200)])
 
@@ -386,7 +386,7 @@ def test_captions_of_one_image_are_no_independent_samples() -> None:
     assert 195 < number_in(r"are worth (\d+) independent", [line]) < 215
     needed = number_in(r"about (\d+) fresh samples", verdict.evidence)
     assert needed > 3_000
-    assert verdict.figures["drop_low_points"] < apart.figures["drop_low_points"]
+    assert verdict.figures["drop_low_points"] < apart.figures["drop_low_points"]  # type: ignore[operator]
 
 
 def test_clusters_that_are_too_few_fail() -> None:

@@ -9,7 +9,14 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from gate_builders import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_quantgate.evidence.audit import Audit, BatchInvariance, CalibrationRun, NearCopy
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.gates.calibration import judge_calibration, judge_ranges, warn_of_near_copies
+from pytest_quantgate.statistics.intervals import Share, share_limits
+from tests.unit.gates.gate_builders import (
     FILE,
     SAME_EXAMPLES,
     all_text,
@@ -21,13 +28,6 @@ from gate_builders import (
     number_in,
     switch_off,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from pytest_quantgate.evidence.audit import Audit, BatchInvariance, CalibrationRun, NearCopy
-from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.calibration import judge_calibration, judge_ranges, warn_of_near_copies
-from pytest_quantgate.statistics.intervals import Share, share_limits
 
 AUDIT = make_audit()
 FC1 = "vision_model.layers.0.mlp.fc1.input_quantizer"

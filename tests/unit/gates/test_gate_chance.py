@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from gate_builders import SAME_EXAMPLES
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -30,6 +29,7 @@ from pytest_quantgate.gates.chance import (
 )
 from pytest_quantgate.measure.sanity import count_answers, read_answers
 from pytest_quantgate.tasks.retrieval import count_chance
+from tests.unit.gates.gate_builders import SAME_EXAMPLES
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def answers(
 
 
 def judge(**counts: int) -> Verdict:
-    return judge_chance(answers(**counts), gate="sanity", task="photos/classification")
+    return judge_chance(answers(**counts), gate="sanity", task="photos/classification")  # type: ignore[arg-type]
 
 
 def exact_tail(right: int, samples: int, share: Fraction) -> Fraction:
@@ -273,7 +273,7 @@ def test_an_unbalanced_set_is_held_to_its_own_shares() -> None:
 
     assert lazy.chance == pytest.approx(0.9)
     assert not is_above_chance(lazy, alpha=LAST_ALPHA)
-    assert (good.right, good.chance) == (98, pytest.approx(0.82))
+    assert (good.right, good.chance) == (98, pytest.approx(0.82))  # type: ignore[comparison-overlap]
     assert is_above_chance(good, alpha=LAST_ALPHA)
 
 
@@ -377,7 +377,7 @@ def test_of_retrieval_one_caption_an_image_counts() -> None:
     )
 
     assert found is not None
-    assert (found.right, found.samples, found.chance) == (2, 3, pytest.approx(1 / 3))
+    assert (found.right, found.samples, found.chance) == (2, 3, pytest.approx(1 / 3))  # type: ignore[comparison-overlap]
 
 
 def test_recall_among_fewer_than_k_is_chance() -> None:

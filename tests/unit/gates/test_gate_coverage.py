@@ -7,7 +7,14 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-from gate_builders import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_quantgate.evidence.audit import Audit
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.gates.coverage import judge_coverage
+from pytest_quantgate.report.terminal import BRIEF_LENGTH
+from tests.unit.gates.gate_builders import (
     FILE,
     SAME_EXAMPLES,
     add,
@@ -25,13 +32,6 @@ from gate_builders import (
     matching,
     switch_off,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from pytest_quantgate.evidence.audit import Audit
-from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.coverage import judge_coverage
-from pytest_quantgate.report.terminal import BRIEF_LENGTH
 
 TODAY = date(2030, 6, 30)
 AUDIT = make_audit()
@@ -85,8 +85,8 @@ def fail(audit: Audit, *, parts: int | None = 1, **gate: Any) -> Verdict:
     assert verdict.status is Status.FAIL
     if parts is not None:
         assert len(parts_of(verdict)) == parts, all_text(verdict)
-    gate, _, finding = verdict.code.partition(".")
-    assert gate == verdict.gate == "coverage"
+    kind, _, finding = verdict.code.partition(".")
+    assert kind == verdict.gate == "coverage"
     assert FINDINGS[finding] in verdict.headline
     assert f"({FILE}:" in verdict.headline
     assert verdict.cause

@@ -8,7 +8,6 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import pytest
-from gate_builders import FILE, SAME_EXAMPLES, all_text
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from pytest_quantgate.runtimes.engine_layers import (
     Precision,
 )
 from pytest_quantgate.suite.where import Where
+from tests.unit.gates.gate_builders import FILE, SAME_EXAMPLES, all_text
 
 LINES = {
     "min_fp8_gemms": 11,
@@ -258,7 +258,7 @@ def test_one_layer_too_few_is_named() -> None:
 def test_plan_of_an_older_onnx_file_is_incomparable(tower: str) -> None:
     old = make_report(tower, onnx_sha256=digest("older"), nodes=(), attentions=())
 
-    verdict = judge(**{tower: old}, min_fp8_gemms=8)
+    verdict = judge(**{tower: old}, min_fp8_gemms=8)  # type: ignore[arg-type]
 
     assert verdict.status is Status.INCOMPARABLE
     assert verdict.headline == (
@@ -477,9 +477,9 @@ def test_attention_that_the_suite_leaves_out_may_run_in_half() -> None:
     red = judge(vision=vision, attention="fused-fp8")
     assert red.code == "engine.attention-not-fused"
     assert "as the coverage gate says, belongs into exclude" in red.next_step
-    assert judge(vision=vision, attention="fused-fp8", excluded=left_out).passed
+    assert judge(vision=vision, attention="fused-fp8", excluded=left_out).passed  # type: ignore[arg-type]
     nothing = make_report("vision", attentions=vision.attentions[1:])
-    assert judge(vision=nothing, attention="fused-fp8", excluded=left_out).code == (
+    assert judge(vision=nothing, attention="fused-fp8", excluded=left_out).code == (  # type: ignore[arg-type]
         "engine.no-attention"
     )
 
@@ -532,9 +532,9 @@ def test_ratio_at_its_limit_passes_and_one_byte_over_fails(
     }
     small = {f"{name}_bytes": 1}
     reports = {"vision": make_report("vision", **small), "text": make_report("text", **small)}
-    reports[tower] = replace(reports[tower], **{f"{name}_bytes": after})
+    reports[tower] = replace(reports[tower], **{f"{name}_bytes": after})  # type: ignore[arg-type]
 
-    verdict = judge(**reports, fp16=fp16, **{f"max_{name}_ratio": Fraction(3, 5)})
+    verdict = judge(**reports, fp16=fp16, **{f"max_{name}_ratio": Fraction(3, 5)})  # type: ignore[arg-type]
 
     assert verdict.passed is passes
     if not passes:
@@ -554,7 +554,7 @@ def test_ratio_at_its_limit_passes_and_one_byte_over_fails(
 def test_bytes_at_their_limit_pass_and_one_over_fails(name: str, over: int, passes: bool) -> None:
     text = make_report("text", **{f"{name}_bytes": 80 * MIB + over})
 
-    verdict = judge(text=text, **{f"max_{name}_bytes": 80 * MIB})
+    verdict = judge(text=text, **{f"max_{name}_bytes": 80 * MIB})  # type: ignore[arg-type]
 
     assert verdict.passed is passes
     if not passes:

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gate_builders import (
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pytest_quantgate.evidence.audit import Audit, Quantizer
+from pytest_quantgate.evidence.onnx import OnnxAudit, QdqPair
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.gates.export import ExportGate, judge_export
+from pytest_quantgate.suite.where import Where
+from tests.unit.gates.gate_builders import (
     BLOCKS,
     FILE,
     SAME_EXAMPLES,
@@ -23,14 +31,6 @@ from gate_builders import (
     matching,
     switch_off,
 )
-from hypothesis import example, given
-from hypothesis import strategies as st
-
-from pytest_quantgate.evidence.audit import Audit, Quantizer
-from pytest_quantgate.evidence.onnx import OnnxAudit, QdqPair
-from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.export import ExportGate, judge_export
-from pytest_quantgate.suite.where import Where
 
 LINES = {"allow": 11, "max_size_ratio": 12}
 WHERE = Where(file=FILE, line=10, keys=LINES)
@@ -888,13 +888,13 @@ def test_any_quantizer_that_is_missing_half_or_elsewhere_is_found(data: st.DataO
     how = data.draw(st.sampled_from(["missing", "complete", "feeds_owner"]))
     found = make_onnx(audit, tower)
     pairs = tuple(
-        replace(pair, **{how: False}) if how != "missing" and pair.quantizer in hit else pair
+        replace(pair, **{how: False}) if how != "missing" and pair.quantizer in hit else pair  # type: ignore[arg-type]
         for pair in found.pairs
         if how != "missing" or pair.quantizer not in hit
     )
     damaged = replace(found, pairs=pairs)
 
-    verdict = judge(audit, **{tower: damaged})
+    verdict = judge(audit, **{tower: damaged})  # type: ignore[arg-type]
 
     assert verdict.status is Status.FAIL
     assert f"{len(hit)} of {IN_A_TOWER} quantizers of the {tower} tower" in verdict.headline

@@ -10,16 +10,6 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from gate_builders import (
-    SAME_EXAMPLES,
-    accuracy_gate,
-    make_class_pair,
-    make_hits,
-    make_outcomes,
-    make_pair,
-    regression_gate,
-    store,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +19,16 @@ from pytest_quantgate.gates import accuracy, regression
 from pytest_quantgate.gates.accuracy import judge_accuracy
 from pytest_quantgate.gates.regression import judge_regression
 from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family, highest_rejected
+from tests.unit.gates.gate_builders import (
+    SAME_EXAMPLES,
+    accuracy_gate,
+    make_class_pair,
+    make_hits,
+    make_outcomes,
+    make_pair,
+    regression_gate,
+    store,
+)
 
 STRENGTHS = st.lists(
     st.one_of(st.floats(0, 3), st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 1.0, SILENT])), max_size=8

@@ -6,10 +6,17 @@ import math
 from typing import Any
 
 import pytest
-from gate_builders import FILE, all_text, at, fidelity_gate, make_fidelity, make_tower
 
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.gates.fidelity import judge_fidelity, judge_tower
+from tests.unit.gates.gate_builders import (
+    FILE,
+    all_text,
+    at,
+    fidelity_gate,
+    make_fidelity,
+    make_tower,
+)
 
 LAYERS = (
     ("vision_model.encoder.layers.11.mlp.fc2", 8.1),

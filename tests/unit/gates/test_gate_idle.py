@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from gate_builders import make_audit, make_quantizer, matching
 
 from pytest_quantgate.evidence.audit import Quantizer
 from pytest_quantgate.gates.idle import advise_idle, exclude_words
+from tests.unit.gates.gate_builders import make_audit, make_quantizer, matching
 
 ALL = make_audit().quantizers
 SOFTMAX = make_quantizer("vision_model.layers.0.self_attn.softmax_quantizer", slot="softmax")

@@ -10,7 +10,6 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from gate_builders import SAME_EXAMPLES, all_text, number_in
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +29,7 @@ from pytest_quantgate.gates.latency import (
 )
 from pytest_quantgate.statistics.intervals import Interval
 from pytest_quantgate.suite.where import Where
+from tests.unit.gates.gate_builders import SAME_EXAMPLES, all_text, number_in
 
 FILE = "suites/clip.quantgate.yaml"
 WHERE = Where(file=FILE, line=30, keys={"max_ratio": 31, "max_latency": 32})
@@ -134,7 +134,7 @@ def test_a_faster_variant_passes_with_both_sides_and_the_noise() -> None:
     assert "A/A" in verdict.brief
     assert verdict.figures["rounds"] == 30
     assert verdict.figures["fp16_samples_per_s"] == pytest.approx(800, rel=0.02)
-    assert verdict.figures["latency_ratio_low"] < verdict.figures["latency_ratio_high"]
+    assert verdict.figures["latency_ratio_low"] < verdict.figures["latency_ratio_high"]  # type: ignore[operator]
     check_words(verdict)
 
 
@@ -333,7 +333,7 @@ def test_any_times_give_a_verdict_and_getting_faster_never_hurts(
     low, high = (verdict.figures[f"latency_ratio_{end}"] for end in ("low", "high"))
     assert isinstance(low, float)
     assert isinstance(high, float)
-    assert low <= verdict.figures["latency_ratio"] <= high
+    assert low <= verdict.figures["latency_ratio"] <= high  # type: ignore[operator]
     quicker = judge(
         make_run(fp16, [max(1e-12, t * faster) for t in quantized], again),
         max_ratio=limit,

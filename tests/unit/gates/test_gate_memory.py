@@ -7,7 +7,6 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from gate_builders import SAME_EXAMPLES, all_text
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from pytest_quantgate.gates.memory import (
     judge_sizes,
 )
 from pytest_quantgate.suite.where import Where
+from tests.unit.gates.gate_builders import SAME_EXAMPLES, all_text
 
 FILE = "suites/clip.quantgate.yaml"
 KEYS = {
@@ -204,25 +204,25 @@ def test_sizes_of_no_subject_and_no_tower_stand_alone() -> None:
     ],
 )
 def test_a_ratio_over_its_limit_fails(key: str, limit: str, shown: str) -> None:
-    verdict = judge(**{key: limit})
+    verdict = judge(**{key: limit})  # type: ignore[arg-type]
     assert verdict.status is Status.FAIL
     assert shown in verdict.headline
     assert f"over {key} {limit} ({FILE}:{KEYS[key]})" in verdict.headline
     assert verdict.cause
     assert verdict.next_step
     assert f"over {limit}" in verdict.brief
-    assert judge(**{key: "9"}).evidence == ()
+    assert judge(**{key: "9"}).evidence == ()  # type: ignore[arg-type]
 
 
 def test_each_kind_of_memory_has_its_cause_and_its_next_step() -> None:
     tight = dict.fromkeys(RATIOS.values(), "0.1") | {"max_peak_device": "1"}
     found = {
-        key: (judge(**{key: limit}).cause, judge(**{key: limit}).next_step)
+        key: (judge(**{key: limit}).cause, judge(**{key: limit}).next_step)  # type: ignore[arg-type]
         for key, limit in tight.items()
     }
     assert len({cause for cause, _ in found.values()}) == len({n for _, n in found.values()}) == 4
     for part, key in RATIOS.items():
-        same = judge(**{SIZES[part]: "1"})
+        same = judge(**{SIZES[part]: "1"})  # type: ignore[arg-type]
         assert (same.cause, same.next_step) == found[key]
 
 
@@ -230,11 +230,11 @@ def test_each_kind_of_memory_has_its_cause_and_its_next_step() -> None:
 def test_a_limit_in_mib_is_exact(part: str) -> None:
     key, size = SIZES[part], getattr(QUANTIZED, f"{part}_bytes")
     limit = str(size // MIB)
-    at_limit = judge(**{key: limit})
+    at_limit = judge(**{key: limit})  # type: ignore[arg-type]
     assert at_limit.status is Status.PASS
     assert f"within {key} {limit} MiB ({FILE}:{KEYS[key]})" in at_limit.headline
     assert f"{part.replace('_', ' ')} {limit}.0 MiB" in at_limit.brief
-    over = judge(quantized=replace(QUANTIZED, **{f"{part}_bytes": size + 1}), **{key: limit})
+    over = judge(quantized=replace(QUANTIZED, **{f"{part}_bytes": size + 1}), **{key: limit})  # type: ignore[arg-type]
     assert over.status is Status.FAIL
     assert f"{part.replace('_', ' ')}" in over.headline
     assert f"{limit}.0000" in over.headline  # as many decimals as show that it is over
@@ -257,7 +257,7 @@ def test_ratios_and_sizes_are_both_in_the_brief() -> None:
 
 def test_all_limits_fit_the_brief() -> None:
     limits = dict.fromkeys(RATIOS.values(), "9") | dict.fromkeys(SIZES.values(), "9999")
-    verdict = judge(**limits)
+    verdict = judge(**limits)  # type: ignore[arg-type]
     assert verdict.passed
     assert len(verdict.brief) <= 70
     assert len(verdict.evidence) == 6

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gate_builders import FILE, SAME_EXAMPLES, WHERE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from pytest_quantgate.evidence.audit import LayerActivation
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow, size
 from pytest_quantgate.suite.gates import BUILTIN
+from tests.unit.gates.gate_builders import FILE, SAME_EXAMPLES, WHERE
 
 GREEN = Verdict(
     gate="fidelity",

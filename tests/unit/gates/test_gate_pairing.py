@@ -7,14 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gate_builders import (
-    CLASSES,
-    SAME_EXAMPLES,
-    make_class_pair,
-    make_hits,
-    make_outcomes,
-    make_pair,
-)
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -22,6 +14,14 @@ from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.statistics.intervals import ClassCounts, Flips, Share, clustered_samples
 from pytest_quantgate.statistics.pairing import Clusters, Unpaired, pair_outcomes, pair_stored
 from pytest_quantgate.store.baselines import store_outcomes
+from tests.unit.gates.gate_builders import (
+    CLASSES,
+    SAME_EXAMPLES,
+    make_class_pair,
+    make_hits,
+    make_outcomes,
+    make_pair,
+)
 
 
 def shuffled(outcomes: Outcomes, *, seed: int = 3) -> Outcomes:

@@ -8,7 +8,6 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from gate_builders import FILE, SAME_EXAMPLES
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.parity import ParityGate, judge_parity, point_to_export
 from pytest_quantgate.gates.shipped import SPREAD_DB
 from pytest_quantgate.suite.where import Where
+from tests.unit.gates.gate_builders import FILE, SAME_EXAMPLES
 
 LINES = {"max_error": 11, "max_sqnr_change": 12}
 WHERE = Where(file=FILE, line=10, keys=LINES)
@@ -104,7 +104,7 @@ def test_one_sample_is_compared_too() -> None:
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_error_over_the_limit_fails_in_each_tower(tower: str) -> None:
-    verdict = judge(**{tower: {"error": 0.0011}})
+    verdict = judge(**{tower: {"error": 0.0011}})  # type: ignore[arg-type]
 
     assert verdict.status is Status.FAIL
     assert verdict.headline == (

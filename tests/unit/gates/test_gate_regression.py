@@ -9,7 +9,11 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from gate_builders import (
+
+from pytest_quantgate.evidence.outcomes import Outcomes, StoredPair
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.gates.regression import RegressionGate, judge_regression
+from tests.unit.gates.gate_builders import (
     all_text,
     at,
     make_class_pair,
@@ -19,10 +23,6 @@ from gate_builders import (
     regression_gate,
     store,
 )
-
-from pytest_quantgate.evidence.outcomes import Outcomes, StoredPair
-from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.regression import RegressionGate, judge_regression
 
 SAMPLES = 2_000
 CREATE = "pytest suites --quantgate-baselines=create"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gate_builders import FILE, make_roundtrip, roundtrip_gate
 
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.roundtrip import judge_roundtrip
+from tests.unit.gates.gate_builders import FILE, make_roundtrip, roundtrip_gate
 
 
 def judge(**changes: Any) -> Verdict:

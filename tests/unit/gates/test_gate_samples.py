@@ -9,7 +9,17 @@ from random import Random
 from typing import Any
 
 import pytest
-from gate_builders import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.gates.accuracy import judge_accuracy
+from pytest_quantgate.gates.calibration import judge_calibration
+from pytest_quantgate.gates.fidelity import judge_fidelity
+from pytest_quantgate.gates.regression import judge_regression
+from pytest_quantgate.gates.samples import judge_copies, most_unseen
+from tests.unit.gates.gate_builders import (
     accuracy_gate,
     at,
     calibration_gate,
@@ -22,16 +32,6 @@ from gate_builders import (
     regression_gate,
     store,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from pytest_quantgate.evidence.outcomes import Outcomes
-from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.accuracy import judge_accuracy
-from pytest_quantgate.gates.calibration import judge_calibration
-from pytest_quantgate.gates.fidelity import judge_fidelity
-from pytest_quantgate.gates.regression import judge_regression
-from pytest_quantgate.gates.samples import judge_copies, most_unseen
 
 NAMES = tuple(f"class {n}" for n in range(10))
 

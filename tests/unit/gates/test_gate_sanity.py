@@ -162,7 +162,7 @@ def test_another_pooled_token_is_named() -> None:
 
 @pytest.mark.parametrize(("tower", "field"), [("image", "images"), ("text", "texts")])
 def test_embeddings_that_are_not_finite_fail(tower: str, field: str) -> None:
-    verdict = judge(**{f"nonfinite_{field}": 1})
+    verdict = judge(**{f"nonfinite_{field}": 1})  # type: ignore[arg-type]
 
     assert verdict.code == "sanity.embeddings-nonfinite"
     assert f"FP16 gives NaN or Inf for 1 of 2 {tower}s of photos/train" in verdict.headline

@@ -6,13 +6,13 @@ import math
 from dataclasses import replace
 
 import pytest
-from gate_builders import FILE, SAME_EXAMPLES, WHERE
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.parity import ShippedTower
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.shipped import SPREAD_DB, judge_shipped
+from tests.unit.gates.gate_builders import FILE, SAME_EXAMPLES, WHERE
 
 GOOD = ShippedTower(
     tower="vision",

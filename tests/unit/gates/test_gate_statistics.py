@@ -11,7 +11,6 @@ from statistics import NormalDist
 from typing import Any
 
 import pytest
-from gate_builders import SAME_EXAMPLES
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +35,7 @@ from pytest_quantgate.statistics.intervals import (
     samples_without_loss,
     share_limits,
 )
+from tests.unit.gates.gate_builders import SAME_EXAMPLES
 
 pytestmark = pytest.mark.slow
 
@@ -344,10 +344,10 @@ def test_classes_of_one_size_are_the_plain_counts(size: int, flips: list[tuple[i
     found, share = mean_flips(classes), mean_share(classes)
 
     assert found.samples == pytest.approx(size * len(classes))
-    assert found.right_to_wrong == pytest.approx(sum(lost for lost, _ in flips))
-    assert found.wrong_to_right == pytest.approx(sum(won for _, won in flips))
+    assert found.right_to_wrong == pytest.approx(sum(lost for lost, _ in flips))  # type: ignore[union-attr]
+    assert found.wrong_to_right == pytest.approx(sum(won for _, won in flips))  # type: ignore[union-attr]
     assert share.samples == pytest.approx(size * len(classes))
-    assert share.count == pytest.approx(sum(found.right for found in classes))
+    assert share.count == pytest.approx(sum(found.right for found in classes))  # type: ignore[union-attr]
 
 
 def mean_flips(classes: Sequence[ClassCounts]) -> Flips | Mean[Flips]:

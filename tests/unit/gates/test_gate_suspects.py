@@ -8,12 +8,12 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from gate_builders import accuracy_gate, all_text, make_pair
 
 from pytest_quantgate.evidence.sensitivity import OutlierChannels, Suspect
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import judge_accuracy
 from pytest_quantgate.gates.suspects import explained_by_outliers, name_suspects
+from tests.unit.gates.gate_builders import accuracy_gate, all_text, make_pair
 
 SUITE = "suites/clip.quantgate.yaml"
 

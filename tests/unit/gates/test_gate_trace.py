@@ -8,18 +8,6 @@ from datetime import date
 from typing import Any
 
 import pytest
-from gate_builders import (
-    ATTENTION_SLOTS,
-    BLOCKS,
-    FILE,
-    SAME_EXAMPLES,
-    all_text,
-    change_quantizers,
-    coverage_gate,
-    exclude,
-    make_audit,
-    switch_off,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +27,18 @@ from pytest_quantgate.gates.trace import (
 )
 from pytest_quantgate.runtimes.engine_layers import EngineLayer, EngineReport, NodePrecision
 from pytest_quantgate.suite.where import Where
+from tests.unit.gates.gate_builders import (
+    ATTENTION_SLOTS,
+    BLOCKS,
+    FILE,
+    SAME_EXAMPLES,
+    all_text,
+    change_quantizers,
+    coverage_gate,
+    exclude,
+    make_audit,
+    switch_off,
+)
 
 WHERE = Where(file=FILE, line=10, keys={"allow": 11})
 TOWERS = ("vision", "text")
@@ -233,7 +233,7 @@ def test_everything_reaches_the_engine() -> None:
 def test_without_a_target_the_trace_ends_at_the_graph() -> None:
     audit = make_audit()
     onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
-    rows = follow_quantizers(audit, onnx=onnx, engines=None, towers=TOWERS)
+    rows = follow_quantizers(audit, onnx=onnx, engines=None, towers=TOWERS)  # type: ignore[arg-type]
     verdict = judge_trace(rows, engine="", gate=TraceGate(where=WHERE))
 
     assert verdict.passed
@@ -485,7 +485,7 @@ def test_a_pattern_that_allows_nothing_fails() -> None:
 def test_nothing_to_follow_is_no_pass() -> None:
     verdict = judge(follow_quantizers(
         replace(make_audit(), quantizers=(), intended=(), modules=()),
-        onnx={}, engines=None, towers=TOWERS,
+        onnx={}, engines=None, towers=TOWERS,  # type: ignore[arg-type]
     ))  # fmt: skip
 
     assert verdict.status is Status.FAIL
@@ -602,7 +602,7 @@ def test_attention_runs_where_something_multiplies(function: str) -> None:
 def test_only_attention_is_promised_quantizers_of_its_own(kind: str) -> None:
     audit = without_keys("vision")
     modules = tuple(
-        replace(module, kind=kind) if module.kind == "attention" else module
+        replace(module, kind=kind) if module.kind == "attention" else module  # type: ignore[arg-type]
         for module in audit.modules
     )
 
@@ -658,7 +658,7 @@ def test_only_a_kernel_that_multiplies_computes_a_node(kind: str, known: bool) -
     engines = {tower: make_engine(found) for tower, found in onnx.items()}
     node = "/vision_model/layers/0/self_attn/MatMul"
     layers = tuple(
-        replace(layer, kind=kind) if layer.onnx_nodes == (node,) else layer
+        replace(layer, kind=kind) if layer.onnx_nodes == (node,) else layer  # type: ignore[arg-type]
         for layer in engines["vision"].layers
     )
     engines["vision"] = replace(engines["vision"], layers=layers)

@@ -80,7 +80,7 @@ _LAYERS = {
 def make_base() -> Tensors:
     """Return the FP32 tensors of a CLIP with two towers of three blocks, width 16."""
     random = np.random.default_rng(0)
-    tensors: Tensors = {"logit_scale": ("F32", np.float32(2.6).reshape(()))}
+    tensors: Tensors = {"logit_scale": ("F32", np.float32(2.6).reshape(()))}  # type: ignore[dict-item]
     for tower in ("vision_model", "text_model"):
         for block in range(BLOCKS):
             for layer, shape in _LAYERS.items():
@@ -117,7 +117,7 @@ def make_int8(base: Tensors) -> Tensors:
         tensors[f"{layer}.weight_scale"] = ("F32", scale)
         attention = layer.rpartition(".")[0] if ".self_attn." in layer else ""
         shared = (sum(map(ord, attention)) % 7) if "out_proj" not in layer and attention else place
-        tensors[f"{layer}.input_scale"] = ("F32", np.float32(0.02 + 0.001 * shared).reshape(()))
+        tensors[f"{layer}.input_scale"] = ("F32", np.float32(0.02 + 0.001 * shared).reshape(()))  # type: ignore[assignment]
     return tensors
 
 

@@ -129,7 +129,7 @@ PLANTED: list[tuple[str, Edit, str]] = [
     ("text off", unquantize("text"), "check.tower-off"),
     ("a block off", unquantize("vision_model.encoder.layers.1."), "check.layers-off"),
     ("a projection off", unquantize("visual_projection"), "check.projection-off"),
-    (
+    (  # type: ignore[list-item]
         "scales equal",
         lambda tensors: (
             [

@@ -125,9 +125,9 @@ class Graph:
         inputs = [self.constant(f"{name}_s", scale), self.zero(f"{name}_z", count)]
         self.nodes += [
             helper.make_node("QuantizeLinear", [value, *inputs], [f"{name}_q"], f"{name}/q",
-                             **attributes),
+                             **attributes),  # type: ignore[arg-type]
             helper.make_node("DequantizeLinear", [f"{name}_q", *inputs], [f"{name}_d"],
-                             f"{name}/d", **attributes),
+                             f"{name}/d", **attributes),  # type: ignore[arg-type]
         ]  # fmt: skip
         return f"{name}_d"
 
@@ -136,7 +136,7 @@ class Graph:
         weight = self.random.normal(size=(8, 8)).astype("f4")
         made = self.constant(f"{name}_w", weight)
         if pairs:
-            largest = {TensorProto.INT8: 127.0}.get(self.kind, 448.0)
+            largest = {TensorProto.INT8: 127.0}.get(self.kind, 448.0)  # type: ignore[call-overload]
             value = self.pair(value, f"{name}_x", scale=scale + block / 100)
             made = self.pair(made, f"{name}_w", scale=np.abs(weight).max(axis=0) / largest, axis=1)
         self.nodes.append(

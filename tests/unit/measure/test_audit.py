@@ -150,7 +150,7 @@ def test_operations_of_the_fp16_model(tiny_fp16: Encoder, make_pairs: MakePairs)
             "text": lambda: tiny_fp16.encode("text", batch.tokens),
         },
     )
-    assert audit.quantizers == audit.intended == audit.formats == ()
+    assert audit.quantizers == audit.intended == audit.formats == ()  # type: ignore[comparison-overlap]
     assert len(audit.operations) == 31
     assert not any(any(op.operands_quantized) for op in audit.operations)
     assert Counter(m.kind for m in audit.modules if m.tower == "vision") == {
@@ -337,7 +337,7 @@ def test_one_tower_never_calibrated(
 @pytest.mark.parametrize(("value", "finite"), [(float("nan"), False), (float("inf"), False)])
 def test_amax_that_is_no_number(value: float, finite: bool, build: Callable[..., Any]) -> None:
     def sabotage(model: Encoder) -> None:
-        model.module.get_submodule("text_projection.input_quantizer")._amax.fill_(value)  # type: ignore[union-attr,operator]
+        model.module.get_submodule("text_projection.input_quantizer")._amax.fill_(value)  # type: ignore[operator]
 
     _, audit = build("fp8", sabotage=sabotage)
     assert by_name(audit)["text_projection.input_quantizer"].amax_finite is finite
@@ -351,7 +351,7 @@ def test_clipping_is_counted_on_data_that_was_not_calibrated_on(
     name = "vision_model.encoder.layers.0.mlp.fc2.input_quantizer"
 
     def sabotage(model: Encoder) -> None:
-        model.module.get_submodule(name)._amax.mul_(0.1)  # type: ignore[union-attr,operator]
+        model.module.get_submodule(name)._amax.mul_(0.1)  # type: ignore[operator]
 
     model, audit = build(recipe, sabotage=sabotage)
     found = by_name(audit)[name]
@@ -446,7 +446,7 @@ class Towers(nn.Module):
         self.text_projection = nn.Parameter(torch.randn(8, 4))
 
     def encode_text(self, value: torch.Tensor) -> torch.Tensor:
-        return self.transformer(value) @ self.text_projection
+        return self.transformer(value) @ self.text_projection  # type: ignore[no-any-return]
 
 
 class Mha(nn.Module):
@@ -456,7 +456,7 @@ class Mha(nn.Module):
         self.fc = nn.Linear(8, 8)
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.attn(value, value, value, need_weights=False)[0])
+        return self.fc(self.attn(value, value, value, need_weights=False)[0])  # type: ignore[no-any-return]
 
 
 class Functional(nn.Module):
@@ -483,7 +483,7 @@ def quantized_towers(visual: nn.Module) -> Towers:
         model.visual(value)
         model.encode_text(value)
 
-    return mtq.quantize(model, {"quant_cfg": LAYERS, "algorithm": "max"}, forward_loop=calibrate)
+    return mtq.quantize(model, {"quant_cfg": LAYERS, "algorithm": "max"}, forward_loop=calibrate)  # type: ignore[no-any-return]
 
 
 def audit_towers(model: Towers) -> Audit:
@@ -596,8 +596,8 @@ def test_what_still_counts_as_quantized(
 def test_vision_only_model(make_pairs: MakePairs, tiny_fp16: Encoder) -> None:
     from transformers import CLIPVisionModelWithProjection
 
-    config = copy.deepcopy(tiny_fp16.module.config.vision_config)
-    config.projection_dim = 16
+    config = copy.deepcopy(tiny_fp16.module.config.vision_config)  # type: ignore[union-attr]
+    config.projection_dim = 16  # type: ignore[union-attr]
     torch.manual_seed(0)
     model = CLIPVisionModelWithProjection(config).float().eval().requires_grad_(False)
     pixels = make_pairs()[0].pixel_values
@@ -653,7 +653,7 @@ GATE = CalibrationGate(where=Where(file="", line=0), max_clipped=Fraction(1, 2))
 def input_config(**settings: Any) -> tuple[dict[str, Any], ...]:
     """Return FP8 for every layer, with these ranges on the inputs."""
     entry = {"quantizer_name": "*input_quantizer", "parent_class": "nn.Linear"}
-    return (*LAYERS[:2], {**entry, "cfg": {**E4M3, **settings}})
+    return (*LAYERS[:2], {**entry, "cfg": {**E4M3, **settings}})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

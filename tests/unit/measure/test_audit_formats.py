@@ -224,11 +224,11 @@ def test_bytes_of_a_weight_with_its_scales(
     model = quantize(tiny_fp16, recipe=make_recipe(preset), batches=make_pairs()).model
     parameters = sum(p.numel() for p in tiny_fp16.module.parameters())
     weight = tiny_fp16.module.get_submodule(name).weight
-    assert weight.shape[1] == 32
+    assert weight.shape[1] == 32  # type: ignore[index]
 
     found = weights_bytes(model.module, names=[f"{name}.weight_quantizer"], full_bytes=2)
 
-    assert found == 2 * (parameters - weight.numel()) + weight.numel() * bits / 8
+    assert found == 2 * (parameters - weight.numel()) + weight.numel() * bits / 8  # type: ignore[operator]
 
 
 def test_bytes_of_a_low_rank_branch_count() -> None:

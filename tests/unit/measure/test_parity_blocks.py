@@ -73,8 +73,8 @@ def compare(fp8: Encoder, tmp_path: Path) -> Callable[..., tuple[BlockParity, ..
 
 def make_batch(model: Encoder) -> Batch:
     rng = np.random.default_rng(0)
-    size = model.module.config.vision_config.image_size
-    pixels = torch.from_numpy(rng.normal(size=(8, 3, size, size)).astype(np.float32))
+    size = model.module.config.vision_config.image_size  # type: ignore[union-attr]
+    pixels = torch.from_numpy(rng.normal(size=(8, 3, size, size)).astype(np.float32))  # type: ignore[arg-type]
     tokens = model.tokenize([f"a photo of {number} shapes" for number in range(8)])
     return Batch.of_pairs(
         pixel_values=pixels,

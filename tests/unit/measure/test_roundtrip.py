@@ -105,7 +105,7 @@ def test_damage_that_is_not_refused_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     save_checkpoint(quantized, tmp_path / "checkpoint")
-    manifest = roundtrip.verify_checkpoint(tmp_path / "checkpoint")
+    manifest = roundtrip.verify_checkpoint(tmp_path / "checkpoint")  # type: ignore[attr-defined]
     monkeypatch.setattr(roundtrip, "verify_checkpoint", lambda _folder: manifest)
     refused, accepted = plant_damage(tmp_path / "checkpoint", scratch=tmp_path)
     assert refused == ()
@@ -120,10 +120,10 @@ def test_the_good_checkpoint_is_not_harmed_by_the_damage(
 
     save_checkpoint(quantized, tmp_path / "checkpoint")
     assert plant_damage(tmp_path / "checkpoint", scratch=tmp_path) == (PLANTED, ())
-    roundtrip.verify_checkpoint(tmp_path / "checkpoint")
+    roundtrip.verify_checkpoint(tmp_path / "checkpoint")  # type: ignore[attr-defined]
     monkeypatch.setattr(Path, "hardlink_to", no_links)
     assert plant_damage(tmp_path / "checkpoint", scratch=tmp_path) == (PLANTED, ())
-    roundtrip.verify_checkpoint(tmp_path / "checkpoint")
+    roundtrip.verify_checkpoint(tmp_path / "checkpoint")  # type: ignore[attr-defined]
 
 
 def test_dynamic_quantizers_have_no_amax_to_damage(

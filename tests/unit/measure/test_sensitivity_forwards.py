@@ -357,7 +357,7 @@ def test_weights_take_what_their_formats_take(
     model = make_quantized("fp8")
     names = [n for n, q in find_quantizers(model.module).items() if q.is_enabled]
     parameters = sum(p.numel() for p in tiny_fp16.module.parameters())
-    projection = model.module.get_submodule("visual_projection").weight.numel()
+    projection = model.module.get_submodule("visual_projection").weight.numel()  # type: ignore[operator]
 
     assert weights_bytes(model.module, names=(), full_bytes=2) == 2 * parameters
     assert (
@@ -382,7 +382,7 @@ class Shared(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(4, 4)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers[0](self.layers[0](x))
+        return self.layers[0](self.layers[0](x))  # type: ignore[no-any-return]
 
 
 class Writing(nn.Module):
@@ -410,7 +410,7 @@ class Leaking(nn.Module):
         total = torch.zeros(())
         for layer in self.layers:
             x = layer(x)
-            total = total + layer.seen
+            total = total + layer.seen  # type: ignore[operator]
             layer.seen = torch.zeros(())
         return x + total
 
@@ -423,7 +423,7 @@ class Remembering(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen = x.sum()
-        return self.inner(x)
+        return self.inner(x)  # type: ignore[no-any-return]
 
 
 def resume(module: nn.Module) -> tuple[ResumableTower, torch.Tensor]:

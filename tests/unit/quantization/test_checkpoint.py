@@ -104,10 +104,10 @@ def test_outputs_and_amax_are_identical(
         (Encoder.encode_image, batch.pixel_values),
         (Encoder.encode_text, batch.tokens),
     ):
-        assert torch.equal(encode(restored, value), encode(model, value))  # type: ignore[operator]
+        assert torch.equal(encode(restored, value), encode(model, value))  # type: ignore[arg-type]
         assert not torch.equal(
-            encode(restored, value),  # type: ignore[operator]
-            encode(tiny_fp16, value),  # type: ignore[operator]
+            encode(restored, value),  # type: ignore[arg-type]
+            encode(tiny_fp16, value),  # type: ignore[arg-type]
         )
     assert digest_amax(restored.module) == digest_amax(model.module)
     assert restored.module.state_dict().keys() == model.module.state_dict().keys()
@@ -140,9 +140,9 @@ def test_amax_digest_sees_type_shape_and_bits(quantized: Encoder) -> None:
     assert same == digest_amax(quantized.module)
     name = AMAX.removesuffix("._amax")
     quantizer = module.get_submodule(name)
-    quantizer._amax = torch.nextafter(quantizer._amax, torch.tensor(1e9))
+    quantizer._amax = torch.nextafter(quantizer._amax, torch.tensor(1e9))  # type: ignore[arg-type]
     assert {key for key in same if digest_amax(module)[key] != same[key]} == {name}
-    module.half()  # type: ignore[no-untyped-call]
+    module.half()
     assert all(digest_amax(module)[key] != same[key] for key in same)
 
 
@@ -226,7 +226,7 @@ def test_manifest_that_leaves_a_file_out(copied: Path) -> None:
 
 
 def test_amax_missing_under_good_file_digests(copied: Path, tiny_fp16: Encoder) -> None:
-    edit_weights(copied, lambda weights: weights.pop(AMAX))
+    edit_weights(copied, lambda weights: weights.pop(AMAX))  # type: ignore[arg-type]
     reseal(copied)
     with pytest.raises(ModelError, match=rf"does not fit this model .*tensor {AMAX} is missing"):
         load_checkpoint(copied, fp16=tiny_fp16)
@@ -285,7 +285,7 @@ def test_other_arithmetic(saved: Path, tiny_fp16: Encoder) -> None:
 def test_base_of_another_size(saved: Path, tiny_fp16: Encoder) -> None:
     from transformers import CLIPConfig, CLIPModel
 
-    config = CLIPConfig.from_dict(tiny_fp16.module.config.to_dict())
+    config = CLIPConfig.from_dict(tiny_fp16.module.config.to_dict())  # type: ignore[operator, union-attr]
     config.vision_config.num_hidden_layers = 1
     other = replace(tiny_fp16, module=CLIPModel(config))
     with pytest.raises(ModelError, match=r"the checkpoint does not fit this model"):

@@ -46,7 +46,7 @@ def enabled(model: Encoder) -> set[str]:
 
 def attention_plugin(model: Encoder) -> str:
     """Return the name of the plugin that gave the model its attention."""
-    attention = model.module.vision_model.encoder.layers[0].self_attn
+    attention = model.module.vision_model.encoder.layers[0].self_attn  # type: ignore[index, union-attr]
     return next(c for c in type(attention).__mro__ if c.__name__ == "_QuantAttention").__module__
 
 
@@ -137,9 +137,9 @@ def test_weight_only_integers(
         }
     )
     layer = model.module.text_projection
-    values = layer.weight_quantizer(layer.weight)
+    values = layer.weight_quantizer(layer.weight)  # type: ignore[operator, union-attr]
     assert max(len(row.unique()) for row in values) <= 2**bits
-    assert layer.weight_quantizer.amax.numel() == layer.weight.shape[0]
+    assert layer.weight_quantizer.amax.numel() == layer.weight.shape[0]  # type: ignore[index, operator, union-attr]
     assert all(name.endswith("weight_quantizer") for name in enabled(model))
 
 

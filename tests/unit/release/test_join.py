@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from results import CPU, GATES, GPU, make_result, make_results, make_verdict, write_result
 
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.evidence.verdict import Status, Verdict
@@ -19,6 +18,7 @@ from pytest_quantgate.report.manifest import list_subjects, may_have_manifest
 from pytest_quantgate.report.model import JudgedFile, Report
 from pytest_quantgate.run.conclusion import OwnTest, Results, conclude
 from pytest_quantgate.suite.where import Where
+from tests.results import CPU, GATES, GPU, make_result, make_results, make_verdict, write_result
 
 PASS, FAIL, UNKNOWN = Status.PASS, Status.FAIL, Status.NOT_MEASURED
 ALL = {("clip", gate): PASS for gate in GATES}

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from manifests import make_statement
 
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.release.manifest_file import Subject, read_manifest
+from tests.manifests import make_statement
 
 Statement = dict[str, Any]
 FILES = {"checkpoint/model.safetensors": b"weights", "checkpoint/config.json": b"{}"}

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from manifests import write_files, write_manifest
 
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.release import verify
 from pytest_quantgate.release.manifest_file import Manifest
 from pytest_quantgate.release.verify import Verification, verify_files
+from tests.manifests import write_files, write_manifest
 
 FILES = {
     "checkpoint/model-00001-of-00002.safetensors": b"first half",

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_builder import make_run, verdict
 
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.first_screen import describe_scope
 from pytest_quantgate.report.html import render_html
 from pytest_quantgate.report.model import ModelFacts, OnnxFacts, RecipeFacts, Report
+from tests.report_builder import make_run, verdict
 
 MODEL = ModelFacts(
     source="reference",

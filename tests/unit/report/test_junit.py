@@ -5,13 +5,12 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
-from results import GATES, make_result, make_results
-
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.release.join import join_results
 from pytest_quantgate.report.junit import render_junit
 from pytest_quantgate.report.model import OwnTestResult, Report
 from pytest_quantgate.run.conclusion import Results
+from tests.results import GATES, make_result, make_results
 
 PASS, FAIL, UNKNOWN = Status.PASS, Status.FAIL, Status.NOT_MEASURED
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_builder import make_run, verdict
 
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.manifest import (
@@ -18,6 +17,7 @@ from pytest_quantgate.report.manifest import (
 )
 from pytest_quantgate.report.model import JudgedFile, Report
 from pytest_quantgate.store.cache import MANIFEST, Cache
+from tests.report_builder import make_run, verdict
 
 
 @pytest.fixture
@@ -139,7 +139,9 @@ def _with_built(
 def test_an_entry_without_a_readable_manifest_has_no_digests(tmp_path: Path) -> None:
     cache = Cache(root=tmp_path)
     folder = cache.get_or_build(
-        kind="onnx", key="9" * 64, build=lambda into: (into / "a").touch() and None
+        kind="onnx",
+        key="9" * 64,
+        build=lambda into: (into / "a").touch() and None,  # type: ignore[func-returns-value]
     )
 
     assert set(cache.digests(kind="onnx", key="9" * 64)) == {"a"}

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_builder import make_run, verdict
 
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.evidence.verdict import Status
@@ -21,6 +20,7 @@ from pytest_quantgate.report.model_card import (
     render_section,
     update_card,
 )
+from tests.report_builder import make_run, verdict
 
 CARD = """\
 ---
@@ -59,7 +59,7 @@ def parse(text: str) -> tuple[dict[str, object], str]:
     from huggingface_hub import ModelCard
 
     card = ModelCard(text)
-    return card.data.to_dict(), card.text
+    return card.data.to_dict(), card.text  # type: ignore[no-untyped-call]
 
 
 def test_the_hub_reads_the_metrics_beside_those_that_were_there(report: Report) -> None:
@@ -67,14 +67,14 @@ def test_the_hub_reads_the_metrics_beside_those_that_were_there(report: Report) 
 
     card = ModelCard(render_card(CARD, report, name="README.md"))
 
-    mine, ours = card.data.eval_results
+    mine, ours = card.data.eval_results  # type: ignore[attr-defined]
     (task,) = report.suites[0].tasks
     assert (mine.dataset_name, mine.metric_value) == ("beans", 0.5)
     assert ours.task_type == "zero-shot-image-classification"
     assert (ours.dataset_name, ours.metric_type) == ("made", "accuracy")
     assert ours.metric_value == round(task.quantized.value, 6)
     assert ours.metric_name == "acc1, torch, 300 samples (pytest-quantgate)"
-    assert (card.data.model_name, card.data.license, card.data.tags) == ("my clip", "mit", ["clip"])
+    assert (card.data.model_name, card.data.license, card.data.tags) == ("my clip", "mit", ["clip"])  # type: ignore[attr-defined]
 
 
 def test_the_section_says_the_verdict_and_the_text_around_it_stays(report: Report) -> None:
@@ -112,7 +112,7 @@ def test_what_was_not_measured_leaves_no_metric_of_an_earlier_run(report: Report
     alone, _ = parse(render_card(render_card(CARD_ALONE, report, name="x"), nothing, name="x"))
 
     (model,) = data["model-index"]  # type: ignore[misc]
-    assert [result["dataset"]["name"] for result in model["results"]] == ["beans"]
+    assert [result["dataset"]["name"] for result in model["results"]] == ["beans"]  # type: ignore[has-type]
     assert "model-index" not in alone
 
 

@@ -8,7 +8,6 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from report_builder import make_audit, make_outcomes, make_run, verdict
 
 from pytest_quantgate.evidence.outcomes import unpack_bits
 from pytest_quantgate.evidence.verdict import Status
@@ -18,6 +17,7 @@ from pytest_quantgate.report.model import Attempt, Conclusion, OwnTestResult
 from pytest_quantgate.run.conclusion import OwnTest
 from pytest_quantgate.store.baselines import store_outcomes
 from pytest_quantgate.suite.where import Where
+from tests.report_builder import make_audit, make_outcomes, make_run, verdict
 
 
 def test_report_of_a_run(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_builder import PIXEL, make_audit, make_outcomes, make_run, verdict
 
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report import charts
@@ -24,6 +23,7 @@ from pytest_quantgate.report.markdown import render_markdown
 from pytest_quantgate.report.markup import embed_json, join, tag
 from pytest_quantgate.report.model import GateResult
 from pytest_quantgate.report.numbers import show_bytes, show_points, show_ratio
+from tests.report_builder import PIXEL, make_audit, make_outcomes, make_run, verdict
 
 HOSTILE = "</script></style></title><img src=x onerror=alert(1)>\u2028'\"&<!--\x1b[31m\u202e]]>"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from report_builder import make_run
 
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.report import VERSION
 from pytest_quantgate.report.json_report import json_schema, read_report, render_json
+from tests.report_builder import make_run
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from report_builder import make_outcomes, make_run, verdict
 
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.markdown import MAX_LINES, render_markdown
 from pytest_quantgate.report.markdown_text import escape
 from pytest_quantgate.text.printable import printable
+from tests.report_builder import make_outcomes, make_run, verdict
 
 markdown_it = pytest.importorskip("markdown_it")
 

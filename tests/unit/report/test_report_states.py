@@ -6,13 +6,13 @@ from dataclasses import replace
 from datetime import date
 
 import pytest
-from report_builder import WHERE, make_audit
 
 from pytest_quantgate.evidence.audit import Audit, Quantizer
 from pytest_quantgate.gates.coverage import CoverageGate, Waiver, wanted_slots
 from pytest_quantgate.report.coverage_map import describe_cell
 from pytest_quantgate.report.model import QuantizerFacts
 from pytest_quantgate.report.quantizer_states import describe_quantizers
+from tests.report_builder import WHERE, make_audit
 
 NAME = "vision_model.encoder.layers.1.mlp.fc1.weight_quantizer"
 

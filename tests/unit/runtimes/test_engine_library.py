@@ -121,7 +121,7 @@ def test_half_an_installation_counts_as_absent(monkeypatch: pytest.MonkeyPatch) 
     def fail(_name: str) -> Any:
         raise OSError("libnvinfer.so.10: cannot open shared object file")
 
-    monkeypatch.setattr(tensorrt_library.importlib, "import_module", fail)
+    monkeypatch.setattr(tensorrt_library.importlib, "import_module", fail)  # type: ignore[attr-defined]
     with pytest.raises(MissingPackage):
         load_library(name="tensorrt")
 

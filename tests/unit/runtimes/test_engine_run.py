@@ -278,7 +278,7 @@ def test_an_engine_that_never_settles_is_told_so(device: Device) -> None:
     class Drifting(FakeEngine):
         @property
         def run_ms(self) -> float:  # type: ignore[override]
-            return 20.0 + self.clock.ms / 10
+            return 20.0 + self.clock.ms / 10  # type: ignore[no-any-return]
 
     device.engine = Drifting(device.clock)
     with device.open() as run:

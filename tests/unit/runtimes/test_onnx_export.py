@@ -436,7 +436,7 @@ def snapshot(model: Encoder) -> str:
     for name, child in model.module.named_modules():
         digest.update(f"{name} {type(child)} {sorted(vars(child))} {child.training}".encode())
     digest.update(str(model.module.config).encode())
-    digest.update(model.module.config._attn_implementation.encode())
+    digest.update(model.module.config._attn_implementation.encode())  # type: ignore[operator, union-attr]
     return digest.hexdigest()
 
 

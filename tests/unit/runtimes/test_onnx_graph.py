@@ -103,7 +103,7 @@ def put_float_weight(graph: Any, quantizer: str, weight: str) -> None:
 
 def insert_pair(graph: Any, value: str, *, name: str, reader: Any, scale: float = 1.0) -> None:
     """Put a pair between a value and one node that reads it."""
-    graph.initializer.append(numpy_helper.from_array(np.float32(scale), name=f"{name}.scale"))
+    graph.initializer.append(numpy_helper.from_array(np.float32(scale), name=f"{name}.scale"))  # type: ignore[arg-type]
     graph.initializer.append(
         TensorProto(
             name=f"{name}.zero", data_type=TensorProto.FLOAT8E4M3FN, dims=[], raw_data=b"\0"
@@ -510,7 +510,7 @@ def write_model(path: Path, nodes: list[Any], tensors: list[Any], outputs: list[
     return path
 
 
-SCALE = numpy_helper.from_array(np.float32(0.5), name="s")
+SCALE = numpy_helper.from_array(np.float32(0.5), name="s")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

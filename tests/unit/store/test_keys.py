@@ -36,8 +36,8 @@ class Here(Surroundings):
     python = ("CPython", "3.12.1")
     processor = ("x86_64", "flags : avx2")
     threads = 2
-    variables: Mapping[str, str] = MappingProxyType({})
-    switches: Mapping[str, object] = MappingProxyType({})
+    variables: Mapping[str, str] = MappingProxyType({})  # type: ignore[assignment]
+    switches: Mapping[str, object] = MappingProxyType({})  # type: ignore[assignment]
     gpus = ("NVIDIA L4, driver 550",)
 
     def __init__(self, **parts: Any) -> None:
@@ -66,7 +66,7 @@ def test_each_declared_input_is_in_the_key(measurement: Measurement) -> None:
     first = key_of(measurement)
 
     assert first == key_of(measurement)
-    changed = [key_of(measurement, **{name: "other"}) for name in measurement.inputs]
+    changed = [key_of(measurement, **{name: "other"}) for name in measurement.inputs]  # type: ignore[arg-type]
     assert len({first, *changed}) == 1 + len(measurement.inputs)
 
 

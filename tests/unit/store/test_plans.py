@@ -79,11 +79,11 @@ def test_a_plan_from_elsewhere_is_built_again_before_it_runs(
 ) -> None:
     """An entry that is whole by its manifest, whose report says what its author wants."""
     report = EngineReport(
-        **dict.fromkeys(("target", "library", "library_version", "onnx_sha256"), "x"),
+        **dict.fromkeys(("target", "library", "library_version", "onnx_sha256"), "x"),  # type: ignore[arg-type]
         plan_sha256=DIGEST,
-        **{f.name: 0 for f in fields(EngineReport) if f.type in ("int", "float")},
-        **{f.name: () for f in fields(EngineReport) if f.type.startswith("tuple")},
-        **{f.name: {} for f in fields(EngineReport) if f.type.startswith("Mapping")},
+        **{f.name: 0 for f in fields(EngineReport) if f.type in ("int", "float")},  # type: ignore[arg-type]
+        **{f.name: () for f in fields(EngineReport) if f.type.startswith("tuple")},  # type: ignore[arg-type]
+        **{f.name: {} for f in fields(EngineReport) if f.type.startswith("Mapping")},  # type: ignore[arg-type]
     )
     built: list[Path] = []
 

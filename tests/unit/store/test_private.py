@@ -108,7 +108,7 @@ def test_a_link_among_the_looks_of_a_question_is_refused(cache: Cache, outside: 
         lambda ledger: ledger.add("question", LOOK),
     ):
         with pytest.raises(CacheError, match="is a link"):
-            act(Ledger(cache.root / "looks"))
+            act(Ledger(cache.root / "looks"))  # type: ignore[no-untyped-call]
     assert not list(outside.glob("*.json"))
 
 
@@ -162,7 +162,7 @@ def test_a_cache_that_others_may_write_is_refused(cache: Cache, mode: int, place
 
 
 def test_a_cache_of_another_user_is_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private.os, "geteuid", lambda: cache.root.stat().st_uid + 1)
+    monkeypatch.setattr(private.os, "geteuid", lambda: cache.root.stat().st_uid + 1)  # type: ignore[attr-defined]
 
     with pytest.raises(CacheError, match=r"belongs to user \d+, not to user \d+ who runs this"):
         use(cache)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from suite_texts import FILE, Load, Refusal
 
 from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import Suite
+from tests.suite_texts import FILE, Load, Refusal
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import re
 from fractions import Fraction
 
 import pytest
-from suite_texts import EXPORTED, FILE, SMALL, Load, Refusal, line_of, swap
 
 from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.gates.accuracy import AccuracyGate
@@ -16,24 +15,25 @@ from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.gates.memory import MemoryGate
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.trace import TraceGate
+from tests.suite_texts import EXPORTED, FILE, SMALL, Load, Refusal, line_of, section_of, swap
 
 
 def test_limits_of_what_was_exported_arrive_exact(load: Load) -> None:
     gates = load(EXPORTED).gates
 
     assert gates.one(ExportGate) is not None
-    assert gates.one(ExportGate).allow == ("softmax",)
-    assert gates.one(ExportGate).max_size_ratio == Fraction(3, 5)
-    assert gates.one(ExportGate).where.of("max_size_ratio") == (
+    assert section_of(gates, ExportGate).allow == ("softmax",)
+    assert section_of(gates, ExportGate).max_size_ratio == Fraction(3, 5)
+    assert section_of(gates, ExportGate).where.of("max_size_ratio") == (
         f"{FILE}:{line_of('max_size_ratio', text=EXPORTED)}"
     )
     assert gates.one(ParityGate) is not None
-    assert (gates.one(ParityGate).samples, gates.one(ParityGate).max_error) == (
+    assert (section_of(gates, ParityGate).samples, section_of(gates, ParityGate).max_error) == (
         32,
         Fraction(1, 500),
     )
-    assert gates.one(ParityGate).max_sqnr_change_db == 1.5
-    assert gates.one(ParityGate).where.of("max_sqnr_change") == (
+    assert section_of(gates, ParityGate).max_sqnr_change_db == 1.5
+    assert section_of(gates, ParityGate).where.of("max_sqnr_change") == (
         f"{FILE}:{line_of('max_sqnr_change', text=EXPORTED)}"
     )
     first, second = gates.all(EngineGate)
@@ -53,14 +53,10 @@ def test_gates_of_what_was_exported_take_their_defaults(load: Load) -> None:
 
     gates = load(swap("{roundtrip: {}}", written, text=SMALL)).gates
 
-    assert gates.one(ExportGate) is not None
-    assert (gates.one(ExportGate).allow, gates.one(ExportGate).max_size_ratio) == ((), None)
-    assert gates.one(ParityGate) is not None
-    assert (gates.one(ParityGate).samples, gates.one(ParityGate).max_error) == (
-        64,
-        Fraction(1, 1000),
-    )
-    assert gates.one(ParityGate).max_sqnr_change_db == 1.0
+    export, parity = section_of(gates, ExportGate), section_of(gates, ParityGate)
+    assert (export.allow, export.max_size_ratio) == ((), None)
+    assert (parity.samples, parity.max_error) == (64, Fraction(1, 1000))
+    assert parity.max_sqnr_change_db == 1.0
     (engine,) = gates.all(EngineGate)
     assert (engine.library, engine.towers, engine.batch) == (
         "tensorrt-rtx",

@@ -55,8 +55,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     def entry_points(**asked: str) -> importlib.metadata.EntryPoints:
         found = real(**asked)
         if asked.get("group") == GROUP and asked.get("name", point.name) == point.name:
-            found = importlib.metadata.EntryPoints((*found, point))
-        return found
+            found = importlib.metadata.EntryPoints((*found, point))  # type: ignore[assignment]
+        return found  # type: ignore[return-value]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
     return module

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from suite_texts import FILE, SMALL, VALID, Refusal, swap
+
+from tests.suite_texts import FILE, SMALL, VALID, Refusal, swap
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from suite_texts import SMALL
 
 from pytest_quantgate.errors import NotMeasured, SuiteError
 from pytest_quantgate.gates.accuracy import AccuracyGate
@@ -17,6 +16,7 @@ from pytest_quantgate.suite.gates import Gates
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import DatasetSpec
 from pytest_quantgate.suite.where import Where, expand_path
+from tests.suite_texts import SMALL
 
 WHERE = Where(file="suites/demo.quantgate.yaml", line=3, keys={"root": 5})
 
@@ -135,7 +135,7 @@ def test_every_path_of_a_suite_is_looked_at_before_it_is_run(tmp_path: Path) -> 
     suite = load_suite(path)
     for changes in (
         {"model": dataclasses.replace(suite.model, source="transformers", id="${MY_SECRET}")},
-        {"quantize": dataclasses.replace(suite.quantize, recipe="${MY_SECRET}")},
+        {"quantize": dataclasses.replace(suite.quantize, recipe="${MY_SECRET}")},  # type: ignore[type-var]
         {"datasets": {"x": DatasetSpec(where=WHERE, dataset="wds/x", root="/${MY_SECRET}")}},
     ):
         with pytest.raises(SuiteError, match="MY_SECRET"):

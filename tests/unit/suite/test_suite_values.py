@@ -7,7 +7,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from suite_texts import FILE, SMALL, VALID, Load, line_of, swap
 
 from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.gates.accuracy import AccuracyGate
@@ -17,6 +16,7 @@ from pytest_quantgate.gates.fidelity import FidelityGate
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.roundtrip import RoundtripGate
 from pytest_quantgate.suite.load import load_suite
+from tests.suite_texts import FILE, SMALL, VALID, Load, line_of, quantize_of, section_of, swap
 
 SHIPPED = sorted((Path(__file__).parents[3] / "suites").glob("*.quantgate.yaml"))
 
@@ -34,15 +34,15 @@ def test_what_is_measured_arrives_as_written(load: Load, tmp_path: Path) -> None
     calibration = suite.calibration
     assert (calibration.data, calibration.samples) == ("photos/train", 512)
     assert (calibration.batch_size, calibration.held_out_samples) == (64, 32)
-    assert suite.quantize.recipe == "fp8-attention"
-    assert suite.quantize.exclude == ("*patch_embedding*",)
+    assert quantize_of(suite).recipe == "fp8-attention"
+    assert quantize_of(suite).exclude == ("*patch_embedding*",)
 
 
 def test_limits_arrive_exact_and_with_their_units(load: Load) -> None:
     gates = load(VALID).gates
 
     assert gates.one(CalibrationGate) is not None
-    assert gates.one(CalibrationGate).max_clipped == Fraction(2, 1000)
+    assert section_of(gates, CalibrationGate).max_clipped == Fraction(2, 1000)
     fidelity = gates.one(FidelityGate)
     assert fidelity is not None
     assert (fidelity.data, fidelity.samples) == ("photos/test", 256)
@@ -71,7 +71,7 @@ def test_the_first_samples_are_taken_only_where_the_suite_says_so(load: Load) ->
             suite.gates.one(FidelityGate),
             *suite.gates.all(AccuracyGate),
         )
-        return tuple(section.first for section in sections)
+        return tuple(section.first for section in sections)  # type: ignore[union-attr]
 
     text = VALID
     for key in ("held_out_samples: 32", "samples: 256", "samples: 1000"):
@@ -99,8 +99,8 @@ def test_every_limit_knows_its_line(load: Load) -> None:
     gates = load(VALID).gates
 
     assert gates.one(FidelityGate) is not None
-    assert str(gates.one(FidelityGate).where) == f"{FILE}:{line_of('data: photos/test')}"
-    assert gates.one(FidelityGate).where.of("min_sqnr") == f"{FILE}:{line_of('min_sqnr')}"
+    assert str(section_of(gates, FidelityGate).where) == f"{FILE}:{line_of('data: photos/test')}"
+    assert section_of(gates, FidelityGate).where.of("min_sqnr") == f"{FILE}:{line_of('min_sqnr')}"
     assert gates.all(AccuracyGate)[0].where.of("max_drop") == f"{FILE}:{line_of('max_drop: 0.5pp')}"
     assert str(gates.all(AccuracyGate)[1].where) == f"{FILE}:{line_of('task: photos/retrieval')}"
     assert gates.all(RegressionGate)[0].where.of("max_drop") == f"{FILE}:{line_of('max_drop: 1pp')}"
@@ -114,14 +114,14 @@ def test_what_is_left_out_takes_the_default(load: Load) -> None:
     assert (suite.model.dtype, suite.model.attn_implementation) == ("float16", "sdpa")
     assert suite.calibration.held_out_samples == 128
     assert suite.datasets == {}
-    assert suite.quantize.exclude == ()
+    assert quantize_of(suite).exclude == ()
     gates = suite.gates
     assert gates.one(CoverageGate) is not None
-    assert gates.one(CoverageGate).attention is None
-    assert gates.one(CoverageGate).towers == ("vision", "text")
-    assert gates.one(CoverageGate).waive == ()
+    assert section_of(gates, CoverageGate).attention is None
+    assert section_of(gates, CoverageGate).towers == ("vision", "text")
+    assert section_of(gates, CoverageGate).waive == ()
     assert gates.one(CalibrationGate) is not None
-    assert gates.one(CalibrationGate).max_clipped == Fraction(1, 1000)
+    assert section_of(gates, CalibrationGate).max_clipped == Fraction(1, 1000)
     assert (gates.one(FidelityGate), gates.all(AccuracyGate), gates.all(RegressionGate)) == (
         None,
         (),
@@ -183,7 +183,7 @@ quantize:
 
     suite = load(swap("quantize: {recipe: fp8}\n", recipe, text=SMALL))
 
-    assert suite.quantize.recipe == {
+    assert quantize_of(suite).recipe == {
         "quant_cfg": {
             "*weight_quantizer": {"num_bits": [4, 3], "axis": None, "enable": True},
             "default": {"enable": False, "trt_high_precision_dtype": "Half"},
@@ -203,7 +203,7 @@ quantize:
 
     suite = load(swap("quantize: {recipe: fp8}\n", recipe, text=SMALL))
 
-    assert suite.quantize.recipe == (
+    assert quantize_of(suite).recipe == (
         {"quantizer_path": "*", "enable": False},
         {"quantizer_path": "*weight_quantizer", "cfg": {"num_bits": [4, 3]}},
     )
@@ -212,7 +212,7 @@ quantize:
 def test_recipe_path_may_hold_a_variable(load: Load) -> None:
     suite = load(swap("{recipe: fp8}", '{recipe: "${RECIPES}/fp8.yaml"}', text=SMALL))
 
-    assert suite.quantize.recipe == "${RECIPES}/fp8.yaml"
+    assert quantize_of(suite).recipe == "${RECIPES}/fp8.yaml"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from suite_texts import EXPORTED, FILE, SMALL, VALID, Load, Refusal, swap
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import QuantGateError, SuiteError
 from pytest_quantgate.suite.load import load_suite
+from tests.suite_texts import EXPORTED, FILE, SMALL, VALID, Load, Refusal, swap
 
 
 def test_empty_file_is_refused(refusal: Refusal) -> None:
@@ -73,13 +73,13 @@ def test_what_is_no_plain_yaml_is_refused(refusal: Refusal, text: str | bytes, w
 def test_nesting_that_a_quant_cfg_may_need_is_taken(load: Load) -> None:
     recipe = "{a: " * 15 + "1" + "}" * 15
 
-    assert load(swap("{recipe: fp8}", f"{{recipe: {recipe}}}", text=SMALL)).quantize.recipe
+    assert load(swap("{recipe: fp8}", f"{{recipe: {recipe}}}", text=SMALL)).quantize.recipe  # type: ignore[union-attr]
 
 
 def test_depth_counts_what_is_open_and_not_what_was(load: Load) -> None:
     recipe = "[" + ", ".join(["[1]"] * 50) + "]"
 
-    assert load(swap("{recipe: fp8}", f"{{recipe: {recipe}}}", text=SMALL)).quantize.recipe == (
+    assert load(swap("{recipe: fp8}", f"{{recipe: {recipe}}}", text=SMALL)).quantize.recipe == (  # type: ignore[union-attr]
         ([1],) * 50
     )
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
-from task_builders import answer, make_clusters
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.tasks.kind import Queries, find_task
 from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.tasks.scoring import TaskInputs
+from tests.unit.tasks.task_builders import answer, make_clusters
 
 pytestmark = pytest.mark.slow
 
@@ -41,8 +41,8 @@ def test_values_are_those_of_a_plain_loop(k: int) -> None:
     ]
     of = {"images": images, "bank": as_bank(bank, stored)}
 
-    hit = answer(samples, kind="catalogue", metric=f"hit@{k}", **of)
-    precision = answer(samples, kind="catalogue", metric=f"precision@{k}", **of)
+    hit = answer(samples, kind="catalogue", metric=f"hit@{k}", **of)  # type: ignore[arg-type]
+    precision = answer(samples, kind="catalogue", metric=f"precision@{k}", **of)  # type: ignore[arg-type]
 
     assert hit.correct == tuple(map(any, right))
     assert precision.value == pytest.approx(sum(map(sum, right)) / (k * 120))

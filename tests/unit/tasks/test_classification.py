@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from clip_benchmark.metrics import zeroshot_classification
-from task_builders import AsClipBenchmark, Loader, answer, ask
 
 from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.encoders.loading import load_fp16
@@ -16,6 +15,7 @@ from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.classification import average_templates, list_prompts
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
+from tests.unit.tasks.task_builders import AsClipBenchmark, Loader, answer, ask
 
 pytestmark = pytest.mark.slow
 

@@ -82,7 +82,7 @@ def test_images_without_labels_are_pictures_alone(make_root: Make) -> None:
     found = load(bare, purpose="images")
 
     assert found.ids == ("a", "b")
-    assert found.labels is found.captions is None
+    assert found.labels is found.captions is None  # type: ignore[comparison-overlap]
     assert found.notes == ("images lie in no folders of classes: they have no labels",)
     with pytest.raises(DataError, match=r"use <data set>/neighbours \(images lie in no folders of"):
         load(bare, purpose="classification")

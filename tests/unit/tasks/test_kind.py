@@ -75,7 +75,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
     def entry_points(*, group: str, name: str | None = None) -> list[EntryPoint]:
         return [p for p in found if p.group == group and name in (None, p.name)]
 
-    monkeypatch.setattr(door.importlib.metadata, "entry_points", entry_points)
+    monkeypatch.setattr(door.importlib.metadata, "entry_points", entry_points)  # type: ignore[attr-defined]
 
 
 def test_a_task_of_another_package_is_found_by_its_entry_point(

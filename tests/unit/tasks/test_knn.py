@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
-from task_builders import answer, make_clusters
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.tasks.knn import TEMPERATURE
 from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.tasks.scoring import TaskInputs
+from tests.unit.tasks.task_builders import answer, make_clusters
 
 pytestmark = pytest.mark.slow
 
@@ -66,8 +66,8 @@ def test_the_first_five_and_the_mean_over_classes_are_those_of_the_votes() -> No
     votes = judge.predict_proba(images.numpy())
     of = {"images": images, "bank": as_bank(bank, stored)}
 
-    five = answer(samples, kind="knn", metric="acc5@40", **of)
-    mean = answer(samples, kind="knn", metric="mean_per_class_recall@40", **of)
+    five = answer(samples, kind="knn", metric="acc5@40", **of)  # type: ignore[arg-type]
+    mean = answer(samples, kind="knn", metric="mean_per_class_recall@40", **of)  # type: ignore[arg-type]
 
     assert five.value == metrics.top_k_accuracy_score(samples.labels, votes, k=5)
     assert mean.value == pytest.approx(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from task_builders import answer, make_clusters
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.tasks.scoring import TaskInputs
+from tests.unit.tasks.task_builders import answer, make_clusters
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from task_builders import answer, make_clusters
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.outcomes import Outcomes
@@ -18,6 +17,7 @@ from pytest_quantgate.statistics.intervals import share_limits
 from pytest_quantgate.statistics.pairing import pair_outcomes
 from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.tasks.scoring import TaskInputs
+from tests.unit.tasks.task_builders import answer, make_clusters
 
 pytestmark = pytest.mark.slow
 

@@ -466,9 +466,11 @@ def test_a_file_is_read_elsewhere_once(write: Write, monkeypatch: pytest.MonkeyP
     root = write(table(label=None, caption=list("abcdef"), lux=[1] * 6, sku=list("abcdef")))
     columns = {"captions": ("caption",), "keep": ("lux",), "id": "sku"}
     asked: list[str] = []
-    before = parquet_worker.ask_module
+    before = parquet_worker.ask_module  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        parquet_worker, "ask_module", lambda *a, **k: asked.append(a[0]) or before(*a, **k)
+        parquet_worker,
+        "ask_module",
+        lambda *a, **k: asked.append(a[0]) or before(*a, **k),  # type: ignore[func-returns-value]
     )
 
     assert len(load(root, columns=columns)) == 6

@@ -134,7 +134,7 @@ class Fake:
 class Sorted(Fake):
     """A hundred samples, class after class, that notes what was decoded."""
 
-    classes = tuple("abcde")
+    classes = tuple("abcde")  # type: ignore[assignment]
 
     def __init__(self, keeps: str) -> None:
         self.values = [index // 20 for index in range(100)]

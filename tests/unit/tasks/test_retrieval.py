@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from clip_benchmark.metrics import zeroshot_retrieval
-from task_builders import AsClipBenchmark, Loader, answer, ask
 
 from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.encoders.loading import load_fp16
@@ -15,6 +14,7 @@ from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.retrieval import list_captions, list_owners
 from pytest_quantgate.tasks.samples import Samples
+from tests.unit.tasks.task_builders import AsClipBenchmark, Loader, answer, ask
 
 pytestmark = pytest.mark.slow
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from task_builders import answer
 
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.tasks.kind import Queries, find_task
 from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.tasks.scoring import TaskInputs
+from tests.unit.tasks.task_builders import answer
 
 pytestmark = pytest.mark.slow
 

@@ -255,7 +255,7 @@ def test_calibration_and_held_out_pairs_are_drawn_over_a_sorted_archive(
     assert Counter(held_out.labels) == dict.fromkeys(range(5), 8)
     assert not set(used.ids) & set(held_out.ids)
     # Each beginning is a draw: batches and probes see all classes.
-    assert len(set(used.labels[:5])) == len(set(held_out.labels[:5])) == 5
+    assert len(set(used.labels[:5])) == len(set(held_out.labels[:5])) == 5  # type: ignore[index]
 
     first, rest = load_calibration(replace(spec, first=True), datasets=datasets, environ={})
     assert first.ids == tuple(f"0/s{i:04d}" for i in range(20))

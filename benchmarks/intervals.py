@@ -48,6 +48,9 @@ BASELINES = Path(__file__).parents[1] / "baselines"
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf(CONFIDENCE)
 
+#: Stands for no chance at all where a logarithm is taken.
+NEVER = 1e-300
+
 #: What an exact enumeration leaves out on each side.
 NEGLIGIBLE = 1e-12
 
@@ -335,6 +338,67 @@ def measure_levels(*, quick: bool) -> list[tuple[Truth, float, float, float]]:
                 passed, _, failed = verdicts(truth, limit=truth.drop, confidence=confidence)
                 rows.append((truth, confidence, passed, failed))
     return rows
+
+
+def edges_of(samples: int, limit: float, *, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each number won how many lost end a PASS, and how many begin a FAIL."""
+    z = NormalDist().inv_cdf(confidence)
+
+    def edge(won: int, reached: Callable[[float], bool]) -> int:
+        def holds(lost: int) -> bool:
+            flips = Flips(right_to_wrong=lost, wrong_to_right=won, samples=samples)
+            return reached(ours(flips, limit))
+
+        return first_true(holds, low=0, high=samples - won)
+
+    wins = range(samples + 1)
+    return (
+        np.array([edge(won, lambda deviate: deviate > -z) for won in wins]),
+        np.array([edge(won, lambda deviate: deviate >= z) for won in wins]),
+    )
+
+
+#: From a single sample on; of each all limits, and all shares won that there can be.
+FEW_SAMPLES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 17, 19, 25, 40, 100)
+FEW_LIMITS = (0.001, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, *np.arange(0.1, 1, 0.025).tolist())
+
+
+def measure_few(*, quick: bool) -> dict[tuple[float, int], tuple[float, float]]:
+    """Return how often PASS and FAIL are wrong at most with few samples, by confidence and samples.
+
+    Exact, over all that can be won beside a drop that is the limit: up to every sample flipped.
+    """
+    found = {}
+    step = 5 if quick else 1
+    for samples in FEW_SAMPLES[1 :: 3 if quick else 1]:
+        lost, won = np.indices((samples + 1, samples + 1))
+        still = samples - lost - won
+        table = log_factorials(samples)
+        ways = table[samples] - table[lost] - table[won] - table[np.maximum(0, still)]
+        shares = np.concatenate([[0.0, 0.001, 0.005], np.arange(0.01, 0.5, 0.01), [1.0]])[::step]
+        for confidence in CONFIDENCES:
+            worst = np.zeros(2)
+            for limit in FEW_LIMITS[::step]:
+                passing, failing = edges_of(samples, limit, confidence=confidence)
+                for share in np.minimum(shares, (1 - limit) / 2):
+                    same = max(NEVER, 1 - limit - 2 * share)
+                    logs = ways + lost * math.log(limit + share)
+                    logs += won * math.log(max(NEVER, share)) + still * math.log(same)
+                    chances = np.where(still >= 0, np.exp(np.minimum(0, logs)), 0)
+                    wrong = chances[lost < passing[won]].sum(), chances[lost >= failing[won]].sum()
+                    worst = np.maximum(worst, wrong)
+            found[confidence, samples] = (float(worst[0]), float(worst[1]))
+    return found
+
+
+def tabulate_few(found: dict[tuple[float, int], tuple[float, float]]) -> str:
+    rows = []
+    for confidence, (low, high) in itertools.product(CONFIDENCES, ((1, 4), (5, 19), (20, 100))):
+        cells = [worst for (c, n), worst in found.items() if c == confidence and low <= n <= high]
+        passed, failed = (max(cell[side] for cell in cells) for side in (0, 1))
+        rows.append((f"{confidence * 100:g} %", f"{low} to {high}", pct(passed, 2), pct(failed, 2)))
+    head = ("confidence", "samples", "wrong PASS in % at most", "wrong FAIL in % at most")
+    return table_of(head, rows)
 
 
 def tabulate_levels(found: Sequence[tuple[Truth, float, float, float]]) -> str:
@@ -1053,6 +1117,7 @@ def list_tables(*, quick: bool) -> dict[str, Callable[[], str]]:
     drop = functools.cache(lambda: measure_drop(quick=quick))
     return {
         "levels": lambda: tabulate_levels(measure_levels(quick=quick)),
+        "few": lambda: tabulate_few(measure_few(quick=quick)),
         "drop": lambda: tabulate_drop(drop()),
         "outside": lambda: tabulate_outside(drop()),
         "share": lambda: tabulate_share(measure_share(quick=quick)),

@@ -102,6 +102,15 @@ class Flips:
         """The estimated variance of the drop."""
         return max(0.0, self.rate - self.value**2) / self.samples
 
+    @property
+    def continuity(self) -> float:
+        """How far lost - won is moved towards a hypothesis: CONTINUITY, or up to twice that.
+
+        Where all samples flip, lost - won comes in steps of two, not one.
+        """
+        flips = self.right_to_wrong + self.wrong_to_right
+        return CONTINUITY * (1 + min(1.0, flips) * max(0.0, 1 - (self.samples - flips) / 2))
+
     def grow(self, times: float) -> Flips:
         """Return the same rates on so many times the samples."""
         return Flips(
@@ -129,7 +138,13 @@ class Flips:
         won = _restricted_won(self, drop)
         variance = 2 * won + drop * (1 - drop)
         third = drop - 3 * drop * (2 * won + drop) + 2 * drop**3
-        return _standardise(b - c - n * drop, variance=variance, third=third, samples=n)
+        return _standardise(
+            b - c - n * drop,
+            variance=variance,
+            third=third,
+            samples=n,
+            continuity=self.continuity,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +188,7 @@ class Share:
             variance=variance,
             third=variance * (1 - 2 * share),
             samples=self.samples,
+            continuity=CONTINUITY,
         )
 
 
@@ -405,8 +421,9 @@ def samples_to_settle(
     if isinstance(found, Flips):
         there, here = _deviations(found, limit)
         spread = quantile(confidence) * there + quantile(power) * here
-        # n distance - CONTINUITY = sqrt(n) spread, solved for sqrt(n).
-        root = (spread + math.sqrt(spread**2 + 4 * distance * CONTINUITY)) / (2 * distance)
+        # n distance - continuity = sqrt(n) spread, solved for sqrt(n).
+        continuity = found.grow(MOST_SAMPLES / found.samples).continuity
+        root = (spread + math.sqrt(spread**2 + 4 * distance * continuity)) / (2 * distance)
         needed = math.ceil(root * root)
         return needed if needed <= MOST_SAMPLES else None
     z = math.copysign(quantile(confidence), found.value - limit)
@@ -507,12 +524,14 @@ def _restricted_won(flips: Flips, drop: float) -> float:
     return (root - linear) / (4 * n) if linear <= 0 else -2 * constant / (root + linear)
 
 
-def _standardise(distance: float, *, variance: float, third: float, samples: float) -> Score:
-    """Return the score of a sum's distance from its expectation, moved by CONTINUITY towards it.
+def _standardise(
+    distance: float, *, variance: float, third: float, samples: float, continuity: float
+) -> Score:
+    """Return the score of a sum's distance from its expectation, moved by `continuity` towards it.
 
     `variance` and `third` are central moments of one sample.
     """
-    distance = math.copysign(max(0.0, abs(distance) - CONTINUITY), distance)
+    distance = math.copysign(max(0.0, abs(distance) - continuity), distance)
     if variance <= 0:
         value = 0.0 if distance == 0 else math.copysign(math.inf, distance)
         return Score(value=value, skewness=0.0)

@@ -6,6 +6,7 @@ Where two counts decide, every outcome is enumerated with its exact probability:
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,24 @@ def test_no_wrong_decision_at_the_limit_is_likelier_than_it_says(bench: ModuleTy
     for truth, confidence, passed, failed in bench.measure_levels(quick=True):
         assert passed <= 1 - confidence, (truth, confidence)
         assert failed <= (1 - confidence) * 1.04, (truth, confidence)
+
+
+def test_no_pass_of_few_samples_is_wrong_more_often_than_it_says(bench: ModuleType) -> None:
+    """Under 20 samples, up to all of them flipped: there it was 5.9 to 7.4 % at 95 %."""
+    for (confidence, samples), (passed, failed) in bench.measure_few(quick=True).items():
+        assert passed <= 1 - confidence, (confidence, samples)
+        assert failed <= (1 - confidence) * 1.04, (confidence, samples)
+
+
+def test_five_samples_that_all_flip_pass_no_limit_too_often(bench: ModuleType) -> None:
+    """Lost - won is 5, 3, 1, ...: one lost more than won passed a limit of 60 pp, in 5.8 %."""
+    passing, _ = bench.edges_of(5, 0.6, confidence=0.95)
+    chances = {lost: math.comb(5, lost) * 0.8**lost * 0.2 ** (5 - lost) for lost in range(6)}
+
+    wrong = sum(chance for lost, chance in chances.items() if lost < passing[5 - lost])
+
+    assert chances[0] + chances[1] + chances[2] == pytest.approx(0.05792)
+    assert wrong == pytest.approx(chances[0] + chances[1])
 
 
 def test_level_is_lost_with_less_continuity(

@@ -23,6 +23,7 @@ from pytest_quantgate.errors import (
     SuiteError,
     UnsupportedModel,
 )
+from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.coverage import MAX_WAIVER_DAYS, CoverageGate
 from pytest_quantgate.gates.export import ExportGate
 from pytest_quantgate.gates.fidelity import FidelityGate
@@ -249,6 +250,7 @@ def _check_datasets(
             f"{where}: unknown data set {name!r}{hint}; name others under `datasets:` with their "
             f"root"
         )
+    errors += _check_slices(suite)
     for name, spec in suite.datasets.items():
         if name not in used:
             notes.append(f"{spec.where}: data set {name!r} is declared and never used")
@@ -265,6 +267,31 @@ def _check_datasets(
         else:
             if not root.is_dir():
                 notes.append(f"{spec.where.of('root')}: {root} is no directory on this machine")
+
+
+def _check_slices(suite: Suite) -> Iterator[str]:
+    """Yield columns that slices are cut by, and that no sample will have."""
+    from pytest_quantgate.tasks.contents import CLASS
+    from pytest_quantgate.tasks.readers import find_package, find_reader
+
+    for gate in suite.gates.all(AccuracyGate):
+        asked = [] if gate.slices is None else [name for by in gate.slices.by for name in by]
+        name = gate.task.rpartition("/")[0]
+        spec = suite.datasets.get(name)
+        kept = spec.columns.keep if spec is not None and spec.columns is not None else ()
+        unknown = [column for column in dict.fromkeys(asked) if column not in (CLASS, *kept)]
+        if gate.slices is None or not unknown or (spec and find_package(spec.dataset)):
+            continue  # a reader of another package has what it has
+        try:
+            takes = spec is not None and find_reader(spec.dataset).takes_columns
+        except QuantGateError:  # said of the data set itself
+            continue
+        if takes and spec is not None:
+            keep = ", ".join((*kept, *unknown))
+            fix = f"add columns: {{keep: [{keep}]}} to {name} ({spec.where})"
+        else:
+            fix = f"{name} has no columns besides {CLASS}"
+        yield f"{gate.slices.where.of('by')}: slices by {', '.join(map(repr, unknown))}: {fix}"
 
 
 def _check_reader(spec: DatasetSpec, *, errors: list[str], notes: list[str]) -> None:

@@ -11,16 +11,17 @@ from typing import Any
 from pytest_quantgate.artifacts.recipe_lines import describe_recipe
 from pytest_quantgate.comparison.changes import Area, Change, Comparison, compare_texts
 from pytest_quantgate.comparison.recipe_lines import compare_recipes
+from pytest_quantgate.gates.slices import SlicesSpec
 from pytest_quantgate.suite.gates import IMPLICIT, GateSection
 from pytest_quantgate.suite.load import list_suites, load_suite, name_suite
 from pytest_quantgate.suite.specs import ColumnsSpec, QuantizeSpec, Suite
 from pytest_quantgate.suite.where import Where
 
-_POINTS = {"max_drop", "max_class_drop", "max_fp16_drop", "max_drop_since_first"}
+_POINTS = {"max_drop", "max_class_drop", "max_fp16_drop", "max_drop_since_first", "tolerance"}
 _SUFFIXES = {"_db": "dB", "_bytes": " bytes", "_ms": " ms"}
 
 #: Where more of it (a larger number, a longer list) lets more through.
-_LOOSER_UP = ("max_", "waive", "allow")
+_LOOSER_UP = ("max_", "waive", "allow", "tolerance", "min_samples")
 #: Where less of it lets more through.
 _LOOSER_DOWN = (
     "min_",
@@ -31,6 +32,9 @@ _LOOSER_DOWN = (
     "samples",
     "held_out_samples",
     "rounds",
+    "slices",
+    "by",
+    "published",
 )
 
 
@@ -268,6 +272,9 @@ def _compare_section(
             below = f"{path}.{key}"
             changes += _compare_section(old or bare, new or bare, path=below, area=area)
             continue
+        if isinstance(old, SlicesSpec) and isinstance(new, SlicesSpec):
+            changes += _compare_section(old, new, path=f"{path}.{key}", area=area)
+            continue
         if _plain(old) == _plain(new):
             continue
         kind = _direction(item.name, old, new) if area in ("limits", "data") else "changed"
@@ -310,6 +317,10 @@ def _direction(name: str, old: Any, new: Any) -> str:
         return "changed"
     if name == "samples" and (old is None or new is None):
         return "loosened" if old is None else "tightened"  # None is all of them
+    if name == "min_samples":
+        old, new = old or 0, new or 0  # None leaves out none
+    if name == "published" and None not in (old, new):
+        return "changed"
     if old is None or new is None:
         return "tightened" if old is None else "loosened"
     return "loosened" if (new > old) == up else "tightened"
@@ -336,7 +347,7 @@ def show_value(name: str, value: Any) -> str:
             return f"{float(value):.12g}x"
         return f"{float(value * 100):.12g}%"
     if isinstance(value, tuple):
-        return f"[{', '.join(_summarize(v) for v in value)}]"
+        return f"[{', '.join(show_value(name, v) for v in value)}]"
     return _summarize(value)
 
 

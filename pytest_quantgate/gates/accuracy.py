@@ -10,13 +10,27 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.calibration import NO_RANGE
+from pytest_quantgate.gates.deciding import RELATIONS, advise_next, confirm, decide, relation
+from pytest_quantgate.gates.published import Published, judge_published
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import FINDINGS, describe_samples, judge_samples
 from pytest_quantgate.gates.sections import TaskGate
+from pytest_quantgate.gates.slices import (
+    NO_COLUMNS,
+    Columns,
+    Cut,
+    Slices,
+    SlicesSpec,
+    cut_slices,
+    judge_worst,
+    name_left_out,
+    read_columns,
+    search_worst,
+    with_classes,
+)
 from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
     LATER_LOOKS,
-    MOST_SAMPLES,
     SETTLING_POWER,
     Flips,
     Interval,
@@ -30,19 +44,25 @@ from pytest_quantgate.statistics.intervals import (
     first_count,
     mean_over,
     samples_to_settle,
-    samples_without_loss,
     share_limits,
 )
 from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.suite.gates import GateKind
-from pytest_quantgate.suite.keys import choice_key, percent_key, points_key
+from pytest_quantgate.suite.keys import BadKey, choice_key, percent_key, points_key, section_key
 from pytest_quantgate.suite.specs import Stage
+from pytest_quantgate.tasks.contents import CLASS
 from pytest_quantgate.text.words import brief_drop, code_of, count, level, percent, points, signed
 
 if TYPE_CHECKING:
     from pytest_quantgate.store.looks import Looks
 
 GATE = "accuracy"
+
+#: Findings that no layer explains: they are about the data, or FP16.
+NO_LAYERS = (
+    *(*FINDINGS, "fp16-off-published", "slices-unknown-column"),
+    *("slices-of-one-value", "slices-too-many"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +79,17 @@ class AccuracyGate(TaskGate):
     max_class_drop: Fraction | None = field(
         default=None, metadata=points_key(help="loss of the worst class")
     )
+    published: Fraction | None = field(
+        default=None, metadata=percent_key(help="what FP16 is known to score on this task")
+    )
+    tolerance: Fraction = field(
+        default=Fraction(1, 100),
+        metadata=points_key(help="how far FP16 may be from `published`; default: 1pp"),
+    )
+    slices: SlicesSpec | None = field(
+        default=None,
+        metadata=section_key(SlicesSpec, help="loss of the worst part: a column, a class"),
+    )
     stage: Stage = field(
         default="torch",
         metadata=choice_key(
@@ -71,13 +102,19 @@ class AccuracyGate(TaskGate):
         """As any task's; `-onnx` or `-engine` follows where that stage is judged, not PyTorch."""
         return super().key if self.stage == "torch" else f"{super().key}-{self.stage}"
 
-
-#: How a result stands to a limit that it must not exceed.
-RELATIONS = {Status.PASS: "within", Status.FAIL: "over"}
+    def check(self) -> None:
+        super().check()
+        if "tolerance" in self.where.keys and self.published is None:
+            raise BadKey("tolerance", "is about published: say what FP16 is known to score")
 
 
 def judge_accuracy(
-    *, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate, family: Family = ALONE
+    *,
+    fp16: Outcomes,
+    quantized: Outcomes,
+    gate: AccuracyGate,
+    family: Family = ALONE,
+    columns: Columns = NO_COLUMNS,
 ) -> Verdict:
     """Return whether a variant loses no more than its suite allows.
 
@@ -86,13 +123,17 @@ def judge_accuracy(
     beyond, INCONCLUSIVE between, or where the whole is beyond but `family` does not raise the
     alarm. `max_class_drop` is decided so for each class by itself: it passes where every class is
     within, and fails where one is beyond after Bonferroni's correction for looking at all of them.
-    An improvement never fails.
+    So are `slices`, by `columns`: what the data says of each of FP16's outcomes. Without `slices`
+    the worst one is searched for, which is no verdict. An improvement never fails. `published` is
+    judged of FP16 before anything is compared.
     """
     broken = check_outcomes(fp16, quantized)
     if broken is not None:
         return broken
+    columns = with_classes(columns, fp16)
+    slices = _find_slices(gate, columns=columns)
     try:
-        pairs = pair_outcomes(before=fp16, after=quantized)
+        pairs = pair_outcomes(before=fp16, after=quantized, slices=slices.judged)
     except Unpaired as error:
         return Verdict(
             gate=GATE,
@@ -112,6 +153,9 @@ def judge_accuracy(
             code="accuracy.no-classes",
             cause="the metric, or max_class_drop, is one of classes, and the task has captions",
         )
+    published = _judge_published(fp16, gate=gate, family=family)
+    if published is not None and not published.passed:
+        return published
     needs_all = averages_classes(gate.metric) or gate.max_class_drop is not None
     parts = [
         *judge_samples(quantized, kind=GATE, gate=gate, needs_all=needs_all),
@@ -125,7 +169,55 @@ def judge_accuracy(
         parts.append(_judge_flips(pairs, gate=gate, limit=gate.max_flips, family=family))
     if gate.max_class_drop is not None:
         parts.append(_judge_classes(pairs, gate=gate, limit=gate.max_class_drop, family=family))
-    return combine(gate=GATE, parts=tuple(parts))
+    parts += slices.problems
+    if gate.slices is not None and pairs.slices:
+        found = judge_worst(_cut_slices(pairs, spec=gate.slices), gate=gate, family=family)
+        left_out = name_left_out(slices.left_out, spec=gate.slices)
+        parts.append(replace(found, evidence=(*found.evidence, *left_out)))
+    verdict = combine(gate=GATE, parts=tuple(parts))
+    if published is not None:  # said whatever leads
+        verdict = replace(
+            verdict,
+            evidence=(*verdict.evidence, published.headline, *published.evidence),
+            figures={**verdict.figures, **published.figures},
+        )
+    if gate.slices is not None:
+        return verdict
+    return _add_search(verdict, fp16=fp16, quantized=quantized, gate=gate, columns=columns)
+
+
+def _find_slices(gate: AccuracyGate, *, columns: Columns) -> Slices:
+    if gate.slices is None:
+        return Slices(judged={})
+    return cut_slices(gate.slices, columns=columns, gate=gate)
+
+
+def _add_search(
+    verdict: Verdict, *, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate, columns: Columns
+) -> Verdict:
+    """Return a verdict with what a search for the worst slice found: evidence, and no more.
+
+    Of classes alone only what the other half confirms is worth a line: the worst one is named.
+    """
+    suspect = search_worst(fp16, quantized, columns=columns, limit=gate.max_drop)
+    if suspect is None or not (suspect.is_confirmed or columns.keys() - {CLASS}):
+        return verdict
+    lines = [suspect.describe(gate.max_drop)]
+    if suspect.is_confirmed:
+        by = suspect.by[0] if len(suspect.by) == 1 else f"[{', '.join(suspect.by)}]"
+        lines.append(f"to judge it: slices: {{by: [{by}], max_drop: ...}}")
+    return replace(
+        verdict,
+        evidence=(*verdict.evidence, *lines),
+        figures={
+            **verdict.figures,
+            "searched_slices": suspect.searched,
+            "suspect_slice": suspect.name,
+            "suspect_drop_points": suspect.again.drop * 100,
+            "suspect_chance": suspect.chance,
+            "suspect_confirmed": suspect.is_confirmed,
+        },
+    )
 
 
 def spend_confidence(gate: AccuracyGate, *, look: int) -> AccuracyGate:
@@ -163,14 +255,18 @@ def describe_looks(verdict: Verdict, *, gate: AccuracyGate, looks: Looks) -> Ver
 
 def count_limits(gate: AccuracyGate) -> int:
     """Return how many limits a gate adds to its suite's family."""
-    return 1 + sum(limit is not None for limit in (gate.floor, gate.max_flips, gate.max_class_drop))
+    others = (gate.floor, gate.max_flips, gate.max_class_drop, gate.slices, gate.published)
+    return 1 + sum(limit is not None for limit in others)
 
 
-def list_strengths(*, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate) -> tuple[float, ...]:
+def list_strengths(
+    *, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate, columns: Columns = NO_COLUMNS
+) -> tuple[float, ...]:
     """Return the strength of the alarm of every limit of a gate; silent where it cannot judge."""
     try:
         broken = check_outcomes(fp16, quantized)
-        pairs = pair_outcomes(before=fp16, after=quantized)
+        slices = _find_slices(gate, columns=with_classes(columns, fp16))
+        pairs = pair_outcomes(before=fp16, after=quantized, slices=slices.judged)
     except Unpaired:
         return (SILENT,) * count_limits(gate)
     is_mean = averages_classes(gate.metric)
@@ -182,7 +278,13 @@ def list_strengths(*, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate) -
     if gate.max_flips is not None:
         alarms.append(_flips_alarm(pairs, gate=gate, limit=gate.max_flips))
     if gate.max_class_drop is not None:
-        alarms.append(_classes_alarm(pairs, gate=gate, limit=gate.max_class_drop))
+        classes = _cut_classes(pairs, gate=gate, limit=gate.max_class_drop)
+        alarms.append(classes.alarm(gate.confidence))
+    if gate.slices is not None:
+        alarms.append(_cut_slices(pairs, spec=gate.slices).alarm(gate.confidence))
+    if gate.published is not None:
+        known = Published(score=gate.published, tolerance=gate.tolerance)
+        alarms.append(known.alarm(_fp16_share(fp16, gate=gate), confidence=gate.confidence))
     return tuple(alarm.strength for alarm in alarms)
 
 
@@ -236,25 +338,6 @@ def _counted_value(outcomes: Outcomes) -> float:
     for label, right in zip(outcomes.labels, outcomes.correct, strict=False):
         by_class.setdefault(label, []).append(right)
     return sum(sum(found) / len(found) for found in by_class.values()) / max(1, len(by_class))
-
-
-def decide(interval: Interval, *, limit: float) -> Status:
-    """Return PASS below the limit, FAIL above it, INCONCLUSIVE where the interval straddles it."""
-    if interval.high <= limit:
-        return Status.PASS
-    return Status.FAIL if interval.low > limit else Status.INCONCLUSIVE
-
-
-def confirm(status: Status, *, alarm: Alarm, family: Family) -> tuple[Status, tuple[str, ...]]:
-    """Return the status in the family, and what a reader must know where that changes it."""
-    if status is not Status.FAIL or family.raises(alarm):
-        return status, ()
-    return Status.INCONCLUSIVE, (family.describe(alarm),)
-
-
-def relation(status: Status, *, name: str, limit: str) -> str:
-    """Return how a result stands to its limit: `over max_drop 0.50 pp`."""
-    return f"{RELATIONS.get(status, 'not decided against')} {name} {limit}"
 
 
 def drop_flips(pairs: Pairs, *, metric: str) -> Flips | Mean[Flips]:
@@ -361,7 +444,7 @@ def _judge_drop(
             if status is Status.FAIL
             else ""
         ),
-        next_step=_next_step(status),
+        next_step=advise_next(status),
         figures={
             "samples": pairs.samples,
             "copies": quantized.copies,
@@ -378,14 +461,6 @@ def _judge_drop(
         },
         code=code_of(GATE, "drop", status),
     )
-
-
-def _next_step(status: Status, *, limit: str = "max_drop") -> str:
-    if status is Status.FAIL:
-        return "exclude the worst layers of the fidelity gate, or choose a gentler recipe"
-    if status is Status.INCONCLUSIVE:
-        return f"evaluate on fresh samples, or accept a larger {limit} on purpose"
-    return ""
 
 
 def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: float) -> list[str]:
@@ -428,6 +503,22 @@ def _right_share(pairs: Pairs, *, gate: AccuracyGate) -> Share | Mean[Share]:
     if averages_classes(gate.metric):
         return mean_over([counts.right_share for _, counts in pairs.classes])
     return pairs.right_share
+
+
+def _fp16_share(fp16: Outcomes, *, gate: AccuracyGate) -> Share | Mean[Share]:
+    return _right_share(pair_outcomes(before=fp16, after=fp16), gate=gate)
+
+
+def _judge_published(fp16: Outcomes, *, gate: AccuracyGate, family: Family) -> Verdict | None:
+    if gate.published is None:
+        return None
+    return judge_published(
+        _fp16_share(fp16, gate=gate),
+        published=Published(score=gate.published, tolerance=gate.tolerance),
+        samples=len(fp16.ids),
+        gate=gate,
+        family=family,
+    )
 
 
 def _floor_alarm(pairs: Pairs, *, gate: AccuracyGate, floor: Fraction) -> Alarm:
@@ -501,25 +592,24 @@ def _judge_flips(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family: F
             if status is Status.FAIL
             else ""
         ),
-        next_step=_next_step(status, limit="max_flips"),
+        next_step=advise_next(status, limit="max_flips"),
         figures={"flips_share": pairs.changed / pairs.samples, "max_flips": float(limit)},
         code=code_of(GATE, "flips", status),
     )
 
 
-def _classes_alarm(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Alarm:
-    """The worst class, corrected for looking at all of them (Bonferroni); silent without any."""
-    chances = [chance_above(counts.flips, float(limit)) for _, counts in pairs.classes]
-    chance = len(chances) * min(chances) if chances else SILENT
-    return Alarm(chance=chance, confidence=gate.confidence)
+def _cut_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Cut:
+    return Cut(
+        parts=pairs.classes,
+        limit=limit,
+        key="max_class_drop",
+        where=gate.where.of("max_class_drop"),
+        noun="class",
+        plural="classes",
+    )
 
 
 def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family: Family) -> Verdict:
-    """PASS where every class by itself is within: one over the limit passes in at most 5 %.
-
-    An intersection-union test (Berger, Technometrics 24 (1982) 295-300): all classes must agree, so
-    nothing is corrected for their number; FAIL is.
-    """
     if not pairs.classes:
         return Verdict(
             gate=GATE,
@@ -530,71 +620,23 @@ def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family:
             code="accuracy.no-classes",
             cause="the metric, or max_class_drop, is one of classes, and the task has captions",
         )
-    limits = [drop_limits(c.flips, confidence=float(gate.confidence)) for _, c in pairs.classes]
-    left = [
-        (interval.high, name, counts)
-        for interval, (name, counts) in zip(limits, pairs.classes, strict=True)
-        if decide(interval, limit=float(limit)) is not Status.PASS
-    ]
-    left.sort(key=lambda item: (-item[2].drop, -item[0], item[1]))
-    over = sum(c.right_to_wrong - c.wrong_to_right > limit * c.samples for _, _, c in left)
-    alarm = _classes_alarm(pairs, gate=gate, limit=limit)
-    status = Status.FAIL if alarm.strength < 1 else Status.INCONCLUSIVE if left else Status.PASS
-    status, doubts = confirm(status, alarm=alarm, family=family)
-    worst_name, worst = max(pairs.classes, key=lambda item: item[1].drop)
-    found = f"{over} of {len(pairs.classes)} classes over max_class_drop {points(limit)}"
-    if len(left) > over:
-        found += f", {len(left) - over} not decided"
-    return Verdict(
-        gate=GATE,
-        status=status,
-        headline=f"accuracy: {gate.task}: worst class {worst_name!r} drops {points(worst.drop)} on "
-        f"{count(worst.samples, 'sample')}, {found} ({gate.where.of('max_class_drop')})",
-        brief=found,
-        evidence=(
-            *doubts,
-            *(
-                f"class {name!r}: drop {points(counts.drop)}, upper limit {points(high)} "
-                f"({counts.right_to_wrong} lost, {counts.wrong_to_right} won of {counts.samples})"
-                for high, name, counts in left[:4]
-            ),
-            *_name_small_classes(pairs, gate=gate, limit=limit),
-        ),
-        cause=_classes_cause(status, over=over),
-        next_step=_next_step(status, limit="max_class_drop"),
-        figures={
-            "worst_class": worst_name,
-            "worst_class_drop_points": worst.drop * 100,
-            "classes_over": over,
-            "classes_not_decided": len(left) - over,
-        },
-        code=code_of(GATE, "class-drop", status),
+    return judge_worst(_cut_classes(pairs, gate=gate, limit=limit), gate=gate, family=family)
+
+
+def _cut_slices(pairs: Pairs, *, spec: SlicesSpec) -> Cut:
+    return Cut(
+        parts=pairs.slices,
+        limit=spec.max_drop,
+        key="slices.max_drop",
+        where=spec.where.of("max_drop"),
+        noun="slice",
+        plural="slices",
     )
-
-
-def _name_small_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> tuple[str, ...]:
-    """Name the classes that no result would let pass: they have too few samples."""
-    needed = samples_without_loss(confidence=float(gate.confidence), limit=float(limit))
-    small = [counts for _, counts in pairs.classes if needed is None or counts.independent < needed]
-    if not small:
-        return ()
-    return (
-        f"{count(len(small), 'class', 'classes')} with fewer than {needed or MOST_SAMPLES} samples "
-        f"cannot show {points(limit)}, even without a loss",
-    )
-
-
-def _classes_cause(status: Status, *, over: int) -> str:
-    if status is Status.PASS:
-        return ""
-    if over:
-        return "an average over all classes hides the loss of some"
-    return "too few samples in some classes for this limit and this rate of flips"
 
 
 def judge(run: GateRun, gate: AccuracyGate) -> Judged:
     """Return whether a task loses no more against FP16 than its limits allow."""
-    from pytest_quantgate.gates.chance import judge_answers
+    from pytest_quantgate.gates.chance import describe_chance, judge_answers
     from pytest_quantgate.gates.looks import remember_look
 
     fp16, quantized = _measure(run, gate)
@@ -607,9 +649,16 @@ def judge(run: GateRun, gate: AccuracyGate) -> Judged:
         quantized=quantized,
         gate=spend_confidence(gate, look=looks.number),
         family=run.judging.family,
+        columns=read_columns(run, gate, fp16),
     )
     verdict = describe_looks(verdict, gate=gate, looks=looks)
-    about_data = verdict.code.rpartition(".")[2] in FINDINGS  # no layer explains that
+    above, figures = describe_chance(gate, fp16=fp16)
+    verdict = replace(
+        verdict,
+        evidence=(*verdict.evidence, above),
+        figures={**verdict.figures, **figures},
+    )
+    about_data = verdict.code.rpartition(".")[2] in NO_LAYERS
     if verdict.status in (Status.FAIL, Status.INCONCLUSIVE) and not about_data:
         verdict = run.judging.name_suspects(verdict, gate)
     return Judged(verdict=verdict, notes=notes)
@@ -630,7 +679,8 @@ def _measure(run: GateRun, gate: AccuracyGate) -> tuple[Outcomes, Outcomes]:
 def measure_strengths(run: GateRun, gate: AccuracyGate) -> tuple[float, ...]:
     """Return the strength of each alarm of a gate, see `Family`."""
     fp16, quantized = _measure(run, gate)
-    return list_strengths(fp16=fp16, quantized=quantized, gate=gate)
+    columns = read_columns(run, gate, fp16)
+    return list_strengths(fp16=fp16, quantized=quantized, gate=gate, columns=columns)
 
 
 KIND = GateKind(
@@ -642,6 +692,6 @@ KIND = GateKind(
     strengths=measure_strengths,
     follows={
         f"{GATE}.{finding}*": NO_RANGE
-        for finding in ("class-drop", "drop", "flips", "floor", "nonfinite")
+        for finding in ("class-drop", "drop", "flips", "floor", "nonfinite", "slice-drop")
     },
 )

@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.text.words import count, percent
+from pytest_quantgate.text.words import count, percent, points
 
 if TYPE_CHECKING:
     from pytest_quantgate.evidence.outcomes import Outcomes
@@ -206,3 +206,24 @@ def judge_answers(run: GateRun, gate: TaskGate, *, fp16: Outcomes) -> Verdict | 
         return None
     verdict = judge_chance(answers, gate=gate.kind, task=gate.task)
     return None if verdict.passed else verdict
+
+
+def describe_chance(gate: TaskGate, *, fp16: Outcomes) -> tuple[str, dict[str, float]]:
+    """Return how far FP16 is from chance in a sentence, and its figures; what it says where chance
+    is not known."""
+    from pytest_quantgate.measure.sanity import read_answers
+    from pytest_quantgate.tasks.kind import find_task
+
+    answers = read_answers(fp16, chance=find_task(gate.task).chance)
+    if answers is None or fp16.nonfinite:
+        return f"what chance alone would give is not known of {gate.task}", {}
+    share = answers.right / answers.samples
+    words = (
+        f"FP16 is right on {answers.right} of {count(answers.samples, 'sample')} "
+        f"({percent(share)}), chance alone gives {percent(answers.chance)}: "
+        f"{points(share - answers.chance)} above it"
+    )
+    return words, {
+        "fp16_chance_share": answers.chance,
+        "fp16_over_chance_points": (share - answers.chance) * 100,
+    }

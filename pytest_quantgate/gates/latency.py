@@ -39,7 +39,7 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
-from pytest_quantgate.gates.accuracy import RELATIONS, decide, relation
+from pytest_quantgate.gates.deciding import RELATIONS, decide, relation
 from pytest_quantgate.gates.sections import CONFIDENCE
 from pytest_quantgate.statistics.intervals import Interval
 from pytest_quantgate.suite.gates import GateSection

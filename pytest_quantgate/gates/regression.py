@@ -27,17 +27,14 @@ from pytest_quantgate.evidence.outcomes import (
 )
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.accuracy import (
-    RELATIONS,
     allowed_count,
     check_outcomes,
-    confirm,
-    decide,
     describe_worth,
     drop_flips,
     drop_interval,
-    relation,
     show_interval,
 )
+from pytest_quantgate.gates.deciding import RELATIONS, confirm, decide, relation
 from pytest_quantgate.gates.samples import describe_samples, judge_samples
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_quantgate.errors import MissingPackage
 from pytest_quantgate.evidence.audit import NearCopy
 from pytest_quantgate.tasks.samples import Samples
+
+#: What the class of a sample is called among its columns.
+CLASS = "class"
 
 #: Bits of a perceptual hash, and in how many of them near copies differ at most. Measured on pairs
 #: of different pictures: no pair so close in 10,000 x 2,048 photographs of CIFAR-10, 5,000 x 640
@@ -36,7 +39,8 @@ class Contents:
 
     `pixels` are SHA-256 of size and decoded RGB pixels; `looks` perceptual hashes in hex, empty for
     a flat picture. `changes` are what decoding did to each beyond reading its pixels, empty where
-    that is nothing, or where nobody says; `notes` are those of the samples.
+    that is nothing, or where nobody says; `notes` are those of the samples. `columns` are the class
+    and the further values of each sample, as texts, by what they are called.
     """
 
     ids: tuple[str, ...]
@@ -44,6 +48,7 @@ class Contents:
     looks: tuple[str, ...]
     changes: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.pixels) == len(self.looks):
@@ -58,7 +63,15 @@ class Contents:
             tuple(values[i] for i in chosen) for values in (self.ids, self.pixels, self.looks)
         )
         changes = tuple(self.changes[i] for i in chosen) if self.changes else ()
-        return Contents(ids=ids, pixels=pixels, looks=looks, changes=changes, notes=self.notes)
+        columns = {name: tuple(of[i] for i in chosen) for name, of in self.columns.items()}
+        return Contents(
+            ids=ids,
+            pixels=pixels,
+            looks=looks,
+            changes=changes,
+            notes=self.notes,
+            columns=columns,
+        )
 
     def describe(self, name: str) -> tuple[str, ...]:
         """Return what was guessed about the data, and how many images decoding changed, in lines.
@@ -90,7 +103,18 @@ def read_contents(samples: Samples, *, progress: Callable[[int], None] | None = 
         looks=tuple(looks),
         changes=tuple(changes) if any(changes) else (),
         notes=samples.notes,
+        columns=list_columns(samples),
     )
+
+
+def list_columns(samples: Samples) -> dict[str, tuple[str, ...]]:
+    """Return the class of each sample as `class`, and its further values, as texts."""
+    found: dict[str, tuple[str, ...]] = {}
+    if samples.labels is not None:
+        found[CLASS] = tuple(samples.class_names[label] for label in samples.labels)
+    for name, values in samples.columns.items():
+        found.setdefault(name, tuple("" if value is None else str(value) for value in values))
+    return found
 
 
 def count_copies(samples: Samples, *, pixels: Sequence[str]) -> int:

@@ -171,6 +171,30 @@ def test_columns_of_data_that_has_none_are_an_error() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("data", "by", "words"),
+    [
+        ("parquet, columns: {keep: [lux]}", "[lux, class]", None),
+        (
+            "parquet, columns: {keep: [lux]}",
+            "[[lux, light]]",
+            "slices by 'light': add columns: {keep: [lux, light]} to photos (s.quantgate.yaml:4)",
+        ),
+        ("wds/photos", "light", "slices by 'light': photos has no columns besides class"),
+    ],
+)
+def test_slices_by_a_column_that_is_not_kept_are_an_error(
+    data: str, by: str, words: str | None
+) -> None:
+    text = SUITE.replace("dataset: wds/photos", f"dataset: {data}")
+    text = text.replace("max_drop: 1pp", f"max_drop: 1pp, slices: {{by: {by}, max_drop: 5pp}}")
+    assert text.count("slices") == 1
+
+    errors = check_suite(load_suite(write(text)), environ=FULL).errors
+
+    assert [*errors] == ([] if words is None else [f"s.quantgate.yaml:10: {words}"])
+
+
 def test_a_package_that_data_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     suite = load_suite(write(SUITE.replace("wds/photos", "parquet")))

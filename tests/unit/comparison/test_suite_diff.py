@@ -56,6 +56,12 @@ EDITS = [
         "max_flips: 5%, max_class_drop: 9pp",
         "max_class_drop: none -> 9pp, tightened",
     ),
+    (
+        "max_flips: 5%",
+        "max_flips: 5%, slices: {by: [class, [class, light]], max_drop: 9pp}",
+        "slices: none -> {by: [[class], [class, light]], max_drop: 9pp}, tightened",
+    ),
+    ("max_flips: 5%", "max_flips: 5%, published: 75%", "published: none -> 75%, tightened"),
     ("max_flips: 5%", "max_flips: 5%, confidence: 90%", "confidence: 95% -> 90%, loosened"),
     ("max_flips: 5%", "max_flips: 5%, samples: 9", "samples: none -> 9, loosened"),
     ("min_cosine: 0.99", "min_cosine: 0.9", "fidelity.min_cosine: 0.99 -> 0.9, loosened"),
@@ -223,3 +229,30 @@ def test_two_named_files_are_compared_though_their_names_differ(tmp_path: Path) 
     found = compare_suites({"one": one}, {"two": two}, labels=("a", "b"), by_name=False)
 
     assert found.changes == ()
+
+
+SLICES = "slices: {by: [light, class], max_drop: 9pp, min_samples: 60}, published: 75%"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("9pp", "8pp", "slices.max_drop: 9pp -> 8pp, tightened"),
+        ("min_samples: 60", "min_samples: 90", "slices.min_samples: 60 -> 90, loosened"),
+        (", min_samples: 60", "", "slices.min_samples: 60 -> none, tightened"),
+        ("[light, class]", "light", "slices.by: [[light], [class]] -> [[light]], loosened"),
+        ("75%", "74%", "published: 75% -> 74% ("),
+        ("75%", "75%, tolerance: 2pp", "tolerance: 1pp -> 2pp, loosened"),
+    ],
+)
+def test_a_change_of_slices_says_what_it_lets_through(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    text = SUITE.replace("max_flips: 5%", f"max_flips: 5%, {SLICES}")
+    assert text.count(old) == 1
+
+    (change,) = compare_suite(
+        load(tmp_path / "a", text), load(tmp_path / "b", text.replace(old, new))
+    )
+
+    assert words in change.text

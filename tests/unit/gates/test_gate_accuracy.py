@@ -16,11 +16,11 @@ from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import (
     AccuracyGate,
-    decide,
     describe_looks,
     judge_accuracy,
     spend_confidence,
 )
+from pytest_quantgate.gates.deciding import decide
 from pytest_quantgate.statistics.intervals import (
     Flips,
     Interval,

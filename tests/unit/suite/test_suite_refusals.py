@@ -349,6 +349,26 @@ from tests.suite_texts import FILE, SMALL, VALID, Refusal, swap
             "accuracy.max_class_drop: retrieval has no classes",
         ),
         (
+            "max_drop: 3pp",
+            "max_drop: 3pp\n      slices: {by: [], max_drop: 1pp}",
+            "accuracy.slices.by: is empty: name class, or a column of the data",
+        ),
+        (
+            "max_drop: 3pp",
+            "max_drop: 3pp\n      slices: {by: [light, [class, class]], max_drop: 1pp}",
+            "accuracy.slices.by: names a column twice",
+        ),
+        (
+            "max_drop: 3pp",
+            "max_drop: 3pp\n      slices: {by: light}",
+            "accuracy.slices.max_drop: is missing",
+        ),
+        (
+            "max_drop: 3pp",
+            "max_drop: 3pp\n      tolerance: 1pp",
+            "accuracy.tolerance: is about published: say what FP16 is known to score",
+        ),
+        (
             "samples: 1000",
             "samples: 1000\n      first: 40",
             "accuracy.first: expected true or false, found 40",

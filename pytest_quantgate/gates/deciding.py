@@ -1,0 +1,42 @@
+"""How a result with an interval stands to its limit, by itself and among those of its suite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_quantgate.evidence.verdict import Status
+
+if TYPE_CHECKING:
+    from pytest_quantgate.statistics.family import Alarm, Family
+    from pytest_quantgate.statistics.intervals import Interval
+
+#: How a result stands to a limit that it must not exceed.
+RELATIONS = {Status.PASS: "within", Status.FAIL: "over"}
+
+
+def decide(interval: Interval, *, limit: float) -> Status:
+    """Return PASS below the limit, FAIL above it, INCONCLUSIVE where the interval straddles it."""
+    if interval.high <= limit:
+        return Status.PASS
+    return Status.FAIL if interval.low > limit else Status.INCONCLUSIVE
+
+
+def confirm(status: Status, *, alarm: Alarm, family: Family) -> tuple[Status, tuple[str, ...]]:
+    """Return the status in the family, and what a reader must know where that changes it."""
+    if status is not Status.FAIL or family.raises(alarm):
+        return status, ()
+    return Status.INCONCLUSIVE, (family.describe(alarm),)
+
+
+def relation(status: Status, *, name: str, limit: str) -> str:
+    """Return how a result stands to its limit: `over max_drop 0.50 pp`."""
+    return f"{RELATIONS.get(status, 'not decided against')} {name} {limit}"
+
+
+def advise_next(status: Status, *, limit: str = "max_drop") -> str:
+    """Return what to do about a limit that is broken or open; empty where it is kept."""
+    if status is Status.FAIL:
+        return "exclude the worst layers of the fidelity gate, or choose a gentler recipe"
+    if status is Status.INCONCLUSIVE:
+        return f"evaluate on fresh samples, or accept a larger {limit} on purpose"
+    return ""

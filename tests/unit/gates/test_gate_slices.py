@@ -1,0 +1,280 @@
+"""Slices: an average hides what a part lost; chance alone never accuses one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import pytest
+from gate_builders import WHERE, accuracy_gate, all_text, make_outcomes
+
+from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.gates.accuracy import judge_accuracy, list_strengths
+from pytest_quantgate.gates.slices import SlicesSpec, search_worst
+from pytest_quantgate.statistics.family import SILENT
+from pytest_quantgate.suite.where import Where
+
+CLASSES = ("cat", "dog", "fox", "owl", "rat")
+LIGHTS = ("dawn", "day", "dusk", "lamp", "night")
+AT = Where(file=WHERE.file, line=30, keys={"by": 31, "max_drop": 32, "min_samples": 33})
+Columns = Mapping[str, Sequence[str]]
+
+
+def slices(*by: str | tuple[str, ...], **changes: Any) -> SlicesSpec:
+    names = tuple((one,) if isinstance(one, str) else one for one in by)
+    values: dict[str, Any] = {"where": AT, "max_drop": Fraction(5, 100), **changes}
+    return SlicesSpec(by=names, **values)
+
+
+def draw_variant(
+    seed: int, *, samples: int = 10_000, planted: float = 0.0, drop: float = 0.002
+) -> tuple[Outcomes, Outcomes, Columns]:
+    """Return FP16 at 80 %, a variant that flips 4 % and loses `drop`, and the light of each sample.
+
+    `planted` is what one class in one light, 4 % of the samples, loses besides.
+    """
+    chance = random.Random(f"variant {seed}")
+    kinds = list(product(range(len(CLASSES)), LIGHTS))
+    cases = [kinds[i % len(kinds)] for i in range(samples)]
+    before, after = [], []
+    for case in cases:
+        right = chance.random() < 0.8
+        lost = 0.02 + drop + (planted if case == (2, "night") else 0.0)
+        flips = chance.random() < (lost / 0.8 if right else 0.02 / 0.2)
+        before.append(right)
+        after.append(right is not flips)
+    labels = tuple(label for label, _ in cases)
+    fp16, quantized = (
+        make_outcomes(correct, variant=name, labels=labels, class_names=CLASSES)
+        for correct, name in ((before, "fp16"), (after, "fp8-attention"))
+    )
+    return fp16, quantized, {"light": [light for _, light in cases]}
+
+
+def judge(seen: tuple[Outcomes, Outcomes, Columns], **limits: Any) -> Verdict:
+    fp16, quantized, columns = seen
+    gate = accuracy_gate(**{"max_drop": Fraction(2, 100), **limits})
+    return judge_accuracy(fp16=fp16, quantized=quantized, gate=gate, columns=columns)
+
+
+# -- what must hold -------------------------------------------------------------------------------
+
+
+def test_a_planted_slice_is_named_in_nineteen_of_twenty() -> None:
+    """One class in one light loses 15 pp: 0.6 pp on average, which its limit allows."""
+    named = searched = 0
+    for seed in range(20):
+        seen = draw_variant(seed, planted=0.15)
+        alone = judge(seen)
+        asked = judge(seen, slices=slices(("class", "light"), max_drop=Fraction(5, 100)))
+        assert alone.passed, alone.headline
+        named += (
+            asked.code == "accuracy.slice-drop"
+            and asked.figures["worst_slice"] == "class=fox, light=night"
+        )
+        searched += (
+            alone.figures["suspect_slice"] == "class=fox, light=night"
+            and alone.figures["suspect_confirmed"] is True
+        )
+
+    assert named >= 19
+    assert searched >= 19
+
+
+def test_no_slice_of_twenty_good_variants_is_called_worse() -> None:
+    for seed in range(100, 120):
+        seen = draw_variant(seed)
+        asked = judge(seen, slices=slices("class", "light", ("class", "light")))
+        alone = judge(seen)
+
+        assert asked.status is not Status.FAIL, asked.headline
+        assert alone.figures["suspect_confirmed"] is False, alone.evidence
+        assert alone.passed
+
+
+# -- what a suite asks for ------------------------------------------------------------------------
+
+
+def make_seen(
+    *groups: tuple[str, int, int], samples_wrong: int = 0
+) -> tuple[Outcomes, Outcomes, Columns]:
+    """Return outcomes of (camera, samples, lost) a group."""
+    before, after, cameras = [], [], []
+    for camera, samples, lost in groups:
+        before += [True] * samples
+        after += [False] * lost + [True] * (samples - lost)
+        cameras += [camera] * samples
+    before[:samples_wrong] = [False] * samples_wrong
+    return make_outcomes(before, variant="fp16"), make_outcomes(after), {"camera": cameras}
+
+
+def test_the_slice_that_is_least_likely_within_leads() -> None:
+    """One of one is all of it, and shows less than 60 of 400."""
+    seen = make_seen(("left", 400, 60), ("new", 1, 1), ("right", 4_000, 0))
+
+    verdict = judge(seen, max_drop=Fraction(5, 100), slices=slices("camera"))
+
+    assert (verdict.status, verdict.code) == (Status.FAIL, "accuracy.slice-drop")
+    assert verdict.headline == (
+        "accuracy: scenes/classification: worst slice 'camera=left' drops 15.00 pp on 400 samples, "
+        f"2 of 3 slices over slices.max_drop 5.00 pp ({AT.file}:32)"
+    )
+    assert verdict.evidence[:2] == (
+        "slice 'camera=new': drop 100.00 pp, upper limit 100.00 pp (1 lost, 0 won of 1)",
+        "slice 'camera=left': drop 15.00 pp, upper limit 18.26 pp (60 lost, 0 won of 400)",
+    )
+    assert "an average over all slices hides the loss of some" in verdict.cause
+
+
+def test_a_slice_too_small_for_its_limit_is_named_and_open() -> None:
+    seen = make_seen(("left", 400, 0), ("rare", 12, 0))
+
+    verdict = judge(seen, slices=slices("camera"))
+
+    assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "accuracy.slice-drop-open")
+    assert any(
+        "1 slice with fewer than 61 samples cannot show 5.00 pp, even without a loss: camera=rare "
+        "(12); slices: min_samples: 61 names them and does not judge them" in line
+        for line in verdict.evidence
+    ), verdict.evidence
+
+
+def test_a_slice_under_min_samples_is_named_and_not_judged() -> None:
+    seen = make_seen(("left", 400, 0), ("rare", 12, 12))
+
+    verdict = judge(seen, max_drop=Fraction(10, 100), slices=slices("camera", min_samples=61))
+
+    assert verdict.passed
+    assert f"not judged: 1 slice of fewer than 61 samples ({AT.file}:33): camera=rare (12)" in (
+        verdict.evidence
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "status", "code", "words"),
+    [
+        (
+            make_seen(("left", 100, 0), ("right", 100, 0)),
+            slices("camera", "ligth"),
+            Status.FAIL,
+            "slices-unknown-column",
+            ("slices by 'ligth', which no sample has", "'class', 'camera'", "{keep: [ligth]}"),
+        ),
+        (
+            make_seen(("left", 100, 0), ("right", 100, 0)),
+            slices("camara"),
+            Status.FAIL,
+            "slices-unknown-column",
+            ("did you mean 'camera'?",),
+        ),
+        (
+            make_seen(("left", 400, 0)),
+            slices("camera"),
+            Status.INCONCLUSIVE,
+            "slices-of-one-value",
+            ("all 400 samples have 'camera=left'",),
+        ),
+        (
+            make_seen(*((f"{n}", 10, 0) for n in range(40))),
+            slices("camera"),
+            Status.INCONCLUSIVE,
+            "slices-too-many",
+            ("cuts 400 samples into 40 slices: 61 in each are the fewest that can show 5.00 pp",),
+        ),
+        (
+            make_seen(("left", 100, 0), ("right", 100, 0)),
+            slices("camera", min_samples=101),
+            Status.INCONCLUSIVE,
+            "slices-too-many",
+            ("none has the 101 of min_samples",),
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_red_with_what_mends_it(
+    seen: tuple[Outcomes, Outcomes, Columns],
+    asked: SlicesSpec,
+    status: Status,
+    code: str,
+    words: tuple[str, ...],
+) -> None:
+    verdict = judge(seen, max_drop=Fraction(5, 100), slices=asked)
+
+    assert (verdict.status, verdict.code) == (status, f"accuracy.{code}"), verdict.headline
+    for each in words:
+        assert each in all_text(verdict)
+    gate = accuracy_gate(slices=asked)
+    strengths = list_strengths(fp16=seen[0], quantized=seen[1], gate=gate, columns=seen[2])
+    assert len(strengths) == 2
+
+
+def test_slices_that_cannot_be_cut_raise_no_alarm() -> None:
+    seen = make_seen(("left", 400, 400))
+    gate = accuracy_gate(slices=slices("camera"))
+
+    found = list_strengths(fp16=seen[0], quantized=seen[1], gate=gate, columns=seen[2])
+
+    assert found[1] == SILENT
+
+
+def test_a_limit_on_classes_is_one_on_slices_by_class() -> None:
+    fp16, quantized, columns = draw_variant(1, samples=1_000, planted=0.9)
+    limit = Fraction(5, 100)
+
+    by_class = judge((fp16, quantized, columns), max_drop=limit, max_class_drop=limit)
+    by_slice = judge(
+        (fp16, quantized, columns), max_drop=limit, slices=slices("class", max_drop=limit)
+    )
+
+    assert (
+        by_class.figures["worst_class_drop_points"] == by_slice.figures["worst_slice_drop_points"]
+    )
+    assert by_slice.figures["worst_slice"] == f"class={by_class.figures['worst_class']}"
+    assert (by_class.status, by_slice.status) == (Status.FAIL, Status.FAIL)
+
+
+# -- the search -----------------------------------------------------------------------------------
+
+
+def test_the_search_accuses_none_by_itself() -> None:
+    """What it finds is in the evidence of a verdict that stays as it was."""
+    verdict = judge(draw_variant(3, planted=0.15))
+
+    assert verdict.passed
+    assert verdict.code == ""
+    assert verdict.evidence[-1] == "to judge it: slices: {by: [[class, light]], max_drop: ...}"
+    assert (
+        "searched 35 slices: the worst on one half is 'class=fox, light=night'"
+        in (verdict.evidence[-2])
+    )
+
+
+def test_samples_of_one_cluster_are_in_one_half() -> None:
+    """A loss that is the same picture a hundred times is on one side alone: it is not confirmed."""
+    clusters = tuple(0 if i < 200 else i for i in range(4_000))
+    fp16 = make_outcomes([True] * 4_000, variant="fp16", clusters=clusters)
+    quantized = make_outcomes([i >= 200 for i in range(4_000)], clusters=clusters)
+    columns = {"camera": ["left" if i < 600 else "right" for i in range(4_000)]}
+
+    found = search_worst(fp16, quantized, columns=columns, limit=Fraction(1, 100))
+
+    assert found is not None
+    assert min(found.found.right_to_wrong, found.again.right_to_wrong) == 0
+    assert not found.is_confirmed
+
+
+def test_of_classes_alone_only_what_is_confirmed_is_said() -> None:
+    good, bad = draw_variant(5), draw_variant(5, planted=0.9)
+
+    assert "suspect_slice" not in judge((*good[:2], {})).figures
+    assert judge((*bad[:2], {}), max_drop=Fraction(5, 100)).figures["suspect_slice"] == "class=fox"
+
+
+@pytest.mark.parametrize("samples", [1, 59])
+def test_few_samples_are_not_searched(samples: int) -> None:
+    seen = make_seen(("left", samples, 0), ("right", 5, 0))
+
+    assert search_worst(seen[0], seen[1], columns=seen[2], limit=Fraction(1, 100)) is None

@@ -5,18 +5,17 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from gate_builders import WHERE, accuracy_gate, all_text, make_pair
 
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import judge_accuracy, list_strengths
-from pytest_quantgate.statistics.family import Family
+from pytest_quantgate.statistics.family import ALONE, Family
+from tests.unit.gates.gate_builders import WHERE, accuracy_gate, all_text, make_pair
 
 
-def judge(right: int, *, samples: int, lost: int = 0, family: Family | None = None) -> Verdict:
+def judge(right: int, *, samples: int, lost: int = 0, family: Family = ALONE) -> Verdict:
     fp16, quantized = make_pair(samples, lost=lost, both_wrong=samples - right)
     gate = accuracy_gate(published=Fraction(755, 1000), tolerance=Fraction(5, 1000))
-    more = {} if family is None else {"family": family}
-    return judge_accuracy(fp16=fp16, quantized=quantized, gate=gate, **more)
+    return judge_accuracy(fp16=fp16, quantized=quantized, gate=gate, family=family)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from itertools import product
 from typing import Any
 
 import pytest
-from gate_builders import WHERE, accuracy_gate, all_text, make_outcomes
 
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.verdict import Status, Verdict
@@ -17,6 +16,7 @@ from pytest_quantgate.gates.accuracy import judge_accuracy, list_strengths
 from pytest_quantgate.gates.slices import SlicesSpec, search_worst
 from pytest_quantgate.statistics.family import SILENT
 from pytest_quantgate.suite.where import Where
+from tests.unit.gates.gate_builders import WHERE, accuracy_gate, all_text, make_outcomes
 
 CLASSES = ("cat", "dog", "fox", "owl", "rat")
 LIGHTS = ("dawn", "day", "dusk", "lamp", "night")

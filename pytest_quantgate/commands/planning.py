@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
@@ -19,6 +19,7 @@ from pytest_quantgate.evidence.outcomes import StoredOutcomes, averages_classes
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.sections import TaskGate
+from pytest_quantgate.gates.slices import Columns, cut
 from pytest_quantgate.statistics.intervals import (
     MOST_SAMPLES,
     SETTLING_POWER,
@@ -33,7 +34,11 @@ from pytest_quantgate.statistics.intervals import (
 from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import Record
 from pytest_quantgate.suite.specs import Suite
+from pytest_quantgate.tasks.contents import CLASS
 from pytest_quantgate.text.words import count
+
+#: The limits that each part of the samples must keep by itself.
+CLASSES, SLICES = "max_class_drop", "slices.max_drop"
 
 #: Where rates come from that are not measured: named on the command line, or by nobody.
 ASSUMED, DEFAULT = "assumed", "default"
@@ -75,12 +80,13 @@ class Data:
     """What a gate is judged on.
 
     `samples` is None where it takes loading the data. `classes` are the sizes of its classes, empty
-    where they are not known or there are none; `groups` how many images its captions belong to
-    (None: every sample stands for itself).
+    where they are not known or there are none, `slices` those of the slices that it judges, and
+    `groups` how many images its captions belong to (None: every sample stands for itself).
     """
 
     samples: int | None = None
     classes: tuple[int, ...] = ()
+    slices: tuple[int, ...] = ()
     groups: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -132,10 +138,21 @@ class _Limit:
     rates: Rates
     data: Data
 
+    @property
+    def where(self) -> str:
+        if self.name == SLICES and isinstance(self.gate, AccuracyGate) and self.gate.slices:
+            return self.gate.slices.where.of("max_drop")
+        return self.gate.where.of(self.name)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of the parts that are each judged by themselves; empty for a limit on all."""
+        return {SLICES: self.data.slices, CLASSES: self.data.classes}.get(self.name, ())
+
     def count_needed(self, power: float) -> int | None:
         """Return how many samples keep the limit in `power` of all runs; None where none would."""
-        if self.name == "max_class_drop":
-            return _count_for_classes(self, power=power)
+        if self.sizes:
+            return _count_for_parts(self, power=power)
         limit, rates = float(self.limit), self.rates
         expected: Flips | Share
         if self.name == "max_flips":
@@ -180,14 +197,14 @@ def plan_suite(
                 gate=limit.gate.name,
                 limit_name=limit.name,
                 limit=float(limit.limit),
-                where=limit.gate.where.of(limit.name),
+                where=limit.where,
                 confidence=float(limit.gate.confidence),
                 rates=limit.rates,
                 samples=limit.data.samples,
                 needed=limit.count_needed(SETTLING_POWER),
                 needed_for_all=limit.count_needed(together),
                 notes=limit.data.notes,
-                advice=_advise_classes(limit) if limit.name == "max_class_drop" else "",
+                advice=_advise_parts(limit) if limit.sizes else "",
             )
         )
     return tuple(plans)
@@ -235,13 +252,17 @@ def _list_limits(
             ("max_drop", gate.max_drop, rates),
             ("floor", gate.floor if rates.accuracy is not None else None, rates),
             ("max_flips", gate.max_flips if rates.changed is not None else None, rates),
-            ("max_class_drop", gate.max_class_drop if data.classes else None, rates),
+            (CLASSES, gate.max_class_drop if data.classes else None, rates),
+            (SLICES, gate.slices.max_drop if gate.slices and data.slices else None, rates),
         ]
         if gate.max_class_drop is not None and not data.classes:
             note = (
                 f"{gate.where.of('max_class_drop')}: the sizes of the classes are only known after "
                 f"the data was loaded once, for a baseline"
             )
+            data = replace(data, notes=(*data.notes, note))
+        if gate.slices is not None and not data.slices:
+            note = f"{gate.slices.where.of('by')}: the sizes of these slices are not known here"
             data = replace(data, notes=(*data.notes, note))
     elif isinstance(gate, RegressionGate):
         named = rates.source == ASSUMED
@@ -267,17 +288,18 @@ def _over_classes(expected: Flips | Share, classes: Sequence[int]) -> Result:
     return mean_over([expected.grow(size) for size in classes])
 
 
-def _count_for_classes(limit: _Limit, *, power: float) -> int | None:
-    """Return how many samples, in classes of these sizes, keep each of them in `power` of runs."""
-    classes, total = Counter(limit.data.classes), sum(limit.data.classes)
+def _count_for_parts(limit: _Limit, *, power: float) -> int | None:
+    """Return how many samples, in parts of these sizes, keep each of them in `power` of runs."""
+    # Parts by two columns have every sample twice.
+    parts, total = Counter(limit.sizes), limit.data.samples or sum(limit.sizes)
     if limit.rates.drop >= limit.limit:
         return None
 
     def passes(samples: int) -> bool:
         grown = Counter[int]()
-        for size, times in classes.items():
+        for size, times in parts.items():
             grown[max(1, round(size * samples / total))] += times
-        return _chance_of_classes(limit, grown) >= power
+        return _chance_of_parts(limit, grown) >= power
 
     high = total
     while not passes(high):
@@ -287,30 +309,32 @@ def _count_for_classes(limit: _Limit, *, power: float) -> int | None:
     return first_count(passes, low=1, high=high)
 
 
-def _chance_of_classes(limit: _Limit, classes: Mapping[int, int], at: float | None = None) -> float:
-    """Return how often all classes of these sizes (size: how many) keep a limit."""
+def _chance_of_parts(limit: _Limit, parts: Mapping[int, int], at: float | None = None) -> float:
+    """Return how often all parts of these sizes (size: how many) keep a limit."""
     one, confidence = limit.rates.as_flips(), float(limit.gate.confidence)
     bound = float(limit.limit) if at is None else at
     chances = (
         chance_to_pass(one.grow(size), confidence=confidence, limit=bound) ** times
-        for size, times in classes.items()
+        for size, times in parts.items()
     )
     return math.prod(chances)
 
 
-def _advise_classes(limit: _Limit) -> str:
-    """Return how often good variants keep a limit on classes, and which one these data can keep."""
-    classes = Counter(limit.data.classes)
-    chance = _chance_of_classes(limit, classes)
+def _advise_parts(limit: _Limit) -> str:
+    """Return how often good variants keep a limit on parts, and which one these data can keep."""
+    parts = Counter(limit.sizes)
+    chance = _chance_of_parts(limit, parts)
     could = first_count(
-        lambda points: _chance_of_classes(limit, classes, at=points / 100) >= SETTLING_POWER,
+        lambda points: _chance_of_parts(limit, parts, at=points / 100) >= SETTLING_POWER,
         low=1,
         high=100,
     )
-    least, most = min(classes), max(classes)
+    least, most = min(parts), max(parts)
     sizes = f"{least}" if least == most else f"{least} to {most}"
-    words = f"{count(sum(classes.values()), 'class', 'classes')} of {sizes}: all pass in "
-    words += f"{chance * 100:.0f} % of runs"
+    nouns = ("class", "classes") if limit.name == CLASSES else ("slice", "slices")
+    words = (
+        f"{count(len(limit.sizes), *nouns)} of {sizes}: all pass in {chance * 100:.0f} % of runs"
+    )
     return f"{words}, from {could}pp on in 80 %" if could else words
 
 
@@ -366,7 +390,7 @@ def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -
         return Data(samples=gate.samples, notes=(str(error),))
     asked = gate.samples
     if asked is None:
-        return there
+        return replace(there, slices=_judged(gate, there.slices))
     # Of retrieval, `samples` are images; a caption is a query of its own.
     have = there.samples if there.groups is None else there.groups
     if have is None:
@@ -378,9 +402,26 @@ def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -
     return Data(
         samples=round(there.samples * asked / have),
         classes=tuple(max(1, round(size * asked / have)) for size in there.classes),
+        slices=_judged(gate, (round(size * asked / have) for size in there.slices)),
         groups=None if there.groups is None else asked,
         notes=there.notes,
     )
+
+
+def _judged(gate: TaskGate, sizes: Iterable[int]) -> tuple[int, ...]:
+    """Return the sizes of the slices that a gate judges."""
+    spec = gate.slices if isinstance(gate, AccuracyGate) else None
+    return tuple(size for size in sizes if size >= ((spec and spec.min_samples) or 1))
+
+
+def _count_slices(gate: TaskGate, columns: Columns, *, classes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes of the slices that a gate asks for; none where a column is not known."""
+    spec = gate.slices if isinstance(gate, AccuracyGate) else None
+    if spec is not None and spec.by == ((CLASS,),):
+        return classes
+    if spec is None or any(name not in columns for by in spec.by for name in by):
+        return ()
+    return tuple(len(inside) for by in spec.by for inside in cut(columns, by).values())
 
 
 def _count_data(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -> Data:
@@ -394,7 +435,8 @@ def _count_data(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -> 
         if there.samples is None:
             return there
         queries = kind.count_queries(gate.metric, there.samples, there.samples)
-        return replace(there, samples=queries.count, groups=queries.groups)
+        slices = _count_slices(gate, {}, classes=there.classes)
+        return replace(there, samples=queries.count, groups=queries.groups, slices=slices)
     reader, source = find_source(name, datasets=suite.datasets, environ=environ)
     if reader.count is None:
         what = source.spec.dataset
@@ -402,7 +444,9 @@ def _count_data(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -> 
     found = reader.count(source)
     queries = kind.count_queries(gate.metric, found.images, found.captions)
     classes = found.classes if kind.has_classes else ()
-    return Data(samples=queries.count, classes=classes, groups=queries.groups)
+    slices = _count_slices(gate, found.columns, classes=found.classes)
+    slices = slices if queries.count == found.images else ()
+    return Data(samples=queries.count, classes=classes, slices=slices, groups=queries.groups)
 
 
 def count_builtin(dataset: str, *, purpose: str) -> Data:

@@ -214,7 +214,12 @@ def describe_chance(gate: TaskGate, *, fp16: Outcomes) -> tuple[str, dict[str, f
     from pytest_quantgate.measure.sanity import read_answers
     from pytest_quantgate.tasks.kind import find_task
 
-    answers = read_answers(fp16, chance=find_task(gate.task).chance)
+    kind = find_task(gate.task)
+    answers = read_answers(fp16, chance=kind.chance)
+    if answers is not None and kind.needs_fp16:
+        return f"right is what FP16 answers; chance alone gives {percent(answers.chance)}", {
+            "fp16_chance_share": answers.chance
+        }
     if answers is None or fp16.nonfinite:
         return f"what chance alone would give is not known of {gate.task}", {}
     share = answers.right / answers.samples

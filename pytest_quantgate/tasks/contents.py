@@ -113,8 +113,13 @@ def list_columns(samples: Samples) -> dict[str, tuple[str, ...]]:
     if samples.labels is not None:
         found[CLASS] = tuple(samples.class_names[label] for label in samples.labels)
     for name, values in samples.columns.items():
-        found.setdefault(name, tuple("" if value is None else str(value) for value in values))
+        found.setdefault(name, as_texts(values))
     return found
+
+
+def as_texts(values: Iterable[Any]) -> tuple[str, ...]:
+    """Return the values of a column as slices are named by them; none is an empty text."""
+    return tuple("" if value is None else str(value) for value in values)
 
 
 def count_copies(samples: Samples, *, pixels: Sequence[str]) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_quantgate.evidence.sanity import TextPlaces
@@ -27,11 +27,15 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """How much a split holds: images, texts that describe them, and the sizes of its classes."""
+    """How much a split holds: images, texts that describe them, and the sizes of its classes.
+
+    `columns` are the class and the kept values of each image, as texts.
+    """
 
     images: int
     captions: int = 0
     classes: tuple[int, ...] = ()
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def _know_no_texts(_source: Source) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.suite.specs import ColumnsSpec, DatasetSpec
 from pytest_quantgate.tasks.class_texts import CLASS_NAMES, read_classes, read_templates
+from pytest_quantgate.tasks.contents import CLASS, as_texts
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.pictures import Encoded, Pictures
 from pytest_quantgate.tasks.reader import Counted, Source
@@ -170,13 +171,19 @@ def count_rows(
 ) -> Counted:
     """Return how much a table holds; no image is read."""
     sizes: tuple[int, ...] = ()
+    columns: dict[str, Sequence[str]] = {}
     if chosen.label and len(table):
-        labels, _ = _read_labels(
+        labels, names = _read_labels(
             source, table, values=table.read(chosen.label), known=known_classes
         )
         sizes = tuple(Counter(labels).values())
+        columns[CLASS] = [names[label] for label in labels]
+    for name in chosen.keep:
+        columns.setdefault(name, as_texts(table.read(name)))
     captions = _read_captions(source, table, chosen=chosen) if chosen.captions else ()
-    return Counted(images=len(table), captions=sum(map(len, captions)), classes=sizes)
+    return Counted(
+        images=len(table), captions=sum(map(len, captions)), classes=sizes, columns=columns
+    )
 
 
 # -- labels ---------------------------------------------------------------------------------------

@@ -517,3 +517,68 @@ def test_the_table_keeps_to_the_terminal(
     text = " ".join(" ".join(lines).split())
     assert "CANNOT PASS: a true drop of 1pp does not keep it (s.quantgate.yaml:9)" in text
     assert all(text.count(head) for head in ("limit", "flips", "samples", "needed", "for all"))
+
+
+# -- slices ----------------------------------------------------------------------------------------
+
+
+def test_slices_by_class_need_what_classes_need(capsys: Captured, tmp_path: Path) -> None:
+    labels = [label for label in range(10) for _ in range(20)]
+    environ = write_shard(tmp_path / "photos", [("cls", str(label)) for label in labels])
+    task = "task: photos/classification, metric: acc1, max_drop: 10pp"
+    write_suite(f"{task}, max_class_drop: 20pp, slices: {{by: class, max_drop: 20pp}}")
+
+    _, classes, slices = plan(capsys, "--flips", "5%", environ=environ)
+
+    assert slices["limit"] == "slices.max_drop"
+    assert slices["needed"] == classes["needed"]
+    assert slices["advice"] == classes["advice"].replace("classes", "slices")
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice"),
+    [
+        ("by: [light, class]", "5 slices of 20 to 360: "),
+        ("by: [[light, class]]", "6 slices of 10 to 180: "),
+        ("by: light, min_samples: 50", "1 slice of 360: "),
+    ],
+)
+def test_slices_are_counted_from_the_columns_of_a_table(
+    capsys: Captured, tmp_path: Path, asked: str, advice: str
+) -> None:
+    rows = [f"{i}.jpg,{'cat' if i % 2 else 'dog'},{_light(i)}" for i in range(420)]
+    folder = tmp_path / "photos" / "test"
+    folder.mkdir(parents=True)
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label,light", *rows]))
+    for i in range(420):
+        (folder / f"{i}.jpg").write_bytes(b"no image")
+    write_suite(
+        "task: photos/classification, metric: acc1, max_drop: 10pp, "
+        f"slices: {{{asked}, max_drop: 20pp}}"
+    )
+    suite = Path("s.quantgate.yaml")
+    suite.write_text(
+        suite.read_text().replace(
+            "{dataset: wds/photos", "{dataset: imagefolder, columns: {keep: [light]}"
+        )
+    )
+
+    _, limit = plan(capsys, "--flips", "5%", environ={"QUANTGATE_PHOTOS": str(tmp_path / "photos")})
+
+    assert limit["advice"].startswith(advice), limit["advice"]
+
+
+def _light(index: int) -> str:
+    return "dusk" if index < 40 else "dawn" if index < 60 else "day"
+
+
+def test_slices_of_unknown_size_are_said(capsys: Captured) -> None:
+    write_suite(
+        "task: photos/classification, metric: acc1, max_drop: 10pp, "
+        "slices: {by: light, max_drop: 20pp}"
+    )
+
+    (drop,) = plan(capsys, "--flips", "5%")
+
+    assert drop["limit"] == "max_drop"
+    assert drop["notes"][-1] == "s.quantgate.yaml:9: the sizes of these slices are not known here"

@@ -21,6 +21,7 @@ from pytest_quantgate.gates.chance import (
     EARLY_ALPHA,
     LAST_ALPHA,
     chance_of_as_many,
+    describe_chance,
     is_above_chance,
     is_settled,
     is_under_chance,
@@ -29,7 +30,7 @@ from pytest_quantgate.gates.chance import (
 )
 from pytest_quantgate.measure.sanity import count_answers, read_answers
 from pytest_quantgate.tasks.retrieval import count_chance
-from tests.unit.gates.gate_builders import SAME_EXAMPLES
+from tests.unit.gates.gate_builders import SAME_EXAMPLES, make_outcomes
 
 pytestmark = pytest.mark.slow
 
@@ -416,3 +417,47 @@ def test_a_task_that_sanity_leaves_to_its_gate_must_beat_chance() -> None:
     assert guessed is not None
     assert (guessed.status, guessed.code) == (Status.FAIL, "sanity.fp16-at-chance")
     assert judge_knn(labels, labels, known=known) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "words"),
+    [
+        (
+            "photos/classification",
+            "acc1",
+            "FP16 is right on 6 of 8 samples (75.00 %), chance alone gives 50.00 %: 25.00 pp above "
+            "it",
+        ),
+        (
+            "photos/retrieval",
+            "image_retrieval_recall@2",
+            "FP16 is right on 6 of 8 samples (75.00 %), chance alone gives 25.00 %: 50.00 pp above "
+            "it",
+        ),
+        (
+            "photos/neighbours",
+            "top1",
+            "right is what FP16 answers; chance alone gives 14.29 %",
+        ),
+        (
+            "photos/knn",
+            "acc1",
+            "what chance alone would give is not known of photos/knn",
+        ),
+    ],
+)
+def test_how_far_fp16_is_from_chance_is_said(task: str, metric: str, words: str) -> None:
+    names = ("cat", "dog") if task.endswith("classification") else ()
+    fp16 = make_outcomes(
+        [True, False, True, True, True, True, False, True],
+        task=task,
+        metric=metric,
+        class_names=names,
+        labels=(0, 0, 0, 0, 1, 1, 1, 1) if names else None,
+    )
+    gate = cast(Any, SimpleNamespace(task=task))
+
+    found, figures = describe_chance(gate, fp16=fp16)
+
+    assert found == words
+    assert ("fp16_chance_share" in figures) is ("not known" not in words)

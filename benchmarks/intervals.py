@@ -40,6 +40,7 @@ from pytest_quantgate.statistics.intervals import (
     mean_over,
     samples_to_settle,
 )
+from pytest_quantgate.statistics.pairing import pair_scores
 from pytest_quantgate.store.baselines import read_record
 
 PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"
@@ -441,7 +442,7 @@ def draw_captions(
     lost, won = draws < truth.lost, draws > 1 - truth.won
     b, c, n = int(lost.sum()), int(won.sum()), images * captions
     totals = (lost.sum(axis=1) - won.sum(axis=1)).tolist()
-    worth = clustered_samples(sizes=[captions] * images, totals=totals, squares=b + c)
+    worth = clustered_samples(sizes=[captions] * images, totals=totals, moved=b + c)
     plain = Flips(right_to_wrong=b, wrong_to_right=c, samples=n)
     return plain.grow(worth / n), plain
 
@@ -482,6 +483,68 @@ def tabulate_captions(*, quick: bool) -> str:
     head = ("images x captions", "lost / won in %", "share that moves together")
     sides = ("upper", "lower", "upper if taken as independent", "lower if taken as independent")
     return table_of((*head, *sides), rows)
+
+
+@functools.cache
+def list_grades() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return what 20,000 queries score before and after a change, which are all that there are.
+
+    Ten pictures of each of 200 products, found by noisy embeddings, which the change makes noisier;
+    and queries of which one in 200 loses all, behind losses and gains of a few hundredths.
+    """
+    stream = np.random.RandomState(17)
+    products = stream.randn(200, 24)
+    shelf, asked = np.repeat(np.arange(200), 10), stream.randint(0, 200, 20_000)
+    stored = products[shelf] + 1.1 * stream.randn(2_000, 24)
+    queries = products[asked] + 1.1 * stream.randn(20_000, 24)
+    gains = 1 / np.log2(np.arange(2, 12))
+    found: dict[str, list[np.ndarray]] = {"mrr": [], "ndcg@10": [], "recall@10": []}
+    for noise in (0.0, 0.15):
+        items = stored + noise * stream.randn(*stored.shape)
+        items /= np.linalg.norm(items, axis=1, keepdims=True)
+        cosines = (queries + noise * stream.randn(*queries.shape)) @ items.T
+        right = shelf == asked[:, None]
+        best = np.where(right, cosines, -np.inf).max(axis=1)
+        found["mrr"].append(1 / ((cosines > best[:, None]).sum(axis=1) + 1))
+        top = np.argpartition(-cosines, 10, axis=1)[:, :10]
+        order = np.argsort(-np.take_along_axis(cosines, top, axis=1), axis=1)
+        hits = np.take_along_axis(right, np.take_along_axis(top, order, axis=1), axis=1)
+        found["ndcg@10"].append(hits @ gains / gains.sum())
+        found["recall@10"].append(hits.sum(axis=1) / 10)
+    before = np.full(20_000, 0.7)
+    after = before + 0.05 * stream.randn(20_000) * (stream.rand(20_000) < 0.4)
+    whole = stream.rand(20_000) < 1 / 200
+    found["one in 200 loses all"] = [np.where(whole, 1.0, before), np.where(whole, 0.0, after)]
+    return {name: (both[0], both[1]) for name, both in found.items()}
+
+
+def simulate_grades(name: str, *, queries: int, runs: int) -> tuple[float, ...]:
+    """Return how often upper and lower limit hold, those of a t-test too, and the median worth."""
+    before, after = list_grades()[name]
+    truth = float((before - after).mean())
+    stream = np.random.RandomState(queries)
+    counts, worth = np.zeros(4), []
+    for _ in range(runs):
+        drawn = stream.randint(0, len(before), queries)
+        flips = pair_scores(before[drawn].tolist(), after[drawn].tolist()).flips
+        losses = before[drawn] - after[drawn]
+        reach = Z * losses.std(ddof=1) / math.sqrt(queries)
+        counts[:2] += holds(flips, truth)
+        counts[2:] += (losses.mean() + reach >= truth, losses.mean() - reach <= truth)
+        worth.append(flips.samples / queries)
+    return (*(counts / runs), float(np.median(worth)))
+
+
+def tabulate_grades(*, quick: bool) -> str:
+    rows = []
+    for name, (before, after) in list_grades().items():
+        drop = f"{pct(float((before - after).mean()), 2)}"
+        for queries in (100, 300, 1000, 3000):
+            found = simulate_grades(name, queries=queries, runs=100 if quick else 2000)
+            sides = (pct(value) for value in found[:4])
+            rows.append((name, drop, queries, f"{found[4]:.1f}", *sides))
+    head = ("metric", "true drop in pp", "queries", "a query is worth", "upper", "lower")
+    return table_of((*head, "upper of a t-test", "lower of a t-test"), rows)
 
 
 CLASS_SIZES = {
@@ -1122,6 +1185,7 @@ def list_tables(*, quick: bool) -> dict[str, Callable[[], str]]:
         "outside": lambda: tabulate_outside(drop()),
         "share": lambda: tabulate_share(measure_share(quick=quick)),
         "captions": lambda: tabulate_captions(quick=quick),
+        "grades": lambda: tabulate_grades(quick=quick),
         "classes": lambda: tabulate_classes(quick=quick),
         "parts": lambda: tabulate_parts(measure_parts(quick=quick)),
         "latency": lambda: tabulate_latency(quick=quick),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.audit import Audit, TowerName
-from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.outcomes import Outcomes, Score, round_score
 from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
 from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
@@ -201,9 +201,9 @@ def assert_accuracy_drop(
     """Assert that a metric drops by no more than `max_drop`, sample by sample, with a confidence.
 
     `fp16` and `quantized` say for the same samples in the same order whether each was right (True,
-    1; a list, array or tensor), or are `Outcomes`, which know answers and classes as well. Raises
-    AssertionError with counts and interval, ValueError for sequences of different lengths or with
-    something else than true and false in them.
+    1; a list, array or tensor), or how right, in [0, 1] (nDCG, a reciprocal rank), or are
+    `Outcomes`, which know answers and classes as well. Raises AssertionError with counts and
+    interval, ValueError for sequences of different lengths or with something else in them.
     """
     before = _outcomes(fp16, name="FP16", argument="fp16")
     after = _outcomes(quantized, name="quantized", argument="quantized")
@@ -323,17 +323,24 @@ def _towers(run_vision: Forward | None, run_text: Forward | None) -> tuple[Tower
 def _outcomes(given: Outcomes | Sequence[object], *, name: str, argument: str) -> Outcomes:
     if isinstance(given, Outcomes):
         return given
-    needed = f"{argument} must be one true or false a sample (a list, array or tensor), or Outcomes"
+    needed = (
+        f"{argument} must be one true or false, or a score in [0, 1], a sample (a list, array or "
+        f"tensor), or Outcomes"
+    )
     if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__len__"):
         raise _BadArgument(f"{needed}; {_name(given)} was given")
     if getattr(given, "ndim", 1) != 1:
         raise _BadArgument(f"{needed}; one of shape {list(getattr(given, 'shape'))} was given")  # noqa: B009
-    correct = []
+    correct: list[Score] = []
     for index, value in enumerate(given):
-        plain = value.item() if hasattr(value, "item") else value
-        if plain not in (0, 1):
-            raise _BadArgument(f"outcome {index} of {name} is {plain!r}: true or false is needed")
-        correct.append(bool(plain))
+        plain: Any = value.item() if hasattr(value, "item") else value
+        try:
+            correct.append(round_score(plain))
+        except (TypeError, ValueError):
+            raise _BadArgument(
+                f"outcome {index} of {name} is {plain!r}: true, false or a score in [0, 1] is "
+                f"needed"
+            ) from None
     if not correct:
         raise _BadArgument(f"no outcomes of {name} are given")
     return Outcomes(
@@ -342,7 +349,7 @@ def _outcomes(given: Outcomes | Sequence[object], *, name: str, argument: str) -
         variant=name,
         ids=tuple(str(index) for index in range(len(correct))),
         correct=tuple(correct),
-        answers=tuple(int(right) for right in correct),
+        answers=tuple(int(score == 1) for score in correct),
         labels=(-1,) * len(correct),
         class_names=(),
         value=sum(correct) / len(correct),

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from pytest_quantgate.comparison.outcomes import count_flips
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.outcomes import StoredOutcomes, averages_classes
 from pytest_quantgate.gates.accuracy import AccuracyGate
@@ -31,6 +30,7 @@ from pytest_quantgate.statistics.intervals import (
     mean_over,
     samples_to_settle,
 )
+from pytest_quantgate.statistics.pairing import pair_scores
 from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import Record
 from pytest_quantgate.suite.specs import Suite
@@ -156,7 +156,7 @@ class _Limit:
         limit, rates = float(self.limit), self.rates
         expected: Flips | Share
         if self.name == "max_flips":
-            expected, worth = Share(count=rates.changed or 0.0, samples=1.0), rates.worth
+            expected, worth = Share(count=rates.changed or 0.0, samples=1.0), min(1.0, rates.worth)
         elif self.name == "floor":
             expected, worth = Share(count=rates.accuracy or 0.0, samples=1.0), rates.worth_right
         else:
@@ -368,11 +368,11 @@ def _paired(before: StoredOutcomes, after: StoredOutcomes) -> bool:
 
 
 def _rates(before: StoredOutcomes, after: StoredOutcomes) -> Rates:
-    lost, won = count_flips(before.correct, after.correct)
+    pairs = pair_scores(before.correct, after.correct)
     changed = after.answers_changed
     return Rates(
-        flips=(lost + won) / after.samples,
-        drop=(lost - won) / after.samples,
+        flips=(pairs.lost + pairs.won) / after.samples,
+        drop=pairs.drop,
         source="measured",
         accuracy=after.value,
         changed=None if changed is None else changed / after.samples,

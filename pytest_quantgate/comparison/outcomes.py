@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_quantgate.comparison.changes import Change
-from pytest_quantgate.evidence.outcomes import averages_classes
-from pytest_quantgate.statistics.intervals import Flips, Interval, drop_limits
+from pytest_quantgate.evidence.outcomes import Score, averages_classes
+from pytest_quantgate.gates.accuracy import describe_moves
+from pytest_quantgate.statistics.intervals import Interval, drop_limits
+from pytest_quantgate.statistics.pairing import Pairs, pair_scores
 from pytest_quantgate.text.words import count, percent, signed
 
 #: One-sided, as in a gate that does not say otherwise.
@@ -19,7 +20,7 @@ class Sampled:
     """One result: `correct` holds one outcome a sample, in the order of the sorted ids."""
 
     value: float
-    correct: tuple[bool, ...]
+    correct: tuple[Score, ...]
     ids_digest: str
     data_digest: str
 
@@ -34,12 +35,6 @@ def describe_pairing(before: Sampled, after: Sampled) -> str:
             f"{before.ids_digest[:12]} -> {after.ids_digest[:12]})"
         )
     return ""
-
-
-def count_flips(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
-    """Return how many samples went from right to wrong and from wrong to right."""
-    both = list(zip(before, after, strict=True))
-    return sum(a and not b for a, b in both), sum(b and not a for a, b in both)
 
 
 def compare_results(
@@ -63,11 +58,11 @@ def compare_results(
                 figures={"before": before.value, "after": after.value},
             )
         ]
-    lost, won = count_flips(before.correct, after.correct)
+    pairs = pair_scores(before.correct, after.correct)
+    lost, won = pairs.right_to_wrong, pairs.wrong_to_right
     if not lost and not won and before.value == after.value:
         return []
-    samples = len(before.correct)
-    gain, interval = _gain(lost=lost, won=won, samples=samples)
+    gain, interval = _gain(pairs)
     of_what = " of the samples" if averages_classes(metric) else ""
     return [
         Change(
@@ -80,8 +75,8 @@ def compare_results(
             before=percent(before.value),
             after=percent(after.value),
             lines=(
-                f"{count(lost + won, 'flip')} on {samples} samples: {lost} right to wrong, "
-                f"{won} wrong to right (paired, one-sided {CONFIDENCE:.0%} limits)",
+                f"{count(lost + won, 'flip')} on {pairs.samples} samples: {describe_moves(pairs)} "
+                f"(paired, one-sided {CONFIDENCE:.0%} limits)",
             ),
             figures={
                 "before": before.value,
@@ -91,17 +86,16 @@ def compare_results(
                 "change_high_points": interval.high * 100,
                 "right_to_wrong": lost,
                 "wrong_to_right": won,
-                "samples": samples,
+                "samples": pairs.samples,
             },
         )
     ]
 
 
-def _gain(*, lost: int, won: int, samples: int) -> tuple[float, Interval]:
+def _gain(pairs: Pairs) -> tuple[float, Interval]:
     """Return the change of the share that is right and its limits: the drop, its sign turned."""
-    flips = Flips(right_to_wrong=lost, wrong_to_right=won, samples=samples)
-    drop = drop_limits(flips, confidence=CONFIDENCE)
-    return (won - lost) / samples, Interval(low=-drop.high, high=-drop.low)
+    drop = drop_limits(pairs.flips, confidence=CONFIDENCE)
+    return 0.0 - pairs.drop, Interval(low=-drop.high, high=-drop.low)
 
 
 def _judge(interval: Interval) -> str:

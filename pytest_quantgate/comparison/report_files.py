@@ -33,7 +33,7 @@ from pytest_quantgate.comparison.report_measurements import (
     compare_roundtrip,
 )
 from pytest_quantgate.evidence.calibration import Calibrated, CalibrationImages
-from pytest_quantgate.evidence.outcomes import averages_classes, unpack_bits
+from pytest_quantgate.evidence.outcomes import averages_classes, unpack_scores
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report import FORMAT
 from pytest_quantgate.report.json_report import read_report as parse_report
@@ -50,7 +50,7 @@ from pytest_quantgate.report.model import (
     SuiteReport,
     TaskFacts,
 )
-from pytest_quantgate.text.words import count, group, listed, percent
+from pytest_quantgate.text.words import count, group, listed, percent, tally
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 #: Of a gate that turned red, so many lines of its evidence are repeated.
@@ -75,7 +75,7 @@ def read_report(path: Path) -> Report:
         for suite in report.suites:
             for task in suite.tasks:
                 for facts in (task.fp16, task.quantized):
-                    unpack_bits(facts.correct_bits, count=task.samples)
+                    unpack_scores(facts.correct_bits, count=task.samples)
     except ValueError as error:
         raise DiffError(f"{path} is damaged: {error}: make the report again") from error
     return report
@@ -475,8 +475,8 @@ def _compare_soundness(before: TaskFacts, after: TaskFacts, *, suite: str) -> li
             found[f"{name}: the value reported"] = (
                 "what its samples say"
                 if agrees
-                else f"{percent(facts.value)}, but {facts.right} of {task.samples} samples are "
-                f"right, {percent(counted)}"
+                else f"{percent(facts.value)}, but {tally(facts.right)} of {task.samples} samples "
+                f"are right, {percent(counted)}"
             )
         sides.append(found)
     return compare_texts(sides[0], sides[1], area="accuracy")
@@ -502,8 +502,8 @@ def _compare_classes(before: TaskFacts, after: TaskFacts, *, suite: str) -> list
             f"{'lost' if kind == 'class lost' else 'won'} at least half of the samples: "
             + listed(
                 [
-                    f"{new.name!r} {old.quantized_right} -> {new.quantized_right} right of "
-                    f"{new.samples}"
+                    f"{new.name!r} {tally(old.quantized_right)} -> {tally(new.quantized_right)} "
+                    f"right of {new.samples}"
                     for old, new in pairs
                 ]
             ),
@@ -525,7 +525,7 @@ def _task_name(task: TaskFacts) -> str:
 def _sampled(facts: OutcomeFacts, task: TaskFacts) -> Sampled:
     return Sampled(
         value=facts.value,
-        correct=unpack_bits(facts.correct_bits, count=task.samples),
+        correct=unpack_scores(facts.correct_bits, count=task.samples),
         ids_digest=task.ids_digest,
         data_digest=task.data_digest,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,26 +17,46 @@ def averages_classes(metric: str) -> bool:
     return metric.partition("@")[0] == MEAN_OVER_CLASSES
 
 
+#: How right a sample is: true or false, or a grade between them (nDCG, a reciprocal rank).
+Score = bool | float
+
+#: What packed outcomes begin with where some are grades; `:` is no character of base64.
+_GRADES = "float32:"
+
+
+def round_score(value: float) -> Score:
+    """Return a score in [0, 1] as it is kept: whole ones as booleans, grades as 32-bit floats.
+
+    So what a baseline holds equals what was measured. Raises ValueError for a value outside.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{value!r} is no score in [0, 1]")
+    (kept,) = struct.unpack(">f", struct.pack(">f", value))
+    return bool(kept) if kept in (0, 1) else float(kept)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
     """Per-sample results of one variant on one task and metric.
 
     `ids`, `correct`, `answers` (index of the predicted class, or of the best match) and
     `labels` (class of the sample, -1 where the task has no classes) have one entry a sample.
-    For retrieval a sample is a query, and `correct` says whether a match was in the first k.
+    For retrieval a sample is a query, and `correct` says whether a match was in the first k, or
+    how well it was answered (`round_score`).
     `clusters` numbers for each sample what it shares with others, such as the image that several
     captions describe: those are not independent. Empty: each stands for itself. `copies` counts the
     samples that repeat the picture and the label (or captions) of another.
     `data_parts` are the SHA-256 of what `data_digest` covers, part by part (`images`, `labels`,
     `templates`, ...), so that two data sets that differ can be told apart.
-    `value` is the metric as clip-benchmark defines it, in [0, 1].
+    `value` is the metric as clip-benchmark defines it, in [0, 1]: the mean of `correct`, but for
+    the mean over classes.
     """
 
     task: str
     metric: str
     variant: str
     ids: tuple[str, ...]
-    correct: tuple[bool, ...]
+    correct: tuple[Score, ...]
     answers: tuple[int, ...]
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
@@ -51,10 +72,11 @@ class Outcomes:
 class StoredOutcomes:
     """Per-sample results as a baseline keeps them: `correct` in the order of the sorted ids.
 
-    `ids_digest` is the SHA-256 of the sorted ids, one a line; `correct_bits` is `pack_bits` of
+    `ids_digest` is the SHA-256 of the sorted ids, one a line; `correct_bits` is `pack_scores` of
     `correct`. `effective_samples` is how many independent samples these are worth where they come
-    in clusters: of FP16 for the share that is right, of a variant for what it lost against FP16;
-    `answers_changed` how many answers of a variant were not FP16's (None: not recorded).
+    in clusters or are graded: of FP16 for the share that is right, of a variant for what it lost
+    against FP16; `answers_changed` how many answers of a variant were not FP16's (None: not
+    recorded).
     """
 
     samples: int
@@ -66,9 +88,9 @@ class StoredOutcomes:
     answers_changed: int | None = None
 
     @cached_property
-    def correct(self) -> tuple[bool, ...]:
-        """Whether each sample is right; raises ValueError where the bits are damaged."""
-        return unpack_bits(self.correct_bits, count=self.samples)
+    def correct(self) -> tuple[Score, ...]:
+        """How right each sample is; raises ValueError where the bits are damaged."""
+        return unpack_scores(self.correct_bits, count=self.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +106,46 @@ class StoredPair:
     first_fp16: StoredOutcomes
 
 
-def pack_bits(bits: Sequence[bool]) -> str:
-    """Return one bit a sample, first sample in the highest bit of the first byte, in base64."""
-    packed = bytearray((len(bits) + 7) // 8)
-    for index, bit in enumerate(bits):
+def mean_score(correct: Sequence[Score], *, labels: Sequence[int], metric: str) -> float:
+    """Return the mean of all scores, or the mean over classes of their means; 0.0 of none."""
+    if not averages_classes(metric):
+        return sum(correct) / max(1, len(correct))
+    by_class: dict[int, list[Score]] = {}
+    for label, score in zip(labels, correct, strict=False):
+        by_class.setdefault(label, []).append(score)
+    means = [sum(found) / len(found) for _, found in sorted(by_class.items())]
+    return sum(means) / max(1, len(means))
+
+
+def is_graded(scores: Sequence[Score]) -> bool:
+    """Return whether some scores, or differences of such, are no whole ones."""
+    return any(isinstance(score, float) for score in scores)
+
+
+def pack_scores(scores: Sequence[Score]) -> str:
+    """Return scores in base64: one bit each, or 32-bit floats where some are grades.
+
+    The first sample is in the highest bit of the first byte. Floats are big-endian, behind
+    `float32:`.
+    """
+    if is_graded(scores):
+        packed = struct.pack(f">{len(scores)}f", *scores)
+        return _GRADES + base64.b64encode(packed).decode("ascii")
+    bits = bytearray((len(scores) + 7) // 8)
+    for index, bit in enumerate(scores):
         if bit:
-            packed[index // 8] |= 0x80 >> (index % 8)
-    return base64.b64encode(bytes(packed)).decode("ascii")
+            bits[index // 8] |= 0x80 >> (index % 8)
+    return base64.b64encode(bytes(bits)).decode("ascii")
 
 
-def unpack_bits(text: str, *, count: int) -> tuple[bool, ...]:
-    """Return `count` bits out of `pack_bits`; raises ValueError where there are more or fewer."""
-    packed = base64.b64decode(text, validate=True)
-    if len(packed) != (count + 7) // 8:
+def unpack_scores(text: str, *, count: int) -> tuple[Score, ...]:
+    """Return `count` scores out of `pack_scores`; raises ValueError for more, fewer, or others."""
+    graded = text.startswith(_GRADES)
+    packed = base64.b64decode(text.removeprefix(_GRADES), validate=True)
+    if len(packed) != (4 * count if graded else (count + 7) // 8):
         raise ValueError(f"{len(packed)} bytes cannot hold {count} outcomes")
+    if graded:
+        return tuple(round_score(score) for (score,) in struct.iter_unpack(">f", packed))
     if count % 8 and packed[-1] & (0xFF >> (count % 8)):
         raise ValueError(f"there are more than {count} outcomes")
     return tuple(bool(packed[i // 8] & (0x80 >> (i % 8))) for i in range(count))

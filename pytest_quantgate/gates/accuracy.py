@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes
+from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes, mean_score
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.calibration import NO_RANGE
 from pytest_quantgate.gates.deciding import RELATIONS, advise_next, confirm, decide, relation
@@ -22,6 +22,7 @@ from pytest_quantgate.gates.slices import (
     Slices,
     SlicesSpec,
     cut_slices,
+    describe_counts,
     judge_worst,
     name_left_out,
     read_columns,
@@ -313,7 +314,7 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
                 outcomes.clusters or outcomes.ids,
             )
         }
-        counted = _counted_value(outcomes)
+        counted = mean_score(outcomes.correct, labels=outcomes.labels, metric=outcomes.metric)
         if len(lengths) > 1 or abs(counted - outcomes.value) > 1e-6:
             return Verdict(
                 gate=GATE,
@@ -326,18 +327,6 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
                 code="accuracy.value-denied",
             )
     return None
-
-
-def _counted_value(outcomes: Outcomes) -> float:
-    """Return the value that the samples give: the share that is right, or its mean over classes."""
-    if not outcomes.correct:
-        return 0.0
-    if not averages_classes(outcomes.metric):
-        return sum(outcomes.correct) / len(outcomes.correct)
-    by_class: dict[int, list[bool]] = {}
-    for label, right in zip(outcomes.labels, outcomes.correct, strict=False):
-        by_class.setdefault(label, []).append(right)
-    return sum(sum(found) / len(found) for found in by_class.values()) / max(1, len(by_class))
 
 
 def drop_flips(pairs: Pairs, *, metric: str) -> Flips | Mean[Flips]:
@@ -355,10 +344,16 @@ def drop_interval(pairs: Pairs, *, metric: str, confidence: float) -> tuple[floa
 
 def describe_worth(pairs: Pairs, *, metric: str, confidence: Fraction) -> tuple[str, ...]:
     """Return what samples that do not count alike are worth; empty where all do."""
-    if pairs.clusters is not None:
+    if pairs.worth is not None:
+        worth, clusters = pairs.worth.drop, pairs.worth.clusters
+        if clusters is None:
+            return (
+                f"{count(pairs.samples, 'graded sample')} are worth {worth:.0f} true or false "
+                f"ones: most that moved did so by less than a whole",
+            )
         return (
-            f"{count(pairs.samples, 'sample')} in {count(pairs.clusters.count, 'cluster')} that "
-            f"share a picture or a text are worth {pairs.clusters.drop:.0f} independent ones: "
+            f"{count(pairs.samples, 'sample')} in {count(clusters, 'cluster')} that "
+            f"share a picture or a text are worth {worth:.0f} independent ones: "
             f"those of one cluster are lost together",
         )
     found = drop_flips(pairs, metric=metric)
@@ -371,6 +366,13 @@ def describe_worth(pairs: Pairs, *, metric: str, confidence: Fraction) -> tuple[
         f"are worth {worth:.0f} in classes of one size: each class weighs "
         f"{100 / len(sizes):.3g} % of the mean",
     )
+
+
+def describe_moves(pairs: Pairs) -> str:
+    """Return how many samples were lost and won; of graded ones, how many score less and more."""
+    if pairs.graded:
+        return f"{pairs.right_to_wrong} score less, {pairs.wrong_to_right} more"
+    return f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right"
 
 
 def show_interval(interval: Interval, *, confidence: Fraction) -> str:
@@ -409,16 +411,14 @@ def _judge_drop(
     )
     evidence = [
         *doubts,
-        f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right, "
-        f"{pairs.changed} answers changed",
+        describe_moves(pairs) + ("" if pairs.graded else f", {pairs.changed} answers changed"),
         *describe_worth(pairs, metric=gate.metric, confidence=gate.confidence),
     ]
     if pairs.classes:
         name, worst = max(pairs.classes, key=lambda item: item[1].drop)
         if worst.drop > 0:
             evidence.append(
-                f"worst class {name!r} -{points(worst.drop)} "
-                f"({worst.right_to_wrong} lost, {worst.wrong_to_right} won of {worst.samples})"
+                f"worst class {name!r} -{points(worst.drop)} ({describe_counts(worst)})"
             )
     # What is no FAIL in its family needs the confidence of a family.
     wanted = 1 - (1 - confidence) / family.size if doubts else confidence
@@ -477,7 +477,7 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: flo
             f"about {needed} fresh samples at these rates would settle it "
             f"{SETTLING_POWER * 10:.0f} times in 10, {pairs.samples} were measured"
         ]
-    if averages_classes(gate.metric) or pairs.clusters is not None:
+    if averages_classes(gate.metric) or pairs.worth is not None:
         return []
 
     def status_with(lost: int) -> Status:
@@ -574,7 +574,7 @@ def _judge_flips(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family: F
         family=family,
     )
     allowed = allowed_count(limit, samples=pairs.samples)
-    what = "answers" if pairs.classes else "hits and misses"
+    what = "scores" if pairs.graded else "answers" if pairs.classes else "hits and misses"
     return Verdict(
         gate=GATE,
         status=status,

@@ -29,6 +29,7 @@ from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.accuracy import (
     allowed_count,
     check_outcomes,
+    describe_moves,
     describe_worth,
     drop_flips,
     drop_interval,
@@ -341,7 +342,7 @@ def _compare(
         ),
         evidence=(
             *doubts,
-            f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right",
+            describe_moves(pairs),
             *describe_worth(pairs, metric=gate.metric, confidence=gate.confidence),
         ),
         cause=cause,

@@ -286,7 +286,7 @@ def judge_worst(cut: Cut, *, gate: TaskGate, family: Family) -> Verdict:
             *doubts,
             *(
                 f"{cut.noun} {name!r}: drop {points(counts.drop)}, upper limit {points(high)} "
-                f"({counts.right_to_wrong} lost, {counts.wrong_to_right} won of {counts.samples})"
+                f"({describe_counts(counts)})"
                 for high, name, counts in left[:4]
             ),
             *((few,) if small else ()),
@@ -296,6 +296,13 @@ def judge_worst(cut: Cut, *, gate: TaskGate, family: Family) -> Verdict:
         figures=figures,
         code=code_of(GATE, "class-drop" if cut.noun == "class" else "slice-drop", status),
     )
+
+
+def describe_counts(counts: ClassCounts) -> str:
+    """Return `3 lost, 1 won of 50`, of graded ones `50 graded samples`."""
+    if isinstance(counts.right_to_wrong, float):
+        return count(counts.samples, "graded sample")
+    return f"{counts.right_to_wrong} lost, {counts.wrong_to_right} won of {counts.samples}"
 
 
 def find_worst(

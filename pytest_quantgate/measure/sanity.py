@@ -18,7 +18,7 @@ from pytest_quantgate.encoders.encoder import Encoder, describe_error
 from pytest_quantgate.encoders.faults import encoding, fault_error
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.outcomes import Outcomes, Score
 from pytest_quantgate.evidence.sanity import NO_TEXTS, Answers, Fault, Sanity, TaskSanity, Twins
 from pytest_quantgate.measure.embeddings import embed_images, embed_texts
 from pytest_quantgate.measure.texts import (
@@ -440,21 +440,22 @@ def read_answers(
     """Return the answers of a whole task out of its outcomes; None where chance is not known.
 
     Of a task without classes one outcome of a cluster counts: captions of one image are found
-    together. `chance` is that of the task's kind.
+    together. `chance` is that of the task's kind. Of grades the whole numbers in their sum count:
+    they vary less than true and false of the same mean.
     """
     if outcomes.class_names:
         return count_answers(
             outcomes.labels, outcomes.answers, names=outcomes.class_names, whole=True
         )
     clusters = outcomes.clusters or range(len(outcomes.ids))
-    first: dict[int, bool] = {}
+    first: dict[int, Score] = {}
     for cluster, right in zip(clusters, outcomes.correct, strict=True):
         first.setdefault(cluster, right)
     if chance is None:
         return None
     return Answers(
         samples=len(first),
-        right=sum(first.values()),
+        right=math.floor(math.fsum(first.values())),
         chance=chance(outcomes),
         classes=len(first),
         seen=len(first),

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +25,7 @@ from pytest_quantgate.evidence.calibration import describe_images
 from pytest_quantgate.evidence.codec import from_json
 from pytest_quantgate.evidence.fidelity import Fidelity
 from pytest_quantgate.evidence.onnx import OnnxAudit
-from pytest_quantgate.evidence.outcomes import Outcomes, pack_bits
+from pytest_quantgate.evidence.outcomes import Outcomes, is_graded, pack_scores
 from pytest_quantgate.evidence.parity import Parity, Roundtrip
 from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.coverage import CoverageGate, wanted_slots
@@ -427,8 +428,8 @@ def describe_task(
     """Return the facts of one task; both outcomes must be of the same ids in the same order."""
     order = sorted(range(len(fp16.ids)), key=fp16.ids.__getitem__)
     flips = list_flips(fp16, quantized)
-    lost = sum(fp16.correct[index] for index in flips)
-    is_retrieval = not fp16.class_names
+    lost = sum(fp16.correct[index] > quantized.correct[index] for index in flips)
+    by_score = not fp16.class_names or is_graded((*fp16.correct, *quantized.correct))
     pairs = zip(fp16.correct, quantized.correct, fp16.answers, quantized.answers, strict=True)
     return TaskFacts(
         task=fp16.task,
@@ -442,7 +443,7 @@ def describe_task(
         quantized=_describe_outcomes(quantized, order=order),
         right_to_wrong=lost,
         wrong_to_right=len(flips) - lost,
-        answers_changed=sum((a != b) if is_retrieval else (x != y) for a, b, x, y in pairs),
+        answers_changed=sum((a != b) if by_score else (x != y) for a, b, x, y in pairs),
         classes=_count_classes(fp16, quantized),
         flips=tuple(
             _describe_flip(fp16, quantized, index=index, preview=previews.get(fp16.ids[index], {}))
@@ -457,7 +458,7 @@ def _describe_outcomes(outcomes: Outcomes, *, order: Sequence[int]) -> OutcomeFa
         variant=outcomes.variant,
         value=outcomes.value,
         right=sum(outcomes.correct),
-        correct_bits=pack_bits(tuple(outcomes.correct[i] for i in order)),
+        correct_bits=pack_scores(tuple(outcomes.correct[i] for i in order)),
         answers_digest=_digest(str(outcomes.answers[i]) for i in order),
         nonfinite=outcomes.nonfinite,
     )
@@ -471,19 +472,20 @@ def _digest(lines: Iterable[str]) -> str:
 def _count_classes(fp16: Outcomes, quantized: Outcomes) -> tuple[ClassFacts, ...]:
     if not fp16.class_names:
         return ()
-    counts: dict[int, list[int]] = {}
+    counts: dict[int, list[float]] = {}
     for label, was, now in zip(fp16.labels, fp16.correct, quantized.correct, strict=True):
-        found = counts.setdefault(label, [0, 0, 0, 0, 0])
-        for place, holds in enumerate((True, was, now, was and not now, now and not was)):
-            found[place] += holds
+        found = counts.setdefault(label, [0, 0, 0, 0])
+        for place, more in enumerate((was, now, max(was - now, 0), max(now - was, 0))):
+            found[place] += more
+    sizes = Counter(fp16.labels)
     return tuple(
         ClassFacts(
             name=_class_name(fp16.class_names, label),
-            samples=found[0],
-            fp16_right=found[1],
-            quantized_right=found[2],
-            right_to_wrong=found[3],
-            wrong_to_right=found[4],
+            samples=sizes[label],
+            fp16_right=found[0],
+            quantized_right=found[1],
+            right_to_wrong=found[2],
+            wrong_to_right=found[3],
         )
         for label, found in sorted(counts.items())
     )
@@ -497,9 +499,11 @@ def _describe_flip(
     fp16: Outcomes, quantized: Outcomes, *, index: int, preview: Mapping[str, str]
 ) -> Flip:
     names, label = fp16.class_names, fp16.labels[index]
+    scores = fp16.correct[index], quantized.correct[index]
+    graded = is_graded(scores)
     return Flip(
         id=fp16.ids[index],
-        right_to_wrong=fp16.correct[index],
+        right_to_wrong=scores[0] > scores[1],
         label=_class_name(names, label) if names else "",
         fp16_answer=preview.get("fp16_answer") or _class_name(names, fp16.answers[index]),
         quantized_answer=(
@@ -507,6 +511,8 @@ def _describe_flip(
         ),
         image=preview.get("image", ""),
         text=preview.get("text", ""),
+        fp16_score=float(scores[0]) if graded else None,
+        quantized_score=float(scores[1]) if graded else None,
     )
 
 

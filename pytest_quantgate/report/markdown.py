@@ -25,6 +25,7 @@ from pytest_quantgate.report.model import (
 )
 from pytest_quantgate.report.numbers import show_bytes, show_percent, show_points, show_ratio
 from pytest_quantgate.report.parts import GREEN_OR_UNKNOWN, STATUSES
+from pytest_quantgate.text.words import tally
 
 MAX_LINES = 60
 
@@ -176,7 +177,8 @@ def render_accuracy(suite: SuiteReport) -> Iterator[str]:
         worst = worst_classes(task)[:3]
         if worst:
             named = ", ".join(
-                f"{facts.name} {facts.right_to_wrong} lost, {facts.wrong_to_right} won of "
+                f"{facts.name} {tally(facts.right_to_wrong)} lost, "
+                f"{tally(facts.wrong_to_right)} won of "
                 f"{facts.samples}"
                 for facts in worst
             )

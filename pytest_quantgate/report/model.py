@@ -211,14 +211,14 @@ class AuditFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFacts:
-    """One class of a classification task: counts of its samples."""
+    """One class of a classification task: counts of its samples, of graded ones sums of scores."""
 
     name: str
     samples: int
-    fp16_right: int
-    quantized_right: int
-    right_to_wrong: int
-    wrong_to_right: int
+    fp16_right: int | float
+    quantized_right: int | float
+    right_to_wrong: int | float
+    wrong_to_right: int | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +226,10 @@ class Flip:
     """One sample that FP16 and the quantized variant judge differently.
 
     `right_to_wrong` is False for a wrong answer that became right. The answers are class names
-    (of a retrieval query: what came first). `image` is a small data URI, empty where images were
-    not asked for or cannot be read cheaply; `text` is the caption of a text query.
+    (of a retrieval query: what came first), the scores how right each is, where that is graded:
+    then `right_to_wrong` says that the quantized one is less. `image` is a small data URI, empty
+    where images were not asked for or cannot be read cheaply; `text` is the caption of a text
+    query.
     """
 
     id: str
@@ -237,6 +239,8 @@ class Flip:
     quantized_answer: str
     image: str = ""
     text: str = ""
+    fp16_score: float | None = None
+    quantized_score: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,13 +248,14 @@ class OutcomeFacts:
     """Per-sample results of one variant on a task.
 
     `correct_bits` holds one bit a sample in the order of the sorted ids, first sample in the
-    highest bit of the first byte, in base64, as in a baseline (`baselines.unpack_bits`).
-    `answers_digest` is the SHA-256 of the answers in that order, one decimal number a line.
+    highest bit of the first byte, in base64, as in a baseline; where samples are graded, behind
+    `float32:` a big-endian 32-bit float each (`evidence.outcomes.unpack_scores`). `right` is their
+    sum. `answers_digest` is the SHA-256 of the answers in that order, one decimal number a line.
     """
 
     variant: str
     value: float
-    right: int
+    right: int | float
     correct_bits: str
     answers_digest: str
     nonfinite: int

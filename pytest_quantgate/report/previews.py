@@ -24,13 +24,13 @@ MAX_SAMPLES = 10_000
 
 
 def list_flips(fp16: Outcomes, quantized: Outcomes) -> tuple[int, ...]:
-    """Return the indices of samples that one variant has right and the other wrong.
+    """Return the indices of samples that one variant has right, or more right, than the other.
 
     What was lost comes first, each in the order of the data. Both must be of the same ids.
     """
     both = list(enumerate(zip(fp16.correct, quantized.correct, strict=True)))
-    lost = tuple(i for i, (was, now) in both if was and not now)
-    return lost + tuple(i for i, (was, now) in both if now and not was)
+    lost = tuple(i for i, (was, now) in both if was > now)
+    return lost + tuple(i for i, (was, now) in both if now > was)
 
 
 def keep_previews(case: Case, *, images: int, warn: Callable[[str], None]) -> None:

@@ -47,6 +47,7 @@ from pytest_quantgate.report.parts import (
     row,
     table,
 )
+from pytest_quantgate.text.words import tally
 
 #: Of the worst, a page shows no more than this; the rest is folded away.
 WORST = 8
@@ -221,7 +222,8 @@ def _render_accuracy(suite: SuiteReport, *, drawn: Charts) -> Html:
             "p",
             "An interval has one-sided limits at the confidence of its gate: a drop is within its "
             "limit where the upper end is. Lost are samples that FP16 has right and the quantized "
-            "variant wrong, won the other way round. Changed are all samples with another answer, "
+            "variant wrong, won the other way round; of graded ones those that score less or more. "
+            "Changed are all samples with another answer, "
             "lost and won among them; a task without classes counts those two alone.",
             class_="note",
         ),
@@ -300,8 +302,8 @@ def _class_row(facts: ClassFacts) -> Html:
         show_percent(facts.fp16_right / samples, 1),
         show_percent(facts.quantized_right / samples, 1),
         show_points((facts.quantized_right - facts.fp16_right) / samples * 100),
-        facts.right_to_wrong,
-        facts.wrong_to_right,
+        tally(facts.right_to_wrong),
+        tally(facts.wrong_to_right),
     )
 
 
@@ -368,11 +370,14 @@ def _render_flip(flip: Flip, *, task: TaskFacts) -> Html:
 def _describe_answer(flip: Flip, *, task: TaskFacts, fp16: bool) -> Html:
     """Return what a variant answered; of a recall, whether it was found, and what came first."""
     right = flip.right_to_wrong is fp16
+    score = flip.fp16_score if fp16 else flip.quantized_score
     answer = flip.fp16_answer if fp16 else flip.quantized_answer
     sign = "\N{HEAVY CHECK MARK}" if right else "\N{HEAVY MULTIPLICATION X}"
     if not task.classes and "recall@" in task.metric:
         first = task.metric.rpartition("@")[2]
         answer = f"{'in' if right else 'not in'} the first {first}; on top: {answer}"
+    if score is not None:
+        return tag("span", f"{score:.3f}; on top: {answer}", class_="answer")
     return tag(
         "span",
         tag("span", sign, class_="right" if right else "wrong", aria_hidden="true"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_quantgate.errors import DataError, ModelError
 from pytest_quantgate.evidence.audit import Tower
 from pytest_quantgate.evidence.codec import from_json, to_json
-from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.outcomes import Outcomes, is_graded
 from pytest_quantgate.evidence.sensitivity import (
     Changed,
     Exclusion,
@@ -540,12 +540,13 @@ def _value_of(outcomes: Outcomes | None) -> float | None:
 def _count_changed(before: Outcomes | None, after: Outcomes | None) -> Changed | None:
     """Return how many samples a change of state lost and won; None where they are not the metric.
 
-    A mean over classes is no share of samples.
+    A mean over classes is no share of samples, nor is one of grades.
     """
     if before is None or after is None:
         return None
     for found in (before, after):
-        if not math.isclose(found.value, sum(found.correct) / len(found.correct), abs_tol=1e-9):
+        mean = sum(found.correct) / len(found.correct)
+        if is_graded(found.correct) or not math.isclose(found.value, mean, abs_tol=1e-9):
             return None
     pairs = list(zip(before.correct, after.correct, strict=True))
     return Changed(

@@ -14,7 +14,7 @@ from pytest_quantgate.encoders.faults import image_size
 from pytest_quantgate.evidence.audit import Audit, CalibrationRun
 from pytest_quantgate.evidence.fidelity import Fidelity
 from pytest_quantgate.evidence.onnx import OnnxAudit
-from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes
+from pytest_quantgate.evidence.outcomes import Outcomes, Score, mean_score
 from pytest_quantgate.evidence.parity import Parity, Roundtrip
 from pytest_quantgate.evidence.sanity import Answers, Sanity, Twins
 from pytest_quantgate.gates.accuracy import AccuracyGate
@@ -295,7 +295,7 @@ def answer_wrong(outcomes: Outcomes) -> Outcomes:
     return with_correct(outcomes, correct=(False,) * len(outcomes.ids))
 
 
-def with_correct(outcomes: Outcomes, *, correct: tuple[bool, ...]) -> Outcomes:
+def with_correct(outcomes: Outcomes, *, correct: tuple[Score, ...]) -> Outcomes:
     """Return outcomes with these samples right; answers change where that does, so the value."""
     classes = len(outcomes.class_names) or 2
     answers = tuple(
@@ -310,12 +310,7 @@ def with_correct(outcomes: Outcomes, *, correct: tuple[bool, ...]) -> Outcomes:
 
 def value_of(outcomes: Outcomes) -> float:
     """Return the metric that the samples give."""
-    if not averages_classes(outcomes.metric):
-        return sum(outcomes.correct) / len(outcomes.correct)
-    by_class: dict[int, list[bool]] = {}
-    for label, right in zip(outcomes.labels, outcomes.correct, strict=True):
-        by_class.setdefault(label, []).append(right)
-    return sum(sum(found) / len(found) for found in by_class.values()) / len(by_class)
+    return mean_score(outcomes.correct, labels=outcomes.labels, metric=outcomes.metric)
 
 
 def drop_samples(outcomes: Outcomes) -> Outcomes:
@@ -339,7 +334,9 @@ def trade_answers(outcomes: Outcomes) -> Outcomes:
     flipped = {*right[:traded], *wrong[:traded]}
     return with_correct(
         outcomes,
-        correct=tuple(good != (i in flipped) for i, good in enumerate(outcomes.correct)),
+        correct=tuple(
+            not good if i in flipped else good for i, good in enumerate(outcomes.correct)
+        ),
     )
 
 

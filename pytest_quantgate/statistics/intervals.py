@@ -296,13 +296,14 @@ def confidence_of_look(confidence: Fraction, *, number: int, last: bool) -> Frac
 class ClassCounts:
     """Paired outcomes of one class; `right` are those that are right after the change.
 
-    `worth` is how much of an independent sample each is worth, where copies are among them.
+    Of graded outcomes these are sums, see `sum_moves`. `worth` is how much of an independent sample
+    each is worth, where copies or grades are among them.
     """
 
     samples: int
-    right: int
-    right_to_wrong: int
-    wrong_to_right: int
+    right: float
+    right_to_wrong: float
+    wrong_to_right: float
     worth: float = 1.0
 
     @property
@@ -358,11 +359,31 @@ def _pool(results: Sequence[Counts]) -> Counts:
     return kind(**{item.name: sum(getattr(r, item.name) for r in results) for item in fields(kind)})
 
 
-def clustered_samples(*, sizes: Sequence[int], totals: Sequence[int], squares: int) -> float:
-    """Return how many independent samples those are worth that come in clusters (captions).
+def sum_moves(losses: Sequence[float]) -> tuple[float, float]:
+    """Return how much was lost and won: counts of whole losses and gains, as they are.
 
-    `totals` are the sums of the samples' values in each cluster, `squares` the sum of their
-    squares over all. Never more than there are samples; a single cluster is worth one.
+    Grades move by many sizes. They are told as moves of one size, sum |x|^3 / sum x^2, with the
+    same difference of lost and won: with the variance that `clustered_samples` gives them they are
+    as skew as what was seen, where a few large losses stand among many small moves.
+    """
+    lost = math.fsum(loss for loss in losses if loss > 0)
+    won = math.fsum(-loss for loss in losses if loss < 0)
+    squares, cubes = (math.fsum(abs(loss) ** power for loss in losses) for power in (2, 3))
+    if not cubes:
+        return lost, won
+    moved = max(abs(lost - won), min(lost + won, squares**2 / cubes))
+    return max(0.0, (moved + lost - won) / 2), max(0.0, (moved - lost + won) / 2)
+
+
+def clustered_samples(
+    *, sizes: Sequence[int], totals: Sequence[float], moved: float, most: float | None = None
+) -> float:
+    """Return how many true or false samples those are worth that come in clusters, or are graded.
+
+    Clusters are such as the captions of an image; `totals` are the sums of the samples' values in
+    each, `moved` the sum of their sizes over all. `Flips` and `Share` take each value for a whole
+    one: grades vary less than that, clusters more. Never more than `most` (None: than there are
+    samples); a single cluster is worth one.
     """
     count, samples = len(sizes), sum(sizes)
     if count < 2:
@@ -370,21 +391,21 @@ def clustered_samples(*, sizes: Sequence[int], totals: Sequence[int], squares: i
     mean = sum(totals) / samples
     around = sum((t - m * mean) ** 2 for t, m in zip(totals, sizes, strict=True))
     found = _effective(
-        spread=squares / samples - mean**2,
+        spread=moved / samples - mean**2,
         variance=count / (count - 1) * around / samples**2,
         mass=sum(m * m for m in sizes) / samples**2,
     )
-    return min(float(samples), found)
+    return min(float(samples) if most is None else most, found)
 
 
 def _effective(*, spread: float, variance: float, mass: float) -> float:
     """Return the effective size of an average sum(w x), with weights of sum 1.
 
-    `spread` is sum(w (x - average)^2), `variance` the estimated variance of the average: their
-    quotient is the effective size of Rao and Scott (Biometrics 48 (1992) 577-585). Few flips say
-    little about how they move together, so one group of average weight that moves as a whole is
-    added to both, with `mass` the sum of W^2 over groups of weight W: without a flip 1 / mass is
-    left, the number of groups where all are alike.
+    `spread` is sum(w (x - average)^2) for whole values x, `variance` the estimated variance of the
+    average: their quotient is the effective size of Rao and Scott (Biometrics 48 (1992) 577-585).
+    Few flips say little about how they move together, or how far, so one group of average weight
+    that moves as a whole is added to both, with `mass` the sum of W^2 over groups of weight W:
+    without a flip 1 / mass is left, the number of groups where all are alike.
     """
     return (spread + mass) / (variance + mass * mass)
 

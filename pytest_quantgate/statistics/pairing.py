@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from pytest_quantgate.statistics.intervals import ClassCounts, Flips, Share, clustered_samples
+from pytest_quantgate.evidence.outcomes import is_graded
+from pytest_quantgate.statistics.intervals import (
+    ClassCounts,
+    Flips,
+    Share,
+    clustered_samples,
+    sum_moves,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes
+    from pytest_quantgate.evidence.outcomes import Outcomes, Score, StoredOutcomes
 
 #: Nothing but the whole and its classes is counted.
 NO_SLICES: Mapping[str, Sequence[int]] = MappingProxyType({})
@@ -27,14 +34,15 @@ class Unpaired(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clusters:
-    """Samples that come in clusters (captions of an image, copies of one): what they are worth.
+class Worth:
+    """What samples are worth that come in clusters (captions of an image, copies), or are graded.
 
-    `drop`, `right` and `changed` are how many independent samples would know the drop, the share
-    that is right and the share that changed as well as these.
+    `drop`, `right` and `changed` are how many independent true or false samples would know the
+    drop, the share that is right and the share that changed as well as these. `clusters` is None
+    where every sample stands for itself.
     """
 
-    count: int
+    clusters: int | None
     drop: float
     right: float
     changed: float
@@ -44,45 +52,47 @@ class Clusters:
 class Pairs:
     """Counts over paired samples. `changed` counts answers that differ, right or wrong.
 
-    `slices` are the counts of the groups that were asked for. `clusters` is None where every sample
-    stands for itself.
+    `right_to_wrong` and `wrong_to_right` count samples, `lost` and `won` are what `sum_moves` makes
+    of them: of true or false outcomes the same. Where outcomes are graded, `before_right` and
+    `after_right` are sums of grades, and the counts those of samples that score less and more.
+    `slices` are the counts of the groups that were asked for. `worth` is None where every sample
+    stands for itself and none is graded.
     """
 
     samples: int
-    before_right: int
-    after_right: int
+    before_right: float
+    after_right: float
     right_to_wrong: int
     wrong_to_right: int
+    lost: float
+    won: float
     changed: int
+    graded: bool = False
     classes: tuple[tuple[str, ClassCounts], ...] = ()
     slices: tuple[tuple[str, ClassCounts], ...] = ()
-    clusters: Clusters | None = None
+    worth: Worth | None = None
 
     @property
     def drop(self) -> float:
-        return (self.right_to_wrong - self.wrong_to_right) / self.samples
+        return (self.lost - self.won) / self.samples
 
     @property
     def flips(self) -> Flips:
         """What was lost and won, in independent samples."""
-        found = Flips(
-            right_to_wrong=self.right_to_wrong,
-            wrong_to_right=self.wrong_to_right,
-            samples=self.samples,
-        )
-        return found.grow(self.clusters.drop / self.samples) if self.clusters else found
+        found = Flips(right_to_wrong=self.lost, wrong_to_right=self.won, samples=self.samples)
+        return found.grow(self.worth.drop / self.samples) if self.worth else found
 
     @property
     def right_share(self) -> Share:
         """What is right afterwards, in independent samples."""
         found = Share(count=self.after_right, samples=self.samples)
-        return found.grow(self.clusters.right / self.samples) if self.clusters else found
+        return found.grow(self.worth.right / self.samples) if self.worth else found
 
     @property
     def changed_share(self) -> Share:
         """What changed, in independent samples."""
         found = Share(count=self.changed, samples=self.samples)
-        return found.grow(self.clusters.changed / self.samples) if self.clusters else found
+        return found.grow(self.worth.changed / self.samples) if self.worth else found
 
 
 def pair_outcomes(
@@ -117,15 +127,13 @@ def pair_outcomes(
         raise Unpaired("the clusters of the samples differ between the variants")
     correct = [after.correct[i] for i in order]
     answers = [after.answers[i] for i in order]
-    is_retrieval = not before.class_names
-    changed = [
-        (was != now) if is_retrieval else (a != b)
-        for was, now, a, b in zip(before.correct, correct, before.answers, answers, strict=True)
-    ]
-    return _count(
+    by_answer = before.class_names and not is_graded((*before.correct, *correct))
+    return pair_scores(
         before.correct,
         correct,
-        changed=changed,
+        changed=[a != b for a, b in zip(before.answers, answers, strict=True)]
+        if by_answer
+        else None,
         labels=labels,
         names=before.class_names,
         clusters=before.clusters,
@@ -161,10 +169,9 @@ def pair_stored(
     correct = [now.correct[i] for i in order]
     place = {index: rank for rank, index in enumerate(order)} if slices else {}
     # The same ids of the same data have the same labels and clusters: today's are the baseline's.
-    return _count(
+    return pair_scores(
         before,
         correct,
-        changed=[a != b for a, b in zip(before, correct, strict=True)],
         labels=[now.labels[i] for i in order],
         names=now.class_names,
         clusters=[now.clusters[i] for i in order if now.clusters],
@@ -180,42 +187,54 @@ def _check_ids(ids: Sequence[str], *, variant: str) -> None:
         raise Unpaired(f"{variant} has the sample {doubled[0]!r} more than once")
 
 
-def _count(
-    before: Sequence[bool],
-    after: Sequence[bool],
+def pair_scores(
+    before: Sequence[Score],
+    after: Sequence[Score],
     *,
-    changed: Sequence[bool],
-    labels: Sequence[int],
-    names: Sequence[str],
-    clusters: Sequence[int],
-    slices: Mapping[str, Sequence[int]],
+    changed: Sequence[bool] | None = None,
+    labels: Sequence[int] = (),
+    names: Sequence[str] = (),
+    clusters: Sequence[int] = (),
+    slices: Mapping[str, Sequence[int]] = NO_SLICES,
 ) -> Pairs:
-    both = list(zip(before, after, strict=True))
+    """Return the paired counts of the scores of samples, both in one order.
+
+    `changed` says whose answers differ (default: whose scores do); `slices` are the places of the
+    samples of each slice, by its name.
+    """
+    losses = [was - now for was, now in zip(before, after, strict=True)]
+    changed = [loss != 0 for loss in losses] if changed is None else changed
+    moves = _sum_moves(losses)
 
     def count(inside: Sequence[int]) -> ClassCounts:
-        was, now, other = ([values[i] for i in inside] for values in (before, after, changed))
-        weighed = _weigh_clusters(was, now, other, [clusters[i] for i in inside if clusters])
+        lost, now = [losses[i] for i in inside], [after[i] for i in inside]
+        other = [changed[i] for i in inside]
+        moves = _sum_moves(lost)
+        worth = _weigh(lost, now, other, [clusters[i] for i in inside if clusters])
         return ClassCounts(
             samples=len(inside),
-            right=sum(now),
-            right_to_wrong=sum(a and not b for a, b in zip(was, now, strict=True)),
-            wrong_to_right=sum(b and not a for a, b in zip(was, now, strict=True)),
-            worth=min(weighed.drop, weighed.right) / len(inside) if weighed else 1.0,
+            right=_add(now),
+            right_to_wrong=moves[0],
+            wrong_to_right=moves[1],
+            worth=min(worth.drop, worth.right) / len(inside) if worth else 1.0,
         )
 
     return Pairs(
-        samples=len(both),
-        before_right=sum(before),
-        after_right=sum(after),
-        right_to_wrong=sum(was and not now for was, now in both),
-        wrong_to_right=sum(now and not was for was, now in both),
+        samples=len(losses),
+        before_right=_add(before),
+        after_right=_add(after),
+        right_to_wrong=sum(loss > 0 for loss in losses),
+        wrong_to_right=sum(loss < 0 for loss in losses),
+        lost=moves[0],
+        won=moves[1],
         changed=sum(changed),
+        graded=is_graded(losses),
         classes=tuple(
             (names[label] if 0 <= label < len(names) else str(label), count(inside))
             for label, inside in sorted(group_places(labels if names else ()).items())
         ),
         slices=tuple((name, count(inside)) for name, inside in slices.items()),
-        clusters=_weigh_clusters(before, after, changed, clusters),
+        worth=_weigh(losses, after, changed, clusters),
     )
 
 
@@ -227,26 +246,56 @@ def group_places(values: Iterable[Value]) -> dict[Value, list[int]]:
     return places
 
 
-def _weigh_clusters(
-    before: Sequence[bool], after: Sequence[bool], changed: Sequence[bool], clusters: Sequence[int]
-) -> Clusters | None:
+def _sum_moves(losses: Sequence[float]) -> tuple[float, float]:
+    """Return what `sum_moves` does, as whole numbers where nothing is graded."""
+    if is_graded(losses):
+        return sum_moves(losses)
+    return sum(loss > 0 for loss in losses), sum(loss < 0 for loss in losses)
+
+
+def _add(values: Sequence[float]) -> float:
+    """Return the sum: a whole number of whole ones, else the same in any order."""
+    return math.fsum(values) if is_graded(values) else sum(values)
+
+
+def _weigh(
+    losses: Sequence[float],
+    after: Sequence[Score],
+    changed: Sequence[bool],
+    clusters: Sequence[int],
+) -> Worth | None:
     sizes = Counter(clusters)
-    if len(sizes) == len(clusters):
+    apart, graded = len(sizes) == len(clusters), is_graded(losses)
+    if apart and not graded:
         return None
 
-    def weigh(values: Sequence[int]) -> float:
-        totals = dict.fromkeys(sizes, 0)
-        for cluster, value in zip(clusters, values, strict=True):
-            totals[cluster] += value
-        return clustered_samples(
-            sizes=list(sizes.values()),
-            totals=list(totals.values()),
-            squares=sum(value * value for value in values),
-        )
+    def weigh(values: Sequence[float], *, moved: float) -> float:
+        most = float(len(values))
+        if is_graded(values):
+            each = range(len(values))
+            most = _weigh_values(values, clusters=each, moved=moved, most=math.inf)
+        if apart:
+            return most
+        return _weigh_values(values, clusters=clusters, moved=moved, most=most)
 
-    return Clusters(
-        count=len(sizes),
-        drop=weigh([was - now for was, now in zip(before, after, strict=True)]),
-        right=weigh(after),
-        changed=weigh(changed),
+    return Worth(
+        clusters=None if apart else len(sizes),
+        drop=weigh(losses, moved=sum(_sum_moves(losses))),
+        right=weigh(after, moved=_add(after)),
+        changed=weigh(changed, moved=sum(changed)),
+    )
+
+
+def _weigh_values(
+    values: Sequence[float], *, clusters: Sequence[int], moved: float, most: float
+) -> float:
+    sizes = Counter(clusters)
+    totals: dict[int, float] = dict.fromkeys(sizes, 0)
+    for cluster, value in zip(clusters, values, strict=True):
+        totals[cluster] += value
+    return clustered_samples(
+        sizes=list(sizes.values()),
+        totals=list(totals.values()),
+        moved=moved,
+        most=most,
     )

@@ -24,7 +24,7 @@ from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.evidence.codec import shorten
 from pytest_quantgate.evidence.fingerprint import Fingerprint
 from pytest_quantgate.evidence.latency import LatencyRun
-from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes, pack_bits
+from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes, pack_scores
 from pytest_quantgate.store.acceptance import needs_passing, refuse_unfit
 from pytest_quantgate.store.disk import WRITING, describe_write_error, refuse_links, write_whole
 from pytest_quantgate.store.owners import (
@@ -349,7 +349,7 @@ def store_outcomes(outcomes: Outcomes) -> StoredOutcomes:
     return StoredOutcomes(
         samples=len(order),
         ids_digest=hashlib.sha256(ids.encode()).hexdigest(),
-        correct_bits=pack_bits([outcomes.correct[i] for i in order]),
+        correct_bits=pack_scores([outcomes.correct[i] for i in order]),
         value=outcomes.value,
         data_digest=outcomes.data_digest,
     )
@@ -380,7 +380,7 @@ def next_record(
     day = today.isoformat()
     before, after = store_outcomes(fp16), store_outcomes(quantized)
     if pairs is not None:
-        worth = pairs.clusters
+        worth = pairs.worth
         before = replace(before, effective_samples=worth.right if worth else None)
         after = replace(
             after,

@@ -355,10 +355,10 @@ def _check_outcomes(outcomes: StoredOutcomes, *, at: str) -> None:
 
 def _check_value(outcomes: StoredOutcomes, *, at: str) -> None:
     """An edit of the value, or of the bits, shows in the other."""
-    right = sum(outcomes.correct)
+    right = math.fsum(outcomes.correct)
     if abs(outcomes.value - right / outcomes.samples) > 1e-9:
         raise BaselineError(
-            f"{at}.value is {outcomes.value!r}, but {right} of {outcomes.samples} outcomes are "
+            f"{at}.value is {outcomes.value!r}, but {right:g} of {outcomes.samples} outcomes are "
             f"right: it was changed by hand"
         )
 

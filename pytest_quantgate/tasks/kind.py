@@ -3,8 +3,8 @@
 A task of this package is a module of `tasks/` with a `KIND`, and its name in `BUILTIN`. One of
 another package is an entry point of the group `pytest_quantgate.tasks` that names its `TaskKind`.
 One of your own is `<data set>/<module>:<name>` in a suite with `trust: true`: a `TaskKind`, or a
-function from `TaskInputs` to one outcome a sample. Modules are imported when a suite names their
-task.
+function from `TaskInputs` to one outcome a sample, true, false or a score between. Modules are
+imported when a suite names their task.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pytest_quantgate.tasks.builtin import Purpose
 
 if TYPE_CHECKING:
     from pytest_quantgate.evidence.audit import TowerName
-    from pytest_quantgate.evidence.outcomes import Outcomes
+    from pytest_quantgate.evidence.outcomes import Outcomes, Score
     from pytest_quantgate.tasks.samples import Samples
     from pytest_quantgate.tasks.scoring import Scored, TaskInputs
 
@@ -213,26 +213,27 @@ def _load_own(name: str, *, task: str) -> TaskKind:
 
 
 def _as_scored(function: Callable[[Any], Any]) -> Callable[[TaskInputs], Scored]:
-    """Return a function that may give plain booleans as one that gives `Scored`."""
+    """Return a function that may give plain scores as one that gives `Scored`."""
 
     def score(inputs: TaskInputs) -> Scored:
         from pytest_quantgate.tasks.scoring import Scored
 
         found = function(inputs)
-        return found if isinstance(found, Scored) else Scored(correct=_as_booleans(found))
+        return found if isinstance(found, Scored) else Scored(correct=_list_scores(found))
 
     return score
 
 
-def _as_booleans(found: Any) -> list[bool]:
+def _list_scores(found: Any) -> list[Score]:
     if hasattr(found, "tolist"):  # an array or a tensor
         found = found.tolist()
     if not isinstance(found, Sequence) or isinstance(found, str):
         raise DataError(f"a task gives one outcome a sample, not {type(found).__name__}")
-    odd = next((value for value in found if value not in (0, 1)), None)
-    if odd is not None:
-        raise DataError(f"an outcome is true or false, not {odd!r:.60}")
-    return [bool(value) for value in found]
+    plain = [value.item() if hasattr(value, "item") else value for value in found]
+    odd = next((value for value in plain if not isinstance(value, (bool, int, float))), None)
+    if odd is not None or None in plain:
+        raise DataError(f"an outcome is true, false or a score in [0, 1], not {odd!r:.60}")
+    return plain
 
 
 def _check_kind(found: Any, *, name: str) -> TaskKind:

@@ -7,7 +7,7 @@ picture count as one group). Cosine similarity. A picture is no neighbour of its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import DataError
@@ -39,13 +39,8 @@ def find_nearest(
     about `subject`, where fewer than `k` are left for a query.
     """
     import torch
-    from torch.nn import functional
 
-    numbers: dict[str, int] = {}
-    own, others = (
-        torch.tensor([numbers.setdefault(shown, len(numbers)) for shown in found])
-        for found in (asked, stored)
-    )
+    own, others = number_shown(asked, stored)
     first = {number: index for index, number in reversed(list(enumerate(others.tolist())))}
     copies = torch.ones(len(others), dtype=torch.bool)
     copies[list(first.values())] = False
@@ -55,17 +50,43 @@ def find_nearest(
             f"{subject} looks at the {k} nearest, but there are only {most} besides a query and "
             f"its copies: take more samples, or a smaller K"
         )
-    queries, candidates = (functional.normalize(x, dim=-1) for x in (queries, candidates))
     cosines, indices = [], []
-    for start in range(0, len(queries), CHUNK_ROWS):
-        rows = queries[start : start + CHUNK_ROWS] @ candidates.T
-        rows[own[start : start + CHUNK_ROWS, None] == others] = -torch.inf
+    for _, rows in compare_rows(queries, candidates, own=own, others=others):
         if distinct:
             rows[:, copies] = -torch.inf
         best = rows.topk(k, dim=1)
         cosines.append(best.values)
         indices.append(best.indices)
     return torch.cat(cosines), torch.cat(indices)
+
+
+def number_shown(*shown: Sequence[str]) -> tuple[torch.Tensor, ...]:
+    """Return int64 [N] for each sequence: the same number for the same picture or text."""
+    import torch
+
+    numbers: dict[str, int] = {}
+    return tuple(
+        torch.tensor([numbers.setdefault(one, len(numbers)) for one in found]) for found in shown
+    )
+
+
+def compare_rows(
+    queries: torch.Tensor, candidates: torch.Tensor, *, own: torch.Tensor, others: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield some rows of the queries [N, D] and their cosines to all candidates [M, D].
+
+    A candidate that shows the same as the query, by the numbers `own` [N] and `others` [M], has the
+    cosine -inf.
+    """
+    import torch
+    from torch.nn import functional
+
+    queries, candidates = (functional.normalize(x, dim=-1) for x in (queries, candidates))
+    for start in range(0, len(queries), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        rows = queries[part] @ candidates.T
+        rows[own[part, None] == others] = -torch.inf
+        yield part, rows
 
 
 def score_agreement(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.fingerprint import digest_of, digest_parts
-from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes
+from pytest_quantgate.evidence.outcomes import Outcomes, Score, mean_score, round_score
 from pytest_quantgate.tasks.contents import count_copies
 from pytest_quantgate.tasks.samples import Samples
 
@@ -54,6 +54,7 @@ class TaskInputs:
 class Scored:
     """What a variant answers: one entry an outcome, in an order that depends on the data alone.
 
+    `correct` says whether it is right, or how right, in [0, 1] (nDCG, a reciprocal rank).
     `answers` are numbers that stand for what was answered (default: whether it is right), -1 for
     none; `labels` the class of each with `class_names`, both empty where the task has no classes.
     `ids` are those of the samples where nothing else is said; several outcomes of one sample have
@@ -62,7 +63,7 @@ class Scored:
     label). `nonfinite` counts embeddings with NaN or Inf.
     """
 
-    correct: Sequence[bool]
+    correct: Sequence[Score]
     answers: Sequence[int] = ()
     ids: Sequence[str] = ()
     labels: Sequence[int] = ()
@@ -75,9 +76,9 @@ class Scored:
 def build_outcomes(scored: Scored, *, inputs: TaskInputs, variant: str) -> Outcomes:
     """Return what a task gave as evidence; raises DataError where it has not one entry each."""
     samples, task = inputs.samples, inputs.task
-    correct = tuple(bool(right) for right in scored.correct)
     ids = tuple(scored.ids) or samples.ids
-    answers = tuple(scored.answers) or tuple(map(int, correct))
+    correct = _round_scores(scored.correct, ids=ids, subject=f"{task}: {inputs.metric}: {variant}")
+    answers = tuple(scored.answers) or tuple(int(score == 1) for score in correct)
     labels = tuple(scored.labels) or (-1,) * len(correct)
     shared = scored.shared or (inputs.pixels,)
     parts = {"ids": ids, "answers": answers, "labels": labels}
@@ -98,13 +99,26 @@ def build_outcomes(scored: Scored, *, inputs: TaskInputs, variant: str) -> Outco
         answers=answers,
         labels=labels,
         class_names=scored.class_names,
-        value=_count_value(correct, labels=labels, metric=inputs.metric),
+        value=mean_score(correct, labels=labels, metric=inputs.metric),
         data_digest=digest_data(inputs),
         nonfinite=scored.nonfinite,
         clusters=() if len(set(clusters)) == len(clusters) else clusters,
         copies=count_copies(samples, pixels=inputs.pixels) if copies is None else copies,
         data_parts=list_parts(inputs),
     )
+
+
+def _round_scores(
+    scores: Sequence[Score], *, ids: Sequence[str], subject: str
+) -> tuple[Score, ...]:
+    found: list[Score] = []
+    for index, score in enumerate(scores):
+        try:
+            found.append(round_score(score))
+        except ValueError as error:
+            name = repr(ids[index]) if index < len(ids) else str(index)
+            raise DataError(f"{subject}: sample {name}: {error}") from error
+    return tuple(found)
 
 
 def digest_data(inputs: TaskInputs) -> str:
@@ -145,14 +159,3 @@ def find_finite(embedded: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.isfinite(embedded).all(dim=1)
-
-
-def _count_value(correct: Sequence[bool], *, labels: Sequence[int], metric: str) -> float:
-    """Return the share that is right, or the mean of it over the classes that occur."""
-    if not averages_classes(metric):
-        return sum(correct) / max(1, len(correct))
-    by_class: dict[int, list[bool]] = {}
-    for label, right in zip(labels, correct, strict=True):
-        by_class.setdefault(label, []).append(right)
-    recalls = [sum(found) / len(found) for _, found in sorted(by_class.items())]
-    return sum(recalls) / max(1, len(recalls))

@@ -63,6 +63,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def tally(amount: float) -> str:
+    """Return a count as it is, `3`, and a sum of grades with two digits, `3.25`."""
+    return f"{amount:.2f}" if isinstance(amount, float) else str(amount)
+
+
 def waivers_words(figures: Iterable[Mapping[str, object]]) -> str:
     """Return `2 waivers until 2027-03-01`, the day of the first to end; nothing without any.
 

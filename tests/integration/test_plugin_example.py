@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -141,9 +142,9 @@ datasets:
 calibration: {{data: tiles/train, samples: 16, batch_size: 16, held_out_samples: 16}}
 quantize: {{recipe: int8}}
 gates:
-  accuracy: [{{task: tiles/neighbours, metric: top1, max_drop: 100pp}}]
-  regression: [{{task: tiles/neighbours, metric: top1, max_fp16_drop: 20pp, max_drop: 90pp,
-    max_drop_since_first: 90pp}}]
+  accuracy: [{{task: tiles/prototypes, metric: mrr, bank: tiles/train, max_drop: 60pp}}]
+  regression: [{{task: tiles/prototypes, metric: mrr, bank: tiles/train, max_fp16_drop: 40pp,
+    max_drop: 60pp, max_drop_since_first: 60pp}}]
 """
 
 
@@ -152,14 +153,16 @@ def tiles(tmp_path: Path) -> Path:
     root = tmp_path / "tiles"
     root.mkdir()
     noise = np.random.default_rng(0)
+    labels = np.arange(60) % 4
     for split in ("train", "test"):
-        images = noise.integers(0, 256, (40, 48, 48, 3), dtype=np.uint8)
-        np.savez(root / f"{split}.npz", images=images, labels=np.arange(40) % 2)
-    (root / "classnames.txt").write_text("circle\nsquare\n")
+        brightness = 50 * labels + noise.integers(0, 80, 60)
+        images = brightness[:, None, None, None] + noise.integers(0, 20, (60, 48, 48, 3))
+        np.savez(root / f"{split}.npz", images=images.astype(np.uint8), labels=labels)
+    (root / "classnames.txt").write_text("black\nbrown\ngrey\nwhite\n")
     return root
 
 
-def test_data_of_another_package_is_judged_as_every_other(
+def test_data_and_a_metric_of_another_package_are_judged_as_every_other(
     tmp_path: Path, tiny_clip: Path, tiles: Path, environment: dict[str, str]
 ) -> None:
     path = tmp_path / "tiles.quantgate.yaml"
@@ -173,13 +176,27 @@ def test_data_of_another_package_is_judged_as_every_other(
     created, _ = run(tmp_path, "pytest", *create, environment=environment)
     status, output = run(tmp_path, "pytest", *options, environment=environment)
 
-    assert "tiles/test: 40 samples (all)" in shown
-    assert "classes   2: circle 20, square 20" in shown
-    assert "40" in plan
+    assert "tiles/test: 60 samples (all)" in shown
+    assert "classes   4: black 15, brown 15, grey 15, white 15" in shown
+    assert "60" in plan
     assert created == 0
     assert status == 0, output
-    assert "PASS  regression" in output
-    assert "tiles/neighbours" in (tmp_path / "report.json").read_text()
+    assert "PASS  accuracy[tiles/prototypes-mrr]" in output
+    assert "PASS  regression[tiles/prototypes-mrr]" in output
+    (report,) = json.loads((tmp_path / "report.json").read_text())["suites"]
+    (task,) = report["tasks"]
+    assert (task["metric"], task["samples"]) == ("mrr", 60)
+    assert 0.5 < task["fp16"]["value"] < 1
+    (baseline,) = (tmp_path / "baselines").rglob("*.json")
+    kept = json.loads(baseline.read_text())
+    assert kept["fp16"]["correct_bits"] == task["fp16"]["correct_bits"]
+    assert kept["fp16"]["correct_bits"].startswith("float32:")
+    _, plan = run(tmp_path, "pytest_quantgate", "plan", path.name, environment=environment)
+    assert "measured" in plan
+    _, diff = run(
+        tmp_path, "pytest_quantgate", "diff", "report.json", "report.json", environment=environment
+    )
+    assert "no difference" in diff, diff
 
 
 def test_without_the_package_its_data_is_unknown(tmp_path: Path, tiny_clip: Path) -> None:
@@ -275,7 +292,7 @@ def test_code_that_a_suite_names_is_only_run_with_trust(tmp_path: Path) -> None:
     assert "PASS  accuracy[digits/our_tasks:same_shelf-acc1]" in output
 
     # An edited function replays nothing: what it gives now is judged.
-    (tmp_path / "our_tasks.py").write_text(OWN.format(value="0.5"))
+    (tmp_path / "our_tasks.py").write_text(OWN.format(value="1.5"))
     status, output = run(tmp_path, "pytest", *options, environment=environment)
     assert status != 0
-    assert "an outcome is true or false, not 0.5" in output
+    assert "sample '0': 1.5 is no score in [0, 1]" in output

@@ -16,13 +16,13 @@ pytestmark = pytest.mark.slow
 WRONG = {
     "a share": (
         'assert_accuracy_drop(fp16=0.79, quantized=0.78, max_drop="1pp")',
-        "assert_accuracy_drop: fp16 must be one true or false a sample (a list, array or tensor), "
-        "or Outcomes; a float was given",
+        "assert_accuracy_drop: fp16 must be one true or false, or a score in [0, 1], a sample (a "
+        "list, array or tensor), or Outcomes; a float was given",
     ),
     "one of two": (
         'assert_accuracy_drop(fp16=[True], quantized=None, max_drop="1pp")',
-        "quantized must be one true or false a sample (a list, array or tensor), or Outcomes; None "
-        "was given",
+        "quantized must be one true or false, or a score in [0, 1], a sample (a list, array or "
+        "tensor), or Outcomes; None was given",
     ),
     "a name": (
         'assert_accuracy_drop(fp16="10", quantized="11", max_drop="1pp")',

@@ -184,8 +184,8 @@ def test_accuracy_drop_fails_on_flips_that_cancel_out() -> None:
 def test_accuracy_drop_refuses_what_is_no_outcome() -> None:
     with pytest.raises(ValueError, match="3 FP16 and 2 quantized outcomes"):
         assert_accuracy_drop(fp16=[1, 1, 0], quantized=[1, 1], max_drop="1pp")
-    with pytest.raises(ValueError, match=r"outcome 1 of quantized is 0\.5"):
-        assert_accuracy_drop(fp16=[1, 1], quantized=[1, 0.5], max_drop="1pp")
+    with pytest.raises(ValueError, match=r"outcome 1 of quantized is 1\.5"):
+        assert_accuracy_drop(fp16=[1, 1], quantized=[1, 1.5], max_drop="1pp")
     with pytest.raises(ValueError, match="no outcomes of FP16"):
         assert_accuracy_drop(fp16=[], quantized=[], max_drop="1pp")
     with pytest.raises(ValueError, match=r"max_drop: 1 needs a unit"):

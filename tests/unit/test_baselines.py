@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import BaselineError, QuantGateError
 from pytest_quantgate.evidence.fingerprint import Fingerprint
-from pytest_quantgate.evidence.outcomes import Outcomes, pack_bits, unpack_bits
+from pytest_quantgate.evidence.outcomes import Outcomes, pack_scores, round_score, unpack_scores
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.store import baselines
 from pytest_quantgate.store.acceptance import (
@@ -457,14 +458,43 @@ def test_value_that_is_no_number_is_never_written(store: Store) -> None:
 @given(bits=st.lists(st.booleans(), max_size=70))
 @example(bits=[])
 def test_bits_come_back(bits: list[bool]) -> None:
-    packed = pack_bits(tuple(bits))
+    packed = pack_scores(tuple(bits))
 
-    assert unpack_bits(packed, count=len(bits)) == tuple(bits)
+    assert unpack_scores(packed, count=len(bits)) == tuple(bits)
     assert len(base64.b64decode(packed)) == (len(bits) + 7) // 8
 
 
+GRADES = st.one_of(st.booleans(), st.floats(0, 1))
+
+
+@repeatable
+@given(grades=st.lists(GRADES, max_size=40))
+@example(grades=[True, 0.1, 1 / 3, False])
+@example(grades=[1e-46, 1 - 1e-12])
+def test_grades_come_back_as_they_are_kept(grades: list[float]) -> None:
+    """Whole ones are true or false, also where 32 bits make them whole."""
+    kept = tuple(map(round_score, grades))
+
+    back = unpack_scores(pack_scores(kept), count=len(kept))
+
+    assert back == kept
+    assert [*map(type, back)] == [*map(type, kept)]
+    assert kept == pytest.approx(grades, abs=1e-7)
+    assert pack_scores(kept).startswith("float32:") is any(type(grade) is float for grade in kept)
+
+
+@pytest.mark.parametrize("value", [-0.001, 1.001, float("nan"), float("inf")])
+def test_what_is_no_score_is_refused(value: float) -> None:
+    packed = base64.b64encode(struct.pack(">2f", 0.5, value)).decode()
+
+    with pytest.raises(ValueError, match=r"is no score in \[0, 1\]"):
+        round_score(value)
+    with pytest.raises(ValueError, match=r"is no score in \[0, 1\]"):
+        unpack_scores(f"float32:{packed}", count=2)
+
+
 def test_first_sample_is_the_highest_bit() -> None:
-    assert base64.b64decode(pack_bits((True,) + (False,) * 8 + (True,))) == b"\x80\x40"
+    assert base64.b64decode(pack_scores((True,) + (False,) * 8 + (True,))) == b"\x80\x40"
 
 
 @pytest.mark.parametrize(
@@ -473,6 +503,9 @@ def test_first_sample_is_the_highest_bit() -> None:
         ("gEA=", 7, "2 bytes cannot hold 7 outcomes"),
         ("gEA=", 17, "2 bytes cannot hold 17 outcomes"),
         ("gEA=", 9, "there are more than 9 outcomes"),
+        ("float32:PwAAAD8AAAA=", 1, "8 bytes cannot hold 1 outcomes"),
+        ("float32:PwAAAD8AAAA=", 3, "8 bytes cannot hold 3 outcomes"),
+        ("float16:gEA=", 9, "Only base64 data is allowed"),
         ("gEA", 9, "Incorrect padding"),
         ("gE*A=", 9, "Only base64 data is allowed"),
         ("gEAä", 9, "string argument should contain only ASCII characters"),
@@ -480,7 +513,7 @@ def test_first_sample_is_the_highest_bit() -> None:
 )
 def test_bits_that_are_not_just_so_many_are_refused(text: str, count: int, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
-        unpack_bits(text, count=count)
+        unpack_scores(text, count=count)
 
 
 @pytest.mark.parametrize(

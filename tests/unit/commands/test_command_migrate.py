@@ -12,7 +12,7 @@ import pytest
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.evidence.fingerprint import Fingerprint
 from pytest_quantgate.evidence.latency import Machine
-from pytest_quantgate.evidence.outcomes import StoredOutcomes, pack_bits
+from pytest_quantgate.evidence.outcomes import StoredOutcomes, pack_scores
 from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import LatencyRecord, Record, canonical_text
 
@@ -38,7 +38,7 @@ def outcomes(bits: str) -> StoredOutcomes:
     return StoredOutcomes(
         samples=len(bits),
         ids_digest="1" * 64,
-        correct_bits=pack_bits(correct),
+        correct_bits=pack_scores(correct),
         value=sum(correct) / len(bits),
         data_digest="2" * 64,
     )

@@ -332,18 +332,18 @@ def test_captions_are_worth_what_the_baseline_measured(capsys: Captured, tmp_pat
         labels=(-1,) * 1000,
         clusters=tuple(i // 5 for i in range(1000)),
     )
-    assert pairs.clusters is not None
+    assert pairs.worth is not None
 
     drop, floor = plan(capsys, environ=environ)
 
     one = Flips(right_to_wrong=0.02, wrong_to_right=0.01, samples=1)
     alone = samples_to_settle(one, confidence=0.95, limit=0.03)
     assert alone is not None
-    assert 190 < pairs.clusters.drop < 199.9
-    assert drop["needed"] == math.ceil(alone * 1000 / pairs.clusters.drop)
+    assert 190 < pairs.worth.drop < 199.9
+    assert drop["needed"] == math.ceil(alone * 1000 / pairs.worth.drop)
     right = samples_to_settle(Share(count=0.79, samples=1), confidence=0.95, limit=0.5)
     assert right is not None
-    assert floor["needed"] == math.ceil(right * 1000 / pairs.clusters.right)
+    assert floor["needed"] == math.ceil(right * 1000 / pairs.worth.right)
 
 
 def test_a_mean_over_classes_is_planned_by_their_sizes(capsys: Captured, tmp_path: Path) -> None:

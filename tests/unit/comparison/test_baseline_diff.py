@@ -20,7 +20,7 @@ from pytest_quantgate.comparison.things import compare_paths
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.evidence.fingerprint import Fingerprint
 from pytest_quantgate.evidence.latency import Machine
-from pytest_quantgate.evidence.outcomes import StoredOutcomes, pack_bits
+from pytest_quantgate.evidence.outcomes import StoredOutcomes, pack_scores
 from pytest_quantgate.statistics.intervals import Flips, drop_limits
 from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import Chain, LatencyRecord, Record
@@ -33,7 +33,7 @@ def outcomes(correct: list[bool], *, ids: str = "ids", data: str = "data") -> St
     return StoredOutcomes(
         samples=len(correct),
         ids_digest=hashlib.sha256(ids.encode()).hexdigest(),
-        correct_bits=pack_bits(correct),
+        correct_bits=pack_scores(correct),
         value=sum(correct) / len(correct),
         data_digest=hashlib.sha256(data.encode()).hexdigest(),
     )

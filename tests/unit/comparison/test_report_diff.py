@@ -13,7 +13,7 @@ import pytest
 from pytest_quantgate.comparison.changes import Change, DiffError, mirror
 from pytest_quantgate.comparison.report_files import compare_reports, read_report
 from pytest_quantgate.errors import ReportError
-from pytest_quantgate.evidence.outcomes import pack_bits
+from pytest_quantgate.evidence.outcomes import pack_scores
 from pytest_quantgate.report.json_report import render_json
 from pytest_quantgate.report.model import (
     AuditFacts,
@@ -42,7 +42,7 @@ def outcome(variant: str, correct: tuple[bool, ...]) -> OutcomeFacts:
         variant=variant,
         value=sum(correct) / len(correct),
         right=sum(correct),
-        correct_bits=pack_bits(correct),
+        correct_bits=pack_scores(correct),
         answers_digest="a" * 64,
         nonfinite=0,
     )

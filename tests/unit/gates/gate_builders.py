@@ -26,7 +26,7 @@ from pytest_quantgate.evidence.audit import (
     Tower,
 )
 from pytest_quantgate.evidence.fidelity import Fidelity, TowerFidelity
-from pytest_quantgate.evidence.outcomes import Outcomes, StoredPair
+from pytest_quantgate.evidence.outcomes import Outcomes, Score, StoredPair
 from pytest_quantgate.evidence.parity import Roundtrip
 from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate
@@ -89,7 +89,7 @@ def number_in(pattern: str, lines: Sequence[str]) -> int:
 # -- outcomes -----------------------------------------------------------------------------------
 
 
-def make_outcomes(correct: Sequence[bool], **changes: Any) -> Outcomes:
+def make_outcomes(correct: Sequence[Score], **changes: Any) -> Outcomes:
     """Return outcomes whose wrong answers are the next class; labels go round the classes."""
     names = changes.get("class_names", CLASSES)
     wheel = len(names) or 1
@@ -177,7 +177,7 @@ def make_class_pair(
     return build(before, "fp16"), build(after, "fp8-attention")
 
 
-def make_hits(correct: Sequence[bool], **changes: Any) -> Outcomes:
+def make_hits(correct: Sequence[Score], **changes: Any) -> Outcomes:
     """Return outcomes of retrieval: queries without classes."""
     return make_outcomes(
         correct,

@@ -10,9 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_quantgate.evidence.outcomes import Outcomes
-from pytest_quantgate.statistics.intervals import ClassCounts, Flips, Share, clustered_samples
-from pytest_quantgate.statistics.pairing import Clusters, Unpaired, pair_outcomes, pair_stored
+from pytest_quantgate.evidence.outcomes import Outcomes, round_score
+from pytest_quantgate.statistics.intervals import (
+    ClassCounts,
+    Flips,
+    Share,
+    clustered_samples,
+    drop_limits,
+)
+from pytest_quantgate.statistics.pairing import Unpaired, Worth, pair_outcomes, pair_stored
 from pytest_quantgate.store.baselines import store_outcomes
 from tests.unit.gates.gate_builders import (
     CLASSES,
@@ -164,7 +170,7 @@ def test_samples_that_stand_for_themselves_are_worth_their_number() -> None:
 
     found = pair_outcomes(before=before, after=now)
 
-    assert found.clusters is None
+    assert found.worth is None
     assert found.flips == Flips(right_to_wrong=7, wrong_to_right=3, samples=100)
     assert found.right_share == Share(count=found.after_right, samples=100)
     assert found.changed_share == Share(count=15, samples=100)
@@ -193,8 +199,8 @@ def test_captions_that_are_lost_together_are_worth_their_images() -> None:
 
     pairs = pair_outcomes(before=before, after=after)
 
-    assert pairs.clusters is not None
-    assert pairs.clusters.count == 200
+    assert pairs.worth is not None
+    assert pairs.worth.clusters == 200
     assert pairs.flips.samples == pytest.approx(200, rel=0.05)
     assert pairs.flips.value == pytest.approx(pairs.drop)
     assert pairs.changed_share.samples == pytest.approx(pairs.flips.samples)
@@ -207,14 +213,14 @@ def test_a_cluster_is_weighed_by_what_its_samples_lost_less_what_they_won() -> N
     before = make_hits([True, True, True, False, True], variant="fp16", clusters=clusters)
     after = make_hits([False, False, True, True, True], clusters=clusters)
 
-    found = pair_outcomes(before=before, after=after).clusters
+    found = pair_outcomes(before=before, after=after).worth
 
     sizes = [2, 2, 1]
-    assert found == Clusters(
-        count=3,
-        drop=clustered_samples(sizes=sizes, totals=[2, -1, 0], squares=3),
-        right=clustered_samples(sizes=sizes, totals=[0, 2, 1], squares=3),
-        changed=clustered_samples(sizes=sizes, totals=[2, 1, 0], squares=3),
+    assert found == Worth(
+        clusters=3,
+        drop=clustered_samples(sizes=sizes, totals=[2, -1, 0], moved=3),
+        right=clustered_samples(sizes=sizes, totals=[0, 2, 1], moved=3),
+        changed=clustered_samples(sizes=sizes, totals=[2, 1, 0], moved=3),
     )
 
 
@@ -255,7 +261,7 @@ def test_each_class_is_worth_what_its_own_images_are(
                 clustered_samples(
                     sizes=[sum(image == other for other, *_ in mine) for image in images],
                     totals=list(inside.values()),
-                    squares=sum(value * value for value in values),
+                    moved=sum(abs(value) for value in values),
                 )
             )
         expected = min(worth) if len(images) < len(mine) else len(mine)
@@ -282,12 +288,120 @@ def test_a_baseline_takes_the_clusters_of_today_in_its_own_order() -> None:
     assert pair_stored(stored=store_outcomes(before), now=mixed).flips == expected.flips
 
 
+def make_grades(*moves: tuple[float, float], **changes: Any) -> tuple[Outcomes, Outcomes]:
+    """Return queries that scored the one before and the other after."""
+    before, after = zip(*moves, strict=True)
+    return make_hits(before, variant="fp16", **changes), make_hits(after, **changes)
+
+
+def test_what_grades_lost_and_won_is_summed_and_counted() -> None:
+    """Exact: (1/4 + 1/16 + 1 + 9/16)^2 / (1/8 + 1/64 + 1 + 27/64) = 9/4 moved, as much each way."""
+    before, after = make_grades((True, 0.5), (0.25, 0.5), (0.5, 0.5), (False, True), (0.75, False))
+
+    found = pair_outcomes(before=before, after=shuffled(after))
+
+    assert (found.right_to_wrong, found.wrong_to_right, found.changed) == (2, 2, 4)
+    assert (found.lost, found.won) == (1.125, 1.125)
+    assert (found.before_right, found.after_right) == (2.5, 2.5)
+    assert found.graded
+    assert found == pair_stored(stored=store_outcomes(before), now=shuffled(after))
+
+
+def test_grades_are_worth_what_their_variance_says() -> None:
+    """Exact: 1/2 is lost once in four; whole ones of that mean would vary by 1/8 - 1/64."""
+    moves = ((True, 0.5), (True, True), (True, True), (True, True))
+    found = pair_outcomes(before=make_grades(*moves)[0], after=make_grades(*moves)[1]).worth
+
+    whole, real = 1 / 8 - 1 / 64, 4 / 3 * (1 / 16 - 1 / 64)
+    assert found is not None
+    assert found.clusters is None
+    assert found.drop == pytest.approx((whole + 1 / 4) / (real / 4 + 1 / 16))
+    assert found.changed == 4
+
+
+def test_grades_that_move_little_know_the_drop_better() -> None:
+    """Half as much of twice as many: as good as about twice as many samples that are whole."""
+    halves = [(1.0, 0.5)] * 200 + [(0.5, 0.5)] * 1800
+    before, after = make_grades(*halves)
+    flips = pair_outcomes(before=before, after=after).flips
+
+    assert flips.value == pytest.approx(0.05)
+    assert flips.variance == pytest.approx((0.05 / 2 - 0.05**2) / 2000, rel=0.02)
+    assert 4000 < flips.samples < 4200
+
+
+def test_few_large_losses_are_not_hidden_by_many_small_moves() -> None:
+    """Ten whole losses of 2,000, behind 800 moves of 0.03: about as if they stood alone."""
+    small = [(0.5, 0.53), (0.5, 0.47)] * 400
+    before, after = make_grades(*[(True, False)] * 10, *small, *[(0.5, 0.5)] * 1190)
+    alone = Flips(right_to_wrong=10, wrong_to_right=0, samples=2000)
+
+    flips = pair_outcomes(before=before, after=after).flips
+
+    assert flips.value == pytest.approx(0.005)
+    assert flips.rate * 2000 < 12
+    for confidence in (0.9, 0.95, 0.99):
+        found, whole = (drop_limits(of, confidence=confidence) for of in (flips, alone))
+        assert found.high == pytest.approx(whole.high, rel=0.02)
+
+
+def test_a_grade_that_did_not_move_shows_no_more_than_one_that_is_whole() -> None:
+    """Nothing was lost yet: what is lost next may be a whole query."""
+    before, after = make_grades(*[(0.5, 0.5)] * 300)
+
+    assert pair_outcomes(before=before, after=after).flips.samples == pytest.approx(300, rel=0.01)
+
+
+def test_grades_in_clusters_are_worth_no_more_than_apart() -> None:
+    moves = [(1.0, 0.5)] * 20 + [(0.5, 0.5)] * 180
+    alone = pair_outcomes(before=make_grades(*moves)[0], after=make_grades(*moves)[1])
+    clusters = tuple(i // 5 for i in range(200))
+    before, after = make_grades(*moves, clusters=clusters)
+    together = pair_outcomes(before=before, after=after)
+
+    assert alone.worth is not None
+    assert together.worth is not None
+    assert together.worth.clusters == 40
+    assert together.worth.drop < alone.worth.drop / 3
+    assert together.worth.changed == pytest.approx(40, rel=0.1)
+
+
+def test_of_graded_classes_another_score_counts_as_changed() -> None:
+    before = make_outcomes([0.5, 0.5, True, True], variant="fp16")
+    after = make_outcomes([0.5, 0.25, True, True], answers=(1, *before.answers[1:]))
+
+    found = pair_outcomes(before=before, after=after)
+
+    assert found.changed == 1
+    assert dict(found.classes)["dog"].right_to_wrong == 0.25
+    assert dict(found.classes)["fox"].worth == 1
+
+
+@SAME_EXAMPLES
+@given(moves=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30))
+@example(moves=[(0.1, 0.0), (0.3, 0.2), (0.7, 0.6)])
+def test_a_graded_drop_is_the_mean_of_the_differences(moves: list[tuple[float, float]]) -> None:
+    kept = [(round_score(was), round_score(now)) for was, now in moves]
+    before, after = make_grades(*kept)
+
+    found = pair_outcomes(before=before, after=after)
+    turned = pair_outcomes(before=after, after=before)
+
+    assert found.drop == pytest.approx(sum(a - b for a, b in kept) / len(kept), abs=1e-12)
+    assert found.flips.value == pytest.approx(found.drop, abs=1e-12)
+    assert turned.drop == pytest.approx(-found.drop, abs=1e-12)
+    assert turned.flips.samples == pytest.approx(found.flips.samples)
+    limits = drop_limits(found.flips, confidence=0.95)
+    assert -1 <= limits.low <= found.drop + 1e-9
+    assert found.drop - 1e-9 <= limits.high <= 1
+
+
 def test_a_caption_for_each_image_stands_for_itself() -> None:
     before, after = make_captions(3, each=1)
 
     pairs = pair_outcomes(before=before, after=after)
 
-    assert pairs.clusters is None
+    assert pairs.worth is None
     assert pairs.flips.samples == 200
 
 

@@ -400,7 +400,7 @@ def test_a_slot_is_anothers_where_it_is_four_times_as_near(own_flips: int, found
     """Three samples each way part the models; two of 8, or three of 9, are the slot's own."""
     fp16, quantized = make_pair(2_000, lost=3, won=3, both_wrong=100)
     moved = (50, 1_999, 1_998)[:own_flips]  # one that is wrong in both, then right ones
-    correct = tuple(right ^ (i in moved) for i, right in enumerate(quantized.correct))
+    correct = tuple(bool(right) ^ (i in moved) for i, right in enumerate(quantized.correct))
     slot = replace(quantized, correct=correct, value=sum(correct) / 2_000)
 
     verdict = judge(stored=store(slot, quantized), fp16=fp16, quantized=quantized)

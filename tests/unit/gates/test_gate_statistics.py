@@ -579,7 +579,7 @@ def test_an_empty_class_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "totals", "squares", "worth"),
+    ("sizes", "totals", "moved", "worth"),
     [
         # spread 1/4, variance 2/1 * 2/16, mass 8/16
         ([2, 2], [2, 0], 2, (1 / 4 + 1 / 2) / (1 / 4 + 1 / 4)),
@@ -588,40 +588,40 @@ def test_an_empty_class_is_refused() -> None:
     ],
 )
 def test_clusters_are_worth_what_rao_and_scott_say(
-    sizes: list[int], totals: list[int], squares: int, worth: float
+    sizes: list[int], totals: list[int], moved: int, worth: float
 ) -> None:
-    found = clustered_samples(sizes=sizes, totals=totals, squares=squares)
+    found = clustered_samples(sizes=sizes, totals=totals, moved=moved)
 
     assert found == pytest.approx(worth)
 
 
 def test_captions_that_move_together_are_worth_their_images() -> None:
     sizes = [5] * 400
-    together = clustered_samples(sizes=sizes, totals=[5] * 20 + [0] * 380, squares=100)
-    apart = clustered_samples(sizes=sizes, totals=[1] * 100 + [0] * 300, squares=100)
+    together = clustered_samples(sizes=sizes, totals=[5] * 20 + [0] * 380, moved=100)
+    apart = clustered_samples(sizes=sizes, totals=[1] * 100 + [0] * 300, moved=100)
 
     assert together == pytest.approx(400, rel=0.03)
     assert apart > 1500
 
 
 def test_without_a_flip_captions_are_worth_their_images() -> None:
-    assert clustered_samples(sizes=[5] * 40, totals=[0] * 40, squares=0) == pytest.approx(40)
+    assert clustered_samples(sizes=[5] * 40, totals=[0] * 40, moved=0) == pytest.approx(40)
 
 
 def test_clusters_of_one_are_worth_about_as_many() -> None:
-    found = clustered_samples(sizes=[1] * 1000, totals=[1] * 30 + [0] * 970, squares=30)
+    found = clustered_samples(sizes=[1] * 1000, totals=[1] * 30 + [0] * 970, moved=30)
 
     assert found == pytest.approx(1000, rel=2e-3)
     assert found <= 1000
 
 
 def test_a_single_cluster_is_worth_one_sample() -> None:
-    assert clustered_samples(sizes=[50], totals=[3], squares=3) == 1.0
+    assert clustered_samples(sizes=[50], totals=[3], moved=3) == 1.0
 
 
 def test_samples_that_exclude_each_other_are_not_worth_more_than_they_are() -> None:
     """One of two captions is always lost: the drop is known exactly, which is not believed."""
-    assert clustered_samples(sizes=[2] * 500, totals=[1] * 500, squares=500) == 1000
+    assert clustered_samples(sizes=[2] * 500, totals=[1] * 500, moved=500) == 1000
 
 
 @pytest.mark.parametrize(("value", "limit"), [(0.06, 0.1), (0.8, 0.7), (0.8, 0.9), (0.0, 0.02)])

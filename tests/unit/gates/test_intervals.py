@@ -210,6 +210,17 @@ def test_captions_are_judged_by_their_images(bench: ModuleType) -> None:
     assert max(naive_upper, naive_lower) < 0.85
 
 
+def test_limits_of_grades_hold(bench: ModuleType) -> None:
+    """A t-test's upper limit does not where whole losses are rare: the check can fail."""
+    for name in ("mrr", "one in 200 loses all"):
+        upper, lower, t_upper, _, worth = bench.simulate_grades(name, queries=300, runs=300)
+
+        # 95 % less three standard deviations of 300 throws.
+        assert min(upper, lower) > 0.912, name
+        assert 1 < worth < 4
+    assert t_upper < 0.85
+
+
 def test_a_family_keeps_the_level_of_one(bench: ModuleType) -> None:
     alone, together, _, _ = bench.simulate_family(limits=10, kept=1.0, runs=500)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.evidence.outcomes import unpack_bits
+from pytest_quantgate.evidence.outcomes import unpack_scores
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.gates.coverage import CoverageGate, Waiver
 from pytest_quantgate.report.evidence import Evidence, Use, read_evidence, recipe_lines
@@ -63,7 +63,7 @@ def test_task_counts_flips_and_keeps_outcomes_as_a_baseline_does(tmp_path: Path)
     stored = store_outcomes(quantized)
     assert (task.right_to_wrong, task.wrong_to_right, task.answers_changed) == (4, 2, 6)
     assert task.ids_digest == stored.ids_digest
-    assert unpack_bits(task.quantized.correct_bits, count=50) == stored.correct
+    assert unpack_scores(task.quantized.correct_bits, count=50) == stored.correct
     assert [flip.right_to_wrong for flip in task.flips] == [True] * 4 + [False] * 2
     assert sum(facts.right_to_wrong for facts in task.classes) == 4
     assert sum(facts.samples for facts in task.classes) == 50

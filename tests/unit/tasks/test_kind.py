@@ -113,7 +113,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "from pytest_quantgate.tasks.kind import TaskKind\n"
         "LIMIT = 3\n"
         "def same(inputs):\n    return [True, 0, 1.0]\n"
-        "def odd(inputs):\n    return [True, 0.5]\n"
+        "def graded(inputs):\n    import torch\n    return torch.tensor([0.5, 1.0])\n"
+        "def odd(inputs):\n    return [True, 'yes']\n"
         "def none(inputs):\n    return None\n"
         "KIND = TaskKind(name='whole', help='h', score=same)\n"
     )
@@ -126,7 +127,8 @@ def test_a_function_of_ones_own_gives_one_outcome_a_sample(own: str) -> None:
     kind = find_task(f"shop/{own}:same")
     inputs: Any = None
 
-    assert kind.score(inputs).correct == [True, False, True]
+    assert kind.score(inputs).correct == [True, 0, 1.0]
+    assert find_task(f"shop/{own}:graded").score(inputs).correct == [0.5, 1.0]
     assert find_task(f"shop/{own}:KIND").name == "whole"
     assert find_package(f"shop/{own}:same") == own
     kind.check_metric("ndcg@10")
@@ -137,7 +139,7 @@ def test_a_function_of_ones_own_gives_one_outcome_a_sample(own: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("odd", r"an outcome is true or false, not 0.5"),
+        ("odd", r"an outcome is true, false or a score in \[0, 1\], not 'yes'"),
         ("none", r"a task gives one outcome a sample, not NoneType"),
     ],
 )

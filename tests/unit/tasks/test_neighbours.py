@@ -75,9 +75,9 @@ def test_neighbours_of_one_picture_are_kept_or_lost_together() -> None:
     pairs = pair_outcomes(before=fp16, after=found)
 
     assert found.clusters == tuple(index for index in range(60) for _ in range(5))
-    assert pairs.clusters is not None
-    assert pairs.clusters.count == 60
-    assert pairs.clusters.drop <= 300
+    assert pairs.worth is not None
+    assert pairs.worth.clusters == 60
+    assert pairs.worth.drop <= 300
 
 
 def test_a_copy_is_no_neighbour() -> None:

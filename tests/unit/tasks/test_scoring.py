@@ -41,6 +41,20 @@ def test_outcomes_alone_are_enough() -> None:
     assert (found.value, found.clusters, found.copies) == (0.75, (), 0)
 
 
+def test_grades_are_kept_and_averaged() -> None:
+    found = build(Scored(correct=[True, 1 / 3, 0.0, 0.5]))
+
+    assert [*map(type, found.correct)] == [bool, float, bool, float]
+    assert found.value == pytest.approx(11 / 24, abs=1e-7)
+    assert found.answers == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("bad", [1.5, -0.1, float("nan")])
+def test_what_is_no_score_is_named_with_its_sample(bad: float) -> None:
+    with pytest.raises(DataError, match=rf"d/t: acc1: v: sample '2': {bad} is no score in \[0, 1"):
+        build(Scored(correct=[True, 0.5, bad, True]))
+
+
 def test_a_mean_over_classes_weighs_each_alike() -> None:
     labels = (0, 0, 0, 1)
     scored = Scored(correct=[True, True, True, False], labels=labels, class_names=("cat", "dog"))

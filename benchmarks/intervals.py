@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -35,11 +35,11 @@ from pytest_quantgate.statistics.intervals import (
     chance_above,
     chance_to_pass,
     clustered_samples,
-    confidence_of_look,
     drop_limits,
     mean_over,
     samples_to_settle,
 )
+from pytest_quantgate.statistics.looks import Step, confidences_of_looks, spend_share
 from pytest_quantgate.statistics.pairing import pair_scores
 from pytest_quantgate.store.baselines import read_record
 
@@ -341,9 +341,10 @@ def measure_levels(*, quick: bool) -> list[tuple[Truth, float, float, float]]:
     return rows
 
 
-def edges_of(samples: int, limit: float, *, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+def edges_of(
+    samples: int, limit: float, *, z: float, wins: Iterable[int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return for each number won how many lost end a PASS, and how many begin a FAIL."""
-    z = NormalDist().inv_cdf(confidence)
 
     def edge(won: int, reached: Callable[[float], bool]) -> int:
         def holds(lost: int) -> bool:
@@ -352,11 +353,9 @@ def edges_of(samples: int, limit: float, *, confidence: float) -> tuple[np.ndarr
 
         return first_true(holds, low=0, high=samples - won)
 
-    wins = range(samples + 1)
-    return (
-        np.array([edge(won, lambda deviate: deviate > -z) for won in wins]),
-        np.array([edge(won, lambda deviate: deviate >= z) for won in wins]),
-    )
+    pairs = [(edge(won, lambda d: d > -z), edge(won, lambda d: d >= z)) for won in wins]
+    passing, failing = np.array(pairs).T
+    return passing, failing
 
 
 #: From a single sample on; of each all limits, and all shares won that there can be.
@@ -380,7 +379,8 @@ def measure_few(*, quick: bool) -> dict[tuple[float, int], tuple[float, float]]:
         for confidence in CONFIDENCES:
             worst = np.zeros(2)
             for limit in FEW_LIMITS[::step]:
-                passing, failing = edges_of(samples, limit, confidence=confidence)
+                z = NormalDist().inv_cdf(confidence)
+                passing, failing = edges_of(samples, limit, z=z, wins=range(samples + 1))
                 for share in np.minimum(shares, (1 - limit) / 2):
                     same = max(NEVER, 1 - limit - 2 * share)
                     logs = ways + lost * math.log(limit + share)
@@ -848,24 +848,23 @@ def tabulate_advice(rows: Sequence[tuple[float, ...]]) -> str:
 # -- looking again -------------------------------------------------------------------------------
 
 
-def simulate_looks(sizes: Sequence[int], *, runs: int) -> tuple[float, float]:
+def simulate_looks(sizes: Sequence[int], *, runs: int) -> tuple[float, float, float]:
     """Return how often raising the samples until green passes a drop that is at its limit.
 
-    First with every look for itself, then as the gates judge looks at growing samples of one data;
-    the last size is all of it. Limit 1 pp, 3 % flips.
+    With every look for itself, as the gates judge looks that nobody planned, and as they judge
+    those of a plan to the last size. Limit 1 pp, 3 % flips.
     """
     stream, limit = np.random.RandomState(len(sizes)), 0.01
-    asked = Fraction(95, 100)
-    quantiles = [
-        NormalDist().inv_cdf(
-            float(confidence_of_look(asked, number=i + 1, last=i + 1 == len(sizes)))
-        )
-        for i in range(len(sizes))
-    ]
+    quantiles = np.array(
+        [
+            np.full(len(sizes), Z),
+            *(list_quantiles(sizes, planned=planned) for planned in (None, sizes[-1])),
+        ]
+    )
     deviate_of = functools.cache(
         lambda b, c, n: ours(Flips(right_to_wrong=b, wrong_to_right=c, samples=n), limit)
     )
-    passed = np.zeros(2)
+    passed = np.zeros(len(quantiles))
     for _ in range(runs):
         lost = won = 0
         found = []
@@ -874,12 +873,99 @@ def simulate_looks(sizes: Sequence[int], *, runs: int) -> tuple[float, float]:
             lost += more
             won += int(stream.binomial(size - before - more, 0.01 / 0.98))
             found.append(deviate_of(lost, won, size))
-        passed += (
-            any(z <= -Z for z in found),
-            any(z <= -q for z, q in zip(found, quantiles, strict=True)),
-        )
-    alone, together = passed / runs
-    return float(alone), float(together)
+        passed += (np.array(found) <= -quantiles).any(axis=1)
+    alone, unplanned, planned = passed / runs
+    return float(alone), float(unplanned), float(planned)
+
+
+def list_quantiles(sizes: Sequence[int], *, planned: int | None) -> list[float]:
+    """Return the normal quantiles of looks at these sizes, without a plan or with one."""
+    asked, steps, spent = Fraction(95, 100), [], 0.0
+    for size in sizes:
+        spent = spend_share(size / planned if planned else 1.0, spent=spent, confidence=asked)
+        steps.append(Step(samples=size, spent=spent))
+    found = confidences_of_looks(asked, steps)
+    return [NormalDist().inv_cdf(float(confidence)) for confidence in found]
+
+
+def pass_in_two_looks(truth: Truth, *, first: int, quantiles: Sequence[float]) -> float:
+    """Return the exact chance that one of two looks, at `first` and at all samples, is a PASS.
+
+    The limit is the true drop.
+    """
+    table, limit = log_factorials(truth.samples), truth.drop
+    rest = truth.samples - first
+    early, early_won = binomial(first, truth.won, table=table)
+    late, late_won = binomial(rest, truth.won, table=table)
+    share = truth.lost / (1 - truth.won)
+    wins = range(early, early + len(early_won))
+    ends, _ = edges_of(first, limit, z=quantiles[0], wins=wins)
+    wins = range(early + late, early + late + len(early_won) + len(late_won) - 1)
+    ends_late, _ = edges_of(truth.samples, limit, z=quantiles[1], wins=wins)
+    total = 0.0
+    for i, chance in enumerate(early_won):
+        low, lost = binomial(first - early - i, share, table=table)
+        counts = np.arange(low, low + len(lost))
+        total += chance * lost[counts < ends[i]].sum()
+        left = np.where(counts < ends[i], 0, lost)
+        for j, other in enumerate(late_won):
+            if chance * other < NEGLIGIBLE:
+                continue
+            least, more = binomial(rest - late - j, share, table=table)
+            reached = np.concatenate([[0.0], np.cumsum(more)])
+            inside = np.clip(ends_late[i + j] - counts - least, 0, len(more))
+            total += chance * other * (left * reached[inside]).sum()
+    return float(total)
+
+
+#: What is lost and won where two looks are enumerated, and their sizes.
+TWO_LOOKS = ((0.01, 0.0), (0.02, 0.01), (0.02, 0.015))
+TWO_LOOK_SIZES = ((300, 600), (500, 1000), (900, 1000), (1000, 4000), (2500, 5000))
+
+
+def measure_two_looks(*, quick: bool) -> dict[tuple[float, float], tuple[float, float]]:
+    """Return how often PASS is wrong at most in two looks, without a plan and with one."""
+    found = {}
+    for lost, won in TWO_LOOKS:
+        worst = [0.0, 0.0]
+        for first, last in TWO_LOOK_SIZES[: 2 if quick else None]:
+            for place, planned in enumerate((None, last)):
+                quantiles = list_quantiles((first, last), planned=planned)
+                wrong = pass_in_two_looks(Truth(last, lost, won), first=first, quantiles=quantiles)
+                worst[place] = max(worst[place], wrong)
+        found[lost, won] = (worst[0], worst[1])
+    return found
+
+
+def tabulate_two_looks(found: dict[tuple[float, float], tuple[float, float]]) -> str:
+    rows = [
+        (pct(lost), pct(won), *(pct(value, 2) for value in worst))
+        for (lost, won), worst in found.items()
+    ]
+    head = ("lost in %", "won in %", "wrong PASS in % at most, without a plan", "with a plan")
+    return table_of(head, rows)
+
+
+def power_of_plan(sizes: Sequence[int], *, planned: int | None, runs: int) -> tuple[float, float]:
+    """Return how often a variant that loses nothing passes in the end, and the samples it takes.
+
+    Limit 1 pp, 3 % flips. The samples are those of the mean over all runs.
+    """
+    stream, limit = np.random.RandomState(len(sizes)), 0.01
+    quantiles = list_quantiles(sizes, planned=planned)
+    passed = used = 0
+    for _ in range(runs):
+        lost = won = before = 0
+        for size, quantile in zip(sizes, quantiles, strict=True):
+            lost += int(stream.binomial(size - before, 0.015))
+            won += int(stream.binomial(size - before, 0.015))
+            before = size
+            flips = Flips(right_to_wrong=lost, wrong_to_right=won, samples=size)
+            if ours(flips, limit) <= -quantile:
+                passed += 1
+                break
+        used += before
+    return passed / runs, used / runs
 
 
 LOOKS = {
@@ -892,10 +978,29 @@ LOOKS = {
 
 def tabulate_looks(*, quick: bool) -> str:
     rows = [
-        (name, *(pct(share) for share in simulate_looks(sizes, runs=300 if quick else 4000)))
+        (name, *(pct(share) for share in simulate_looks(sizes, runs=300 if quick else 20_000)))
         for name, sizes in LOOKS.items()
     ]
-    return table_of(("until green", "wrong PASS in %, each look alone", "as judged"), rows)
+    head = ("until green", "wrong PASS in %, each look alone", "without a plan", "with a plan")
+    return table_of(head, rows)
+
+
+#: Looks until a variant without a loss passes, and the plan that they keep to.
+PLANS = {
+    "2,069 at once": ((2069,), None),
+    "a plan to 2,069, at a half and all": ((1035, 2069), 2069),
+    "a plan to 2,069, at each quarter": ((518, 1035, 1552, 2069), 2069),
+    "no plan, 1,035, then 2,069": ((1035, 2069), None),
+    "no plan, 1,035, then 5,000": ((1035, 5000), None),
+}
+
+
+def tabulate_plans(*, quick: bool) -> str:
+    rows = []
+    for name, (sizes, planned) in PLANS.items():
+        share, used = power_of_plan(sizes, planned=planned, runs=300 if quick else 4000)
+        rows.append((name, pct(share), f"{used:,.0f}"))
+    return table_of(("looks", "passes in %", "samples on average"), rows)
 
 
 # -- what `quantgate plan` promises ----------------------------------------------------------------
@@ -1192,6 +1297,8 @@ def list_tables(*, quick: bool) -> dict[str, Callable[[], str]]:
         "verdicts": tabulate_verdicts,
         "advice": lambda: tabulate_advice(measure_advice(ADVICE[:4] if quick else ADVICE)),
         "looks": lambda: tabulate_looks(quick=quick),
+        "two looks": lambda: tabulate_two_looks(measure_two_looks(quick=quick)),
+        "plans": lambda: tabulate_plans(quick=quick),
         "planned": lambda: tabulate_planned(measure_planned(quick=quick)),
         "power": tabulate_power,
         "family": lambda: tabulate_family(quick=quick),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from PIL import Image
 
 from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.folders import Photo, as_they_are, of_files
-from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy, spend_confidence
+from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.sabotage import exchange
+from pytest_quantgate.statistics.looks import Step, confidences_of_looks, spend_share
 from pytest_quantgate.store.looks import Ledger
 from pytest_quantgate.tasks.samples import Samples
 
@@ -62,9 +64,14 @@ def look_until_green(bench: Bench) -> Case:
     """A limit that holds with the confidence of a first look, and not with what a fourth has."""
     (gate, *_) = bench.good.suite.gates.all(AccuracyGate)
     fp16, quantized = bench.good.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples)
+    steps, spent = [], 0.0
+    for share in (4, 3, 2, 1):
+        spent = spend_share(1.0, spent=spent, confidence=gate.confidence)
+        steps.append(Step(samples=bench.samples / share, spent=spent))
+    levels = confidences_of_looks(gate.confidence, steps)
     first, fourth = (
-        judge_accuracy(fp16=fp16, quantized=quantized, gate=spend_confidence(gate, look=look))
-        for look in (1, 4)
+        judge_accuracy(fp16=fp16, quantized=quantized, gate=replace(gate, confidence=confidence))
+        for confidence in (levels[0], levels[-1])
     )
     highest = [float(verdict.figures["drop_high_points"]) for verdict in (first, fourth)]
     limit = f"max_drop: {sum(highest) / 2:.3f}pp, floor"

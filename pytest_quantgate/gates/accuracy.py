@@ -11,6 +11,7 @@ from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes, mean_
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.calibration import NO_RANGE
 from pytest_quantgate.gates.deciding import RELATIONS, advise_next, confirm, decide, relation
+from pytest_quantgate.gates.looks import confidence_left, find_looks, remember_look
 from pytest_quantgate.gates.published import Published, judge_published
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import FINDINGS, describe_samples, judge_samples
@@ -31,7 +32,6 @@ from pytest_quantgate.gates.slices import (
 )
 from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
-    LATER_LOOKS,
     SETTLING_POWER,
     Flips,
     Interval,
@@ -39,7 +39,6 @@ from pytest_quantgate.statistics.intervals import (
     Share,
     chance_above,
     chance_below,
-    confidence_of_look,
     drop_limits,
     effective_samples,
     first_count,
@@ -47,9 +46,17 @@ from pytest_quantgate.statistics.intervals import (
     samples_to_settle,
     share_limits,
 )
+from pytest_quantgate.statistics.looks import PLANNED_SHARE
 from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.suite.gates import GateKind
-from pytest_quantgate.suite.keys import BadKey, choice_key, percent_key, points_key, section_key
+from pytest_quantgate.suite.keys import (
+    BadKey,
+    choice_key,
+    count_key,
+    percent_key,
+    points_key,
+    section_key,
+)
 from pytest_quantgate.suite.specs import Stage
 from pytest_quantgate.tasks.contents import CLASS
 from pytest_quantgate.text.words import brief_drop, code_of, count, level, percent, points, signed
@@ -68,7 +75,12 @@ NO_LAYERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyGate(TaskGate):
-    """Limits on what a task loses against FP16."""
+    """Limits on what a task loses against FP16.
+
+    `planned_samples` is how far `samples` may be raised until the limits decide: a look at fewer
+    spends little of the error chance. None: what there is is looked at once. `asked` is no key: it
+    is the confidence of all looks at the data, where `confidence` is what this one has left.
+    """
 
     kind = GATE
 
@@ -97,6 +109,16 @@ class AccuracyGate(TaskGate):
             "torch", "onnx", "engine", help="which model is judged; default: torch"
         ),
     )
+    planned_samples: int | None = field(
+        default=None,
+        metadata=count_key(help="most that samples will be raised to; default: one look"),
+    )
+    asked: Fraction | None = None
+
+    @property
+    def confidence_of_all(self) -> Fraction:
+        """The confidence of all looks together, by which limits are named."""
+        return self.asked or self.confidence
 
     @property
     def key(self) -> str:
@@ -107,6 +129,9 @@ class AccuracyGate(TaskGate):
         super().check()
         if "tolerance" in self.where.keys and self.published is None:
             raise BadKey("tolerance", "is about published: say what FP16 is known to score")
+        planned, samples = self.planned_samples, self.samples
+        if planned is not None and samples is not None and samples > planned:
+            raise BadKey("planned_samples", f"is less than samples: {samples}")
 
 
 def judge_accuracy(
@@ -221,23 +246,26 @@ def _add_search(
     )
 
 
-def spend_confidence(gate: AccuracyGate, *, look: int) -> AccuracyGate:
-    """Return the gate with the confidence that the how many-th look at its data has left."""
-    confidence = confidence_of_look(gate.confidence, number=look, last=gate.samples is None)
-    return replace(gate, confidence=confidence)
+def spend_confidence(gate: AccuracyGate, looks: Looks) -> AccuracyGate:
+    """Return the gate at the confidence that a look at its data has left."""
+    left = confidence_left(gate.confidence, looks)
+    return replace(gate, confidence=left, asked=gate.confidence)
 
 
 def describe_looks(verdict: Verdict, *, gate: AccuracyGate, looks: Looks) -> Verdict:
     """Return a verdict that says which look at the data it is, and of how many variants."""
     lines: list[str] = []
-    if looks.earlier:
-        spent = spend_confidence(gate, look=looks.number).confidence
-        most = (1 - gate.confidence) * (1 + LATER_LOOKS)
+    number, is_early = looks.now.number, looks.now.spent < PLANNED_SHARE
+    left = confidence_left(gate.confidence, looks)
+    goal = gate.planned_samples or "more"
+    what = f"look {number} of a plan to {goal} samples" if is_early else f"look {number}"
+    if looks.earlier or is_early:
         before = ", ".join(f"{look.samples} on {look.day}" for look in looks.earlier[-4:])
+        after = "" if is_early else "; fresh samples are a first look"
         lines.append(
-            f"look {looks.number} at samples of the same data ({before}): judged at "
-            f"{level(spent)}, so that all looks together are wrong in at most "
-            f"{float(most * 100):.3g} %; fresh samples are a first look"
+            f"{what}{f' at samples of the same data ({before})' if before else ''}: judged at "
+            f"{level(left)}, so that all looks together are wrong in at most "
+            f"{float((1 - gate.confidence) * 100):.3g} %{after}"
         )
     if looks.variants > 1:
         once = float(1 - gate.confidence)
@@ -246,11 +274,13 @@ def describe_looks(verdict: Verdict, *, gate: AccuracyGate, looks: Looks) -> Ver
             f"wrongly in up to {(1 - (1 - once) ** looks.variants) * 100:.2g} %; confirm the one "
             f"that ships on fresh samples"
         )
+    is_open = is_early and verdict.status is Status.INCONCLUSIVE
     return replace(
         verdict,
-        brief=f"{verdict.brief}, look {looks.number}" if looks.earlier else verdict.brief,
+        brief=f"{verdict.brief}, look {number}" if looks.earlier or is_early else verdict.brief,
         evidence=(*verdict.evidence, *lines),
-        figures={**verdict.figures, "look": looks.number, "variants_judged": looks.variants},
+        next_step=f"raise samples to {goal}, as planned" if is_open else verdict.next_step,
+        figures={**verdict.figures, "look": number, "variants_judged": looks.variants},
     )
 
 
@@ -285,7 +315,8 @@ def list_strengths(
         alarms.append(_cut_slices(pairs, spec=gate.slices).alarm(gate.confidence))
     if gate.published is not None:
         known = Published(score=gate.published, tolerance=gate.tolerance)
-        alarms.append(known.alarm(_fp16_share(fp16, gate=gate), confidence=gate.confidence))
+        share = _fp16_share(fp16, gate=gate)
+        alarms.append(known.alarm(share, confidence=gate.confidence_of_all))
     return tuple(alarm.strength for alarm in alarms)
 
 
@@ -405,7 +436,7 @@ def _judge_drop(
     headline = (
         f"accuracy: {gate.task}: {quantized.variant} {gate.metric} {percent(quantized.value)} vs "
         f"{fp16.variant} {percent(fp16.value)} on {describe_samples(quantized)}: drop "
-        f"{points(drop)}, {show_interval(interval, confidence=gate.confidence)}, "
+        f"{points(drop)}, {show_interval(interval, confidence=gate.confidence_of_all)}, "
         f"{relation(status, name='max_drop', limit=points(gate.max_drop))} "
         f"= {count(allowed, 'sample')} ({source})"
     )
@@ -420,8 +451,11 @@ def _judge_drop(
             evidence.append(
                 f"worst class {name!r} -{points(worst.drop)} ({describe_counts(worst)})"
             )
-    # What is no FAIL in its family needs the confidence of a family.
-    wanted = 1 - (1 - confidence) / family.size if doubts else confidence
+    wanted = confidence
+    if doubts:  # what is no FAIL in its family needs the confidence of a family
+        wanted = 1 - (1 - confidence) / family.size
+    elif status is Status.INCONCLUSIVE:  # fresh samples are a first look
+        wanted = float(gate.confidence_of_all)
     evidence += _advise(pairs, status=status, gate=gate, confidence=wanted)
     return Verdict(
         gate=GATE,
@@ -516,7 +550,8 @@ def _judge_published(fp16: Outcomes, *, gate: AccuracyGate, family: Family) -> V
         _fp16_share(fp16, gate=gate),
         published=Published(score=gate.published, tolerance=gate.tolerance),
         samples=len(fp16.ids),
-        gate=gate,
+        # FP16 is no variant that somebody looks at until it passes.
+        gate=replace(gate, confidence=gate.confidence_of_all),
         family=family,
     )
 
@@ -544,7 +579,7 @@ def _judge_floor(
         gate=GATE,
         status=status,
         headline=f"accuracy: {gate.task}: {quantized.variant} {gate.metric} "
-        f"{percent(quantized.value)}, one-sided {level(gate.confidence)} limits "
+        f"{percent(quantized.value)}, one-sided {level(gate.confidence_of_all)} limits "
         f"[{interval.low * 100:.2f}, {interval.high * 100:.2f}] %, {word} floor "
         f"{percent(floor)} ({gate.where.of('floor')})",
         brief=f"{percent(quantized.value)} [{interval.low * 100:.2f}, {interval.high * 100:.2f}] "
@@ -579,8 +614,8 @@ def _judge_flips(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family: F
         gate=GATE,
         status=status,
         headline=f"accuracy: {gate.task}: {pairs.changed} of {pairs.samples} {what} changed, "
-        f"{percent(pairs.changed / pairs.samples)}, one-sided {level(gate.confidence)} limits "
-        f"[{interval.low * 100:.2f}, {interval.high * 100:.2f}] %, "
+        f"{percent(pairs.changed / pairs.samples)}, one-sided {level(gate.confidence_of_all)} "
+        f"limits [{interval.low * 100:.2f}, {interval.high * 100:.2f}] %, "
         f"{relation(status, name='max_flips', limit=percent(limit))} = {allowed} "
         f"({gate.where.of('max_flips')})",
         brief=f"{percent(pairs.changed / pairs.samples)} of {what} changed "
@@ -637,17 +672,16 @@ def _cut_slices(pairs: Pairs, *, spec: SlicesSpec) -> Cut:
 def judge(run: GateRun, gate: AccuracyGate) -> Judged:
     """Return whether a task loses no more against FP16 than its limits allow."""
     from pytest_quantgate.gates.chance import describe_chance, judge_answers
-    from pytest_quantgate.gates.looks import remember_look
 
     fp16, quantized = _measure(run, gate)
     senseless = judge_answers(run, gate, fp16=fp16)
     if senseless is not None:
         return Judged(verdict=senseless)
-    looks, notes = remember_look(run, gate, quantized)
+    looks, notes = remember_look(run, gate, quantized, planned=gate.planned_samples)
     verdict = judge_accuracy(
         fp16=fp16,
         quantized=quantized,
-        gate=spend_confidence(gate, look=looks.number),
+        gate=spend_confidence(gate, looks),
         family=run.judging.family,
         columns=read_columns(run, gate, fp16),
     )
@@ -679,8 +713,13 @@ def _measure(run: GateRun, gate: AccuracyGate) -> tuple[Outcomes, Outcomes]:
 def measure_strengths(run: GateRun, gate: AccuracyGate) -> tuple[float, ...]:
     """Return the strength of each alarm of a gate, see `Family`."""
     fp16, quantized = _measure(run, gate)
-    columns = read_columns(run, gate, fp16)
-    return list_strengths(fp16=fp16, quantized=quantized, gate=gate, columns=columns)
+    looks = find_looks(run, gate, quantized, planned=gate.planned_samples)
+    return list_strengths(
+        fp16=fp16,
+        quantized=quantized,
+        gate=spend_confidence(gate, looks),
+        columns=read_columns(run, gate, fp16),
+    )
 
 
 KIND = GateKind(

@@ -6,8 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import MissingPackage, QuantGateError
+from pytest_quantgate.statistics.looks import Step, confidences_of_looks, spend_share
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.gates.run import GateRun
     from pytest_quantgate.gates.sections import TaskGate
@@ -16,27 +19,56 @@ if TYPE_CHECKING:
     from pytest_quantgate.tasks.contents import Contents
 
 
+def find_looks(run: GateRun, gate: TaskGate, quantized: Outcomes, *, planned: int | None) -> Looks:
+    """Return the how many-th look at its data a gate takes now, and what that spends.
+
+    `planned` is the most that `samples` will be raised to, None without a plan. Without a ledger
+    nothing is remembered, and every look is the first.
+    """
+    from pytest_quantgate.store.looks import Looks, count_looks
+
+    now = make_look(run, gate, quantized)
+    if run.ledger is None:
+        looks = Looks(now=now)
+    else:
+        looks = count_looks(now, (*run.ledger.read(_ask(run, gate)), *_list_stored(run, gate)))
+    if looks.recorded:
+        return looks
+    spent = spend_share(
+        gate.samples / planned if planned and gate.samples else 1.0,
+        spent=max((look.spent for look in looks.earlier), default=0.0),
+        confidence=gate.confidence,
+    )
+    return replace(looks, now=replace(looks.now, spent=spent))
+
+
 def remember_look(
-    run: GateRun, gate: TaskGate, quantized: Outcomes
+    run: GateRun, gate: TaskGate, quantized: Outcomes, *, planned: int | None
 ) -> tuple[Looks, tuple[str, ...]]:
     """Remember a look at the data of a gate; return which it is, and what is to be said of it.
 
     That is what was guessed about the data and changed in it, and whether the look could not be
-    remembered. Without a ledger nothing is remembered, and every look is the first.
+    remembered.
     """
-    from pytest_quantgate.store.looks import Looks, count_looks
-
-    question = f"{run.suite.name} {gate.key}"
+    looks = find_looks(run, gate, quantized, planned=planned)
     notes = describe_data(run, gate)
-    if run.ledger is None:
-        return Looks(number=1, earlier=(), variants=1), notes
-    now = make_look(run, gate, quantized)
-    looks = count_looks(now, (*run.ledger.read(question), *_list_stored(run, gate)))
     try:
-        run.ledger.add(question, replace(now, number=looks.number))
+        if run.ledger is not None:
+            run.ledger.add(_ask(run, gate), looks.now)
     except OSError as error:
         return looks, (*notes, f"{gate.key}: this look at the data was not remembered: {error}")
     return looks, notes
+
+
+def confidence_left(confidence: Fraction, looks: Looks) -> Fraction:
+    """Return the confidence that a look has left, so that all looks together keep one."""
+    steps = [Step(samples=look.samples, spent=look.spent) for look in (*looks.earlier, looks.now)]
+    return confidences_of_looks(confidence, steps)[-1]
+
+
+def _ask(run: GateRun, gate: TaskGate) -> str:
+    """Return the question that looks are remembered under."""
+    return f"{run.suite.name} {gate.key}"
 
 
 def describe_data(run: GateRun, gate: TaskGate) -> tuple[str, ...]:

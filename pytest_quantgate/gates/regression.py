@@ -489,12 +489,12 @@ def _list_draws(
 
 def _list_looks(run: GateRun, gate: RegressionGate, quantized: Outcomes) -> tuple[Look, ...]:
     """Return the looks at the data of a baseline that this machine and the baseline know of."""
-    from pytest_quantgate.gates.looks import make_look, remember_look
+    from pytest_quantgate.gates.looks import remember_look
 
     for other in run.suite.gates.all(AccuracyGate):
         if other.key == gate.key and run.ledger is not None:
-            looks, _ = remember_look(run, other, quantized)
-            return (*looks.earlier, replace(make_look(run, other, quantized), number=looks.number))
+            looks, _ = remember_look(run, other, quantized, planned=other.planned_samples)
+            return (*looks.earlier, looks.now)
     return ()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -268,25 +267,6 @@ def chance_above(found: Result, limit: float) -> float:
 def chance_below(found: Result, limit: float) -> float:
     """Return how likely a result this low or lower is at most, if the truth is at the limit."""
     return NormalDist().cdf(found.deviate(limit))
-
-
-#: What all looks after the first may add to the chance of a wrong decision, as a share of it.
-LATER_LOOKS = Fraction(1, 5)
-
-
-def confidence_of_look(confidence: Fraction, *, number: int, last: bool) -> Fraction:
-    """Return the confidence of the how many-th look at growing samples of the same data.
-
-    The first look has the whole error chance, so one look costs nothing. All later ones together
-    add at most a fifth of it, however many there are and whenever somebody stops: each spends half
-    of what is left of that fifth, the `last`, at all of the data, the rest. However looks depend on
-    one another, one of them is wrong at most as often as the chances add up to (Bonferroni).
-    """
-    if number == 1:
-        return confidence
-    # From the 32nd look on nothing is left that a float could tell from certainty.
-    left = (1 - confidence) * LATER_LOOKS * Fraction(1, 1 << min(number - 2, 30))
-    return 1 - (left if last else left / 2)
 
 
 # -- samples that are not alike ------------------------------------------------------------------

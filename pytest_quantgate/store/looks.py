@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_quantgate import bounds
@@ -27,14 +27,15 @@ SKETCH_SIZE, DIGITS = 48, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """The how many-th look this is, those of its variant before, and how many variants had any.
+    """The how many-th look `now` is, those of its variant before, and how many variants had any.
 
-    Only data that shares samples with this look counts.
+    Only data that shares samples with this look counts. `recorded` says that it was taken before.
     """
 
-    number: int
-    earlier: tuple[Look, ...]
-    variants: int
+    now: Look
+    earlier: tuple[Look, ...] = ()
+    variants: int = 1
+    recorded: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,14 @@ def count_looks(now: Look, before: Sequence[Look]) -> Looks:
     """Return the how many-th look this is; the same variant on the same data is the same look."""
     related = [look for look in before if share_samples(now, look)]
     mine = {look.data_digest: look for look in related if look.variant == now.variant}
-    earlier = [look for digest, look in mine.items() if digest != now.data_digest]
-    if now.data_digest in mine:
-        at = mine[now.data_digest].number
-        earlier = [look for look in earlier if look.number < at]
+    same = mine.pop(now.data_digest, None)
+    earlier = [look for look in mine.values() if same is None or look.number < same.number]
     earlier.sort(key=lambda look: (look.number, look.day))
+    now = replace(now, number=len(earlier) + 1)
     return Looks(
-        number=len(earlier) + 1,
+        # What was spent then is spent, whatever is planned by now.
+        now=now if same is None else replace(now, spent=same.spent),
         earlier=tuple(earlier),
         variants=len({now.variant, *(look.variant for look in related)}),
+        recorded=same is not None,
     )

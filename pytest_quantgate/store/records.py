@@ -21,6 +21,7 @@ from pytest_quantgate.evidence.codec import from_json, shorten, to_json
 from pytest_quantgate.evidence.fingerprint import Fingerprint
 from pytest_quantgate.evidence.latency import Machine
 from pytest_quantgate.evidence.outcomes import StoredOutcomes, averages_classes
+from pytest_quantgate.statistics.looks import PLANNED_SHARE
 from pytest_quantgate.untrusted import parse_json
 
 SCHEMA = 2
@@ -45,7 +46,9 @@ class Look:
     """One time that the data was looked at: how many samples of which data, on which ISO day.
 
     `variant` is the digest of the model, its recipe and calibration, `number` the how many-th look
-    of it this was; `sketch` are a few digests of samples, by which data is known again.
+    of it this was; `sketch` are a few digests of samples, by which data is known again. `spent` is
+    the share of the error chance that was spent up to its end; what was kept without it had no
+    plan. Raises StoredValueError for a share that is none.
     """
 
     samples: int
@@ -54,6 +57,11 @@ class Look:
     variant: str = ""
     number: int = 1
     sketch: str = ""
+    spent: float = PLANNED_SHARE
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.spent <= 1:
+            raise StoredValueError(f"spent: {self.spent!r} is not in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

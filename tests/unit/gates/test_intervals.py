@@ -179,10 +179,41 @@ def test_a_class_of_one_sample_cannot_hide_a_drop(bench: ModuleType) -> None:
 
 def test_raising_the_samples_until_green_does_not_pay(bench: ModuleType) -> None:
     """Seven looks, each for itself, pass a drop at its limit in one of five runs."""
-    alone, together = bench.simulate_looks(bench.LOOKS["7 doublings"], runs=1000)
+    alone, unplanned, planned = bench.simulate_looks(bench.LOOKS["7 doublings"], runs=1000)
 
     assert alone > 0.14
-    assert together < 0.06 + 0.0225  # three standard deviations of 1000 throws
+    assert max(unplanned, planned) < 0.05 + 0.0207  # three standard deviations of 1000 throws
+
+
+def test_two_looks_together_are_wrong_in_at_most_five_percent(bench: ModuleType) -> None:
+    """Exact: whoever raises the samples once, with a plan or without one."""
+    for rates, worst in bench.measure_two_looks(quick=True).items():
+        assert 0 < max(worst) <= 0.05, rates
+
+
+def test_enumeration_of_two_looks_knows_one(bench: ModuleType) -> None:
+    """Where one of the two cannot pass, what is left is the other's own chance."""
+    truth, never = bench.Truth(600, 0.04, 0.02), 30.0
+    alone = bench.verdicts(truth, limit=0.02)[0]
+    half = bench.verdicts(bench.Truth(300, 0.04, 0.02), limit=0.02)[0]
+
+    last = bench.pass_in_two_looks(truth, first=300, quantiles=(never, bench.Z))
+    first = bench.pass_in_two_looks(truth, first=300, quantiles=(bench.Z, never))
+    both = bench.pass_in_two_looks(truth, first=300, quantiles=(bench.Z, bench.Z))
+
+    assert (last, first) == (pytest.approx(alone), pytest.approx(half))
+    assert max(alone, half) + 0.01 < both < alone + half
+
+
+def test_a_plan_keeps_most_of_the_power(bench: ModuleType) -> None:
+    """Who did not plan is punished: look 2 at as many samples decides less often."""
+    once, planned, unplanned = (
+        bench.power_of_plan(sizes, planned=plan, runs=400)[0]
+        for sizes, plan in (((2069,), None), ((1035, 2069), 2069), ((1035, 2069), None))
+    )
+
+    assert planned > once - 0.05
+    assert unplanned < planned - 0.05
 
 
 def test_what_is_planned_decides_as_often_as_promised(bench: ModuleType) -> None:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pytest_quantgate.commands.planning import count_for_mean
 from pytest_quantgate.gates.latency import Levels, noise_factor, widen
 from pytest_quantgate.measure.latency import share_rounds
 from pytest_quantgate.statistics.family import ALONE, Alarm, Family
@@ -1033,23 +1034,25 @@ def measure_planned(*, quick: bool) -> list[tuple[str, float, int, float]]:
         images = math.ceil(alone / baseline.samples * 1000)
         passed = sum(draw(images=images)[0].deviate(0.01) <= -Z for _ in range(runs)) / runs
         rows.append((f"5 captions an image, {together:g} together", 1.0, images * 5, passed))
-    sizes = np.array([1000, 300, 100, 50, 20, 20, 10, 10])
-    mean = mean_over([one.grow(size) for size in sizes.tolist()])
-    settled = settle(mean, limit=0.05)
-    assert settled is not None
-    grown = np.maximum(1, np.rint(sizes * settled / mean.samples)).astype(int)
-    passed = 0.0
-    for _ in range(max(20, runs // 10)):
-        lost = stream.binomial(grown, truth.lost)
-        won = stream.binomial(grown - lost, truth.won / (1 - truth.lost))
-        found = mean_over(
-            [
-                Flips(right_to_wrong=int(b), wrong_to_right=int(c), samples=int(n))
-                for b, c, n in zip(lost, won, grown, strict=True)
-            ]
+    for sizes, limit in ((CLASS_SIZES["8, 10 to 1000 each"], 0.05), ([1000] * 9 + [10], 0.03)):
+        needed = count_for_mean(
+            one, sizes, confidence=CONFIDENCE, limit=limit, power=SETTLING_POWER
         )
-        passed += found.deviate(0.05) <= -Z
-    rows.append(("8 classes, 10 to 1000 each", 5.0, int(grown.sum()), passed / max(20, runs // 10)))
+        assert needed is not None
+        grown = np.maximum(1, np.rint(np.array(sizes) * needed / sum(sizes))).astype(int)
+        passed = 0.0
+        for _ in range(runs):
+            lost = stream.binomial(grown, truth.lost)
+            won = stream.binomial(grown - lost, truth.won / (1 - truth.lost))
+            found = mean_over(
+                [
+                    Flips(right_to_wrong=int(b), wrong_to_right=int(c), samples=int(n))
+                    for b, c, n in zip(lost, won, grown, strict=True)
+                ]
+            )
+            passed += found.limit(-Z) <= limit
+        name = f"{len(sizes)} classes, {min(sizes)} to {max(sizes)} each"
+        rows.append((name, limit * 100, needed, passed / runs))
     size = first_true(
         lambda n: (
             chance_to_pass(one.grow(n), confidence=CONFIDENCE, limit=0.2) ** 100 >= SETTLING_POWER

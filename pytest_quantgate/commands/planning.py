@@ -27,6 +27,7 @@ from pytest_quantgate.statistics.intervals import (
     Share,
     chance_to_pass,
     first_count,
+    is_settled,
     mean_over,
     samples_to_settle,
 )
@@ -163,14 +164,12 @@ class _Limit:
             expected, worth = rates.as_flips(), rates.worth
         if expected.value <= limit if self.name == "floor" else expected.value >= limit:
             return None
-        found: Result = expected
-        classes = self.data.classes
-        if averages_classes(self.gate.metric) and self.name != "max_flips" and classes:
-            found = _over_classes(expected, classes)
-            worth = found.samples / sum(classes)
-        settled = samples_to_settle(
-            found, confidence=float(self.gate.confidence), limit=limit, power=power
-        )
+        confidence = float(self.gate.confidence)
+        if averages_classes(self.gate.metric) and self.name != "max_flips" and self.data.classes:
+            return count_for_mean(
+                expected, self.data.classes, confidence=confidence, limit=limit, power=power
+            )
+        settled = samples_to_settle(expected, confidence=confidence, limit=limit, power=power)
         return None if settled is None else math.ceil(settled / worth)
 
 
@@ -279,6 +278,25 @@ def _list_limits(
     for name, limit, under in listed:
         if limit is not None:
             yield _Limit(gate=gate, name=name, limit=limit, rates=under, data=data)
+
+
+def count_for_mean(
+    expected: Flips | Share,
+    classes: Sequence[int],
+    *,
+    confidence: float,
+    limit: float,
+    power: float,
+) -> int | None:
+    """Return how many samples settle a mean over classes of these shares, at the expected rates."""
+    total = sum(classes)
+
+    def settles(samples: int) -> bool:
+        sizes = Counter(max(1, round(size * samples / total)) for size in classes)
+        found = _over_classes(expected, list(sizes.elements()))
+        return is_settled(found, confidence=confidence, limit=limit, power=power)
+
+    return first_count(settles, low=1, high=MOST_SAMPLES)
 
 
 def _over_classes(expected: Flips | Share, classes: Sequence[int]) -> Result:

@@ -118,6 +118,20 @@ class Flips:
             samples=self.samples * times,
         )
 
+    def move(self, by: float) -> Flips:
+        """Return the flips of a drop that is larger by so much, if there can be one.
+
+        What is lost changes; what is won, too, where all samples flip or nothing is lost.
+        """
+        won, lost = self.wrong_to_right, self.right_to_wrong + by * self.samples
+        turned = max(0.0, lost + won - self.samples) / 2 if lost > 0 else lost
+        won = max(0.0, min(self.samples, won - turned))
+        return Flips(
+            right_to_wrong=max(0.0, min(self.samples - won, lost - turned)),
+            wrong_to_right=won,
+            samples=self.samples,
+        )
+
     def deviate(self, drop: float) -> float:
         """Return the normal deviate that is as rare as these flips if the true drop is `drop`."""
         return self.score(drop).normal()
@@ -170,6 +184,11 @@ class Share:
     def grow(self, times: float) -> Share:
         """Return the same share of so many times the samples."""
         return Share(count=self.count * times, samples=self.samples * times)
+
+    def move(self, by: float) -> Share:
+        """Return the count of a share that is larger by so much, if there can be one."""
+        count = self.count + by * self.samples
+        return Share(count=max(0.0, min(self.samples, count)), samples=self.samples)
 
     def deviate(self, share: float) -> float:
         """Return the normal deviate that is as rare as this count if the true share is `share`."""
@@ -234,6 +253,13 @@ class Mean(Generic[Counts]):
     def grow(self, times: float) -> Mean[Counts]:
         """Return the mean with so many times the samples, at the same rates."""
         return Mean(parts=tuple((weight, part.grow(times)) for weight, part in self.parts))
+
+    def move(self, by: float) -> Mean[Counts]:
+        """Return the likeliest result that is larger by so much: uncertain parts move most."""
+        share = by / self.variance if self.variance else 0.0
+        return Mean(
+            parts=tuple((w, part.move(share * w * part.variance)) for w, part in self.parts)
+        )
 
 
 #: What limits can be had of: counts, or a mean of such.
@@ -412,8 +438,7 @@ def samples_to_settle(
     So many that `power` of all runs of that size decide. None where no number would: the value is
     the limit, or it would take more than 10^9. Of flips the sample size of the score test (Nam,
     Biometrics 53 (1997) 1422-1430; Liu and others, Statistics in Medicine 21 (2002) 231-245), with
-    the continuity correction; otherwise where the limit of a result with these rates, moved by as
-    many standard deviations as the power asks for, decides.
+    the continuity correction; otherwise where a result with these rates `is_settled`.
     """
     distance = abs(found.value - limit)
     if not distance:
@@ -427,14 +452,23 @@ def samples_to_settle(
         root = (spread + math.sqrt(spread**2 + 4 * distance * continuity)) / (2 * distance)
         needed = math.ceil(root * root)
         return needed if needed <= MOST_SAMPLES else None
-    z = math.copysign(quantile(confidence), found.value - limit)
 
     def settles(samples: int) -> bool:
         grown = found.grow(samples / found.samples)
-        reach = abs(grown.limit(z) - grown.value) + quantile(power) * math.sqrt(grown.variance)
-        return reach <= distance
+        return is_settled(grown, confidence=confidence, limit=limit, power=power)
 
     return first_count(settles, low=1, high=MOST_SAMPLES)
+
+
+def is_settled(found: Result, *, confidence: float, limit: float, power: float) -> bool:
+    """Return whether `power` of all runs at these rates decide on which side of `limit` they are.
+
+    Where the limit of a result decides that lies by as many standard deviations nearer to it.
+    """
+    quantile = NormalDist().inv_cdf
+    side = math.copysign(1.0, found.value - limit)
+    moved = found.move(-side * quantile(power) * math.sqrt(found.variance))
+    return side * (moved.limit(side * quantile(confidence)) - limit) >= 0
 
 
 def chance_to_pass(expected: Flips, *, confidence: float, limit: float) -> float:

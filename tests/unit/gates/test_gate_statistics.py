@@ -496,7 +496,8 @@ def test_samples_of_equal_weight_are_worth_themselves() -> None:
 
 @pytest.mark.parametrize("limit", [0.01, 0.2])
 def test_a_mean_is_settled_where_its_own_limits_decide(limit: float) -> None:
-    """The advised size is the least whose limit is beyond, with a standard error to spare."""
+    """The advised size is the least at which a result decides that is as near to the limit as one
+    in five is."""
     found = mean_flips([counts_of(900, 9, 9), counts_of(40, 4, 1), counts_of(38, 3, 0)])
 
     needed = samples_to_settle(found, confidence=0.95, limit=limit)
@@ -504,12 +505,25 @@ def test_a_mean_is_settled_where_its_own_limits_decide(limit: float) -> None:
     def spare(samples: int) -> float:
         assert isinstance(found, Mean)
         grown = found.grow(samples / found.samples)
-        mean = limits(grown)
-        half = (limit - mean.high) if found.value < limit else (mean.low - limit)
-        return half - NormalDist().inv_cdf(0.8) * math.sqrt(grown.variance)
+        away = NormalDist().inv_cdf(0.8) * math.sqrt(grown.variance)
+        near = grown.move(away if found.value < limit else -away)
+        assert abs(near.value - grown.value) == pytest.approx(away)
+        mean = limits(near)
+        return (limit - mean.high) if found.value < limit else (mean.low - limit)
 
     assert needed is not None
     assert spare(needed) >= 0 > spare(needed - 1)
+
+
+@SAME_EXAMPLES
+@given(flips=tables(), by=st.floats(-2, 2))
+def test_moved_flips_have_the_drop_that_is_asked_for_if_there_is_one(
+    flips: Flips, by: float
+) -> None:
+    moved = flips.move(by)
+
+    assert moved.samples == flips.samples
+    assert moved.value == pytest.approx(max(-1.0, min(1.0, flips.value + by)), abs=1e-9)
 
 
 def test_a_mean_at_its_limit_is_never_settled() -> None:
@@ -632,9 +646,9 @@ def test_a_share_is_settled_where_its_own_limits_decide(value: float, limit: flo
 
     def spare(samples: int) -> float:
         found = one.grow(samples)
-        bounds = share_limits(found, confidence=0.95)
-        half = (limit - bounds.high) if value < limit else (bounds.low - limit)
-        return half - NormalDist().inv_cdf(0.8) * math.sqrt(value * (1 - value) / samples)
+        away = NormalDist().inv_cdf(0.8) * math.sqrt(value * (1 - value) / samples)
+        bounds = share_limits(found.move(away if value < limit else -away), confidence=0.95)
+        return (limit - bounds.high) if value < limit else (bounds.low - limit)
 
     assert needed is not None
     assert spare(needed) >= 0 > spare(needed - 1)

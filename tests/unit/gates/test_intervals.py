@@ -222,8 +222,7 @@ def test_what_is_planned_decides_as_often_as_promised(bench: ModuleType) -> None
     found = {what: share for what, _, _, share in bench.measure_planned(quick=True)}
 
     assert found.pop("six limits, each as if alone") < 0.3
-    assert found.pop("8 classes, 10 to 1000 each") > 0.5  # of 20 runs
-    assert len(found) == 5
+    assert len(found) == 7
     for what, share in found.items():
         assert 0.75 < share < 0.9, what
 

@@ -274,7 +274,9 @@ PLANTS = (
         module="runtimes/onnx_blocks.py",
         code=wrap(
             "cut_blocks",
-            "found = good(*given, **named)\n    return dict(zip(found, [*found.values()][::-1]))",
+            "found = good(*given, **named)\n"
+            "    blocks = [*filter(None, found)]\n"
+            "    return {**found, **dict(zip(blocks, [found[name] for name in blocks[::-1]]))}",
         ),
         spoils="parity",
     ),

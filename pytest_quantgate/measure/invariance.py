@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.encoders.encoder import Batch, Encoder, join_inputs
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.evidence.audit import BatchInvariance, TowerName
-from pytest_quantgate.measure.parity import nudged
+from pytest_quantgate.measure.parity import list_blocks, nudged
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def measure_invariance(
     Of each sample the largest relative distance of the three, ||a - b|| / ||alone||, and of these
     the median: the kernels for a batch of one round otherwise than those for many, which in a
     quantized model moves some samples far and most not at all. The floor is the largest distance
-    that the same samples move by when each value in front of the blocks is changed by a random
+    that the same samples move by when each value in front of a block is changed by a random
     1e-6 of it. With fewer than two samples nothing can be compared, and `samples` is 0.
     """
     import torch
@@ -52,7 +52,7 @@ def measure_invariance(
     change = [_distances(*pair) for pair in ((among, alone), (others, alone), (others, among))]
     floors = []
     for seed in range(DRAWS):
-        with nudged(model.module.get_submodule(model.tower(tower).embeddings), seed=seed):
+        with nudged(model, blocks=list_blocks(model, tower=tower), seed=seed):
             floors.append(_distances(embed([*own, *first])[:count], among))
     return BatchInvariance(
         tower=tower,

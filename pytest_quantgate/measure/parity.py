@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.onnx import EngineOutputs
 from pytest_quantgate.evidence.parity import BlockParity, TowerParity
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
+from pytest_quantgate.quantization.quantizers import find_quantizers, is_dynamic
+from pytest_quantgate.runtimes.onnx_surgery import SMALLEST_AMAX
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,11 @@ NUDGE = 1e-6
 
 #: How often the model is nudged: each draw gives as many answers as there are samples.
 DRAWS = 2
+
+#: How near to the edge between two steps a value may be rounded either way, relative to itself and
+#: to the root mean square of its tensor: ten nudges in float32, or so many roundings of the type
+#: that PyTorch computes in.
+EDGE, EDGE_ROUNDINGS = 1e-5, 8
 
 #: Shares of the samples whose error is held to a share of the nudged ones: 50 % to 75 %, and 90 %
 #: to all. Rounding that falls on the other side of a tie throws a few samples far off and leaves
@@ -39,11 +47,12 @@ def measure_tower_parity(
     exported: Callable[[Batch], torch.Tensor],
     batches: Sequence[Batch],
     optimization: str,
-    blocks: tuple[BlockParity, ...] = (),
+    compared: tuple[BlockParity, ...] = (),
 ) -> TowerParity:
     """Return the errors of one exported tower on `batches`; `exported` gives its embeddings [N, D].
 
-    Errors are relative, ||a - b|| / ||b|| over all samples. Raises ValueError for no batches.
+    Errors are relative, ||a - b|| / ||b|| over all samples. `compared` are its blocks by
+    themselves. Raises ValueError for no batches.
     """
     import torch
 
@@ -59,7 +68,7 @@ def measure_tower_parity(
     found = torch.cat([exported(batch) for batch in batches]).double()
     moved = []
     for seed in range(DRAWS):
-        with nudged(quantized.module.get_submodule(quantized.tower(tower).embeddings), seed=seed):
+        with nudged(quantized, blocks=list_blocks(quantized, tower=tower), seed=seed):
             moved += relative_errors(run(quantized), approved)
     quantiles = compare_errors(relative_errors(found, approved), moved)
     return TowerParity(
@@ -70,7 +79,7 @@ def measure_tower_parity(
         sqnr_onnx_db=_sqnr_db(reference, found),
         nonfinite=int((~torch.isfinite(found).all(dim=1)).sum()),
         optimization=optimization,
-        blocks=blocks,
+        blocks=compared,
         **quantiles,
     )
 
@@ -118,45 +127,119 @@ def list_blocks(model: Encoder, *, tower: TowerName) -> tuple[str, ...]:
     return tuple(found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportedPart:
+    """What a block of the graph gives: its `result`, and what quantizers in it gave, by name."""
+
+    result: torch.Tensor
+    rounded: Mapping[str, torch.Tensor]
+
+
 def measure_block_parity(
     *,
     tower: TowerName,
     quantized: Encoder,
     blocks: Sequence[str],
-    exported: Callable[
-        [Batch, Mapping[str, torch.Tensor]], tuple[Mapping[str, torch.Tensor], torch.Tensor]
-    ],
+    exported: Callable[[str, Batch, Mapping[str, torch.Tensor]], ExportedPart],
     batches: Sequence[Batch],
 ) -> tuple[BlockParity, ...]:
     """Return the error of each block, given PyTorch's own hidden state before it.
 
-    `exported(batch, hidden)` gives the hidden state behind every block, and the embeddings [N, D],
-    where what follows a block reads `hidden[block]` [N, T, H] instead. The first block answers for
-    what is in front of it as well; what is behind the last one comes last, as `behind ...`.
+    `exported(block, batch, hidden)` gives the hidden state behind a block where those of others
+    are `hidden`, and for no block ("") the embeddings [N, D]. The first block answers for what is
+    in front of it as well; what is behind the last one comes last, as `behind ...`.
+
+    PyTorch's block takes the values that the graph's quantizers gave in the place of its own: a
+    value on the edge of a step, which a last bit moves by a whole one, then is the same in both.
+    What a quantizer of the graph gives is compared with what PyTorch's gives of values as near as
+    rounding is (`EDGE`). The worst of them and of the block's result is the error of a sample.
     """
     import torch
 
-    head = f"behind {blocks[-1]}"
-    errors: dict[str, list[float]] = {name: [] for name in (*blocks, head)}
-    moved: dict[str, list[float]] = {name: [] for name in (*blocks, head)}
+    names = {block: block for block in blocks} | {"": f"behind {blocks[-1]}"}
+    errors: dict[str, list[float]] = {name: [] for name in names}
+    moved: dict[str, list[float]] = {name: [] for name in names}
     for batch in batches:
         runs, embeddings = _record_blocks(quantized, tower=tower, blocks=blocks, batch=batch)
-        found, projected = exported(batch, {block: run.result for block, run in runs.items()})
-        errors[head] += relative_errors(projected, embeddings)
-        for seed in range(DRAWS):
-            nudge = _run_nudged(quantized, blocks[-1], tower=tower, batch=batch, seed=seed)
-            moved[head] += relative_errors(nudge, embeddings)
-        for block, run in runs.items():
-            added = run.result.double() - run.given.double()
-            errors[block] += relative_errors(found[block], run.result, added)
-            with torch.inference_mode(), quiet_libraries():
+        hidden = {block: run.result for block, run in runs.items()}
+        for block in names:
+            found = exported(block, batch, hidden)
+            if block:
+                added = runs[block].result.double() - runs[block].given.double()
+                again = functools.partial(_rerun, quantized, block, runs[block])
+            else:
+                added = embeddings
+                again = functools.partial(_rerun_head, quantized, blocks[-1], tower, batch)
+            with (
+                torch.inference_mode(),
+                quiet_libraries(),
+                _rounded_alike(quantized, found.rounded, samples=len(added)) as apart,
+            ):
+                result = again(seed=None)
+                worst = [relative_errors(found.result, result, added), *apart.values()]
                 for seed in range(DRAWS):
-                    nudge = _rerun(quantized, block, run, seed=seed)
-                    moved[block] += relative_errors(nudge, run.result, added)
+                    moved[block] += relative_errors(again(seed=seed), result, added)
+            errors[block] += map(_largest, zip(*worst, strict=True))
     return tuple(
-        BlockParity(module=block, **compare_errors(errors[block], moved[block]))
-        for block in (*blocks, head)
+        BlockParity(module=name, **compare_errors(errors[block], moved[block]))
+        for block, name in names.items()
     )
+
+
+def _largest(values: Sequence[float]) -> float:
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
+@contextmanager
+def _rounded_alike(
+    model: Encoder, rounded: Mapping[str, torch.Tensor], *, samples: int
+) -> Iterator[dict[str, list[float]]]:
+    """Let quantizers give what those of a graph gave for as many samples, while the block runs.
+
+    Yields by quantizer, once it has run, how far the graph's values are from those that PyTorch's
+    could give: ||graph - nearest|| / ||graph|| of each sample.
+    """
+    import torch
+
+    apart: dict[str, list[float]] = {}
+
+    def give(name: str, value: torch.Tensor) -> Callable[..., torch.Tensor]:
+        def hook(quantizer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            given = inputs[0]
+            found = value.to(output).reshape(output.shape)
+            if is_dynamic(quantizer):  # its pair has the range 1, the scale comes back behind it
+                found = found * _token_ranges(given)
+            if name not in apart:
+                roundings = EDGE_ROUNDINGS * torch.finfo(given.dtype).eps
+                size = given.abs() + given.double().square().mean().sqrt().to(given)
+                edge = max(EDGE, roundings) * size
+                ends = quantizer.forward(given - edge), quantizer.forward(given + edge)
+                nearest = found.clamp(min=ends[0], max=ends[1])
+                rows = [part.reshape(samples, -1) for part in (found, nearest)]
+                apart[name] = relative_errors(*rows)
+            return found
+
+        return hook
+
+    quantizers = find_quantizers(model.module)
+    handles = [
+        quantizers[name].register_forward_hook(give(name, value))
+        for name, value in rounded.items()
+        if name in quantizers
+    ]
+    try:
+        yield apart
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _token_ranges(value: torch.Tensor) -> torch.Tensor:
+    """Return the largest magnitude of each row of the last axis, 1 for one without values."""
+    import torch
+
+    ranges = value.abs().amax(dim=-1, keepdim=True)
+    return torch.where(ranges <= SMALLEST_AMAX, torch.ones_like(ranges), ranges)
 
 
 def _record_blocks(
@@ -190,24 +273,33 @@ def _embed(model: Encoder, *, tower: TowerName, batch: Batch) -> torch.Tensor:
         return model.encode(tower, batch.inputs[tower])
 
 
-def _run_nudged(
-    model: Encoder, block: str, *, tower: TowerName, batch: Batch, seed: int
+def _rerun_head(
+    model: Encoder, block: str, tower: TowerName, batch: Batch, *, seed: int | None
 ) -> torch.Tensor:
-    """Return the embeddings where each value behind `block` is changed by a random 1e-6 of it."""
-    with nudged(model.module.get_submodule(block), seed=seed):
+    """Return the embeddings, with the hidden state behind `block` nudged where a seed is given."""
+    module = model.module.get_submodule(block)
+
+    def change(_module: Any, _inputs: Any, output: Any) -> Any:
+        if seed is None:
+            return output
+        changed = _nudge(_hidden(output), seed=seed)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    handle = module.register_forward_hook(change)
+    try:
         return _embed(model, tower=tower, batch=batch)
+    finally:
+        handle.remove()
 
 
-def _rerun(model: Encoder, block: str, run: BlockRun, *, seed: int) -> torch.Tensor:
-    """Return what a block gives for its hidden state with each value changed by 1e-6 of it."""
-    import torch
-
-    nudge = _nudge(run.given, generator=torch.Generator().manual_seed(seed))
+def _rerun(model: Encoder, block: str, run: BlockRun, *, seed: int | None) -> torch.Tensor:
+    """Return what a block gives for its hidden state, nudged where a seed is given."""
+    given = run.given if seed is None else _nudge(run.given, seed=seed)
     module = model.module.get_submodule(block)
     with model.forward_context():
         if run.arguments:
-            return _hidden(module(nudge, *run.arguments[1:], **run.options))
-        return _hidden(module(**{**run.options, "hidden_states": nudge}))
+            return _hidden(module(given, *run.arguments[1:], **run.options))
+        return _hidden(module(**{**run.options, "hidden_states": given}))
 
 
 def _hidden(output: Any) -> torch.Tensor:
@@ -280,30 +372,37 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 @contextmanager
-def nudged(module: torch.nn.Module, *, seed: int) -> Iterator[None]:
-    """Change each value that `module` gives by a random 1e-6 of itself while the block runs.
+def nudged(model: Encoder, *, blocks: Sequence[str], seed: int) -> Iterator[None]:
+    """Change each value that blocks are given by a random 1e-6 of itself while the block runs.
 
     Each by its own: a common factor would be undone by the LayerNorm that follows.
+    """
+
+    def change(_module: Any, arguments: Any, options: Any) -> Any:
+        if arguments:
+            return (_nudge(arguments[0], seed=seed), *arguments[1:]), options
+        return (), {**options, "hidden_states": _nudge(options["hidden_states"], seed=seed)}
+
+    handles = [
+        model.module.get_submodule(block).register_forward_pre_hook(change, with_kwargs=True)
+        for block in blocks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _nudge(value: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Change each value by a random 1e-6 of itself, by the same in every sample [N, ...].
+
+    Tokens that all samples begin or end with (the class token, padding) round alike in all of them.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-
-    def change(_module: Any, _inputs: Any, output: Any) -> Any:
-        changed = _nudge(_hidden(output), generator=generator)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    handle = module.register_forward_hook(change)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _nudge(value: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-    import torch
-
-    noise = torch.randn(value.shape, generator=generator).to(value)
+    noise = torch.randn(value.shape[1:], generator=generator).to(value)
     return value * (1 + NUDGE * noise)
 
 

@@ -366,7 +366,7 @@ class Stages:
                         exported=_encode_with(exported, tower=tower),
                         batches=batches,
                         optimization=self.session(tower).optimization,
-                        blocks=self._compare_blocks(approved, tower=tower, batches=batches),
+                        compared=self._compare_blocks(approved, tower=tower, batches=batches),
                     )
                 )
         runtime = case.surroundings.package("onnxruntime")
@@ -378,30 +378,44 @@ class Stages:
     ) -> tuple[BlockParity, ...]:
         import torch
 
-        from pytest_quantgate.measure.parity import list_blocks, measure_block_parity
-        from pytest_quantgate.runtimes.onnx_blocks import cut_blocks, given_name
+        from pytest_quantgate.measure.parity import (
+            ExportedPart,
+            list_blocks,
+            measure_block_parity,
+        )
+        from pytest_quantgate.runtimes.onnx_blocks import cut_blocks
         from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
         blocks = list_blocks(approved, tower=tower)
         source = self.onnx_path(variant="quantized", tower=tower, precision="float32")
         with temporary_folder() as folder:
-            path = folder / "blocks.onnx"
             try:
-                outputs = cut_blocks(source, blocks=blocks, path=path)
+                parts = cut_blocks(
+                    source,
+                    blocks=blocks,
+                    folder=folder,
+                    # The optimizer puts integer kernels in the place of INT8 pairs.
+                    with_pairs=self.session(tower).optimization == "none",
+                )
             except ModelError:
                 if self.given("quantized", tower) is None:
                     raise
                 return ()  # another exporter's graph that has no seams there
-            session = OnnxRuntimeModel(path, workers=torch.get_num_threads())
+            sessions = {
+                block: OnnxRuntimeModel(part.path, workers=torch.get_num_threads())
+                for block, part in parts.items()
+            }
 
-        def run(
-            batch: Batch, hidden: Mapping[str, torch.Tensor]
-        ) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
-            feeds = {given_name(outputs[name]): value.cpu() for name, value in hidden.items()}
-            feeds |= {name: value.cpu() for name, value in batch.inputs[tower].items()}
-            results = session.run({name: value.numpy() for name, value in feeds.items()})
-            embeddings = torch.from_numpy(next(iter(results.values())))
-            return {name: torch.from_numpy(results[outputs[name]]) for name in blocks}, embeddings
+        def run(block: str, batch: Batch, hidden: Mapping[str, torch.Tensor]) -> ExportedPart:
+            part = parts[block]
+            feeds = {name: batch.inputs[tower][name] for name in part.inputs}
+            feeds |= {name: hidden[other] for other, name in part.given.items()}
+            results = sessions[block].run({n: value.cpu().numpy() for n, value in feeds.items()})
+            found = {name: torch.from_numpy(value) for name, value in results.items()}
+            return ExportedPart(
+                result=found[part.output],
+                rounded={name: found[value] for name, value in part.pairs.items()},
+            )
 
         return measure_block_parity(
             tower=tower, quantized=approved, blocks=blocks, exported=run, batches=batches

@@ -28,7 +28,7 @@ GATES = """\
   fidelity: {min_sqnr: 10dB, samples: 32}
   roundtrip: {}
   export: {allow: [softmax]}
-  parity: {samples: 16, max_error: 5%}
+  parity: {samples: 16}
   latency: {tower: vision, batch: 4, max_ratio: 1000x}
 """
 

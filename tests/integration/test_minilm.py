@@ -40,7 +40,7 @@ gates:
   fidelity: {{data: scenes/test, samples: 32, min_cosine: 0.97, min_sqnr: 12dB}}
   roundtrip: {{}}
   export: {{allow: [{softmax}]}}
-  parity: {{samples: 8, max_error: 5%}}
+  parity: {{samples: 8}}
 """
 
 ENGINE = """\

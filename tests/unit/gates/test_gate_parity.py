@@ -364,6 +364,17 @@ def test_a_model_that_moves_by_max_error_and_no_more_is_no_chaos() -> None:
     assert judge(vision={"error": 0.05, "floor": 1.001e-3, "blocks": blocks}).passed
 
 
+def test_a_graph_that_runs_as_written_is_what_its_blocks_are() -> None:
+    """Also where no nudge met the tie that threw all samples off: it is in a token of each."""
+    agree = {"floor": 0.0, "blocks": make_blocks((2e-7, 1e-7)), "quantization_error": 0.05}
+    written = {**agree, "optimization": "none"}
+
+    assert judge(vision={"error": 0.05, **written}).passed
+    assert not judge(vision={"error": math.nextafter(0.05, 1), **written}).passed
+    assert not judge(vision={"error": 0.05, **written, "blocks": ()}).passed
+    assert not judge(vision={"error": 0.05, **agree}).passed
+
+
 def test_towers_in_the_format_that_ships_are_part_of_it() -> None:
     """Held to the noise of their own tower in PyTorch, by the limit of this gate."""
     shipped = ShippedTower(

@@ -74,8 +74,9 @@ def judge_parity(
     quantizer or a wrong scale changes it, chaos does not; and its error may be no larger than
     `max_error`, twice what the model moves by itself, or, where the blocks were compared, what
     quantization itself costs. An error is that of half of the samples, and of 90 % of them: a few
-    that a tie threw far off say nothing. In blocks whose quantizers gave what PyTorch's did (FP8)
-    there are none, and `max_error` finds a scale that is off by as little. `shipped` are the towers in the format that ships.
+    that a tie threw far off say nothing. In blocks whose quantizers gave what PyTorch's did
+    there are none, and `max_error` finds a scale that is off by as little. `shipped` are the towers
+    in the format that ships.
     """
     present = {tower.tower for tower in parity.towers if tower.samples > 0}
     missing = [name for name in towers if name not in present]
@@ -239,10 +240,9 @@ def _judge_error(tower: TowerParity, *, parity: Parity, gate: ParityGate) -> Ver
         if limit > float(gate.max_error)
         else "max_error"
     )
-    # A graph that runs as it is written is what its blocks are, and no draw of nudges meets all
-    # ties: its runs may be as far apart as each is from FP16, as those of a chaotic model are.
-    as_blocks = tower.optimization == "none" or tower.floor > float(gate.max_error)
-    if tower.blocks and as_blocks and tower.quantization_error > limit:
+    # Where each block agrees, ties are what is left: no draw of nudges meets all those that lie in
+    # what all samples have in common. Two runs may be as far apart as each is from FP16.
+    if tower.blocks and tower.quantization_error > limit:
         limit, why = tower.quantization_error, "PyTorch's own error against FP16"
     good = error <= limit
     return Verdict(

@@ -390,19 +390,14 @@ class Stages:
         source = self.onnx_path(variant="quantized", tower=tower, precision="float32")
         with temporary_folder() as folder:
             try:
-                parts = cut_blocks(
-                    source,
-                    blocks=blocks,
-                    folder=folder,
-                    # The optimizer puts integer kernels in the place of INT8 pairs.
-                    with_pairs=self.session(tower).optimization == "none",
-                )
+                parts = cut_blocks(source, blocks=blocks, folder=folder)
             except ModelError:
                 if self.given("quantized", tower) is None:
                     raise
                 return ()  # another exporter's graph that has no seams there
+            workers = torch.get_num_threads()
             sessions = {
-                block: OnnxRuntimeModel(part.path, workers=torch.get_num_threads())
+                block: OnnxRuntimeModel(part.path, workers=workers, optimization="none")
                 for block, part in parts.items()
             }
 

@@ -34,16 +34,13 @@ class GraphPart:
     pairs: Mapping[str, str]
 
 
-def cut_blocks(
-    source: Path, *, blocks: Sequence[str], folder: Path, with_pairs: bool
-) -> dict[str, GraphPart]:
+def cut_blocks(source: Path, *, blocks: Sequence[str], folder: Path) -> dict[str, GraphPart]:
     """Write each of `blocks` of the graph of `source`, and what is behind the last one, to
     `folder`, one file each.
 
     Returns them by block; what is behind stands under "". The first has what is in front of it.
-    Pairs that are outputs are no longer fused with what reads them: without `with_pairs` there are
-    none. Raises ModelError where a block is not in the graph, or where more than one value leaves
-    it.
+    They run as they are written: pairs that are outputs are not fused with what reads them.
+    Raises ModelError where a block is not in the graph, or where more than one value leaves it.
     """
     model = parse_model(source.read_bytes(), path=source)
     outputs = {block: _find_output(model.graph, block, path=source) for block in blocks}
@@ -53,16 +50,13 @@ def cut_blocks(
             model,
             output,
             hidden={name: other for other, name in outputs.items() if other != block},
-            with_pairs=with_pairs,
             path=folder / f"{number}.onnx",
         )
         for number, (block, output) in enumerate(results.items())
     }
 
 
-def _write_part(
-    model: Any, output: str, *, hidden: Mapping[str, str], with_pairs: bool, path: Path
-) -> GraphPart:
+def _write_part(model: Any, output: str, *, hidden: Mapping[str, str], path: Path) -> GraphPart:
     """Write all that makes `output`, from the values `hidden` on, which are of those blocks."""
     import onnx
 
@@ -80,7 +74,7 @@ def _write_part(
     pairs = {
         module_of_node(node.name): node.output[0]
         for node in nodes
-        if with_pairs and node.op_type == "DequantizeLinear" and node.input[0] in makers
+        if node.op_type == "DequantizeLinear" and node.input[0] in makers
     }
     pairs = {
         name: value

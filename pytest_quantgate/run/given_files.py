@@ -91,8 +91,13 @@ class GivenReport:
 
     @property
     def digests(self) -> dict[str, str]:
-        """The SHA-256 (hex) of each file by its name."""
-        return {path.name: self.files.digests[key] for key, path in self.files.paths.items()}
+        """The SHA-256 (hex) of each file by its name, below the folder that they share."""
+        paths = {key: Path(os.path.abspath(path)) for key, path in self.files.paths.items()}
+        shared = os.path.commonpath([path.parent for path in paths.values()])
+        return {
+            path.relative_to(shared).as_posix(): self.files.digests[key]
+            for key, path in paths.items()
+        }
 
     @property
     def description(self) -> str:

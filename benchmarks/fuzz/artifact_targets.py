@@ -159,7 +159,7 @@ def _write_checkpoint(folder: Path) -> Path:
 def _inspector(folder: Path) -> Callable[[Path], Any]:
     """Return what reads a path as `quantgate check --base` does, and renders what it found."""
     from pytest_quantgate.inspection.inspect import inspect_paths
-    from pytest_quantgate.inspection.render import render_json, render_text
+    from pytest_quantgate.report.inspection import render_json, render_text
 
     def inspect(path: Path) -> None:
         with warnings.catch_warnings():

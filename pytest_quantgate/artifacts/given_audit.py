@@ -109,7 +109,7 @@ def _list_pairs(
             read |= {label, *_list_feeders(graph, product.node, place=place)}
             if not operand.format or label in named:
                 continue
-            quantizer = model.by_place.get((product.module or "", slot))
+            quantizer = model.find_quantizer(product.module, slot)
             if quantizer in held:
                 continue
             derived.append(
@@ -131,7 +131,7 @@ def _list_pairs(
         # A lone half in front of an integer operator is that operator's own.
         if pair.quantizer is None and pair.node not in read:
             owner, slot = _find_maker(graph, labels[pair.node], by_node=by_node)
-            quantizer = model.by_place.get((owner, slot))
+            quantizer = model.find_quantizer(owner, slot)
             if quantizer is None or quantizer in held:
                 yield pair
                 continue
@@ -271,7 +271,7 @@ def _list_operations(
         if operation is not None and all(operation.quantizers):
             yield operation
             continue
-        names = (model.by_place.get((product.module or "", slot)) for slot in product.slots)
+        names = (model.find_quantizer(product.module, slot) for slot in product.slots)
         weight = product.weight
         yield OnnxOperation(
             node=label,

@@ -1,8 +1,8 @@
 """An ONNX file that was handed over, made ready for every later stage without changing a value.
 
-Nodes are put in order, weights of other files are taken in, and names are made those that the rest
-of the product reads: of nodes, of the inputs, of the output. A file that needs none of it stays as
-it is, byte for byte.
+Nodes are put in order, weights of other files are taken in, hidden states are pooled as the model's
+settings say, and names are made those that the rest of the product reads: of nodes, of the inputs,
+of the output. A file that needs none of it stays as it is, byte for byte.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate import bounds
+from pytest_quantgate.artifacts.onnx_completion import complete_graph
 from pytest_quantgate.artifacts.onnx_file import OnnxGraph, read_external, read_onnx_graph
 from pytest_quantgate.artifacts.onnx_operands import name_tool
 from pytest_quantgate.artifacts.onnx_places import (
@@ -36,6 +37,9 @@ NAMES = "quantgate.names"
 
 #: Opsets that are read: 10 has no Q/DQ, and nobody has seen one after the last.
 OPSETS = (11, 24)
+
+#: Outputs that are the embeddings wherever a graph has several.
+_OUTPUTS = (OUTPUT, "image_embeds", "text_embeds", "sentence_embedding")
 
 _FLOATS = ("float32", "float16", "bfloat16")
 
@@ -73,8 +77,9 @@ def prepare_graph(
     Raises ArtifactError for a graph that cannot be this tower: other inputs, no or several outputs,
     branches, an opset that is not read, weights for which one file has no room.
     """
-    graph = read_onnx_graph(source)
-    _refuse(graph)
+    read = read_onnx_graph(source)
+    _refuse(read)
+    graph = complete_graph(read, output=_find_output(read), model=model)
     found = (
         Prefix(strip=prefix.strip("/").replace("/", "."), known=model.known)
         if prefix is not None
@@ -91,7 +96,8 @@ def prepare_graph(
         "quantgate.tool": name_tool(graph),
     }
     cast = tuple(_list_cast_scales(graph))
-    is_ready = graph.was_sorted and not (graph.external or names or renamed or cast)
+    changed = graph is not read or graph.external or names or renamed or cast
+    is_ready = graph.was_sorted and not changed
     if is_ready and all(graph.metadata.get(key) for key in list(metadata)[:2]):
         path.write_bytes(source.read_bytes())
         return
@@ -161,7 +167,7 @@ def _find_output(graph: OnnxGraph) -> str:
     """Return the output that holds the embeddings; raises ArtifactError where that is not one."""
     if len(graph.outputs) == 1:
         return graph.outputs[0]
-    named = [name for name in graph.outputs if name in (OUTPUT, "image_embeds", "text_embeds")]
+    named = [name for name in graph.outputs if name in _OUTPUTS]
     if len(named) == 1:
         return named[0]
     raise ArtifactError(

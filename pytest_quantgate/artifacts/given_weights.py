@@ -147,7 +147,7 @@ def _round(values: Array, scales: Array, format: str) -> Array:
 def _calibrated_scales(layer: str, *, model: TowerModel, format: str) -> Array | None:
     """Return the scales of a layer's weight as they were calibrated, None where unknown."""
     tensor = model.tensors[f"{layer}.weight"]
-    amax = model.amax.get(model.by_place.get((layer, "weight"), ""))
+    amax = model.amax.get(model.find_quantizer(layer, "weight") or "")
     if amax is None or amax.size not in (1, len(tensor)):
         return None
     shape = (-1, *(1,) * (tensor.ndim - 1))

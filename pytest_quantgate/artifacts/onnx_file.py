@@ -109,6 +109,11 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except ModelError as error:
         raise ArtifactError(str(error)) from error
+    return index_graph(model, path=path)
+
+
+def index_graph(model: Any, *, path: Path) -> OnnxGraph:
+    """Return a model, as onnx reads it, with its lookups; raises as `read_onnx_graph`."""
     if not model.graph.node:
         raise ArtifactError(f"{path} holds no ONNX graph: export the model again")
     import onnx

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.artifacts.onnx_file import OnnxGraph
+from pytest_quantgate.artifacts.onnx_file import OnnxGraph, layer_of
 from pytest_quantgate.artifacts.onnx_operands import name_slots
 from pytest_quantgate.artifacts.onnx_reads import (
     CONVOLUTIONS,
@@ -46,7 +46,10 @@ class TowerModel:
 
     `modules` are the names of all modules of the tower, `quantizers` those of the quantizers,
     `amax` their calibrated ranges, flat. `tensors` are parameters and buffers as float32 by name,
-    rounded to `dtype`. `inputs` are the names of the tower's inputs.
+    rounded to `dtype`. `inputs` are the names of the tower's inputs; `pooling` and `normalize` are
+    those of its TextSpec.
+
+    Where there is `no_module`, the graph is all that there is: its own names are those of modules.
     """
 
     tower: str
@@ -56,15 +59,23 @@ class TowerModel:
     amax: Mapping[str, Array]
     tensors: Mapping[str, Array]
     dtype: str
+    pooling: str = ""
+    normalize: bool = False
+    no_module: bool = False
 
     @cached_property
     def known(self) -> frozenset[str]:
         return self.modules.union(self.quantizers)
 
     @cached_property
-    def by_place(self) -> Mapping[tuple[str, str], str]:
-        """The name of a quantizer by the module that it belongs to and its slot."""
+    def _by_place(self) -> Mapping[tuple[str, str], str]:
         return {(owner_of(name), slot_of(name)): name for name in self.quantizers}
+
+    def find_quantizer(self, module: str | None, slot: str) -> str | None:
+        """Return the name of a quantizer by the module that it belongs to and its slot."""
+        if self.no_module:
+            return f"{module}.{slot}" if module else None
+        return self._by_place.get((module or "", slot))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +168,11 @@ def place_products(graph: OnnxGraph, *, model: TowerModel, prefix: Prefix) -> tu
         slots = name_slots(graph, node, reads=reads, weights=weights)
         name = module_of_node(node.name)
         module = prefix.to_model(name) if name else None
-        wanted = f"{module}.weight" in model.tensors if weights else module in model.modules
+        if model.no_module:
+            name = module = layer_of(node)
+        wanted = model.no_module or (
+            f"{module}.weight" in model.tensors if weights else module in model.modules
+        )
         if wanted and module is not None:
             claimed.add(module)
         found.append(

@@ -91,13 +91,13 @@ def _inspect(parsed: argparse.Namespace) -> Report:
 
 
 def _write(report: Report, parsed: argparse.Namespace) -> None:
-    from pytest_quantgate.inspection.render import (
+    from pytest_quantgate.report.files import replace_file
+    from pytest_quantgate.report.inspection import (
         MOST_LAYERS,
         render_json,
         render_markdown,
         render_text,
     )
-    from pytest_quantgate.report.files import replace_file
 
     if parsed.json not in (None, "-"):
         replace_file(Path(parsed.json), render_json(report), kind="check-json", option="--json")

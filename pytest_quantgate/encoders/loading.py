@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate import bounds
 from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.encoders.families import find_config, find_pretrained, read_settings
+from pytest_quantgate.encoders.family import Pretrained
 from pytest_quantgate.encoders.source import (
     CONFIG,
     INDEX,
@@ -29,7 +30,9 @@ from pytest_quantgate.encoders.source import (
     CheckpointSource,
     resolve_checkpoint,
 )
+from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
+from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.untrusted import parse_json, read_regular, refuse_many_values
@@ -89,46 +92,30 @@ def load_fp16(
     settings = check_files(source, where=where)
     known = find_pretrained(settings)
     assert known is not None  # check_files refuses others
-    name, kind = known
+    kind = known[1]
     compute_dtype = "float32" if device == "cpu" else spec.dtype
     dtype: torch.dtype = getattr(torch, spec.dtype)
-    with quiet_libraries(), temporary_folder() as folder:
-        _copy_files(source, folder, where=where)
-        try:
-            config = kind.make_config(settings)
-            config._attn_implementation = spec.attn_implementation
-            check_config(config.to_dict(), where=f"{where}: {source.directory / CONFIG}")
-            state = read_weights(
-                source, where=where, place=functools.partial(kind.place, settings=settings)
-            )
-            _check_size(
-                functools.partial(
-                    kind.make_module, copy.deepcopy(config), attention=spec.attn_implementation
-                ),
-                state=state,
-                where=f"{where}: {source.description}",
-            )
-            loaded = kind.load(config, state=state, dtype=dtype, attention=spec.attn_implementation)
-            module: Any = loaded.module
-            tokenizer = kind.read_tokenizer(folder, config=config)
-            processor = kind.read_processor(folder, config=config)
-            sized = module.config
-            if kind.any_size:
-                sized = copy.deepcopy(sized)
-                sized.image_size = read_image_size(processor)
-            towers = kind.describe_towers(sized)
-            if tuple(tower.name for tower in towers) != kind.towers:
-                raise ModelError(
-                    f"{where}: {source.description}: the family says that {name} has the "
-                    f"towers {', '.join(kind.towers)}, and describes "
-                    f"{', '.join(tower.name for tower in towers)}: the family must be mended"
-                )
-        except ModelError:
-            raise
-        except ImportError as error:  # a tokenizer or an image processor with a package of its own
-            raise NotMeasured(f"{where}: {source.description}: {_first_line(error)}") from error
-        except Exception as error:  # tokenizers raises a bare Exception for a damaged file
-            raise ModelError(f"{where}: {source.description}: {_first_line(error)}") from error
+    with _reading(source, where=where) as folder:
+        config = kind.make_config(settings)
+        config._attn_implementation = spec.attn_implementation
+        check_config(config.to_dict(), where=f"{where}: {source.directory / CONFIG}")
+        state = read_weights(
+            source, where=where, place=functools.partial(kind.place, settings=settings)
+        )
+        _check_size(
+            functools.partial(
+                kind.make_module, copy.deepcopy(config), attention=spec.attn_implementation
+            ),
+            state=state,
+            where=f"{where}: {source.description}",
+        )
+        loaded = kind.load(config, state=state, dtype=dtype, attention=spec.attn_implementation)
+        module: Any = loaded.module
+        tokenizer = kind.read_tokenizer(folder, config=config)
+        processor = kind.read_processor(folder, config=config)
+        towers = _describe_towers(
+            known, config=module.config, processor=processor, where=f"{where}: {source.description}"
+        )
     if loaded.missing:
         raise ModelError(
             f"{where}: {source.description}: {len(loaded.missing)} weights are missing or of "
@@ -169,6 +156,73 @@ def load_fp16(
     )
 
 
+def load_unweighted(
+    spec: ModelSpec, *, source: CheckpointSource, towers: Collection[TowerName]
+) -> Encoder:
+    """Return some towers of a model as its folder describes them, with what feeds them.
+
+    Its module is empty: who has the weights in another form puts their own `embed` into the
+    towers. Raises as `load_fp16`.
+    """
+    import torch
+
+    where = spec.where.of("id")
+    settings = check_settings(source, where=where)
+    known = find_pretrained(settings)
+    assert known is not None  # check_settings refuses others
+    kind = known[1]
+    with _reading(source, where=where) as folder:
+        config = kind.make_config(settings)
+        check_config(config.to_dict(), where=f"{where}: {source.directory / CONFIG}")
+        processor = kind.read_processor(folder, config=config) if "vision" in towers else None
+        tokenizer = kind.read_tokenizer(folder, config=config) if "text" in towers else None
+        found = _describe_towers(
+            known, config=config, processor=processor, where=f"{where}: {source.description}"
+        )
+    return Encoder(
+        module=torch.nn.Module(),
+        towers=tuple(tower for tower in found if tower.name in towers),
+        tokenizer=tokenizer,
+        image_processor=processor,
+        weights_digest=source.digest,
+        description=source.description,
+        weight_dtype=spec.dtype,
+        compute_dtype="float32",
+        device="cpu",
+    )
+
+
+@contextmanager
+def _reading(source: CheckpointSource, *, where: str) -> Iterator[Path]:
+    """Give a folder with what transformers may read of a checkpoint; say what it fails on."""
+    with quiet_libraries(), temporary_folder() as folder:
+        _copy_files(source, folder, where=where)
+        try:
+            yield folder
+        except ModelError:
+            raise
+        except ImportError as error:  # a tokenizer or an image processor with a package of its own
+            raise NotMeasured(f"{where}: {source.description}: {_first_line(error)}") from error
+        except Exception as error:  # tokenizers raises a bare Exception for a damaged file
+            raise ModelError(f"{where}: {source.description}: {_first_line(error)}") from error
+
+
+def _describe_towers(
+    known: tuple[str, Pretrained], *, config: Any, processor: Any, where: str
+) -> tuple[TowerSpec, ...]:
+    name, kind = known
+    if kind.any_size and processor is not None:
+        config = copy.deepcopy(config)
+        config.image_size = read_image_size(processor)
+    towers = kind.describe_towers(config)
+    if tuple(tower.name for tower in towers) != kind.towers:
+        raise ModelError(
+            f"{where}: the family says that {name} has the towers {', '.join(kind.towers)}, and "
+            f"describes {', '.join(tower.name for tower in towers)}: the family must be mended"
+        )
+    return towers
+
+
 def read_image_size(processor: Any) -> tuple[int, int]:
     """Return height and width of what an image processor makes of an image."""
     import numpy
@@ -179,28 +233,14 @@ def read_image_size(processor: Any) -> tuple[int, int]:
 
 
 def check_files(source: CheckpointSource, *, where: str) -> Mapping[str, Any]:
-    """Return all that makes the model, of config.json and of what its family reads beside it.
+    """Return what `check_settings` does, for a checkpoint whose weights can be read.
 
-    Raises ModelError, naming the file, for a config of another model or damaged safetensors, and
-    for what would load something else than the weights in this directory.
+    Raises ModelError, naming the file, for damaged safetensors too.
     """
     from safetensors import SafetensorError, safe_open
 
     directory = source.directory
-    try:
-        config = read_settings(directory)
-    except ModelError as error:
-        raise type(error)(f"{where}: {error}") from error
-    if (directory / "adapter_config.json").exists():
-        raise ModelError(
-            f"{where}: {directory} holds an adapter (adapter_config.json), which names "
-            f"another base model: merge it and save the whole model"
-        )
-    for name, path in source.paths.items():
-        if name in SETTINGS:
-            settings = _read_mapping(path, where=where)
-            check_config(settings, where=f"{where}: {path}")
-            check_pointers(settings, where=f"{where}: {path}")
+    config = check_settings(source, where=where)
     list_weights(directory, where=where)
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as stream:
@@ -218,6 +258,30 @@ def check_files(source: CheckpointSource, *, where: str) -> Mapping[str, Any]:
                 f"{where}: {path} is damaged ({path.stat().st_size} bytes; {_first_line(error)}): "
                 f"download or save it again"
             ) from error
+    return config
+
+
+def check_settings(source: CheckpointSource, *, where: str) -> Mapping[str, Any]:
+    """Return all that makes the model, of config.json and of what its family reads beside it.
+
+    Raises ModelError, naming the file, for a config of another model, and for what would load
+    something else than the files in this directory.
+    """
+    directory = source.directory
+    try:
+        config = read_settings(directory)
+    except ModelError as error:
+        raise type(error)(f"{where}: {error}") from error
+    if (directory / "adapter_config.json").exists():
+        raise ModelError(
+            f"{where}: {directory} holds an adapter (adapter_config.json), which names "
+            f"another base model: merge it and save the whole model"
+        )
+    for name, path in source.paths.items():
+        if name in SETTINGS:
+            settings = _read_mapping(path, where=where)
+            check_config(settings, where=f"{where}: {path}")
+            check_pointers(settings, where=f"{where}: {path}")
     return config
 
 

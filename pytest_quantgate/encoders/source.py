@@ -94,16 +94,21 @@ class CheckpointSource:
         return find_files(self.directory)
 
 
-def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> CheckpointSource:
+def resolve_checkpoint(
+    spec: ModelSpec, *, environ: Mapping[str, str], weights: Mapping[str, str] | None = None
+) -> CheckpointSource:
     """Return where the model of a suite is.
 
+    `weights` are the SHA-256 (hex) of files elsewhere that hold its weights, by their names.
     Raises NotMeasured where the directory or the hub's files are not there, with the line that
     mends it, and ModelError where the directory holds no safetensors, or a file of it is a link
     that leads out of it.
     """
     directory, description = find_directory(spec, environ=environ)
     files = find_files(directory)
-    if not any(path.suffix == ".safetensors" for path in files.values()):
+    if spec.source == "onnx":  # weights beside the settings are not those of the ONNX files
+        files = {name: path for name, path in files.items() if path.suffix != ".safetensors"}
+    elif not any(path.suffix == ".safetensors" for path in files.values()):
         pickles = sorted(path.name for path in directory.glob("*.bin"))
         hint = (
             f"; {pickles[0]} is a pickle, which is never loaded: save the model again with "
@@ -131,6 +136,8 @@ def resolve_checkpoint(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkp
             ) from error
         digest.update(os.fsencode(name) + b"\0" + part.digest())
         digests[name] = part.hexdigest()
+    for name, sha256 in sorted((weights or {}).items()):
+        digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(sha256))
     return CheckpointSource(
         directory=directory, digest=digest.hexdigest(), description=description, files=digests
     )

@@ -81,7 +81,14 @@ def describe_towers(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
         tokens=tokens,
         config=config,
         embed=partial(embed_texts, mode=pooling["mode"], normalize=pooling["normalize"]),
-        text=TextSpec(vocabulary=config.vocab_size, end_id=None, begin_id=None, pools_end=False),
+        text=TextSpec(
+            vocabulary=config.vocab_size,
+            end_id=None,
+            begin_id=None,
+            pools_end=False,
+            pooling=pooling["mode"],
+            normalize=pooling["normalize"],
+        ),
     )
     return (tower,)
 

@@ -34,7 +34,9 @@ class TextSpec:
     """How a text tower reads ids: rows of its table, and the end token that its config names.
 
     `pools_end` is whether the embedding is that of the end token, `padding` the side on which short
-    texts are filled up.
+    texts are filled up. `pooling` says what is made of the last hidden states where nothing but
+    that is done to them (empty: something else), `normalize` whether the result is brought to
+    length 1.
     """
 
     vocabulary: int
@@ -42,6 +44,8 @@ class TextSpec:
     begin_id: int | None
     pools_end: bool
     padding: Literal["right", "left"] = "right"
+    pooling: Literal["", "mean", "cls"] = ""
+    normalize: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

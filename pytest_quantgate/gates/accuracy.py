@@ -49,15 +49,8 @@ from pytest_quantgate.statistics.intervals import (
 from pytest_quantgate.statistics.looks import PLANNED_SHARE
 from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.suite.gates import GateKind
-from pytest_quantgate.suite.keys import (
-    BadKey,
-    choice_key,
-    count_key,
-    percent_key,
-    points_key,
-    section_key,
-)
-from pytest_quantgate.suite.specs import Stage
+from pytest_quantgate.suite.keys import BadKey, count_key, percent_key, points_key, section_key
+from pytest_quantgate.suite.specs import STAGE, Stage
 from pytest_quantgate.tasks.contents import CLASS
 from pytest_quantgate.text.words import brief_drop, code_of, count, level, percent, points, signed
 
@@ -103,12 +96,7 @@ class AccuracyGate(TaskGate):
         default=None,
         metadata=section_key(SlicesSpec, help="loss of the worst part: a column, a class"),
     )
-    stage: Stage = field(
-        default="torch",
-        metadata=choice_key(
-            "torch", "onnx", "engine", help="which model is judged; default: torch"
-        ),
-    )
+    stage: Stage = field(default="torch", metadata=STAGE)
     planned_samples: int | None = field(
         default=None,
         metadata=count_key(help="most that samples will be raised to; default: one look"),
@@ -726,6 +714,7 @@ KIND = GateKind(
     section=AccuracyGate,
     help="loss on tasks, paired with FP16",
     judge=judge,
+    needs_torch=lambda gate: gate.stage == "torch",
     several=True,
     count_limits=count_limits,
     strengths=measure_strengths,

@@ -683,6 +683,7 @@ KIND = GateKind(
     section=CalibrationGate,
     help="ranges, calls, clipping, overlap",
     judge=judge,
+    needs_torch=lambda _: True,
     follows={
         "calibration.never-called": ("coverage.attention-bypassed", "coverage.never-ran"),
         "calibration.nothing-static": NOT_QUANTIZED,

@@ -1075,4 +1075,9 @@ NOT_QUANTIZED = (
     "coverage.weights-escaped",
 )
 
-KIND = GateKind(section=CoverageGate, help="what is quantized, and really runs", judge=judge)
+KIND = GateKind(
+    section=CoverageGate,
+    help="what is quantized, and really runs",
+    judge=judge,
+    needs_torch=lambda _: True,
+)

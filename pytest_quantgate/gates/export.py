@@ -8,15 +8,21 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
-from pytest_quantgate.evidence.verdict import Status, Verdict, combine
+from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.formats.table import find_format, keeps_amax
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED, CoverageGate
-from pytest_quantgate.gates.given_graph import describe_given, judge_fp16, judge_given, name_tool
+from pytest_quantgate.gates.given_graph import (
+    describe_given,
+    judge_fp16,
+    judge_given,
+    judge_graphs,
+    name_tool,
+)
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.suite.gates import GateKind, GateSection
-from pytest_quantgate.suite.keys import choice_key, list_key, ratio_key
+from pytest_quantgate.suite.keys import BadKey, choice_key, list_key, ratio_key, text_key
 from pytest_quantgate.text.words import count, group, shorten
 
 if TYPE_CHECKING:
@@ -27,6 +33,9 @@ if TYPE_CHECKING:
 
 GATE = "export"
 
+#: Weights in full precision behind Q/DQ, where a suite allows them.
+FLOATS = "float-weights"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportGate(GateSection):
@@ -36,7 +45,7 @@ class ExportGate(GateSection):
     `softmax` puts a pair behind Softmax in every attention block, which FP8 attention needs in
     TensorRT; `float-weights` lets a file that is handed over keep its weights in full precision
     behind Q/DQ, as exporters of others do. `max_size_ratio` compares the files with FP16's, both
-    towers together.
+    towers together. `ignore` are findings that are meant, where the graphs are all that there is.
     """
 
     kind = GATE
@@ -51,6 +60,19 @@ class ExportGate(GateSection):
     max_size_ratio: Fraction | None = field(
         default=None, metadata=ratio_key(help="both files against FP16's")
     )
+    ignore: tuple[str, ...] = field(
+        default=(),
+        metadata=list_key(
+            text_key(help="code of a finding of quantgate check"),
+            help="findings (check.…) that are meant, in a suite of ONNX files alone",
+            single=True,
+        ),
+    )
+
+    def check(self) -> None:
+        for code in self.ignore:
+            if not code.startswith("check."):
+                raise BadKey("ignore", f"{code!r} is no code of quantgate check (check.…)")
 
 
 #: How far a stored scale may be from the calibrated amax, by the type it is stored in. The graph
@@ -103,14 +125,8 @@ def judge_export(
     ]
     parts.append(_judge_size(quantized, fp16_file_bytes=fp16_file_bytes, gate=gate))
     verdict = combine(gate=GATE, parts=tuple(parts))
-    file_bytes = sum(found.file_bytes for found in quantized)
     pairs_there = sum(len(found.pairs) for found in quantized)
-    figures = {
-        **verdict.figures,
-        "onnx_pairs": pairs_there,
-        "onnx_file_bytes": file_bytes,
-        "onnx_size_ratio": file_bytes / fp16_file_bytes if fp16_file_bytes else 0.0,
-    }
+    figures = {**verdict.figures, "onnx_pairs": pairs_there}
     if not verdict.passed:
         return replace(verdict, figures=figures)
     pairs = sum(len(_expected(audit, found)) for found in quantized)
@@ -153,8 +169,13 @@ def _fail(finding: str, headline: str, **more: object) -> Verdict:
     )
 
 
-def _pass(headline: str) -> Verdict:
-    return Verdict(gate=GATE, status=Status.PASS, headline=f"export: {headline}")
+def _pass(headline: str, **more: object) -> Verdict:
+    return Verdict(
+        gate=GATE,
+        status=Status.PASS,
+        headline=f"export: {headline}",
+        **more,  # type: ignore[arg-type]
+    )
 
 
 def _say_storage(quantized: Sequence[OnnxAudit]) -> str:
@@ -407,7 +428,7 @@ def _value_problem(pair: QdqPair, quantizer: Quantizer) -> str | None:
 def _judge_storage(
     found: OnnxAudit, *, expected: dict[str, Quantizer], gate: ExportGate
 ) -> Verdict | None:
-    if found.given is not None and "float-weights" in gate.allow:
+    if found.given is not None and FLOATS in gate.allow:
         return None
     wide = [
         pair.quantizer
@@ -435,16 +456,20 @@ def _judge_size(
 ) -> Verdict:
     file_bytes = sum(found.file_bytes for found in quantized)
     limit = gate.max_size_ratio
-    if limit is None:
-        return _pass(f"{file_bytes} bytes, FP16 {fp16_file_bytes}")
     ratio = file_bytes / fp16_file_bytes if fp16_file_bytes else math.inf
+    figures: dict[str, Figure] = {
+        "onnx_file_bytes": file_bytes,
+        "onnx_size_ratio": ratio if fp16_file_bytes else 0.0,
+    }
+    if limit is None:
+        return _pass(f"{file_bytes} bytes, FP16 {fp16_file_bytes}", figures=figures)
     text = (
         f"{file_bytes} bytes against FP16's {fp16_file_bytes}, {ratio:.3f}x, "
         f"{'within' if file_bytes <= limit * fp16_file_bytes else 'over'} max_size_ratio "
         f"{float(limit):.3f}x ({gate.where.of('max_size_ratio')})"
     )
     if file_bytes <= limit * fp16_file_bytes:
-        return _pass(text)
+        return _pass(text, figures=figures)
     return _fail(
         "too-large",
         text,
@@ -452,6 +477,7 @@ def _judge_size(
         cause="too few weights are quantized, or they are not stored in 8 bits",
         next_step="look at the coverage gate for what is not quantized, or raise "
         "max_size_ratio on purpose",
+        figures=figures,
     )
 
 
@@ -465,15 +491,29 @@ def judge(run: GateRun, gate: ExportGate) -> Judged:
         ]
         for variant in VARIANTS
     }
-    verdict = judge_export(
-        run.audit,
-        quantized=audits["quantized"],
-        fp16_file_bytes=sum(found.file_bytes for found in audits["fp16"]),
-        dtype=stages.shipped,
-        left_out=[tower for tower in run.towers if coverage and tower not in coverage.towers],
-        has_parity=run.suite.gates.one(ParityGate) is not None,
-        gate=gate,
-    )
+    fp16_file_bytes = sum(found.file_bytes for found in audits["fp16"])
+    if run.suite.is_onnx_alone:
+        verdict = judge_graphs(
+            {tower: stages.inspect_graph(tower) for tower in run.towers},
+            rest=[
+                part
+                for found in audits["quantized"]
+                if (part := _judge_precision(found, dtype=stages.shipped, gate=gate))
+            ]
+            + [_judge_size(audits["quantized"], fp16_file_bytes=fp16_file_bytes, gate=gate)],
+            ignored=(*gate.ignore, *(("check.float-behind-qdq",) if FLOATS in gate.allow else ())),
+            where=gate.where,
+        )
+    else:
+        verdict = judge_export(
+            run.audit,
+            quantized=audits["quantized"],
+            fp16_file_bytes=fp16_file_bytes,
+            dtype=stages.shipped,
+            left_out=[tower for tower in run.towers if coverage and tower not in coverage.towers],
+            has_parity=run.suite.gates.one(ParityGate) is not None,
+            gate=gate,
+        )
     base = tuple(part for found in audits["fp16"] for part in judge_fp16(found, where=gate.where))
     if base:
         verdict = combine(gate=GATE, parts=(verdict, *base))

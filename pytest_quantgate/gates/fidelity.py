@@ -13,7 +13,7 @@ from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import BadKey, cosine_key, count_key, decibels_key, named, text_key
-from pytest_quantgate.suite.specs import FIRST, check_data
+from pytest_quantgate.suite.specs import FIRST, STAGE, Stage, check_data
 from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ GATE = "fidelity"
 class FidelityGate(GateSection):
     """Limits on cosine (1) and SQNR (dB) of embeddings, mean and worst sample, per tower.
 
-    `samples` and `first` as in an accuracy gate.
+    `samples`, `first` and `stage` as in an accuracy gate.
     """
 
     kind = GATE
@@ -40,6 +40,7 @@ class FidelityGate(GateSection):
         default=512, metadata=count_key(help="drawn over the whole by seed; default: 512")
     )
     first: bool = field(default=False, metadata=FIRST)
+    stage: Stage = field(default="torch", metadata=STAGE)
     min_cosine: float | None = field(default=None, metadata=cosine_key(help="mean cosine to FP16"))
     min_worst_cosine: float | None = field(
         default=None, metadata=cosine_key(help="cosine of the worst sample")
@@ -99,7 +100,8 @@ def judge_fidelity(
         return Verdict(
             gate=GATE,
             status=Status.PASS,
-            headline=f"fidelity: {'; '.join(_describe(tower) for tower in fidelity.towers)} on "
+            headline=f"fidelity: {'; '.join(_describe(tower) for tower in fidelity.towers)}"
+            f"{'' if gate.stage == 'torch' else f' at stage {gate.stage}'} on "
             f"{count(fidelity.towers[0].samples, 'sample')} of {fidelity.data}"
             + (f", {fidelity.copies} of them copies" if fidelity.copies else ""),
             brief="; ".join(
@@ -247,6 +249,7 @@ KIND = GateKind(
     section=FidelityGate,
     help="embeddings against FP16",
     judge=judge,
+    needs_torch=lambda gate: gate.stage == "torch",
     follows={
         f"{GATE}.{finding}": NO_RANGE
         for finding in ("nonfinite", "cosine", "worst-cosine", "sqnr", "worst-sqnr")

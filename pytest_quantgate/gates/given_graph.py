@@ -5,13 +5,18 @@ Part of the export gate.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.text.words import count, shorten
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from pytest_quantgate.evidence.onnx import OnnxAudit
+    from pytest_quantgate.inspection.findings import Inspection
     from pytest_quantgate.suite.where import Where
 
 GATE = "export"
@@ -120,6 +125,79 @@ def judge_fp16(found: OnnxAudit, *, where: Where) -> list[Verdict]:
             )
         )
     return parts
+
+
+#: Findings that TensorRT alone minds, or that are put right: an engine gate says the first, and
+#: every later stage reads a sorted copy.
+_OF_RUNTIMES = ("check.asymmetric", "check.not-sorted", "check.operators-refused")
+
+
+def judge_graphs(
+    found: Mapping[str, Inspection],
+    *,
+    rest: Sequence[Verdict],
+    ignored: Sequence[str],
+    where: Where,
+) -> Verdict:
+    """Return whether files that are all that there is of a variant are sound, by tower.
+
+    Every finding is red under its own code, but for those `ignored`; one that is ignored and found
+    nowhere is red too. `rest` is what else was judged of the files.
+    """
+    parts, lines = [*rest], []
+    for tower, inspection in found.items():
+        lines += [f"{tower}: {line}" for line in _describe(inspection)]
+        for finding in inspection.findings:
+            line = f"{tower}: {finding.headline}"
+            if finding.code in ignored or finding.code in _OF_RUNTIMES:
+                lines.append(f"{line} [{finding.code}]")
+                continue
+            parts.append(
+                Verdict(
+                    gate=GATE,
+                    status=Status.FAIL,
+                    headline=f"export: {line} ({where})",
+                    code=finding.code,
+                    evidence=shorten(finding.subjects),
+                    cause=finding.cause,
+                    next_step=f"{finding.next_step}; or, where it is meant, write "
+                    f"export: {{ignore: [{finding.code}]}}",
+                )
+            )
+    codes = {finding.code for inspection in found.values() for finding in inspection.findings}
+    idle = [code for code in ignored if code not in codes and code != "check.float-behind-qdq"]
+    if idle:
+        parts.append(
+            _fail(
+                "ignores-nothing",
+                f"ignore names {idle[0]}, which is not found ({where.of('ignore')})",
+                cause="the file was mended, or the code is that of another finding",
+                next_step=f"take {idle[0]} out of export.ignore",
+            )
+        )
+    verdict = combine(gate=GATE, parts=tuple(parts))
+    if verdict.passed:
+        said = [f"{tower}: {one.headline}" for tower, one in found.items()]
+        said += [part.headline.removeprefix("export: ") for part in rest]
+        brief = "; ".join(one.headline.rpartition(": ")[2] for one in found.values())
+        verdict = replace(verdict, headline=f"export: {'; '.join(said)}", brief=brief, evidence=())
+    return replace(verdict, evidence=(*verdict.evidence, *lines))
+
+
+def _describe(inspection: Inspection) -> Iterator[str]:
+    for row in inspection.rows:
+        about = f"{row.format} {row.scales}" if row.quantized else "not quantized"
+        stored = f", stored in {row.stored}" if row.stored else ""
+        yield f"{row.what}: {row.quantized} of {row.total} {about}{stored}"
+    against = inspection.against
+    if against is not None:
+        worst = next(iter(against.layers), None)
+        noise = f", the noisiest {worst.layer} (SQNR {worst.sqnr_db:.1f} dB)" if worst else ""
+        of = PurePath(against.base).name
+        yield f"{against.found} of {against.sought} layers are those of {of}{noise}"
+        if against.compared:
+            yield f"{against.same} of {against.compared} unquantized tensors are those of {of}"
+    yield from inspection.notes
 
 
 def _fail(finding: str, headline: str, **more: object) -> Verdict:

@@ -794,6 +794,7 @@ KIND = GateKind(
     section=LatencyGate,
     help="time against FP16, interleaved",
     judge=judge,
+    needs_torch=lambda gate: gate.runtime == "torch",
     several=True,
     keeps_baseline=lambda gate: gate.max_latency_ms is not None,
     timed=True,

@@ -303,5 +303,6 @@ KIND = GateKind(
     section=ParityGate,
     help="the ONNX files compute what PyTorch does",
     judge=judge,
+    needs_torch=lambda _: True,
     needs=("onnxruntime",),
 )

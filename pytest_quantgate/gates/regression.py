@@ -554,6 +554,7 @@ KIND = GateKind(
     section=RegressionGate,
     help="drift against the stored baseline",
     judge=judge,
+    needs_torch=lambda _: True,
     several=True,
     count_limits=lambda _: LIMITS_COUNT,
     strengths=measure_strengths,

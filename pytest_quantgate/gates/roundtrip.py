@@ -84,4 +84,9 @@ def judge(run: GateRun, gate: RoundtripGate) -> Judged:
     return Judged(verdict=judge_roundtrip(run.roundtrip(), gate=gate, expected=run.towers))
 
 
-KIND = GateKind(section=RoundtripGate, help="save and restore, bit for bit", judge=judge)
+KIND = GateKind(
+    section=RoundtripGate,
+    help="save and restore, bit for bit",
+    judge=judge,
+    needs_torch=lambda _: True,
+)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.parity import Parity, Roundtrip, ShippedTower
     from pytest_quantgate.evidence.sanity import Sanity
     from pytest_quantgate.evidence.verdict import Verdict
+    from pytest_quantgate.inspection.findings import Inspection
     from pytest_quantgate.runtimes.engine_layers import EngineReport
     from pytest_quantgate.statistics.family import Family
     from pytest_quantgate.store.baselines import Store
@@ -62,6 +63,9 @@ class Exported(Protocol):
         """The number format that they are in: that of the suite."""
 
     def onnx_audit(self, *, variant: Any, tower: Any, precision: Any) -> OnnxAudit: ...
+
+    def inspect_graph(self, tower: Any) -> Inspection:
+        """Return what `quantgate check` says of a given file of the quantized tower."""
 
     def parity(self, *, samples: int) -> Parity: ...
 

@@ -409,6 +409,7 @@ KIND = GateKind(
     section=TraceGate,
     help="every quantizer, from the recipe to the engine",
     judge=judge,
+    needs_torch=lambda gate: gate.target is None,
     several=True,
     needs=("tensorrt-rtx",),
     follows={

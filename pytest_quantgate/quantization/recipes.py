@@ -48,6 +48,12 @@ class Recipe:
     attention: Literal["automatic", "diffusers"]
 
 
+#: What a variant of ONNX files alone was made by: nothing says it.
+RECIPE_OF_FILES = Recipe(
+    name="the ONNX files", quant_cfg=(), algorithm=None, formats=(), attention="automatic"
+)
+
+
 def resolve_recipe(spec: QuantizeSpec, *, environ: Mapping[str, str] = os.environ) -> Recipe:
     """Return the recipe of a suite.
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.artifacts.given_engine import ReportFiles
 from pytest_quantgate.artifacts.given_onnx import digest_files
@@ -19,6 +19,7 @@ from pytest_quantgate.suite.where import expand_path
 
 if TYPE_CHECKING:
     from pytest_quantgate.encoders.encoder import Encoder
+    from pytest_quantgate.encoders.towers import TowerSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class GivenReport:
     @property
     def digests(self) -> dict[str, str]:
         """The SHA-256 (hex) of each file by its name, below the folder that they share."""
-        paths = {key: Path(os.path.abspath(path)) for key, path in self.files.paths.items()}
+        paths = {key: path.absolute() for key, path in self.files.paths.items()}
         shared = os.path.commonpath([path.parent for path in paths.values()])
         return {
             path.relative_to(shared).as_posix(): self.files.digests[key]
@@ -162,4 +163,26 @@ def describe_tower(model: Encoder, *, tower: TowerName) -> TowerModel:
             and not any(name.startswith(f"{quantizer}.") for quantizer in inside)
         },
         dtype=model.weight_dtype,
+        **_list_pooling(spec),
     )
+
+
+def describe_graph_alone(model: Encoder, *, tower: TowerName) -> TowerModel:
+    """Return what is known of a tower of which there is no PyTorch model: what feeds it."""
+    spec = model.tower(tower)
+    return TowerModel(
+        tower=tower,
+        inputs=tuple(spec.inputs),
+        modules=frozenset(),
+        quantizers=(),
+        amax={},
+        tensors={},
+        dtype=model.weight_dtype,
+        no_module=True,
+        **_list_pooling(spec),
+    )
+
+
+def _list_pooling(spec: TowerSpec) -> dict[str, Any]:
+    text = spec.text
+    return {} if text is None else {"pooling": text.pooling, "normalize": text.normalize}

@@ -102,6 +102,7 @@ def _write_onnx(case: Case, folder: Path) -> str:
 def _write_modelopt(case: Case, folder: Path) -> str:
     from pytest_quantgate.quantization.checkpoint import FILES
 
+    case.require_torch()
     source = case.variant_folder / "checkpoint"
     for name in FILES:
         shutil.copyfile(source / name, folder / name)

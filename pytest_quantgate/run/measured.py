@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.audit import LayerActivation, TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
@@ -34,11 +34,13 @@ from pytest_quantgate.store.keys import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
 
+    from pytest_quantgate.encoders.encoder import Encoder
+    from pytest_quantgate.evidence.audit import Audit
     from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.gates.latency import LatencyGate
     from pytest_quantgate.measure.embeddings import Encodes
@@ -48,6 +50,10 @@ if TYPE_CHECKING:
     from pytest_quantgate.tasks.scoring import TaskInputs
 
 
+#: How what did a task is told from the PyTorch model.
+STAGE_WORDS: Mapping[Stage, str] = {"torch": "", "onnx": " in ONNX", "engine": " in an engine"}
+
+
 class Measured(Variants):
     """What gates ask for, each measured once, from the cache where it is there."""
 
@@ -55,6 +61,23 @@ class Measured(Variants):
     def stages(self) -> Stages:
         """The exported files and engines of this case."""
         return Stages(self)
+
+    def open_graphs(self) -> Encoder:
+        from pytest_quantgate.run.onnx_encoder import open_onnx_encoder
+
+        sessions = {tower: self.stages.session(tower, variant="fp16") for tower in self.towers}
+        return open_onnx_encoder(self.unweighted, sessions=sessions)
+
+    def describe_graphs(self) -> Audit:
+        from pytest_quantgate.run.onnx_encoder import describe_graphs
+
+        stages = self.stages
+        return describe_graphs(
+            [
+                stages.onnx_audit(variant="quantized", tower=tower, precision=stages.shipped)
+                for tower in self.towers
+            ]
+        )
 
     def latency(self, gate: LatencyGate) -> LatencyRun:
         """Return the times of FP16 and the quantized variant; never from a cache."""
@@ -179,9 +202,7 @@ class Measured(Variants):
         kind.check_metric(metric)
         check_towers(self.towers, task=task, model=self.source.description)
         name, _ = evaluation_data(task)
-        names = ("FP16", self.recipe.name)
-        if stage != "torch":
-            names = ("FP16", f"{names[1]} in {'ONNX' if stage == 'onnx' else 'an engine'}")
+        names = ("FP16", f"{self.recipe.name}{STAGE_WORDS[stage]}")
         banks: tuple[TaskInputs, ...] | tuple[None, None] = (None, None)
         about: dict[str, Any] = {"kind": kind, "task": task, "metric": metric, "stage": stage}
         if bank is not None:
@@ -214,9 +235,7 @@ class Measured(Variants):
         images: list[torch.Tensor | None] = [None, None]
         texts: list[torch.Tensor | None] = [None, None]
         if "vision" in kind.towers:
-            images = [*self._image_embeddings(samples)]
-            if stage != "torch":
-                images[1] = self._stage_embeddings(samples, stage)
+            images = [*self._image_embeddings(samples, stage)]
         if "text" in kind.towers:
             texts = [*self._text_embeddings(kind.list_texts(samples), stage)]
         fp16, quantized = (
@@ -240,16 +259,19 @@ class Measured(Variants):
         if self._values.get("texts_key") != asked:
             with (
                 self.progress.stage(f"embedding {len(texts)} texts"),
-                self._encoders(stage) as models,
+                self._quantized_at(stage) as quantized,
             ):
                 embedded = embed_texts(
-                    models, texts, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
+                    (self.fp16, quantized),
+                    texts,
+                    batch_size=BATCH_SIZE,
+                    tokenize=self.fp16.tokenize,
                 )
             self._values |= {"texts_key": asked, "texts": embedded}
         kept: list[torch.Tensor] = self._values["texts"]
         return kept
 
-    def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
+    def _image_embeddings(self, samples: Samples, stage: Stage) -> list[torch.Tensor]:
         """Return the image embeddings of both variants, from memory, the cache, or a forward.
 
         Each is kept by itself, so that another variant of the same model finds FP16's; where both
@@ -262,8 +284,11 @@ class Measured(Variants):
 
         data = self._with_reader(samples.digest, name=samples.name)
         keys = {
-            name: self.key(EMBEDDINGS, variant=variant, data=data, stage="")
-            for name, variant in (("fp16", self.fp16_key), ("quantized", self.variant_key))
+            name: self.key(EMBEDDINGS, variant=variant, data=data, stage=at)
+            for name, variant, at in (
+                ("fp16", self.fp16_key, ""),
+                ("quantized", self.variant_key, self.stages.stage_key(stage)),
+            )
         }
         memory: dict[tuple[str, ...], list[torch.Tensor]] = self._values.setdefault(
             "embeddings", {}
@@ -276,13 +301,22 @@ class Measured(Variants):
             numpy.save(folder / f"{name}.npy", embedded.numpy(), allow_pickle=False)
 
         def embed(names: tuple[str, ...]) -> list[torch.Tensor]:
-            models = {"fp16": lambda: self.fp16, "quantized": lambda: self.quantized}
-            label = f"embedding {samples.name} with " + (
-                "both variants" if len(names) > 1 else f"the {names[0]} variant"
+            label = (
+                f"embedding {samples.name} with "
+                + ("both variants" if len(names) > 1 else f"the {names[0]} variant")
+                + STAGE_WORDS[stage]
             )
-            with self.progress.stage(label, total=len(samples)) as advance:
+            with (
+                ExitStack() as stack,
+                self.progress.stage(label, total=len(samples)) as advance,
+            ):
                 return embed_images(
-                    [models[name]() for name in names],
+                    [
+                        self.fp16
+                        if name == "fp16"
+                        else stack.enter_context(self._quantized_at(stage))
+                        for name in names
+                    ],
                     samples,
                     batch_size=BATCH_SIZE,
                     preprocess=self.fp16.preprocess,
@@ -319,51 +353,13 @@ class Measured(Variants):
         return memory[place]
 
     @contextmanager
-    def _encoders(self, stage: Stage) -> Iterator[tuple[Encodes, Encodes]]:
-        """Open FP16 and the quantized variant at a stage, as what gives embeddings."""
+    def _quantized_at(self, stage: Stage) -> Iterator[Encodes]:
+        """Open the quantized variant at a stage, as what gives embeddings."""
         if stage == "torch":
-            yield self.fp16, self.quantized
+            yield self.quantized
             return
         with self.stages.encoder(stage) as model:
-            yield self.fp16, model
-
-    def _stage_embeddings(self, samples: Samples, stage: Literal["onnx", "engine"]) -> torch.Tensor:
-        """Return the image embeddings of the exported model or its engine, or from the cache."""
-        import numpy
-        import torch
-
-        from pytest_quantgate.measure.embeddings import embed_images
-
-        def build(folder: Path) -> None:
-            what = "the exported model" if stage == "onnx" else "the engine"
-            label = f"embedding {samples.name} with {what}"
-            with (
-                self.stages.encoder(stage) as model,
-                self.progress.stage(label, total=len(samples)) as advance,
-            ):
-                (found,) = embed_images(
-                    (model,),
-                    samples,
-                    batch_size=BATCH_SIZE,
-                    preprocess=self.fp16.preprocess,
-                    progress=advance,
-                )
-            numpy.save(folder / "stage.npy", found.numpy(), allow_pickle=False)
-
-        key = self.key(
-            EMBEDDINGS,
-            variant=self.variant_key,
-            data=self._with_reader(samples.digest, name=samples.name),
-            stage=self.stages.stage_key(stage),
-        )
-        return self.cache.get_and_read(
-            kind=EMBEDDINGS.kind,
-            key=key,
-            build=build,
-            read=lambda folder: torch.from_numpy(
-                _load_embeddings(folder / "stage.npy", count=len(samples))
-            ),
-        )
+            yield model
 
     def fidelity(self) -> Fidelity:
         """Return cosine and SQNR of every tower on the samples that the gate names."""
@@ -377,6 +373,7 @@ class Measured(Variants):
             data=self._data_key(data, gate.samples, purpose="pairs", first=gate.first),
             samples=gate.samples,
             first=gate.first,
+            stage=self.stages.stage_key(gate.stage),
         )
         return self.measured(
             FIDELITY,
@@ -392,9 +389,13 @@ class Measured(Variants):
 
         samples = self.samples(data, gate.samples, purpose="pairs", first=gate.first)
         shown = self.contents(data, gate.samples, purpose="pairs", first=gate.first)
-        models = (self.fp16, self.quantized)
         embedded: dict[TowerName, list[torch.Tensor]] = {}
-        with self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance:
+        layers: tuple[tuple[str, float], ...] = ()
+        with (
+            self._quantized_at(gate.stage) as quantized,
+            self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance,
+        ):
+            models = (self.fp16, quantized)
             if "vision" in self.towers:
                 embedded["vision"] = embed_images(
                     models,
@@ -408,10 +409,10 @@ class Measured(Variants):
                 embedded["text"] = embed_texts(
                     models, texts, batch_size=BATCH_SIZE, tokenize=self.fp16.tokenize
                 )
-            probe = next(
-                make_batches(self.fp16, samples.take(PROBE_SAMPLES), batch_size=PROBE_SAMPLES)
-            )
-            layers = rank_layers(fp16=self.fp16, quantized=self.quantized, batch=probe)
+            if gate.stage == "torch":
+                few = samples.take(PROBE_SAMPLES)
+                probe = next(make_batches(self.fp16, few, batch_size=PROBE_SAMPLES))
+                layers = rank_layers(fp16=self.fp16, quantized=self.quantized, batch=probe)
         return Fidelity(
             data=data,
             towers=tuple(
@@ -423,10 +424,11 @@ class Measured(Variants):
         )
 
     def activations(self) -> tuple[LayerActivation, ...]:
-        """Return the largest activations of FP16 on held-out pairs; none for a float32 model."""
+        """Return the largest activations of FP16 on held-out pairs; none for a float32 model
+        or one of ONNX files."""
         spec = self.suite.calibration
         dtype = self.suite.model.dtype
-        if dtype == "float32":
+        if dtype == "float32" or self.suite.model.source == "onnx":
             return ()
 
         def measure() -> Any:

@@ -34,6 +34,7 @@ from pytest_quantgate.store.keys import (
     EXECUTED,
     EXPORTED,
     ONNX_AUDIT,
+    ONNX_CHECK,
     ONNX_FILE,
     PARITY,
     SHIPPED,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.encoders.encoder import Batch, Encoder
     from pytest_quantgate.gates.memory import MemoryGate
     from pytest_quantgate.gates.trace import TraceGate
+    from pytest_quantgate.inspection.findings import Inspection
     from pytest_quantgate.run.given_files import GivenOnnx, GivenReport
     from pytest_quantgate.run.variants import Variants
     from pytest_quantgate.runtimes.engine import InputShapes
@@ -71,6 +73,7 @@ class Stages:
     def __init__(self, case: Variants) -> None:
         self.case = case
         self._open: dict[Any, Any] = {}
+        self._reports: dict[tuple[Variant, TowerName], GivenReport | None] = {}
         self.known_plans = KnownPlans(default_plans_root(case.environ))
         #: The files that were handed over and read since a gate began, by what they are.
         self.used_files: dict[str, str] = {}
@@ -118,6 +121,37 @@ class Stages:
             about=(variant, tower, precision),
         )
 
+    def inspect_graph(self, tower: TowerName) -> Inspection:
+        """Return what `quantgate check` says of a tower's given file against FP16.
+
+        FP16 is its own given file, or the checkpoint.
+        """
+        from pytest_quantgate.inspection.findings import Inspection
+        from pytest_quantgate.inspection.inspect import inspect_file, read_base
+
+        given, base = self.given("quantized", tower), self.given("fp16", tower)
+        assert given is not None  # a suite of ONNX files alone has one for each tower
+
+        def measure() -> Any:
+            path = self.case.source.directory if base is None else base.path
+            with self.case.progress.stage(f"comparing {given.path.name} with FP16"):
+                try:
+                    return to_json(inspect_file(given.path, base=read_base(path)))
+                except ArtifactError as error:
+                    raise GivenFileError(f"{given.where}: {error}") from error
+
+        return self.case.measured(
+            ONNX_CHECK,
+            self.case.key(
+                ONNX_CHECK,
+                given=given.key,
+                base=self.case.source.digest if base is None else base.key,
+            ),
+            measure=measure,
+            read=functools.partial(from_json, Inspection),
+            about=(tower,),
+        )
+
     def _onnx_key(self, variant: Variant, tower: TowerName, precision: Precision) -> str:
         """Return the key of an ONNX file, and note that this case is judged by it."""
         case = self.case
@@ -163,21 +197,11 @@ class Stages:
         return case.cache.get_or_build(kind=ONNX_FILE.kind, key=key, build=build)
 
     def given(self, variant: Variant, tower: TowerName) -> GivenOnnx | None:
-        """Return the file that takes the place of an export, as it was when the run began."""
-        from pytest_quantgate.run.given_files import open_onnx
-
+        """Return the file that takes the place of an export, and note that a gate reads it."""
         if self.case.suite.artifacts is None:
             return None
-        key = ("given", variant, tower)
-        if key not in self._open:
-            self._refuse_towers()
-            self._open[key] = open_onnx(
-                self.case.suite.artifacts,
-                variant=variant,
-                tower=tower,
-                environ=self.case.environ,
-            )
-        found: GivenOnnx | None = self._open[key]
+        self._refuse_towers()
+        found = self.case.given_onnx(variant, tower)
         if found is not None:
             name = "ONNX" if variant == "quantized" else "FP16 ONNX"
             self.used_files[f"{tower} {name}"] = found.description
@@ -191,10 +215,10 @@ class Stages:
         """
         return {
             (kind, variant, tower): found.digests
-            for kind, opened in (("onnx", "given"), ("engine", "report"))
+            for kind, opened in (("onnx", self.case.opened_onnx), ("engine", self._reports))
             for variant in VARIANTS
             for tower in self.case.towers
-            if (found := self._open.get((opened, variant, tower))) is not None
+            if (found := opened.get((variant, tower))) is not None
         }
 
     def _refuse_towers(self) -> None:
@@ -211,11 +235,6 @@ class Stages:
                         f"{files.where}: {self.case.model_name} has no {tower} tower: it has "
                         f"{', '.join(self.case.towers)}"
                     )
-
-    def _given_digests(self) -> list[Any]:
-        """Return the digests of the quantized files that were handed over, by tower."""
-        found = ((tower, self.given("quantized", tower)) for tower in self.case.towers)
-        return [[tower, given.key] for tower, given in found if given is not None]
 
     def _take(
         self,
@@ -249,23 +268,30 @@ class Stages:
                 widen_graph(path, path=path)
 
     def _describe_tower(self, variant: Variant, tower: TowerName) -> TowerModel:
-        from pytest_quantgate.run.given_files import describe_tower
+        from pytest_quantgate.run.given_files import describe_graph_alone, describe_tower
 
         key = ("tower", variant, tower)
         if key not in self._open:
-            model = self.case.quantized if variant == "quantized" else self.case.fp16
-            self._open[key] = describe_tower(model, tower=tower)
+            case = self.case
+            if case.suite.model.source == "onnx":
+                self._open[key] = describe_graph_alone(case.unweighted, tower=tower)
+            elif variant == "quantized" and case.suite.is_onnx_alone:
+                self._open[key] = describe_graph_alone(case.fp16, tower=tower)
+            else:
+                model = case.quantized if variant == "quantized" else case.fp16
+                self._open[key] = describe_tower(model, tower=tower)
         found: TowerModel = self._open[key]
         return found
 
-    def session(self, tower: TowerName) -> OnnxRuntimeModel:
-        """Return the quantized tower in ONNX Runtime, in float32, ready to run."""
-        if tower not in self._open:
+    def session(self, tower: TowerName, *, variant: Variant = "quantized") -> OnnxRuntimeModel:
+        """Return a tower in ONNX Runtime, in float32, ready to run."""
+        key = ("session", variant, tower)
+        if key not in self._open:
             import torch
 
             workers = torch.get_num_threads()
-            self._open[tower] = self._new_session("quantized", tower, workers=workers)
-        found: OnnxRuntimeModel = self._open[tower]
+            self._open[key] = self._new_session(variant, tower, workers=workers)
+        found: OnnxRuntimeModel = self._open[key]
         return found
 
     def _new_session(self, variant: Variant, tower: TowerName, *, workers: int) -> OnnxRuntimeModel:
@@ -288,7 +314,7 @@ class Stages:
             variant=case.variant_key,
             softmax=self.softmax,
             samples=samples,
-            given=self._given_digests(),
+            given=self.case.given_digests("quantized"),
         )
         return case.measured(
             PARITY,
@@ -451,16 +477,16 @@ class Stages:
 
         if self.case.suite.artifacts is None:
             return None
-        key = ("report", variant, tower)
-        if key not in self._open:
+        key = (variant, tower)
+        if key not in self._reports:
             self._refuse_towers()
-            self._open[key] = open_report(
+            self._reports[key] = open_report(
                 self.case.suite.artifacts,
                 variant=variant,
                 tower=tower,
                 environ=self.case.environ,
             )
-        found: GivenReport | None = self._open[key]
+        found = self._reports[key]
         if found is not None:
             name = "engine report" if variant == "quantized" else "FP16 engine report"
             self.used_files[f"{tower} {name}"] = found.description
@@ -635,7 +661,7 @@ class Stages:
             return ""
         if stage == "onnx":
             self._note_exported()
-            given = self._given_digests()
+            given = self.case.given_digests("quantized")
             return self.case.key(EXPORTED, softmax=self.softmax, given=given)
         _, plans = self._build_for_device()
         digests = [report.plan_sha256 for report, _ in plans.values()]

@@ -12,7 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pytest_quantgate.errors import MissingPackage, ModelError, QuantGateError
+from pytest_quantgate.errors import (
+    GivenFileError,
+    MissingPackage,
+    ModelError,
+    NotMeasured,
+    QuantGateError,
+)
 from pytest_quantgate.evidence.audit import Audit, CalibrationRun, NearCopy
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fingerprint import Fingerprint, digest_of
@@ -38,6 +44,8 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.quantization.quantize import Quantized
     from pytest_quantgate.quantization.recipes import Recipe
+    from pytest_quantgate.run.exported import Variant
+    from pytest_quantgate.run.given_files import GivenOnnx
     from pytest_quantgate.run.given_variant import GivenCheckpoint
     from pytest_quantgate.run.progress import Progress
     from pytest_quantgate.store.baselines import Store
@@ -118,6 +126,8 @@ class Variants:
         self.ledger = ledger
         #: The cache entries that this run used, by what they are: a report reads them again.
         self.used: dict[tuple[str, ...], str] = {}
+        #: The ONNX files that were handed over and that this run has read; None: not handed over.
+        self.opened_onnx: dict[tuple[Variant, TowerName], GivenOnnx | None] = {}
         self._values: dict[str, Any] = {}
 
     @property
@@ -131,10 +141,21 @@ class Variants:
         from pytest_quantgate.encoders.source import is_local, resolve_checkpoint
 
         model = self.suite.model
+        resolve = functools.partial(resolve_checkpoint, model, environ=self.environ)
+        if model.source == "onnx":
+            given = {tower: self.given_onnx("fp16", tower) for tower in self.towers}
+            resolve = functools.partial(
+                resolve,
+                weights={
+                    f"{tower}/{name}": digest
+                    for tower, found in given.items()
+                    for name, digest in (found.digests if found else {}).items()
+                },
+            )
         if model.id is None or is_local(model.id):
-            return resolve_checkpoint(model, environ=self.environ)
+            return resolve()
         with self.progress.stage(f"looking for {model.id} here and in the hub"):
-            return resolve_checkpoint(model, environ=self.environ)
+            return resolve()
 
     def fingerprint(self, *, data: str, data_parts: Iterable[tuple[str, str]] = ()) -> Fingerprint:
         """Return what results on some data depend on; the quantized variant is built for it."""
@@ -233,8 +254,52 @@ class Variants:
         spec = self.suite.quantized
         return None if spec is None else open_given(spec, environ=self.environ)
 
+    def given_onnx(self, variant: Variant, tower: TowerName) -> GivenOnnx | None:
+        """Return the file that takes the place of an export, as it was when the run began."""
+        from pytest_quantgate.run.given_files import open_onnx
+
+        kept = self.opened_onnx
+        if (variant, tower) not in kept:
+            kept[variant, tower] = open_onnx(
+                self.suite.artifacts, variant=variant, tower=tower, environ=self.environ
+            )
+        return kept[variant, tower]
+
+    def given_digests(self, variant: Variant) -> list[Any]:
+        """Return the digests of a variant's ONNX files that were handed over, by tower.
+
+        Raises GivenFileError where nothing but ONNX files is there, and one is missing.
+        """
+        found = {tower: self.given_onnx(variant, tower) for tower in self.towers}
+        missing = [tower for tower, given in found.items() if given is None]
+        if missing and variant == "quantized" and self.suite.is_onnx_alone:
+            raise GivenFileError(
+                f"{self.suite.variant.where.of('onnx')}: the model has the towers "
+                f"{', '.join(found)}, and there is no ONNX file of {', '.join(missing)}, nor a "
+                f"model to export one of: name it, or quantized: with the checkpoint"
+            )
+        return [[tower, given.key] for tower, given in found.items() if given is not None]
+
+    def open_graphs(self) -> Encoder:
+        """Return FP16's ONNX files as an encoder."""
+        raise NotImplementedError
+
+    def describe_graphs(self) -> Audit:
+        """Return what the quantized ONNX files hold."""
+        raise NotImplementedError
+
+    def require_torch(self) -> None:
+        """Raise NotMeasured where the quantized variant is ONNX files alone."""
+        if self.suite.is_onnx_alone:
+            raise NotMeasured(
+                f"{self.suite.variant.where.of('onnx')}: the quantized variant is there as ONNX "
+                f"files alone, and this needs its PyTorch model: name the checkpoint (quantized:)"
+            )
+
     @computed_once
     def _given_plain(self) -> Any:
+        if self.suite.is_onnx_alone:
+            return {"onnx": self.given_digests("quantized")}
         spec = self.suite.quantized
         if spec is None or self.given is None:
             return None
@@ -309,8 +374,17 @@ class Variants:
     @property
     def model_name(self) -> str:
         """The FP16 model, as a message names it."""
-        found: str = self.source.description
+        found: str = (
+            self._folder[1] if self.suite.model.source == "onnx" else (self.source.description)
+        )
         return found
+
+    @computed_once
+    def _folder(self) -> tuple[Path, str]:
+        """Where the settings of a model of ONNX files are, and its name: `source` needs them."""
+        from pytest_quantgate.encoders.source import find_directory
+
+        return find_directory(self.suite.model, environ=self.environ)
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -425,9 +499,11 @@ class Variants:
     @computed_once
     def recipe(self) -> Recipe:
         from pytest_quantgate.encoders.source import recipe_content
-        from pytest_quantgate.quantization.recipes import resolve_recipe
+        from pytest_quantgate.quantization.recipes import RECIPE_OF_FILES, resolve_recipe
 
         spec = self.suite.variant
+        if self.suite.is_onnx_alone:
+            return RECIPE_OF_FILES
         if self.given is not None and not spec.recipe:
             declared: Recipe = self.given.declared_recipe
             return declared
@@ -439,10 +515,15 @@ class Variants:
 
     @computed_once
     def towers(self) -> tuple[TowerName, ...]:
-        """The towers of the model, from its configuration alone."""
+        """The towers of the model, from its configuration alone, or those that it has files of."""
         from pytest_quantgate.encoders.families import read_towers
 
-        return read_towers(self.source.directory)
+        if self.suite.model.source != "onnx":
+            return read_towers(self.source.directory)
+        found = read_towers(self._folder[0])
+        assert self.suite.artifacts is not None  # the suite's check wants them
+        given = self.suite.artifacts.onnx
+        return tuple(tower for tower in found if tower in given) or found
 
     @computed_once
     def fp16(self) -> Encoder:
@@ -450,16 +531,26 @@ class Variants:
         from pytest_quantgate.encoders.loading import load_fp16
 
         with self.progress.stage(f"loading {self.source.description}"):
+            if self.suite.model.source == "onnx":
+                return self.open_graphs()
             found = load_fp16(self.suite.model, device=self.device, environ=self.environ)
         if found.weights_digest != self.source.digest:
             raise _changed(self.source.description, where=self.suite.model.where.of("id"))
         return found
 
     @computed_once
+    def unweighted(self) -> Encoder:
+        """What feeds a model of ONNX files, and the shapes of its towers; it has no weights."""
+        from pytest_quantgate.encoders.loading import load_unweighted
+
+        return load_unweighted(self.suite.model, source=self.source, towers=self.towers)
+
+    @computed_once
     def quantized(self) -> Encoder:
         """The quantized variant: calibrated once, then restored from its checkpoint."""
         from pytest_quantgate.quantization.checkpoint import load_checkpoint
 
+        self.require_torch()
         folder = self.variant_folder
         built: Encoder | None = self._values.get("built")
         if built is not None:
@@ -531,7 +622,29 @@ class Variants:
         notes = (*taken.model.notes, describe_base(taken, given=given, base=self.fp16))
         self._keep_variant(folder, taken.model, run=run, notes=notes)
 
+    def _describe_files(self, folder: Path) -> None:
+        """Write what is known of a variant of ONNX files alone: what their graphs hold."""
+        run = CalibrationRun(
+            data=self.suite.calibration.data,
+            samples=0,
+            batches=0,
+            tower_batches={},
+            nonfinite=(),
+            sample_hashes=(),
+            held_out_samples=0,
+            held_out_hashes=(),
+            given=True,
+        )
+        note = "the quantized variant is there as ONNX files alone: nothing of it ran in PyTorch"
+        write_json(folder / "audit.json", to_json(self.describe_graphs()))
+        write_json(folder / "calibration.json", to_json(run))
+        write_json(folder / "recipe.json", [])
+        write_json(folder / "notes.json", [note])
+
     def _build_variant(self, folder: Path) -> None:
+        if self.suite.is_onnx_alone:
+            self._describe_files(folder)
+            return
         if self.given is not None:
             self._take_variant(self.given, folder)
             return

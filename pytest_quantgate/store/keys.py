@@ -130,7 +130,7 @@ OUTCOMES = Measurement(
     packages=CLIP,
 )
 FIDELITY = Measurement(
-    kind="fidelity", inputs=("fp16", "variant", "data", "samples", "first"), packages=CLIP
+    kind="fidelity", inputs=("fp16", "variant", "data", "samples", "first", "stage"), packages=CLIP
 )
 ROUNDTRIP = Measurement(kind="roundtrip", inputs=("variant",), packages=(*CLIP, "onnx"))
 #: The ONNX file of one tower; `given` is the digest of one that was handed over.
@@ -138,6 +138,8 @@ ONNX_FILE = Measurement(
     kind="onnx", inputs=("variant", "tower", "precision", "softmax", "given"), packages=ONNX
 )
 ONNX_AUDIT = Measurement(kind="onnx_audit", inputs=("onnx",), packages=ONNX)
+#: What `quantgate check` says of a given ONNX file against its base; both are digests.
+ONNX_CHECK = Measurement(kind="onnx_check", inputs=("given", "base"), packages=ONNX, code="whole")
 PARITY = Measurement(
     kind="parity", inputs=("fp16", "variant", "softmax", "samples", "given"), packages=ONNX_RUNTIME
 )
@@ -169,6 +171,6 @@ PREVIEWS = Measurement(
 
 MEASUREMENTS = (
     *(FP16, SANITY, VARIANT, WITHOUT, EXPORTED, EXECUTED, CONTENTS, NEAR_COPIES, EMBEDDINGS),
-    *(ACTIVATIONS, OUTCOMES, FIDELITY, ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, PARITY, ENGINE),
-    *(SHIPPED, SENSITIVITY, EXCLUSION, PREVIEWS),
+    *(ACTIVATIONS, OUTCOMES, FIDELITY, ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, ONNX_CHECK),
+    *(PARITY, ENGINE, SHIPPED, SENSITIVITY, EXCLUSION, PREVIEWS),
 )

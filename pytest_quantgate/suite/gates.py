@@ -91,8 +91,9 @@ class GateKind(Generic[Section]):
     `count_limits` and `strengths(run, section)` say which of its limits may raise a false alarm and
     how strong each alarm is (gates/family.py): those of a whole suite are held down together.
     `keeps_baseline` says whether a gate is judged against a stored result.
-    `needs` are parts besides a model that it measures nothing without: `onnxruntime`,
-    `tensorrt-rtx`. A `timed` one takes pytest-benchmark's
+    `needs_torch` is whether it looks at the quantized model in PyTorch, which a suite of ONNX files
+    alone does not have. `needs` are parts besides a model that it measures nothing without:
+    `onnxruntime`, `tensorrt-rtx`. A `timed` one takes pytest-benchmark's
     fixture where that is there. `follows` says which findings of it are explained by which of
     others, as patterns of codes: `{"trace.lost-at-onnx": ("export.quantizers-lost",)}`.
     """
@@ -105,6 +106,7 @@ class GateKind(Generic[Section]):
     strengths: Callable[[Any, Section], Sequence[float]] = lambda _run, _section: ()
     keeps_baseline: Callable[[Section], bool] = lambda _section: False
     timed: bool = False
+    needs_torch: Callable[[Section], bool] = lambda _section: False
     needs: tuple[str, ...] = ()
     follows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ import yaml
 
 from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.suite.artifacts import ArtifactsSpec
-from pytest_quantgate.suite.gates import Gates, list_names, read_gates
+from pytest_quantgate.suite.gates import Gates, kind_of, list_names, read_gates
 from pytest_quantgate.suite.keys import (
     BadKey,
     Declared,
@@ -38,6 +38,8 @@ VARIANTS = ("quantize", "quantized")
 #: Which form of the quantized variant does a task.
 Stage = Literal["torch", "onnx", "engine"]
 
+STAGE = choice_key("torch", "onnx", "engine", help="which model is judged; default: torch")
+
 FIRST = flag_key(help="take the first samples, as they stand; default: draw them by seed")
 
 
@@ -50,15 +52,22 @@ def check_data(data: str, *, key: str = "data") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Which FP16 model: `reference`, or a checkpoint of transformers by hub id or folder."""
+    """Which FP16 model: `reference`, a checkpoint of transformers by hub id or folder, or `onnx`:
+    the files that `artifacts.fp16` names, fed as the settings in a folder say."""
 
     where: Where
-    source: Literal["reference", "transformers"] = field(
-        metadata=choice_key("reference", "transformers", help="where the FP16 model comes from")
+    source: Literal["reference", "transformers", "onnx"] = field(
+        metadata=choice_key(
+            "reference", "transformers", "onnx", help="where the FP16 model comes from"
+        )
     )
     id: str | None = field(
         default=None,
-        metadata=text_key(help="hub id, or local directory with ${NAME}", environment=True),
+        metadata=text_key(
+            help="hub id, or local directory with ${NAME}; of onnx it holds config.json, tokenizer "
+            "and image processor",
+            environment=True,
+        ),
     )
     revision: str | None = field(default=None, metadata=text_key(help="commit of the hub id"))
     dtype: Literal["float16", "bfloat16", "float32"] = field(
@@ -296,12 +305,22 @@ class Suite:
                 "quantgate",
                 f"version {self.version} is not supported: this release reads {VERSION}",
             )
-        if (self.quantize is None) == (self.quantized is None):
+        has_onnx = self.artifacts is not None and bool(self.artifacts.onnx)
+        if (self.quantize and self.quantized) or (self.is_onnx_alone and not has_onnx):
             raise BadKey(
                 "" if self.quantize is None else "quantized",
                 "write one of quantize (a recipe to build the variant by) and quantized (a "
-                "checkpoint that is handed over)",
+                "checkpoint that is handed over), or artifacts.onnx alone",
             )
+        self._check_onnx_model()
+        for gate in self.gates:
+            if self.is_onnx_alone and kind_of(gate).needs_torch(gate):
+                staged = hasattr(gate, "stage")
+                raise SuiteError(
+                    f"{gate.where}: {gate.name} looks at the quantized model in PyTorch, and this "
+                    f"suite has its ONNX files alone: "
+                    + ("write stage: onnx" if staged else "leave it out, or name the checkpoint")
+                )
         for gate in self.gates:
             if gate.runs_code_of and not self.trust:
                 raise SuiteError(
@@ -309,11 +328,35 @@ class Suite:
                     f"would run: read it, then write trust: true at the top of the suite"
                 )
 
+    def _check_onnx_model(self) -> None:
+        """Raise BadKey for `source: onnx` beside anything but ONNX files of both variants."""
+        if self.model.source != "onnx":
+            return
+        if not self.is_onnx_alone:
+            raise BadKey(
+                "model", "source: onnx is no PyTorch model to quantize: give artifacts.onnx alone"
+            )
+        assert self.artifacts is not None  # is_onnx_alone
+        base = self.artifacts.fp16.onnx if self.artifacts.fp16 else {}
+        if base.keys() != self.artifacts.onnx.keys():
+            raise BadKey(
+                "artifacts",
+                f"onnx names {', '.join(self.artifacts.onnx)}, fp16.onnx "
+                f"{', '.join(base) or 'nothing'}: model.source onnx takes both of every tower",
+            )
+
+    @property
+    def is_onnx_alone(self) -> bool:
+        """Whether the quantized variant is there as ONNX files alone, with no PyTorch model."""
+        return self.quantize is None and self.quantized is None
+
     @property
     def variant(self) -> QuantizeSpec:
         """What the quantized variant is meant to be, built here or handed over."""
         found = self.quantize or self.quantized
-        assert found is not None  # check() wants one
+        if found is None:  # nothing says what its ONNX files should be
+            assert self.artifacts is not None  # check() wants them
+            return QuantizeSpec(where=self.artifacts.where, recipe="")
         return found
 
     @property

@@ -38,7 +38,7 @@ ROOMS = (
     *("formats", "errors", "bounds", "reference", "untrusted", "own_process", "evidence"),
     *("bounded_process", "text", "statistics", "suite", "store", "encoders"),
     *("quantization", "tasks", "runtimes"),
-    *("artifacts", "measure", "gates", "run", "report", "comparison", "inspection", "release"),
+    *("artifacts", "measure", "inspection", "gates", "run", "report", "comparison", "release"),
     *("selftest", "plugin", "assertions", "commands", "__main__"),
 )
 

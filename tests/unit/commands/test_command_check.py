@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.inspection.findings import Finding, Inspection, Report, Row
 from pytest_quantgate.inspection.inspect import inspect_paths
-from pytest_quantgate.inspection.render import render_markdown, render_text
+from pytest_quantgate.report.inspection import render_markdown, render_text
 from tests.unit.inspection.quantized_files import (
     INT8_CONFIG,
     make_base,

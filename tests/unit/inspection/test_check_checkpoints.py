@@ -14,7 +14,7 @@ import pytest
 
 from pytest_quantgate.inspection.findings import Row
 from pytest_quantgate.inspection.inspect import inspect_paths
-from pytest_quantgate.inspection.render import render_json, render_markdown, render_text
+from pytest_quantgate.report.inspection import render_json, render_markdown, render_text
 from tests.unit.inspection.quantized_files import (
     INT8_CONFIG,
     Edit,

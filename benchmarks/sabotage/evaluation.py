@@ -91,7 +91,9 @@ def evaluated(name: str, **values: Callable[[Case], Any]) -> Callable[[Bench], C
         case = exchange(good, variant_key=digest_of([name, good.variant_key]), _values={})
         vars(case).pop("sanity", None)  # that of the good one, where it was asked already
         images = good.samples("scenes/test", bench.samples, purpose="classification")
-        vars(case)["_image_embeddings"] = lambda _samples: good._image_embeddings(images)
+        vars(case)["_image_embeddings"] = lambda _samples, stage: good._image_embeddings(
+            images, stage
+        )
         vars(case).update({key: value(good) for key, value in values.items()})
         vars(case)["_data_key"] = data_key_of(name, good)
         return case

@@ -26,6 +26,7 @@ from pytest_quantgate.tasks.registry import load_calibration
 if TYPE_CHECKING:
     import torch
 
+    from pytest_quantgate.suite.specs import Stage
     from pytest_quantgate.tasks.samples import Samples
 
 Weights = Callable[[Encoder], Encoder]
@@ -108,8 +109,8 @@ class PipelineCase(Case):
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def _image_embeddings(self, samples: Samples) -> list[torch.Tensor]:
-        before = self.good._image_embeddings(samples)[0]
+    def _image_embeddings(self, samples: Samples, stage: Stage) -> list[torch.Tensor]:
+        before = self.good._image_embeddings(samples, stage)[0]
         (after,) = embed_images(
             (self.quantized,), samples, batch_size=64, preprocess=self.fp16.preprocess
         )

@@ -69,7 +69,7 @@ def handed(open_case: Callable[..., Case], tmp_path: Path) -> Case:
     case = open_case(BUILT)
     for variant, end in (("quantized", ""), ("fp16", "-fp16")):
         for tower in case.towers:
-            path = case.stages.onnx_path(variant=variant, tower=tower, precision="float32")  # type: ignore[arg-type]
+            path = case.stages.onnx_path(variant=variant, tower=tower, precision="float32")
             shutil.copyfile(path, tmp_path / f"{tower}{end}.onnx")
     return case
 

@@ -27,6 +27,7 @@ import numpy as np
 from pytest_quantgate.commands.planning import count_for_mean
 from pytest_quantgate.gates.latency import Levels, noise_factor, widen
 from pytest_quantgate.measure.latency import share_rounds
+from pytest_quantgate.measure.rounds import share_rounds
 from pytest_quantgate.statistics.family import ALONE, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
     SETTLING_POWER,
@@ -42,6 +43,7 @@ from pytest_quantgate.statistics.intervals import (
 )
 from pytest_quantgate.statistics.looks import Step, confidences_of_looks, spend_share
 from pytest_quantgate.statistics.pairing import pair_scores
+from pytest_quantgate.statistics.rounds import Levels, noise_factor, widen
 from pytest_quantgate.store.baselines import read_record
 
 PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"

@@ -35,6 +35,7 @@ STATUSES = json.loads(Path("verdicts.json").read_text())
 class StubCase:
     used = {}
     latency_runs = {}
+    load_runs = {}
 
     def __init__(self, suite):
         self.suite = suite

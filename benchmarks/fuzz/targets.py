@@ -221,6 +221,7 @@ def baseline_target(folder: Path) -> Target:
     """Reads as gates, `quantgate accept` and `diff` do; what is taken must survive all of them."""
     from pytest_quantgate.comparison.baseline_files import compare_records, read_records
     from pytest_quantgate.store.baselines import Store, accept_obtained
+    from pytest_quantgate.store.records import LatencyRecord
 
     obtained, store = Store(folder / "obtained", project=folder), Store(folder / "baselines")
     accuracy = ("demo", "scenes/classification-acc1")
@@ -237,15 +238,22 @@ def baseline_target(folder: Path) -> Target:
         place = latency if is_latency else accuracy
         path = obtained.path(*place, kind="latency" if is_latency else "regression")
         path.write_bytes(seal(data))
+
+        def read_from(store: Store) -> None:
+            if is_latency:
+                store.read_timed(*place, kind=LatencyRecord)
+            else:
+                store.read(*place)
+
         try:
             obtained.orphans()
-            (obtained.read_latency if is_latency else obtained.read)(*place)
+            read_from(obtained)
             if b'"schema": 1,' in data:
                 return  # of version 0.1: read, and not accepted
             (written,) = accept_obtained(obtained.root, store=store, reason="fuzz")
         finally:
             path.unlink()
-        (store.read_latency if is_latency else store.read)(*place)
+        read_from(store)
         compare_records(good[is_latency], read_records(written), labels=("a", "b"), by_name=False)
         written.unlink()
 

@@ -11,7 +11,8 @@ from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machi
 from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.sabotage import exchange
-from pytest_quantgate.store.baselines import next_latency_record
+from pytest_quantgate.store.baselines import next_timed_record
+from pytest_quantgate.store.records import LatencyRecord
 
 MACHINE = Machine(system="Linux", processor="a", cores=8, threads=1, device="cpu")
 ROUNDS = 30
@@ -58,8 +59,9 @@ def in_ms(baseline: Machine | None) -> Callable[[Bench], Case]:
             f"machine-{baseline.processor if baseline else 'none'}", bench.record(bench.good)
         )
         if baseline is not None:
-            record = next_latency_record(
+            record = next_timed_record(
                 None,
+                kind=LatencyRecord,
                 suite=case.suite.name,
                 key=gate.key,
                 run=replace(_GOOD, machine=baseline),

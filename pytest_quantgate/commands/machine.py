@@ -21,8 +21,8 @@ from pytest_quantgate.errors import CacheError, QuantGateError
 from pytest_quantgate.formats.table import E4M3
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.engine import EngineGate
-from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
 from pytest_quantgate.gates.sections import EngineTarget, TaskGate
+from pytest_quantgate.gates.timed import TimedGate, TimedRuntime
 from pytest_quantgate.own_process import run_program
 from pytest_quantgate.store.private import open_private
 from pytest_quantgate.suite import gates as suite_gates
@@ -48,6 +48,7 @@ PURPOSES = {
     "rtx": "building engines without a GPU",
     "tensorrt": "building and running engines on a GPU",
     "bench": "recording latency with pytest-benchmark",
+    "load": "testing under load",
     "data": "reading Parquet and saved data sets",
 }
 
@@ -364,23 +365,27 @@ def list_kinds(machine: Machine) -> tuple[Need, ...]:
     """Return for every kind of gate whether this machine can measure it, data and model aside."""
     clip, needs = _extra(machine, "clip"), []
     for kind in suite_gates.list_kinds():
-        if kind.section is not LatencyGate:
-            needs.append(_need(kind.name, clip, *(_part(machine, name) for name in kind.needs)))
+        parts = [clip, *(_part(machine, name) for name in kind.needs)]
+        timed = issubclass(kind.section, TimedGate)
+        if not timed:
+            needs.append(_need(kind.name, *parts))
         if kind.section is AccuracyGate:
             needs.append(_need(f"{kind.name}, stage: onnx", clip, _onnxruntime(machine)))
             needs.append(_need(f"{kind.name}, stage: engine", clip, _gpu(machine)))
         if kind.section is EngineGate:
             name = f"{kind.name}, library: tensorrt"
             needs.append(_need(name, _library("tensorrt"), _gpu(machine)))
-        if kind.section is LatencyGate:
-            for runtime in get_args(LatencyRuntime):
+        if timed:
+            for runtime in get_args(TimedRuntime):
                 name = f"{kind.name}, runtime: {runtime}"
-                needs.append(_need(name, clip, _latency(machine, runtime)))
+                needs.append(_need(name, *parts, _runtime(machine, runtime)))
     return tuple(needs)
 
 
 def _part(machine: Machine, name: str) -> Missing | None:
     """Return what is missing of a part that a kind of gate says it needs."""
+    if name == "load":
+        return _extra(machine, name)
     return _onnxruntime(machine) if name == "onnxruntime" else _library(name)
 
 
@@ -406,8 +411,6 @@ def list_needs(suite: Suite, *, machine: Machine, environ: Mapping[str, str]) ->
 
 
 def _gate_parts(gate: GateSection, *, machine: Machine) -> list[Missing | None]:
-    if isinstance(gate, LatencyGate):
-        return [_latency(machine, gate.runtime)]
     if isinstance(gate, EngineTarget):
         if gate.target is None:
             return []
@@ -417,7 +420,8 @@ def _gate_parts(gate: GateSection, *, machine: Machine) -> list[Missing | None]:
         return parts
     if isinstance(gate, AccuracyGate) and gate.stage != "torch":
         return [_onnxruntime(machine) if gate.stage == "onnx" else _gpu(machine)]
-    return [_part(machine, name) for name in suite_gates.kind_of(gate).needs]
+    parts = [_part(machine, name) for name in suite_gates.kind_of(gate).needs]
+    return [*parts, _runtime(machine, gate.runtime)] if isinstance(gate, TimedGate) else parts
 
 
 def _need(gate: str, *parts: Missing | None) -> Need:
@@ -467,7 +471,7 @@ def _gpu(machine: Machine, *, target: str | None = None) -> Missing | None:
     return None
 
 
-def _latency(machine: Machine, runtime: str) -> Missing | None:
+def _runtime(machine: Machine, runtime: str) -> Missing | None:
     if runtime == "torch":
         return None
     if runtime == "onnxruntime":

@@ -27,9 +27,9 @@ from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.coverage import MAX_WAIVER_DAYS, CoverageGate
 from pytest_quantgate.gates.export import ExportGate
 from pytest_quantgate.gates.fidelity import FidelityGate
-from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.sections import EngineTarget, TaskGate
+from pytest_quantgate.gates.timed import TimedGate
 from pytest_quantgate.suite.gates import GateSection
 from pytest_quantgate.suite.specs import DatasetSpec, Suite
 from pytest_quantgate.suite.where import expand_path
@@ -107,7 +107,7 @@ def _check_artifacts(
 
 def reads_exports(gate: GateSection) -> bool:
     """Return whether a gate reads ONNX files or what is built of them."""
-    if isinstance(gate, LatencyGate):
+    if isinstance(gate, TimedGate):
         return gate.runtime != "torch"
     return (
         isinstance(gate, (ExportGate, ParityGate, EngineTarget))

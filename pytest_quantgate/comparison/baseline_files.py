@@ -9,9 +9,9 @@ from pytest_quantgate.comparison.changes import Change, Comparison, DiffError, c
 from pytest_quantgate.comparison.outcomes import Sampled, compare_results
 from pytest_quantgate.evidence.fingerprint import LABELS, Fingerprint
 from pytest_quantgate.evidence.outcomes import StoredOutcomes
-from pytest_quantgate.gates.latency import LABELS as LABELS_OF_MACHINE
+from pytest_quantgate.gates.timed import LABELS as LABELS_OF_MACHINE
 from pytest_quantgate.store.baselines import read_any_record
-from pytest_quantgate.store.records import AnyRecord, LatencyRecord, Record
+from pytest_quantgate.store.records import AnyRecord, Record, TimedRecord
 from pytest_quantgate.text.words import count
 
 #: Slots that differed in fewer samples may come to agree by chance.
@@ -38,7 +38,7 @@ def read_records(path: Path) -> dict[str, AnyRecord]:
         record = read_any_record(file, root=root)
         if record is None:
             raise DiffError(f"{file} does not exist")
-        kind = f"{record.kind} " if isinstance(record, LatencyRecord) else ""
+        kind = f"{record.kind} " if isinstance(record, TimedRecord) else ""
         name = f"{record.suite} {kind}{record.key}"
         if name in records:
             raise DiffError(f"{file}: a second baseline of {name} in {path}")
@@ -94,16 +94,16 @@ def compare_records(
 
 
 def _compare_any(before: AnyRecord, after: AnyRecord, *, name: str) -> list[Change]:
-    if isinstance(before, LatencyRecord) and isinstance(after, LatencyRecord):
-        return compare_latency_record(before, after, name=name)
+    if isinstance(before, TimedRecord) and type(before) is type(after):
+        return compare_timed_record(before, after, name=name)
     if isinstance(before, Record) and isinstance(after, Record):
         return compare_record(before, after, name=name)
-    raise DiffError(f"{name}: a baseline of accuracy and one of latency: compare two of a kind")
+    raise DiffError(
+        f"{name}: a baseline of {before.kind} and one of {after.kind}: compare two of a kind"
+    )
 
 
-def compare_latency_record(
-    before: LatencyRecord, after: LatencyRecord, *, name: str
-) -> list[Change]:
+def compare_timed_record(before: TimedRecord, after: TimedRecord, *, name: str) -> list[Change]:
     """Return what differs between two records of a machine; clock times alone are no change."""
     machines = [
         {f"{name}: {LABELS_OF_MACHINE[key]}": str(value) for key, value in vars(side).items()}

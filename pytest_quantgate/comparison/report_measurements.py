@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from pytest_quantgate.comparison.changes import Change, compare_texts
 from pytest_quantgate.evidence.fidelity import Fidelity, TowerFidelity
 from pytest_quantgate.evidence.parity import Parity, Roundtrip
-from pytest_quantgate.gates.latency import Levels, noise_factor, show_ms, widen
+from pytest_quantgate.gates.timed import show_ms
 from pytest_quantgate.report.model import LatencyFacts
 from pytest_quantgate.statistics.intervals import Interval
+from pytest_quantgate.statistics.rounds import Levels, noise_factor, widen
 from pytest_quantgate.text.words import count, group, listed
 
 #: Two runs of one variant on other machines differ by less.

@@ -23,7 +23,7 @@ from pytest_quantgate.comparison.revisions import (
 from pytest_quantgate.comparison.suite_files import compare_suites, read_suites
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.store.records import Kind as BaselineKind
-from pytest_quantgate.store.records import LatencyRecord
+from pytest_quantgate.store.records import find_timed
 from pytest_quantgate.suite.load import SUFFIX
 from pytest_quantgate.untrusted import parse_json, read_regular
 
@@ -81,7 +81,7 @@ def _kind_of_file(path: Path) -> Kind:
         raise DiffError(f"{path} is damaged: not JSON: {error}") from error
     if is_report(data):
         return "report"
-    if isinstance(data, dict) and ("accepted" in data or data.get("kind") == LatencyRecord.kind):
+    if isinstance(data, dict) and ("accepted" in data or find_timed(data)):
         return "baseline"
     raise DiffError(f"{path} is neither a baseline nor a report of pytest-quantgate")
 

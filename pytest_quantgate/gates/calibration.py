@@ -23,7 +23,13 @@ from pytest_quantgate.text.words import count, group, listed, percent, shorten, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_quantgate.evidence.audit import Audit, CalibrationRun, NearCopy, Quantizer
+    from pytest_quantgate.evidence.audit import (
+        Audit,
+        BatchInvariance,
+        CalibrationRun,
+        NearCopy,
+        Quantizer,
+    )
 
 GATE = "calibration"
 
@@ -575,13 +581,7 @@ def _judge_batch(audit: Audit, *, gate: CalibrationGate) -> Verdict | None:
     enabled = [q for q in audit.quantizers if q.enabled]
     dependent = [q for q in enabled if q.batch_dependent]
     compared = [found for found in audit.invariance if found.samples]
-    limits = {
-        found.tower: max(
-            float(gate.max_batch_change or SAME_EMBEDDING),
-            FLOOR_FACTOR * found.floor if math.isfinite(found.floor) else 0.0,
-        )
-        for found in compared
-    }
+    limits = {found.tower: batch_limit(found, allowed=gate.max_batch_change) for found in compared}
     moved = [found for found in compared if not found.change <= limits[found.tower]]
     figures = {f"{found.tower}_batch_change": found.change for found in compared}
     said = ", ".join(
@@ -616,6 +616,15 @@ def _judge_batch(audit: Audit, *, gate: CalibrationGate) -> Verdict | None:
     return _verdict(
         Status.PASS, f"no embedding depends on its batch{said} ({source})", figures=figures
     )
+
+
+def batch_limit(found: BatchInvariance, *, allowed: Fraction | None = None) -> float:
+    """Return how far an embedding may move with its batch, as a share of its length.
+
+    By `allowed` (None: by rounding alone), and as far as the model moves by itself.
+    """
+    floor = FLOOR_FACTOR * found.floor if math.isfinite(found.floor) else 0.0
+    return max(float(allowed or SAME_EMBEDDING), floor)
 
 
 def _judge_overlap(

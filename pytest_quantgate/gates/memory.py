@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED
-from pytest_quantgate.gates.latency import show_ratio
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineSizes
+from pytest_quantgate.gates.timed import show_ratio
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.text.words import count

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.fidelity import Fidelity
     from pytest_quantgate.evidence.fingerprint import Fingerprint
     from pytest_quantgate.evidence.latency import LatencyRun
+    from pytest_quantgate.evidence.load import LoadRun
     from pytest_quantgate.evidence.onnx import EngineOutputs, OnnxAudit
     from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.evidence.parity import Parity, Roundtrip, ShippedTower
@@ -105,6 +106,7 @@ class GateRun(Protocol):
     environ: Mapping[str, str]
     ledger: Ledger | None
     latency_runs: dict[str, LatencyRun]
+    load_runs: dict[str, LoadRun]
 
     @property
     def towers(self) -> tuple[TowerName, ...]: ...
@@ -146,6 +148,8 @@ class GateRun(Protocol):
     def roundtrip(self) -> Roundtrip: ...
 
     def latency(self, gate: Any) -> LatencyRun: ...
+
+    def load(self, gate: Any) -> LoadRun: ...
 
     def contents(
         self, name: str, count: int | None, *, purpose: Purpose, first: bool = False

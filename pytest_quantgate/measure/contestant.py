@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pytest_quantgate.evidence.latency import Footprint
+from pytest_quantgate.measure.serve import Inputs, Server
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from pytest_quantgate.encoders.encoder import Encoder
     from pytest_quantgate.evidence.audit import TowerName
+    from pytest_quantgate.evidence.load import Load, Served
     from pytest_quantgate.runtimes.onnxruntime_session import Optimization
-
-Inputs = Mapping[str, "np.ndarray[Any, Any]"]
 
 GPU = "cuda:0"
 
@@ -35,15 +34,21 @@ TimeRuns = Callable[[int], float]
 Clock = Callable[[], float]
 
 
+def _serve_nothing(_load: Load) -> Served:
+    raise NotImplementedError("this contestant is only timed")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
     """What is open and ready to be timed.
 
-    `samples` is how many embeddings one run gave; None where nobody looked.
+    `samples` is how many embeddings one run gave; None where nobody looked. `serve` answers a round
+    of requests.
     """
 
     time_runs: TimeRuns
     samples: int | None = None
+    serve: Callable[[Load], Served] = _serve_nothing
     footprint: Footprint = field(default_factory=Footprint)
 
 
@@ -63,12 +68,16 @@ class OnnxContestant:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineContestant:
-    """A plan for the GPU in this machine; `library` is `tensorrt_rtx` or `tensorrt`."""
+    """A plan for the GPU in this machine; `library` is `tensorrt_rtx` or `tensorrt`.
+
+    It was built for a `batch`.
+    """
 
     library: Literal["tensorrt_rtx", "tensorrt"]
     plan: str
     target: str
     inputs: str
+    batch: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +143,17 @@ def _open_on_cpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
 
     model = OnnxRuntimeModel(Path(spec.path), threads=spec.threads, optimization=spec.optimization)
 
-    def run() -> Any:
-        return next(iter(model.run(inputs).values()))
+    def embed(feeds: Inputs) -> Any:
+        return next(iter(model.run(feeds).values()))
 
-    return Contestant(time_runs=time_callable(run), samples=len(run()))
+    def run() -> Any:
+        return embed(inputs)
+
+    return Contestant(
+        time_runs=time_callable(run),
+        samples=len(run()),
+        serve=Server(embed, inputs=inputs).serve,
+    )
 
 
 def _open_on_gpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
@@ -161,6 +177,7 @@ def _open_on_gpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
     return Contestant(
         time_runs=time_on_device(run, cuda=cuda, stream=stream),
         samples=len(output),
+        serve=Server(lambda feeds: next(iter(model.run(feeds).values())), inputs=inputs).serve,
         footprint=Footprint(device_bytes=free - read_free_bytes(cuda)),
     )
 
@@ -169,17 +186,23 @@ def _open_on_gpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
 def _open_engine(spec: EngineContestant, inputs: Inputs) -> Iterator[Contestant]:
     import torch
 
-    from pytest_quantgate.runtimes.engine_run import open_engine, read_free_bytes
+    from pytest_quantgate.runtimes.engine_run import open_engine, read_free_bytes, run_in_batches
     from pytest_quantgate.runtimes.tensorrt_library import load_library
 
     free = read_free_bytes(torch.cuda)
     with open_engine(
         library=load_library(name=spec.library), plan_path=Path(spec.plan), target=spec.target
     ) as engine:
-        (output,) = engine.run(_to_torch(inputs)).values()
+        first = {name: value[: spec.batch] for name, value in _to_torch(inputs).items()}
+        (output,) = engine.run(first).values()
+
+        def embed(feeds: Inputs) -> Any:
+            return run_in_batches(engine, _to_torch(feeds), batch=spec.batch).numpy()
+
         yield Contestant(
             time_runs=time_engine(engine),
             samples=len(output),
+            serve=Server(embed, inputs=inputs).serve,
             footprint=Footprint(
                 activation_bytes=engine.sizes.device_memory_bytes,
                 device_bytes=free - read_free_bytes(torch.cuda),
@@ -207,12 +230,18 @@ def _open_torch(spec: TorchContestant, inputs: Inputs) -> Contestant:
     if spec.checkpoint:
         model = load_checkpoint(Path(spec.checkpoint), fp16=model)
     run = run_torch_tower(model, tower=spec.tower, inputs=_to_torch(inputs))
+
+    def embed(feeds: Inputs) -> Any:
+        placed = run_torch_tower(model, tower=spec.tower, inputs=_to_torch(feeds))
+        return placed().float().cpu().numpy()
+
     on_gpu = model.device.startswith("cuda")
     return Contestant(
         # Where Python is slower than the kernels that it starts, the device waits for it, and
         # that is in its time.
         time_runs=time_on_device(run, cuda=torch.cuda) if on_gpu else time_callable(run),
         samples=len(run()),
+        serve=Server(embed, inputs=inputs).serve,
     )
 
 

@@ -16,18 +16,14 @@ What runs a number of times and returns what one run took, in ms, is a `TimeRuns
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
 import platform
-import random
 import re
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,15 +36,8 @@ from pytest_quantgate.evidence.latency import (
     Machine,
 )
 from pytest_quantgate.measure.contestant import Clock, Contestant, TimeRuns
+from pytest_quantgate.measure.rounds import AGAIN, FP16, QUANTIZED, Start, interleave
 from pytest_quantgate.runtimes.engine_run import WINDOW, is_stable
-
-#: How often the contestants are started anew at least, and how many rounds they do each time.
-LEAST_PROCESSES = 5
-ROUNDS_A_PROCESS = 6
-
-FP16 = "fp16"
-QUANTIZED = "quantized"
-AGAIN = "fp16 again"
 
 #: No batch has more runs than this: what is still too short then is not measurable.
 MOST_RUNS = 1 << 16
@@ -56,16 +45,6 @@ MOST_RUNS = 1 << 16
 #: CPUs with units of their own for 8 bits, against their FP32 lanes: SMMLA does 32 products where
 #: FMLA does 4; TDPBUSD 1024 a cycle where two AVX-512 units do 32, and SME is not far from that.
 _GAINS_OF_UNITS = {"i8mm": 8, "amx_int8": 32, "sme": 32}
-
-
-#: Starts a contestant for as long as the context lasts, and opens it where that is called.
-Start = Callable[[], AbstractContextManager[Callable[[], Contestant]]]
-
-
-def share_rounds(rounds: int) -> tuple[int, int]:
-    """Return how many processes do how many rounds each, so that there are `rounds` at least."""
-    processes = max(LEAST_PROCESSES, -(-rounds // ROUNDS_A_PROCESS))
-    return processes, -(-rounds // processes)
 
 
 def measure_latency(
@@ -98,45 +77,40 @@ def measure_latency(
     Raises ValueError for other contestants, no rounds or a duration that is none; NotMeasured
     where a timer tells no time. What a contestant raises is raised.
     """
-    _check_request(
+    if batch_size < 1:
+        raise ValueError(f"a batch of {batch_size} measures nothing")
+    if not (0 <= min_round_ms < math.inf and 0 <= warm_up_s < math.inf):
+        raise ValueError(f"{min_round_ms} ms a round and {warm_up_s} s of warm-up are no durations")
+    kept: dict[str, list[_Open]] = {FP16: [], QUANTIZED: [], AGAIN: []}
+
+    def prepare(name: str, contestant: Contestant) -> Callable[[int], float]:
+        ready = _prepare(
+            contestant.time_runs,
+            name=name,
+            min_batch_ms=min_round_ms,
+            warm_up_s=warm_up_s,
+            clock=clock,
+        )
+        kept[name].append(_Open(contestant=contestant, ready=ready))
+        return lambda _number: float(contestant.time_runs(ready.runs))
+
+    times_ms, pause_rounds = interleave(
         contestants,
-        rounds=min(rounds, processes),
-        min_round_ms=min_round_ms,
-        warm_up_s=warm_up_s,
-        batch=batch_size,
+        processes=processes,
+        rounds=rounds,
+        prepare=prepare,
+        clock=clock,
+        seed=seed,
+        advance=advance,
     )
-    starts = {**contestants, AGAIN: contestants[FP16]}
-    kept: dict[str, list[_Open]] = {name: [] for name in starts}
-    orders = _draw_orders(tuple(sorted(starts)), seed=seed)
-    spans: list[tuple[float, float]] = []
-    for _ in range(processes):
-        with ExitStack() as stack:
-            started = {name: stack.enter_context(start()) for name, start in starts.items()}
-            for name, open_it in started.items():
-                contestant = open_it()
-                ready = _prepare(
-                    contestant.time_runs,
-                    name=name,
-                    min_batch_ms=min_round_ms,
-                    warm_up_s=warm_up_s,
-                    clock=clock,
-                )
-                kept[name].append(_Open(contestant=contestant, ready=ready, times_ms=[]))
-            begun = clock()
-            for order in itertools.islice(orders, rounds):
-                for name in order:
-                    timed = kept[name][-1]
-                    timed.times_ms.append(float(timed.contestant.time_runs(timed.ready.runs)))
-                advance(1)
-            spans.append((begun, clock()))
     return LatencyRun(
         runtime=runtime,
         machine=machine,
         tower=tower,
         batch_size=batch_size,
-        fp16=_join(FP16, kept[FP16]),
-        quantized=_join(QUANTIZED, kept[QUANTIZED]),
-        fp16_again=_join(AGAIN, kept[AGAIN]),
+        fp16=_join(FP16, kept[FP16], times_ms[FP16]),
+        quantized=_join(QUANTIZED, kept[QUANTIZED], times_ms[QUANTIZED]),
+        fp16_again=_join(AGAIN, kept[AGAIN], times_ms[AGAIN]),
         runtime_version=runtime_version,
         fp16_footprint=_add_footprint(footprints, name=FP16, seen=kept[FP16][0].contestant),
         quantized_footprint=_add_footprint(
@@ -145,23 +119,22 @@ def measure_latency(
         arithmetic_gain=arithmetic_gain,
         process_peak_rss_bytes=read_peak_rss_bytes(),
         processes=processes,
-        pause_rounds=_measure_pause(spans, rounds=rounds),
+        pause_rounds=pause_rounds,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Open:
-    """A contestant in one of its processes, and its times there."""
+    """A contestant in one of its processes."""
 
     contestant: Contestant
     ready: _Ready
-    times_ms: list[float]
 
 
-def _join(name: str, parts: list[_Open]) -> ContestantTimes:
+def _join(name: str, parts: list[_Open], times_ms: list[float]) -> ContestantTimes:
     return ContestantTimes(
         name=name,
-        times_ms=tuple(time_ms for part in parts for time_ms in part.times_ms),
+        times_ms=tuple(times_ms),
         runs=parts[-1].ready.runs,
         first_run_ms=parts[-1].ready.first_run_ms,
         warm_up_batches=max(part.ready.batches for part in parts),
@@ -174,31 +147,6 @@ def _add_footprint(known: Mapping[str, Footprint], *, name: str, seen: Contestan
     sizes = dataclasses.asdict(seen.footprint)
     found = {name: size for name, size in sizes.items() if size is not None}
     return dataclasses.replace(known.get(name, Footprint()), **found)
-
-
-def _measure_pause(spans: list[tuple[float, float]], *, rounds: int) -> float:
-    """Return how long it takes from one process to the next, in rounds."""
-    round_s = sum(end - begin for begin, end in spans) / (rounds * len(spans))
-    pauses = [after[0] - before[1] for before, after in itertools.pairwise(spans)]
-    if not pauses or not round_s:
-        return 0.0
-    return statistics.fmean(pauses) / round_s
-
-
-def _check_request(
-    contestants: Mapping[str, Start],
-    *,
-    rounds: int,
-    min_round_ms: float,
-    warm_up_s: float,
-    batch: int,
-) -> None:
-    if set(contestants) != {FP16, QUANTIZED}:
-        raise ValueError(f"contestants are {FP16!r} and {QUANTIZED!r}, not {sorted(contestants)}")
-    if rounds < 1 or batch < 1:
-        raise ValueError(f"{rounds} rounds of batch size {batch} measure nothing")
-    if not (0 <= min_round_ms < math.inf and 0 <= warm_up_s < math.inf):
-        raise ValueError(f"{min_round_ms} ms a round and {warm_up_s} s of warm-up are no durations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,19 +193,6 @@ def _check_time(time_ms: float, *, runs: int, name: str) -> float:
     if not 0 <= time_ms < math.inf:
         raise NotMeasured(f"latency: the timer of {name} gave {time_ms} ms for a run ({runs} runs)")
     return float(time_ms)
-
-
-def _draw_orders(names: tuple[str, ...], *, seed: int) -> Iterator[tuple[str, ...]]:
-    """Yield orders for ever: all permutations in a drawn order, then all of them again.
-
-    What runs after a slow contestant finds other caches and clocks than what runs after a fast
-    one; so every contestant is in every place equally often.
-    """
-    stream = random.Random(seed)
-    orders = list(itertools.permutations(names))
-    while True:
-        stream.shuffle(orders)
-        yield from orders
 
 
 # -- the machine ---------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """`python -m pytest_quantgate.measure.time_contestant`: a contestant's own process.
 
-Reads lines of JSON: first what to open, then `{"runs": n}` for each batch to time; answers each
-with one line. What libraries print goes to standard error.
+Reads lines of JSON: first what to open, then `{"runs": n}` for each batch to time, or `{"load":
+...}` for each round of requests to answer; answers each with one line. What libraries print goes to
+standard error.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 from typing import Any
 
 from pytest_quantgate.errors import NotMeasured, QuantGateError
+from pytest_quantgate.evidence.codec import from_json, to_json
+from pytest_quantgate.evidence.load import Load
 from pytest_quantgate.measure.contestant import open_contestant, read_spec
 
 
@@ -35,7 +38,12 @@ def main() -> None:
             footprint = dataclasses.asdict(contestant.footprint)
             answer({"samples": contestant.samples, "footprint": footprint})
             for line in sys.stdin:
-                answer({"ms": contestant.time_runs(json.loads(line)["runs"])})
+                question = json.loads(line)
+                if "load" in question:
+                    load = from_json(Load, question["load"])
+                    answer({"served": to_json(contestant.serve(load))})
+                else:
+                    answer({"ms": contestant.time_runs(question["runs"])})
     except QuantGateError as error:
         answer({"error": str(error), "not_measured": isinstance(error, NotMeasured)})
 

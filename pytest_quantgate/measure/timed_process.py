@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.errors import ModelError, NotMeasured
+from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.latency import Footprint
+from pytest_quantgate.evidence.load import Load, Served
 from pytest_quantgate.measure.contestant import Contestant, Spec, write_spec
-from pytest_quantgate.measure.latency import Start
+from pytest_quantgate.measure.rounds import Start
 from pytest_quantgate.own_process import start_module
 
 MODULE = "pytest_quantgate.measure.time_contestant"
@@ -63,8 +65,12 @@ class _Link:
         return Contestant(
             time_runs=lambda runs: float(self._ask({"runs": runs})["ms"]),
             samples=facts["samples"],
+            serve=self._serve,
             footprint=Footprint(**facts["footprint"]),
         )
+
+    def _serve(self, load: Load) -> Served:
+        return from_json(Served, self._ask({"load": to_json(load)})["served"])
 
     def close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
@@ -88,7 +94,7 @@ class _Link:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise ModelError(f"latency: {self._explain_end()}")
+            raise ModelError(self._explain_end())
         found = json.loads(answer)
         if "error" in found:
             raise (NotMeasured if found["not_measured"] else ModelError)(found["error"])

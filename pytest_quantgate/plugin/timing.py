@@ -23,7 +23,7 @@ def judge_timed(case: Case, *, kind: str, key: str, node: pytest.Item, benchmark
     judged = not_timed(kind, obstacle) if obstacle else case.judge(kind=kind, key=key)
     if benchmark is None:
         return judged
-    run = case.latency_runs.get(key)
+    run = case.latency_runs.get(f"{kind}[{key}]")
     if obstacle or run is None:
         record_nothing(benchmark)
     else:

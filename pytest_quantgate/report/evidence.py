@@ -84,7 +84,7 @@ def describe_case(case: Case) -> Evidence:
         coverage=suite.gates.one(CoverageGate),
         latency=tuple(
             LatencyFacts(
-                gate=f"latency[{key}]",
+                gate=name,
                 runtime=run.runtime,
                 tower=run.tower,
                 batch=run.batch_size,
@@ -99,8 +99,9 @@ def describe_case(case: Case) -> Evidence:
                 cold=tuple(c.name for c in run.contestants if not c.warm),
                 processes=run.processes,
                 pause_rounds=run.pause_rounds,
+                timing="p99" if name in case.load_runs else "",
             )
-            for key, run in case.latency_runs.items()
+            for name, run in case.latency_runs.items()
         ),
     )
     if ("variant",) not in case.used:

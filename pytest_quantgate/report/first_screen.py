@@ -16,7 +16,7 @@ from pytest_quantgate.text.words import listed, waivers_words
 FORMS: Mapping[str, tuple[str, ...]] = {
     "ONNX": ("export", "parity"),
     "engine": ("engine", "memory"),
-    "speed": ("latency",),
+    "speed": ("latency", "load"),
 }
 
 #: Of a suite's accuracy so many lines stand on the first screen.
@@ -160,7 +160,7 @@ def _list_costs(suite: SuiteReport) -> list[str]:
 
 def _is_cost(gate: GateResult) -> bool:
     ratio = math.isfinite(figure(gate, "latency_ratio"))
-    return (gate.kind == "memory" and gate.status != "NOT_MEASURED") or ratio
+    return (gate.kind in ("memory", "load") and gate.status != "NOT_MEASURED") or ratio
 
 
 def _is_of(gate: GateResult, form: str) -> bool:

@@ -341,7 +341,7 @@ class LatencyFacts:
 
     `fp16_again` is FP16 a second time: the machine's own noise. `cold` names the variants whose
     times had not settled when they were taken. `processes` and `pause_rounds` are as in
-    `LatencyRun`.
+    `LatencyRun`. `timing` is the percentile of a load gate's requests; empty: of one batch.
     """
 
     gate: str
@@ -359,6 +359,7 @@ class LatencyFacts:
     cold: tuple[str, ...] = ()
     processes: int = 1
     pause_rounds: float = 0.0
+    timing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -639,7 +639,8 @@ def _render_latency(facts: LatencyFacts, *, suite: SuiteReport, drawn: Charts) -
         tag("h4", f"{facts.tower} tower, batch {facts.batch}, in {facts.runtime}"),
         tag("p", badge(gate.status), " ", gate.headline) if gate else None,
         drawn.place(
-            charts.draw_latency(facts), caption="Time of every round; the upright bar is the median"
+            charts.draw_latency(facts),
+            caption=f"{facts.timing or 'Time'} of every round; the upright bar is the median",
         ),
         tag(
             "p",

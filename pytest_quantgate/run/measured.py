@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from pytest_quantgate.encoders.encoder import Encoder
     from pytest_quantgate.evidence.audit import Audit
     from pytest_quantgate.evidence.latency import LatencyRun
+    from pytest_quantgate.evidence.load import LoadRun
     from pytest_quantgate.gates.latency import LatencyGate
+    from pytest_quantgate.gates.load import LoadGate
     from pytest_quantgate.measure.embeddings import Encodes
     from pytest_quantgate.suite.specs import Stage
     from pytest_quantgate.tasks.kind import TaskKind
@@ -84,6 +86,12 @@ class Measured(Variants):
         from pytest_quantgate.run.timed_runs import time_variants
 
         return time_variants(self.stages, gate)
+
+    def load(self, gate: LoadGate) -> LoadRun:
+        """Return what requests to both variants took under load; never from a cache."""
+        from pytest_quantgate.run.timed_runs import load_variants
+
+        return load_variants(self.stages, gate)
 
     @computed_once
     def sanity(self) -> Sanity:

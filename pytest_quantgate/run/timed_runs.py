@@ -1,4 +1,4 @@
-"""What a latency gate times: both variants of a tower, each in processes of its own."""
+"""What a timed gate times: both variants of a tower, each in processes of its own."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from pytest_quantgate.encoders.encoder import Batch
     from pytest_quantgate.evidence.latency import LatencyRun
-    from pytest_quantgate.gates.latency import LatencyGate, LatencyRuntime
-    from pytest_quantgate.measure.latency import Start
+    from pytest_quantgate.evidence.load import LoadRun
+    from pytest_quantgate.gates.load import LoadGate
+    from pytest_quantgate.gates.timed import TimedGate, TimedRuntime
+    from pytest_quantgate.measure.rounds import Start
     from pytest_quantgate.run.stages import Stages
     from pytest_quantgate.runtimes.onnxruntime_session import Provider
 
@@ -35,14 +37,14 @@ MIN_ROUND_MS = 20.0
 WARM_UP_S = 5.0
 
 
-def time_variants(stages: Stages, gate: LatencyGate) -> LatencyRun:
+def time_variants(stages: Stages, gate: TimedGate) -> LatencyRun:
     """Return the times of FP16 and the quantized variant; never from a cache."""
     from pytest_quantgate.measure.latency import (
         measure_latency,
         read_arithmetic_gain,
         read_machine,
-        share_rounds,
     )
+    from pytest_quantgate.measure.rounds import share_rounds
 
     label = f"timing the {gate.tower} tower in {gate.runtime}, batch {gate.batch}"
     processes, rounds = share_rounds(gate.rounds)
@@ -66,6 +68,33 @@ def time_variants(stages: Stages, gate: LatencyGate) -> LatencyRun:
             )
 
 
+def load_variants(stages: Stages, gate: LoadGate) -> LoadRun:
+    """Return what the requests to FP16 and the quantized variant took; never from a cache."""
+    from pytest_quantgate.measure.latency import read_arithmetic_gain, read_machine
+    from pytest_quantgate.measure.load import measure_load
+    from pytest_quantgate.measure.rounds import share_rounds
+    from pytest_quantgate.measure.serve import import_loadgen
+
+    import_loadgen()  # before anything is built for it
+    label = f"{gate.load.rate} requests a second to the {gate.tower} tower in {gate.runtime}"
+    processes, rounds = share_rounds(gate.rounds)
+    with line_up(stages, gate=gate) as (lineup, contestants):
+        machine = read_machine(threads=gate.threads, device=lineup.device)
+        with stages.case.progress.stage(label, total=processes * rounds) as advance:
+            return measure_load(
+                contestants=contestants,
+                processes=processes,
+                rounds=rounds,
+                load=gate.load,
+                runtime=gate.runtime,
+                runtime_version=lineup.runtime_version,
+                machine=machine,
+                tower=gate.tower,
+                arithmetic_gain=read_arithmetic_gain(runtime=gate.runtime),
+                advance=advance,
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lineup:
     """How to open `fp16` and `quantized` in a process, and how large their files are.
@@ -80,10 +109,10 @@ class Lineup:
 
 
 @contextmanager
-def line_up(stages: Stages, *, gate: LatencyGate) -> Iterator[tuple[Lineup, Mapping[str, Start]]]:
+def line_up(stages: Stages, *, gate: TimedGate) -> Iterator[tuple[Lineup, Mapping[str, Start]]]:
     """Build both variants for the gate's runtime, and give what starts a process of each.
 
-    They are given one batch of held-out pairs. Raises NotMeasured or MissingPackage, before
+    They are given the gate's number of held-out pairs. Raises NotMeasured or MissingPackage, before
     anything is exported or built, where the runtime, its provider or its device is not here.
     """
     with temporary_folder() as folder:
@@ -94,7 +123,7 @@ def line_up(stages: Stages, *, gate: LatencyGate) -> Iterator[tuple[Lineup, Mapp
         )
 
 
-def _plan_torch(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
+def _plan_torch(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
     import torch
 
     from pytest_quantgate.quantization.checkpoint import save_checkpoint
@@ -125,7 +154,7 @@ def _plan_torch(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
     )
 
 
-def _plan_onnxruntime(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
+def _plan_onnxruntime(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
     from pytest_quantgate.runtimes.onnxruntime_session import require_provider
 
     version = require_provider("cpu")
@@ -137,10 +166,10 @@ def _plan_onnxruntime(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup
     )
 
 
-def _plan_provider(provider: Provider) -> Callable[[Stages, LatencyGate, Path], Lineup]:
+def _plan_provider(provider: Provider) -> Callable[[Stages, TimedGate, Path], Lineup]:
     """Return the plan of a provider on the GPU, with half graphs."""
 
-    def plan(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
+    def plan(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
         from pytest_quantgate.runtimes.onnxruntime_session import require_provider
 
         stages.require_gpu(gate.runtime)
@@ -156,7 +185,7 @@ def _plan_provider(provider: Provider) -> Callable[[Stages, LatencyGate, Path], 
 
 
 def _plan_files(
-    stages: Stages, gate: LatencyGate, inputs: Path, *, provider: Provider, precision: Precision
+    stages: Stages, gate: TimedGate, inputs: Path, *, provider: Provider, precision: Precision
 ) -> dict[Variant, Spec]:
     from pytest_quantgate.runtimes.onnxruntime_session import choose_optimization
 
@@ -174,7 +203,7 @@ def _plan_files(
     return specs
 
 
-def _plan_engines(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
+def _plan_engines(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
     library, target = stages.find_engine_target(gate.runtime)
     order = EngineOrder(
         target=target, library=gate.runtime, batch=gate.batch, source=gate.where.of("runtime")
@@ -187,7 +216,11 @@ def _plan_engines(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
     return Lineup(
         specs={
             variant: EngineContestant(
-                library=library.name, plan=str(plan), target=target, inputs=saved
+                library=library.name,
+                plan=str(plan),
+                target=target,
+                inputs=saved,
+                batch=gate.batch,
             )
             for variant, (_, plan) in built.items()
         },
@@ -200,7 +233,7 @@ def _plan_engines(stages: Stages, gate: LatencyGate, inputs: Path) -> Lineup:
     )
 
 
-_PLANS: Mapping[LatencyRuntime, Callable[[Stages, LatencyGate, Path], Lineup]] = {
+_PLANS: Mapping[TimedRuntime, Callable[[Stages, TimedGate, Path], Lineup]] = {
     "torch": _plan_torch,
     "onnxruntime": _plan_onnxruntime,
     "onnxruntime-cuda": _plan_provider("cuda"),
@@ -210,11 +243,11 @@ _PLANS: Mapping[LatencyRuntime, Callable[[Stages, LatencyGate, Path], Lineup]] =
 }
 
 
-def _save_inputs(stages: Stages, gate: LatencyGate, path: Path) -> str:
-    """Write one batch of the tower's inputs by the names of its graph, as an .npz."""
+def _save_inputs(stages: Stages, gate: TimedGate, path: Path) -> str:
+    """Write the gate's inputs of the tower by the names of its graph, as an .npz."""
     import numpy
 
-    batch = make_batch(stages, size=gate.batch)
+    batch = make_batch(stages, size=gate.inputs)
     arrays = {name: value.numpy() for name, value in batch.inputs[gate.tower].items()}
     numpy.savez(path, allow_pickle=False, **arrays)
     return str(path)
@@ -232,7 +265,7 @@ def make_batch(stages: Stages, *, size: int) -> Batch:
 
 
 def _measure_files(
-    stages: Stages, gate: LatencyGate, *, precision: Precision
+    stages: Stages, gate: TimedGate, *, precision: Precision
 ) -> dict[str, Footprint]:
     found: dict[str, Footprint] = {}
     for variant in VARIANTS:

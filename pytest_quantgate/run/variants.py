@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.encoders.source import CheckpointSource
     from pytest_quantgate.evidence.audit import TowerName
     from pytest_quantgate.evidence.latency import LatencyRun
+    from pytest_quantgate.evidence.load import LoadRun
     from pytest_quantgate.quantization.quantize import Quantized
     from pytest_quantgate.quantization.recipes import Recipe
     from pytest_quantgate.run.exported import Variant
@@ -121,7 +122,9 @@ class Variants:
         self.today = today or datetime.now(UTC).date()
         #: What libraries see, whatever `environ` this case was given for its suite.
         self.surroundings = surroundings or Surroundings()
+        #: What was timed, by the names of the gates; a load gate's are the 99th percentiles.
         self.latency_runs: dict[str, LatencyRun] = {}
+        self.load_runs: dict[str, LoadRun] = {}
         #: Where looks at the data are remembered; None: this is no look (a sabotage, a study).
         self.ledger = ledger
         #: The cache entries that this run used, by what they are: a report reads them again.

@@ -7,12 +7,14 @@ sets and the samples that it has, say no? A limit that nothing can exceed shows.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pytest_quantgate.encoders.faults import image_size
 from pytest_quantgate.evidence.audit import Audit, CalibrationRun
 from pytest_quantgate.evidence.fidelity import Fidelity
+from pytest_quantgate.evidence.load import Served, Timing
 from pytest_quantgate.evidence.onnx import OnnxAudit
 from pytest_quantgate.evidence.outcomes import Outcomes, Score, mean_score
 from pytest_quantgate.evidence.parity import Parity, Roundtrip
@@ -48,6 +50,7 @@ def list_measurement_sabotages() -> tuple[Sabotage, ...]:
         *_memory(),
         *_trace(),
         *_latency(),
+        *_load(),
     )
 
 
@@ -751,7 +754,7 @@ def _trace() -> tuple[Sabotage, ...]:
 def _latency() -> tuple[Sabotage, ...]:
     def slower(case: Case, key: str) -> Case:
         gate = case.suite.gates.get(LatencyGate, key=key)
-        run = case.latency_runs[key]  # measured when the good variant was judged
+        run = case.latency_runs[f"latency[{key}]"]  # measured when the good variant was judged
         limits_ms = [run.fp16.median_ms]
         if gate.max_ratio is not None:
             limits_ms.append(float(gate.max_ratio) * run.fp16.median_ms)
@@ -764,7 +767,7 @@ def _latency() -> tuple[Sabotage, ...]:
         return exchange(case, latency=lambda _gate: dataclasses.replace(run, quantized=slow))
 
     def without_rounds(case: Case, key: str) -> Case:
-        run = case.latency_runs[key]
+        run = case.latency_runs[f"latency[{key}]"]
         fewer = dataclasses.replace(run.quantized, times_ms=run.quantized.times_ms[:-1])
         return exchange(case, latency=lambda _gate: dataclasses.replace(run, quantized=fewer))
 
@@ -775,6 +778,51 @@ def _latency() -> tuple[Sabotage, ...]:
             gate="latency",
             cause="rounds are not paired",
             spoil=without_rounds,
+        ),
+    )
+
+
+def _load() -> tuple[Sabotage, ...]:
+    def exchange_load(case: Case, key: str, spoil: Callable[[Served], Served]) -> Case:
+        run = case.load_runs[f"load[{key}]"]  # measured when the good variant was judged
+        spoiled = tuple(spoil(served) for served in run.quantized)
+        times = tuple(served.p99_ms for served in spoiled)
+        timed = dataclasses.replace(
+            run.timed, quantized=dataclasses.replace(run.timed.quantized, times_ms=times)
+        )
+        found = dataclasses.replace(run, timed=timed, quantized=spoiled)
+        return exchange(case, load=lambda _gate: found)
+
+    def slow(served: Served) -> Served:
+        times: dict[str, Any] = {
+            f"{name}_ms": served.time_ms(name) * 1e3
+            for name in get_args(Timing)
+            if math.isfinite(served.time_ms(name))
+        }
+        return dataclasses.replace(served, late=served.queries, **times)
+
+    def swapped(served: Served) -> Served:
+        first, second, *others = served.answers
+        wrong = dataclasses.replace(
+            first,
+            nearest=second.input,
+            distance=0.9,
+            batch=(first.input, second.input),
+        )
+        return dataclasses.replace(served, answers=(wrong, second, *others))
+
+    return (
+        Sabotage(
+            name="a tail that is longer than allowed",
+            gate="load",
+            cause=r"over (p\d\d_ratio|offline_ratio|max_)",
+            spoil=lambda case, key: exchange_load(case, key, slow),
+        ),
+        Sabotage(
+            name="two requests of a batch get each other's answers",
+            gate="load",
+            cause=r"the embedding of input \d+, in the batch of inputs",
+            spoil=lambda case, key: exchange_load(case, key, swapped),
         ),
     )
 

@@ -52,7 +52,8 @@ def exchange(case: Case, **values: object) -> Case:
     for name in ("judging", "stages"):
         kept.pop(name, None)
     # What a run leaves in the case: what is measured of the copy stays with the copy.
-    kept.update(latency_runs=dict(case.latency_runs), used=dict(case.used), ledger=None)
+    kept.update(latency_runs=dict(case.latency_runs), load_runs=dict(case.load_runs))
+    kept.update(used=dict(case.used), ledger=None)
     kept.update(values)
     return spoiled
 

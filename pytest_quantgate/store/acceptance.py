@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import get_args
 
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.evidence.verdict import Status, Verdict
@@ -16,7 +17,7 @@ from pytest_quantgate.store.records import AnyKind, AnyRecord, GateStatus, Kind,
 from pytest_quantgate.text.words import listed
 
 #: These are judged against the baseline that is to be replaced.
-AGAINST_BASELINES: tuple[Kind, ...] = ("regression", "latency")
+AGAINST_BASELINES: tuple[Kind, ...] = get_args(Kind)
 
 #: What another gate may say of a result that is kept; what a machine cannot measure is not red.
 ACCEPTABLE: tuple[GateStatus, ...] = ("PASS", "NOT_MEASURED")
@@ -84,11 +85,10 @@ def refuse_red(record: AnyRecord, *, command: str) -> None:
     """
     reason = why_unfit(record) if record.verdicts else ""
     if reason:
-        kind: Kind = "regression" if isinstance(record, Record) else "latency"
         raise BaselineError(
             f"the baseline of {record.key} is of a run that may not be accepted: {reason}: take "
             f"one of a green run: {command}",
-            code=f"{kind}.baseline-of-red-run",
+            code=f"{record.kind}.baseline-of-red-run",
         )
 
 

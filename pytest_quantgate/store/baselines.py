@@ -1,7 +1,7 @@
 """Stored results: one small canonical JSON file a gate, reviewed like code.
 
 The record of a regression gate holds the outcome of every sample as one bit, so that tomorrow's
-run is compared with yesterday's sample by sample; that of a latency gate with a limit in ms holds
+run is compared with yesterday's sample by sample; that of a timed gate with a limit in ms holds
 the machine on which the limit is meant. Files are replaced whole or not at all.
 """
 
@@ -44,12 +44,14 @@ from pytest_quantgate.store.records import (
     AnyRecord,
     Chain,
     Kind,
-    LatencyRecord,
     Record,
+    TimedRecord,
     canonical_text,
+    find_timed,
     parse_any_record,
-    parse_latency_record,
     parse_record,
+    parse_text,
+    read_as,
 )
 from pytest_quantgate.text.words import listed
 from pytest_quantgate.untrusted import parse_json, read_regular
@@ -64,6 +66,7 @@ MAX_SLUG = 200  # file systems end at 255
 LEFTOVER_SECONDS = 3600
 
 Value = TypeVar("Value")
+AnyTimed = TypeVar("AnyTimed", bound=TimedRecord)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Store:
 
     A suite is named by its path below `project`, the root of the run, without its ending. Without
     a project nothing that version 0.1 wrote is found, and there are no orphans. `read`,
-    `regression` files alone, is what compares results; `read_latency` reads the others.
+    `regression` files alone, is what compares results; `read_timed` reads the others.
     """
 
     root: Path
@@ -96,9 +99,11 @@ class Store:
         """
         return self._read(suite, key, kind="regression", parse=parse_record)
 
-    def read_latency(self, suite: str, key: str) -> LatencyRecord | None:
-        """Return the record of a latency gate, or None where there is none; raises as `read`."""
-        return self._read(suite, key, kind="latency", parse=parse_latency_record)
+    def read_timed(self, suite: str, key: str, *, kind: type[AnyTimed]) -> AnyTimed | None:
+        """Return the record of a timed gate, or None where there is none; raises as `read`."""
+        return self._read(
+            suite, key, kind=kind.kind, parse=lambda text: read_as(kind, parse_text(text))
+        )
 
     def _read(
         self, suite: str, key: str, *, kind: Kind, parse: Callable[[str], AnyKind]
@@ -209,7 +214,7 @@ class Store:
         try:
             data = parse_json(read_regular(path, max_bytes=bounds.BASELINE_BYTES))
             schema, suite, key = data["schema"], data["suite"], data["key"]
-            kind: Kind = "latency" if data.get("kind") == "latency" else "regression"
+            kind = (find_timed(data) or Record).kind
             place = self.path(suite, key, kind=kind)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, BaselineError):
             return None  # who reads it as a baseline is told what is wrong with it
@@ -251,8 +256,8 @@ def _plain_name(name: str) -> str:
 
 
 def _file_of(key: str, *, kind: Kind) -> str:
-    if kind == "latency" and not is_plain(key):  # a gate's key is a plain name
-        raise BaselineError(f"key {shorten(key)} is of no latency gate: no plain name")
+    if kind != "regression" and not is_plain(key):  # a gate's key is a plain name
+        raise BaselineError(f"key {shorten(key)} is of no {kind} gate: no plain name")
     return f"{kind}-{slug(key) if kind == 'regression' else key}.json"
 
 
@@ -446,19 +451,20 @@ def end_chain(before: Record, now: Record) -> Chain:
     )
 
 
-def next_latency_record(
-    record: LatencyRecord | None,
+def next_timed_record(
+    record: AnyTimed | None,
     *,
+    kind: type[AnyTimed],
     suite: str,
     key: str,
     run: LatencyRun,
     versions: Mapping[str, str],
     today: date,
     reason: str,
-) -> LatencyRecord:
+) -> AnyTimed:
     """Return the record that accepting this run and its machine would make."""
     day = today.isoformat()
-    return LatencyRecord(
+    return kind(
         suite=suite,
         key=key,
         runtime=f"{run.runtime} {run.runtime_version}".strip(),
@@ -538,8 +544,8 @@ def _check_gates(record: AnyRecord, *, project: Path | None) -> None:
 
 def _accept(record: AnyRecord, *, store: Store, reason: str, new_data: bool) -> AnyRecord:
     record = replace(record, reason=reason)
-    if isinstance(record, LatencyRecord):
-        machine = store.read_latency(record.suite, record.key)
+    if isinstance(record, TimedRecord):
+        machine = store.read_timed(record.suite, record.key, kind=type(record))
         return replace(record, created=machine.created) if machine is not None else record
     before = store.read(record.suite, record.key)
     if before is None:

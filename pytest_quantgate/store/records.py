@@ -35,7 +35,7 @@ _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 #: The gates that have baselines; a file's name starts with one.
-Kind = Literal["regression", "latency"]
+Kind = Literal["regression", "latency", "load"]
 
 #: What a gate of the suite said in the run that a record is of.
 GateStatus = Literal["PASS", "FAIL", "INCONCLUSIVE", "INCOMPARABLE", "NOT_MEASURED", "DID_NOT_RUN"]
@@ -189,15 +189,15 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyRecord:
-    """The machine on which a latency gate's limit in ms holds, and what was measured there.
+class TimedRecord:
+    """The machine on which a timed gate's limit in ms holds, and what was measured there.
 
-    `fp16_ms` and `quantized_ms` are the medians over `rounds` of one batch, for the review:
-    they are no limits. `created` and `updated` are ISO days; `suite` and `verdicts` are as in
-    `Record`.
+    `fp16_ms` and `quantized_ms` are the medians over `rounds` of what the limit is on, for the
+    review: they are no limits. `created` and `updated` are ISO days; `suite` and `verdicts` are as
+    in `Record`.
     """
 
-    kind: ClassVar[Kind] = "latency"
+    kind: ClassVar[Kind]
 
     suite: str
     key: str
@@ -212,7 +212,7 @@ class LatencyRecord:
     reason: str
     verdicts: Mapping[str, GateStatus] = field(default_factory=dict)
 
-    def same_result(self, other: LatencyRecord) -> bool:
+    def same_result(self, other: TimedRecord) -> bool:
         """Return whether both name the same machine: its times differ from run to run."""
         return self.machine == other.machine
 
@@ -234,8 +234,26 @@ class LatencyRecord:
             _check_day(getattr(self, name), at=name)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatencyRecord(TimedRecord):
+    """That of a latency gate: one batch."""
+
+    kind: ClassVar[Kind] = "latency"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRecord(TimedRecord):
+    """That of a load gate: the 99th percentile of requests."""
+
+    kind: ClassVar[Kind] = "load"
+
+
 #: What a Store keeps.
-AnyRecord = Record | LatencyRecord
+AnyRecord = Record | TimedRecord
+#: The records of timed gates by their kind.
+TIMED: Mapping[Any, type[TimedRecord]] = {
+    record.kind: record for record in (LatencyRecord, LoadRecord)
+}
 AnyKind = TypeVar("AnyKind", bound=AnyRecord)
 
 _OUTCOMES = ("fp16", "accepted", "first", "first_fp16")
@@ -258,9 +276,13 @@ def canonical_text(record: AnyRecord) -> str:
 
 def record_from_json(data: Any) -> AnyRecord:
     """Return the record in plain data, of the kind that it names; raises BaselineError."""
-    if isinstance(data, dict) and data.get("kind") == LatencyRecord.kind:
-        return read_as(LatencyRecord, data)
-    return read_as(Record, data)
+    return read_as(find_timed(data) or Record, data)
+
+
+def find_timed(data: Any) -> type[TimedRecord] | None:
+    """Return what plain data says it is a record of, None where that is no timed gate."""
+    kind = data.get("kind") if isinstance(data, dict) else None
+    return TIMED.get(kind) if isinstance(kind, str) else None
 
 
 def read_as(record: type[AnyKind], data: Any) -> AnyKind:
@@ -291,20 +313,16 @@ def read_as(record: type[AnyKind], data: Any) -> AnyKind:
 
 def parse_record(text: str) -> Record:
     """Return the record in a file's text; raises BaselineError saying what is wrong with it."""
-    return read_as(Record, _parse(text))
-
-
-def parse_latency_record(text: str) -> LatencyRecord:
-    """As `parse_record`, of a latency gate."""
-    return read_as(LatencyRecord, _parse(text))
+    return read_as(Record, parse_text(text))
 
 
 def parse_any_record(text: str) -> AnyRecord:
     """As `parse_record`, of the kind that the text names."""
-    return record_from_json(_parse(text))
+    return record_from_json(parse_text(text))
 
 
-def _parse(text: str) -> Any:
+def parse_text(text: str) -> Any:
+    """Return the plain data in a file's text; raises BaselineError where it is not JSON."""
     try:
         return parse_json(text)
     except ValueError as error:
@@ -319,7 +337,7 @@ def digest_of_record(plain: Mapping[str, Any]) -> str:
 
 def _translate(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return what version 0.1 wrote in the form of today, as yet unchecked."""
-    if data.get("kind") == LatencyRecord.kind:
+    if find_timed(data):
         return dict(data)
     return {"kind": Record.kind, **data, "first_fp16": data.get("fp16")}
 

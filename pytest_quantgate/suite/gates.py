@@ -36,6 +36,7 @@ BUILTIN = (
     "memory",
     "trace",
     "latency",
+    "load",
 )
 #: No section, no limit: no suite is without it.
 IMPLICIT = ("sanity",)

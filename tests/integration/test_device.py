@@ -154,7 +154,7 @@ def stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_engines_are_built_for_the_device_and_timed_by_themselves(case: Case, gpu: Gpu) -> None:
     judged = case.judge(kind="latency", key="tensorrt-rtx-text-batch4")
 
-    run = case.latency_runs["tensorrt-rtx-text-batch4"]
+    run = case.latency_runs["latency[tensorrt-rtx-text-batch4]"]
     assert run.machine.device == "A GPU"
     assert [contestant.samples for contestant in run.contestants] == [4, 4, 4]
     assert run.runtime_version == case.stages.find_engine_target("tensorrt-rtx")[0].version

@@ -59,14 +59,14 @@ def store(tmp_path: Path) -> Store:
 def test_a_record_goes_through_its_file(store: Store) -> None:
     path = store.write(make_record())
     assert path == store.root / "demo" / f"latency-{KEY}.json"
-    assert store.read_latency("demo", KEY) == make_record()
+    assert store.read_timed("demo", KEY, kind=LatencyRecord) == make_record()
     assert path.read_text("utf-8") == canonical_text(make_record())
     assert list(json.loads(path.read_text("utf-8"))) == sorted(record_to_json(make_record()))
     assert read_any_record(path, root=store.root) == make_record()
 
 
 def test_none_is_none(store: Store) -> None:
-    assert store.read_latency("demo", KEY) is None
+    assert store.read_timed("demo", KEY, kind=LatencyRecord) is None
     assert not store.root.exists()
 
 
@@ -91,7 +91,7 @@ def test_a_regression_record_in_the_place_of_a_machine_is_refused(store: Store) 
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"schema": 1, "suite": "demo"}), "utf-8")
     with pytest.raises(BaselineError, match="kind is 'regression', expected 'latency'"):
-        store.read_latency("demo", KEY)
+        store.read_timed("demo", KEY, kind=LatencyRecord)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_an_obtained_machine_is_accepted_with_its_reason(store: Store, tmp_path:
     obtained = tmp_path / "obtained"
     write_obtained(obtained, make_record())
     assert accept_obtained(obtained, store=store, reason=" new ") == (store.path_of(make_record()),)
-    found = store.read_latency("demo", KEY)
+    found = store.read_timed("demo", KEY, kind=LatencyRecord)
     assert found == make_record(reason="new")
 
 
@@ -202,7 +202,7 @@ def test_a_machine_that_version_0_1_left_moves_when_it_is_written(tmp_path: Path
     old.parent.mkdir(parents=True)
     old.write_text(json.dumps({k: v for k, v in plain.items() if k not in ("digest", "verdicts")}))
 
-    found = store.read_latency("suites/clip", KEY)
+    found = store.read_timed("suites/clip", KEY, kind=LatencyRecord)
 
     assert found == make_record(suite="suites/clip", verdicts={})
     assert store.orphans() == ()
@@ -217,5 +217,7 @@ def test_a_damaged_machine_that_version_0_1_left_is_refused(tmp_path: Path) -> N
     old.write_text("{")
 
     with pytest.raises(BaselineError, match=f"^{re.escape(str(old))}: damaged baseline"):
-        store.read_latency("suites/clip", KEY)
-    assert Store(store.root).read_latency("suites/clip", KEY) is None  # belongs to no project
+        store.read_timed("suites/clip", KEY, kind=LatencyRecord)
+    assert (
+        Store(store.root).read_timed("suites/clip", KEY, kind=LatencyRecord) is None
+    )  # belongs to no project

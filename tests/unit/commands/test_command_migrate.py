@@ -119,7 +119,9 @@ def test_old_baselines_move_to_their_suite_and_lose_nothing(
     ]
     store = Store(Path("baselines"))
     assert store.read("suites/clip", KEY) == replace(RECORD, suite="suites/clip")
-    assert store.read_latency("suites/clip", LATENCY) == replace(MACHINE, suite="suites/clip")
+    assert store.read_timed("suites/clip", LATENCY, kind=LatencyRecord) == replace(
+        MACHINE, suite="suites/clip"
+    )
     assert not Path("baselines/clip").exists()
     assert main(["migrate", "suites"], environ={}) == 0
     assert capsys.readouterr().out == "nothing to move below baselines\n"
@@ -180,7 +182,9 @@ def test_what_a_moved_suite_does_not_have_is_passed_over(capsys: Captured) -> No
 
     move = ["migrate", "models/vit.quantgate.yaml", "--from", "suites/clip"]
     assert main(move, environ={}) == 0
-    assert store.read_latency("models/vit", LATENCY) == replace(MACHINE, suite="models/vit")
+    assert store.read_timed("models/vit", LATENCY, kind=LatencyRecord) == replace(
+        MACHINE, suite="models/vit"
+    )
     assert not kept.exists()
 
 

@@ -15,19 +15,16 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.latency import (
-    BRIEF_LENGTH,
+from pytest_quantgate.gates.latency import judge_latency
+from pytest_quantgate.gates.timed import BRIEF_LENGTH, machine_differences, show_ms, show_ratio
+from pytest_quantgate.statistics.intervals import Interval
+from pytest_quantgate.statistics.rounds import (
     Levels,
-    judge_latency,
     least_rounds,
-    machine_differences,
     noise_factor,
     rounds_to_settle,
-    show_ms,
-    show_ratio,
     student_quantile,
 )
-from pytest_quantgate.statistics.intervals import Interval
 from pytest_quantgate.suite.where import Where
 from tests.unit.gates.gate_builders import SAME_EXAMPLES, all_text, number_in
 
@@ -497,7 +494,7 @@ def test_a_limit_in_ms_without_a_baseline_fails_with_the_command() -> None:
         make_run([10.0] * 9, [5.0] * 9),
         max_ratio=None,
         max_latency_ms=12.0,
-        create_command="pytest s.yaml --quantgate-baselines=create",
+        command="pytest s.yaml --quantgate-baselines=",
     )
     assert verdict.status is Status.FAIL
     assert "there is no baseline: here 5.00 ms" in verdict.headline

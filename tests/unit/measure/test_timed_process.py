@@ -9,6 +9,7 @@ import numpy
 import pytest
 
 from pytest_quantgate.errors import ModelError, NotMeasured
+from pytest_quantgate.evidence.load import Load
 from pytest_quantgate.measure.contestant import (
     OnnxContestant,
     TorchContestant,
@@ -114,3 +115,14 @@ def test_what_is_not_here_is_not_measured(
         open_contestant(replace(spec, threads=2)),
     ):
         pass
+
+
+def test_a_process_serves_requests_as_itself(spec: OnnxContestant, tmp_path: Path) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="pip install 'pytest-quantgate[load]'")
+    x = numpy.arange(128, dtype=numpy.float32).reshape(32, 4)
+    numpy.savez(tmp_path / "inputs.npz", x=x)
+    with in_a_process(spec, folder=tmp_path)() as open_it:
+        served = open_it().serve(Load(rate=400, queries=40, batch=4, window_ms=2.0))
+
+    assert (served.queries, served.dropped) == (40, 0)
+    assert max(answer.distance for answer in served.answers) < 1e-6

@@ -25,7 +25,7 @@ from tests.suite_texts import FILE, SMALL, VALID, Refusal, swap
             "roundtrip: {}",
             "zzz: {}",
             "zzz: unknown key; known: coverage, calibration, fidelity, accuracy, "
-            "regression, roundtrip, export, parity, engine, memory, trace, latency",
+            "regression, roundtrip, export, parity, engine, memory, trace, latency, load",
         ),
         ("roundtrip: {}", "roundtrip: {tolerance: 1}", "roundtrip.tolerance: unknown key; known: "),
         (
@@ -444,13 +444,13 @@ def test_refused_with_file_line_key_and_mend(
             "{roundtrip: {}}",
             "{}",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip, export, parity, engine, memory, trace, latency",
+            "accuracy, regression, roundtrip, export, parity, engine, memory, trace, latency, load",
         ),
         (
             "{roundtrip: {}}",
             "",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip, export, parity, engine, memory, trace, latency",
+            "accuracy, regression, roundtrip, export, parity, engine, memory, trace, latency, load",
         ),
         (
             "{roundtrip: {}}",

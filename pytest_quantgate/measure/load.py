@@ -1,0 +1,79 @@
+"""FP16 and a quantized variant under the same load, in turn (`rounds.py`), served by `serve.py`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
+from pytest_quantgate.evidence.load import Load, LoadRun, Served
+from pytest_quantgate.measure.contestant import Clock, Contestant
+from pytest_quantgate.measure.latency import read_peak_rss_bytes
+from pytest_quantgate.measure.rounds import AGAIN, FP16, QUANTIZED, Start, interleave
+
+
+def measure_load(
+    *,
+    contestants: Mapping[str, Start],
+    processes: int,
+    rounds: int,
+    load: Load,
+    runtime: str,
+    machine: Machine,
+    tower: str,
+    arithmetic_gain: int,
+    runtime_version: str = "",
+    clock: Clock = time.perf_counter,
+    advance: Callable[[int], None] = lambda _count: None,
+) -> LoadRun:
+    """Return the rounds of `contestants["fp16"]`, `["quantized"]`, and of FP16 a second time.
+
+    All three answer the same requests at the same moments of a round; each round draws its own, its
+    seed is that of `load` and its number. `interleave` says in which order they run, and what is
+    raised besides what a server raises.
+    """
+
+    def prepare(_name: str, contestant: Contestant) -> Callable[[int], Served]:
+        return lambda number: contestant.serve(replace(load, seed=load.seed + number))
+
+    served, pause_rounds = interleave(
+        contestants,
+        processes=processes,
+        rounds=rounds,
+        prepare=prepare,
+        clock=clock,
+        seed=load.seed,
+        advance=advance,
+    )
+    return LoadRun(
+        load=load,
+        timed=LatencyRun(
+            runtime=runtime,
+            machine=machine,
+            tower=tower,
+            batch_size=load.batch,
+            fp16=_time(FP16, served[FP16]),
+            quantized=_time(QUANTIZED, served[QUANTIZED]),
+            fp16_again=_time(AGAIN, served[AGAIN]),
+            runtime_version=runtime_version,
+            arithmetic_gain=arithmetic_gain,
+            process_peak_rss_bytes=read_peak_rss_bytes(),
+            processes=processes,
+            pause_rounds=pause_rounds,
+        ),
+        fp16=tuple(served[FP16]),
+        quantized=tuple(served[QUANTIZED]),
+        fp16_again=tuple(served[AGAIN]),
+    )
+
+
+def _time(name: str, rounds: Sequence[Served]) -> ContestantTimes:
+    return ContestantTimes(
+        name=name,
+        times_ms=tuple(served.p99_ms for served in rounds),
+        runs=rounds[-1].queries,
+        first_run_ms=0.0,
+        warm_up_batches=0,
+        warm=True,
+    )

@@ -1,0 +1,94 @@
+"""Rounds of several contestants in turn, each in processes of its own that are started anew."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import TypeVar
+
+from pytest_quantgate.measure.contestant import Clock, Contestant
+
+FP16 = "fp16"
+QUANTIZED = "quantized"
+AGAIN = "fp16 again"
+
+#: How often the contestants are started anew at least, and how many rounds they do each time.
+LEAST_PROCESSES = 5
+ROUNDS_A_PROCESS = 6
+
+#: Starts a contestant for as long as the context lasts, and opens it where that is called.
+Start = Callable[[], AbstractContextManager[Callable[[], Contestant]]]
+
+Taken = TypeVar("Taken")
+
+
+def share_rounds(rounds: int) -> tuple[int, int]:
+    """Return how many processes do how many rounds each, so that there are `rounds` at least."""
+    processes = max(LEAST_PROCESSES, -(-rounds // ROUNDS_A_PROCESS))
+    return processes, -(-rounds // processes)
+
+
+def interleave(
+    contestants: Mapping[str, Start],
+    *,
+    processes: int,
+    rounds: int,
+    prepare: Callable[[str, Contestant], Callable[[int], Taken]],
+    clock: Clock,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda _count: None,
+) -> tuple[dict[str, list[Taken]], float]:
+    """Return what each contestant gave in every round, and the pause between processes in rounds.
+
+    The contestants are `fp16` and `quantized`, and FP16 a second time; all three are started
+    `processes` times, and do `rounds` rounds each time. `prepare` is given the name and a
+    contestant that was opened, and returns what does a round of it by its number. The order in a
+    round is drawn from `seed`; in every six rounds each contestant is in each place twice.
+    `advance` is called with 1 after each round.
+
+    Raises ValueError for other contestants or no rounds; what a contestant raises is raised.
+    """
+    if set(contestants) != {FP16, QUANTIZED}:
+        raise ValueError(f"contestants are {FP16!r} and {QUANTIZED!r}, not {sorted(contestants)}")
+    if min(rounds, processes) < 1:
+        raise ValueError(f"{rounds} rounds in {processes} processes measure nothing")
+    starts = {**contestants, AGAIN: contestants[FP16]}
+    taken: dict[str, list[Taken]] = {name: [] for name in starts}
+    orders = _draw_orders(tuple(sorted(starts)), seed=seed)
+    spans: list[tuple[float, float]] = []
+    for process in range(processes):
+        with ExitStack() as stack:
+            started = {name: stack.enter_context(start()) for name, start in starts.items()}
+            ready = {name: prepare(name, open_it()) for name, open_it in started.items()}
+            begun = clock()
+            for number, order in enumerate(itertools.islice(orders, rounds)):
+                for name in order:
+                    taken[name].append(ready[name](process * rounds + number))
+                advance(1)
+            spans.append((begun, clock()))
+    return taken, _measure_pause(spans, rounds=rounds)
+
+
+def _measure_pause(spans: list[tuple[float, float]], *, rounds: int) -> float:
+    """Return how long it takes from one process to the next, in rounds."""
+    round_s = sum(end - begin for begin, end in spans) / (rounds * len(spans))
+    pauses = [after[0] - before[1] for before, after in itertools.pairwise(spans)]
+    if not pauses or not round_s:
+        return 0.0
+    return statistics.fmean(pauses) / round_s
+
+
+def _draw_orders(names: tuple[str, ...], *, seed: int) -> Iterator[tuple[str, ...]]:
+    """Yield orders for ever: all permutations in a drawn order, then all of them again.
+
+    What runs after a slow contestant finds other caches and clocks than what runs after a fast
+    one; so every contestant is in every place equally often.
+    """
+    stream = random.Random(seed)
+    orders = list(itertools.permutations(names))
+    while True:
+        stream.shuffle(orders)
+        yield from orders

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_quantgate.store.baseline_mode import refuse_ci
-from pytest_quantgate.store.baselines import Store, accept_obtained
+from pytest_quantgate.store.baselines import Store, accept_obtained, read_any_record
+from pytest_quantgate.store.records import AnyRecord
 from pytest_quantgate.text.wrapping import say
 
 
@@ -28,11 +29,20 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
+    from pytest_quantgate.report.history import record_run
+
     if not parsed.allow_ci_write:
         refuse_ci("quantgate accept", environ=environ, flag="--allow-ci-write")
     store = Store(parsed.baselines, project=Path.cwd())
+    suites: dict[str, list[AnyRecord]] = {}
     for path in accept_obtained(
         parsed.obtained, store=store, reason=parsed.reason, new_data=parsed.new_data
     ):
         say(f"baseline written: {path}")
+        record = read_any_record(path, root=store.root)
+        assert record is not None
+        suites.setdefault(record.suite, []).append(record)
+    for suite, records in suites.items():
+        for path in record_run(store, suite, records=records, root=Path.cwd(), environ=environ):
+            say(f"history written: {path}")
     return 0

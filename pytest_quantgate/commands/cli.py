@@ -27,6 +27,7 @@ COMMANDS = (
     "export",
     "schema",
     "accept",
+    "history",
     "migrate",
 )
 

@@ -93,6 +93,7 @@ def _write_records(
     store = Store(settings.baselines_dir, project=settings.root)
     rows = gathered.read_results().rows
     written, obtained = list[str](), list[str]()
+    accepted: dict[str, list[AnyRecord]] = {}
     for heard in gathered.tests.values():
         for plain in heard.list_carried() if heard.agrees else ():
             if plain["record"] is None:
@@ -101,10 +102,21 @@ def _write_records(
             try:
                 if plain["proposal"] == "baseline":
                     written += _write_baseline(record, store=store, settings=settings)
+                    accepted.setdefault(record.suite, []).append(record)
                 else:
                     obtained.append(_propose(record, rows=rows, settings=settings))
             except QuantGateError as error:
                 gathered.fail(str(error))
+    for suite, records in accepted.items():
+        from pytest_quantgate.report.history import record_run
+
+        gates = [(row.gate, row.verdict.figures) for row in rows if row.suite == suite]
+        try:
+            paths = record_run(store, suite, gates=gates, records=records, root=settings.root)
+        except QuantGateError as error:
+            gathered.fail(str(error))
+        else:
+            written += [f"history written: {_shorten(path, settings=settings)}" for path in paths]
     return tuple(dict.fromkeys(written)), tuple(dict.fromkeys(obtained))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_quantgate.report.facts import figure
-from pytest_quantgate.report.model import GateResult, LatencyFacts, QuantizerFacts
+from pytest_quantgate.report.model import GateResult, HistoryFacts, LatencyFacts, QuantizerFacts
 
 Spec = dict[str, Any]
 
@@ -310,6 +310,45 @@ def draw_latency(facts: LatencyFacts) -> Spec:
                 "encoding": {"x": {"aggregate": "median", "field": "ms", **x}},
             },
         ],
+    }
+
+
+def draw_history(facts: HistoryFacts) -> Spec:
+    """Return a figure over the runs, each at its place in time, with its revision."""
+    scale = 100 if facts.unit == "%" else 1
+    rows = [
+        {
+            "run": number,
+            "day": point.time[:10],
+            "revision": point.commit[:12] or "unknown",
+            "value": point.value * scale,
+        }
+        for number, point in enumerate(facts.points, start=1)
+    ]
+    title = f"{facts.figure.replace('_', ' ')}{f', {facts.unit}' if facts.unit else ''}"
+    return {
+        **_chart(description=f"{facts.gate} {facts.figure} of every run", height=120, values=rows),
+        "mark": {"type": "line", "point": {"size": 45}, "color": QUANTIZED, "aria": False},
+        "encoding": {
+            "x": {
+                "field": "run",
+                "type": "quantitative",
+                "title": "runs, the oldest first",
+                "axis": {"tickMinStep": 1, "format": "d", "grid": False},
+                "scale": {"nice": False, "padding": 6},
+            },
+            "y": {
+                "field": "value",
+                "type": "quantitative",
+                "title": title,
+                "scale": {"zero": False, "nice": True},
+            },
+            "tooltip": [
+                {"field": "day", "title": "day"},
+                {"field": "revision", "title": "revision"},
+                {"field": "value", "title": title, "format": ".5~g"},
+            ],
+        },
     }
 
 

@@ -86,7 +86,7 @@ def collect_report(
     report = describe_results(
         summary.results,
         conclusion=summary.conclusion,
-        created=_read_clock(environ),
+        created=read_clock(environ),
         environment=describe_environment(
             root=root, environ=environ, measured=[found.versions for found in evidence.values()]
         ),
@@ -615,6 +615,7 @@ def _read_processor() -> str:
 
 
 def read_commit(root: Path, *, environ: Mapping[str, str]) -> str:
+    """Return the revision that a CI job says it is of, or that is checked out; empty for none."""
     for name in ("GITHUB_SHA", "CI_COMMIT_SHA"):
         if environ.get(name):
             return environ[name]
@@ -625,7 +626,7 @@ def read_commit(root: Path, *, environ: Mapping[str, str]) -> str:
     return found.stdout.decode("ascii", "replace").strip()
 
 
-def _read_clock(environ: Mapping[str, str]) -> str:
+def read_clock(environ: Mapping[str, str]) -> str:
     """Return now, or SOURCE_DATE_EPOCH, for builds that must be reproducible."""
     epoch = environ.get("SOURCE_DATE_EPOCH", "")
     now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)

@@ -31,6 +31,7 @@ Kind = Literal[
     "sensitivity-svg",
     "sweep-json",
     "sweep-svg",
+    "history-json",
 ]
 
 #: What each kind of file has in its first `HEAD_BYTES`.
@@ -48,6 +49,7 @@ MARKS: Mapping[Kind, str] = {
     "sensitivity-svg": 'aria-label="Noise that each group of quantizers adds alone"',
     "sweep-json": '{\n "format": 1,\n "sweep": ',
     "sweep-svg": 'aria-label="Drop of each recipe over its size"',
+    "history-json": '{\n "format": 1,\n "runs": ',
 }
 HEAD_BYTES = 1024
 

@@ -363,6 +363,29 @@ class LatencyFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HistoryPoint:
+    """A figure in one run: when (UTC, ISO 8601), at which revision (empty: unknown)."""
+
+    time: str
+    commit: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryFacts:
+    """A figure of a gate over runs, the oldest first; `drift` says how it drifts, or is empty.
+
+    `unit` is `%` (of a share), `pp`, `dB`, `bytes`, `x` (against FP16) or empty.
+    """
+
+    gate: str
+    figure: str
+    unit: str
+    points: tuple[HistoryPoint, ...]
+    drift: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgedFile:
     """A file that verdicts rest on: which artifact it is a part of, its name there, its SHA-256.
 
@@ -410,6 +433,7 @@ class SuiteReport:
     parity: Parity | None = None
     engines: tuple[EngineFacts, ...] = ()
     latency: tuple[LatencyFacts, ...] = ()
+    history: tuple[HistoryFacts, ...] = ()
     not_run_because: Mapping[str, str] = field(default_factory=dict)
     allowed_unmeasured: tuple[str, ...] = ()
     suite: str = ""

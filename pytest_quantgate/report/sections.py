@@ -15,6 +15,7 @@ from pytest_quantgate.report.facts import (
     task_name,
     worst_classes,
 )
+from pytest_quantgate.report.history import show_figure
 from pytest_quantgate.report.markup import Child, Html, join, tag
 from pytest_quantgate.report.model import (
     AuditFacts,
@@ -64,6 +65,7 @@ def render_suite(suite: SuiteReport, *, number: int, alone: bool, drawn: Charts)
         "layers": lambda: _render_layers(suite, drawn=drawn),
         "stages": lambda: _render_stages(suite),
         "cost": lambda: _render_cost(suite, drawn=drawn),
+        "history": lambda: _render_history(suite, drawn=drawn),
         "origin": lambda: _render_origin(suite),
     }
     return join(
@@ -100,6 +102,7 @@ def list_sections(suite: SuiteReport) -> list[tuple[str, str]]:
         ("layers", "Layers", suite.audit),
         ("stages", "Stages", suite.audit and suite.audit.stages),
         ("cost", "Size and speed", has_cost),
+        ("history", "History", suite.history),
         ("origin", "Origin", suite.model),
     )
     return [(anchor, title) for anchor, title, there in found if there]
@@ -647,6 +650,34 @@ def _render_latency(facts: LatencyFacts, *, suite: SuiteReport, drawn: Charts) -
             f"On {facts.processor}, {plural(facts.threads, 'thread')} on "
             f"{plural(facts.cores, 'core')}, {facts.device}.",
             class_="note",
+        ),
+    )
+
+
+# -- history ------------------------------------------------------------------------------
+
+
+def _render_history(suite: SuiteReport, *, drawn: Charts) -> Html:
+    """Return each figure over the runs: drawn where there are enough, and what drifts."""
+    drifts = [facts.drift for facts in suite.history if facts.drift]
+    rows = [
+        row(
+            f"{facts.gate} {facts.figure}",
+            len(facts.points),
+            *(show_figure(facts.points[at].value, facts.unit) for at in (0, -1)),
+            "drifts" if facts.drift else "",
+        )
+        for facts in suite.history
+    ]
+    return join(
+        bullets(drifts) if drifts else None,
+        (
+            drawn.place(charts.draw_history(facts), caption=f"{facts.gate} {facts.figure} by run")
+            for facts in suite.history
+            if len(facts.points) > 2
+        ),
+        table(
+            ["figure", "runs", "first", "this run", ""], rows, caption="Over the runs", numeric=True
         ),
     )
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.errors import ReportError
+from pytest_quantgate.errors import BaselineError, ReportError
 from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import Evidence
 from pytest_quantgate.report.files import (
@@ -18,6 +18,7 @@ from pytest_quantgate.report.files import (
     list_files,
     replace_file,
 )
+from pytest_quantgate.report.history import add_history
 from pytest_quantgate.report.html import render_html
 from pytest_quantgate.report.json_report import render_json
 from pytest_quantgate.report.junit import render_junit
@@ -25,6 +26,7 @@ from pytest_quantgate.report.manifest import may_have_manifest, render_manifest
 from pytest_quantgate.report.markdown import render_markdown
 from pytest_quantgate.report.model import Report
 from pytest_quantgate.report.terminal import Summary
+from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.cache import Cache
 
 if TYPE_CHECKING:
@@ -63,6 +65,13 @@ def write_reports(
         root=settings.root,
         environ=os.environ,
     )
+    untold: list[str] = []
+    try:
+        store = Store(settings.baselines_dir, project=settings.root)
+        report = add_history(report, store=store)
+    except BaselineError as error:
+        untold.append(str(error))
+    drifts = [facts.drift for suite in report.suites for facts in suite.history if facts.drift]
     written, lost = write_files(
         report, files=list_files(targets), set_aside=set_aside, root=settings.root
     )
@@ -77,7 +86,12 @@ def write_reports(
     return replace(
         summary,
         written=(*summary.written, *written),
-        warnings=(*summary.warnings, *lost),
+        warnings=(
+            *summary.warnings,
+            *(f"{drift} [history.drift]" for drift in drifts),
+            *untold,
+            *lost,
+        ),
         lost_report=bool(lost),
     )
 

@@ -81,9 +81,13 @@ class Store:
     root: Path
     project: Path | None = None
 
+    def folder(self, suite: str) -> Path:
+        """Return where the files of a suite live; raises BaselineError as `path`."""
+        return self.root / _folder_of(suite)
+
     def path(self, suite: str, key: str, *, kind: Kind = "regression") -> Path:
         """Return where a record lives; raises BaselineError for what is not below the root."""
-        return self.root / _folder_of(suite) / _file_of(key, kind=kind)
+        return self.folder(suite) / _file_of(key, kind=kind)
 
     def path_of(self, record: AnyRecord) -> Path:
         """Return where a record belongs; raises as `path`."""

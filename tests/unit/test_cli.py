@@ -160,7 +160,9 @@ def test_obtained_results_become_baselines(capsys: Captured, obtained: Path) -> 
     assert main(["accept", "obtained", "--reason", "looked at it"], environ={}) == 0
 
     name = "baselines/demo/regression-scenes--classification-acc1.json"
-    assert capsys.readouterr() == (f"baseline written: {name}\n", "")
+    history = "history written: baselines/demo/history.jsonl\n"
+    attributes = "history written: baselines/.gitattributes\n"
+    assert capsys.readouterr() == (f"baseline written: {name}\n{history}{attributes}", "")
     record = Store(Path("baselines")).read("demo", KEY)
     assert record is not None
     assert record.reason == "looked at it"

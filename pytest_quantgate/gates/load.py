@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.load import Load, Timing
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
-from pytest_quantgate.gates.deciding import decide, relation
 from pytest_quantgate.gates.calibration import SAME_EMBEDDING, batch_limit
+from pytest_quantgate.gates.deciding import decide, relation
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.timed import (
     Timed,

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_builder import make_run
 
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.report.json_report import render_json
 from pytest_quantgate.report.model import Conclusion
 from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.history import Entry, append_entry, read_history
+from tests.report_builder import make_run
 
 Captured = pytest.CaptureFixture[str]
 SUITE = """\

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gate_builders import SAME_EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.load import LoadGate, judge_load, least_queries
 from pytest_quantgate.suite.keys import BadKey
 from pytest_quantgate.suite.where import Where
+from tests.unit.gates.gate_builders import SAME_EXAMPLES
 
 FILE = "suites/clip.quantgate.yaml"
 WHERE = Where(file=FILE, line=30, keys={"rate": 31, "p99_ratio": 32, "max_p99": 33, "queries": 34})
@@ -168,7 +168,7 @@ def test_a_pass_says_the_ratio_and_that_the_answers_are_right() -> None:
         (verdict.headline, *verdict.evidence)
     )
     assert any("answers under load are those alone" in line for line in verdict.evidence)
-    assert verdict.figures["p99_latency_ratio"] < 1
+    assert float(verdict.figures["p99_latency_ratio"]) < 1
     assert all(math.isfinite(v) for v in verdict.figures.values() if isinstance(v, float))
 
 

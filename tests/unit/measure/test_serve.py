@@ -14,7 +14,7 @@ import pytest
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.evidence.load import Load, Served
 from pytest_quantgate.measure import serve
-from pytest_quantgate.measure.serve import Server, compare_answers, read_log
+from pytest_quantgate.measure.serve import Inputs, Server, compare_answers, read_log
 
 pytest.importorskip("mlperf_loadgen", reason="pip install 'pytest-quantgate[load]'")
 
@@ -51,7 +51,7 @@ def test_the_same_seed_asks_for_the_same_and_another_for_others() -> None:
     def asked(seed: int) -> list[int]:
         seen: list[int] = []
 
-        def embed(feeds: Any) -> Array:
+        def embed(feeds: Inputs) -> Array:
             seen.append(int(feeds["x"][0, 0] * 1e6))
             return feeds["x"]
 
@@ -64,7 +64,7 @@ def test_the_same_seed_asks_for_the_same_and_another_for_others() -> None:
 def test_what_waits_is_joined_up_to_the_batch_in_whole_requests() -> None:
     sizes: list[int] = []
 
-    def embed(feeds: Any) -> Array:
+    def embed(feeds: Inputs) -> Array:
         sizes.append(len(feeds["x"]))
         time.sleep(0.02)
         return feeds["x"]
@@ -81,7 +81,7 @@ def test_what_waits_is_joined_up_to_the_batch_in_whole_requests() -> None:
 def test_batches_run_at_a_time_up_to_the_concurrency() -> None:
     running, most, lock = 0, 0, threading.Lock()
 
-    def embed(feeds: Any) -> Array:
+    def embed(feeds: Inputs) -> Array:
         nonlocal running, most
         with lock:
             running += 1
@@ -96,7 +96,7 @@ def test_batches_run_at_a_time_up_to_the_concurrency() -> None:
 
 
 def test_requests_beyond_the_queue_are_dropped_and_late() -> None:
-    def embed(feeds: Any) -> Array:
+    def embed(feeds: Inputs) -> Array:
         time.sleep(0.01)
         return feeds["x"]
 
@@ -107,7 +107,7 @@ def test_requests_beyond_the_queue_are_dropped_and_late() -> None:
 
 
 def test_requests_over_the_bound_are_late() -> None:
-    def embed(feeds: Any) -> Array:
+    def embed(feeds: Inputs) -> Array:
         time.sleep(0.004)
         return feeds["x"]
 
@@ -116,7 +116,7 @@ def test_requests_over_the_bound_are_late() -> None:
 
 
 def test_offline_all_requests_are_there_at_once() -> None:
-    def embed(feeds: Any) -> Array:
+    def embed(feeds: Inputs) -> Array:
         time.sleep(0.002)
         return feeds["x"]
 
@@ -138,7 +138,7 @@ def test_answers_that_are_swapped_are_found_with_their_batch() -> None:
 def test_an_error_under_load_ends_the_round_and_is_raised() -> None:
     calls = 0
 
-    def embed(feeds: Any) -> Array:
+    def embed(feeds: Inputs) -> Array:
         nonlocal calls
         calls += 1
         if calls == 40:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_builder import make_run
 
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.report.charts import draw_history
@@ -24,6 +23,7 @@ from pytest_quantgate.report.html import render_html
 from pytest_quantgate.report.json_report import read_report, render_json
 from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.history import KEPT, Entry, append_entry, read_history
+from tests.report_builder import make_run
 
 GATE = "accuracy[scenes/classification-acc1]"
 
@@ -111,8 +111,10 @@ def test_a_gate_that_no_recent_run_has_is_of_the_past() -> None:
 
 
 def test_every_figure_that_is_kept_is_tracked_but_the_samples() -> None:
-    names = ("fp16_value", "drop_points", "text_cosine", "vision_worst_sqnr_db", "latency_ratio")
-    names += ("checkpoint_bytes", "sm89_quantized_plan_bytes", "offline_latency_ratio")
+    names = [
+        *("fp16_value", "drop_points", "text_cosine", "vision_worst_sqnr_db", "latency_ratio"),
+        *("checkpoint_bytes", "sm89_quantized_plan_bytes", "offline_latency_ratio"),
+    ]
     for name in names:
         assert KEPT.fullmatch(name)
         assert find_tracked(name) is not None

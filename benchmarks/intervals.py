@@ -25,8 +25,6 @@ from typing import Any, Literal
 import numpy as np
 
 from pytest_quantgate.commands.planning import count_for_mean
-from pytest_quantgate.gates.latency import Levels, noise_factor, widen
-from pytest_quantgate.measure.latency import share_rounds
 from pytest_quantgate.measure.rounds import share_rounds
 from pytest_quantgate.statistics.family import ALONE, Alarm, Family
 from pytest_quantgate.statistics.intervals import (

@@ -89,6 +89,7 @@ def describe_text(config: Any) -> TowerSpec:
             end_id=config.eos_token_id,
             begin_id=config.bos_token_id,
             pools_end=True,
+            takes_short=True,
         ),
     )
 

@@ -34,9 +34,9 @@ class TextSpec:
     """How a text tower reads ids: rows of its table, and the end token that its config names.
 
     `pools_end` is whether the embedding is that of the end token, `padding` the side on which short
-    texts are filled up. `pooling` says what is made of the last hidden states where nothing but
-    that is done to them (empty: something else), `normalize` whether the result is brought to
-    length 1.
+    texts are filled up; `takes_short` whether the tower runs on rows that are not filled up.
+    `pooling` says what is made of the last hidden states where nothing but that is done to them
+    (empty: something else), `normalize` whether the result is brought to length 1.
     """
 
     vocabulary: int
@@ -44,6 +44,7 @@ class TextSpec:
     begin_id: int | None
     pools_end: bool
     padding: Literal["right", "left"] = "right"
+    takes_short: bool = False
     pooling: Literal["", "mean", "cls"] = ""
     normalize: bool = False
 

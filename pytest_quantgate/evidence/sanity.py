@@ -127,7 +127,8 @@ class Sanity:
     """What must be true of a model, its tokenizer and its data before any limit means something.
 
     `data` is what calibrates; `reading` is of the texts of its first `pairs` pairs, which FP16
-    embedded: `nonfinite_images` and `nonfinite_texts` of them to NaN or Inf. Their pixels lie
+    embedded, and the first `images` of their images: `nonfinite_images` and
+    `nonfinite_texts` of them to NaN or Inf. Their pixels lie
     between `lowest_pixel` and `highest_pixel` after the image processor. `faults` are those of the
     checkpoint's files. `towers` are what the model has: one without images takes the texts alone.
     """
@@ -135,6 +136,7 @@ class Sanity:
     data: str
     pairs: int
     reading: TextReading
+    images: int = 0
     faults: tuple[Fault, ...] = ()
     lowest_pixel: float = 0.0
     highest_pixel: float = 0.0

@@ -61,7 +61,8 @@ def judge_sanity(
     told = f", prompts of {count(classes, 'class', 'classes')} differ" if classes else ""
     told += f", FP16 beats chance in {above} of {count(len(tasks), 'task')}" if tasks else ""
     what = "pair" if len(sanity.towers) > 1 else _SAMPLES[sanity.towers[0]]
-    pairs = f"{count(sanity.pairs, what)} of {sanity.data}"
+    seen = f" ({count(sanity.images, 'image')})" if 0 < sanity.images < sanity.pairs else ""
+    pairs = f"{count(sanity.pairs, what)}{seen} of {sanity.data}"
     read = f", the end token of {count(texts, 'text')} is pooled" if texts else ""
     if texts and not sanity.reading.pools_end:
         read = f", {count(texts, 'text')} read whole"
@@ -130,9 +131,12 @@ def _judge_pairs(sanity: Sanity, *, model: str) -> Iterator[Verdict]:
             cause="an image processor that does not divide by 255",
             next_step="set do_rescale and do_normalize in preprocessor_config.json to true",
         )
-    for tower, bad in (("image", sanity.nonfinite_images), ("text", sanity.nonfinite_texts)):
+    for what, bad, of in (
+        ("image", sanity.nonfinite_images, sanity.images),
+        ("text", sanity.nonfinite_texts, sanity.pairs),
+    ):
         if bad:
-            yield _nonfinite(bad, of=count(sanity.pairs, tower), data=sanity.data, model=model)
+            yield _nonfinite(bad, of=count(of, what), data=sanity.data, model=model)
     yield from _judge_reading(sanity.reading, of=sanity.data, model=model)
     reading = sanity.reading
     alone = "vision" not in sanity.towers  # else its tasks say so
@@ -211,9 +215,11 @@ def _judge_images(task: TaskSanity, *, model: str) -> Iterator[Verdict]:
             task.nonfinite, of=count(task.images, "image"), data=task.data, model=model
         )
     if task.images_alike:
+        others = " and others" if 0 < task.images < task.images_alike else ""
         yield _fail(
             "images-alike",
-            f"{model}: FP16 embeds {task.images_alike} different images of {task.data} alike",
+            f"{model}: FP16 embeds {task.images_alike} different images of {task.data}{others} "
+            f"alike",
             brief="different images have one embedding",
             cause="a vision tower without its weights, or pixels that the processor makes alike",
             next_step="compare preprocessor_config.json and the weights with the original's",

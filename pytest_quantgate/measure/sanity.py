@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.encoder import Encoder, describe_error
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 #: Samples, and texts, that are embedded at once.
 BATCH_SIZE = 64
 
-#: Floating-point operations that all tasks of a suite may cost in each tower: some five images at
-#: ViT-L/14 size, every image of a data set at that of the reference model. A task takes two images
-#: and four texts at least: what they leave open its own gates decide.
+#: Floating-point operations that all images and all prompts of a suite may cost: some five images
+#: at ViT-L/14 size, the pairs' among them; all of a data set at that of the reference model. A task
+#: takes one image and four texts at least: what they leave open its own gates decide.
 IMAGE_BUDGET = 8e11
 TEXT_BUDGET = 1.4e11
-FEWEST_IMAGES = 2
+FEWEST_IMAGES = 1
 FEWEST_TEXTS = 4
 
 #: How many samples the first look at the answers takes.
@@ -113,9 +113,11 @@ def measure_sanity(
     sees, reads = ("vision" in fp16.tower_names, "text" in fp16.tower_names)
     texts = [pairs.text(index) for index in range(len(pairs))] if reads else []
     lowest, highest, bad_images, bad_texts = (0.0, 0.0, 0, 0)
+    images: torch.Tensor | None = None
+    shown = _count_pairs_to_see(fp16, pairs=len(pairs), tasks=len(tasks)) if sees else 0
     with quiet_libraries():
         if sees:
-            pixels = fp16.preprocess(pairs.images[index] for index in range(len(pairs)))
+            pixels = fp16.preprocess(pairs.images[index] for index in range(shown))
             images = _encode("an image", lambda: fp16.encode_image(pixels), model=fp16)
             lowest, highest = (float(pixels.min()), float(pixels.max()))
             bad_images = int((~torch.isfinite(images).all(dim=1)).sum())
@@ -127,6 +129,7 @@ def measure_sanity(
     return Sanity(
         data=pairs.name,
         pairs=len(pairs),
+        images=shown,
         reading=reader.read(texts) if reader else NO_TEXTS,
         faults=faults,
         lowest_pixel=lowest,
@@ -140,7 +143,8 @@ def measure_sanity(
                 model=fp16,
                 reader=reader,
                 is_settled=is_settled,
-                affordable=_count_affordable(fp16, tasks=len(tasks)),
+                affordable=_count_affordable(fp16, tasks=len(tasks), pairs=shown),
+                beside=_Beside(hashes=pairs.hashes[:shown], embedded=images),
             )
             for task in tasks
             if set(task.kind.towers) <= set(fp16.tower_names)  # else the task's gate says so
@@ -179,10 +183,11 @@ def _examine(
     reader: TextReader | None,
     is_settled: Callable[[Answers], bool],
     affordable: _Affordable,
+    beside: _Beside,
 ) -> TaskSanity:
     samples = task.samples
     if reader is None or not task.kind.is_zero_shot:
-        return _look_at_images(task, model=model, affordable=affordable)
+        return _look_at_images(task, model=model, affordable=affordable, beside=beside)
     if samples.captions is None:
         found = examine_prompts(
             task.name,
@@ -201,7 +206,9 @@ def _examine(
     )
     # What fails already needs no answers, only a look at the embeddings.
     enough = (lambda _: True) if fails else is_settled
-    asked = _ask(task, model=model, is_settled=enough, affordable=affordable)
+    asked = _ask(
+        task, model=model, reader=reader, is_settled=enough, affordable=affordable, beside=beside
+    )
     comparable = samples.captions is None and not found.same_prompt
     return replace(
         found,
@@ -223,6 +230,14 @@ class _Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Beside:
+    """The images of the pairs: what a single image of a task is compared with. None: no tower."""
+
+    hashes: Sequence[str]
+    embedded: torch.Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Looked:
     """How many images were embedded, of these different ones all to one embedding (else 0), and
     how many to NaN or Inf."""
@@ -232,7 +247,9 @@ class _Looked:
     nonfinite: int
 
 
-def _look_at_images(task: Task, *, model: Encoder, affordable: _Affordable) -> TaskSanity:
+def _look_at_images(
+    task: Task, *, model: Encoder, affordable: _Affordable, beside: _Beside
+) -> TaskSanity:
     """Return whether FP16 tells a few images of a task apart; its own gate judges the answers."""
     found = TaskSanity(
         task=task.name,
@@ -244,7 +261,7 @@ def _look_at_images(task: Task, *, model: Encoder, affordable: _Affordable) -> T
     )
     if "vision" not in task.kind.towers:
         return found
-    images = _Images(task.samples, model=model)
+    images = _Images(task.samples, model=model, beside=beside)
     images.embed(order_draw((0,) * len(task.samples))[: min(FIRST_LOOK, affordable.images)])
     looked = images.look()
     return replace(
@@ -256,8 +273,10 @@ def _ask(
     task: Task,
     *,
     model: Encoder,
+    reader: TextReader,
     is_settled: Callable[[Answers], bool],
     affordable: _Affordable,
+    beside: _Beside,
 ) -> _Asked:
     """Return how FP16 answers a task on as few samples as show it, within the budget.
 
@@ -274,8 +293,11 @@ def _ask(
     chosen = list(dict.fromkeys((*seen, *range(len(task.class_names)))))
     chosen = chosen[: min(MOST_CHOICES, affordable.texts)]
     taken = [index for index in order if task.labels[index] in set(chosen)]
-    classes = _embed_classes(task, chosen, templates=task.templates[:1], model=model)
-    images = _Images(task.samples, model=model)
+    tokenize = partial(tokenize_short, model=model, reader=reader)
+    classes = _embed_classes(
+        task, chosen, templates=task.templates[:1], model=model, tokenize=tokenize
+    )
+    images = _Images(task.samples, model=model, beside=beside)
     for stop in _list_looks(min(len(taken), affordable.images)):
         answers = _count(task, taken[:stop], chosen=chosen, classes=classes, images=images)
         if is_settled(answers):
@@ -283,7 +305,9 @@ def _ask(
     else:
         if whole:
             chosen = list(range(len(task.class_names)))
-            classes = _embed_classes(task, chosen, templates=task.templates, model=model)
+            classes = _embed_classes(
+                task, chosen, templates=task.templates, model=model, tokenize=tokenize
+            )
             answers = _count(task, order, chosen=chosen, classes=classes, images=images, whole=True)
     same = SAME[model.compute_dtype]
     return _Asked(
@@ -317,20 +341,38 @@ def _count(
 
 
 def _embed_classes(
-    task: Task, labels: Sequence[int], *, templates: Sequence[str], model: Encoder
+    task: Task,
+    labels: Sequence[int],
+    *,
+    templates: Sequence[str],
+    model: Encoder,
+    tokenize: Callable[[list[str]], Mapping[str, torch.Tensor]],
 ) -> torch.Tensor:
     """Return the unit embedding of each class [C, D]."""
     prompts = [fill(text, task.class_names[label]) for label in labels for text in templates]
-    (found,) = embed_texts((model,), prompts, batch_size=BATCH_SIZE, tokenize=model.tokenize)
+    (found,) = embed_texts((model,), prompts, batch_size=BATCH_SIZE, tokenize=tokenize)
     return average_templates(found, classes=len(labels)).T
+
+
+def tokenize_short(
+    texts: list[str], *, model: Encoder, reader: TextReader
+) -> Mapping[str, torch.Tensor]:
+    """Return the inputs of the text tower without what stands behind all tokens that are pooled.
+
+    A causal tower does not read it, and of short prompts it is most of the work.
+    """
+    tokens, text = model.tokenize(texts), model.tower("text").text
+    length = reader.count_read(texts) if text is not None and text.takes_short else None
+    return tokens if length is None else {name: part[:, :length] for name, part in tokens.items()}
 
 
 class _Images:
     """The embeddings of the samples of a task; each image is embedded once, when it is asked."""
 
-    def __init__(self, samples: Samples, *, model: Encoder) -> None:
+    def __init__(self, samples: Samples, *, model: Encoder, beside: _Beside) -> None:
         self.samples = samples
         self.model = model
+        self.beside = beside
         self.known: dict[int, torch.Tensor] = {}
 
     def embed(self, indices: Sequence[int]) -> torch.Tensor:
@@ -354,15 +396,32 @@ class _Images:
 
         embedded = torch.stack(list(self.known.values()))
         finite = torch.isfinite(embedded).all(dim=1)
-        distances = (embedded - embedded[0]).norm(dim=1)
-        tolerance = SAME[self.model.compute_dtype] * embedded[0].norm()
-        different = len({self.samples.hashes[index] for index in self.known}) > 1
-        alike = different and bool((distances <= tolerance).all())
+        hashes = [self.samples.hashes[index] for index in self.known]
+        compared = embedded
+        if len(embedded) == 1 and self.beside.embedded is not None:
+            compared = torch.cat([embedded, self.beside.embedded.float().cpu()])
+            hashes += self.beside.hashes
+        distances = (compared - compared[0]).norm(dim=1)
+        tolerance = SAME[self.model.compute_dtype] * compared[0].norm()
+        alike = len(set(hashes)) > 1 and bool((distances <= tolerance).all())
+        found = len(compared) if alike else 0
         return _Looked(
             count=len(embedded),
-            alike=len(embedded) if alike else 0,
+            alike=found or self._count_same_pixels(),
             nonfinite=int((~finite).sum()),
         )
+
+    def _count_same_pixels(self) -> int:
+        """Return 2 where a single image and another one are the same for the model, else 0."""
+        import torch
+
+        (first, *more) = self.known
+        known = self.samples.hashes[first]
+        other = next((i for i, found in enumerate(self.samples.hashes) if found != known), None)
+        if more or other is None:
+            return 0
+        pixels = self.model.preprocess(self.samples.images[index] for index in (first, other))
+        return 2 if torch.equal(pixels[0], pixels[1]) else 0
 
 
 def count_answers(
@@ -476,21 +535,30 @@ class _Affordable:
     texts: int
 
 
-def _count_affordable(model: Encoder, *, tasks: int) -> _Affordable:
+def _count_affordable(model: Encoder, *, tasks: int, pairs: int) -> _Affordable:
     """Return how many images and texts the budgets allow each of so many tasks, by the operations
-    of a forward."""
+    of a forward; `pairs` images are embedded besides."""
 
-    def count(name: TowerName, budget: float, fewest: int) -> int:
+    def count(name: TowerName, budget: float, fewest: int, *, spent: int = 0) -> int:
         if name not in model.tower_names:
             return 0
-        tower = model.tower(name)
-        once = count_operations(tower.config, tokens=tower.tokens)
-        return max(fewest, int(budget / tasks / once))
+        return max(fewest, int((budget / _cost_of(model, name) - spent) / tasks))
 
     return _Affordable(
-        images=count("vision", IMAGE_BUDGET, FEWEST_IMAGES),
+        images=count("vision", IMAGE_BUDGET, FEWEST_IMAGES, spent=pairs),
         texts=count("text", TEXT_BUDGET, FEWEST_TEXTS),
     )
+
+
+def _count_pairs_to_see(model: Encoder, *, pairs: int, tasks: int) -> int:
+    """Return how many images of the pairs are embedded: one at least, and what tasks leave."""
+    left = int(IMAGE_BUDGET / _cost_of(model, "vision")) - FEWEST_IMAGES * tasks
+    return min(pairs, max(1, left))
+
+
+def _cost_of(model: Encoder, name: TowerName) -> float:
+    tower = model.tower(name)
+    return count_operations(tower.config, tokens=tower.tokens)
 
 
 def count_operations(config: Any, *, tokens: int) -> float:

@@ -101,6 +101,10 @@ class TextReader:
         pooling = self.pooling
         return read if pooling is None else [ids[: pooling.find(ids) + 1] for ids in read]
 
+    def count_read(self, texts: Sequence[str]) -> int | None:
+        """Return how many tokens the tower takes in of the longest text; None: the padding, too."""
+        return None if self.pooling is None else max(map(len, self.as_heard(texts)))
+
     def _read(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         new = [text for text in dict.fromkeys(texts) if text not in self._ids]
         for start in range(0, len(new), CHUNK):

@@ -23,6 +23,7 @@ from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.model_checks import find_unknown, inspect_checkpoint
 from pytest_quantgate.measure.roundtrip import measure_roundtrip
+from pytest_quantgate.measure.sanity import read_texts_of, tokenize_short
 from pytest_quantgate.quantization.quantize import quantize
 from pytest_quantgate.quantization.recipes import Recipe
 from pytest_quantgate.runtimes.onnx_export import export_tower
@@ -94,6 +95,13 @@ def test_the_embeddings_are_those_of_open_clip(
             torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-6)
         else:
             assert torch.equal(value, wanted)
+
+
+def test_prompts_of_sanity_are_filled_up(encoder: Encoder) -> None:
+    """Its attention has a mask of the full length alone."""
+    found = tokenize_short(TEXTS[:2], model=encoder, reader=read_texts_of(encoder))
+
+    assert torch.equal(found["input_ids"], encoder.tokenize(TEXTS[:2])["input_ids"])
 
 
 def test_tokenizer_and_preprocessing_are_those_of_open_clip(

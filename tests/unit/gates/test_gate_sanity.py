@@ -43,6 +43,7 @@ CAPTIONS = TaskSanity(
 SANITY = Sanity(
     data="photos/train",
     pairs=2,
+    images=2,
     reading=replace(READING, count=2, distinct=2),
     tasks=(TASK, CAPTIONS),
 )
@@ -230,7 +231,7 @@ def test_classes_of_one_embedding_are_named() -> None:
 
 
 def test_images_of_one_embedding_fail() -> None:
-    verdict = judge(task={"images_alike": 20})
+    verdict = judge(task={"images": 20, "images_alike": 20})
 
     assert verdict.code == "sanity.images-alike"
     assert "FP16 embeds 20 different images of photos/test alike" in verdict.headline

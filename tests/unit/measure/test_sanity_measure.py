@@ -17,8 +17,14 @@ from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.sanity import Sanity, TaskSanity
-from pytest_quantgate.gates.chance import is_settled
-from pytest_quantgate.measure.sanity import Task, count_operations, measure_sanity
+from pytest_quantgate.gates.chance import is_left_open, is_settled
+from pytest_quantgate.measure.sanity import (
+    Task,
+    count_operations,
+    measure_sanity,
+    read_texts_of,
+    tokenize_short,
+)
 from pytest_quantgate.measure.texts import Pooling, find_twins
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.tasks.registry import load_samples
@@ -232,6 +238,61 @@ def test_a_constant_tower_is_found(load_damaged: Load) -> None:
         module.vision_model.post_layernorm.weight.zero_()
     images = measure_task(texts, scenes())
     assert images.images_alike == images.answers.samples  # type: ignore[union-attr]
+
+
+def test_prompts_are_embedded_without_the_padding_behind_them(tiny_fp16: Encoder) -> None:
+    """A causal tower that pools the end token reads none of it: the embeddings stay the same."""
+    import torch
+
+    texts = ["red", "a photo of the red circle", "a photo of the large green square"]
+    reader = read_texts_of(tiny_fp16)
+
+    short = tokenize_short(texts, model=tiny_fp16, reader=reader)
+
+    whole = tiny_fp16.tokenize(texts)
+    ends = [ids.index(tiny_fp16.tokenizer.eos_token_id) for ids in whole["input_ids"].tolist()]
+    assert short["input_ids"].shape == (3, max(ends) + 1)
+    assert short["input_ids"].shape[1] < whole["input_ids"].shape[1]
+    torch.testing.assert_close(
+        tiny_fp16.encode("text", short), tiny_fp16.encode("text", whole), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_of_a_costly_model_each_task_shows_one_image(
+    tiny_fp16: Encoder, load_damaged: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside that of a pair it still shows a tower that is blind; the answers are left open."""
+    import torch
+
+    monkeypatch.setattr("pytest_quantgate.measure.sanity.IMAGE_BUDGET", 1.0)
+    sound = measure(tiny_fp16, scenes())
+    blind = load_damaged()
+    module: Any = blind.module
+    with torch.no_grad():
+        module.vision_model.post_layernorm.weight.zero_()
+
+    (task,) = sound.tasks
+    assert (sound.pairs, sound.images) == (2, 1)
+    assert (task.images, task.images_alike) == (1, 0)
+    assert task.answers is not None
+    assert is_left_open(task.answers)
+    assert measure_task(blind, scenes()).images_alike == 2
+
+
+def test_different_images_that_are_one_to_a_costly_model_are_found(
+    tiny_fp16: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wide pictures of which the processor leaves only the middle, which is black."""
+    import numpy as np
+
+    monkeypatch.setattr("pytest_quantgate.measure.sanity.IMAGE_BUDGET", 1.0)
+    pictures = []
+    for shade in range(40):
+        picture = np.zeros((64, 192, 3), dtype=np.uint8)
+        picture[:, :16] = shade * 6
+        pictures.append(picture)
+
+    assert measure_task(tiny_fp16, scenes(40, images=pictures)).images_alike == 2
 
 
 def test_a_tower_that_gives_nan_is_counted(load_damaged: Load) -> None:

@@ -84,8 +84,9 @@ def check_sums(files: ReportFiles, *, onnx_name: str, onnx_digest: str) -> None:
         "engine": (files.paths["engine"].name, files.digests["engine"]),
         "ONNX file": (onnx_name, onnx_digest),
     }
-    if "log" in files.paths:
-        wanted["log"] = (files.paths["log"].name, files.digests["log"])
+    for key in ("log", "times", "profile"):
+        if key in files.paths:
+            wanted[key] = (files.paths[key].name, files.digests[key])
     for what, (name, digest) in wanted.items():
         if digest in named.values():
             continue
@@ -170,14 +171,19 @@ def _read_memory(log: str) -> EngineMemory | None:
         return None
 
 
-def _check_target(plan: Plan, log: str, *, files: ReportFiles, target: str, library: str) -> None:
-    """Raise Untied for a plan of another library or GPU, and where its GPU is not known."""
-    name = files.paths["engine"].name
+def check_library(plan: Plan, *, name: str, library: str) -> None:
+    """Raise Untied for a plan of another library than a gate is about."""
     if plan.library != _LIBRARIES[library]:
         raise Untied(
             f"{name} is a plan of {plan.library}, the gate is about {_LIBRARIES[library]}: set "
             f"library: {next(key for key, value in _LIBRARIES.items() if value == plan.library)}"
         )
+
+
+def _check_target(plan: Plan, log: str, *, files: ReportFiles, target: str, library: str) -> None:
+    """Raise Untied for a plan of another library or GPU, and where its GPU is not known."""
+    name = files.paths["engine"].name
+    check_library(plan, name=name, library=library)
     match = _CAPABILITY.search(log)
     here = plan.target or (f"sm{match[1]}{match[2]}" if match else "")
     if not here:

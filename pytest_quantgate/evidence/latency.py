@@ -73,6 +73,26 @@ class ContestantTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenTimes:
+    """What an engine took where it was built: every query after the warm-up, in ms.
+
+    `compute_ms` is time on the GPU, `latency_ms` with the transfers. `device` and `clocks` are as
+    the log names them, `settings` what else of the run the times depend on. `batch` is the size
+    that the log says, 0 where it says none. `layers` are the slowest by name, each with its share
+    of the time; empty without a profile.
+    """
+
+    name: str
+    compute_ms: tuple[float, ...]
+    latency_ms: tuple[float, ...]
+    device: str
+    clocks: str
+    settings: tuple[tuple[str, str], ...]
+    batch: int
+    layers: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencyRun:
     """One interleaved measurement of one tower at one batch size; round i is in all three.
 

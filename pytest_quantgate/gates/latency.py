@@ -20,7 +20,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.latency import NARROW_GAIN
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
+from pytest_quantgate.gates.given_times import Asked, judge_given_times
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.timed import (
     Timed,
@@ -50,7 +52,7 @@ from pytest_quantgate.suite.keys import (
 from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
-    from pytest_quantgate.evidence.latency import LatencyRun, Machine
+    from pytest_quantgate.evidence.latency import GivenTimes, LatencyRun, Machine
     from pytest_quantgate.suite.where import Where
 
 GATE = "latency"
@@ -238,6 +240,9 @@ def _check_plausible(timed: Timed, *, min_ratio: Fraction | None) -> Verdict | N
 
 def judge(run: GateRun, gate: LatencyGate) -> Judged:
     """Return whether a tower is as fast as its suite asks for; propose or keep a machine."""
+    given = run.stages.given_times(gate)
+    if given is not None:
+        return Judged(verdict=_judge_given(*given, gate=gate))
     timed = run.latency(gate)
     run.latency_runs[gate.name] = timed
 
@@ -256,6 +261,33 @@ def judge(run: GateRun, gate: LatencyGate) -> Judged:
     if gate.max_latency_ms is None:
         return Judged(verdict=on(None))
     return judge_on_machine(run, gate, kind=LatencyRecord, timed=timed, on=on)
+
+
+def _judge_given(quantized: GivenTimes, fp16: GivenTimes | None, *, gate: LatencyGate) -> Verdict:
+    """Return whether engines that were timed elsewhere hold the limits that hold anywhere."""
+    parts = []
+    if gate.max_latency_ms is not None:
+        parts.append(
+            Verdict(
+                gate=GATE,
+                status=Status.NOT_MEASURED,
+                headline=f"latency: max_latency holds on the machine of a baseline, and the times "
+                f"of {quantized.name} are of another run ({gate.where.of('max_latency')})",
+                next_step="set max_ratio, or run the gate where the engine runs",
+            )
+        )
+    if gate.max_ratio is not None:
+        asked = Asked(
+            where=gate.where,
+            tower=gate.tower,
+            runtime=gate.runtime,
+            batch=gate.batch,
+            max_ratio=gate.max_ratio,
+            min_ratio=gate.min_ratio or Fraction(1, ROOM * NARROW_GAIN),
+            confidence=gate.confidence,
+        )
+        parts.append(judge_given_times(quantized, fp16, gate=asked))
+    return combine(gate=GATE, parts=tuple(parts))
 
 
 KIND = GateKind(

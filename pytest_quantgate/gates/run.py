@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from pytest_quantgate.evidence.fidelity import Fidelity
     from pytest_quantgate.evidence.fingerprint import Fingerprint
-    from pytest_quantgate.evidence.latency import LatencyRun
+    from pytest_quantgate.evidence.latency import GivenTimes, LatencyRun
     from pytest_quantgate.evidence.load import LoadRun
     from pytest_quantgate.evidence.onnx import EngineOutputs, OnnxAudit
     from pytest_quantgate.evidence.outcomes import Outcomes
@@ -76,6 +76,9 @@ class Exported(Protocol):
 
     def base_engine(self, *, tower: Any, gate: Any) -> EngineReport | None:
         """Return FP16's engine; None where one was handed over without FP16's beside it."""
+
+    def given_times(self, gate: Any) -> tuple[GivenTimes, GivenTimes | None] | None:
+        """Return the times of handed-over engines, the quantized one's and FP16's."""
 
     def engine_outputs(self, gate: Any, *, samples: int) -> dict[str, EngineOutputs]: ...
 

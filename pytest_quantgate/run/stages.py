@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import (
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
     from pytest_quantgate.artifacts.onnx_places import TowerModel
     from pytest_quantgate.encoders.encoder import Batch, Encoder
+    from pytest_quantgate.evidence.latency import GivenTimes
+    from pytest_quantgate.gates.latency import LatencyGate
     from pytest_quantgate.gates.memory import MemoryGate
     from pytest_quantgate.gates.trace import TraceGate
     from pytest_quantgate.inspection.findings import Inspection
@@ -496,7 +499,7 @@ class Stages:
         self, given: GivenReport, *, variant: Variant, tower: TowerName, order: EngineOrder
     ) -> EngineReport:
         """Return what a report that was handed over says, tied to the approved ONNX file."""
-        from pytest_quantgate.artifacts.given_engine import check_sums, read_engine_report
+        from pytest_quantgate.artifacts.given_engine import read_engine_report
         from pytest_quantgate.artifacts.given_onnx import read_names
         from pytest_quantgate.runtimes.engine import read_onnx
         from pytest_quantgate.runtimes.engine_layers import EngineReport
@@ -508,11 +511,7 @@ class Stages:
         def build(folder: Path) -> None:
             content, digest, graph = read_onnx(path)
             try:
-                check_sums(
-                    given.files,
-                    onnx_name=onnx.path.name if onnx is not None else "model.onnx",
-                    onnx_digest=onnx.file_digest if onnx is not None else digest,
-                )
+                self._tie(given, variant=variant, tower=tower, built=digest)
                 report = read_engine_report(
                     given.files,
                     graph=graph,
@@ -544,6 +543,61 @@ class Stages:
         about = (variant, tower, order.target, str(order.batch), order.library)
         self.case.used[ENGINE.kind, *about] = key
         return found
+
+    def _tie(self, given: GivenReport, *, variant: Variant, tower: TowerName, built: str) -> None:
+        """Raise Untied where a report is not proved to be of the approved ONNX file.
+
+        `built` is the SHA-256 of what was exported here, where no file was handed over.
+        """
+        from pytest_quantgate.artifacts.given_engine import check_sums
+
+        onnx = self.given(variant, tower)
+        check_sums(
+            given.files,
+            onnx_name=onnx.path.name if onnx is not None else "model.onnx",
+            onnx_digest=onnx.file_digest if onnx is not None else built,
+        )
+
+    def given_times(self, gate: LatencyGate) -> tuple[GivenTimes, GivenTimes | None] | None:
+        """Return the times of the quantized and the FP16 engine that were handed over.
+
+        None where those of the quantized one were not, or the gate is not about engines; the
+        second is None without FP16's.
+        """
+        if gate.runtime not in ("tensorrt", "tensorrt-rtx"):
+            return None
+        quantized, fp16 = (self._read_times(v, gate=gate) for v in ("quantized", "fp16"))
+        return None if quantized is None else (quantized, fp16)
+
+    def _read_times(self, variant: Variant, *, gate: LatencyGate) -> GivenTimes | None:
+        from pytest_quantgate.artifacts.engine_files import read_plan
+        from pytest_quantgate.artifacts.engine_times import read_engine_times
+        from pytest_quantgate.artifacts.given_engine import check_library
+        from pytest_quantgate.runtimes.engine import read_onnx
+
+        given = self.given_report(variant, gate.tower)
+        if given is None or "times" not in given.files.paths:
+            return None
+        paths, onnx = given.files.paths, self.given(variant, gate.tower)
+        built = ""
+        if onnx is None:
+            path = self.onnx_path(variant=variant, tower=gate.tower, precision=self.shipped)
+            _, built, _ = read_onnx(path)
+        try:
+            self._tie(given, variant=variant, tower=gate.tower, built=built)
+            plan = read_plan(paths["engine"])
+            check_library(plan, name=paths["engine"].name, library=gate.runtime)
+            found = read_engine_times(
+                paths["times"], log=paths["log"], profile=paths.get("profile")
+            )
+        except ArtifactError as error:
+            raise GivenFileError(f"{given.where}: {error}") from error
+        except Untied as error:
+            raise Untied(f"{given.where}: {error}") from error
+        if found.batch:
+            return found
+        audit = self.onnx_audit(variant=variant, tower=gate.tower, precision=self.shipped)
+        return replace(found, batch=audit.given.batch if audit.given else 0)
 
     def build_engine(
         self, *, variant: Variant, tower: TowerName, order: EngineOrder, to_run: bool = False

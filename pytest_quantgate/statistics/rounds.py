@@ -84,17 +84,17 @@ class Levels:
         Student's, over the levels of processes (Kalibera and Jones, Rigorous benchmarking in
         reasonable time, ISMM 2013): they ask nothing of how the rounds of one process hang
         together. Noise that outlives a process joins them, though; what the rounds show of that
-        widens the limits (`_dependence`).
+        widens the limits (`dependence`).
         """
         levels = self.values
         reach = student_quantile(confidence, degrees=len(levels) - 1) * math.sqrt(
             statistics.variance(levels) / len(levels)
         )
-        reach = min(MOST_REACH, reach * self._dependence())
+        reach = min(MOST_REACH, reach * self.dependence())
         mean = statistics.fmean(levels)
         return Interval(low=math.exp(mean - reach), high=math.exp(mean + reach))
 
-    def _dependence(self) -> float:
+    def dependence(self) -> float:
         """Return by what factor the levels' mean is less certain than if they were independent.
 
         Rounds are taken as autoregressive, with the largest correlation of neighbours that is
@@ -169,3 +169,19 @@ def rounds_to_settle(value: float, interval: Interval, *, limit: float, rounds: 
     if distance * math.sqrt(MOST_TIMES_ROUNDS) <= width:
         return None
     return max(rounds + 1, math.ceil(rounds * (width / distance) ** 2))
+
+
+def compare_levels(above: Levels, below: Levels, *, confidence: float) -> tuple[float, Interval]:
+    """Return the ratio of two quantities that were measured apart, and its one-sided limits.
+
+    Welch's, with the degrees of freedom of the one that has fewer, which is never too few.
+    """
+    values = (above.values, below.values)
+    variances = [
+        statistics.variance(one.values) / len(one.values) * one.dependence() ** 2
+        for one in (above, below)
+    ]
+    quantile = student_quantile(confidence, degrees=min(map(len, values)) - 1)
+    reach = min(MOST_REACH, quantile * math.sqrt(sum(variances)))
+    mean = statistics.fmean(values[0]) - statistics.fmean(values[1])
+    return math.exp(mean), Interval(low=math.exp(mean - reach), high=math.exp(mean + reach))

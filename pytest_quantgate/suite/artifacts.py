@@ -78,10 +78,29 @@ class EngineReportSpec:
         ),
     )
 
+    times: str | None = field(
+        default=None,
+        metadata=text_key(
+            help="the JSON of --exportTimes, which a latency gate judges; it needs the log",
+            environment=True,
+        ),
+    )
+    profile: str | None = field(
+        default=None,
+        metadata=text_key(help="the JSON of --exportProfile beside times", environment=True),
+    )
+
+    def check(self) -> None:
+        if self.times is not None and self.log is None:
+            raise BadKey("times", "names no device: give the log of the same run (log: FILE) too")
+        if self.profile is not None and self.times is None:
+            raise BadKey("profile", "is shown beside times: give them too")
+
     @property
     def files(self) -> dict[str, str]:
         """The paths that are set, as they are written, by their key."""
-        found = {key: getattr(self, key) for key in ("layers", "engine", "sums", "log")}
+        keys = ("layers", "engine", "sums", "log", "times", "profile")
+        found = {key: getattr(self, key) for key in keys}
         return {key: path for key, path in found.items() if path is not None}
 
 

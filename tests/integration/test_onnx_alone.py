@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +47,13 @@ ENGINE = """\
 """
 
 ACCURACY = "scenes/classification-acc1-onnx"
+
+LOG = """\
+[I] Input inference shape : pixel_values=4x3x32x32
+[I] Duration: 3s (+ 200ms warm up)
+[I] Selected Device: NVIDIA L4
+[I] Application Compute Clock Rate: 2.04 GHz
+"""
 
 pytestmark = pytest.mark.usefixtures("_libraries")
 
@@ -130,6 +139,57 @@ def test_engines_are_built_of_files_alone(handed: Case, open_case: Callable[...,
     for kind in ("engine", "memory", "trace"):
         verdict = case.judge(kind=kind, key="sm89-vision").verdict
         assert verdict.status is Status.PASS, verdict
+
+
+def write_report(folder: Path, *, end: str, compute_ms: float) -> str:
+    """Write what trtexec and sha256sum would have of an engine; return its section of a suite."""
+    queries = [
+        {"startComputeMs": 500.0 + at, "computeMs": compute_ms + at % 7 / 1000, "latencyMs": 9.0}
+        for at in range(100)
+    ]
+    files = {
+        "layers": json.dumps({"Layers": ["fc1"]}),
+        "engine": f"ftrt{end}",
+        "times": json.dumps(queries),
+        "log": LOG,
+    }
+    section = []
+    named = [f"vision{end}.onnx"]
+    for key, text in files.items():
+        name = f"vision{end}.{key}"
+        (folder / name).write_text(text)
+        named.append(name)
+        section.append(f'{key}: "{folder}/{name}"')
+    lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in named]
+    (folder / f"build{end}.sha256").write_text("".join(lines))
+    return f'{{{", ".join(section)}, sums: "{folder}/build{end}.sha256"}}'
+
+
+def test_times_of_handed_over_engines_are_judged(
+    handed: Case, open_case: Callable[..., Case], tmp_path: Path
+) -> None:
+    reports = [
+        write_report(tmp_path, end=end, compute_ms=ms).replace("{", "{{").replace("}", "}}")
+        for end, ms in (("", 1.0), ("-fp16", 2.0))
+    ]
+    text = ALONE.replace(
+        "  fp16: {{onnx:",
+        f"  engine_report: {{{{vision: {reports[0]}}}}}\n"
+        f"  fp16: {{{{engine_report: {{{{vision: {reports[1]}}}}}, onnx:",
+    )
+    more = "  latency: {tower: vision, runtime: tensorrt, batch: 4, max_ratio: 0.6x}\n"
+
+    verdict = open_case(text, more=more).judge(kind="latency", key="tensorrt-vision-batch4").verdict
+
+    assert verdict.status is Status.PASS, verdict
+    assert "NVIDIA L4: ratio 0.501" in verdict.headline
+    more = more.replace("max_ratio", "max_latency: 5ms, max_ratio")
+    verdict = open_case(text, more=more).judge(kind="latency", key="tensorrt-vision-batch4").verdict
+    assert verdict.status is Status.NOT_MEASURED
+    assert "holds on the machine of a baseline" in verdict.headline
+    (tmp_path / "vision.times").write_text("[]")
+    verdict = open_case(text, more=more).judge(kind="latency", key="tensorrt-vision-batch4").verdict
+    assert (verdict.status, verdict.code) == (Status.INCOMPARABLE, "latency.report-untied")
 
 
 def test_a_tower_without_a_file_cannot_be_exported(

@@ -485,6 +485,7 @@ KIND = GateKind(
     help="tail latency and throughput of a server, and its answers",
     judge=judge,
     several=True,
+    needs_torch=lambda gate: gate.runtime == "torch",
     keeps_baseline=lambda gate: gate.max_p99_ms is not None,
     timed=True,
     needs=("load",),

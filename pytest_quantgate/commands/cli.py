@@ -24,6 +24,7 @@ COMMANDS = (
     "diff",
     "sensitivity",
     "sweep",
+    "limits",
     "export",
     "schema",
     "accept",

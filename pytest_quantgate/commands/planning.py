@@ -150,6 +150,15 @@ class _Limit:
         """The sizes of the parts that are each judged by themselves; empty for a limit on all."""
         return {SLICES: self.data.slices, CLASSES: self.data.classes}.get(self.name, ())
 
+    def chance_of_parts(self, parts: Mapping[int, int], at: float | None = None) -> float:
+        """Return how often all parts of these sizes keep the limit, or one `at` another place."""
+        return chance_of_parts(
+            self.rates.as_flips(),
+            parts,
+            confidence=float(self.gate.confidence),
+            limit=float(self.limit) if at is None else at,
+        )
+
     def count_needed(self, power: float) -> int | None:
         """Return how many samples keep the limit in `power` of all runs; None where none would."""
         if self.sizes:
@@ -223,7 +232,7 @@ def _list_limits(
     nothing to be compared with.
     """
     data = count_samples(suite, gate, environ=environ)
-    record = _read_record(suite, gate, store=store)
+    record = read_record(suite, gate, store=store)
     measured: dict[str, Rates] = {}
     if record is not None:
         measured = _measured(record)
@@ -317,7 +326,7 @@ def _count_for_parts(limit: _Limit, *, power: float) -> int | None:
         grown = Counter[int]()
         for size, times in parts.items():
             grown[max(1, round(size * samples / total))] += times
-        return _chance_of_parts(limit, grown) >= power
+        return limit.chance_of_parts(grown) >= power
 
     high = total
     while not passes(high):
@@ -327,23 +336,23 @@ def _count_for_parts(limit: _Limit, *, power: float) -> int | None:
     return first_count(passes, low=1, high=high)
 
 
-def _chance_of_parts(limit: _Limit, parts: Mapping[int, int], at: float | None = None) -> float:
-    """Return how often all parts of these sizes (size: how many) keep a limit."""
-    one, confidence = limit.rates.as_flips(), float(limit.gate.confidence)
-    bound = float(limit.limit) if at is None else at
-    chances = (
-        chance_to_pass(one.grow(size), confidence=confidence, limit=bound) ** times
+def chance_of_parts(
+    one: Flips, parts: Mapping[int, int], *, confidence: float, limit: float
+) -> float:
+    """Return how often all parts of these sizes (size: how many) keep a limit, at the rates of
+    `one`."""
+    return math.prod(
+        chance_to_pass(one.grow(size / one.samples), confidence=confidence, limit=limit) ** times
         for size, times in parts.items()
     )
-    return math.prod(chances)
 
 
 def _advise_parts(limit: _Limit) -> str:
     """Return how often good variants keep a limit on parts, and which one these data can keep."""
     parts = Counter(limit.sizes)
-    chance = _chance_of_parts(limit, parts)
+    chance = limit.chance_of_parts(parts)
     could = first_count(
-        lambda points: _chance_of_parts(limit, parts, at=points / 100) >= SETTLING_POWER,
+        lambda points: limit.chance_of_parts(parts, at=points / 100) >= SETTLING_POWER,
         low=1,
         high=100,
     )
@@ -356,7 +365,7 @@ def _advise_parts(limit: _Limit) -> str:
     return f"{words}, from {could}pp on in 80 %" if could else words
 
 
-def _read_record(suite: Suite, gate: TaskGate, *, store: Store | None) -> Record | None:
+def read_record(suite: Suite, gate: TaskGate, *, store: Store | None) -> Record | None:
     """Return the baseline of a task that holds both variants on the same data."""
     if store is None or getattr(gate, "stage", "torch") != "torch":
         return None

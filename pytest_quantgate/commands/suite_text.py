@@ -18,7 +18,7 @@ from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ModelError, SuiteError
 from pytest_quantgate.formats.table import FP8_ATTENTION_MIN_TOKENS
 from pytest_quantgate.gates.fused import name_fused
-from pytest_quantgate.statistics.intervals import Flips, samples_to_settle
+from pytest_quantgate.statistics.intervals import Flips, Result, samples_to_settle
 from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.builtin import Purpose
 from pytest_quantgate.tasks.clip_benchmark import CAPTIONED
@@ -419,10 +419,15 @@ def propose_drop(samples: int | None) -> str:
         return "1pp"
     flips = Flips(right_to_wrong=FLIPS / 2, wrong_to_right=FLIPS / 2, samples=1)
     for points in DROPS_POINTS:
-        needed = samples_to_settle(flips, confidence=CONFIDENCE, limit=points / 100)
-        if needed is not None and needed <= samples:
+        if is_decided(flips, samples=samples, confidence=CONFIDENCE, limit=points / 100):
             return f"{points:g}pp"
     return f"{DROPS_POINTS[-1]:g}pp"
+
+
+def is_decided(found: Result, *, samples: float, confidence: float, limit: float) -> bool:
+    """Return whether so many samples at these rates decide a limit in 80 % of runs."""
+    needed = samples_to_settle(found, confidence=confidence, limit=limit)
+    return needed is not None and needed <= samples
 
 
 def _engine_lines(request: Request) -> list[str]:

@@ -13,7 +13,7 @@ from pytest_quantgate.gates.calibration import NO_RANGE
 from pytest_quantgate.gates.deciding import RELATIONS, advise_next, confirm, decide, relation
 from pytest_quantgate.gates.looks import confidence_left, find_looks, remember_look
 from pytest_quantgate.gates.published import Published, judge_published
-from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.gates.run import GateRun, Judged, measure_task
 from pytest_quantgate.gates.samples import FINDINGS, describe_samples, judge_samples
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.gates.slices import (
@@ -521,14 +521,15 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: flo
     return [f"{count(number, 'flip')} fewer would end this FAIL"]
 
 
-def _right_share(pairs: Pairs, *, gate: AccuracyGate) -> Share | Mean[Share]:
-    if averages_classes(gate.metric):
+def right_share(pairs: Pairs, *, metric: str) -> Share | Mean[Share]:
+    """Return what the value of a metric rests on, of the variant after the change."""
+    if averages_classes(metric):
         return mean_over([counts.right_share for _, counts in pairs.classes])
     return pairs.right_share
 
 
 def _fp16_share(fp16: Outcomes, *, gate: AccuracyGate) -> Share | Mean[Share]:
-    return _right_share(pair_outcomes(before=fp16, after=fp16), gate=gate)
+    return right_share(pair_outcomes(before=fp16, after=fp16), metric=gate.metric)
 
 
 def _judge_published(fp16: Outcomes, *, gate: AccuracyGate, family: Family) -> Verdict | None:
@@ -545,14 +546,16 @@ def _judge_published(fp16: Outcomes, *, gate: AccuracyGate, family: Family) -> V
 
 
 def _floor_alarm(pairs: Pairs, *, gate: AccuracyGate, floor: Fraction) -> Alarm:
-    share = _right_share(pairs, gate=gate)
+    share = right_share(pairs, metric=gate.metric)
     return Alarm(chance=chance_below(share, float(floor)), confidence=gate.confidence)
 
 
 def _judge_floor(
     pairs: Pairs, *, quantized: Outcomes, gate: AccuracyGate, floor: Fraction, family: Family
 ) -> Verdict:
-    interval = share_limits(_right_share(pairs, gate=gate), confidence=float(gate.confidence))
+    interval = share_limits(
+        right_share(pairs, metric=gate.metric), confidence=float(gate.confidence)
+    )
     status, word = Status.INCONCLUSIVE, "not decided against"
     if interval.low >= floor:
         status, word = Status.PASS, "over"
@@ -661,7 +664,7 @@ def judge(run: GateRun, gate: AccuracyGate) -> Judged:
     """Return whether a task loses no more against FP16 than its limits allow."""
     from pytest_quantgate.gates.chance import describe_chance, judge_answers
 
-    fp16, quantized = _measure(run, gate)
+    fp16, quantized = measure_task(run, gate)
     senseless = judge_answers(run, gate, fp16=fp16)
     if senseless is not None:
         return Judged(verdict=senseless)
@@ -686,21 +689,9 @@ def judge(run: GateRun, gate: AccuracyGate) -> Judged:
     return Judged(verdict=verdict, notes=notes)
 
 
-def _measure(run: GateRun, gate: AccuracyGate) -> tuple[Outcomes, Outcomes]:
-    return run.outcomes(
-        task=gate.task,
-        metric=gate.metric,
-        samples=gate.samples,
-        stage=gate.stage,
-        first=gate.first,
-        bank=gate.bank,
-        bank_samples=gate.bank_samples,
-    )
-
-
 def measure_strengths(run: GateRun, gate: AccuracyGate) -> tuple[float, ...]:
     """Return the strength of each alarm of a gate, see `Family`."""
-    fp16, quantized = _measure(run, gate)
+    fp16, quantized = measure_task(run, gate)
     looks = find_looks(run, gate, quantized, planned=gate.planned_samples)
     return list_strengths(
         fp16=fp16,

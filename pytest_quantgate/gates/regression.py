@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.proposals import judge_others, note_old_place, propose
-from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.gates.run import GateRun, Judged, measure_task
 from pytest_quantgate.statistics.pairing import pair_outcomes
 from pytest_quantgate.store.baseline_mode import BaselineMode
 from pytest_quantgate.suite.gates import GateKind
@@ -376,7 +376,7 @@ def judge_run(
     from pytest_quantgate.store.baselines import is_of_other_data, next_record
 
     if fp16 is None or quantized is None:
-        measured = _measure(run, gate)
+        measured = measure_task(run, gate)
         senseless = judge_answers(run, gate, fp16=measured[0])
         if senseless is not None:
             return Judged(verdict=senseless)
@@ -439,22 +439,11 @@ def judge_run(
     return propose(run, proposed, verdict=verdict, notes=notes)
 
 
-def _measure(run: GateRun, gate: RegressionGate) -> tuple[Outcomes, Outcomes]:
-    return run.outcomes(
-        task=gate.task,
-        metric=gate.metric,
-        samples=gate.samples,
-        first=gate.first,
-        bank=gate.bank,
-        bank_samples=gate.bank_samples,
-    )
-
-
 def measure_strengths(run: GateRun, gate: RegressionGate) -> tuple[float, ...]:
     """Return the strength of each alarm of a gate, see `Family`."""
     from pytest_quantgate.evidence.fingerprint import differences
 
-    fp16, quantized = _measure(run, gate)
+    fp16, quantized = measure_task(run, gate)
     record = run.store.read(run.suite.name, gate.key)
     comparable = record is not None and not differences(
         record.fingerprint,

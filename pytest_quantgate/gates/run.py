@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.parity import Parity, Roundtrip, ShippedTower
     from pytest_quantgate.evidence.sanity import Sanity
     from pytest_quantgate.evidence.verdict import Verdict
+    from pytest_quantgate.gates.sections import TaskGate
     from pytest_quantgate.inspection.findings import Inspection
     from pytest_quantgate.runtimes.engine_layers import EngineReport
     from pytest_quantgate.statistics.family import Family
@@ -172,3 +173,16 @@ class GateRun(Protocol):
 
 
 VARIANTS = ("fp16", "quantized")
+
+
+def measure_task(run: GateRun, gate: TaskGate) -> tuple[Outcomes, Outcomes]:
+    """Return what FP16 and the quantized variant answer on the samples of a gate."""
+    return run.outcomes(
+        task=gate.task,
+        metric=gate.metric,
+        samples=gate.samples,
+        stage=getattr(gate, "stage", "torch"),
+        first=gate.first,
+        bank=gate.bank,
+        bank_samples=gate.bank_samples,
+    )

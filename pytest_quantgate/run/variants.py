@@ -203,13 +203,14 @@ class Variants:
         return {
             "data": self._data_key(
                 spec.data,
-                spec.samples + spec.held_out_samples,
+                spec.skip + spec.samples + spec.held_out_samples,
                 purpose="pairs",
                 first=spec.first,
             ),
             "samples": spec.samples,
             "batch_size": spec.batch_size,
             "held_out_samples": spec.held_out_samples,
+            **({"skip": spec.skip} if spec.skip else {}),
         }
 
     def key(self, measurement: Measurement, **inputs: Any) -> str:
@@ -449,9 +450,12 @@ class Variants:
         from pytest_quantgate.tasks.registry import split_calibration
 
         spec = self.suite.calibration
-        wanted = spec.samples + spec.held_out_samples
+        wanted = spec.skip + spec.samples + spec.held_out_samples
         found = self.samples(spec.data, wanted, purpose="pairs", first=spec.first)
         shown = self.contents(spec.data, wanted, purpose="pairs", first=spec.first)
+        if spec.skip:
+            found = found.take(spec.skip, wanted)
+            shown = shown.select(range(spec.skip, wanted))
         used, fresh = split_calibration(spec, pixels=shown.pixels)
         return (found.select(used), shown.select(used)), (found.select(fresh), shown.select(fresh))
 

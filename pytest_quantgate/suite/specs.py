@@ -171,6 +171,7 @@ class CalibrationSpec:
     """Which pairs calibrate; `data` is `<data set>/<split>`.
 
     Both numbers are drawn by seed over the whole split, or with `first` its first ones are taken.
+    `skip` pairs of these are passed over, which no suite says: other pairs, for a study.
     """
 
     where: Where
@@ -181,6 +182,7 @@ class CalibrationSpec:
         default=128, metadata=count_key(help="pairs besides, on which clipping is counted")
     )
     first: bool = field(default=False, metadata=FIRST)
+    skip: int = 0
 
     def check(self) -> None:
         check_data(self.data)

@@ -82,6 +82,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
 
     say(f"written: {target}")
     say(f"next: quantgate plan {target}; pytest {target}")
+    say(f"limits from what is measured: quantgate limits {target}")
     return 0
 
 

@@ -131,7 +131,10 @@ def _measure(cases: Sequence[Case], gate: TaskGate) -> Measured | str:
             except DataError as error:
                 if number == 1:
                     raise
-                raise SuiteError(f"--seeds {len(cases)}: calibration {number}: {error}") from error
+                raise SuiteError(
+                    f"--seeds {len(cases)}: calibration {number}: {error}: take fewer seeds, or "
+                    f"fewer samples to calibrate"
+                ) from error
         variants.append(quantized)
     senseless = check_outcomes(fp16, *variants) or judge_answers(cases[0], gate, fp16=fp16)
     if senseless is not None:

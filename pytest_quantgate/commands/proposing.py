@@ -313,7 +313,7 @@ def _choose_slice_drop(
             )
             extra = f", min_samples: {needed}" if small else ""
             if small:
-                reason += f"; {small} smaller ones are left out"
+                reason += f"; left out: {count(small, 'smaller one')}"
             return "slices", f"{{by: [{by}], max_drop: {limit:g}pp{extra}}}", reason
     return "slices", "", f"slices: no limit up to {SLICE_DROPS[-1]:g}pp by {by} is decided"
 

@@ -58,8 +58,8 @@ def measured(
 
 def _against(fp16: Outcomes, before: Outcomes, after: Outcomes) -> Outcomes:
     """Return a variant that differs from this FP16 where `after` differs from `before`."""
-    lost = sum(a and not b for a, b in zip(before.correct, after.correct, strict=True))
-    won = sum(b and not a for a, b in zip(before.correct, after.correct, strict=True))
+    lost = sum(bool(a and not b) for a, b in zip(before.correct, after.correct, strict=True))
+    won = sum(bool(b and not a) for a, b in zip(before.correct, after.correct, strict=True))
     right = [i for i, hit in enumerate(fp16.correct) if hit][:lost]
     wrong = [i for i, hit in enumerate(fp16.correct) if not hit][:won]
     correct = list(fp16.correct)

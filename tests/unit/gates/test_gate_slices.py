@@ -64,6 +64,7 @@ def judge(seen: tuple[Outcomes, Outcomes, Columns], **limits: Any) -> Verdict:
 # -- what must hold -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_planted_slice_is_named_in_nineteen_of_twenty() -> None:
     """One class in one light loses 15 pp: 0.6 pp on average, which its limit allows."""
     named = searched = 0
@@ -85,6 +86,7 @@ def test_a_planted_slice_is_named_in_nineteen_of_twenty() -> None:
     assert searched >= 19
 
 
+@pytest.mark.slow
 def test_no_slice_of_twenty_good_variants_is_called_worse() -> None:
     for seed in range(100, 120):
         seen = draw_variant(seed)

@@ -82,13 +82,15 @@ class Data:
 
     `samples` is None where it takes loading the data. `classes` are the sizes of its classes, empty
     where they are not known or there are none, `slices` those of the slices that it judges, and
-    `groups` how many images its captions belong to (None: every sample stands for itself).
+    `groups` how many images its captions belong to (None: every sample stands for itself). What a
+    task asks is not always `counted` before it was measured.
     """
 
     samples: int | None = None
     classes: tuple[int, ...] = ()
     slices: tuple[int, ...] = ()
     groups: int | None = None
+    counted: bool = True
     notes: tuple[str, ...] = ()
 
 
@@ -236,6 +238,8 @@ def _list_limits(
     measured: dict[str, Rates] = {}
     if record is not None:
         measured = _measured(record)
+        if not data.counted:
+            data = Data(samples=record.accepted.samples)
         if record.class_sizes and data.samples in (None, record.accepted.samples):
             data = replace(data, classes=record.list_class_sizes())
     elif data.groups is not None and data.samples:
@@ -416,6 +420,8 @@ def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -
     except QuantGateError as error:
         return Data(samples=gate.samples, notes=(str(error),))
     asked = gate.samples
+    if not there.counted:
+        return there
     if asked is None:
         return replace(there, slices=_judged(gate, there.slices))
     # Of retrieval, `samples` are images; a caption is a query of its own.
@@ -462,6 +468,8 @@ def _count_data(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -> 
         if there.samples is None:
             return there
         queries = kind.count_queries(gate.metric, there.samples, there.samples)
+        if queries is None:
+            return _unknown_queries(gate)
         slices = _count_slices(gate, {}, classes=there.classes)
         return replace(there, samples=queries.count, groups=queries.groups, slices=slices)
     reader, source = find_source(name, datasets=suite.datasets, environ=environ)
@@ -470,10 +478,17 @@ def _count_data(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -> 
         return Data(notes=(f"the number of samples of {what} is only known after it was loaded",))
     found = reader.count(source)
     queries = kind.count_queries(gate.metric, found.images, found.captions)
+    if queries is None:
+        return _unknown_queries(gate)
     classes = found.classes if kind.has_classes else ()
     slices = _count_slices(gate, found.columns, classes=found.classes)
     slices = slices if queries.count == found.images else ()
     return Data(samples=queries.count, classes=classes, slices=slices, groups=queries.groups)
+
+
+def _unknown_queries(gate: TaskGate) -> Data:
+    note = f"how many outcomes {gate.title} has is only known after a baseline was made"
+    return Data(counted=False, notes=(note,))
 
 
 def count_builtin(dataset: str, *, purpose: str) -> Data:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 #: The metric that is not the share of the samples that is right, but the mean of it over classes.
 MEAN_OVER_CLASSES = "mean_per_class_recall"
@@ -16,6 +17,8 @@ def averages_classes(metric: str) -> bool:
     """Return whether a metric, with or without its `@K`, is the mean over classes."""
     return metric.partition("@")[0] == MEAN_OVER_CLASSES
 
+
+Value = TypeVar("Value")
 
 #: How right a sample is: true or false, or a grade between them (nDCG, a reciprocal rank).
 Score = bool | float
@@ -106,14 +109,22 @@ class StoredPair:
     first_fp16: StoredOutcomes
 
 
+def group_places(values: Iterable[Value]) -> dict[Value, list[int]]:
+    """Return the places of each value, in the order in which values come."""
+    places: dict[Value, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, []).append(place)
+    return places
+
+
 def mean_score(correct: Sequence[Score], *, labels: Sequence[int], metric: str) -> float:
     """Return the mean of all scores, or the mean over classes of their means; 0.0 of none."""
     if not averages_classes(metric):
         return sum(correct) / max(1, len(correct))
-    by_class: dict[int, list[Score]] = {}
-    for label, score in zip(labels, correct, strict=False):
-        by_class.setdefault(label, []).append(score)
-    means = [sum(found) / len(found) for _, found in sorted(by_class.items())]
+    means = [
+        sum(correct[place] for place in inside) / len(inside)
+        for _, inside in sorted(group_places(labels[: len(correct)]).items())
+    ]
     return sum(means) / max(1, len(means))
 
 

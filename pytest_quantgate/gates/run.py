@@ -169,6 +169,7 @@ class GateRun(Protocol):
         first: bool = False,
         bank: str | None = None,
         bank_samples: int | None = None,
+        positive: tuple[str, ...] = (),
     ) -> tuple[Outcomes, Outcomes]: ...
 
 
@@ -177,12 +178,4 @@ VARIANTS = ("fp16", "quantized")
 
 def measure_task(run: GateRun, gate: TaskGate) -> tuple[Outcomes, Outcomes]:
     """Return what FP16 and the quantized variant answer on the samples of a gate."""
-    return run.outcomes(
-        task=gate.task,
-        metric=gate.metric,
-        samples=gate.samples,
-        stage=getattr(gate, "stage", "torch"),
-        first=gate.first,
-        bank=gate.bank,
-        bank_samples=gate.bank_samples,
-    )
+    return run.outcomes(**gate.asks, stage=getattr(gate, "stage", "torch"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.suite.gates import GateSection
@@ -34,7 +34,8 @@ class TaskGate(GateSection):
 
     `samples` (None: all) are drawn by seed over the whole, stratified by class; with `first` they
     are the first of the data. `bank` is `<data set>/<split>`, what a task such as k-NN looks things
-    up in, of which `bank_samples` are drawn (None: all). `min_classes` is how many classes must
+    up in, of which `bank_samples` are drawn (None: all). `positive` are the classes that a task
+    such as filter is to find. `min_classes` is how many classes must
     have a sample (None: all that a fair draw of so many would show).
     """
 
@@ -55,9 +56,21 @@ class TaskGate(GateSection):
     bank_samples: int | None = field(
         default=None, metadata=count_key(help="drawn of the bank by seed; default: all")
     )
+    positive: tuple[str, ...] = field(
+        default=(),
+        metadata=list_key(
+            text_key(help="class"), help="classes that a filter is to catch", single=True
+        ),
+    )
     min_classes: int | None = field(
         default=None, metadata=count_key(help="classes that must have a sample; default: all")
     )
+
+    @property
+    def asks(self) -> dict[str, Any]:
+        """What the outcomes are measured of: arguments of `GateRun.outcomes`, but for the stage."""
+        names = ("task", "metric", "samples", "first", "bank", "bank_samples", "positive")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def key(self) -> str:
@@ -92,6 +105,10 @@ class TaskGate(GateSection):
         for key in ("max_class_drop", "min_classes"):
             if not kind.has_classes and key in self.where.keys:
                 raise BadKey(key, f"{kind.name} has no classes")
+        if kind.names_positive and not self.positive:
+            raise BadKey("task", f"{kind.name} needs positive: the classes that it is to find")
+        if self.positive and not kind.names_positive:
+            raise BadKey("positive", f"{kind.name} has no use for it: leave it out")
         if self.bank is None and kind.bank == "must":
             raise BadKey("task", f"{kind.name} needs a bank, such as bank: <data set>/train")
         if self.bank is not None and kind.bank == "never":

@@ -14,6 +14,7 @@ from itertools import combinations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
+from pytest_quantgate.evidence.outcomes import group_places
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict
 from pytest_quantgate.gates.deciding import advise_next, confirm, decide
 from pytest_quantgate.statistics.family import SILENT, Alarm, Family
@@ -24,7 +25,7 @@ from pytest_quantgate.statistics.intervals import (
     drop_limits,
     samples_without_loss,
 )
-from pytest_quantgate.statistics.pairing import group_places, pair_outcomes
+from pytest_quantgate.statistics.pairing import pair_outcomes
 from pytest_quantgate.suite.keys import BadKey, count_key, list_key, points_key, text_key
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.contents import CLASS
@@ -43,6 +44,9 @@ GATE = "accuracy"
 #: A value of each outcome, by what it is called.
 Columns: TypeAlias = "Mapping[str, Sequence[str]]"
 NO_COLUMNS: Columns = MappingProxyType({})
+
+#: Of so many slices each value stands in the evidence.
+MOST_LISTED = 12
 
 #: A search looks at slices of so many samples in either half, of at most so many values.
 FEWEST_SEARCHED = 30
@@ -290,11 +294,26 @@ def judge_worst(cut: Cut, *, gate: TaskGate, family: Family) -> Verdict:
                 for high, name, counts in left[:4]
             ),
             *((few,) if small else ()),
+            *_list_values(cut),
         ),
         cause=_find_cause(status, cut=cut, over=over),
         next_step=advise_next(status, limit=cut.key),
         figures=figures,
         code=code_of(GATE, "class-drop" if cut.noun == "class" else "slice-drop", status),
+    )
+
+
+def _list_values(cut: Cut) -> tuple[str, ...]:
+    """Return what each slice has with FP16 and with the variant; nothing of classes, of which the
+    report has a table, and of more slices than a line holds."""
+    if cut.noun == "class" or len(cut.parts) > MOST_LISTED:
+        return ()
+    values = ((name, counts.right / counts.samples, counts.drop) for name, counts in cut.parts)
+    return (
+        ", ".join(
+            f"{name} {(after + drop) * 100:.2f} -> {after * 100:.2f} %"
+            for name, after, drop in values
+        ),
     )
 
 

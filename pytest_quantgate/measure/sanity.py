@@ -494,7 +494,7 @@ def _find_ring(following: Mapping[int, int]) -> list[int]:
 
 
 def read_answers(
-    outcomes: Outcomes, *, chance: Callable[[Outcomes], float] | None
+    outcomes: Outcomes, *, chance: Callable[[Outcomes], float | None] | None
 ) -> Answers | None:
     """Return the answers of a whole task out of its outcomes; None where chance is not known.
 
@@ -510,12 +510,13 @@ def read_answers(
     first: dict[int, Score] = {}
     for cluster, right in zip(clusters, outcomes.correct, strict=True):
         first.setdefault(cluster, right)
-    if chance is None:
+    share = chance(outcomes) if chance is not None else None
+    if share is None:
         return None
     return Answers(
         samples=len(first),
         right=math.floor(math.fsum(first.values())),
-        chance=chance(outcomes),
+        chance=share,
         classes=len(first),
         seen=len(first),
         whole=True,

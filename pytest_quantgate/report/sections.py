@@ -376,7 +376,7 @@ def _describe_answer(flip: Flip, *, task: TaskFacts, fp16: bool) -> Html:
     score = flip.fp16_score if fp16 else flip.quantized_score
     answer = flip.fp16_answer if fp16 else flip.quantized_answer
     sign = "\N{HEAVY CHECK MARK}" if right else "\N{HEAVY MULTIPLICATION X}"
-    if not task.classes and "recall@" in task.metric:
+    if not task.classes and "retrieval_recall@" in task.metric:
         first = task.metric.rpartition("@")[2]
         answer = f"{'in' if right else 'not in'} the first {first}; on top: {answer}"
     if score is not None:

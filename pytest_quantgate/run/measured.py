@@ -152,11 +152,13 @@ class Measured(Variants):
         first: bool = False,
         bank: str | None = None,
         bank_samples: int | None = None,
+        positive: tuple[str, ...] = (),
     ) -> tuple[Outcomes, Outcomes]:
         """Return the per-sample outcomes of the FP16 and the quantized variant on one task.
 
         On all samples, or on so many as an accuracy gate takes by `samples` and `first`; `bank` is
-        the data that a task looks things up in, of which `bank_samples` are drawn.
+        the data that a task looks things up in, of which `bank_samples` are drawn, `positive` the
+        classes that it is to find.
 
         With `stage="onnx"` the quantized side is the exported model in ONNX Runtime, with
         `stage="engine"` its engines on the GPU in this machine. Raises NotMeasured without one,
@@ -177,6 +179,7 @@ class Measured(Variants):
             task=task,
             code=code and code.digest,
             metric=metric,
+            positive=positive,
             samples=samples,
             first=first,
             stage=self.stages.stage_key(stage),
@@ -184,7 +187,14 @@ class Measured(Variants):
 
         def measure() -> Any:
             found = self._measure_outcomes(
-                task, metric, samples, stage, first=first, bank=bank, bank_samples=bank_samples
+                task,
+                metric,
+                samples,
+                stage,
+                first=first,
+                bank=bank,
+                bank_samples=bank_samples,
+                positive=positive,
             )
             return [to_json(outcome) for outcome in found]
 
@@ -201,6 +211,7 @@ class Measured(Variants):
         first: bool,
         bank: str | None,
         bank_samples: int | None,
+        positive: tuple[str, ...],
     ) -> tuple[Outcomes, Outcomes]:
         from pytest_quantgate.tasks.kind import check_towers, find_task
         from pytest_quantgate.tasks.registry import evaluation_data
@@ -213,6 +224,7 @@ class Measured(Variants):
         names = ("FP16", f"{self.recipe.name}{STAGE_WORDS[stage]}")
         banks: tuple[TaskInputs, ...] | tuple[None, None] = (None, None)
         about: dict[str, Any] = {"kind": kind, "task": task, "metric": metric, "stage": stage}
+        about["positive"] = positive
         if bank is not None:
             banks = self._embed_for(bank, bank_samples, first=False, **about)
         found = self._embed_for(name, count, first=first, **about)
@@ -234,6 +246,7 @@ class Measured(Variants):
         task: str,
         metric: str,
         stage: Stage,
+        positive: tuple[str, ...],
     ) -> tuple[TaskInputs, TaskInputs]:
         """Return what both variants make of data, in the towers that a task asks for."""
         from pytest_quantgate.tasks.scoring import TaskInputs
@@ -254,6 +267,7 @@ class Measured(Variants):
                 metric=metric,
                 images=image,
                 texts=text,
+                positive=positive,
             )
             for image, text in zip(images, texts, strict=True)
         )

@@ -372,14 +372,7 @@ class Study:
         return found
 
     def _outcomes(self, case: Measured, gate: AccuracyGate) -> tuple[Any, Any]:
-        return case.outcomes(
-            task=gate.task,
-            metric=gate.metric,
-            samples=gate.samples,
-            first=gate.first,
-            bank=gate.bank,
-            bank_samples=gate.bank_samples,
-        )
+        return case.outcomes(**gate.asks)
 
     def _coverage(self, names: Collection[str], groups: Sequence[QuantizerGroup]) -> str:
         """Return what the coverage gate says with an exclusion, or nothing where it passes."""
@@ -420,14 +413,7 @@ def without(case: Measured, names: Collection[str]) -> Iterator[Measured]:
 
 def judge_case(case: Measured, gate: AccuracyGate) -> Verdict:
     """Return the verdict of one accuracy gate on a case, in PyTorch."""
-    fp16, quantized = case.outcomes(
-        task=gate.task,
-        metric=gate.metric,
-        samples=gate.samples,
-        first=gate.first,
-        bank=gate.bank,
-        bank_samples=gate.bank_samples,
-    )
+    fp16, quantized = case.outcomes(**gate.asks)
     return judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
 
 

@@ -7,9 +7,9 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from pytest_quantgate.evidence.outcomes import is_graded
+from pytest_quantgate.evidence.outcomes import group_places, is_graded
 from pytest_quantgate.statistics.intervals import (
     ClassCounts,
     Flips,
@@ -19,14 +19,12 @@ from pytest_quantgate.statistics.intervals import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_quantgate.evidence.outcomes import Outcomes, Score, StoredOutcomes
 
 #: Nothing but the whole and its classes is counted.
 NO_SLICES: Mapping[str, Sequence[int]] = MappingProxyType({})
-
-Value = TypeVar("Value")
 
 
 class Unpaired(Exception):
@@ -236,14 +234,6 @@ def pair_scores(
         slices=tuple((name, count(inside)) for name, inside in slices.items()),
         worth=_weigh(losses, after, changed, clusters),
     )
-
-
-def group_places(values: Iterable[Value]) -> dict[Value, list[int]]:
-    """Return the places of each value, in the order in which values come."""
-    places: dict[Value, list[int]] = {}
-    for place, value in enumerate(values):
-        places.setdefault(value, []).append(place)
-    return places
 
 
 def _sum_moves(losses: Sequence[float]) -> tuple[float, float]:

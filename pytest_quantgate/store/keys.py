@@ -125,7 +125,7 @@ OUTCOMES = Measurement(
     kind="outcomes",
     inputs=(
         *("fp16", "variant", "data", "bank", "task", "code", "metric"),
-        *("samples", "first", "stage"),
+        *("positive", "samples", "first", "stage"),
     ),
     packages=CLIP,
 )

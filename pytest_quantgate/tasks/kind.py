@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: The tasks of this package, in the order in which they are named.
 BUILTIN = (
     *("classification", "retrieval", "knn", "neighbours", "text_neighbours"),
-    *("linear_probe", "catalogue"),
+    *("linear_probe", "catalogue", "filter", "duplicates", "multilingual"),
 )
 
 #: The group of entry points of other packages' tasks.
@@ -60,18 +60,20 @@ class TaskKind:
     (`images`). `towers` are those that a model must have, whose embeddings `score` gets: it gives
     one outcome a sample or a query (`Scored`) for one variant.
 
-    `metrics` are as a suite writes them, with `K` for a number (empty: any name), `proposed` those
-    that `quantgate init` writes. `list_texts(samples)` are the texts that are embedded. Of a task
-    with `has_classes`, answers are classes. `bank` says whether a suite may name further data that
-    the task looks things up in, or must. `chance(outcomes)` is the share that is right without
-    looking, of the answers of FP16 (None with classes: counted from the answers; without: nothing
-    is said about chance).
+    `metrics` are as a suite writes them, with `K` for a number and `P%` for a percentage (empty:
+    any name), `proposed` those that `quantgate init` writes. `list_texts(samples)` are the texts
+    that are embedded. Of a task with `has_classes`, answers are classes. `bank` says whether a
+    suite may name further data that the task looks things up in, or must; with `names_positive` it
+    must name classes that are to be found. `chance(outcomes)` is the share that is right without
+    looking, of the answers of FP16 (None with classes: counted from the answers; without, and where
+    it gives None: nothing is said about chance).
 
     `is_zero_shot` tasks answer with texts, which the sanity gate reads. `needs_fp16` says that
-    right is what FP16 answers. `simplify(samples)` makes a part of the samples cheaper for a study
-    of layers. `name_answers(samples, metric)` are what the answers of a task without classes stand
-    for; `name_queries` the texts that are asked with, one an outcome, empty for pictures.
-    `count_queries(metric, images, captions)` says how many outcomes there are.
+    right is what FP16 answers, or is decided by what it makes of the samples. `simplify(samples)`
+    makes a part of the samples cheaper for a study of layers. `name_answers(samples, metric)` are
+    what the answers of a task without classes stand for; `name_queries` the texts that are asked
+    with, one an outcome, empty for pictures. `count_queries(metric, images, captions)` says how
+    many outcomes there are (None: only known after they were measured).
     """
 
     name: str
@@ -84,14 +86,15 @@ class TaskKind:
     list_texts: Callable[[Samples], Sequence[str]] = lambda _samples: ()
     has_classes: bool = False
     bank: Literal["never", "may", "must"] = "never"
-    chance: Callable[[Outcomes], float] | None = None
+    names_positive: bool = False
+    chance: Callable[[Outcomes], float | None] | None = None
     is_zero_shot: bool = False
     needs_fp16: bool = False
     simplify: Callable[[Samples], Samples] = lambda samples: samples
     name_answers: Callable[[Samples, str], Sequence[str]] = lambda samples, _metric: samples.ids
     name_queries: Callable[[Samples, str], Sequence[str]] = lambda _samples, _metric: ()
-    count_queries: Callable[[str, int, int], Queries] = lambda _metric, images, _captions: Queries(
-        count=images
+    count_queries: Callable[[str, int, int], Queries | None] = lambda _metric, images, _captions: (
+        Queries(count=images)
     )
 
     def check_metric(self, metric: str) -> None:
@@ -109,7 +112,8 @@ class TaskKind:
 
 
 def _spell(metric: str) -> str:
-    return re.escape(metric).replace("@K", r"@[1-9]\d{0,5}")
+    number, percentage = r"[1-9]\d{0,5}", r"\d{1,2}(\.\d{1,4})?%"
+    return re.escape(metric).replace("@K", f"@{number}").replace("P%", percentage)
 
 
 def split_task(task: str) -> tuple[str, str]:

@@ -26,7 +26,8 @@ class TaskInputs:
     `images` are float32 [N, D] and `texts` [M, D] of what the task's `list_texts` gives, on the CPU
     and not normalised; None where the task does not ask for that tower. `pixels` are digests of the
     decoded pictures. `bank` is the same for the data that the suite names as `bank`. `fp16` is what
-    FP16 makes of the same samples; None where that is FP16 itself.
+    FP16 makes of the same samples; None where that is FP16 itself. `positive` are the classes that
+    the suite names so.
     """
 
     samples: Samples
@@ -37,6 +38,7 @@ class TaskInputs:
     texts: torch.Tensor | None = None
     bank: TaskInputs | None = None
     fp16: TaskInputs | None = None
+    positive: tuple[str, ...] = ()
 
     @property
     def reference(self) -> TaskInputs:

@@ -66,7 +66,7 @@ def use(path: Path, model: Path) -> dict[str, str]:
             "task: scenes/clasification, metric: acc1, max",
             "accuracy.task: unknown task 'scenes/clasification': tasks are classification, "
             "retrieval, knn, neighbours, text_neighbours, linear_probe, "
-            "catalogue; did you mean scenes/classification?",
+            "catalogue, filter, duplicates, multilingual; did you mean scenes/classification?",
         ),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.commands.planning import DEFAULT, Rates, plan_suite
 from pytest_quantgate.evidence.fingerprint import Fingerprint
-from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.outcomes import Outcomes, round_score
 from pytest_quantgate.statistics.intervals import (
     Flips,
     Share,
@@ -70,14 +70,28 @@ def outcomes(correct: list[bool], variant: str) -> Outcomes:
     )
 
 
+def _grade(found: Outcomes, *, by: float) -> Outcomes:
+    correct = tuple(round_score(1 - by + by * right) for right in found.correct)
+    return replace(found, correct=correct, value=sum(correct) / len(correct))
+
+
 def write_baseline(
-    *, lost: int, won: int, samples: int = 1000, key: str = KEY, **changes: Any
+    *,
+    lost: int,
+    won: int,
+    samples: int = 1000,
+    key: str = KEY,
+    grade: float = 1.0,
+    **changes: Any,
 ) -> Pairs:
-    """Write the baseline of a variant with these flips; the lost samples come first."""
+    """Write the baseline of a variant with these flips; the lost samples come first.
+
+    A wrong sample scores less by `grade`.
+    """
     before = [True] * (samples - 200) + [False] * 200
     after = [False] * lost + before[lost : samples - won] + [True] * won
-    fp16 = replace(outcomes(before, "FP16"), **changes)
-    quantized = replace(outcomes(after, "fp8"), **changes)
+    fp16 = replace(_grade(outcomes(before, "FP16"), by=grade), **changes)
+    quantized = replace(_grade(outcomes(after, "fp8"), by=grade), **changes)
     pairs = pair_outcomes(before=fp16, after=quantized)
     record = next_record(
         None,
@@ -344,6 +358,49 @@ def test_captions_are_worth_what_the_baseline_measured(capsys: Captured, tmp_pat
     right = samples_to_settle(Share(count=0.79, samples=1), confidence=0.95, limit=0.5)
     assert right is not None
     assert floor["needed"] == math.ceil(right * 1000 / pairs.worth.right)
+
+
+FILTER = "task: photos/filter, metric: recall@fpr1%, positive: gore, max_drop: 3pp, samples: 900"
+
+
+def test_how_many_a_filter_is_to_catch_is_known_from_a_baseline(
+    capsys: Captured, tmp_path: Path
+) -> None:
+    write_suite(FILTER)
+    environ = write_shard(tmp_path / "photos", [("cls", str(i % 2)) for i in range(40)])
+
+    (limit,) = plan(capsys, "--flips", "5%", environ=environ)
+    assert limit["samples"] is None
+    assert "is only known after a baseline was made" in limit["notes"][0]
+
+    write_baseline(
+        lost=5,
+        won=5,
+        samples=300,
+        key="photos/filter-recall@fpr1%",
+        task="photos/filter",
+        metric="recall@fpr1%",
+        class_names=(),
+        labels=(-1,) * 300,
+    )
+    (limit,) = plan(capsys, environ=environ)
+    assert (limit["samples"], limit["notes"]) == (300, [])
+
+
+def test_grades_are_planned_by_what_they_are_worth(capsys: Captured, tmp_path: Path) -> None:
+    write_suite("task: photos/catalogue, metric: ndcg@10, max_drop: 3pp")
+    environ = write_shard(tmp_path / "photos", [("cls", str(i % 2)) for i in range(40)])
+    about: Any = {"task": "photos/catalogue", "metric": "ndcg@10"}
+    pairs = write_baseline(lost=60, won=40, grade=0.5, key="photos/catalogue-ndcg@10", **about)
+    assert pairs.worth is not None
+
+    (limit,) = plan(capsys, environ=environ)
+
+    one = Flips(right_to_wrong=0.03, wrong_to_right=0.02, samples=1)
+    alone = samples_to_settle(one, confidence=0.95, limit=0.03)
+    assert alone is not None
+    assert pairs.worth.drop == pytest.approx(1950, rel=0.05)
+    assert limit["needed"] == math.ceil(alone * 1000 / pairs.worth.drop)
 
 
 def test_a_mean_over_classes_is_planned_by_their_sizes(capsys: Captured, tmp_path: Path) -> None:

@@ -320,18 +320,30 @@ from tests.suite_texts import FILE, SMALL, VALID, Refusal, swap
             "task: photos/retrieval",
             "task: photos",
             "accuracy.task: 'photos' is no task: write <data set>/<kind>, of classification, "
-            "retrieval, knn, neighbours, text_neighbours, linear_probe, catalogue",
+            "retrieval, knn, neighbours, text_neighbours, linear_probe, catalogue, filter, "
+            "duplicates, multilingual",
         ),
         (
             "task: photos/retrieval",
             "task: /retrieval",
             "accuracy.task: '/retrieval' is no task: write <data set>/<kind>, of classification, "
-            "retrieval, knn, neighbours, text_neighbours, linear_probe, catalogue",
+            "retrieval, knn, neighbours, text_neighbours, linear_probe, catalogue, filter, "
+            "duplicates, multilingual",
         ),
         (
             "max_drop: 3pp",
             "max_drop: 3pp\n      bank: photos/train",
             "accuracy.bank: retrieval looks nothing up in a bank: leave it out",
+        ),
+        (
+            "max_drop: 3pp",
+            "max_drop: 3pp\n      positive: gore",
+            "accuracy.positive: retrieval has no use for it: leave it out",
+        ),
+        (
+            "task: photos/retrieval\n      metric: image_retrieval_recall@5",
+            "task: photos/filter\n      metric: recall@fpr1%",
+            "accuracy.task: filter needs positive: the classes that it is to find",
         ),
         (
             "max_drop: 3pp",

@@ -1,0 +1,99 @@
+"""Retrieval language by language: captions look among the pictures of their own language.
+
+The column `language` says in which each row's captions are; a picture stands in one row for each
+language. The metrics are those of `retrieval`, the value their mean over all queries; languages are
+compared by `slices: {by: language}`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain
+
+from pytest_quantgate.errors import DataError
+from pytest_quantgate.evidence.outcomes import Outcomes, group_places
+from pytest_quantgate.tasks import retrieval
+from pytest_quantgate.tasks.retrieval import asks_with_texts, list_owners
+from pytest_quantgate.tasks.samples import Samples
+from pytest_quantgate.tasks.scoring import Scored, TaskInputs
+
+COLUMN = "language"
+
+
+def score(inputs: TaskInputs) -> Scored:
+    """Return the outcome of every query, those of one language together.
+
+    Raises DataError where a row has no language, and for a K larger than a language has candidates.
+    """
+    assert inputs.images is not None
+    assert inputs.texts is not None
+    captions = group_places(list_owners(inputs.samples))
+    by_text = asks_with_texts(inputs.metric)
+    found: list[Scored] = []
+    for language, inside in sorted(group_places(list_languages(inputs.samples)).items()):
+        texts = [place for image in inside for place in captions[image]]
+        part = replace(
+            inputs,
+            samples=inputs.samples.select(inside),
+            pixels=tuple(inputs.pixels[image] for image in inside),
+            images=inputs.images[inside],
+            texts=inputs.texts[texts],
+            task=f"{inputs.task}: {COLUMN} {language}",
+        )
+        scored = retrieval.score(part)
+        candidates = inside if by_text else texts
+        found.append(
+            replace(
+                scored,
+                answers=[candidates[answer] for answer in scored.answers],
+                ids=scored.ids or part.samples.ids,
+                shared=scored.shared or (part.pixels,),
+                labels=[len(found)] * len(scored.correct),
+            )
+        )
+    return Scored(
+        correct=[*chain.from_iterable(part.correct for part in found)],
+        answers=[*chain.from_iterable(part.answers for part in found)],
+        ids=[*chain.from_iterable(part.ids for part in found)],
+        labels=[*chain.from_iterable(part.labels for part in found)],
+        shared=tuple(
+            [*chain.from_iterable(keys)]
+            for keys in zip(*(part.shared for part in found), strict=True)
+        ),
+        copies=None if not by_text else sum(part.copies or 0 for part in found),
+        nonfinite=sum(part.nonfinite for part in found),
+    )
+
+
+def list_languages(samples: Samples) -> tuple[str, ...]:
+    """Return the language of each row; DataError where the data does not say it."""
+    if COLUMN not in samples.columns:
+        raise DataError(
+            f"{samples.name} has no column {COLUMN!r}: name it under datasets: columns: "
+            f"{{keep: [{COLUMN}]}}, or use <data set>/retrieval"
+        )
+    found = tuple(str(value or "") for value in samples.columns[COLUMN])
+    if not all(found):
+        name = samples.ids[found.index("")]
+        raise DataError(f"{samples.name}: sample {name!r} has no {COLUMN}")
+    return found
+
+
+def count_chance(outcomes: Outcomes) -> float:
+    """Return K of N, as for retrieval in each language, on average over all queries."""
+    k = int(outcomes.metric.rpartition("@")[2])
+    clusters = outcomes.clusters or tuple(range(len(outcomes.ids)))
+    return sum(
+        len(inside) * min(1.0, k / len({clusters[place] for place in inside}))
+        for inside in group_places(outcomes.labels).values()
+    ) / len(outcomes.ids)
+
+
+KIND = replace(
+    retrieval.KIND,
+    name="multilingual",
+    help="captions find their images among those of their language, images their captions",
+    score=score,
+    chance=count_chance,
+    is_zero_shot=False,
+)

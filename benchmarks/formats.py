@@ -53,7 +53,8 @@ nothing.
 - **calibration**: the ranges that were found, called and fit held-out data
 - **fidelity**: SQNR of image / text embeddings against FP16, in dB
 - **export**: Q/DQ pairs of both towers, and the size of the files against FP16's
-- **parity**: the largest error of the graph in ONNX Runtime against fake quantization
+- **parity**: the largest error of the graph in ONNX Runtime against fake quantization; with a
+  letter, in ONNX's reference evaluator, as the gate says which is then not measured
 - **sm89, sm120**: linear layers by what multiplies them in an engine of TensorRT for RTX, and the
   weights of the image tower against FP16's
 """
@@ -108,12 +109,13 @@ def describe(gates: Mapping[str, Mapping[str, Any]], name: str, reasons: dict[st
     """Return what a cell says: what a gate found, or the letter of the reason why it did not."""
     gate = gates[name]
     measured = gate["status"] == "PASS" or gate["code"] in ("calibration.clipping-open",)
-    if not measured:
+    by_reference = name == "parity" and "vision_parity_error" in gate["figures"] and not measured
+    if not measured and not by_reference:
         root = gates["export"] if "export" in gate["headline"] else gate
         reason = re.sub(
             r"^\w+: |\S+ cannot become a Q/DQ pair: | \([^()]*\)$", "", root["headline"]
         )
-        return f"**{reasons.setdefault(reason, chr(ord('a') + len(reasons)))}**"
+        return _cite(reason, reasons)
     figures, text = gate["figures"], gate["headline"]
     if name == "coverage":
         return f"{figures['weights_covered_share']:.1%}"
@@ -125,11 +127,18 @@ def describe(gates: Mapping[str, Mapping[str, Any]], name: str, reasons: dict[st
     if name == "export":
         return f"{figures['onnx_pairs']}, {figures['onnx_size_ratio']:.2f}x"
     if name == "parity":
-        return f"{max(figures['vision_parity_error'], figures['text_parity_error']):.0e}"
+        error = f"{max(figures['vision_parity_error'], figures['text_parity_error']):.0e}"
+        reason = text.removeprefix("parity: ").partition(", which")[0]
+        return f"{error} {_cite(reason, reasons)}" if by_reference else error
     layers = re.search(r"(\d+ of \d+) linear layers in (\w+)((?:, \d+ in \w+)*)", text)
     assert layers is not None
     narrow = f"{layers[1]} in {layers[2]}{layers[3]}" if layers[1][0] != "0" else "half precision"
     return f"{narrow}; {figures['vision_weights_ratio']:.2f}x"
+
+
+def _cite(reason: str, reasons: dict[str, str]) -> str:
+    """Return the letter that stands for a reason, a new one for a new reason."""
+    return f"**{reasons.setdefault(reason, chr(ord('a') + len(reasons)))}**"
 
 
 def describe_machine() -> str:

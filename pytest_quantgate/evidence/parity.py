@@ -74,10 +74,15 @@ class ShippedTower:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """Parity of both towers, and of whose export."""
+    """Parity of both towers, and what ran the graphs.
+
+    `by_reference` says why that was not ONNX Runtime but ONNX's reference evaluator, empty where it
+    was.
+    """
 
     towers: tuple[TowerParity, ...]
     runtime: str
+    by_reference: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,7 @@ TABLE: tuple[NumberFormat, ...] = (
     replace(_MX, name="MXFP6", exponent_bits=3, mantissa_bits=2),
     replace(_MX, name="MXFP6 E2M3", exponent_bits=2, mantissa_bits=3),
     replace(_MX, name="MXFP4", exponent_bits=2, mantissa_bits=1, onnx_type="FLOAT4E2M1"),
-    replace(_MX, name="MXINT8", mantissa_bits=7),
+    replace(_MX, name="MXINT8", mantissa_bits=7, onnx_type="INT8"),
 )
 
 #: What a type in a safetensors file holds.
@@ -138,7 +138,10 @@ BY_SAFETENSORS: Mapping[str, NumberFormat] = {
 #: The words of TensorRT for a tensor of scales that are no values of a row: exponents alone.
 SCALE_ENGINE_DTYPES = {"FP8UE8M0": (8, 0)}
 
-_SCALE_TYPES = {"FLOAT8E8M0": (8, 0), "FLOAT8E4M3FN": (4, 3)}
+#: ONNX's type of scales that are powers of two.
+POWERS_OF_TWO = "FLOAT8E8M0"
+
+_SCALE_TYPES = {POWERS_OF_TWO: (8, 0), "FLOAT8E4M3FN": (4, 3)}
 
 _EXPONENT_MANTISSA = re.compile(r"[Ee]([0-9])[Mm]([0-9]{1,2})")
 _INTEGER = re.compile(r"(U?)INT([0-9]{1,2})")

@@ -393,10 +393,24 @@ def _value_problem(pair: QdqPair, quantizer: Quantizer) -> str | None:
         return f"{pair.format} in the graph, {quantizer.format} in the model"
     if not pair.symmetric:
         return "a zero point that is not 0"
+    kind = find_format(quantizer.format)
+    if kind is not None and kind.scale_bits is not None and quantizer.slot == "weight":
+        if pair.amax_deviation is None:
+            return "the scales of its blocks are not as many as those of the model"
+        if pair.amax_deviation <= SCALE_TOLERANCES["float32"]:
+            return None
+        return (
+            f"the scales of its blocks differ from those of the model, by up to "
+            f"{pair.amax_deviation:.3g} of one"
+        )
     if not keeps_amax(quantizer.format, dynamic=quantizer.dynamic):
-        # Each row is divided by its own range before it comes to the pair, whose range is 1.
-        fixed = max(abs(pair.amax_min - 1), abs(pair.amax_max - 1)) <= SCALE_TOLERANCES["float32"]
-        return None if fixed else f"amax {pair.amax_max:.6g} behind a range of each token, not 1"
+        # Each row or block is divided by its own range, or scale, before it comes to the pair.
+        has_scales = kind is not None and kind.scale_bits is not None
+        fixed, of = (kind.largest, "block") if kind is not None and has_scales else (1.0, "token")
+        apart = max(abs(found / fixed - 1) for found in (pair.amax_min, pair.amax_max))
+        if apart <= SCALE_TOLERANCES["float32"]:
+            return None
+        return f"amax {pair.amax_max:.6g} behind a range of each {of}, not {fixed:g}"
     if pair.scale_count != quantizer.amax_count:
         return f"{pair.scale_count} scales in the graph, {quantizer.amax_count} amax in the model"
     if pair.scale_min <= 0:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.evidence.audit import Quantizer, Tower
 from pytest_quantgate.formats.number_format import NumberFormat
 from pytest_quantgate.formats.table import ignores_scales, name_format, read_blocks
+from pytest_quantgate.quantization.emulation import scale_blocks
 from pytest_quantgate.quantization.quantizers import (
     amax_of,
     block_of,
@@ -184,10 +185,17 @@ def half_step(kind: NumberFormat, *, dtype: torch.dtype) -> float:
 
 
 def list_amax(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Return the static amax of every quantizer by its name, flat, as float64."""
+    """Return the static amax of every quantizer by its name, flat, as float64.
+
+    Of a weight whose blocks have scales of their own: the range of each, as its scale stands for.
+    """
     found = {}
     for name, quantizer in find_quantizers(module).items():
-        amax = amax_of(quantizer)
+        amax, kind = amax_of(quantizer), format_of(quantizer)
+        if kind is not None and kind.scale_bits is not None and slot_of(name) == "weight":
+            weight = module.get_parameter(f"{owner_of(name)}.weight").detach().float()
+            scales, factor = scale_blocks(quantizer, weight)
+            amax = (scales if factor is None else scales * factor).double() * kind.largest
         if amax is not None:
             found[name] = amax.detach().cpu().double().flatten().numpy()
     return found

@@ -15,6 +15,7 @@ from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.parity import ShippedTower
 from pytest_quantgate.measure.activations import highest_finite
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
+from pytest_quantgate.runtimes.onnx_reference import ReferenceModel, open_graph
 from pytest_quantgate.runtimes.onnx_rounding import LARGEST, round_results
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
@@ -45,13 +46,13 @@ def measure_shipped(
     with tempfile.TemporaryDirectory(prefix="quantgate-") as folder:
         rounded = Path(folder) / "rounded.onnx"
         round_results(path, path=rounded)
-        session = OnnxRuntimeModel(rounded, workers=workers, optimization="none")
+        session = open_graph(rounded, workers=workers, optimization="none")
         found = torch.cat([_run(session, batch, tower=tower) for batch in batches]).double()
         bad = (~torch.isfinite(found).all(dim=1)).nonzero().flatten().tolist()
         first, largest = "", 0.0
         if bad:
             round_results(path, path=rounded, look=True)
-            session = OnnxRuntimeModel(rounded, optimization="none")
+            session = open_graph(rounded, optimization="none")
             first, largest = _find_first(
                 session, batches, tower=tower, bad=bad[0], highest=highest_finite(dtype)
             )
@@ -75,7 +76,9 @@ def _embed(model: Encoder, batch: Batch, *, tower: TowerName) -> torch.Tensor:
         return model.encode(tower, batch.inputs[tower]).cpu()
 
 
-def _run(session: OnnxRuntimeModel, batch: Batch, *, tower: TowerName) -> torch.Tensor:
+def _run(
+    session: OnnxRuntimeModel | ReferenceModel, batch: Batch, *, tower: TowerName
+) -> torch.Tensor:
     import torch
 
     feeds = {name: value.cpu().numpy() for name, value in batch.inputs[tower].items()}
@@ -83,7 +86,7 @@ def _run(session: OnnxRuntimeModel, batch: Batch, *, tower: TowerName) -> torch.
 
 
 def _find_first(
-    session: OnnxRuntimeModel,
+    session: OnnxRuntimeModel | ReferenceModel,
     batches: Sequence[Batch],
     *,
     tower: TowerName,

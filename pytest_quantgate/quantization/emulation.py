@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.formats.number_format import NumberFormat
-from pytest_quantgate.formats.table import E4M3, NVFP4, read_format
+from pytest_quantgate.formats.table import E4M3, NVFP4, read_blocks, read_format
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import (
+    amax_of,
     device_of,
+    format_of,
+    is_dynamic,
     list_enabled_formats,
     list_gpu_formats,
 )
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 #: What the NVFP4 kernel takes for a scale of the tensor that is not positive, and the scale of a
 #: block below which all its values become 0.
 _LEAST_TENSOR_SCALE = 1e-12
-_LEAST_BLOCK_SCALE = 1e-5
+LEAST_BLOCK_SCALE = 1e-5
 
 #: ModelOpt's scale of static blocks is 1 where the range of the tensor is at most this.
 _LEAST_RANGE = 2.0**-24
@@ -49,15 +52,29 @@ def fake_quantize_nvfp4(
     """
     import torch
 
-    tensor_scale = amax.float().amax() / (NVFP4.largest * E4M3.largest)
-    if not bool(tensor_scale > 0):
-        tensor_scale = torch.full_like(tensor_scale, _LEAST_TENSOR_SCALE)
+    scales, tensor_scale = scale_nvfp4(values, amax, block_size=block_size)
     blocks = _split(values, block_size)
-    ranges = _magnitude(blocks)
-    scales = (ranges / (NVFP4.largest * tensor_scale)).clamp_max(E4M3.largest)
-    scales = _round_e4m3(scales) * tensor_scale
-    scales = torch.where(scales >= _LEAST_BLOCK_SCALE, scales, torch.ones_like(scales))
+    scales = (scales * tensor_scale).unsqueeze(-1)
+    scales = torch.where(scales >= LEAST_BLOCK_SCALE, scales, torch.ones_like(scales))
     return _join(_round_minifloat(blocks / scales, NVFP4) * scales, like=values)
+
+
+def scale_nvfp4(
+    values: torch.Tensor, amax: torch.Tensor, *, block_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scales of blocks [..., blocks], values of E4M3, and that of the tensor."""
+    tensor_scale = scale_nvfp4_tensor(amax)
+    ranges = _magnitude(_split(values, block_size)).squeeze(-1)
+    scales = (ranges / (NVFP4.largest * tensor_scale)).clamp_max(E4M3.largest)
+    return _round_e4m3(scales), tensor_scale
+
+
+def scale_nvfp4_tensor(amax: torch.Tensor) -> torch.Tensor:
+    """Return the scale of a tensor: with it the scale of its largest block is that of E4M3."""
+    import torch
+
+    found = amax.float().amax() / (NVFP4.largest * E4M3.largest)
+    return found if bool(found > 0) else torch.full_like(found, _LEAST_TENSOR_SCALE)
 
 
 def fake_quantize_static_nvfp4(
@@ -77,14 +94,12 @@ def fake_quantize_static_nvfp4(
 
     if values.numel() % amax.numel():
         raise ValueError(f"{values.numel()} values are no whole blocks of {amax.numel()} ranges")
-    ranges = amax.float()
-    scales = ranges / NVFP4.largest
+    scales = amax.float() / NVFP4.largest
     if quantize_block_scales:
-        whole = (ranges.amax() if global_amax is None else global_amax).float()
-        highest = whole * (E4M3.largest / fp8_max_for_normalization) / NVFP4.largest
-        highest = torch.where(highest <= _LEAST_RANGE, torch.ones_like(highest), highest)
-        factor = E4M3.largest / highest
-        scales = _round_e4m3((scales * factor).clamp(-E4M3.largest, E4M3.largest)) * (1 / factor)
+        codes, tensor_scale = scale_static_nvfp4(
+            amax, global_amax, fp8_max_for_normalization=fp8_max_for_normalization
+        )
+        scales = codes * tensor_scale
     scales = scales.reshape(-1, 1)
     blocks = values.float().reshape(len(scales), -1)
     usable = torch.isfinite(scales) & (scales != 0)
@@ -92,6 +107,24 @@ def fake_quantize_static_nvfp4(
     found = _round_minifloat(blocks / safe, NVFP4) * safe
     found = torch.where(scales == 0, torch.zeros_like(found), found)
     return found.reshape(values.shape).to(out_dtype or values.dtype)
+
+
+def scale_static_nvfp4(
+    amax: torch.Tensor,
+    global_amax: torch.Tensor | None = None,
+    *,
+    fp8_max_for_normalization: float = E4M3.largest,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scales of blocks of calibrated ranges, values of E4M3, and that of the tensor."""
+    import torch
+
+    ranges = amax.float()
+    whole = (ranges.amax() if global_amax is None else global_amax).float()
+    highest = whole * (E4M3.largest / fp8_max_for_normalization) / NVFP4.largest
+    highest = torch.where(highest <= _LEAST_RANGE, torch.ones_like(highest), highest)
+    factor = E4M3.largest / highest
+    scales = ranges / NVFP4.largest * factor
+    return _round_e4m3(scales.clamp(-E4M3.largest, E4M3.largest)), 1 / factor
 
 
 def fake_quantize_mx(
@@ -104,22 +137,51 @@ def fake_quantize_mx(
     """
     import torch
 
-    highest = float(2 ** (element.bits - 1) - 1) if element.is_integer else element.largest
     blocks = _split(values, block_size)
-    ranges = _magnitude(blocks)
-    ratio = ranges / highest
+    scales = scale_mx(values, element=element, block_size=block_size).unsqueeze(-1)
+    _, exponent = torch.frexp(scales)
+    exponent = exponent - 1
+    scaled = torch.ldexp(blocks, -exponent)
+    if element.is_integer:
+        found = scaled.round().clamp(-element.largest, element.largest)
+    elif element.num_bits == E4M3.num_bits:
+        found = _round_e4m3(scaled.clamp(-element.largest, element.largest))
+    else:
+        found = _round_minifloat(scaled, element)
+    return _join(torch.ldexp(found, exponent), like=values)
+
+
+def scale_mx(values: torch.Tensor, *, element: NumberFormat, block_size: int) -> torch.Tensor:
+    """Return the scales of blocks [..., blocks], powers of two: see `fake_quantize_mx`."""
+    import torch
+
+    ranges = _magnitude(_split(values, block_size)).squeeze(-1)
+    ratio = ranges / element.largest
     mantissa, exponent = torch.frexp(ratio)  # ratio = mantissa * 2**exponent, mantissa from 0.5
     exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
     exponent = torch.where(ratio == 0, torch.full_like(exponent, -127), exponent).clamp(-127, 127)
     exponent = torch.where(ranges == 0, torch.zeros_like(exponent), exponent)
-    scaled = torch.ldexp(blocks, -exponent)
-    if element.is_integer:
-        found = scaled.round().clamp(-highest, highest)
-    elif element.num_bits == E4M3.num_bits:
-        found = _round_e4m3(scaled.clamp(-highest, highest))
-    else:
-        found = _round_minifloat(scaled, element)
-    return _join(torch.ldexp(found, exponent), like=values)
+    return torch.ldexp(torch.ones_like(ratio), exponent)
+
+
+def scale_blocks(quantizer: Any, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the scales of a weight's blocks, [N, blocks], as its quantizer takes them.
+
+    Those of NVFP4 are values of E4M3; the second value is what they are multiplied by. None for
+    powers of two. Raises ValueError for a format whose blocks have no scales of their own.
+    """
+    kind, size = format_of(quantizer), read_blocks(quantizer.block_sizes).get(-1)
+    if kind is None or kind.scale_bits is None or size is None:
+        raise ValueError(f"blocks of {quantizer} have no scales of their own")
+    amax = amax_of(quantizer)
+    if amax is None:
+        return scale_mx(weight, element=kind, block_size=size), None
+    if is_dynamic(quantizer):
+        return scale_nvfp4(weight, amax.to(weight.device), block_size=size)
+    scales, factor = scale_static_nvfp4(
+        amax.to(weight.device), getattr(quantizer, "global_amax", None)
+    )
+    return scales.reshape(weight.shape[0], -1), factor
 
 
 def _split(values: torch.Tensor, size: int) -> torch.Tensor:

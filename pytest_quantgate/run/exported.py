@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_quantgate.runtimes.engine_run import RunsBatches
+    from pytest_quantgate.runtimes.onnx_reference import ReferenceModel
     from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
 Variant = Literal["fp16", "quantized"]
@@ -24,7 +25,7 @@ VARIANTS: tuple[Variant, ...] = ("fp16", "quantized")
 class ExportedTowers:
     """Exported towers of a variant in ONNX Runtime, with an Encoder's `encode`."""
 
-    def __init__(self, sessions: Mapping[TowerName, OnnxRuntimeModel]) -> None:
+    def __init__(self, sessions: Mapping[TowerName, OnnxRuntimeModel | ReferenceModel]) -> None:
         self.sessions = sessions
 
     def encode(self, name: TowerName, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.run.variants import Variants
     from pytest_quantgate.runtimes.engine import InputShapes
     from pytest_quantgate.runtimes.engine_layers import EngineReport
+    from pytest_quantgate.runtimes.onnx_reference import ReferenceModel
     from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
     from pytest_quantgate.runtimes.tensorrt_library import Library, LibraryName
     from pytest_quantgate.suite.specs import Stage
@@ -378,12 +379,14 @@ class Stages:
         from pytest_quantgate.measure.embeddings import make_batches
         from pytest_quantgate.measure.parity import measure_tower_parity
         from pytest_quantgate.runtimes.onnx_export import simulate_softmax
+        from pytest_quantgate.runtimes.onnx_reference import ReferenceModel
 
         case = self.case
         pairs = case.held_out(samples)
         batches = list(make_batches(case.fp16, pairs, batch_size=PARITY_BATCH_SIZE))
         approved: Encoder = simulate_softmax(case.quantized) if self.softmax else case.quantized
-        exported = self.exported()
+        sessions = {tower: self._open_graph(tower) for tower in case.towers}
+        exported = ExportedTowers(sessions)
         found: list[TowerParity] = []
         for tower in case.towers:
             with case.progress.stage(f"comparing the {tower} tower in ONNX Runtime and PyTorch"):
@@ -394,13 +397,29 @@ class Stages:
                         quantized=approved,
                         exported=_encode_with(exported, tower=tower),
                         batches=batches,
-                        optimization=self.session(tower).optimization,
+                        optimization=sessions[tower].optimization,
                         compared=self._compare_blocks(approved, tower=tower, batches=batches),
                     )
                 )
         runtime = case.surroundings.package("onnxruntime")
-        assert runtime is not None  # it has just run
-        return Parity(towers=tuple(found), runtime=f"ONNX Runtime {runtime.version}")
+        assert runtime is not None  # it has just run, or said that it cannot
+        by_reference = [s for s in sessions.values() if isinstance(s, ReferenceModel)]
+        return Parity(
+            towers=tuple(found),
+            runtime=by_reference[0].name if by_reference else f"ONNX Runtime {runtime.version}",
+            by_reference=by_reference[0].why if by_reference else "",
+        )
+
+    def _open_graph(self, tower: TowerName) -> OnnxRuntimeModel | ReferenceModel:
+        """Return the quantized tower ready to run, by reference where ONNX Runtime cannot."""
+        from pytest_quantgate.runtimes.onnx_reference import ReferenceModel
+        from pytest_quantgate.runtimes.onnxruntime_session import NoKernel
+
+        try:
+            return self.session(tower)
+        except NoKernel as error:
+            path = self.onnx_path(variant="quantized", tower=tower, precision="float32")
+            return ReferenceModel(path, why=str(error))
 
     def _compare_blocks(
         self, approved: Encoder, *, tower: TowerName, batches: Sequence[Batch]
@@ -413,7 +432,7 @@ class Stages:
             measure_block_parity,
         )
         from pytest_quantgate.runtimes.onnx_blocks import cut_blocks
-        from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
+        from pytest_quantgate.runtimes.onnx_reference import open_graph
 
         blocks = list_blocks(approved, tower=tower)
         source = self.onnx_path(variant="quantized", tower=tower, precision="float32")
@@ -426,7 +445,7 @@ class Stages:
                 return ()  # another exporter's graph that has no seams there
             workers = torch.get_num_threads()
             sessions = {
-                block: OnnxRuntimeModel(part.path, workers=workers, optimization="none")
+                block: open_graph(part.path, workers=workers, optimization="none")
                 for block, part in parts.items()
             }
 

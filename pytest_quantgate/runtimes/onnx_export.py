@@ -25,7 +25,12 @@ from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.encoders.towers import AttentionSpec, TowerSpec
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.evidence.audit import TowerName
-from pytest_quantgate.formats.table import E4M3, INT4, TABLE, name_format, read_blocks
+from pytest_quantgate.formats.table import E4M3, INT4, NVFP4, TABLE, name_format, read_blocks
+from pytest_quantgate.quantization.emulation import (
+    kernels_for,
+    scale_blocks,
+    scale_nvfp4_tensor,
+)
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import (
     amax_of,
@@ -53,9 +58,9 @@ Precision = Literal["float32", "float16", "bfloat16"]
 OPSETS = (19, 20)
 
 #: What a quantizer may round to and become a Q/DQ pair; weights may be in blocks of INT4 too.
-WRITTEN = tuple(row for row in TABLE if row.torch_dtype)
+WRITTEN = tuple(row for row in TABLE if row.torch_dtype or (row.scale_bits and row.onnx_type))
 WEIGHTS_ALONE = (INT4,)
-_WRITTEN_WORDS = " and ".join(row.name for row in WRITTEN)
+_WRITTEN_WORDS = ", ".join(row.name for row in WRITTEN)
 
 #: A probability is at most 1, so that is the range of a quantizer behind Softmax.
 SOFTMAX_AMAX = 1.0
@@ -118,33 +123,35 @@ def export_tower(
     sample = spec.make_example(1 if dynamic_batch else batch)
     extra = _replace_attention(module, tower=spec, softmax=softmax)
     quantizers = find_quantizers(module)
-    ranks: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, quantizer in quantizers.items():
-        quantizer.forward = _marker(name if quantizer.is_enabled else None, quantizer, ranks=ranks)
+        label = name if quantizer.is_enabled else None
+        quantizer.forward = _marker(label, quantizer, shapes=shapes)
     anything = any(quantizer.is_enabled for quantizer in quantizers.values())
     trace = _trace(module, sample, opset=opset, dynamic_batch=dynamic_batch, has_marks=anything)
     marked = set(find_marks(trace))
     stored = {
-        name: _describe(name, q, rank=ranks[name])
+        name: _describe(name, q, shape=shapes[name])
         for name, q in quantizers.items()
         if name in marked
     }
     inputs = tuple(sample)
-    opset = finish_graph(
-        trace,
-        tensors={**dict(module.named_parameters()), **dict(module.named_buffers())},
-        stored=stored,
-        inputs=inputs,
-        precision=precision,
-        metadata={
-            "quantgate.tower": tower,
-            "quantgate.precision": precision,
-            "quantgate.weights": model.weights_digest,
-            "quantgate.quantizers": json.dumps(list(stored)),
-            "quantgate.extra": json.dumps(list(extra)),
-        },
-        path=path,
-    )
+    with kernels_for({q.format.name for q in stored.values()}, module=module):
+        opset = finish_graph(
+            trace,
+            tensors={**dict(module.named_parameters()), **dict(module.named_buffers())},
+            stored=stored,
+            inputs=inputs,
+            precision=precision,
+            metadata={
+                "quantgate.tower": tower,
+                "quantgate.precision": precision,
+                "quantgate.weights": model.weights_digest,
+                "quantgate.quantizers": json.dumps(list(stored)),
+                "quantgate.extra": json.dumps(list(extra)),
+            },
+            path=path,
+        )
     return ExportedOnnx(
         path=path,
         tower=tower,
@@ -363,8 +370,8 @@ def _make_softmax_quantizer(*, like: Any) -> Any:
     return quantizer.to(like.amax.device).eval()
 
 
-def _describe(name: str, quantizer: Any, *, rank: int) -> StoredQuantizer:
-    """Return what the graph needs of a quantizer that is given values of so many axes.
+def _describe(name: str, quantizer: Any, *, shape: tuple[int, ...]) -> StoredQuantizer:
+    """Return what the graph needs of a quantizer that is given values of a shape.
 
     Raises ModelError where ONNX cannot hold it.
     """
@@ -372,37 +379,32 @@ def _describe(name: str, quantizer: Any, *, rank: int) -> StoredQuantizer:
 
     kind = format_of(quantizer)
     amax = amax_of(quantizer)
-    reason = ""
     blocks = read_blocks(quantizer.block_sizes)
     is_weight = slot_of(name) == "weight"
+    per_token = _is_per_token(quantizer, rank=len(shape))
+    has_scales = kind is not None and kind.scale_bits is not None
+    needs_amax = not per_token and not (kind is not None and kind.amax == "none")
+    reason = ""
     if whole_name(name) != name:
         reason = "it is one of several formats that are rounded to one after another"
     elif kind not in WRITTEN and not (kind in WEIGHTS_ALONE and is_weight):
         found = name_format(quantizer.num_bits, block_sizes=quantizer.block_sizes)
         reason = f"its format is {found}, this export writes {_WRITTEN_WORDS}, and weights in INT4"
-    elif is_dynamic(quantizer) and not _is_per_token(quantizer, rank=rank):
+    elif is_dynamic(quantizer) and not per_token and not has_scales:
         reason = "its range is taken from each batch"
-    elif blocks and not is_weight:
+    elif blocks and not is_weight and not (has_scales and is_dynamic(quantizer)):
         reason = "its range is taken from each block"
     elif blocks and set(blocks) != {-1}:
         reason = f"its blocks are along {len(blocks)} axes, those of ONNX along one"
-    elif _is_per_token(quantizer, rank=rank):
-        return StoredQuantizer(
-            name=name,
-            format=kind,
-            slot=slot_of(name),
-            amax=torch.tensor(1.0).numpy(),
-            axis=None,
-            per_token=True,
-            fake_quantize=functools.partial(type(quantizer).forward, quantizer),
-        )
-    elif amax is None:
+    elif blocks and not is_weight and shape[-1] % blocks[-1]:
+        reason = f"its rows of {shape[-1]} values are no whole blocks of {blocks[-1]}"
+    elif needs_amax and amax is None:
         reason = "it has no amax: calibrate it, or leave it out"
-    elif not bool(torch.isfinite(amax).all()) or bool((amax < 0).any()):
+    elif amax is not None and (not bool(torch.isfinite(amax).all()) or bool((amax < 0).any())):
         reason = "its amax is negative, NaN or Inf"
     elif getattr(quantizer, "_unsigned", False):
         reason = "it is unsigned"
-    elif not blocks and _count_axes(amax) > 1:
+    elif amax is not None and not blocks and _count_axes(amax) > 1:
         reason = f"its amax has the shape {list(amax.shape)}, ONNX takes one axis"
     elif getattr(quantizer, "rotate_is_enabled", False) or quantizer.bias is not None:
         reason = "it rotates its input or shifts it by a bias"
@@ -412,25 +414,29 @@ def _describe(name: str, quantizer: Any, *, rank: int) -> StoredQuantizer:
         reason = "it does not fake-quantize (calibrating, or weights already compressed)"
     if reason:
         raise ModelError(f"{name} cannot become a Q/DQ pair: {reason}")
-    assert amax is not None
     assert kind is not None
-    if blocks:
-        return StoredQuantizer(
-            name=name,
-            format=kind,
-            slot=slot_of(name),
-            amax=amax.detach().float().cpu().reshape(-1).numpy(),
-            axis=None,
-            block_size=blocks[-1],
-            fake_quantize=functools.partial(type(quantizer).forward, quantizer),
-        )
-    axis = next((i for i, size in enumerate(amax.shape) if size > 1), None)
+    axis = None
+    if per_token:
+        amax = torch.tensor(1.0)
+    elif amax is None:
+        amax = torch.tensor(kind.largest)  # blocks come to the pair divided by their own scales
+    elif not blocks:
+        axis = next((i for i, size in enumerate(amax.shape) if size > 1), None)
+    is_whole = axis is None and (not blocks or amax.numel() == 1)
+    has_computed = has_scales and not is_weight
     return StoredQuantizer(
         name=name,
         format=kind,
         slot=slot_of(name),
-        amax=amax.detach().float().cpu().reshape(-1 if axis is not None else ()).numpy(),
+        amax=amax.detach().float().cpu().reshape(() if is_whole else -1).numpy(),
         axis=axis,
+        block_size=blocks.get(-1),
+        per_token=per_token,
+        shape=shape,
+        tensor_scale=float(scale_nvfp4_tensor(amax)) if has_computed and kind == NVFP4 else None,
+        find_scales=functools.partial(scale_blocks, quantizer)
+        if is_weight and has_scales
+        else None,
         fake_quantize=functools.partial(type(quantizer).forward, quantizer),
     )
 
@@ -451,11 +457,11 @@ def _count_axes(amax: torch.Tensor) -> int:
 
 
 def _marker(
-    name: str | None, quantizer: Any, *, ranks: dict[str, int]
+    name: str | None, quantizer: Any, *, shapes: dict[str, tuple[int, ...]]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a forward that leaves one node with the quantizer's name in the trace.
 
-    How many axes the value has is put into `ranks`.
+    The shape of the value is put into `shapes`.
 
     Without a name the value passes. SmoothQuant's factor is applied as the quantizer itself does,
     also where it is off.
@@ -477,7 +483,7 @@ def _marker(
             value = value * scale
         if name is None:
             return value
-        ranks[name] = value.dim()
+        shapes[name] = tuple(value.shape)
         marked: torch.Tensor = Mark.apply(value, name)
         return marked
 

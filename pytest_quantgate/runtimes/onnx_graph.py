@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
-from pytest_quantgate.formats.table import find_format, find_onnx_format, name_onnx_element
+from pytest_quantgate.formats.table import (
+    E4M3,
+    POWERS_OF_TWO,
+    find_format,
+    find_onnx_format,
+    name_onnx_element,
+)
 from pytest_quantgate.quantization.quantizers import owner_of, slot_of, whole_name
 from pytest_quantgate.runtimes.onnx_surgery import describe_without_weights
 from pytest_quantgate.untrusted import read_regular
@@ -128,6 +134,23 @@ def module_of_node(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _BlockScales:
+    """The scales that a format gives its blocks, `size` values each.
+
+    `type` is ONNX's name of a scale's type: `FLOAT8E8M0` for powers of two, however they are
+    stored. `whole` names the initializer that all are multiplied by, empty where there is none.
+    `values` are the stored scales of a weight, times that; None where they are computed in each
+    run. `agrees` says whether both halves of the pair use the same.
+    """
+
+    size: int
+    type: str
+    whole: str = ""
+    values: np.ndarray | None = None
+    agrees: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Graph:
     """A graph with its lookups: node by the value it makes, nodes by the value they read."""
 
@@ -166,8 +189,11 @@ class _Graph:
     def pairs(self) -> Iterator[QdqPair]:
         """Yield every pair in the graph's order, then QuantizeLinear nodes that nothing undoes."""
         undone: set[int] = set()
+        inner = set(self._list_inner())
         for node in self.nodes:
-            if node.op_type.endswith("DequantizeLinear"):
+            if node.output[0] in inner:
+                undone.add(id(self.makers.get(node.input[0])))
+            elif node.op_type.endswith("DequantizeLinear"):
                 quantize = self.makers.get(node.input[0])
                 if quantize is not None and not _quantizes(quantize):
                     quantize = None
@@ -178,6 +204,14 @@ class _Graph:
             if _quantizes(node) and id(node) not in undone:
                 yield self._describe(None, quantize=node)
 
+    def _list_inner(self) -> Iterator[str]:
+        """Yield the scales that are dequantized themselves before a pair reads them."""
+        for node in self.nodes:
+            if node.op_type.endswith("DequantizeLinear") and _attribute(node, "block_size"):
+                maker = self.makers.get(node.input[1])
+                if maker is not None and maker.op_type.endswith("DequantizeLinear"):
+                    yield node.input[1]
+
     def operations(self, pairs: Mapping[str, QdqPair]) -> Iterator[OnnxOperation]:
         """Yield every Conv, Gemm and MatMul with what is known of its operands."""
         for node in self.nodes:
@@ -186,6 +220,7 @@ class _Graph:
             quantized, names, count, kind = [], [], 0, None
             for value in node.input[:2]:
                 source, maker = self._origin(value)
+                maker = self._skip_power(maker)
                 pair = None
                 if maker is not None and maker.op_type.endswith("DequantizeLinear"):
                     pair = pairs.get(_label(maker))
@@ -211,8 +246,10 @@ class _Graph:
         import numpy as np
 
         node = dequantize if dequantize is not None else quantize
-        scale = self._values(node.input[1])
-        kind = self._kind(dequantize, quantize=quantize)
+        blocks = self._find_block_scales(dequantize, quantize=quantize)
+        whole = blocks.whole if blocks is not None else ""
+        scale = self._values(whole) * E4M3.largest if whole else self._values(node.input[1])
+        kind = self._name_format(dequantize, quantize=quantize, blocks=blocks)
         known_format = find_format(kind)
         largest = known_format.largest if known_format is not None else float("nan")
         source: Literal["weight, 8 bit", "weight, float", "activation"] = "activation"
@@ -229,12 +266,13 @@ class _Graph:
         producer = module_of_node(entered.name) if entered is not None else None
         is_output = dequantize is not None and self._reaches_output(dequantize.output[0])
         consumers = () if dequantize is None else tuple(self._consumers(dequantize.output[0]))
+        stored = blocks.values if blocks is not None and blocks.values is not None else scale
         return QdqPair(
             node=_label(node),
             quantizer=scope if known else None,
             slot=slot_of(scope) if known else "other",
             format=kind,
-            scale_type=self._type_of(node.input[1]),
+            scale_type=self._type_of(whole or node.input[1]),
             scale_min=float(scale.min()),
             scale_max=float(scale.max()),
             scale_count=int(scale.size),
@@ -244,12 +282,12 @@ class _Graph:
             symmetric=not self._zero_points(dequantize).any()
             and not self._zero_points(quantize).any(),
             source=source,
-            complete=self._is_complete(dequantize, quantize=quantize, source=source),
+            complete=self._is_complete(dequantize, quantize=quantize, source=source, blocks=blocks),
             producer=producer,
             consumers=consumers,
             feeds_owner=known
             and (owner in consumers or (owner == producer and (bool(consumers) or is_output))),
-            amax_deviation=self._deviation(scope, self._in_order(node, scale) * largest),
+            amax_deviation=self._deviation(scope, self._in_order(node, stored) * largest),
         )
 
     def _in_order(self, node: Any, scale: np.ndarray) -> np.ndarray:
@@ -263,31 +301,133 @@ class _Graph:
     def _deviation(self, quantizer: str, found: np.ndarray) -> float | None:
         """Return the largest relative difference from the calibrated amax, channel by channel."""
         calibrated = self.amax.get(quantizer)
-        if calibrated is None or calibrated.shape != found.shape or not calibrated.all():
+        if calibrated is None or calibrated.shape != found.shape or not calibrated.any():
             return None
-        return float(abs(found / calibrated - 1).max())
+        used = calibrated != 0  # what never saw a value has any scale
+        return float(abs(found[used] / calibrated[used] - 1).max())
 
-    def _is_complete(self, dequantize: Any, *, quantize: Any, source: str) -> bool:
+    def _find_block_scales(self, dequantize: Any, *, quantize: Any) -> _BlockScales | None:
+        """Return the scales that a format gives its own blocks; None for a format without."""
+        import numpy as np
+
+        if dequantize is None:
+            return None
+        scale, size = dequantize.input[1], _attribute(dequantize, "block_size")
+        inner = self._inputs_of(scale, "DequantizeLinear")
+        if size and inner:
+            codes, whole, *_ = inner
+            if codes in self.initializers:
+                values = self._values(codes).astype(np.float32) * self._values(whole)
+                kind = self._data_type(codes)
+                return _BlockScales(size=size, type=kind, whole=whole, values=values)
+            outer = self.makers.get(codes)
+            if outer is None or not _quantizes(outer):
+                return _BlockScales(size=size, type="", whole=whole, agrees=False)
+            kind = self._name_codes(None, quantize=outer)
+            row = find_onnx_format(
+                self._name_codes(dequantize, quantize=quantize), block_size=size, scale_type=kind
+            )
+            return _BlockScales(
+                size=size,
+                type=kind,
+                whole=whole,
+                agrees=quantize is not None
+                and scale in (quantize.input[1], *self._inputs_of(quantize.input[1], "Where"))
+                and row is not None
+                and self._is_multiple(outer.input[1], of=whole, factor=row.largest),
+            )
+        if size and scale in self.initializers:
+            values = self._values(scale)
+            if (np.frexp(values)[0] == 0.5).all():
+                return _BlockScales(size=size, type=POWERS_OF_TWO, values=values)
+        divided = self._inputs_of(quantize.input[0], "Div") if quantize is not None else ()
+        if not divided or not self._is_power(divided[1]):
+            return None
+        _, *shapes = self._inputs_of(divided[0], "Reshape") or ("",)
+        shape = self._values(shapes[0]).ravel() if shapes else np.zeros(1)
+        return _BlockScales(
+            size=int(shape[-1]) if np.isfinite(shape).all() else 0,
+            type=POWERS_OF_TWO,
+            agrees=all(
+                self._skip_power(reader) is not reader and divided[1] in reader.input
+                for reader in self.readers.get(dequantize.output[0], ())
+            ),
+        )
+
+    def _inputs_of(self, name: str, operator: str) -> Sequence[str]:
+        """Return what the node that makes a value reads, nothing where that is another operator."""
+        maker = self.makers.get(name)
+        if maker is None or maker.op_type != operator or len(maker.input) < 2:
+            return ()
+        return list(maker.input)
+
+    def _is_multiple(self, name: str, *, of: str, factor: float) -> bool:
+        """Return whether a stored number is another one times a factor."""
+        found, wanted = self._values(name), self._values(of)
+        one = found.size == wanted.size == 1
+        return one and math.isclose(found.item(), wanted.item() * factor, rel_tol=1e-6)
+
+    def _is_power(self, name: str) -> bool:
+        """Return whether a value is computed as a power of two, as this export does."""
+        return any(self._inputs_of(value, "Pow") for value in self._inputs_of(name, "Where"))
+
+    def _skip_power(self, node: Any) -> Any:
+        """Return the node whose result is multiplied by the powers of two that divided it."""
+        if node is not None and node.op_type == "Mul" and len(node.input) == 2:
+            value, scale = node.input
+            return self.makers.get(value) if self._is_power(scale) else node
+        return node
+
+    def _is_complete(
+        self, dequantize: Any, *, quantize: Any, source: str, blocks: _BlockScales | None
+    ) -> bool:
         """Return whether both halves are there, with one scale, one type and one axis."""
         if dequantize is None:
             return False
         if quantize is None:
             return source == "weight, 8 bit"
+        agrees = (
+            blocks.agrees
+            if blocks is not None and blocks.whole
+            else (blocks is None or blocks.agrees)
+            and self._fingerprint(dequantize.input[1]) == self._fingerprint(quantize.input[1])
+        )
         return (
-            self._fingerprint(dequantize.input[1]) == self._fingerprint(quantize.input[1])
-            and self._kind(dequantize, quantize=None)
-            in ("unknown", self._kind(None, quantize=quantize))
-            and _attribute(dequantize, "axis") == _attribute(quantize, "axis")
+            agrees
+            and self._name_codes(dequantize, quantize=None)
+            in ("", self._name_codes(None, quantize=quantize))
+            and all(
+                _attribute(dequantize, name) == _attribute(quantize, name)
+                for name in ("axis", "block_size")
+            )
         )
 
-    def _kind(self, dequantize: Any, *, quantize: Any) -> str:
-        """Return the 8-bit type of a pair: of its zero point, else of the stored weight."""
+    def _name_format(self, dequantize: Any, *, quantize: Any, blocks: _BlockScales | None) -> str:
+        """Return the format of a pair: of its codes, and of the scales that its blocks share."""
+        codes = self._name_codes(dequantize, quantize=quantize)
+        node = dequantize if dequantize is not None else quantize
+        found = find_onnx_format(
+            codes,
+            block_size=blocks.size if blocks is not None else _attribute(node, "block_size"),
+            scale_type=blocks.type if blocks is not None else self._data_type(node.input[1]),
+        )
+        if found is not None:
+            return found.name
+        return _TYPE_NAMES.get(codes, codes.lower() or "unknown")
+
+    def _name_codes(self, dequantize: Any, *, quantize: Any) -> str:
+        """Return ONNX's type of the codes: of the zero point, as declared, or as stored."""
         for node in (dequantize, quantize):
             if node is not None and len(node.input) > 2 and node.input[2]:
-                return self._format_of(node.input[2], node)
-        if dequantize is not None and dequantize.input[0] in self.initializers:
-            return self._format_of(dequantize.input[0], dequantize)
-        return "uint8" if quantize is not None else "unknown"  # ONNX's rule without a zero point
+                return self._data_type(node.input[2])
+        if quantize is not None:
+            declared = _attribute(quantize, "output_dtype")
+            return name_data_type(declared) if declared else "UINT8"  # ONNX's rule without one
+        return self._data_type(dequantize.input[0])
+
+    def _data_type(self, name: str) -> str:
+        tensor = self.initializers.get(name)
+        return name_data_type(tensor.data_type) if tensor is not None else ""
 
     def _zero_points(self, node: Any) -> Any:
         import numpy as np
@@ -312,7 +452,7 @@ class _Graph:
         for value in self._follow(name):
             for node in self.readers.get(value, ()):
                 module = module_of_node(node.name)
-                if node.op_type not in MOVES and module not in seen:
+                if not self._moves(node) and module not in seen:
                     seen.add(module)
                     yield module
 
@@ -327,9 +467,13 @@ class _Graph:
             value = waiting.pop()
             yield value
             for node in self.readers.get(value, ()):
-                moved = set(node.output) - seen if node.op_type in MOVES else set()
+                moved = set(node.output) - seen if self._moves(node) else set()
                 seen |= moved
                 waiting += sorted(moved)
+
+    def _moves(self, node: Any) -> bool:
+        """Return whether a node gives what it gets, or that times the power that divided it."""
+        return node.op_type in MOVES or self._skip_power(node) is not node
 
     def _values(self, name: str) -> Any:
         """Return an initializer as an array, one NaN for a value that is computed."""
@@ -355,16 +499,6 @@ class _Graph:
     def _type_of(self, name: str) -> str:
         tensor = self.initializers.get(name)
         return _type_name(tensor) if tensor is not None else "computed"
-
-    def _format_of(self, name: str, node: Any) -> str:
-        """Return the format of what a node of a pair holds: its type, as its scales share it."""
-        held, scale = self.initializers.get(name), self.initializers.get(node.input[1])
-        found = find_onnx_format(
-            name_data_type(held.data_type) if held is not None else "",
-            block_size=_attribute(node, "block_size"),
-            scale_type=name_data_type(scale.data_type) if scale is not None else "",
-        )
-        return found.name if found is not None else self._type_of(name)
 
     def _fingerprint(self, name: str) -> tuple[str, bytes]:
         """Return what tells two scales apart: their values, or the name of a computed one."""

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import Slot
 from pytest_quantgate.formats.number_format import NumberFormat
-from pytest_quantgate.formats.table import BFLOAT16, FLOAT16, TABLE
+from pytest_quantgate.formats.table import BFLOAT16, E4M3, FLOAT16, TABLE
+from pytest_quantgate.quantization.emulation import LEAST_BLOCK_SCALE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,10 +41,16 @@ _NARROW: Mapping[str, float] = {kind.name: kind.largest for kind in (FLOAT16, BF
 #: INT4 and blocks came to DequantizeLinear with opset 21, and file format 10.
 BLOCKS_OPSET, BLOCKS_IR = 21, 10
 
+#: E2M1 came with opset 23, and file format 11.
+FP4_OPSET, FP4_IR = 23, 11
+
 #: Convolutions in bfloat16 came with opset 22; the operators of earlier ones mean the same there.
 BFLOAT16_OPSET = 22
 
 _FEW_VALUES = 64
+
+#: The least scale in Microscaling formats that no float32 unit takes for 0.
+_LEAST_POWER = 2.0**-126
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,10 @@ class StoredQuantizer:
 
     With a `block_size` it is a weight's, [N * blocks], one for so many values of the last axis.
     `per_token`: the scale is computed from the values at hand, one for each row of the last axis.
+    A format whose blocks have scales of its own has no `amax`: `find_scales` gives those of a
+    weight, [N, blocks], and what they are multiplied by, None for powers of two. For activations,
+    of `shape` in the trace, they are computed from the values at hand; `tensor_scale` is what those
+    of NVFP4 are multiplied by.
     `fake_quantize` is the quantizer itself: rounded values, in float32.
     """
 
@@ -63,6 +74,9 @@ class StoredQuantizer:
     fake_quantize: Callable[[torch.Tensor], torch.Tensor]
     block_size: int | None = None
     per_token: bool = False
+    shape: tuple[int, ...] = ()
+    tensor_scale: float | None = None
+    find_scales: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]] | None = None
 
     def scale(self) -> np.ndarray[Any, Any]:
         """Return the float32 scale of QuantizeLinear, of the shape of `amax`."""
@@ -81,7 +95,12 @@ class StoredQuantizer:
         """
         import torch
 
-        scale = torch.from_numpy(self.scale())
+        if self.find_scales is not None:
+            scale, factor = self.find_scales(weight.float())
+            scale = scale if factor is None else scale * factor
+            scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        else:
+            scale = torch.from_numpy(self.scale())
         if self.block_size is not None:
             scale = scale.reshape(weight.shape[0], -1)
             scale = scale.repeat_interleave(self.block_size, dim=1)[:, : weight.shape[1]]
@@ -98,7 +117,9 @@ class StoredQuantizer:
         import torch
 
         # PyTorch has no type of 4 bits: two of them are put into a byte when they are stored.
-        found: torch.dtype = getattr(torch, self.format.torch_dtype or "int8")
+        kind = next(row for row in TABLE if row.num_bits == self.format.num_bits)
+        wide = "int8" if kind.is_integer else "float32"
+        found: torch.dtype = getattr(torch, kind.torch_dtype or wide)
         return found
 
 
@@ -115,12 +136,15 @@ class _Build:
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
     token_scales: dict[str, str] = field(default_factory=dict)
+    wide: set[str] = field(default_factory=set)
 
     @property
-    def opset(self) -> int:
-        """The least opset that has what was written, 0 where any of this export's has."""
+    def versions(self) -> tuple[int, int]:
+        """The least opset and file format that have what was written, 0 where any have."""
+        if any(q.format.bits < 8 and not q.format.is_integer for q in self.stored.values()):
+            return FP4_OPSET, FP4_IR
         blocked = any(q.format.bits < 8 or q.block_size for q in self.stored.values())
-        return BLOCKS_OPSET if blocked else 0
+        return (BLOCKS_OPSET, BLOCKS_IR) if blocked else (0, 0)
 
 
 def find_marks(trace: Any) -> Iterator[str]:
@@ -173,12 +197,12 @@ def finish_graph(
         _narrow(build, precision)
         _convert_interface(build, precision, inputs=graph_inputs, output=outputs[0].name)
     opset = max(int(entry.version) for entry in opsets)
-    opset = max(opset, build.opset, BFLOAT16_OPSET if precision == "bfloat16" else 0)
+    opset = max(opset, build.versions[0], BFLOAT16_OPSET if precision == "bfloat16" else 0)
     opsets = [onnx.helper.make_opsetid("", opset)]
     model = onnx.helper.make_model(
         onnx.helper.make_graph(build.nodes, trace.graph.name, graph_inputs, outputs),
         opset_imports=opsets,
-        ir_version=max(trace.ir_version, BLOCKS_IR if build.opset else 0),
+        ir_version=max(trace.ir_version, build.versions[1]),
         producer_name="pytest-quantgate",
     )
     weights_bytes = sum(len(tensor.raw_data) for tensor in build.initializers.values())
@@ -208,6 +232,10 @@ def _add_node(build: _Build, node: Any) -> None:
             _add_stored_weight(build, node, quantizer=quantizer)
         elif quantizer.per_token:
             _add_token_pair(build, node, quantizer=quantizer)
+        elif quantizer.tensor_scale is not None:
+            _add_nvfp4_pair(build, node, quantizer=quantizer)
+        elif quantizer.format.scale_bits is not None:
+            _add_mx_pair(build, node, quantizer=quantizer)
         else:
             _add_pair(build, node, quantizer=quantizer)
         return
@@ -243,7 +271,13 @@ def _add_stored_weight(build: _Build, node: Any, *, quantizer: StoredQuantizer) 
     name = source if build.uses[source] == 1 else f"{quantizer.name}.weight"
     if quantizer.block_size:
         _add_blocked_weight(
-            build, weight, quantizer=quantizer, axis=axis or 0, name=name, output=output
+            build,
+            weight,
+            quantizer=quantizer,
+            axis=axis or 0,
+            source=source,
+            name=name,
+            output=output,
         )
         return
     _add_initializer(build, name, weight)
@@ -265,12 +299,14 @@ def _add_blocked_weight(
     *,
     quantizer: StoredQuantizer,
     axis: int,
+    source: str,
     name: str,
     output: str,
 ) -> None:
     """Store a weight of 4 or 8 bits in blocks of `axis`, with a scale for each block.
 
-    A row that is no longer than a block has one scale: that is a scale for each output channel.
+    A row that is no longer than a block has one scale: that is a scale for each output channel,
+    but in a format that is its blocks. The scales of NVFP4 are stored in E4M3 and dequantized.
     """
     import numpy as np
     import onnx
@@ -278,21 +314,28 @@ def _add_blocked_weight(
     scale = f"{quantizer.name}.scale"
     if scale in build.initializers:
         raise _called_again(quantizer)
-    size = quantizer.block_size
+    size, factor = quantizer.block_size, None
     assert size is not None
-    scales: np.ndarray[Any, Any] = quantizer.scale().reshape(weight.shape[1 - axis], -1)
-    alone = scales.shape[1] == 1
+    if quantizer.find_scales is not None:
+        found, factor = quantizer.find_scales(build.tensors[source].detach().cpu().float())
+        scales: np.ndarray[Any, Any] = found.numpy()
+    else:
+        scales = quantizer.scale()
+    scales = scales.reshape(weight.shape[1 - axis], -1)
+    alone = scales.shape[1] == 1 and quantizer.find_scales is None
     attributes: dict[str, Any] = {"axis": 1 - axis} if alone else {"axis": axis, "block_size": size}
     scales = scales.reshape(-1) if alone else (scales if axis == 1 else scales.T)
     if quantizer.format.bits < 8:
-        kind = onnx.helper.tensor_dtype_to_np_dtype(
-            getattr(onnx.TensorProto, quantizer.format.onnx_type)
-        )
-        packed = weight.contiguous().numpy().astype(kind)
+        packed = weight.contiguous().numpy().astype(_array_type(quantizer.format))
         build.initializers[name] = onnx.numpy_helper.from_array(packed, name=name)
     else:
         _add_initializer(build, name, weight)
-    build.initializers[scale] = onnx.numpy_helper.from_array(np.ascontiguousarray(scales), scale)
+    part = _Part(build=build, quantizer=quantizer)
+    if factor is None:
+        scale = part.constant("scale", np.ascontiguousarray(scales))
+    else:
+        codes = part.constant("scale", np.ascontiguousarray(scales).astype(_array_type(E4M3)))
+        scale = part.add("DequantizeLinear", [codes, part.constant("tensor_scale", factor.numpy())])
     build.nodes.append(
         onnx.helper.make_node(
             "DequantizeLinear",
@@ -302,6 +345,50 @@ def _add_blocked_weight(
             **attributes,
         )
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What belongs to one quantizer besides its pair: nodes and constants under its name."""
+
+    build: _Build
+    quantizer: StoredQuantizer
+    is_wide: bool = False
+
+    def add(self, operator: str, inputs: list[str], **attributes: Any) -> str:
+        """Add a node and return what it gives; float32 in a narrow graph too if `is_wide`."""
+        import onnx
+
+        place = name_in_graph(self.quantizer.name)
+        number = sum(made.name.startswith(f"{place}/{operator}") for made in self.build.nodes)
+        result = f"{place}/{operator}_{number}"
+        self.build.nodes.append(
+            onnx.helper.make_node(operator, inputs, [result], name=result, **attributes)
+        )
+        if self.is_wide:
+            self.build.wide.add(result)
+        return result
+
+    def constant(self, name: str, value: Any) -> str:
+        import numpy as np
+        import onnx
+
+        name = f"{self.quantizer.name}.{name}"
+        self.build.initializers[name] = onnx.numpy_helper.from_array(np.asarray(value), name=name)
+        return name
+
+    def split(self, source: str, *, keepdims: bool) -> tuple[str, str]:
+        """Return a value as [..., blocks, size], and the largest magnitude of each block."""
+        import numpy as np
+
+        size = self.quantizer.block_size
+        assert size is not None
+        *lead, width = self.quantizer.shape
+        shape = np.array([0] * len(lead) + [width // size, size], dtype=np.int64)
+        blocks = self.add("Reshape", [source, self.constant("blocks", shape)])
+        axes = self.constant("axes", np.array([-1], dtype=np.int64))
+        highest = self.add("ReduceMax", [self.add("Abs", [blocks]), axes], keepdims=int(keepdims))
+        return blocks, highest
 
 
 def _add_token_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> None:
@@ -314,22 +401,8 @@ def _add_token_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> 
     import numpy as np
     import onnx
 
-    place = name_node(quantizer.name, "QuantizeLinear").rpartition("/")[0]
-    source = node.input[0]
-
-    def add(operator: str, inputs: list[str], **attributes: Any) -> str:
-        number = sum(made.name.startswith(f"{place}/{operator}") for made in build.nodes)
-        result = f"{place}/{operator}_{number}"
-        build.nodes.append(
-            onnx.helper.make_node(operator, inputs, [result], name=result, **attributes)
-        )
-        return result
-
-    def constant(name: str, value: Any) -> str:
-        name = f"{quantizer.name}.{name}"
-        build.initializers[name] = onnx.numpy_helper.from_array(np.asarray(value), name=name)
-        return name
-
+    part, source = _Part(build=build, quantizer=quantizer), node.input[0]
+    add, constant = part.add, part.constant
     axes = constant("axes", np.array([-1], dtype=np.int64))
     highest = add("ReduceMax", [add("Abs", [source]), axes])
     empty = add("LessOrEqual", [highest, constant("unused", np.float32(SMALLEST_AMAX))])
@@ -344,6 +417,73 @@ def _add_token_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> 
     last.output[0] = f"{node.output[0]}_unscaled"
     result = add("Mul", [last.output[0], scale])
     build.renamed[node.output[0]] = result
+
+
+def _add_nvfp4_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> None:
+    """Round the scales of blocks to E4M3 under that of the tensor, then the values to E2M1.
+
+    TensorRT for RTX 1.7 makes an FP4 GEMM of it, as of its own `TRT_FP4DynamicQuantize`, which no
+    other runtime knows. A block whose scale is next to nothing becomes 0, as in ModelOpt's kernel.
+    """
+    import numpy as np
+    import onnx
+
+    scale_name = f"{quantizer.name}.scale"
+    if scale_name in build.initializers:
+        raise _called_again(quantizer)
+    part = _Part(build=build, quantizer=quantizer, is_wide=True)
+    factor = np.float32(quantizer.tensor_scale)
+    _, highest = part.split(node.input[0], keepdims=False)
+    zero = part.constant("zero_point", np.zeros((), dtype=_array_type(E4M3)))
+    largest = part.constant("largest", np.float32(quantizer.format.largest) * factor)
+    codes = part.add("QuantizeLinear", [highest, largest, zero])
+    scale = part.add("DequantizeLinear", [codes, part.constant("scale", factor)])
+    least = part.constant("least", np.float32(LEAST_BLOCK_SCALE))
+    idle = part.add("Less", [scale, least])
+    divisor = part.add("Where", [idle, part.constant("one", np.float32(1.0)), scale])
+    values = f"{name_node(quantizer.name, 'QuantizeLinear')}_output_0"
+    layout: dict[str, Any] = {"axis": -1, "block_size": quantizer.block_size}
+    for operator, inputs, output, more in (
+        (
+            "QuantizeLinear",
+            [node.input[0], divisor],
+            values,
+            {"output_dtype": getattr(onnx.TensorProto, quantizer.format.onnx_type)},
+        ),
+        ("DequantizeLinear", [values, scale], node.output[0], {}),
+    ):
+        name = name_node(quantizer.name, operator)
+        build.nodes.append(
+            onnx.helper.make_node(operator, inputs, [output], name=name, **layout, **more)
+        )
+
+
+def _add_mx_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> None:
+    """Divide each block by the power of two that is its scale, round it, and multiply again.
+
+    TensorRT for RTX 1.7 takes no block scale that is computed, but for FP4; it computes all of
+    these in half precision. 2**round(log2(x)) is x's power of two or the one below: the rounding of
+    the logarithm decides nothing.
+    """
+    import numpy as np
+    import onnx
+
+    part = _Part(build=build, quantizer=quantizer, is_wide=True)
+    add, constant = part.add, part.constant
+    blocks, highest = part.split(node.input[0], keepdims=True)
+    ratio = add("Div", [highest, constant("largest", np.float32(quantizer.format.largest))])
+    ratio = add("Max", [ratio, constant("least", np.float32(_LEAST_POWER))])
+    per_e = constant("per_e", np.float32(1 / math.log(2)))
+    power = add("Round", [add("Mul", [add("Log", [ratio]), per_e])])
+    near = add("Pow", [constant("two", np.float32(2.0)), power])
+    scale = add("Where", [add("Greater", [ratio, near]), add("Add", [near, near]), near])
+    rounded = f"{name_in_graph(quantizer.name)}/rounded"
+    inner = onnx.helper.make_node("Identity", [add("Div", [blocks, scale])], [rounded])
+    _add_pair(build, inner, quantizer=quantizer)
+    *lead, width = quantizer.shape
+    shape = np.array([0] * len(lead) + [width], dtype=np.int64)
+    add("Reshape", [add("Mul", [rounded, scale]), constant("shape", shape)])
+    build.nodes[-1].output[0] = node.output[0]
 
 
 def _scale_product(build: _Build, node: Any, *, scale: str) -> None:
@@ -385,16 +525,20 @@ def _add_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> None:
 
 
 def _add_scale(build: _Build, quantizer: StoredQuantizer) -> tuple[str, str]:
-    import onnx
-    import torch
+    import numpy as np
 
-    scale, zero_point = f"{quantizer.name}.scale", f"{quantizer.name}.zero_point"
-    if scale in build.initializers:
+    if f"{quantizer.name}.scale" in build.initializers:
         raise _called_again(quantizer)
-    values = quantizer.scale()
-    build.initializers[scale] = onnx.numpy_helper.from_array(values, name=scale)
-    _add_initializer(build, zero_point, torch.zeros(values.shape).to(quantizer.torch_dtype))
-    return scale, zero_point
+    part, values = _Part(build=build, quantizer=quantizer), quantizer.scale()
+    zero_point = np.zeros(values.shape, dtype=_array_type(quantizer.format))
+    return part.constant("scale", values), part.constant("zero_point", zero_point)
+
+
+def _array_type(kind: NumberFormat) -> Any:
+    """Return the type of NumPy for a value of a format."""
+    import onnx
+
+    return onnx.helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, kind.onnx_type))
 
 
 def _add_initializer(build: _Build, name: str, tensor: torch.Tensor) -> None:
@@ -432,25 +576,33 @@ def _narrow(build: _Build, precision: str) -> None:
     """
     import onnx
 
+    pairs = ("QuantizeLinear", "DequantizeLinear")
+    wide = [node for node in build.nodes if node.op_type in pairs or node.name in build.wide]
+    own = {id(node) for node in wide}
+    inside = {name for node in wide for name in node.output}
+    left = {name for node in build.nodes if id(node) not in own for name in node.input}
     nodes: list[Any] = []
+    renamed: dict[str, str] = {}
     for node in build.nodes:
-        number = len(nodes)
-        if node.op_type == "QuantizeLinear":
-            source, wide = node.input[0], f"float32_{number}"
-            node.input[0] = wide
-            nodes += [_make_cast(source, wide, number=number, to=onnx.TensorProto.FLOAT), node]
-        elif node.op_type == "DequantizeLinear":
-            result, wide = node.output[0], f"float32_{number}"
-            node.output[0] = wide
-            nodes += [node, _make_cast(wide, result, number=number, to=_kind(precision))]
-        else:
+        if id(node) not in own:
             _convert_attributes(node, precision)
             nodes.append(node)
+            continue
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+            if name and name not in inside and name not in build.initializers:
+                node.input[index] = f"float32_{len(nodes)}"
+                wide_kind = onnx.TensorProto.FLOAT
+                nodes.append(_make_cast(name, node.input[index], number=len(nodes), to=wide_kind))
+        nodes.append(node)
+        result = node.output[0]
+        if result in left:
+            node.output[0] = renamed[result] = f"float32_{len(nodes)}"
+            nodes.append(_make_cast(node.output[0], result, number=len(nodes), to=_kind(precision)))
     build.nodes = nodes
-    pairs = ("QuantizeLinear", "DequantizeLinear")
-    scales = {node.input[1] for node in nodes if node.op_type in pairs}
+    kept = {name for node in wide for name in node.input}
     for name, tensor in build.initializers.items():
-        if name not in scales:
+        if name not in kept:
             build.initializers[name] = _round(tensor, precision, name=name)
 
 

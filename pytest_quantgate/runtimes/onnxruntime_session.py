@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _PROVIDERS: Mapping[Provider, str] = {
 
 Optimization = Literal["none", "basic", "extended", "all"]
 
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+\(\d+\))")
+
 #: Operators that compute with 8-bit integers.
 INTEGER_OPERATORS = frozenset(
     (
@@ -52,6 +55,10 @@ _LEVELS: Mapping[Optimization, str] = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+
+
+class NoKernel(NotMeasured):
+    """A valid graph that this version of ONNX Runtime has no kernels for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +103,8 @@ class OnnxRuntimeModel:
         """Load the graph.
 
         Raises ModelError for a file that ONNX Runtime does not take, MissingPackage without it,
-        NotMeasured where the provider is not there or cannot be loaded.
+        NotMeasured where the provider is not there or cannot be loaded, NoKernel for number
+        formats that this version cannot compute.
         """
         self.path = path
         self.threads = threads if workers is None else 1
@@ -413,6 +421,12 @@ def _open(
     except Exception as error:  # onnxruntime's errors share no base class
         if "install TensorRT libraries" in str(error):
             raise NotMeasured(_explain_provider(provider, reason="they are missing")) from error
+        lacking = _NO_KERNEL.search(str(error))
+        if lacking:
+            raise NoKernel(
+                f"ONNX Runtime {onnxruntime.__version__} has no kernel for {lacking[1]}, which "
+                f"{path.name} needs for its number formats"
+            ) from error
         raise ModelError(
             f"{path}: ONNX Runtime does not take it (optimization {optimization}): "
             f"{_first_line(error)}: export with precision float32 and leave the level to this class"

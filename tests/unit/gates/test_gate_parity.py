@@ -56,6 +56,33 @@ def judge(
     )
 
 
+# -- by reference ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(2e-4, Status.NOT_MEASURED, ""), (0.3, Status.FAIL, "parity.embeddings-differ")],
+)
+def test_what_no_runtime_computed_is_never_green(error: float, status: Status, code: str) -> None:
+    towers = (make_tower("vision", error=error, high_error=error), make_tower("text"))
+    parity = Parity(
+        towers=towers,
+        runtime="the reference evaluator of ONNX 1.21.0",
+        by_reference="ONNX Runtime 1.24.4 has no kernel for QuantizeLinear(23)",
+    )
+
+    verdict = judge_parity(parity, gate=ParityGate(where=WHERE))
+
+    assert (verdict.status, verdict.code) == (status, code)
+    assert "the reference evaluator of ONNX 1.21.0" in verdict.headline
+    if status is Status.NOT_MEASURED:
+        assert verdict.headline.startswith(
+            "parity: ONNX Runtime 1.24.4 has no kernel for QuantizeLinear(23); by the standard it "
+            "computes what PyTorch does: vision error 2.00e-04"
+        )
+        assert verdict.figures["vision_parity_error"] == error
+
+
 # -- what agrees ----------------------------------------------------------------------------------
 
 

@@ -117,9 +117,10 @@ class StoredQuantizer:
         import torch
 
         # PyTorch has no type of 4 bits: two of them are put into a byte when they are stored.
-        kind = next(row for row in TABLE if row.num_bits == self.format.num_bits)
-        wide = "int8" if kind.is_integer else "float32"
-        found: torch.dtype = getattr(torch, kind.torch_dtype or wide)
+        alike = (row.torch_dtype for row in TABLE if row.num_bits == self.format.num_bits)
+        wide = "int8" if self.format.is_integer else "float32"
+        name = self.format.torch_dtype or next(filter(None, alike), wide)
+        found: torch.dtype = getattr(torch, name)
         return found
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_quantgate.errors import (
     ArtifactError,
     GivenFileError,
-    MissingPackage,
     ModelError,
     NotMeasured,
     Untied,
@@ -807,7 +806,7 @@ class Stages:
                 raise NotMeasured(f"the engines are for {report.target}, the GPU here is {here}")
             try:
                 session: OnnxRuntimeModel | None = self.session(tower)
-            except MissingPackage:
+            except NotMeasured:
                 session = None
             with (
                 case.progress.stage(f"running the {tower} engine on held-out pairs"),

@@ -45,3 +45,24 @@ def test_every_gate_says_what_it_needs(
         verdict = case.judge(kind=gate).verdict
         assert verdict.status is Status.NOT_MEASURED, verdict.headline
         assert f"ModelOpt computes {name} on an NVIDIA GPU alone" in verdict.headline
+
+
+@pytest.mark.slow
+def test_nvfp4_is_judged_by_reference_where_the_runtime_has_no_kernel(
+    tmp_path: Path,
+    tiny_clip: Path,
+    make_case: Callable[..., Case],
+    assume_sane: Callable[[Case], Case],
+) -> None:
+    path = tmp_path / "tiny.quantgate.yaml"
+    text = SUITE.format(model=tiny_clip, recipe="nvfp4")
+    gates = "gates:\n  export: {}\n  parity: {samples: 8}\n"
+    path.write_text(text[: text.index("gates:")] + gates, encoding="utf-8")
+    case = assume_sane(make_case(load_suite(path)))
+
+    assert case.judge(kind="export").verdict.passed
+    verdict = case.judge(kind="parity").verdict
+    assert verdict.status is Status.NOT_MEASURED, verdict.headline
+    assert "has no kernel for" in verdict.headline
+    assert float(verdict.figures["vision_parity_error"]) < 1e-3
+    assert float(verdict.figures["text_worst_block_error"]) < 1e-3

@@ -356,7 +356,7 @@ def test_weights_in_blocks_are_named_and_counted(
     assert (pair.format, pair.source, pair.scale_count) == (name, "weight, 8 bit", count)
     kind_of = find_format(name)
     assert kind_of is not None
-    assert pair.amax_max == 0.5 * kind_of.largest
+    assert pair.amax_max == pytest.approx(one * kind_of.largest)
     scale_bytes = count * (4 if scale_kind == TensorProto.FLOAT else 1)
     sizes = sorted(size for _, size in audit.weights_bytes)
     assert sizes == sorted([weight_bytes, scale_bytes])

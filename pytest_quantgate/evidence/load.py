@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun
@@ -91,7 +92,8 @@ class Served:
 class LoadRun:
     """The rounds of FP16, the quantized variant, and FP16 again, at the same arrivals each.
 
-    `timed` says where and how; its times are the 99th percentiles.
+    `timed` says where and how; its times are the 99th percentiles. `highest_rates` are those of the
+    variants by name in requests a second, where they were searched; 0: none keeps the bound.
     """
 
     load: Load
@@ -99,6 +101,7 @@ class LoadRun:
     fp16: tuple[Served, ...]
     quantized: tuple[Served, ...]
     fp16_again: tuple[Served, ...]
+    highest_rates: Mapping[str, int] = field(default_factory=dict)
 
     def times(self, timing: Timing) -> LatencyRun:
         """Return the run with other times than the 99th percentiles."""

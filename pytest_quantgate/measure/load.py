@@ -12,6 +12,9 @@ from pytest_quantgate.measure.contestant import Clock, Contestant
 from pytest_quantgate.measure.latency import read_peak_rss_bytes
 from pytest_quantgate.measure.rounds import AGAIN, FP16, QUANTIZED, Start, interleave
 
+#: A search ends at so many times 2 times the rate of the gate.
+MOST_DOUBLINGS = 8
+
 
 def measure_load(
     *,
@@ -24,14 +27,16 @@ def measure_load(
     tower: str,
     arithmetic_gain: int,
     runtime_version: str = "",
+    search: bool = False,
     clock: Clock = time.perf_counter,
     advance: Callable[[int], None] = lambda _count: None,
 ) -> LoadRun:
     """Return the rounds of `contestants["fp16"]`, `["quantized"]`, and of FP16 a second time.
 
     All three answer the same requests at the same moments of a round; each round draws its own, its
-    seed is that of `load` and its number. `interleave` says in which order they run, and what is
-    raised besides what a server raises.
+    seed is that of `load` and its number. With `search` the highest rate of either variant is
+    looked for at the end. `interleave` says in which order they run, and what is raised
+    besides what a server raises.
     """
 
     def prepare(_name: str, contestant: Contestant) -> Callable[[int], Served]:
@@ -65,7 +70,44 @@ def measure_load(
         fp16=tuple(served[FP16]),
         quantized=tuple(served[QUANTIZED]),
         fp16_again=tuple(served[AGAIN]),
+        highest_rates=_search_rates(contestants, load=load) if search else {},
     )
+
+
+def _search_rates(contestants: Mapping[str, Start], *, load: Load) -> dict[str, int]:
+    found = {}
+    for name, start in contestants.items():
+        with start() as open_it:
+            found[name] = find_highest_rate(open_it().serve, load=load)
+    return found
+
+
+def find_highest_rate(serve: Callable[[Load], Served], *, load: Load) -> int:
+    """Return the highest rate at which no request is dropped and the p99 is within the bound.
+
+    It is found to a sixteenth, from that of `load` on: doubled or halved until the answer changes,
+    then bisected. 0 where no rate keeps the bound; raises ValueError without one.
+    """
+    bound_ms = load.bound_ms
+    if bound_ms is None:
+        raise ValueError("a search needs a bound")
+
+    def keeps(rate: int) -> bool:
+        served = serve(replace(load, rate=rate, offline=False))
+        return served.dropped == 0 and served.p99_ms <= bound_ms
+
+    low, high = 0, load.rate
+    for _ in range(MOST_DOUBLINGS):
+        if not keeps(high):
+            break
+        low, high = high, 2 * high
+    while low == 0 and high > 1:
+        half = high // 2
+        low, high = (half, high) if keeps(half) else (0, half)
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        low, high = (middle, high) if keeps(middle) else (low, middle)
+    return low
 
 
 def _time(name: str, rounds: Sequence[Served]) -> ContestantTimes:

@@ -86,6 +86,7 @@ def load_variants(stages: Stages, gate: LoadGate) -> LoadRun:
                 processes=processes,
                 rounds=rounds,
                 load=gate.load,
+                search=gate.search,
                 runtime=gate.runtime,
                 runtime_version=lineup.runtime_version,
                 machine=machine,

@@ -19,6 +19,7 @@ from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machi
 from pytest_quantgate.evidence.load import Answer, LoadRun, Served
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.load import LoadGate, judge_load, least_queries
+from pytest_quantgate.gates.load import judge as judge_gate
 from pytest_quantgate.suite.keys import BadKey
 from pytest_quantgate.suite.where import Where
 from tests.unit.gates.gate_builders import SAME_EXAMPLES
@@ -329,6 +330,41 @@ def test_wrong_answers_are_red_though_the_rate_is_too_high() -> None:
     assert judge(make_run(bad, bad)).status is Status.FAIL
 
 
+def test_the_highest_rates_are_reported_and_decide_nothing() -> None:
+    run = make_run([make_served()] * 10, [make_served()] * 10)
+    load = replace(run.load, bound_ms=30.0)
+    verdict = judge(replace(run, load=load, highest_rates={"fp16": 200, "quantized": 0}))
+
+    assert verdict.status is Status.PASS
+    assert (
+        "highest rates with a p99 within 30 ms, in requests a second: fp16 200, quantized 0; from "
+        "one search each, so they decide nothing"
+    ) in verdict.evidence
+    assert verdict.figures["fp16_highest_per_s"] == 200
+
+
+class OnnxAlone:
+    """A run of ONNX files that were handed over: there is nothing to audit."""
+
+    class suite:
+        is_onnx_alone = True
+
+    latency_runs: dict[str, LatencyRun]
+    load_runs: dict[str, LoadRun]
+
+    def __init__(self) -> None:
+        self.latency_runs, self.load_runs = {}, {}
+
+    def load(self, _gate: LoadGate) -> LoadRun:
+        return make_run([make_served()] * 10, [make_served()] * 10)
+
+
+def test_files_that_were_handed_over_alone_are_judged_without_an_audit() -> None:
+    run: Any = OnnxAlone()
+    assert judge_gate(run, make_gate()).verdict.status is Status.PASS
+    assert run.latency_runs[make_gate().name].fp16.median_ms == 10.0
+
+
 # -- any run ---------------------------------------------------------------------------------------
 
 
@@ -389,7 +425,8 @@ def test_the_inputs_are_those_of_all_requests() -> None:
         ({"max_late": Fraction(1, 100)}, "max_late", "nothing is late or dropped here"),
         ({"max_late": Fraction(0), "queue": 4}, "max_late", "no number of requests shows it"),
         ({"max_late": Fraction(1), "queue": 4}, "max_late", "no number of requests shows it"),
-        ({"bound_ms": 3.0}, "bound", "is about max_late"),
+        ({"bound_ms": 3.0}, "bound", "is about max_late and search"),
+        ({"search": True}, "search", "set bound"),
         ({"window_ms": 3.0}, "window", "set batch above 1"),
     ],
 )

@@ -99,7 +99,7 @@ def read_history(store: Store, suite: str) -> tuple[Entry, ...]:
     Raises BaselineError, naming the line and the mend, for a damaged one.
     """
     path = history_path(store, suite)
-    if not path.exists():
+    if not _is_there(path, store=store):
         return ()
     found: dict[str, Entry] = {}
     for entry in sorted(_read_lines(path), key=lambda entry: (entry.time, to_line(entry))):
@@ -122,7 +122,8 @@ def append_entry(store: Store, suite: str, entry: Entry) -> tuple[Path, ...]:
     """
     entry.check()
     path, line = history_path(store, suite), to_line(entry)
-    lines = [to_line(known) for known in _read_lines(path)] if path.exists() else []
+    there = _is_there(path, store=store)
+    lines = [to_line(known) for known in _read_lines(path)] if there else []
     if line in lines:
         return ()
     written = []
@@ -133,6 +134,15 @@ def append_entry(store: Store, suite: str, entry: Entry) -> tuple[Path, ...]:
     text = "".join(f"{each}\n" for each in [*lines, line])
     write_atomically(path, text, root=store.root, project=store.project)
     return (path, *written)
+
+
+def _is_there(path: Path, *, store: Store) -> bool:
+    """Return whether there is a history; raises BaselineError for one that leads out of the store."""
+    if not path.resolve().is_relative_to(store.root.resolve()):
+        raise BaselineError(
+            f"{path}: leads out of {store.root}: replace the link by the file itself"
+        )
+    return path.exists()
 
 
 def _read_lines(path: Path) -> list[Entry]:

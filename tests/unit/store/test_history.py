@@ -138,6 +138,16 @@ def test_nothing_is_written_through_a_link(store: Store, tmp_path: Path) -> None
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+def test_nothing_is_read_through_a_link_that_leads_out(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("a secret\n")
+    path = history_path(store, "clip")
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(BaselineError, match="leads out of") as caught:
+        read_history(store, "clip")
+    assert "a secret" not in str(caught.value)
+
+
 def test_attributes_that_are_there_are_left_alone(store: Store) -> None:
     store.root.mkdir()
     (store.root / ".gitattributes").write_text("* text\n")

@@ -137,7 +137,7 @@ def append_entry(store: Store, suite: str, entry: Entry) -> tuple[Path, ...]:
 
 
 def _is_there(path: Path, *, store: Store) -> bool:
-    """Return whether there is a history; raises BaselineError for one that leads out of the store."""
+    """Return whether there is a history; raises BaselineError where it leads out of the store."""
     if not path.resolve().is_relative_to(store.root.resolve()):
         raise BaselineError(
             f"{path}: leads out of {store.root}: replace the link by the file itself"

@@ -512,6 +512,5 @@ KIND = GateKind(
     needs_torch=lambda gate: gate.runtime == "torch",
     keeps_baseline=lambda gate: gate.max_p99_ms is not None,
     timed=True,
-    needs_torch=lambda gate: gate.runtime == "torch",
     needs=("load",),
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.artifacts.given_weights import compare_weights
-from pytest_quantgate.artifacts.onnx_file import OnnxGraph, label_of, read_onnx_graph
+from pytest_quantgate.artifacts.onnx_file import OnnxGraph, index_graph, label_of
 from pytest_quantgate.artifacts.onnx_operands import (
     describe_style,
     is_integer_operator,
@@ -30,7 +30,7 @@ from pytest_quantgate.artifacts.onnx_places import (
 from pytest_quantgate.artifacts.onnx_reads import Read, is_quantize
 from pytest_quantgate.artifacts.operands import Slot, largest_of
 from pytest_quantgate.evidence.onnx import GivenGraph, OnnxAudit, OnnxOperation, QdqPair
-from pytest_quantgate.runtimes.onnx_graph import read_graph
+from pytest_quantgate.runtimes.onnx_graph import audit_model, read_model
 
 if TYPE_CHECKING:
     from pytest_quantgate.artifacts.onnx_file import Array
@@ -42,8 +42,9 @@ def audit_given(path: Path, *, model: TowerModel, name: str, digest: str) -> Onn
     `name` and `digest` are those of the file that was handed over.
     Raises ModelError or ArtifactError for what cannot be read.
     """
-    audit = read_graph(path, amax=model.amax)
-    graph = read_onnx_graph(path)
+    file = read_model(path)
+    audit = audit_model(file, amax=model.amax)
+    graph = index_graph(file.model, path=path)
     products = place_products(graph, model=model, prefix=Prefix())
     pairs = tuple(_list_pairs(graph, audit.pairs, products=products, model=model))
     weights = compare_weights(graph, products=products, model=model, prefix=Prefix())

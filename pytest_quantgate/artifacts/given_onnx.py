@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_quantgate import bounds
 from pytest_quantgate.artifacts.onnx_completion import complete_graph
 from pytest_quantgate.artifacts.onnx_file import OnnxGraph, read_external, read_onnx_graph
 from pytest_quantgate.artifacts.onnx_operands import name_tool
@@ -27,7 +27,7 @@ from pytest_quantgate.artifacts.onnx_places import (
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.runtimes.onnx_graph import count_bytes, module_of_node, parse_model
 from pytest_quantgate.runtimes.onnx_surgery import LARGEST_FILE_BYTES, name_in_graph
-from pytest_quantgate.untrusted import parse_json, read_regular
+from pytest_quantgate.untrusted import parse_json
 
 #: What the embeddings are called in every file of a later stage.
 OUTPUT = "embeddings"
@@ -49,11 +49,6 @@ def digest_files(path: Path) -> dict[str, str]:
 
     Raises ArtifactError for what is no sound ONNX graph, or lies outside of its folder.
     """
-    try:
-        own = hashlib.sha256(read_regular(path, max_bytes=bounds.ONNX_BYTES)).hexdigest()
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
-    found = {path.name: own}
     graph = read_onnx_graph(path)
     places = {
         entry.value
@@ -62,9 +57,19 @@ def digest_files(path: Path) -> dict[str, str]:
         if entry.key == "location"
     }
     # Each was found to lie inside of the folder when the graph was read.
-    for place in sorted(places) if graph.external else ():
-        with (path.parent / place).open("rb") as stream:
-            found[place] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hash_files(path.parent, names=(path.name, *(sorted(places) if graph.external else ())))
+
+
+def hash_files(folder: Path, *, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 (hex) of files of a folder by their names; raises ArtifactError."""
+    found = {}
+    for name in names:
+        try:
+            with (folder / name).open("rb") as stream:
+                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ArtifactError(f"{folder / name} cannot be read: {reason}") from error
     return found
 
 
@@ -99,7 +104,7 @@ def prepare_graph(
     changed = graph is not read or graph.external or names or renamed or cast
     is_ready = graph.was_sorted and not changed
     if is_ready and all(graph.metadata.get(key) for key in list(metadata)[:2]):
-        path.write_bytes(source.read_bytes())
+        shutil.copyfile(source, path)
         return
     for node, place in cast:
         _store_cast(graph, node, place=place)

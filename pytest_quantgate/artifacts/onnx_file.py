@@ -21,9 +21,8 @@ from pytest_quantgate.runtimes.onnx_graph import (
     count_bytes,
     module_of_node,
     name_data_type,
-    parse_model,
+    read_model,
 )
-from pytest_quantgate.untrusted import read_regular
 
 if TYPE_CHECKING:
     import numpy
@@ -104,9 +103,7 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
     Raises ArtifactError for what is no sound ONNX graph, MissingPackage without onnx.
     """
     try:
-        model = parse_model(read_regular(path, max_bytes=bounds.ONNX_BYTES), path=path)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+        model = read_model(path).model
     except ModelError as error:
         raise ArtifactError(str(error)) from error
     return index_graph(model, path=path)

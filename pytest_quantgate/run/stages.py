@@ -249,7 +249,7 @@ class Stages:
         path: Path,
     ) -> None:
         """Write the file that was handed over as later stages read it; values stay as they are."""
-        from pytest_quantgate.artifacts.given_onnx import digest_files, prepare_graph
+        from pytest_quantgate.artifacts.given_onnx import hash_files, prepare_graph
         from pytest_quantgate.runtimes.onnx_rounding import widen_graph
 
         with self.case.progress.stage(f"reading {given.path.name}"):
@@ -260,7 +260,7 @@ class Stages:
                     model=self._describe_tower(variant, tower),
                     prefix=given.prefix,
                 )
-                digests = digest_files(given.path)
+                digests = hash_files(given.path.parent, names=given.digests)
             except ArtifactError as error:
                 raise GivenFileError(f"{given.where}: {error}") from error
             if digests != given.digests:

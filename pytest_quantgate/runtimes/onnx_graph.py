@@ -46,18 +46,43 @@ _TYPE_NAMES: Mapping[str, str] = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
 def read_graph(path: Path, *, amax: Mapping[str, np.ndarray] | None = None) -> OnnxAudit:
-    """Return what the file at `path` holds; with the calibrated `amax` (flat, by quantizer),
-    every channel's scale is compared with its own.
+    """Return what the file at `path` holds, see `audit_model`; raises as `read_model` too."""
+    return audit_model(read_model(path), amax=amax)
 
-    Files of other exporters can be read too: a pair whose node name ends in no quantizer's name
-    is one that belongs to none. Raises ModelError for a file that is no ONNX model,
-    MissingPackage without onnx.
-    """
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """An ONNX file as onnx reads it, with its size and its SHA-256 (hex)."""
+
+    path: Path
+    model: Any
+    file_bytes: int
+    digest: str
+
+
+def read_model(path: Path) -> ModelFile:
+    """Return the model of a file; raises ModelError for a file that is none, or cannot be read,
+    MissingPackage without onnx."""
     try:
         content = read_regular(path, max_bytes=bounds.ONNX_BYTES)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from error
-    model = parse_model(content, path=path)
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return ModelFile(
+        path=path,
+        model=parse_model(content, path=path),
+        file_bytes=len(content),
+        digest=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def audit_model(file: ModelFile, *, amax: Mapping[str, np.ndarray] | None = None) -> OnnxAudit:
+    """Return what a file holds; with the calibrated `amax` (flat, by quantizer), every channel's
+    scale is compared with its own.
+
+    Files of other exporters can be read too: a pair whose node name ends in no quantizer's name
+    is one that belongs to none. Raises ModelError for what is no sound graph.
+    """
+    path, model = file.path, file.model
     if not model.graph.node:
         raise ModelError(f"{path}: holds no ONNX graph: export the tower again")
     disorder = _find_disorder(model)
@@ -71,8 +96,8 @@ def read_graph(path: Path, *, amax: Mapping[str, np.ndarray] | None = None) -> O
         precision=metadata.get("quantgate.precision", "unknown"),
         opset=next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0),
         domains=tuple(sorted(_domains(model))),
-        file_bytes=len(content),
-        digest=hashlib.sha256(content).hexdigest(),
+        file_bytes=file.file_bytes,
+        digest=file.digest,
         dynamic_batch=any(
             value.type.tensor_type.shape.dim and value.type.tensor_type.shape.dim[0].dim_param
             for value in model.graph.input

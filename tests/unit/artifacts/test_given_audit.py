@@ -652,3 +652,19 @@ def test_the_smallest_halves_are_what_a_converter_likes(value: float, kept: bool
     problem = compare_values(found, tensor, stored="float16", dtype="float16")
 
     assert (problem == "") is kept
+
+
+def test_a_file_is_parsed_once_for_its_audit(
+    sound: HandOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, parsed = onnx.load_from_string, []
+
+    def note(content: bytes, *about: Any) -> Any:
+        parsed.append(len(content))
+        return parse(content, *about)
+
+    monkeypatch.setattr(onnx, "load_from_string", note)
+
+    audit_given(sound.path, model=sound.model, name="sound.onnx", digest="0" * 64)
+
+    assert parsed == [sound.path.stat().st_size]

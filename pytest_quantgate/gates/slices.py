@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.gates.run import GateRun
     from pytest_quantgate.gates.sections import TaskGate
+    from pytest_quantgate.tasks.contents import Contents
 
 
 GATE = "accuracy"
@@ -115,8 +116,13 @@ def read_columns(run: GateRun, gate: TaskGate, outcomes: Outcomes) -> dict[str, 
 
     name, purpose = evaluation_data(gate.task)
     shown = run.contents(name, gate.samples, purpose=purpose, first=gate.first)
+    return align_columns(shown, outcomes.ids)
+
+
+def align_columns(shown: Contents, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the columns of the samples that outcomes are of; nothing where one is of none."""
     places = {sample: place for place, sample in enumerate(shown.ids)}
-    found = [places.get(each, places.get(each.rpartition("#")[0])) for each in outcomes.ids]
+    found = [places.get(each, places.get(each.rpartition("#")[0])) for each in ids]
     if None in found:
         return {}
     return {

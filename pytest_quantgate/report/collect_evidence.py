@@ -10,7 +10,6 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -25,10 +24,11 @@ from pytest_quantgate.evidence.calibration import describe_images
 from pytest_quantgate.evidence.codec import from_json
 from pytest_quantgate.evidence.fidelity import Fidelity
 from pytest_quantgate.evidence.onnx import OnnxAudit
-from pytest_quantgate.evidence.outcomes import Outcomes, is_graded, pack_scores
+from pytest_quantgate.evidence.outcomes import Outcomes, group_places, is_graded, pack_scores
 from pytest_quantgate.evidence.parity import Parity, Roundtrip
 from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.coverage import CoverageGate, wanted_slots
+from pytest_quantgate.gates.slices import NO_COLUMNS, Columns, align_columns, cut
 from pytest_quantgate.gates.trace import STAGES, Stage, TraceRow, follow_quantizers
 from pytest_quantgate.own_process import run_git, run_program
 from pytest_quantgate.report.evidence import Evidence
@@ -64,9 +64,13 @@ from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.store.keys import ENGINES
 from pytest_quantgate.store.surroundings import Surroundings
 from pytest_quantgate.suite.where import Where
+from pytest_quantgate.tasks.contents import CLASS, Contents
 
 #: A report names no more flipped samples of a task than this, losses first.
 MAX_FLIPS = 200
+
+#: A column of more values than this is no list of slices.
+MAX_SLICES = 50
 
 #: Packages that measure nothing themselves, and that a reader may ask for.
 TOOLS = ("pytest-quantgate", "pytest", "pytest-benchmark")
@@ -332,7 +336,7 @@ class _SuiteReader:
             stored = self.cache.read(kind=kind, key=use.key) if kind == "outcomes" else None
             if stored is None:
                 continue
-            task, metric, stage, _ = of
+            task, metric, stage, draw = of
             suffix = "" if stage == "torch" else f"-{stage}"
             key = f"[{task}-{metric}{suffix}]"
             pictures = self.cache.read(kind="previews", key=previews.get(tuple(of), "none"))
@@ -348,7 +352,17 @@ class _SuiteReader:
                 stage=cast(StageName, stage),
                 gates=tuple(gate.name for gate in gates if gate.name == f"{gate.kind}{key}"),
                 previews=pictures or {},
+                columns=self._read_columns(task, draw, ids=fp16.ids),
             )
+
+    def _read_columns(self, task: str, draw: str, *, ids: Sequence[str]) -> Columns:
+        """Return what the data of a task says of each outcome, besides its class."""
+        name = f"{task.rpartition('/')[0]}/test"
+        for (_, of, _, drawn), shown in self._read_all(Contents, "contents"):
+            if (of, drawn) == (name, draw):
+                columns = align_columns(shown, ids)
+                return {name: values for name, values in columns.items() if name != CLASS}
+        return {}
 
 
 def _with_loss(facts: QuantizerFacts, lost: tuple[Stage, str] | None) -> QuantizerFacts:
@@ -424,6 +438,7 @@ def describe_task(
     stage: StageName,
     gates: tuple[str, ...],
     previews: Mapping[str, Mapping[str, str]],
+    columns: Columns = NO_COLUMNS,
 ) -> TaskFacts:
     """Return the facts of one task; both outcomes must be of the same ids in the same order."""
     order = sorted(range(len(fp16.ids)), key=fp16.ids.__getitem__)
@@ -444,7 +459,17 @@ def describe_task(
         right_to_wrong=lost,
         wrong_to_right=len(flips) - lost,
         answers_changed=sum((a != b) if by_score else (x != y) for a, b, x, y in pairs),
-        classes=_count_classes(fp16, quantized),
+        classes=_count_parts(fp16, quantized, parts=_list_classes(fp16)),
+        slices=_count_parts(
+            fp16,
+            quantized,
+            parts=[
+                part
+                for name, values in columns.items()
+                if 2 <= len(set(values)) <= MAX_SLICES
+                for part in cut(columns, (name,)).items()
+            ],
+        ),
         flips=tuple(
             _describe_flip(fp16, quantized, index=index, preview=previews.get(fp16.ids[index], {}))
             for index in flips[:MAX_FLIPS]
@@ -469,26 +494,31 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _count_classes(fp16: Outcomes, quantized: Outcomes) -> tuple[ClassFacts, ...]:
+def _list_classes(fp16: Outcomes) -> list[tuple[str, list[int]]]:
+    """Return the name of each class with samples, and the places of these."""
     if not fp16.class_names:
-        return ()
-    counts: dict[int, list[float]] = {}
-    for label, was, now in zip(fp16.labels, fp16.correct, quantized.correct, strict=True):
-        found = counts.setdefault(label, [0, 0, 0, 0])
-        for place, more in enumerate((was, now, max(was - now, 0), max(now - was, 0))):
-            found[place] += more
-    sizes = Counter(fp16.labels)
-    return tuple(
-        ClassFacts(
-            name=_class_name(fp16.class_names, label),
-            samples=sizes[label],
-            fp16_right=found[0],
-            quantized_right=found[1],
-            right_to_wrong=found[2],
-            wrong_to_right=found[3],
+        return []
+    places = sorted(group_places(fp16.labels).items())
+    return [(_class_name(fp16.class_names, label), inside) for label, inside in places]
+
+
+def _count_parts(
+    fp16: Outcomes, quantized: Outcomes, *, parts: Iterable[tuple[str, Sequence[int]]]
+) -> tuple[ClassFacts, ...]:
+    found = []
+    for name, inside in parts:
+        both = [(fp16.correct[i], quantized.correct[i]) for i in inside]
+        found.append(
+            ClassFacts(
+                name=name,
+                samples=len(both),
+                fp16_right=sum(was for was, _ in both),
+                quantized_right=sum(now for _, now in both),
+                right_to_wrong=sum(max(was - now, 0) for was, now in both),
+                wrong_to_right=sum(max(now - was, 0) for was, now in both),
+            )
         )
-        for label, found in sorted(counts.items())
-    )
+    return tuple(found)
 
 
 def _class_name(names: Sequence[str], label: int) -> str:

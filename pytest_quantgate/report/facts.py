@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pytest_quantgate.report.model import (
     ClassFacts,
@@ -83,10 +83,10 @@ def task_name(task: TaskFacts) -> str:
     return f"{task.task} {task.metric}{STAGES[task.stage]}"
 
 
-def worst_classes(task: TaskFacts) -> list[ClassFacts]:
-    """Return the classes that lost samples on balance, the largest share first."""
+def worst_parts(parts: Iterable[ClassFacts]) -> list[ClassFacts]:
+    """Return the classes, or slices, that lost samples on balance, the largest share first."""
 
     def loss(facts: ClassFacts) -> float:
         return (facts.right_to_wrong - facts.wrong_to_right) / max(1, facts.samples)
 
-    return sorted((c for c in task.classes if loss(c) > 0), key=loss, reverse=True)
+    return sorted((c for c in parts if loss(c) > 0), key=loss, reverse=True)

@@ -13,7 +13,7 @@ from pytest_quantgate.report.facts import (
     list_followers,
     list_missing,
     task_name,
-    worst_classes,
+    worst_parts,
 )
 from pytest_quantgate.report.markdown_text import escape
 from pytest_quantgate.report.model import (
@@ -174,7 +174,7 @@ def render_accuracy(suite: SuiteReport) -> Iterator[str]:
             f"{task.right_to_wrong} / {task.wrong_to_right} |"
         )
     for task in suite.tasks:
-        worst = worst_classes(task)[:3]
+        worst = worst_parts(task.classes)[:3]
         if worst:
             named = ", ".join(
                 f"{facts.name} {tally(facts.right_to_wrong)} lost, "

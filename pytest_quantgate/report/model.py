@@ -270,8 +270,9 @@ class TaskFacts:
     `ids_digest` and `data_digest` are the same. `answers_changed` counts all samples with another
     answer, `right_to_wrong` and `wrong_to_right` among them (of a retrieval those two alone);
     `flips` are some of those two, losses first. `classes` are those with samples, in the data set's
-    order, empty for retrieval; `data_parts` gives the SHA-256 of what `data_digest` covers part by
-    part (`images`, `labels`, `templates`, ...).
+    order, empty for retrieval, `slices` the samples of each value of each column of the data;
+    `data_parts` gives the SHA-256 of what `data_digest` covers part by part (`images`, `labels`,
+    `templates`, ...).
     """
 
     task: str
@@ -289,6 +290,7 @@ class TaskFacts:
     classes: tuple[ClassFacts, ...]
     flips: tuple[Flip, ...]
     data_parts: Mapping[str, str] = field(default_factory=dict)
+    slices: tuple[ClassFacts, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

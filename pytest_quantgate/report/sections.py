@@ -13,7 +13,7 @@ from pytest_quantgate.report.facts import (
     has_drop,
     list_followers,
     task_name,
-    worst_classes,
+    worst_parts,
 )
 from pytest_quantgate.report.history import show_figure
 from pytest_quantgate.report.markup import Child, Html, join, tag
@@ -230,7 +230,19 @@ def _render_accuracy(suite: SuiteReport, *, drawn: Charts) -> Html:
             "lost and won among them; a task without classes counts those two alone.",
             class_="note",
         ),
-        tag("div", (_render_classes(task) for task in suite.tasks if task.classes), class_="pair"),
+        tag(
+            "div",
+            (
+                _render_parts(parts, task=task, noun=noun, plural=plural)
+                for task in suite.tasks
+                for parts, noun, plural in (
+                    (task.classes, "class", "classes"),
+                    (task.slices, "slice", "slices"),
+                )
+                if parts
+            ),
+            class_="pair",
+        ),
     )
 
 
@@ -267,10 +279,11 @@ def _accuracy_row(task: TaskFacts, *, gate: GateResult | None) -> Html:
     )
 
 
-def _render_classes(task: TaskFacts) -> Html:
-    heads = ["class", "samples", "FP16", "quantized", "change, pp", "lost", "won"]
-    worst = worst_classes(task)
-    title = f"Worst classes of {task_name(task)}"
+def _render_parts(parts: Sequence[ClassFacts], *, task: TaskFacts, noun: str, plural: str) -> Html:
+    heads = [noun, "samples", "FP16", "quantized", "change, pp", "lost", "won"]
+    worst = worst_parts(parts)
+    title = f"Worst {plural} of {task_name(task)}"
+    everything = f"All {len(parts)} {plural} with samples of {task_name(task)}"
     return tag(
         "div",
         tag("h4", title),
@@ -282,14 +295,14 @@ def _render_classes(task: TaskFacts) -> Html:
             quiet=True,
         )
         if worst
-        else tag("p", "No class lost samples on balance."),
+        else tag("p", f"No {noun} lost samples on balance."),
         tag(
             "details",
-            tag("summary", f"All {len(task.classes)} classes with samples of {task_name(task)}"),
+            tag("summary", everything),
             table(
                 heads,
-                [_class_row(facts) for facts in task.classes],
-                caption=f"All classes with samples of {task_name(task)}",
+                [_class_row(facts) for facts in parts],
+                caption=everything,
                 numeric=True,
                 quiet=True,
             ),

@@ -17,7 +17,7 @@ import pytest
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report import charts
 from pytest_quantgate.report.collect_evidence import describe_task
-from pytest_quantgate.report.facts import worst_classes
+from pytest_quantgate.report.facts import worst_parts
 from pytest_quantgate.report.html import render_html
 from pytest_quantgate.report.markdown import render_markdown
 from pytest_quantgate.report.markup import embed_json, join, tag
@@ -242,10 +242,34 @@ def test_worst_classes_are_those_that_lost_on_balance() -> None:
         previews={},
     )
 
-    assert [(facts.name, facts.right_to_wrong) for facts in worst_classes(task)] == [
+    assert [(facts.name, facts.right_to_wrong) for facts in worst_parts(task.classes)] == [
         ("a", 9),
         ("b", 4),
     ]
+
+
+def test_slices_by_the_columns_of_the_data_stand_beside_the_classes(tmp_path: Path) -> None:
+    fp16, quantized = make_outcomes(samples=900, class_names=["a", "b", "c"], lost=12, won=0)
+    lost = {i for i, right in enumerate(fp16.correct) if right and not quantized.correct[i]}
+    columns = {
+        "light": ["night" if i in lost or i > 800 else "day" for i in range(900)],
+        "taken": [f"{i}" for i in range(900)],
+        "camera": ["left"] * 900,
+    }
+    task = describe_task(
+        fp16=fp16, quantized=quantized, stage="torch", gates=(), previews={}, columns=columns
+    )
+    report = make_run(tmp_path).collect()
+    suite = replace(report.suites[0], tasks=(task,))
+
+    page = render_html(replace(report, suites=(suite,)))
+
+    assert [(facts.name, facts.right_to_wrong) for facts in task.slices] == [
+        ("light=day", 0),
+        ("light=night", 12),
+    ]
+    assert "All 2 slices with samples of" in page
+    assert "Worst slices of" in page
 
 
 def test_floor_is_drawn_where_it_is_near_and_the_caption_says_so(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ no pair: any encoder finds them.
 
 Metrics: `recall@precisionP%`, the share of the pairs that is found (scikit-learn's
 `precision_recall_curve`, torchmetrics' `RecallAtFixedPrecision`), each pair an outcome, those of
-one label a group; and `clean@precisionP%`, the share of the pictures that are in no wrong pair.
+one label a group; and `clean@precisionP%`, the share of the pictures that are in no wrong pair,
+each picture an outcome, though the two of a wrong pair are wrong together.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.outcomes import Outcomes, group_places
 from pytest_quantgate.tasks.kind import Queries, TaskKind
-from pytest_quantgate.tasks.neighbours import compare_rows, number_shown
+from pytest_quantgate.tasks.neighbours import compare_rows
 from pytest_quantgate.tasks.operating_point import count_negatives, keep_precision, read_rate
 from pytest_quantgate.tasks.scoring import Scored, TaskInputs, find_finite
 
@@ -51,7 +52,7 @@ def score(inputs: TaskInputs) -> Scored:
     bad = int((~finite).sum())
     if inputs.metric.startswith("clean"):
         right = (_find_nearest_wrong(inputs) < threshold) & finite
-        return Scored(correct=right.tolist(), nonfinite=bad)
+        return Scored(correct=right.tolist(), answers=(~right).long().tolist(), nonfinite=bad)
     pairs = list_pairs(inputs)
     firsts, seconds = torch.tensor(pairs).T
     found = _pair_cosines(inputs, pairs) >= threshold
@@ -123,8 +124,10 @@ def _pair_cosines(inputs: TaskInputs, pairs: list[tuple[int, int]]) -> torch.Ten
 
 def _scan_wrong(inputs: TaskInputs) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield rows of the cosines of all pictures, -inf within a label."""
+    import torch
+
     assert inputs.images is not None
-    (labels,) = number_shown(tuple(map(str, inputs.samples.labels or ())))
+    labels = torch.tensor(inputs.samples.labels)
     yield from compare_rows(inputs.images, inputs.images, own=labels, others=labels)
 
 

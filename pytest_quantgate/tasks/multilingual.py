@@ -7,8 +7,10 @@ compared by `slices: {by: language}`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import TypeVar
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.outcomes import Outcomes, group_places
@@ -19,9 +21,11 @@ from pytest_quantgate.tasks.scoring import Scored, TaskInputs
 
 COLUMN = "language"
 
+Value = TypeVar("Value")
+
 
 def score(inputs: TaskInputs) -> Scored:
-    """Return the outcome of every query, those of one language together.
+    """Return the outcome of every query, in the order of the data.
 
     Raises DataError where a row has no language, and for a K larger than a language has candidates.
     """
@@ -29,6 +33,7 @@ def score(inputs: TaskInputs) -> Scored:
     assert inputs.texts is not None
     captions = group_places(list_owners(inputs.samples))
     by_text = asks_with_texts(inputs.metric)
+    places: list[int] = []
     found: list[Scored] = []
     for language, inside in sorted(group_places(list_languages(inputs.samples)).items()):
         texts = [place for image in inside for place in captions[image]]
@@ -41,26 +46,30 @@ def score(inputs: TaskInputs) -> Scored:
             task=f"{inputs.task}: {COLUMN} {language}",
         )
         scored = retrieval.score(part)
-        candidates = inside if by_text else texts
+        queries, candidates = (texts, inside) if by_text else (inside, texts)
+        places += queries
         found.append(
             replace(
                 scored,
                 answers=[candidates[answer] for answer in scored.answers],
                 ids=scored.ids or part.samples.ids,
                 shared=scored.shared or (part.pixels,),
-                labels=[len(found)] * len(scored.correct),
+                labels=[len(found)] * len(queries),
             )
         )
+    order = sorted(range(len(places)), key=places.__getitem__)
+
+    def join(parts: Iterable[Sequence[Value]]) -> list[Value]:
+        whole = [*chain.from_iterable(parts)]
+        return [whole[index] for index in order]
+
     return Scored(
-        correct=[*chain.from_iterable(part.correct for part in found)],
-        answers=[*chain.from_iterable(part.answers for part in found)],
-        ids=[*chain.from_iterable(part.ids for part in found)],
-        labels=[*chain.from_iterable(part.labels for part in found)],
-        shared=tuple(
-            [*chain.from_iterable(keys)]
-            for keys in zip(*(part.shared for part in found), strict=True)
-        ),
-        copies=None if not by_text else sum(part.copies or 0 for part in found),
+        correct=join(part.correct for part in found),
+        answers=join(part.answers for part in found),
+        ids=join(part.ids for part in found),
+        labels=join(part.labels for part in found),
+        shared=tuple(join(keys) for keys in zip(*(part.shared for part in found), strict=True)),
+        copies=sum(part.copies or 0 for part in found) if by_text else None,
         nonfinite=sum(part.nonfinite for part in found),
     )
 

@@ -82,6 +82,7 @@ def test_fp16_is_the_point_of_scikit_learns_curve(monkeypatch: pytest.MonkeyPatc
     }
     assert clean.correct == tuple(place not in wrong for place in range(180))
     assert 0.5 < clean.value < 1
+    assert clean.answers == tuple(int(not right) for right in clean.correct)
 
 
 def test_the_threshold_is_fp16s_and_not_the_variants_own() -> None:

@@ -100,8 +100,14 @@ def test_each_language_has_the_value_that_it_has_alone(metric: str) -> None:
 
 
 def test_answers_are_places_among_all_rows() -> None:
+    """In the order of the data, by which a report finds the text of a query."""
     inputs = make_inputs(metric="image_retrieval_recall@1")
     found = answer(inputs)
+
+    texts = find_task("photos/multilingual").name_queries(inputs.samples, inputs.metric)
+    assert [text.partition(" ")[0] for text in texts] == [
+        name.partition("#")[0] for name in found.ids
+    ]
 
     for name, place, right in zip(found.ids, found.answers, found.correct, strict=True):
         assert inputs.samples.ids[place][-2:] == name.partition("#")[0][-2:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import judge_accuracy, list_strengths
-from pytest_quantgate.gates.slices import SlicesSpec, search_worst
+from pytest_quantgate.gates.slices import SlicesSpec, align_columns, search_worst
 from pytest_quantgate.statistics.family import SILENT
 from pytest_quantgate.suite.where import Where
+from pytest_quantgate.tasks.contents import Contents
 from tests.unit.gates.gate_builders import WHERE, accuracy_gate, all_text, make_outcomes
 
 CLASSES = ("cat", "dog", "fox", "owl", "rat")
@@ -280,3 +282,35 @@ def test_few_samples_are_not_searched(samples: int) -> None:
     seen = make_seen(("left", samples, 0), ("right", 5, 0))
 
     assert search_worst(seen[0], seen[1], columns=seen[2], limit=Fraction(1, 100)) is None
+
+
+# -- what the data says ---------------------------------------------------------------------------
+
+
+def shown(*ids: str, **columns: tuple[str, ...]) -> Contents:
+    return Contents(ids=ids, pixels=ids, looks=ids, columns=columns)
+
+
+def test_outcomes_of_one_sample_have_what_the_data_says_of_it() -> None:
+    """Captions of an image are called by its id and a number; an id may hold a # itself."""
+    contents = shown("a", "b#1", light=("day", "night"))
+
+    found = align_columns(contents, ("b#1", "a#0", "a#1", "b#1#0"))
+
+    assert found == {"light": ("night", "day", "day", "night")}
+
+
+def test_outcomes_of_no_sample_have_no_columns() -> None:
+    assert align_columns(shown("a", light=("day",)), ("a", "query-1")) == {}
+
+
+@pytest.mark.parametrize("metric", ["acc1", "mean_per_class_recall"])
+def test_graded_outcomes_are_cut_as_others_are(metric: str) -> None:
+    fp16, quantized, columns = make_seen(("left", 400, 0), ("right", 400, 0))
+    half = tuple(0.5 if i < 400 else right for i, right in enumerate(quantized.correct))
+    graded = replace(quantized, correct=half, value=0.75, metric=metric)
+
+    verdict = judge((replace(fp16, metric=metric), graded, columns), slices=slices("camera"))
+
+    assert verdict.figures["worst_slice"] == "camera=left"
+    assert verdict.figures["worst_slice_drop_points"] == pytest.approx(50)

@@ -198,3 +198,21 @@ def test_contents_are_of_every_sample() -> None:
         Contents(ids=("a", "b"), pixels=("1",), looks=("", ""))
     both = Contents(ids=("a", "b"), pixels=("1", "2"), looks=("", "3"))
     assert both.select([1]) == Contents(ids=("b",), pixels=("2",), looks=("3",))
+
+
+def test_columns_are_the_class_and_what_the_data_keeps_as_texts() -> None:
+    blank = np.zeros((2, 2, 3), np.uint8)
+    samples = Samples(
+        name="x",
+        ids=("a", "b"),
+        images=[blank, blank],
+        hashes=("", ""),
+        labels=(1, 0),
+        class_names=("cat", "dog"),
+        columns={"lux": (3, None), "class": ("x", "y")},
+    )
+
+    shown = read_contents(samples)
+
+    assert shown.columns == {"class": ("dog", "cat"), "lux": ("3", "")}
+    assert shown.select([1]).columns == {"class": ("cat",), "lux": ("",)}

@@ -142,12 +142,16 @@ def with_classes(columns: Columns, outcomes: Outcomes) -> dict[str, Sequence[str
 
 
 def cut(columns: Columns, by: Sequence[str]) -> dict[str, list[int]]:
-    """Return the places of the samples of each slice, by its name: `camera=left, light=night`."""
+    """Return the places of the samples of each slice, by its name: `camera=left, light=night`.
+
+    Values that give one name are one slice: no sample is lost.
+    """
     places = group_places(zip(*(columns[name] for name in by), strict=True))
-    return {
-        ", ".join(f"{name}={value}" for name, value in zip(by, values, strict=True)): inside
-        for values, inside in sorted(places.items())
-    }
+    found: dict[str, list[int]] = {}
+    for values, inside in sorted(places.items()):
+        called = ", ".join(f"{name}={value}" for name, value in zip(by, values, strict=True))
+        found.setdefault(called, []).extend(inside)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,23 @@ from itertools import product
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import judge_accuracy, list_strengths
-from pytest_quantgate.gates.slices import SlicesSpec, align_columns, search_worst
+from pytest_quantgate.gates.slices import SlicesSpec, align_columns, cut, search_worst
 from pytest_quantgate.statistics.family import SILENT
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.contents import Contents
-from tests.unit.gates.gate_builders import WHERE, accuracy_gate, all_text, make_outcomes
+from tests.unit.gates.gate_builders import (
+    SAME_EXAMPLES,
+    WHERE,
+    accuracy_gate,
+    all_text,
+    make_outcomes,
+)
 
 CLASSES = ("cat", "dog", "fox", "owl", "rat")
 LIGHTS = ("dawn", "day", "dusk", "lamp", "night")
@@ -282,6 +290,21 @@ def test_few_samples_are_not_searched(samples: int) -> None:
     seen = make_seen(("left", samples, 0), ("right", 5, 0))
 
     assert search_worst(seen[0], seen[1], columns=seen[2], limit=Fraction(1, 100)) is None
+
+
+@given(
+    values=st.lists(
+        st.tuples(*[st.text(alphabet="x, b=", max_size=6)] * 2), min_size=1, max_size=30
+    )
+)
+@example(values=[("x, b=x", "x"), ("x", "x, b=x")])
+@SAME_EXAMPLES
+def test_every_sample_is_in_one_slice_of_a_cut(values: list[tuple[str, str]]) -> None:
+    columns = {"a": [a for a, _ in values], "b": [b for _, b in values]}
+
+    for by in (("a",), ("a", "b")):
+        places = [place for inside in cut(columns, by).values() for place in inside]
+        assert sorted(places) == [*range(len(values))]
 
 
 # -- what the data says ---------------------------------------------------------------------------

@@ -71,7 +71,8 @@ def open_onnx(
     where = files.where.of("onnx")
     path = expand_path(files.onnx[tower], where=where, environ=environ)
     if not path.exists():
-        raise NotMeasured(f"{where}: {path} is not there: set artifacts.onnx.{tower} to a file")
+        key = f"artifacts.{'' if variant == 'quantized' else 'fp16.'}onnx.{tower}"
+        raise NotMeasured(f"{where}: {path} is not there: set {key} to a file")
     try:
         digests = digest_files(path)
     except ArtifactError as error:

@@ -23,8 +23,8 @@ def vary_recipe(suite: Suite, *, recipes: Sequence[str]) -> tuple[Suite, ...]:
     """Return a suite with each recipe; raises SuiteError where its checkpoint is handed over."""
     if suite.quantize is None:
         raise SuiteError(
-            f"{suite.variant.where.of('checkpoint')}: a checkpoint that is handed over is of one "
-            f"recipe: name a suite with quantize"
+            f"{suite.variant.where}: what is handed over is of one recipe: name a suite with "
+            f"quantize"
         )
     quantize = suite.quantize
     return tuple(replace(suite, quantize=replace(quantize, recipe=name)) for name in recipes)

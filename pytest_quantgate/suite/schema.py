@@ -16,7 +16,8 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "pytest-quantgate suite",
         **section_schema(Suite),
-        "oneOf": [{"required": [name]} for name in VARIANTS],
+        "anyOf": [{"required": [name]} for name in (*VARIANTS, "artifacts")],
+        "not": {"required": list(VARIANTS)},
     }
 
 

@@ -32,7 +32,7 @@ from pytest_quantgate.suite.where import Where, check_references
 #: The version of the format of suite files.
 VERSION = 1
 
-#: The sections of which a suite has one: what builds the quantized variant, or names it.
+#: The sections of which a suite has at most one: what builds the quantized variant, or names it.
 VARIANTS = ("quantize", "quantized")
 
 #: Which form of the quantized variant does a task.

@@ -73,4 +73,4 @@ def test_a_checkpoint_that_is_handed_over_is_of_one_recipe(
     )
 
     assert main(["sweep", str(suite), "--recipes", "fp8"], environ={}) == 1
-    assert "a checkpoint that is handed over is of one recipe" in capsys.readouterr().err
+    assert "what is handed over is of one recipe" in capsys.readouterr().err

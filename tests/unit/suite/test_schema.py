@@ -99,9 +99,9 @@ def faults(schema: dict[str, Any], value: Any, at: str = "") -> Iterator[str]:
         elif keyword == "anyOf":
             if all(list(faults(one, value)) for one in wanted):
                 yield f"{at}: anyOf"
-        elif keyword == "oneOf":
-            if sum(not list(faults(one, value)) for one in wanted) != 1:
-                yield f"{at}: oneOf"
+        elif keyword == "not":
+            if not list(faults(wanted, value)):
+                yield f"{at}: not"
         elif keyword == "minItems":
             if isinstance(value, list) and len(value) < wanted:
                 yield f"{at}: minItems"
@@ -206,11 +206,13 @@ def test_a_variant_is_built_or_handed_over(tmp_path: Path, quantized: str) -> No
 
     assert (suite.quantize, suite.variant) == (None, suite.quantized)
     assert list(faults(json_schema(), read(path.read_text("utf-8")))) == []
-    for both_or_none in (line + given, ""):
+    for both_or_none, fault in ((line + given, ": not"), ("", ": anyOf")):
         path.write_text(FULL.replace(line, both_or_none), encoding="utf-8")
         with pytest.raises(SuiteError, match="write one of quantize"):
             load_suite(path)
-        assert list(faults(json_schema(), read(path.read_text("utf-8")))) == [": oneOf"]
+        assert list(faults(json_schema(), read(path.read_text("utf-8")))) == [fault]
+    alone = FULL.replace(line, "artifacts: {onnx: {vision: ./v.onnx}}\n")
+    assert list(faults(json_schema(), read(alone))) == []
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pytest_quantgate.commands.planning import count_for_mean
+from pytest_quantgate.gates.calibration import limit_clipping
 from pytest_quantgate.measure.rounds import share_rounds
 from pytest_quantgate.statistics.family import ALONE, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
@@ -643,6 +644,56 @@ def measure_parts(*, quick: bool) -> dict[str, tuple[float, float]]:
 def tabulate_parts(found: dict[str, tuple[float, float]]) -> str:
     rows = [(name, *(pct(value) for value in worst)) for name, worst in found.items()]
     return table_of(("classes", "wrong PASS in % at most", "wrong FAIL in % at most"), rows)
+
+
+# -- clipping ------------------------------------------------------------------------------------
+
+#: How much samples clip that clip at all, relative to their mean.
+AMOUNTS: dict[str, Callable[[np.random.RandomState, int], np.ndarray]] = {
+    "alike": lambda _, n: np.ones(n),
+    "exponential": lambda stream, n: stream.exponential(size=n),
+    "lognormal, 1.5": lambda stream, n: np.exp(stream.normal(-1.125, 1.5, size=n)),
+}
+
+
+def simulate_clipping(
+    amounts: str, *, samples: int, clipping: float, runs: int
+) -> tuple[float, float, float]:
+    """Return how often nothing clips, and how often something does and passes wrongly: by the
+    bunches alone, as it was, and as the gate judges.
+
+    A share `clipping` of samples has clipped values, 0.1 % of all, which is the limit.
+    """
+    stream, values, limit = np.random.RandomState(samples), 50_000, 0.001
+    counts = np.zeros(3)
+    for _ in range(runs):
+        number = int(stream.binomial(samples, clipping))
+        sizes = AMOUNTS[amounts](stream, number) * values * limit / clipping
+        sizes = np.minimum(values, np.rint(sizes)).astype(int)
+        total, squares, seen = int(sizes.sum()), int((sizes**2).sum()), samples * values
+        if not total:
+            counts[0] += 1
+            continue
+        shared = functools.partial(limit_clipping, clipped=total, seen=seen, squares=squares)
+        counts[1] += shared(samples=0).high <= limit
+        counts[2] += shared(samples=int((sizes > 0).sum())).high <= limit
+    nothing, before, now = counts / runs
+    return float(nothing), float(before), float(now)
+
+
+def tabulate_clipping(*, quick: bool) -> str:
+    rows = [
+        (samples, f"{clipping:.0%}", amounts, *(pct(share) for share in found))
+        for samples, clipping in itertools.product((64, 512), (0.01, 0.1, 1.0))
+        for amounts in AMOUNTS
+        for found in [
+            simulate_clipping(
+                amounts, samples=samples, clipping=clipping, runs=100 if quick else 3000
+            )
+        ]
+    ]
+    head = ("samples", "that clip", "amounts", "nothing seen in %", "wrong PASS in %, by bunches")
+    return table_of((*head, "as judged"), rows)
 
 
 # -- latency -------------------------------------------------------------------------------------
@@ -1296,6 +1347,7 @@ def list_tables(*, quick: bool) -> dict[str, Callable[[], str]]:
         "grades": lambda: tabulate_grades(quick=quick),
         "classes": lambda: tabulate_classes(quick=quick),
         "parts": lambda: tabulate_parts(measure_parts(quick=quick)),
+        "clipping": lambda: tabulate_clipping(quick=quick),
         "latency": lambda: tabulate_latency(quick=quick),
         "verdicts": tabulate_verdicts,
         "advice": lambda: tabulate_advice(measure_advice(ADVICE[:4] if quick else ADVICE)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,14 @@ from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.statistics.family import highest_rejected
-from pytest_quantgate.statistics.intervals import Share, chance_above, first_count, share_limits
+from pytest_quantgate.statistics.intervals import (
+    Interval,
+    Share,
+    chance_above,
+    first_count,
+    most_of_clumps,
+    share_limits,
+)
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import percent_key
 from pytest_quantgate.text.words import count, group, listed, percent, shorten, towers
@@ -456,7 +463,8 @@ def _judge_clipping(
 ) -> Verdict:
     """Each quantizer's share has an interval; FAIL is corrected for how many there are (Holm).
 
-    A weight is no sample: its share is what it is. What clipped nothing has nothing to settle.
+    A weight is no sample: its share is what it is. What clipped nothing has nothing to settle:
+    that it never clips is not shown, only that few samples do.
     """
     source = gate.where.of("max_clipped")
     measured = [q for q in static if q.seen > 0 and _has_amax(q)]
@@ -505,7 +513,7 @@ def _judge_clipping(
             f"whether {open_[0].name} clips more than max_clipped {percent(gate.max_clipped, 3)} "
             f"is open: {_describe_clipping(open_[0])} ({source})",
             evidence=shorten([f"{q.name}: {_describe_clipping(q)}" for q in open_[1:]]),
-            cause="too few held-out samples for a share so near to its limit",
+            cause=_explain_open(open_[0], limit=limit),
             next_step=_advise_samples(open_, limit=limit, held_out_samples=held_out_samples),
             figures=figures,
             code="calibration.clipping-open",
@@ -514,20 +522,55 @@ def _judge_clipping(
 
 
 def _clipped_share(quantizer: Quantizer) -> Share:
+    return _weigh(quantizer.clipped, seen=quantizer.seen, squares=quantizer.clipped_squares)
+
+
+def _weigh(clipped: int, *, seen: int, squares: int) -> Share:
     """Return the clipped values as the independent ones that they are worth.
 
     Values of one sample are clipped together: what counts are bunches, of squares / clipped values
     each on average. The sum of weighted events that Fay and Feuer (Statistics in Medicine 16 (1997)
     791-801) give limits for, with a sample's clipped values as its weight; every sample may clip.
     """
-    bunch = max(1.0, quantizer.clipped_squares / quantizer.clipped) if quantizer.clipped else 1.0
-    return Share(count=quantizer.clipped / bunch, samples=quantizer.seen / bunch)
+    bunch = max(1.0, squares / clipped) if clipped else 1.0
+    return Share(count=clipped / bunch, samples=seen / bunch)
+
+
+def _explain_open(quantizer: Quantizer, *, limit: float) -> str:
+    """Return why a share is not decided: it is near to its limit, or comes from few samples."""
+    if share_limits(_clipped_share(quantizer), confidence=CONFIDENCE).high > limit:
+        return "too few held-out samples for a share so near to its limit"
+    samples = count(quantizer.clipped_samples, "sample")
+    return f"all of it is in {samples}: how much the next one clips is not known from so few"
+
+
+def limit_clipping(*, clipped: int, seen: int, samples: int, squares: int) -> Interval:
+    """Return the limits of a share of clipped values, of which `samples` have some.
+
+    `squares` is the sum over samples of the square of their clipped values. The upper limit is at
+    least that of clumps: the next sample may clip more than those that did.
+    """
+    found = share_limits(_weigh(clipped, seen=seen, squares=squares), confidence=CONFIDENCE)
+    if not samples:
+        return found
+    most = most_of_clumps(clumps=samples, total=clipped, squares=squares, confidence=CONFIDENCE)
+    return replace(found, high=min(1.0, max(found.high, most / seen)))
+
+
+def _clipped_limits(quantizer: Quantizer, *, times: int = 1) -> Interval:
+    """Return the limits of a quantizer's share, of so many times the samples."""
+    return limit_clipping(
+        clipped=quantizer.clipped * times,
+        seen=quantizer.seen * times,
+        samples=quantizer.clipped_samples * times,
+        squares=quantizer.clipped_squares * times,
+    )
 
 
 def _most_clipped(quantizer: Quantizer) -> float:
     if quantizer.slot == "weight":
         return quantizer.clipped / quantizer.seen
-    return share_limits(_clipped_share(quantizer), confidence=CONFIDENCE).high
+    return _clipped_limits(quantizer).high
 
 
 def _worst_clipped(measured: Sequence[Quantizer]) -> Quantizer:
@@ -542,7 +585,7 @@ def _describe_clipping(quantizer: Quantizer) -> str:
         f"{percent(quantizer.clipped / quantizer.seen, 3)}"
     )
     if quantizer.slot != "weight":
-        found = share_limits(_clipped_share(quantizer), confidence=CONFIDENCE)
+        found = _clipped_limits(quantizer)
         text += f" [{found.low * 100:.3f}, {found.high * 100:.3f}]"
     return f"{text}, above amax {quantizer.amax_max:.4g}"
 
@@ -553,9 +596,8 @@ def _advise_samples(
     """Return how many held-out samples would settle each share, if it is what was found."""
 
     def settles(times: int) -> bool:
-        for share in map(_clipped_share, quantizers):
-            more = Share(count=share.count * times, samples=share.samples * times)
-            found = share_limits(more, confidence=CONFIDENCE)
+        for quantizer in quantizers:
+            found = _clipped_limits(quantizer, times=times)
             if found.low <= limit < found.high:
                 return False
         return True

@@ -416,6 +416,24 @@ def _effective(*, spread: float, variance: float, mass: float) -> float:
     return (spread + mass) / (variance + mass * mass)
 
 
+def most_of_clumps(*, clumps: float, total: float, squares: float, confidence: float) -> float:
+    """Return the upper limit of a total that comes in so many clumps, of sizes that differ.
+
+    `squares` is the sum of the squared sizes. How many clumps there are has a Poisson limit, how
+    large they are on average that of a gamma distribution (its quantile by Wilson and Hilferty,
+    PNAS 17 (1931) 684-688) with twice the squared spread that was seen, and at least as much as
+    one exponential size has: few clumps seldom show a large one. Both distances together as in
+    `Mean`, of logarithms, as the total is a product.
+    """
+    number = Share(count=clumps, samples=max(MOST_SAMPLES, clumps))
+    more = number.limit(NormalDist().inv_cdf(1 - confidence)) / number.value
+    freedom = max(2.0, total**2 / squares)
+    spread = 2 / (9 * freedom)
+    root = 1 - spread + NormalDist().inv_cdf(1 - confidence) * math.sqrt(spread)
+    larger = max(root, 0.01) ** -3
+    return total * math.exp(math.hypot(math.log(more), math.log(larger)))
+
+
 def effective_samples(found: Flips | Mean[Flips], *, confidence: float) -> float:
     """Return how many samples of equal weight, at the same rates, have as near an upper limit."""
     if isinstance(found, Flips):

@@ -486,6 +486,36 @@ def test_values_that_one_sample_clips_together_count_once() -> None:
     assert "40 of 10000 values in 40 samples, 0.400 %" in judge(many).headline
 
 
+def test_what_few_samples_clip_is_open_though_it_is_little() -> None:
+    """Two pictures clip 30 values each: of a third one nobody knows. Sixty that clip one do."""
+    few = change_quantizers(
+        AUDIT, FC1, clipped=60, clipped_samples=2, clipped_squares=1800, seen=200_000
+    )
+    many = change_quantizers(
+        AUDIT, FC1, clipped=60, clipped_samples=60, clipped_squares=60, seen=200_000
+    )
+
+    verdict = judge(few)
+
+    assert verdict.status is Status.INCONCLUSIVE
+    assert verdict.code == "calibration.clipping-open"
+    assert "60 of 200000 values in 2 samples, 0.030 %" in verdict.headline
+    assert verdict.cause == (
+        "all of it is in 2 samples: how much the next one clips is not known from so few"
+    )
+    assert verdict.next_step.startswith("set calibration.held_out_samples: ")
+    assert judge(many).passed
+
+
+def test_next_to_nothing_in_one_sample_passes() -> None:
+    """What the FP8 reference clips: 2 of 262144 values, in one picture of 128."""
+    audit = change_quantizers(
+        AUDIT, FC1, clipped=2, clipped_samples=1, clipped_squares=4, seen=262_144
+    )
+
+    assert judge(audit).passed
+
+
 def test_one_of_many_quantizers_must_be_surer() -> None:
     """1.8 % chance is enough for one limit, and happens among 24 that are all just kept."""
     audit = change_quantizers(AUDIT, FC1, clipped=17, seen=10_000)

@@ -31,6 +31,7 @@ from pytest_quantgate.statistics.intervals import (
     effective_samples,
     first_count,
     mean_over,
+    most_of_clumps,
     samples_to_settle,
     samples_without_loss,
     share_limits,
@@ -488,6 +489,35 @@ def test_effective_samples_have_the_same_upper_limit() -> None:
     alike = flips_of(worth, worth * (0.02 + 0.05) / 3, worth * 0.01 / 3)
     assert alike.value == pytest.approx(found.value)
     assert limits(alike).high == pytest.approx(limits(found).high)
+
+
+@SAME_EXAMPLES
+@given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=30), times=st.integers(2, 50))
+def test_the_limit_of_clumps_comes_nearer_with_their_number(sizes: list[int], times: int) -> None:
+    def most(times: int) -> float:
+        found = most_of_clumps(
+            clumps=len(sizes) * times,
+            total=sum(sizes) * times,
+            squares=sum(size**2 for size in sizes) * times,
+            confidence=0.95,
+        )
+        return found / (sum(sizes) * times)
+
+    assert most(1) > most(times) > 1
+    assert most(10**6) == pytest.approx(1, abs=0.05)
+
+
+def test_one_clump_says_little_and_sizes_that_differ_say_less() -> None:
+    def most(sizes: list[int]) -> float:
+        squares = sum(size**2 for size in sizes)
+        total = sum(sizes)
+        return (
+            most_of_clumps(clumps=len(sizes), total=total, squares=squares, confidence=0.95) / total
+        )
+
+    assert 30 < most([7]) < 40
+    assert most([10] * 30) < 1.8
+    assert most([1] * 29 + [271]) > 5 * most([10] * 30)
 
 
 def test_samples_of_equal_weight_are_worth_themselves() -> None:

@@ -35,6 +35,12 @@ KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "BitImageProcessor",
         {"mlp_ratio": 2, "num_register_tokens": 3},
     ),
+    "dinov3": (
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        "DINOv3ViTImageProcessor",
+        {"intermediate_size": 64, "num_register_tokens": 3},
+    ),
     # Trained on larger images than its processor makes, as the released checkpoints are.
     "smaller": ("Dinov2Model", "Dinov2Config", "BitImageProcessor", {"image_size": 48}),
 }
@@ -44,7 +50,7 @@ OTHERS = {"deit": ("DeiTModel", "DeiTConfig", "DeiTImageProcessor", {"intermedia
 
 
 def save_vision_encoder(kind: str, folder: Path) -> Any:
-    """Write a seeded checkpoint of a kind in float16, and return the module in float32."""
+    """Write a seeded checkpoint of a kind in float16, and return what transformers reads of it."""
     import torch
     import transformers
 
@@ -57,12 +63,13 @@ def save_vision_encoder(kind: str, folder: Path) -> Any:
             parameter.normal_(0.0, 0.08)
     module.half().save_pretrained(folder)
     size = {"height": 32, "width": 32}
-    if processor == "ViTImageProcessor":
+    if processor in ("ViTImageProcessor", "DINOv3ViTImageProcessor"):
         getattr(transformers, processor)(size=size).save_pretrained(folder)
     else:
         made = getattr(transformers, processor)(size={"shortest_edge": 32}, crop_size=size)
         made.save_pretrained(folder)
-    return module.float()
+    read: Any = type(module).from_pretrained(folder, dtype=torch.float32)
+    return read.eval().requires_grad_(False)
 
 
 def save_vision_tower(clip: Path, folder: Path) -> Path:

@@ -223,4 +223,9 @@ FAMILY = EncoderFamily(
             tokenizer=TOKENIZER,
         ),
     },
+    refused={
+        "chinese_clip": "a package of yours takes it: examples/plugin in the source shows it whole",
+        "altclip": "its text tower is a RoBERTa that projects twice: a package of yours could take "
+        "it, as examples/plugin in the source does ChineseCLIP",
+    },
 )

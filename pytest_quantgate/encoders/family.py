@@ -75,6 +75,11 @@ class Pretrained:
         del directory
         return settings
 
+    def list_notes(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what was taken for granted because no file of the folder says it."""
+        del settings
+        return ()
+
     def place(self, name: str, *, settings: Mapping[str, Any]) -> str | None:
         """Return the name in the model of a stored tensor, None for one that is not read."""
         del settings

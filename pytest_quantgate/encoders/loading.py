@@ -136,9 +136,9 @@ def load_fp16(
     check_finite(module, where=f"{where}: {source.description}")
     module = module.to(device=device, dtype=getattr(torch, compute_dtype)).eval()
     module.requires_grad_(False)
-    notes: tuple[str, ...] = ()
+    notes = kind.list_notes(settings)
     if compute_dtype != spec.dtype:
-        notes = (
+        notes += (
             f"computed in {compute_dtype} from weights rounded to {spec.dtype}: this CPU run "
             f"stands for {spec.dtype} up to its rounding of activations",
         )

@@ -172,4 +172,8 @@ FAMILY = EncoderFamily(
             inside="text_model",
         ),
     },
+    refused={
+        "siglip2": "it takes patches of each image's own shape (NaFlex): take a checkpoint of one "
+        "size, whose model_type is siglip (siglip2-base-patch16-224 and the like)",
+    },
 )

@@ -3,7 +3,7 @@
 MiniLM, BGE, E5 and GTE are of these classes. What is done behind the last hidden state stands in
 `modules.json` and `1_Pooling/config.json`: the mean over the tokens that are no padding, or the
 first token, and whether the result is brought to length one. A folder without `modules.json` is
-pooled by the mean, as sentence-transformers does.
+pooled by the mean, as sentence-transformers does, and a note says so.
 """
 
 from __future__ import annotations
@@ -56,6 +56,15 @@ class SentenceEncoder(Pretrained):
         if self.starts_behind_padding and isinstance(positions, int):
             positions -= settings.get("pad_token_id", usual["pad_token_id"]) + 1
         return {**settings, POOLING: _read_pooling(directory, positions=positions)}
+
+    def list_notes(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        if not settings[POOLING].get("assumed"):
+            return ()
+        return (
+            f"the folder has no {MODULES}: texts are pooled by the mean over their tokens, as "
+            f"sentence-transformers does; a model that was trained to pool otherwise (BGE: the "
+            f"first token) needs its {MODULES} and 1_Pooling/{CONFIG} beside it",
+        )
 
 
 def describe_towers(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
@@ -144,7 +153,7 @@ def _read_pooling(directory: Path, *, positions: Any) -> dict[str, Any]:
     steps = _read(directory, MODULES, many=True)
     kinds = [str(step.get("type", "")).rpartition(".")[2] for step in steps]
     if not kinds:
-        return found
+        return {**found, "assumed": True}
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UnsupportedModel(
             f"{directory / MODULES} names the steps {', '.join(kinds)[:200]}: Transformer, Pooling "

@@ -17,7 +17,9 @@ class AttentionSpec:
     """One class of attention modules, and the names of its parts.
 
     `query`, `key` and `value` are the projections of the operands, `out` that of the result (empty
-    where the module has none: it stands outside). `heads` and `scale` are attributes.
+    where the module has none: it stands outside). `heads` and `scale` are attributes. `rotary` is
+    the argument that holds cosines and sines [P, D] by which the last P tokens of query and key are
+    turned before they are multiplied; empty where there is none.
     """
 
     class_name: str
@@ -27,6 +29,7 @@ class AttentionSpec:
     out: str = "out_proj"
     heads: str = "num_heads"
     scale: str = "scale"
+    rotary: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Vision encoders alone: ViT, and DINOv2 with registers and without.
+"""Vision encoders alone: ViT, DINOv2 with registers and without, and DINOv3.
 
 The embedding is the class token behind the last norm.
 """
@@ -66,6 +66,30 @@ def describe_dinov2(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
     return (tower,)
 
 
+def describe_dinov3(config: Any) -> tuple[TowerSpec, ...]:
+    """Return the one tower of a `DINOv3ViTModel`."""
+    height, width = _as_pair(config.image_size)
+    rows, columns = _as_pair(config.patch_size)
+    tower = TowerSpec(
+        name="vision",
+        parts=("embeddings", "rope_embeddings", "model", "norm"),
+        inputs={"pixel_values": (config.num_channels, height, width)},
+        embeddings="embeddings",
+        attention=AttentionSpec(
+            class_name="DINOv3ViTAttention",
+            out="o_proj",
+            scale="scaling",
+            rotary="position_embeddings",
+        ),
+        tokens=(height // rows) * (width // columns) + 1 + config.num_register_tokens,
+        config=config,
+        embed=embed_dinov3,
+        freeze=partial(freeze_angles, height=height, width=width),
+        linears=config.num_hidden_layers if getattr(config, "use_gated_mlp", False) else 0,
+    )
+    return (tower,)
+
+
 def embed_vit(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     hidden = module.embeddings(inputs["pixel_values"])
     for layer in module.layers:
@@ -78,6 +102,26 @@ def embed_dinov2(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tenso
     hidden = module.encoder(module.embeddings(inputs["pixel_values"])).last_hidden_state
     found: torch.Tensor = module.layernorm(hidden)[:, 0]
     return found
+
+
+def embed_dinov3(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    pixels = inputs["pixel_values"]
+    hidden = module.model(module.embeddings(pixels), module.rope_embeddings(pixels))
+    found: torch.Tensor = module.norm(hidden.last_hidden_state)[:, 0]
+    return found
+
+
+def freeze_angles(tower: Any, *, height: int, width: int) -> None:
+    """Put the angles of one image size in the place of those that are computed for any."""
+    import torch
+
+    rope = tower.rope_embeddings
+    like = tower.embeddings.cls_token
+    with torch.no_grad():
+        found = rope(torch.zeros(1, 1, height, width, dtype=like.dtype))
+    for name, value in zip(("cosine", "sine"), found, strict=True):
+        rope.register_buffer(name, value)
+    rope.forward = lambda _pixels: (rope.cosine, rope.sine)
 
 
 def freeze_positions(tower: Any, *, height: int, width: int) -> None:
@@ -154,5 +198,35 @@ FAMILY = EncoderFamily(
             settings=_settings(patch_size=16, num_register_tokens=4),
             processing=_DINOV2,
         ),
+        "dinov3_vit": Pretrained(
+            towers=ONE_TOWER,
+            describe_towers=describe_dinov3,
+            config="DINOv3ViTConfig",
+            model="DINOv3ViTModel",
+            image_processor="DINOv3ViTImageProcessor",
+            any_size=True,
+            settings={
+                "": {
+                    "image_size": 224,
+                    "patch_size": 16,
+                    "num_channels": 3,
+                    "hidden_size": 384,
+                    "intermediate_size": 1536,
+                    "num_hidden_layers": 12,
+                    "num_attention_heads": 6,
+                    "num_register_tokens": 0,
+                }
+            },
+            processing={
+                "do_resize": True,
+                "size": {"height": 224, "width": 224},
+                "image_mean": _DINOV2["image_mean"],
+                "image_std": _DINOV2["image_std"],
+            },
+        ),
+    },
+    refused={
+        "dinov3_convnext": "it has no transformer blocks: look at an ONNX file with "
+        "`quantgate check`",
     },
 )

@@ -248,9 +248,11 @@ def _find_executed(attention: Any, *, spec: AttentionSpec) -> frozenset[str]:
     like = next(attention.parameters())
     width = attention.get_submodule(spec.query).in_features
     tokens = torch.zeros(1, 2, width, dtype=like.dtype, device=like.device)
+    angles = tokens[0, :, : width // getattr(attention, spec.heads)]
+    options = {spec.rotary: (angles, angles)} if spec.rotary else {}
     try:
         with torch.inference_mode(), quiet_libraries():
-            attention(tokens)
+            attention(tokens, **options)
     finally:
         for quantizer in quantizers.values():
             del quantizer.forward
@@ -329,10 +331,12 @@ def _make_eager(attention: Any, *, tower: TowerSpec, active: frozenset[str], sof
             self,
             hidden_states: torch.Tensor,
             attention_mask: torch.Tensor | None = None,
-            **_kwargs: Any,
+            **options: Any,
         ) -> tuple[torch.Tensor, None]:
-            query = self._quantize("q_bmm", self._project(spec.query, hidden_states))
-            key = self._quantize("k_bmm", self._project(spec.key, hidden_states))
+            query, key = (self._project(name, hidden_states) for name in (spec.query, spec.key))
+            if spec.rotary:
+                query, key = (_turn(part, *options[spec.rotary]) for part in (query, key))
+            query, key = self._quantize("q_bmm", query), self._quantize("k_bmm", key)
             value = self._quantize("v_bmm", self._project(spec.value, hidden_states))
             weights = torch.matmul(query, key.transpose(2, 3)) * scale
             if attention_mask is not None:
@@ -357,6 +361,16 @@ def _make_eager(attention: Any, *, tower: TowerSpec, active: frozenset[str], sof
             return quantized
 
     return EagerAttention().eval()
+
+
+def _turn(value: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Return heads [N, H, T, D] with the last tokens turned by their angles (RoFormer, eq. 34)."""
+    import torch
+
+    start = value.shape[-2] - sine.shape[-2]
+    first, second = value[:, :, start:].chunk(2, dim=-1)
+    turned = value[:, :, start:] * cosine + torch.cat((-second, first), dim=-1) * sine
+    return torch.cat((value[:, :, :start], turned), dim=-2)
 
 
 def _make_softmax_quantizer(*, like: Any) -> Any:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate.encoders import clip, families
-from pytest_quantgate.encoders.families import find_pretrained, list_packages
+from pytest_quantgate.encoders.families import find_pretrained, list_packages, read_settings
 from pytest_quantgate.encoders.loading import load_fp16
-from pytest_quantgate.errors import ModelError
+from pytest_quantgate.errors import ModelError, UnsupportedModel
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.store.surroundings import Surroundings
 from pytest_quantgate.suite.load import load_suite
@@ -118,3 +118,23 @@ def test_other_code_of_a_family_is_another_key(
 
     assert before == again
     assert read_key() != before
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("siglip2", "take a checkpoint of one size, whose model_type is siglip"),
+        ("dinov3_convnext", "it has no transformer blocks: look at an ONNX file"),
+        ("altclip", "a package of yours could take it"),
+        ("chinese_clip", "a package of yours takes it"),
+        ("owlv2", "no family describes its towers yet"),
+        ("t5", "its attention adds a bias of its own to the scores"),
+    ],
+)
+def test_a_model_that_is_not_taken_yet_is_named_with_what_to_do(
+    tmp_path: Path, model_type: str, said: str
+) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}', encoding="utf-8")
+
+    with pytest.raises(UnsupportedModel, match=f"'{model_type}' is not taken yet: .*{said}"):
+        read_settings(tmp_path)

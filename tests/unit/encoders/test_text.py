@@ -156,11 +156,18 @@ def test_names_of_older_files_and_of_larger_models_are_taken(
     torch.testing.assert_close(encoder.encode_text(tokens), embed_plainly(kind, module, tokens))
 
 
-def test_a_folder_without_modules_is_pooled_by_the_mean(save: Callable[..., Encoder]) -> None:
+def test_a_folder_without_modules_is_pooled_by_the_mean_and_says_so(
+    save: Callable[..., Encoder],
+) -> None:
     """As sentence-transformers does."""
-    tower = save("roberta").tower("text")
+    encoder = save("roberta")
+    tower = encoder.tower("text")
 
     assert getattr(tower.embed, "keywords", None) == {"mode": "mean", "normalize": False}
+    assert encoder.notes[0].startswith(
+        "the folder has no modules.json: texts are pooled by the mean over their tokens"
+    )
+    assert not any("modules.json" in note for note in save("cls").notes)
 
 
 def test_the_longest_text_is_as_sentence_transformers_says(tmp_path: Path) -> None:

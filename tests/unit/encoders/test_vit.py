@@ -174,4 +174,4 @@ def test_images_of_another_size_than_the_processor_makes_are_not_traced(
 
     with pytest.raises(ModelError):
         OnnxRuntimeModel(path).embed({"pixel_values": other})
-    assert encoder.tower("vision").tokens == 17 + 3 * (kind == "registers")
+    assert encoder.tower("vision").tokens == 17 + 3 * (kind in ("registers", "dinov3"))

@@ -108,9 +108,14 @@ def _write_part(model: Any, output: str, *, hidden: Mapping[str, str], path: Pat
 
 
 def _find_output(graph: Any, block: str, *, path: Path) -> str:
-    """Return the one value that is made in a block and read behind it."""
+    """Return the one value that is made in a block and read behind it.
+
+    A constant is nobody's: PyTorch lets blocks share them.
+    """
     made, read = set[str](), set[str]()
     for node in graph.node:
+        if node.op_type == "Constant":
+            continue
         if f"{module_of_node(node.name)}.".startswith(f"{block}."):
             made.update(node.output)
         else:

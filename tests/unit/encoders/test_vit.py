@@ -21,6 +21,7 @@ from pytest_quantgate.measure.roundtrip import measure_roundtrip
 from pytest_quantgate.quantization.quantize import quantize
 from pytest_quantgate.quantization.quantizers import find_quantizers
 from pytest_quantgate.quantization.recipes import Recipe
+from pytest_quantgate.runtimes.onnx_blocks import cut_blocks
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 from pytest_quantgate.suite.specs import ModelSpec
@@ -161,6 +162,8 @@ def test_the_exported_tower_computes_the_same(
     errors = (torch.from_numpy(found) - wanted).norm(dim=1) / wanted.norm(dim=1)
     assert float(errors.median()) < 1e-4
     assert not exported.not_executed
+    blocks = list_blocks(model, tower="vision")
+    assert len(cut_blocks(exported.path, blocks=blocks, folder=tmp_path)) == 2 + 1
     assert len(exported.quantizers) == 2 * (2 * 6 + 4) + 2 * model.tower("vision").linears
 
 

@@ -132,8 +132,8 @@ Chosen = tuple[str, str, str]
 def _propose_accuracy(found: Measured) -> Iterator[Chosen]:
     gate, pairs = found.gate, found.pair()
     drops = [_without_gain(drop_flips(one, metric=gate.metric)) for one in pairs]
-    yield _choose("max_drop", drops, DROPS, "pp", gate=gate)
-    yield _choose("max_flips", [one.changed_share for one in pairs], FLIPS, "%", gate=gate)
+    yield _choose("max_drop", drops, DROPS, "pp", of=found)
+    yield _choose("max_flips", [one.changed_share for one in pairs], FLIPS, "%", of=found)
     if not find_task(gate.task).needs_fp16:
         yield _choose_floor([right_share(one, metric=gate.metric) for one in pairs], gate=gate)
     yield from _choose_slices(found)
@@ -143,7 +143,7 @@ def _propose_regression(found: Measured) -> Iterator[Chosen]:
     gate, pairs = found.gate, found.pair()
     samples = drop_flips(pairs[0], metric=gate.metric).samples
     still = Flips(right_to_wrong=0, wrong_to_right=0, samples=samples)
-    yield _choose("max_fp16_drop", [still], DROPS, "pp", gate=gate, why="if FP16 does not change")
+    yield _choose("max_fp16_drop", [still], DROPS, "pp", of=found, why="if FP16 does not change")
     first, *others = found.variants
     again = [pair_outcomes(before=first, after=one) for one in others]
     if again:
@@ -153,9 +153,9 @@ def _propose_regression(found: Measured) -> Iterator[Chosen]:
         moved = [drop_flips(one, metric=gate.metric) for one in pairs]
         why = "if another variant flips as much against this one"
     moves = [_without_gain(one, drop=0.0) for one in moved]
-    yield _choose("max_drop", moves, DROPS, "pp", gate=gate, why=why)
+    yield _choose("max_drop", moves, DROPS, "pp", of=found, why=why)
     drops = [_without_gain(drop_flips(one, metric=gate.metric)) for one in pairs]
-    yield _choose("max_drop_since_first", drops, DROPS, "pp", gate=gate, why="as against FP16")
+    yield _choose("max_drop_since_first", drops, DROPS, "pp", of=found, why="as against FP16")
 
 
 def _without_gain(found: Result, *, drop: float | None = None) -> Result:
@@ -175,11 +175,11 @@ def _choose(
     grid: Sequence[float],
     unit: str,
     *,
-    gate: TaskGate,
+    of: Measured,
     why: str = "",
 ) -> Chosen:
     """Return the strictest limit that all results keep in 80 % of runs of their size, and why."""
-    confidence = float(gate.confidence)
+    confidence, samples = float(of.gate.confidence), len(of.fp16.ids)
 
     def is_kept(limit: float) -> bool:
         return all(
@@ -193,7 +193,8 @@ def _choose(
     needed = [
         f"{limit:g}{unit} takes {most} samples"
         for limit in reversed(stricter)
-        if (most := _count_needed(found, limit=limit / 100, confidence=confidence)) is not None
+        if (most := _count_needed(found, samples, limit=limit / 100, confidence=confidence))
+        is not None
     ][:2]
     told = f"; {', '.join(needed)}" if needed else ""
     about = f" {why}" if why else ""
@@ -210,14 +211,16 @@ def _choose(
     )
 
 
-def _count_needed(found: Sequence[Result], *, limit: float, confidence: float) -> int | None:
-    """Return how many samples, worth what these are, decide a limit; None where none would."""
+def _count_needed(
+    found: Sequence[Result], samples: int, *, limit: float, confidence: float
+) -> int | None:
+    """Return how many samples, each worth what these are, decide a limit; None where none would."""
     needed = []
     for one in found:
         settled = samples_to_settle(one, confidence=confidence, limit=limit)
         if one.value >= limit or settled is None:
             return None
-        needed.append(settled)
+        needed.append(math.ceil(settled * samples / one.samples))
     return max(needed)
 
 
@@ -291,10 +294,11 @@ def _choose_slice_drop(
     for limit in SLICE_DROPS:
         needed = _needed_for(limit, gate=gate)
         judged = [_keep_large(one.slices, needed) for one in pairs]
-        sizes = Counter(counts.samples for _, counts in judged[0])
+        # In clusters they are worth fewer: the gate counts samples, chance what they are worth.
+        worth = Counter(max(1, round(counts.independent)) for _, counts in judged[0])
         if (
             all(_covers(parts, samples=samples, limit=limit, gate=gate) for parts in cuts.values())
-            and chance_of_parts(rates, sizes, confidence=confidence, limit=limit / 100)
+            and chance_of_parts(rates, worth, confidence=confidence, limit=limit / 100)
             >= SETTLING_POWER
             and all(
                 decide(drop_limits(counts.flips, confidence=confidence), limit=limit / 100)
@@ -307,6 +311,7 @@ def _choose_slice_drop(
             name, worst = find_worst(
                 [part for parts in judged for part in parts], limit=limit / 100
             )
+            sizes = [counts.samples for _, counts in judged[0]]
             reason = (
                 f"slices {limit:g}pp: {count(len(judged[0]), 'slice')} of {min(sizes)} to "
                 f"{max(sizes)} samples, the nearest to it {name!r} with {points(worst.drop)}"
@@ -321,7 +326,7 @@ def _choose_slice_drop(
 def _keep_large(
     parts: Sequence[tuple[str, ClassCounts]], needed: int
 ) -> list[tuple[str, ClassCounts]]:
-    return [(name, counts) for name, counts in parts if counts.independent >= needed]
+    return [(name, counts) for name, counts in parts if counts.samples >= needed]
 
 
 def _write(name: str, value: object) -> str:

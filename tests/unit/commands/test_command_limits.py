@@ -24,7 +24,7 @@ from pytest_quantgate.statistics.pairing import pair_outcomes
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import Suite
 from pytest_quantgate.tasks.contents import Contents
-from tests.unit.gates.gate_builders import accuracy_gate, make_pair, regression_gate
+from tests.unit.gates.gate_builders import accuracy_gate, make_hits, make_pair, regression_gate
 
 Captured = pytest.CaptureFixture[str]
 
@@ -170,6 +170,33 @@ def test_a_slice_that_lost_more_makes_the_limit_wider() -> None:
     limit, other = (yaml.safe_load(one.limits["slices"])["max_drop"] for one in (wide, narrow))
     assert float(limit[:-2]) > float(other[:-2])
     assert any("the nearest to it 'light=night'" in line for line in wide.reasons)
+
+
+def test_samples_in_clusters_count_for_what_they_are_worth() -> None:
+    """Five captions of a picture are found together: a thousand know as much as two hundred."""
+    clusters = tuple(i // 5 for i in range(1_000))
+    right = [i // 5 % 5 != 0 for i in range(1_000)]
+    kept = [hit and i // 5 % 97 != 1 for i, hit in enumerate(right)]
+    plain = (make_hits(right, variant="fp16"), make_hits(kept))
+    together = tuple(replace(one, clusters=clusters) for one in plain)
+    gate = accuracy_gate(task=plain[0].task, metric=plain[0].metric)
+
+    alone, joined = (
+        propose(
+            Measured(
+                gate=gate,
+                fp16=fp16,
+                variants=(quantized,),
+                columns={"light": ["day" if i % 2 else "night" for i in range(1_000)]},
+            )
+        )
+        for fp16, quantized in (plain, together)
+    )
+
+    assert points(joined) > points(alone)
+    assert "slices" in alone.limits
+    stricter = next(line for line in joined.reasons if line.startswith("max_drop"))
+    assert int(stricter.partition(" takes ")[2].split()[0]) > 1_000
 
 
 # -- regression -----------------------------------------------------------------------------------

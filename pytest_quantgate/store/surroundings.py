@@ -38,6 +38,10 @@ VARIABLES = (
     *("TRITON_", "TRT_", "USE_HUB_KERNELS", "XLA_"),
 )
 
+#: Those that libraries set by themselves when they are imported, and that change no number: a key
+#: must be the same before and after that.
+INERT_VARIABLES = frozenset(("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"))
+
 #: The number of threads, by the variables that set it; the first that is set counts.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -163,7 +167,7 @@ class Surroundings:
         return {
             name: value
             for name, value in sorted(self.environ.items())
-            if name.startswith(VARIABLES) and name not in THREADS
+            if name.startswith(VARIABLES) and name not in {*THREADS, *INERT_VARIABLES}
         }
 
     @property

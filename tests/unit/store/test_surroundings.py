@@ -338,6 +338,28 @@ def test_environment_is_what_changes_a_number_and_nothing_else() -> None:
     assert Surroundings(environ={**counts, **other}).variables == counts
 
 
+@pytest.mark.slow
+def test_importing_what_measures_changes_nothing_that_counts() -> None:
+    """Else the second run would not find what the first one kept: it imports later, or nothing."""
+    code = """
+from pytest_quantgate.store.keys import ENGINES
+from pytest_quantgate.store.surroundings import Surroundings
+import importlib
+before = Surroundings().variables, Surroundings().threads
+for name in (*ENGINES, "sklearn", "modelopt.torch.quantization", "torch._inductor"):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+after = Surroundings().variables, Surroundings().threads
+assert after == before, (before, after)
+assert Surroundings().switches == {}, Surroundings().switches
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_switches_of_torch_count_where_somebody_turned_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -53,6 +53,7 @@ def embed_texts(
     *,
     batch_size: int,
     tokenize: Callable[[list[str]], Mapping[str, torch.Tensor]],
+    progress: Callable[[int], None] | None = None,
 ) -> list[torch.Tensor]:
     """Return one float32 [N, D] per model, not normalised, on the CPU."""
     import torch
@@ -63,6 +64,8 @@ def embed_texts(
             tokens = tokenize(list(texts[start : start + batch_size]))
             for model, done in zip(models, parts, strict=True):
                 done.append(model.encode("text", tokens).cpu())
+            if progress is not None:
+                progress(min(batch_size, len(texts) - start))
     return [torch.cat(done) for done in parts]
 
 

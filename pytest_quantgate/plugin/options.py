@@ -28,6 +28,9 @@ STEP_SUMMARY = ("auto", "off")
 #: What a worker is told by the controller: the folder of the run's cache.
 CACHE_INPUT = "quantgate_cache_dir"
 
+#: More processes than this on one machine are a slip of the hand.
+MAX_WORKERS = 256
+
 #: A report with more pictures than this would be too large to send around.
 MAX_REPORT_IMAGES = 200
 
@@ -84,6 +87,12 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--quantgate-cache-dir", metavar="DIR", help="where built variants and embeddings are kept"
     )
+    group.addoption(
+        "--quantgate-workers",
+        metavar="N",
+        help="processes that embed samples (default 1: this one), or gpu: one on each GPU here; "
+        "every number stays the same",
+    )
     group.addoption("--quantgate-baselines-dir", metavar="DIR", help="default: baselines")
     group.addoption("--quantgate-obtained-dir", metavar="DIR", help="default: obtained")
     group.addoption(
@@ -132,6 +141,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("quantgate_device", "auto, cpu or cuda", default="auto")
     parser.addini("quantgate_cache", "on, or off: measure everything", default="on")
     parser.addini("quantgate_cache_dir", "where built variants are kept", default="")
+    parser.addini("quantgate_workers", "processes that embed samples, or gpu", default="1")
     parser.addini("quantgate_baselines_dir", "where baselines live", default="baselines")
     parser.addini("quantgate_obtained_dir", "where differing results go", default="obtained")
     parser.addini("quantgate_report", "the folder of the HTML report", default="")
@@ -232,6 +242,21 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
         allow_unmeasured=allowed,
         must_judge=bool(strict),
         env=parse_names(config.getoption("quantgate_env") or ""),
+        workers=parse_workers(pick("workers"), config=config),
+    )
+
+
+def parse_workers(text: str, *, config: pytest.Config) -> str:
+    """Return a valid `--quantgate-workers`; raises pytest.UsageError for what is none."""
+    if text == "gpu" or (text.isascii() and text.isdecimal() and 0 < int(text) <= MAX_WORKERS):
+        if text != "1" and config.getoption("numprocesses", None):  # xdist's
+            raise pytest.UsageError(
+                "--quantgate-workers and -n would start processes for processes: -n shares the "
+                "gates of several suites, --quantgate-workers the samples of each; take one"
+            )
+        return text
+    raise pytest.UsageError(
+        f"--quantgate-workers={text}: expected a number from 1 to {MAX_WORKERS}, or gpu"
     )
 
 

@@ -37,6 +37,7 @@ from pytest_quantgate.text.wrapping import terminal_width
 if TYPE_CHECKING:
     from pytest_quantgate.report.terminal import Summary
     from pytest_quantgate.run.case import Case
+    from pytest_quantgate.run.workers import Workers
     from pytest_quantgate.store.surroundings import Surroundings
     from pytest_quantgate.suite.specs import Suite
 
@@ -72,6 +73,7 @@ class RunSession:
     set_aside: tuple[Path, ...] = ()
     _case: Case | None = None
     _surroundings: Surroundings | None = None
+    _workers: Workers | None = None
     _rerun: set[str] = field(default_factory=set)
 
     def case_for(self, suite: Suite) -> Case:
@@ -100,8 +102,22 @@ class RunSession:
                 environ=self.settings.read_environment(os.environ),
                 surroundings=self._surroundings,
                 ledger=Ledger(self.settings.cache_dir / "looks"),
+                workers=self._find_workers(),
             )
         return self._case
+
+    def _find_workers(self) -> Workers | None:
+        """Return who embeds samples; damage that a selftest plants is in this process alone."""
+        from pytest_quantgate.run.workers import start_workers
+
+        if self._workers is None and not self.settings.selftest:
+            self._workers = start_workers(self.settings.workers)
+        return self._workers
+
+    def pytest_unconfigure(self) -> None:
+        """End the workers, whatever ended the run."""
+        if self._workers is not None:
+            self._workers.close()
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Put the manifests of earlier runs aside: none may pass for this run's."""

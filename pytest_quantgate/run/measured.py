@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pytest_quantgate.evidence.audit import LayerActivation, TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
@@ -14,6 +15,7 @@ from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.parity import Roundtrip
 from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
 from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.run.exported import Variant
 from pytest_quantgate.run.stages import Stages
 from pytest_quantgate.run.variants import (
     BATCH_SIZE,
@@ -23,6 +25,7 @@ from pytest_quantgate.run.variants import (
     computed_once,
     describe_draw,
 )
+from pytest_quantgate.run.workers import cut_ranges
 from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.store.keys import (
     ACTIVATIONS,
@@ -35,7 +38,6 @@ from pytest_quantgate.store.keys import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     import torch
 
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
     from pytest_quantgate.gates.latency import LatencyGate
     from pytest_quantgate.gates.load import LoadGate
     from pytest_quantgate.measure.embeddings import Encodes
+    from pytest_quantgate.run.progress import Advance
     from pytest_quantgate.suite.specs import Stage
+    from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.kind import TaskKind
     from pytest_quantgate.tasks.samples import Samples
     from pytest_quantgate.tasks.scoring import TaskInputs
@@ -54,6 +58,18 @@ if TYPE_CHECKING:
 
 #: How what did a task is told from the PyTorch model.
 STAGE_WORDS: Mapping[Stage, str] = {"torch": "", "onnx": " in ONNX", "engine": " in an engine"}
+
+
+BOTH: tuple[Variant, Variant] = ("fp16", "quantized")
+
+
+class Drawn(TypedDict):
+    """Which samples of which data, as `Variants.samples` takes them."""
+
+    name: str
+    count: int | None
+    purpose: Purpose
+    first: bool
 
 
 class Measured(Variants):
@@ -251,14 +267,15 @@ class Measured(Variants):
         """Return what both variants make of data, in the towers that a task asks for."""
         from pytest_quantgate.tasks.scoring import TaskInputs
 
-        samples = self.samples(data, count, purpose=kind.purpose, first=first)
+        drawn = Drawn(name=data, count=count, purpose=kind.purpose, first=first)
+        samples = self.samples(**drawn)
         shown = self.contents(data, count, purpose=kind.purpose, first=first)
         images: list[torch.Tensor | None] = [None, None]
         texts: list[torch.Tensor | None] = [None, None]
         if "vision" in kind.towers:
-            images = [*self._image_embeddings(samples, stage)]
+            images = [*self._image_embeddings(drawn, stage)]
         if "text" in kind.towers:
-            texts = [*self._text_embeddings(kind.list_texts(samples), stage)]
+            texts = [*self._text_embeddings(drawn, kind, task, stage)]
         fp16, quantized = (
             TaskInputs(
                 samples=samples,
@@ -273,27 +290,113 @@ class Measured(Variants):
         )
         return fp16, quantized
 
-    def _text_embeddings(self, texts: Sequence[str], stage: Stage) -> list[torch.Tensor]:
+    def _text_embeddings(
+        self, drawn: Drawn, kind: TaskKind, task: str, stage: Stage
+    ) -> list[torch.Tensor]:
         """Return the text embeddings of both variants; those of the last texts are kept."""
         from pytest_quantgate.measure.embeddings import embed_texts
 
+        texts = kind.list_texts(self.samples(**drawn))
         asked = (tuple(texts), stage)
         if self._values.get("texts_key") != asked:
-            with (
-                self.progress.stage(f"embedding {len(texts)} texts"),
-                self._quantized_at(stage) as quantized,
-            ):
-                embedded = embed_texts(
-                    (self.fp16, quantized),
+
+            def embed(models: Sequence[Encodes], advance: Advance) -> list[torch.Tensor]:
+                return embed_texts(
+                    models,
                     texts,
                     batch_size=BATCH_SIZE,
                     tokenize=self.fp16.tokenize,
+                    progress=advance,
                 )
+
+            embedded = self._embed(
+                BOTH,
+                embed,
+                drawn=drawn,
+                stage=stage,
+                task=task,
+                total=len(texts),
+                label=f"embedding the texts of {task}",
+            )
             self._values |= {"texts_key": asked, "texts": embedded}
         kept: list[torch.Tensor] = self._values["texts"]
         return kept
 
-    def _image_embeddings(self, samples: Samples, stage: Stage) -> list[torch.Tensor]:
+    def _embed_images(
+        self, names: Sequence[Variant], *, drawn: Drawn, stage: Stage, label: str
+    ) -> list[torch.Tensor]:
+        """Return the image embeddings of variants, each image decoded once for all of them."""
+        from pytest_quantgate.measure.embeddings import embed_images
+
+        samples = self.samples(**drawn)
+
+        def embed(models: Sequence[Encodes], advance: Advance) -> list[torch.Tensor]:
+            return embed_images(
+                models,
+                samples,
+                batch_size=BATCH_SIZE,
+                preprocess=self.fp16.preprocess,
+                progress=advance,
+            )
+
+        return self._embed(
+            names, embed, drawn=drawn, stage=stage, task=None, total=len(samples), label=label
+        )
+
+    def _embed(
+        self,
+        names: Sequence[Variant],
+        embed: Callable[[Sequence[Encodes], Advance], list[torch.Tensor]],
+        *,
+        drawn: Drawn,
+        stage: Stage,
+        task: str | None,
+        total: int,
+        label: str,
+    ) -> list[torch.Tensor]:
+        """Return the embeddings of images, or of the texts of a task: by workers, or here."""
+        with self.progress.stage(label, total=total) as advance:
+            ranges = cut_ranges(total, batch_size=BATCH_SIZE)
+            if self.workers is None or len(ranges) < 2:
+                with self.encoders(names, stage) as models:
+                    return embed(models, advance)
+            import numpy
+            import torch
+
+            if "quantized" in names and stage == "torch":
+                _ = self.quantized  # built once, here: workers read it from the cache
+            question = self.describe_question(names, drawn=drawn, stage=stage, task=task)
+            parts = self.workers.embed(question, ranges, progress=advance)
+        return [torch.from_numpy(numpy.concatenate(each)) for each in zip(*parts, strict=True)]
+
+    def describe_question(
+        self, names: Sequence[Variant], *, drawn: Drawn, stage: Stage, task: str | None
+    ) -> dict[str, Any]:
+        """Return what workers are asked (`run.worker.Embedder`), but for the range of samples."""
+        return {
+            "suite": {
+                "path": str(self.settings.root / self.suite.path),
+                "root": str(self.settings.root),
+                "working_dir": str(Path.cwd()),
+                "cache_dir": str(self.settings.cache_dir),
+                "device": self.device,
+                "env": list(self.settings.env),
+            },
+            "samples": drawn,
+            "expected": self.describe_embedding(self.samples(**drawn), names=names),
+            "variants": list(names),
+            "stage": stage,
+            "task": task,
+        }
+
+    def describe_embedding(self, samples: Samples, *, names: Sequence[Variant]) -> dict[str, str]:
+        """Return what decides embeddings, by what a message calls it."""
+        found = {"FP16 model": self.fp16_key, "data set": samples.digest}
+        if "quantized" in names:
+            found["quantized variant"] = self.variant_key
+        return found
+
+    def _image_embeddings(self, drawn: Drawn, stage: Stage) -> list[torch.Tensor]:
         """Return the image embeddings of both variants, from memory, the cache, or a forward.
 
         Each is kept by itself, so that another variant of the same model finds FP16's; where both
@@ -302,8 +405,7 @@ class Measured(Variants):
         import numpy
         import torch
 
-        from pytest_quantgate.measure.embeddings import embed_images
-
+        samples = self.samples(**drawn)
         data = self._with_reader(samples.digest, name=samples.name)
         keys = {
             name: self.key(EMBEDDINGS, variant=variant, data=data, stage=at)
@@ -322,34 +424,16 @@ class Measured(Variants):
         def save(folder: Path, name: str, embedded: torch.Tensor) -> None:
             numpy.save(folder / f"{name}.npy", embedded.numpy(), allow_pickle=False)
 
-        def embed(names: tuple[str, ...]) -> list[torch.Tensor]:
-            label = (
-                f"embedding {samples.name} with "
-                + ("both variants" if len(names) > 1 else f"the {names[0]} variant")
-                + STAGE_WORDS[stage]
-            )
-            with (
-                ExitStack() as stack,
-                self.progress.stage(label, total=len(samples)) as advance,
-            ):
-                return embed_images(
-                    [
-                        self.fp16
-                        if name == "fp16"
-                        else stack.enter_context(self._quantized_at(stage))
-                        for name in names
-                    ],
-                    samples,
-                    batch_size=BATCH_SIZE,
-                    preprocess=self.fp16.preprocess,
-                    progress=advance,
-                )
+        def embed(names: tuple[Variant, ...]) -> list[torch.Tensor]:
+            which = "both variants" if len(names) > 1 else f"the {names[0]} variant"
+            label = f"embedding {samples.name} with {which}{STAGE_WORDS[stage]}"
+            return self._embed_images(names, drawn=drawn, stage=stage, label=label)
 
         def build(folder: Path) -> None:
             if self.cache.load(kind=EMBEDDINGS.kind, key=keys["fp16"]) is not None:
                 save(folder, "quantized", embed(("quantized",))[0])
                 return
-            fp16, quantized = embed(("fp16", "quantized"))
+            fp16, quantized = embed(BOTH)
             save(folder, "quantized", quantized)
             self.cache.get_or_build(
                 kind=EMBEDDINGS.kind,
@@ -373,6 +457,15 @@ class Measured(Variants):
             del memory[next(iter(memory))]
         memory[place] = [fp16, quantized]
         return memory[place]
+
+    @contextmanager
+    def encoders(self, names: Sequence[Variant], stage: Stage) -> Iterator[list[Encodes]]:
+        """Open variants as what gives embeddings, the quantized one at a stage."""
+        with ExitStack() as opened:
+            yield [
+                self.fp16 if name == "fp16" else opened.enter_context(self._quantized_at(stage))
+                for name in names
+            ]
 
     @contextmanager
     def _quantized_at(self, stage: Stage) -> Iterator[Encodes]:
@@ -405,27 +498,24 @@ class Measured(Variants):
         )
 
     def _measure_fidelity(self, data: str, gate: FidelityGate) -> Fidelity:
-        from pytest_quantgate.measure.embeddings import embed_images, embed_texts, make_batches
+        from pytest_quantgate.measure.embeddings import embed_texts, make_batches
         from pytest_quantgate.measure.fidelity import compare_embeddings, rank_layers
         from pytest_quantgate.tasks.contents import count_copies
 
-        samples = self.samples(data, gate.samples, purpose="pairs", first=gate.first)
+        drawn = Drawn(name=data, count=gate.samples, purpose="pairs", first=gate.first)
+        samples = self.samples(**drawn)
         shown = self.contents(data, gate.samples, purpose="pairs", first=gate.first)
         embedded: dict[TowerName, list[torch.Tensor]] = {}
         layers: tuple[tuple[str, float], ...] = ()
+        if "vision" in self.towers:
+            label = f"comparing embeddings on {data}"
+            embedded["vision"] = self._embed_images(
+                BOTH, drawn=drawn, stage=gate.stage, label=label
+            )
         with (
-            self._quantized_at(gate.stage) as quantized,
-            self.progress.stage(f"comparing embeddings on {data}", total=len(samples)) as advance,
+            self.encoders(BOTH, gate.stage) as models,
+            self.progress.stage("comparing texts and layers"),
         ):
-            models = (self.fp16, quantized)
-            if "vision" in self.towers:
-                embedded["vision"] = embed_images(
-                    models,
-                    samples,
-                    batch_size=BATCH_SIZE,
-                    preprocess=self.fp16.preprocess,
-                    progress=advance,
-                )
             if "text" in self.towers:
                 texts = [samples.text(index) for index in range(len(samples))]
                 embedded["text"] = embed_texts(

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.run.given_files import GivenOnnx
     from pytest_quantgate.run.given_variant import GivenCheckpoint
     from pytest_quantgate.run.progress import Progress
+    from pytest_quantgate.run.workers import Workers
     from pytest_quantgate.store.baselines import Store
     from pytest_quantgate.store.looks import Ledger
     from pytest_quantgate.store.settings import Settings
@@ -112,6 +113,7 @@ class Variants:
         today: date | None = None,
         surroundings: Surroundings | None = None,
         ledger: Ledger | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.suite = suite
         self.settings = settings
@@ -127,6 +129,8 @@ class Variants:
         self.load_runs: dict[str, LoadRun] = {}
         #: Where looks at the data are remembered; None: this is no look (a sabotage, a study).
         self.ledger = ledger
+        #: Who embeds many samples; None: this process alone.
+        self.workers = workers
         #: The cache entries that this run used, by what they are: a report reads them again.
         self.used: dict[tuple[str, ...], str] = {}
         #: The ONNX files that were handed over and that this run has read; None: not handed over.

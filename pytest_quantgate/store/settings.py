@@ -32,7 +32,8 @@ class Settings:
     """What a run was asked to do: the command line first, then the ini file, then the default.
 
     `ci` is the variable that says that this is a CI job, empty elsewhere. `must_judge` is whether
-    the run was started for its gates: `--quantgate-strict` on the command line.
+    the run was started for its gates: `--quantgate-strict` on the command line. `workers` says how
+    many processes embed samples: a number, or `gpu`.
     """
 
     baselines: BaselineMode
@@ -52,6 +53,7 @@ class Settings:
     allow_unmeasured: tuple[str, ...] = ()
     must_judge: bool = False
     env: tuple[str, ...] = ()
+    workers: str = "1"
 
     def read_environment(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         """Return the environment as suites of this run see it: with the names that it allows."""

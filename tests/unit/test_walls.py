@@ -36,7 +36,7 @@ CLOSED = {
 #: the package's root is a room of its own.
 ROOMS = (
     *("formats", "errors", "bounds", "reference", "untrusted", "own_process", "evidence"),
-    *("bounded_process", "text", "statistics", "suite", "store", "encoders"),
+    *("bounded_process", "linked_process", "text", "statistics", "suite", "store", "encoders"),
     *("quantization", "tasks", "runtimes"),
     *("artifacts", "measure", "inspection", "gates", "run", "report", "comparison", "release"),
     *("selftest", "plugin", "assertions", "commands", "__main__"),

@@ -493,6 +493,13 @@ AFTER = {
     },
     "run/stages.py": {"gates.engine", "gates.export"},
     "run/variants.py": {"gates.sections"},
+    # Where things lie; what it embeds with is compared by the keys of who asks.
+    "run/worker.py": {
+        "run.progress",
+        "store.baseline_mode",
+        "store.baselines",
+        "store.settings",
+    },
 }
 
 

@@ -491,7 +491,12 @@ AFTER = {
         "gates.fidelity",
         "evidence.verdict",
     },
-    "run/stages.py": {"gates.engine", "gates.export"},
+    "run/stages.py": {
+        "gates.engine",
+        "gates.export",
+        "inspection.findings",
+        "inspection.inspect",
+    },
     "run/variants.py": {"gates.sections"},
     # Where things lie; what it embeds with is compared by the keys of who asks.
     "run/worker.py": {

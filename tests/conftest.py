@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 pytest_plugins = ["pytester"]
 
 REPOSITORY = Path(__file__).parents[1]
+
+# The same examples in every run, and no test that fails because the machine was busy.
+hypothesis.settings.register_profile(
+    "quantgate",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("quantgate")
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ COMMANDS = (
     "data",
     "diff",
     "sensitivity",
+    "repair",
     "sweep",
     "limits",
     "export",

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     parser.add_argument("suite", type=Path, metavar="SUITE")
     parser.add_argument(
         "--samples",
-        type=_count,
+        type=read_samples,
         default=256,
         metavar="N",
         help="images to measure each group on (default 256)",
@@ -88,7 +88,8 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _count(text: str) -> int:
+def read_samples(text: str) -> int:
+    """Return a number of samples that says something; raises argparse's error for fewer."""
     count = _positive(text)
     if count < FEWEST_SAMPLES:
         raise argparse.ArgumentTypeError(f"{count} is too few: at least {FEWEST_SAMPLES}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -69,6 +69,20 @@ class Outcomes:
     clusters: tuple[int, ...] = ()
     copies: int = 0
     data_parts: tuple[tuple[str, str], ...] = ()
+
+    def select(self, indices: Sequence[int]) -> Outcomes:
+        """Return the results of some samples, with the metric over these."""
+        correct = tuple(self.correct[index] for index in indices)
+        labels = tuple(self.labels[index] for index in indices)
+        return replace(
+            self,
+            ids=tuple(self.ids[index] for index in indices),
+            correct=correct,
+            answers=tuple(self.answers[index] for index in indices),
+            labels=labels,
+            value=mean_score(correct, labels=labels, metric=self.metric),
+            clusters=tuple(self.clusters[index] for index in indices) if self.clusters else (),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

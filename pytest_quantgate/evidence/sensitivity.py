@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pytest_quantgate.evidence.audit import Tower
 
@@ -158,6 +159,29 @@ class Exclusion:
     extra_bytes: int = 0
     reason: str = ""
     coverage: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """A mixed-precision recipe, searched on one half of the samples and judged on the other.
+
+    `found` is the search for groups to leave in full precision; `in_fp8` are those of its groups
+    that E4M3 is enough for. `recipe` is ModelOpt's configuration as plain data, empty where nothing
+    was found; `checks` are the gates on the other half. `weights_bytes` are those of the variant
+    before and after, `verifications` the evaluations of both searches.
+    """
+
+    found: Exclusion
+    in_fp8: tuple[QuantizerGroup, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    checks: tuple[GateCheck, ...] = ()
+    weights_bytes: tuple[int, int] = (0, 0)
+    verifications: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether every limit is met on the half that was not searched."""
+        return bool(self.checks) and all(check.after == "PASS" for check in self.checks)
 
 
 @dataclass(frozen=True, kw_only=True)

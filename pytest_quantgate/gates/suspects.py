@@ -48,7 +48,10 @@ def name_suspects(
     if not _stands_out(worst, rest):
         where += ": no layer stands out"
         leave_out = ""
-        advice = f"choose a gentler recipe, or run {names}: it ranks all layers"
+        advice = (
+            f"choose a gentler recipe, or run quantgate repair {suite}: it looks for the smallest "
+            f"mixed recipe that meets all limits"
+        )
     else:
         patterns = ", ".join(json.dumps(pattern, ensure_ascii=False) for pattern in worst.patterns)
         leave_out = f"exclude: [{patterns}]"

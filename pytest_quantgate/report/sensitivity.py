@@ -14,6 +14,7 @@ from pytest_quantgate.evidence.sensitivity import (
     GateCheck,
     GroupEffect,
     QuantizerGroup,
+    Repair,
     Sensitivity,
 )
 from pytest_quantgate.gates.suspects import describe_outliers, explained_by_outliers
@@ -128,6 +129,34 @@ def render_exclusion(
         yield "            waive these modules there, with a reason and a day"
     yield ""
     yield from render_yaml(found.groups, section=section, exclude=exclude)
+
+
+def render_repair(found: Repair, *, suite: str) -> Iterator[str]:
+    """Yield what a mixed recipe keeps at which precision, what it gives, and what it costs."""
+    search = found.found
+    if search.outcome != "found":
+        yield from render_exclusion(search, suite=suite, section="", weights_bytes=0, exclude=())
+        return
+    fp8 = [group.label for group in found.in_fp8]
+    full = [group.label for group in search.groups if group not in found.in_fp8]
+    for labels, what in ((full, "in full precision"), (fp8, "in FP8")):
+        if labels:
+            yield f"{what}: {', '.join(labels)}"
+    spent = _plural(found.verifications, "evaluation")
+    yield f"on the half of the samples that was searched, {spent} spent"
+    yield from (line for check in search.checks for line in _check_lines(check))
+    yield "on the other half, with the recipe as it is written"
+    yield from (line for check in found.checks for line in _check_lines(check))
+    before, after = found.weights_bytes
+    yield (
+        f"  weights: {_bytes(before)} -> {_bytes(after)} "
+        f"(+{(after - before) / before * 100 if before else 0.0:.1f} %)"
+    )
+    if not found.holds:
+        yield (
+            "what was found does not hold on samples that the search never saw: give the gates "
+            "more samples, or choose a gentler recipe"
+        )
 
 
 def render_yaml(

@@ -72,10 +72,14 @@ class Probe:
 
 
 class Study:
-    """The sensitivity of one case; everything comes from the cache or is measured once."""
+    """The sensitivity of one case; everything comes from the cache or is measured once.
 
-    def __init__(self, case: Measured) -> None:
-        self.case = case
+    With a `part` it looks at every second sample of an accuracy gate: 0 those in even places, 1 the
+    others. So what is searched on one part can be judged on samples that the search never saw.
+    """
+
+    def __init__(self, case: Measured, *, part: int | None = None) -> None:
+        self.case, self.part = case, part
 
     # -- gates ----------------------------------------------------------------------------------
 
@@ -93,7 +97,7 @@ class Study:
         gates = self.gates()
 
         def severity(gate: AccuracyGate) -> tuple[int, float]:
-            verdict = judge_case(self.case, gate)
+            verdict = self.judge(self.case, gate)
             high = verdict.figures.get("drop_high_points", math.inf)
             limit = float(gate.max_drop) * 100
             room = limit - high if isinstance(high, (int, float)) else 0.0
@@ -166,7 +170,8 @@ class Study:
             data = gate.data or self.case.default_data()
             return self.case.samples(data, gate.samples, purpose="pairs", first=gate.first)
         data, purpose = evaluation_data(gate.task)
-        return self.case.samples(data, gate.samples, purpose=purpose, first=gate.first)
+        found = self.case.samples(data, gate.samples, purpose=purpose, first=gate.first)
+        return found if self.part is None else found.select(range(self.part, len(found), 2))
 
     def _measure(self, gate: Gate, count: int, *, directions: tuple[Direction, ...]) -> Sensitivity:
         from pytest_quantgate.measure.groups import group_quantizers
@@ -279,7 +284,7 @@ class Study:
             fp16=case.fp16_key,
             variant=case.variant_key,
             sensitivity=to_json(sensitivity),
-            gates=[repr(gate) for gate in self.gates()],
+            gates=[repr(gate) for gate in self.gates()] + [self.part],
             fidelity=repr(fidelity),
             coverage=repr(case.suite.gates.one(CoverageGate)),
             data=[self._data_key(gate) for gate in (*self.gates(), fidelity) if gate],
@@ -293,8 +298,8 @@ class Study:
         )
 
     def _propose(self, sensitivity: Sensitivity) -> Exclusion:
-        now = self._verdicts(self.case)
-        checks = tuple(_check(name, verdict) for name, verdict in now.items())
+        now = self.verdicts(self.case)
+        checks = tuple(check_gate(name, verdict) for name, verdict in now.items())
         red = [name for name, verdict in now.items() if not verdict.passed]
         if not red:
             return Exclusion(outcome="none needed", groups=(), checks=checks, verifications=0)
@@ -317,7 +322,7 @@ class Study:
                 names = _names(effects)
                 with without(self.case, names) as other:
                     # The red ones first, and no further than the first that stays red.
-                    found = self._verdicts(other, first=red, until_red=True)
+                    found = self.verdicts(other, first=red, until_red=True)
                 verified[tuple(sorted(names))] = found
                 advance(1)
                 return all(verdict.passed for verdict in found.values())
@@ -340,7 +345,7 @@ class Study:
             outcome="found",
             groups=groups,
             checks=tuple(
-                _check(
+                check_gate(
                     name,
                     verdict,
                     after=after[name],
@@ -353,12 +358,12 @@ class Study:
             coverage=self._coverage(names, groups),
         )
 
-    def _verdicts(
+    def verdicts(
         self, case: Measured, *, first: Sequence[str] = (), until_red: bool = False
     ) -> dict[str, Verdict]:
         """Return the verdict of every gate that an exclusion must meet, `first` ones first."""
         judges: dict[str, Callable[[], Verdict]] = {
-            gate.name: lambda gate=gate: judge_case(case, gate)  # type: ignore[misc]
+            gate.name: lambda gate=gate: self.judge(case, gate)  # type: ignore[misc]
             for gate in self.gates()
         }
         fidelity = case.suite.gates.one(FidelityGate)
@@ -371,8 +376,17 @@ class Study:
                 break
         return found
 
-    def _outcomes(self, case: Measured, gate: AccuracyGate) -> tuple[Any, Any]:
-        return case.outcomes(**gate.asks)
+    def judge(self, case: Measured, gate: AccuracyGate) -> Verdict:
+        """Return the verdict of one accuracy gate on a case, in PyTorch, on this part of it."""
+        fp16, quantized = self._outcomes(case, gate)
+        return judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
+
+    def _outcomes(self, case: Measured, gate: AccuracyGate) -> tuple[Outcomes, Outcomes]:
+        fp16, quantized = case.outcomes(**gate.asks)
+        if self.part is None:
+            return fp16, quantized
+        places = range(self.part, len(fp16.ids), 2)
+        return fp16.select(places), quantized.select(places)
 
     def _coverage(self, names: Collection[str], groups: Sequence[QuantizerGroup]) -> str:
         """Return what the coverage gate says with an exclusion, or nothing where it passes."""
@@ -409,12 +423,6 @@ def without(case: Measured, names: Collection[str]) -> Iterator[Measured]:
     key = case.key(WITHOUT, variant=case.variant_key, quantizers=sorted(names))
     with enabled_only(quantizers, enabled.difference(names)):
         yield case.with_variant(case.quantized, key=key)
-
-
-def judge_case(case: Measured, gate: AccuracyGate) -> Verdict:
-    """Return the verdict of one accuracy gate on a case, in PyTorch."""
-    fp16, quantized = case.outcomes(**gate.asks)
-    return judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
 
 
 def summarize(
@@ -670,7 +678,7 @@ def _gain(effect: GroupEffect) -> tuple[float, float]:
     return (without if without is not None else 0.0, effect.noise_only)
 
 
-def _check(
+def check_gate(
     gate: str, verdict: Verdict, *, after: Verdict | None = None, ratio: float = 1.0
 ) -> GateCheck:
     fp16, before = _value(verdict, "fp16_value"), _value(verdict, "quantized_value")

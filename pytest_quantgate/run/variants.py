@@ -659,24 +659,32 @@ class Variants:
         if self.given is not None:
             self._take_variant(self.given, folder)
             return
+        spec = self.suite.calibration
+        (pairs, shown), (_, unseen) = self._split_calibration()
+        result = self.calibrate(self.recipe)
+        run = describe_calibration(
+            result, data=spec.data, pairs=pairs, shown=shown, held_out=unseen
+        )
+        self._keep_variant(folder, result.model, run=run, notes=result.model.notes)
+
+    def calibrate(self, recipe: Recipe) -> Quantized:
+        """Return a variant of the suite's model and calibration data by a recipe; nothing is kept.
+
+        Raises as `quantize` does.
+        """
         from pytest_quantgate.measure.embeddings import Batches
         from pytest_quantgate.quantization.quantize import quantize
 
-        spec = self.suite.calibration
-        (pairs, shown), (_, unseen) = self._split_calibration()
-        recipe, fp16 = self.recipe, self.fp16
+        spec, fp16 = self.suite.calibration, self.fp16
+        (pairs, _), _ = self._split_calibration()
         with self.progress.stage(f"calibrating {recipe.name}", total=spec.samples) as advance:
-            result = quantize(
+            return quantize(
                 fp16,
                 recipe=recipe,
                 exclude=self.suite.variant.exclude,
                 batches=Batches(model=fp16, samples=pairs, batch_size=spec.batch_size),
                 progress=advance,
             )
-        run = describe_calibration(
-            result, data=spec.data, pairs=pairs, shown=shown, held_out=unseen
-        )
-        self._keep_variant(folder, result.model, run=run, notes=result.model.notes)
 
     def _keep_variant(
         self, folder: Path, model: Encoder, *, run: CalibrationRun, notes: Iterable[str]

@@ -105,6 +105,8 @@ VARIANT = Measurement(
 )
 #: A variant with some of its quantizers off. Never stored itself.
 WITHOUT = Measurement(kind="without", inputs=("variant", "quantizers"), packages=())
+#: A variant of a suite's model and calibration data by another recipe. Never stored itself.
+REPAIRED = Measurement(kind="repaired", inputs=("variant", "recipe"), packages=())
 #: The exported variant in ONNX Runtime, and its engines. Never stored themselves. `given` are the
 #: digests of files that were handed over.
 EXPORTED = Measurement(kind="exported", inputs=("softmax", "given"), packages=ONNX_RUNTIME)
@@ -170,7 +172,18 @@ PREVIEWS = Measurement(
 )
 
 MEASUREMENTS = (
-    *(FP16, SANITY, VARIANT, WITHOUT, EXPORTED, EXECUTED, CONTENTS, NEAR_COPIES, EMBEDDINGS),
+    *(
+        FP16,
+        SANITY,
+        VARIANT,
+        WITHOUT,
+        REPAIRED,
+        EXPORTED,
+        EXECUTED,
+        CONTENTS,
+        NEAR_COPIES,
+        EMBEDDINGS,
+    ),
     *(ACTIVATIONS, OUTCOMES, FIDELITY, ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, ONNX_CHECK),
     *(PARITY, ENGINE, SHIPPED, SENSITIVITY, EXCLUSION, PREVIEWS),
 )

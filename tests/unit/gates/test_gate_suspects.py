@@ -91,7 +91,8 @@ def test_where_no_layer_stands_out_none_is_to_be_left_out() -> None:
         "vision patch_embedding): no layer stands out"
     )
     assert verdict.next_step == (
-        f"choose a gentler recipe, or run quantgate sensitivity {SUITE}: it ranks all layers"
+        f"choose a gentler recipe, or run quantgate repair {SUITE}: it looks for the smallest "
+        f"mixed recipe that meets all limits"
     )
 
 

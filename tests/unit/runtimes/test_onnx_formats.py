@@ -368,6 +368,53 @@ def test_a_file_that_holds_other_scales_is_red(
     assert says in headline
 
 
+def swap_nibbles(graph: Any) -> None:
+    (weight,) = (t for t in graph.initializer if t.name == f"{FC1}.weight")
+    weight.raw_data = bytes((code << 4 | code >> 4) & 255 for code in weight.raw_data)
+
+
+def drop_the_branch(graph: Any) -> None:
+    for tensor in graph.initializer:
+        if tensor.name.startswith(FC1) and tensor.name.endswith("_svdquant_lora_b"):
+            tensor.raw_data = bytes(len(tensor.raw_data))
+
+
+def forget_the_scale_of_awq(graph: Any) -> None:
+    edit(graph, "input_quantizer._pre_quant_scale", np.ones_like)
+
+
+@pytest.mark.parametrize(
+    ("name", "plant"),
+    [
+        ("INT4, blocks of 16", swap_nibbles),
+        ("nvfp4", swap_nibbles),
+        ("nvfp4-svdquant", drop_the_branch),
+        ("nvfp4-awq", forget_the_scale_of_awq),
+    ],
+)
+def test_what_stands_beside_the_scales_is_seen_where_the_graph_is_computed(
+    name: str,
+    plant: Callable[[Any], None],
+    make_quantized: Callable[..., Encoder],
+    make_pairs: MakePairs,
+    tmp_path: Path,
+) -> None:
+    """The export gate compares scales; codes, branches and factors are what parity is for."""
+    model = make_quantized(RECIPES.get(name, name))
+    exported = export_tower(model, tower="vision", path=tmp_path / "good.onnx")
+    (batch,) = make_pairs(seed=9, batches=1)
+    assert distance(model, exported, batch) < 5e-6
+    before = exported.path.read_bytes()
+    changed = onnx.load(exported.path)
+    plant(changed.graph)
+    onnx.save(changed, tmp_path / "vision.onnx")
+    assert (tmp_path / "vision.onnx").read_bytes() != before
+
+    planted = replace(exported, path=tmp_path / "vision.onnx")
+
+    assert distance(model, planted, batch) > 1e-2
+
+
 @pytest.mark.parametrize(
     ("recipe", "reason"),
     [

@@ -463,8 +463,8 @@ def _add_mx_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> Non
     """Divide each block by the power of two that is its scale, round it, and multiply again.
 
     TensorRT for RTX 1.7 takes no block scale that is computed, but for FP4; it computes all of
-    these in half precision. 2**round(log2(x)) is x's power of two or the one below: the rounding of
-    the logarithm decides nothing.
+    these in half precision. The scale is 2**round(log2(x)), or twice that where it is less than x:
+    how exactly a runtime computes the logarithm decides nothing.
     """
     import numpy as np
     import onnx

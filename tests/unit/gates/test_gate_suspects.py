@@ -229,7 +229,7 @@ def test_where_nothing_helps_against_outliers_a_gentler_recipe_is_asked_for() ->
     verdict = name_suspects(red(), [found, rest], suite=SUITE, recipe="fp8")
 
     assert "outlier channels explain it" in verdict.cause
-    assert verdict.next_step.startswith("choose a gentler recipe, or run quantgate sensitivity")
+    assert verdict.next_step.startswith("choose a gentler recipe, or run quantgate repair")
 
 
 @pytest.mark.parametrize(("found", "apart"), [((), 60.0), ((outliers(),), None)])

@@ -461,7 +461,7 @@ def test_refused_in_what_was_exported(refusal: Refusal, old: str, new: str, word
             "{regression: {task: a/classification, metric: acc1, max_fp16_drop: 1pp, "
             "max_drop: 1pp, max_drop_since_first: 1pp, stage: onnx}}",
             "5: regression.stage: unknown key; known: task, metric, confidence, samples, "
-            "first, bank, bank_samples, min_classes, max_fp16_drop, max_drop, "
+            "first, bank, bank_samples, positive, min_classes, max_fp16_drop, max_drop, "
             "max_drop_since_first",
         ),
     ],

@@ -166,12 +166,15 @@ def _find_unreplaced(
                 )
 
 
-def judge_trace(rows: Sequence[TraceRow], *, engine: str, gate: TraceGate) -> Verdict:
+def judge_trace(
+    rows: Sequence[TraceRow], *, engine: str, gate: TraceGate, begin: Stage = "model"
+) -> Verdict:
     """Return whether every declared quantizer came through; else FAIL with the first stage.
 
     `engine` describes the engines (`TensorRT-RTX 1.7 for sm89`), empty where the trace ends at the
-    graph. A quantizer that `allow` names may be lost in the engine, and nowhere else; a pattern
-    that allows nothing that was lost is FAIL, as it hides what it was written for.
+    graph; `begin` is the first stage that was looked at. A quantizer that `allow` names may be lost
+    in the engine, and nowhere else; a pattern that allows nothing that was lost is FAIL, as it
+    hides what it was written for.
     """
     if not rows:
         return _fail(
@@ -191,7 +194,7 @@ def judge_trace(rows: Sequence[TraceRow], *, engine: str, gate: TraceGate) -> Ve
     parts.append(_judge_allow(gate, [row.name for row in allowed]))
     found = tuple(part for part in parts if part is not None)
     figures = _figures(rows, allowed=len(allowed))
-    table = render_table(rows, engine=bool(engine))
+    table = render_table(rows, engine=bool(engine), begin=begin)
     if found:
         verdict = combine(gate=GATE, parts=found)
         return replace(verdict, evidence=(*table, *verdict.evidence), figures=figures)
@@ -201,7 +204,8 @@ def judge_trace(rows: Sequence[TraceRow], *, engine: str, gate: TraceGate) -> Ve
     return Verdict(
         gate=GATE,
         status=Status.PASS,
-        headline=f"trace: {through} of {len(rows)} quantizers followed from the recipe into {end}"
+        headline=f"trace: {through} of {len(rows)} quantizers followed from "
+        f"{'the recipe' if begin == 'model' else 'the ONNX files'} into {end}"
         f"{exception}",
         brief=f"{through} of {len(rows)} quantizers reach {'the engine' if engine else 'ONNX'}"
         + (f", {len(allowed)} allowed" if allowed else ""),
@@ -210,9 +214,11 @@ def judge_trace(rows: Sequence[TraceRow], *, engine: str, gate: TraceGate) -> Ve
     )
 
 
-def render_table(rows: Sequence[TraceRow], *, engine: bool) -> tuple[str, ...]:
+def render_table(
+    rows: Sequence[TraceRow], *, engine: bool, begin: Stage = "model"
+) -> tuple[str, ...]:
     """Return the table of a variant as lines: how many of each kind reached each stage."""
-    stages = STAGES if engine else STAGES[:-1]
+    stages = STAGES[STAGES.index(begin) : None if engine else -1]
     kinds: dict[str, list[TraceRow]] = {}
     for row in rows:
         part = "layers" if row.slot in LAYER_SLOTS else "attention"
@@ -402,7 +408,8 @@ def judge(run: GateRun, gate: TraceGate) -> Judged:
         towers=gate.towers,
         coverage=run.suite.gates.one(CoverageGate),
     )
-    return Judged(verdict=judge_trace(rows, engine=name, gate=gate))
+    begin: Stage = "onnx" if run.suite.is_onnx_alone else "model"
+    return Judged(verdict=judge_trace(rows, engine=name, gate=gate, begin=begin))
 
 
 KIND = GateKind(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from pytest_quantgate.evidence.audit import LayerActivation, TowerName
+from pytest_quantgate.evidence.audit import CalibrationRun, LayerActivation, TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fidelity import Fidelity
 from pytest_quantgate.evidence.outcomes import Outcomes
@@ -26,6 +26,7 @@ from pytest_quantgate.run.variants import (
     describe_draw,
 )
 from pytest_quantgate.run.workers import cut_ranges
+from pytest_quantgate.store.cache import write_json
 from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.store.keys import (
     ACTIVATIONS,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_quantgate.encoders.encoder import Encoder
-    from pytest_quantgate.evidence.audit import Audit
     from pytest_quantgate.evidence.latency import LatencyRun
     from pytest_quantgate.evidence.load import LoadRun
     from pytest_quantgate.gates.latency import LatencyGate
@@ -80,22 +80,45 @@ class Measured(Variants):
         """The exported files and engines of this case."""
         return Stages(self)
 
-    def open_graphs(self) -> Encoder:
+    def _load_fp16(self) -> Encoder:
         from pytest_quantgate.run.onnx_encoder import open_onnx_encoder
 
+        if self.suite.model.source != "onnx":
+            return super()._load_fp16()
         sessions = {tower: self.stages.session(tower, variant="fp16") for tower in self.towers}
         return open_onnx_encoder(self.unweighted, sessions=sessions)
 
-    def describe_graphs(self) -> Audit:
+    def _build_variant(self, folder: Path) -> None:
+        """Build the quantized variant, or write what is known of one of ONNX files alone."""
         from pytest_quantgate.run.onnx_encoder import describe_graphs
 
+        if not self.suite.is_onnx_alone:
+            super()._build_variant(folder)
+            return
         stages = self.stages
-        return describe_graphs(
+        audit = describe_graphs(
             [
                 stages.onnx_audit(variant="quantized", tower=tower, precision=stages.shipped)
                 for tower in self.towers
             ]
         )
+        _, (_, unseen) = self._split_calibration()
+        run = CalibrationRun(
+            data=self.suite.calibration.data,
+            samples=0,
+            batches=0,
+            tower_batches={},
+            nonfinite=(),
+            sample_hashes=(),
+            held_out_samples=len(unseen.ids),
+            held_out_hashes=tuple(zip(unseen.pixels, unseen.ids, strict=True)),
+            given=True,
+        )
+        note = "the quantized variant is there as ONNX files alone: nothing of it ran in PyTorch"
+        write_json(folder / "audit.json", to_json(audit))
+        write_json(folder / "calibration.json", to_json(run))
+        write_json(folder / "recipe.json", [])
+        write_json(folder / "notes.json", [note])
 
     def latency(self, gate: LatencyGate) -> LatencyRun:
         """Return the times of FP16 and the quantized variant; never from a cache."""

@@ -288,14 +288,6 @@ class Variants:
             )
         return [[tower, given.key] for tower, given in found.items() if given is not None]
 
-    def open_graphs(self) -> Encoder:
-        """Return FP16's ONNX files as an encoder."""
-        raise NotImplementedError
-
-    def describe_graphs(self) -> Audit:
-        """Return what the quantized ONNX files hold."""
-        raise NotImplementedError
-
     def require_torch(self) -> None:
         """Raise NotMeasured where the quantized variant is ONNX files alone."""
         if self.suite.is_onnx_alone:
@@ -539,15 +531,16 @@ class Variants:
     @computed_once
     def fp16(self) -> Encoder:
         """The FP16 variant (on a CPU: the FP32 upcast of its weights)."""
-        from pytest_quantgate.encoders.loading import load_fp16
-
         with self.progress.stage(f"loading {self.source.description}"):
-            if self.suite.model.source == "onnx":
-                return self.open_graphs()
-            found = load_fp16(self.suite.model, device=self.device, environ=self.environ)
+            found = self._load_fp16()
         if found.weights_digest != self.source.digest:
             raise _changed(self.source.description, where=self.suite.model.where.of("id"))
         return found
+
+    def _load_fp16(self) -> Encoder:
+        from pytest_quantgate.encoders.loading import load_fp16
+
+        return load_fp16(self.suite.model, device=self.device, environ=self.environ)
 
     @computed_once
     def unweighted(self) -> Encoder:
@@ -633,29 +626,7 @@ class Variants:
         notes = (*taken.model.notes, describe_base(taken, given=given, base=self.fp16))
         self._keep_variant(folder, taken.model, run=run, notes=notes)
 
-    def _describe_files(self, folder: Path) -> None:
-        """Write what is known of a variant of ONNX files alone: what their graphs hold."""
-        run = CalibrationRun(
-            data=self.suite.calibration.data,
-            samples=0,
-            batches=0,
-            tower_batches={},
-            nonfinite=(),
-            sample_hashes=(),
-            held_out_samples=0,
-            held_out_hashes=(),
-            given=True,
-        )
-        note = "the quantized variant is there as ONNX files alone: nothing of it ran in PyTorch"
-        write_json(folder / "audit.json", to_json(self.describe_graphs()))
-        write_json(folder / "calibration.json", to_json(run))
-        write_json(folder / "recipe.json", [])
-        write_json(folder / "notes.json", [note])
-
     def _build_variant(self, folder: Path) -> None:
-        if self.suite.is_onnx_alone:
-            self._describe_files(folder)
-            return
         if self.given is not None:
             self._take_variant(self.given, folder)
             return

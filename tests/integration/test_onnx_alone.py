@@ -13,9 +13,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pytest_quantgate.errors import SuiteError
+from pytest_quantgate.errors import NotMeasured, SuiteError
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.run.case import Case
+from pytest_quantgate.run.handover import hand_over
 from pytest_quantgate.suite.load import load_suite
 
 BUILT = """\
@@ -55,7 +56,7 @@ LOG = """\
 [I] Application Compute Clock Rate: 2.04 GHz
 """
 
-pytestmark = pytest.mark.usefixtures("_libraries")
+pytestmark = [pytest.mark.usefixtures("_libraries"), pytest.mark.slow]
 
 
 @pytest.fixture
@@ -139,6 +140,15 @@ def test_engines_are_built_of_files_alone(handed: Case, open_case: Callable[...,
     for kind in ("engine", "memory", "trace"):
         verdict = case.judge(kind=kind, key="sm89-vision").verdict
         assert verdict.status is Status.PASS, verdict
+    assert "28 of 28 quantizers followed from the ONNX files into tensorrt_rtx" in verdict.headline
+    assert verdict.evidence[0].split() == ["quantizers", "declared", "onnx", "engine"]
+
+
+def test_there_is_no_checkpoint_to_hand_on(
+    handed: Case, open_case: Callable[..., Case], tmp_path: Path
+) -> None:
+    with pytest.raises(NotMeasured, match="needs its PyTorch model"):
+        hand_over(open_case(ALONE), format="modelopt", folder=tmp_path / "out")
 
 
 def write_report(folder: Path, *, end: str, compute_ms: float) -> str:

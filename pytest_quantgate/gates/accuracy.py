@@ -387,6 +387,12 @@ def describe_worth(pairs: Pairs, *, metric: str, confidence: Fraction) -> tuple[
     )
 
 
+def describe_allowed(limit: Fraction, *, pairs: Pairs) -> str:
+    """Return a limit as so many samples, of graded ones as so many that lose all."""
+    allowed = allowed_count(limit, samples=pairs.samples)
+    return count(allowed, "whole sample" if pairs.graded else "sample")
+
+
 def describe_moves(pairs: Pairs) -> str:
     """Return how many samples were lost and won; of graded ones, how many score less and more."""
     if pairs.graded:
@@ -419,14 +425,13 @@ def _judge_drop(
         alarm=_drop_alarm(pairs, gate=gate, limit=gate.max_drop),
         family=family,
     )
-    allowed = allowed_count(gate.max_drop, samples=pairs.samples)
     source = gate.where.of("max_drop")
     headline = (
         f"accuracy: {gate.task}: {quantized.variant} {gate.metric} {percent(quantized.value)} vs "
         f"{fp16.variant} {percent(fp16.value)} on {describe_samples(quantized)}: drop "
         f"{points(drop)}, {show_interval(interval, confidence=gate.confidence_of_all)}, "
         f"{relation(status, name='max_drop', limit=points(gate.max_drop))} "
-        f"= {count(allowed, 'sample')} ({source})"
+        f"= {describe_allowed(gate.max_drop, pairs=pairs)} ({source})"
     )
     evidence = [
         *doubts,

@@ -27,8 +27,8 @@ from pytest_quantgate.evidence.outcomes import (
 )
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.accuracy import (
-    allowed_count,
     check_outcomes,
+    describe_allowed,
     describe_moves,
     describe_worth,
     drop_flips,
@@ -310,7 +310,7 @@ def _compare(
         f"{_SUBJECTS[name]} {percent(stored.value)} on {describe_samples(now)}: drop "
         f"{points(drop)}, {show_interval(interval, confidence=gate.confidence)}, "
         f"{relation(status, name=key, limit=points(limit))} "
-        f"= {count(allowed_count(limit, samples=pairs.samples), 'sample')} ({gate.where.of(key)})"
+        f"= {describe_allowed(limit, pairs=pairs)} ({gate.where.of(key)})"
     )
     cause = ""
     if status is not Status.PASS:

@@ -597,6 +597,30 @@ def test_flips_are_decided_with_confidence(changed: int, status: Status, words: 
     assert ("max_flips on purpose" in verdict.next_step) is (status is Status.INCONCLUSIVE)
 
 
+def test_grades_are_judged_by_their_mean_and_told_by_who_scores_less() -> None:
+    """100 of 1,000 queries lose a half: 5 pp, known as well as by 2,000 whole ones."""
+    fp16 = make_hits([True] * 500 + [0.5] * 500, variant="fp16", metric="ndcg@10")
+    quantized = make_hits([True] * 400 + [0.5] * 600, metric="ndcg@10")
+
+    verdict = judge((fp16, quantized), max_drop=Fraction(7, 100), max_flips=Fraction(12, 100))
+
+    assert verdict.status is Status.PASS
+    assert "70.00 % vs fp16 75.00 % on 1000 samples: drop 5.00 pp" in verdict.headline
+    assert "within max_drop 7.00 pp = 70 whole samples" in verdict.headline
+    assert verdict.evidence[0] == "100 score less, 0 more"
+    assert any("1000 graded samples are worth 20" in line for line in verdict.evidence)
+    assert "100 of 1000 scores changed, 10.00 %" in all_text(verdict)
+    whole = judge(make_pair(1_000, lost=50), max_drop=Fraction(7, 100))
+    assert verdict.figures["drop_high_points"] < whole.figures["drop_high_points"]  # type: ignore[operator]
+
+
+def test_a_value_that_grades_do_not_give_is_denied() -> None:
+    fp16 = make_hits([0.5] * 100, variant="fp16")
+    changed = replace(make_hits([0.5] * 100), value=0.6)
+
+    assert judge((fp16, changed)).code == "accuracy.value-denied"
+
+
 def test_flips_of_retrieval_are_hits_and_misses() -> None:
     pair = (
         make_hits([True] * 90 + [False] * 10, variant="fp16"),

@@ -165,13 +165,15 @@ class Exclusion:
 class Repair:
     """A mixed-precision recipe, searched on one half of the samples and judged on the other.
 
-    `found` is the search for groups to leave in full precision; `in_fp8` are those of its groups
-    that E4M3 is enough for. `recipe` is ModelOpt's configuration as plain data, empty where nothing
-    was found; `checks` are the gates on the other half. `weights_bytes` are those of the variant
-    before and after, `verifications` the evaluations of both searches.
+    `found` is the search for groups to leave in full precision; `in_full` are those that the recipe
+    leaves there, `in_fp8` those that it puts into E4M3 instead. `recipe` is ModelOpt's
+    configuration as plain data, empty where nothing was found; `checks` are the gates on the other
+    half. `weights_bytes` are those of the variant before and after, `verifications` the evaluations
+    of both searches.
     """
 
     found: Exclusion
+    in_full: tuple[QuantizerGroup, ...] = ()
     in_fp8: tuple[QuantizerGroup, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     checks: tuple[GateCheck, ...] = ()

@@ -66,22 +66,3 @@ class Search(Generic[Item]):
                 return None
             self.verified[key] = self.meets(tuple(order[index] for index in indices))
         return self.verified[key]
-
-
-def step_down(
-    items: Sequence[Item], *, meets: Callable[[tuple[Item, ...]], bool], budget: int
-) -> tuple[Item, ...]:
-    """Return those of some items that may take the next smaller form together.
-
-    `meets(items)` verifies one choice, and is asked at most `budget` times: for all of them, then
-    for one more at a time in their order. What is returned was verified, or is nothing.
-    """
-    if not items or budget < 1:
-        return ()
-    if meets(tuple(items)):
-        return tuple(items)
-    kept: tuple[Item, ...] = ()
-    for item in items[: budget - 1] if len(items) > 1 else ():
-        if len(kept) + 1 < len(items) and meets((*kept, item)):
-            kept = (*kept, item)
-    return kept

@@ -137,14 +137,13 @@ def render_repair(found: Repair, *, suite: str) -> Iterator[str]:
     if search.outcome != "found":
         yield from render_exclusion(search, suite=suite, section="", weights_bytes=0, exclude=())
         return
-    fp8 = [group.label for group in found.in_fp8]
-    full = [group.label for group in search.groups if group not in found.in_fp8]
-    for labels, what in ((full, "in full precision"), (fp8, "in FP8")):
-        if labels:
-            yield f"{what}: {', '.join(labels)}"
+    for groups, what in ((found.in_full, "in full precision"), (found.in_fp8, "in FP8")):
+        if groups:
+            yield f"{what}: {', '.join(group.label for group in groups)}"
     spent = _plural(found.verifications, "evaluation")
     yield f"on the half of the samples that was searched, {spent} spent"
-    yield from (line for check in search.checks for line in _check_lines(check))
+    if found.in_full:
+        yield from (line for check in search.checks for line in _check_lines(check))
     yield "on the other half, with the recipe as it is written"
     yield from (line for check in found.checks for line in _check_lines(check))
     before, after = found.weights_bytes

@@ -1,9 +1,10 @@
 """Looks for a mixed-precision recipe that meets all limits of a suite, and judges it on other data.
 
-The search for what must stay in full precision is that of `run/sensitivity.py`, on one half of the
-samples of each task. What it leaves out is then taken into FP8, the largest first, where the limits
-still hold: a variant is calibrated for each try. The other half has the last word, on the variant
-that the recipe as it is written builds.
+The search is that of `run/sensitivity.py`, on one half of the samples of each task: for the fewest
+groups of layers to leave in full precision and, where the recipe's own format is narrower than
+8 bits, for the fewest to put into FP8, of which more are needed that cost half as much. The smaller
+of both is taken. The other half has the last word, on the variant that the recipe as it is written
+builds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.evidence.sensitivity import QuantizerGroup, Repair
+from pytest_quantgate.evidence.sensitivity import GroupEffect, QuantizerGroup, Repair
 from pytest_quantgate.formats.table import E4M3, find_format
 from pytest_quantgate.run.sensitivity import SAMPLES, Study, check_gate, list_patterns, noise_left
 from pytest_quantgate.store.keys import REPAIRED
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 SEARCHED, JUDGED = 0, 1
 
 #: Variants that are calibrated to try groups in FP8.
-MOST_STEPS = 4
+MOST_VARIANTS = 5
 
 #: Algorithms of which each quantizer's range comes from its own values alone: one more in E4M3
 #: leaves the others as they are.
@@ -37,7 +38,7 @@ def repair(case: Measured, *, samples: int = SAMPLES) -> Repair:
 
     Raises ModelError for a variant that was handed over: nothing here built it.
     """
-    from pytest_quantgate.measure.exclusion import step_down
+    from pytest_quantgate.measure.exclusion import Search
     from pytest_quantgate.measure.sensitivity import variant_bytes
 
     spec = case.suite.quantize
@@ -54,30 +55,33 @@ def repair(case: Measured, *, samples: int = SAMPLES) -> Repair:
         return Repair(
             found=found, weights_bytes=(before, before), verifications=found.verifications
         )
-    tries = 0
+    sizes: dict[tuple[QuantizerGroup, ...], int] = {}
 
-    def meets(groups: tuple[QuantizerGroup, ...]) -> bool:
-        nonlocal tries
-        tries += 1
-        found_here = study.verdicts(build(groups), until_red=True)
-        return all(verdict.passed for verdict in found_here.values())
+    def meets(effects: tuple[GroupEffect | None, ...]) -> bool:
+        groups = tuple(effect.group for effect in effects if effect is not None)
+        mixed = with_recipe(case, mix(case, in_full=(), in_fp8=groups))
+        sizes[groups] = variant_bytes(mixed.quantized)[0]
+        return all(verdict.passed for verdict in study.verdicts(mixed, until_red=True).values())
 
-    def build(groups: Sequence[QuantizerGroup]) -> Measured:
-        return with_recipe(case, mix(case, found.groups, in_fp8=groups))
-
-    narrow = [group for group in found.groups if _gains(case, group)]
-    narrow.sort(key=lambda group: (-group.extra_bytes, group.label))
-    in_fp8 = step_down(narrow, meets=meets, budget=MOST_STEPS)
+    narrow = [e for e in ranking.effects if e.noise_only > 0 and _gains(case, e.group)]
+    search = Search(meets=meets, budget=MOST_VARIANTS)
+    # It never takes all that it is given: here all may go to FP8.
+    chosen = search.run([*narrow, None], first=len(found.groups)) if narrow else None
+    in_full, in_fp8 = found.groups, tuple(effect.group for effect in chosen or () if effect)
+    if in_fp8 and sizes[in_fp8] < before + found.extra_bytes:
+        in_full = ()
+    else:
+        in_fp8 = ()
     judge = Study(case, part=JUDGED)
     now = judge.verdicts(case)
-    recipe = mix(case, found.groups, in_fp8=in_fp8)
+    recipe = mix(case, in_full=in_full, in_fp8=in_fp8)
     mixed = with_recipe(case, recipe)
     after = judge.verdicts(mixed)
-    left = noise_left(
-        ranking, [effect for effect in ranking.effects if effect.group in found.groups]
-    )
+    gentler = (*in_full, *in_fp8)
+    left = noise_left(ranking, [e for e in ranking.effects if e.group in gentler])
     return Repair(
         found=found,
+        in_full=in_full,
         in_fp8=in_fp8,
         recipe=recipe,
         checks=tuple(
@@ -85,18 +89,18 @@ def repair(case: Measured, *, samples: int = SAMPLES) -> Repair:
             for name, verdict in now.items()
         ),
         weights_bytes=(before, variant_bytes(mixed.quantized)[0]),
-        verifications=found.verifications + tries,
+        verifications=found.verifications + len(search.verified),
     )
 
 
 def mix(
-    case: Measured, groups: Sequence[QuantizerGroup], *, in_fp8: Sequence[QuantizerGroup]
+    case: Measured, *, in_full: Sequence[QuantizerGroup], in_fp8: Sequence[QuantizerGroup]
 ) -> dict[str, Any]:
     """Return ModelOpt's configuration of a suite's recipe with some groups left out or in E4M3.
 
     Those in E4M3 are named one by one: a pattern would switch on their neighbours as well.
     """
-    off = list_patterns([group for group in groups if group not in in_fp8])
+    off = list_patterns(in_full)
     fp8 = {"num_bits": list(E4M3.num_bits), "axis": None}  # type: ignore[arg-type]
     entries = [
         {key: value for key, value in entry.items() if value is not None}

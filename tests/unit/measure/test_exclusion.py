@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_quantgate.measure.exclusion import Search, step_down
+from pytest_quantgate.measure.exclusion import Search
 
 
 class Judge:
@@ -85,29 +85,6 @@ def test_what_is_found_is_the_smallest_there_is(needed: set[str], first: int) ->
     # At least one is left out: the search is only asked where nothing left out is too little.
     assert found is not None
     assert set(found) == needed if needed else len(found) == 1
-
-
-@given(
-    fits=st.sets(st.sampled_from("abcd")),
-    apart=st.booleans(),
-    budget=st.integers(0, 8),
-)
-def test_what_steps_down_was_verified_and_the_budget_is_kept(
-    fits: set[str], apart: bool, budget: int
-) -> None:
-    """`apart`: a and b are right each by itself, and wrong together."""
-    asked: list[set[str]] = []
-
-    def meets(items: tuple[str, ...]) -> bool:
-        asked.append(set(items))
-        return fits.issuperset(items) and not (apart and {"a", "b"} <= set(items))
-
-    found = step_down("abcd", meets=meets, budget=budget)
-
-    assert len(asked) <= budget
-    assert not found or (set(found) in asked and meets(found))
-    if budget >= 5:
-        assert set(found) == fits - ({"b"} if apart and {"a", "b"} <= fits else set())
 
 
 def test_a_pair_that_hurts_only_together_loses_one_of_both() -> None:

@@ -189,6 +189,7 @@ def load_unweighted(
         weight_dtype=spec.dtype,
         compute_dtype="float32",
         device="cpu",
+        notes=kind.list_notes(settings),
     )
 
 

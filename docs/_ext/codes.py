@@ -155,6 +155,8 @@ def _templates(node: ast.expr | None, *, known: Mapping[str, str]) -> list[str]:
         return [node.value] if isinstance(node.value, str) and node.value else []
     if isinstance(node, ast.Name):
         return [known[node.id]] if node.id in known else [GAP]
+    if isinstance(node, ast.Attribute):
+        return [_name_part(node.attr)]
     if isinstance(node, ast.IfExp):
         return [text for side in (node.body, node.orelse) for text in _templates(side, known=known)]
     if isinstance(node, ast.Call) and _name(node) == "code_of":
@@ -178,4 +180,9 @@ def _pieces(node: ast.expr, *, known: Mapping[str, str]) -> list[str]:
         return []  # in a maker itself: whoever calls it says which
     if isinstance(value, ast.Name) and value.id in known:
         return [known[value.id]]
-    return [ANY_GATE if last in ("gate", "kind") else GAP]
+    return [_name_part(last)]
+
+
+def _name_part(name: str) -> str:
+    """Return what stands for a part of a code that is a variable."""
+    return ANY_GATE if name in ("gate", "kind") else GAP

@@ -10,10 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 
 from pytest_quantgate import __version__
+from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.charts import Spec
 from pytest_quantgate.report.facts import describe_machine
 from pytest_quantgate.report.first_screen import (
@@ -38,7 +40,11 @@ from pytest_quantgate.report.sections import list_sections, render_suite
 
 
 def render_html(report: Report) -> str:
-    """Return the report as one self-contained HTML document."""
+    """Return the report as one self-contained HTML document; of several suites, the worst first."""
+    worst_first = sorted(
+        report.suites, key=lambda suite: Status(suite.conclusion.status).severity, reverse=True
+    )
+    report = replace(report, suites=tuple(worst_first))
     drawn = Charts()
     several = len(report.suites) > 1
     body = join(

@@ -166,6 +166,15 @@ def test_what_follows_is_folded_under_its_cause_and_links_to_it(tmp_path: Path) 
     assert "- follow from it: trace\\[sm89\\]" in markdown
 
 
+def test_red_suites_stand_first(tmp_path: Path) -> None:
+    (green,) = make_run(tmp_path / "a", suite="green").collect().suites
+    red = make_run(tmp_path / "b", suite="red", extra=[verdict("export", Status.FAIL)]).collect()
+    text = render_html(replace(red, suites=(green, *red.suites)))
+
+    assert text.index('<a href="#s1">red</a>') < text.index('<a href="#s2">green</a>')
+    assert re.findall(r'<h2 id="s(\d)"', text) == ["1", "2"]
+
+
 def test_green_page_has_no_failures(tmp_path: Path) -> None:
     words = Reader(render_html(make_run(tmp_path).collect())).words
 

@@ -29,6 +29,7 @@ COMMANDS = (
     "export",
     "schema",
     "accept",
+    "review",
     "history",
     "migrate",
 )

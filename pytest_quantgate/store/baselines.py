@@ -506,28 +506,55 @@ def accept_obtained(
     What is there is followed as an update would. All are read and checked before the first is
     written: one that is damaged or unfit leaves everything as it was. Raises BaselineError.
     """
-    if not reason.strip():
-        raise BaselineError("accepting needs a reason: it is kept in the baseline")
+    records = [
+        prepare_obtained(
+            read_obtained(path, directory=directory),
+            path=path,
+            store=store,
+            reason=reason,
+            new_data=new_data,
+        )
+        for path in list_obtained(directory)
+    ]
+    return tuple(store.write(record) for record in records)
+
+
+def list_obtained(directory: Path) -> list[Path]:
+    """Return the files of obtained results, sorted; raises BaselineError where there is none."""
     if not directory.is_dir():
         raise BaselineError(f"{directory} is no directory: nothing to accept")
     paths = sorted(directory.rglob("*.json"))
     if not paths:
         raise BaselineError(f"{directory} holds no obtained results: nothing to accept")
-    records = []
-    for path in paths:
-        record = _read_file(path, root=directory, parse=parse_any_record, mend=_OBTAIN)
-        assert record is not None
-        if path.resolve() != Store(directory).path_of(record).resolve():
-            raise BaselineError(
-                f"{path}: holds {record.suite} {record.key}, which belongs elsewhere: {_OBTAIN}"
-            )
-        try:
-            refuse_unfit(record)
-            _check_gates(record, project=store.project)
-            records.append(_accept(record, store=store, reason=reason.strip(), new_data=new_data))
-        except BaselineError as error:
-            raise BaselineError(f"{path}: {error}") from error
-    return tuple(store.write(record) for record in records)
+    return paths
+
+
+def read_obtained(path: Path, *, directory: Path) -> AnyRecord:
+    """Return an obtained result; raises BaselineError for one that is damaged or lies elsewhere."""
+    record = _read_file(path, root=directory, parse=parse_any_record, mend=_OBTAIN)
+    assert record is not None
+    if path.resolve() != Store(directory).path_of(record).resolve():
+        raise BaselineError(
+            f"{path}: holds {record.suite} {record.key}, which belongs elsewhere: {_OBTAIN}"
+        )
+    return record
+
+
+def prepare_obtained(
+    record: AnyRecord, *, path: Path, store: Store, reason: str, new_data: bool = False
+) -> AnyRecord:
+    """Return the baseline that a result becomes, after what is there; nothing is written.
+
+    Raises BaselineError for one that must not become a baseline.
+    """
+    if not reason.strip():
+        raise BaselineError("accepting needs a reason: it is kept in the baseline")
+    try:
+        refuse_unfit(record)
+        _check_gates(record, project=store.project)
+        return _accept(record, store=store, reason=reason.strip(), new_data=new_data)
+    except BaselineError as error:
+        raise BaselineError(f"{path}: {error}") from error
 
 
 def _check_gates(record: AnyRecord, *, project: Path | None) -> None:

@@ -81,10 +81,6 @@ def take_pictures(folder: Path) -> None:
                     context = browser.new_context(color_scheme=scheme, **options)
                     page = context.new_page()
                     page.goto((folder / report / "index.html").as_uri())
-                    page.wait_for_function(
-                        "document.querySelectorAll('[data-chart]').length ==="
-                        " document.querySelectorAll('[data-chart] svg').length"
-                    )
                     save(page.screenshot(), name=f"{report}-{screen}-{scheme}")
                     if (screen, scheme) == ("desktop", "light"):
                         page.evaluate("document.querySelector('nav').style.position = 'static'")

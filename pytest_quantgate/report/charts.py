@@ -1,57 +1,17 @@
-"""What the report draws, as Vega-Lite specifications. Pure: facts in, plain data out.
-
-Colours are the page's own CSS variables, so that a chart follows light, dark and print by itself.
-Shape or position always says what colour says. Marks of large charts are hidden from screen
-readers: a table beside each chart holds the same numbers.
-"""
+"""What the report draws: facts in, charts out. A table beside each chart holds the same numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 
 from pytest_quantgate.report.facts import figure
 from pytest_quantgate.report.model import GateResult, HistoryFacts, LatencyFacts, QuantizerFacts
-
-Spec = dict[str, Any]
+from pytest_quantgate.report.svg import Chart, Mark, Scale, Shape
 
 #: A floor further than this below all values would press them together: the table has it.
 FLOOR_REACH = 12
-
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-FP16, QUANTIZED, LIMIT = "var(--fp16)", "var(--quantized)", "var(--limit)"
-
-_FONT = "system-ui, sans-serif"
-_AXIS = {
-    "labelColor": "var(--muted)",
-    "titleColor": "var(--muted)",
-    "gridColor": "var(--grid)",
-    "domainColor": "var(--line)",
-    "tickColor": "var(--line)",
-    "labelFont": _FONT,
-    "titleFont": _FONT,
-    "titleFontWeight": "normal",
-    "labelFontSize": 12,
-    "titleFontSize": 12,
-    "labelLimit": 260,
-}
-_LEGEND = {
-    "labelColor": "var(--ink)",
-    "titleColor": "var(--muted)",
-    "labelFont": _FONT,
-    "titleFont": _FONT,
-    "labelFontSize": 12,
-    "orient": "bottom",
-    "title": None,
-    "symbolStrokeWidth": 2,
-}
-CONFIG: Mapping[str, Any] = {
-    "background": "transparent",
-    "view": {"stroke": None},
-    "axis": _AXIS,
-    "legend": _LEGEND,
-}
 
 #: What a point of the amax chart is of, by slot.
 OPERANDS = {
@@ -60,17 +20,16 @@ OPERANDS = {
     "output": "layer output",
 }
 
+#: Shape and series of the groups of a chart along the model, in their order.
+GROUPS: tuple[tuple[Shape, str], ...] = (
+    ("circle", "quantized"),
+    ("triangle", "second"),
+    ("diamond", "third"),
+    ("square", "fp16"),
+)
 
-def _chart(*, description: str, height: Any, values: Sequence[Mapping[str, Any]]) -> Spec:
-    return {
-        "$schema": SCHEMA,
-        "description": description,
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": CONFIG,
-        "data": {"values": list(values)},
-    }
+#: Room beside the outermost values, as a share of what lies between them.
+ROOM = 0.05
 
 
 def near_floors(gates: Sequence[GateResult]) -> list[GateResult]:
@@ -80,281 +39,217 @@ def near_floors(gates: Sequence[GateResult]) -> list[GateResult]:
     return [gate for gate in gates if figure(gate, "floor") * 100 > lowest]
 
 
-def draw_values(gates: Sequence[GateResult]) -> Spec:
-    """Return FP16 and quantized side by side, a row a task, with floors that are near."""
-    rows: list[dict[str, Any]] = [
-        {"task": gate.key, "variant": name, "value": figure(gate, key) * 100}
-        for gate in gates
-        for name, key in (("FP16", "fp16_value"), ("quantized", "quantized_value"))
-    ]
-    floors = [
-        {"task": gate.key, "variant": "floor", "value": figure(gate, "floor") * 100}
-        for gate in near_floors(gates)
-    ]
-    rows += floors
-    names = ["FP16", "quantized", *(["floor"] if floors else [])]
-    x = {
-        "field": "value",
-        "type": "quantitative",
-        "title": "%",
-        "scale": {"zero": False, "nice": True, "padding": 8, "domain": _span(gates, rows)},
-    }
-    return {
-        **_chart(
-            description="Accuracy of FP16 and the quantized variant for each task, in percent",
-            height=34 * len(gates),
-            values=rows,
-        ),
-        "mark": {"type": "point", "strokeWidth": 2, "opacity": 1},
-        "encoding": {
-            "y": {"field": "task", "type": "nominal", "sort": None, "title": None},
-            "x": x,
-            "shape": _scale("variant", names, ["circle", "diamond", "stroke"][: len(names)]),
-            "stroke": _scale("variant", names, [FP16, QUANTIZED, LIMIT][: len(names)]),
-            "fill": _scale(
-                "variant", names, ["transparent", QUANTIZED, "transparent"][: len(names)]
-            ),
-            "size": {
-                "condition": {"test": "datum.variant === 'quantized'", "value": 60},
-                "value": 220,
-            },
-            "tooltip": [
-                {"field": "task", "title": "task"},
-                {"field": "variant", "title": "variant"},
-                {"field": "value", "title": "%", "format": ".2f"},
-            ],
-        },
-    }  # fmt: skip
+def draw_values(gates: Sequence[GateResult]) -> Chart:
+    """Return FP16 and quantized side by side, a row a task, with floors that are near.
 
-
-def _span(gates: Sequence[GateResult], rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return the ends of an axis of values in percent: at least the largest limit lies between.
-
-    A change far within its limit must not look large.
+    The axis spans at least the largest limit: a change far within it must not look large.
     """
-    values = [row["value"] for row in rows]
-    low, high = min(values), max(values)
-    least = max(figure(gate, "max_drop_points") for gate in gates)
-    room = max(0.0, least - (high - low)) / 2
-    return [max(0.0, low - room), min(100.0, high + room)]
+    kinds: list[tuple[Shape, str, str, str]] = [
+        ("ring", "fp16", "FP16", "fp16_value"),
+        ("diamond", "quantized", "quantized", "quantized_value"),
+    ]
+    near = near_floors(gates)
+    floor: tuple[Shape, str, str, str] = ("tick", "limit", "floor", "floor")
+    marks = [
+        Mark(
+            x=(value := figure(gate, key) * 100),
+            y=row,
+            shape=shape,
+            series=series,
+            text=f"{gate.key}: {name} {value:.2f} %",
+        )
+        for row, gate in enumerate(gates)
+        for shape, series, name, key in (*kinds, *([floor] if gate in near else []))
+    ]
+    least = max(_finite(figure(gate, "max_drop_points") for gate in gates), default=0.0)
+    low, high = _span((mark.x for mark in marks), least=least)
+    return Chart(
+        title="FP16 and quantized",
+        description="Accuracy of FP16 and the quantized variant for each task, in percent",
+        x=Scale(low=max(0.0, low), high=min(100.0, high), title="%"),
+        marks=marks,
+        rows=[gate.key for gate in gates],
+        legend=[kind[:3] for kind in (*kinds, *([floor] if near else []))],
+    )
 
 
-def draw_drops(gates: Sequence[GateResult]) -> Spec:
+def draw_drops(gates: Sequence[GateResult]) -> Chart:
     """Return the drop of every task with its interval and its limit, a row a task."""
-    rows = [
-        {
-            "task": gate.key,
-            "drop": figure(gate, "drop_points"),
-            "low": figure(gate, "drop_low_points"),
-            "high": figure(gate, "drop_high_points"),
-            "limit": figure(gate, "max_drop_points"),
-            "verdict": gate.status.replace("_", " "),
-        }
-        for gate in gates
-    ]
-    tooltip = [{"field": name, "title": name} for name in ("task", "verdict")] + [
-        {"field": name, "title": f"{name}, pp", "format": ".2f"}
-        for name in ("drop", "low", "high", "limit")
-    ]
-    x = {"type": "quantitative", "title": "drop against FP16, percentage points"}
-    return {
-        **_chart(
-            description="Drop of every task with its interval and the limit of its gate, in "
-            "percentage points",
-            height=34 * len(gates),
-            values=rows,
-        ),
-        "encoding": {
-            "y": {"field": "task", "type": "nominal", "sort": None, "title": None},
-            "tooltip": tooltip,
-        },
-        "layer": [
-            {
-                "mark": {"type": "rule", "color": "var(--line)"},
-                "encoding": {"x": {"datum": 0}, "y": {"value": 0}, "y2": {"value": "height"}},
-            },
-            {
-                "mark": {"type": "rule", "color": QUANTIZED, "strokeWidth": 3},
-                "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}},
-            },
-            {
-                "mark": {"type": "point", "shape": "diamond", "filled": True, "size": 90,
-                         "opacity": 1, "color": QUANTIZED},
-                "encoding": {"x": {"field": "drop", **x}},
-            },
-            {
-                "mark": {"type": "tick", "thickness": 3, "size": 24, "color": LIMIT},
-                "encoding": {"x": {"field": "limit", **x}},
-            },
-        ],
-    }  # fmt: skip
+    marks = []
+    for row, gate in enumerate(gates):
+        drop, low, high, limit = (
+            figure(gate, name)
+            for name in ("drop_points", "drop_low_points", "drop_high_points", "max_drop_points")
+        )
+        text = (
+            f"{gate.key}, {gate.status.replace('_', ' ')}: drop {drop:.2f} [{low:.2f}, {high:.2f}] "
+            f"pp, limit {limit:.2f} pp"
+        )
+        marks += [
+            Mark(x=low, end=high, y=row, shape="interval", series="quantized", text=text),
+            Mark(x=drop, y=row, shape="diamond", series="quantized", text=text),
+        ]
+        if math.isfinite(limit):
+            marks.append(Mark(x=limit, y=row, shape="tick", series="limit", text=text))
+    ends = [0.0, *(end for mark in marks for end in (mark.x, mark.end) if end is not None)]
+    low, high = _span(_finite(ends))
+    return Chart(
+        title="Drop against FP16",
+        description="Drop of every task with its interval and the limit of its gate, in "
+        "percentage points",
+        x=Scale(low=low, high=high, title="drop against FP16, percentage points"),
+        marks=marks,
+        rows=[gate.key for gate in gates],
+        legend=[("diamond", "quantized", "drop and its interval"), ("tick", "limit", "limit")],
+    )
 
 
-def draw_layers(layers: Sequence[tuple[str, float]], *, towers: Mapping[str, str]) -> Spec:
+def draw_layers(layers: Sequence[tuple[str, float]], *, towers: Mapping[str, str]) -> Chart:
     """Return the noise of every layer along the model; `layers` are in the model's order."""
-    rows = [
-        {"place": place, "layer": name, "SQNR": round(value, 2), "tower": towers.get(name, "other")}
-        for place, (name, value) in enumerate(layers)
-        if math.isfinite(value)
-    ]
     return _along_the_model(
-        rows,
-        description="SQNR of every layer by itself, in dB, along the model",
-        y={"field": "SQNR", "type": "quantitative", "title": "SQNR, dB (low is noisy)",
-           "scale": {"zero": False, "nice": True}},
-        by="tower",
+        [
+            (place, value, towers.get(name, "other"), f"{name}: SQNR {value:.1f} dB")
+            for place, (name, value) in enumerate(layers)
+            if math.isfinite(value)
+        ],
+        count=len(layers),
         names=("vision", "text", "other"),
-        tooltip=[{"field": "layer", "title": "layer"},
-                 {"field": "SQNR", "title": "SQNR, dB", "format": ".1f"}],
-    )  # fmt: skip
+        title="Noise of layers",
+        description="SQNR of every layer by itself, in dB, along the model",
+        unit="SQNR, dB (low is noisy)",
+    )
 
 
-def draw_amax(quantizers: Sequence[QuantizerFacts]) -> Spec:
+def draw_amax(quantizers: Sequence[QuantizerFacts]) -> Chart:
     """Return the calibrated range of every quantizer along the model, on a log scale."""
-    rows: list[dict[str, Any]] = [
-        {
-            "place": place,
-            "quantizer": facts.name,
-            "amax": facts.amax_max,
-            "of": OPERANDS.get(facts.slot, "attention"),
-        }
-        for place, facts in enumerate(quantizers)
-        if facts.enabled and facts.amax_max and math.isfinite(facts.amax_max) and facts.amax_max > 0
-    ]
-    exponents = [math.floor(math.log10(row["amax"])) for row in rows] or [0]
-    ticks = [10.0**power for power in range(min(exponents), max(exponents) + 2)]
     return _along_the_model(
-        rows,
-        description="Largest calibrated value (amax) of every quantizer along the model, log scale",
-        y={"field": "amax", "type": "quantitative", "title": "amax (log)",
-           "scale": {"type": "log", "nice": True}, "axis": {"values": ticks, "format": "~g"}},
-        by="of",
+        [
+            (
+                place,
+                facts.amax_max,
+                OPERANDS.get(facts.slot, "attention"),
+                f"{facts.name}: amax {facts.amax_max:.4g}",
+            )
+            for place, facts in enumerate(quantizers)
+            if facts.enabled and facts.amax_max and 0 < facts.amax_max < math.inf
+        ],
+        count=len(quantizers),
         names=("weight", "layer input", "attention", "layer output"),
-        tooltip=[{"field": "quantizer", "title": "quantizer"},
-                 {"field": "amax", "title": "amax", "format": ".4~g"}],
-    )  # fmt: skip
+        title="Calibrated ranges",
+        description="Largest calibrated value (amax) of every quantizer along the model, log scale",
+        unit="amax (log)",
+        log=True,
+    )
 
 
 def _along_the_model(
-    rows: Sequence[Mapping[str, Any]],
+    found: Sequence[tuple[int, float, str, str]],
     *,
-    description: str,
-    y: Mapping[str, Any],
-    by: str,
+    count: int,
     names: Sequence[str],
-    tooltip: Sequence[Mapping[str, str]],
-) -> Spec:
-    present = [name for name in names if any(row[by] == name for row in rows)]
-    shapes = dict(zip(names, ("circle", "triangle-up", "diamond", "square"), strict=False))
-    colours = dict(
-        zip(names, (QUANTIZED, "var(--second)", "var(--third)", "var(--fp16)"), strict=False)
+    title: str,
+    description: str,
+    unit: str,
+    log: bool = False,
+) -> Chart:
+    """Return values along the model: the place of each, the value, its group of `names`, a text."""
+    groups = dict(zip(names, GROUPS, strict=False))
+    values = [value for _, value, _, _ in found]
+    if log and values:
+        low, high = (
+            10.0 ** math.floor(math.log10(min(values))),
+            10.0 ** math.ceil(math.log10(max(values)) + 1e-9),
+        )
+    else:
+        low, high = _span(values)
+    return Chart(
+        title=title,
+        description=description,
+        x=Scale(
+            low=0,
+            high=max(1, count - 1),
+            title="along the model: input to output, tower by tower",
+            labelled=False,
+        ),
+        y=Scale(low=low, high=high, title=unit, log=log),
+        marks=[
+            Mark(x=place, y=value, shape=groups[name][0], series=groups[name][1], text=text)
+            for place, value, name, text in found
+        ],
+        legend=[
+            (*groups[name], name) for name in names if any(name == group for *_, group, _ in found)
+        ],
     )
-    return {
-        **_chart(description=description, height=230, values=rows),
-        "mark": {"type": "point", "filled": True, "size": 45, "opacity": 0.85, "aria": False},
-        "encoding": {
-            "x": {
-                "field": "place",
-                "type": "quantitative",
-                "title": "along the model: input to output, tower by tower",
-                "axis": {"labels": False, "ticks": False, "grid": False},
-                "scale": {"nice": False, "padding": 6},
-            },
-            "y": y,
-            "shape": _scale(by, present, [shapes[name] for name in present]),
-            "color": _scale(by, present, [colours[name] for name in present]),
-            "tooltip": list(tooltip),
-        },
-    }
 
 
-def draw_latency(facts: LatencyFacts) -> Spec:
+def draw_latency(facts: LatencyFacts) -> Chart:
     """Return every round's time of FP16, the quantized variant, and FP16 again."""
     contestants = {
-        "FP16": facts.fp16_ms,
-        "quantized": facts.quantized_ms,
-        "FP16 again": facts.fp16_again_ms,
+        "FP16": ("fp16", facts.fp16_ms),
+        "quantized": ("quantized", facts.quantized_ms),
+        "FP16 again": ("fp16", facts.fp16_again_ms),
     }
-    rows = [
-        {"variant": name, "ms": time, "round": number}
-        for name, times in contestants.items()
+    marks = [
+        Mark(
+            x=time, y=row, shape="dot", series=series, text=f"{name}, round {number}: {time:.4g} ms"
+        )
+        for row, (name, (series, times)) in enumerate(contestants.items())
         for number, time in enumerate(times, start=1)
     ]
-    y = {"field": "variant", "type": "nominal", "sort": None, "title": None}
-    x = {"type": "quantitative", "title": "ms", "scale": {"zero": False, "nice": True}}
-    return {
-        **_chart(
-            description="Time of every round in ms: FP16, quantized, and FP16 a second time",
-            height=34 * len(contestants),
-            values=rows,
-        ),
-        "encoding": {"y": y},
-        "layer": [
-            {
-                "mark": {"type": "point", "size": 40, "opacity": 0.6, "aria": False},
-                "encoding": {
-                    "x": {"field": "ms", **x},
-                    "color": {
-                        **_scale("variant", list(contestants), [FP16, QUANTIZED, FP16]),
-                        "legend": None,
-                    },
-                    "tooltip": [
-                        {"field": "variant", "title": "variant"},
-                        {"field": "round", "title": "round"},
-                        {"field": "ms", "title": "ms", "format": ".3~f"},
-                    ],
-                },
-            },
-            {
-                "mark": {"type": "tick", "thickness": 3, "size": 26, "color": "var(--ink)"},
-                "encoding": {"x": {"aggregate": "median", "field": "ms", **x}},
-            },
-        ],
-    }
+    low, high = _span(mark.x for mark in marks)
+    marks += [
+        Mark(
+            x=(median := statistics.median(times)),
+            y=row,
+            shape="tick",
+            series="ink",
+            text=f"{name}: median {median:.4g} ms",
+        )
+        for row, (name, (_, times)) in enumerate(contestants.items())
+        if times
+    ]
+    return Chart(
+        title="Time of every round",
+        description="Time of every round in ms: FP16, quantized, and FP16 a second time",
+        x=Scale(low=low, high=high, title="ms"),
+        marks=marks,
+        rows=list(contestants),
+    )
 
 
-def draw_history(facts: HistoryFacts) -> Spec:
+def draw_history(facts: HistoryFacts) -> Chart:
     """Return a figure over the runs, each at its place in time, with its revision."""
     scale = 100 if facts.unit == "%" else 1
-    rows = [
-        {
-            "run": number,
-            "day": point.time[:10],
-            "revision": point.commit[:12] or "unknown",
-            "value": point.value * scale,
-        }
+    title = f"{facts.figure.replace('_', ' ')}{f', {facts.unit}' if facts.unit else ''}"
+    marks = [
+        Mark(
+            x=number,
+            y=point.value * scale,
+            shape="circle",
+            series="quantized",
+            text=f"{point.time[:10]}, revision {point.commit[:12] or 'unknown'}: "
+            f"{point.value * scale:.5g}",
+        )
         for number, point in enumerate(facts.points, start=1)
     ]
-    title = f"{facts.figure.replace('_', ' ')}{f', {facts.unit}' if facts.unit else ''}"
-    return {
-        **_chart(description=f"{facts.gate} {facts.figure} of every run", height=120, values=rows),
-        "mark": {"type": "line", "point": {"size": 45}, "color": QUANTIZED, "aria": False},
-        "encoding": {
-            "x": {
-                "field": "run",
-                "type": "quantitative",
-                "title": "runs, the oldest first",
-                "axis": {"tickMinStep": 1, "format": "d", "grid": False},
-                "scale": {"nice": False, "padding": 6},
-            },
-            "y": {
-                "field": "value",
-                "type": "quantitative",
-                "title": title,
-                "scale": {"zero": False, "nice": True},
-            },
-            "tooltip": [
-                {"field": "day", "title": "day"},
-                {"field": "revision", "title": "revision"},
-                {"field": "value", "title": title, "format": ".5~g"},
-            ],
-        },
-    }
+    low, high = _span(mark.y for mark in marks)
+    return Chart(
+        title=title,
+        description=f"{facts.gate} {facts.figure} of every run",
+        x=Scale(low=1, high=max(2, len(marks)), title="runs, the oldest first", whole=True),
+        y=Scale(low=low, high=high, title=title),
+        marks=marks,
+        joined=True,
+    )
 
 
-def _scale(field: str, domain: Sequence[str], values: Sequence[str]) -> dict[str, Any]:
-    return {
-        "field": field,
-        "type": "nominal",
-        "scale": {"domain": list(domain), "range": list(values)},
-    }
+def _finite(values: Iterable[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _span(values: Iterable[float], *, least: float = 0.0) -> tuple[float, float]:
+    """Return the ends of an axis with some room around the values, at least `least` apart."""
+    known = list(values) or [0.0]
+    low, high = min(known), max(known)
+    room = max(0.0, least - (high - low)) / 2 or ROOM * (high - low) or ROOM * abs(high) or 1.0
+    return low - room, high + room

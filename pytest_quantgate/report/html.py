@@ -1,7 +1,7 @@
 """A `Report` -> one HTML file that opens offline. Pure: facts in, text out.
 
-Every number is in the page itself, so it can be read without scripts; scripts draw charts beside
-tables and let arrow keys walk the coverage map. A content security policy in the file forbids
+Every number and every chart is in the page itself, so it can be read without scripts; a script lets
+arrow keys walk the coverage map. A content security policy in the file forbids
 everything else: no network, no other script.
 """
 
@@ -16,14 +16,13 @@ from importlib import resources
 
 from pytest_quantgate import __version__
 from pytest_quantgate.evidence.verdict import Status
-from pytest_quantgate.report.charts import Spec
 from pytest_quantgate.report.facts import describe_machine
 from pytest_quantgate.report.first_screen import (
     describe_scope,
     render_first_screen,
     render_unmeasured,
 )
-from pytest_quantgate.report.markup import Child, Html, embed_json, join, tag
+from pytest_quantgate.report.markup import Child, Html, join, tag
 from pytest_quantgate.report.model import Report
 from pytest_quantgate.report.parts import (
     STATUSES,
@@ -37,6 +36,7 @@ from pytest_quantgate.report.parts import (
     table,
 )
 from pytest_quantgate.report.sections import list_sections, render_suite
+from pytest_quantgate.report.svg import draw_markers
 
 
 def render_html(report: Report) -> str:
@@ -64,17 +64,18 @@ def render_html(report: Report) -> str:
             id="content",
         ),
     )
-    return render_page(title=report.conclusion.sentence, body=body, specs=drawn.specs)
+    if drawn.placed:
+        body = join(draw_markers(), body)
+    return render_page(title=report.conclusion.sentence, body=body)
 
 
-def render_page(*, title: str, body: Html, specs: Sequence[Spec] = ()) -> str:
-    """Return an HTML document in the style of the report, with its charts if there are any."""
-    names = ("charts.js", "report.js") if specs else ("report.js",)
-    scripts = [_read_asset(name) for name in names]
+def render_page(*, title: str, body: Html) -> str:
+    """Return an HTML document in the style of the report."""
+    script = _read_asset("report.js")
     policy = "; ".join(
         (
             "default-src 'none'",
-            f"script-src {' '.join(_hash(script) for script in scripts)}",
+            f"script-src {_hash(script)}",
             "style-src 'unsafe-inline'",
             "img-src data:",
             "base-uri 'none'",
@@ -99,10 +100,7 @@ def render_page(*, title: str, body: Html, specs: Sequence[Spec] = ()) -> str:
             tag("a", "Skip to the report", href="#content", class_="skip"),
             body,
             tag("div", id="tip", role="status", hidden=True),
-            tag("script", embed_json(list(specs)), type="application/json", id="charts")
-            if specs
-            else None,
-            (tag("script", Html(script)) for script in scripts),
+            tag("script", Html(script)),
         ),
         lang="en",
     )

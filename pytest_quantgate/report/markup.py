@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterable
-from typing import Any
 
 from pytest_quantgate.text.printable import printable
 
 _VOID = frozenset({"br", "img", "meta", "link", "hr", "col"})
 
 #: In an HTML document these would end a script or start a comment; JSON has escapes for them.
-_JSON_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 
 
 class Html(str):
@@ -50,9 +47,3 @@ def tag(element: str, /, *children: Child, **attributes: str | int | bool | None
         shown.append(key if value is True else f'{key}="{html.escape(printable(str(value)))}"')
     start = f"<{' '.join((element, *shown))}>"
     return Html(start) if element in _VOID else Html(f"{start}{join(*children)}</{element}>")
-
-
-def embed_json(value: Any) -> Html:
-    """Return a value as JSON that may stand in a `<script>` element."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return Html(text.translate(_JSON_ESCAPES))

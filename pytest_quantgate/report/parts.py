@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pytest_quantgate.report.charts import Spec
 from pytest_quantgate.report.markup import Child, Html, tag
 from pytest_quantgate.report.model import StatusName
+from pytest_quantgate.report.svg import Chart, draw
 
 #: Sign and words of a status; the sign is for those who do not see its colour.
 STATUSES: Mapping[StatusName, tuple[str, str]] = {
@@ -20,18 +20,14 @@ GREEN_OR_UNKNOWN: tuple[StatusName, ...] = ("PASS", "NOT_MEASURED")
 
 
 class Charts:
-    """The charts of a page: places them, and remembers their specifications for the script."""
+    """The charts of a page: places them, and remembers whether there are any."""
 
     def __init__(self) -> None:
-        self.specs: list[Spec] = []
+        self.placed = 0
 
-    def place(self, spec: Spec, *, caption: str) -> Html:
-        self.specs.append(spec)
-        return tag(
-            "figure",
-            tag("figcaption", caption),
-            tag("div", class_="chart", data_chart=len(self.specs) - 1),
-        )
+    def place(self, chart: Chart, *, caption: str) -> Html:
+        self.placed += 1
+        return tag("figure", tag("figcaption", caption), draw(chart))
 
 
 def class_of(status: StatusName) -> str:

@@ -429,7 +429,7 @@ def _render_layers(suite: SuiteReport, *, drawn: Charts) -> Html:
     figures: list[Html] = []
     if any(math.isfinite(db) for db in sqnr.values()):
         modules = dict.fromkeys(facts.module for facts in audit.quantizers)
-        spec = charts.draw_layers(
+        chart = charts.draw_layers(
             [(name, sqnr[name]) for name in modules if name in sqnr],
             towers={facts.module: facts.tower for facts in audit.quantizers},
         )
@@ -437,14 +437,14 @@ def _render_layers(suite: SuiteReport, *, drawn: Charts) -> Html:
         hidden = sum(not math.isfinite(db) for db in sqnr.values())
         if hidden:
             caption += f"; {plural(hidden, 'layer')} with none, or not finite, not drawn"
-        figures.append(drawn.place(spec, caption=caption))
-    spec = charts.draw_amax(audit.quantizers)
-    if spec["data"]["values"]:
-        there, on = len(spec["data"]["values"]), sum(facts.enabled for facts in audit.quantizers)
+        figures.append(drawn.place(chart, caption=caption))
+    chart = charts.draw_amax(audit.quantizers)
+    if chart.marks:
+        there, on = len(chart.marks), sum(facts.enabled for facts in audit.quantizers)
         caption = f"Calibrated range (amax) of {there} of {plural(on, 'quantizer')} that are on"
         if there < on:
             caption += "; the others are dynamic, or have no amax above 0 that is finite"
-        figures.append(drawn.place(spec, caption=caption))
+        figures.append(drawn.place(chart, caption=caption))
     shown = [facts for facts in audit.quantizers if facts.state != "off"]
     return join(
         tag("div", figures, class_="pair") if figures else None,

@@ -75,12 +75,6 @@ class Visit:
         self.page.goto(path.as_uri())
         self.own = path.as_uri()
 
-    def wait_for_charts(self) -> None:
-        self.page.wait_for_function(
-            "document.querySelectorAll('[data-chart]').length ==="
-            " document.querySelectorAll('[data-chart] svg').length"
-        )
-
 
 @pytest.fixture
 def visit(chromium: Any, pages: dict[str, Path]) -> Iterator[Any]:
@@ -103,7 +97,6 @@ def test_page_is_quiet_alone_and_accessible(
     visit: Any, name: str, viewport: dict[str, int], scheme: str
 ) -> None:
     visited = visit(name, viewport=viewport, color_scheme=scheme)
-    visited.wait_for_charts()
     page = visited.page
     for details in page.query_selector_all("details"):
         details.evaluate("element => { element.open = true; }")
@@ -152,7 +145,6 @@ def test_arrow_keys_walk_a_map_and_show_its_numbers(visit: Any) -> None:
 
 def test_hover_shows_numbers(visit: Any) -> None:
     visited = visit("green", viewport=DESKTOP)
-    visited.wait_for_charts()
     visited.page.hover('table[role="grid"] td.cell >> nth=3')
 
     assert "E4M3 per-tensor, amax" in visited.page.text_content("#tip")
@@ -174,6 +166,8 @@ def test_page_without_scripts_tells_the_same(visit: Any) -> None:
     for words in ("80.00 %", "79.33 %", "drop, pp", "Layers that add the most noise"):
         assert words in text
     assert page.locator("table.map td.cell").count() == 64
+    assert page.locator("svg.chart").count() >= 4
+    assert page.locator("svg.chart").first.bounding_box()["height"] > 60
 
 
 def test_links_inside_the_page_lead_somewhere(visit: Any) -> None:

@@ -47,24 +47,4 @@
     grid.addEventListener("pointerover", (event) => show(label(event)));
     grid.addEventListener("pointerleave", () => show(""));
   }
-
-  const data = document.getElementById("charts");
-  if (!data) return;
-  const specs = JSON.parse(data.textContent);
-  const explain = (value) =>
-    typeof value === "object" && value !== null
-      ? Object.entries(value).map(([name, shown]) => `${name}: ${shown}`).join(", ")
-      : String(value ?? "");
-  for (const place of document.querySelectorAll("[data-chart]")) {
-    const drawn = specs[place.dataset.chart];
-    if (place.clientWidth < 480) drawn.config.axis.labelLimit = 110;  // a phone: the table names all
-    const { spec } = charts.compile(drawn);
-    const runtime = charts.parse(spec, undefined, { ast: true });
-    const view = new charts.View(runtime, {
-      renderer: "svg", container: place, hover: false,
-      expr: charts.expressionInterpreter, logLevel: 1,
-    });
-    view.tooltip((_handler, _event, _item, value) => show(explain(value)));
-    view.runAsync();
-  }
 })();

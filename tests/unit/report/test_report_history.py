@@ -163,9 +163,9 @@ def test_a_report_ends_its_history_with_this_run(tmp_path: Path) -> None:
 
 def test_a_chart_has_a_point_for_each_run_with_its_revision() -> None:
     (facts,) = trace_figures(make_entries([0.9, 0.8, 0.7]))
-    spec = draw_history(facts)
-    assert [row["value"] for row in spec["data"]["values"]] == pytest.approx([90, 80, 70])
-    assert spec["data"]["values"][0]["revision"] == "0" * 12
+    marks = draw_history(facts).marks
+    assert [mark.y for mark in marks] == pytest.approx([90, 80, 70])
+    assert f"revision {'0' * 12}: 90" in marks[0].text
 
 
 def test_what_is_accepted_is_recorded_with_its_revision(tmp_path: Path) -> None:

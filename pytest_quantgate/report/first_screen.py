@@ -9,7 +9,7 @@ from pytest_quantgate.report.facts import absent_kinds, figure, gate_of, list_mi
 from pytest_quantgate.report.markup import Child, Html, join, tag
 from pytest_quantgate.report.model import GateResult, Report, SuiteReport, TaskFacts
 from pytest_quantgate.report.numbers import show_bytes, show_percent, show_points, show_ratio
-from pytest_quantgate.report.parts import badge, bullets, definitions, plural, table
+from pytest_quantgate.report.parts import badge, bullets, definitions, name_place, plural, table
 from pytest_quantgate.text.words import listed, waivers_words
 
 #: What can ship, and the gates that judge it as such; any other gate judges the PyTorch model.
@@ -50,12 +50,12 @@ def render_first_screen(report: Report) -> Html:
         tag(
             "tr",
             tag("td", badge(suite.conclusion.status)),
-            tag("th", tag("a", suite.name, href=f"#s{number}"), scope="row"),
+            tag("th", tag("a", suite.name, href=f"#{name_place(suite)}"), scope="row"),
             tag("td", _describe_shipped(suite)),
             tag("td", _worst_change(suite)),
             tag("td", "; ".join(_list_costs(suite)) or "size and speed not measured"),
         )
-        for number, suite in enumerate(report.suites, start=1)
+        for suite in report.suites
     ]
     return table(
         ["verdict", "suite", "what ships", "largest drop", "size and speed"],

@@ -31,6 +31,7 @@ from pytest_quantgate.report.parts import (
     bullets,
     class_of,
     definitions,
+    name_place,
     plural,
     row,
     table,
@@ -55,10 +56,7 @@ def render_html(report: Report) -> str:
             _render_own_tests(report),
             _render_messages(report),
             _render_results(report),
-            (
-                render_suite(suite, number=number, alone=not several, drawn=drawn)
-                for number, suite in enumerate(report.suites, start=1)
-            ),
+            (render_suite(suite, alone=not several, drawn=drawn) for suite in report.suites),
             _render_lists([("Written in this run", (*report.written, *report.obtained), "card")]),
             _render_environment(report),
             id="content",
@@ -161,11 +159,12 @@ def _count_gates(report: Report) -> Html:
 
 def _render_contents(report: Report) -> Html:
     links: list[Html] = []
-    for number, suite in enumerate(report.suites, start=1):
+    for suite in report.suites:
         if len(report.suites) > 1:
-            links.append(tag("li", tag("a", suite.name, href=f"#s{number}"), class_="suite"))
+            link = tag("a", suite.name, href=f"#{name_place(suite)}")
+            links.append(tag("li", link, class_="suite"))
         links.extend(
-            tag("li", tag("a", title, href=f"#s{number}-{anchor}"))
+            tag("li", tag("a", title, href=f"#{name_place(suite, anchor)}"))
             for anchor, title in list_sections(suite)
         )
     if report.own_tests:

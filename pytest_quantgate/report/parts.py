@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote
 
 from pytest_quantgate.report.markup import Child, Html, tag
-from pytest_quantgate.report.model import StatusName
+from pytest_quantgate.report.model import StatusName, SuiteReport
 from pytest_quantgate.report.svg import Chart, draw
 
 #: Sign and words of a status; the sign is for those who do not see its colour.
@@ -28,6 +29,14 @@ class Charts:
     def place(self, chart: Chart, *, caption: str) -> Html:
         self.placed += 1
         return tag("figure", tag("figcaption", caption), draw(chart))
+
+
+def name_place(suite: SuiteReport, *parts: str) -> str:
+    """Return the id of a place in the page: `clip/coverage`, `clip/failures/parity`.
+
+    It stays the same from report to report, so that a link to it can be kept.
+    """
+    return "/".join(quote(part, safe="/[]@:,=+") for part in (suite.name, *(parts or ("",))))
 
 
 def class_of(status: StatusName) -> str:

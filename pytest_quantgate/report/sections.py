@@ -44,6 +44,7 @@ from pytest_quantgate.report.parts import (
     bullets,
     class_of,
     definitions,
+    name_place,
     plural,
     row,
     table,
@@ -54,11 +55,11 @@ from pytest_quantgate.text.words import tally
 WORST = 8
 
 
-def render_suite(suite: SuiteReport, *, number: int, alone: bool, drawn: Charts) -> Html:
-    """Return the sections of the suite that is the `number`th of its report."""
+def render_suite(suite: SuiteReport, *, alone: bool, drawn: Charts) -> Html:
+    """Return the sections of a suite; `alone` is whether it is the only one of its report."""
     renderers: dict[str, Callable[[], Html]] = {
-        "failures": lambda: _render_failures(suite, number=number),
-        "gates": lambda: _render_gates(suite, number=number),
+        "failures": lambda: _render_failures(suite),
+        "gates": lambda: _render_gates(suite),
         "accuracy": lambda: _render_accuracy(suite, drawn=drawn),
         "flips": lambda: join(_render_flips(task) for task in suite.tasks if task.flips),
         "coverage": lambda: _render_coverage(suite.audit),
@@ -75,13 +76,13 @@ def render_suite(suite: SuiteReport, *, number: int, alone: bool, drawn: Charts)
             f" {suite.name} ",
             tag("small", "advisory: decides nothing ") if suite.advisory else None,
             None if alone else tag("small", suite.conclusion.sentence),
-            id=f"s{number}",
+            id=name_place(suite),
             class_="suite-name",
         ),
         (
             tag(
                 "section",
-                tag("h3", title, id=f"s{number}-{anchor}"),
+                tag("h3", title, id=name_place(suite, anchor)),
                 renderers[anchor](),
                 class_="card",
             )
@@ -111,11 +112,11 @@ def list_sections(suite: SuiteReport) -> list[tuple[str, str]]:
 # -- gates --------------------------------------------------------------------------------
 
 
-def _render_gates(suite: SuiteReport, *, number: int) -> Html:
+def _render_gates(suite: SuiteReport) -> Html:
     """Return a table of the gates; beside others, those that passed are folded."""
     passed = [gate for gate in suite.gates if gate.status == "PASS"]
     others = [gate for gate in suite.gates if gate.status != "PASS"]
-    rows = [_gate_row(gate, suite=suite, number=number) for gate in others] + [
+    rows = [_gate_row(gate, suite=suite) for gate in others] + [
         tag(
             "tr",
             tag("td", badge("NOT_MEASURED", text="did not run")),
@@ -124,7 +125,7 @@ def _render_gates(suite: SuiteReport, *, number: int) -> Html:
         )
         for name in suite.not_run
     ]
-    green = [_gate_row(gate, suite=suite, number=number) for gate in passed]
+    green = [_gate_row(gate, suite=suite) for gate in passed]
     if not rows:
         return _gates_table(green, caption="Gates")
     fold = tag(
@@ -135,11 +136,11 @@ def _render_gates(suite: SuiteReport, *, number: int) -> Html:
     return join(_gates_table(rows, caption="Gates"), fold if green else None)
 
 
-def _gate_row(gate: GateResult, *, suite: SuiteReport, number: int) -> Html:
+def _gate_row(gate: GateResult, *, suite: SuiteReport) -> Html:
     return tag(
         "tr",
         tag("td", badge(gate.status)),
-        tag("th", _link_gate(gate, suite=suite, number=number), scope="row"),
+        tag("th", _link_gate(gate, suite=suite), scope="row"),
         tag(
             "td",
             f"follows from {gate.follows}" if gate.follows else gate.brief,
@@ -152,30 +153,36 @@ def _gates_table(rows: Sequence[Html], *, caption: str) -> Html:
     return table(["verdict", "gate", "result"], rows, caption=caption, quiet=True, class_="gates")
 
 
-def _link_gate(gate: GateResult, *, suite: SuiteReport, number: int) -> Child:
+def _link_gate(gate: GateResult, *, suite: SuiteReport) -> Child:
     """Return a gate's name, linked to its failure or to that of the gate it follows from."""
     if gate.status in GREEN_OR_UNKNOWN:
         return gate.name
-    names = [other.name for other in suite.gates]
-    return tag("a", gate.name, href=f"#s{number}-f{names.index(gate.follows or gate.name)}")
+    place = name_place(suite, "failures", gate.follows or gate.name)
+    return tag("a", gate.name, href=f"#{place}")
 
 
-def _render_failures(suite: SuiteReport, *, number: int) -> Html:
+def _render_failures(suite: SuiteReport) -> Html:
     """Return what is red, one article a cause: what to do first, evidence folded."""
     return join(
-        _render_failure(gate, suite=suite, anchor=f"s{number}-f{place}")
-        for place, gate in enumerate(suite.gates)
+        _render_failure(gate, suite=suite)
+        for gate in suite.gates
         if gate.status not in GREEN_OR_UNKNOWN and not gate.follows
     )
 
 
-def _render_failure(gate: GateResult, *, suite: SuiteReport, anchor: str) -> Html:
+def _render_failure(gate: GateResult, *, suite: SuiteReport) -> Html:
     place = [tag("code", each) for each in (gate.where, gate.code) if each]
     followers = list_followers(gate, suite)
     names = ", ".join(other.name for other in followers)
     return tag(
         "article",
-        tag("h4", badge(gate.status), " ", gate.name, id=anchor),
+        tag(
+            "h4",
+            badge(gate.status),
+            " ",
+            gate.name,
+            id=name_place(suite, "failures", gate.name),
+        ),
         tag("p", gate.headline, class_="headline"),
         tag("p", tag("b", "Likely cause: "), gate.cause) if gate.cause else None,
         tag("p", tag("b", "Next step: "), gate.next_step) if gate.next_step else None,

@@ -112,7 +112,7 @@ def test_several_suites_are_a_table_first(report: Report) -> None:
     page = render_html(replace(report, suites=(suite, other)))
     words = head(replace(report, suites=(suite, other)))
 
-    assert '<a href="#s2">int8</a>' in page[: page.index("</header>")]
+    assert '<a href="#int8/">int8</a>' in page[: page.index("</header>")]
     assert "accuracy not measured size and speed not measured" in words
     assert "80.00 % to 79.33 %" in words
 

@@ -157,8 +157,8 @@ def test_what_follows_is_folded_under_its_cause_and_links_to_it(tmp_path: Path) 
     assert text.count("<article") == 1
     article = text[text.index("<article") : text.index("</article>")]
     assert "1 gate follows from it: trace[sm89]" in article
-    place = [gate.name for gate in report.suites[0].gates].index("export")
-    assert f'<a href="#s1-f{place}">trace[sm89]</a>' in text
+    (suite,) = report.suites
+    assert f'<a href="#{suite.name}/failures/export">trace[sm89]</a>' in text
     assert "follows from export" in text
     markdown = render_markdown(report)
     assert markdown.count("3 gone") == 0
@@ -170,8 +170,15 @@ def test_red_suites_stand_first(tmp_path: Path) -> None:
     red = make_run(tmp_path / "b", suite="red", extra=[verdict("export", Status.FAIL)]).collect()
     text = render_html(replace(red, suites=(green, *red.suites)))
 
-    assert text.index('<a href="#s1">red</a>') < text.index('<a href="#s2">green</a>')
-    assert re.findall(r'<h2 id="s(\d)"', text) == ["1", "2"]
+    assert text.index('<a href="#red/">red</a>') < text.index('<a href="#green/">green</a>')
+    assert re.findall(r'<h2 id="(\w+/)"', text) == ["red/", "green/"]
+
+
+def test_places_have_names_that_stay(tmp_path: Path) -> None:
+    text = render_html(make_run(tmp_path, suite="my clip").collect())
+
+    assert 'id="my%20clip/accuracy"' in text
+    assert 'href="#my%20clip/accuracy"' in text
 
 
 def test_green_page_has_no_failures(tmp_path: Path) -> None:

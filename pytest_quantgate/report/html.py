@@ -29,6 +29,7 @@ from pytest_quantgate.report.parts import (
     Charts,
     badge,
     bullets,
+    card,
     class_of,
     definitions,
     name_place,
@@ -273,6 +274,4 @@ def _render_environment(report: Report) -> Html:
         ("revision", tag("code", environment.commit) if environment.commit else "unknown"),
     ]
     rows.extend(environment.packages.items())
-    return tag(
-        "section", tag("h2", "Environment", id="environment"), definitions(rows), class_="card"
-    )
+    return card(tag("h2", "Environment", id="environment"), definitions(rows), decides=False)

@@ -39,6 +39,20 @@ def name_place(suite: SuiteReport, *parts: str) -> str:
     return "/".join(quote(part, safe="/[]@:,=+") for part in (suite.name, *(parts or ("",))))
 
 
+def card(heading: Html, *content: Child, decides: bool) -> Html:
+    """Return a section of a page; on a phone one that does not decide is folded below its heading.
+
+    It is open without scripts: a style sheet cannot open what is folded.
+    """
+    if decides:
+        return tag("section", heading, content, class_="card")
+    return tag(
+        "section",
+        tag("details", tag("summary", heading), content, open=True, class_="section"),
+        class_="card",
+    )
+
+
 def class_of(status: StatusName) -> str:
     return STATUSES[status][1].replace(" ", "-")
 

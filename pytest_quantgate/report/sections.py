@@ -42,6 +42,7 @@ from pytest_quantgate.report.parts import (
     Charts,
     badge,
     bullets,
+    card,
     class_of,
     definitions,
     name_place,
@@ -80,15 +81,18 @@ def render_suite(suite: SuiteReport, *, alone: bool, drawn: Charts) -> Html:
             class_="suite-name",
         ),
         (
-            tag(
-                "section",
+            card(
                 tag("h3", title, id=name_place(suite, anchor)),
                 renderers[anchor](),
-                class_="card",
+                decides=anchor in DECIDING,
             )
             for anchor, title in list_sections(suite)
         ),
     )
+
+
+#: The sections that one decides by: they are never folded.
+DECIDING = frozenset(("failures", "gates", "accuracy"))
 
 
 def list_sections(suite: SuiteReport) -> list[tuple[str, str]]:

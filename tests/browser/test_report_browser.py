@@ -150,6 +150,17 @@ def test_hover_shows_numbers(visit: Any) -> None:
     assert "E4M3 per-tensor, amax" in visited.page.text_content("#tip")
 
 
+def test_a_phone_shows_first_what_decides(visit: Any) -> None:
+    page = visit("green", viewport=PHONE).page
+    folded = "document.querySelectorAll('details.section:not([open])').length"
+
+    assert page.evaluate("document.documentElement.scrollHeight") < 19_000 / 3
+    assert page.evaluate(folded) == page.locator("details.section").count() > 3
+    page.click("nav a[href$='/coverage']")
+    assert page.locator("table.map").first.is_visible()
+    assert visit("green", viewport=DESKTOP).page.evaluate(folded) == 0
+
+
 def test_skip_link_comes_first_and_works(visit: Any) -> None:
     page = visit("green", viewport=DESKTOP).page
     page.keyboard.press("Tab")

@@ -47,4 +47,18 @@
     grid.addEventListener("pointerover", (event) => show(label(event)));
     grid.addEventListener("pointerleave", () => show(""));
   }
+
+  // On a phone what does not decide is folded; what a link leads to opens.
+  const sections = [...document.querySelectorAll("details.section")];
+  if (matchMedia("(max-width: 40rem)").matches) {
+    for (const section of sections) section.open = false;
+  }
+  const unfold = () => {
+    const name = location.hash.slice(1);
+    const target = document.getElementById(name) ?? document.getElementById(decodeURIComponent(name));
+    const section = target?.closest("details.section");
+    if (section) section.open = true;
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
 })();

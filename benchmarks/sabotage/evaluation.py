@@ -18,6 +18,7 @@ from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes
 from pytest_quantgate.run.case import Case
+from pytest_quantgate.run.measured import Drawn
 from pytest_quantgate.selftest.measurements import (
     drop_samples,
     exchange_outcomes,
@@ -90,8 +91,10 @@ def evaluated(name: str, **values: Callable[[Case], Any]) -> Callable[[Bench], C
         good = bench.good
         case = exchange(good, variant_key=digest_of([name, good.variant_key]), _values={})
         vars(case).pop("sanity", None)  # that of the good one, where it was asked already
-        images = good.samples("scenes/test", bench.samples, purpose="classification")
-        vars(case)["_image_embeddings"] = lambda _samples, stage: good._image_embeddings(
+        images = Drawn(
+            name="scenes/test", count=bench.samples, purpose="classification", first=False
+        )
+        vars(case)["_image_embeddings"] = lambda _drawn, stage: good._image_embeddings(
             images, stage
         )
         vars(case).update({key: value(good) for key, value in values.items()})

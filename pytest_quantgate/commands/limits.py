@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.commands.case import add_places, open_case, show_progress
 from pytest_quantgate.errors import DataError, SuiteError
+from pytest_quantgate.text.printable import printable
 
 if TYPE_CHECKING:
     from pytest_quantgate.commands.proposing import Measured
@@ -61,7 +62,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     cases = [open_case(parsed, environ=environ, suite=one) for one in vary(suite, parsed.seeds)]
     lines = list(propose_all(cases, where=str(parsed.suite)))
     show_progress().finish()
-    print("\n".join(lines))
+    print("\n".join(printable(line) for line in lines))
     return 1 if any(line.lstrip().startswith(REFUSED) for line in lines) else 0
 
 

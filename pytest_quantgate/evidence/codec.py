@@ -96,7 +96,7 @@ def _read(kind: Any, data: Any) -> Any:
             raise StoredValueError(
                 f"expected float, found an integer out of range: {error}"
             ) from error
-    if kind in (int, bool, str) and type(data) is kind:
+    if kind is Any or (kind in (int, bool, str) and type(data) is kind):
         return data
     if isinstance(kind, type) and issubclass(kind, Enum):
         if data not in [member.value for member in kind]:

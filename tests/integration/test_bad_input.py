@@ -305,4 +305,4 @@ def test_no_space_for_a_baseline(
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert "No space left on device" in result.stdout.str()
     assert path.read_bytes() == before
-    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    assert sorted(item.name for item in path.parent.iterdir()) == ["history.jsonl", path.name]

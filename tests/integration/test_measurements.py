@@ -46,13 +46,14 @@ FIELDS = {
     "dtype, attn_implementation": "ModelSpec.attn_implementation ModelSpec.dtype",
     "recipe": "QuantizeSpec.exclude QuantizeSpec.recipe",
     "calibration": "CalibrationSpec.batch_size CalibrationSpec.data CalibrationSpec.first "
-    "CalibrationSpec.held_out_samples CalibrationSpec.samples",
+    "CalibrationSpec.held_out_samples CalibrationSpec.samples CalibrationSpec.skip",
     "data: a digest of what is read, and how": "DatasetSpec.captions_per_image "
     "DatasetSpec.columns DatasetSpec.dataset DatasetSpec.exif_rotation DatasetSpec.language "
     "DatasetSpec.root DatasetSpec.test_split",
     "artifacts: digests of the files": "Suite.artifacts",
     "task, metric, samples, first": "AccuracyGate.first AccuracyGate.metric AccuracyGate.samples "
-    "AccuracyGate.task FidelityGate.data FidelityGate.first FidelityGate.samples",
+    "AccuracyGate.task FidelityGate.data FidelityGate.first FidelityGate.samples "
+    "FidelityGate.stage",
     "softmax": "ExportGate.allow Gates.sections",
     "none: the places that messages name": "CalibrationSpec.where DatasetSpec.where "
     "ModelSpec.where QuantizeSpec.where Where.file Where.keys Where.line",
@@ -83,10 +84,10 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def test_the_recorded_run_took_every_measurement(record: dict[str, Any]) -> None:
-    """Engines need TensorRT, exclusions and pictures judge first: their packages are more."""
+    """Engines need TensorRT, exclusions and pictures judge first, given graphs are none here."""
     stored = {measurement.kind for measurement in MEASUREMENTS} - {
-        *("fp16", "without", "exported", "executed"),  # only inputs of others
-        *("engine", "exclusion", "previews", "near_copies"),
+        *("fp16", "without", "exported", "executed", "repaired"),  # only inputs of others
+        *("engine", "exclusion", "previews", "near_copies", "onnx_check"),
     }
 
     assert set(record["built"]) >= stored

@@ -560,14 +560,16 @@ def test_the_nightly_job_proposes_its_baselines(machine: Machine, tiny_clip: Pat
 
     assert proposed.returncode == 0, proposed.stdout + proposed.stderr
     changed = git("diff --name-only origin/main quantgate/baselines").split()
-    assert changed == ["baselines-gpu/suites/tiny/regression-scenes--classification-acc1.json"]
+    record_file = "baselines-gpu/suites/tiny/regression-scenes--classification-acc1.json"
+    history = ["baselines-gpu/.gitattributes", "baselines-gpu/suites/tiny/history.jsonl"]
+    assert changed == [*history, record_file]
     pushed = git("ls-remote origin refs/heads/quantgate/baselines").split()[0]
     assert pushed == git("rev-parse quantgate/baselines")
     assert machine.called[-1].startswith("pr create --base main --head quantgate/baselines")
     body = (Path(machine.environ["RUNNER_TEMP"]) / "body.md").read_text(encoding="utf-8")
     assert body.startswith("Obtained by https://ci.example/1.")
     assert "### Model change" in body
-    record = (machine.path / changed[0]).read_text(encoding="utf-8")
+    record = (machine.path / record_file).read_text(encoding="utf-8")
     assert "nightly GPU run https://ci.example/1" in record
 
 

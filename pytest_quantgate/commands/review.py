@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pytest_quantgate.commands.accept import add_conditions, keep_history, open_store
 from pytest_quantgate.errors import BaselineError
-from pytest_quantgate.store.baseline_mode import refuse_ci
 from pytest_quantgate.store.baselines import (
     Store,
     list_obtained,
@@ -47,20 +47,12 @@ def add(commands: Any) -> None:
         metavar="OBTAINED",
         help="folder of obtained results, such as obtained, or an artifact of CI",
     )
-    parser.add_argument("--baselines", type=Path, default=Path("baselines"), metavar="DIR")
     parser.add_argument("--reason", help="of every result that is accepted; asked for without it")
-    parser.add_argument(
-        "--new-data",
-        action="store_true",
-        help="although the evaluation data changed: the first accepted variant starts anew",
-    )
-    parser.add_argument("--allow-ci-write", action="store_true", help="although CI is set")
+    add_conditions(parser)
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    if not parsed.allow_ci_write:
-        refuse_ci("quantgate review", environ=environ, flag="--allow-ci-write")
-    store = Store(parsed.baselines, project=Path.cwd())
+    store = open_store(parsed, environ=environ)
     paths = list_obtained(parsed.obtained)
     done: Counter[str] = Counter()
     for number, path in enumerate(paths, start=1):
@@ -130,16 +122,11 @@ def _accept(
     reason: str,
     environ: Mapping[str, str],
 ) -> None:
-    from pytest_quantgate.report.history import record_run
-
     record = prepare_obtained(
         obtained, path=path, store=store, reason=reason, new_data=parsed.new_data
     )
     say(f"baseline written: {store.write(record)}")
-    for history in record_run(
-        store, record.suite, records=[record], root=Path.cwd(), environ=environ
-    ):
-        say(f"history written: {history}")
+    keep_history(record.suite, [record], store=store, environ=environ)
 
 
 def _reject(path: Path) -> None:

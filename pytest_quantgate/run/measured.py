@@ -406,17 +406,21 @@ class Measured(Variants):
                 "env": list(self.settings.env),
             },
             "samples": drawn,
-            "expected": self.describe_embedding(self.samples(**drawn), names=names),
+            "expected": self.describe_embedding(self.samples(**drawn), names=names, stage=stage),
             "variants": list(names),
             "stage": stage,
             "task": task,
         }
 
-    def describe_embedding(self, samples: Samples, *, names: Sequence[Variant]) -> dict[str, str]:
+    def describe_embedding(
+        self, samples: Samples, *, names: Sequence[Variant], stage: Stage
+    ) -> dict[str, str]:
         """Return what decides embeddings, by what a message calls it."""
         found = {"FP16 model": self.fp16_key, "data set": samples.digest}
         if "quantized" in names:
             found["quantized variant"] = self.variant_key
+            # Files that were handed over may be replaced while a run reads them.
+            found["exported file or engine"] = self.stages.stage_key(stage)
         return found
 
     def _image_embeddings(self, drawn: Drawn, stage: Stage) -> list[torch.Tensor]:

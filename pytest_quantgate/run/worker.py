@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.measure.embeddings import Encodes
     from pytest_quantgate.run.measured import Measured
     from pytest_quantgate.run.workers import Embedded
+    from pytest_quantgate.tasks.samples import Samples
 
 
 class Embedder:
@@ -29,6 +30,7 @@ class Embedder:
         self._suite: Any = None
         self._case: Measured | None = None
         self._asked: Any = None
+        self._compared: Any = None
         self._models: list[Encodes] = []
         self._opened = ExitStack()
 
@@ -43,14 +45,7 @@ class Embedder:
 
         case = self._open_case(question["suite"])
         samples = case.samples(**question["samples"])
-        seen = case.describe_embedding(samples, names=question["variants"])
-        if seen != question["expected"]:
-            names = [name for name, key in seen.items() if key != question["expected"][name]]
-            raise ModelError(
-                f"a worker has another {' and '.join(names)} than the process that asks: the "
-                f"suite, its files or a package changed while it ran, or a conftest.py turned a "
-                f"switch of PyTorch; run again, without --quantgate-workers if that does not help"
-            )
+        self._compare(case, samples, question)
         models = self._open_models(case, question)
         if question["task"] is None:
             embedded = embed_images(
@@ -72,10 +67,26 @@ class Embedder:
     def close(self) -> None:
         self._opened.close()
 
+    def _compare(self, case: Measured, samples: Samples, question: Mapping[str, Any]) -> None:
+        """Raise ModelError where something here is not what the question says; asked once."""
+        expected = question["expected"]
+        if expected == self._compared:
+            return
+        seen = case.describe_embedding(samples, names=question["variants"], stage=question["stage"])
+        if seen != expected:
+            names = [name for name, key in seen.items() if key != expected[name]]
+            raise ModelError(
+                f"a worker has another {' and '.join(names)} than the process that asks: the "
+                f"suite, its files or a package changed while it ran, or a conftest.py turned a "
+                f"switch of PyTorch; run again, without --quantgate-workers if that does not help"
+            )
+        self._compared = expected
+
     def _open_case(self, asked: Mapping[str, Any]) -> Measured:
         if self._case is None or asked != self._suite:
             self._opened.close()
             self._case, self._suite, self._asked = None, asked, None
+            self._compared = None
             self._case = open_case(asked, environ=self._environ)
         return self._case
 

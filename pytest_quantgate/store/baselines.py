@@ -506,6 +506,7 @@ def accept_obtained(
     What is there is followed as an update would. All are read and checked before the first is
     written: one that is damaged or unfit leaves everything as it was. Raises BaselineError.
     """
+    _check_reason(reason)
     records = [
         prepare_obtained(
             read_obtained(path, directory=directory),
@@ -517,6 +518,11 @@ def accept_obtained(
         for path in list_obtained(directory)
     ]
     return tuple(store.write(record) for record in records)
+
+
+def _check_reason(reason: str) -> None:
+    if not reason.strip():
+        raise BaselineError("accepting needs a reason: it is kept in the baseline")
 
 
 def list_obtained(directory: Path) -> list[Path]:
@@ -547,8 +553,7 @@ def prepare_obtained(
 
     Raises BaselineError for one that must not become a baseline.
     """
-    if not reason.strip():
-        raise BaselineError("accepting needs a reason: it is kept in the baseline")
+    _check_reason(reason)
     try:
         refuse_unfit(record)
         _check_gates(record, project=store.project)

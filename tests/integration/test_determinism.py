@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from benchmarks import determinism as bench
+
 Run = Callable[..., pytest.RunResult]
 WriteSuite = Callable[..., Path]
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "determinism.py"
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("determinism_under_test", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -39,7 +25,6 @@ def test_cold_runs_give_the_same_digits_on_one_and_two_threads(
     pytester: pytest.Pytester,
     write_suite: WriteSuite,
     run_gates: Run,
-    bench: ModuleType,
     set_threads: Callable[[int], None],
 ) -> None:
     pytest.importorskip("onnxruntime")
@@ -78,7 +63,7 @@ def test_cold_runs_give_the_same_digits_on_one_and_two_threads(
     assert any(name.endswith(".npy") for name in runs[0].values)
 
 
-def test_a_digit_that_moved_is_named(bench: ModuleType) -> None:
+def test_a_digit_that_moved_is_named() -> None:
     one = bench.Run(number=1, threads=1, values={"verdict a": "1.0", "cache b": "c" * 64})
     two = bench.Run(number=2, threads=2, values={"verdict a": "1.1", "cache b": "c" * 64})
     three = bench.Run(number=3, threads=2, values={"verdict a": "1.1"})

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from benchmarks import determinism as bench
 from pytest_quantgate.run.workers import ProcessWorker
 
 if TYPE_CHECKING:
@@ -19,25 +17,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 LIMIT = "metric: acc1, max_drop: 50pp"
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "determinism.py"
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("determinism_of_workers", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_workers_give_the_bytes_of_one_process(
     pytester: pytest.Pytester,
     write_suite: Callable[..., Path],
     run_gates: Callable[..., pytest.RunResult],
-    bench: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("onnxruntime")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from pytest_quantgate.evidence.verdict import Status
+from pytest_quantgate.evidence.verdict import Figure, Status, Verdict
 
 if TYPE_CHECKING:
     from pytest_quantgate.statistics.family import Alarm, Family
@@ -12,6 +13,27 @@ if TYPE_CHECKING:
 
 #: How a result stands to a limit that it must not exceed.
 RELATIONS = {Status.PASS: "within", Status.FAIL: "over"}
+
+
+class Details(TypedDict, total=False):
+    """What a verdict says besides its headline; see `Verdict`."""
+
+    brief: str
+    evidence: tuple[str, ...]
+    cause: str
+    next_step: str
+    figures: Mapping[str, Figure]
+
+
+def fail(gate: str, finding: str, headline: str, **more: Unpack[Details]) -> Verdict:
+    """Return FAIL of a gate: its name stands before the headline and the finding of the code."""
+    return Verdict(
+        gate=gate,
+        status=Status.FAIL,
+        headline=f"{gate}: {headline}",
+        code=f"{gate}.{finding}",
+        **more,
+    )
 
 
 def decide(interval: Interval, *, limit: float) -> Status:

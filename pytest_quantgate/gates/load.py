@@ -18,12 +18,14 @@ import math
 import statistics
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.load import Load, Timing
+from pytest_quantgate.evidence.outcomes import group_places
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.calibration import SAME_EMBEDDING, batch_limit
-from pytest_quantgate.gates.deciding import decide, relation
+from pytest_quantgate.gates.deciding import decide, fail, relation
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.timed import (
     Timed,
@@ -54,11 +56,14 @@ from pytest_quantgate.suite.keys import (
 from pytest_quantgate.text.words import code_of, count, level, percent, points
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_quantgate.evidence.audit import BatchInvariance
     from pytest_quantgate.evidence.latency import Machine
     from pytest_quantgate.evidence.load import Answer, LoadRun, Served
 
 GATE = "load"
+_fail = partial(fail, GATE)
 
 #: The share of requests that a percentile is of, by the field of its limit.
 PERCENTILES = {
@@ -246,7 +251,7 @@ def judge_load(
     """
     about = f"{run.load.rate} requests a second, {describe_run(run.timed)}"
     whole = Timed(
-        gate=GATE, about=about, run=run.timed, confidence=gate.confidence, where=gate.where
+        gate=GATE, about=about, run=run.times("p99"), confidence=gate.confidence, where=gate.where
     )
     broken = check_rounds(whole)
     if broken is not None:
@@ -300,16 +305,24 @@ def _name_figures(verdict: Verdict, timing: Timing) -> Verdict:
 
 
 def _check_rate(run: LoadRun, gate: LoadGate, *, about: str) -> Verdict | None:
-    """Return a verdict where FP16 does not keep up: then times are those of a queue that grows."""
-    share = statistics.median(s.completed_per_s / s.scheduled_per_s for s in run.fp16)
+    """Return a verdict where FP16 does not keep up: then times are those of a queue that grows.
+
+    What it drops is not answered, though LoadGen is told so at the end of a round.
+    """
+    answered = [s.completed_per_s * (s.queries - s.dropped) / max(1, s.queries) for s in run.fp16]
+    share = statistics.median(
+        done / s.scheduled_per_s for done, s in zip(answered, run.fp16, strict=True)
+    )
     if share >= KEEPS_UP:
         return None
-    done = statistics.median(s.completed_per_s for s in run.fp16)
+    done = statistics.median(answered)
+    drops = any(s.dropped for s in run.fp16)
     return Verdict(
         gate=GATE,
         status=Status.INCONCLUSIVE,
-        headline=f"load: {about}: FP16 answers {done:.0f} a second, so what waits grows all the "
-        f"time ({gate.where.of('rate')})",
+        headline=f"load: {about}: FP16 answers {done:.0f} a second, so "
+        f"{'it drops the others' if drops else 'what waits grows all the time'} "
+        f"({gate.where.of('rate')})",
         brief=f"FP16 keeps up with {done:.0f} of {run.load.rate} requests a second",
         cause="the rate is more than this machine can serve, or something else was running",
         next_step=f"set a rate of at most {max(1, int(done * KEEPS_UP))}, or a larger batch",
@@ -353,11 +366,17 @@ def _judge_late(timed: Timed, run: LoadRun, *, limit: Fraction) -> Verdict:
     noise = max(0.0, math.log(again.high), -math.log(again.low))
     reach = found.limits(confidence=float(timed.confidence))
     interval = Interval(low=math.log(reach.low) - noise, high=math.log(reach.high) + noise)
-    status = decide(interval, limit=float(limit))
     sides = {
         name: sum(s.late for s in rounds) / sum(s.queries for s in rounds)
         for name, rounds in (("fp16", run.fp16), ("quantized", run.quantized))
     }
+    status = decide(interval, limit=float(limit))
+    cause = "the tail of the quantized variant is longer"
+    next_step = "look at p99_ratio, or measure more rounds"
+    if sides["fp16"] + limit >= 1:  # whatever the quantized variant does is within
+        status = Status.INCONCLUSIVE
+        cause = f"FP16 is late so often that {points(limit)} more cannot be: nothing is decided"
+        next_step = "set a larger bound, or a lower rate"
     dropped = sum(s.dropped for s in run.quantized)
     return Verdict(
         gate=GATE,
@@ -371,8 +390,8 @@ def _judge_late(timed: Timed, run: LoadRun, *, limit: Fraction) -> Verdict:
             f"{percent(sides['quantized'])} late or dropped, FP16 {percent(sides['fp16'])}",
             f"{dropped} dropped",
         ),
-        cause="" if status is Status.PASS else "the tail of the quantized variant is longer",
-        next_step="" if status is Status.PASS else "look at p99_ratio, or measure more rounds",
+        cause="" if status is Status.PASS else cause,
+        next_step="" if status is Status.PASS else next_step,
         figures={
             "fp16_late_share": sides["fp16"],
             "quantized_late_share": sides["quantized"],
@@ -397,51 +416,10 @@ def _judge_answers(
     moved = {}
     for name, rounds in (("FP16", run.fp16), ("quantized", run.quantized)):
         worst = _join_answers(rounds)
-        for answer in worst:
-            if not answer.distance <= max(limit, LOST) and answer.nearest == answer.input:
-                return Verdict(
-                    gate=GATE,
-                    status=Status.FAIL,
-                    headline=f"load: {about}: {name} answered input {answer.input} with an "
-                    f"embedding that is {percent(answer.distance)} from that alone, in "
-                    f"{_name_batch(answer)} ({gate.where})",
-                    brief=f"{name} lost the answer to input {answer.input}",
-                    cause="calls that run at once share a buffer, or the runtime overflows on a "
-                    "batch",
-                    next_step="try concurrency: 1, then batch: 1, to see which of the two does it",
-                    figures={"answers_limit": limit},
-                    code="load.answers-lost",
-                )
-            if not answer.distance <= limit and answer.nearest != answer.input:
-                return Verdict(
-                    gate=GATE,
-                    status=Status.FAIL,
-                    headline=f"load: {about}: {name} answered input {answer.input} with the "
-                    f"embedding of input {answer.nearest}, in {_name_batch(answer)} ({gate.where})",
-                    brief=f"{name} gave input {answer.input} the answer of {answer.nearest}",
-                    cause="the runtime mixes up the inputs of a batch, or calls that run at once "
-                    "share a buffer",
-                    next_step="try concurrency: 1, then batch: 1, to see which of the two does it",
-                    figures={"answers_limit": limit},
-                    code="load.answers-swapped",
-                )
         moved[name] = statistics.median(answer.distance for answer in worst) if worst else math.inf
-        if not moved[name] <= limit:
-            first = max(worst, key=lambda answer: answer.distance, default=None)
-            batch = f", most in {_name_batch(first)}" if first else ""
-            return Verdict(
-                gate=GATE,
-                status=Status.FAIL,
-                headline=f"load: {about}: embeddings of {name} under load differ by "
-                f"{percent(moved[name])} from those alone (limit {percent(limit)}){batch} "
-                f"({gate.where})",
-                brief=f"{name} under load is {percent(moved[name])} from alone",
-                cause="an embedding depends on the inputs that a server joins it with, or calls "
-                "that run at once share a buffer",
-                next_step="look at calibration (batch-dependent ranges), then try concurrency: 1",
-                figures={"answers_limit": limit},
-                code="load.batch-dependent",
-            )
+        wrong = _find_wrong(worst, gate, about=about, name=name, limit=limit, moved=moved[name])
+        if wrong is not None:
+            return replace(wrong, figures={"answers_limit": limit})
     highest = _describe_highest(run)
     batches = sum(s.batches for s in run.quantized)
     requests = sum(s.queries - s.dropped for s in run.quantized)
@@ -460,6 +438,48 @@ def _judge_answers(
     )
 
 
+def _find_wrong(
+    worst: Sequence[Answer], gate: LoadGate, *, about: str, name: str, limit: float, moved: float
+) -> Verdict | None:
+    """Return what is wrong with the worst answers of a variant, `moved` by so much typically."""
+    for answer in worst:
+        swapped = answer.nearest != answer.input
+        if answer.distance <= (limit if swapped else max(limit, LOST)):
+            continue
+        asked, batch = f"{about}: {name} answered input {answer.input}", _name_batch(answer)
+        next_step = "try concurrency: 1, then batch: 1, to see which of the two does it"
+        if swapped:
+            return _fail(
+                "answers-swapped",
+                f"{asked} with the embedding of input {answer.nearest}, in {batch} ({gate.where})",
+                brief=f"{name} gave input {answer.input} the answer of {answer.nearest}",
+                cause="the runtime mixes up the inputs of a batch, or calls that run at once share "
+                "a buffer",
+                next_step=next_step,
+            )
+        return _fail(
+            "answers-lost",
+            f"{asked} with an embedding that is {percent(answer.distance)} from that alone, in "
+            f"{batch} ({gate.where})",
+            brief=f"{name} lost the answer to input {answer.input}",
+            cause="calls that run at once share a buffer, or the runtime overflows on a batch",
+            next_step=next_step,
+        )
+    if moved <= limit:
+        return None
+    first = max(worst, key=lambda answer: answer.distance, default=None)
+    batch = f", most in {_name_batch(first)}" if first else ""
+    return _fail(
+        "batch-dependent",
+        f"{about}: embeddings of {name} under load differ by {percent(moved)} from those alone "
+        f"(limit {percent(limit)}){batch} ({gate.where})",
+        brief=f"{name} under load is {percent(moved)} from alone",
+        cause="an embedding depends on the inputs that a server joins it with, or calls that run "
+        "at once share a buffer",
+        next_step="look at calibration (batch-dependent ranges), then try concurrency: 1",
+    )
+
+
 def _describe_highest(run: LoadRun) -> tuple[str, ...]:
     """Return the rates that were found in a search, which decide nothing."""
     if not run.highest_rates or run.load.bound_ms is None:
@@ -473,11 +493,16 @@ def _describe_highest(run: LoadRun) -> tuple[str, ...]:
 
 def _join_answers(rounds: tuple[Served, ...]) -> list[Answer]:
     """Return of each input the answer that is furthest off, over all rounds."""
-    worst: dict[int, Answer] = {}
-    for answer in (answer for served in rounds for answer in served.answers):
-        if answer.input not in worst or answer.distance > worst[answer.input].distance:
-            worst[answer.input] = answer
-    return [worst[at] for at in sorted(worst)]
+    answers = [answer for served in rounds for answer in served.answers]
+    places = group_places(answer.input for answer in answers)
+    return [
+        # NaN is further off than any number.
+        max(
+            (answers[place] for place in places[at]),
+            key=lambda answer: (math.isnan(answer.distance), answer.distance),
+        )
+        for at in sorted(places)
+    ]
 
 
 def _name_batch(answer: Answer) -> str:

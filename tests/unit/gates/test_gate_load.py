@@ -203,6 +203,17 @@ def test_a_rate_that_fp16_does_not_keep_up_with_is_inconclusive() -> None:
     assert verdict.next_step.startswith("set a rate of at most 36")
 
 
+def test_requests_that_fp16_drops_are_not_answered() -> None:
+    """LoadGen is told at the end of a round that they are: the rate looks as if it were kept."""
+    drops = [make_served(dropped=200, late=200)] * 10
+    gate = make_gate(p99_ratio=None, max_late=Fraction(1, 100), queue=1)
+    verdict = judge(make_run(drops, drops), gate)
+
+    assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "load.rate-too-high")
+    assert "FP16 answers 34 a second, so it drops the others" in verdict.headline
+    assert verdict.next_step.startswith("set a rate of at most 30")
+
+
 def test_a_rate_that_quantized_alone_does_not_keep_up_with_fails_by_its_tail() -> None:
     good, slow = [make_served()] * 10, [make_served(np.full(459, 900.0), completed_per_s=40.0)] * 10
     assert judge(make_run(good, slow)).status is Status.FAIL
@@ -255,6 +266,26 @@ def test_late_requests_that_differ_from_round_to_round_are_open() -> None:
     assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "load.late-open")
 
 
+def test_a_bound_that_fp16_never_keeps_decides_nothing() -> None:
+    gate = make_gate(p99_ratio=None, max_late=Fraction(5, 100), bound_ms=1.0)
+    all_late, most_late = [make_served(late=459)] * 10, [make_served(late=437)] * 10
+
+    verdict = judge(make_run(all_late, all_late), gate)
+    assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "load.late-open")
+    assert verdict.cause.startswith("FP16 is late so often that 5.00 pp more cannot be")
+    assert verdict.next_step == "set a larger bound, or a lower rate"
+    assert judge(make_run(most_late, most_late), gate).status is Status.INCONCLUSIVE
+    fewer = [make_served(late=436)] * 10
+    assert judge(make_run(fewer, fewer), gate).status is Status.PASS
+
+
+def test_rounds_of_one_side_that_are_missing_are_no_pairs() -> None:
+    gate = make_gate(p99_ratio=None, max_late=Fraction(5, 100), bound_ms=50.0)
+    run = make_run([make_served()] * 10, [make_served()] * 10)
+    verdict = judge(replace(run, quantized=run.quantized[:9]), gate)
+    assert (verdict.status, verdict.code) == (Status.FAIL, "load.rounds-unpaired")
+
+
 def test_a_limit_in_ms_holds_on_the_machine_of_the_baseline_alone() -> None:
     run, gate = make_run([make_served()] * 10, [make_served()] * 10), make_gate(max_p99_ms=20.0)
 
@@ -300,6 +331,14 @@ def test_an_answer_that_is_anothers_names_the_batch_that_mixed_them() -> None:
 def test_a_single_answer_that_is_nobodys_fails(distance: float) -> None:
     good = [make_served()] * 10
     verdict = judge(make_run(good, [*good[:9], answered(distance, 1e-6, 1e-6)]))
+    assert (verdict.status, verdict.code) == (Status.FAIL, "load.answers-lost")
+
+
+@pytest.mark.parametrize("place", [0, 5, 9])
+def test_an_answer_that_is_no_number_is_the_worst_in_whatever_round(place: int) -> None:
+    rounds = [answered(1e-6, 1e-6)] * 10
+    rounds[place] = answered(math.nan, 1e-6)
+    verdict = judge(make_run([make_served()] * 10, rounds))
     assert (verdict.status, verdict.code) == (Status.FAIL, "load.answers-lost")
 
 

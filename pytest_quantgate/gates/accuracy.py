@@ -62,7 +62,7 @@ GATE = "accuracy"
 #: Findings that no layer explains: they are about the data, or FP16.
 NO_LAYERS = (
     *(*FINDINGS, "fp16-off-published", "slices-unknown-column"),
-    *("slices-of-one-value", "slices-too-many"),
+    *("slices-of-one-value", "slices-too-many", "fp16-none-right"),
 )
 
 
@@ -175,6 +175,8 @@ def judge_accuracy(
         *judge_samples(quantized, kind=GATE, gate=gate, needs_all=needs_all),
         _judge_drop(pairs, fp16=fp16, quantized=quantized, gate=gate, family=family),
     ]
+    if not pairs.before_right:
+        parts.append(_refuse_none_right(pairs, fp16=fp16, gate=gate))
     if gate.floor is not None:
         parts.append(
             _judge_floor(pairs, quantized=quantized, gate=gate, floor=gate.floor, family=family)
@@ -198,6 +200,21 @@ def judge_accuracy(
     if gate.slices is not None:
         return verdict
     return _add_search(verdict, fp16=fp16, quantized=quantized, gate=gate, columns=columns)
+
+
+def _refuse_none_right(pairs: Pairs, *, fp16: Outcomes, gate: AccuracyGate) -> Verdict:
+    """Return INCONCLUSIVE: a limit on what is lost is kept by whatever comes after nothing."""
+    return Verdict(
+        gate=GATE,
+        status=Status.INCONCLUSIVE,
+        headline=f"accuracy: {gate.task}: {fp16.variant} {gate.metric} is 0 on "
+        f"{count(pairs.samples, 'sample')}: there is nothing to lose ({gate.where.of('max_drop')})",
+        brief=f"{fp16.variant} is right on no sample: there is nothing to lose",
+        cause="samples and what is expected of them do not belong together, or the task asks for "
+        "what this model cannot do",
+        next_step="evaluate FP16 by itself until it is right on some",
+        code="accuracy.fp16-none-right",
+    )
 
 
 def _find_slices(gate: AccuracyGate, *, columns: Columns) -> Slices:

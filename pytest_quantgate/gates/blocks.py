@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.evidence.verdict import Figure, Status, Verdict
+from pytest_quantgate.evidence.verdict import Figure, Verdict
 from pytest_quantgate.formats.table import find_format
+from pytest_quantgate.gates.deciding import fail
 from pytest_quantgate.text.words import count, group, listed, percent, shorten
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.suite.where import Where
 
 GATE = "coverage"
+_fail = partial(fail, GATE)
 
 #: The algorithm that gives every quantized Linear layer a branch.
 SVDQUANT = "svdquant"
@@ -32,10 +36,9 @@ def _judge_ignored_scales(found: Sequence[Quantizer], *, where: Where) -> Iterat
     if not found:
         return
     formats = listed(tuple(dict.fromkeys(q.format for q in found)))
-    yield Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"{GATE}: double quantization does nothing in {count(len(found), 'quantizer')} "
+    yield _fail(
+        "scales-ignored",
+        f"double quantization does nothing in {count(len(found), 'quantizer')} "
         f"({formats}): the format that is declared for the scales of blocks is passed over "
         f"({where})",
         evidence=shorten(group(q.name for q in found), noun="groups"),
@@ -43,7 +46,6 @@ def _judge_ignored_scales(found: Sequence[Quantizer], *, where: Where) -> Iterat
         "and ignores scale_bits and scale_block_sizes in silence elsewhere",
         next_step="remove scale_bits and scale_block_sizes, or use recipe: nvfp4",
         figures={"scales_ignored": len(found)},
-        code="coverage.scales-ignored",
     )
 
 
@@ -59,10 +61,9 @@ def _judge_partial_blocks(found: Sequence[Quantizer], *, where: Where) -> Iterat
     first = found[0]
     kind = find_format(first.format)
     assert kind is not None
-    yield Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"{GATE}: the rows of {count(len(found), 'quantizer')} are no whole blocks: "
+    yield _fail(
+        "block-partial",
+        f"the rows of {count(len(found), 'quantizer')} are no whole blocks: "
         f"{first.name} has {first.row_values} values a row, blocks of {kind.name} have "
         f"{kind.block_size} ({where})",
         evidence=shorten(group(q.name for q in found), noun="groups"),
@@ -70,7 +71,6 @@ def _judge_partial_blocks(found: Sequence[Quantizer], *, where: Where) -> Iterat
         "blocks does not: it takes a number of inputs that is a multiple of the block",
         next_step="exclude these layers, or give them a format without blocks, such as E4M3",
         figures={"partial_blocks": len(found)},
-        code="coverage.block-partial",
     )
 
 
@@ -84,10 +84,9 @@ def _judge_branches(audit: Audit, *, where: Where) -> Iterator[Verdict]:
             if q.slot == "weight" and q.enabled and q.own_calls and q.module not in there
         ]
         if without:
-            yield Verdict(
-                gate=GATE,
-                status=Status.FAIL,
-                headline=f"{GATE}: {count(len(without), 'quantized layer')} of SVDQuant "
+            yield _fail(
+                "branch-missing",
+                f"{count(len(without), 'quantized layer')} of SVDQuant "
                 f"{'has' if len(without) == 1 else 'have'} no low-rank branch ({where})",
                 evidence=shorten(group(without), noun="groups"),
                 cause="the branch was lost: the weight is what is left after it was taken out, so "
@@ -95,48 +94,56 @@ def _judge_branches(audit: Audit, *, where: Where) -> Iterator[Verdict]:
                 next_step="quantize again, and restore with ModelOpt's state: the branch is in "
                 "buffers of the weight quantizer",
                 figures={"branches_missing": len(without)},
-                code="coverage.branch-missing",
             )
-    idle = [branch.module for branch in audit.branches if branch.output_share == 0]
+    idle = [
+        branch.module
+        for branch in audit.branches
+        if branch.output_share is not None and not branch.output_share > 0  # NaN, too
+    ]
     if idle:
-        yield Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"{GATE}: the low-rank branch of {count(len(idle), 'layer')} adds nothing to "
+        yield _fail(
+            "branch-idle",
+            f"the low-rank branch of {count(len(idle), 'layer')} adds nothing to "
             f"the output ({where})",
             evidence=shorten(group(idle), noun="groups"),
             cause="its values are zero, or the layer's forward goes around it, and the weight is "
             "what is left after the branch was taken out",
             next_step="quantize again, and look for what touches the model after that",
             figures={"branches_idle": len(idle)},
-            code="coverage.branch-idle",
         )
 
 
 def describe_branches(branches: Sequence[LowRankBranch]) -> str:
     """Return what the branches that ran add to their layers, '' for none: `26 low-rank branches`"""
-    ran = sorted(
-        (branch for branch in branches if branch.output_share is not None),
-        key=lambda branch: branch.output_share or 0.0,
-    )
-    if not ran:
+    shares = _list_shares(branches)
+    if not shares:
         return ""
-    low, high = ran[0], ran[-1]
-    ranks = listed([str(rank) for rank in sorted({branch.rank for branch in ran})])
+    (low, first), (high, last) = shares[0], shares[-1]
+    ranks = listed([str(rank) for rank in sorted({branch.rank for _, branch in shares})])
     return (
-        f"{count(len(ran), 'low-rank branch', plural='low-rank branches')} of rank {ranks}, from "
-        f"{percent(low.output_share or 0.0, 1)} of the output ({low.module}) to "
-        f"{percent(high.output_share or 0.0, 1)} ({high.module})"
+        f"{count(len(shares), 'low-rank branch', plural='low-rank branches')} of rank {ranks}, "
+        f"from {percent(low, 1)} of the output ({first.module}) to {percent(high, 1)} "
+        f"({last.module})"
     )
 
 
 def branch_figures(branches: Sequence[LowRankBranch]) -> dict[str, Figure]:
     """Return the least and the largest share of a layer's output that a branch gives."""
-    shares = [branch.output_share for branch in branches if branch.output_share is not None]
+    shares = [share for share, _ in _list_shares(branches)]
     if not shares:
         return {}
     return {
         "branches": len(shares),
-        "branch_share_low": min(shares),
-        "branch_share_high": max(shares),
+        "branch_share_low": shares[0],
+        "branch_share_high": shares[-1],
     }
+
+
+def _list_shares(branches: Sequence[LowRankBranch]) -> list[tuple[float, LowRankBranch]]:
+    """Return the branches that ran and what each adds, the least first."""
+    ran = [
+        (branch.output_share, branch)
+        for branch in branches
+        if branch.output_share is not None and math.isfinite(branch.output_share)
+    ]
+    return sorted(ran, key=lambda item: item[0])

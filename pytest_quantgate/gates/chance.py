@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.evidence.outcomes import group_places
 from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.tasks.kind import find_task
 from pytest_quantgate.text.words import count, percent, points
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.sanity import Answers
     from pytest_quantgate.gates.run import GateRun
     from pytest_quantgate.gates.sections import TaskGate
+    from pytest_quantgate.tasks.kind import TaskKind
 
 #: How often answers at chance are taken for better ones: at most in 1 %, over all looks. Up to
 #: seven looks on a part of the samples spend EARLY_ALPHA each, that on the most LAST_ALPHA.
@@ -188,13 +191,10 @@ def judge_answers(run: GateRun, gate: TaskGate, *, fp16: Outcomes) -> Verdict | 
     Chance is judged where sanity, which looks at a part, left it open; exchanged classes show
     on many samples only.
     """
-    from pytest_quantgate.measure.sanity import read_answers
-    from pytest_quantgate.tasks.kind import find_task
-
     if fp16.nonfinite:
         return None  # no answers: its own gate says so
     asked = (gate.task, gate.samples, gate.first)
-    answers = read_answers(fp16, chance=find_task(gate.task).chance)
+    answers = _read_answers(fp16, kind=find_task(gate.task))
     if answers is None:
         return None
     is_open = any(
@@ -208,14 +208,21 @@ def judge_answers(run: GateRun, gate: TaskGate, *, fp16: Outcomes) -> Verdict | 
     return None if verdict.passed else verdict
 
 
+def _read_answers(fp16: Outcomes, *, kind: TaskKind) -> Answers | None:
+    """Return FP16's answers, of which one of a cluster counts: the binomial test takes each for
+    independent, and the K nearest of a query, or copies of a picture, are right together."""
+    from pytest_quantgate.measure.sanity import read_answers
+
+    if fp16.class_names and fp16.clusters:
+        fp16 = fp16.select([places[0] for places in group_places(fp16.clusters).values()])
+    return read_answers(fp16, chance=kind.chance)
+
+
 def describe_chance(gate: TaskGate, *, fp16: Outcomes) -> tuple[str, dict[str, float]]:
     """Return how far FP16 is from chance in a sentence, and its figures; what it says where chance
     is not known."""
-    from pytest_quantgate.measure.sanity import read_answers
-    from pytest_quantgate.tasks.kind import find_task
-
     kind = find_task(gate.task)
-    answers = read_answers(fp16, chance=kind.chance)
+    answers = _read_answers(fp16, kind=kind)
     if answers is not None and kind.needs_fp16:
         return f"right is what FP16 answers; chance alone gives {percent(answers.chance)}", {
             "fp16_chance_share": answers.chance

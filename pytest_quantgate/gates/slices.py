@@ -180,6 +180,8 @@ def cut_slices(spec: SlicesSpec, *, columns: Columns, gate: TaskGate) -> Slices:
             problems.append(problem)
             continue
         for name, inside in found.items():
+            if name in judged:  # a value that is spelt as two of another cut are
+                name = f"{name} (by {', '.join(by)})"
             if spec.min_samples is not None and len(inside) < spec.min_samples:
                 left_out.append(f"{name} ({len(inside)})")
             else:
@@ -223,7 +225,7 @@ def _refuse_cut(
             code="accuracy.slices-of-one-value",
         )
     if spec.min_samples is not None:
-        if max(map(len, found.values())) >= spec.min_samples:
+        if max(map(len, found.values()), default=0) >= spec.min_samples:
             return None
         needed, why = spec.min_samples, f"none has the {spec.min_samples} of min_samples"
     else:

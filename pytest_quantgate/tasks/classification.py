@@ -61,16 +61,16 @@ def score_classes(logits: torch.Tensor, *, finite: torch.Tensor, inputs: TaskInp
 
     A class with a score of -inf is never an answer that is right.
 
-    Raises DataError for acc5 with fewer than five classes.
+    Raises DataError for acc5 where there are no more than five classes: every answer were right.
     """
     import torch
 
     samples, metric = inputs.samples, inputs.metric
     assert samples.labels is not None
     top = 5 if metric.startswith("acc5") else 1
-    if logits.shape[1] < top:
+    if logits.shape[1] <= top != 1:
         raise DataError(
-            f"{metric} of {inputs.task} needs {top} classes, there are {logits.shape[1]}"
+            f"{metric} of {inputs.task} needs more than {top} classes, there are {logits.shape[1]}"
         )
     scores, best = logits.topk(top, dim=1)
     hits = (best == torch.tensor(samples.labels)[:, None]) & (scores > -torch.inf)

@@ -89,13 +89,16 @@ def list_languages(samples: Samples) -> tuple[str, ...]:
 
 
 def count_chance(outcomes: Outcomes) -> float:
-    """Return K of N, as for retrieval in each language, on average over all queries."""
+    """Return K of N, as for retrieval in each language, on average over the queries that count:
+    the first of each cluster."""
     k = int(outcomes.metric.rpartition("@")[2])
     clusters = outcomes.clusters or tuple(range(len(outcomes.ids)))
-    return sum(
-        len(inside) * min(1.0, k / len({clusters[place] for place in inside}))
-        for inside in group_places(outcomes.labels).values()
-    ) / len(outcomes.ids)
+    shares = {
+        language: min(1.0, k / len({clusters[place] for place in inside}))
+        for language, inside in group_places(outcomes.labels).items()
+    }
+    asked = [outcomes.labels[inside[0]] for inside in group_places(clusters).values()]
+    return sum(shares[language] for language in asked) / len(asked)
 
 
 KIND = replace(

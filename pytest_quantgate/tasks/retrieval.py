@@ -34,7 +34,8 @@ def score(inputs: TaskInputs) -> Scored:
     """Return the outcome of every query.
 
     Scores are computed a few rows at a time: at MS-COCO size the whole matrix would take half a
-    gigabyte. Raises DataError for a K larger than what there is to find.
+    gigabyte. Raises DataError for a K that is not less than what there is to find: every query
+    were answered.
     """
     import torch
     from torch.nn import functional
@@ -51,7 +52,7 @@ def score(inputs: TaskInputs) -> Scored:
     )
     by_text = asks_with_texts(inputs.metric)
     queries, candidates = (len(texts), len(images)) if by_text else (len(images), len(texts))
-    if k > candidates:
+    if k >= candidates:
         raise DataError(f"{inputs.metric} of {inputs.task}: there are only {candidates} candidates")
     correct, answers = [], []
     for start in range(0, queries, CHUNK_ROWS):

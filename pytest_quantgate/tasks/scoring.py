@@ -103,7 +103,7 @@ def build_outcomes(scored: Scored, *, inputs: TaskInputs, variant: str) -> Outco
         class_names=scored.class_names,
         value=mean_score(correct, labels=labels, metric=inputs.metric),
         data_digest=digest_data(inputs),
-        nonfinite=scored.nonfinite,
+        nonfinite=scored.nonfinite or _count_nonfinite(inputs),
         clusters=() if len(set(clusters)) == len(clusters) else clusters,
         copies=count_copies(samples, pixels=inputs.pixels) if copies is None else copies,
         data_parts=list_parts(inputs),
@@ -154,6 +154,13 @@ def number_clusters(*keys: Sequence[Hashable]) -> tuple[int, ...]:
             parents[second] = first
     numbers: dict[int, int] = {}
     return tuple(numbers.setdefault(find(item), len(numbers)) for item in range(len(parents)))
+
+
+def _count_nonfinite(inputs: TaskInputs) -> int:
+    """Return how many embeddings of a variant hold NaN or Inf, for a task that did not count."""
+    given = (inputs, inputs.bank) if inputs.bank else (inputs,)
+    embedded = [found for part in given for found in (part.images, part.texts) if found is not None]
+    return sum(int((~find_finite(found)).sum()) for found in embedded)
 
 
 def find_finite(embedded: torch.Tensor) -> torch.Tensor:

@@ -146,6 +146,7 @@ def test_a_verdict_is_inconclusive_just_where_the_interval_straddles(
 ) -> None:
     samples, lost, won = case
 
+    assume(won < samples)  # else FP16 is right on none
     verdict = judge(make_pair(samples, lost=lost, won=won), max_drop=limit)
 
     points = float(limit) * 100
@@ -520,7 +521,27 @@ def test_floor_is_decided_with_confidence(
 
 
 def test_nothing_is_over_a_floor_of_nothing() -> None:
-    assert judge(make_pair(1_000, both_wrong=1_000), floor=Fraction(0)).passed
+    assert judge(make_pair(1_000, both_wrong=999), floor=Fraction(0)).passed
+
+
+def test_nothing_can_be_lost_where_fp16_is_right_on_none() -> None:
+    """Of a task without classes nobody says what chance gives: no other check is there."""
+    wrong = [False] * 1_000
+    graded = [0.0] * 1_000
+    for scores in (wrong, graded):
+        fp16, quantized = (
+            make_hits(scores, variant="fp16"),
+            make_hits([True, *scores[1:]], value=0.001),
+        )
+        verdict = judge((fp16, quantized))
+        assert (verdict.status, verdict.code) == (
+            Status.INCONCLUSIVE,
+            "accuracy.fp16-none-right",
+        )
+        assert "is 0 on 1000 samples: there is nothing to lose" in verdict.headline
+        assert at("max_drop") in verdict.headline
+    few = make_hits([True, *wrong[1:]], variant="fp16")
+    assert judge((few, few)).passed
 
 
 def test_no_number_of_samples_proves_that_all_are_right() -> None:

@@ -392,12 +392,14 @@ def test_recall_among_fewer_than_k_is_chance() -> None:
     assert not is_above_chance(found, alpha=0.5)
 
 
-def judge_knn(labels: list[int], found: list[int], *, known: TaskSanity) -> Verdict | None:
+def judge_knn(
+    labels: list[int], found: list[int], *, known: TaskSanity, clusters: tuple[int, ...] = ()
+) -> Verdict | None:
     fp16 = replace(
         outcomes(
             metric="acc1",
             correct=tuple(a == b for a, b in zip(labels, found, strict=True)),
-            clusters=(),
+            clusters=clusters,
         ),
         labels=tuple(labels),
         answers=tuple(found),
@@ -417,6 +419,20 @@ def test_a_task_that_sanity_leaves_to_its_gate_must_beat_chance() -> None:
     assert guessed is not None
     assert (guessed.status, guessed.code) == (Status.FAIL, "sanity.fp16-at-chance")
     assert judge_knn(labels, labels, known=known) is None
+
+
+def test_of_the_nearest_of_a_query_one_counts() -> None:
+    """Ten outcomes each: 17 of 40 queries right may be luck, 170 of 400 samples could not."""
+    known = TaskSanity(task="photos/knn", data="photos/test", classes=0, reading=NO_TEXTS)
+    labels = [query % 4 for query in range(40) for _ in range(10)]
+    answers = [label if place // 10 < 17 else (label + 1) % 4 for place, label in enumerate(labels)]
+    clusters = tuple(place // 10 for place in range(400))
+
+    guessed = judge_knn(labels, answers, known=known, clusters=clusters)
+
+    assert guessed is not None
+    assert (guessed.code, guessed.figures["fp16_samples"]) == ("sanity.fp16-at-chance", 40)
+    assert judge_knn(labels, labels, known=known, clusters=clusters) is None
 
 
 @pytest.mark.parametrize(

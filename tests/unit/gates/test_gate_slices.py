@@ -223,6 +223,27 @@ def test_what_cannot_be_judged_is_red_with_what_mends_it(
     assert len(strengths) == 2
 
 
+def test_slices_of_two_cuts_with_one_name_are_both_judged() -> None:
+    fp16, quantized, _ = make_seen(("left", 400, 60), ("right", 400, 0))
+    columns = {
+        "a": ["1, b=2"] * 400 + ["1"] * 400,
+        "b": ["3"] * 400 + ["2"] * 200 + ["3"] * 200,
+    }
+
+    verdict = judge(
+        (fp16, quantized, columns), max_drop=Fraction(1, 10), slices=slices("a", ("a", "b"))
+    )
+
+    assert (verdict.status, verdict.code) == (Status.FAIL, "accuracy.slice-drop")
+    assert "2 of 5 slices over" in verdict.headline
+
+
+def test_no_samples_at_all_are_not_compared() -> None:
+    nothing = make_outcomes([])
+    verdict = judge((nothing, nothing, {"camera": []}), slices=slices("camera", min_samples=30))
+    assert (verdict.status, verdict.code) == (Status.INCOMPARABLE, "accuracy.unpaired")
+
+
 def test_slices_that_cannot_be_cut_raise_no_alarm() -> None:
     seen = make_seen(("left", 400, 400))
     gate = accuracy_gate(slices=slices("camera"))

@@ -93,15 +93,18 @@ def test_nan_is_wrong_and_counted() -> None:
     assert not any(spoiled.correct)
 
 
-def test_five_answers_need_five_classes() -> None:
+@pytest.mark.parametrize("classes", ["xy", "vwxyz"])
+def test_five_answers_need_more_than_five_classes(classes: str) -> None:
+    """Of five every answer were right."""
     samples = Samples(
-        name="d", ids=("a",), images=[None], hashes=("1",), labels=(0,), class_names=("x", "y")
+        name="d", ids=("a",), images=[None], hashes=("1",), labels=(0,), class_names=(*classes,)
     )
-    with pytest.raises(DataError, match=r"acc5 of d/classification needs 5 classes, there are 2"):
+    found = rf"acc5 of d/classification needs more than 5 classes, there are {len(classes)}"
+    with pytest.raises(DataError, match=found):
         answer(
             samples,
             kind="classification",
             metric="acc5",
-            images=torch.ones(1, 2),
-            texts=torch.eye(2),
+            images=torch.ones(1, len(classes)),
+            texts=torch.eye(len(classes)),
         )

@@ -122,6 +122,27 @@ def test_chance_is_that_of_each_language() -> None:
     assert kind.chance(found) == pytest.approx(4 / 40)
 
 
+def test_chance_is_that_of_the_queries_that_count() -> None:
+    """One query of a picture counts: not the others, in a language with fewer to choose from."""
+    inputs = make_inputs(metric="image_retrieval_recall@4")
+    rows = [*range(0, 15, 3), *range(1, 120, 3)]  # five pictures in de, all in en
+    assert inputs.images is not None
+    assert inputs.texts is not None
+    found = answer(
+        replace(
+            inputs,
+            samples=inputs.samples.select(rows),
+            pixels=tuple(inputs.pixels[row] for row in rows),
+            images=inputs.images[rows],
+            texts=inputs.texts.view(-1, 2, 10)[rows].flatten(0, 1),
+        )
+    )
+
+    chance = find_task("photos/multilingual").chance
+    assert chance is not None
+    assert chance(found) == pytest.approx((5 * 4 / 5 + 35 * 4 / 40) / 40)
+
+
 def test_a_language_that_lost_is_found_by_slices() -> None:
     fp16 = make_inputs(metric="image_retrieval_recall@1")
     assert fp16.texts is not None
@@ -147,4 +168,4 @@ def test_rows_without_a_language_are_named() -> None:
     with pytest.raises(DataError, match="photos/test: sample '00-de' has no language"):
         answer(replace(inputs, samples=replace(inputs.samples, columns={"language": some})))
     with pytest.raises(DataError, match="multilingual: language de: there are only 40 candidates"):
-        answer(make_inputs(metric="image_retrieval_recall@41"))
+        answer(make_inputs(metric="image_retrieval_recall@40"))

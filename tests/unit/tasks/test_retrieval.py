@@ -94,14 +94,16 @@ def test_nan_in_a_text_or_image_is_counted(captioned: Samples) -> None:
     assert not found.correct[1]
 
 
-def test_a_k_beyond_what_there_is_to_find_is_named(captioned: Samples) -> None:
+@pytest.mark.parametrize("k", [3, 9])
+def test_a_k_that_leaves_nothing_out_is_named(captioned: Samples, k: int) -> None:
+    """With all of them every query were answered."""
     few = captioned.take(3)
     texts = torch.ones(len(list_captions(few)), 3)
     with pytest.raises(DataError, match="there are only 3 candidates"):
         answer(
             few,
             kind="retrieval",
-            metric="image_retrieval_recall@9",
+            metric=f"image_retrieval_recall@{k}",
             images=torch.eye(3),
             texts=texts,
         )

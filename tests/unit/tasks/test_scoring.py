@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +55,19 @@ def test_grades_are_kept_and_averaged() -> None:
 def test_what_is_no_score_is_named_with_its_sample(bad: float) -> None:
     with pytest.raises(DataError, match=rf"d/t: acc1: v: sample '2': {bad} is no score in \[0, 1"):
         build(Scored(correct=[True, 0.5, bad, True]))
+
+
+@pytest.mark.parametrize("which", ["images", "texts", "bank"])
+def test_embeddings_that_a_task_did_not_look_at_are_counted(which: str) -> None:
+    """A function of one's own may rank NaN first."""
+    odd = torch.tensor([[1.0, 0.0], [math.nan, 0.0], [0.0, math.inf], [0.0, 1.0]])
+    inputs = make_inputs("abcd")
+    given = {which: odd} if which != "bank" else {"bank": replace(inputs, images=odd)}
+    right = Scored(correct=[True] * 4)
+
+    assert build_outcomes(right, inputs=replace(inputs, **given), variant="v").nonfinite == 2
+    counted = replace(right, nonfinite=1)
+    assert build_outcomes(counted, inputs=replace(inputs, **given), variant="v").nonfinite == 1
 
 
 def test_a_mean_over_classes_weighs_each_alike() -> None:

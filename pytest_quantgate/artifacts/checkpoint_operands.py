@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,12 +10,18 @@ from typing import Any
 from pytest_quantgate.artifacts.checkpoints import (
     CheckpointFiles,
     count_bytes,
-    is_quantizer_part,
     read_quantizers,
 )
-from pytest_quantgate.artifacts.labels import find_disagreements, is_renamed, read_excluded
+from pytest_quantgate.artifacts.labels import (
+    find_disagreements,
+    find_scheme,
+    is_renamed,
+    name_scheme,
+    read_excluded,
+)
 from pytest_quantgate.artifacts.layers import Layer, find_attentions, find_layers, lies_flat
 from pytest_quantgate.artifacts.operands import Artifact, Operand, Slot, largest_of
+from pytest_quantgate.artifacts.packed_codes import PackedCodes, read_input_range
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
 from pytest_quantgate.artifacts.safetensors_file import Tensor
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
@@ -52,8 +57,7 @@ class _Numbers:
 
 def describe_checkpoint(files: CheckpointFiles) -> Artifact:
     """Return what a checkpoint holds; raises ArtifactError where a tensor cannot be read."""
-    weights = {n: t for n, t in files.tensors.items() if not is_quantizer_part(n, files.state)}
-    layers = find_layers(weights)
+    layers = find_layers(files.tensors)
     tool, what = _name_tool(files)
     if files.state is not None:
         quantizers = read_quantizers(files)
@@ -196,27 +200,28 @@ def _read_scales(files: CheckpointFiles, layers: list[Layer]) -> _Found:
         kind = _FORMATS.get(layer.tensor.dtype, "")
         if scale is None and not kind:
             continue
-        if layer.is_packed and layer.tensor.shape and scale is not None:
-            kind = NVFP4.name if scale.dtype == "F8_E4M3" else "INT4"
-        declared = _name_format(as_mapping(find_scheme(files, layer.name).get("weights")))
+        packed = layer.packed
+        if packed is not None:
+            kind = packed.format
+        _, scheme = find_scheme(files, layer=layer.name, kind=layer.kind)
+        declared = name_scheme(as_mapping(scheme.get("weights")))
         if (kind, declared) == ("INT8", "INT4"):
             kind = declared  # one code a byte: whether each fits is seen when they are read
-        extra = files.tensors.get(f"{layer.name}.weight_scale_2")
-        factor = largest_of(kind)
-        if extra is not None and extra.count == 1:  # NVFP4's scale of the scales
-            factor *= float(extra.values()[0])
         zero = files.tensors.get(f"{layer.name}.weight_zero_point")
         yield (
             (layer.name, "weight"),
             _Numbers(
                 format=kind or "unknown",
-                granularity=_name_granularity(scale, layer),
-                fits=_can_scale(scale, layer),
+                granularity=(packed and packed.granularity) or _name_granularity(scale, layer),
+                fits=packed.fits if packed is not None else _can_scale(scale, layer),
                 symmetric=_is_zero(zero),
-                ranges=_read_ranges(scale, factor=factor),
+                ranges=_read_packed_ranges(packed)
+                if packed is not None
+                else _read_ranges(scale, factor=largest_of(kind)),
             ),
         )
-        numbers = _read_input(files, layer, weight_format=kind)
+        declared_input = as_mapping(scheme.get("input_activations"))
+        numbers = _read_input(files, layer, declared=declared_input, weight_format=kind)
         if numbers is not None:
             yield (layer.name, "input"), numbers
     for name, tensor in files.tensors.items():
@@ -232,42 +237,26 @@ def _read_scales(files: CheckpointFiles, layers: list[Layer]) -> _Found:
             yield (owner, slot), numbers
 
 
-def _read_input(files: CheckpointFiles, layer: Layer, *, weight_format: str) -> _Numbers | None:
+def _read_input(
+    files: CheckpointFiles, layer: Layer, *, declared: Mapping[str, Any], weight_format: str
+) -> _Numbers | None:
     """Return how the input of a layer whose weight is quantized is quantized, None if it is not."""
-    declared = find_scheme(files, layer.name).get("input_activations")
     scale = files.tensors.get(f"{layer.name}.input_scale")
-    if scale is None and not as_mapping(declared):
+    if scale is None and not declared:
         return None
-    format = _name_format(as_mapping(declared)) or weight_format
-    dynamic = bool(as_mapping(declared).get("dynamic")) and scale is None
-    strategy = str(as_mapping(declared).get("strategy", "tensor"))
+    format = name_scheme(declared) or weight_format
+    # NVFP4's blocks are dynamic, under one static range.
+    dynamic = format != NVFP4.name and bool(declared.get("dynamic")) and scale is None
+    strategy = str(declared.get("strategy", "tensor"))
     return _Numbers(
         format=format,
         granularity=f"per-{strategy}",
         dynamic=dynamic,
-        symmetric=as_mapping(declared).get("symmetric", True) is not False,
-        ranges=_read_ranges(scale, factor=largest_of(format)),
+        symmetric=declared.get("symmetric", True) is not False,
+        ranges=read_input_range(files.tensors, module=layer.name)
+        if format == NVFP4.name
+        else _read_ranges(scale, factor=largest_of(format)),
     )
-
-
-def find_scheme(files: CheckpointFiles, layer: str) -> Mapping[str, Any]:
-    """Return the group of a configuration that a layer is in, empty where there is none."""
-    settings = as_mapping(files.config.get("quantization_config"))
-    groups = [as_mapping(group) for group in as_mapping(settings.get("config_groups")).values()]
-    for group in groups:
-        targets = group.get("targets")
-        if isinstance(targets, list) and any(
-            fnmatch.fnmatch(layer, str(target)) for target in targets
-        ):
-            return group
-    return groups[0] if groups else {}
-
-
-def _name_format(scheme: Mapping[str, Any]) -> str:
-    bits, kind = scheme.get("num_bits"), scheme.get("type")
-    if kind == "float":
-        return {8: E4M3.name, 4: NVFP4.name}.get(bits, "") if isinstance(bits, int) else ""
-    return f"INT{bits}" if kind == "int" and isinstance(bits, int) else ""
 
 
 def _read_torchao(files: CheckpointFiles, layers: list[Layer]) -> _Found:
@@ -352,6 +341,8 @@ def _apply(operand: Operand, numbers: _Numbers) -> Operand:
 def _with_weight(operand: Operand, layer: Layer) -> Operand:
     """Return a weight's operand with what lies in the file; quantized ones are read through."""
     operand = replace(operand, stored=layer.tensor.dtype, values=layer.values)
+    if operand.is_quantized and layer.packed is not None and layer.packed.shape[1]:
+        return replace(operand, summary=layer.packed.summarize())
     if not operand.is_quantized or layer.is_packed:
         return operand
     number = len(operand.ranges or ())
@@ -389,6 +380,13 @@ def _is_zero(tensor: Tensor | None) -> bool:
 
 def _read_ranges(scale: Tensor | None, *, factor: float) -> tuple[float, ...] | None:
     return None if scale is None else _limit(tuple((scale.values() * factor).tolist()))
+
+
+def _read_packed_ranges(packed: PackedCodes) -> tuple[float, ...] | None:
+    scales = packed.read_scales()
+    if scales is None:
+        return None
+    return _limit(tuple((scales.astype("f8") * largest_of(packed.format)).tolist()))
 
 
 def _limit(ranges: tuple[float, ...] | None) -> tuple[float, ...] | None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.artifacts.checkpoints import CheckpointFiles, is_quantizer_part
-from pytest_quantgate.artifacts.layers import find_layers, lies_flat
+from pytest_quantgate.artifacts.checkpoints import CheckpointFiles
+from pytest_quantgate.artifacts.layers import Layer, find_layers, lies_flat
 from pytest_quantgate.artifacts.onnx_file import OnnxGraph
 from pytest_quantgate.artifacts.onnx_reads import read_weights
 from pytest_quantgate.artifacts.operands import Artifact, Operand, largest_of
@@ -40,32 +40,33 @@ class LayerWeight:
 
 
 def list_checkpoint_weights(files: CheckpointFiles, artifact: Artifact) -> Iterator[LayerWeight]:
-    """Yield the weights of a checkpoint; those in packed 4-bit codes are left out."""
+    """Yield the weights of a checkpoint; those in an unknown layout of 4-bit codes are left out."""
     operands = {o.layer: o for o in artifact.operands if o.slot == "weight"}
-    weights = {n: t for n, t in files.tensors.items() if not is_quantizer_part(n, files.state)}
-    for layer in find_layers(weights):
+    for layer in find_layers(files.tensors):
         operand = operands.get(layer.name)
-        if layer.kind == "norm" or layer.is_packed:
-            continue
-        if operand is not None and not _is_known(operand, layer.tensor.shape):
+        if layer.kind == "norm" or not _is_known(operand, layer):
             continue
         yield LayerWeight(
             layer=layer.name,
             format=operand.format if operand is not None else "",
             stored=layer.tensor.dtype,
-            read=_reader(layer.tensor, operand, scale=_find_pre_scale(files.tensors, layer.name)),
+            read=_reader(layer, operand, scale=_find_pre_scale(files.tensors, layer.name)),
             is_embedding=layer.kind == "embedding",
         )
 
 
-def _is_known(operand: Operand, shape: tuple[int, ...]) -> bool:
+def _is_known(operand: Operand | None, layer: Layer) -> bool:
     """Return whether a weight's ranges can be laid over it."""
-    if not operand.is_quantized:
+    if layer.packed is not None:
+        return layer.packed.block > 0 and layer.packed.whole is not None
+    if layer.is_packed:
+        return False
+    if operand is None or not operand.is_quantized:
         return True
     ranges = operand.ranges
     if operand.dynamic or not ranges:
         return False
-    is_flat = lies_flat(operand.granularity, shape, scales=len(ranges))
+    is_flat = lies_flat(operand.granularity, layer.tensor.shape, scales=len(ranges))
     return is_flat and find_format(operand.format) is not None and operand.values % len(ranges) == 0
 
 
@@ -76,19 +77,19 @@ def _find_pre_scale(tensors: Mapping[str, Tensor], layer: str) -> Tensor | None:
     return None
 
 
-def _reader(
-    tensor: Tensor, operand: Operand | None, *, scale: Tensor | None
-) -> Callable[[], Array]:
+def _reader(layer: Layer, operand: Operand | None, *, scale: Tensor | None) -> Callable[[], Array]:
     def read() -> Array:
-        values = tensor.singles()
-        if operand is not None and operand.is_quantized and operand.ranges:
+        packed = None if layer.packed is None else layer.packed.dequantize()
+        values = layer.tensor.singles() if packed is None else packed
+        if packed is None and operand is not None and operand.is_quantized and operand.ranges:
             values = apply_ranges(
                 values,
                 ranges=operand.ranges,
                 format=operand.format,
                 is_coded=operand.is_packed,
             )
-        values = values.reshape(tensor.shape)
+        if packed is None:
+            values = values.reshape(layer.tensor.shape)
         if scale is not None and values.ndim == 2 and scale.count == values.shape[1]:
             # SmoothQuant and AWQ divided the weight by what they multiply the input by.
             values = values * scale.singles().reshape(1, -1)

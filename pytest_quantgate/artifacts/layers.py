@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pytest_quantgate.artifacts.operands import Kind
+from pytest_quantgate.artifacts.packed_codes import PackedCodes, find_packed
 from pytest_quantgate.artifacts.safetensors_file import Tensor
 from pytest_quantgate.quantization.quantizers import tower_of
 
@@ -16,7 +18,7 @@ WEIGHTS = ("weight", "weight_packed", "_weight_qdata", "in_proj_weight")
 #: Parameters that multiply and are no `.weight` (open_clip).
 _PARAMETERS = ("proj", "text_projection", "visual_projection")
 
-#: How many 4-bit codes lie in one number of a type.
+#: How many 4-bit codes lie in one number of a type, where the layout is not known.
 _PACKED = {"U8": 2, "I32": 8}
 
 _EMBEDDING = re.compile(r"embed|wte|wpe|position", re.IGNORECASE)
@@ -33,17 +35,23 @@ _ATTENTION_CHILDREN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer with a weight: its module, what it is, and the tensor that keeps the weight."""
+    """A layer with a weight: its module, what it is, and the tensor that keeps the weight.
+
+    `packed` are its codes where several lie in one number, and their layout is known.
+    """
 
     name: str
     tower: str
     kind: Kind
     tensor: Tensor
     tensor_name: str
+    packed: PackedCodes | None = None
 
     @property
     def values(self) -> int:
         """Return how many values the weight has, several in one number where it is packed."""
+        if self.packed is not None:
+            return math.prod(self.packed.shape)
         return self.tensor.count * _PACKED.get(self.tensor.dtype, 1)
 
     @property
@@ -69,6 +77,7 @@ def find_layers(tensors: Mapping[str, Tensor]) -> list[Layer]:
                 kind=_find_kind(name, tensor),
                 tensor=tensor,
                 tensor_name=full,
+                packed=find_packed(tensors, name=full, module=name),
             )
         )
     return layers

@@ -22,32 +22,14 @@ if TYPE_CHECKING:
 
     Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
-#: Bytes of one value by the name that the format gives its type.
-SIZES = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "U16": 2,
-    "I16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "U32": 4,
-    "I32": 4,
-    "F32": 4,
-    "U64": 8,
-    "I64": 8,
-    "F64": 8,
-}
-FLOATS = ("F16", "BF16", "F32", "F64")
-
+#: What NumPy reads each type of the format as; the values of some are decoded from it.
 _NUMPY = {
     "BOOL": "u1",
     "U8": "u1",
     "I8": "i1",
     "F8_E4M3": "u1",
     "F8_E5M2": "u1",
+    "F8_E8M0": "u1",
     "U16": "<u2",
     "I16": "<i2",
     "F16": "<f2",
@@ -59,6 +41,10 @@ _NUMPY = {
     "I64": "<i8",
     "F64": "<f8",
 }
+FLOATS = ("F16", "BF16", "F32", "F64")
+
+#: Bytes of one value by the name that the format gives its type.
+SIZES = {name: int(code[-1]) for name, code in _NUMPY.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +82,13 @@ class Tensor:
 
     def values(self, start: int = 0, stop: int | None = None) -> Array:
         """Return the values as float64 (integers and Booleans too)."""
+        return self._decode(start, stop, "f8")
+
+    def singles(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return the values as float32, which is exact for every type of 16 bits and fewer."""
+        return self._decode(start, stop, "f4")
+
+    def _decode(self, start: int, stop: int | None, dtype: str) -> Array:
         numpy = import_numpy()
         raw = self.raw(start, stop)
         if self.dtype == "BF16":
@@ -103,23 +96,18 @@ class Tensor:
         elif self.dtype == "F8_E5M2":
             raw = (raw.astype("<u2") << 8).view("<f2")
         elif self.dtype == "F8_E4M3":
-            raw = numpy.asarray(_e4m3_values(), dtype="f8")[raw]
-        with numpy.errstate(invalid="ignore"):  # a NaN that signals; whoever reads it says so
-            return raw.astype("f8")
+            raw = numpy.asarray(_e4m3_values(), dtype=dtype)[raw]
+        elif self.dtype == "F8_E8M0":
+            raw = decode_powers(raw)
+        with numpy.errstate(all="ignore"):  # a NaN that signals; whoever reads it says so
+            return raw.astype(dtype)
 
-    def singles(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return the values as float32, which is exact for every type of 16 bits and fewer."""
-        numpy = import_numpy()
-        raw = self.raw(start, stop)
-        if self.dtype == "BF16":
-            return (raw.astype("<u4") << 16).view("<f4")
-        if self.dtype == "F8_E5M2":
-            return (raw.astype("<u2") << 8).view("<f2").astype("f4")
-        if self.dtype == "F8_E4M3":
-            decoded: Array = numpy.asarray(_e4m3_values(), dtype="f4")[raw]
-            return decoded
-        with numpy.errstate(all="ignore"):
-            return raw.astype("f4")
+
+def decode_powers(raw: Array) -> Array:
+    """Return the powers of two that E8M0 bytes stand for, as float64; its last code is NaN."""
+    numpy = import_numpy()
+    found: Array = numpy.where(raw == 255, numpy.nan, numpy.ldexp(1.0, raw.astype("i4") - 127))
+    return found
 
 
 @cache
@@ -132,11 +120,22 @@ def _e4m3_values() -> tuple[float, ...]:
 def read_header(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name; raises ArtifactError for a damaged one."""
     header, start, size = _read_json_header(path)
-    return {
+    tensors = {
         name: _read_entry(entry, name=name, path=path, start=start, size=size)
         for name, entry in header.items()
         if name != "__metadata__"
     }
+    end = start
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.bytes)):
+        if tensor.offset != end:
+            break
+        end += tensor.bytes
+    if end != size:
+        raise ArtifactError(
+            f"{path} is damaged: its tensors do not fill the file one behind the other (byte {end} "
+            f"of {size}), which every loader refuses: copy or save it again"
+        )
+    return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -265,8 +265,9 @@ def _list_notes(files: CheckpointFiles, artifact: Artifact) -> Iterator[str]:
             f"them: the file is no smaller; an export makes it so"
         )
     yield from list_wide(artifact.operands)
-    if any(o.stored in ("U8", "I32") and o.is_quantized for o in artifact.operands):
-        yield "packed 4-bit codes are counted and not decoded"
+    unread = [o for o in artifact.operands if o.stored in ("U8", "I32") and o.is_quantized]
+    if any(o.summary is None for o in unread):
+        yield "packed 4-bit codes of a layout that is not known are counted and not decoded"
     if files.state is not None and is_renamed(files):
         yield (
             "layers have other names in the file than in its state, as transformers renames them: "

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from pytest_quantgate.artifacts.safetensors_file import read_header
 from pytest_quantgate.errors import ArtifactError
@@ -101,4 +102,22 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(path)
 
     with pytest.raises(ArtifactError, match="is no regular file"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("end", [b"", b"\x00" * 7], ids=["a gap", "bytes behind the last one"])
+def test_tensors_that_do_not_fill_the_file_are_refused(tmp_path: Path, end: bytes) -> None:
+    """As safetensors itself does: what lies between and behind is nobody's."""
+    at = 4 if end else 8
+    one = {"dtype": "F32", "shape": [1]}
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(
+        header(a={**one, "data_offsets": [0, 4]}, b={**one, "data_offsets": [at, at + 4]})
+        + bytes(at + 4)
+        + end
+    )
+
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(ArtifactError, match="do not fill the file one behind the other"):
         read_header(path)

@@ -184,19 +184,25 @@ def with_config(**changes: Any) -> dict[str, Any]:
     config = copy.deepcopy(INT8_CONFIG)
     settings = config["quantization_config"]
     for key, value in changes.items():
-        (settings["config_groups"]["group_0"]["weights"] if key in ("num_bits", "type", "strategy")
-         else settings)[key] = value  # fmt: skip
+        group = settings["config_groups"]["group_0"]
+        part = group["weights"] if key in ("num_bits", "type", "strategy", "symmetric") else None
+        (part or (group if key == "targets" else settings))[key] = value
     return config
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_bits": 4, "type": "float"}, r"says 4 bit float weights \(NVFP4\); 38 are INT8"),
-        ({"type": "float"}, r"says 8 bit float weights \(E4M3\); 38 are INT8"),
+        (
+            {"num_bits": 4, "type": "float"},
+            r"says 4 bit float weights \(NVFP4\); 38 weights are INT8",
+        ),
+        ({"type": "float"}, r"says 8 bit float weights \(E4M3\); 38 weights are INT8"),
         ({"strategy": "tensor"}, "says strategy tensor; 38 weights have per-channel scales"),
         ({"ignore": ["visual_projection"]}, "said to be left out, and quantized: visual_projec"),
         ({"ignore": ["re:.*mlp.fc1"]}, "said to be left out, and quantized"),
+        ({"targets": ["Conv2d"]}, "quantized, and in no group: text_model.encoder.layers"),
+        ({"symmetric": False}, "group_0 says asymmetric weights, and no zero point is there"),
     ],
 )
 def test_labels_that_the_tensors_contradict(
@@ -206,6 +212,29 @@ def test_labels_that_the_tensors_contradict(
 
     assert codes(found) == {"check.labels-disagree"}
     assert re.search(words, found.findings[0].headline)
+
+
+def test_an_empty_list_of_what_is_left_out_is_a_list(make_checkpoint: Make) -> None:
+    found = inspect(make_checkpoint(unquantize("_projection")))
+
+    assert [f.headline.partition(": ")[2] for f in found.findings] == [
+        "not said to be left out, and not quantized: text_projection, visual_projection"
+    ]
+
+
+def test_each_layer_is_held_against_its_own_group(make_checkpoint: Make) -> None:
+    """Layers by name come before a class: a file of two formats is no contradiction."""
+    config = with_config(ignore=["re:.*_projection"], num_bits=8, type="float")
+    groups = config["quantization_config"]["config_groups"]
+    named = copy.deepcopy(INT8_CONFIG["quantization_config"]["config_groups"]["group_0"])
+    groups["group_1"] = {**named, "targets": ["re:.*layers.*"]}
+    edit = unquantize("_projection")
+
+    assert codes(inspect(make_checkpoint(edit, config=config))) == set()
+
+    groups["group_1"]["targets"] = ["re:.*layers.*fc1"]
+    (finding,) = inspect(make_checkpoint(edit, config=config, name="other")).findings
+    assert "group_0 says 8 bit float weights (E4M3); 30 weights are INT8" in finding.headline
 
 
 def test_codes_that_their_label_does_not_have(make_checkpoint: Make) -> None:

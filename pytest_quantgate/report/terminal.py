@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +22,7 @@ from pytest_quantgate.run.conclusion import (
 from pytest_quantgate.run.consequences import list_followers
 from pytest_quantgate.text.printable import printable
 from pytest_quantgate.text.words import count, listed
-from pytest_quantgate.text.wrapping import wrap
+from pytest_quantgate.text.wrapping import fold, wrap
 
 #: Failures stay readable in a CI log: no more evidence lines than this.
 EVIDENCE_LINES = 12
@@ -37,7 +36,7 @@ BRIEF_LINES = 2
 #: What is told without a terminal, which has no width: a table of these columns is read well.
 LOG_WIDTH = 120
 
-#: Less than this beside the names of the gates, and what they say stands on lines of its own.
+#: What gates say has at least this many columns beside their names, or stands below.
 MIN_COLUMN = 48
 
 
@@ -133,12 +132,17 @@ def render_summary(summary: Summary, *, width: int | None) -> Iterator[tuple[str
 
 def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Status | None]]:
     results, conclusion = summary.results, summary.conclusion
+    told = {suite.suite: _list_notes(results, suite.suite) for suite in conclusion.suites}
+    shared = [] if len(told) < 2 else sorted(set.intersection(*map(set, told.values())))
     for suite in conclusion.suites:
         rows = [row for row in results.rows if row.suite == suite.suite]
         yield from _render_table(rows, label=suite.label, width=width)
         yield from _list_not_run(suite, headed=bool(rows))
-        for note in dict.fromkeys(note for row in rows for note in row.notes):
-            yield f"  note: {note}", None
+        for note in told[suite.suite]:
+            if note not in shared:
+                yield f"  note: {note}", None
+    for note in shared:
+        yield f"note: {note}", None
     red = [
         Row(suite="own tests", gate=test.test, verdict=test.verdict)
         for test in results.own_tests
@@ -167,12 +171,16 @@ def _summary_lines(summary: Summary, *, width: int) -> Iterator[tuple[str, Statu
     if conclusion.says_more and (conclusion.suites or summary.failed):
         sentence = conclusion.sentence
         yield f"run: {sentence[:1].lower()}{sentence[1:]}", conclusion.status
-    if results.rows:
+    if not all(row.verdict.passed for row in results.rows):  # the sentence has counted those
         follow = sum(bool(row.verdict.follows) for row in results.rows)
         tail = f" ({follow} of them by another's cause)" if follow else ""
         yield _count("gate", [row.verdict.status for row in results.rows]) + tail, None
     if red:
         yield _count("own test", [test.verdict.status for test in results.own_tests]), None
+
+
+def _list_notes(results: Results, suite: str) -> list[str]:
+    return list(dict.fromkeys(n for row in results.rows if row.suite == suite for n in row.notes))
 
 
 def _list_not_run(suite: SuiteConclusion, *, headed: bool) -> Iterator[tuple[str, Status | None]]:
@@ -211,19 +219,16 @@ def _render_table(
     verdicts = {row.gate: row.verdict for row in rows}
     rows = [row for row in rows if row.verdict.follows not in verdicts]
     label_width = max(len(_label(row)) for row in rows)
-    gate_width = max(len(row.gate) for row in rows)
+    heads = [f"  {_label(row):<{label_width}}  {row.gate}" for row in rows]
     texts = [_brief(row) for row in rows]
-    start = 2 + label_width + 2
-    beside = start + gate_width + 2
-    if width - beside >= min(MIN_COLUMN, max(map(len, texts))):
-        start = beside
-    for row, text in zip(rows, texts, strict=True):
-        head, status = f"  {_label(row):<{label_width}}  {row.gate}", row.verdict.status
+    start = _choose_column(heads, texts, width=width, below=label_width + 4)
+    for row, head, text in zip(rows, heads, texts, strict=True):
+        status = row.verdict.status
         # Why nothing was measured stands nowhere else.
-        most = None if row.verdict.status is Status.NOT_MEASURED else BRIEF_LINES
+        most = None if status is Status.NOT_MEASURED else BRIEF_LINES
         said = _wrap(text, width - start, most=most) or [""]
-        if start == beside:
-            yield f"{head:<{beside}}{said[0]}", status
+        if len(head) + 2 <= start:
+            yield f"{head:<{start}}{said[0]}", status
             said = said[1:]
         else:
             yield head, status
@@ -236,8 +241,23 @@ def _render_table(
             yield f"{' ' * start}{line}", None
 
 
+def _choose_column(heads: Sequence[str], texts: Sequence[str], *, width: int, below: int) -> int:
+    """Return where what the gates say begins: the column that makes the fewest lines.
+
+    A gate whose name reaches further says it on lines of its own; all of them do at `below`.
+    """
+
+    def count_lines(start: int) -> int:
+        own = sum(len(head) + 2 > start for head in heads)
+        return own + sum(max(1, len(_wrap(text, width - start))) for text in texts)
+
+    needed = min(MIN_COLUMN, max(map(len, texts)))
+    beside = {len(head) + 2 for head in heads if width - len(head) - 2 >= needed}
+    return min({below, *beside}, key=lambda start: (count_lines(start), -start))
+
+
 def _wrap(text: str, width: int, *, most: int | None = None) -> list[str]:
-    return textwrap.wrap(text, width, max_lines=most, placeholder=" ...", break_on_hyphens=False)
+    return fold(text, width, max_lines=most, placeholder=" ...", break_long_words=True)
 
 
 def _label(row: Row) -> str:

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import textwrap
+from typing import Any
 
 from pytest_quantgate.text.printable import printable
 
@@ -38,11 +39,16 @@ def wrap(line: str, *, width: int | None, hang: int | None = None) -> list[str]:
     if hang is None:
         starts = [gap.end() for gap in re.finditer(r"(?<=\S) {2,}", text)]
         hang = max((start for start in starts if indent + start <= width * 3 // 5), default=2)
-    return textwrap.wrap(
-        text,
-        width=width,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + hang),
-        break_long_words=False,
-        break_on_hyphens=False,
-    ) or [line]
+    start, rest = " " * indent, " " * (indent + hang)
+    return fold(text, width, initial_indent=start, subsequent_indent=rest) or [line]
+
+
+def fold(text: str, width: int, **options: Any) -> list[str]:
+    """Return what `textwrap.wrap` does with its `options`, with words, names and figures whole.
+
+    A number stays with its unit: `0.100 %` at the end of a line is no `0.100`.
+    """
+    whole = re.sub(r"(?<=\d) (?=(?:%|pp|dB|[kKMG]i?B|ms|s)(?!\w))", "\N{NO-BREAK SPACE}", text)
+    options = {"break_long_words": False, "break_on_hyphens": False, **options}
+    lines = textwrap.wrap(whole, width, **options)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]

@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 	@touch $@
 
 gate: install
-	$(BIN)/python -m pytest suites/clip_reference.quantgate.yaml suites/clip_reference_int8.quantgate.yaml
+	$(BIN)/python -m pytest suites/clip_reference.quantgate.yaml suites/clip_reference_int8.quantgate.yaml --benchmark-columns=median,iqr,rounds
 
 # Files that others published, read by the tests: their packages alone, not what these need.
 PUBLISHED := $(VENV)/.published

@@ -247,24 +247,11 @@ def assert_roundtrip(
             f"tokens must map input_ids, and attention_mask where there is one, to tensors [N, T]; "
             f"{_name(tokens)} was given"
         )
-    from pytest_quantgate.encoders.encoder import Batch, Encoder
-    from pytest_quantgate.encoders.families import describe_towers
+    from pytest_quantgate.encoders.encoder import Batch
+    from pytest_quantgate.encoders.families import wrap_module
     from pytest_quantgate.measure.roundtrip import measure_roundtrip
 
-    config: Any = module.config
-    parameter = next(module.parameters())
-    dtype = str(parameter.dtype).removeprefix("torch.")
-    model = Encoder(
-        module=module,
-        towers=describe_towers(config),
-        tokenizer=None,
-        image_processor=None,
-        weights_digest="",
-        description="the caller's model",
-        weight_dtype=dtype,
-        compute_dtype=dtype,
-        device=str(parameter.device),
-    )
+    model = wrap_module(module, description="the caller's model")
     ids = tuple(str(index) for index in range(len(pixel_values)))
     batch = Batch.of_pairs(pixel_values=pixel_values, tokens=tokens, ids=ids)
     with temporary_folder() as folder:

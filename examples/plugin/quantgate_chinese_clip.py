@@ -8,18 +8,7 @@ from typing import Any
 import torch
 
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained, TokenizerClass
-from pytest_quantgate.encoders.towers import AttentionSpec, TextSpec, TowerSpec
-
-#: BERT names its projections otherwise, and that of the result stands in another module.
-TEXT_ATTENTION = AttentionSpec(
-    class_name="ChineseCLIPTextSelfAttention",
-    query="query",
-    key="key",
-    value="value",
-    out="",
-    heads="num_attention_heads",
-    scale="scaling",
-)
+from pytest_quantgate.encoders.towers import TextSpec, TowerSpec
 
 
 def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
@@ -32,7 +21,7 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
             parts=("vision_model", "visual_projection"),
             inputs={"pixel_values": (vision.num_channels, vision.image_size, vision.image_size)},
             embeddings="vision_model.embeddings",
-            attention=AttentionSpec(class_name="ChineseCLIPVisionAttention"),
+            attention=("ChineseCLIPVisionAttention",),
             tokens=(vision.image_size // vision.patch_size) ** 2 + 1,  # and the class token
             config=vision,
             embed=embed_images,
@@ -43,7 +32,7 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
             parts=("text_model", "text_projection"),
             inputs={"input_ids": (tokens,), "attention_mask": (tokens,)},
             embeddings="text_model.embeddings",
-            attention=TEXT_ATTENTION,
+            attention=("ChineseCLIPTextSelfAttention",),
             tokens=tokens,
             config=text,
             embed=embed_texts,

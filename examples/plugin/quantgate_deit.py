@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained
-from pytest_quantgate.encoders.towers import AttentionSpec, TowerSpec
+from pytest_quantgate.encoders.towers import TowerSpec
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +23,7 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
         parts=("embeddings", "layers", "layernorm"),
         inputs={"pixel_values": (config.num_channels, config.image_size, config.image_size)},
         embeddings="embeddings",
-        attention=AttentionSpec(
-            class_name="DeiTAttention", out="o_proj", heads="num_attention_heads", scale="scaling"
-        ),
+        attention=("DeiTAttention",),
         tokens=side * side + 2,
         config=config,
         embed=embed,

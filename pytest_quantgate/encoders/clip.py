@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained, TokenizerClass
-from pytest_quantgate.encoders.towers import AttentionSpec, TextSpec, TowerSpec
+from pytest_quantgate.encoders.towers import TextSpec, TowerSpec
 
 if TYPE_CHECKING:
     import torch
 
-ATTENTION = AttentionSpec(class_name="CLIPAttention")
+ATTENTION = ("CLIPAttention",)
 
 VISION_SETTINGS: Mapping[str, Any] = {
     "image_size": 224,

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.encoders import clip, llava, open_clip, siglip, text, vit
+from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained
 from pytest_quantgate.encoders.source import CONFIG, OPEN_CLIP_CONFIG
 from pytest_quantgate.encoders.towers import TowerSpec
@@ -139,6 +140,23 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
             f"{', '.join(list_model_types())}"
         )
     return kind.describe_towers(config)
+
+
+def wrap_module(module: Any, *, description: str = "") -> Encoder:
+    """Return a model without what feeds it; raises as `describe_towers`."""
+    parameter = next(module.parameters())
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    return Encoder(
+        module=module,
+        towers=describe_towers(module.config),
+        tokenizer=None,
+        image_processor=None,
+        weights_digest="",
+        description=description,
+        weight_dtype=dtype,
+        compute_dtype=dtype,
+        device=str(parameter.device),
+    )
 
 
 def describe_settings(settings: Mapping[str, Any]) -> tuple[TowerSpec, ...]:

@@ -24,13 +24,13 @@ from pytest_quantgate.encoders.family import (
     load_strictly,
 )
 from pytest_quantgate.encoders.source import OPEN_CLIP_CONFIG
-from pytest_quantgate.encoders.towers import AttentionSpec, TextSpec, TowerSpec
+from pytest_quantgate.encoders.towers import TextSpec, TowerSpec
 from pytest_quantgate.errors import MissingPackage, ModelError, UnsupportedModel
 
 if TYPE_CHECKING:
     import torch
 
-ATTENTION = AttentionSpec(class_name="SplitAttention")
+ATTENTION = ("SplitAttention",)
 
 #: The parts of a text tower that lie in the model itself where its class is `CLIP`.
 OF_TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")

@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained, TokenizerClass
-from pytest_quantgate.encoders.towers import AttentionSpec, TextSpec, TowerSpec
+from pytest_quantgate.encoders.towers import TextSpec, TowerSpec
 
 if TYPE_CHECKING:
     import torch
 
-ATTENTION = AttentionSpec(class_name="SiglipAttention")
+ATTENTION = ("SiglipAttention",)
 
 
 def describe_towers(config: Any) -> tuple[TowerSpec, ...]:

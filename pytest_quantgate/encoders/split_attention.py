@@ -24,7 +24,6 @@ class SplitAttention(nn.Module):
         width = whole.embed_dim
         self.config = SimpleNamespace(_attn_implementation="sdpa")
         self.num_heads = whole.num_heads
-        self.scale = (width // whole.num_heads) ** -0.5
         has_bias = whole.in_proj_bias is not None
         for index, name in enumerate(("q_proj", "k_proj", "v_proj")):
             part = slice(index * width, (index + 1) * width)

@@ -23,7 +23,7 @@ from pytest_quantgate.encoders.source import (
     SENTENCE_SETTINGS,
     stays_inside,
 )
-from pytest_quantgate.encoders.towers import AttentionSpec, TextSpec, TowerSpec
+from pytest_quantgate.encoders.towers import TextSpec, TowerSpec
 from pytest_quantgate.errors import ModelError, UnsupportedModel
 from pytest_quantgate.untrusted import parse_json, read_regular
 
@@ -78,15 +78,7 @@ def describe_towers(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
         parts=("embeddings", "encoder"),
         inputs={"input_ids": (tokens,), "attention_mask": (tokens,)},
         embeddings="embeddings",
-        attention=AttentionSpec(
-            class_name=attention,
-            query="query",
-            key="key",
-            value="value",
-            out="",
-            heads="num_attention_heads",
-            scale="scaling",
-        ),
+        attention=(attention,),
         tokens=tokens,
         config=config,
         embed=partial(embed_texts, mode=pooling["mode"], normalize=pooling["normalize"]),

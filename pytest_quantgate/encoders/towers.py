@@ -13,26 +13,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionSpec:
-    """One class of attention modules, and the names of its parts.
-
-    `query`, `key` and `value` are the projections of the operands, `out` that of the result (empty
-    where the module has none: it stands outside). `heads` and `scale` are attributes. `rotary` is
-    the argument that holds cosines and sines [P, D] by which the last P tokens of query and key are
-    turned before they are multiplied; empty where there is none.
-    """
-
-    class_name: str
-    query: str = "q_proj"
-    key: str = "k_proj"
-    value: str = "v_proj"
-    out: str = "out_proj"
-    heads: str = "num_heads"
-    scale: str = "scale"
-    rotary: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class TextSpec:
     """How a text tower reads ids: rows of its table, and the end token that its config names.
 
@@ -57,9 +37,10 @@ class TowerSpec:
     """One tower of a model.
 
     `parts` are the submodules that it consists of. `inputs` are the shapes of one sample by the
-    names of the inputs. `embeddings` is the submodule in front of the blocks, `tokens` what
-    attention sees of one sample, `config` the settings of the tower (transformers' names of sizes).
-    `linears` are the Linear layers that run beside the six of each block, `fused` the modules
+    names of the inputs. `embeddings` is the submodule in front of the blocks, `attention` the names
+    of the classes whose forward calls `scaled_dot_product_attention`, `tokens` what that sees of
+    one sample, `config` the settings of the tower (transformers' names of sizes). `linears` are the
+    Linear layers that run beside the six of each block, `fused` the modules
     (`nn.MultiheadAttention`) that no quantizer gets into. `embed` runs the tower on a module that
     has the parts, [N, ...] to [N, D]. `freeze` makes a copy of the tower take inputs of this shape
     alone, so that nothing of it depends on sizes.
@@ -69,7 +50,7 @@ class TowerSpec:
     parts: tuple[str, ...]
     inputs: Mapping[str, tuple[int, ...]]
     embeddings: str
-    attention: AttentionSpec
+    attention: tuple[str, ...]
     tokens: int
     config: Any
     embed: Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders import clip
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained
-from pytest_quantgate.encoders.towers import AttentionSpec, TowerSpec
+from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.evidence.audit import TowerName
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def describe_vit(config: Any) -> tuple[TowerSpec, ...]:
         parts=("embeddings", "layers", "layernorm"),
         inputs={"pixel_values": (config.num_channels, height, width)},
         embeddings="embeddings",
-        attention=AttentionSpec(
-            class_name="ViTAttention", out="o_proj", heads="num_attention_heads", scale="scaling"
-        ),
+        attention=("ViTAttention",),
         tokens=(height // rows) * (width // columns) + 1,  # and the class token
         config=config,
         embed=embed_vit,
@@ -49,15 +47,7 @@ def describe_dinov2(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
         parts=("embeddings", "encoder", "layernorm"),
         inputs={"pixel_values": (config.num_channels, height, width)},
         embeddings="embeddings",
-        attention=AttentionSpec(
-            class_name=attention,
-            query="query",
-            key="key",
-            value="value",
-            out="",
-            heads="num_attention_heads",
-            scale="scaling",
-        ),
+        attention=(attention,),
         tokens=patches + 1 + getattr(config, "num_register_tokens", 0),
         config=config,
         embed=embed_dinov2,
@@ -75,12 +65,7 @@ def describe_dinov3(config: Any) -> tuple[TowerSpec, ...]:
         parts=("embeddings", "rope_embeddings", "model", "norm"),
         inputs={"pixel_values": (config.num_channels, height, width)},
         embeddings="embeddings",
-        attention=AttentionSpec(
-            class_name="DINOv3ViTAttention",
-            out="o_proj",
-            scale="scaling",
-            rotary="position_embeddings",
-        ),
+        attention=("DINOv3ViTAttention",),
         tokens=(height // rows) * (width // columns) + 1 + config.num_register_tokens,
         config=config,
         embed=embed_dinov3,

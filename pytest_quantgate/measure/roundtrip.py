@@ -10,10 +10,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_quantgate.encoders.encoder import Batch, Encoder
-from pytest_quantgate.encoders.families import describe_towers
+from pytest_quantgate.encoders.families import wrap_module
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.parity import Roundtrip
@@ -23,8 +23,9 @@ from pytest_quantgate.quantization.checkpoint import (
     MANIFEST,
     STATE,
     WEIGHTS,
+    build_plain,
     digest_amax,
-    restore_module,
+    restore_over,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -62,7 +63,7 @@ def measure_roundtrip(model: Encoder, *, batches: Sequence[Batch], directory: Pa
     run = {"device": model.device, "threads": torch.get_num_threads()}
     (directory / RUN).write_text(json.dumps(run), encoding="utf-8")
     with quiet_libraries():
-        own = run_towers(model.module, inputs=flat)
+        own = run_towers(with_emulation(model), inputs=flat)
     _return_memory()
     _restore_elsewhere(directory)
     outputs = load_file(directory / OUTPUTS)
@@ -87,25 +88,9 @@ def measure_roundtrip(model: Encoder, *, batches: Sequence[Batch], directory: Pa
     )
 
 
-def run_towers(
-    module: torch.nn.Module, *, inputs: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def run_towers(model: Encoder, *, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the float32 embeddings of every tower, not normalised, on the CPU."""
-    config: Any = module.config
-    parameter = next(module.parameters())
-    bare = Encoder(
-        module=module,
-        towers=describe_towers(config),
-        tokenizer=None,
-        image_processor=None,
-        weights_digest="",
-        description="",
-        weight_dtype="",
-        compute_dtype=str(parameter.dtype).removeprefix("torch."),
-        device=str(parameter.device),
-    )
-    bare = with_emulation(bare)
-    return {name: bare.encode(name, inputs).cpu() for name in bare.tower_names}
+    return {name: model.encode(name, inputs).cpu() for name in model.tower_names}
 
 
 def verify_restored_amax(directory: Path) -> dict[str, str]:
@@ -123,12 +108,13 @@ def restore_here(directory: Path) -> None:
     run = json.loads((directory / RUN).read_text(encoding="utf-8"))
     torch.set_num_threads(run["threads"])
     manifest = verify_checkpoint(checkpoint)
-    module = restore_module(checkpoint, manifest=manifest).to(run["device"])
+    plain = wrap_module(build_plain(checkpoint).to(run["device"]))
+    model = restore_over(plain.module, checkpoint, manifest=manifest, like=plain)
     inputs = load_file(directory / INPUTS)
     with quiet_libraries():
-        found = run_towers(module, inputs=inputs)
+        found = run_towers(model, inputs=inputs)
     save_file({name: value.contiguous() for name, value in found.items()}, directory / OUTPUTS)
-    (directory / "amax.json").write_text(json.dumps(digest_amax(module)), encoding="utf-8")
+    (directory / "amax.json").write_text(json.dumps(digest_amax(model.module)), encoding="utf-8")
 
 
 def plant_damage(checkpoint: Path, *, scratch: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -125,15 +125,13 @@ def load_checkpoint(directory: Path, *, fp16: Encoder) -> Encoder:
             f"{directory}: computed in {manifest['compute_dtype']}, the FP16 model here in "
             f"{fp16.compute_dtype}: quantize again"
         )
-    module = restore_module(directory, manifest=manifest, base=fp16.module)
-    # ModelOpt makes the amax that it restores on the CPU.
-    return with_emulation(replace(fp16, module=module.to(fp16.device)))
+    return restore_over(copy.deepcopy(fp16.module), directory, manifest=manifest, like=fp16)
 
 
-def restore_module(
-    directory: Path, *, manifest: Mapping[str, Any], base: torch.nn.Module | None = None
-) -> torch.nn.Module:
-    """Return the quantized module of a verified checkpoint; `base` saves building a plain one.
+def restore_over(
+    plain: torch.nn.Module, directory: Path, *, manifest: Mapping[str, Any], like: Encoder
+) -> Encoder:
+    """Return `like` with `plain` made the quantized module of a verified checkpoint.
 
     Raises ModelError where the state is more than plain data (a pickle that would run code is
     stopped by `weights_only`), or does not fit the model or the weights.
@@ -148,11 +146,10 @@ def restore_module(
     mto = import_modelopt("modelopt.torch.opt")
     with quiet_libraries():
         try:
-            plain = copy.deepcopy(base) if base is not None else _build_plain(directory)
             dtype: torch.dtype = getattr(torch, manifest["compute_dtype"])
             plain = plain.to(dtype)
             state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
-            with attention_class(plain, kind=manifest["attention"]):
+            with attention_class(plain, towers=like.towers, kind=manifest["attention"]):
                 module = mto.restore_from_modelopt_state(plain, state)
             with safe_open(directory / WEIGHTS, framework="pt") as stored:
                 _fill(module, stored=stored, dtypes=manifest["dtypes"])
@@ -169,8 +166,9 @@ def restore_module(
                 f"({type(error).__name__}: {_first_line(error)}): quantize again"
             ) from error
     check_amax(module, manifest=manifest, directory=directory)
-    restored: torch.nn.Module = module.eval().requires_grad_(False)
-    return restored
+    # ModelOpt makes the amax that it restores on the CPU.
+    restored = module.to(like.device).eval().requires_grad_(False)
+    return with_emulation(replace(like, module=restored, compute_dtype=manifest["compute_dtype"]))
 
 
 def _fill(module: torch.nn.Module, *, stored: Any, dtypes: Mapping[str, str]) -> None:
@@ -336,7 +334,11 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _build_plain(directory: Path) -> torch.nn.Module:
+def build_plain(directory: Path) -> torch.nn.Module:
+    """Return the model that a checkpoint was made from, without its weights.
+
+    Raises ModelError for a config of no known family, or of an attention that would be fetched.
+    """
     path = directory / CONFIG
     config = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
     check_config(config, where=str(path))

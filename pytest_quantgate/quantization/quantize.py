@@ -81,7 +81,7 @@ def quantize(
     with (
         quiet_libraries(),
         kernels_for(recipe.formats, module=model.module),
-        attention_class(model.module, kind=recipe.attention),
+        attention_class(model.module, towers=model.towers, kind=recipe.attention),
     ):
         try:
             mtq.quantize(model.module, to_modelopt(recipe), forward_loop=calibrate)

@@ -129,19 +129,24 @@ def is_dynamic(quantizer: Any) -> bool:
 
 def plain_class_name(module: torch.nn.Module) -> str:
     """Return the class name of a module as its author wrote it: `Linear`, not `QuantLinear`."""
+    return plain_class(module).__name__
+
+
+def plain_class(module: torch.nn.Module) -> type[torch.nn.Module]:
+    """Return the class of a module as its author wrote it, below those of ModelOpt."""
     from torch import nn
 
     dynamic = import_modelopt("modelopt.torch.opt.dynamic").DynamicModule
     if not isinstance(module, dynamic):
-        return type(module).__name__
-    plain: Any = module.original_cls
+        return type(module)
+    plain: type[nn.Module] = module.original_cls
     if issubclass(plain, dynamic):  # converted twice, as SVDQuant does
         plain = next(
             cls
             for cls in plain.__mro__
             if issubclass(cls, nn.Module) and not issubclass(cls, dynamic)
         )
-    return str(plain.__name__)
+    return plain
 
 
 def has_constant_range(quantizer: Any) -> bool:

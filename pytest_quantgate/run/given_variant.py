@@ -164,7 +164,9 @@ def restore_given(given: GivenCheckpoint, *, fp16: Encoder, trained: bool) -> Ta
             whole = torch.load(_state_file(files), weights_only=True, map_location="cpu")
             state = whole["modelopt_state"] if files.path.is_file() else whole
             plain = copy.deepcopy(fp16.module).cpu()
-            with attention_class(plain, kind="diffusers" if diffusers else "automatic"):
+            with attention_class(
+                plain, towers=fp16.towers, kind="diffusers" if diffusers else "automatic"
+            ):
                 module: torch.nn.Module = mto.restore_from_modelopt_state(plain, state)
             _fill(module, files=files, dtype=getattr(torch, fp16.weight_dtype))
         except QuantGateError:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.encoders.loading import quiet_libraries
-from pytest_quantgate.encoders.towers import AttentionSpec, TowerSpec
+from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import MissingPackage, ModelError
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.formats.table import E4M3, INT4, NVFP4, TABLE, name_format, read_blocks
@@ -37,6 +37,7 @@ from pytest_quantgate.quantization.quantizers import (
     find_quantizers,
     format_of,
     is_dynamic,
+    plain_class,
     plain_class_name,
     slot_of,
     whole_name,
@@ -121,7 +122,7 @@ def export_tower(
     module = _copy_tower(model.module, tower=spec)
     spec.freeze(module)
     sample = spec.make_example(1 if dynamic_batch else batch)
-    extra = _replace_attention(module, tower=spec, softmax=softmax)
+    extra = _open_attention(module, tower=spec, softmax=softmax)
     quantizers = find_quantizers(module)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, quantizer in quantizers.items():
@@ -179,7 +180,7 @@ def simulate_softmax(model: Encoder) -> Encoder:
     """
     module = copy.deepcopy(model.module)
     for tower in model.towers:
-        _replace_attention(_hold(module, tower=tower), tower=tower, softmax=True)
+        _open_attention(_hold(module, tower=tower), tower=tower, softmax=True)
     return replace(model, module=module)
 
 
@@ -225,15 +226,15 @@ def _hold(module: torch.nn.Module, *, tower: TowerSpec) -> Any:
     return Tower().eval()
 
 
-def _find_executed(attention: Any, *, spec: AttentionSpec) -> frozenset[str]:
-    """Return the enabled quantizers that a forward of one attention module calls, by their names.
+def _find_executed(module: Any, *, tower: TowerSpec) -> frozenset[str]:
+    """Return the enabled quantizers that a forward of one tower calls, by their names.
 
     Being enabled proves nothing: which of them run depends on ModelOpt's attention class and on
-    the attention implementation. Two tokens are enough to see it.
+    the attention implementation.
     """
     import torch
 
-    quantizers = find_quantizers(attention)
+    quantizers = find_quantizers(module)
     executed: set[str] = set()
 
     def record(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -245,22 +246,23 @@ def _find_executed(attention: Any, *, spec: AttentionSpec) -> frozenset[str]:
 
     for name, quantizer in quantizers.items():
         quantizer.forward = record(name)
-    like = next(attention.parameters())
-    width = attention.get_submodule(spec.query).in_features
-    tokens = torch.zeros(1, 2, width, dtype=like.dtype, device=like.device)
-    angles = tokens[0, :, : width // getattr(attention, spec.heads)]
-    options = {spec.rotary: (angles, angles)} if spec.rotary else {}
+    like = next(module.parameters())
+    kinds = {True: like.dtype, False: None}
+    example = [
+        value.to(device=like.device, dtype=kinds[value.is_floating_point()])
+        for value in tower.make_example(1).values()
+    ]
     try:
         with torch.inference_mode(), quiet_libraries():
-            attention(tokens, **options)
+            module(*example)
     finally:
         for quantizer in quantizers.values():
             del quantizer.forward
     return frozenset(name for name in executed if quantizers[name].is_enabled)
 
 
-def _replace_attention(module: Any, *, tower: TowerSpec, softmax: bool) -> tuple[str, ...]:
-    """Put attention in its parts in place of every fused one; return the softmax pairs added.
+def _open_attention(module: Any, *, tower: TowerSpec, softmax: bool) -> tuple[str, ...]:
+    """Make every fused attention of a tower its parts, in place; return the softmax pairs added.
 
     Quantizers inside a fused attention have no place in an ONNX graph that a runtime reads: q, k
     and v must be quantized between the projections and the matmuls. Only those are called that
@@ -269,34 +271,32 @@ def _replace_attention(module: Any, *, tower: TowerSpec, softmax: bool) -> tuple
     found = [
         (name, child)
         for name, child in module.named_modules()
-        if plain_class_name(child) == tower.attention.class_name
-        or hasattr(child, "eager_positions")
+        if plain_class_name(child) in tower.attention
     ]
     if not found:
-        raise ModelError(f"no {tower.attention.class_name} found in the {tower.name} tower")
+        names = " or ".join(tower.attention)
+        raise ModelError(f"no {names or 'attention'} found in the {tower.name} tower")
+    executed = _find_executed(module, tower=tower)
     added = []
     for name, attention in found:
-        if hasattr(attention, "eager_positions"):  # a copy with simulated softmax pairs
-            names = attention.active
-        else:
-            own = {part for part, _ in attention.named_children()}
-            names = _find_executed(attention, spec=tower.attention) & own
-        already = {"softmax_quantizer", "p_bmm_quantizer"} & names
-        if softmax and not already:
-            if not {"q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer"} <= names or not all(
-                format_of(attention.get_submodule(part)) == E4M3 for part in names
+        active = {part for part, _ in attention.named_children() if f"{name}.{part}" in executed}
+        if softmax and not {"softmax_quantizer", "p_bmm_quantizer"} & active:
+            if not {"q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer"} <= active or not all(
+                format_of(attention.get_submodule(part)) == E4M3 for part in active
             ):
                 raise ModelError(
                     f"softmax pairs were asked for, and attention {name} is not quantized to E4M3 "
-                    f"(quantizers that ran: {', '.join(sorted(names)) or 'none'}): use a recipe "
+                    f"(quantizers that ran: {', '.join(sorted(active)) or 'none'}): use a recipe "
                     f"with attention, such as fp8-attention, or drop softmax",
                     code="export.softmax-impossible",
                 )
             added.append(f"{name}.softmax_quantizer")
-        parent = module.get_submodule(name.rpartition(".")[0])
-        eager = _make_eager(attention, tower=tower, active=names, softmax=softmax and not already)
-        setattr(parent, name.rpartition(".")[2], eager)
-    # Eager attention takes its mask as numbers to add; only this copy's config changes.
+            attention.softmax_quantizer = _make_softmax_quantizer(like=attention.q_bmm_quantizer)
+            active.add("softmax_quantizer")
+        attention.forward = functools.partial(
+            _attend_in_parts, attention, plain_class(attention), frozenset(active)
+        )
+    # Attention in parts takes its mask as numbers to add; only this copy's config changes.
     for name in tower.parts:
         for part in module.get_submodule(name).modules():
             if hasattr(part, "config"):
@@ -304,73 +304,61 @@ def _replace_attention(module: Any, *, tower: TowerSpec, softmax: bool) -> tuple
     return tuple(added)
 
 
-def _make_eager(attention: Any, *, tower: TowerSpec, active: frozenset[str], softmax: bool) -> Any:
-    """Return attention made of two matmuls, with the children of `attention` under their names."""
-    import torch
-    from torch import nn
+def _attend_in_parts(
+    attention: Any, plain: Any, active: frozenset[str], *inputs: Any, **options: Any
+) -> Any:
+    """Return what the plain class of an attention module gives, its product in parts, of which
+    the `active` ones of the module's quantizers are called."""
+    from torch.nn import functional
 
-    spec = tower.attention
-    heads, scale = getattr(attention, spec.heads), getattr(attention, spec.scale)
-
-    class EagerAttention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.config = attention.config
-            self.eager_positions = tower.tokens
-            self.head_dim = attention.get_submodule(spec.query).out_features // heads
-            setattr(self, spec.heads, heads)
-            setattr(self, spec.scale, scale)
-            self.active = active
-            for name, child in attention.named_children():
-                self.add_module(name, child)
-            if softmax:
-                self.active = active | {"softmax_quantizer"}
-                self.softmax_quantizer = _make_softmax_quantizer(like=attention.q_bmm_quantizer)
-
-        def forward(
-            self,
-            hidden_states: torch.Tensor,
-            attention_mask: torch.Tensor | None = None,
-            **options: Any,
-        ) -> tuple[torch.Tensor, None]:
-            query, key = (self._project(name, hidden_states) for name in (spec.query, spec.key))
-            if spec.rotary:
-                query, key = (_turn(part, *options[spec.rotary]) for part in (query, key))
-            query, key = self._quantize("q_bmm", query), self._quantize("k_bmm", key)
-            value = self._quantize("v_bmm", self._project(spec.value, hidden_states))
-            weights = torch.matmul(query, key.transpose(2, 3)) * scale
-            if attention_mask is not None:
-                weights = weights + attention_mask
-            weights = nn.functional.softmax(weights, dim=-1)
-            weights = self._quantize("softmax", self._quantize("p_bmm", weights))
-            mixed = self._quantize("bmm2_output", torch.matmul(weights, value))
-            width = heads * self.head_dim
-            mixed = mixed.transpose(1, 2).reshape(-1, self.eager_positions, width)
-            return (self.get_submodule(spec.out)(mixed) if spec.out else mixed), None
-
-        def _project(self, name: str, value: torch.Tensor) -> torch.Tensor:
-            projected: torch.Tensor = self.get_submodule(name)(value)
-            shape = (-1, self.eager_positions, heads, self.head_dim)
-            return projected.reshape(shape).transpose(1, 2)
-
-        def _quantize(self, slot: str, value: torch.Tensor) -> torch.Tensor:
-            name = f"{slot}_quantizer"
-            if name not in self.active:
-                return value
-            quantized: torch.Tensor = self.get_submodule(name)(value)
-            return quantized
-
-    return EagerAttention().eval()
+    fused = functional.scaled_dot_product_attention
+    config = getattr(attention, "config", None)
+    masks = getattr(config, "_attn_implementation", None)
+    functional.scaled_dot_product_attention = functools.partial(_attend, attention, active)
+    try:
+        if config is not None:
+            config._attn_implementation = "sdpa"
+        return plain.forward(attention, *inputs, **options)
+    finally:
+        functional.scaled_dot_product_attention = fused
+        if config is not None:
+            config._attn_implementation = masks
 
 
-def _turn(value: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Return heads [N, H, T, D] with the last tokens turned by their angles (RoFormer, eq. 34)."""
+def _attend(
+    attention: Any,
+    active: frozenset[str],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """`scaled_dot_product_attention` [N, H, T, D] as two products and a softmax."""
     import torch
 
-    start = value.shape[-2] - sine.shape[-2]
-    first, second = value[:, :, start:].chunk(2, dim=-1)
-    turned = value[:, :, start:] * cosine + torch.cat((-second, first), dim=-1) * sine
-    return torch.cat((value[:, :, :start], turned), dim=-2)
+    def quantize(slot: str, found: torch.Tensor) -> torch.Tensor:
+        name = f"{slot}_quantizer"
+        return attention.get_submodule(name)(found) if name in active else found
+
+    if dropout_p or enable_gqa:
+        raise ModelError("attention with dropout, or of fewer keys than queries, is not exported")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query, key = quantize("q_bmm", query), quantize("k_bmm", key)
+    weights = torch.matmul(query, key.transpose(-2, -1)) * scale
+    if is_causal:
+        attn_mask = torch.ones(weights.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        nothing = torch.zeros_like(attn_mask, dtype=weights.dtype)
+        attn_mask = nothing.masked_fill(~attn_mask, torch.finfo(weights.dtype).min)
+    if attn_mask is not None:
+        weights = weights + attn_mask
+    weights = torch.softmax(weights, dim=-1)
+    weights = quantize("softmax", quantize("p_bmm", weights))
+    return quantize("bmm2_output", torch.matmul(weights, quantize("v_bmm", value)))
 
 
 def _make_softmax_quantizer(*, like: Any) -> Any:

@@ -31,6 +31,11 @@ from tests.vision_encoders import save_vision_encoder
 pytestmark = pytest.mark.slow
 
 
+#: Names of the projections of attention, and of its number of heads.
+OPERANDS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"))
+HEADS = ("num_heads", "num_attention_heads", "n_heads")
+
+
 def permute(layer: Any, order: torch.Tensor, *, axis: int) -> None:
     """Put the outputs (axis 0) or the inputs (axis 1) of a layer in another order, in place."""
     layer.weight.data = layer.weight.data.index_select(axis, order)
@@ -43,16 +48,16 @@ def rearrange(model: Encoder) -> Encoder:
     twice the size and keys of half of it."""
     found = replace(model, module=copy.deepcopy(model.module))
     for tower in found.towers:
-        spec = tower.attention
         for name in list_blocks(found, tower=tower.name):
             block = found.module.get_submodule(name)
             attention: Any
-            (attention,) = (m for m in block.modules() if plain_class_name(m) == spec.class_name)
+            (attention,) = (m for m in block.modules() if plain_class_name(m) in tower.attention)
             linears: list[Any] = [m for m in block.modules() if type(m) is torch.nn.Linear]
-            query, key, value = (
-                attention.get_submodule(part) for part in (spec.query, spec.key, spec.value)
+            parts = dict(attention.named_children())
+            query, key, value = next(
+                [parts[part] for part in names] for names in OPERANDS if names[0] in parts
             )
-            heads: int = getattr(attention, spec.heads)
+            heads: int = next(getattr(attention, n) for n in HEADS if hasattr(attention, n))
             width: int = query.out_features
             order = torch.arange(width).reshape(heads, -1).flip(0).flatten()
             inner = [m for m in linears if m not in (query, key, value)]

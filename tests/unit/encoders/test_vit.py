@@ -87,11 +87,10 @@ def test_attention_sees_as_many_tokens_as_the_tower_says(made: Made, batches: li
     (tower,) = encoder.towers
     module: Any = encoder.module
     seen: list[torch.Size] = []
-    attention = [
-        child for child in module.modules() if type(child).__name__ == tower.attention.class_name
-    ]
-    handle = getattr(attention[0], tower.attention.query).register_forward_hook(
-        lambda _module, inputs, _output: seen.append(inputs[0].shape)
+    attention = [child for child in module.modules() if type(child).__name__ in tower.attention]
+    handle = attention[0].register_forward_pre_hook(
+        lambda _module, inputs, named: seen.append((*inputs, *named.values())[0].shape),
+        with_kwargs=True,
     )
 
     encoder.encode("vision", batches[0].inputs["vision"])

@@ -19,7 +19,9 @@ GAP = "…"
 #: Any gate's name, in front of a finding that several gates share.
 ANY_GATE = "<gate>"
 
-MAKERS = ("Verdict", "_verdict", "_fail", "Finding")
+#: What makes a verdict out of a finding of its module's gate, and a headline.
+OF_FINDINGS = ("_fail", "_open", "_refuse")
+MAKERS = ("Verdict", "Finding", *OF_FINDINGS)
 #: An error that has a code becomes a verdict of it.
 ERRORS = ("BaselineError", "DataError", "ModelError")
 
@@ -54,7 +56,7 @@ def list_without_code(package: Path = PACKAGE) -> Iterator[str]:
         for call in _calls(ast.parse(path.read_text(encoding="utf-8"))):
             status = _argument(call, "status") or (call.args[0] if call.args else None)
             name = status.attr if isinstance(status, ast.Attribute) else ""
-            has_code = _argument(call, "code") or _name(call) == "_fail"
+            has_code = _argument(call, "code") or _name(call) in OF_FINDINGS
             if name not in ("PASS", "NOT_MEASURED") and not has_code:
                 yield f"{path.relative_to(package.parent)}:{call.lineno}"
 
@@ -87,7 +89,7 @@ def _read(tree: ast.Module) -> Iterator[Code]:
         written = _argument(call, "code")
         if written is not None:
             codes = _templates(written, known=known)
-        elif _name(call) == "_fail" and len(call.args) > 1 and "GATE" in known:
+        elif _name(call) in OF_FINDINGS and len(call.args) > 1 and "GATE" in known:
             findings = _templates(call.args[0], known=known)
             codes = [f"{gate}.{finding}" for finding in findings if finding != GAP]
         else:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes, mean_score
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.calibration import NO_RANGE
-from pytest_quantgate.gates.deciding import RELATIONS, advise_next, confirm, decide, relation
+from pytest_quantgate.gates.deciding import (
+    RELATIONS,
+    advise_next,
+    confirm,
+    decide,
+    fail,
+    leave_open,
+    refuse,
+    relation,
+)
 from pytest_quantgate.gates.looks import confidence_left, find_looks, remember_look
 from pytest_quantgate.gates.published import Published, judge_published
 from pytest_quantgate.gates.run import GateRun, Judged, measure_task
@@ -58,6 +68,9 @@ if TYPE_CHECKING:
     from pytest_quantgate.store.looks import Looks
 
 GATE = "accuracy"
+_refuse = partial(refuse, GATE)
+_fail = partial(fail, GATE)
+_open = partial(leave_open, GATE)
 
 #: Findings that no layer explains: they are about the data, or FP16.
 NO_LAYERS = (
@@ -149,22 +162,18 @@ def judge_accuracy(
     try:
         pairs = pair_outcomes(before=fp16, after=quantized, slices=slices.judged)
     except Unpaired as error:
-        return Verdict(
-            gate=GATE,
-            status=Status.INCOMPARABLE,
-            headline=f"accuracy: {gate.task} {gate.metric} cannot be compared: {error}",
+        return _refuse(
+            "unpaired",
+            f"{gate.task} {gate.metric} cannot be compared: {error}",
             next_step="evaluate both variants on the same samples",
-            code="accuracy.unpaired",
             cause="the two variants were not evaluated on the same samples in the same order",
         )
     if averages_classes(gate.metric) and not pairs.classes:
-        return Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"accuracy: {gate.task}: {gate.metric} needs classes, and the samples have "
+        return _fail(
+            "no-classes",
+            f"{gate.task}: {gate.metric} needs classes, and the samples have "
             f"none ({gate.where.of('metric')})",
             next_step="use metric: acc1, or the recall metrics for retrieval",
-            code="accuracy.no-classes",
             cause="the metric, or max_class_drop, is one of classes, and the task has captions",
         )
     published = _judge_published(fp16, gate=gate, family=family)
@@ -204,16 +213,14 @@ def judge_accuracy(
 
 def _refuse_none_right(pairs: Pairs, *, fp16: Outcomes, gate: AccuracyGate) -> Verdict:
     """Return INCONCLUSIVE: a limit on what is lost is kept by whatever comes after nothing."""
-    return Verdict(
-        gate=GATE,
-        status=Status.INCONCLUSIVE,
-        headline=f"accuracy: {gate.task}: {fp16.variant} {gate.metric} is 0 on "
+    return _open(
+        "fp16-none-right",
+        f"{gate.task}: {fp16.variant} {gate.metric} is 0 on "
         f"{count(pairs.samples, 'sample')}: there is nothing to lose ({gate.where.of('max_drop')})",
         brief=f"{fp16.variant} is right on no sample: there is nothing to lose",
         cause="samples and what is expected of them do not belong together, or the task asks for "
         "what this model cannot do",
         next_step="evaluate FP16 by itself until it is right on some",
-        code="accuracy.fp16-none-right",
     )
 
 
@@ -330,15 +337,13 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
     for outcomes in both:
         task = f"{outcomes.task} {outcomes.metric}"
         if outcomes.nonfinite or not math.isfinite(outcomes.value):
-            return Verdict(
-                gate=GATE,
-                status=Status.FAIL,
-                headline=f"accuracy: {task}: {outcomes.variant} gave NaN or Inf on "
+            return _fail(
+                "nonfinite",
+                f"{task}: {outcomes.variant} gave NaN or Inf on "
                 f"{outcomes.nonfinite} of {count(len(outcomes.ids), 'sample')}, its value is "
                 f"{percent(outcomes.value)}",
                 cause="an overflow in FP16, or a scale that is not finite",
                 next_step="look at the calibration gate and the worst layers of the fidelity gate",
-                code="accuracy.nonfinite",
             )
         lengths = {
             len(part)
@@ -352,15 +357,13 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
         }
         counted = mean_score(outcomes.correct, labels=outcomes.labels, metric=outcomes.metric)
         if len(lengths) > 1 or abs(counted - outcomes.value) > 1e-6:
-            return Verdict(
-                gate=GATE,
-                status=Status.FAIL,
-                headline=f"accuracy: {task}: the value of {outcomes.variant}, "
+            return _fail(
+                "value-denied",
+                f"{task}: the value of {outcomes.variant}, "
                 f"{percent(outcomes.value)}, is not what its {len(outcomes.correct)} samples say, "
                 f"{percent(counted)}",
                 cause="the measurement was changed after it was taken",
                 next_step="measure again without the cache: --quantgate-cache=off",
-                code="accuracy.value-denied",
             )
     return None
 
@@ -659,13 +662,11 @@ def _cut_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Cut:
 
 def _judge_classes(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction, family: Family) -> Verdict:
     if not pairs.classes:
-        return Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"accuracy: {gate.task}: max_class_drop is set, but the samples have no "
+        return _fail(
+            "no-classes",
+            f"{gate.task}: max_class_drop is set, but the samples have no "
             f"classes ({gate.where.of('max_class_drop')})",
             next_step="leave max_class_drop out, or judge a task that has classes",
-            code="accuracy.no-classes",
             cause="the metric, or max_class_drop, is one of classes, and the task has captions",
         )
     return judge_worst(_cut_classes(pairs, gate=gate, limit=limit), gate=gate, family=family)

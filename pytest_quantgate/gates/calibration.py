@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.formats.table import find_format, keeps_amax
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED
+from pytest_quantgate.gates.deciding import fail, leave_open, let_pass
 from pytest_quantgate.gates.idle import INTERCEPTED, advise_idle
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     )
 
 GATE = "calibration"
+_fail = partial(fail, GATE)
+_open = partial(leave_open, GATE)
+_pass = partial(let_pass, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +130,8 @@ def judge_calibration(
     worst = _worst_clipped([q for q in static if q.seen])
     share = f"{percent(worst.clipped / worst.seen, 3)}"
     more = f"; {_describe_dynamic(dynamic)}" if dynamic else ""
-    return Verdict(
-        gate=GATE,
-        status=Status.PASS,
-        headline=f"calibration: {count(len(static), 'static quantizer')} with a finite amax, all "
+    return _pass(
+        f"{count(len(static), 'static quantizer')} with a finite amax, all "
         f"called{more}; {_describe_run(run)}; worst clipping {share} of {worst.seen} held-out "
         f"values, at most {percent(_most_clipped(worst), 3)} ({worst.name}), within max_clipped "
         f"{percent(gate.max_clipped, 3)}",
@@ -158,10 +161,8 @@ def _judge_rangeless(
     if not verdict.passed:
         return verdict
     formats = listed(tuple(dict.fromkeys(q.format for q in quantizers)))
-    return Verdict(
-        gate=GATE,
-        status=Status.PASS,
-        headline=f"calibration: no range to calibrate: {formats} takes every scale from the values "
+    return _pass(
+        f"no range to calibrate: {formats} takes every scale from the values "
         f"at hand; {count(len(quantizers), 'quantizer')}, all called",
         brief=f"{count(len(quantizers), 'quantizer')} without a range ({formats})",
         figures=verdict.figures,
@@ -194,48 +195,42 @@ def judge_ranges(audit: Audit, *, gate: CalibrationGate) -> Verdict:
     return combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
 
 
-def _verdict(status: Status, headline: str, **more: object) -> Verdict:
-    return Verdict(gate=GATE, status=status, headline=f"calibration: {headline}", **more)  # type: ignore[arg-type]
-
-
 def _judge_run(
     run: CalibrationRun, *, expected: Sequence[str], algorithm: str, gate: CalibrationGate
 ) -> Verdict:
     where = gate.where
     if run.given:
-        return _verdict(
-            Status.PASS,
+        return _pass(
             f"handed over: how it was calibrated is not in a checkpoint; as calibration.data says, "
             f"it was on {run.data}, of which the held-out pairs are, too",
         )
     if algorithm == "none":
-        return _verdict(Status.PASS, "the recipe calibrates nothing")
+        return _pass(
+            "the recipe calibrates nothing",
+        )
     if run.batches == 0 or run.samples == 0:
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "no-batch",
             f"no batch was ever calibrated on: the ranges are each batch's own ({where})",
             cause="the data is empty, or calibration.samples is 0",
             next_step="give calibration.data and calibration.samples that are there",
-            code="calibration.no-batch",
         )
     if run.nonfinite:
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "data-nonfinite",
             f"the calibration data holds NaN or Inf in {count(len(run.nonfinite), 'sample')}: "
             f"{listed(run.nonfinite)} ({where})",
             cause="damaged images, or a wrong mean or std in the preprocessing",
             next_step="repair or remove these samples",
-            code="calibration.data-nonfinite",
         )
     idle = [tower for tower in expected if not run.tower_batches.get(tower)]
     if idle:
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "tower-idle",
             f"the {' and '.join(idle)} tower was never calibrated: 0 of {run.batches} batches went "
             f"through it ({where})",
             cause="the forward loop runs one tower only",
             next_step="calibrate with pairs: images and texts",
-            code="calibration.tower-idle",
         )
     copies = judge_copies(
         samples=run.samples,
@@ -246,8 +241,7 @@ def _judge_run(
     )
     if copies is not None:
         return copies
-    return _verdict(
-        Status.PASS,
+    return _pass(
         f"{run.samples} pairs of {run.data} in {run.batches} batches through "
         f"{towers(run.tower_batches)}",
         figures={
@@ -266,12 +260,11 @@ def _judge_amax(
     attention: str = INTERCEPTED,
 ) -> Verdict:
     if not static:
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "nothing-static",
             f"no static quantizer is enabled: nothing to calibrate ({gate.where})",
             cause="the recipe quantizes nothing, or takes each range from the values at hand",
             next_step="choose a recipe with static ranges, or leave the calibration gate out",
-            code="calibration.nothing-static",
         )
     missing = [q.name for q in static if not _has_amax(q)]
     broken = [q.name for q in static if _has_amax(q) and not q.amax_finite]
@@ -288,7 +281,9 @@ def _judge_amax(
     ]
     bad = [part for part in found if part[0]]
     if not bad:
-        return _verdict(Status.PASS, f"{len(static)} amax finite and positive")
+        return _pass(
+            f"{len(static)} amax finite and positive",
+        )
     total = sum(len(names) for names, *_ in bad)
     names, words, code = bad[0]
     cause = "enabled after the calibration, or never reached by its forward"
@@ -302,8 +297,8 @@ def _judge_amax(
     idle = [q for q in static if q.name in names and q.own_calls == 0]
     if len(idle) == len(names):  # no batch will ever reach them
         cause, next_step = advise_idle(idle, among=static, attention=attention)
-    return _verdict(
-        Status.FAIL,
+    return _fail(
+        f"amax-{code}",
         f"{total} of {len(static)} enabled static quantizers cannot be trusted: {len(names)} with "
         f"{words} ({gate.where})",
         evidence=shorten(
@@ -316,7 +311,6 @@ def _judge_amax(
             "amax_nonfinite": len(broken),
             "amax_zero": len(zero),
         },
-        code=f"calibration.amax-{code}",
     )
 
 
@@ -337,10 +331,12 @@ def _judge_weights(
     weights = [q for q in static if q.slot == "weight" and _has_amax(q) and q.largest]
     other = [q for q in weights if abs(_width(q) - 1) > WEIGHT_TOLERANCE]
     if not other:
-        return _verdict(Status.PASS, f"{len(weights)} weights have the range of the weight itself")
+        return _pass(
+            f"{len(weights)} weights have the range of the weight itself",
+        )
     worst = max(other, key=lambda q: abs(math.log(_width(q))))
-    return _verdict(
-        Status.FAIL,
+    return _fail(
+        "weights-changed",
         f"the ranges of {len(other)} of {len(weights)} weights are not those of the weights: "
         f"{worst.name} has amax {worst.amax_max:.4g}, its weight goes to {worst.largest:.4g} "
         f"({gate.where})",
@@ -349,7 +345,6 @@ def _judge_weights(
         "or the ranges are those of another checkpoint",
         next_step="calibrate the weights that ship: quantize again as the last step",
         figures={"weights_out_of_range": len(other)},
-        code="calibration.weights-changed",
     )
 
 
@@ -371,19 +366,18 @@ def _judge_input_scales(audit: Audit, *, gate: CalibrationGate) -> Verdict | Non
         if q.slot == "weight" and q.enabled and q.module not in there and q.module_class in classes
     ]
     if broken:
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "scale-broken",
             f"{len(broken)} of {count(len(scales), 'input scale')} hold NaN, Inf or a value that "
             f"is not above 0 ({gate.where})",
             evidence=shorten(group(broken), noun="groups"),
             cause="SmoothQuant or AWQ met channels without values, or the checkpoint is damaged",
             next_step="calibrate on more samples, and quantize again",
             figures={"input_scales_broken": len(broken)},
-            code="calibration.scale-broken",
         )
     if idle:
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "scale-idle",
             f"{len(idle)} of {count(len(scales), 'input scale')} are not applied: the layer's "
             f"output does not change with them ({gate.where})",
             evidence=shorten(group(idle), noun="groups"),
@@ -391,11 +385,10 @@ def _judge_input_scales(audit: Audit, *, gate: CalibrationGate) -> Verdict | Non
             "where it is off, and the weight was multiplied by the inverse",
             next_step="let the layer's own quantized forward run",
             figures={"input_scales_idle": len(idle)},
-            code="calibration.scale-idle",
         )
     if lost:
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "scale-missing",
             f"{count(len(lost), 'layer')} of {len(lost) + len(scales)} "
             f"{'has' if len(lost) == 1 else 'have'} no input scale, which the others have "
             f"({gate.where})",
@@ -404,9 +397,10 @@ def _judge_input_scales(audit: Audit, *, gate: CalibrationGate) -> Verdict | Non
             "inverse",
             next_step="quantize again, and restore with ModelOpt's state",
             figures={"input_scales_missing": len(lost)},
-            code="calibration.scale-missing",
         )
-    return _verdict(Status.PASS, f"{count(len(scales), 'input scale')} applied")
+    return _pass(
+        f"{count(len(scales), 'input scale')} applied",
+    )
 
 
 def _width(quantizer: Quantizer) -> float:
@@ -424,8 +418,8 @@ def _judge_width(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdi
     wide = sorted((q for q in found if _width(q) > TOO_WIDE), key=lambda q: -_width(q))
     if not wide:
         return None
-    return _verdict(
-        Status.FAIL,
+    return _fail(
+        "range-too-wide",
         f"{len(wide)} ranges are more than {TOO_WIDE:g} times wider than anything seen on "
         f"held-out data; worst {wide[0].name}: amax {wide[0].amax_max:.4g}, values go to "
         f"{wide[0].largest:.4g} ({gate.where})",
@@ -434,7 +428,6 @@ def _judge_width(static: Sequence[Quantizer], *, gate: CalibrationGate) -> Verdi
         "was changed afterwards",
         next_step="calibrate on data that the model will see, preprocessed as it will be",
         figures={"widest_range": _width(wide[0])},
-        code="calibration.range-too-wide",
     )
 
 
@@ -443,18 +436,19 @@ def _judge_calls(
 ) -> Verdict:
     idle = [q for q in static if q.own_calls == 0]
     if not idle:
-        return _verdict(Status.PASS, "every enabled quantizer was called in its tower's forward")
+        return _pass(
+            "every enabled quantizer was called in its tower's forward",
+        )
     with_amax = sum(q.amax_count > 0 for q in idle)
     cause, next_step = advise_idle(idle, among=static, attention=attention)
-    return _verdict(
-        Status.FAIL,
+    return _fail(
+        "never-called",
         f"{len(idle)} of {len(static)} enabled quantizers were never called in a forward "
         f"({with_amax} of them have an amax, which proves nothing) ({gate.where})",
         evidence=shorten(group(q.name for q in idle), noun="groups"),
         cause=cause,
         next_step=next_step,
         figures={"never_called": len(idle)},
-        code="calibration.never-called",
     )
 
 
@@ -469,9 +463,11 @@ def _judge_clipping(
     source = gate.where.of("max_clipped")
     measured = [q for q in static if q.seen > 0 and _has_amax(q)]
     if held_out_samples == 0 or not measured:
-        return _verdict(
-            Status.NOT_MEASURED,
-            f"clipping was not measured: {held_out_samples or 0} held-out samples ({source})",
+        return Verdict(
+            gate=GATE,
+            status=Status.NOT_MEASURED,
+            headline=f"calibration: clipping was not measured: {held_out_samples or 0} held-out "
+            f"samples ({source})",
             next_step="set calibration.held_out_samples",
             code="calibration.clipping-unmeasured",
         )
@@ -495,8 +491,8 @@ def _judge_clipping(
     }
     if over:
         verb = "clips" if len(over) == 1 else "clip"
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "clipped",
             f"{count(len(over), 'quantizer')} {verb} more than max_clipped "
             f"{percent(gate.max_clipped, 3)} of values that they were not calibrated on; worst "
             f"{over[0].name}: {_describe_clipping(over[0])} ({source})",
@@ -505,20 +501,21 @@ def _judge_clipping(
             "or ranges of another checkpoint",
             next_step="calibrate on more samples of the data that the model will see",
             figures=figures,
-            code="calibration.clipped",
         )
     if open_:
-        return _verdict(
-            Status.INCONCLUSIVE,
+        return _open(
+            "clipping-open",
             f"whether {open_[0].name} clips more than max_clipped {percent(gate.max_clipped, 3)} "
             f"is open: {_describe_clipping(open_[0])} ({source})",
             evidence=shorten([f"{q.name}: {_describe_clipping(q)}" for q in open_[1:]]),
             cause=_explain_open(open_[0], limit=limit),
             next_step=_advise_samples(open_, limit=limit, held_out_samples=held_out_samples),
             figures=figures,
-            code="calibration.clipping-open",
         )
-    return _verdict(Status.PASS, "clipping within max_clipped", figures=figures)
+    return _pass(
+        "clipping within max_clipped",
+        figures=figures,
+    )
 
 
 def _clipped_share(quantizer: Quantizer) -> Share:
@@ -637,8 +634,8 @@ def _judge_batch(audit: Audit, *, gate: CalibrationGate) -> Verdict | None:
             if dependent
             else "an embedding depends on what else is in its batch"
         )
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "batch-dependent",
             f"{what}{said} ({source})",
             brief=f"{len(dependent)} ranges depend on the batch" if dependent else "",
             evidence=shorten(group(q.name for q in dependent), noun="groups"),
@@ -651,12 +648,12 @@ def _judge_batch(audit: Audit, *, gate: CalibrationGate) -> Verdict | None:
             if dependent
             else "embed each sample alone, and look for what differs from the batch",
             figures=figures,
-            code="calibration.batch-dependent",
         )
     if not compared:
         return None
-    return _verdict(
-        Status.PASS, f"no embedding depends on its batch{said} ({source})", figures=figures
+    return _pass(
+        f"no embedding depends on its batch{said} ({source})",
+        figures=figures,
     )
 
 
@@ -681,8 +678,8 @@ def _judge_overlap(
     inside = [(used[content], name) for content, name in run.held_out_hashes if content in used]
     for found, what in ((pairs, "evaluation"), (inside, "held-out")):
         if found:
-            return _verdict(
-                Status.FAIL,
+            return _fail(
+                "overlap",
                 f"{count(len(found), f'{what} sample')} by content also calibrated the quantizers: "
                 f"the loss on them is not the loss on new data ({gate.where})",
                 evidence=shorten(
@@ -691,10 +688,8 @@ def _judge_overlap(
                 cause="calibration.data and the task share images",
                 next_step="calibrate on another split",
                 figures={f"{what.replace('-', '_')}_overlap": len(found)},
-                code="calibration.overlap",
             )
-    return _verdict(
-        Status.PASS,
+    return _pass(
         f"none of {len(evaluation_hashes)} evaluation samples was calibrated on",
         evidence=warn_of_near_copies(near_copies),
         figures={"near_copies": len(near_copies)},

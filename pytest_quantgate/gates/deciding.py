@@ -26,14 +26,32 @@ class Details(TypedDict, total=False):
 
 
 def fail(gate: str, finding: str, headline: str, **more: Unpack[Details]) -> Verdict:
-    """Return FAIL of a gate: its name stands before the headline and the finding of the code."""
-    return Verdict(
-        gate=gate,
-        status=Status.FAIL,
-        headline=f"{gate}: {headline}",
-        code=f"{gate}.{finding}",
-        **more,
-    )
+    """Return FAIL of a gate, its name before the headline and before the finding in the code.
+
+    A gate's module calls it as `_fail = partial(fail, GATE)`: so the list of codes finds it.
+    """
+    return _say(gate, Status.FAIL, headline, code=f"{gate}.{finding}", **more)
+
+
+def leave_open(gate: str, finding: str, headline: str, **more: Unpack[Details]) -> Verdict:
+    """Return INCONCLUSIVE of a gate, as `fail` does; `_open` in a gate's module."""
+    return _say(gate, Status.INCONCLUSIVE, headline, code=f"{gate}.{finding}", **more)
+
+
+def refuse(gate: str, finding: str, headline: str, **more: Unpack[Details]) -> Verdict:
+    """Return INCOMPARABLE of a gate, as `fail` does; `_refuse` in a gate's module."""
+    return _say(gate, Status.INCOMPARABLE, headline, code=f"{gate}.{finding}", **more)
+
+
+def let_pass(gate: str, headline: str, **more: Unpack[Details]) -> Verdict:
+    """Return PASS of a gate; `_pass` in a gate's module."""
+    return _say(gate, Status.PASS, headline, code="", **more)
+
+
+def _say(
+    gate: str, status: Status, headline: str, *, code: str, **more: Unpack[Details]
+) -> Verdict:
+    return Verdict(gate=gate, status=status, headline=f"{gate}: {headline}", code=code, **more)
 
 
 def decide(interval: Interval, *, limit: float) -> Status:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.formats.table import narrow_precisions
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED
+from pytest_quantgate.gates.deciding import fail, let_pass, refuse
 from pytest_quantgate.gates.fused import list_excluded
 from pytest_quantgate.gates.memory import figures_of, judge_sizes, limits_of
 from pytest_quantgate.gates.parity import ParityGate
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from pytest_quantgate.runtimes.engine_layers import EngineAttention, EngineReport
 
 GATE = "engine"
+_fail = partial(fail, GATE)
+_refuse = partial(refuse, GATE)
+_pass = partial(let_pass, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +101,9 @@ def judge_engine(
     of a green verdict says that nothing was executed, and why: `not_executed`.
     """
     if not gate.towers:
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "without-tower",
             f"no tower is named, so it decides nothing ({gate.where})",
-            code="engine.without-tower",
             cause="an empty list was written where all towers, or one, were meant",
             next_step="name towers: [vision, text]",
         )
@@ -111,10 +115,9 @@ def judge_engine(
         ]
         if missing:
             names = " and ".join(missing)
-            return _verdict(
-                Status.FAIL,
+            return _fail(
+                "tower-missing",
                 f"no {variant}engine of the {names} tower ({gate.where})",
-                code="engine.tower-missing",
                 cause="the build of that tower failed, or the suite does not name its engine",
                 next_step="name the engine of every tower, or the towers that there are: "
                 "towers: [...]",
@@ -122,13 +125,12 @@ def judge_engine(
     stale = [t for t in gate.towers if quantized[t].onnx_sha256 != onnx_digests.get(t)]
     if stale:
         tower = stale[0]
-        return _verdict(
-            Status.INCOMPARABLE,
+        return _refuse(
+            "of-another-file",
             f"the plan of the {tower} tower was built from another ONNX file: sha256 "
             f"{quantized[tower].onnx_sha256[:12]}, approved {onnx_digests.get(tower, '')[:12]} "
             f"({gate.where})",
             next_step="build it again from the approved file",
-            code="engine.of-another-file",
             cause="the model was exported again after the engine was built",
         )
     made = {
@@ -139,12 +141,11 @@ def judge_engine(
         for report in [reports[tower]]
     }
     if len(made) > 1:
-        return _verdict(
-            Status.INCOMPARABLE,
+        return _refuse(
+            "of-several-targets",
             f"the engines are not of one library and target: "
             f"{listed([f'{name} ({which})' for name, which in made.items()])} ({gate.where})",
             next_step="build them again in one run",
-            code="engine.of-several-targets",
             cause="engines of several machines or TensorRT versions came together",
         )
     parts: list[Verdict | None] = [*_judge_gemms(quantized, gate=gate)]
@@ -174,19 +175,13 @@ def judge_engine(
     first = quantized[gate.towers[0]]
     ratios = ", ".join(_size_words(fp16.get(t), quantized[t], tower=t) for t in gate.towers)
     attention = ", ".join(f"{t} {_attention_words(quantized[t])}" for t in gate.towers)
-    return Verdict(
-        gate=GATE,
-        status=Status.PASS,
-        headline=f"engine: {first.library} {first.library_version} for {first.target}: "
+    return _pass(
+        f"{first.library} {first.library_version} for {first.target}: "
         f"{gemms.replace('linear', 'linear layers', 1)}; attention {attention}; {ratios}",
         brief=f"{gemms}; attention {attention}",
         evidence=(*verdict.evidence, *unseen),
         figures=figures,
     )
-
-
-def _verdict(status: Status, headline: str, **more: object) -> Verdict:
-    return Verdict(gate=GATE, status=status, headline=f"engine: {headline}", **more)  # type: ignore[arg-type]
 
 
 def _ratio(after: int, before: int) -> float:
@@ -242,13 +237,17 @@ def _gemms_words(reports: Sequence[EngineReport]) -> str:
 def _judge_gemms(reports: Mapping[str, EngineReport], *, gate: EngineGate) -> Iterator[Verdict]:
     of = sum(reports[tower].gemm_nodes for tower in gate.towers)
     if not gate.least_gemms:
-        yield _verdict(Status.PASS, _gemms_words([reports[tower] for tower in gate.towers]))
+        yield _pass(
+            _gemms_words([reports[tower] for tower in gate.towers]),
+        )
     for precision, (least, key) in gate.least_gemms.items():
         found = sum(reports[tower].count_gemm_nodes(precision) for tower in gate.towers)
         name = precision.upper()
         text = f"{found} of {of} linear layers multiply {name} by {name}"
         if found >= least:
-            yield _verdict(Status.PASS, text)
+            yield _pass(
+                text,
+            )
             continue
         rest = [
             f"{node.node}: {node.precision or 'in no kernel of its own'}"
@@ -257,8 +256,8 @@ def _judge_gemms(reports: Mapping[str, EngineReport], *, gate: EngineGate) -> It
             if node.op == "linear" and node.precision != precision
         ]
         limit = key if key == "min_fp8_gemms" else f"{key}.{precision}"
-        yield _verdict(
-            Status.FAIL,
+        yield _fail(
+            f"too-few-{precision}",
             f"{text}, {limit} is {least} ({gate.where.of(key)})",
             brief=f"{found} of {of} linear layers in {name}, {limit} {least}",
             evidence=shorten(rest),
@@ -267,7 +266,6 @@ def _judge_gemms(reports: Mapping[str, EngineReport], *, gate: EngineGate) -> It
             else f"these layers have no kernel that multiplies {name} by {name}: weights alone in "
             f"a narrow type, or another one, are computed in what is shown here",
             next_step="look at the export gate, then at the precision of these nodes",
-            code=f"engine.too-few-{precision}",
         )
 
 
@@ -278,14 +276,13 @@ def _judge_excluded(
     found = [n for n in report.nodes if n.node in names and n.precision in bits]
     if not found:
         return None
-    return _verdict(
-        Status.FAIL,
+    return _fail(
+        "excluded-in-8-bits",
         f"{count(len(found), 'excluded layer')} of the {tower} engine run in "
         f"{min(bits[str(n.precision)] for n in found)} bits: "
         f"{listed([n.node for n in found])} ({gate.where})",
         cause="the exported graph quantizes them although the suite excludes them",
         next_step="look at the export gate",
-        code="engine.excluded-in-8-bits",
     )
 
 
@@ -297,10 +294,9 @@ def _judge_attention(
     source = gate.where.of("attention")
     asked = [found for found in report.attentions if found.softmax not in excluded]
     if not asked:
-        return _verdict(
-            Status.FAIL,
+        return _fail(
+            "no-attention",
             f"no attention block was found in the {tower} engine ({source})",
-            code="engine.no-attention",
             cause="the layer report shows no matmul pair around a softmax: layers were "
             "merged, or names lost",
             next_step="build the engine with a detailed profile, or leave attention out of "
@@ -309,10 +305,12 @@ def _judge_attention(
     wanted = ("fused-fp8",) if gate.attention == "fused-fp8" else ("fused-fp8", "fused-half")
     other = [found for found in asked if found.state not in wanted]
     if not other:
-        return _verdict(Status.PASS, f"{tower} attention {_attention_words(report)}")
+        return _pass(
+            f"{tower} attention {_attention_words(report)}",
+        )
     first = other[0]
-    return _verdict(
-        Status.FAIL,
+    return _fail(
+        "attention-not-fused",
         f"{len(other)} of {len(asked)} attention blocks of the {tower} engine are not "
         f"{gate.attention}: block {_block(first.block, first.index)} is {first.state}, "
         f"{first.reason} ({source})",
@@ -322,7 +320,6 @@ def _judge_attention(
         ),
         cause=first.reason,
         next_step=_mend_attention(first),
-        code="engine.attention-not-fused",
     )
 
 
@@ -349,23 +346,21 @@ def _judge_outputs(
     source = gate.where.of("target")
     if found is None or not found.samples:
         return [
-            _verdict(
-                Status.FAIL,
+            _fail(
+                "not-run",
                 f"the {tower} engine was run on no samples ({source})",
-                code="engine.not-run",
                 cause="the evaluation data is empty, or the engine was only built",
                 next_step="give the gate data with samples",
             )
         ]
     if found.nonfinite:
         return [
-            _verdict(
-                Status.FAIL,
+            _fail(
+                "nonfinite",
                 f"the {tower} engine gives NaN or Inf on {found.nonfinite} of "
                 f"{count(found.samples, 'sample')} ({source})",
                 cause="a value that FP16 cannot hold, or a scale that is wrong in the engine",
                 next_step="look at the parity gate, then build with layers excluded",
-                code="engine.nonfinite",
             )
         ]
     others = {"PyTorch": found.sqnr_torch_db}
@@ -375,10 +370,11 @@ def _judge_outputs(
     for name, expected in others.items():
         good = _is_same_noise(found.sqnr_engine_db, expected, max_change_db=max_change_db)
         parts.append(
-            _verdict(
-                Status.PASS if good else Status.FAIL,
-                f"{tower} SQNR against FP16 is {found.sqnr_engine_db:.1f} dB in the engine and "
-                f"{expected:.1f} dB in {name} on {count(found.samples, 'sample')}, "
+            Verdict(
+                gate=GATE,
+                status=Status.PASS if good else Status.FAIL,
+                headline=f"engine: {tower} SQNR against FP16 is {found.sqnr_engine_db:.1f} dB in "
+                f"the engine and {expected:.1f} dB in {name} on {count(found.samples, 'sample')}, "
                 f"{'within' if good else 'over'} {max_change_db:g} dB apart ({source})",
                 brief=f"{tower} SQNR {found.sqnr_engine_db:.1f} dB, {name} {expected:.1f} dB",
                 code="" if good else "engine.noise-changed",

@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.evidence.verdict import Figure, Verdict, combine
 from pytest_quantgate.formats.table import find_format, keeps_amax
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED, CoverageGate
+from pytest_quantgate.gates.deciding import fail, let_pass
 from pytest_quantgate.gates.given_graph import (
     describe_given,
     judge_fp16,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.onnx import OnnxAudit, QdqPair
 
 GATE = "export"
+_fail = partial(fail, GATE)
+_pass = partial(let_pass, GATE)
 
 #: Weights in full precision behind Q/DQ, where a suite allows them.
 FLOATS = "float-weights"
@@ -135,13 +139,11 @@ def judge_export(
     declared = f" and {count(extra, 'declared softmax pair')}" if extra else ""
     ratio = f"{figures['onnx_size_ratio']:.2f}x of FP16's size"
     lines = tuple(line for found in quantized for line in describe_given(found))
-    return Verdict(
-        gate=GATE,
-        status=Status.PASS,
-        evidence=lines,
-        headline=f"export: {pairs} quantizers are {pairs} Q/DQ pairs at their places{declared}, "
+    return _pass(
+        f"{pairs} quantizers are {pairs} Q/DQ pairs at their places{declared}, "
         f"nothing lost, nothing added; {_say_storage(quantized)}, scales are the calibrated amax; "
         f"{ratio}",
+        evidence=lines,
         brief=f"{pairs} of {pairs} quantizers as Q/DQ{' + softmax' if extra else ''}, none added; "
         f"{ratio}",
         figures=figures,
@@ -157,25 +159,6 @@ def _bits_words(audits: Sequence[OnnxAudit]) -> str:
         if pair.source == "weight, 8 bit" and (kind := find_format(pair.format)) is not None
     }
     return " and ".join(str(bits) for bits in sorted(kinds)) or "8"
-
-
-def _fail(finding: str, headline: str, **more: object) -> Verdict:
-    return Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"export: {headline}",
-        code=f"{GATE}.{finding}",
-        **more,  # type: ignore[arg-type]
-    )
-
-
-def _pass(headline: str, **more: object) -> Verdict:
-    return Verdict(
-        gate=GATE,
-        status=Status.PASS,
-        headline=f"export: {headline}",
-        **more,  # type: ignore[arg-type]
-    )
 
 
 def _say_storage(quantized: Sequence[OnnxAudit]) -> str:

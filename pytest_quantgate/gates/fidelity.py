@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.audit import TOWERS
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.calibration import NO_RANGE
+from pytest_quantgate.gates.deciding import fail
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.suite.gates import GateKind, GateSection
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.fidelity import Fidelity, TowerFidelity
 
 GATE = "fidelity"
+_fail = partial(fail, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +74,10 @@ def judge_fidelity(
     present = {tower.tower for tower in fidelity.towers if tower.samples > 0}
     missing = [name for name in towers if name not in present]
     if missing:
-        return Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"fidelity: no embeddings of the {' and '.join(missing)} tower were compared "
-            f"({gate.where})",
+        return _fail(
+            "tower-missing",
+            f"no embeddings of the {' and '.join(missing)} tower were compared ({gate.where})",
             next_step="evaluate with pairs: images and texts",
-            code="fidelity.tower-missing",
             cause="the data has no text, or no images, to embed",
         )
     parts = [
@@ -125,12 +125,10 @@ def judge_tower(tower: TowerFidelity, *, gate: FidelityGate) -> Verdict:
 
 
 def _without_limits(gate: FidelityGate) -> Verdict:
-    return Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"fidelity: the gate sets no limit, so it decides nothing ({gate.where})",
+    return _fail(
+        "without-limits",
+        f"the gate sets no limit, so it decides nothing ({gate.where})",
         next_step="set min_cosine, min_worst_cosine, min_sqnr or min_worst_sqnr",
-        code="fidelity.without-limits",
         cause="the gate was written without a number",
     )
 
@@ -145,15 +143,13 @@ def _describe(tower: TowerFidelity) -> str:
 def _judge_tower(tower: TowerFidelity, *, gate: FidelityGate, fidelity: Fidelity) -> list[Verdict]:
     if tower.nonfinite:
         return [
-            Verdict(
-                gate=GATE,
-                status=Status.FAIL,
-                headline=f"fidelity: {tower.tower} embeddings of {tower.nonfinite} of "
+            _fail(
+                "nonfinite",
+                f"{tower.tower} embeddings of {tower.nonfinite} of "
                 f"{count(tower.samples, 'sample')} hold NaN or Inf, first "
                 f"{tower.sqnr_worst_id!r} ({gate.where})",
                 cause="an overflow in FP16, or a scale that is not finite",
                 next_step="look at the calibration gate",
-                code="fidelity.nonfinite",
             )
         ]
     checks = (

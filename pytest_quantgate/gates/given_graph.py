@@ -6,10 +6,12 @@ Part of the export gate.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
+from pytest_quantgate.gates.deciding import fail
 from pytest_quantgate.text.words import count, shorten
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.suite.where import Where
 
 GATE = "export"
+_fail = partial(fail, GATE)
 
 
 def name_tool(found: OnnxAudit) -> str:
@@ -198,13 +201,3 @@ def _describe(inspection: Inspection) -> Iterator[str]:
         if against.compared:
             yield f"{against.same} of {against.compared} unquantized tensors are those of {of}"
     yield from inspection.notes
-
-
-def _fail(finding: str, headline: str, **more: object) -> Verdict:
-    return Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"export: {headline}",
-        code=f"{GATE}.{finding}",
-        **more,  # type: ignore[arg-type]
-    )

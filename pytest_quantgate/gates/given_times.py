@@ -11,10 +11,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.deciding import decide, relation
+from pytest_quantgate.gates.deciding import decide, leave_open, refuse, relation
 from pytest_quantgate.statistics.rounds import Levels, compare_levels
 from pytest_quantgate.text.words import code_of, count, level
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pytest_quantgate.suite.where import Where
 
 GATE = "latency"
+_open = partial(leave_open, GATE)
+_refuse = partial(refuse, GATE)
 
 #: So many queries of each make five parts whose medians mean something.
 FEWEST = 50
@@ -59,13 +62,11 @@ def judge_given_times(quantized: GivenTimes, fp16: GivenTimes | None, *, gate: A
         return other
     few = min((quantized, fp16), key=lambda one: len(one.compute_ms))
     if len(few.compute_ms) < FEWEST:
-        return Verdict(
-            gate=GATE,
-            status=Status.INCONCLUSIVE,
-            headline=f"latency: {few.name} has {count(len(few.compute_ms), 'run')} after the "
+        return _open(
+            "too-few-rounds",
+            f"{few.name} has {count(len(few.compute_ms), 'run')} after the "
             f"warm-up, it takes {FEWEST} ({gate.where})",
             next_step="time for longer: trtexec --duration=10",
-            code="latency.too-few-rounds",
             cause="fewer show nothing of how times differ",
         )
     ratio, interval = compare_levels(
@@ -73,9 +74,9 @@ def judge_given_times(quantized: GivenTimes, fp16: GivenTimes | None, *, gate: A
     )
     least, limit = gate.min_ratio, gate.max_ratio
     if ratio < least:
-        return _verdict(
-            code="latency.implausible",
-            headline=f"quantized takes {ratio:.3f} of FP16's time, below {float(least):.12g}: not "
+        return _refuse(
+            "implausible",
+            f"quantized takes {ratio:.3f} of FP16's time, below {float(least):.12g}: not "
             f"the same work ({gate.where})",
             cause="the engines were not given the same batch, or one is a part of its graph",
             next_step="look at the shapes in both logs; if the ratio is right, set min_ratio",
@@ -124,18 +125,18 @@ def _find_other(quantized: GivenTimes, fp16: GivenTimes, *, gate: Asked) -> Verd
     both = (quantized, fp16)
     if quantized.device != fp16.device or quantized.clocks != fp16.clocks:
         here, there = (f"{one.device} ({one.clocks or 'clocks not said'})" for one in both)
-        return _verdict(
-            code="latency.other-device",
-            headline=f"quantized was timed on {here}, FP16 on {there} ({gate.where})",
+        return _refuse(
+            "other-device",
+            f"quantized was timed on {here}, FP16 on {there} ({gate.where})",
             cause="the engines ran on two machines, or their clocks were set otherwise",
             next_step="time both on one device, one after the other",
         )
     if quantized.settings != fp16.settings:
         changed = dict(quantized.settings).items() ^ dict(fp16.settings).items()
         name = min(name for name, _ in changed)
-        return _verdict(
-            code="latency.other-settings",
-            headline=f"{name} was {dict(quantized.settings).get(name, 'not set')!r} for quantized, "
+        return _refuse(
+            "other-settings",
+            f"{name} was {dict(quantized.settings).get(name, 'not set')!r} for quantized, "
             f"{dict(fp16.settings).get(name, 'not set')!r} for FP16 ({gate.where})",
             cause="trtexec was called with other options",
             next_step="time both with the same options",
@@ -147,9 +148,9 @@ def _find_other(quantized: GivenTimes, fp16: GivenTimes, *, gate: Asked) -> Verd
                 next_step="call trtexec with --shapes=NAME:1x3x224x224",
             )
         if one.batch != gate.batch:
-            return _verdict(
-                code="latency.other-batch",
-                headline=f"{one.name} is of batches of {one.batch}, the gate is about {gate.batch} "
+            return _refuse(
+                "other-batch",
+                f"{one.name} is of batches of {one.batch}, the gate is about {gate.batch} "
                 f"({gate.where.of('batch')})",
                 cause="trtexec was given other --shapes",
                 next_step=f"set batch: {one.batch}, or time that size",
@@ -179,13 +180,4 @@ def _percentile(values: Sequence[float], share: int) -> float:
 def _unmeasured(text: str, *, next_step: str) -> Verdict:
     return Verdict(
         gate=GATE, status=Status.NOT_MEASURED, headline=f"latency: {text}", next_step=next_step
-    )
-
-
-def _verdict(*, headline: str, **more: str) -> Verdict:
-    return Verdict(
-        gate=GATE,
-        status=Status.INCOMPARABLE,
-        headline=f"latency: {headline}",
-        **more,  # type: ignore[arg-type]
     )

@@ -25,7 +25,7 @@ from pytest_quantgate.evidence.load import Load, Timing
 from pytest_quantgate.evidence.outcomes import group_places
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.calibration import SAME_EMBEDDING, batch_limit
-from pytest_quantgate.gates.deciding import decide, fail, relation
+from pytest_quantgate.gates.deciding import decide, fail, leave_open, let_pass, relation
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.timed import (
     Timed,
@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.load import Answer, LoadRun, Served
 
 GATE = "load"
+_open = partial(leave_open, GATE)
+_pass = partial(let_pass, GATE)
 _fail = partial(fail, GATE)
 
 #: The share of requests that a percentile is of, by the field of its limit.
@@ -317,17 +319,15 @@ def _check_rate(run: LoadRun, gate: LoadGate, *, about: str) -> Verdict | None:
         return None
     done = statistics.median(answered)
     drops = any(s.dropped for s in run.fp16)
-    return Verdict(
-        gate=GATE,
-        status=Status.INCONCLUSIVE,
-        headline=f"load: {about}: FP16 answers {done:.0f} a second, so "
+    return _open(
+        "rate-too-high",
+        f"{about}: FP16 answers {done:.0f} a second, so "
         f"{'it drops the others' if drops else 'what waits grows all the time'} "
         f"({gate.where.of('rate')})",
         brief=f"FP16 keeps up with {done:.0f} of {run.load.rate} requests a second",
         cause="the rate is more than this machine can serve, or something else was running",
         next_step=f"set a rate of at most {max(1, int(done * KEEPS_UP))}, or a larger batch",
         figures={"fp16_completed_per_s": done},
-        code="load.rate-too-high",
     )
 
 
@@ -336,16 +336,14 @@ def _check_queries(timed: Timed, run: LoadRun, *, key: str, needed: int) -> Verd
     served = min(s.queries for s in (*run.fp16, *run.quantized, *run.fp16_again))
     if served >= needed:
         return None
-    return Verdict(
-        gate=GATE,
-        status=Status.INCONCLUSIVE,
-        headline=f"load: {timed.about}: {count(served, 'request')} in a round cannot decide "
+    return _open(
+        "too-few-queries",
+        f"{timed.about}: {count(served, 'request')} in a round cannot decide "
         f"{key}, that takes {needed} by LoadGen's early stopping at {level(ENOUGH)} "
         f"({timed.where.of('queries' if 'queries' in timed.where.keys else key)})",
         brief=f"{key}: {served} requests in a round, it takes {needed}",
         cause="a percentile of few requests is the time of one or two of them",
         next_step=f"set queries: {needed}, or leave it out",
-        code="load.too-few-queries",
     )
 
 
@@ -424,10 +422,8 @@ def _judge_answers(
     batches = sum(s.batches for s in run.quantized)
     requests = sum(s.queries - s.dropped for s in run.quantized)
     said = ", ".join(f"{name} {percent(share)}" for name, share in moved.items())
-    return Verdict(
-        gate=GATE,
-        status=Status.PASS,
-        headline=f"load: {about}: answers under load are those alone: {said} (limit "
+    return _pass(
+        f"{about}: answers under load are those alone: {said} (limit "
         f"{percent(limit)}), {requests / max(1, batches):.2f} requests a batch ({gate.where})",
         evidence=highest,
         figures={

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED
+from pytest_quantgate.gates.deciding import fail
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineSizes
 from pytest_quantgate.gates.timed import show_ratio
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.runtimes.engine_layers import EngineReport
 
 GATE = "memory"
+_fail = partial(fail, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +168,10 @@ def judge_memory(
         prefix=prefix,
     )
     if not checks:
-        return Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"memory: the gate sets no limit, so it decides nothing ({where})",
+        return _fail(
+            "without-limits",
+            f"the gate sets no limit, so it decides nothing ({where})",
             next_step="set max_plan_ratio, max_weights_ratio or max_activation_ratio",
-            code="memory.without-limits",
             cause="the gate was written without a number",
         )
     verdict = combine(gate=GATE, parts=checks)

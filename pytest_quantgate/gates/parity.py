@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.audit import TOWERS
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.gates.deciding import fail, let_pass
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.suite.gates import GateKind, GateSection
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.parity import BlockParity, Parity, ShippedTower, TowerParity
 
 GATE = "parity"
+_fail = partial(fail, GATE)
+_pass = partial(let_pass, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +86,9 @@ def judge_parity(
     present = {tower.tower for tower in parity.towers if tower.samples > 0}
     missing = [name for name in towers if name not in present]
     if missing:
-        return Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"parity: the {' and '.join(missing)} tower was not compared ({gate.where})",
-            code="parity.tower-missing",
+        return _fail(
+            "tower-missing",
+            f"the {' and '.join(missing)} tower was not compared ({gate.where})",
             cause="that tower was not exported, or could not be run",
             next_step="export every tower, or name those that there are: towers: [...]",
         )
@@ -107,10 +109,8 @@ def judge_parity(
         f"{'; '.join(_describe(tower) for tower in parity.towers)} on "
         f"{count(parity.towers[0].samples, 'sample')} in {parity.runtime}"
     )
-    passed = Verdict(
-        gate=GATE,
-        status=Status.PASS,
-        headline=f"parity: {found}",
+    passed = _pass(
+        f"{found}",
         brief="; ".join(
             f"{tower.tower} error {tower.error:.1e}, SQNR {tower.sqnr_onnx_db:.1f} dB"
             for tower in parity.towers
@@ -159,26 +159,22 @@ def _describe(tower: TowerParity) -> str:
 def _judge_tower(tower: TowerParity, *, parity: Parity, gate: ParityGate) -> list[Verdict]:
     if not tower.nonfinite and not math.isfinite(tower.error):
         return [
-            Verdict(
-                gate=GATE,
-                status=Status.FAIL,
-                headline=f"parity: the {tower.tower} tower of the PyTorch model gives NaN, Inf or "
+            _fail(
+                "nothing-to-compare",
+                f"the {tower.tower} tower of the PyTorch model gives NaN, Inf or "
                 f"nothing but zeros: there is nothing to compare with ({gate.where})",
                 next_step="look at the fidelity gate",
-                code="parity.nothing-to-compare",
                 cause="the quantized PyTorch model itself is broken in this tower",
             )
         ]
     if tower.nonfinite:
         return [
-            Verdict(
-                gate=GATE,
-                status=Status.FAIL,
-                headline=f"parity: the exported {tower.tower} tower gives NaN or Inf on "
+            _fail(
+                "nonfinite",
+                f"the exported {tower.tower} tower gives NaN or Inf on "
                 f"{tower.nonfinite} of {count(tower.samples, 'sample')} ({gate.where})",
                 cause="a scale or a weight of the graph is not finite, or a value overflows in it",
                 next_step=EXPORT_AGAIN,
-                code="parity.nonfinite",
             )
         ]
     return [
@@ -198,10 +194,8 @@ def _judge_blocks(tower: TowerParity, *, gate: ParityGate) -> list[Verdict]:
     figures: dict[str, Figure] = {f"{tower.tower}_worst_block_error": worst.error}
     if not wrong:
         return [
-            Verdict(
-                gate=GATE,
-                status=Status.PASS,
-                headline=f"parity: each of {len(tower.blocks)} {tower.tower} blocks, given "
+            _pass(
+                f"each of {len(tower.blocks)} {tower.tower} blocks, given "
                 f"PyTorch's hidden state, agrees within its own limit, worst {worst.module} "
                 f"{worst.error:.2e} ({gate.where.of('max_error')})",
                 figures=figures,
@@ -209,10 +203,9 @@ def _judge_blocks(tower: TowerParity, *, gate: ParityGate) -> list[Verdict]:
         ]
     first, error, limit = wrong[0]
     return [
-        Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"parity: {len(wrong)} of {count(len(tower.blocks), f'{tower.tower} block')} "
+        _fail(
+            "block-differs",
+            f"{len(wrong)} of {count(len(tower.blocks), f'{tower.tower} block')} "
             f"compute something else than PyTorch's from the same hidden state: {first.module} "
             f"differs by {error:.2e} of what it adds, over {limit:.2e} "
             f"({gate.where.of('max_error')})",
@@ -224,7 +217,6 @@ def _judge_blocks(tower: TowerParity, *, gate: ParityGate) -> list[Verdict]:
             "the graph",
             next_step=f"compare the nodes of {first.module} with the module; {EXPORT_AGAIN}",
             figures=figures,
-            code="parity.block-differs",
         )
     ]
 

@@ -7,10 +7,11 @@ no comparison of the two shows them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.deciding import confirm
+from pytest_quantgate.gates.deciding import confirm, fail, let_pass
 from pytest_quantgate.statistics.family import Alarm, Family
 from pytest_quantgate.statistics.intervals import (
     Mean,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from pytest_quantgate.gates.sections import TaskGate
 
 GATE = "accuracy"
+_fail = partial(fail, GATE)
+_pass = partial(let_pass, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +89,14 @@ def judge_published(
         "published_distance_points": away * 100,
     }
     if not failed:
-        return Verdict(
-            gate=GATE,
-            status=Status.PASS,
-            headline=f"{GATE}: {gate.task}: {found}",
+        return _pass(
+            f"{gate.task}: {found}",
             evidence=doubts,
             figures=figures,
         )
-    return Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"{GATE}: {gate.task}: {found}: nothing was compared",
+    return _fail(
+        "fp16-off-published",
+        f"{gate.task}: {found}: nothing was compared",
         brief=f"FP16 {percent(value)} is not the published {percent(published.score)}",
         cause="preprocessing (size, crop, interpolation, mean and deviation), prompts (class "
         "names, templates) or weights are not those of the published score"
@@ -106,5 +106,4 @@ def judge_published(
         next_step="evaluate FP16 by itself until it scores what is published; quantgate data show "
         f"{gate.where.file} says what was read",
         figures=figures,
-        code="accuracy.fp16-off-published",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.gates.accuracy import AccuracyGate
@@ -35,7 +36,7 @@ from pytest_quantgate.gates.accuracy import (
     drop_interval,
     show_interval,
 )
-from pytest_quantgate.gates.deciding import RELATIONS, confirm, decide, relation
+from pytest_quantgate.gates.deciding import RELATIONS, confirm, decide, fail, refuse, relation
 from pytest_quantgate.gates.samples import describe_samples, judge_samples
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family
@@ -45,6 +46,8 @@ from pytest_quantgate.suite.keys import points_key
 from pytest_quantgate.text.words import brief_drop, code_of, count, percent, points
 
 GATE = "regression"
+_refuse = partial(refuse, GATE)
+_fail = partial(fail, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,24 +84,19 @@ def judge_regression(
     say what else is different from what the baseline was made of; then nothing is compared.
     """
     if stored is None:
-        return Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"regression: no baseline of {gate.task} {gate.metric} ({gate.where})",
+        return _fail(
+            "no-baseline",
+            f"no baseline of {gate.task} {gate.metric} ({gate.where})",
             next_step=f"look at the accuracy gate, then: {create_command}",
-            code="regression.no-baseline",
             cause="this gate is new, or its baseline was never created and committed",
         )
     if differences:
-        return Verdict(
-            gate=GATE,
-            status=Status.INCOMPARABLE,
-            headline=f"regression: the baseline of {gate.task} {gate.metric} was made of "
-            f"something else ({gate.where})",
+        return _refuse(
+            "baseline-of-other-things",
+            f"the baseline of {gate.task} {gate.metric} was made of something else ({gate.where})",
             brief=textwrap.shorten(", ".join(differences), BRIEF_LENGTH, placeholder=" ..."),
             evidence=differences,
             next_step=f"if that is meant: {update_command}",
-            code="regression.baseline-of-other-things",
             cause="the model, the recipe or the data changed since the baseline was accepted",
         )
     broken = check_outcomes(fp16, quantized)
@@ -110,13 +108,11 @@ def judge_regression(
             code=broken.code.replace(broken.gate, GATE, 1),
         )
     if averages_classes(gate.metric) and not quantized.class_names:
-        return Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"regression: {gate.task}: {gate.metric} needs classes, and the samples have "
+        return _fail(
+            "no-classes",
+            f"{gate.task}: {gate.metric} needs classes, and the samples have "
             f"none ({gate.where.of('metric')})",
             next_step="use metric: acc1, or the recall metrics for retrieval",
-            code="regression.no-classes",
             cause="the metric is one of classes, and the task has captions",
         )
     try:
@@ -125,13 +121,10 @@ def judge_regression(
         since_accepted = pair_stored(stored=stored.accepted, now=quantized)
         since_first = pair_stored(stored=stored.first, now=quantized)
     except Unpaired as error:
-        return Verdict(
-            gate=GATE,
-            status=Status.INCOMPARABLE,
-            headline=f"regression: {gate.task} {gate.metric} cannot be compared: {error} "
-            f"({gate.where})",
+        return _refuse(
+            "unpaired",
+            f"{gate.task} {gate.metric} cannot be compared: {error} ({gate.where})",
             next_step=f"if that is meant: {update_command}",
-            code="regression.unpaired",
             cause="the evaluation data is not that of the baseline",
         )
     exchanged = _judge_slot(
@@ -225,15 +218,13 @@ def _judge_slot(
     fewer = min(to_own.right_to_wrong, to_own.wrong_to_right)
     if fewer < LEAST_EACH_WAY or to_own.changed < MUCH_CLOSER * to_other.changed:
         return None
-    return Verdict(
-        gate=GATE,
-        status=Status.INCOMPARABLE,
-        headline=f"regression: {gate.task}: the baseline's slot of {own.variant} holds the "
+    return _refuse(
+        "slot-of-other-model",
+        f"{gate.task}: the baseline's slot of {own.variant} holds the "
         f"outcomes of {other.variant}: {to_other.changed} of {count(len(own.ids), 'sample')} "
         f"differ from {other.variant} now, {to_own.changed} from {own.variant} ({gate.where})",
         cause="the baseline was made with one model in the place of the other",
         next_step=f"look at how it was made, then: {update_command}",
-        code="regression.slot-of-other-model",
     )
 
 
@@ -508,15 +499,13 @@ def _accept(
 def _refuse_new_data(record: Record, *, gate: RegressionGate, command: str) -> Verdict:
     from pytest_quantgate.store.baselines import end_chain
 
-    return Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"regression: baseline of {gate.key} is not updated: the evaluation data is not "
+    return _fail(
+        "new-data",
+        f"baseline of {gate.key} is not updated: the evaluation data is not "
         f"that on which the first variant was accepted ({gate.where})",
         evidence=(f"accepted so far: {end_chain(record, record).describe()}",),
         cause="on other data nobody sees what the variant has lost since the first one",
         next_step=f"if the data is meant to change: {command}",
-        code="regression.new-data",
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.audit import TOWERS
-from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.evidence.verdict import Verdict
+from pytest_quantgate.gates.deciding import fail, let_pass
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.text.words import group, listed, shorten, towers
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.parity import Roundtrip
 
 GATE = "roundtrip"
+_fail = partial(fail, GATE)
+_pass = partial(let_pass, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +61,20 @@ def judge_roundtrip(
     if not (roundtrip.refused or roundtrip.accepted):
         wrong.append("no damage was planted, so nothing shows that it would be refused")
     if not wrong:
-        return Verdict(
-            gate=GATE,
-            status=Status.PASS,
-            headline=f"roundtrip: {towers(roundtrip.equal)} and {roundtrip.amax_count} amax "
+        return _pass(
+            f"{towers(roundtrip.equal)} and {roundtrip.amax_count} amax "
             f"bit-identical in a new process; refused: {', '.join(roundtrip.refused)}",
             brief=f"{roundtrip.amax_count} amax and {towers(roundtrip.equal)} bit-identical, "
             f"{len(roundtrip.refused)} planted damages refused",
             figures=figures,
         )
-    return Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"roundtrip: {wrong[0]} ({gate.where})",
+    return _fail(
+        "not-restored",
+        f"{wrong[0]} ({gate.where})",
         evidence=shorten(wrong[1:]),
         cause="the checkpoint does not hold all of what was approved",
         next_step="save with pytest_quantgate.quantization.checkpoint.save_checkpoint, "
         "and ship that",
-        code="roundtrip.not-restored",
         figures=figures,
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.chance import EARLY_ALPHA, is_above_chance, is_left_open, judge_chance
+from pytest_quantgate.gates.deciding import fail, let_pass
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.text.words import count
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     )
 
 GATE = "sanity"
+_fail = partial(fail, GATE)
+_pass = partial(let_pass, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,8 @@ def judge_sanity(
     read = f", the end token of {count(texts, 'text')} is pooled" if texts else ""
     if texts and not sanity.reading.pools_end:
         read = f", {count(texts, 'text')} read whole"
-    return Verdict(
-        gate=GATE,
-        status=Status.PASS,
-        headline=f"sanity: {pairs} encoded in FP16{read}{told}",
+    return _pass(
+        f"{pairs} encoded in FP16{read}{told}",
         brief=f"{'an' if what == 'image' else 'a'} {what} runs{told}",
         evidence=(
             *dict.fromkeys(_describe_answers(task, task.answers) for task in tasks if task.answers),
@@ -298,20 +300,6 @@ def _place(places: tuple[str, ...], index: int, *, of: str) -> str:
 
 def _further(twins: Twins) -> str:
     return f" (and {twins.pairs - 1} more such pairs)" if twins.pairs > 1 else ""
-
-
-def _fail(
-    finding: str, headline: str, *, brief: str = "", cause: str = "", next_step: str = ""
-) -> Verdict:
-    return Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"sanity: {headline}",
-        brief=brief,
-        cause=cause,
-        next_step=next_step,
-        code=f"{GATE}.{finding}",
-    )
 
 
 def judge(run: GateRun, gate: SanityGate) -> Judged:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from itertools import combinations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_quantgate.evidence.outcomes import group_places
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict
-from pytest_quantgate.gates.deciding import advise_next, confirm, decide
+from pytest_quantgate.gates.deciding import advise_next, confirm, decide, fail, leave_open
 from pytest_quantgate.statistics.family import SILENT, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
     MOST_SAMPLES,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 
 GATE = "accuracy"
+_fail = partial(fail, GATE)
+_open = partial(leave_open, GATE)
 
 #: A value of each outcome, by what it is called.
 Columns: TypeAlias = "Mapping[str, Sequence[str]]"
@@ -193,17 +196,14 @@ def _refuse_column(name: str, *, columns: Columns, spec: SlicesSpec, gate: TaskG
     close = closest(name, columns)
     known = ", ".join(map(repr, columns)) or "none"
     hint = f"; did you mean {close!r}?" if close else ""
-    return Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"{GATE}: {gate.task}: slices by {name!r}, which no sample has{hint} "
-        f"({spec.where.of('by')})",
+    return _fail(
+        "slices-unknown-column",
+        f"{gate.task}: slices by {name!r}, which no sample has{hint} ({spec.where.of('by')})",
         brief=f"no sample has the column {name!r}",
         evidence=(f"columns of these samples: {known}",),
         cause="the column is called otherwise, or the data set does not keep it",
         next_step=f"name it under datasets: columns: {{keep: [{name}]}}, and look at what is there "
         f"with quantgate data show {spec.where.file}",
-        code="accuracy.slices-unknown-column",
     )
 
 
@@ -214,15 +214,13 @@ def _refuse_cut(
     called = " and ".join(map(repr, by))
     samples = sum(map(len, found.values()))
     if len(found) == 1:
-        return Verdict(
-            gate=GATE,
-            status=Status.INCONCLUSIVE,
-            headline=f"{GATE}: {gate.task}: all {count(samples, 'sample')} have "
+        return _open(
+            "slices-of-one-value",
+            f"{gate.task}: all {count(samples, 'sample')} have "
             f"{next(iter(found))!r}: there is nothing to cut by {called} ({spec.where.of('by')})",
             brief=f"all samples have one value of {called}"[:70],
             cause="the data, or the part of it that is evaluated, has one value in this column",
             next_step="evaluate on samples that differ in it, or leave it out of slices",
-            code="accuracy.slices-of-one-value",
         )
     if spec.min_samples is not None:
         if max(map(len, found.values()), default=0) >= spec.min_samples:
@@ -235,16 +233,14 @@ def _refuse_cut(
         if len(found) <= MOST_SEARCHED and max(map(len, found.values())) >= needed:
             return None  # some can be judged: the others are named
         why = f"{needed} in each are the fewest that can show {points(spec.max_drop)}"
-    return Verdict(
-        gate=GATE,
-        status=Status.INCONCLUSIVE,
-        headline=f"{GATE}: {gate.task}: {called} cuts {count(samples, 'sample')} into "
+    return _open(
+        "slices-too-many",
+        f"{gate.task}: {called} cuts {count(samples, 'sample')} into "
         f"{len(found)} slices: {why} ({spec.where.of('by')})",
         brief=f"{len(found)} slices by {called} are more than {samples} samples allow"[:70],
         cause="a column with a value for nearly every sample, or too few samples",
         next_step=f"write its values in few groups, evaluate on more samples, or leave it out: "
         f"{needed} samples are needed in a slice",
-        code="accuracy.slices-too-many",
     )
 
 

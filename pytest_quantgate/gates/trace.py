@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
+from pytest_quantgate.evidence.verdict import Figure, Verdict, combine
 from pytest_quantgate.formats.table import explain_target, find_format
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED, CoverageGate, Waiver, wanted_slots
+from pytest_quantgate.gates.deciding import fail, let_pass
 from pytest_quantgate.gates.fused import WHY_FUSED, list_excluded, list_fused
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineTarget, target_key
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from pytest_quantgate.runtimes.engine_layers import EngineReport
 
 GATE = "trace"
+_fail = partial(fail, GATE)
+_pass = partial(let_pass, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,10 +205,8 @@ def judge_trace(
     through = len(rows) - len(allowed)
     end = engine or "the ONNX graph"
     exception = f", {len(allowed)} run wider there as allowed" if allowed else ""
-    return Verdict(
-        gate=GATE,
-        status=Status.PASS,
-        headline=f"trace: {through} of {len(rows)} quantizers followed from "
+    return _pass(
+        f"{through} of {len(rows)} quantizers followed from "
         f"{'the recipe' if begin == 'model' else 'the ONNX files'} into {end}"
         f"{exception}",
         brief=f"{through} of {len(rows)} quantizers reach {'the engine' if engine else 'ONNX'}"
@@ -229,16 +231,6 @@ def render_table(
         numbers = (sum(row.reached(stage) for row in members) for stage in stages)
         lines.append(f"{kind:<{width}}  {len(members):>8}" + "".join(f"{n:>9}" for n in numbers))
     return tuple(lines)
-
-
-def _fail(finding: str, headline: str, **more: object) -> Verdict:
-    return Verdict(
-        gate=GATE,
-        status=Status.FAIL,
-        headline=f"trace: {headline}",
-        code=f"{GATE}.{finding}",
-        **more,  # type: ignore[arg-type]
-    )
 
 
 def _is_waived(name: str, waivers: Sequence[Waiver]) -> bool:

@@ -28,15 +28,10 @@ from pytest_quantgate.evidence.outcomes import Outcomes, Score, round_score
 from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate, judge_accuracy
 from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
-from pytest_quantgate.gates.coverage import (
-    SLOTS,
-    AttentionSlot,
-    CoverageGate,
-    Waiver,
-    judge_coverage,
-)
+from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
 from pytest_quantgate.gates.fidelity import FidelityGate, judge_tower
 from pytest_quantgate.gates.roundtrip import RoundtripGate, judge_roundtrip
+from pytest_quantgate.gates.scope import SLOTS, AttentionSlot, Waiver
 from pytest_quantgate.plugin.own_tests import tell
 from pytest_quantgate.report.terminal import render_failure
 from pytest_quantgate.store.disk import temporary_folder

@@ -24,10 +24,11 @@ from pytest_quantgate.errors import (
     UnsupportedModel,
 )
 from pytest_quantgate.gates.accuracy import AccuracyGate
-from pytest_quantgate.gates.coverage import MAX_WAIVER_DAYS, CoverageGate
+from pytest_quantgate.gates.coverage import CoverageGate
 from pytest_quantgate.gates.export import ExportGate
 from pytest_quantgate.gates.fidelity import FidelityGate
 from pytest_quantgate.gates.parity import ParityGate
+from pytest_quantgate.gates.scope import MAX_WAIVER_DAYS
 from pytest_quantgate.gates.sections import EngineTarget, TaskGate
 from pytest_quantgate.gates.timed import TimedGate
 from pytest_quantgate.suite.gates import GateSection

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Figure, Verdict, combine
 from pytest_quantgate.formats.table import explain_target, find_format
-from pytest_quantgate.gates.coverage import NOT_QUANTIZED, CoverageGate, Waiver, wanted_slots
+from pytest_quantgate.gates.coverage import NOT_QUANTIZED, CoverageGate, wanted_slots
 from pytest_quantgate.gates.deciding import fail, let_pass
 from pytest_quantgate.gates.fused import WHY_FUSED, list_excluded, list_fused
 from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.gates.scope import find_waiver
 from pytest_quantgate.gates.sections import EngineTarget, target_key
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import BadKey, list_key, text_key
@@ -121,7 +122,7 @@ def follow_quantizers(
     for quantizer in audit.quantizers:
         if quantizer.name in excluded or not (quantizer.enabled or quantizer.name in intended):
             continue
-        if quantizer.tower not in (*towers, "other") or _is_waived(quantizer.name, waivers):
+        if quantizer.tower not in (*towers, "other") or find_waiver(quantizer.name, waivers):
             continue
         lost = _find_loss(
             quantizer,
@@ -155,7 +156,7 @@ def _find_unreplaced(
     for module in audit.modules:
         if module.kind not in ("attention", "mha") or module.tower not in towers:
             continue
-        if module.name not in ran - left_out or _is_waived(module.name, expected.waive):
+        if module.name not in ran - left_out or find_waiver(module.name, expected.waive):
             continue
         for slot in slots:
             if (module.name, slot) not in there:
@@ -231,17 +232,6 @@ def render_table(
         numbers = (sum(row.reached(stage) for row in members) for stage in stages)
         lines.append(f"{kind:<{width}}  {len(members):>8}" + "".join(f"{n:>9}" for n in numbers))
     return tuple(lines)
-
-
-def _is_waived(name: str, waivers: Sequence[Waiver]) -> bool:
-    parts = name.split(".")
-    parents = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return any(
-        fnmatch.fnmatch(parent, pattern)
-        for waiver in waivers
-        for pattern in waiver.modules
-        for parent in parents
-    )
 
 
 def _allows(gate: TraceGate, name: str) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from pytest_quantgate.evidence.audit import Audit, Module, Quantizer, Slot
 from pytest_quantgate.formats.table import keeps_amax
-from pytest_quantgate.gates.coverage import CoverageGate, Scope
+from pytest_quantgate.gates.coverage import CoverageGate
+from pytest_quantgate.gates.scope import find_waiver
 from pytest_quantgate.quantization.quantizers import SLOTS, owner_of, slot_of
 from pytest_quantgate.report.model import QuantizerFacts, QuantizerState
 
@@ -40,7 +41,7 @@ def _describe(
     module = modules.get(quantizer.module)
     wanted = quantizer.slot in slots and quantizer.tower in (*gate.towers, "other")
     state, reason = _judge(quantizer, meant=wanted or quantizer.name in audit.intended, audit=audit)
-    waiver = Scope(excluded=frozenset(), waivers=gate.waive).waiver_of(quantizer.name)
+    waiver = find_waiver(quantizer.name, gate.waive)
     if waiver is not None and state in ("missing", "unexpected"):
         state, reason = "excluded", f"waived until {waiver.until} ({waiver.reason}): {reason}"
     return QuantizerFacts(

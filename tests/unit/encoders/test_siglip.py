@@ -20,7 +20,8 @@ from pytest_quantgate.errors import ModelError, NotMeasured
 from pytest_quantgate.evidence.audit import Audit
 from pytest_quantgate.evidence.onnx import OnnxAudit
 from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
-from pytest_quantgate.gates.coverage import CoverageGate, Waiver, judge_coverage
+from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
+from pytest_quantgate.gates.scope import Waiver
 from pytest_quantgate.gates.trace import follow_quantizers
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.model_checks import inspect_checkpoint, read_texts_of_files

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pytest_quantgate.evidence.audit import Audit, Quantizer
 from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.coverage import Waiver
+from pytest_quantgate.gates.scope import Waiver
 from pytest_quantgate.gates.trace import (
     LOST,
     MENDS,

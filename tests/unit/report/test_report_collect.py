@@ -11,7 +11,8 @@ import pytest
 
 from pytest_quantgate.evidence.outcomes import unpack_scores
 from pytest_quantgate.evidence.verdict import Status
-from pytest_quantgate.gates.coverage import CoverageGate, Waiver
+from pytest_quantgate.gates.coverage import CoverageGate
+from pytest_quantgate.gates.scope import Waiver
 from pytest_quantgate.report.evidence import Evidence, Use, read_evidence, recipe_lines
 from pytest_quantgate.report.model import Attempt, Conclusion, OwnTestResult
 from pytest_quantgate.run.conclusion import OwnTest

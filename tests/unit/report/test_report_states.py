@@ -8,7 +8,8 @@ from datetime import date
 import pytest
 
 from pytest_quantgate.evidence.audit import Audit, Quantizer
-from pytest_quantgate.gates.coverage import CoverageGate, Waiver, wanted_slots
+from pytest_quantgate.gates.coverage import CoverageGate, wanted_slots
+from pytest_quantgate.gates.scope import Waiver
 from pytest_quantgate.report.coverage_map import describe_cell
 from pytest_quantgate.report.model import QuantizerFacts
 from pytest_quantgate.report.quantizer_states import describe_quantizers

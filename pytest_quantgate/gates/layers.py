@@ -1,0 +1,160 @@
+"""The coverage gate's part on layers: each that the recipe means is on, as it says, and runs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pytest_quantgate.gates.deciding import fail
+from pytest_quantgate.gates.scope import SLOT_NAMES
+from pytest_quantgate.gates.towers import find_towers_off
+from pytest_quantgate.text.words import count, group, listed, shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pytest_quantgate.evidence.audit import Audit, Quantizer, Tower
+    from pytest_quantgate.evidence.verdict import Verdict
+    from pytest_quantgate.gates.scope import Scope
+
+GATE = "coverage"
+_fail = partial(fail, GATE)
+
+#: The index of a block in a name: `layers.3.mlp`.
+_INDEX = re.compile(r"\.\d+\.")
+
+
+def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
+    """Yield a FAIL for intended layer quantizers that are off, of another format, or never ran."""
+    by_name = {q.name: q for q in audit.quantizers}
+    off_by = dict(audit.disabled_by)
+    whole_off = find_towers_off(audit)
+    off: dict[str, list[str]] = {}
+    wrong: list[Quantizer] = []
+    idle: list[Quantizer] = []
+    intended = 0
+    for name in audit.intended:
+        quantizer = by_name.get(name)
+        if quantizer is not None and (quantizer.slot in SLOT_NAMES or quantizer.tower in whole_off):
+            continue
+        intended += 1
+        if quantizer is not None and quantizer.enabled:
+            if audit.formats and quantizer.format not in audit.formats:
+                wrong.append(quantizer)
+            elif quantizer.own_calls == 0:
+                idle.append(quantizer)
+        elif not scope.takes(name):
+            off.setdefault(off_by.get(name, ""), []).append(name)
+    idle = [q for q in idle if not scope.takes(q.name)]
+    wrong = [q for q in wrong if not scope.takes(q.name)]
+    if off:
+        yield _fail_off(off, intended=intended, scope=scope)
+    if wrong:
+        found = Counter(q.format for q in wrong)
+        yield _fail(
+            "other-format",
+            f"{len(wrong)} quantizers have another format than the recipe's "
+            f"{listed(audit.formats)}: {', '.join(f'{n} {f}' for f, n in found.most_common())} "
+            f"({scope.where})",
+            evidence=shorten([f"{q.name}: {q.format}" for q in wrong]),
+            cause="an entry of the recipe, or a change after it, gives them another one",
+            next_step="let the recipe give them its format, and quantize again",
+        )
+    if idle:
+        yield _fail(
+            "never-ran",
+            f"{len(idle)} enabled quantizers never ran in their tower's forward ({scope.where})",
+            evidence=shorten(group(q.name for q in idle), noun="groups"),
+            cause="the layer's weight is used by a functional call that goes around the module",
+            next_step="exclude them, or change the module so that its quantized forward runs",
+        )
+
+
+def _fail_off(off: Mapping[str, Sequence[str]], *, intended: int, scope: Scope) -> Verdict:
+    """Return FAIL of quantizers that are off, by the pattern that did it ('' for none)."""
+    missing = [name for names in off.values() for name in names]
+    patterns = [f"switched off by {pattern!r}" for pattern in off if pattern]
+    return _fail(
+        "layers-off",
+        f"{len(missing)} of {intended} intended layer quantizers are off"
+        f"{': ' + listed(patterns) if patterns else ''} ({scope.where})",
+        evidence=shorten(
+            [
+                f"off{f' by {pattern!r}' if pattern else ''}: {line}"
+                for pattern, names in off.items()
+                for line in group(names)
+            ],
+            noun="groups",
+        ),
+        cause=(
+            "a pattern inside the recipe switches them off again"
+            if patterns
+            else "they were never switched on, or were disabled after the quantization"
+        ),
+        next_step="name them in exclude if that is meant, or waive them with a reason and a day",
+    )
+
+
+def judge_depth(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
+    """Yield a FAIL where a recipe means less than half of the blocks of a tower: another depth's.
+
+    One that leaves out a few on purpose, such as the first and the last, is a recipe.
+    """
+    intended = set(audit.intended)
+    alike: dict[tuple[Tower, str], list[Quantizer]] = {}
+    for quantizer in audit.quantizers:
+        if quantizer.slot == "weight" and quantizer.block is not None:
+            pattern = _INDEX.sub(".*.", quantizer.name, count=1)
+            alike.setdefault((quantizer.tower, pattern), []).append(quantizer)
+    left_out: list[Quantizer] = []
+    of: dict[Tower, tuple[int, int]] = {}
+    for (tower, _), found in alike.items():
+        meant = sum(q.name in intended for q in found)
+        if tower in scope.towers and 0 < 2 * meant < len(found):
+            of.setdefault(tower, (meant, len(found)))
+            left_out += [q for q in found if q.name not in intended and not q.enabled]
+    left_out = [q for q in left_out if not scope.takes(q.name)]
+    if not left_out:
+        return
+    towers = " and ".join(
+        f"{meant} of {count(total, 'block')} of the {tower} tower"
+        for tower, (meant, total) in of.items()
+    )
+    yield _fail(
+        "blocks-left-out",
+        f"recipe {audit.recipe_name!r} means only {towers}: {len(left_out)} weights are left out "
+        f"({scope.where})",
+        evidence=shorten(group(q.name for q in left_out), noun="groups"),
+        cause="a pattern that names single blocks, or the block numbers of another model",
+        next_step="let the pattern match every block of this model",
+        figures={"weights_left_out": len(left_out)},
+    )
+
+
+def judge_axis(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
+    """Yield a FAIL for activations with a scale for each channel that a matmul sums over.
+
+    No kernel has that.
+    """
+    found = [
+        quantizer
+        for quantizer in audit.quantizers
+        if quantizer.enabled
+        and quantizer.slot not in ("weight", "other")
+        and quantizer.granularity == "per-channel"
+        and not quantizer.dynamic
+        and not scope.takes(quantizer.name)
+    ]
+    if not found:
+        return
+    yield _fail(
+        "range-per-channel",
+        f"{count(len(found), 'activation quantizer')} have a range per channel ({scope.where})",
+        evidence=shorten(group(q.name for q in found), noun="groups"),
+        cause="a wrong axis: a matmul sums over these channels, so their scales cannot be taken "
+        "out of the sum, and a runtime falls back to full precision",
+        next_step="write axis: null for activations (one range for the whole tensor)",
+        figures={"per_channel_activations": len(found)},
+    )

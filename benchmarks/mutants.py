@@ -59,17 +59,38 @@ FOUND = ROOT / "mutants"
 RECORD = Path(__file__).with_suffix(".md")
 PACKAGE = "pytest_quantgate"
 
-MUTATED = ("gates/*.py", "store/*.py", "verdict.py", "baselines.py", "fingerprint.py")
+MUTATED = (
+    *("gates/*.py", "store/*.py", "statistics/*.py", "evidence/verdict.py"),
+    "evidence/fingerprint.py",
+    # What of tasks/ decides; the others read data.
+    *(f"tasks/{name}.py" for name in ("catalogue", "classification", "duplicates", "filter")),
+    *(f"tasks/{name}.py" for name in ("kind", "knn", "linear_probe", "multilingual")),
+    *(f"tasks/{name}.py" for name in ("neighbours", "operating_point", "retrieval", "scoring")),
+    "tasks/text_neighbours.py",
+)
+
+#: The parts of the coverage gate.
+OF_COVERAGE = (
+    *("attention", "blocks", "exclusions", "fused", "idle", "layers", "operations", "scope"),
+    *("towers", "waivers"),
+)
 
 #: Tests of a module beside the ones that mirror it.
 TESTS = {
-    "gates.accuracy": ("gates/test_gate_family.py", "gates/test_gate_samples.py"),
-    "gates.idle": ("gates/test_gate_coverage.py", "gates/test_gate_calibration.py"),
+    "evidence.verdict": ("test_verdict.py",),
+    "evidence.fingerprint": ("test_fingerprint.py",),
+    "gates.accuracy": ("statistics/test_family.py", "gates/test_gate_samples.py"),
+    "gates.coverage": tuple(f"gates/test_gate_{name}.py" for name in OF_COVERAGE),
+    "gates.fused": ("gates/test_gate_exclusions.py", "gates/test_gate_operations.py"),
+    "gates.idle": ("gates/test_gate_attention.py", "gates/test_gate_calibration.py"),
     "gates.looks": ("test_judging_looks.py",),
     "gates.memory": ("gates/test_gate_engine.py",),
     "gates.proposals": ("test_judging_baselines.py",),
-    "gates.regression": ("gates/test_gate_family.py", "gates/test_gate_samples.py"),
-    "gates.statistics": ("store/test_looks.py",),
+    "gates.regression": ("statistics/test_family.py", "gates/test_gate_samples.py"),
+    "gates.scope": tuple(f"gates/test_gate_{name}.py" for name in OF_COVERAGE),
+    "statistics.intervals": ("store/test_looks.py",),
+    "statistics.rounds": ("gates/test_gate_latency.py",),
+    "tasks.catalogue": ("tasks/test_catalogue_task.py",),
     "store.acceptance": ("test_baselines.py",),
     "store.migration": ("commands/test_command_migrate.py",),
     "store.owners": (
@@ -82,7 +103,8 @@ TESTS = {
         "test_latency_records.py",
         "comparison/test_baseline_diff.py",
     ),
-    "baselines": (
+    "store.baselines": (
+        "test_baselines.py",
         "test_latency_records.py",
         "test_judging_baselines.py",
         "commands/test_command_migrate.py",

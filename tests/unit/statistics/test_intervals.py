@@ -1,5 +1,5 @@
 """Intervals, effective sizes and searches: their laws here, how often they hold in
-`test_intervals.py`."""
+`test_interval_rates.py`."""
 
 from __future__ import annotations
 

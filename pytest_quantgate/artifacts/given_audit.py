@@ -192,7 +192,6 @@ def _derive(
     flat = flat.ravel()
     zero = graph.values(operand.zero) if operand.zero else None
     ranges = flat * largest_of(operand.format)
-    stored = graph.type_of(operand.source)
     consumer = product.module or label_of(product.node)
     pair = base or QdqPair(
         node=label_of(product.node),
@@ -207,7 +206,7 @@ def _derive(
         amax_min=float(ranges.min()),
         amax_max=float(ranges.max()),
         symmetric=zero is None or not zero.any(),
-        source=_name_source(slot, stored=stored),
+        source=_name_source(graph, operand, slot=slot),
         complete=operand.whole and _has_one_scale(graph, operand, product),
         producer=None,
         consumers=(consumer,),
@@ -229,10 +228,10 @@ def _deviate(ranges: Array, amax: Array | None) -> float | None:
     return float(abs(ranges / amax - 1).max())
 
 
-def _name_source(slot: str, *, stored: str) -> Any:
+def _name_source(graph: OnnxGraph, operand: Read, *, slot: str) -> Any:
     if slot != "weight":
         return "activation"
-    return "weight, float" if stored.startswith(("float", "bfloat")) else "weight, 8 bit"
+    return "weight, float" if graph.is_float(operand.source) else "weight, 8 bit"
 
 
 def _has_one_scale(graph: OnnxGraph, operand: Read, product: Product) -> bool:

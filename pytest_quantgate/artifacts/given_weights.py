@@ -7,13 +7,24 @@ off, so that a layer of another model would look like rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.artifacts.onnx_file import OnnxGraph
-from pytest_quantgate.artifacts.onnx_places import Prefix, Product, TowerModel
-from pytest_quantgate.artifacts.onnx_reads import arrange_scales, can_scale, turn
+from pytest_quantgate.artifacts.onnx_places import (
+    Prefix,
+    Product,
+    TowerModel,
+    find_prefix,
+    list_products,
+)
+from pytest_quantgate.artifacts.onnx_reads import (
+    arrange_scales,
+    can_scale,
+    read_operands,
+    turn,
+)
 from pytest_quantgate.artifacts.operands import largest_of
 from pytest_quantgate.artifacts.rounding import round_to
 from pytest_quantgate.formats.table import find_format
@@ -31,6 +42,8 @@ _TINY_HALF = 2.0**-23
 
 #: Layers that differ for which it is looked whether they are another one of the model.
 _NAMED = 5
+
+_ELSEWHERE = "it lies at "
 
 #: What stored tensors of one value say nothing of: constants of the arithmetic.
 _FEW = 2
@@ -51,7 +64,8 @@ def compare_weights(
 ) -> WeightsFound:
     """Return what of the model's tensors a graph holds at their places."""
     by_layer = {p.module: p for p in products if p.module and p.weight is not None}
-    others = tuple(_list_others(graph, products=products, prefix=prefix))
+    sources = {p.weight.source for p in products if p.weight is not None}
+    others = tuple(_list_others(graph, weights=sources, prefix=prefix))
     same = 0
     differing: list[str] = []
     unproven: list[str] = []
@@ -106,15 +120,16 @@ def _differ(graph: OnnxGraph, product: Product, *, layer: str, model: TowerModel
 
     read, tensor = product.weight, model.tensors[f"{layer}.weight"]
     assert read is not None  # by_layer has layers alone
+    while read.inner is not None:
+        read = read.inner
     values = graph.values(read.source)
-    if values is None or read.block:
+    if values is None or read.block < 0:
         return None
 
     def lay(value: Array) -> Array:
         return turn(graph, value, node=product.node, source=read.source)
 
-    stored = graph.type_of(read.source)
-    is_float = stored.startswith(("float", "bfloat"))
+    stored, is_float = graph.type_of(read.source), graph.is_float(read.source)
     problem = ""
     if is_float:
         problem = compare_values(lay(values), tensor, stored=stored, dtype=model.dtype)
@@ -122,7 +137,7 @@ def _differ(graph: OnnxGraph, product: Product, *, layer: str, model: TowerModel
             return problem
     if not can_scale(graph, read):
         return problem or "its scales cannot be laid over it"
-    scale, offset = arrange_scales(graph, read, values=values)
+    scale, offset = arrange_scales(graph, read, shape=values.shape)
     scales = lay(numpy.broadcast_to(scale, values.shape))
     codes = lay(values - offset) if not is_float else _round(lay(values), scales, read.format)
     if codes.shape != tensor.shape:
@@ -231,10 +246,26 @@ class _Stored:
     step: Array | float
 
 
+def list_changed(graph: OnnxGraph, *, model: TowerModel) -> Iterator[tuple[str, bool]]:
+    """Yield the tensors of a model that are at their places in a graph, and whether with other
+    values; `model.tensors` has none of a layer. What was folded into another is not found."""
+    weights = {
+        read.source
+        for node in list_products(graph)
+        for read in read_operands(graph, node)
+        if read.source in graph.tensors
+    }
+    prefix = find_prefix(graph, model=model)
+    others = tuple(_list_others(graph, weights=weights, prefix=prefix))
+    for name, tensor in model.tensors.items():
+        problem = _compare_other(name, tensor, others=others, model=model)
+        if problem is not None:
+            yield name, bool(problem) and not problem.startswith(_ELSEWHERE)
+
+
 def _list_others(
-    graph: OnnxGraph, *, products: Sequence[Product], prefix: Prefix
+    graph: OnnxGraph, *, weights: Collection[str], prefix: Prefix
 ) -> Iterator[_Stored]:
-    weights = {product.weight.source for product in products if product.weight is not None}
     scales = {
         str(name)
         for node in graph.nodes
@@ -246,7 +277,7 @@ def _list_others(
             continue
         stored, values, step = graph.type_of(name), graph.values(name), 0.0
         undo = _find_undo(graph, name)
-        if values is None or (undo is None and not stored.startswith(("float", "bfloat"))):
+        if values is None or (undo is None and not graph.is_float(name)):
             continue
         if undo is not None and len(undo.input) > 1:
             scale = graph.values(undo.input[1])
@@ -282,7 +313,9 @@ def _list_readers(graph: OnnxGraph, name: str, *, prefix: Prefix) -> Iterator[st
     seen, waiting = {name}, [name]
     while waiting:
         for node in graph.readers.get(waiting.pop(), ()):
-            if node.op_type in MOVES or node.op_type.endswith("QuantizeLinear"):
+            if node.op_type in MOVES or node.op_type.endswith(
+                ("QuantizeLinear", "DequantizeLinear")
+            ):
                 new = set(node.output) - seen
                 seen |= new
                 waiting += sorted(new)
@@ -312,7 +345,7 @@ def _compare_other(
         if not problem and (at_home or nameless or not _is_telling(tensor)):
             return ""
         if not problem:
-            problems.insert(0, f"it lies at {min(stored.modules)}")
+            problems.insert(0, f"{_ELSEWHERE}{min(stored.modules)}")
         elif owner in stored.modules and stored.values.ndim == tensor.ndim:
             problems.append(problem)
     # A bias and a norm's weight have one shape: what is at home and another one may be that.

@@ -69,6 +69,10 @@ class OnnxGraph:
         tensor = self.tensors.get(name)
         return "" if tensor is None else name_type(tensor)
 
+    def is_float(self, name: str) -> bool:
+        """Return whether a stored tensor is kept in full precision."""
+        return self.type_of(name).startswith(("float", "bfloat"))
+
     def count(self, name: str) -> int:
         tensor = self.tensors.get(name)
         return 0 if tensor is None else math.prod(tensor.dims)
@@ -144,6 +148,8 @@ def index_graph(model: Any, *, path: Path) -> OnnxGraph:
     for name, tensor in tensors.items():
         if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
             raise ArtifactError(f"{path}: tensor {name[:80]!r} has no type or size that there is")
+        if tensor.raw_data and len(tensor.raw_data) != count_bytes(tensor):
+            raise _refuse_size(tensor, len(tensor.raw_data), path=path)
     nodes, was_sorted = _sort(model.graph.node, makers=makers, path=path)
     return OnnxGraph(
         path=path,
@@ -236,8 +242,8 @@ def _list_external(tensors: Any, *, path: Path) -> Iterator[str]:
             yield _locate(tensor, path=path)[0].name
 
 
-def _locate(tensor: Any, *, path: Path) -> tuple[Path, int, int]:
-    """Return file, first byte and length of an external tensor; raises ArtifactError."""
+def _locate(tensor: Any, *, path: Path) -> tuple[Path, int]:
+    """Return the file and the first byte of an external tensor; raises ArtifactError."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     file = path.parent / location
@@ -263,17 +269,27 @@ def _locate(tensor: Any, *, path: Path) -> tuple[Path, int, int]:
     length = size - offset if length < 0 else length
     if offset < 0 or offset + length > size or length > bounds.ONNX_BYTES:
         raise ArtifactError(f"{label} ends beyond {location[:80]!r}: copy it again")
-    return file, offset, length
+    wanted = count_bytes(tensor)
+    if length != wanted if "length" in entries else length < wanted:
+        raise _refuse_size(tensor, length, path=path)
+    return file, offset
+
+
+def _refuse_size(tensor: Any, found: int, *, path: Path) -> ArtifactError:
+    return ArtifactError(
+        f"{path}: tensor {tensor.name[:80]!r} is damaged: {found} bytes, its shape and type take "
+        f"{count_bytes(tensor)}: export it again"
+    )
 
 
 def read_external(tensor: Any, *, path: Path) -> Any:
     """Return an external tensor with its data inside."""
     import onnx
 
-    file, offset, length = _locate(tensor, path=path)
+    file, offset = _locate(tensor, path=path)
     with file.open("rb") as stream:
         stream.seek(offset)
-        data = stream.read(length)
+        data = stream.read(count_bytes(tensor))
     return onnx.TensorProto(
         name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data
     )

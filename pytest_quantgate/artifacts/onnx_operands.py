@@ -6,6 +6,7 @@ the node that reads it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,14 @@ from pytest_quantgate.artifacts.onnx_reads import (
     follow,
     is_quantize,
     read_operands,
+    read_scales,
     zero_of,
 )
 from pytest_quantgate.artifacts.operands import Artifact, Kind, Operand, Slot, largest_of
 from pytest_quantgate.artifacts.weight_summary import summarize
+from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.quantization.quantizers import tower_of
-from pytest_quantgate.runtimes.onnx_graph import MOVES
+from pytest_quantgate.runtimes.onnx_graph import MOVES, find_problems
 
 if TYPE_CHECKING:
     from pytest_quantgate.artifacts.onnx_file import Array
@@ -42,26 +45,38 @@ _SCORES = frozenset((*MOVES, "Add", "Mul", "Div", "Where", "QuantizeLinear", "De
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxPart:
-    """What of the graph is neither layer nor number: what a runtime may refuse."""
+    """What of the graph is neither layer nor number: what a runtime may refuse.
+
+    `lone` and `unread` are halves of pairs, `unequal` pairs whose halves differ, `twice` operands
+    that pass two pairs, `across` weights whose codes fill another axis than that of their scales,
+    `biases` those of another scale than input times weight. `problems` are those of ONNX's checker,
+    `repeated` the names that several nodes have.
+    """
 
     lone: tuple[str, ...]
     unread: tuple[str, ...]
     unequal: tuple[str, ...]
+    twice: tuple[str, ...]
+    across: tuple[str, ...]
+    biases: tuple[str, ...]
     asymmetric: tuple[str, ...]
     operators: tuple[str, ...]
     float_weights: tuple[str, ...]
+    problems: tuple[str, ...]
+    repeated: tuple[str, ...]
 
 
 def describe_onnx(graph: OnnxGraph) -> tuple[Artifact, OnnxPart]:
     """Return what an ONNX file holds; raises ArtifactError where a tensor cannot be read."""
-    operands: list[Operand] = []
-    floats: list[str] = []
-    for node in graph.nodes:
-        if node.op_type in PRODUCTS | CONVOLUTIONS and len(node.input) >= 2:
-            for operand, is_float in _describe_node(graph, node):
-                operands.append(operand)
-                if is_float:
-                    floats.append(operand.layer)
+    found = [
+        both
+        for node in graph.nodes
+        if node.op_type in PRODUCTS | CONVOLUTIONS and len(node.input) >= 2
+        for both in _describe_node(graph, node)
+    ]
+    operands = [operand for operand, _ in found]
+    weights = [(o, read) for o, read in found if o.slot == "weight" and o.is_quantized]
+    names = Counter(node.name for node in graph.nodes if node.name)
     artifact = Artifact(
         what="ONNX file",
         tool=name_tool(graph),
@@ -74,9 +89,14 @@ def describe_onnx(graph: OnnxGraph) -> tuple[Artifact, OnnxPart]:
         lone=lone,
         unread=tuple(_list_unread(graph)),
         unequal=unequal,
+        twice=tuple(f"{o.layer}.{o.slot}" for o, read in found if _is_twice(graph, read)),
+        across=tuple(o.layer for o, read in weights if _lies_across(graph, o, read)),
+        biases=tuple(_list_odd_biases(graph)),
         asymmetric=tuple(dict.fromkeys(list_asymmetric(graph))),
         operators=tuple(sorted({n.op_type for n in graph.nodes if is_integer_operator(n)})),
-        float_weights=tuple(floats),
+        float_weights=tuple(o.layer for o, read in weights if graph.is_float(read.source)),
+        problems=find_problems(graph.model, nodes=graph.nodes),
+        repeated=tuple(name for name, number in names.items() if number > 1),
     )
 
 
@@ -122,8 +142,8 @@ def describe_style(graph: OnnxGraph) -> str:
     return ", ".join(styles) or "none quantized"
 
 
-def _describe_node(graph: OnnxGraph, node: Any) -> Iterator[tuple[Operand, bool]]:
-    """Yield both operands of a layer or product, and whether a float weight stands behind Q/DQ."""
+def _describe_node(graph: OnnxGraph, node: Any) -> Iterator[tuple[Operand, Read]]:
+    """Yield both operands of a layer or product, and how they come to it."""
     reads = read_operands(graph, node)
     weights = [place for place, read in enumerate(reads) if read.source in graph.tensors]
     slots = name_slots(graph, node, reads=reads, weights=weights)
@@ -139,7 +159,7 @@ def _describe_node(graph: OnnxGraph, node: Any) -> Iterator[tuple[Operand, bool]
             continue
         operand = Operand(layer=layer, tower=tower, kind=kind, slot=slot)
         is_weight = slot == "weight"
-        yield _fill(graph, operand, read, is_weight=is_weight, node=node)
+        yield _fill(graph, operand, read, is_weight=is_weight, node=node), read
 
 
 def find_tower(graph: OnnxGraph) -> str:
@@ -198,19 +218,17 @@ def _goes_to_softmax(graph: OnnxGraph, name: str) -> bool:
     return False
 
 
-def _fill(
-    graph: OnnxGraph, operand: Operand, read: Read, *, is_weight: bool, node: Any
-) -> tuple[Operand, bool]:
-    """Return the operand with its numbers, and whether it is a float weight behind Q/DQ."""
+def _fill(graph: OnnxGraph, operand: Operand, read: Read, *, is_weight: bool, node: Any) -> Operand:
+    """Return the operand with its numbers."""
     stored = graph.type_of(read.source) if is_weight else ""
     count = graph.count(read.source) if is_weight else 0
     if is_weight and node.op_type == "MatMulNBits":
         count *= 2
     operand = replace(operand, stored=stored, values=count)
     if not read.format or not read.whole:
-        return operand, False
+        return operand
     ranges = None
-    scale = graph.values(read.scale) if read.scale else None
+    scale = read_scales(graph, read) if read.scale else None
     zero = graph.values(read.zero) if read.zero else None
     if scale is not None and scale.size:
         largest = largest_of(read.format)
@@ -227,9 +245,9 @@ def _fill(
         symmetric=zero is None or not zero.any(),
         ranges=ranges,
         needs_range=bool(read.scale) and ranges is None and read.scale not in graph.makers,
-        fits=not is_weight or bool(read.block) or ranges is None or can_scale(graph, read),
+        fits=not is_weight or read.block < 0 or ranges is None or can_scale(graph, read),
     )
-    if is_weight and not read.block and count:
+    if is_weight and read.inner is None and not read.block and count:
         values = _arrange(graph, read, ranges=ranges)
         if values is not None:
             flat = values.ravel()
@@ -243,7 +261,62 @@ def _fill(
                     ranges=ranges,
                 ),
             )
-    return operand, is_weight and stored.startswith(("float", "bfloat"))
+    return operand
+
+
+def _is_twice(graph: OnnxGraph, read: Read) -> bool:
+    """Return whether an operand passes two pairs that round otherwise.
+
+    Two that are the same do no harm: ONNX Runtime puts one on both sides of a Transpose.
+    """
+    inner = read.inner
+    return inner is not None and not (
+        inner.format == read.format
+        and _same(graph, inner.scale, read.scale)
+        and _same_zero(graph, inner.zero, read.zero)
+    )
+
+
+def _lies_across(graph: OnnxGraph, operand: Operand, read: Read) -> bool:
+    """Return whether each slice of the other axis reaches the last code, and not of its own.
+
+    A scale is that of the largest value under it: along its axis each slice reaches the end.
+    """
+    import numpy
+
+    kind, largest = find_format(read.format), operand.summary.largest if operand.summary else ()
+    if kind is None or len(largest) < 2 or min(largest) >= kind.largest:
+        return False
+    if not operand.fits or not operand.is_packed:
+        return False
+    values = graph.values(read.source)
+    if values is None or values.ndim != 2 or len(largest) != values.shape[read.axis]:
+        return False
+    return bool((numpy.abs(values).max(axis=read.axis) >= kind.largest).all())
+
+
+def _list_odd_biases(graph: OnnxGraph) -> Iterator[str]:
+    """Yield layers with an INT32 bias of another scale than that of its input times its weight's.
+
+    Kernels add it to the product before anything is scaled.
+    """
+    import numpy
+
+    for node in graph.nodes:
+        if node.op_type not in CONVOLUTIONS | {"Gemm"} or len(node.input) < 3:
+            continue
+        _, maker = graph.origin(node.input[2])
+        if maker is None or not maker.op_type.endswith("DequantizeLinear"):
+            continue
+        names = (*(read.scale for read in read_operands(graph, node)), str(maker.input[1]))
+        one, two, found = (graph.values(name) for name in names)
+        if graph.type_of(str(maker.input[0])) != "int32" or one is None or two is None:
+            continue
+        wanted = one.ravel() * two.ravel()
+        if found is None or found.size not in (1, wanted.size):
+            continue
+        if not numpy.allclose(found.ravel(), wanted, rtol=0.01, atol=0):
+            yield layer_of(node)
 
 
 def _name_granularity(ranges: tuple[float, ...] | None, *, block: int, dynamic: bool) -> str:
@@ -271,7 +344,7 @@ def _arrange(graph: OnnxGraph, read: Read, *, ranges: tuple[float, ...] | None) 
 
 
 def find_pairs(graph: OnnxGraph) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return lone halves of pairs, and pairs whose two halves have different scales."""
+    """Return lone halves of pairs, and pairs whose halves differ in scale or zero point."""
     lone, unequal = [], []
     for node in graph.nodes:
         if is_quantize(node) and len(node.input) > 1:
@@ -285,7 +358,11 @@ def find_pairs(graph: OnnxGraph) -> tuple[tuple[str, ...], tuple[str, ...]]:
             if not undone and not any(is_integer_operator(r) for r in readers):
                 lone.append(label_of(node))
             for other in undone:
-                if len(other.input) > 1 and not _same(graph, node.input[1], other.input[1]):
+                zeros = zero_of(node), zero_of(other)
+                agree = _same_zero(graph, *zeros)
+                if len(other.input) > 1 and not (
+                    agree and _same(graph, node.input[1], other.input[1])
+                ):
                     unequal.append(label_of(other))
     return tuple(lone), tuple(dict.fromkeys(unequal))
 
@@ -305,6 +382,14 @@ def _same(graph: OnnxGraph, one: str, two: str) -> bool:
     if first is None or second is None:
         return first is second
     return first.shape == second.shape and bool((first == second).all())
+
+
+def _same_zero(graph: OnnxGraph, one: str, two: str) -> bool:
+    """Return whether two zero points are one; one that is not there is 0."""
+    if one and two:
+        return _same(graph, one, two) and graph.type_of(one) == graph.type_of(two)
+    values = graph.values(one or two)
+    return values is None or not values.any()
 
 
 def list_asymmetric(graph: OnnxGraph) -> Iterator[str]:

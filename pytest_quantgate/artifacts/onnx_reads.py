@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.artifacts.onnx_file import OnnxGraph, layer_of
 from pytest_quantgate.artifacts.rounding import round_to
-from pytest_quantgate.formats.table import find_format, name_onnx_element
+from pytest_quantgate.formats.table import find_format, find_onnx_format, name_onnx_element
 from pytest_quantgate.runtimes.onnx_graph import MOVES, name_data_type
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ class Read:
     """How an operand comes to its node: where it is from, and what it is quantized by.
 
     `scale` and `zero` name tensors; `whole` says whether both halves of its pair are there.
+    `block` is how many values along `axis` share a scale, 0 for all of them, below 0 for a layout
+    that is an operator's own.
+    `inner` is how the value was quantized before it came to this pair, None where it was not.
     """
 
     source: str
@@ -47,6 +50,7 @@ class Read:
     block: int = 0
     dynamic: bool = False
     whole: bool = True
+    inner: Read | None = None
 
 
 def read_operands(graph: OnnxGraph, node: Any) -> tuple[Read, Read]:
@@ -79,7 +83,7 @@ def read_operands(graph: OnnxGraph, node: Any) -> tuple[Read, Read]:
         return Read(source=name(0), format="INT8", dynamic=True), weight
     if node.op_type == "MatMulNBits":
         bits = next((int(a.i) for a in node.attribute if a.name == "bits"), 4)
-        weight = Read(source=name(1), format=f"INT{bits}", scale=name(2), zero=name(3), block=1)
+        weight = Read(source=name(1), format=f"INT{bits}", scale=name(2), zero=name(3), block=-1)
         return _read_value(graph, name(0)), weight
     return _read_value(graph, name(0)), _read_value(graph, name(1))
 
@@ -126,13 +130,24 @@ def _read_value(graph: OnnxGraph, value: str) -> Read:
         block=attributes.get("block_size", 0),
     )
     if quantize is not None and is_quantize(quantize):
-        origin = graph.origin(quantize.input[0])[0]
+        before = _read_value(graph, str(quantize.input[0]))
         if not read.format:
             read = replace(
                 read, format=_type_behind(graph, quantize.output[0], zero=zero_of(quantize))
             )
-        return replace(read, source=origin)
-    return replace(read, whole=inner in graph.tensors)
+        return replace(read, source=before.source, inner=before if before.format else None)
+    return replace(read, format=_name_blocks(graph, read), whole=inner in graph.tensors)
+
+
+def _name_blocks(graph: OnnxGraph, read: Read) -> str:
+    """Return the format of a stored value, which the scales of its blocks tell (NVFP4)."""
+    maker = graph.makers.get(read.scale)
+    if not read.block or maker is None or not maker.op_type.endswith("DequantizeLinear"):
+        return read.format
+    kinds = (graph.tensors.get(read.source), graph.tensors.get(maker.input[0]))
+    codes, scales = ("" if t is None else name_data_type(t.data_type) for t in kinds)
+    found = find_onnx_format(codes, block_size=read.block, scale_type=scales)
+    return found.name if found is not None else read.format
 
 
 def _read_scaled(graph: OnnxGraph, node: Any) -> Read | None:
@@ -203,22 +218,44 @@ def read_weights(graph: OnnxGraph) -> Iterator[tuple[str, str, str, Callable[[],
         if node.op_type not in PRODUCTS | CONVOLUTIONS or len(node.input) < 2:
             continue
         for read in read_operands(graph, node):
-            is_known = read.source in graph.tensors and not read.block
-            if is_known and (not read.format or can_scale(graph, read)):
+            if can_dequantize(graph, read):
                 stored = graph.type_of(read.source)
                 yield layer_of(node), read.format, stored, _make_reader(graph, node, read)
 
 
-def can_scale(graph: OnnxGraph, read: Read) -> bool:
-    """Return whether a stored value can be dequantized: its scales are there, one or one a row."""
-    scale = graph.values(read.scale)
-    if scale is None or find_format(read.format) is None:
+def can_dequantize(graph: OnnxGraph, read: Read) -> bool:
+    """Return whether an operand is stored, and each pair that it passes can be computed."""
+    if read.source not in graph.tensors or (read.format and not can_scale(graph, read)):
         return False
-    sizes = tuple(graph.tensors[read.source].dims)
-    rows = sizes[read.axis] if -len(sizes) <= read.axis < len(sizes) else 1
-    return scale.size in (1, rows) and (
-        read.zero not in graph.tensors or graph.count(read.zero) in (1, scale.size)
-    )
+    return read.inner is None or can_dequantize(graph, read.inner)
+
+
+def can_scale(graph: OnnxGraph, read: Read) -> bool:
+    """Return whether a stored value can be dequantized: its scales are there, and fit its shape.
+
+    They are one, one a row, or one a block of `read.block` values along the axis.
+    """
+    scale = read_scales(graph, read)
+    if scale is None or find_format(read.format) is None or read.block < 0:
+        return False
+    sizes = list(graph.tensors[read.source].dims)
+    if not -len(sizes) <= read.axis < len(sizes):
+        return scale.size == 1 and not read.block
+    fits = scale.size in (1, sizes[read.axis])
+    if read.block:
+        sizes[read.axis] = -(-sizes[read.axis] // read.block)
+        fits = list(scale.shape) == sizes
+    return fits and (read.zero not in graph.tensors or graph.count(read.zero) in (1, scale.size))
+
+
+def read_scales(graph: OnnxGraph, read: Read) -> Array | None:
+    """Return the scales of an operand as float32: stored, or stored codes under one scale more."""
+    scale = graph.values(read.scale)
+    maker = graph.makers.get(read.scale)
+    if scale is not None or maker is None or not maker.op_type.endswith("DequantizeLinear"):
+        return scale
+    codes, whole = (graph.values(str(name)) for name in maker.input[:2])
+    return codes * whole if codes is not None and whole is not None and whole.size == 1 else None
 
 
 def _make_reader(graph: OnnxGraph, node: Any, read: Read) -> Callable[[], Array]:
@@ -235,34 +272,45 @@ def dequantize(graph: OnnxGraph, node: Any, read: Read) -> Array | None:
 
     None for one that is not stored, or whose scales cannot be laid over it.
     """
-    import numpy
-
-    values = graph.values(read.source)
-    if values is None or read.block or (read.format and not can_scale(graph, read)):
+    if not can_dequantize(graph, read):
         return None
-    if read.format:
-        scale, offset = arrange_scales(graph, read, values=values)
-        if graph.type_of(read.source).startswith(("float", "bfloat")):
-            with numpy.errstate(all="ignore"):
-                values = round_to(values / scale, format=read.format) * scale
-        else:
-            values = (values - offset) * scale
-    return turn(graph, values, node=node, source=read.source)
+    return turn(graph, _compute(graph, read), node=node, source=read.source)
 
 
-def arrange_scales(graph: OnnxGraph, read: Read, *, values: Array) -> tuple[Array, Array]:
-    """Return scale and zero point of a stored operand, of shapes that its values broadcast with."""
+def _compute(graph: OnnxGraph, read: Read) -> Array:
+    """Return a stored operand behind all pairs that it passes; `can_dequantize` looked."""
     import numpy
 
-    scale, zero = graph.values(read.scale), graph.values(read.zero) if read.zero else None
-    assert scale is not None  # can_scale looked
-    shape = [1] * values.ndim
-    if scale.size > 1 and -values.ndim <= read.axis < values.ndim:
-        shape[read.axis] = -1
-    scale = scale.reshape(shape)
-    if zero is None:
-        return scale, numpy.zeros(1, "f4")
-    return scale, zero.reshape(scale.shape if zero.size > 1 else ())
+    values = graph.values(read.source) if read.inner is None else _compute(graph, read.inner)
+    assert values is not None
+    if not read.format:
+        return values
+    scale, offset = arrange_scales(graph, read, shape=values.shape)
+    is_coded = read.inner is None and not graph.is_float(read.source)
+    with numpy.errstate(all="ignore"):
+        if not is_coded:
+            return round_to(values / scale, format=read.format) * scale
+        return (values - offset) * scale
+
+
+def arrange_scales(graph: OnnxGraph, read: Read, *, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return scale and zero point of an operand, of shapes that its values broadcast with."""
+    import numpy
+
+    found = []
+    zero = graph.values(read.zero) if read.zero else None
+    for values in (read_scales(graph, read), zero):
+        if values is None:
+            found.append(numpy.zeros(1, "f4"))
+        elif read.block and values.size > 1:
+            blocks = numpy.repeat(values, read.block, axis=read.axis)
+            found.append(blocks.take(range(shape[read.axis]), axis=read.axis))
+        else:
+            sizes = [1] * len(shape)
+            if values.size > 1:
+                sizes[read.axis] = -1
+            found.append(values.reshape(sizes))
+    return found[0], found[1]
 
 
 def turn(graph: OnnxGraph, values: Array, *, node: Any, source: str) -> Array:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.artifacts.checkpoints import CheckpointFiles, is_quantizer_part
 from pytest_quantgate.artifacts.dequantized import LayerWeight
+from pytest_quantgate.artifacts.given_weights import list_changed
 from pytest_quantgate.artifacts.layers import WEIGHTS
+from pytest_quantgate.artifacts.onnx_file import OnnxGraph
+from pytest_quantgate.artifacts.onnx_places import TowerModel
 from pytest_quantgate.artifacts.safetensors_file import FLOATS, Tensor, import_numpy
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.formats.table import find_format
@@ -56,27 +60,29 @@ def compare_with_base(
     files: CheckpointFiles | None,
     bytes: int,
     towers: Collection[str],
-    pre_scaled: bool,
+    rest: tuple[int, Sequence[str]],
 ) -> tuple[Against, list[Finding]]:
     """Return a file against its base, and what is wrong there.
 
-    `files` is there for a checkpoint, whose tensors outside of layers are compared too; `towers`
-    are those that the file has, and the base may have more. Raises
-    ArtifactError where the two have no layer in common.
+    `files` is there for a checkpoint; `towers` are those that the file has, and the base may have
+    more. `rest` is how many tensors outside of layers were compared, and which are others
+    (`compare_rest`, `compare_graph`). Raises ArtifactError where the two have no layer in common.
     """
     layers: list[LayerError] = []
     changed: list[str] = []
     own = list(weights)
-    pairs, rest = _pair_by_name(own, base=base)
+    pairs, single = _pair_by_name(own, base=base)
     found = {other.layer for _, other in pairs}
-    more = list(_pair_by_values(rest, among=[w for n, w in base.layers.items() if n not in found]))
+    more = list(
+        _pair_by_values(single, among=[w for n, w in base.layers.items() if n not in found])
+    )
     pairs += more
     if own and not pairs:
         raise ArtifactError(
             f"{base.label} has no layer of this file, neither by name nor by its values: name the "
             f"model it is from"
         )
-    compared = len(pairs)
+    compared = len(pairs) + rest[0]
     for weight, other in pairs:
         error = _measure(weight, other)
         if error is None:
@@ -85,10 +91,7 @@ def compare_with_base(
             layers.append(error)
         elif error.relative_error > (0 if weight.stored == other.stored else _ROUNDING):
             changed.append(weight.layer)
-    if files is not None and base.tensors and not pre_scaled:
-        number, others = _compare_rest(files, base.tensors)
-        compared += number
-        changed += others
+    changed += rest[1]
     paired = {id(weight) for weight, _ in pairs}
     against = Against(
         base=base.label,
@@ -243,7 +246,34 @@ def _measure(weight: LayerWeight, base: LayerWeight) -> LayerError | None:
     )
 
 
-def _compare_rest(files: CheckpointFiles, base: Mapping[str, Tensor]) -> tuple[int, list[str]]:
+def compare_graph(
+    graph: OnnxGraph, base: Base, *, towers: Collection[str]
+) -> tuple[int, list[str]]:
+    """Return how many biases, norms and embeddings of a base are at their places in a graph, and
+    which of them have other values."""
+    rest = {
+        name: tensor.singles().reshape(tensor.shape)
+        for name, tensor in base.tensors.items()
+        if tensor.dtype in FLOATS
+        and tower_of(name) in towers
+        and (len(tensor.shape) < 2 or "embed" in name)
+    }
+    types = Counter(base.tensors[name].dtype for name in rest).most_common(1)
+    parents = {name[:place] for name in rest for place in range(len(name)) if name[place] == "."}
+    model = TowerModel(
+        tower="",
+        inputs=(),
+        modules=frozenset(parents.union(base.layers)),
+        quantizers=(),
+        amax={},
+        tensors=rest,
+        dtype={"F16": "float16", "BF16": "bfloat16"}.get(types[0][0] if types else "", "float32"),
+    )
+    found = list(list_changed(graph, model=model))
+    return len(found), [name for name, is_other in found if is_other]
+
+
+def compare_rest(files: CheckpointFiles, base: Mapping[str, Tensor]) -> tuple[int, list[str]]:
     """Return how many tensors outside of layers were compared, and which are not the base's."""
     numpy = import_numpy()
     compared, changed = 0, []
@@ -297,7 +327,8 @@ def _find_findings(
                 code="check.base-changed",
                 headline=f"{count(len(changed), 'unquantized tensor')} of {against.compared} not "
                 f"those of the base: {listed(group(changed))}",
-                cause="made from another model, trained on after that, or damaged",
+                cause="made from another model, trained on after that, damaged, or scaled for the "
+                "layers behind it (SmoothQuant, AWQ)",
                 next_step="name the model that this was made from as --base, or make it again",
                 subjects=tuple(changed),
             )

@@ -14,7 +14,12 @@ from pytest_quantgate.artifacts.onnx_file import count_bytes_by_type, read_onnx_
 from pytest_quantgate.artifacts.operands import Artifact
 from pytest_quantgate.artifacts.recognise import find_files, recognise
 from pytest_quantgate.errors import ArtifactError, MissingPackage
-from pytest_quantgate.inspection.base import Base, compare_with_base
+from pytest_quantgate.inspection.base import (
+    Base,
+    compare_graph,
+    compare_rest,
+    compare_with_base,
+)
 from pytest_quantgate.inspection.checkpoint import inspect_checkpoint
 from pytest_quantgate.inspection.engine import inspect_layers, inspect_plan
 from pytest_quantgate.inspection.findings import Against, Inspection, Refusal, Report
@@ -86,13 +91,19 @@ def inspect_file(path: Path, *, base: Base | None) -> Inspection:
         weights = list_checkpoint_weights(files, artifact)
     if base is None:
         return inspection
+    towers = {o.tower for o in artifact.operands}
+    rest: tuple[int, list[str]] = (0, [])
+    if files is None:
+        rest = compare_graph(graph, base, towers=towers)
+    elif base.tensors and not artifact.pre_scaled:
+        rest = compare_rest(files, base.tensors)
     against, findings = compare_with_base(
         base,
         weights,
         files=files,
         bytes=sum(artifact.bytes_by_type.values()),
-        towers={o.tower for o in artifact.operands},
-        pre_scaled=artifact.pre_scaled,
+        towers=towers,
+        rest=rest,
     )
     return replace(
         inspection,

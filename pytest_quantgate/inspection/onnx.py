@@ -53,6 +53,24 @@ def _find_form(graph: OnnxGraph, parts: OnnxPart) -> Iterator[Finding]:
             next_step="sort it (onnx_graphsurgeon: graph.toposort()) before TensorRT and the "
             "checker read it",
         )
+    if parts.problems:
+        yield Finding(
+            code="check.graph-invalid",
+            headline=f"ONNX's own checker refuses the graph: {parts.problems[0]}",
+            cause="a node or a type that this opset does not have, or a node that was edited",
+            next_step="export again, for an opset that has them: INT4 and blocks are of 21, FP8 of "
+            "19, scales per channel of 13",
+            subjects=parts.problems,
+        )
+    if parts.repeated:
+        yield Finding(
+            code="check.names-repeated",
+            headline=f"{count(len(parts.repeated), 'name')} that several nodes have: "
+            f"{listed(group(parts.repeated))}",
+            cause="a pass over the graph that copied nodes",
+            next_step="name each node once: profiles and layer reports tell nodes by their names",
+            subjects=parts.repeated,
+        )
     if parts.operators:
         yield Finding(
             code="check.operators-refused",
@@ -96,11 +114,40 @@ def _find_pairs(parts: OnnxPart) -> Iterator[Finding]:
     if parts.unequal:
         yield Finding(
             code="check.pair-disagrees",
-            headline=f"{count(len(parts.unequal), 'Q/DQ pair')} with another scale behind than in "
-            f"front: {listed(group(parts.unequal))}",
-            cause="a scale that was edited or rounded in one half",
-            next_step="export again; what comes out is scaled by the quotient",
+            headline=f"{count(len(parts.unequal), 'Q/DQ pair')} with another scale or zero point "
+            f"behind than in front: {listed(group(parts.unequal))}",
+            cause="one half was edited, rounded or quantized by another tool",
+            next_step="export again; what comes out is scaled by the quotient, or moved",
             subjects=parts.unequal,
+        )
+    if parts.twice:
+        yield Finding(
+            code="check.quantized-twice",
+            headline=f"{count(len(parts.twice), 'operand')} that two Q/DQ pairs round, each with "
+            f"another scale: {listed(group(parts.twice))}",
+            cause="a file that was quantized already was quantized again, by another tool",
+            next_step="quantize the FP16 file once",
+            subjects=parts.twice,
+        )
+    if parts.across:
+        yield Finding(
+            code="check.scale-axis",
+            headline=f"{count(len(parts.across), 'weight')} with scales along one axis and codes "
+            f"that were made along the other: {listed(group(parts.across))}",
+            cause="axis of DequantizeLinear was left out or edited, or the weight was transposed "
+            "after it was quantized",
+            next_step="export again; a MatMul's weight has its outputs on axis 1",
+            subjects=parts.across,
+        )
+    if parts.biases:
+        yield Finding(
+            code="check.bias-scale",
+            headline=f"{count(len(parts.biases), 'INT32 bias')} of another scale than input times "
+            f"weight: {listed(group(parts.biases))}",
+            cause="a scale of the input or the weight that was changed after the bias was "
+            "quantized, or a bias that was edited",
+            next_step="export again: kernels take the bias to be in the scale of the product",
+            subjects=parts.biases,
         )
     if parts.float_weights:
         yield Finding(

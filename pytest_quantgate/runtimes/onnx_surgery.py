@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -712,17 +712,22 @@ def _drop_idle_nodes(model: Any) -> None:
             del model.graph.initializer[index]
 
 
-def describe_without_weights(model: Any) -> Any:
-    """Return the model with a typed input in place of every initializer of more than a few values.
+def describe_without_weights(model: Any, *, nodes: Sequence[Any] = ()) -> Any:
+    """Return the model with a typed input in place of every initializer of more than a few values,
+    or that lies in another file; `nodes` are its own in another order.
 
     For what needs only types and shapes, and would copy or write the weights.
     """
     import onnx
 
-    large = [tensor for tensor in model.graph.initializer if math.prod(tensor.dims) > _FEW_VALUES]
+    large = [
+        tensor
+        for tensor in model.graph.initializer
+        if math.prod(tensor.dims) > _FEW_VALUES or tensor.data_location == onnx.TensorProto.EXTERNAL
+    ]
     names = {tensor.name for tensor in large}
     graph = onnx.helper.make_graph(
-        list(model.graph.node),
+        list(nodes or model.graph.node),
         model.graph.name,
         [
             *(value for value in model.graph.input if value.name not in names),

@@ -32,7 +32,7 @@ from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.run.case import Case
-from pytest_quantgate.selftest.measurements import exchange_outcomes
+from pytest_quantgate.selftest.outcomes import exchange_outcomes
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
 

@@ -19,11 +19,10 @@ from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.evidence.outcomes import Outcomes, StoredOutcomes
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.measured import Drawn
-from pytest_quantgate.selftest.measurements import (
+from pytest_quantgate.selftest.outcomes import (
     drop_samples,
     exchange_outcomes,
     trade_answers,
-    value_of,
     with_correct,
 )
 from pytest_quantgate.selftest.sabotage import exchange
@@ -181,26 +180,11 @@ def lose_a_class(outcomes: Outcomes) -> Outcomes:
 
 def keep_easy(outcomes: Outcomes) -> Outcomes:
     """The hard samples crashed the loader and were skipped."""
-    kept = [i for i, good in enumerate(outcomes.correct) if good or i % 3]
-    fewer = replace(
-        outcomes,
-        ids=tuple(outcomes.ids[i] for i in kept),
-        correct=tuple(outcomes.correct[i] for i in kept),
-        answers=tuple(outcomes.answers[i] for i in kept),
-        labels=tuple(outcomes.labels[i] for i in kept),
-    )
-    return replace(fewer, value=value_of(fewer))
+    return outcomes.select([i for i, good in enumerate(outcomes.correct) if good or i % 3])
 
 
 def few(outcomes: Outcomes) -> Outcomes:
-    short = replace(
-        outcomes,
-        ids=outcomes.ids[:40],
-        correct=outcomes.correct[:40],
-        answers=outcomes.answers[:40],
-        labels=outcomes.labels[:40],
-    )
-    return replace(short, value=value_of(short))
+    return outcomes.select(range(min(40, len(outcomes.ids))))
 
 
 def twice(outcomes: Outcomes) -> Outcomes:

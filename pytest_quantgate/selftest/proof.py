@@ -12,9 +12,12 @@ from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.run import Judged
-from pytest_quantgate.selftest.measurements import exchange_outcomes, list_measurement_sabotages
+from pytest_quantgate.selftest.exported import list_exported_sabotages
+from pytest_quantgate.selftest.measurements import list_measurement_sabotages
 from pytest_quantgate.selftest.model import audit_again, list_model_sabotages
+from pytest_quantgate.selftest.outcomes import exchange_outcomes, list_outcome_sabotages
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange, whole_text
+from pytest_quantgate.selftest.timings import list_timing_sabotages
 
 if TYPE_CHECKING:
     from pytest_quantgate.run.case import Case
@@ -40,7 +43,10 @@ class Trial:
 
 def list_sabotages() -> tuple[Sabotage, ...]:
     """Return every sabotage that works on any suite."""
-    return (*list_model_sabotages(), *list_measurement_sabotages())
+    return (
+        *(*list_model_sabotages(), *list_measurement_sabotages(), *list_outcome_sabotages()),
+        *(*list_exported_sabotages(), *list_timing_sabotages()),
+    )
 
 
 def prove_gate(case: Case, *, kind: str, key: str = "") -> Judged:

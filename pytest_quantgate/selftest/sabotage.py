@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.verdict import Verdict
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 #: Spoils a copy of a good case for the gate with this key; None where the case has nothing that
 #: could be spoiled this way (no attention, no limit on flips).
 Spoil = Callable[["Case", str], "Case | None"]
+
+#: Gives another measurement for one, a dataclass of any kind.
+Change = Callable[[Any], Any]
+
+OTHER_DIGEST = "0" * 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,17 @@ def whole_text(verdict: Verdict) -> str:
     """Return all that a reader of a verdict sees."""
     parts = (verdict.headline, *verdict.evidence, verdict.cause, verdict.next_step)
     return "\n".join(part for part in parts if part)
+
+
+def altered(**changes: object) -> Change:
+    """Return what makes these changes to a measurement."""
+    return lambda found: dataclasses.replace(found, **changes)
+
+
+def alter_each(part: str, **changes: object) -> Change:
+    """Return what makes these changes to each item of one part of a measurement."""
+    change = altered(**changes)
+    return lambda found: altered(**{part: tuple(map(change, getattr(found, part)))})(found)
 
 
 def exchange(case: Case, **values: object) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,14 @@ from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.run.case import Case
-from pytest_quantgate.selftest.measurements import (
+from pytest_quantgate.selftest.model import audit_again, switch_off
+from pytest_quantgate.selftest.outcomes import (
     answer_wrong,
-    count_by_gate,
     drop_samples,
     exchange_outcomes,
     trade_answers,
     with_correct,
 )
-from pytest_quantgate.selftest.model import audit_again, switch_off
 from pytest_quantgate.selftest.proof import Trial, conclude, list_sabotages
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange, exchange_stages, whole_text
 from pytest_quantgate.suite.load import load_suite
@@ -64,7 +64,7 @@ def case(tiny_clip: Path, tmp_path: Path, make_case: Callable[..., Case]) -> Cas
 
 
 def test_every_gate_has_several_sabotages() -> None:
-    counts = count_by_gate(list_sabotages())
+    counts = Counter(sabotage.gate for sabotage in list_sabotages())
 
     assert counts["sanity"] >= 6
     assert counts["coverage"] >= 4

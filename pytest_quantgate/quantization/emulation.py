@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.formats.number_format import NumberFormat
 from pytest_quantgate.formats.table import E4M3, NVFP4, read_blocks, read_format
+from pytest_quantgate.quantization.e4m3 import can_round, round_e4m3
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import (
     amax_of,
@@ -40,6 +41,12 @@ LEAST_BLOCK_SCALE = 1e-5
 
 #: ModelOpt's scale of static blocks is 1 where the range of the tensor is at most this.
 _LEAST_RANGE = 2.0**-24
+
+#: What `emulated_kernels` puts something else in the place of.
+_REPLACED = ("quantize_op", "dynamic_block_quantize_op", "triton_kernel")
+
+#: Bits and exponent bits, as ModelOpt's operator is told them.
+_E4M3_BITS = (E4M3.bits, E4M3.exponent_bits)
 
 
 def fake_quantize_nvfp4(
@@ -229,11 +236,14 @@ def _round_minifloat(values: torch.Tensor, kind: NumberFormat) -> torch.Tensor:
 def with_emulation(model: Encoder) -> Encoder:
     """Return a quantized model whose forwards emulate what ModelOpt cannot compute where it is.
 
-    A note says so. The model itself where there is nothing to emulate.
+    A note says so. What ModelOpt computes on a CPU slowly is computed faster, to the same bits. The
+    model itself where there is neither.
     """
-    found = _list_emulated(list_enabled_formats(model.module), module=model.module)
+    formats = list_enabled_formats(model.module)
+    found = _list_emulated(formats, module=model.module)
     if not found:
-        return model
+        faster = E4M3.name in formats and device_of(model.module) == "cpu" and _rounds_alike()
+        return replace(model, forward_context=emulated_kernels) if faster else model
     note = (
         f"{', '.join(found)} {'was' if len(found) == 1 else 'were'} computed on this CPU by "
         f"pytest-quantgate's own arithmetic, which equals that of ModelOpt's kernels: those need "
@@ -257,23 +267,43 @@ def emulated_kernels() -> Iterator[None]:
     """Let ModelOpt's quantizers compute on a CPU what it has kernels for GPUs alone for.
 
     Tensors on a GPU go to ModelOpt's own kernels as before, and when the block ends its module is
-    what it was: two names of `tensor_quant` are other objects meanwhile.
+    what it was: three names of `tensor_quant` are other objects meanwhile.
     """
     module = import_modelopt("modelopt.torch.quantization.tensor_quant")
-    own_operator, own_kernels = module.dynamic_block_quantize_op, module.triton_kernel
+    own = {name: getattr(module, name) for name in _REPLACED}
 
-    def operator(inputs: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    def quantize(inputs: torch.Tensor, amax: torch.Tensor, **named: Any) -> torch.Tensor:
+        if (named["num_bits"], named["exponent_bits"]) == _E4M3_BITS and can_round(inputs, amax):
+            return round_e4m3(inputs, amax)
+        return own["quantize_op"](inputs, amax, **named)  # type: ignore[no-any-return]
+
+    def quantize_blocks(inputs: torch.Tensor, *arguments: Any) -> torch.Tensor:
         if inputs.device.type != "cpu":
-            return own_operator(inputs, *arguments)  # type: ignore[no-any-return]
+            return own["dynamic_block_quantize_op"](inputs, *arguments)  # type: ignore[no-any-return]
         return _quantize_dynamic_blocks(inputs, *arguments)
 
-    module.dynamic_block_quantize_op = operator
-    module.triton_kernel = _Kernels(own_kernels)
+    module.quantize_op = quantize
+    module.dynamic_block_quantize_op = quantize_blocks
+    module.triton_kernel = _Kernels(own["triton_kernel"])
     try:
         yield
     finally:
-        module.dynamic_block_quantize_op = own_operator
-        module.triton_kernel = own_kernels
+        for name, value in own.items():
+            setattr(module, name, value)
+
+
+def _rounds_alike() -> bool:
+    """Return whether this release of ModelOpt rounds to E4M3 as `round_e4m3` does."""
+    import torch
+
+    module = import_modelopt("modelopt.torch.quantization.tensor_quant")
+    # Every exponent and sign, with the seven bits of a float32 that a tie is seen in.
+    patterns = torch.arange(1 << 16, dtype=torch.int32) << 16
+    values = torch.cat((patterns, patterns + 1)).view(torch.float32)
+    amax = torch.tensor(3.0)
+    theirs = module.fp8_eager(values, amax)
+    ours = round_e4m3(values, amax)
+    return torch.equal(ours.nan_to_num().view(torch.int32), theirs.nan_to_num().view(torch.int32))
 
 
 def _quantize_dynamic_blocks(

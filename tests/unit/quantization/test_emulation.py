@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,13 +256,28 @@ def test_a_variant_says_that_it_was_emulated_and_restores_with_it(
         assert not torch.equal(tiny_fp16.encode(tower, inputs[tower]), found)
 
 
-def test_what_modelopt_computes_on_a_cpu_is_not_emulated(
-    make_quantized: MakeQuantized, tiny_fp16: Encoder
+def test_what_modelopt_computes_on_a_cpu_is_computed_faster_to_the_same_bits(
+    make_quantized: MakeQuantized, tiny_fp16: Encoder, make_pairs: MakePairs
 ) -> None:
-    model = make_quantized("fp8")
+    model = make_quantized("fp8-attention")
+    inputs = make_pairs(seed=4)[0].inputs
 
     assert model.notes == tiny_fp16.notes
-    assert with_emulation(model) is model
+    assert model.forward_context is emulated_kernels
+    for tower in model.tower_names:
+        own = replace(model, forward_context=nullcontext).encode(tower, inputs[tower])
+        assert torch.equal(model.encode(tower, inputs[tower]), own)
+
+
+def test_a_modelopt_that_rounds_otherwise_computes_itself(
+    make_quantized: MakeQuantized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_quantized("fp8")
+    own = tensor_quant.fp8_eager
+    monkeypatch.setattr(tensor_quant, "fp8_eager", lambda x, amax: own(x, amax).nextafter(x))
+    plain = replace(model, forward_context=nullcontext)
+
+    assert with_emulation(plain) is plain
 
 
 def test_quantizers_that_are_off_need_no_emulation(make_quantized: MakeQuantized) -> None:

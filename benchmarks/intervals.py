@@ -31,6 +31,7 @@ from pytest_quantgate.statistics.family import ALONE, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
     SETTLING_POWER,
     Flips,
+    Interval,
     Mean,
     Share,
     chance_above,
@@ -42,7 +43,13 @@ from pytest_quantgate.statistics.intervals import (
 )
 from pytest_quantgate.statistics.looks import Step, confidences_of_looks, spend_share
 from pytest_quantgate.statistics.pairing import pair_scores
-from pytest_quantgate.statistics.rounds import Levels, noise_factor, widen
+from pytest_quantgate.statistics.rounds import (
+    Levels,
+    confidence_of_look,
+    first_look,
+    noise_factor,
+    widen,
+)
 from pytest_quantgate.store.baselines import read_record
 
 PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"
@@ -777,25 +784,43 @@ NOISES = (
 
 
 def simulate_latency(noise: Noise, *, rounds: int, runs: int) -> tuple[float, ...]:
-    """Return how often the limits of a ratio of 1 hold, without and with the A/A floor, and how
-    often sides that are the same FAIL a limit of 1.0."""
+    """Return how often the limits of a ratio of 1 hold, and how often sides that are the same FAIL
+    a limit of 1.0: limits of all processes alone, and the gate's, with the A/A floor at both looks.
+    """
     stream = np.random.RandomState(rounds)
     processes, each = share_rounds(rounds)
     counts = np.zeros(5)
     for _ in range(runs):
         fp16, quantized, again = noise.draw(stream, processes=processes, rounds=each)
-        ratios, noises = (
-            Levels.of(
-                np.exp(side - fp16).ravel().tolist(),
-                processes=processes,
-                pause_rounds=noise.pause,
+
+        def limits_of(
+            done: int, *, confidence: float, sides: tuple[Any, Any, Any] = (fp16, quantized, again)
+        ) -> tuple[Interval, Interval]:
+            ratios, noises = (
+                Levels.of(
+                    np.exp(side[:done] - sides[0][:done]).ravel().tolist(),
+                    processes=done,
+                    pause_rounds=noise.pause,
+                )
+                for side in sides[1:]
             )
-            for side in (quantized, again)
+            plain = ratios.limits(confidence=confidence)
+            return plain, widen(plain, by=noise_factor(noises, confidence=confidence))
+
+        plain, _ = limits_of(processes, confidence=CONFIDENCE)
+        # As `measure_latency` looks, or does not.
+        planned = processes if noise.pause >= each else 0
+        looks = []
+        for done in (first_look(processes), processes) if planned else (processes,):
+            confidence = confidence_of_look(Fraction(19, 20), processes=done, planned=planned)
+            looks.append(limits_of(done, confidence=float(confidence))[1])
+        counts += (
+            plain.high >= 1,
+            plain.low <= 1,
+            all(wide.high >= 1 for wide in looks),
+            all(wide.low <= 1 for wide in looks),
+            any(wide.low > 1 for wide in looks),
         )
-        plain = ratios.limits(confidence=CONFIDENCE)
-        wide = widen(plain, by=noise_factor(noises, confidence=CONFIDENCE))
-        held = (plain.high >= 1, plain.low <= 1, wide.high >= 1, wide.low <= 1, wide.low > 1)
-        counts += held
     return tuple(float(count) for count in counts / runs)
 
 

@@ -98,8 +98,10 @@ class LatencyRun:
 
     The rounds are those of so many `processes`, in order, equally many of each: in each of them
     every contestant had a process of its own. `pause_rounds` is how long it took from one to the
-    next, in rounds. `runtime` is as a suite names it. `arithmetic_gain` is how many times as fast
-    the quantized variant's arithmetic can be as FP16's there (`read_arithmetic_gain`).
+    next, in rounds. `planned` is how many processes there would have been, had the look after some
+    of them not decided; 0: nobody looked before the end. `runtime` is as a suite names it.
+    `arithmetic_gain` is how many times as fast the quantized variant's arithmetic can be as FP16's
+    there (`read_arithmetic_gain`).
     `process_peak_rss_bytes` is that of the whole process that measured: PyTorch, and whatever ran
     before.
     """
@@ -118,6 +120,7 @@ class LatencyRun:
     process_peak_rss_bytes: int = 0
     processes: int = 1
     pause_rounds: float = 0.0
+    planned: int = 0
 
     @property
     def contestants(self) -> tuple[ContestantTimes, ...]:

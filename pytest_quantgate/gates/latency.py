@@ -39,6 +39,7 @@ from pytest_quantgate.gates.timed import (
     show_ms,
     show_ratio,
 )
+from pytest_quantgate.statistics.rounds import confidence_of_look
 from pytest_quantgate.store.records import LatencyRecord
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import (
@@ -121,13 +122,13 @@ def judge_latency(
 ) -> Verdict:
     """Return whether the quantized variant is fast enough, against FP16 and in ms.
 
-    Each limit is decided on one-sided limits at `confidence`: PASS where the upper one is within,
-    FAIL where the lower one is beyond, INCONCLUSIVE between. `max_latency_ms` holds on the machine
-    of the baseline, `baseline_machine`; it is INCOMPARABLE elsewhere, and FAIL without a baseline:
-    `command` with `create` or `update` makes one. No rounds are NOT_MEASURED; times that are none,
-    unequal rounds and a gate without limits are FAIL. Where a run gives another number of
-    embeddings than the batch has, or the ratio is below `min_ratio` (None: 1 / (ROOM *
-    `run.arithmetic_gain`)), the two did not do the same work: INCOMPARABLE.
+    Each limit is decided on one-sided limits at `confidence`, which the looks at the run share:
+    PASS where the upper one is within, FAIL where the lower one is beyond, INCONCLUSIVE between.
+    `max_latency_ms` holds on the machine of the baseline, `baseline_machine`; it is INCOMPARABLE
+    elsewhere, and FAIL without a baseline: `command` with `create` or `update` makes one. No rounds
+    are NOT_MEASURED; times that are none, unequal rounds and a gate without limits are FAIL. Where
+    a run gives another number of embeddings than the batch has, or the ratio is below `min_ratio`
+    (None: 1 / (ROOM * `run.arithmetic_gain`)), the two did not do the same work: INCOMPARABLE.
     """
     if max_ratio is None and max_latency_ms is None:
         return Verdict(
@@ -138,6 +139,7 @@ def judge_latency(
             code="latency.without-limits",
             cause="the gate was written without a number",
         )
+    confidence = confidence_of_look(confidence, processes=run.processes, planned=run.planned)
     timed = Timed(gate=GATE, about=describe_run(run), run=run, confidence=confidence, where=where)
     broken = (
         check_rounds(timed)
@@ -243,10 +245,8 @@ def judge(run: GateRun, gate: LatencyGate) -> Judged:
     given = run.stages.given_times(gate)
     if given is not None:
         return Judged(verdict=_judge_given(*given, gate=gate))
-    timed = run.latency(gate)
-    run.latency_runs[gate.name] = timed
 
-    def on(machine: Machine | None) -> Verdict:
+    def judge_on(timed: LatencyRun, machine: Machine | None) -> Verdict:
         return judge_latency(
             timed,
             max_ratio=gate.max_ratio,
@@ -257,6 +257,14 @@ def judge(run: GateRun, gate: LatencyGate) -> Judged:
             baseline_machine=machine,
             command=baseline_command(gate),
         )
+
+    def is_decided(timed: LatencyRun) -> bool:
+        return judge_on(timed, timed.machine).status is not Status.INCONCLUSIVE
+
+    timed = run.latency_runs[gate.name] = run.latency(gate, is_decided=is_decided)
+
+    def on(machine: Machine | None) -> Verdict:
+        return judge_on(timed, machine)
 
     if gate.max_latency_ms is None:
         return Judged(verdict=on(None))

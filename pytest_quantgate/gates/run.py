@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import date
 
     from pytest_quantgate.evidence.audit import (
@@ -151,7 +151,7 @@ class GateRun(Protocol):
 
     def roundtrip(self) -> Roundtrip: ...
 
-    def latency(self, gate: Any) -> LatencyRun: ...
+    def latency(self, gate: Any, *, is_decided: Callable[[LatencyRun], bool]) -> LatencyRun: ...
 
     def load(self, gate: Any) -> LoadRun: ...
 

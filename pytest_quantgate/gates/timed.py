@@ -125,10 +125,12 @@ class Timed:
 
     @property
     def rounds(self) -> str:
-        """`30 rounds in 5 processes`."""
-        rounds = count(self.run.rounds, "round")
-        processes = self.run.processes
-        return f"{rounds} in {processes} processes" if processes > 1 else rounds
+        """`30 rounds in 5 processes`, or `18 rounds in 3 of 5 processes`."""
+        rounds, run = count(self.run.rounds, "round"), self.run
+        if run.processes == 1:
+            return rounds
+        of = f" of {run.planned}" if run.processes < run.planned else ""
+        return f"{rounds} in {run.processes}{of} processes"
 
     def limits(self, found: Levels) -> Interval:
         """Return one-sided limits of a quantity with the machine's own noise in them."""

@@ -23,7 +23,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from pytest_quantgate.evidence.latency import (
 from pytest_quantgate.measure.contestant import Clock, Contestant, TimeRuns
 from pytest_quantgate.measure.rounds import AGAIN, FP16, QUANTIZED, Start, interleave
 from pytest_quantgate.runtimes.engine_run import WINDOW, is_stable
+from pytest_quantgate.statistics.rounds import first_look
 
 #: No batch has more runs than this: what is still too short then is not measurable.
 MOST_RUNS = 1 << 16
@@ -64,6 +65,7 @@ def measure_latency(
     clock: Clock = time.perf_counter,
     seed: int = 0,
     advance: Callable[[int], None] = lambda _count: None,
+    is_decided: Callable[[LatencyRun], bool] | None = None,
 ) -> LatencyRun:
     """Return the times of `contestants["fp16"]`, `["quantized"]`, and of FP16 a second time.
 
@@ -72,7 +74,10 @@ def measure_latency(
     most. Then each round takes one batch of each, of as many runs as last `min_round_ms`, in an
     order that is drawn from `seed`; in every six rounds each contestant is in each place twice.
     `footprints` are what is known of the files, before what the processes see is added.
-    `advance` is called with 1 after each round.
+    `advance` is called with 1 after each round. `is_decided` is asked once, after `first_look` of
+    the processes, whether what they took decides; then the others are not started. Nobody asks
+    where the pause between processes is shorter than their rounds: they are too near to each other
+    for so few to show what changes slowly.
 
     Raises ValueError for other contestants, no rounds or a duration that is none; NotMeasured
     where a timer tells no time. What a contestant raises is raised.
@@ -94,6 +99,38 @@ def measure_latency(
         kept[name].append(_Open(contestant=contestant, ready=ready))
         return lambda _number: float(contestant.time_runs(ready.runs))
 
+    looked = False
+
+    def make_run(
+        times_ms: Mapping[str, Sequence[float]], done: int, pause_rounds: float
+    ) -> LatencyRun:
+        return LatencyRun(
+            runtime=runtime,
+            machine=machine,
+            tower=tower,
+            batch_size=batch_size,
+            fp16=_join(FP16, kept[FP16], times_ms[FP16]),
+            quantized=_join(QUANTIZED, kept[QUANTIZED], times_ms[QUANTIZED]),
+            fp16_again=_join(AGAIN, kept[AGAIN], times_ms[AGAIN]),
+            runtime_version=runtime_version,
+            fp16_footprint=_add_footprint(footprints, name=FP16, seen=kept[FP16][0].contestant),
+            quantized_footprint=_add_footprint(
+                footprints, name=QUANTIZED, seen=kept[QUANTIZED][0].contestant
+            ),
+            arithmetic_gain=arithmetic_gain,
+            process_peak_rss_bytes=read_peak_rss_bytes(),
+            processes=done,
+            pause_rounds=pause_rounds,
+            planned=processes if looked else 0,
+        )
+
+    def is_enough(times_ms: Mapping[str, Sequence[float]], done: int, pause_rounds: float) -> bool:
+        nonlocal looked
+        if is_decided is None or done != first_look(processes) or pause_rounds < rounds:
+            return False
+        looked = True
+        return is_decided(make_run(times_ms, done, pause_rounds))
+
     times_ms, pause_rounds = interleave(
         contestants,
         processes=processes,
@@ -102,25 +139,9 @@ def measure_latency(
         clock=clock,
         seed=seed,
         advance=advance,
+        is_enough=is_enough,
     )
-    return LatencyRun(
-        runtime=runtime,
-        machine=machine,
-        tower=tower,
-        batch_size=batch_size,
-        fp16=_join(FP16, kept[FP16], times_ms[FP16]),
-        quantized=_join(QUANTIZED, kept[QUANTIZED], times_ms[QUANTIZED]),
-        fp16_again=_join(AGAIN, kept[AGAIN], times_ms[AGAIN]),
-        runtime_version=runtime_version,
-        fp16_footprint=_add_footprint(footprints, name=FP16, seen=kept[FP16][0].contestant),
-        quantized_footprint=_add_footprint(
-            footprints, name=QUANTIZED, seen=kept[QUANTIZED][0].contestant
-        ),
-        arithmetic_gain=arithmetic_gain,
-        process_peak_rss_bytes=read_peak_rss_bytes(),
-        processes=processes,
-        pause_rounds=pause_rounds,
-    )
+    return make_run(times_ms, len(kept[FP16]), pause_rounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +152,7 @@ class _Open:
     ready: _Ready
 
 
-def _join(name: str, parts: list[_Open], times_ms: list[float]) -> ContestantTimes:
+def _join(name: str, parts: list[_Open], times_ms: Sequence[float]) -> ContestantTimes:
     return ContestantTimes(
         name=name,
         times_ms=tuple(times_ms),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TypeVar
 
@@ -25,6 +25,10 @@ Start = Callable[[], AbstractContextManager[Callable[[], Contestant]]]
 Taken = TypeVar("Taken")
 
 
+def _never(_taken: Mapping[str, Sequence[object]], _processes: int, _pause_rounds: float) -> bool:
+    return False
+
+
 def share_rounds(rounds: int) -> tuple[int, int]:
     """Return how many processes do how many rounds each, so that there are `rounds` at least."""
     processes = max(LEAST_PROCESSES, -(-rounds // ROUNDS_A_PROCESS))
@@ -40,6 +44,7 @@ def interleave(
     clock: Clock,
     seed: int = 0,
     advance: Callable[[int], None] = lambda _count: None,
+    is_enough: Callable[[Mapping[str, Sequence[Taken]], int, float], bool] = _never,
 ) -> tuple[dict[str, list[Taken]], float]:
     """Return what each contestant gave in every round, and the pause between processes in rounds.
 
@@ -47,7 +52,9 @@ def interleave(
     `processes` times, and do `rounds` rounds each time. `prepare` is given the name and a
     contestant that was opened, and returns what does a round of it by its number. The order in a
     round is drawn from `seed`; in every six rounds each contestant is in each place twice.
-    `advance` is called with 1 after each round.
+    `advance` is called with 1 after each round. `is_enough` is asked after each process but the
+    last whether it may be the last: it is given what was taken so far, of how many processes, and
+    the pause between them.
 
     Raises ValueError for other contestants or no rounds; what a contestant raises is raised.
     """
@@ -69,6 +76,9 @@ def interleave(
                     taken[name].append(ready[name](process * rounds + number))
                 advance(1)
             spans.append((begun, clock()))
+        done = process + 1
+        if done < processes and is_enough(taken, done, _measure_pause(spans, rounds=rounds)):
+            break
     return taken, _measure_pause(spans, rounds=rounds)
 
 

@@ -18,7 +18,7 @@ from pytest_quantgate.formats.table import E4M3
 if TYPE_CHECKING:
     import torch
 
-#: What is rounded at a time: 256 KB of float32.
+#: What a thread rounds at a time: 256 KB of float32.
 _PART = 1 << 16
 
 #: A float32's exponent starts at this bit, is stored with this added, and 23 bits stand before it.
@@ -51,14 +51,15 @@ def round_e4m3(inputs: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
     inverse = 1 / scale
     outputs = torch.empty_like(inputs)
     source, target = inputs.view(-1), outputs.view(-1)
-    bits = torch.empty(min(_PART, len(source)), dtype=torch.int32)
+    length = min(_PART * torch.get_num_threads(), len(source))
+    bits = torch.empty(length, dtype=torch.int32)
     # Three bits stay of 23, and half as much again keeps the sum's own exponent from falling.
     offset = ((_EXPONENT - E4M3.mantissa_bits) << _EXPONENT) | (1 << (_EXPONENT - 1))
     least = _BIAS + E4M3.first_exponent + E4M3.mantissa_bits
-    for start in range(0, len(source), _PART):
-        part = target[start : start + _PART]
+    for start in range(0, len(source), length or 1):
+        part = target[start : start + length]
         step = bits[: len(part)]
-        given = source[start : start + _PART]
+        given = source[start : start + length]
         torch.mul(given, scale, out=part).clamp_(-largest, largest)
         torch.bitwise_and(part.view(torch.int32), 0xFF << _EXPONENT, out=step)
         step.clamp_(min=least << _EXPONENT).add_(offset)

@@ -120,11 +120,13 @@ class Measured(Variants):
         write_json(folder / "recipe.json", [])
         write_json(folder / "notes.json", [note])
 
-    def latency(self, gate: LatencyGate) -> LatencyRun:
+    def latency(
+        self, gate: LatencyGate, *, is_decided: Callable[[LatencyRun], bool] | None = None
+    ) -> LatencyRun:
         """Return the times of FP16 and the quantized variant; never from a cache."""
         from pytest_quantgate.run.timed_runs import time_variants
 
-        return time_variants(self.stages, gate)
+        return time_variants(self.stages, gate, is_decided=is_decided)
 
     def load(self, gate: LoadGate) -> LoadRun:
         """Return what requests to both variants took under load; never from a cache."""
@@ -586,7 +588,7 @@ class Measured(Variants):
 
         return self.measured(
             ACTIVATIONS,
-            self.key(ACTIVATIONS, fp16=self.fp16_key, calibration=self._calibration_plain),
+            self.key(ACTIVATIONS, fp16=self.fp16_key, calibration=self.calibration_plain),
             measure=measure,
             read=functools.partial(from_json, tuple[LayerActivation, ...]),
         )

@@ -17,6 +17,7 @@ from pytest_quantgate.measure.contestant import (
 from pytest_quantgate.measure.timed_process import in_a_process
 from pytest_quantgate.run.exported import VARIANTS, EngineOrder, Precision, Variant
 from pytest_quantgate.store.disk import temporary_folder
+from pytest_quantgate.store.keys import TIMED_INPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,8 +38,13 @@ MIN_ROUND_MS = 20.0
 WARM_UP_S = 5.0
 
 
-def time_variants(stages: Stages, gate: TimedGate) -> LatencyRun:
-    """Return the times of FP16 and the quantized variant; never from a cache."""
+def time_variants(
+    stages: Stages, gate: TimedGate, *, is_decided: Callable[[LatencyRun], bool] | None = None
+) -> LatencyRun:
+    """Return the times of FP16 and the quantized variant; never from a cache.
+
+    `is_decided` may end it early: see `measure_latency`.
+    """
     from pytest_quantgate.measure.latency import (
         measure_latency,
         read_arithmetic_gain,
@@ -65,6 +71,7 @@ def time_variants(stages: Stages, gate: TimedGate) -> LatencyRun:
                 footprints=lineup.footprints,
                 arithmetic_gain=read_arithmetic_gain(runtime=gate.runtime),
                 advance=advance,
+                is_decided=is_decided,
             )
 
 
@@ -117,23 +124,23 @@ def line_up(stages: Stages, *, gate: TimedGate) -> Iterator[tuple[Lineup, Mappin
     anything is exported or built, where the runtime, its provider or its device is not here.
     """
     with temporary_folder() as folder:
-        lineup = _PLANS[gate.runtime](stages, gate, folder / "inputs.npz")
+        lineup = _PLANS[gate.runtime](stages, gate, folder)
         yield (
             lineup,
             {name: in_a_process(spec, folder=folder) for name, spec in lineup.specs.items()},
         )
 
 
-def _plan_torch(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
+def _plan_torch(stages: Stages, gate: TimedGate, folder: Path) -> Lineup:
     import torch
 
     from pytest_quantgate.quantization.checkpoint import save_checkpoint
 
     case = stages.case
-    checkpoint = inputs.with_name("checkpoint")
+    checkpoint = folder / "checkpoint"
     save_checkpoint(case.quantized, checkpoint)
     checkpoints = {"fp16": "", "quantized": str(checkpoint)}
-    saved = _save_inputs(stages, gate, inputs)
+    inputs = _keep_inputs(stages, gate)
     return Lineup(
         specs={
             variant: TorchContestant(
@@ -143,7 +150,7 @@ def _plan_torch(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
                 attn_implementation=case.suite.model.attn_implementation,
                 checkpoint=checkpoints[variant],
                 tower=gate.tower,
-                inputs=saved,
+                inputs=inputs,
                 device=case.device,
                 threads=gate.threads,
             )
@@ -155,12 +162,12 @@ def _plan_torch(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
     )
 
 
-def _plan_onnxruntime(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
+def _plan_onnxruntime(stages: Stages, gate: TimedGate, _folder: Path) -> Lineup:
     from pytest_quantgate.runtimes.onnxruntime_session import require_provider
 
     version = require_provider("cpu")
     return Lineup(
-        specs=_plan_files(stages, gate, inputs, provider="cpu", precision="float32"),
+        specs=_plan_files(stages, gate, provider="cpu", precision="float32"),
         footprints=_measure_files(stages, gate, precision="float32"),
         device="cpu",
         runtime_version=version,
@@ -170,13 +177,13 @@ def _plan_onnxruntime(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
 def _plan_provider(provider: Provider) -> Callable[[Stages, TimedGate, Path], Lineup]:
     """Return the plan of a provider on the GPU, with half graphs."""
 
-    def plan(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
+    def plan(stages: Stages, gate: TimedGate, _folder: Path) -> Lineup:
         from pytest_quantgate.runtimes.onnxruntime_session import require_provider
 
         stages.require_gpu(gate.runtime)
         version = require_provider(provider)
         return Lineup(
-            specs=_plan_files(stages, gate, inputs, provider=provider, precision=stages.shipped),
+            specs=_plan_files(stages, gate, provider=provider, precision=stages.shipped),
             footprints=_measure_files(stages, gate, precision=stages.shipped),
             device=GPU,
             runtime_version=version,
@@ -186,17 +193,17 @@ def _plan_provider(provider: Provider) -> Callable[[Stages, TimedGate, Path], Li
 
 
 def _plan_files(
-    stages: Stages, gate: TimedGate, inputs: Path, *, provider: Provider, precision: Precision
+    stages: Stages, gate: TimedGate, *, provider: Provider, precision: Precision
 ) -> dict[Variant, Spec]:
     from pytest_quantgate.runtimes.onnxruntime_session import choose_optimization
 
-    saved = _save_inputs(stages, gate, inputs)
+    inputs = _keep_inputs(stages, gate)
     specs: dict[Variant, Spec] = {}
     for variant in VARIANTS:
         path = stages.onnx_path(variant=variant, tower=gate.tower, precision=precision)
         specs[variant] = OnnxContestant(
             path=str(path),
-            inputs=saved,
+            inputs=inputs,
             provider=provider,
             optimization=choose_optimization(path.read_bytes(), path=path),
             threads=gate.threads,
@@ -204,12 +211,12 @@ def _plan_files(
     return specs
 
 
-def _plan_engines(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
+def _plan_engines(stages: Stages, gate: TimedGate, _folder: Path) -> Lineup:
     library, target = stages.find_engine_target(gate.runtime)
     order = EngineOrder(
         target=target, library=gate.runtime, batch=gate.batch, source=gate.where.of("runtime")
     )
-    saved = _save_inputs(stages, gate, inputs)
+    inputs = _keep_inputs(stages, gate)
     built = {
         variant: stages.build_engine(variant=variant, tower=gate.tower, order=order, to_run=True)
         for variant in VARIANTS
@@ -220,7 +227,7 @@ def _plan_engines(stages: Stages, gate: TimedGate, inputs: Path) -> Lineup:
                 library=library.name,
                 plan=str(plan),
                 target=target,
-                inputs=saved,
+                inputs=inputs,
                 batch=gate.batch,
             )
             for variant, (_, plan) in built.items()
@@ -244,14 +251,26 @@ _PLANS: Mapping[TimedRuntime, Callable[[Stages, TimedGate, Path], Lineup]] = {
 }
 
 
-def _save_inputs(stages: Stages, gate: TimedGate, path: Path) -> str:
-    """Write the gate's inputs of the tower by the names of its graph, as an .npz."""
-    import numpy
+def _keep_inputs(stages: Stages, gate: TimedGate) -> str:
+    """Return the path of an .npz with the gate's inputs of the tower by the names of its graph."""
 
-    batch = make_batch(stages, size=gate.inputs)
-    arrays = {name: value.numpy() for name, value in batch.inputs[gate.tower].items()}
-    numpy.savez(path, allow_pickle=False, **arrays)
-    return str(path)
+    def build(folder: Path) -> None:
+        import numpy
+
+        batch = make_batch(stages, size=gate.inputs)
+        arrays = {name: value.numpy() for name, value in batch.inputs[gate.tower].items()}
+        numpy.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
+
+    case = stages.case
+    key = case.key(
+        TIMED_INPUTS,
+        fp16=case.fp16_key,
+        calibration=case.calibration_plain,
+        tower=gate.tower,
+        samples=gate.inputs,
+    )
+    kept = case.cache.get_or_build(kind=TIMED_INPUTS.kind, key=key, build=build)
+    return str(kept / "inputs.npz")
 
 
 def make_batch(stages: Stages, *, size: int) -> Batch:

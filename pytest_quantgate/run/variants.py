@@ -171,7 +171,7 @@ class Variants:
         return Fingerprint(
             model=self.source.digest,
             data=data,
-            calibration=digest_of(self._calibration_plain),
+            calibration=digest_of(self.calibration_plain),
             recipe=digest_of(self._recipe_plain),
             recipe_entries=self.recipe_entries,
             settings={
@@ -202,7 +202,7 @@ class Variants:
         }
 
     @computed_once
-    def _calibration_plain(self) -> Any:
+    def calibration_plain(self) -> Any:
         spec = self.suite.calibration
         return {
             "data": self._data_key(
@@ -250,7 +250,7 @@ class Variants:
             VARIANT,
             fp16=self.fp16_key,
             recipe=self._recipe_plain,
-            calibration=self._calibration_plain,
+            calibration=self.calibration_plain,
             given=self._given_plain,
         )
 

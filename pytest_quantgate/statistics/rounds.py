@@ -11,6 +11,11 @@ from fractions import Fraction
 
 from pytest_quantgate.statistics.intervals import Interval
 
+#: A run is looked at once before its end, after this share of its processes. That look has this
+#: share of the error chance, the end the rest (Bonferroni, whatever the two have in common).
+FIRST_LOOK = Fraction(3, 5)
+FIRST_CHANCE = Fraction(1, 10)
+
 #: Into so many parts the rounds of one process are cut.
 PARTS = 5
 
@@ -34,6 +39,23 @@ def least_rounds(confidence: Fraction) -> int:
     while missed > 1 - confidence:
         rounds, missed = rounds + 1, missed / 2
     return rounds
+
+
+def first_look(planned: int) -> int:
+    """Return after how many of the planned processes a run is looked at."""
+    return math.ceil(FIRST_LOOK * planned)
+
+
+def confidence_of_look(confidence: Fraction, *, processes: int, planned: int) -> Fraction:
+    """Return the confidence at which a run of so many of the planned processes is judged.
+
+    Where the look after some of them or the one after all decides, the two together are wrong in at
+    most 1 - `confidence`. `confidence` itself where nothing was `planned`: then nobody looked.
+    """
+    if not planned:
+        return confidence
+    chance = FIRST_CHANCE if processes < planned else 1 - FIRST_CHANCE
+    return 1 - (1 - confidence) * chance
 
 
 @dataclass(frozen=True, kw_only=True)

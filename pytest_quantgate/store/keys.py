@@ -121,6 +121,10 @@ NEAR_COPIES = Measurement(
 EMBEDDINGS = Measurement(kind="embeddings", inputs=("variant", "data", "stage"), packages=CLIP)
 #: The largest values inside FP16, on held-out pairs.
 ACTIVATIONS = Measurement(kind="activations", inputs=("fp16", "calibration"), packages=CLIP)
+#: What a timed gate gives both variants of a tower: so many held-out inputs, preprocessed.
+TIMED_INPUTS = Measurement(
+    kind="timed_inputs", inputs=("fp16", "calibration", "tower", "samples"), packages=CLIP
+)
 #: What both variants answer to each sample of a task; `code` is the digest of the package that a
 #: task of others is in.
 OUTCOMES = Measurement(
@@ -184,6 +188,6 @@ MEASUREMENTS = (
         NEAR_COPIES,
         EMBEDDINGS,
     ),
-    *(ACTIVATIONS, OUTCOMES, FIDELITY, ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, ONNX_CHECK),
+    *(ACTIVATIONS, TIMED_INPUTS, OUTCOMES, FIDELITY, ROUNDTRIP, ONNX_FILE, ONNX_AUDIT, ONNX_CHECK),
     *(PARITY, ENGINE, SHIPPED, SENSITIVITY, EXCLUSION, PREVIEWS),
 )

@@ -20,6 +20,8 @@ from pytest_quantgate.gates.timed import BRIEF_LENGTH, machine_differences, show
 from pytest_quantgate.statistics.intervals import Interval
 from pytest_quantgate.statistics.rounds import (
     Levels,
+    confidence_of_look,
+    first_look,
     least_rounds,
     noise_factor,
     rounds_to_settle,
@@ -96,6 +98,42 @@ def simulate(*, shape: str, ratio: float, rounds: int, seed: int) -> LatencyRun:
                 time_ms *= 1.3 if slow else 1.0
             times[name].append(time_ms)
     return make_run(times["fp16"], times["quantized"], times["again"])
+
+
+@pytest.mark.parametrize(
+    ("processes", "planned", "said"),
+    [
+        (5, 0, "over 30 rounds in 5 processes: ratio 0.500, one-sided 95 % limits"),
+        (3, 5, "over 18 rounds in 3 of 5 processes: ratio 0.500, one-sided 99.5 % limits"),
+        (5, 5, "over 30 rounds in 5 processes: ratio 0.500, one-sided 95.5 % limits"),
+    ],
+)
+def test_the_looks_at_a_run_share_its_error_chance(processes: int, planned: int, said: str) -> None:
+    rounds = 6 * processes
+    run = make_run([10.0] * rounds, [5.0] * rounds, processes=processes, planned=planned)
+
+    found = judge(run)
+
+    assert found.status is Status.PASS
+    assert said in found.headline
+
+
+@given(
+    confidence=st.fractions(min_value=Fraction(1, 2), max_value=Fraction(999, 1000)),
+    planned=st.integers(min_value=2, max_value=100),
+)
+def test_both_looks_together_are_wrong_in_at_most_the_chance(
+    confidence: Fraction, planned: int
+) -> None:
+    first = first_look(planned)
+
+    chances = [
+        1 - confidence_of_look(confidence, processes=done, planned=planned)
+        for done in {first, planned}
+    ]
+
+    assert 0 < first <= planned
+    assert sum(chances) <= 1 - confidence
 
 
 def judge(run: LatencyRun, **changes: Any) -> Verdict:

@@ -105,6 +105,53 @@ def test_a_run_has_the_same_rounds_of_all_three() -> None:
     assert (run.runtime, run.machine, run.tower, run.batch_size) == ("fake", MACHINE, "vision", 8)
 
 
+@pytest.mark.parametrize(("decided", "processes"), [(True, 3), (False, 5)])
+def test_a_run_is_looked_at_once_and_ends_there_where_it_is_decided(
+    decided: bool, processes: int
+) -> None:
+    clock = FakeClock()
+    looks: list[LatencyRun] = []
+
+    def is_decided(run: LatencyRun) -> bool:
+        looks.append(run)
+        return decided
+
+    run = measure(
+        clock,
+        clock.contestant("f", 10.0),
+        clock.contestant("q", 4.0),
+        processes=5,
+        rounds=2,
+        is_decided=is_decided,
+    )
+
+    (seen,) = looks
+    assert (seen.processes, seen.planned, seen.rounds) == (3, 5, 6)
+    assert (run.processes, run.planned, run.rounds) == (processes, 5, 2 * processes)
+    assert run.fp16.times_ms[:6] == seen.fp16.times_ms
+
+
+def test_processes_that_are_near_to_each_other_are_all_waited_for() -> None:
+    clock = FakeClock()
+    run = measure(
+        clock,
+        clock.contestant("f", 10.0),
+        clock.contestant("q", 4.0),
+        processes=5,
+        rounds=100,
+        is_decided=lambda _run: pytest.fail("nobody is to look"),
+    )
+
+    assert 0 < run.pause_rounds < 100
+    assert (run.processes, run.planned) == (5, 0)
+
+
+def test_where_nobody_looks_nothing_is_planned() -> None:
+    clock = FakeClock()
+    run = measure(clock, clock.contestant("f", 10.0), clock.contestant("q", 4.0), processes=5)
+    assert (run.processes, run.planned) == (5, 0)
+
+
 def test_what_a_run_gave_and_what_its_arithmetic_can_gain_go_into_the_result() -> None:
     clock = FakeClock()
     run = measure(

@@ -62,7 +62,7 @@ def test_each_calibration_of_a_study_has_pairs_that_no_other_had(
 
 def test_what_is_passed_over_is_part_of_what_calibrates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A suite itself passes over nothing: its measurements and baselines stay what they were."""
-    plain, other = (make_variants(monkeypatch, skip=skip)._calibration_plain for skip in (0, 10))
+    plain, other = (make_variants(monkeypatch, skip=skip).calibration_plain for skip in (0, 10))
 
     assert "skip" not in plain
     assert (other["skip"], other["data"]) == (10, "the first 25")

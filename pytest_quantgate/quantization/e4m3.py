@@ -38,6 +38,7 @@ def can_round(inputs: torch.Tensor, amax: torch.Tensor) -> bool:
         and inputs.dtype == torch.float32
         and inputs.is_contiguous()
         and amax.numel() == 1
+        and amax.dim() <= inputs.dim()
     )
 
 

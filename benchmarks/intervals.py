@@ -26,7 +26,7 @@ import numpy as np
 
 from pytest_quantgate.commands.planning import count_for_mean
 from pytest_quantgate.gates.calibration import limit_clipping
-from pytest_quantgate.measure.rounds import share_rounds
+from pytest_quantgate.measure.rounds import first_look, share_rounds
 from pytest_quantgate.statistics.family import ALONE, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
     SETTLING_POWER,
@@ -46,7 +46,6 @@ from pytest_quantgate.statistics.pairing import pair_scores
 from pytest_quantgate.statistics.rounds import (
     Levels,
     confidence_of_look,
-    first_look,
     noise_factor,
     widen,
 )

@@ -36,9 +36,8 @@ from pytest_quantgate.evidence.latency import (
     Machine,
 )
 from pytest_quantgate.measure.contestant import Clock, Contestant, TimeRuns
-from pytest_quantgate.measure.rounds import AGAIN, FP16, QUANTIZED, Start, interleave
+from pytest_quantgate.measure.rounds import AGAIN, FP16, QUANTIZED, Start, first_look, interleave
 from pytest_quantgate.runtimes.engine_run import WINDOW, is_stable
-from pytest_quantgate.statistics.rounds import first_look
 
 #: No batch has more runs than this: what is still too short then is not measurable.
 MOST_RUNS = 1 << 16

@@ -35,6 +35,11 @@ def share_rounds(rounds: int) -> tuple[int, int]:
     return processes, -(-rounds // processes)
 
 
+def first_look(processes: int) -> int:
+    """Return after how many of its processes a run is looked at, before its end."""
+    return -(-3 * processes // 5)
+
+
 def interleave(
     contestants: Mapping[str, Start],
     *,

@@ -11,9 +11,8 @@ from fractions import Fraction
 
 from pytest_quantgate.statistics.intervals import Interval
 
-#: A run is looked at once before its end, after this share of its processes. That look has this
-#: share of the error chance, the end the rest (Bonferroni, whatever the two have in common).
-FIRST_LOOK = Fraction(3, 5)
+#: A look at a run before its end has this share of the error chance, the end the rest (Bonferroni,
+#: whatever the two have in common).
 FIRST_CHANCE = Fraction(1, 10)
 
 #: Into so many parts the rounds of one process are cut.
@@ -39,11 +38,6 @@ def least_rounds(confidence: Fraction) -> int:
     while missed > 1 - confidence:
         rounds, missed = rounds + 1, missed / 2
     return rounds
-
-
-def first_look(planned: int) -> int:
-    """Return after how many of the planned processes a run is looked at."""
-    return math.ceil(FIRST_LOOK * planned)
 
 
 def confidence_of_look(confidence: Fraction, *, processes: int, planned: int) -> Fraction:

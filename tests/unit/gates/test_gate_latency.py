@@ -17,11 +17,11 @@ from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machi
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.latency import judge_latency
 from pytest_quantgate.gates.timed import BRIEF_LENGTH, machine_differences, show_ms, show_ratio
+from pytest_quantgate.measure.rounds import first_look
 from pytest_quantgate.statistics.intervals import Interval
 from pytest_quantgate.statistics.rounds import (
     Levels,
     confidence_of_look,
-    first_look,
     least_rounds,
     noise_factor,
     rounds_to_settle,

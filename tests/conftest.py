@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+
+from tests.fork_server import ForkServer
 
 if TYPE_CHECKING:
     from pytest_quantgate.run.case import Case
@@ -71,9 +73,50 @@ def surroundings() -> Surroundings:
     return Surroundings()
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Runs modules in processes that begin with the libraries imported."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def run_forked(
+    pytester: pytest.Pytester, fork_server: ForkServer
+) -> Callable[..., pytest.RunResult]:
+    """Run pytest in a process of its own that begins with the libraries imported."""
+
+    def run(*arguments: str) -> pytest.RunResult:
+        done = fork_server.run("pytest", *arguments, cwd=pytester.path)
+        return pytest.RunResult(
+            done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), duration=0.0
+        )
+
+    return run
+
+
+@pytest.fixture
+def _forked_restores(monkeypatch: pytest.MonkeyPatch, fork_server: ForkServer) -> None:
+    """Let round trips restore in a forked process."""
+    from pytest_quantgate.errors import ModelError
+    from pytest_quantgate.measure import roundtrip
+
+    def restore(folder: Path) -> None:
+        done = fork_server.run("pytest_quantgate.measure.restore", str(folder), cwd=folder)
+        if done.returncode:
+            raise ModelError(done.stderr)
+
+    monkeypatch.setattr(roundtrip, "_restore_elsewhere", restore)
+
+
 @pytest.fixture
 def make_case(
-    tmp_path: Path, shared_cache: Path, pytestconfig: pytest.Config, surroundings: Surroundings
+    tmp_path: Path,
+    shared_cache: Path,
+    pytestconfig: pytest.Config,
+    surroundings: Surroundings,
+    _forked_restores: None,
 ) -> Callable[..., Case]:
     """Make the case of a suite with the session's cache, without a run of pytest around it."""
     from pytest_quantgate.plugin.options import resolve_settings
@@ -108,6 +151,25 @@ def assume_sane() -> Callable[[Case], Case]:
         return case
 
     return assume
+
+
+@pytest.fixture
+def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a timed gate start and time what it compares once, and go by times that are given.
+
+    For tests in which the times do not matter: real ones take fifteen processes, and are noise
+    where the machine is busy.
+    """
+    from pytest_quantgate.measure import latency, rounds
+
+    def interleave(
+        contestants: Mapping[str, Any], *, processes: int, rounds: int, **options: Any
+    ) -> tuple[dict[str, list[float]], float]:
+        taken, _ = measure(contestants, processes=1, rounds=1, **options)
+        return {name: [10.0] * processes * rounds for name in taken}, 0.0
+
+    measure = rounds.interleave
+    monkeypatch.setattr(latency, "interleave", interleave)
 
 
 @pytest.fixture
@@ -178,7 +240,7 @@ def _libraries() -> None:
 
 @pytest.fixture
 def run_gates(
-    pytester: pytest.Pytester, shared_cache: Path, _libraries: None
+    pytester: pytest.Pytester, shared_cache: Path, _libraries: None, _forked_restores: None
 ) -> Callable[..., pytest.RunResult]:
     """Run pytest in this process on `suites/` with the session's cache."""
 
@@ -192,16 +254,29 @@ def run_gates(
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The documentation as `make docs` builds it: any warning fails."""
+    """The documentation as `make docs` builds it, once for all workers: any warning fails."""
     for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package, reason="the documentation needs pytest-quantgate[docs]")
-    out = tmp_path_factory.mktemp("site")
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
     options = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(out / "doctrees")]
-    done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *options, str(REPOSITORY / "docs"), str(out / "html")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with FileLock(out.with_suffix(".lock")):
+        if not (out / "built").exists():
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "sphinx",
+                    *options,
+                    str(REPOSITORY / "docs"),
+                    str(out / "html"),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            (out / "built").touch()
     return out / "html"

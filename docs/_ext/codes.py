@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -40,13 +41,14 @@ class Code:
         return self.code.partition(".")[0]
 
 
-def list_codes(package: Path = PACKAGE) -> list[Code]:
+@cache  # parsing the package takes seconds
+def list_codes(package: Path = PACKAGE) -> tuple[Code, ...]:
     """Return all codes, sorted; one that several places give has the texts of the first."""
     found: dict[str, Code] = {}
     for path in sorted(package.rglob("*.py")):
         for code in _read(ast.parse(path.read_text(encoding="utf-8"))):
             found.setdefault(code.code, code)
-    return sorted(found.values(), key=lambda code: code.code)
+    return tuple(sorted(found.values(), key=lambda code: code.code))
 
 
 def list_without_code(package: Path = PACKAGE) -> Iterator[str]:

@@ -192,7 +192,7 @@ def test_baseline_of_other_settings_is_incomparable_and_they_are_named(
     write_suite(recipe="fp8")
     run_gates(*ONLY, "--quantgate-baselines=create")
     before = stored(pytester).read_bytes()
-    write_suite(recipe="fp8", replace={'"}': '", dtype: bfloat16, attn_implementation: eager}'})
+    write_suite(recipe="fp8", replace={'"}': '", dtype: float32, attn_implementation: eager}'})
 
     result = run_gates(*ONLY)
     updated = run_gates(*ONLY, "--quantgate-baselines=update", "--quantgate-reason=eager")
@@ -202,9 +202,9 @@ def test_baseline_of_other_settings_is_incomparable_and_they_are_named(
         [
             "*INCOMPARABLE regression: *was made of something else*"
             "[[]regression.baseline-of-other-things[]]",
-            "*dtype float16 -> bfloat16",
+            "*dtype float16 -> float32",
             "*attention sdpa -> eager",
-            "*INCOMPARABLE  regression*  dtype float16 -> bfloat16, attention sdpa -> eager",
+            "*INCOMPARABLE  regression*  dtype float16 -> float32, attention sdpa -> eager",
         ]
     )
     assert "model weights" not in result.stdout.str()

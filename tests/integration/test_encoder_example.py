@@ -134,6 +134,7 @@ def test_every_layer_and_block_is_covered(quantized: Encoder, batch: Batch) -> N
     assert "attention q k v output in 2+2 blocks" in verdict.brief
 
 
+@pytest.mark.usefixtures("_forked_restores")
 def test_a_restored_variant_is_bit_identical(
     quantized: Encoder, batch: Batch, tmp_path: Path
 ) -> None:

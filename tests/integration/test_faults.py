@@ -311,11 +311,10 @@ def test_a_baseline_folder_that_cannot_be_written_keeps_what_it_has(
 
 # -- a disk that fills while a run builds ---------------------------------------------------------
 
-#: Limits the size of files, as a full disk does at some byte, and runs pytest.
+#: Limits the size of files, as a full disk does at some byte.
 WITH_LIMIT = """\
-import resource, sys, pytest
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-sys.exit(pytest.main(sys.argv[2:]))
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))
 """
 LEAVE_OUT = ("  roundtrip: {}\n", "  fidelity: {data: scenes/test, samples: 32, min_cosine: 0.5}\n")
 
@@ -335,14 +334,17 @@ def check_one_message(status: int, text: str, *, cache: Path) -> None:
 
 
 def test_a_file_that_becomes_too_large_is_one_message(
-    pytester: pytest.Pytester, write_suite: Callable[..., Path], tmp_path: Path
+    pytester: pytest.Pytester,
+    write_suite: Callable[..., Path],
+    run_forked: Callable[..., pytest.RunResult],
+    tmp_path: Path,
 ) -> None:
     pytest.importorskip("resource", reason="the limit on file sizes is of POSIX")
     write_suite(replace=dict.fromkeys(LEAVE_OUT, ""))
+    pytester.makeconftest(WITH_LIMIT)
     cache = tmp_path / "cache"
 
-    arguments = ["suites", "-p", "no:randomly", f"--quantgate-cache-dir={cache}"]
-    result = pytester.run(sys.executable, "-c", WITH_LIMIT, "100000", *arguments)
+    result = run_forked("suites", "-p", "no:randomly", f"--quantgate-cache-dir={cache}")
 
     text = result.stdout.str() + result.stderr.str()
     check_one_message(int(result.ret), text, cache=cache)
@@ -408,7 +410,7 @@ Cache._build = counted
 def test_two_runs_at_once_build_everything_once(
     pytester: pytest.Pytester, write_suite: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """One with four workers, one without, on one empty cache and one folder of baselines."""
+    """One with two workers, one without, on one empty cache and one folder of baselines."""
     leave_out = ("  roundtrip: {}\n", "  calibration: {max_clipped: 20%}\n")  # they take only time
     write_suite(replace=dict.fromkeys(leave_out, ""))
     pytester.makeconftest(COUNT_BUILDS)
@@ -428,7 +430,7 @@ def test_two_runs_at_once_build_everything_once(
             text=True,
         )
         # Sanity and four gates, so that several workers ask for the variant at once.
-        for more in ([], ["-n", "4", "--dist=worksteal"])
+        for more in ([], ["-n", "2"])
     ]
     outputs = [run.communicate(timeout=400)[0] for run in runs]
 
@@ -436,7 +438,7 @@ def test_two_runs_at_once_build_everything_once(
         assert run.returncode == 0, output
         assert "5 passed" in output
         assert "damaged" not in output
-    assert "4 workers [5 items]" in outputs[1]
+    assert "2 workers [5 items]" in outputs[1]
     builds = (pytester.path / "builds.log").read_text().splitlines()
     assert len(builds) == len(set(builds)), builds
     assert sum(line.startswith("variant ") for line in builds) == 1

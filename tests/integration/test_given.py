@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from pytest_quantgate.quantization.recipes import named_recipes
 from pytest_quantgate.run import given_variant
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.suite.load import load_suite
+from tests.fork_server import ForkServer
 
 Run = Callable[..., pytest.RunResult]
 
@@ -30,7 +30,7 @@ import modelopt.torch.opt as mto
 import modelopt.torch.quantization as mtq
 from transformers import CLIPModel
 
-source, target, config, single = sys.argv[1:]
+_, source, target, config, single = sys.argv
 model = CLIPModel.from_pretrained(source, dtype=torch.float16).float().eval()
 torch.manual_seed(0)
 
@@ -60,21 +60,19 @@ gates:
 
 
 @pytest.fixture(scope="module")
-def handed_over(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def handed_over(
+    tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer
+) -> Callable[..., Path]:
     """Quantize the tiny CLIP to INT8 in a process of its own, once for each form."""
     made: dict[str, Path] = {}
 
     def make(form: str = "folder") -> Path:
         if form not in made:
-            path = tmp_path_factory.mktemp("pipeline") / ("out" if form == "folder" else "out.pth")
+            folder = tmp_path_factory.mktemp("pipeline")
+            (folder / "pipeline.py").write_text(PIPELINE, encoding="utf-8")
+            path = folder / ("out" if form == "folder" else "out.pth")
             config = json.dumps(named_recipes()["int8"])
-            arguments = [str(tiny_clip), str(path), config, form]
-            done = subprocess.run(
-                [sys.executable, "-c", PIPELINE, *arguments],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = fork_server.run("pipeline", str(tiny_clip), str(path), config, form, cwd=folder)
             assert done.returncode == 0, done.stderr
             made[form] = path
         return made[form]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.llava_models import save_llava
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("timed_once")]
 
 Run = Callable[..., pytest.RunResult]
 

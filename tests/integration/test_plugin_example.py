@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.fork_server import ForkServer
 from tests.plugin_package import write_metadata
 from tests.vision_encoders import save_vision_encoder
+
+Run = Callable[..., tuple[int, str]]
 
 SUITE = """\
 quantgate: 1
@@ -46,28 +48,25 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
-def run(folder: Path, *command: str, environment: dict[str, str]) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def run(fork_server: ForkServer, tmp_path: Path) -> Run:
+    """Run a module in a process of its own; returns its status and what it wrote."""
+
+    def make(*command: str, environment: Mapping[str, str] = os.environ) -> tuple[int, str]:
+        done = fork_server.run(*command, cwd=tmp_path, environ=environment)
+        return done.returncode, done.stdout + done.stderr
+
+    return make
 
 
 def test_a_gate_of_another_package_is_judged_like_every_other(
-    tmp_path: Path, tiny_clip: Path, environment: dict[str, str]
+    run: Run, tmp_path: Path, tiny_clip: Path, environment: dict[str, str]
 ) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    (project / "wide.quantgate.yaml").write_text(SUITE.format(model=tiny_clip, share="90%"))
-    (project / "tight.quantgate.yaml").write_text(SUITE.format(model=tiny_clip, share="0.0001%"))
+    (tmp_path / "wide.quantgate.yaml").write_text(SUITE.format(model=tiny_clip, share="90%"))
+    (tmp_path / "tight.quantgate.yaml").write_text(SUITE.format(model=tiny_clip, share="0.0001%"))
     options = ("--quantgate-cache-dir", str(tmp_path / "cache"), "--quantgate-json=report.json")
 
-    status, output = run(project, "pytest", *options, environment=environment)
+    status, output = run("pytest", *options, environment=environment)
 
     assert status == 1, output
     assert "PASS  headroom" in output
@@ -79,56 +78,50 @@ def test_a_gate_of_another_package_is_judged_like_every_other(
 
 
 def test_its_keys_are_checked_as_every_other_s(
-    tmp_path: Path, tiny_clip: Path, environment: dict[str, str]
+    run: Run, tmp_path: Path, tiny_clip: Path, environment: dict[str, str]
 ) -> None:
     path = tmp_path / "clip.quantgate.yaml"
     path.write_text(SUITE.format(model=tiny_clip, share="0%"))
 
-    status, output = run(
-        tmp_path, "pytest_quantgate", "validate", path.name, environment=environment
-    )
+    status, output = run("pytest_quantgate", "validate", path.name, environment=environment)
 
     assert status != 0
     assert "clip.quantgate.yaml:7: headroom.max_share: is 0%: every activation" in output
 
 
 def test_without_the_package_the_suite_is_refused_with_what_is_known(
-    tmp_path: Path, tiny_clip: Path
+    run: Run, tmp_path: Path, tiny_clip: Path
 ) -> None:
     path = tmp_path / "clip.quantgate.yaml"
     path.write_text(SUITE.format(model=tiny_clip, share="50%"))
 
-    status, output = run(
-        tmp_path, "pytest_quantgate", "validate", path.name, environment=dict(os.environ)
-    )
+    status, output = run("pytest_quantgate", "validate", path.name)
 
     assert status != 0
     assert "clip.quantgate.yaml:7: headroom: unknown key" in output
 
 
 def test_an_encoder_of_another_package_goes_through_the_gates(
-    tmp_path: Path, environment: dict[str, str]
+    run: Run, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     save_vision_encoder("deit", tmp_path / "deit")
     path = tmp_path / "deit.quantgate.yaml"
     path.write_text(ENCODER_SUITE.format(model=tmp_path / "deit"))
     options = ("--quantgate-cache-dir", str(tmp_path / "cache"), "-p", "no:randomly")
 
-    status, output = run(tmp_path, "pytest", *options, environment=environment)
+    status, output = run("pytest", *options, environment=environment)
 
     assert status == 0, output
     assert "attention q k v output in 2 blocks" in output
     assert "deit: may ship: 7 gates passed" in output
 
 
-def test_without_the_package_the_encoder_is_of_no_known_family(tmp_path: Path) -> None:
+def test_without_the_package_the_encoder_is_of_no_known_family(run: Run, tmp_path: Path) -> None:
     save_vision_encoder("deit", tmp_path / "deit")
     path = tmp_path / "deit.quantgate.yaml"
     path.write_text(ENCODER_SUITE.format(model=tmp_path / "deit"))
 
-    status, output = run(
-        tmp_path, "pytest_quantgate", "validate", "--deep", path.name, environment=dict(os.environ)
-    )
+    status, output = run("pytest_quantgate", "validate", "--deep", path.name)
 
     assert status != 0
     assert "model_type is 'deit', a suite" in output
@@ -163,18 +156,18 @@ def tiles(tmp_path: Path) -> Path:
 
 
 def test_data_and_a_metric_of_another_package_are_judged_as_every_other(
-    tmp_path: Path, tiny_clip: Path, tiles: Path, environment: dict[str, str]
+    run: Run, tmp_path: Path, tiny_clip: Path, tiles: Path, environment: dict[str, str]
 ) -> None:
     path = tmp_path / "tiles.quantgate.yaml"
     path.write_text(DATA_SUITE.format(model=tiny_clip, root=tiles))
     cache = ("--quantgate-cache-dir", str(tmp_path / "cache"), "-p", "no:randomly")
     options = (*cache, "--quantgate-json=report.json")
 
-    _, shown = run(tmp_path, "pytest_quantgate", "data", "show", path.name, environment=environment)
-    _, plan = run(tmp_path, "pytest_quantgate", "plan", path.name, environment=environment)
+    _, shown = run("pytest_quantgate", "data", "show", path.name, environment=environment)
+    _, plan = run("pytest_quantgate", "plan", path.name, environment=environment)
     create = (*cache, "--quantgate-baselines=create")
-    created, _ = run(tmp_path, "pytest", *create, environment=environment)
-    status, output = run(tmp_path, "pytest", *options, environment=environment)
+    created, _ = run("pytest", *create, environment=environment)
+    status, output = run("pytest", *options, environment=environment)
 
     assert "tiles/test: 60 samples (all)" in shown
     assert "classes   4: black 15, brown 15, grey 15, white 15" in shown
@@ -191,21 +184,17 @@ def test_data_and_a_metric_of_another_package_are_judged_as_every_other(
     kept = json.loads(baseline.read_text())
     assert kept["fp16"]["correct_bits"] == task["fp16"]["correct_bits"]
     assert kept["fp16"]["correct_bits"].startswith("float32:")
-    _, plan = run(tmp_path, "pytest_quantgate", "plan", path.name, environment=environment)
+    _, plan = run("pytest_quantgate", "plan", path.name, environment=environment)
     assert "measured" in plan
-    _, diff = run(
-        tmp_path, "pytest_quantgate", "diff", "report.json", "report.json", environment=environment
-    )
+    _, diff = run("pytest_quantgate", "diff", "report.json", "report.json", environment=environment)
     assert "no difference" in diff, diff
 
 
-def test_without_the_package_its_data_is_unknown(tmp_path: Path, tiny_clip: Path) -> None:
+def test_without_the_package_its_data_is_unknown(run: Run, tmp_path: Path, tiny_clip: Path) -> None:
     path = tmp_path / "tiles.quantgate.yaml"
     path.write_text(DATA_SUITE.format(model=tiny_clip, root=tmp_path))
 
-    status, output = run(
-        tmp_path, "pytest_quantgate", "data", "show", path.name, environment=dict(os.environ)
-    )
+    status, output = run("pytest_quantgate", "data", "show", path.name)
 
     assert status != 0
     assert "unknown task 'tiles/prototypes'" in output
@@ -225,27 +214,25 @@ BANK = ", bank: digits/train, bank_samples: 200"
 
 
 def test_a_task_of_another_package_is_judged_kept_and_planned(
-    tmp_path: Path, environment: dict[str, str]
+    run: Run, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     path = tmp_path / "own.quantgate.yaml"
     path.write_text(TASK_SUITE.format(task="digits/prototypes", trust="", bank=BANK))
     options = ("--quantgate-cache-dir", str(tmp_path / "cache"), "-p", "no:randomly")
 
     status, output = run(
-        tmp_path, "pytest", *options, "--quantgate-baselines=create", environment=environment
+        "pytest", *options, "--quantgate-baselines=create", environment=environment
     )
     assert status == 0, output
-    status, output = run(tmp_path, "pytest", *options, environment=environment)
+    status, output = run("pytest", *options, environment=environment)
     assert status == 0, output
     assert "PASS  accuracy[digits/prototypes-acc1]" in output
     assert "PASS  regression[digits/prototypes-acc1]" in output
-    status, output = run(tmp_path, "pytest_quantgate", "plan", path.name, environment=environment)
+    status, output = run("pytest_quantgate", "plan", path.name, environment=environment)
     assert "accuracy[digits/prototypes-acc1]" in output
     assert "measured" in output
     path.write_text(TASK_SUITE.format(task="digits/prototypes", trust="", bank=""))
-    status, output = run(
-        tmp_path, "pytest_quantgate", "validate", path.name, environment=environment
-    )
+    status, output = run("pytest_quantgate", "validate", path.name, environment=environment)
     assert status != 0
     assert "accuracy.task: prototypes needs a bank, such as bank: <data set>/train" in output
 
@@ -265,7 +252,7 @@ def same_shelf(inputs):
 """
 
 
-def test_code_that_a_suite_names_is_only_run_with_trust(tmp_path: Path) -> None:
+def test_code_that_a_suite_names_is_only_run_with_trust(run: Run, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     (tmp_path / "our_tasks.py").write_text(OWN.format(value="labels[near] == label"))
     path, task = tmp_path / "own.quantgate.yaml", "digits/our_tasks:same_shelf"
@@ -273,7 +260,7 @@ def test_code_that_a_suite_names_is_only_run_with_trust(tmp_path: Path) -> None:
     path.write_text(TASK_SUITE.format(task=task, trust="", bank=""))
 
     for command in (("pytest", *options), ("pytest_quantgate", "validate", path.name)):
-        status, output = run(tmp_path, *command, environment=environment)
+        status, output = run(*command, environment=environment)
         assert status != 0
         assert (
             "own.quantgate.yaml:6: accuracy: our_tasks:same_shelf is code, which this suite would "
@@ -281,18 +268,18 @@ def test_code_that_a_suite_names_is_only_run_with_trust(tmp_path: Path) -> None:
         )
     path.write_text(TASK_SUITE.format(task=task, trust="trust: true\n", bank=""))
     for name in ("validate", "plan"):
-        status, output = run(tmp_path, "pytest_quantgate", name, path.name, environment=environment)
+        status, output = run("pytest_quantgate", name, path.name, environment=environment)
         assert "our_tasks" in output or status == 0, output
     assert not (tmp_path / "imported").exists()
 
     status, output = run(
-        tmp_path, "pytest", *options, "--quantgate-baselines=create", environment=environment
+        "pytest", *options, "--quantgate-baselines=create", environment=environment
     )
     assert status == 0, output
     assert "PASS  accuracy[digits/our_tasks:same_shelf-acc1]" in output
 
     # An edited function replays nothing: what it gives now is judged.
     (tmp_path / "our_tasks.py").write_text(OWN.format(value="1.5"))
-    status, output = run(tmp_path, "pytest", *options, environment=environment)
+    status, output = run("pytest", *options, environment=environment)
     assert status != 0
     assert "1.5 is no score in [0, 1]" in output

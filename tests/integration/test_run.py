@@ -125,24 +125,6 @@ def test_other_plugins(
     result.stdout.fnmatch_lines(["tiny: may ship: 7 gates passed"])
 
 
-def test_xdist_workers_build_one_variant(
-    pytester: pytest.Pytester, write_suite: WriteSuite, tmp_path: Path
-) -> None:
-    write_suite()
-
-    result = pytester.runpytest_subprocess(
-        "suites",
-        "-n",
-        "2",
-        f"--quantgate-cache-dir={tmp_path}",
-        "--quantgate-baselines=create",
-    )
-
-    result.assert_outcomes(passed=7)
-    assert len(list((tmp_path / "v1" / "variant").glob("??/*"))) == 1
-    assert len(list((pytester.path / "baselines" / "suites" / "tiny").glob("*.json"))) == 1
-
-
 def test_a_damaged_cache_is_named_and_built_again(
     write_suite: WriteSuite, run_gates: Run, tmp_path: Path
 ) -> None:
@@ -171,7 +153,7 @@ def test_quiet_runs_stay_quiet(write_suite: WriteSuite, run_gates: Run, tmp_path
 
 
 def test_ctrl_c_during_calibration_leaves_nothing_to_read(
-    pytester: pytest.Pytester, write_suite: WriteSuite, tmp_path: Path
+    pytester: pytest.Pytester, write_suite: WriteSuite, run_forked: Run, tmp_path: Path
 ) -> None:
     write_suite()
     pytester.makeconftest(
@@ -196,9 +178,9 @@ def test_ctrl_c_during_calibration_leaves_nothing_to_read(
     )
     arguments = ("suites", f"--quantgate-cache-dir={tmp_path}", "-k", "coverage")
 
-    stopped = pytester.runpytest_subprocess(*arguments)
+    stopped = run_forked(*arguments)
     (pytester.path / "conftest.py").unlink()
-    again = pytester.runpytest_subprocess(*arguments)
+    again = run_forked(*arguments)
 
     assert stopped.ret == pytest.ExitCode.INTERRUPTED
     again.assert_outcomes(passed=1)

@@ -159,6 +159,7 @@ def count_right_without_us() -> int:
     return right
 
 
+@pytest.mark.usefixtures("timed_once")
 @pytest.mark.parametrize("recipe", ["fp8-attention", "int8"])
 def test_every_gate_passes(
     pytester: pytest.Pytester, run_gates: Callable[..., pytest.RunResult], recipe: str

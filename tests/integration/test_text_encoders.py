@@ -53,6 +53,7 @@ def write(pytester: pytest.Pytester, tmp_path: Path) -> Callable[..., None]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("timed_once")
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_passes_every_gate_that_needs_no_images(
     write: Callable[..., None], run_gates: Run, kind: str
@@ -78,6 +79,7 @@ def test_it_passes_every_gate_that_needs_no_images(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("timed_once")
 @pytest.mark.parametrize("kind", ["clip", "bert"])
 def test_it_passes_them_in_int8(write: Callable[..., None], run_gates: Run, kind: str) -> None:
     write(kind, GATES + "  trace: {}\n", recipe="int8")

@@ -84,12 +84,13 @@ def run_timed(run_gates: Run) -> Run:
 def test_times_are_in_pytest_benchmarks_results(
     pytester: pytest.Pytester,
     timed_suite: Path,
+    run_forked: Run,
     shared_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The whole way once, with nothing in the place of anything."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark stops under it
-    result = pytester.runpytest_subprocess(
+    result = run_forked(
         "suites",
         "--benchmark-only",
         "--benchmark-json=times.json",

@@ -128,6 +128,7 @@ def test_the_names_of_older_files_are_taken(
     torch.testing.assert_close(found, get_features(saved[1], batch.pixel_values))
 
 
+@pytest.mark.usefixtures("_forked_restores")
 def test_all_that_runs_is_covered(
     quantized: tuple[Encoder, Recipe], batch: Batch, tmp_path: Path
 ) -> None:

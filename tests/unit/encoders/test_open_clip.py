@@ -170,6 +170,7 @@ def test_every_block_is_covered_and_each_projection_named(
     assert verdict.code == "coverage.exclude-matches-nothing"
 
 
+@pytest.mark.usefixtures("_forked_restores")
 def test_a_restored_variant_is_bit_identical(
     quantized: tuple[Encoder, Recipe], batch: Batch, tmp_path: Path
 ) -> None:

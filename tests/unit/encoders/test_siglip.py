@@ -333,6 +333,7 @@ def test_the_trace_follows_all_but_the_head(build: Build, shippable: tuple[Encod
 # -- stages -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_forked_restores")
 def test_a_restored_variant_is_bit_identical(
     shippable: tuple[Encoder, Audit], batches: list[Batch], tmp_path: Path
 ) -> None:

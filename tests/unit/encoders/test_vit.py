@@ -138,6 +138,7 @@ def test_a_tower_that_is_off_is_red(
     assert judge_coverage(audit, gate=gate, today=TODAY).code == "coverage.tower-off"
 
 
+@pytest.mark.usefixtures("_forked_restores")
 def test_a_restored_variant_is_bit_identical(
     quantized: tuple[Encoder, Recipe], batches: list[Batch], tmp_path: Path
 ) -> None:

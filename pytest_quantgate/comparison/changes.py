@@ -29,23 +29,6 @@ Area = Literal[
 
 AREAS: tuple[Area, ...] = get_args(Area)
 
-#: Kinds that turn into each other when the two sides are swapped; every other kind stays.
-MIRRORED = {
-    "added": "removed",
-    "switched on": "switched off",
-    "runs now": "no longer runs",
-    "range added": "range lost",
-    "loosened": "tightened",
-    "class lost": "class won",
-    "noisier": "quieter",
-    "slots alike": "slots apart",
-    "ranges no longer fit": "ranges fit again",
-    "switches nothing on": "switches on again",
-    "damaged": "repaired",
-    "tower quantized": "tower unquantized",
-}
-_MIRROR = {**MIRRORED, **{new: old for old, new in MIRRORED.items()}}
-
 
 class DiffError(QuantGateError):
     """Two things that cannot be read or compared; the command ends with status 2."""
@@ -101,11 +84,6 @@ class Comparison:
     def ordered(self) -> tuple[Change, ...]:
         """Return the changes area by area, each area in the order of its making."""
         return tuple(sorted(self.changes, key=lambda change: AREAS.index(change.area)))
-
-
-def mirror(kind: str) -> str:
-    """Return what a change is called when the two sides are swapped."""
-    return _MIRROR.get(kind, kind)
 
 
 def combine(parts: Sequence[Comparison], *, kind: str, before: str, after: str) -> Comparison:

@@ -17,9 +17,9 @@ from pytest_quantgate.artifacts.onnx_places import TowerModel
 from pytest_quantgate.artifacts.safetensors_file import FLOATS, Tensor, import_numpy
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.formats.table import find_format
-from pytest_quantgate.inspection.findings import Against, Finding, LayerError
+from pytest_quantgate.inspection.findings import Against, Finding, LayerError, name_all
 from pytest_quantgate.quantization.quantizers import tower_of
-from pytest_quantgate.text.words import count, group, listed
+from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
     import numpy
@@ -297,56 +297,44 @@ def compare_rest(files: CheckpointFiles, base: Mapping[str, Tensor]) -> tuple[in
 
 def _find_findings(
     against: Against, *, changed: list[str], lost: list[str], is_whole: bool
-) -> list[Finding]:
-    findings = []
-    if lost:
-        findings.append(
-            Finding(
-                code="check.base-unmatched",
-                headline=f"{count(len(lost), 'quantized weight')} of which the base has no layer, "
-                f"neither by name nor by its values: {listed(group(lost))}",
-                cause="made from another model, or weights that are another layer's",
-                next_step="name the model that this was made from as --base, or make it again",
-                subjects=tuple(lost),
-            )
-        )
+) -> Iterator[Finding]:
+    yield from name_all(
+        "check.base-unmatched",
+        lost,
+        "quantized weight",
+        "of which the base has no layer, neither by name nor by its values",
+        cause="made from another model, or weights that are another layer's",
+        next_step="name the model that this was made from as --base, or make it again",
+    )
     if is_whole and against.unclaimed:
-        findings.append(
-            Finding(
-                code="check.base-missing",
-                headline=f"{count(len(against.unclaimed), 'weight')} of the base not in the file: "
-                f"{listed(group(against.unclaimed))}",
-                cause="a tensor or a shard that was lost, or another model",
-                next_step="copy or save it again: a loader fills what is missing with noise",
-                subjects=against.unclaimed,
-            )
+        yield from name_all(
+            "check.base-missing",
+            against.unclaimed,
+            "weight",
+            "of the base not in the file",
+            cause="a tensor or a shard that was lost, or another model",
+            next_step="copy or save it again: a loader fills what is missing with noise",
         )
-    if changed:
-        findings.append(
-            Finding(
-                code="check.base-changed",
-                headline=f"{count(len(changed), 'unquantized tensor')} of {against.compared} not "
-                f"those of the base: {listed(group(changed))}",
-                cause="made from another model, trained on after that, damaged, or scaled for the "
-                "layers behind it (SmoothQuant, AWQ)",
-                next_step="name the model that this was made from as --base, or make it again",
-                subjects=tuple(changed),
-            )
-        )
+    yield from name_all(
+        "check.base-changed",
+        changed,
+        "unquantized tensor",
+        f"of {against.compared} not those of the base",
+        cause="made from another model, trained on after that, damaged, or scaled for the "
+        "layers behind it (SmoothQuant, AWQ)",
+        next_step="name the model that this was made from as --base, or make it again",
+    )
     low = [e for e in against.layers if e.sqnr_db < _least_sqnr_db(e.format)]
     if low:
         worst = low[0]
-        findings.append(
-            Finding(
-                code="check.sqnr-low",
-                headline=f"{count(len(low), 'weight')} too far from the base's for {worst.format}, "
-                f"most {worst.layer}: SQNR {worst.sqnr_db:.1f} dB",
-                cause="a scale that was edited or is another layer's, or weights of another model",
-                next_step="quantize these layers again from the base",
-                subjects=tuple(e.layer for e in low),
-            )
+        yield Finding(
+            code="check.sqnr-low",
+            headline=f"{count(len(low), 'weight')} too far from the base's for {worst.format}, "
+            f"most {worst.layer}: SQNR {worst.sqnr_db:.1f} dB",
+            cause="a scale that was edited or is another layer's, or weights of another model",
+            next_step="quantize these layers again from the base",
+            subjects=tuple(e.layer for e in low),
         )
-    return findings
 
 
 def _least_sqnr_db(format: str) -> float:

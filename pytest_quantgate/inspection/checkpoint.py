@@ -21,7 +21,7 @@ from pytest_quantgate.artifacts.safetensors_file import FLOATS, import_numpy
 from pytest_quantgate.artifacts.weight_summary import summarize_tensor
 from pytest_quantgate.formats.recipes import RECIPES
 from pytest_quantgate.inspection.coverage import find_coverage, list_notes
-from pytest_quantgate.inspection.findings import Finding, Inspection
+from pytest_quantgate.inspection.findings import Finding, Inspection, name_all
 from pytest_quantgate.inspection.headline import list_facts, make_rows, name_recipe, write_headline
 from pytest_quantgate.inspection.ranges import find_ranges, list_wide
 from pytest_quantgate.quantization.quantizers import owner_of, slot_of
@@ -127,15 +127,14 @@ def _find_lost(files: CheckpointFiles, artifact: Artifact) -> Iterator[Finding]:
     layers = {o.layer for o in artifact.operands if o.slot == "weight" and o.stored}
     owners = (owner_of(n.removesuffix("._amax")) for n in files.tensors if _is_weight_scale(n))
     lost = tuple(dict.fromkeys((*files.lost, *(name for name in owners if name not in layers))))
-    if lost:
-        yield Finding(
-            code="check.weight-missing",
-            headline=f"{count(len(lost), 'weight')} not there, whose scale is, or whose name is in "
-            f"the index: {listed(group(lost))}",
-            cause="a tensor that was lost when the file was edited or saved in parts",
-            next_step="save again: a loader fills what is missing with noise",
-            subjects=lost,
-        )
+    yield from name_all(
+        "check.weight-missing",
+        lost,
+        "weight",
+        "not there, whose scale is, or whose name is in the index",
+        cause="a tensor that was lost when the file was edited or saved in parts",
+        next_step="save again: a loader fills what is missing with noise",
+    )
 
 
 def _is_weight_scale(name: str) -> bool:
@@ -158,15 +157,14 @@ def _find_not_finite(files: CheckpointFiles, artifact: Artifact) -> Iterator[Fin
         and "mask" not in name
         and summarize_tensor(tensor, format="", ranges=None).not_finite
     ]
-    if odd:
-        yield Finding(
-            code="check.not-finite",
-            headline=f"{count(len(odd), 'unquantized tensor')} with NaN or infinite values: "
-            f"{listed(group(odd))}",
-            cause="a value that overflowed in half precision, or a damaged file",
-            next_step="save again from a finite model",
-            subjects=tuple(odd),
-        )
+    yield from name_all(
+        "check.not-finite",
+        odd,
+        "unquantized tensor",
+        "with NaN or infinite values",
+        cause="a value that overflowed in half precision, or a damaged file",
+        next_step="save again from a finite model",
+    )
 
 
 def _find_copies(files: CheckpointFiles, artifact: Artifact) -> Iterator[Finding]:
@@ -188,15 +186,14 @@ def _find_copies(files: CheckpointFiles, artifact: Artifact) -> Iterator[Finding
         for layer in (first, layer)
     ]
     names = tuple(dict.fromkeys(same))
-    if names:
-        yield Finding(
-            code="check.weights-equal",
-            headline=f"{count(len(names), 'quantized weight')} with the codes of another layer: "
-            f"{listed(group(names))}",
-            cause="a layer that was written over with another, or one that the model has twice",
-            next_step="compare with the base: quantgate check THIS --base FP16",
-            subjects=names,
-        )
+    yield from name_all(
+        "check.weights-equal",
+        names,
+        "quantized weight",
+        "with the codes of another layer",
+        cause="a layer that was written over with another, or one that the model has twice",
+        next_step="compare with the base: quantgate check THIS --base FP16",
+    )
 
 
 def _find_export(files: CheckpointFiles, artifact: Artifact) -> Iterator[Finding]:
@@ -233,15 +230,14 @@ def _find_export(files: CheckpointFiles, artifact: Artifact) -> Iterator[Finding
 
 def _find_asymmetric(artifact: Artifact) -> Iterator[Finding]:
     odd = [o.layer for o in artifact.operands if o.is_quantized and not o.symmetric]
-    if odd:
-        yield Finding(
-            code="check.asymmetric",
-            headline=f"{count(len(odd), 'operand')} with a zero point that is not 0, which "
-            f"TensorRT refuses: {listed(group(odd))}",
-            cause="an asymmetric recipe",
-            next_step="quantize symmetrically where it is to become an engine",
-            subjects=tuple(odd),
-        )
+    yield from name_all(
+        "check.asymmetric",
+        odd,
+        "operand",
+        "with a zero point that is not 0, which TensorRT refuses",
+        cause="an asymmetric recipe",
+        next_step="quantize symmetrically where it is to become an engine",
+    )
 
 
 def _find_labels(artifact: Artifact) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pytest_quantgate.artifacts.labels import is_excluded
 from pytest_quantgate.artifacts.operands import Operand, Slot
-from pytest_quantgate.inspection.findings import Finding
+from pytest_quantgate.inspection.findings import Finding, name_all
 from pytest_quantgate.quantization.quantizers import block_of
 from pytest_quantgate.text.words import count, group, listed
 
@@ -78,15 +78,14 @@ def _find_layers_off(operands: Sequence[Operand], *, excluded: Sequence[str]) ->
     on = {_pattern(o.layer) for o in inside if o.is_quantized}
     off = [o.layer for o in inside if not o.is_quantized and _pattern(o.layer) in on]
     off = [layer for layer in off if not is_excluded(layer, excluded=excluded)]
-    if off:
-        yield Finding(
-            code="check.layers-off",
-            headline=f"{count(len(off), 'Linear layer')} unquantized, whose like in other blocks "
-            f"are quantized: {listed(group(off))}",
-            cause="quantizers that were lost or switched off in these blocks",
-            next_step="quantize again; where it is meant: --ignore check.layers-off",
-            subjects=tuple(off),
-        )
+    yield from name_all(
+        "check.layers-off",
+        off,
+        "Linear layer",
+        "unquantized, whose like in other blocks are quantized",
+        cause="quantizers that were lost or switched off in these blocks",
+        next_step="quantize again; where it is meant: --ignore check.layers-off",
+    )
 
 
 def _pattern(layer: str) -> str:
@@ -109,13 +108,13 @@ def _find_inputs_off(operands: Sequence[Operand]) -> Iterator[Finding]:
     ]
     both = [layer for layer in weights if inputs.get(layer)]
     if bare and len(both) > len(bare):
-        yield Finding(
-            code="check.input-off",
-            headline=f"{count(len(bare), 'layer')} with a quantized weight and an input that is "
-            f"not, so computed in full precision: {listed(group(bare))}",
+        yield from name_all(
+            "check.input-off",
+            bare,
+            "layer",
+            "with a quantized weight and an input that is not, so computed in full precision",
             cause="an input quantizer that was lost or never calibrated",
             next_step="quantize again; a layer that is to stay weight-only is named by its recipe",
-            subjects=tuple(bare),
         )
 
 

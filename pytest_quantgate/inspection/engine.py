@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pytest_quantgate.artifacts.engine_files import LayerReport, Plan, block_of_layer
 from pytest_quantgate.formats.table import narrow_precisions
-from pytest_quantgate.inspection.findings import Finding, Inspection, Row
+from pytest_quantgate.inspection.findings import Finding, Inspection, Row, name_all
 from pytest_quantgate.runtimes.engine_layers import EngineLayer, Precision
 from pytest_quantgate.text.words import count, group, listed
 
@@ -131,25 +131,24 @@ def _find(layers: Sequence[EngineLayer]) -> Iterator[Finding]:
         for layer in gemms
         if layer.precision not in _NARROW and block_of_layer(layer) is not None
     ]
-    if wide:
-        yield Finding(
-            code="check.engine-fallback",
-            headline=f"{count(len(wide), 'GEMM')} inside of blocks in full precision, where "
-            f"{len(narrow)} run in 8 bits: {listed(group(wide))}",
-            cause="an operand without a Q/DQ pair, or a fusion that the library preferred",
-            next_step="check the ONNX file for these nodes: quantgate check FILE.onnx",
-            subjects=tuple(wide),
-        )
+    yield from name_all(
+        "check.engine-fallback",
+        wide,
+        "GEMM",
+        f"inside of blocks in full precision, where {len(narrow)} run in 8 bits",
+        cause="an operand without a Q/DQ pair, or a fusion that the library preferred",
+        next_step="check the ONNX file for these nodes: quantgate check FILE.onnx",
+    )
     fused = [layer for layer in layers if layer.kind == "attention"]
     part = [layer.name for layer in fused if layer.precision not in _NARROW]
     if part and len(part) < len(fused):
-        yield Finding(
-            code="check.engine-fallback",
-            headline=f"{count(len(part), 'fused attention')} of {len(fused)} in full precision: "
-            f"{listed(group(part))}",
+        yield from name_all(
+            "check.engine-fallback",
+            part,
+            "fused attention",
+            f"of {len(fused)} in full precision",
             cause="q, k, v or softmax without a Q/DQ pair in these blocks",
             next_step="check the ONNX file: quantgate check FILE.onnx",
-            subjects=tuple(part),
         )
 
 

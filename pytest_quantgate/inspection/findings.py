@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from pytest_quantgate.text.words import count, group, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,20 @@ class Finding:
     next_step: str
     cause: str = ""
     subjects: tuple[str, ...] = ()
+
+
+def name_all(
+    code: str, names: Sequence[str], noun: str, said: str, *, next_step: str, cause: str = ""
+) -> Iterator[Finding]:
+    """Yield the finding that counts some things, says the same of all, and lists them; or none."""
+    if names:
+        yield Finding(
+            code=code,
+            headline=f"{count(len(names), noun)} {said}: {listed(group(names))}",
+            cause=cause,
+            next_step=next_step,
+            subjects=tuple(names),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

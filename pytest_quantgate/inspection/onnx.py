@@ -9,10 +9,10 @@ from pytest_quantgate.artifacts.onnx_file import OnnxGraph
 from pytest_quantgate.artifacts.onnx_operands import OnnxPart, describe_onnx
 from pytest_quantgate.artifacts.operands import Artifact
 from pytest_quantgate.inspection.coverage import find_coverage, list_notes
-from pytest_quantgate.inspection.findings import Finding, Inspection
+from pytest_quantgate.inspection.findings import Finding, Inspection, name_all
 from pytest_quantgate.inspection.headline import list_facts, make_rows, write_headline
 from pytest_quantgate.inspection.ranges import find_ranges, list_wide
-from pytest_quantgate.text.words import count, group, listed
+from pytest_quantgate.text.words import listed
 
 
 def inspect_onnx(graph: OnnxGraph, *, label: str) -> tuple[Inspection, Artifact]:
@@ -62,15 +62,14 @@ def _find_form(graph: OnnxGraph, parts: OnnxPart) -> Iterator[Finding]:
             "19, scales per channel of 13",
             subjects=parts.problems,
         )
-    if parts.repeated:
-        yield Finding(
-            code="check.names-repeated",
-            headline=f"{count(len(parts.repeated), 'name')} that several nodes have: "
-            f"{listed(group(parts.repeated))}",
-            cause="a pass over the graph that copied nodes",
-            next_step="name each node once: profiles and layer reports tell nodes by their names",
-            subjects=parts.repeated,
-        )
+    yield from name_all(
+        "check.names-repeated",
+        parts.repeated,
+        "name",
+        "that several nodes have",
+        cause="a pass over the graph that copied nodes",
+        next_step="name each node once: profiles and layer reports tell nodes by their names",
+    )
     if parts.operators:
         yield Finding(
             code="check.operators-refused",
@@ -81,84 +80,77 @@ def _find_form(graph: OnnxGraph, parts: OnnxPart) -> Iterator[Finding]:
             subjects=parts.operators,
         )
     if parts.asymmetric and not parts.operators:
-        yield Finding(
-            code="check.asymmetric",
-            headline=f"{count(len(parts.asymmetric), 'Q/DQ node')} with a zero point that is not "
-            f"0, which TensorRT refuses: {listed(group(parts.asymmetric))}",
+        yield from name_all(
+            "check.asymmetric",
+            parts.asymmetric,
+            "Q/DQ node",
+            "with a zero point that is not 0, which TensorRT refuses",
             cause="ONNX Runtime's default for activations",
             next_step="quantize_static(..., extra_options={'ActivationSymmetric': True, "
             "'WeightSymmetric': True})",
-            subjects=parts.asymmetric,
         )
 
 
 def _find_pairs(parts: OnnxPart) -> Iterator[Finding]:
-    if parts.lone:
-        yield Finding(
-            code="check.half-pair",
-            headline=f"{count(len(parts.lone), 'QuantizeLinear')} that nothing dequantizes: "
-            f"{listed(group(parts.lone))}",
-            cause="a pass over the graph that removed one half of a pair",
-            next_step="export again without that pass",
-            subjects=parts.lone,
-        )
-    if parts.unread:
-        yield Finding(
-            code="check.pair-unread",
-            headline=f"{count(len(parts.unread), 'DequantizeLinear')} that nothing reads: "
-            f"{listed(group(parts.unread))}",
-            cause="a pass over the graph that put the value in full precision back in its place",
-            next_step="export again without that pass",
-            subjects=parts.unread,
-        )
-    if parts.unequal:
-        yield Finding(
-            code="check.pair-disagrees",
-            headline=f"{count(len(parts.unequal), 'Q/DQ pair')} with another scale or zero point "
-            f"behind than in front: {listed(group(parts.unequal))}",
-            cause="one half was edited, rounded or quantized by another tool",
-            next_step="export again; what comes out is scaled by the quotient, or moved",
-            subjects=parts.unequal,
-        )
-    if parts.twice:
-        yield Finding(
-            code="check.quantized-twice",
-            headline=f"{count(len(parts.twice), 'operand')} that two Q/DQ pairs round, each with "
-            f"another scale: {listed(group(parts.twice))}",
-            cause="a file that was quantized already was quantized again, by another tool",
-            next_step="quantize the FP16 file once",
-            subjects=parts.twice,
-        )
-    if parts.across:
-        yield Finding(
-            code="check.scale-axis",
-            headline=f"{count(len(parts.across), 'weight')} with scales along one axis and codes "
-            f"that were made along the other: {listed(group(parts.across))}",
-            cause="axis of DequantizeLinear was left out or edited, or the weight was transposed "
-            "after it was quantized",
-            next_step="export again; a MatMul's weight has its outputs on axis 1",
-            subjects=parts.across,
-        )
-    if parts.biases:
-        yield Finding(
-            code="check.bias-scale",
-            headline=f"{count(len(parts.biases), 'INT32 bias')} of another scale than input times "
-            f"weight: {listed(group(parts.biases))}",
-            cause="a scale of the input or the weight that was changed after the bias was "
-            "quantized, or a bias that was edited",
-            next_step="export again: kernels take the bias to be in the scale of the product",
-            subjects=parts.biases,
-        )
-    if parts.float_weights:
-        yield Finding(
-            code="check.float-behind-qdq",
-            headline=f"{count(len(parts.float_weights), 'weight')} stored in full precision "
-            f"behind Q/DQ: {listed(group(parts.float_weights))}",
-            cause="the exporter wrote QuantizeLinear in front of the weight and did not fold it",
-            next_step="the engine folds it and runs as meant; for a file that is smaller, fold "
-            "QuantizeLinear into the weights when exporting",
-            subjects=parts.float_weights,
-        )
+    yield from name_all(
+        "check.half-pair",
+        parts.lone,
+        "QuantizeLinear",
+        "that nothing dequantizes",
+        cause="a pass over the graph that removed one half of a pair",
+        next_step="export again without that pass",
+    )
+    yield from name_all(
+        "check.pair-unread",
+        parts.unread,
+        "DequantizeLinear",
+        "that nothing reads",
+        cause="a pass over the graph that put the value in full precision back in its place",
+        next_step="export again without that pass",
+    )
+    yield from name_all(
+        "check.pair-disagrees",
+        parts.unequal,
+        "Q/DQ pair",
+        "with another scale or zero point behind than in front",
+        cause="one half was edited, rounded or quantized by another tool",
+        next_step="export again; what comes out is scaled by the quotient, or moved",
+    )
+    yield from name_all(
+        "check.quantized-twice",
+        parts.twice,
+        "operand",
+        "that two Q/DQ pairs round, each with another scale",
+        cause="a file that was quantized already was quantized again, by another tool",
+        next_step="quantize the FP16 file once",
+    )
+    yield from name_all(
+        "check.scale-axis",
+        parts.across,
+        "weight",
+        "with scales along one axis and codes that were made along the other",
+        cause="axis of DequantizeLinear was left out or edited, or the weight was transposed "
+        "after it was quantized",
+        next_step="export again; a MatMul's weight has its outputs on axis 1",
+    )
+    yield from name_all(
+        "check.bias-scale",
+        parts.biases,
+        "INT32 bias",
+        "of another scale than input times weight",
+        cause="a scale of the input or the weight that was changed after the bias was "
+        "quantized, or a bias that was edited",
+        next_step="export again: kernels take the bias to be in the scale of the product",
+    )
+    yield from name_all(
+        "check.float-behind-qdq",
+        parts.float_weights,
+        "weight",
+        "stored in full precision behind Q/DQ",
+        cause="the exporter wrote QuantizeLinear in front of the weight and did not fold it",
+        next_step="the engine folds it and runs as meant; for a file that is smaller, fold "
+        "QuantizeLinear into the weights when exporting",
+    )
 
 
 def _list_notes(graph: OnnxGraph, artifact: Artifact) -> Iterator[str]:

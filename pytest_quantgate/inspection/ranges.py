@@ -8,7 +8,7 @@ from statistics import median
 
 from pytest_quantgate.artifacts.operands import Operand
 from pytest_quantgate.formats.table import find_format
-from pytest_quantgate.inspection.findings import Finding
+from pytest_quantgate.inspection.findings import Finding, name_all
 from pytest_quantgate.quantization.quantizers import block_of
 from pytest_quantgate.text.words import count, group, listed
 
@@ -48,55 +48,53 @@ def _name(operand: Operand) -> str:
 
 def _find_impossible(operands: Sequence[Operand]) -> Iterator[Finding]:
     missing = [_name(o) for o in operands if o.needs_range and not o.ranges]
-    if missing:
-        yield Finding(
-            code="check.range-missing",
-            headline=f"{count(len(missing), 'quantizer')} without a range (amax or scale): "
-            f"{listed(group(missing))}",
-            cause="never calibrated: each batch is then quantized with its own range, without a "
-            "word; or its tensor was lost, which ModelOpt fills with uninitialised memory",
-            next_step=_AGAIN,
-            subjects=tuple(missing),
-        )
+    yield from name_all(
+        "check.range-missing",
+        missing,
+        "quantizer",
+        "without a range (amax or scale)",
+        cause="never calibrated: each batch is then quantized with its own range, without a "
+        "word; or its tensor was lost, which ModelOpt fills with uninitialised memory",
+        next_step=_AGAIN,
+    )
     unfit = [o.layer for o in operands if o.ranges and not o.fits]
-    if unfit:
-        yield Finding(
-            code="check.scale-shape",
-            headline=f"{count(len(unfit), 'weight')} with a number of scales that its shape does "
-            f"not allow: {listed(group(unfit))}",
-            cause="a damaged or edited file, or scales of another layer",
-            next_step="quantize these layers again, or export again",
-            subjects=tuple(unfit),
-        )
+    yield from name_all(
+        "check.scale-shape",
+        unfit,
+        "weight",
+        "with a number of scales that its shape does not allow",
+        cause="a damaged or edited file, or scales of another layer",
+        next_step="quantize these layers again, or export again",
+    )
     known = [o for o in operands if o.ranges]
     odd = [_name(o) for o in known if any(not math.isfinite(r) for r in o.ranges or ())]
-    if odd:
-        yield Finding(
-            code="check.range-not-finite",
-            headline=f"{count(len(odd), 'range')} NaN or infinite: {listed(group(odd))}",
-            cause="calibration data that overflowed in half precision, or a damaged file",
-            next_step=_AGAIN,
-            subjects=tuple(odd),
-        )
+    yield from name_all(
+        "check.range-not-finite",
+        odd,
+        "range",
+        "NaN or infinite",
+        cause="calibration data that overflowed in half precision, or a damaged file",
+        next_step=_AGAIN,
+    )
     negative = [_name(o) for o in known if any(r < 0 for r in o.ranges or ())]
-    if negative:
-        yield Finding(
-            code="check.range-negative",
-            headline=f"{count(len(negative), 'range')} negative: {listed(group(negative))}",
-            cause="a damaged or edited file: a range is a largest magnitude",
-            next_step=_AGAIN,
-            subjects=tuple(negative),
-        )
+    yield from name_all(
+        "check.range-negative",
+        negative,
+        "range",
+        "negative",
+        cause="a damaged or edited file: a range is a largest magnitude",
+        next_step=_AGAIN,
+    )
     zero = [_name(o) for o in known if _has_zero(o)]
-    if zero:
-        yield Finding(
-            code="check.range-zero",
-            headline=f"{count(len(zero), 'range')} zero: {listed(group(zero))}",
-            cause="an input that was all zero in calibration (empty batches, a tower that was "
-            "never run), or a scale that underflowed in half precision",
-            next_step=_AGAIN,
-            subjects=tuple(zero),
-        )
+    yield from name_all(
+        "check.range-zero",
+        zero,
+        "range",
+        "zero",
+        cause="an input that was all zero in calibration (empty batches, a tower that was "
+        "never run), or a scale that underflowed in half precision",
+        next_step=_AGAIN,
+    )
 
 
 def _has_zero(operand: Operand) -> bool:
@@ -139,14 +137,14 @@ def _find_codes(operands: Sequence[Operand]) -> Iterator[Finding]:
         for o in operands
         if o.summary and o.values and not (any(o.summary.largest) or o.summary.not_finite)
     ]
-    if empty:
-        yield Finding(
-            code="check.weight-zero",
-            headline=f"{count(len(empty), 'quantized weight')} all zero: {listed(group(empty))}",
-            cause="a scale far too large when it was quantized, or a tensor that was never filled",
-            next_step="quantize again",
-            subjects=tuple(empty),
-        )
+    yield from name_all(
+        "check.weight-zero",
+        empty,
+        "quantized weight",
+        "all zero",
+        cause="a scale far too large when it was quantized, or a tensor that was never filled",
+        next_step="quantize again",
+    )
     beyond = [o for o in operands if o.summary and o.summary.beyond]
     if beyond:
         names = [o.layer for o in beyond]

@@ -12,17 +12,13 @@ a line on standard error. Here that is NotMeasured: a time of the CPU is none of
 from __future__ import annotations
 
 import importlib
-import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.formats.table import INT8, TABLE
-from pytest_quantgate.store.disk import temporary_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,16 +36,7 @@ Optimization = Literal["none", "basic", "extended", "all"]
 
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+\(\d+\))")
 
-#: Operators that compute with 8-bit integers.
-INTEGER_OPERATORS = frozenset(
-    (
-        *("QLinearMatMul", "QLinearConv", "QGemm", "QAttention", "QLinearAdd", "QLinearMul"),
-        *("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "ConvInteger"),
-        *("QLinearSigmoid", "QLinearSoftmax", "QLinearConcat"),
-    )
-)
-
-_LEVELS: Mapping[Optimization, str] = {
+LEVELS: Mapping[Optimization, str] = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
     "extended": "ORT_ENABLE_EXTENDED",
@@ -59,16 +46,6 @@ _LEVELS: Mapping[Optimization, str] = {
 
 class NoKernel(NotMeasured):
     """A valid graph that this version of ONNX Runtime has no kernels for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutedKernel:
-    """An operator that ran: how often in one forward, on which provider, whether on integers."""
-
-    operator: str
-    provider: str
-    count: int
-    integer: bool
 
 
 #: Samples in one call where workers share a batch.
@@ -119,7 +96,6 @@ class OnnxRuntimeModel:
             path=path,
             threads=self.threads,
             optimization=self.optimization,
-            profile=None,
             provider=provider,
             stream=stream,
         )
@@ -181,38 +157,6 @@ class OnnxRuntimeModel:
                 ) from error
 
         return run, result
-
-    def list_executed_kernels(self, *, batch: int = 1) -> tuple[ExecutedKernel, ...]:
-        """Return what really ran in one forward of zeros, the most frequent first.
-
-        Runs in a session of its own with ONNX Runtime's profiler, which this one does without.
-        """
-        with temporary_folder() as folder:
-            session = _open(
-                self.path.read_bytes(),
-                path=self.path,
-                threads=self.threads,
-                optimization=self.optimization,
-                profile=folder / "profile",
-            )
-            session.run(None, self._zeros(batch=batch))
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        counts: Counter[tuple[str, str]] = Counter()
-        for event in events:
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                arguments = event["args"]
-                counts[arguments["op_name"], arguments.get("provider", "")] += 1
-        return tuple(
-            ExecutedKernel(
-                operator=operator,
-                provider=provider,
-                count=count,
-                integer=operator in INTEGER_OPERATORS,
-            )
-            for (operator, provider), count in sorted(
-                counts.items(), key=lambda item: (-item[1], item[0])
-            )
-        )
 
     def _run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         """Return the first output, the embeddings."""
@@ -277,17 +221,6 @@ class OnnxRuntimeModel:
                 f"{self.path}: takes {', '.join(sorted(self._inputs))}, was given "
                 f"{', '.join(sorted(feeds))}: it is the other tower"
             )
-
-    def _zeros(self, *, batch: int) -> dict[str, np.ndarray[Any, Any]]:
-        import numpy as np
-
-        return {
-            name: np.zeros(
-                [size if isinstance(size, int) else batch for size in value.shape],
-                dtype=_KINDS[value.type],
-            )
-            for name, value in self._inputs.items()
-        }
 
 
 _KINDS: Mapping[str, str] = {
@@ -396,7 +329,6 @@ def _open(
     path: Path,
     threads: int,
     optimization: Optimization,
-    profile: Path | None,
     provider: Provider = "cpu",
     stream: int = 0,
 ) -> Any:
@@ -406,11 +338,8 @@ def _open(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.graph_optimization_level = getattr(
-        onnxruntime.GraphOptimizationLevel, _LEVELS[optimization]
+        onnxruntime.GraphOptimizationLevel, LEVELS[optimization]
     )
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
     try:
         session = onnxruntime.InferenceSession(
             content,

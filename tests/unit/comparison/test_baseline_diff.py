@@ -15,7 +15,7 @@ from pytest_quantgate.comparison.baseline_files import (
     compare_records,
     read_records,
 )
-from pytest_quantgate.comparison.changes import DiffError, mirror
+from pytest_quantgate.comparison.changes import DiffError
 from pytest_quantgate.comparison.things import compare_paths
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.evidence.fingerprint import Fingerprint
@@ -24,6 +24,7 @@ from pytest_quantgate.evidence.outcomes import StoredOutcomes, pack_scores
 from pytest_quantgate.statistics.intervals import Flips, drop_limits
 from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import Chain, LatencyRecord, Record
+from tests.unit.comparison.mirrored import mirror
 
 NAME = "clip scenes/classification-acc1"
 LABELS = ("old", "new")

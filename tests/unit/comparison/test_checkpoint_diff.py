@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from pytest_quantgate.artifacts.checkpoints import Checkpoint, read_checkpoint
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.comparison.calibration import compare_calibration
-from pytest_quantgate.comparison.changes import Change, Comparison, mirror
+from pytest_quantgate.comparison.changes import Change, Comparison
 from pytest_quantgate.comparison.checkpoints import compare_checkpoints
 from pytest_quantgate.comparison.quantizers import compare_quantizers, describe_places
 from pytest_quantgate.comparison.recipe_lines import compare_recipe_lines
@@ -28,6 +28,7 @@ from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.evidence.calibration import Calibrated, describe_images
 from pytest_quantgate.quantization.checkpoint import save_checkpoint
+from tests.unit.comparison.mirrored import mirror
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.comparison.changes import mirror
 from pytest_quantgate.comparison.onnx_files import OnnxFile, compare_onnx, read_onnx
 from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
+from tests.unit.comparison.mirrored import mirror
 
 MODULE = "vision_model.encoder.layers.0.mlp.fc1"
 LABELS = ("old", "new")

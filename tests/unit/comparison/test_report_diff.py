@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.comparison.changes import Change, DiffError, mirror
+from pytest_quantgate.comparison.changes import Change, DiffError
 from pytest_quantgate.comparison.report_files import compare_reports, read_report
 from pytest_quantgate.errors import ReportError
 from pytest_quantgate.evidence.outcomes import pack_scores
@@ -32,6 +32,7 @@ from pytest_quantgate.report.model import (
     SuiteReport,
     TaskFacts,
 )
+from tests.unit.comparison.mirrored import mirror
 
 RIGHT = (True,) * 90 + (False,) * 10
 Q = "vision_model.encoder.layers.0.self_attn.q_bmm_quantizer"

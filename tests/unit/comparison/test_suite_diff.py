@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.comparison.changes import Change, mirror
+from pytest_quantgate.comparison.changes import Change
 from pytest_quantgate.comparison.suite_files import compare_suite, compare_suites, read_suites
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import Suite
+from tests.unit.comparison.mirrored import mirror
 
 SUITE = """\
 quantgate: 1

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import (
+    LEVELS,
     SLICE_SAMPLES,
     OnnxRuntimeModel,
     Optimization,
@@ -146,26 +148,21 @@ def test_digits_do_not_depend_on_the_number_of_workers(
     assert errors.max() < 0.2
 
 
-def test_int8_runs_on_integer_kernels(towers: Any) -> None:
-    def integers(recipe: str, optimization: Optimization | None = None) -> dict[str, int]:
-        _, path = towers[recipe]
-        session = OnnxRuntimeModel(path, optimization=optimization)
-        return {k.operator: k.count for k in session.list_executed_kernels() if k.integer}
+def test_int8_runs_on_integer_kernels(towers: Any, tmp_path: Path) -> None:
+    def count_integers(recipe: str, level: Optimization) -> int:
+        options = onnxruntime.SessionOptions()
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = getattr(levels, LEVELS[level])
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(towers[recipe][1], options)
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+        return sum(node.op_type == "MatMulIntegerToFloat" for node in nodes)
 
     # Two blocks of six layers and the projection; without the optimizer, not one.
-    assert integers("int8") == {"MatMulIntegerToFloat": 13}
-    assert integers("int8", "none") == {}
-    assert integers("fp16") == {}
-    assert integers("fp8-attention") == {}
-
-
-def test_kernels_are_counted_per_forward(towers: Any) -> None:
-    _, path = towers["fp16"]
-    kernels = OnnxRuntimeModel(path).list_executed_kernels(batch=2)
-    assert {k.provider for k in kernels} == {"CPUExecutionProvider"}
-    counts = {k.operator: k.count for k in kernels}
-    assert counts["Softmax"] == 2
-    assert [k.count for k in kernels] == sorted(counts.values(), reverse=True)
+    assert count_integers("int8", OnnxRuntimeModel(towers["int8"][1]).optimization) == 13
+    assert count_integers("int8", "none") == 0
+    assert count_integers("fp16", "all") == 0
 
 
 def test_wrong_tower_is_named(towers: Any) -> None:
@@ -251,8 +248,6 @@ def _has_gpu() -> bool:
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_that_cannot_be_loaded_is_not_measured(provider: Any, towers: Any) -> None:
     """ONNX Runtime itself would run on the CPU and say so on standard error alone."""
-    import onnxruntime
-
     names = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
     if names[provider] not in onnxruntime.get_available_providers():
         pytest.skip(f"this ONNX Runtime is built without {names[provider]}")
@@ -262,8 +257,6 @@ def test_a_provider_that_cannot_be_loaded_is_not_measured(provider: Any, towers:
 
 
 def test_a_provider_must_be_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert require_provider("cpu") == onnxruntime.__version__
     with pytest.raises(NotMeasured, match=r"has no CUDAExecutionProvider .* onnxruntime-gpu"):
@@ -271,7 +264,6 @@ def test_a_provider_must_be_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_provider_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
     import torch
 
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]

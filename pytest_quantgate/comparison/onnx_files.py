@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,26 @@ OWN_METADATA = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnnxNode:
+    """One node: its operator, its attributes in words, and what makes each value that it reads."""
+
+    operator: str
+    attributes: Mapping[str, str]
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnnxFile:
     """One ONNX file: what its graph says, and the SHA-256 of every initializer by name.
 
     Scales and zero points of Q/DQ pairs are not among them: they are compared as ranges. `zero` are
-    those that hold nothing but zeros, `metadata` what else the file says of itself.
+    those that hold nothing but zeros, `metadata` what else the file says of itself, `nodes` all
+    nodes by their names.
     """
 
     audit: OnnxAudit
     weights: Mapping[str, str]
+    nodes: Mapping[str, OnnxNode] = field(default_factory=dict)
     zero: frozenset[str] = frozenset()
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -40,45 +51,96 @@ class OnnxFile:
 def read_onnx(path: Path) -> dict[str, OnnxFile]:
     """Return the ONNX files at a path by their place below it (one file: by no name).
 
-    Raises ModelError for what is no ONNX model, MissingPackage without onnx.
+    Raises ModelError or ArtifactError for what is no ONNX model, MissingPackage without onnx.
     """
-    from pytest_quantgate.runtimes.onnx_graph import parse_model, read_graph
-
     files = sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
-    found = {}
-    for file in files:
-        audit = read_graph(file)
-        model = parse_model(file.read_bytes(), path=file)
-        parts = {
-            name
-            for node in model.graph.node
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear")
-            for name in node.input[1:]
-        }
-        weights = {
-            tensor.name: hashlib.sha256(tensor.SerializeToString(deterministic=True)).hexdigest()
-            for tensor in model.graph.initializer
-            if tensor.name not in parts
-        }
-        name = file.relative_to(path).as_posix() if path.is_dir() else ""
-        found[name] = OnnxFile(
-            audit=audit,
-            weights=weights,
-            zero=frozenset(tensor.name for tensor in model.graph.initializer if _is_zero(tensor)),
-            metadata={
-                entry.key: entry.value
-                for entry in model.metadata_props
-                if entry.key not in OWN_METADATA
-            },
+    return {
+        file.relative_to(path).as_posix() if path.is_dir() else "": _read_file(file)
+        for file in files
+    }
+
+
+def _read_file(path: Path) -> OnnxFile:
+    import onnx
+
+    from pytest_quantgate.artifacts.onnx_file import read_external
+    from pytest_quantgate.runtimes.onnx_graph import audit_model, read_model
+
+    file = read_model(path)
+    graph = file.model.graph
+    parts = {
+        name
+        for node in graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.input[1:]
+    }
+    weights, zero = {}, set()
+    for tensor in graph.initializer:
+        whole = tensor
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            whole = read_external(tensor, path=path)
+        content = _read_values(whole)
+        if tensor.name not in parts:
+            about = f"{tensor.data_type} {list(tensor.dims)} ".encode()
+            weights[tensor.name] = hashlib.sha256(about + content).hexdigest()
+        elif whole is not tensor:
+            tensor.CopyFrom(whole)  # the audit compares scales
+        if content and not any(content):
+            zero.add(tensor.name)
+    return OnnxFile(
+        audit=audit_model(file),
+        weights=weights,
+        nodes=_read_nodes(graph.node),
+        zero=frozenset(zero),
+        metadata={
+            entry.key: entry.value
+            for entry in file.model.metadata_props
+            if entry.key not in OWN_METADATA
+        },
+    )
+
+
+def _read_values(tensor: Any) -> bytes:
+    """Return the values of an initializer as bytes, however it keeps them."""
+    import onnx
+
+    try:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype.kind != "O":
+            return bytes(values.tobytes())
+    except (ValueError, TypeError):
+        pass  # damaged: whoever reads it says so
+    return bytes(tensor.SerializeToString(deterministic=True))
+
+
+def _read_nodes(nodes: Sequence[Any]) -> dict[str, OnnxNode]:
+    labels: dict[str, Any] = {}
+    seen: Counter[str] = Counter()
+    for node in nodes:
+        name = str(node.name or node.output[0])
+        seen[name] += 1
+        labels[f"{name} ({seen[name]})" if seen[name] > 1 else name] = node
+    makers = {value: label for label, node in labels.items() for value in node.output}
+    return {
+        label: OnnxNode(
+            operator=node.op_type,
+            attributes={a.name: _describe_attribute(a) for a in node.attribute},
+            reads=tuple(makers.get(value, value) for value in node.input),
         )
-    return found
+        for label, node in labels.items()
+    }
 
 
-def _is_zero(tensor: Any) -> bool:
-    """Return whether an initializer holds values, and nothing but zeros."""
-    fields = ("raw_data", "float_data", "int32_data", "int64_data", "double_data")
-    values = next((found for field in fields if (found := getattr(tensor, field))), b"")
-    return bool(values) and not any(values)
+def _describe_attribute(attribute: Any) -> str:
+    """Return the value of an attribute: as it is, or a digest of one that is long."""
+    import onnx
+
+    content = attribute.SerializeToString(deterministic=True)
+    if attribute.type in (onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH):
+        return f"SHA-256 {hashlib.sha256(content).hexdigest()[:12]}"
+    value = onnx.helper.get_attribute_value(attribute)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"SHA-256 {hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def compare_onnx(
@@ -96,8 +158,10 @@ def compare_onnx(
         found = compare_file(before[name], after[name], name=name or "the file")
         changes += found
         if not found:
-            pairs = count(len(after[name].audit.pairs), "Q/DQ pair")
-            same.append(f"{name or 'the file'}: {pairs}, weights and operations equal")
+            old, new = before[name].audit, after[name].audit
+            text = f"{count(len(new.pairs), 'Q/DQ pair')}, weights and operations equal"
+            rest = "" if old.digest == new.digest else "; the files differ in bytes alone"
+            same.append(f"{name or 'the file'}: {text}{rest}")
     return Comparison(
         kind="onnx", before=labels[0], after=labels[1], changes=tuple(changes), same=tuple(same)
     )
@@ -110,6 +174,7 @@ def compare_file(before: OnnxFile, after: OnnxFile, *, name: str) -> list[Change
         *compare_texts(_describe(old, name), _describe(new, name), area="engine"),
         *compare_quantizers(_stored(old.pairs), _stored(new.pairs)),
         *_compare_operations(old.operations, new.operations, name=name),
+        *_compare_nodes(before, after, name=name),
         *_compare_weights(before, after, name=name),
         *compare_texts(
             {f"{name}: metadata {key}": value for key, value in before.metadata.items()},
@@ -201,6 +266,47 @@ def _compare_operations(
         for (old, new), nodes in moved.items()
     ]
     return changes
+
+
+def _compare_nodes(before: OnnxFile, after: OnnxFile, *, name: str) -> Iterator[Change]:
+    """Yield what nodes of one name compute otherwise, and those that nothing else tells of."""
+    olds, news = before.nodes, after.nodes
+    told = {op.node for file in (before, after) for op in file.audit.operations}
+    told |= {pair.node for file in (before, after) for pair in file.audit.pairs}
+    for kind, here, there in (("removed", olds, news), ("added", news, olds)):
+        lone = [label for label in here if label not in there and label not in told]
+        if lone:
+            yield _change_nodes(kind, lone, f"{name}: {count(len(lone), 'further node')} {kind}")
+    set_otherwise: dict[str, list[str]] = {}
+    rewired = []
+    for label in (label for label in olds if label in news):
+        old, new = olds[label], news[label]
+        facts = [{"operator": node.operator, **node.attributes} for node in (old, new)]
+        words = [
+            f"{key} {facts[0].get(key, 'not set')} -> {facts[1].get(key, 'not set')}"
+            for key in dict.fromkeys((*facts[0], *facts[1]))
+            if facts[0].get(key) != facts[1].get(key)
+        ]
+        if words:
+            set_otherwise.setdefault(f"{', '.join(words)} in", []).append(label)
+        if old.reads != new.reads:
+            rewired.append(label)
+    for words_of, labels in set_otherwise.items():
+        text = f"{name}: {words_of} {count(len(labels), 'node')}"
+        yield _change_nodes("attributes changed", labels, text)
+    if rewired:
+        text = f"{name}: {count(len(rewired), 'node')} with other inputs, or in another order"
+        yield _change_nodes("rewired", rewired, text)
+
+
+def _change_nodes(kind: str, labels: Sequence[str], text: str) -> Change:
+    return Change(
+        area="engine",
+        kind=kind,
+        subjects=tuple(labels),
+        text=f"{text}: {listed(group(labels))}",
+        lines=group(labels),
+    )
 
 
 def _operands(operation: OnnxOperation) -> str:

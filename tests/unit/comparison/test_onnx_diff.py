@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pytest_quantgate.comparison.onnx_files import OnnxFile, compare_onnx, read_onnx
@@ -135,7 +136,7 @@ def make_model(value: float) -> Any:
     import onnx
     from onnx import TensorProto, helper
 
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], [value, 0.0, 0.0, 1.0])
+    weight = onnx.numpy_helper.from_array(np.asarray([[value, 0], [0, 1]], dtype="f4"), "w")
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"], name="/fc/MatMul")],
         "g",
@@ -175,3 +176,70 @@ def test_zeros_and_metadata_are_read_from_the_file(tmp_path: Any) -> None:
 
     assert file.zero == {"lost", "typed"}
     assert file.metadata == {"quantgate.weights": "abc"}
+
+
+def make_quantized(*, axis: int = 1, inputs: tuple[str, str] = ("x", "d"), name: str = "/a") -> Any:
+    """Return a square weight in INT8 with a scale for each channel, behind an Elu."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Elu", ["p"], ["x"], name=name, alpha=1.0),
+        helper.make_node("DequantizeLinear", ["w", "s"], ["d"], name="/fc/DQ", axis=axis),
+        helper.make_node("MatMul", list(inputs), ["y"], name="/fc/MatMul"),
+    ]
+    tensors = [
+        helper.make_tensor("w", TensorProto.INT8, [2, 2], [127, 1, 2, 127]),
+        helper.make_tensor("s", TensorProto.FLOAT, [2], [0.1, 0.2]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, [2, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])],
+        tensors,
+    )
+    opsets = [helper.make_opsetid("", 21)]
+    return onnx, helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"axis": 0}, "the file: axis 1 -> 0 in 1 node: /fc/DQ"),
+        ({"inputs": ("d", "x")}, "the file: 1 node with other inputs, or in another order: "
+         "/fc/MatMul"),
+        ({"name": "/b"}, "the file: 1 further node removed: /a"),
+        ({"name": "/fc/DQ"}, "the file: 1 further node added: /fc/DQ (2)"),
+    ],
+    ids=["axis", "inputs exchanged", "renamed", "two of a name"],
+)  # fmt: skip
+def test_what_a_node_computes_with_is_compared(
+    tmp_path: Any, changes: dict[str, Any], text: str
+) -> None:
+    sides = []
+    for name, made in (("a", make_quantized()), ("b", make_quantized(**changes))):
+        onnx, model = made
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        sides.append(read_onnx(tmp_path / f"{name}.onnx"))
+
+    found = compare_onnx(*sides, labels=LABELS)
+
+    assert text in [change.text for change in found.changes]
+
+
+def test_tensors_in_another_file_are_compared_by_their_values(tmp_path: Any) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        onnx, model = make_model(1.0)
+        more = {} if name == "c" else {"save_as_external_data": True, "size_threshold": 0}
+        onnx.save_model(model, tmp_path / name / "m.onnx", location="m.data", **more)
+    data = tmp_path / "b" / "m.data"
+    data.write_bytes(bytes(data.stat().st_size))
+    one, other, inside = (read_onnx(tmp_path / name / "m.onnx") for name in ("a", "b", "c"))
+
+    (change,) = compare_onnx(one, other, labels=LABELS).changes
+    assert change.text == "the file: 1 initializer with other values: w; all zero now: w"
+    found = compare_onnx(one, inside, labels=LABELS)
+    assert found.changes == ()
+    assert found.same[0].endswith("equal; the files differ in bytes alone")

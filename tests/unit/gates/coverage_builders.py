@@ -34,6 +34,10 @@ def parts_of(verdict: Verdict) -> list[str]:
 
 #: What the headline of each finding says.
 FINDINGS = {
+    "block-partial": "are no whole blocks",
+    "branch-idle": "adds nothing to the output",
+    "branch-missing": "no low-rank branch",
+    "scales-ignored": "double quantization does nothing",
     "attention-bypassed": "ran on operands that no quantizer touched",
     "attention-missing": "attention is not quantized as expected",
     "attention-not-found": "no attention block was found",

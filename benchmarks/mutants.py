@@ -87,6 +87,7 @@ TESTS = {
     "gates.memory": ("gates/test_gate_engine.py",),
     "gates.proposals": ("test_judging_baselines.py",),
     "gates.regression": ("statistics/test_family.py", "gates/test_gate_samples.py"),
+    "gates.slices": ("suite/test_suite_refusals.py",),
     "gates.scope": tuple(f"gates/test_gate_{name}.py" for name in OF_COVERAGE),
     "statistics.intervals": ("store/test_looks.py",),
     "statistics.rounds": ("gates/test_gate_latency.py",),

@@ -174,7 +174,7 @@ def test_a_slice_under_min_samples_is_named_and_not_judged() -> None:
             slices("camera", "ligth"),
             Status.FAIL,
             "slices-unknown-column",
-            ("slices by 'ligth', which no sample has", "'class', 'camera'", "{keep: [ligth]}"),
+            ("slices by 'ligth', which no sample has (", "'class', 'camera'", "{keep: [ligth]}"),
         ),
         (
             make_seen(("left", 100, 0), ("right", 100, 0)),
@@ -188,7 +188,7 @@ def test_a_slice_under_min_samples_is_named_and_not_judged() -> None:
             slices("camera"),
             Status.INCONCLUSIVE,
             "slices-of-one-value",
-            ("all 400 samples have 'camera=left'",),
+            ("all 400 samples have 'camera=left'", "there is nothing to cut by 'camera' ("),
         ),
         (
             make_seen(*((f"{n}", 10, 0) for n in range(40))),
@@ -218,9 +218,89 @@ def test_what_cannot_be_judged_is_red_with_what_mends_it(
     assert (verdict.status, verdict.code) == (status, f"accuracy.{code}"), verdict.headline
     for each in words:
         assert each in all_text(verdict)
+    assert f"({AT.file}:31)" in verdict.headline
+    assert verdict.cause
+    assert verdict.next_step
+    assert 0 < len(verdict.brief) <= 70
     gate = accuracy_gate(slices=asked)
     strengths = list_strengths(fp16=seen[0], quantized=seen[1], gate=gate, columns=seen[2])
     assert len(strengths) == 2
+
+
+def test_a_cut_that_cannot_be_judged_hides_no_other() -> None:
+    fp16, quantized, columns = make_seen(("left", 400, 60), ("right", 400, 0))
+    seen = fp16, quantized, {**columns, "one": ["value"] * 800}
+
+    for broken in ("unknown", "one"):
+        verdict = judge(seen, max_drop=Fraction(1, 10), slices=slices(broken, "camera"))
+        assert "accuracy.slice-drop" in (verdict.code, *verdict.other_codes)
+
+
+def test_samples_without_columns_are_said_to_have_none() -> None:
+    fp16, quantized, _ = make_seen(("left", 400, 0))
+    alone = (replace(fp16, class_names=()), replace(quantized, class_names=()), {})
+    verdict = judge(alone, slices=slices("camera"))
+    assert "columns of these samples: none" in verdict.evidence
+    assert "which no sample has (" in verdict.headline
+
+
+@pytest.mark.parametrize(("samples", "status"), [(61, Status.PASS), (60, Status.INCONCLUSIVE)])
+@pytest.mark.parametrize("least", [None, 61])
+def test_as_many_samples_as_the_limit_takes_are_enough(
+    samples: int, status: Status, least: int | None
+) -> None:
+    seen = make_seen(("left", samples, 0), ("right", samples, 0))
+    verdict = judge(seen, max_drop=Fraction(10, 100), slices=slices("camera", min_samples=least))
+
+    assert verdict.status is status
+    assert verdict.code == ("" if status is Status.PASS else "accuracy.slices-too-many")
+
+
+def test_one_large_slice_is_judged_among_small_ones() -> None:
+    """They are named; without any that can be judged, or among thousands, the cut is wrong."""
+    for large, code in ((61, "accuracy.slice-drop-open"), (60, "accuracy.slices-too-many")):
+        seen = make_seen(("left", large, 0), *((f"{n}", 2, 0) for n in range(9)))
+        assert judge(seen, max_drop=Fraction(10, 100), slices=slices("camera")).code == code
+    for count, code in ((999, "accuracy.slice-drop-open"), (1000, "accuracy.slices-too-many")):
+        seen = make_seen(("left", 61, 0), *((f"{n}", 1, 0) for n in range(count)))
+        assert judge(seen, max_drop=Fraction(10, 100), slices=slices("camera")).code == code
+
+
+def test_a_limit_that_no_number_shows_is_open() -> None:
+    seen = make_seen(("left", 400, 0), ("right", 400, 0))
+    verdict = judge(seen, slices=slices("camera", max_drop=Fraction(0)))
+
+    assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "accuracy.slices-too-many")
+    assert "1000000000 in each are the fewest" in verdict.headline
+
+
+def test_open_slices_are_ordered_by_loss_and_by_what_is_possible() -> None:
+    """Two that lost the same share: the one that may have lost more leads; over is over."""
+    seen = make_seen(("wide", 40, 2), ("narrow", 80, 4), ("edge", 100, 5), ("good", 400, 0))
+    verdict = judge(seen, max_drop=Fraction(10, 100), slices=slices("camera"))
+
+    named = [line.partition(":")[0] for line in verdict.evidence if line.startswith("slice ")]
+    assert named == ["slice 'camera=wide'", "slice 'camera=narrow'", "slice 'camera=edge'"]
+    assert verdict.figures["slices_over"] == 0
+    assert verdict.figures["slices_not_decided"] == 3
+
+
+def test_what_was_won_counts_against_what_was_lost() -> None:
+    before = [True] * 50 + [False] * 50 + [True] * 400
+    after = [False] * 50 + [True] * 50 + [True] * 400
+    columns = {"camera": ["left"] * 100 + ["right"] * 400}
+    seen = make_outcomes(before, variant="fp16"), make_outcomes(after), columns
+    verdict = judge(seen, max_drop=Fraction(10, 100), slices=slices("camera"))
+
+    assert (verdict.status, verdict.figures["slices_over"]) == (Status.INCONCLUSIVE, 0)
+
+
+def test_a_label_without_a_name_is_called_by_its_number() -> None:
+    fp16, quantized, _ = make_seen(("left", 200, 0))
+    labels = tuple(7 if n % 2 else 0 for n in range(200))
+    seen = replace(fp16, labels=labels), replace(quantized, labels=labels), {}
+    verdict = judge(seen, max_drop=Fraction(10, 100), slices=slices("class"))
+    assert any("class=7 100.00 -> 100.00 %" in line for line in verdict.evidence)
 
 
 def test_slices_of_two_cuts_with_one_name_are_both_judged() -> None:
@@ -236,6 +316,7 @@ def test_slices_of_two_cuts_with_one_name_are_both_judged() -> None:
 
     assert (verdict.status, verdict.code) == (Status.FAIL, "accuracy.slice-drop")
     assert "2 of 5 slices over" in verdict.headline
+    assert any("a=1, b=2 (by a, b) 100.00" in line for line in verdict.evidence)
 
 
 def test_no_samples_at_all_are_not_compared() -> None:

@@ -69,26 +69,29 @@ MUTATED = (
     "tasks/text_neighbours.py",
 )
 
-#: The parts of the coverage gate.
+#: The coverage gate and its parts: each is tested through the whole.
 OF_COVERAGE = (
-    *("attention", "blocks", "exclusions", "fused", "idle", "layers", "operations", "scope"),
-    *("towers", "waivers"),
+    *("attention", "blocks", "coverage", "exclusions", "fused", "idle", "layers", "operations"),
+    *("scope", "towers", "waivers"),
 )
 
 #: Tests of a module beside the ones that mirror it.
 TESTS = {
+    **{
+        f"gates.{part}": (
+            *(f"gates/test_gate_{name}.py" for name in OF_COVERAGE),
+            *("gates/test_gate_calibration.py", "suite/test_suite_refusals.py"),
+        )
+        for part in OF_COVERAGE
+    },
     "evidence.verdict": ("test_verdict.py",),
     "evidence.fingerprint": ("test_fingerprint.py",),
     "gates.accuracy": ("statistics/test_family.py", "gates/test_gate_samples.py"),
-    "gates.coverage": tuple(f"gates/test_gate_{name}.py" for name in OF_COVERAGE),
-    "gates.fused": ("gates/test_gate_exclusions.py", "gates/test_gate_operations.py"),
-    "gates.idle": ("gates/test_gate_attention.py", "gates/test_gate_calibration.py"),
     "gates.looks": ("test_judging_looks.py",),
     "gates.memory": ("gates/test_gate_engine.py",),
     "gates.proposals": ("test_judging_baselines.py",),
     "gates.regression": ("statistics/test_family.py", "gates/test_gate_samples.py"),
     "gates.slices": ("suite/test_suite_refusals.py",),
-    "gates.scope": tuple(f"gates/test_gate_{name}.py" for name in OF_COVERAGE),
     "statistics.intervals": ("store/test_looks.py",),
     "statistics.rounds": ("gates/test_gate_latency.py",),
     "tasks.catalogue": ("tasks/test_catalogue_task.py",),
@@ -142,7 +145,7 @@ def list_tests(module: str) -> list[str]:
     mirror = "/".join([*folder, f"test_{'gate_' if folder == ['gates'] else ''}{name}.py"])
     of_section = OF_SECTIONS if "GateKind" in find_source(module).read_text("utf-8") else ()
     paths = (f"tests/unit/{path}" for path in (mirror, *TESTS.get(module, ()), *of_section))
-    return [path for path in paths if (ROOT / path).exists()]
+    return [path for path in dict.fromkeys(paths) if (ROOT / path).exists()]
 
 
 # -- making mutants ------------------------------------------------------------------------------

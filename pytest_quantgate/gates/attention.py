@@ -10,7 +10,7 @@ from pytest_quantgate.gates.fused import advise_fused, list_fused
 from pytest_quantgate.gates.idle import advise_idle
 from pytest_quantgate.gates.scope import SLOT_NAMES
 from pytest_quantgate.gates.towers import find_towers_off
-from pytest_quantgate.text.words import count, group, listed, shorten
+from pytest_quantgate.text.words import count, list_groups, list_groups_of, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -82,10 +82,7 @@ def judge_attention(audit: Audit, *, scope: Scope, attention: str) -> Iterator[V
         "attention-missing",
         f"attention is not quantized as expected: {worst} in {len(names)} of {len(blocks)} blocks "
         f"({where})",
-        evidence=shorten(
-            [f"{what}: {line}" for what, found in missing.items() for line in group(found)],
-            noun="groups",
-        ),
+        evidence=list_groups_of(missing),
         cause=hint[0],
         next_step=hint[1],
         figures={"attention_slots_missing": sum(len(found) for found in missing.values())},
@@ -139,7 +136,7 @@ def judge_calls(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
             "attention-bypassed",
             f"{count(len(bypassed), 'attention call')} ran on operands that no quantizer "
             f"touched ({scope.where.of('attention')})",
-            evidence=shorten(group(op.module for op in bypassed), noun="groups"),
+            evidence=list_groups(op.module for op in bypassed),
             cause="the call goes around the quantizers of its block",
             next_step="use recipe: fp8-attention with attn_implementation: sdpa",
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.evidence.verdict import Figure, Verdict
 from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.gates.deciding import fail
-from pytest_quantgate.text.words import count, group, listed, percent, shorten
+from pytest_quantgate.text.words import count, list_groups, listed, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ def _judge_ignored_scales(found: Sequence[Quantizer], *, where: Where) -> Iterat
         f"double quantization does nothing in {count(len(found), 'quantizer')} "
         f"({formats}): the format that is declared for the scales of blocks is passed over "
         f"({where})",
-        evidence=shorten(group(q.name for q in found), noun="groups"),
+        evidence=list_groups(q.name for q in found),
         cause="ModelOpt rounds the scales of blocks in NVFP4 and in Microscaling formats alone, "
         "and ignores scale_bits and scale_block_sizes in silence elsewhere",
         next_step="remove scale_bits and scale_block_sizes, or use recipe: nvfp4",
@@ -66,7 +66,7 @@ def _judge_partial_blocks(found: Sequence[Quantizer], *, where: Where) -> Iterat
         f"the rows of {count(len(found), 'quantizer')} are no whole blocks: "
         f"{first.name} has {first.row_values} values a row, blocks of {kind.name} have "
         f"{kind.block_size} ({where})",
-        evidence=shorten(group(q.name for q in found), noun="groups"),
+        evidence=list_groups(q.name for q in found),
         cause="fake quantization fills the last block with zeros, and a kernel that multiplies in "
         "blocks does not: it takes a number of inputs that is a multiple of the block",
         next_step="exclude these layers, or give them a format without blocks, such as E4M3",
@@ -88,7 +88,7 @@ def _judge_branches(audit: Audit, *, where: Where) -> Iterator[Verdict]:
                 "branch-missing",
                 f"{count(len(without), 'quantized layer')} of SVDQuant "
                 f"{'has' if len(without) == 1 else 'have'} no low-rank branch ({where})",
-                evidence=shorten(group(without), noun="groups"),
+                evidence=list_groups(without),
                 cause="the branch was lost: the weight is what is left after it was taken out, so "
                 "the layer computes something else",
                 next_step="quantize again, and restore with ModelOpt's state: the branch is in "
@@ -105,7 +105,7 @@ def _judge_branches(audit: Audit, *, where: Where) -> Iterator[Verdict]:
             "branch-idle",
             f"the low-rank branch of {count(len(idle), 'layer')} adds nothing to "
             f"the output ({where})",
-            evidence=shorten(group(idle), noun="groups"),
+            evidence=list_groups(idle),
             cause="its values are zero, or the layer's forward goes around it, and the weight is "
             "what is left after the branch was taken out",
             next_step="quantize again, and look for what touches the model after that",

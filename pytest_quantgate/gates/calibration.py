@@ -27,7 +27,7 @@ from pytest_quantgate.statistics.intervals import (
 )
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import percent_key
-from pytest_quantgate.text.words import count, group, listed, percent, shorten, towers
+from pytest_quantgate.text.words import count, group, list_groups, listed, percent, shorten, towers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -340,7 +340,7 @@ def _judge_weights(
         f"the ranges of {len(other)} of {len(weights)} weights are not those of the weights: "
         f"{worst.name} has amax {worst.amax_max:.4g}, its weight goes to {worst.largest:.4g} "
         f"({gate.where})",
-        evidence=shorten(group(q.name for q in other), noun="groups"),
+        evidence=list_groups(q.name for q in other),
         cause="the weights were changed after the calibration (fine-tuned, swapped, loaded anew), "
         "or the ranges are those of another checkpoint",
         next_step="calibrate the weights that ship: quantize again as the last step",
@@ -370,7 +370,7 @@ def _judge_input_scales(audit: Audit, *, gate: CalibrationGate) -> Verdict | Non
             "scale-broken",
             f"{len(broken)} of {count(len(scales), 'input scale')} hold NaN, Inf or a value that "
             f"is not above 0 ({gate.where})",
-            evidence=shorten(group(broken), noun="groups"),
+            evidence=list_groups(broken),
             cause="SmoothQuant or AWQ met channels without values, or the checkpoint is damaged",
             next_step="calibrate on more samples, and quantize again",
             figures={"input_scales_broken": len(broken)},
@@ -380,7 +380,7 @@ def _judge_input_scales(audit: Audit, *, gate: CalibrationGate) -> Verdict | Non
             "scale-idle",
             f"{len(idle)} of {count(len(scales), 'input scale')} are not applied: the layer's "
             f"output does not change with them ({gate.where})",
-            evidence=shorten(group(idle), noun="groups"),
+            evidence=list_groups(idle),
             cause="a forward goes around the layer's input quantizer, which applies the scale also "
             "where it is off, and the weight was multiplied by the inverse",
             next_step="let the layer's own quantized forward run",
@@ -392,7 +392,7 @@ def _judge_input_scales(audit: Audit, *, gate: CalibrationGate) -> Verdict | Non
             f"{count(len(lost), 'layer')} of {len(lost) + len(scales)} "
             f"{'has' if len(lost) == 1 else 'have'} no input scale, which the others have "
             f"({gate.where})",
-            evidence=shorten(group(lost), noun="groups"),
+            evidence=list_groups(lost),
             cause="the scale of SmoothQuant or AWQ was lost, and the weight was multiplied by its "
             "inverse",
             next_step="quantize again, and restore with ModelOpt's state",
@@ -445,7 +445,7 @@ def _judge_calls(
         "never-called",
         f"{len(idle)} of {len(static)} enabled quantizers were never called in a forward "
         f"({with_amax} of them have an amax, which proves nothing) ({gate.where})",
-        evidence=shorten(group(q.name for q in idle), noun="groups"),
+        evidence=list_groups(q.name for q in idle),
         cause=cause,
         next_step=next_step,
         figures={"never_called": len(idle)},
@@ -638,7 +638,7 @@ def _judge_batch(audit: Audit, *, gate: CalibrationGate) -> Verdict | None:
             "batch-dependent",
             f"{what}{said} ({source})",
             brief=f"{len(dependent)} ranges depend on the batch" if dependent else "",
-            evidence=shorten(group(q.name for q in dependent), noun="groups"),
+            evidence=list_groups(q.name for q in dependent),
             cause="a dynamic range over all samples of a batch: in production other batch mates, "
             "or a batch of one, give other embeddings"
             if dependent

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.gates.deciding import fail
 from pytest_quantgate.gates.fused import list_excluded
 from pytest_quantgate.gates.idle import exclude_words
-from pytest_quantgate.text.words import closest, count, group, shorten
+from pytest_quantgate.text.words import closest, count, list_groups, list_groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,10 +46,7 @@ def judge_unasked(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
     yield _fail(
         "unasked",
         f"{count(total, 'quantizer')} enabled that nobody asked for: {kinds} ({scope.where})",
-        evidence=shorten(
-            [f"{kind}: {line}" for kind, names in found.items() for line in group(names)],
-            noun="groups",
-        ),
+        evidence=list_groups_of(found),
         cause=(
             "a bare '*input_quantizer' also switches on the inputs of LayerNorm, a bare "
             "'*weight_quantizer' the weights of Embedding"
@@ -89,7 +86,7 @@ def judge_excludes(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
                 "exclude-enabled",
                 f"exclude {pattern!r} matched {len(matched)} quantizers, {len(on)} of them are "
                 f"enabled all the same ({scope.where})",
-                evidence=shorten(group(on), noun="groups"),
+                evidence=list_groups(on),
                 cause="they were switched on again after the exclusion",
                 next_step="quantize again, and switch nothing on afterwards",
             )
@@ -106,7 +103,7 @@ def judge_excludes(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
                 "exclude-without-effect",
                 f"exclude {pattern!r} matches {count(len(matched), 'quantizer')} that the recipe "
                 f"does not switch on: it excludes nothing ({scope.where})",
-                evidence=shorten(group(matched), noun="groups"),
+                evidence=list_groups(matched),
                 next_step="remove the pattern",
                 cause="the recipe leaves these quantizers off by itself",
             )

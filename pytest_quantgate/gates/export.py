@@ -25,7 +25,7 @@ from pytest_quantgate.gates.run import VARIANTS, GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import BadKey, choice_key, list_key, ratio_key, text_key
-from pytest_quantgate.text.words import count, group, shorten
+from pytest_quantgate.text.words import count, list_groups, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -248,7 +248,7 @@ def _judge_lost(found: OnnxAudit, *, expected: dict[str, Quantizer], gate: Expor
         f"{len(lost)} of {len(expected)} quantizers of the {found.tower} tower are not in its "
         f"graph{words} ({gate.where})",
         brief=f"{len(lost)} of {len(expected)} {found.tower} quantizers lost in the export",
-        evidence=shorten(group(lost), noun="groups"),
+        evidence=list_groups(lost),
         cause=(
             "the file was exported from another variant (FP16?)"
             if len(lost) == len(expected) and not halves
@@ -281,7 +281,7 @@ def _judge_added(
             f"export although {by_exclude[first]!r} excludes {first} ({gate.where})",
             brief=f"{count(len(excluded), 'excluded quantizer')} came back in the {found.tower} "
             "graph",
-            evidence=shorten(group(str(name) for name in excluded), noun="groups"),
+            evidence=list_groups(str(name) for name in excluded),
             cause="ModelOpt's exporter quantizes every convolution weight, excluded or not",
             next_step="export with pytest_quantgate.runtimes.onnx_export.export_tower",
         )
@@ -289,7 +289,7 @@ def _judge_added(
         "pairs-added",
         f"{count(len(added), 'Q/DQ pair')} of the {found.tower} graph belong to no quantizer that "
         f"was approved ({gate.where})",
-        evidence=shorten(group(pair.quantizer or pair.node for pair in added), noun="groups"),
+        evidence=list_groups(pair.quantizer or pair.node for pair in added),
         cause=(
             "pairs behind Softmax were put in for TensorRT; the PyTorch model did not simulate them"
             if len(softmax) == len(added)
@@ -320,7 +320,7 @@ def _judge_softmax(
         f"{len(missing)} of {count(len(blocks), 'attention block')} of the {found.tower} graph "
         f"have no declared softmax pair ({gate.where.of('allow')})",
         brief=f"{len(missing)} of {len(blocks)} {found.tower} blocks without a softmax pair",
-        evidence=shorten(group(missing), noun="groups"),
+        evidence=list_groups(missing),
         cause="the exporter did not put it in, so that FP8 attention does not fuse in TensorRT",
         next_step="export with softmax=True, or take softmax out of export.allow",
     )
@@ -337,7 +337,7 @@ def _judge_doubled(
         "pairs-doubled",
         f"{count(len(doubled), 'quantizer')} of the {found.tower} graph "
         f"{'has' if len(doubled) == 1 else 'have'} more than one pair ({gate.where})",
-        evidence=shorten(group(doubled), noun="groups"),
+        evidence=list_groups(doubled),
         cause="a later step put pairs in under the names of others",
         next_step="export again without them",
     )
@@ -441,7 +441,7 @@ def _judge_storage(
         f"{count(len(wide), 'quantized weight')} of the {found.tower} graph "
         f"{'is' if len(wide) == 1 else 'are'} not stored in 8 bits ({gate.where})",
         brief=f"{len(wide)} weights behind Q/DQ are stored in full precision",
-        evidence=shorten(group(str(name) for name in wide), noun="groups"),
+        evidence=list_groups(str(name) for name in wide),
         cause="the graph holds full-precision weights and quantizes them at load",
         next_step="fold QuantizeLinear into the stored weights (export_tower does), or declare it "
         "for a file that is handed over (export: {allow: [float-weights]})",

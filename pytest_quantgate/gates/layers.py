@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.gates.deciding import fail
 from pytest_quantgate.gates.scope import SLOT_NAMES
 from pytest_quantgate.gates.towers import find_towers_off
-from pytest_quantgate.text.words import count, group, listed, shorten
+from pytest_quantgate.text.words import count, list_groups, list_groups_of, listed, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +66,7 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
         yield _fail(
             "never-ran",
             f"{len(idle)} enabled quantizers never ran in their tower's forward ({scope.where})",
-            evidence=shorten(group(q.name for q in idle), noun="groups"),
+            evidence=list_groups(q.name for q in idle),
             cause="the layer's weight is used by a functional call that goes around the module",
             next_step="exclude them, or change the module so that its quantized forward runs",
         )
@@ -80,13 +80,8 @@ def _fail_off(off: Mapping[str, Sequence[str]], *, intended: int, scope: Scope) 
         "layers-off",
         f"{len(missing)} of {intended} intended layer quantizers are off"
         f"{': ' + listed(patterns) if patterns else ''} ({scope.where})",
-        evidence=shorten(
-            [
-                f"off{f' by {pattern!r}' if pattern else ''}: {line}"
-                for pattern, names in off.items()
-                for line in group(names)
-            ],
-            noun="groups",
+        evidence=list_groups_of(
+            {f"off by {by!r}" if by else "off": names for by, names in off.items()}
         ),
         cause=(
             "a pattern inside the recipe switches them off again"
@@ -126,7 +121,7 @@ def judge_depth(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
         "blocks-left-out",
         f"recipe {audit.recipe_name!r} means only {towers}: {len(left_out)} weights are left out "
         f"({scope.where})",
-        evidence=shorten(group(q.name for q in left_out), noun="groups"),
+        evidence=list_groups(q.name for q in left_out),
         cause="a pattern that names single blocks, or the block numbers of another model",
         next_step="let the pattern match every block of this model",
         figures={"weights_left_out": len(left_out)},
@@ -152,7 +147,7 @@ def judge_axis(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
     yield _fail(
         "range-per-channel",
         f"{count(len(found), 'activation quantizer')} have a range per channel ({scope.where})",
-        evidence=shorten(group(q.name for q in found), noun="groups"),
+        evidence=list_groups(q.name for q in found),
         cause="a wrong axis: a matmul sums over these channels, so their scales cannot be taken "
         "out of the sum, and a runtime falls back to full precision",
         next_step="write axis: null for activations (one range for the whole tensor)",

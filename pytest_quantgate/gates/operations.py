@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.gates.deciding import fail
 from pytest_quantgate.gates.fused import advise_fused, list_fused
 from pytest_quantgate.gates.towers import find_towers_off
-from pytest_quantgate.text.words import group, percent, shorten
+from pytest_quantgate.text.words import list_groups_of, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,13 +57,11 @@ def judge_operations(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
         f"{percent(lost / total, 1)} of the weights escaped the quantization: "
         f"{', '.join(f'{len(found)} {words}' for words, found in escaped.items())} "
         f"({scope.where})",
-        evidence=shorten(
-            [
-                f"{words}: {line}"
+        evidence=list_groups_of(
+            {
+                words: [op.module or "(the model itself)" for op in found]
                 for words, found in escaped.items()
-                for line in group(op.module or "(the model itself)" for op in found)
-            ],
-            noun="groups",
+            }
         ),
         cause=cause,
         next_step=next_step,

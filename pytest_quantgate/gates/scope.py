@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.suite.keys import BadKey, date_key, list_key, text_key
@@ -65,9 +66,8 @@ class Waiver:
 
     def covers(self, name: str) -> bool:
         """Return whether a pattern names a quantizer or a module, or what it is inside."""
-        parts = name.split(".")
-        parents = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-        return any(fnmatch.fnmatch(part, like) for like in self.modules for part in parents)
+        parts = accumulate(name.split("."), "{}.{}".format)
+        return any(fnmatch.fnmatch(part, like) for part in parts for like in self.modules)
 
     def last_day(self, today: date) -> date:
         """Return the last day until which a waiver may hold, seen from `today`."""

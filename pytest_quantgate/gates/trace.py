@@ -23,7 +23,7 @@ from pytest_quantgate.gates.sections import EngineTarget, target_key
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import BadKey, list_key, text_key
 from pytest_quantgate.suite.where import Where
-from pytest_quantgate.text.words import count, group, listed, shorten
+from pytest_quantgate.text.words import count, list_groups, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -338,7 +338,7 @@ def _judge_stage(
         f"{len(lost)} of {count(of, 'quantizer')} {LOST[stage]}: {first.name}: {first.reason} "
         f"({where})",
         brief=f"{len(lost)} of {of} quantizers lost at {stage}",
-        evidence=shorten(group(row.name for row in lost), most=5, noun="groups"),
+        evidence=list_groups((row.name for row in lost), most=5),
         cause=listed(list(reasons), most=3),
         next_step=MENDS[stage],
     )

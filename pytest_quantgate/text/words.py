@@ -112,6 +112,17 @@ def group(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(folded)
 
 
+def list_groups(names: Iterable[str], *, most: int = MOST) -> tuple[str, ...]:
+    """Return the first groups of names, and a line that counts the others."""
+    return shorten(group(names), most=most, noun="groups")
+
+
+def list_groups_of(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """Return the first groups of names, each behind what it is of: `off: layers.{0-11}.fc1`."""
+    lines = [f"{what}: {line}" for what, names in parts.items() for line in group(names)]
+    return shorten(lines, noun="groups")
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that `name` was probably meant to be, or None."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -238,7 +238,11 @@ def test_a_cut_that_cannot_be_judged_hides_no_other() -> None:
 
 def test_samples_without_columns_are_said_to_have_none() -> None:
     fp16, quantized, _ = make_seen(("left", 400, 0))
-    alone = (replace(fp16, class_names=()), replace(quantized, class_names=()), {})
+    alone: tuple[Outcomes, Outcomes, Columns] = (
+        replace(fp16, class_names=()),
+        replace(quantized, class_names=()),
+        {},
+    )
     verdict = judge(alone, slices=slices("camera"))
     assert "columns of these samples: none" in verdict.evidence
     assert "which no sample has (" in verdict.headline
@@ -296,9 +300,13 @@ def test_what_was_won_counts_against_what_was_lost() -> None:
 
 
 def test_a_label_without_a_name_is_called_by_its_number() -> None:
-    fp16, quantized, _ = make_seen(("left", 200, 0))
-    labels = tuple(7 if n % 2 else 0 for n in range(200))
-    seen = replace(fp16, labels=labels), replace(quantized, labels=labels), {}
+    fp16, quantized, _ = make_seen(("left", 1_000, 0))
+    labels = tuple((0, 1, 2, 3, 7)[n % 5] for n in range(1_000))
+    seen: tuple[Outcomes, Outcomes, Columns] = (
+        replace(fp16, labels=labels),
+        replace(quantized, labels=labels),
+        {},
+    )
     verdict = judge(seen, max_drop=Fraction(10, 100), slices=slices("class"))
     assert any("class=7 100.00 -> 100.00 %" in line for line in verdict.evidence)
 

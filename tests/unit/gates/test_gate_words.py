@@ -14,6 +14,8 @@ from pytest_quantgate.text.words import (
     count,
     group,
     level,
+    list_groups,
+    list_groups_of,
     listed,
     percent,
     points,
@@ -156,3 +158,17 @@ def test_every_red_verdict_of_a_gate_has_a_cause_and_a_next_step() -> None:
                 lacking.append(f"{path.name}:{call.lineno}")
 
     assert lacking == []
+
+
+def test_groups_are_listed_and_the_others_counted() -> None:
+    names = [f"part_{letter}.{number}.fc" for letter in "abcdefghijkl" for number in range(3)]
+
+    found = list_groups(names)
+    assert found[0] == "part_a.{0-2}.fc (3)"
+    assert found[-1] == f"... and {12 - len(found) + 1} groups"
+    assert list_groups(names, most=1) == (found[0], "... and 11 groups")
+    assert list_groups_of({"off": names[:3], "on": names[3:4]}) == (
+        "off: part_a.{0-2}.fc (3)",
+        "on: part_b.0.fc",
+    )
+    assert list_groups_of({"off": names})[-1] == found[-1]

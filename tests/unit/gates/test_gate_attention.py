@@ -13,6 +13,7 @@ from tests.unit.gates.gate_builders import (
     change_operations,
     change_quantizers,
     make_module,
+    make_operation,
     make_quantizer,
     make_waiver,
     matching,
@@ -203,3 +204,63 @@ def test_a_block_after_one_that_is_waived_is_looked_at() -> None:
     assert "q is off in 1 of 16 blocks" in verdict.headline
     assert verdict.evidence[0] == "q is off: vision_model.layers.5.self_attn"
     assert verdict.figures["attention_slots_missing"] == 1
+
+
+def test_attention_outside_of_the_towers_counts_too() -> None:
+    audit = add(
+        AUDIT,
+        make_module("fusion.attn", "attention", tower="other"),
+        make_operation("fusion.attn", "matmul", tower="other"),
+    )
+    assert fail(audit).evidence[0] == "q has no quantizer: fusion.attn"
+    bare = make_operation("fusion.attn", "attention", tower="other", quantized=False)
+    found = fail(add(AUDIT, bare))
+    assert (found.code, found.evidence) == ("coverage.attention-bypassed", ("fusion.attn",))
+    # What no suite expects may be as it is, and a layer is no attention.
+    text = switch_off(AUDIT, "vision*")
+    assert judge(text, towers=("text",)).passed
+
+
+@pytest.mark.parametrize("function", ["attention", "mha", "matmul"])
+def test_a_module_that_computes_attention_is_a_block_whatever_it_calls(function: str) -> None:
+    block = "vision_model.pool.attn"
+    kind = "mha" if function == "mha" else "attention"
+    ran = make_operation(block, function, weights_count=0)
+    assert "in 1 of 5 blocks" in fail(add(AUDIT, make_module(block, kind), ran)).headline
+    assert judge(add(AUDIT, make_module("vision_model.idle", "attention"))).passed
+    known = add(AUDIT, make_module(block, "attention"), make_quantizer(f"{block}.q_bmm_quantizer"))
+    known = replace(known, intended=(*known.intended, f"{block}.q_bmm_quantizer"))
+    assert "k has no quantizer in 1 of 5 blocks" in fail(known).headline
+
+
+def test_fused_attention_is_advised_to_be_excluded() -> None:
+    block = "vision_model.pool.attn"
+    fused = make_operation(block, "mha", operands=("input",), quantized=False, weights_count=0)
+    verdict = fail(add(AUDIT, make_module(block, "mha"), fused))
+
+    assert verdict.code == "coverage.attention-missing"
+    assert verdict.cause.startswith("ModelOpt has no quantized class of nn.MultiheadAttention")
+    assert verdict.next_step == 'add exclude: ["*pool.attn*"], where it may stay in FP16'
+    other = fail(switch_off(add(AUDIT, make_module(block, "mha"), fused), "vision*.0.*q_bmm*"))
+    assert "exclude" not in other.next_step
+
+
+def test_softmax_that_is_asked_for_and_never_called_may_be_left_out() -> None:
+    softmax = [
+        make_quantizer(f"{q.module}.softmax_quantizer", slot="softmax", tower_calls={})
+        for q in AUDIT.quantizers
+        if q.slot == "q"
+    ]
+    audit = add(AUDIT, *softmax)
+    audit = replace(audit, intended=(*audit.intended, *(q.name for q in softmax)))
+    words = ", and leave softmax out of coverage.attention"
+
+    assert fail(audit, attention=("q", "softmax")).next_step.endswith(words)
+    assert not fail(audit).next_step.endswith(words)
+    idle = change_quantizers(AUDIT, "*q_bmm*", tower_calls={})
+    assert not fail(idle, attention=("q",)).next_step.endswith(words)
+
+
+def test_slot_that_is_there_is_waived_by_its_own_name() -> None:
+    audit = switch_off(DEEP, "vision*.0.*q_bmm*")
+    assert judge(audit, waive=(make_waiver("vision*.0.*.q_bmm_quantizer"),)).passed

@@ -13,6 +13,8 @@ from tests.unit.gates.gate_builders import (
     change_operations,
     change_quantizers,
     exclude,
+    make_module,
+    make_operation,
     make_quantizer,
     make_waiver,
 )
@@ -88,6 +90,7 @@ def test_excluded_layers_pass_and_are_listed() -> None:
         ("*layer_norn1*", ": did you mean '*layer_norm1*'?"),
         ("token_embeding", ": did you mean '*token_embedding*'?"),
         ("zzzzzz", ""),
+        ("**fq1**", ": did you mean '*fc1*'?"),
         ("*token_embedding*", ""),
     ],
 )
@@ -131,3 +134,42 @@ def test_excluded_quantizer_that_was_switched_on_again_fails() -> None:
         "coverage: exclude '*layers.0.mlp*' matched 4 quantizers, 2 of them are enabled all the "
         f"same ({FILE}:10)"
     )
+    assert verdict.evidence == (
+        "text_model.layers.0.mlp.fc1.input_quantizer",
+        "text_model.layers.0.mlp.fc1.weight_quantizer",
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [("vision_model.layers.0.layer_norm1", "norm"), ("text_model.token_embedding", "embedding")],
+)
+def test_norms_and_embeddings_may_be_excluded_though_they_are_never_meant(
+    module: str, kind: str
+) -> None:
+    """A bare '*input_quantizer' switches them on: the exclusion may be what they are off by."""
+    off = make_quantizer(f"{module}.input_quantizer", enabled=False, tower_calls={})
+    audit = add(AUDIT, off)
+
+    assert judge(exclude(audit, f"{module}.*")).passed
+    unknown = replace(off, name="nowhere.norm.input_quantizer", module="nowhere.norm")
+    stray = exclude(add(AUDIT, unknown), "nowhere.*")
+    assert fail(stray).code == "coverage.exclude-without-effect"
+    # A name that no quantizer has, beside one that there is.
+    mixed = replace(stray, excludes=((stray.excludes[0][0], ("gone", unknown.name)),))
+    assert fail(mixed).code == "coverage.exclude-without-effect"
+
+
+def test_a_fused_module_without_quantizers_may_be_excluded() -> None:
+    """The pattern names the module, and matches no quantizer; those behind it are looked at."""
+    block = "vision_model.pool.attn"
+    fused = make_operation(block, "mha", operands=("input",), quantized=False)
+    audit = add(AUDIT, make_module(block, "mha"), fused)
+    excluded = replace(audit, excludes=(("*pool.attn*", ()),))
+
+    assert judge(excluded).passed
+    behind = replace(excluded, excludes=(*excluded.excludes, ("zzz", ())))
+    assert fail(behind).code == "coverage.exclude-matches-nothing"
+    inside = make_quantizer(f"{block}.out_proj.input_quantizer", enabled=False, tower_calls={})
+    kept = replace(add(audit, inside), excludes=(("*pool.attn*", (inside.name,)),))
+    assert judge(kept).passed

@@ -172,3 +172,53 @@ def test_static_range_per_channel_may_be_waived() -> None:
     assert judge(audit, waive=(waiver,)).passed
     elsewhere = change_quantizers(audit, "vision*.1.*input_quantizer", granularity="per-channel")
     assert judge(elsewhere, waive=(waiver,)).code == "coverage.range-per-channel"
+
+
+def test_layers_of_no_tower_are_looked_at_though_all_of_them_are_off() -> None:
+    name = "logits.weight_quantizer"
+    off = make_quantizer(name, tower="other", enabled=False, tower_calls={})
+    audit = replace(add(AUDIT, off), intended=(*AUDIT.intended, name))
+
+    verdict = fail(audit)
+    assert verdict.code == "coverage.layers-off"
+    assert verdict.evidence == (f"off: {name}",)
+
+
+def test_depth_is_that_of_blocks_that_are_alike() -> None:
+    """A layer that only some blocks have, or parts that a block has several of, are as they are."""
+    few = deepen(AUDIT, 3)
+    assert fail(few, towers=("text",)).headline.startswith(
+        "coverage: recipe 'fp8-attention' means only 2 of 5 blocks of the text tower: 3 weights"
+    )
+    parts = [
+        make_quantizer(f"vision_model.layers.0.experts.{n}.weight_quantizer", enabled=False)
+        for n in range(4)
+    ]
+    meant = make_quantizer("vision_model.layers.0.experts.9.weight_quantizer")
+    audit = add(AUDIT, *parts, meant)
+    assert judge(replace(audit, intended=(*audit.intended, meant.name))).passed
+    other = [
+        make_quantizer(f"vision_model.layers.{n}.gate.weight_quantizer", enabled=False)
+        for n in range(9)
+    ]
+    assert judge(add(AUDIT, *other)).passed
+    inputs = [
+        make_quantizer(f"vision_model.layers.{n}.mlp.fc1.input_quantizer", enabled=False)
+        for n in range(2, 9)
+    ]
+    assert judge(add(AUDIT, *inputs)).passed
+    stem = [make_quantizer(f"vision_model.stem.{n}.weight_quantizer", block=None) for n in range(9)]
+    stem = [replace(q, enabled=n == 0) for n, q in enumerate(stem)]
+    assert judge(replace(add(AUDIT, *stem), intended=(*AUDIT.intended, stem[0].name))).passed
+
+
+def test_blocks_that_are_left_out_may_be_waived_or_on() -> None:
+    shallow = deepen(AUDIT, 5)
+    waiver = make_waiver("vision_model.layers.3", "text_model.layers.3")
+    on = change_quantizers(shallow, "*layers.5*", enabled=True)
+
+    assert fail(shallow).figures["weights_left_out"] == 10
+    assert fail(shallow, waive=(waiver,)).figures["weights_left_out"] == 8
+    assert fail(on, parts=None).figures["weights_left_out"] == 8
+    one = replace(shallow, intended=tuple(n for n in AUDIT.intended if "layers.1" not in n))
+    assert "means only 1 of 7 blocks" in str(parts_of(fail(one, parts=None)))

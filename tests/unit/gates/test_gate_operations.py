@@ -6,9 +6,12 @@ from tests.unit.gates.coverage_builders import AUDIT, DEEP, PATCH, fail, judge
 from tests.unit.gates.gate_builders import (
     FILE,
     add,
+    change_operations,
+    change_quantizers,
     make_module,
     make_operation,
     make_waiver,
+    switch_off,
 )
 
 
@@ -97,3 +100,25 @@ def test_escaped_weight_may_be_waived() -> None:
     audit = add(DEEP, make_operation(PATCH, quantized=False))
 
     assert judge(audit, waive=(make_waiver(PATCH),)).passed
+
+
+def test_what_is_red_in_a_layer_is_no_second_finding() -> None:
+    """Of a weight whose quantizer is off or never ran; behind it is looked on."""
+    for spoiled in (
+        switch_off(AUDIT, "vision*.0.mlp*"),
+        change_operations(
+            change_quantizers(AUDIT, "vision*.0.mlp*", tower_calls={}),
+            "vision*.0.mlp*",
+            operands_quantized=(False, False),
+        ),
+    ):
+        assert fail(spoiled).code in ("coverage.layers-off", "coverage.never-ran")
+    around = change_operations(AUDIT, "*.mlp.fc1", operands_quantized=(False, False))
+    assert fail(around).figures["escaped_weights"] == 4000
+    idle_input = change_quantizers(around, "*.input_quantizer", tower_calls={})
+    assert "weights-escaped" in str(fail(idle_input, parts=2).other_codes)
+
+
+def test_attention_calls_with_weights_are_judged_by_their_operands() -> None:
+    call = make_operation("vision_model.layers.0.self_attn", "attention", weights_count=500)
+    assert judge(add(AUDIT, call)).passed

@@ -31,7 +31,9 @@ def test_waiver_holds_on_its_last_day_and_not_after() -> None:
     assert judge(audit, today=date(2030, 6, 30), waive=(waiver,)).passed
     verdict = judge(audit, today=date(2030, 7, 1), waive=(waiver,))
 
-    assert verdict.status is Status.FAIL
+    assert (verdict.status, verdict.code) == (Status.FAIL, "coverage.waiver-expired")
+    assert verdict.cause.startswith("what was to be mended by that day was not")
+    assert verdict.next_step.startswith("quantize these modules, or decide anew")
     assert verdict.headline == (
         f"coverage: the waiver for *layers.0.mlp* expired on 2030-06-30 ({at('until')})"
     )

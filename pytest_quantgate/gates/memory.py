@@ -182,42 +182,27 @@ def _list_parts(
     *, fp16: MemoryFigures, quantized: MemoryFigures, limits: MemoryLimits
 ) -> Iterator[_Part]:
     """Yield the kinds of memory that have a limit."""
-    parts = (
-        _Part(
-            key="plan",
-            name="plan",
-            fp16_bytes=fp16.plan_bytes,
-            quantized_bytes=quantized.plan_bytes,
-            max_ratio=limits.max_plan_ratio,
-            max_bytes=limits.max_plan_bytes,
-        ),
-        _Part(
-            key="weights",
-            name="weights",
-            fp16_bytes=fp16.weights_bytes,
-            quantized_bytes=quantized.weights_bytes,
-            max_ratio=limits.max_weights_ratio,
-            max_bytes=limits.max_weights_bytes,
-        ),
-        _Part(
-            key="activation",
-            name="activation memory",
-            fp16_bytes=fp16.activation_bytes,
-            quantized_bytes=quantized.activation_bytes,
-            max_ratio=limits.max_activation_ratio,
-            max_bytes=limits.max_activation_bytes,
-            may_be_zero=True,
-        ),
-        _Part(
-            key="peak_device",
-            name="peak device memory",
-            fp16_bytes=fp16.peak_device_bytes,
-            quantized_bytes=quantized.peak_device_bytes,
-            max_ratio=None,
-            max_bytes=limits.max_peak_device_bytes,
-        ),
-    )
-    return (part for part in parts if part.max_ratio is not None or part.max_bytes is not None)
+    for key, name in _NAMES.items():
+        part = _Part(
+            key=key,
+            name=name,
+            fp16_bytes=getattr(fp16, f"{key}_bytes"),
+            quantized_bytes=getattr(quantized, f"{key}_bytes"),
+            max_ratio=getattr(limits, f"max_{key}_ratio", None),
+            max_bytes=getattr(limits, f"max_{key}_bytes"),
+            may_be_zero=key == "activation",
+        )
+        if part.max_ratio is not None or part.max_bytes is not None:
+            yield part
+
+
+#: The kinds of memory, and what a sentence calls them.
+_NAMES = {
+    "plan": "plan",
+    "weights": "weights",
+    "activation": "activation memory",
+    "peak_device": "peak device memory",
+}
 
 
 def _judge_part(part: _Part, *, where: Where) -> Iterator[Verdict]:

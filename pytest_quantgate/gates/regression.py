@@ -116,10 +116,7 @@ def judge_regression(
             cause="the metric is one of classes, and the task has captions",
         )
     try:
-        drift = pair_stored(stored=stored.fp16, now=fp16)
-        drift_since_first = pair_stored(stored=stored.first_fp16, now=fp16)
-        since_accepted = pair_stored(stored=stored.accepted, now=quantized)
-        since_first = pair_stored(stored=stored.first, now=quantized)
+        pairs = _pair_all(stored, fp16=fp16, quantized=quantized)
     except Unpaired as error:
         return _refuse(
             "unpaired",
@@ -132,54 +129,20 @@ def judge_regression(
     )
     if exchanged is not None:
         return exchanged
-    moved = _compare(
-        drift,
-        name="fp16",
-        limit=gate.max_fp16_drop,
-        stored=stored.fp16,
-        now=fp16,
-        gate=gate,
-        family=family,
-    )
-    accepted = _compare(
-        since_accepted,
-        name="accepted",
-        limit=gate.max_drop,
-        stored=stored.accepted,
-        now=quantized,
-        gate=gate,
-        family=family,
-        fp16_drop=drift.drop,
-        next_step=f"if that is meant: {update_command}",
-    )
-    first = _compare(
-        since_first,
-        name="first",
-        limit=gate.max_drop_since_first,
-        stored=stored.first,
-        now=quantized,
-        gate=gate,
-        family=family,
-        fp16_drop=drift.drop,
-        next_step="undo the change that cost most: small accepted drops have added up",
-    )
-    needs_all = averages_classes(gate.metric)
-    parts = [
-        *judge_samples(quantized, kind=GATE, gate=gate, needs_all=needs_all),
-        *(moved, accepted, first),
-    ]
-    if stored.first_fp16 != stored.fp16:  # else `moved` says it
+    parts = judge_samples(quantized, kind=GATE, gate=gate, needs_all=averages_classes(gate.metric))
+    for kind in _COMPARISONS:
+        if kind.name == "first_fp16" and stored.first_fp16 == stored.fp16:
+            continue  # that of FP16 says it
         parts.append(
             _compare(
-                drift_since_first,
-                name="first_fp16",
-                limit=gate.max_drop_since_first,
-                stored=stored.first_fp16,
-                now=fp16,
+                pairs[kind.name],
+                kind=kind,
+                stored=getattr(stored, kind.name),
+                now=fp16 if kind.of_fp16 else quantized,
                 gate=gate,
                 family=family,
-                next_step="compare the library versions with those of the first baseline: small "
-                "accepted drifts of FP16 have added up",
+                fp16_drop=0.0 if kind.of_fp16 else pairs["fp16"].drop,
+                update_command=update_command,
             )
         )
     verdict = combine(gate=GATE, parts=tuple(parts))
@@ -228,27 +191,80 @@ def _judge_slot(
     )
 
 
-#: Each regression gate compares with a limit so many times.
-LIMITS_COUNT = 4
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """Outcomes of today against those that a baseline holds as `name`, within a limit `key`."""
+
+    name: str
+    key: str
+    subject: str
+    brief: str
+    next_step: str
+    of_fp16: bool = False
+
+
+#: Each regression gate compares so often.
+_COMPARISONS = (
+    _Comparison(
+        name="fp16",
+        key="max_fp16_drop",
+        subject="against its own baseline",
+        brief="FP16",
+        next_step="compare the library versions with those in the baseline: the baseline moved, "
+        "not the quantization",
+        of_fp16=True,
+    ),
+    _Comparison(
+        name="accepted",
+        key="max_drop",
+        subject="against the variant accepted last",
+        brief="variant",
+        next_step="if that is meant: {update}",
+    ),
+    _Comparison(
+        name="first",
+        key="max_drop_since_first",
+        subject="against the first variant accepted",
+        brief="since first",
+        next_step="undo the change that cost most: small accepted drops have added up",
+    ),
+    _Comparison(
+        name="first_fp16",
+        key="max_drop_since_first",
+        subject="against FP16 when the first variant was accepted",
+        brief="FP16 since first",
+        next_step="compare the library versions with those of the first baseline: small "
+        "accepted drifts of FP16 have added up",
+        of_fp16=True,
+    ),
+)
+
+
+def _pair_all(stored: StoredPair, *, fp16: Outcomes, quantized: Outcomes) -> dict[str, Pairs]:
+    return {
+        kind.name: pair_stored(
+            stored=getattr(stored, kind.name), now=fp16 if kind.of_fp16 else quantized
+        )
+        for kind in _COMPARISONS
+    }
 
 
 def list_strengths(
     *, fp16: Outcomes, quantized: Outcomes, stored: StoredPair | None, gate: RegressionGate
 ) -> tuple[float, ...]:
     """Return the strength of the alarm of each comparison; silent without a baseline."""
+    silent = (SILENT,) * len(_COMPARISONS)
     needs_classes = averages_classes(gate.metric) and not quantized.class_names
     if stored is None or needs_classes or check_outcomes(fp16, quantized) is not None:
-        return (SILENT,) * LIMITS_COUNT
+        return silent
     try:
-        compared = (
-            (pair_stored(stored=stored.fp16, now=fp16), gate.max_fp16_drop),
-            (pair_stored(stored=stored.accepted, now=quantized), gate.max_drop),
-            (pair_stored(stored=stored.first, now=quantized), gate.max_drop_since_first),
-            (pair_stored(stored=stored.first_fp16, now=fp16), gate.max_drop_since_first),
-        )
+        pairs = _pair_all(stored, fp16=fp16, quantized=quantized)
     except Unpaired:
-        return (SILENT,) * LIMITS_COUNT
-    return tuple(_alarm(pairs, gate=gate, limit=limit).strength for pairs, limit in compared)
+        return silent
+    return tuple(
+        _alarm(pairs[kind.name], gate=gate, limit=getattr(gate, kind.key)).strength
+        for kind in _COMPARISONS
+    )
 
 
 def _alarm(pairs: Pairs, *, gate: RegressionGate, limit: Fraction) -> Alarm:
@@ -256,49 +272,28 @@ def _alarm(pairs: Pairs, *, gate: RegressionGate, limit: Fraction) -> Alarm:
     return Alarm(chance=chance_above(flips, float(limit)), confidence=gate.confidence)
 
 
-_LIMITS = {
-    "fp16": "max_fp16_drop",
-    "accepted": "max_drop",
-    "first": "max_drop_since_first",
-    "first_fp16": "max_drop_since_first",
-}
-_BRIEF = {
-    "fp16": "FP16",
-    "accepted": "variant",
-    "first": "since first",
-    "first_fp16": "FP16 since first",
-}
-_SUBJECTS = {
-    "fp16": "against its own baseline",
-    "accepted": "against the variant accepted last",
-    "first": "against the first variant accepted",
-    "first_fp16": "against FP16 when the first variant was accepted",
-}
-
-
 def _compare(
     pairs: Pairs,
     *,
-    name: str,
-    limit: Fraction,
+    kind: _Comparison,
     stored: StoredOutcomes,
     now: Outcomes,
     gate: RegressionGate,
     family: Family,
-    fp16_drop: float = 0.0,
-    next_step: str = "compare the library versions with those in the baseline: the baseline moved, "
-    "not the quantization",
+    fp16_drop: float,
+    update_command: str,
 ) -> Verdict:
+    key, limit = kind.key, getattr(gate, kind.key)
+    next_step = kind.next_step.format(update=update_command)
     drop, interval = drop_interval(pairs, metric=gate.metric, confidence=float(gate.confidence))
     status, doubts = confirm(
         decide(interval, limit=float(limit)),
         alarm=_alarm(pairs, gate=gate, limit=limit),
         family=family,
     )
-    key = _LIMITS[name]
     headline = (
         f"regression: {gate.task}: {now.variant} {gate.metric} {percent(now.value)} "
-        f"{_SUBJECTS[name]} {percent(stored.value)} on {describe_samples(now)}: drop "
+        f"{kind.subject} {percent(stored.value)} on {describe_samples(now)}: drop "
         f"{points(drop)}, {show_interval(interval, confidence=gate.confidence)}, "
         f"{relation(status, name=key, limit=points(limit))} "
         f"= {describe_allowed(limit, pairs=pairs)} ({gate.where.of(key)})"
@@ -308,7 +303,7 @@ def _compare(
         if status is Status.INCONCLUSIVE and drop <= float(limit):
             cause = "too few samples for this limit and this rate of flips"
             next_step = f"evaluate on fresh samples, or accept a larger {key} on purpose"
-        elif name in ("fp16", "first_fp16"):
+        elif kind.of_fp16:
             cause = "a library, the machine or the preprocessing changed what FP16 computes"
         elif fp16_drop >= drop / 2:
             cause = (
@@ -321,7 +316,7 @@ def _compare(
         gate=GATE,
         status=status,
         headline=headline,
-        brief=f"{_BRIEF[name]} "
+        brief=f"{kind.brief} "
         + brief_drop(
             stored.value,
             now.value,
@@ -339,12 +334,12 @@ def _compare(
         cause=cause,
         next_step="" if status is Status.PASS else next_step,
         figures={
-            f"{name}_drop_points": drop * 100,
-            f"{name}_drop_low_points": interval.low * 100,
-            f"{name}_drop_high_points": interval.high * 100,
+            f"{kind.name}_drop_points": drop * 100,
+            f"{kind.name}_drop_low_points": interval.low * 100,
+            f"{kind.name}_drop_high_points": interval.high * 100,
             "samples": pairs.samples,
         },
-        code=code_of(GATE, f"{name.replace('_', '-')}-drop", status),
+        code=code_of(GATE, f"{kind.name.replace('_', '-')}-drop", status),
     )
 
 
@@ -534,7 +529,7 @@ KIND = GateKind(
     judge=judge,
     needs_torch=lambda _: True,
     several=True,
-    count_limits=lambda _: LIMITS_COUNT,
+    count_limits=lambda _: len(_COMPARISONS),
     strengths=measure_strengths,
     keeps_baseline=lambda _: True,
 )

@@ -371,7 +371,7 @@ def test_regression_that_cannot_be_judged_raises_no_alarm(changes: dict[str, Any
     strengths = regression.list_strengths(**judged)
 
     assert all(0 < strength < SILENT for strength in strengths)
-    assert regression.list_strengths(**judged | changes) == (SILENT,) * regression.LIMITS_COUNT
+    assert regression.list_strengths(**judged | changes) == (SILENT,) * 4
 
 
 def test_regression_of_retrieval_is_in_the_family() -> None:

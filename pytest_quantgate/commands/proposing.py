@@ -17,8 +17,9 @@ from pytest_quantgate.commands.planning import chance_of_parts
 from pytest_quantgate.commands.suite_text import DROPS_POINTS, is_decided, quote
 from pytest_quantgate.comparison.suite_files import show_value
 from pytest_quantgate.evidence.verdict import Status
-from pytest_quantgate.gates.accuracy import AccuracyGate, drop_flips, right_share
+from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.deciding import decide
+from pytest_quantgate.gates.drops import drop_flips, right_share
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.slices import count_needed, cut, find_worst, search_worst
 from pytest_quantgate.statistics.intervals import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pytest_quantgate.comparison.changes import Change
 from pytest_quantgate.evidence.outcomes import Score, averages_classes
-from pytest_quantgate.gates.accuracy import describe_moves
+from pytest_quantgate.gates.drops import describe_moves
 from pytest_quantgate.statistics.intervals import Interval, drop_limits
 from pytest_quantgate.statistics.pairing import Pairs, pair_scores
 from pytest_quantgate.text.words import count, percent, signed

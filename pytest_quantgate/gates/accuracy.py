@@ -21,7 +21,22 @@ from pytest_quantgate.gates.deciding import (
     refuse,
     relation,
 )
-from pytest_quantgate.gates.looks import confidence_left, find_looks, remember_look
+from pytest_quantgate.gates.drops import (
+    allowed_count,
+    describe_allowed,
+    describe_moves,
+    describe_worth,
+    drop_flips,
+    drop_interval,
+    right_share,
+    show_interval,
+)
+from pytest_quantgate.gates.looks import (
+    confidence_left,
+    describe_looks,
+    find_looks,
+    remember_look,
+)
 from pytest_quantgate.gates.published import Published, judge_published
 from pytest_quantgate.gates.run import GateRun, Judged, measure_task
 from pytest_quantgate.gates.samples import FINDINGS, describe_samples, judge_samples
@@ -44,25 +59,21 @@ from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
     SETTLING_POWER,
     Flips,
-    Interval,
     Mean,
     Share,
     chance_above,
     chance_below,
     drop_limits,
-    effective_samples,
     first_count,
-    mean_over,
     samples_to_settle,
     share_limits,
 )
-from pytest_quantgate.statistics.looks import PLANNED_SHARE
 from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import BadKey, count_key, percent_key, points_key, section_key
 from pytest_quantgate.suite.specs import STAGE, Stage
 from pytest_quantgate.tasks.contents import CLASS
-from pytest_quantgate.text.words import brief_drop, code_of, count, level, percent, points, signed
+from pytest_quantgate.text.words import brief_drop, code_of, count, level, percent, points
 
 if TYPE_CHECKING:
     from pytest_quantgate.store.looks import Looks
@@ -264,38 +275,6 @@ def spend_confidence(gate: AccuracyGate, looks: Looks) -> AccuracyGate:
     return replace(gate, confidence=left, asked=gate.confidence)
 
 
-def describe_looks(verdict: Verdict, *, gate: AccuracyGate, looks: Looks) -> Verdict:
-    """Return a verdict that says which look at the data it is, and of how many variants."""
-    lines: list[str] = []
-    number, is_early = looks.now.number, looks.now.spent < PLANNED_SHARE
-    left = confidence_left(gate.confidence, looks)
-    goal = gate.planned_samples or "more"
-    what = f"look {number} of a plan to {goal} samples" if is_early else f"look {number}"
-    if looks.earlier or is_early:
-        before = ", ".join(f"{look.samples} on {look.day}" for look in looks.earlier[-4:])
-        after = "" if is_early else "; fresh samples are a first look"
-        lines.append(
-            f"{what}{f' at samples of the same data ({before})' if before else ''}: judged at "
-            f"{level(left)}, so that all looks together are wrong in at most "
-            f"{float((1 - gate.confidence) * 100):.3g} %{after}"
-        )
-    if looks.variants > 1:
-        once = float(1 - gate.confidence)
-        lines.append(
-            f"{looks.variants} variants were judged on these samples: the best of so many passes "
-            f"wrongly in up to {(1 - (1 - once) ** looks.variants) * 100:.2g} %; confirm the one "
-            f"that ships on fresh samples"
-        )
-    is_open = is_early and verdict.status is Status.INCONCLUSIVE
-    return replace(
-        verdict,
-        brief=f"{verdict.brief}, look {number}" if looks.earlier or is_early else verdict.brief,
-        evidence=(*verdict.evidence, *lines),
-        next_step=f"raise samples to {goal}, as planned" if is_open else verdict.next_step,
-        figures={**verdict.figures, "look": number, "variants_judged": looks.variants},
-    )
-
-
 def count_limits(gate: AccuracyGate) -> int:
     """Return how many limits a gate adds to its suite's family."""
     others = (gate.floor, gate.max_flips, gate.max_class_drop, gate.slices, gate.published)
@@ -366,68 +345,6 @@ def check_outcomes(*both: Outcomes) -> Verdict | None:
                 next_step="measure again without the cache: --quantgate-cache=off",
             )
     return None
-
-
-def drop_flips(pairs: Pairs, *, metric: str) -> Flips | Mean[Flips]:
-    """Return what a metric's drop rests on: independent samples, in parts of equal weight."""
-    if averages_classes(metric):
-        return mean_over([counts.flips for _, counts in pairs.classes])
-    return pairs.flips
-
-
-def drop_interval(pairs: Pairs, *, metric: str, confidence: float) -> tuple[float, Interval]:
-    """Return the drop of a metric and its limits."""
-    flips = drop_flips(pairs, metric=metric)
-    return flips.value, drop_limits(flips, confidence=confidence)
-
-
-def describe_worth(pairs: Pairs, *, metric: str, confidence: Fraction) -> tuple[str, ...]:
-    """Return what samples that do not count alike are worth; empty where all do."""
-    if pairs.worth is not None:
-        worth, clusters = pairs.worth.drop, pairs.worth.clusters
-        if clusters is None:
-            return (
-                f"{count(pairs.samples, 'graded sample')} are worth {worth:.0f} true or false "
-                f"ones: most that moved did so by less than a whole",
-            )
-        return (
-            f"{count(pairs.samples, 'sample')} in {count(clusters, 'cluster')} that "
-            f"share a picture or a text are worth {worth:.0f} independent ones: "
-            f"those of one cluster are lost together",
-        )
-    found = drop_flips(pairs, metric=metric)
-    if isinstance(found, Flips):
-        return ()
-    sizes = [counts.samples for _, counts in pairs.classes]
-    worth = effective_samples(found, confidence=float(confidence))
-    return (
-        f"{count(pairs.samples, 'sample')} in {len(sizes)} classes of {min(sizes)} to {max(sizes)} "
-        f"are worth {worth:.0f} in classes of one size: each class weighs "
-        f"{100 / len(sizes):.3g} % of the mean",
-    )
-
-
-def describe_allowed(limit: Fraction, *, pairs: Pairs) -> str:
-    """Return a limit as so many samples, of graded ones as so many that lose all."""
-    allowed = allowed_count(limit, samples=pairs.samples)
-    return count(allowed, "whole sample" if pairs.graded else "sample")
-
-
-def describe_moves(pairs: Pairs) -> str:
-    """Return how many samples were lost and won; of graded ones, how many score less and more."""
-    if pairs.graded:
-        return f"{pairs.right_to_wrong} score less, {pairs.wrong_to_right} more"
-    return f"{pairs.right_to_wrong} right to wrong, {pairs.wrong_to_right} wrong to right"
-
-
-def show_interval(interval: Interval, *, confidence: Fraction) -> str:
-    low, high = signed(interval.low * 100), signed(interval.high * 100)
-    return f"one-sided {level(confidence)} limits [{low}, {high}] pp"
-
-
-def allowed_count(limit: Fraction, *, samples: int) -> int:
-    """Return a limit as a count of samples, rounded down exactly."""
-    return (limit * samples).__floor__()
 
 
 def _drop_alarm(pairs: Pairs, *, gate: AccuracyGate, limit: Fraction) -> Alarm:
@@ -544,13 +461,6 @@ def _advise(pairs: Pairs, *, status: Status, gate: AccuracyGate, confidence: flo
     if passed:
         return [f"{count(number, 'more flip')} to wrong would end this PASS"]
     return [f"{count(number, 'flip')} fewer would end this FAIL"]
-
-
-def right_share(pairs: Pairs, *, metric: str) -> Share | Mean[Share]:
-    """Return what the value of a metric rests on, of the variant after the change."""
-    if averages_classes(metric):
-        return mean_over([counts.right_share for _, counts in pairs.classes])
-    return pairs.right_share
 
 
 def _fp16_share(fp16: Outcomes, *, gate: AccuracyGate) -> Share | Mean[Share]:
@@ -699,7 +609,9 @@ def judge(run: GateRun, gate: AccuracyGate) -> Judged:
         family=run.judging.family,
         columns=read_columns(run, gate, fp16),
     )
-    verdict = describe_looks(verdict, gate=gate, looks=looks)
+    verdict = describe_looks(
+        verdict, confidence=gate.confidence, planned=gate.planned_samples, looks=looks
+    )
     above, figures = describe_chance(gate, fp16=fp16)
     verdict = replace(
         verdict,

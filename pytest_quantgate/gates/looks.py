@@ -6,7 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import MissingPackage, QuantGateError
-from pytest_quantgate.statistics.looks import Step, confidences_of_looks, spend_share
+from pytest_quantgate.evidence.verdict import Status, Verdict
+from pytest_quantgate.statistics.looks import (
+    PLANNED_SHARE,
+    Step,
+    confidences_of_looks,
+    spend_share,
+)
+from pytest_quantgate.text.words import level
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -112,3 +119,40 @@ def _list_stored(run: GateRun, gate: TaskGate) -> tuple[Look, ...]:
     except QuantGateError:  # the regression gate says so
         return ()
     return record.looks if record is not None else ()
+
+
+def describe_looks(
+    verdict: Verdict, *, confidence: Fraction, planned: int | None, looks: Looks
+) -> Verdict:
+    """Return a verdict that says which look at the data it is, and of how many variants.
+
+    `confidence` is that of all looks together, `planned` how far the samples may be raised.
+    """
+    lines: list[str] = []
+    number, is_early = looks.now.number, looks.now.spent < PLANNED_SHARE
+    left = confidence_left(confidence, looks)
+    goal = planned or "more"
+    what = f"look {number} of a plan to {goal} samples" if is_early else f"look {number}"
+    if looks.earlier or is_early:
+        before = ", ".join(f"{look.samples} on {look.day}" for look in looks.earlier[-4:])
+        after = "" if is_early else "; fresh samples are a first look"
+        lines.append(
+            f"{what}{f' at samples of the same data ({before})' if before else ''}: judged at "
+            f"{level(left)}, so that all looks together are wrong in at most "
+            f"{float((1 - confidence) * 100):.3g} %{after}"
+        )
+    if looks.variants > 1:
+        once = float(1 - confidence)
+        lines.append(
+            f"{looks.variants} variants were judged on these samples: the best of so many passes "
+            f"wrongly in up to {(1 - (1 - once) ** looks.variants) * 100:.2g} %; confirm the one "
+            f"that ships on fresh samples"
+        )
+    is_open = is_early and verdict.status is Status.INCONCLUSIVE
+    return replace(
+        verdict,
+        brief=f"{verdict.brief}, look {number}" if looks.earlier or is_early else verdict.brief,
+        evidence=(*verdict.evidence, *lines),
+        next_step=f"raise samples to {goal}, as planned" if is_open else verdict.next_step,
+        figures={**verdict.figures, "look": number, "variants_judged": looks.variants},
+    )

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import textwrap
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING
-
-from pytest_quantgate.gates.accuracy import AccuracyGate
-from pytest_quantgate.gates.proposals import judge_others, note_old_place, propose
-from pytest_quantgate.gates.run import GateRun, Judged, measure_task
-from pytest_quantgate.statistics.pairing import pair_outcomes
-from pytest_quantgate.store.baseline_mode import BaselineMode
-from pytest_quantgate.suite.gates import GateKind
-
-if TYPE_CHECKING:
-    from pytest_quantgate.store.records import Look, Record
-
-import textwrap
-from dataclasses import dataclass, field
 
 from pytest_quantgate.evidence.outcomes import (
     Outcomes,
@@ -27,8 +15,9 @@ from pytest_quantgate.evidence.outcomes import (
     averages_classes,
 )
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
-from pytest_quantgate.gates.accuracy import (
-    check_outcomes,
+from pytest_quantgate.gates.accuracy import AccuracyGate, check_outcomes
+from pytest_quantgate.gates.deciding import RELATIONS, confirm, decide, fail, refuse, relation
+from pytest_quantgate.gates.drops import (
     describe_allowed,
     describe_moves,
     describe_worth,
@@ -36,18 +25,24 @@ from pytest_quantgate.gates.accuracy import (
     drop_interval,
     show_interval,
 )
-from pytest_quantgate.gates.deciding import RELATIONS, confirm, decide, fail, refuse, relation
+from pytest_quantgate.gates.proposals import judge_others, note_old_place, propose
+from pytest_quantgate.gates.run import GateRun, Judged, measure_task
 from pytest_quantgate.gates.samples import describe_samples, judge_samples
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.statistics.intervals import chance_above
-from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_stored
+from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_outcomes, pair_stored
+from pytest_quantgate.store.baseline_mode import BaselineMode
+from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import points_key
 from pytest_quantgate.text.words import brief_drop, code_of, count, percent, points
 
+if TYPE_CHECKING:
+    from pytest_quantgate.store.records import Look, Record
+
 GATE = "regression"
-_refuse = partial(refuse, GATE)
 _fail = partial(fail, GATE)
+_refuse = partial(refuse, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)

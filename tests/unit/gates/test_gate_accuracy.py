@@ -16,11 +16,11 @@ from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import (
     AccuracyGate,
-    describe_looks,
     judge_accuracy,
     spend_confidence,
 )
 from pytest_quantgate.gates.deciding import decide
+from pytest_quantgate.gates.looks import describe_looks
 from pytest_quantgate.statistics.intervals import (
     Flips,
     Interval,
@@ -918,7 +918,9 @@ def judge_look(pair: tuple[Outcomes, Outcomes], looks: Looks, gate: AccuracyGate
     fp16, quantized = pair
     spent = spend_confidence(gate, looks)
     verdict = judge_accuracy(fp16=fp16, quantized=quantized, gate=spent)
-    return describe_looks(verdict, gate=gate, looks=looks)
+    return describe_looks(
+        verdict, confidence=gate.confidence, planned=gate.planned_samples, looks=looks
+    )
 
 
 def test_first_look_of_one_variant_says_nothing() -> None:
@@ -996,7 +998,12 @@ def test_many_variants_on_one_data_are_told(variants: int, share: str) -> None:
     gate = accuracy_gate()
     plain = judge_accuracy(fp16=fp16, quantized=quantized, gate=gate)
 
-    told = describe_looks(plain, gate=gate, looks=Looks(now=look(2_000), variants=variants))
+    told = describe_looks(
+        plain,
+        confidence=gate.confidence,
+        planned=gate.planned_samples,
+        looks=Looks(now=look(2_000), variants=variants),
+    )
 
     assert told.status is plain.status
     assert told.evidence[-1] == (

@@ -482,12 +482,14 @@ def _runtime(machine: Machine, runtime: str) -> Missing | None:
 
 
 def _model(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
-    from pytest_quantgate.encoders.source import is_local
+    from pytest_quantgate.encoders.source import find_code, is_local
 
     model = suite.model
-    if model.id is None:
-        return None
     try:
+        if model.factory is not None:
+            find_code(model, environ=environ)
+        if model.id is None:
+            return None
         if is_local(model.id):
             folder = expand_path(model.id, where=model.where.of("id"), environ=environ)
             if folder.is_dir():

@@ -332,9 +332,16 @@ def _check_model(
     suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
 ) -> None:
     from pytest_quantgate.encoders.families import describe_settings, read_settings
-    from pytest_quantgate.encoders.source import is_local, refuse_pipeline
+    from pytest_quantgate.encoders.source import find_code, is_local, refuse_pipeline
 
     model = suite.model
+    try:
+        if model.factory is not None:
+            find_code(model, environ=environ)
+    except NotMeasured as error:
+        notes.append(str(error))
+    except SuiteError as error:
+        errors.append(str(error))
     if model.id is None or not is_local(model.id):
         return
     try:
@@ -365,7 +372,7 @@ def _check_towers(suite: Suite, *, environ: Mapping[str, str]) -> Iterator[str]:
 
     directory, name = _find_model(suite, environ=environ)
     try:
-        towers = read_towers(directory) if directory is not None else None
+        towers = read_towers(directory) if directory is not None else suite.model.towers or None
     except QuantGateError:  # who loads the model says why
         return
     gates: tuple[TaskGate, ...]
@@ -411,16 +418,18 @@ def check_files(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Verdict, .
 
     Nothing of what is not on this machine. Takes a second: no library that computes is imported.
     """
+    from pytest_quantgate.encoders import faults
     from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
     from pytest_quantgate.gates.sanity import list_faults
 
     directory, name = _find_model(suite, environ=environ)
     tasks = _read_tasks(suite, directory=directory, environ=environ)
+    code = suite.model.factory
     sanity = Sanity(
         data=suite.calibration.data,
         pairs=0,
         reading=NO_TEXTS,
-        faults=_look_at(directory, dtype=suite.model.dtype),
+        faults=(faults.made_by(code),) if code else _look_at(directory, dtype=suite.model.dtype),
         tasks=tuple(task for task, _ in tasks),
     )
     return list_faults(
@@ -454,6 +463,8 @@ def _find_model(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Path | Non
     from pytest_quantgate.encoders.source import find_directory, is_local
 
     model = suite.model
+    if model.factory is not None:
+        return None, model.factory
     if model.id is not None and not is_local(model.id):
         folder = hub_snapshot(model.id, revision=model.revision or "", environ=environ)
         return folder if folder.is_dir() else None, model.id

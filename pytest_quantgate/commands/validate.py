@@ -110,8 +110,9 @@ def _run_one_pair(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Verdict,
     from pytest_quantgate.tasks.registry import load_samples
 
     spec = suite.calibration
-    if suite.model.source == "onnx":
-        raise NotMeasured(f"{suite.model.where}: the model is ONNX files, which a run opens")
+    for source, what in (("onnx", "ONNX files"), ("factory", "code")):
+        if suite.model.source == source:
+            raise NotMeasured(f"{suite.model.where}: the model is {what}, which only a run opens")
     pair = load_samples(
         spec.data, datasets=suite.datasets, samples=1, environ=environ, purpose="pairs", first=True
     )

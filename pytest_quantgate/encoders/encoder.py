@@ -222,6 +222,24 @@ def join_inputs(batches: Sequence[Batch], *, tower: TowerName) -> dict[str, torc
     return {name: torch.cat([batch.inputs[tower][name] for batch in batches]) for name in names}
 
 
+class ImageTransform:
+    """A function of one image, [3, H, W], with what an image processor of transformers has.
+
+    `edge` is how long the shorter side of an image becomes in it, 0 where nothing says.
+    """
+
+    def __init__(self, transform: Callable[[Image], torch.Tensor], *, edge: int = 0) -> None:
+        self.transform = transform
+        self.size = {"shortest_edge": edge}
+
+    def __call__(self, images: Sequence[Any], **_: Any) -> dict[str, torch.Tensor]:
+        import torch
+        from PIL import Image
+
+        plain = [i if isinstance(i, Image.Image) else Image.fromarray(i) for i in images]
+        return {"pixel_values": torch.stack([self.transform(image) for image in plain])}
+
+
 def group_images(images: Iterable[Any], *, edge: int) -> Iterator[list[Any]]:
     """Yield the images in lists of at most `bounds.PIXELS` pixels, or one image.
 

@@ -47,6 +47,16 @@ def absent() -> Fault:
     )
 
 
+def made_by(code: str) -> Fault:
+    """A model that code makes, which is run by a run alone."""
+    return Fault(
+        finding="not-looked-at",
+        text=f"nothing of it was looked at: {code} makes it, which only a run calls",
+        fix="run the suite with pytest",
+        certain=False,
+    )
+
+
 def image_size(*, made: Sequence[int], taken: Sequence[int]) -> Fault:
     """Pixel values [C, H, W] of another shape than the vision tower takes."""
     sizes = [f"{shape[0]} x {shape[1]} x {shape[2]}" for shape in (made, taken)]

@@ -89,6 +89,12 @@ def load_fp16(
     if device == "cuda" and not torch.cuda.is_available():
         raise NotMeasured("device cuda: torch finds no CUDA device; use --quantgate-device=cpu")
     refuse_forced_pickles(where=where)
+    if source.code is not None:
+        from pytest_quantgate.encoders.factory import load_factory
+
+        made = load_factory(spec, source=source, device=device)
+        check_finite(made.module, where=f"{spec.where.of('factory')}: {source.description}")
+        return made
     settings = check_files(source, where=where)
     known = find_pretrained(settings)
     assert known is not None  # check_files refuses others
@@ -137,11 +143,7 @@ def load_fp16(
     module = module.to(device=device, dtype=getattr(torch, compute_dtype)).eval()
     module.requires_grad_(False)
     notes = kind.list_notes(settings)
-    if compute_dtype != spec.dtype:
-        notes += (
-            f"computed in {compute_dtype} from weights rounded to {spec.dtype}: this CPU run "
-            f"stands for {spec.dtype} up to its rounding of activations",
-        )
+    notes += note_rounding(compute_dtype=compute_dtype, dtype=spec.dtype)
     return Encoder(
         module=module,
         towers=towers,
@@ -153,6 +155,16 @@ def load_fp16(
         compute_dtype=compute_dtype,
         device=device,
         notes=notes,
+    )
+
+
+def note_rounding(*, compute_dtype: str, dtype: str) -> tuple[str, ...]:
+    """Return what a run says that computes in another type than that of the weights."""
+    if compute_dtype == dtype:
+        return ()
+    return (
+        f"computed in {compute_dtype} from weights rounded to {dtype}: this CPU run stands for "
+        f"{dtype} up to its rounding of activations",
     )
 
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
+from pytest_quantgate.encoders.encoder import ImageTransform
 from pytest_quantgate.encoders.family import (
     EncoderFamily,
     Loaded,
@@ -258,7 +259,7 @@ class OpenClipTokenizer:
         return str(self.read.decoder.get(number, number))
 
 
-class OpenClipProcessor:
+class OpenClipProcessor(ImageTransform):
     """open_clip's own preprocessing for evaluation, as `preprocess_cfg` says."""
 
     def __init__(self, size: Any, *, settings: Mapping[str, Any]) -> None:
@@ -266,9 +267,8 @@ class OpenClipProcessor:
 
         height, width = _as_pair(size)
         known = PreprocessCfg(**{**settings, "size": (height, width)})
-        self.size = {"shortest_edge": min(height, width)}
         self.image_mean, self.image_std = tuple(known.mean), tuple(known.std)
-        self.transform: Any = image_transform(
+        transform: Any = image_transform(
             (height, width),
             is_train=False,
             mean=known.mean,
@@ -277,13 +277,7 @@ class OpenClipProcessor:
             resize_mode=known.resize_mode,
             fill_color=known.fill_color,
         )
-
-    def __call__(self, images: Sequence[Any], **_: Any) -> dict[str, torch.Tensor]:
-        import torch
-        from PIL import Image
-
-        plain = [i if isinstance(i, Image.Image) else Image.fromarray(i) for i in images]
-        return {"pixel_values": torch.stack([self.transform(image) for image in plain])}
+        super().__init__(transform, edge=min(height, width))
 
 
 def _name_sizes(section: Mapping[str, Any], *, heads: int) -> SimpleNamespace:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from pytest_quantgate.errors import (
     SuiteError,
     UnsupportedModel,
 )
+from pytest_quantgate.store.surroundings import Surroundings
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where, expand_path
 from pytest_quantgate.untrusted import read_regular
@@ -77,21 +80,46 @@ STEPS = ("[0-9]_*/config.json", "[0-9]_*/*.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
+class FactoryCode:
+    """A function of one's own that makes a model, by its `name` (`package.module:function`).
+
+    `package` is the folder or file of the package, `root` the folder that it is imported from,
+    `files` are the files and folders that the function is given.
+    """
+
+    name: str
+    package: Path
+    root: Path
+    files: tuple[Path, ...] = ()
+
+    def list_files(self) -> tuple[Path, ...]:
+        """Return the files that are named, and all below the folders that are, in their order."""
+        return tuple(
+            path
+            for named in self.files
+            for path in ([named] if named.is_file() else sorted(named.rglob("*")))
+            if path.is_file()
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
     """A checkpoint directory, the SHA-256 over its files, and its name for people.
 
-    `files` gives the SHA-256 (hex) of each file by its name.
+    `files` gives the SHA-256 (hex) of each file by its name. `code` is what makes a model that no
+    files describe; `directory` is then where its package is, and nothing there is a checkpoint's.
     """
 
     directory: Path
     digest: str
     description: str
     files: Mapping[str, str] = field(default_factory=dict)
+    code: FactoryCode | None = None
 
     @property
     def paths(self) -> dict[str, Path]:
         """Where these files are, by their names."""
-        return find_files(self.directory)
+        return {} if self.code else find_files(self.directory)
 
 
 def resolve_checkpoint(
@@ -104,6 +132,8 @@ def resolve_checkpoint(
     mends it, and ModelError where the directory holds no safetensors, or a file of it is a link
     that leads out of it.
     """
+    if spec.factory is not None:
+        return _resolve_factory(spec, environ=environ)
     directory, description = find_directory(spec, environ=environ)
     files = find_files(directory)
     if spec.source == "onnx":  # weights beside the settings are not those of the ONNX files
@@ -127,19 +157,95 @@ def resolve_checkpoint(
             )
         if not path.is_file():  # a pipe would be waited for without end
             raise ModelError(f"{spec.where.of('id')}: {path} is no regular file: remove it")
-        try:
-            with path.open("rb") as stream:
-                part = hashlib.file_digest(stream, "sha256")
-        except OSError as error:
-            raise ModelError(
-                f"{spec.where.of('id')}: {path} cannot be read: {error.strerror or error}"
-            ) from error
+        part = _digest_file(path, where=spec.where.of("id"))
         digest.update(os.fsencode(name) + b"\0" + part.digest())
         digests[name] = part.hexdigest()
     for name, sha256 in sorted((weights or {}).items()):
         digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(sha256))
     return CheckpointSource(
         directory=directory, digest=digest.hexdigest(), description=description, files=digests
+    )
+
+
+def _digest_file(path: Path, *, where: str) -> Any:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256")
+    except OSError as error:
+        raise ModelError(f"{where}: {path} cannot be read: {error.strerror or error}") from error
+
+
+def find_code(spec: ModelSpec, *, environ: Mapping[str, str]) -> FactoryCode:
+    """Return where a suite's factory and its files are; nothing is imported.
+
+    Raises NotMeasured where one of them is not here.
+    """
+    assert spec.factory is not None  # the suite's check wants it
+    top = spec.factory.partition(":")[0].partition(".")[0]
+    found = importlib.util.find_spec(top)
+    places = (found.submodule_search_locations or [found.origin or ""]) if found else []
+    package = Path(next(iter(places), ""))
+    if not package.is_absolute() or not package.exists():
+        raise NotMeasured(
+            f"{spec.where.of('factory')}: {spec.factory}: no package {top} can be imported here: "
+            f"install it, or set pythonpath in pyproject.toml ([tool.pytest.ini_options])"
+        )
+    files = []
+    for text in spec.files:
+        path = expand_path(text, where=spec.where.of("files"), environ=environ).absolute()
+        if not path.exists():
+            raise NotMeasured(f"{spec.where.of('files')}: {text} is not there: put it there")
+        files.append(path)
+    return FactoryCode(name=spec.factory, package=package, root=package.parent, files=tuple(files))
+
+
+def pin_model(spec: ModelSpec, *, source: CheckpointSource) -> dict[str, Any]:
+    """Return a model as plain data for another process, in which its files are where they are."""
+    if source.code is None:
+        # What a suite says may be a variable, or a name on the hub.
+        named = {"source": "transformers", "id": str(source.directory)}
+        return {**named, "dtype": spec.dtype, "attn_implementation": spec.attn_implementation}
+    return {
+        "source": "factory",
+        "factory": source.code.name,
+        "files": [str(path) for path in source.code.files],
+        "towers": list(spec.towers),
+        "dtype": spec.dtype,
+        "root": str(source.code.root),
+    }
+
+
+def read_model(pinned: Mapping[str, Any]) -> ModelSpec:
+    """Return a model that `pin_model` described; a factory's package can be imported then."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in pinned.items()
+    }
+    root = values.pop("root", "")
+    if root and root not in sys.path:
+        sys.path.append(root)
+    return ModelSpec(where=Where(file=values.get("id") or root, line=0), **values)
+
+
+def _resolve_factory(spec: ModelSpec, *, environ: Mapping[str, str]) -> CheckpointSource:
+    """Return the source of a model that code makes: its digest is that of package and files."""
+    code = find_code(spec, environ=environ)
+    top = code.name.partition(":")[0].partition(".")[0]
+    package = Surroundings(environ=environ).package(top)
+    assert package is not None  # find_code found it
+    digest = hashlib.sha256(f"{code.name}\0{package.digest}".encode())
+    digests = {}
+    for path in code.list_files():
+        index, named = next((i, p) for i, p in enumerate(code.files) if path.is_relative_to(p))
+        name = f"{index}/{path.relative_to(named.parent).as_posix()}"
+        part = _digest_file(path, where=spec.where.of("files"))
+        digest.update(os.fsencode(name) + b"\0" + part.digest())
+        digests[path.name if path == named else name.partition("/")[2]] = part.hexdigest()
+    return CheckpointSource(
+        directory=code.root,
+        digest=digest.hexdigest(),
+        description=code.name,
+        files=digests,
+        code=code,
     )
 
 

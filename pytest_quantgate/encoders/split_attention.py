@@ -17,7 +17,7 @@ from torch.nn import functional
 
 
 class SplitAttention(nn.Module):
-    """Self-attention [N, T, D] with the weights of an `nn.MultiheadAttention`."""
+    """Attention [N, T, D] with the weights of an `nn.MultiheadAttention`."""
 
     def __init__(self, whole: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -36,16 +36,24 @@ class SplitAttention(nn.Module):
         self.out_proj.weight, self.out_proj.bias = whole.out_proj.weight, whole.out_proj.bias
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, None]:
-        shape = (*hidden_states.shape[:-1], self.num_heads, -1)
-        query, key, value = (
-            self.get_submodule(name)(hidden_states).view(shape).transpose(1, 2)
-            for name in ("q_proj", "k_proj", "v_proj")
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        named = {"q_proj": query, "k_proj": key, "v_proj": value}
+        query_heads, key_heads, value_heads = (
+            self.get_submodule(name)(part)
+            .view(*part.shape[:-1], self.num_heads, -1)
+            .transpose(1, 2)
+            for name, part in named.items()
         )
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        mixed = mixed.transpose(1, 2).reshape(hidden_states.shape)
-        return self.out_proj(mixed), None
+        mixed = functional.scaled_dot_product_attention(
+            query_heads, key_heads, value_heads, attn_mask=attention_mask
+        )
+        found: torch.Tensor = self.out_proj(mixed.transpose(1, 2).reshape(query.shape))
+        return found
 
 
 class ParameterProjection(nn.Module):
@@ -76,39 +84,65 @@ def name_projection(module: nn.Module, attribute: str) -> None:
 
 
 class JointAttention(nn.Module):
-    """A `SplitAttention` where a block calls an `nn.MultiheadAttention` with one input."""
+    """A `SplitAttention` where a model calls an `nn.MultiheadAttention`; it gives no weights."""
 
-    def __init__(self, core: SplitAttention) -> None:
+    #: What layers of PyTorch look at: without them none takes a fast path around this module.
+    in_proj_weight = in_proj_bias = None
+
+    def __init__(self, whole: nn.MultiheadAttention) -> None:
         super().__init__()
-        self.core = core
+        self.core = SplitAttention(whole)
+        self.batch_first, self.num_heads = whole.batch_first, whole.num_heads
+        self.embed_dim, self.head_dim = whole.embed_dim, whole.head_dim
 
     def forward(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        *,
-        need_weights: bool = False,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
         attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
     ) -> tuple[torch.Tensor, None]:
-        if need_weights or key is not query or value is not query:
-            raise ValueError("attention over another input, or its weights, are not split")
-        found: tuple[torch.Tensor, None] = self.core(query, attention_mask=attn_mask)
-        return found
+        del need_weights, average_attn_weights, is_causal  # a hint: the mask is given too
+        parts = [query, key, value]
+        if query.ndim != 3:
+            raise ValueError("attention of one sample without a batch is not split")
+        if not self.batch_first:
+            parts = [part.transpose(0, 1) for part in parts]
+        mask = attn_mask if attn_mask is None else _as_numbers(attn_mask, like=query)
+        if mask is not None and mask.ndim == 3:
+            mask = mask.view(-1, self.num_heads, *mask.shape[1:])
+        if key_padding_mask is not None:
+            padding = _as_numbers(key_padding_mask, like=query)[:, None, None]
+            mask = padding if mask is None else mask + padding
+        found = self.core(*parts, attention_mask=mask)
+        return (found if self.batch_first else found.transpose(0, 1)), None
+
+
+def _as_numbers(mask: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
+    """Return a mask of `nn.MultiheadAttention`, in which true is masked, as numbers to add."""
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)
 
 
 def split_attention(module: nn.Module) -> int:
     """Split every `nn.MultiheadAttention` in a model in place; return how many there were.
 
-    Raises ValueError for one whose keys or values are of another size, or that is not batch first.
+    Raises ValueError for one whose keys or values are of another size, or that adds some.
     """
     found = [
         (name, part) for name, part in module.named_modules() if type(part) is nn.MultiheadAttention
     ]
     for name, whole in found:
-        same = whole.in_proj_weight is not None and whole.bias_k is None
-        if not (same and whole.batch_first and not whole.add_zero_attn):
-            raise ValueError(f"{name} is no plain self-attention")
+        if whole.in_proj_weight is None or whole.bias_k is not None or whole.add_zero_attn:
+            raise ValueError(f"{name} has keys or values of another size, or adds some")
         parent, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent), attribute, JointAttention(SplitAttention(whole)))
+        setattr(module.get_submodule(parent), attribute, JointAttention(whole))
+    for part in module.modules():
+        if isinstance(part, nn.TransformerEncoder):
+            part.use_nested_tensor = False  # it would read the packed weights
     return len(found)

@@ -43,7 +43,8 @@ class TowerSpec:
     Linear layers that run beside the six of each block, `fused` the modules
     (`nn.MultiheadAttention`) that no quantizer gets into. `embed` runs the tower on a module that
     has the parts, [N, ...] to [N, D]. `freeze` makes a copy of the tower take inputs of this shape
-    alone, so that nothing of it depends on sizes.
+    alone, so that nothing of it depends on sizes. `example` are the inputs of one sample to trace a
+    forward with, where noise, or begin and end, are none.
     """
 
     name: TowerName
@@ -58,11 +59,14 @@ class TowerSpec:
     freeze: Callable[[Any], None] = lambda tower: None
     linears: int = 0
     fused: tuple[str, ...] = ()
+    example: Mapping[str, torch.Tensor] | None = None
 
     def make_example(self, batch: int) -> dict[str, torch.Tensor]:
-        """Return inputs of `batch` samples to trace a forward with: noise, or begin and end."""
+        """Return inputs of `batch` samples to trace a forward with."""
         import torch
 
+        if self.example is not None:
+            return {name: value.repeat_interleave(batch, 0) for name, value in self.example.items()}
         if self.text is None:
             generator = torch.Generator().manual_seed(0)
             return {

@@ -82,11 +82,9 @@ class EngineContestant:
 
 @dataclass(frozen=True, kw_only=True)
 class TorchContestant:
-    """A tower in PyTorch: the FP16 model of a `folder`, or what a `checkpoint` makes of it."""
+    """A tower in PyTorch: a `model` as `pin_model` gives it, or what a `checkpoint` makes of it."""
 
-    folder: str
-    dtype: Literal["float16", "bfloat16", "float32"]
-    attn_implementation: Literal["sdpa", "eager"]
+    model: Mapping[str, Any]
     checkpoint: str
     tower: TowerName
     inputs: str
@@ -214,19 +212,11 @@ def _open_torch(spec: TorchContestant, inputs: Inputs) -> Contestant:
     import torch
 
     from pytest_quantgate.encoders.loading import load_fp16
+    from pytest_quantgate.encoders.source import read_model
     from pytest_quantgate.quantization.checkpoint import load_checkpoint
-    from pytest_quantgate.suite.specs import ModelSpec
-    from pytest_quantgate.suite.where import Where
 
     torch.set_num_threads(spec.threads)
-    spec_of_model = ModelSpec(
-        where=Where(file=spec.folder, line=0),
-        source="transformers",
-        id=spec.folder,
-        dtype=spec.dtype,
-        attn_implementation=spec.attn_implementation,
-    )
-    model = load_fp16(spec_of_model, device=spec.device)
+    model = load_fp16(read_model(spec.model), device=spec.device)
     if spec.checkpoint:
         model = load_checkpoint(Path(spec.checkpoint), fp16=model)
     run = run_torch_tower(model, tower=spec.tower, inputs=_to_torch(inputs))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.encoders.families import wrap_module
-from pytest_quantgate.encoders.loading import quiet_libraries
+from pytest_quantgate.encoders.loading import load_fp16, quiet_libraries
+from pytest_quantgate.encoders.source import read_model
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.parity import Roundtrip
 from pytest_quantgate.own_process import start_module
@@ -60,7 +61,12 @@ def measure_roundtrip(model: Encoder, *, batches: Sequence[Batch], directory: Pa
         for name, value in named.items()
     }
     save_file(flat, directory / INPUTS)
-    run = {"device": model.device, "threads": torch.get_num_threads()}
+    run = {
+        "device": model.device,
+        "threads": torch.get_num_threads(),
+        # No checkpoint may name code: this process says which made the model.
+        "factory": getattr(model.module.config, "model", None),
+    }
     (directory / RUN).write_text(json.dumps(run), encoding="utf-8")
     with quiet_libraries():
         own = run_towers(with_emulation(model), inputs=flat)
@@ -108,7 +114,10 @@ def restore_here(directory: Path) -> None:
     run = json.loads((directory / RUN).read_text(encoding="utf-8"))
     torch.set_num_threads(run["threads"])
     manifest = verify_checkpoint(checkpoint)
-    plain = wrap_module(build_plain(checkpoint).to(run["device"]))
+    if run["factory"]:
+        plain = load_fp16(read_model(run["factory"]), device=run["device"])
+    else:
+        plain = wrap_module(build_plain(checkpoint).to(run["device"]))
     model = restore_over(plain.module, checkpoint, manifest=manifest, like=plain)
     inputs = load_file(directory / INPUTS)
     with quiet_libraries():

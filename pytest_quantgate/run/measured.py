@@ -164,11 +164,8 @@ class Measured(Variants):
 
         spec = self.suite.calibration
         # What lies beyond float16 is judged where float16 runs, on real inputs.
-        faults = tuple(
-            fault
-            for fault in inspect_checkpoint(self.source.directory)
-            if fault.finding != "float16-overflow"
-        )
+        found = () if self.source.code else inspect_checkpoint(self.source.directory)
+        faults = tuple(fault for fault in found if fault.finding != "float16-overflow")
         if any(fault.certain for fault in faults):
             return Sanity(data=spec.data, pairs=0, reading=NO_TEXTS, faults=faults)
         loaded = []

@@ -134,6 +134,7 @@ def line_up(stages: Stages, *, gate: TimedGate) -> Iterator[tuple[Lineup, Mappin
 def _plan_torch(stages: Stages, gate: TimedGate, folder: Path) -> Lineup:
     import torch
 
+    from pytest_quantgate.encoders.source import pin_model
     from pytest_quantgate.quantization.checkpoint import save_checkpoint
 
     case = stages.case
@@ -144,10 +145,7 @@ def _plan_torch(stages: Stages, gate: TimedGate, folder: Path) -> Lineup:
     return Lineup(
         specs={
             variant: TorchContestant(
-                # What a suite says may be a variable, or a name on the hub.
-                folder=str(case.source.directory),
-                dtype=case.suite.model.dtype,
-                attn_implementation=case.suite.model.attn_implementation,
+                model=pin_model(case.suite.model, source=case.source),
                 checkpoint=checkpoints[variant],
                 tower=gate.tower,
                 inputs=inputs,

@@ -521,6 +521,8 @@ class Variants:
         """The towers of the model, from its configuration alone, or those that it has files of."""
         from pytest_quantgate.encoders.families import read_towers
 
+        if self.suite.model.factory is not None:
+            return self.suite.model.towers
         if self.suite.model.source != "onnx":
             return read_towers(self.source.directory)
         found = read_towers(self._folder[0])

@@ -273,9 +273,9 @@ def _open_attention(module: Any, *, tower: TowerSpec, softmax: bool) -> tuple[st
         for name, child in module.named_modules()
         if plain_class_name(child) in tower.attention
     ]
-    if not found:
+    if tower.attention and not found:
         names = " or ".join(tower.attention)
-        raise ModelError(f"no {names or 'attention'} found in the {tower.name} tower")
+        raise ModelError(f"no {names} found in the {tower.name} tower")
     executed = _find_executed(module, tower=tower)
     added = []
     for name, attention in found:

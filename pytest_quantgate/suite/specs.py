@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,13 +53,14 @@ def check_data(data: str, *, key: str = "data") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Which FP16 model: `reference`, a checkpoint of transformers by hub id or folder, or `onnx`:
-    the files that `artifacts.fp16` names, fed as the settings in a folder say."""
+    """Which FP16 model: `reference`, a checkpoint of transformers by hub id or folder, `onnx`: the
+    files that `artifacts.fp16` names, fed as the settings in a folder say, or `factory`: what a
+    function returns that is given `files`."""
 
     where: Where
-    source: Literal["reference", "transformers", "onnx"] = field(
+    source: Literal["reference", "transformers", "onnx", "factory"] = field(
         metadata=choice_key(
-            "reference", "transformers", "onnx", help="where the FP16 model comes from"
+            "reference", "transformers", "onnx", "factory", help="where the FP16 model comes from"
         )
     )
     id: str | None = field(
@@ -79,8 +81,39 @@ class ModelSpec:
     attn_implementation: Literal["sdpa", "eager"] = field(
         default="sdpa", metadata=choice_key("sdpa", "eager", help="as in transformers")
     )
+    factory: str | None = field(
+        default=None,
+        metadata=text_key(
+            help="package.module:function, which makes the model; needs trust: true of the suite"
+        ),
+    )
+    files: tuple[str, ...] = field(
+        default=(),
+        metadata=list_key(
+            text_key(help="file or folder, with ${NAME}", environment=True),
+            help="what the factory reads: it is given these paths",
+            single=True,
+        ),
+    )
+    towers: tuple[Literal["vision", "text"], ...] = field(
+        default=(),
+        metadata=list_key(
+            choice_key("vision", "text", help="tower"), help="what the factory returns"
+        ),
+    )
 
     def check(self) -> None:
+        made = ("factory", "files", "towers")
+        for key in ("id", "revision", "attn_implementation") if self.source == "factory" else made:
+            if key in self.where.keys:
+                what = "source: factory" if key in made else "a model of files, not to a factory"
+                raise BadKey(key, f"belongs to {what}: leave it out")
+        if self.source == "factory":
+            if not re.fullmatch(r"\w+(\.\w+)*:\w+", self.factory or ""):
+                raise BadKey("factory", "is no function: write package.module:function")
+            if self.towers not in (("vision",), ("text",), ("vision", "text")):
+                raise BadKey("towers", "says what the factory returns: [vision], [text], or both")
+            return
         if self.source == "reference":
             for key in ("id", "revision"):
                 if key in self.where.keys:
@@ -323,11 +356,13 @@ class Suite:
                     f"suite has its ONNX files alone: "
                     + ("write stage: onnx" if staged else "leave it out, or name the checkpoint")
                 )
-        for gate in self.gates:
-            if gate.runs_code_of and not self.trust:
+        named = [(f"{gate.where}: {gate.kind}", gate.runs_code_of) for gate in self.gates]
+        named.insert(0, (f"{self.model.where.of('factory')}: model", self.model.factory or ""))
+        for place, code in named:
+            if code and not self.trust:
                 raise SuiteError(
-                    f"{gate.where}: {gate.kind}: {gate.runs_code_of} is code, which this suite "
-                    f"would run: read it, then write trust: true at the top of the suite"
+                    f"{place}: {code} is code, which this suite would run: read it, then write "
+                    f"trust: true at the top of the suite"
                 )
 
     def _check_onnx_model(self) -> None:

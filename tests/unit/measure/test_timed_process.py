@@ -50,9 +50,8 @@ def spec(tmp_path: Path) -> OnnxContestant:
 
 def test_a_spec_goes_from_process_to_process_as_json(spec: OnnxContestant) -> None:
     torch = TorchContestant(
-        folder="/m", dtype="float16", attn_implementation="sdpa", checkpoint="", tower="text",
-        inputs="/i",
-    )  # fmt: skip
+        model={"source": "transformers", "id": "/m"}, checkpoint="", tower="text", inputs="/i"
+    )
     assert [read_spec(write_spec(found)) for found in (spec, torch)] == [spec, torch]
 
 

@@ -45,7 +45,7 @@ class Vision(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         x = self.patches(pixels).flatten(2).transpose(1, 2)
-        first = self.first.expand(len(x), 1, -1)
+        first = self.first.expand(x.shape[0], 1, -1)  # the export would write len(x) down
         x = self.before(torch.cat((first, x), dim=1) + self.positions)
         for block in self.blocks:
             x = block(x, None)
@@ -70,7 +70,7 @@ class Text(nn.Module):
         for block in self.blocks:
             x = block(x, self.mask)
         end = (ids == self.end).int().argmax(dim=-1)
-        return self.project(self.after(x)[torch.arange(len(x), device=x.device), end])
+        return self.project(self.after(x)[torch.arange(x.shape[0], device=x.device), end])
 
 
 def make_blocks(config: dict) -> nn.ModuleList:

@@ -15,6 +15,7 @@ import functools
 import io
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -506,7 +507,8 @@ def _trace(
 
     stream: Any = io.BytesIO()  # taken by this exporter, though its annotation says a path
     free = {name: {0: "batch"} for name in (*sample, "embeddings")} if dynamic_batch else None
-    with quiet_libraries(), torch.no_grad():
+    with quiet_libraries(), torch.no_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", torch.jit.TracerWarning)
         try:
             torch.onnx.export(
                 module,
@@ -524,6 +526,13 @@ def _trace(
         except torch.onnx.errors.OnnxExporterError as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"PyTorch cannot export this tower to ONNX: {reason}") from error
+    fixed = next((found for found in said if "Using len" in str(found.message)), None)
+    if fixed is not None and dynamic_batch:
+        place = f"{Path(fixed.filename).name}:{fixed.lineno}"
+        raise ModelError(
+            f"{place} uses len() of a tensor, which the export writes down as the number of "
+            f"samples that it is traced with: use .shape[0]"
+        )
     return onnx.load_from_string(stream.getvalue())
 
 

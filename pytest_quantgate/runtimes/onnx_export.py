@@ -508,7 +508,8 @@ def _trace(
     stream: Any = io.BytesIO()  # taken by this exporter, though its annotation says a path
     free = {name: {0: "batch"} for name in (*sample, "embeddings")} if dynamic_batch else None
     with quiet_libraries(), torch.no_grad(), warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", torch.jit.TracerWarning)
+        tracing: Any = torch.jit
+        warnings.simplefilter("always", tracing.TracerWarning)
         try:
             torch.onnx.export(
                 module,

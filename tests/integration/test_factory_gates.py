@@ -68,20 +68,19 @@ def test_the_example_passes_every_gate(write: Callable[..., None], run_gates: Ru
 def test_it_passes_in_int8(write: Callable[..., None], run_gates: Run) -> None:
     write(
         ("fp8-attention", "int8"),
-        gates="gates:\n  coverage: {}\n  export: {}\n  parity: {samples: 8}\n"
-        "  latency: {runtime: torch, tower: text, batch: 4, max_ratio: 1000x}\n",
+        gates="gates:\n  coverage: {}\n  export: {}\n  parity: {samples: 8}\n",
     )
 
     result = run_gates()
 
-    result.assert_outcomes(passed=5)
+    result.assert_outcomes(passed=4)
 
 
 #: What is done to the code of the example, and how the gate says so.
 SABOTAGES = {
     "a mask for the image tower": (
         "x = block(x, None) => x = block(x, torch.full((37, 37), -torch.inf).triu(1))",
-        "*FAIL*accuracy*",
+        "*FP16 embeds 150 different images of digits/test alike*",
     ),
     "one block left out": (
         "for block in self.blocks:\n            x = block(x, None) => "

@@ -62,7 +62,7 @@ Make = Callable[..., ModelSpec]
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Return a function that writes a factory and returns the model of a suite that names it."""
     monkeypatch.syspath_prepend(tmp_path)
-    names = []
+    names: list[str] = []
 
     def write(change: str = "pass", *, top: str = "", **more: Any) -> ModelSpec:
         names.append(name := f"own_{abs(hash(tmp_path.name)) % 10**8}_{len(names)}")

@@ -24,7 +24,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.encoder import Encoder, ImageTransform, describe_error
-from pytest_quantgate.encoders.loading import note_rounding, quiet_libraries
 from pytest_quantgate.encoders.source import CheckpointSource, FactoryCode, pin_model
 from pytest_quantgate.encoders.towers import TextSpec, TowerSpec
 from pytest_quantgate.errors import ModelError, QuantGateError
@@ -133,7 +132,6 @@ def load_factory(spec: ModelSpec, *, source: CheckpointSource, device: str) -> E
         weight_dtype=spec.dtype,
         compute_dtype=compute_dtype,
         device=device,
-        notes=note_rounding(compute_dtype=compute_dtype, dtype=spec.dtype),
     )
 
 
@@ -202,8 +200,7 @@ def _watch_files(opened: set[Path]) -> Iterator[None]:
 
 def _run(function: Callable[[], Any], *, what: str, where: str) -> Any:
     try:
-        with quiet_libraries():
-            return function()
+        return function()
     except QuantGateError:
         raise
     except Exception as error:  # whatever the team's code raises

@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +93,11 @@ def load_fp16(
     if source.code is not None:
         from pytest_quantgate.encoders.factory import load_factory
 
-        made = load_factory(spec, source=source, device=device)
+        with quiet_libraries():
+            made = load_factory(spec, source=source, device=device)
         check_finite(made.module, where=f"{spec.where.of('factory')}: {source.description}")
-        return made
+        rounded = note_rounding(compute_dtype=made.compute_dtype, dtype=spec.dtype)
+        return replace(made, notes=rounded)
     settings = check_files(source, where=where)
     known = find_pretrained(settings)
     assert known is not None  # check_files refuses others

@@ -668,3 +668,20 @@ def test_a_file_is_parsed_once_for_its_audit(
     audit_given(sound.path, model=sound.model, name="sound.onnx", digest="0" * 64)
 
     assert parsed == [sound.path.stat().st_size]
+
+
+@pytest.mark.parametrize("recipe", ["int4", "nvfp4-weight-only"])
+def test_weights_in_blocks_are_proved_code_by_code(
+    hand_over: Callable[..., HandOver], tmp_path: Path, recipe: str
+) -> None:
+    given = hand_over(recipe)
+    model = onnx.load(given.path)
+    change_values(model, f"{FC1}.weight", np.flip)
+    onnx.save(model, tmp_path / "spoiled.onnx")
+
+    sound, spoiled = (given.read(p).given for p in (given.path, tmp_path / "spoiled.onnx"))
+
+    assert sound is not None
+    assert (sound.same, sound.differing, sound.unproven) == (sound.tensors, (), ())
+    assert spoiled is not None
+    assert [text.partition(":")[0] for text in spoiled.differing] == [f"{FC1}.weight"]

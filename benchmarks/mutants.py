@@ -93,7 +93,7 @@ TESTS = {
     "gates.memory": ("gates/test_gate_engine.py",),
     "gates.proposals": ("test_judging_baselines.py",),
     "gates.regression": ("statistics/test_family.py", "gates/test_gate_samples.py"),
-    "gates.slices": ("suite/test_suite_refusals.py",),
+    "gates.slices": ("gates/test_gate_accuracy.py", "suite/test_suite_refusals.py"),
     "statistics.intervals": ("store/test_looks.py",),
     "statistics.rounds": ("gates/test_gate_latency.py",),
     "tasks.catalogue": ("tasks/test_catalogue_task.py",),

@@ -140,11 +140,13 @@ def judge(run: LoadRun, gate: LoadGate | None = None, **more: Any) -> Verdict:
 # -- error rates -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fp16_against_itself_never_fails(shape: str) -> None:
     assert count_statuses(shape, tail=1.0)[Status.FAIL] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["quiet", "drift"])
 def test_a_tail_that_is_a_fifth_slower_is_caught_where_the_noise_permits(shape: str) -> None:
     found = count_statuses(shape, tail=1.2)
@@ -153,6 +155,7 @@ def test_a_tail_that_is_a_fifth_slower_is_caught_where_the_noise_permits(shape: 
     assert found[Status.PASS] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["bursts", "sticky"])
 def test_a_tail_that_is_half_slower_never_passes_on_a_noisy_machine(shape: str) -> None:
     assert count_statuses(shape, tail=1.5, runs=40)[Status.PASS] == 0

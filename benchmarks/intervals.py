@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pytest_quantgate.commands.planning import count_for_mean
-from pytest_quantgate.gates.calibration import limit_clipping
+from pytest_quantgate.gates.clipping import limit_clipping
 from pytest_quantgate.measure.rounds import first_look, share_rounds
 from pytest_quantgate.statistics.family import ALONE, Alarm, Family
 from pytest_quantgate.statistics.intervals import (

@@ -84,6 +84,12 @@ TESTS = {
         )
         for part in OF_COVERAGE
     },
+    **{
+        f"gates.{part}": tuple(
+            f"gates/test_gate_{name}.py" for name in ("calibration", "ranges", "clipping")
+        )
+        for part in ("calibration", "ranges", "clipping")
+    },
     "evidence.verdict": ("test_verdict.py",),
     "evidence.fingerprint": ("test_fingerprint.py",),
     "gates.accuracy": ("statistics/test_family.py", "gates/test_gate_samples.py"),

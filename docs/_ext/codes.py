@@ -102,6 +102,15 @@ def _read(tree: ast.Module) -> Iterator[Code]:
     for call in _calls(tree, names=ERRORS):
         for code in _templates(_argument(call, "code"), known=known):
             yield Code(code=code, says=_text(call.args[0], known=known), cause="", fix="")
+    for call in _calls(tree, names=("name_all",)):
+        for code in _templates(call.args[0], known=known):
+            if code != GAP:
+                yield Code(
+                    code=code,
+                    says=f"{GAP} {_text(call.args[3], known=known)}: {GAP}",
+                    cause=_text(_argument(call, "cause"), known=known),
+                    fix=_text(_argument(call, "next_step"), known=known),
+                )
     for call in _calls(tree, names=("Fault",)):
         for finding in _templates(_argument(call, "finding"), known=known):
             yield Code(

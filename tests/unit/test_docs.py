@@ -185,6 +185,8 @@ def test_every_verdict_that_is_not_green_has_a_code() -> None:
         "sanity.model-unusable",
         "sanity.fp16-at-chance",
         "trace.lost-at-engine",
+        "check.base-missing",
+        "latency.other-device",
         "test.data-unusable",
     ],
 )

@@ -29,17 +29,14 @@ from pytest_quantgate.gates.clipping import limit_clipping
 from pytest_quantgate.measure.rounds import first_look, share_rounds
 from pytest_quantgate.statistics.family import ALONE, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
-    SETTLING_POWER,
     Flips,
     Interval,
     Mean,
     Share,
     chance_above,
-    chance_to_pass,
     clustered_samples,
     drop_limits,
     mean_over,
-    samples_to_settle,
 )
 from pytest_quantgate.statistics.looks import Step, confidences_of_looks, spend_share
 from pytest_quantgate.statistics.pairing import pair_scores
@@ -49,6 +46,7 @@ from pytest_quantgate.statistics.rounds import (
     noise_factor,
     widen,
 )
+from pytest_quantgate.statistics.sizes import SETTLING_POWER, chance_to_pass, samples_to_settle
 from pytest_quantgate.store.baselines import read_record
 
 PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"

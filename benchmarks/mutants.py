@@ -101,6 +101,7 @@ TESTS = {
     "gates.regression": ("statistics/test_family.py", "gates/test_gate_samples.py"),
     "gates.slices": ("gates/test_gate_accuracy.py", "suite/test_suite_refusals.py"),
     "statistics.intervals": ("store/test_looks.py",),
+    "statistics.sizes": ("statistics/test_intervals.py",),
     "statistics.rounds": ("gates/test_gate_latency.py",),
     "tasks.catalogue": ("tasks/test_catalogue_task.py",),
     "store.acceptance": ("test_baselines.py",),

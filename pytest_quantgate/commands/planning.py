@@ -19,19 +19,15 @@ from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.gates.slices import Columns, cut
-from pytest_quantgate.statistics.intervals import (
-    MOST_SAMPLES,
+from pytest_quantgate.statistics.intervals import MOST_SAMPLES, Flips, Result, Share, mean_over
+from pytest_quantgate.statistics.pairing import pair_scores
+from pytest_quantgate.statistics.sizes import (
     SETTLING_POWER,
-    Flips,
-    Result,
-    Share,
     chance_to_pass,
     first_count,
     is_settled,
-    mean_over,
     samples_to_settle,
 )
-from pytest_quantgate.statistics.pairing import pair_scores
 from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import Record
 from pytest_quantgate.suite.specs import Suite

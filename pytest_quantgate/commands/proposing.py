@@ -22,14 +22,9 @@ from pytest_quantgate.gates.deciding import decide
 from pytest_quantgate.gates.drops import drop_flips, right_share
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.slices import count_needed, cut, find_worst, search_worst
-from pytest_quantgate.statistics.intervals import (
-    SETTLING_POWER,
-    Flips,
-    Result,
-    drop_limits,
-    samples_to_settle,
-)
+from pytest_quantgate.statistics.intervals import Flips, Result, drop_limits
 from pytest_quantgate.statistics.pairing import Pairs, pair_outcomes
+from pytest_quantgate.statistics.sizes import SETTLING_POWER, samples_to_settle
 from pytest_quantgate.suite.keys import keys_of
 from pytest_quantgate.tasks.kind import find_task
 from pytest_quantgate.text.words import count, listed, percent, points, signed

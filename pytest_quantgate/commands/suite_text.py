@@ -18,7 +18,8 @@ from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ModelError, SuiteError
 from pytest_quantgate.formats.table import FP8_ATTENTION_MIN_TOKENS
 from pytest_quantgate.gates.fused import name_fused
-from pytest_quantgate.statistics.intervals import Flips, Result, samples_to_settle
+from pytest_quantgate.statistics.intervals import Flips, Result
+from pytest_quantgate.statistics.sizes import samples_to_settle
 from pytest_quantgate.suite.where import expand_path
 from pytest_quantgate.tasks.builtin import Purpose
 from pytest_quantgate.tasks.clip_benchmark import CAPTIONED

@@ -57,18 +57,16 @@ from pytest_quantgate.gates.slices import (
 )
 from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
-    SETTLING_POWER,
     Flips,
     Mean,
     Share,
     chance_above,
     chance_below,
     drop_limits,
-    first_count,
-    samples_to_settle,
     share_limits,
 )
 from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_outcomes
+from pytest_quantgate.statistics.sizes import SETTLING_POWER, first_count, samples_to_settle
 from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.suite.keys import BadKey, count_key, percent_key, points_key, section_key
 from pytest_quantgate.suite.specs import STAGE, Stage

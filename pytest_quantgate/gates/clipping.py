@@ -14,10 +14,10 @@ from pytest_quantgate.statistics.intervals import (
     Interval,
     Share,
     chance_above,
-    first_count,
     most_of_clumps,
     share_limits,
 )
+from pytest_quantgate.statistics.sizes import first_count
 from pytest_quantgate.text.words import count, percent, shorten
 
 if TYPE_CHECKING:

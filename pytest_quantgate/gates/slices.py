@@ -24,9 +24,9 @@ from pytest_quantgate.statistics.intervals import (
     ClassCounts,
     chance_above,
     drop_limits,
-    samples_without_loss,
 )
 from pytest_quantgate.statistics.pairing import pair_outcomes
+from pytest_quantgate.statistics.sizes import samples_without_loss
 from pytest_quantgate.suite.keys import BadKey, count_key, list_key, points_key, text_key
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.contents import CLASS

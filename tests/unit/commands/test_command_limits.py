@@ -19,8 +19,8 @@ from pytest_quantgate.commands.proposing import DROPS, Measured, Proposal, propo
 from pytest_quantgate.errors import DataError, SuiteError
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.gates.sections import TaskGate
-from pytest_quantgate.statistics.intervals import samples_to_settle
 from pytest_quantgate.statistics.pairing import pair_outcomes
+from pytest_quantgate.statistics.sizes import samples_to_settle
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import Suite
 from pytest_quantgate.tasks.contents import Contents

@@ -18,14 +18,9 @@ from pytest_quantgate.commands.cli import main
 from pytest_quantgate.commands.planning import DEFAULT, Rates, plan_suite
 from pytest_quantgate.evidence.fingerprint import Fingerprint
 from pytest_quantgate.evidence.outcomes import Outcomes, round_score
-from pytest_quantgate.statistics.intervals import (
-    Flips,
-    Share,
-    chance_to_pass,
-    mean_over,
-    samples_to_settle,
-)
+from pytest_quantgate.statistics.intervals import Flips, Share, mean_over
 from pytest_quantgate.statistics.pairing import Pairs, pair_outcomes
+from pytest_quantgate.statistics.sizes import chance_to_pass, samples_to_settle
 from pytest_quantgate.store.baselines import Store, next_record
 from pytest_quantgate.suite.load import load_suite
 

@@ -27,9 +27,9 @@ from pytest_quantgate.statistics.intervals import (
     chance_above,
     drop_limits,
     mean_over,
-    samples_to_settle,
 )
 from pytest_quantgate.statistics.pairing import pair_outcomes
+from pytest_quantgate.statistics.sizes import samples_to_settle
 from pytest_quantgate.store.looks import Looks
 from pytest_quantgate.store.records import Look
 from tests.unit.gates.gate_builders import (

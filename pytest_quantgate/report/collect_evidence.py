@@ -38,6 +38,7 @@ from pytest_quantgate.report.model import (
     CalibrationFacts,
     ClassFacts,
     Conclusion,
+    Confusion,
     EngineFacts,
     Environment,
     Flip,
@@ -68,6 +69,9 @@ from pytest_quantgate.tasks.contents import CLASS, Contents
 
 #: A report names no more flipped samples of a task than this, losses first.
 MAX_FLIPS = 200
+
+#: A report counts no more pairs of answers of a task than this.
+MAX_CONFUSIONS = 50
 
 #: A column of more values than this is no list of slices.
 MAX_SLICES = 50
@@ -475,7 +479,28 @@ def describe_task(
             for index in flips[:MAX_FLIPS]
         ),
         data_parts=dict(fp16.data_parts),
+        confusions=_count_confusions(fp16, quantized),
     )
+
+
+def _count_confusions(fp16: Outcomes, quantized: Outcomes) -> tuple[Confusion, ...]:
+    """Return the answers that took the place of others, the most frequent ones first."""
+    pairs = list(zip(fp16.answers, quantized.answers, strict=True)) if fp16.class_names else []
+    found = []
+    for (before, after), places in group_places(pairs).items():
+        if before != after:
+            gains = [quantized.correct[i] - fp16.correct[i] for i in places]
+            found.append(
+                Confusion(
+                    fp16_answer=_class_name(fp16.class_names, before),
+                    quantized_answer=_class_name(fp16.class_names, after),
+                    samples=len(places),
+                    lost=sum(gain < 0 for gain in gains),
+                    won=sum(gain > 0 for gain in gains),
+                )
+            )
+    found.sort(key=lambda pair: (-pair.samples, -pair.lost))
+    return tuple(found[:MAX_CONFUSIONS])
 
 
 def _describe_outcomes(outcomes: Outcomes, *, order: Sequence[int]) -> OutcomeFacts:

@@ -7,9 +7,7 @@ from collections.abc import Iterable
 
 from pytest_quantgate.text.printable import printable
 
-_VOID = frozenset({"br", "img", "meta", "link", "hr", "col"})
-
-#: In an HTML document these would end a script or start a comment; JSON has escapes for them.
+_VOID = frozenset({"br", "img", "input", "meta", "link", "hr", "col"})
 
 
 class Html(str):

@@ -244,6 +244,17 @@ class Flip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """An answer that took the place of another: in how many `samples`, of them `lost` and `won`."""
+
+    fp16_answer: str
+    quantized_answer: str
+    samples: int
+    lost: int
+    won: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutcomeFacts:
     """Per-sample results of one variant on a task.
 
@@ -269,10 +280,11 @@ class TaskFacts:
     sorted sample ids, one a line; two tasks of two reports are paired sample by sample where
     `ids_digest` and `data_digest` are the same. `answers_changed` counts all samples with another
     answer, `right_to_wrong` and `wrong_to_right` among them (of a retrieval those two alone);
-    `flips` are some of those two, losses first. `classes` are those with samples, in the data set's
-    order, empty for retrieval, `slices` the samples of each value of each column of the data;
-    `data_parts` gives the SHA-256 of what `data_digest` covers part by part (`images`, `labels`,
-    `templates`, ...).
+    `flips` are some of those two, losses first, of graded samples those that changed most.
+    `confusions` are the answers that changed most often, of a task with classes. `classes` are
+    those with samples, in the data set's order, empty for retrieval, `slices` the samples of each
+    value of each column of the data; `data_parts` gives the SHA-256 of what `data_digest` covers
+    part by part (`images`, `labels`, `templates`, ...).
     """
 
     task: str
@@ -291,6 +303,7 @@ class TaskFacts:
     flips: tuple[Flip, ...]
     data_parts: Mapping[str, str] = field(default_factory=dict)
     slices: tuple[ClassFacts, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import quote
 
-from pytest_quantgate.report.markup import Child, Html, tag
+from pytest_quantgate.report.markup import Child, Html, join, tag
 from pytest_quantgate.report.model import StatusName, SuiteReport
 from pytest_quantgate.report.svg import Chart, draw
 
@@ -17,6 +18,15 @@ STATUSES: Mapping[StatusName, tuple[str, str]] = {
     "INCOMPARABLE": ("\N{NOT EQUAL TO}", "incomparable"),
     "NOT_MEASURED": ("\N{EN DASH}", "not measured"),
 }
+#: Of the worst, a page shows no more than this; the rest is folded away.
+WORST = 8
+
+#: A command in a sentence: its arguments are options, and paths, which have a dot or a slash.
+_COMMAND = re.compile(
+    r"\b(?:pytest|quantgate [a-z]+)"
+    r"(?: (?:--?[a-z][\w-]*(?:=(?:'[^']*'|[^\s,;:]+))?|[\w/.@-]*[/.][\w/.@-]*\w))+"
+)
+
 GREEN_OR_UNKNOWN: tuple[StatusName, ...] = ("PASS", "NOT_MEASURED")
 
 
@@ -68,24 +78,37 @@ def badge(status: StatusName, *, text: str = "") -> Html:
     )
 
 
-def row(head: Child, *cells: Child) -> Html:
+def mark_commands(text: str) -> Html:
+    """Return a sentence with its commands as code, beside which the page's script puts `Copy`."""
+    parts: list[Child] = []
+    end = 0
+    for found in _COMMAND.finditer(text):
+        parts += [text[end : found.start()], tag("code", found.group(), class_="command")]
+        end = found.end()
+    return join(parts, text[end:])
+
+
+def row(head: Child, *cells: Child, class_: str | None = None) -> Html:
     """Return a row of a table whose first cell is its head."""
-    return tag("tr", tag("th", head, scope="row"), [tag("td", cell) for cell in cells])
+    return tag(
+        "tr", tag("th", head, scope="row"), [tag("td", cell) for cell in cells], class_=class_
+    )
 
 
 def table(
     heads: Sequence[str],
-    rows: Sequence[Html],
+    rows: Iterable[Html],
     *,
     caption: str,
     numeric: bool = False,
     quiet: bool = False,
+    grouped: bool = False,
     class_: str = "",
 ) -> Html:
     """Return a table that scrolls by itself where it is too wide, by keyboard, too.
 
     `numeric` sets all columns but the first to the right; `quiet` hides the caption from eyes
-    where a heading has just said the same.
+    where a heading has just said the same. Rows that are `grouped` are bodies of a table already.
     """
     classes = [name for name in ("numeric" if numeric else "", class_) if name]
     return tag(
@@ -94,7 +117,7 @@ def table(
             "table",
             tag("caption", tag("span", caption, class_="hidden" if quiet else None)),
             tag("thead", tag("tr", (tag("th", head, scope="col") for head in heads))),
-            tag("tbody", rows),
+            rows if grouped else tag("tbody", rows),
             class_=" ".join(classes) or None,
         ),
         class_="scroll",

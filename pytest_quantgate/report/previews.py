@@ -26,11 +26,12 @@ MAX_SAMPLES = 10_000
 def list_flips(fp16: Outcomes, quantized: Outcomes) -> tuple[int, ...]:
     """Return the indices of samples that one variant has right, or more right, than the other.
 
-    What was lost comes first, each in the order of the data. Both must be of the same ids.
+    What was lost comes first, of graded samples what changed most, else in the order of the data.
+    Both must be of the same ids.
     """
-    both = list(enumerate(zip(fp16.correct, quantized.correct, strict=True)))
-    lost = tuple(i for i, (was, now) in both if was > now)
-    return lost + tuple(i for i, (was, now) in both if now > was)
+    gains = [now - was for was, now in zip(fp16.correct, quantized.correct, strict=True)]
+    flipped = (index for index, gain in enumerate(gains) if gain)
+    return tuple(sorted(flipped, key=lambda index: (gains[index] > 0, -abs(gains[index]))))
 
 
 def keep_previews(case: Case, *, images: int, warn: Callable[[str], None]) -> None:

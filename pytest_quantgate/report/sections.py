@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pytest_quantgate.report import charts
@@ -15,13 +16,13 @@ from pytest_quantgate.report.facts import (
     task_name,
     worst_parts,
 )
+from pytest_quantgate.report.flips import render_flips
 from pytest_quantgate.report.history import show_figure
 from pytest_quantgate.report.markup import Child, Html, join, tag
 from pytest_quantgate.report.model import (
     AuditFacts,
     ClassFacts,
     EngineFacts,
-    Flip,
     GateResult,
     LatencyFacts,
     OnnxFacts,
@@ -39,21 +40,20 @@ from pytest_quantgate.report.numbers import (
 )
 from pytest_quantgate.report.parts import (
     GREEN_OR_UNKNOWN,
+    WORST,
     Charts,
     badge,
     bullets,
     card,
     class_of,
     definitions,
+    mark_commands,
     name_place,
     plural,
     row,
     table,
 )
 from pytest_quantgate.text.words import tally
-
-#: Of the worst, a page shows no more than this; the rest is folded away.
-WORST = 8
 
 
 def render_suite(suite: SuiteReport, *, alone: bool, drawn: Charts) -> Html:
@@ -62,7 +62,7 @@ def render_suite(suite: SuiteReport, *, alone: bool, drawn: Charts) -> Html:
         "failures": lambda: _render_failures(suite),
         "gates": lambda: _render_gates(suite),
         "accuracy": lambda: _render_accuracy(suite, drawn=drawn),
-        "flips": lambda: join(_render_flips(task) for task in suite.tasks if task.flips),
+        "flips": lambda: join(render_flips(task) for task in suite.tasks if task.flips),
         "coverage": lambda: _render_coverage(suite.audit),
         "layers": lambda: _render_layers(suite, drawn=drawn),
         "stages": lambda: _render_stages(suite),
@@ -176,6 +176,7 @@ def _render_failures(suite: SuiteReport) -> Html:
 
 def _render_failure(gate: GateResult, *, suite: SuiteReport) -> Html:
     place = [tag("code", each) for each in (gate.where, gate.code) if each]
+    again = f"pytest {shlex.quote(f'{suite.file}::{gate.name}')}"
     followers = list_followers(gate, suite)
     names = ", ".join(other.name for other in followers)
     return tag(
@@ -188,8 +189,10 @@ def _render_failure(gate: GateResult, *, suite: SuiteReport) -> Html:
             id=name_place(suite, "failures", gate.name),
         ),
         tag("p", gate.headline, class_="headline"),
-        tag("p", tag("b", "Likely cause: "), gate.cause) if gate.cause else None,
-        tag("p", tag("b", "Next step: "), gate.next_step) if gate.next_step else None,
+        tag("p", tag("b", "Likely cause: "), mark_commands(gate.cause)) if gate.cause else None,
+        tag("p", tag("b", "Next step: "), mark_commands(gate.next_step))
+        if gate.next_step
+        else None,
         tag("p", f"{len(gate.attempts)} attempts.") if gate.attempts else None,
         _fold(f"Evidence: {plural(len(gate.evidence), 'line')}", gate.evidence),
         _fold(
@@ -198,6 +201,7 @@ def _render_failure(gate: GateResult, *, suite: SuiteReport) -> Html:
              for each in followers],
         ),
         tag("p", join(*(join(each, " ") for each in place)), class_="note") if place else None,
+        tag("p", "Run it again: ", tag("code", again, class_="command"), class_="note"),
         class_=f"failure f-{class_of(gate.status)}",
     )  # fmt: skip
 
@@ -331,86 +335,6 @@ def _class_row(facts: ClassFacts) -> Html:
         show_points((facts.quantized_right - facts.fp16_right) / samples * 100),
         tally(facts.right_to_wrong),
         tally(facts.wrong_to_right),
-    )
-
-
-# -- flips --------------------------------------------------------------------------------
-
-
-def _render_flips(task: TaskFacts) -> Html:
-    pictured = [flip for flip in task.flips if flip.image]
-    rest = [flip for flip in task.flips if not flip.image]
-    total = task.right_to_wrong + task.wrong_to_right
-    cut = f", the first of {total - len(pictured)}" if len(task.flips) < total else ""
-    title = f"{task_name(task)}: {task.right_to_wrong} lost, {task.wrong_to_right} won"
-    return join(
-        tag("h4", title),
-        tag(
-            "ul",
-            (_render_flip(flip, task=task) for flip in pictured),
-            class_="flips",
-            tabindex=0,
-            role="list",
-            aria_label=title,
-        )
-        if pictured
-        else None,
-        tag(
-            "details",
-            tag("summary", f"{len(rest)} {'more ' if pictured else ''}by name{cut}"),
-            table(
-                ["sample", "right is", "FP16", "quantized"],
-                [
-                    row(
-                        flip.id,
-                        flip.label or flip.text,
-                        _describe_answer(flip, task=task, fp16=True),
-                        _describe_answer(flip, task=task, fp16=False),
-                    )
-                    for flip in rest
-                ],
-                caption=f"Flips of {task_name(task)}",
-                quiet=True,
-            ),
-        )
-        if rest
-        else None,
-    )
-
-
-def _render_flip(flip: Flip, *, task: TaskFacts) -> Html:
-    return tag(
-        "li",
-        tag("img", src=flip.image, alt=f"sample {flip.id}"),
-        tag("p", flip.text or flip.label, class_="label") if flip.text or flip.label else None,
-        tag("p", tag("span", "FP16", class_="who"), _describe_answer(flip, task=task, fp16=True)),
-        tag(
-            "p",
-            tag("span", "quantized", class_="who"),
-            _describe_answer(flip, task=task, fp16=False),
-        ),
-        tag("p", flip.id, class_="id"),
-        class_="lost" if flip.right_to_wrong else "won",
-    )
-
-
-def _describe_answer(flip: Flip, *, task: TaskFacts, fp16: bool) -> Html:
-    """Return what a variant answered; of a recall, whether it was found, and what came first."""
-    right = flip.right_to_wrong is fp16
-    score = flip.fp16_score if fp16 else flip.quantized_score
-    answer = flip.fp16_answer if fp16 else flip.quantized_answer
-    sign = "\N{HEAVY CHECK MARK}" if right else "\N{HEAVY MULTIPLICATION X}"
-    if not task.classes and "retrieval_recall@" in task.metric:
-        first = task.metric.rpartition("@")[2]
-        answer = f"{'in' if right else 'not in'} the first {first}; on top: {answer}"
-    if score is not None:
-        return tag("span", f"{score:.3f}; on top: {answer}", class_="answer")
-    return tag(
-        "span",
-        tag("span", sign, class_="right" if right else "wrong", aria_hidden="true"),
-        tag("span", "right: " if right else "wrong: ", class_="hidden"),
-        answer,
-        class_="answer",
     )
 
 

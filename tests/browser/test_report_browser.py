@@ -112,7 +112,8 @@ def test_page_is_quiet_alone_and_accessible(
 def test_tab_reaches_all_that_can_be_used(visit: Any) -> None:
     page = visit("red", viewport=DESKTOP).page
     expected = page.evaluate(
-        "[...document.querySelectorAll('a[href], summary, [tabindex=\"0\"]')]"
+        "[...document.querySelectorAll("
+        "'a[href], summary, input, select, button, [tabindex=\"0\"]')]"
         ".filter(e => e.checkVisibility()).map((e, i) => { e.dataset.stop = i; return i; })"
     )
     reached = []
@@ -141,6 +142,36 @@ def test_arrow_keys_walk_a_map_and_show_its_numbers(visit: Any) -> None:
     assert page.evaluate("document.querySelectorAll('table.map [tabindex=\"0\"]').length") == 2
     page.keyboard.press("Escape")
     assert page.is_hidden("#tip")
+
+
+def test_flips_are_sifted_by_words_by_side_and_by_class(visit: Any) -> None:
+    page = visit("red", viewport=DESKTOP).page
+    counted = page.locator(".filter output")
+    page.select_option(".filter [name=side]", "won")
+    won = counted.text_content()
+    shown = page.locator(".flipped :is(.lost, .won):not([hidden])").count()
+    page.select_option(".filter [name=side]", "")
+    page.select_option(".filter [name=class]", "owl")
+    owls = int(counted.text_content().split()[0])
+    page.focus(".filter [name=words]")
+    page.keyboard.type("no such")
+
+    assert (won, shown) == ("1 of 21", 1)
+    assert 0 < owls < 21
+    assert counted.text_content() == "0 of 21"
+    assert page.locator(".flipped tbody[data-class]:not([hidden])").count() == 0
+
+
+def test_a_command_is_copied_by_keyboard(visit: Any) -> None:
+    page = visit("red", viewport=DESKTOP, permissions=["clipboard-read", "clipboard-write"]).page
+    button = page.locator("button").last
+    button.focus()
+    page.keyboard.press("Enter")
+
+    page.wait_for_function("document.getElementById('tip').textContent === 'Copied'")
+    command = page.evaluate("navigator.clipboard.readText()")
+    assert command.startswith("pytest ")
+    assert button.get_attribute("aria-label") == f"Copy {command}"
 
 
 def test_hover_shows_numbers(visit: Any) -> None:
@@ -177,6 +208,7 @@ def test_page_without_scripts_tells_the_same(visit: Any) -> None:
     for words in ("80.00 %", "79.33 %", "drop, pp", "Layers that add the most noise"):
         assert words in text
     assert page.locator("table.map td.cell").count() == 64
+    assert page.locator("fieldset.filter:visible, button").count() == 0
     assert page.locator("svg.chart").count() >= 4
     assert page.locator("svg.chart").first.bounding_box()["height"] > 60
 

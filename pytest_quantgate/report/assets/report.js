@@ -48,6 +48,48 @@
     grid.addEventListener("pointerleave", () => show(""));
   }
 
+  // Flips: by any words of an entry, by what was lost or won, by class.
+  for (const box of document.querySelectorAll(".flipped:has(.filter)")) {
+    const filter = box.querySelector(".filter");
+    const [words, side, kind] = ["words", "side", "class"].map((n) => filter.querySelector(`[name=${n}]`));
+    const entries = [...box.querySelectorAll(".lost, .won")];
+    const sift = () => {
+      const wanted = words.value.toLowerCase().split(/\s+/);
+      for (const entry of entries) {
+        const text = entry.textContent.toLowerCase();
+        entry.hidden = (side.value && !entry.classList.contains(side.value))
+          || (kind?.value && entry.closest("[data-class]").dataset.class !== kind.value)
+          || !wanted.every((word) => text.includes(word));
+      }
+      for (const body of box.querySelectorAll("tbody[data-class]")) {
+        body.hidden = !body.querySelector("tr:is(.lost, .won):not([hidden])");
+      }
+      box.querySelectorAll("details:has(.lost, .won)").forEach((fold) => { fold.open = true; });
+      filter.querySelector("output").value = `${entries.filter((e) => !e.hidden).length} of ${entries.length}`;
+    };
+    filter.addEventListener("input", sift);
+    filter.hidden = false;
+  }
+
+  // Commands: beside each a button that copies it; what cannot be copied is selected.
+  for (const command of document.querySelectorAll("code.command")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Copy";
+    button.setAttribute("aria-label", `Copy ${command.textContent}`);
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(command.textContent);
+        show("Copied");
+      } catch {
+        getSelection().selectAllChildren(command);
+        show("Selected: copy it with the keyboard");
+      }
+      setTimeout(() => show(""), 2000);
+    });
+    command.after(" ", button);
+  }
+
   // On a phone what does not decide is folded; what a link leads to opens.
   const sections = [...document.querySelectorAll("details.section")];
   if (matchMedia("(max-width: 40rem)").matches) {

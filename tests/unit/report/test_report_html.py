@@ -17,11 +17,14 @@ from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report import charts
 from pytest_quantgate.report.collect_evidence import describe_task
 from pytest_quantgate.report.facts import worst_parts
+from pytest_quantgate.report.flips import group_flips
 from pytest_quantgate.report.html import render_html
 from pytest_quantgate.report.markdown import render_markdown
 from pytest_quantgate.report.markup import join, tag
 from pytest_quantgate.report.model import GateResult
 from pytest_quantgate.report.numbers import show_bytes, show_points, show_ratio
+from pytest_quantgate.report.parts import mark_commands
+from pytest_quantgate.report.previews import list_flips
 from tests.report_builder import PIXEL, make_audit, make_outcomes, make_run, verdict
 
 HOSTILE = "</script></style></title><img src=x onerror=alert(1)>\u2028'\"&<!--\x1b[31m\u202e]]>"
@@ -383,6 +386,76 @@ def test_pictures_show_both_answers(tmp_path: Path) -> None:
     assert text.count(f'<img src="{PIXEL}"') == 2
     assert "4 more" not in text
     assert "2 more by name" in text
+
+
+def test_flips_stand_by_class_the_one_that_lost_most_first(tmp_path: Path) -> None:
+    outcomes = make_outcomes(samples=300, class_names=["cat", "dog", "owl"], lost=9, won=2)
+    report = make_run(tmp_path, outcomes=outcomes, pictures=0).collect()
+    (task,) = report.suites[0].tasks
+    groups = group_flips(task.flips)
+    page = render_html(report)
+
+    lost = [sum(flip.right_to_wrong for flip in flips) for flips in groups.values()]
+    assert sum(lost) == 9
+    assert lost == sorted(lost, reverse=True)
+    heads = re.findall(r'<th scope="rowgroup" colspan="3" class="group">(\w+): ', page)
+    assert heads == list(groups)
+    assert page.count('<tr class="lost">') == 9
+    assert page.count('<tr class="won">') == 2
+
+
+def test_answers_that_take_the_place_of_others_are_counted(tmp_path: Path) -> None:
+    fp16, quantized = make_outcomes(samples=60, class_names=["cat", "dog", "owl"], lost=0, won=0)
+    answers = list(quantized.answers)
+    cats = [i for i, answer in enumerate(answers) if answer == 0]
+    for i in cats[:5]:
+        answers[i] = 2
+    correct = tuple(a == label for a, label in zip(answers, quantized.labels, strict=True))
+    changed = replace(quantized, answers=tuple(answers), correct=correct)
+    report = make_run(tmp_path, outcomes=(fp16, changed)).collect()
+    (task,) = report.suites[0].tasks
+
+    (pair,) = task.confusions
+    lost = sum(fp16.correct[i] and not correct[i] for i in cats)
+    won = sum(correct[i] and not fp16.correct[i] for i in cats)
+    assert (pair.fp16_answer, pair.quantized_answer, pair.samples) == ("cat", "owl", 5)
+    assert (pair.lost, pair.won) == (lost, won)
+    row = f"<td>5</td><td>{lost}</td><td>{won}</td>"
+    assert f'<th scope="row">cat \N{RIGHTWARDS ARROW} owl</th>{row}' in render_html(report)
+
+
+def test_of_graded_samples_those_stand_first_that_changed_most() -> None:
+    fp16, quantized = make_outcomes(samples=5, class_names=["a", "b"], lost=0, won=0)
+    fp16 = replace(fp16, correct=(True, 0.5, 0.75, True, 0.25))
+    quantized = replace(quantized, correct=(0.75, 0.75, True, False, 0.25))
+
+    assert list_flips(fp16, quantized) == (3, 0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "commands"),
+    [
+        ("look at the export gate, then at pytest itself", []),
+        ("run quantgate repair suites/x.yaml: it looks", ["quantgate repair suites/x.yaml"]),
+        (
+            "pytest a.quantgate.yaml --quantgate-baselines=update --quantgate-reason='why', then",
+            ["pytest a.quantgate.yaml --quantgate-baselines=update --quantgate-reason='why'"],
+        ),
+        ("quantgate repair a/x.yaml --dtype.", ["quantgate repair a/x.yaml --dtype"]),
+    ],
+)
+def test_commands_are_marked_in_what_to_do_next(text: str, commands: list[str]) -> None:
+    found = re.findall(r'<code class="command">(.*?)</code>', mark_commands(text))
+
+    assert [html.unescape(command) for command in found] == commands
+
+
+def test_a_failure_says_how_to_run_it_again(tmp_path: Path) -> None:
+    failed = verdict("accuracy[x/y-acc1]", Status.FAIL, next_step="look")
+    page = render_html(make_run(tmp_path, extra=[failed]).collect())
+
+    again = "pytest 'suites/made.quantgate.yaml::accuracy[x/y-acc1]'"
+    assert f'<code class="command">{html.escape(again)}</code>' in page
 
 
 def test_markup_escapes_all_that_is_not_html() -> None:

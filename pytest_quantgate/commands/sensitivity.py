@@ -49,10 +49,11 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.evidence.codec import to_json
     from pytest_quantgate.report.files import replace_file
     from pytest_quantgate.report.sensitivity import (
+        draw_noise,
         render_exclusion,
         render_sensitivity,
-        render_svg,
     )
+    from pytest_quantgate.report.svg import draw_alone
     from pytest_quantgate.run.sensitivity import Study
     from pytest_quantgate.text.printable import printable
     from pytest_quantgate.text.wrapping import say, terminal_width
@@ -83,7 +84,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         text = json.dumps(result, indent=1) + "\n"
         replace_file(parsed.json, text, kind="sensitivity-json", option="--json")
     if parsed.svg is not None:
-        text = render_svg(found, top=parsed.top)
+        text = draw_alone(draw_noise(found, top=parsed.top))
         replace_file(parsed.svg, text, kind="sensitivity-svg", option="--svg")
     return 0
 

@@ -46,7 +46,8 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.commands.suite_checks import check_suite
     from pytest_quantgate.evidence.codec import to_json
     from pytest_quantgate.report.files import replace_file
-    from pytest_quantgate.report.sweep import render_svg, render_sweep
+    from pytest_quantgate.report.svg import draw_alone
+    from pytest_quantgate.report.sweep import draw_sweep, render_sweep
     from pytest_quantgate.run.sweep import sweep, vary_recipe
     from pytest_quantgate.suite.load import load_suite
     from pytest_quantgate.text.wrapping import say
@@ -69,7 +70,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         text = json.dumps(result, indent=1) + "\n"
         replace_file(parsed.json, text, kind="sweep-json", option="--json")
     if parsed.svg is not None:
-        replace_file(parsed.svg, render_svg(found), kind="sweep-svg", option="--svg")
+        replace_file(parsed.svg, draw_alone(draw_sweep(found)), kind="sweep-svg", option="--svg")
     return 0 if found.choice is not None else 1
 
 

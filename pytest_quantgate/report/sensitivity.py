@@ -1,4 +1,4 @@
-"""Which layers cost what, as terminal text, YAML to paste, and an SVG plot. Pure: text out."""
+"""Which layers cost what, as terminal text, YAML to paste, and a chart. Pure: text out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from xml.sax.saxutils import escape
 
 from pytest_quantgate.evidence.sensitivity import (
     Changed,
@@ -18,6 +17,7 @@ from pytest_quantgate.evidence.sensitivity import (
     Sensitivity,
 )
 from pytest_quantgate.gates.suspects import describe_outliers, explained_by_outliers
+from pytest_quantgate.report.svg import Chart, Mark, Scale
 from pytest_quantgate.run.sensitivity import SUSPECTS, rank_suspects
 from pytest_quantgate.statistics.intervals import Flips, drop_limits
 from pytest_quantgate.text.words import signed
@@ -174,38 +174,29 @@ def render_yaml(
                 yield f"    - {json.dumps(pattern, ensure_ascii=False)}  # {group.label}"
 
 
-def render_svg(found: Sensitivity, *, top: int) -> str:
-    """Return a bar for the noise of each group alone, worst first, as one SVG document.
-
-    Colours follow the reader's light or dark scheme, and every bar has its figures as a title.
-    """
+def draw_noise(found: Sensitivity, *, top: int) -> Chart:
+    """Return a bar for the noise of each group alone, worst first."""
     shown = found.effects[:top]
-    left, right, row, head = 260, 110, 22, 34
-    plot = 420
-    width, height = left + plot + right, head + row * len(shown) + 8
-    best = max([1.0, *(q for e in shown if math.isfinite(q := to_sqnr_db(e.noise_only)))])
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="img" '
-        f'aria-label="Noise that each group of quantizers adds alone">',
-        "<style>text{font:12px system-ui,sans-serif;fill:#1f2328}.bar{fill:#0969da}"
-        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.bar{fill:#4493f8}}</style>",
-        f'<text x="{left}" y="18">SQNR of the embeddings with one group alone quantized: '
-        f"a longer bar is more noise</text>",
-    ]
-    for index, effect in enumerate(shown):
-        db = to_sqnr_db(effect.noise_only)
-        y = head + index * row
-        length = 0.0 if db == math.inf else plot * (best + 6 - max(db, 0.0)) / (best + 6)
-        label = escape(effect.group.label)
-        parts.append(
-            f"<g><title>{label}: SQNR {escape(_db(effect.noise_only))}</title>"
-            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{label}</text>'
-            f'<rect class="bar" x="{left}" y="{y + 2}" width="{max(length, 1):.1f}" height="14"/>'
-            f'<text x="{left + max(length, 1) + 6:.1f}" y="{y + 13}">'
-            f"{escape(_db(effect.noise_only))}</text></g>"
-        )
-    return "\n".join([*parts, "</svg>", ""])
+    noise = [-min(QUIET_DB, to_sqnr_db(effect.noise_only)) for effect in shown]
+    low, high = min([-QUIET_DB, *noise]), max([0.0, *filter(math.isfinite, noise)])
+    return Chart(
+        title="Noise that each group of quantizers adds alone",
+        description="Noise in the embeddings with one group alone quantized, a row a group",
+        x=Scale(low=low, high=high, title="noise against the signal, dB: a longer bar is more"),
+        marks=[
+            Mark(
+                x=min(db, high),
+                end=low,
+                y=row,
+                shape="bar",
+                series="quantized",
+                text=f"{effect.group.label}: SQNR {_db(effect.noise_only)}",
+                label=f"SQNR {_db(effect.noise_only)}",
+            )
+            for row, (effect, db) in enumerate(zip(shown, noise, strict=True))
+        ],
+        rows=[effect.group.label for effect in shown],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,15 @@ _PATHS = {
 ROW, PLOT, FOOT, HEAD = 40, 190, 36, 30
 _TRACK = 27
 
+#: Of a chart that is a file of its own: its width in pixels, and its colours in light and dark.
+ALONE = 760
+_STYLE = (
+    ".chart{color:#0b6e99}text{font:12px system-ui,sans-serif;fill:#4d5b69}.grid{stroke:#e6eaee}"
+    ".zero{stroke:#4d5b69}use,rect{fill:currentColor}.interval{stroke:currentColor;stroke-width:2.5}"
+    "@media(prefers-color-scheme:dark){.chart{color:#58c1ea}text{fill:#a9b6c2}.grid{stroke:#26313b}"
+    ".zero{stroke:#a9b6c2}}"
+)
+
 #: Percent of the width that stay free on either side, so that a mark at the end is whole.
 _EDGE = 2.0
 _TICKS = 5
@@ -82,7 +91,7 @@ class Scale:
 class Mark:
     """One value: at `x`, in the row `y` or at the value `y`.
 
-    A `bar` and an `interval` reach to `end`. `series` is what it is of, a CSS class without `k-`;
+    A `bar` and an `interval` come from `end`. `series` is what it is of, a CSS class without `k-`;
     `text` is said on hover, `label` stands beside it.
     """
 
@@ -135,6 +144,14 @@ def draw(chart: Chart) -> Html:
         ),
         tag("ul", legend, class_="legend") if legend else None,
     )
+
+
+def draw_alone(chart: Chart) -> str:
+    """Return a chart as an SVG document of its own, without its legend."""
+    size = {"width": ALONE, "height": chart.height}
+    about = {"xmlns": "http://www.w3.org/2000/svg", "class_": "chart", "role": "img"}
+    inside = (tag("style", Html(_STYLE)), _define_markers(), *_draw_inside(chart))
+    return f"{tag('svg', *inside, **about, **size)}\n"
 
 
 def draw_markers() -> Html:
@@ -200,7 +217,8 @@ def _draw_mark(mark: Mark, chart: Chart) -> Html:
         return tag("line", told, x1=x, x2=end, y1=y, y2=y, class_="interval")
     low, high = sorted((_share(chart.x, mark.x), _share(chart.x, mark.end)))
     width = f"{max(high - low, 0.2):.2f}%"
-    return tag("rect", told, x=f"{low:.2f}%", y=_px(float(y) - 6), width=width, height=12)
+    bar = tag("rect", told, x=f"{low:.2f}%", y=_px(float(y) - 6), width=width, height=12)
+    return join(bar, label)
 
 
 def _use(shape: Shape, told: Html | None = None, *, x: str, y: str | int) -> Html:

@@ -1,12 +1,13 @@
-"""Several recipes side by side, as terminal text and an SVG plot. Pure: text out."""
+"""Several recipes side by side, as terminal text and a chart. Pure: text out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from xml.sax.saxutils import escape
+from typing import Any
 
 from pytest_quantgate.evidence.sweep import Candidate, Loss, Sweep
 from pytest_quantgate.evidence.verdict import Status
+from pytest_quantgate.report.svg import Chart, Mark, Scale, Shape
 from pytest_quantgate.text.words import count, signed
 
 
@@ -68,57 +69,32 @@ def _say_choice(found: Sweep) -> str:
     )
 
 
-def render_svg(found: Sweep) -> str:
-    """Return the drop of each recipe over its size, with intervals, as one SVG document.
-
-    Colours follow the reader's light or dark scheme; those that may ship are filled.
-    """
+def draw_sweep(found: Sweep) -> Chart:
+    """Return the drop of each recipe by its size, with intervals; a full dot may ship."""
     known = [
-        (candidate, candidate.weights_bytes, candidate.worst)
+        (candidate, candidate.weights_bytes / 1e6, candidate.worst)
         for candidate in found.candidates
         if candidate.weights_bytes is not None and candidate.worst is not None
     ]
-    left, top, width, height = 70, 30, 520, 300
-    largest = max([found.fp16_bytes or 1, *(size for _, size, _ in known)])
+    largest = max([(found.fp16_bytes or 1) / 1e6, *(size for _, size, _ in known)])
     ends = [end for _, _, loss in known for end in (loss.low_points, loss.high_points)]
-    low, high = min([0.0, *ends]), max([1.0, *ends])
-
-    def x(size: float) -> float:
-        return left + width * size / largest
-
-    def y(points: float) -> float:
-        return top + height * (high - points) / (high - low)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 130} '
-        f'{top + height + 50}" role="img" aria-label="Drop of each recipe over its size">',
-        "<style>text{font:12px system-ui,sans-serif;fill:#1f2328}.axis{stroke:#8c959f}"
-        ".bar{stroke:#0969da}.dot{stroke:#0969da;fill:none;stroke-width:2}.ships{fill:#0969da}"
-        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.bar,.dot{stroke:#4493f8}"
-        ".ships{fill:#4493f8}}</style>",
-        f'<text x="{left}" y="18">largest drop in points over the weights in MB; '
-        f"filled: may ship</text>",
-        f'<path class="axis" d="M{left} {top}V{top + height}M{left} {y(0):.1f}H{left + width}"/>',
-    ]
-    for points in (low, 0.0, high):
-        label = signed(points)
-        parts.append(
-            f'<text x="{left - 6}" y="{y(points) + 4:.1f}" text-anchor="end">{label}</text>'
-        )
-    for share in (0.0, 0.5, 1.0):
-        place = top + height + 20
-        parts.append(
-            f'<text x="{x(share * largest):.1f}" y="{place}" text-anchor="middle">'
-            f"{share * largest / 1e6:.1f}</text>"
-        )
+    marks: list[Mark] = []
     for candidate, size, loss in known:
-        name = escape(candidate.recipe)
-        ships = " ships" if candidate.status is Status.PASS else ""
-        at, middle = x(size), y(loss.drop_points)
-        parts.append(
-            f"<g><title>{name}: {escape(candidate.sentence)}</title>"
-            f'<path class="bar" d="M{at:.1f} {y(loss.low_points):.1f}V{y(loss.high_points):.1f}"/>'
-            f'<circle class="dot{ships}" cx="{at:.1f}" cy="{middle:.1f}" r="4"/>'
-            f'<text x="{at + 8:.1f}" y="{middle + 4:.1f}">{name}</text></g>'
-        )
-    return "\n".join([*parts, "</svg>", ""])
+        about: dict[str, Any] = {"y": size, "series": "quantized"}
+        about["text"] = f"{candidate.recipe}: {candidate.sentence}"
+        shape: Shape = "circle" if candidate.status is Status.PASS else "ring"
+        marks += [
+            Mark(x=loss.high_points, end=loss.low_points, shape="interval", **about),
+            Mark(x=loss.drop_points, shape=shape, label=candidate.recipe, **about),
+        ]
+    return Chart(
+        title="Drop of each recipe by its size",
+        description="Largest drop in points across, weights in MB upwards; a full dot may ship",
+        x=Scale(
+            low=min([0.0, *ends]),
+            high=max([1.0, *ends]),
+            title="largest drop, points; a full dot may ship",
+        ),
+        y=Scale(low=0.0, high=largest, title="weights, MB"),
+        marks=marks,
+    )

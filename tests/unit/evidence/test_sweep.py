@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.sweep import Candidate, Loss, Sweep
 from pytest_quantgate.evidence.verdict import Status
-from pytest_quantgate.report.sweep import render_svg, render_sweep
+from pytest_quantgate.report.svg import draw_alone
+from pytest_quantgate.report.sweep import draw_sweep, render_sweep
 
 
 def candidate(
@@ -114,7 +115,8 @@ def test_a_point_is_filled_where_the_recipe_may_ship() -> None:
     allowed = replace(candidate("fp8", 51, 0.25), red=(("engine", "no TensorRT"),))
     red = candidate("int8", 40, 5.8, status=Status.FAIL)
 
-    assert render_svg(make(allowed, red)).count('class="dot ships"') == 1
+    shapes = [mark.shape for mark in draw_sweep(make(allowed, red)).marks if mark.label]
+    assert shapes == ["circle", "ring"]
 
 
 @SAME
@@ -122,8 +124,8 @@ def test_a_point_is_filled_where_the_recipe_may_ship() -> None:
 def test_every_plot_is_xml(found: Sweep) -> None:
     from xml.etree import ElementTree
 
-    root = ElementTree.fromstring(render_svg(found))
-    names = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert len(names) == sum(
+    root = ElementTree.fromstring(draw_alone(draw_sweep(found)))
+    dots = list(root.iter("{http://www.w3.org/2000/svg}use"))
+    assert len(dots) == sum(
         c.weights_bytes is not None and c.worst is not None for c in found.candidates
     )

@@ -27,6 +27,9 @@ QUIET_DB = 60.0
 
 BAR_WIDTH = 20
 
+#: What the chart leaves free on the right for figures, as a share of what its values span.
+LABEL = 0.15
+
 #: The confidence of a change's limits: it ranks groups, and decides nothing.
 LEVEL = 0.95
 
@@ -182,7 +185,11 @@ def draw_noise(found: Sensitivity, *, top: int) -> Chart:
     return Chart(
         title="Noise that each group of quantizers adds alone",
         description="Noise in the embeddings with one group alone quantized, a row a group",
-        x=Scale(low=low, high=high, title="noise against the signal, dB: a longer bar is more"),
+        x=Scale(
+            low=low,
+            high=high + LABEL * (high - low),
+            title="noise against the signal, dB: a longer bar is more",
+        ),
         marks=[
             Mark(
                 x=min(db, high),

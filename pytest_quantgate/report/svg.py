@@ -92,7 +92,7 @@ class Mark:
     """One value: at `x`, in the row `y` or at the value `y`.
 
     A `bar` and an `interval` come from `end`. `series` is what it is of, a CSS class without `k-`;
-    `text` is said on hover, `label` stands beside it.
+    `text` is said on hover, `label` stands to the right of `x`.
     """
 
     x: float
@@ -214,7 +214,7 @@ def _draw_mark(mark: Mark, chart: Chart) -> Html:
         return join(_use(mark.shape, told, x=x, y=y), label)
     end = _across(chart.x, mark.end)
     if mark.shape == "interval":
-        return tag("line", told, x1=x, x2=end, y1=y, y2=y, class_="interval")
+        return join(tag("line", told, x1=x, x2=end, y1=y, y2=y, class_="interval"), label)
     low, high = sorted((_share(chart.x, mark.x), _share(chart.x, mark.end)))
     width = f"{max(high - low, 0.2):.2f}%"
     bar = tag("rect", told, x=f"{low:.2f}%", y=_px(float(y) - 6), width=width, height=12)

@@ -10,6 +10,9 @@ from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.svg import Chart, Mark, Scale, Shape
 from pytest_quantgate.text.words import count, signed
 
+#: What a chart leaves free on the right for names, as a share of what its values span.
+LABEL = 0.2
+
 
 def render_sweep(found: Sweep) -> Iterator[str]:
     """Yield a table with a row a recipe, what did not pass below it, and what to do next."""
@@ -78,21 +81,28 @@ def draw_sweep(found: Sweep) -> Chart:
     ]
     largest = max([(found.fp16_bytes or 1) / 1e6, *(size for _, size, _ in known)])
     ends = [end for _, _, loss in known for end in (loss.low_points, loss.high_points)]
+    low, high = min([0.0, *ends]), max([1.0, *ends])
     marks: list[Mark] = []
     for candidate, size, loss in known:
         about: dict[str, Any] = {"y": size, "series": "quantized"}
         about["text"] = f"{candidate.recipe}: {candidate.sentence}"
         shape: Shape = "circle" if candidate.status is Status.PASS else "ring"
         marks += [
-            Mark(x=loss.high_points, end=loss.low_points, shape="interval", **about),
-            Mark(x=loss.drop_points, shape=shape, label=candidate.recipe, **about),
+            Mark(
+                x=loss.high_points,
+                end=loss.low_points,
+                shape="interval",
+                **about,
+                label=candidate.recipe,
+            ),
+            Mark(x=loss.drop_points, shape=shape, **about),
         ]
     return Chart(
         title="Drop of each recipe by its size",
         description="Largest drop in points across, weights in MB upwards; a full dot may ship",
         x=Scale(
-            low=min([0.0, *ends]),
-            high=max([1.0, *ends]),
+            low=low,
+            high=high + LABEL * (high - low),
             title="largest drop, points; a full dot may ship",
         ),
         y=Scale(low=0.0, high=largest, title="weights, MB"),

@@ -115,7 +115,7 @@ def test_a_point_is_filled_where_the_recipe_may_ship() -> None:
     allowed = replace(candidate("fp8", 51, 0.25), red=(("engine", "no TensorRT"),))
     red = candidate("int8", 40, 5.8, status=Status.FAIL)
 
-    shapes = [mark.shape for mark in draw_sweep(make(allowed, red)).marks if mark.label]
+    shapes = [mark.shape for mark in draw_sweep(make(allowed, red)).marks if not mark.label]
     assert shapes == ["circle", "ring"]
 
 

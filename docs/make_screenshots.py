@@ -85,7 +85,7 @@ def take_pictures(folder: Path) -> None:
                     if (screen, scheme) == ("desktop", "light"):
                         page.evaluate("document.querySelector('nav').style.position = 'static'")
                         for section in SECTIONS.get(report, ()):
-                            card = page.locator(f"section:has([id$='/{section}'])")
+                            card = page.locator(f"section:has(h3[id$='/{section}'])")
                             save(card.screenshot(), name=f"{report}-{section}")
                     context.close()
         browser.close()

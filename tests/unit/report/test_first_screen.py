@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,13 @@ def test_the_first_screen_says_what_a_reader_decides_by(report: Report) -> None:
     assert re.search(
         r"80\.00 % to 79\.33 %, drop 0\.67 \[-?[\d.]+, [\d.]+\] of at most 3\.00", words
     )
+
+
+def test_a_red_change_says_its_numbers_once(tmp_path: Path) -> None:
+    words = head(make_run(tmp_path, max_drop=Fraction(1, 1000)).collect())
+
+    assert re.search(r"drop 0\.67 \[-?[\d.]+, [\d.]+\] of at most 0\.10 points", words)
+    assert words.count("drop 0.67") == 1
 
 
 def test_what_is_absent_is_said(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""What README and the overview show is true: suites load, code runs, the table is of the default
-suite. And README is short: who comes for the first time reads one screen."""
+"""What README shows is true: its suite loads, its table is of the default suite, and the code of the
+guide to own tests runs. And README is short: who comes for the first time reads one screen."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pytest_quantgate.suite.load import load_suite
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-OVERVIEW = (REPOSITORY / "docs" / "overview.md").read_text(encoding="utf-8")
+TESTS = (REPOSITORY / "docs" / "guides" / "tests.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README + OVERVIEW, flags=re.DOTALL)
+def first_block(text: str, language: str) -> str:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)[0]
 
 
 def test_it_is_short_and_shows_a_red_and_a_green_terminal() -> None:
@@ -35,10 +35,11 @@ def test_what_it_points_to_is_there() -> None:
 
 def test_the_first_suite_loads_and_has_about_ten_lines(tmp_path: Path) -> None:
     path = tmp_path / "clip.quantgate.yaml"
-    path.write_text(blocks("yaml")[0], encoding="utf-8")
+    shown = first_block(README, "yaml")
+    path.write_text(shown, encoding="utf-8")
 
     assert len(list(load_suite(path).gates)) == 5
-    assert blocks("yaml")[0].count("\n") <= 11
+    assert shown.count("\n") <= 11
 
 
 def test_the_table_names_the_gates_of_the_default_suite() -> None:
@@ -51,16 +52,13 @@ def test_the_table_names_the_gates_of_the_default_suite() -> None:
 def test_the_code_runs(
     make_quantized: Callable[..., Encoder],
     make_pairs: Callable[..., list[Batch]],
-    tiny_fp16: Encoder,
 ) -> None:
     names: dict[str, Any] = {}
-    exec(compile(blocks("python")[0], "README.md", "exec"), names)
+    exec(compile(first_block(TESTS, "python"), "tests.md", "exec"), names)
     quantized = make_quantized("fp8-attention", exclude=("*patch_embedding*",))
     batch = make_pairs()[0]  # calibrated on: nothing is clipped
 
     names["test_my_model"](quantized.module, batch.pixel_values, batch.tokens)
-    names["test_my_outcomes"]()
-    names["test_logit_scale_is_kept"](tiny_fp16, quantized)
 
 
 def test_the_commands_exist() -> None:

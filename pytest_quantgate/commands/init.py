@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,13 @@ def add(commands: Any) -> None:
         action="append",
         help="an exported tower that is handed over; repeatable",
     )
+    parser.add_argument(
+        "--fp16-onnx",
+        metavar="PATH",
+        action="append",
+        help="the tower before it was quantized, where ONNX files are all there is, and --model is "
+        "a folder with config.json, tokenizer and image processor; repeatable",
+    )
     parser.add_argument("--target", metavar="SM", help="build engines for it too, such as sm89")
     parser.add_argument("--output", metavar="FILE", help="the suite to write; -: print it")
 
@@ -114,7 +121,13 @@ def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Reque
     shape = read_shape(model, environ=environ)
     towers = None if shape is None else [tower.name for tower in shape.towers]
     checkpoint = None if parsed.checkpoint is None else as_path(parsed.checkpoint)
-    onnx, dtype = _describe_onnx([as_path(path) for path in parsed.onnx or ()], environ=environ)
+    onnx, dtype = _describe_onnx(parsed.onnx or (), option="--onnx", environ=environ)
+    before, dtype_before = _describe_onnx(
+        parsed.fp16_onnx or (), option="--fp16-onnx", environ=environ
+    )
+    if before:
+        _check_alone(parsed, towers=towers, onnx=onnx, before=before)
+        dtype = dtype if dtype == dtype_before else "float32"
     return Request(
         model=model,
         revision=parsed.revision,
@@ -128,12 +141,33 @@ def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Reque
         checkpoint=checkpoint,
         is_expected=parsed.recipe is not None,
         onnx=onnx,
+        fp16_onnx=before,
         dtype=dtype,
     )
 
 
+def _check_alone(
+    parsed: argparse.Namespace,
+    *,
+    towers: Sequence[str] | None,
+    onnx: Mapping[str, str],
+    before: Mapping[str, str],
+) -> None:
+    """Raise SuiteError where a suite of ONNX files alone cannot be what was asked for."""
+    others = [name for name in ("checkpoint", "recipe", "exclude") if getattr(parsed, name)]
+    if others:
+        raise SuiteError(
+            f"--{others[0]} with --fp16-onnx: a suite of ONNX files alone quantizes nothing and "
+            f"has no checkpoint"
+        )
+    for option, files in (("--onnx", onnx), ("--fp16-onnx", before)):
+        missing = [tower for tower in towers or {**onnx, **before} if tower not in files]
+        if missing:
+            raise SuiteError(f"{option} names no file of the {missing[0]} tower")
+
+
 def _describe_onnx(
-    paths: list[str], *, environ: Mapping[str, str]
+    paths: Sequence[str], *, option: str, environ: Mapping[str, str]
 ) -> tuple[dict[str, str], str | None]:
     """Return files by the tower that their inputs tell, and the type that they compute in.
 
@@ -142,27 +176,28 @@ def _describe_onnx(
     from pytest_quantgate.artifacts.given_onnx import find_precision
     from pytest_quantgate.artifacts.onnx_file import read_onnx_graph
     from pytest_quantgate.artifacts.onnx_operands import find_tower
+    from pytest_quantgate.commands.suite_text import as_path
     from pytest_quantgate.suite.where import expand_path
 
     if not paths:
         return {}, None
     found: dict[str, str] = {}
     types: dict[str, str] = {}
-    for text in paths:
-        graph = read_onnx_graph(expand_path(text, where="--onnx", environ=environ))
+    for text in map(as_path, paths):
+        graph = read_onnx_graph(expand_path(text, where=option, environ=environ))
         tower = find_tower(graph)
         if tower == "other":
             raise SuiteError(
-                f"--onnx {text}: its inputs ({', '.join(graph.inputs)}) do not tell which tower it "
-                f"is: write artifacts: {{onnx: {{vision: {text}}}}} into the suite"
+                f"{option} {text}: its inputs ({', '.join(graph.inputs)}) do not tell which tower "
+                f"it is: write artifacts: {{onnx: {{vision: {text}}}}} into the suite"
             )
         if tower in found:
-            raise SuiteError(f"--onnx {text}: {found[tower]} is a {tower} tower already")
+            raise SuiteError(f"{option} {text}: {found[tower]} is a {tower} tower already")
         found[tower] = text
         types[find_precision(graph)] = text
     if len(types) > 1:
         raise SuiteError(
-            f"--onnx: the files compute in {' and '.join(types)} ({', '.join(types.values())}): "
+            f"{option}: the files compute in {' and '.join(types)} ({', '.join(types.values())}): "
             f"a suite ships one type"
         )
     return found, next(iter(types), None)
@@ -267,7 +302,7 @@ def _ask(parsed: argparse.Namespace, *, ask: Callable[[str, str], str]) -> None:
         if parsed.data not in BUILTIN and not is_folder and parsed.root is None:
             root = ask("the folder that it is in", f"${{QUANTGATE_DATA}}/{parsed.data}")
             parsed.root = root or None
-    if parsed.recipe is None:
+    if parsed.recipe is None and not parsed.fp16_onnx:
         parsed.recipe = ask(f"recipe: {', '.join(RECIPES)}, a preset or a file", RECIPE)
     if parsed.target is None:
         parsed.target = ask("build engines for (sm89, sm120, ...; empty: no engines)", "") or None

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from pytest_quantgate.commands.case import add_places, open_case, show_progress
 from pytest_quantgate.errors import DataError, SuiteError
 from pytest_quantgate.text.printable import printable
 
 if TYPE_CHECKING:
-    from pytest_quantgate.commands.proposing import Measured
+    from pytest_quantgate.commands.proposing import Measured, Proposal
     from pytest_quantgate.gates.sections import TaskGate
     from pytest_quantgate.run.case import Case
     from pytest_quantgate.suite.specs import Suite
+
+#: The layout of `--json`, raised when a field changes its meaning.
+FORMAT = 1
 
 EXAMPLES = """\
 examples:
@@ -26,8 +33,9 @@ examples:
 Measures what the accuracy and regression gates of a suite are on, and proposes the strictest limits
 that these samples decide in 80 % of runs, at the rates of the worst calibration; the comments say
 why, what a stricter limit takes, and what was accepted so far. The YAML on standard output is to be
-pasted under `gates:`. Nothing else is written. A limit is a decision: say what you can ship. Status
-1 where FP16 answers no better than chance, so that no limit means anything.
+pasted under `gates:`; --json prints the same as JSON. Nothing else is written. A limit is a
+decision: say what you can ship. Status 1 where FP16 answers no better than chance, so that no limit
+means anything.
 """
 
 
@@ -48,6 +56,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="calibrate N times, each on pairs that no other one had; default: 1",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     add_places(parser)
 
 
@@ -60,14 +69,14 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     if errors:
         raise SuiteError(errors[0])
     cases = [open_case(parsed, environ=environ, suite=one) for one in vary(suite, parsed.seeds)]
-    lines = list(propose_all(cases, where=str(parsed.suite)))
+    found = list(propose_all(cases))
     show_progress().finish()
-    print("\n".join(printable(line) for line in lines))
-    return 1 if any(line.lstrip().startswith(REFUSED) for line in lines) else 0
-
-
-#: How a task begins for which nothing is proposed.
-REFUSED = "# NO LIMITS: "
+    if parsed.json:
+        print(json.dumps(_to_json(found, suite=str(parsed.suite), seeds=parsed.seeds), indent=2))
+    else:
+        for line in _write_yaml(found, suite=str(parsed.suite), seeds=parsed.seeds):
+            print(printable(line))
+    return 1 if any(isinstance(proposal, str) for _, proposal in found) else 0
 
 
 def vary(suite: Suite, times: int) -> tuple[Suite, ...]:
@@ -93,26 +102,44 @@ def vary(suite: Suite, times: int) -> tuple[Suite, ...]:
     )
 
 
-def propose_all(cases: Sequence[Case], *, where: str) -> Iterator[str]:
-    """Yield the lines of YAML that propose limits for every gate of the same suite."""
+#: A gate, and what is proposed for it or why nothing is.
+Found = tuple["TaskGate", "Proposal | str"]
+
+
+def propose_all(cases: Sequence[Case]) -> Iterator[Found]:
+    """Yield every gate of the suite that these cases are of, and limits for it."""
     from pytest_quantgate.commands.proposing import propose
     from pytest_quantgate.gates.sections import TaskGate
 
-    times = f" --seeds {len(cases)}" if len(cases) > 1 else ""
-    yield f"# quantgate limits {where}{times}: paste what you can ship under gates:"
     gates: tuple[TaskGate, ...] = cases[0].suite.gates.all(TaskGate)
-    kind = ""
     for gate in gates:
         found = _measure(cases, gate)
-        if gate.kind != kind:
-            kind = gate.kind
-            yield f"{kind}:"
-        if isinstance(found, str):
-            yield f"  {REFUSED}{found}"
+        yield gate, found if isinstance(found, str) else propose(found)
+
+
+def _write_yaml(found: Sequence[Found], *, suite: str, seeds: int) -> Iterator[str]:
+    """Yield the lines to paste, with the reasons as comments."""
+    times = f" --seeds {seeds}" if seeds > 1 else ""
+    yield f"# quantgate limits {suite}{times}: paste what you can ship under gates:"
+    for kind, several in groupby(found, key=lambda one: one[0].kind):
+        yield f"{kind}:"
+        for _, proposal in several:
+            if isinstance(proposal, str):
+                yield f"  # NO LIMITS: {proposal}"
+                continue
+            yield from (f"  # {reason}" for reason in proposal.reasons)
+            yield f"  {proposal.write()}"
+
+
+def _to_json(found: Sequence[Found], *, suite: str, seeds: int) -> dict[str, Any]:
+    gates: list[dict[str, Any]] = []
+    for gate, proposal in found:
+        if isinstance(proposal, str):
+            gates.append({"gate": gate.name, "refused": proposal})
             continue
-        proposal = propose(found)
-        yield from (f"  # {reason}" for reason in proposal.reasons)
-        yield f"  {proposal.write()}"
+        limits = {name: yaml.safe_load(text) for name, text in proposal.limits.items()}
+        gates.append({"gate": gate.name, "limits": limits, "reasons": proposal.reasons})
+    return {"format": FORMAT, "suite": suite, "seeds": seeds, "gates": gates}
 
 
 def _measure(cases: Sequence[Case], gate: TaskGate) -> Measured | str:

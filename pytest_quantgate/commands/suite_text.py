@@ -90,7 +90,7 @@ class Request:
 
     `checkpoint` is one that was handed over; `is_expected` is whether the recipe is what the user
     expects of it, or what it looks like. `onnx` are files that were handed over, by tower, `dtype`
-    what they compute in.
+    what they compute in. With `fp16_onnx`, which are FP16's, files are all there is.
     """
 
     model: str
@@ -103,6 +103,7 @@ class Request:
     checkpoint: str | None = None
     is_expected: bool = True
     onnx: Mapping[str, str] = field(default_factory=dict)
+    fp16_onnx: Mapping[str, str] = field(default_factory=dict)
     dtype: str | None = None
 
 
@@ -303,12 +304,18 @@ def write_suite(request: Request) -> str:
     patterns = dict.fromkeys([*request.exclude, *map(name_fused, fused)])
     lines += [f"# nn.MultiheadAttention, which no recipe quantizes: {name}" for name in fused]
     exclude = f", exclude: [{', '.join(map(quote, patterns))}]" if patterns else ""
-    lines.append(_variant_line(request, exclude=exclude))
+    if not request.fp16_onnx:
+        lines.append(_variant_line(request, exclude=exclude))
     if request.onnx:
-        files = ", ".join(f"{tower}: {quote(path)}" for tower, path in request.onnx.items())
-        lines.append(f"artifacts: {{onnx: {{{files}}}}}")
+        lines += ["artifacts:", f"  {_write_files(request.onnx)}"]
+    if request.fp16_onnx:
+        lines.append(f"  fp16: {{{_write_files(request.fp16_onnx)}}}")
     lines += ["gates:", *(f"  {line}" for line in _gate_lines(request))]
     return "\n".join(lines) + "\n"
+
+
+def _write_files(files: Mapping[str, str]) -> str:
+    return f"onnx: {{{', '.join(f'{tower}: {quote(path)}' for tower, path in files.items())}}}"
 
 
 def _variant_line(request: Request, *, exclude: str) -> str:
@@ -331,7 +338,8 @@ def _model_line(request: Request) -> str:
     if request.model == "reference":
         return f"model: {{source: reference{dtype}}}"
     revision = f", revision: {quote(request.revision)}" if request.revision else ""
-    return f"model: {{source: transformers, id: {quote(request.model)}{revision}{dtype}}}"
+    source = "onnx" if request.fp16_onnx else "transformers"
+    return f"model: {{source: {source}, id: {quote(request.model)}{revision}{dtype}}}"
 
 
 def _split_pairs(data: Data) -> tuple[int, int]:
@@ -361,10 +369,15 @@ def _gate_lines(request: Request) -> list[str]:
     has_attention = recipe == "fp8-attention"
     test = quote(f"{data.name}/{data.test_split}")
     fidelity_samples = min(512, data.samples) if data.samples is not None else 512
+    fidelity = f"data: {test}, samples: {fidelity_samples}, min_cosine: 0.99"
+    if request.fp16_onnx:  # what looks at a PyTorch model is left out
+        tasks = _accuracy_lines(data, stage="onnx") if data.task else ()
+        files = ["export: {}", f"fidelity: {{{fidelity}, stage: onnx}}", *tasks]
+        return [*files, *_engine_lines(request)]
     lines = [
         "coverage: {attention: [q, k, v, output]}" if has_attention else "coverage: {}",
         *_clipping_lines(request),
-        f"fidelity: {{data: {test}, samples: {fidelity_samples}, min_cosine: 0.99}}",
+        f"fidelity: {{{fidelity}}}",
         *(_accuracy_lines(data) if data.task else ()),  # a model may have no task on such data
         "roundtrip: {}",
         "export: {allow: [softmax]}" if has_attention else "export: {}",
@@ -389,7 +402,8 @@ def _clipping_lines(request: Request) -> list[str]:
     ]
 
 
-def _accuracy_lines(data: Data) -> list[str]:
+def _accuracy_lines(data: Data, *, stage: str = "") -> list[str]:
+    """Return the gates of a task; of a `stage`, without one against a baseline."""
     drop = propose_drop(data.samples)
     assumption = f"if {FLIPS:.0%} of the answers change"
     if data.samples is None:
@@ -404,7 +418,10 @@ def _accuracy_lines(data: Data) -> list[str]:
         lines.append("  # add floor: a little under what FP16 reaches")
     if kind.bank == "must":
         task += f", bank: {quote(f'{data.name}/{data.calibration_split}')}"
-    lines += [f"  - {{task: {task}, metric: {metric}, max_drop: {drop}}}" for metric in metrics]
+    at = f", stage: {stage}" if stage else ""
+    lines += [f"  - {{task: {task}, metric: {metric}, max_drop: {drop}{at}}}" for metric in metrics]
+    if stage:
+        return lines
     lines += ["regression:", "  # against baselines/: pytest suites/ --quantgate-baselines=create"]
     lines += [
         f"  - {{task: {task}, metric: {metric}, max_fp16_drop: {drop}, max_drop: {drop}, "

@@ -13,6 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from pytest_quantgate.commands.cli import main
+from pytest_quantgate.commands.suite_checks import check_suite
 from pytest_quantgate.errors import NotMeasured, SuiteError
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.run.case import Case
@@ -105,6 +107,29 @@ def test_files_alone_are_judged_as_the_model_that_they_were_exported_from(
     lines = " | ".join(export.evidence)
     assert "vision: Linear weight: 13 of 13 INT8 per-channel, stored in INT8" in lines
     assert "layers are those of" in lines
+
+
+@pytest.mark.usefixtures("handed")
+def test_init_writes_a_suite_of_files_alone(
+    tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new.quantgate.yaml"
+    files = {end: [str(tmp_path / f"{t}{end}.onnx") for t in ("vision", "text")]
+             for end in ("", "-fp16")}  # fmt: skip
+    arguments = ["init", "--model", str(tiny_clip), "--data", "scenes", "--output", str(output)]
+    arguments += [part for path in files[""] for part in ("--onnx", path)]
+    before = [part for path in files["-fp16"] for part in ("--fp16-onnx", path)]
+
+    assert main([*arguments, *before[:2]], environ={}) == 1
+    assert "--fp16-onnx names no file of the text tower" in capsys.readouterr().err
+    assert main([*arguments, *before, "--recipe", "fp8"], environ={}) == 1
+    assert "--recipe with --fp16-onnx" in capsys.readouterr().err
+    assert main([*arguments, *before], environ={}) == 0
+
+    suite = load_suite(output)
+    assert (suite.model.source, suite.model.dtype) == ("onnx", "float32")
+    assert [gate.kind for gate in suite.gates] == ["sanity", "export", "fidelity", "accuracy"]
+    assert check_suite(suite, environ={}).errors == ()
 
 
 def test_a_scale_that_was_changed_is_found_without_a_model(

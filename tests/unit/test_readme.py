@@ -1,5 +1,5 @@
-"""What README shows is true: its suite loads, its table is of the default suite, and the code of the
-guide to own tests runs. And README is short: who comes for the first time reads one screen."""
+"""What README shows is true: its suite loads, its table is of the default suite. It is short: who
+comes for the first time reads one screen. And the code of the guide to own tests runs."""
 
 from __future__ import annotations
 

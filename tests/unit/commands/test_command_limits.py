@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -288,6 +289,24 @@ def test_of_fp16_that_guesses_nothing_is_proposed(
     out = capsys.readouterr().out
     assert "# NO LIMITS: accuracy: scenes/classification acc1: the value of fp16" in out
     assert "- {" not in out
+    assert stub(guess, "--json") == 1
+    assert "the value of fp16" in json.loads(capsys.readouterr().out)["gates"][0]["refused"]
+
+
+def test_as_json_it_is_the_same(stub: Callable[..., int], capsys: Captured) -> None:
+    def measure(_number: int) -> tuple[Outcomes, Outcomes]:
+        return make_pair(500, lost=2, won=2, both_wrong=50)
+
+    assert stub(measure) == 0
+    (pasted,) = yaml.safe_load(text := capsys.readouterr().out)["accuracy"]
+    assert stub(measure, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+
+    (gate,) = found.pop("gates")
+    assert found == {"format": 1, "suite": "s.quantgate.yaml", "seeds": 1}
+    assert gate["gate"] == "accuracy[scenes/classification-acc1]"
+    assert gate["limits"] == {name: pasted[name] for name in gate["limits"]}
+    assert all(f"# {reason}" in text for reason in gate["reasons"])
 
 
 def test_data_that_runs_out_names_the_calibration(

@@ -17,7 +17,8 @@ TESTS = (REPOSITORY / "docs" / "guides" / "tests.md").read_text(encoding="utf-8"
 
 
 def first_block(text: str, language: str) -> str:
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)[0]
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    return found[0]
 
 
 def test_it_is_short_and_shows_a_red_and_a_green_terminal() -> None:

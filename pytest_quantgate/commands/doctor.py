@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.evidence.verdict import Status, Verdict
 
 if TYPE_CHECKING:
-    from pytest_quantgate.commands.machine import Check, Need
+    from pytest_quantgate.commands.machine import Check
+    from pytest_quantgate.commands.needs import Need
 
 EXAMPLES = """\
 examples:
@@ -43,7 +44,8 @@ def add(commands: Any) -> None:
 
 
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
-    from pytest_quantgate.commands.machine import list_kinds, list_needs, look, look_deeper
+    from pytest_quantgate.commands.machine import look, look_deeper
+    from pytest_quantgate.commands.needs import list_kinds, list_needs
     from pytest_quantgate.commands.suite_checks import check_files, check_model_folder
     from pytest_quantgate.commands.validate import find_suites
     from pytest_quantgate.encoders.families import find_config

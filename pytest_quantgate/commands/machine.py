@@ -15,20 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pytest_quantgate.errors import CacheError, QuantGateError
+from pytest_quantgate.errors import CacheError
 from pytest_quantgate.formats.table import E4M3
-from pytest_quantgate.gates.accuracy import AccuracyGate
-from pytest_quantgate.gates.engine import EngineGate
-from pytest_quantgate.gates.sections import EngineTarget, TaskGate
-from pytest_quantgate.gates.timed import TimedGate, TimedRuntime
 from pytest_quantgate.own_process import run_program
 from pytest_quantgate.store.private import open_private
-from pytest_quantgate.suite import gates as suite_gates
-from pytest_quantgate.suite.gates import GateSection
-from pytest_quantgate.suite.specs import Suite
-from pytest_quantgate.suite.where import expand_path
 
 State = Literal["OK", "MISSING", "TOO OLD", "TOO NEW", "BROKEN", "NOTE"]
 
@@ -192,6 +184,17 @@ def _too_old_or_new(requirement: Any, version: str) -> State:
         return "BROKEN"
 
 
+def is_installed(names: Iterable[str]) -> bool:
+    """Return whether one of these distributions is there."""
+    for name in names:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        return True
+    return False
+
+
 def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
     """Return whether this Python is one that is supported."""
     shown = ".".join(str(part) for part in version)
@@ -338,238 +341,6 @@ def check_cores() -> Check:
     return Check(name="cores", state="OK", detail=f"{count} usable, {platform.machine()}")
 
 
-# -- what can be measured -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What is not here, and the command that mends it (may be empty)."""
-
-    what: str
-    mend: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """What a gate needs and is not here: each with the command that mends it."""
-
-    gate: str
-    missing: tuple[Missing, ...] = ()
-
-    @property
-    def is_there(self) -> bool:
-        return not self.missing
-
-
-def list_kinds(machine: Machine) -> tuple[Need, ...]:
-    """Return for every kind of gate whether this machine can measure it, data and model aside."""
-    clip, needs = _extra(machine, "clip"), []
-    for kind in suite_gates.list_kinds():
-        parts = [clip, *(_part(machine, name) for name in kind.needs)]
-        timed = issubclass(kind.section, TimedGate)
-        if not timed:
-            needs.append(_need(kind.name, *parts))
-        if kind.section is AccuracyGate:
-            needs.append(_need(f"{kind.name}, stage: onnx", clip, _onnxruntime(machine)))
-            needs.append(_need(f"{kind.name}, stage: engine", clip, _gpu(machine)))
-        if kind.section is EngineGate:
-            name = f"{kind.name}, library: tensorrt"
-            needs.append(_need(name, _library("tensorrt"), _gpu(machine)))
-        if timed:
-            for runtime in get_args(TimedRuntime):
-                name = f"{kind.name}, runtime: {runtime}"
-                needs.append(_need(name, *parts, _runtime(machine, runtime)))
-    return tuple(needs)
-
-
-def _part(machine: Machine, name: str) -> Missing | None:
-    """Return what is missing of a part that a kind of gate says it needs."""
-    if name == "load":
-        return _extra(machine, name)
-    return _onnxruntime(machine) if name == "onnxruntime" else _library(name)
-
-
-def list_needs(suite: Suite, *, machine: Machine, environ: Mapping[str, str]) -> tuple[Need, ...]:
-    """Return for every gate of a suite whether all that it needs is here, data and model too."""
-    model = _model(suite, environ=environ)
-    calibration = _data(suite, suite.calibration.data, environ=environ)
-    gates = suite.gates.all(TaskGate)
-    tasks = [_data(suite, gate.task, environ=environ) for gate in gates]
-    clip = _extra(machine, "clip")
-    recipe, given = _recipe(suite, environ=environ), _given(suite, environ=environ)
-    needs = []
-    for gate in suite.gates:
-        parts: list[Missing | None] = [clip, model, calibration, recipe]
-        data = getattr(gate, "task", None) or getattr(gate, "data", None)
-        parts += [_data(suite, data, environ=environ)] if data else []
-        if gate.kind in suite_gates.IMPLICIT:
-            parts += tasks  # it looks at the FP16 model alone
-        else:
-            parts += [given, *_gate_parts(gate, machine=machine)]
-        needs.append(_need(gate.name, *parts))
-    return tuple(needs)
-
-
-def _gate_parts(gate: GateSection, *, machine: Machine) -> list[Missing | None]:
-    if isinstance(gate, EngineTarget):
-        if gate.target is None:
-            return []
-        parts = [_library(gate.library)]
-        if gate.library == "tensorrt":  # builds for the GPU in the machine alone
-            parts.append(_gpu(machine, target=gate.target))
-        return parts
-    if isinstance(gate, AccuracyGate) and gate.stage != "torch":
-        return [_onnxruntime(machine) if gate.stage == "onnx" else _gpu(machine)]
-    parts = [_part(machine, name) for name in suite_gates.kind_of(gate).needs]
-    return [*parts, _runtime(machine, gate.runtime)] if isinstance(gate, TimedGate) else parts
-
-
-def _need(gate: str, *parts: Missing | None) -> Need:
-    found = (part for part in parts if part is not None)
-    return Need(gate=gate, missing=tuple(dict.fromkeys(found)))
-
-
-def _extra(machine: Machine, extra: str) -> Missing | None:
-    missing = machine.missing(extra)
-    if not missing:
-        return None
-    names = ", ".join(f"{check.name} ({check.state.lower()})" for check in missing)
-    return Missing(names, missing[0].mend)
-
-
-def _has(names: Iterable[str]) -> bool:
-    for name in names:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        return True
-    return False
-
-
-def _onnxruntime(machine: Machine) -> Missing | None:
-    if machine.missing("onnx"):
-        return _extra(machine, "onnx")
-    if _has(ALTERNATIVES["onnxruntime"]):
-        return None
-    return Missing("onnxruntime (missing)", "pip install 'pytest-quantgate[onnx]'")
-
-
-def _library(library: str) -> Missing | None:
-    if _has(ALTERNATIVES[library]):
-        return None
-    extra = "rtx" if library == "tensorrt-rtx" else "tensorrt"
-    return Missing(f"{library} (missing)", f"pip install 'pytest-quantgate[{extra}]'")
-
-
-def _gpu(machine: Machine, *, target: str | None = None) -> Missing | None:
-    if not machine.gpus:
-        return Missing("no NVIDIA GPU", "run it where there is one")
-    if target is not None and all(gpu.target != target for gpu in machine.gpus):
-        here = ", ".join(gpu.target for gpu in machine.gpus)
-        return Missing(f"the GPU here is {here}, the gate is for {target}", f"set target: {here}")
-    return None
-
-
-def _runtime(machine: Machine, runtime: str) -> Missing | None:
-    if runtime == "torch":
-        return None
-    if runtime == "onnxruntime":
-        return _onnxruntime(machine)
-    if runtime.startswith("onnxruntime"):
-        return _onnxruntime(machine) or _gpu(machine)
-    return _library(runtime) or _gpu(machine)
-
-
-def _model(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
-    from pytest_quantgate.encoders.source import find_code, is_local
-
-    model = suite.model
-    try:
-        if model.factory is not None:
-            find_code(model, environ=environ)
-        if model.id is None:
-            return None
-        if is_local(model.id):
-            folder = expand_path(model.id, where=model.where.of("id"), environ=environ)
-            if folder.is_dir():
-                return None
-            where = model.where.of("id")
-            return Missing(f"{where}: {folder} is no directory", "put the checkpoint there")
-    except QuantGateError as error:
-        return _split_mend(error)
-    if hub_snapshot(model.id, revision=model.revision or "", environ=environ).is_dir():
-        return None
-    return Missing(
-        f"{model.where.of('id')}: {model.id} was not downloaded",
-        f"hf download {model.id} --revision {model.revision}",
-    )
-
-
-def _given(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
-    """Return what is missing of files that are handed over; `validate` says what is wrong."""
-    for text, where in suite.given_paths:
-        try:
-            path = expand_path(text, where=where, environ=environ)
-        except QuantGateError as error:
-            return _split_mend(error)
-        if not path.exists():
-            return Missing(f"{where}: {path} is not there", "put it there")
-    return None
-
-
-def _recipe(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
-    """Return what is missing of a recipe in a file; what it says is for `quantgate validate`."""
-    recipe, where = suite.variant.recipe, suite.variant.where.of("recipe")
-    if not isinstance(recipe, str) or "${" not in recipe:
-        return None
-    try:
-        path = expand_path(recipe, where=where, environ=environ)
-    except QuantGateError as error:
-        return _split_mend(error)
-    return None if path.exists() else Missing(f"{where}: the recipe is no file", "put it there")
-
-
-def hub_snapshot(name: str, *, revision: str, environ: Mapping[str, str]) -> Path:
-    """Return where the hub's client keeps a revision (`HF_HUB_CACHE`, `HF_HOME`, ~/.cache)."""
-    home = environ.get("HF_HOME") or str(
-        Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    )
-    cache = Path(environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
-    return cache / f"models--{name.replace('/', '--')}" / "snapshots" / revision
-
-
-def _data(suite: Suite, name: str, *, environ: Mapping[str, str]) -> Missing | None:
-    from pytest_quantgate.tasks.readers import find_reader
-
-    spec = suite.datasets.get(name.rpartition("/")[0])
-    if spec is None:
-        return None  # it ships, or `quantgate validate` has said that it is unknown
-    if spec.root is None:
-        return Missing(f"{spec.where}: needs a root", "add root: DIR")
-    try:
-        root = expand_path(spec.root, where=spec.where.of("root"), environ=environ)
-    except QuantGateError as error:
-        return _split_mend(error)
-    if not root.is_dir():
-        return Missing(f"{spec.where.of('root')}: {root} is no directory", "put the data set there")
-    try:
-        reader = find_reader(spec.dataset)
-    except QuantGateError as error:
-        return Missing(str(error), "")
-    if reader.package and not _has((reader.package,)):
-        return Missing(
-            f"{reader.package} (missing)", f"pip install 'pytest-quantgate[{reader.extra}]'"
-        )
-    return None
-
-
-def _split_mend(error: QuantGateError) -> Missing:
-    """Return a message's two halves: `...: export NAME=PATH` holds its own mend."""
-    what, _, mend = str(error).rpartition(": ")
-    return Missing(what, mend) if mend.startswith("export ") else Missing(str(error))
-
-
 # -- deep checks ----------------------------------------------------------------------------------
 
 
@@ -578,7 +349,7 @@ def look_deeper(machine: Machine, *, environ: Mapping[str, str]) -> Iterator[Che
     yield _try("torch", _ask_torch)
     yield _try("onnxruntime", _ask_onnxruntime)
     yield _try("tensorrt_rtx", lambda: _ask_tensorrt("tensorrt_rtx"))
-    if _has(ALTERNATIVES["tensorrt"]):
+    if is_installed(ALTERNATIVES["tensorrt"]):
         yield _try("tensorrt", lambda: _ask_tensorrt("tensorrt"))
     if check_hub(environ).detail.startswith("not forbidden"):
         yield _try("hub", _ask_hub, failed="NOTE")

@@ -459,7 +459,7 @@ def _look_at(directory: Path | None, *, dtype: str = "float16") -> tuple[Fault, 
 
 def _find_model(suite: Suite, *, environ: Mapping[str, str]) -> tuple[Path | None, str]:
     """Return the folder of a suite's model (None where it is not here) and its name."""
-    from pytest_quantgate.commands.machine import hub_snapshot
+    from pytest_quantgate.commands.needs import hub_snapshot
     from pytest_quantgate.encoders.source import find_directory, is_local
 
     model = suite.model

@@ -9,8 +9,8 @@ from pytest_quantgate.report.facts import absent_kinds, figure, gate_of, list_mi
 from pytest_quantgate.report.markup import Child, Html, join, tag
 from pytest_quantgate.report.model import GateResult, Report, SuiteReport, TaskFacts
 from pytest_quantgate.report.numbers import show_bytes, show_percent, show_points, show_ratio
-from pytest_quantgate.report.parts import badge, bullets, definitions, name_place, plural, table
-from pytest_quantgate.text.words import listed, waivers_words
+from pytest_quantgate.report.parts import badge, bullets, definitions, name_place, table
+from pytest_quantgate.text.words import count, listed, waivers_words
 
 #: What can ship, and the gates that judge it as such; any other gate judges the PyTorch model.
 FORMS: Mapping[str, tuple[str, ...]] = {
@@ -88,7 +88,7 @@ def _list_facts(suite: SuiteReport, *, report: Report) -> Iterator[tuple[str, Ch
     changes = [_describe_change(task, suite=suite) for task in suite.tasks]
     if changes:
         more = len(changes) - TASKS
-        tail = [f"and {plural(more, 'task')} more below"] if more > 0 else []
+        tail = [f"and {count(more, 'task')} more below"] if more > 0 else []
         yield "Accuracy against FP16", bullets([*changes[:TASKS], *tail])
     accepted = [gate for gate in suite.gates if gate.kind == "regression"]
     if accepted:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pytest_quantgate.report.facts import task_name
 from pytest_quantgate.report.markup import Child, Html, join, tag
 from pytest_quantgate.report.model import Confusion, Flip, TaskFacts
-from pytest_quantgate.report.parts import WORST, plural, row, table
+from pytest_quantgate.report.parts import WORST, row, table
+from pytest_quantgate.text.words import count
 
 #: Fewer flips than this are read without a filter.
 FILTER_FROM = 6
@@ -85,7 +86,7 @@ def _render_confusions(task: TaskFacts) -> Html | None:
     heads = ["FP16 says \N{RIGHTWARDS ARROW} quantized says", "samples", "lost", "won"]
     caption = f"Answers of {task_name(task)} that changed most often, right ones or not"
     rows = [_confusion_row(pair) for pair in often]
-    more = plural(len(rows) - WORST, "more pair")
+    more = count(len(rows) - WORST, "more pair")
     return join(
         table(heads, rows[:WORST], caption=caption, numeric=True),
         tag(

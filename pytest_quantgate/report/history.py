@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pytest_quantgate.report.collect_evidence import read_clock, read_commit
+from pytest_quantgate.report.environment import read_clock, read_commit
 from pytest_quantgate.report.model import HistoryFacts, HistoryPoint, Report, SuiteReport
 from pytest_quantgate.report.numbers import show_bytes
 from pytest_quantgate.statistics.trend import find_fall

@@ -33,12 +33,12 @@ from pytest_quantgate.report.parts import (
     class_of,
     definitions,
     name_place,
-    plural,
     row,
     table,
 )
 from pytest_quantgate.report.sections import list_sections, render_suite
 from pytest_quantgate.report.svg import draw_markers
+from pytest_quantgate.text.words import count
 
 
 def render_html(report: Report) -> str:
@@ -144,7 +144,7 @@ def _render_head(report: Report) -> Html:
 
 def _count_gates(report: Report) -> Html:
     gates = [gate for suite in report.suites for gate in suite.gates]
-    parts: list[Child] = [f"{plural(len(gates), 'gate')} of {plural(len(report.suites), 'suite')}"]
+    parts: list[Child] = [f"{count(len(gates), 'gate')} of {count(len(report.suites), 'suite')}"]
     for status, (_, words) in STATUSES.items():
         number = sum(gate.status == status for gate in gates)
         if number:
@@ -154,7 +154,7 @@ def _count_gates(report: Report) -> Html:
         parts.append(badge("NOT_MEASURED", text=f"{not_run} did not run"))
     if report.own_tests:
         red = sum(test.status != "PASS" for test in report.own_tests)
-        parts.append(f"{plural(len(report.own_tests), 'own test')}, {red} not passed")
+        parts.append(f"{count(len(report.own_tests), 'own test')}, {red} not passed")
     return join(parts)
 
 
@@ -270,7 +270,7 @@ def _render_environment(report: Report) -> Html:
     rows: list[tuple[str, Child]] = [
         ("Python", environment.python),
         ("system", environment.system),
-        ("processor", f"{environment.processor}, {plural(environment.cores, 'core')}"),
+        ("processor", f"{environment.processor}, {count(environment.cores, 'core')}"),
         ("revision", tag("code", environment.commit) if environment.commit else "unknown"),
     ]
     rows.extend(environment.packages.items())

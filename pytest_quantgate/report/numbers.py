@@ -23,7 +23,7 @@ def show_bytes(count: int) -> str:
     """Return `12.3 MiB`."""
     size, units = float(count), ("B", "KiB", "MiB", "GiB")
     for unit in units:
-        if size < 1024 or unit == units[-1]:
+        if abs(size) < 1024 or unit == units[-1]:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     raise AssertionError("the last unit takes any size")

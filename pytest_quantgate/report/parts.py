@@ -134,7 +134,3 @@ def definitions(rows: Iterable[tuple[str, Child]]) -> Html:
 
 def bullets(lines: Iterable[Child]) -> Html:
     return tag("ul", (tag("li", line) for line in lines), class_="plain")
-
-
-def plural(count: int, noun: str, nouns: str = "") -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"

@@ -49,11 +49,10 @@ from pytest_quantgate.report.parts import (
     definitions,
     mark_commands,
     name_place,
-    plural,
     row,
     table,
 )
-from pytest_quantgate.text.words import tally
+from pytest_quantgate.text.words import count, tally
 
 
 def render_suite(suite: SuiteReport, *, alone: bool, drawn: Charts) -> Html:
@@ -134,7 +133,7 @@ def _render_gates(suite: SuiteReport) -> Html:
         return _gates_table(green, caption="Gates")
     fold = tag(
         "details",
-        tag("summary", f"{plural(len(passed), 'gate')} passed"),
+        tag("summary", f"{count(len(passed), 'gate')} passed"),
         _gates_table(green, caption="Gates that passed"),
     )
     return join(_gates_table(rows, caption="Gates"), fold if green else None)
@@ -194,9 +193,9 @@ def _render_failure(gate: GateResult, *, suite: SuiteReport) -> Html:
         if gate.next_step
         else None,
         tag("p", f"{len(gate.attempts)} attempts.") if gate.attempts else None,
-        _fold(f"Evidence: {plural(len(gate.evidence), 'line')}", gate.evidence),
+        _fold(f"Evidence: {count(len(gate.evidence), 'line')}", gate.evidence),
         _fold(
-            f"{plural(len(followers), 'gate follows', 'gates follow')} from it: {names}",
+            f"{count(len(followers), 'gate follows', 'gates follow')} from it: {names}",
             [join(tag("b", each.name), f": {each.headline} ", tag("code", each.code))
              for each in followers],
         ),
@@ -266,7 +265,7 @@ def _caption_values(gates: Sequence[GateResult]) -> str:
     near = len(charts.near_floors(gates))
     caption = "FP16, quantized and the floor" if near else "FP16 and quantized"
     if near < len(floors):
-        caption += f"; {plural(len(floors) - near, 'floor')} far below in the table alone"
+        caption += f"; {count(len(floors) - near, 'floor')} far below in the table alone"
     return caption
 
 
@@ -343,7 +342,7 @@ def _class_row(facts: ClassFacts) -> Html:
 
 def _render_coverage(audit: AuditFacts | None) -> Html:
     assert audit is not None
-    patterns = [f"{pattern} ({plural(n, 'quantizer')})" for pattern, n in audit.excludes.items()]
+    patterns = [f"{pattern} ({count(n, 'quantizer')})" for pattern, n in audit.excludes.items()]
     return join(
         tag("p", "Excluded: ", tag("code", ", ".join(patterns))) if patterns else None,
         render_map(audit),
@@ -371,12 +370,12 @@ def _render_layers(suite: SuiteReport, *, drawn: Charts) -> Html:
         caption = "Noise that each layer adds by itself"
         hidden = sum(not math.isfinite(db) for db in sqnr.values())
         if hidden:
-            caption += f"; {plural(hidden, 'layer')} with none, or not finite, not drawn"
+            caption += f"; {count(hidden, 'layer')} with none, or not finite, not drawn"
         figures.append(drawn.place(chart, caption=caption))
     chart = charts.draw_amax(audit.quantizers)
     if chart.marks:
         there, on = len(chart.marks), sum(facts.enabled for facts in audit.quantizers)
-        caption = f"Calibrated range (amax) of {there} of {plural(on, 'quantizer')} that are on"
+        caption = f"Calibrated range (amax) of {there} of {count(on, 'quantizer')} that are on"
         if there < on:
             caption += "; the others are dynamic, or have no amax above 0 that is finite"
         figures.append(drawn.place(chart, caption=caption))
@@ -462,7 +461,7 @@ def _render_stages(suite: SuiteReport) -> Html:
         ),
         tag(
             "details",
-            tag("summary", f"{plural(len(lost), 'quantizer')} did not reach every stage"),
+            tag("summary", f"{count(len(lost), 'quantizer')} did not reach every stage"),
             bullets(describe_cell(facts) for facts in lost),
         )
         if lost
@@ -595,8 +594,8 @@ def _render_latency(facts: LatencyFacts, *, suite: SuiteReport, drawn: Charts) -
         ),
         tag(
             "p",
-            f"On {facts.processor}, {plural(facts.threads, 'thread')} on "
-            f"{plural(facts.cores, 'core')}, {facts.device}.",
+            f"On {facts.processor}, {count(facts.threads, 'thread')} on "
+            f"{count(facts.cores, 'core')}, {facts.device}.",
             class_="note",
         ),
     )
@@ -654,7 +653,7 @@ def _render_origin(suite: SuiteReport) -> Html:
             (
                 "calibration",
                 f"{calibration.samples} pairs of {calibration.data} in "
-                f"{plural(calibration.batches, 'batch', 'batches')}, "
+                f"{count(calibration.batches, 'batch', 'batches')}, "
                 f"{calibration.held_out_samples} held out",
             )
         )

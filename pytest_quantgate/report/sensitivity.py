@@ -17,10 +17,11 @@ from pytest_quantgate.evidence.sensitivity import (
     Sensitivity,
 )
 from pytest_quantgate.gates.suspects import describe_outliers, explained_by_outliers
+from pytest_quantgate.report.numbers import show_bytes
 from pytest_quantgate.report.svg import Chart, Mark, Scale
 from pytest_quantgate.run.sensitivity import SUSPECTS, rank_suspects
 from pytest_quantgate.statistics.intervals import Flips, drop_limits
-from pytest_quantgate.text.words import signed
+from pytest_quantgate.text.words import count, signed
 
 #: SQNR from which on noise no longer shows in a plot.
 QUIET_DB = 60.0
@@ -48,7 +49,7 @@ def render_sensitivity(found: Sensitivity, *, top: int, width: int | None = None
     bar goes, and then it takes three lines.
     """
     texts = f"{found.texts} texts" if found.texts != 1 else "1 text"
-    yield f"{_plural(len(found.effects), 'group')} of quantizers on {found.samples} images and " + (
+    yield f"{count(len(found.effects), 'group')} of quantizers on {found.samples} images and " + (
         f"{texts} of {found.data}"
     )
     for tower in found.towers:
@@ -73,7 +74,7 @@ def render_sensitivity(found: Sensitivity, *, top: int, width: int | None = None
     shown = found.effects[:top]
     yield from _table([_cells(effect, found) for effect in shown], found=found, width=width)
     if len(found.effects) > top:
-        yield f"  ... and {_plural(len(found.effects) - top, 'group')} more (--top)"
+        yield f"  ... and {count(len(found.effects) - top, 'group')} more (--top)"
     yield from _outlier_lines(shown, found)
 
 
@@ -84,12 +85,12 @@ def _outlier_lines(effects: Sequence[GroupEffect], found: Sensitivity) -> Iterat
     if not explained:
         return
     yield ""
-    yield f"outlier channels explain most of the noise of {_plural(len(explained), 'group')}"
+    yield f"outlier channels explain most of the noise of {count(len(explained), 'group')}"
     for suspect in explained[:SUSPECTS]:
         yield f"  {suspect.label}: {describe_outliers(suspect)}"
         yield f"    quantized apart from the others: SQNR {suspect.sqnr_apart_db:.1f} dB"
     if len(explained) > SUSPECTS:
-        yield f"  ... and {_plural(len(explained) - SUSPECTS, 'group')} more"
+        yield f"  ... and {count(len(explained) - SUSPECTS, 'group')} more"
 
 
 def render_exclusion(
@@ -100,7 +101,7 @@ def render_exclusion(
         yield f"{suite} has no accuracy and no fidelity gate: no limit says what to leave out"
         return
     if found.outcome == "none needed":
-        yield f"{suite}: nothing needs excluding, {_plural(len(found.checks), 'gate')} passed"
+        yield f"{suite}: nothing needs excluding, {count(len(found.checks), 'gate')} passed"
         yield from (
             f"  {check.before}  {check.gate}  {check.brief_before}" for check in found.checks
         )
@@ -119,13 +120,13 @@ def render_exclusion(
         return
     growth = found.extra_bytes / weights_bytes if weights_bytes else 0.0
     yield (
-        f"{suite}: leaving out {_plural(len(found.groups), 'group')} meets every limit (verified, "
-        f"{_plural(found.verifications, 'evaluation')} spent)"
+        f"{suite}: leaving out {count(len(found.groups), 'group')} meets every limit (verified, "
+        f"{count(found.verifications, 'evaluation')} spent)"
     )
     yield from (line for check in found.checks for line in _check_lines(check))
     yield (
-        f"  weights: {_bytes(found.extra_bytes)} more, {_bytes(weights_bytes)} -> "
-        f"{_bytes(weights_bytes + found.extra_bytes)} (+{growth * 100:.1f} %)"
+        f"  weights: {show_bytes(found.extra_bytes)} more, {show_bytes(weights_bytes)} -> "
+        f"{show_bytes(weights_bytes + found.extra_bytes)} (+{growth * 100:.1f} %)"
     )
     if found.coverage:
         yield f"  then red: {found.coverage}"
@@ -143,7 +144,7 @@ def render_repair(found: Repair, *, suite: str) -> Iterator[str]:
     for groups, what in ((found.in_full, "in full precision"), (found.in_fp8, "in FP8")):
         if groups:
             yield f"{what}: {', '.join(group.label for group in groups)}"
-    spent = _plural(found.verifications, "evaluation")
+    spent = count(found.verifications, "evaluation")
     yield f"on the half of the samples that was searched, {spent} spent"
     if found.in_full:
         yield from (line for check in search.checks for line in _check_lines(check))
@@ -151,7 +152,7 @@ def render_repair(found: Repair, *, suite: str) -> Iterator[str]:
     yield from (line for check in found.checks for line in _check_lines(check))
     before, after = found.weights_bytes
     yield (
-        f"  weights: {_bytes(before)} -> {_bytes(after)} "
+        f"  weights: {show_bytes(before)} -> {show_bytes(after)} "
         f"(+{(after - before) / before * 100 if before else 0.0:.1f} %)"
     )
     if not found.holds:
@@ -267,7 +268,7 @@ def _cells(effect: GroupEffect, found: Sensitivity) -> _Row:
         assert found.metric_all is not None
         alone = _change(effect.metric_only - found.metric_off, effect.changed_only)
         left_out = _change(effect.metric_without - found.metric_all, effect.changed_without)
-    weights = f"+{_bytes(effect.group.extra_bytes)}" if effect.group.extra_bytes else ""
+    weights = f"+{show_bytes(effect.group.extra_bytes)}" if effect.group.extra_bytes else ""
     return _Row(
         label=effect.group.label,
         alone=(_db(effect.noise_only), alone),
@@ -321,16 +322,3 @@ def _points(share: float) -> str:
 
 def _percent(share: float | None) -> str:
     return "?" if share is None else f"{share * 100:.2f} %"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -13,7 +13,7 @@ import pytest
 from pytest_quantgate.comparison.changes import DiffError
 from pytest_quantgate.comparison.things import compare_trees
 from pytest_quantgate.own_process import GIT_SETTINGS, run_git, run_program, start_module
-from pytest_quantgate.report.collect_evidence import read_commit
+from pytest_quantgate.report.environment import read_commit
 
 pytestmark = pytest.mark.slow
 

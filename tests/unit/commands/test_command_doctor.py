@@ -23,9 +23,8 @@ from pytest_quantgate.commands.machine import (
     check_packages,
     check_python,
     find_gpus,
-    list_kinds,
-    list_needs,
 )
+from pytest_quantgate.commands.needs import list_kinds, list_needs
 from pytest_quantgate.suite.load import load_suite
 
 SUITE = """\

@@ -15,7 +15,6 @@ import pytest
 
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report import charts
-from pytest_quantgate.report.collect_evidence import describe_task
 from pytest_quantgate.report.facts import worst_parts
 from pytest_quantgate.report.flips import group_flips
 from pytest_quantgate.report.html import render_html
@@ -25,6 +24,7 @@ from pytest_quantgate.report.model import GateResult
 from pytest_quantgate.report.numbers import show_bytes, show_points, show_ratio
 from pytest_quantgate.report.parts import mark_commands
 from pytest_quantgate.report.previews import list_flips
+from pytest_quantgate.report.tasks import describe_task
 from tests.report_builder import PIXEL, make_audit, make_outcomes, make_run, verdict
 
 HOSTILE = "</script></style></title><img src=x onerror=alert(1)>\u2028'\"&<!--\x1b[31m\u202e]]>"

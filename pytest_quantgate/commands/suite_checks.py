@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from itertools import product
 from pathlib import Path
@@ -20,7 +21,6 @@ from pytest_quantgate.errors import (
     ModelError,
     NotMeasured,
     QuantGateError,
-    SuiteError,
     UnsupportedModel,
 )
 from pytest_quantgate.gates.accuracy import AccuracyGate
@@ -51,39 +51,45 @@ class Findings:
     notes: tuple[str, ...]
 
 
+@dataclass
+class _Found:
+    """What was found so far."""
+
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note what the block says is not on this machine, and take what it refuses as an error."""
+        try:
+            yield
+        except NotMeasured as error:
+            self.notes.append(str(error))
+        except QuantGateError as error:
+            self.errors.append(str(error))
+
+
 def check_suite(suite: Suite, *, environ: Mapping[str, str], today: date | None = None) -> Findings:
     """Return what is wrong with the names in a suite, each with its `file:line`."""
-    errors: list[str] = []
-    notes: list[str] = []
-    _check_recipe(suite, errors=errors, notes=notes, environ=environ)
-    _check_datasets(suite, errors=errors, notes=notes, environ=environ)
-    _check_model(suite, errors=errors, notes=notes, environ=environ)
-    _check_given(suite, errors=errors, notes=notes, environ=environ)
-    errors += _check_towers(suite, environ=environ)
-    _check_artifacts(suite, errors=errors, notes=notes, environ=environ)
-    errors += _check_patterns(suite)
-    _check_waivers(suite, errors=errors, notes=notes, today=today or datetime.now(UTC).date())
-    return Findings(errors=tuple(errors), notes=tuple(dict.fromkeys(notes)))
+    found = _Found()
+    for check in (_check_recipe, _check_datasets, _check_model, _check_given):
+        check(suite, found=found, environ=environ)
+    found.errors += _check_towers(suite, environ=environ)
+    _check_artifacts(suite, found=found, environ=environ)
+    found.errors += _check_patterns(suite)
+    _check_waivers(suite, found=found, today=today or datetime.now(UTC).date())
+    return Findings(errors=tuple(found.errors), notes=tuple(dict.fromkeys(found.notes)))
 
 
-def _check_given(
-    suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
-) -> None:
+def _check_given(suite: Suite, *, found: _Found, environ: Mapping[str, str]) -> None:
     from pytest_quantgate.run.given_variant import open_given
 
-    if suite.quantized is None:
-        return
-    try:
-        open_given(suite.quantized, environ=environ)
-    except NotMeasured as error:
-        notes.append(str(error))
-    except QuantGateError as error:
-        errors.append(str(error))
+    if suite.quantized is not None:
+        with found.noting():
+            open_given(suite.quantized, environ=environ)
 
 
-def _check_artifacts(
-    suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
-) -> None:
+def _check_artifacts(suite: Suite, *, found: _Found, environ: Mapping[str, str]) -> None:
     """Open the files that are handed over, and look whether a gate reads them."""
     from pytest_quantgate.evidence.audit import TOWERS
     from pytest_quantgate.run.exported import VARIANTS
@@ -92,18 +98,13 @@ def _check_artifacts(
     if suite.artifacts is None:
         return
     if not any(reads_exports(gate) for gate in suite.gates):
-        errors.append(
+        found.errors.append(
             f"{suite.artifacts.where}: no gate reads the artifacts: add export: {{}} and "
             f"parity: {{}}, or leave them out"
         )
-    for variant in VARIANTS:
-        for tower, look in product(TOWERS, (open_onnx, open_report)):
-            try:
-                look(suite.artifacts, variant=variant, tower=tower, environ=environ)
-            except NotMeasured as error:
-                notes.append(str(error))
-            except QuantGateError as error:
-                errors.append(str(error))
+    for variant, tower, look in product(VARIANTS, TOWERS, (open_onnx, open_report)):
+        with found.noting():
+            look(suite.artifacts, variant=variant, tower=tower, environ=environ)
 
 
 def reads_exports(gate: GateSection) -> bool:
@@ -116,55 +117,52 @@ def reads_exports(gate: GateSection) -> bool:
     )
 
 
-def _check_recipe(
-    suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
-) -> None:
+def _check_recipe(suite: Suite, *, found: _Found, environ: Mapping[str, str]) -> None:
     from pytest_quantgate.encoders.source import find_recipe_file
     from pytest_quantgate.quantization.recipes import named_recipes
 
     where = suite.variant.where.of("recipe")
-    recipe = suite.variant.recipe
-    if recipe == "":  # what a checkpoint that is handed over declares
+    name = suite.variant.recipe
+    if name == "":  # what a checkpoint that is handed over declares
         return
-    if not isinstance(recipe, str):
-        errors += [f"{where}: {problem}" for problem in _check_inline(recipe)]
+    if not isinstance(name, str):
+        found.errors += [f"{where}: {problem}" for problem in _check_inline(name)]
         return
-    try:
-        path = find_recipe_file(recipe, where=where, environ=environ)
-    except NotMeasured as error:
-        notes.append(str(error))
-        return
-    except SuiteError as error:
-        errors.append(str(error))
-        return
-    name = recipe
-    if name in named_recipes():
-        return
-    if path is not None:
-        if not path.is_file():
-            errors.append(f"{where}: recipe file {name} does not exist")
-        return
-    if "/" in name:
-        if not _modelopt_has_recipe(name):
-            notes.append(
-                f"{where}: recipe id {name!r} is not among those of the ModelOpt that is "
-                f"installed, or none is"
-            )
-        return
-    if name.endswith("_CFG"):
-        presets = _modelopt_presets()
-        if presets is None or name in presets:
+    with found.noting():
+        path = find_recipe_file(name, where=where, environ=environ)
+        if name in named_recipes():
             return
-        close = difflib.get_close_matches(name, presets, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        errors.append(f"{where}: ModelOpt has no preset {name!r}{hint}")
+        if path is not None:
+            if not path.is_file():
+                found.errors.append(f"{where}: recipe file {name} does not exist")
+        elif "/" in name:
+            if not _modelopt_has_recipe(name):
+                found.notes.append(
+                    f"{where}: recipe id {name!r} is not among those of the ModelOpt that is "
+                    f"installed, or none is"
+                )
+        else:
+            found.errors += _check_recipe_name(name, where=where)
+
+
+def _check_recipe_name(name: str, *, where: str) -> Iterator[str]:
+    """Yield that a name is no recipe of this package and no preset of ModelOpt."""
+    from pytest_quantgate.quantization.recipes import named_recipes
+
+    presets = _modelopt_presets()
+    if name.endswith("_CFG"):
+        if presets is not None and name not in presets:
+            yield f"{where}: ModelOpt has no preset {name!r}{_suggest(name, presets)}"
         return
-    known = [*named_recipes(), *(_modelopt_presets() or ())]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(named_recipes())}"
-    errors.append(
-        f"{where}: unknown recipe {name!r}{hint} (or a ModelOpt preset, recipe id or YAML path)"
-    )
+    hint = _suggest(name, [*named_recipes(), *(presets or ())], cutoff=0.5)
+    hint = hint or f"; known: {', '.join(named_recipes())}"
+    yield f"{where}: unknown recipe {name!r}{hint} (or a ModelOpt preset, recipe id or YAML path)"
+
+
+def _suggest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return what was probably meant, to stand behind a message; empty for nothing near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _check_inline(recipe: Any) -> Iterator[str]:
@@ -223,9 +221,7 @@ def _modelopt_has_recipe(name: str) -> bool:
     )
 
 
-def _check_datasets(
-    suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
-) -> None:
+def _check_datasets(suite: Suite, *, found: _Found, environ: Mapping[str, str]) -> None:
     from pytest_quantgate.tasks.registry import BUILTIN
 
     used: dict[str, str] = {}
@@ -239,35 +235,30 @@ def _check_datasets(
         if gate.bank is not None:
             used.setdefault(gate.bank.rpartition("/")[0], gate.where.of("bank"))
     used.setdefault(suite.calibration.data.rpartition("/")[0], suite.calibration.where.of("data"))
+    known = [*BUILTIN, *suite.datasets]
     for name, where in used.items():
-        if name in suite.datasets:
-            continue
-        if name in BUILTIN:
-            continue
-        known = [*BUILTIN, *suite.datasets]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
-        errors.append(
-            f"{where}: unknown data set {name!r}{hint}; name others under `datasets:` with their "
-            f"root"
-        )
-    errors += _check_slices(suite)
+        if name not in known:
+            hint = _suggest(name, known) or f"; known here: {', '.join(known)}"
+            found.errors.append(
+                f"{where}: unknown data set {name!r}{hint}; name others under `datasets:` with "
+                f"their root"
+            )
+    found.errors += _check_slices(suite)
     for name, spec in suite.datasets.items():
         if name not in used:
-            notes.append(f"{spec.where}: data set {name!r} is declared and never used")
-        _check_reader(spec, errors=errors, notes=notes)
+            found.notes.append(f"{spec.where}: data set {name!r} is declared and never used")
+        _check_reader(spec, found=found)
         if spec.root is None:
-            errors.append(f"{spec.where}: data set {name!r} needs a root: the folder it is in")
+            found.errors.append(
+                f"{spec.where}: data set {name!r} needs a root: the folder it is in"
+            )
             continue
-        try:
+        with found.noting():
             root = expand_path(spec.root, where=spec.where.of("root"), environ=environ)
-        except NotMeasured as error:
-            notes.append(str(error))
-        except QuantGateError as error:
-            errors.append(str(error))
-        else:
             if not root.is_dir():
-                notes.append(f"{spec.where.of('root')}: {root} is no directory on this machine")
+                found.notes.append(
+                    f"{spec.where.of('root')}: {root} is no directory on this machine"
+                )
 
 
 def _check_slices(suite: Suite) -> Iterator[str]:
@@ -295,7 +286,7 @@ def _check_slices(suite: Suite) -> Iterator[str]:
         yield f"{gate.slices.where.of('by')}: slices by {', '.join(map(repr, unknown))}: {fix}"
 
 
-def _check_reader(spec: DatasetSpec, *, errors: list[str], notes: list[str]) -> None:
+def _check_reader(spec: DatasetSpec, *, found: _Found) -> None:
     """Check what a data set says of how it is read, without its files."""
     from pytest_quantgate.tasks.readers import find_reader, list_readers
     from pytest_quantgate.tasks.registry import check_spec
@@ -304,18 +295,18 @@ def _check_reader(spec: DatasetSpec, *, errors: list[str], notes: list[str]) -> 
         reader = find_reader(spec.dataset)
         check_spec(spec, reader=reader)
     except QuantGateError as error:
-        errors.append(str(error))
+        found.errors.append(str(error))
         return
     where = spec.where.of("dataset")
     if reader.package and not _is_here(reader.package):
-        notes.append(
+        found.notes.append(
             f"{where}: {spec.dataset} needs the package {reader.package!r}, which is not installed "
             f"here: pip install 'pytest-quantgate[{reader.extra}]'"
         )
     kind = re.sub(r"[^a-z]", "", spec.dataset.partition("/")[0].lower())
     close = difflib.get_close_matches(kind, list_readers(), n=1, cutoff=0.8)
     if close and not spec.dataset.startswith(tuple(list_readers())):
-        notes.append(
+        found.notes.append(
             f"{where}: {spec.dataset} is looked for among clip-benchmark's sets; did you mean "
             f"{close[0]}?"
         )
@@ -328,41 +319,29 @@ def _is_here(package: str) -> bool:
         return False
 
 
-def _check_model(
-    suite: Suite, *, errors: list[str], notes: list[str], environ: Mapping[str, str]
-) -> None:
+def _check_model(suite: Suite, *, found: _Found, environ: Mapping[str, str]) -> None:
     from pytest_quantgate.encoders.families import describe_settings, read_settings
     from pytest_quantgate.encoders.source import find_code, is_local, refuse_pipeline
 
-    model = suite.model
-    try:
+    model, where = suite.model, suite.model.where.of("id")
+    with found.noting():
         if model.factory is not None:
             find_code(model, environ=environ)
-    except NotMeasured as error:
-        notes.append(str(error))
-    except SuiteError as error:
-        errors.append(str(error))
     if model.id is None or not is_local(model.id):
         return
-    try:
-        folder = expand_path(model.id, where=model.where.of("id"), environ=environ)
-    except NotMeasured as error:
-        notes.append(str(error))
-        return
-    except SuiteError as error:
-        errors.append(str(error))
-        return
-    where = model.where.of("id")
-    if not folder.is_dir():
-        notes.append(f"{where}: {folder} is no directory on this machine")
-        return
-    try:
-        refuse_pipeline(folder, where=where)
-        describe_settings(read_settings(folder))
-    except UnsupportedModel as error:
-        errors.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
-    except ModelError:
-        pass  # a damaged folder is said by --deep, doctor and the run
+    with found.noting():
+        folder = expand_path(model.id, where=where, environ=environ)
+        if not folder.is_dir():
+            found.notes.append(f"{where}: {folder} is no directory on this machine")
+            return
+        try:
+            refuse_pipeline(folder, where=where)
+            describe_settings(read_settings(folder))
+        except UnsupportedModel as error:
+            said = str(error)
+            found.errors.append(said if said.startswith(where) else f"{where}: {said}")
+        except ModelError:
+            pass  # a damaged folder is said by --deep, doctor and the run
 
 
 def _check_towers(suite: Suite, *, environ: Mapping[str, str]) -> Iterator[str]:
@@ -400,14 +379,14 @@ def _check_patterns(suite: Suite) -> Iterator[str]:
             )
 
 
-def _check_waivers(suite: Suite, *, errors: list[str], notes: list[str], today: date) -> None:
+def _check_waivers(suite: Suite, *, found: _Found, today: date) -> None:
     coverage = suite.gates.one(CoverageGate)
     for waiver in coverage.waive if coverage is not None else ():
         where = waiver.where.of("until")
         if waiver.until < today:
-            notes.append(f"{where}: the waiver ran out on {waiver.until.isoformat()}")
+            found.notes.append(f"{where}: the waiver ran out on {waiver.until.isoformat()}")
         if waiver.lasts_too_long(today):
-            errors.append(
+            found.errors.append(
                 f"{where}: the waiver holds until {waiver.until}, more than {MAX_WAIVER_DAYS} days "
                 f"from today: write {waiver.last_day(today)} or earlier"
             )

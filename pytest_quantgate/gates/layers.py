@@ -31,7 +31,7 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
     by_name = {q.name: q for q in audit.quantizers}
     off_by = dict(audit.disabled_by)
     whole_off = find_towers_off(audit)
-    off: dict[str, list[str]] = {}
+    off: dict[str | None, list[str]] = {}
     wrong: list[Quantizer] = []
     idle: list[Quantizer] = []
     intended = 0
@@ -46,7 +46,7 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
             elif quantizer.own_calls == 0:
                 idle.append(quantizer)
         elif not scope.takes(name):
-            off.setdefault(off_by.get(name, ""), []).append(name)
+            off.setdefault(off_by.get(name), []).append(name)
     idle = [q for q in idle if not scope.takes(q.name)]
     wrong = [q for q in wrong if not scope.takes(q.name)]
     if off:
@@ -72,8 +72,8 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
         )
 
 
-def _fail_off(off: Mapping[str, Sequence[str]], *, intended: int, scope: Scope) -> Verdict:
-    """Return FAIL of quantizers that are off, by the pattern that did it ('' for none)."""
+def _fail_off(off: Mapping[str | None, Sequence[str]], *, intended: int, scope: Scope) -> Verdict:
+    """Return FAIL of quantizers that are off, by the pattern that did it, None for none."""
     missing = [name for names in off.values() for name in names]
     patterns = [f"switched off by {pattern!r}" for pattern in off if pattern]
     return _fail(

@@ -83,6 +83,7 @@ def test_layer_that_never_ran_fails() -> None:
         f"coverage: 4 enabled quantizers never ran in their tower's forward ({FILE}:10)"
     )
     assert "functional call" in verdict.cause
+    assert verdict.evidence[0] == "vision_model.layers.{0-1}.mlp.fc1.input_quantizer (2)"
 
 
 def test_layer_that_ran_in_the_other_tower_only_fails() -> None:
@@ -163,6 +164,12 @@ def test_static_range_per_channel_is_for_weights_alone(
         assert verdict.evidence[0] == "vision_model.layers.{0-1}.mlp.fc1.input_quantizer (2)"
         assert verdict.cause.startswith("a wrong axis")
         assert verdict.figures["per_channel_activations"] == 4
+
+
+def test_static_range_per_channel_of_no_product_is_nobodys() -> None:
+    other = make_quantizer("vision_model.pool.quantizer", granularity="per-channel")
+    audit = add(AUDIT, other)
+    assert judge(replace(audit, intended=(*audit.intended, other.name))).passed
 
 
 def test_static_range_per_channel_may_be_waived() -> None:

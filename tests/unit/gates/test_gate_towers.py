@@ -154,8 +154,9 @@ def test_tower_that_is_waived_in_part_fails() -> None:
 
 
 def test_model_without_any_quantizer_is_not_blamed_on_patterns() -> None:
-    verdict = judge(replace(AUDIT, quantizers=(), intended=()))
+    verdict = fail(replace(AUDIT, quantizers=(), intended=()), parts=None)
 
+    assert verdict.code == "coverage.no-quantizers"
     assert verdict.headline.startswith("coverage: the model holds no quantizer at all")
     assert "never quantized" in verdict.cause
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from hashlib import sha256
 from itertools import product
 from typing import Any
 
@@ -16,7 +17,16 @@ from hypothesis import strategies as st
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import judge_accuracy, list_strengths
-from pytest_quantgate.gates.slices import SlicesSpec, align_columns, cut, search_worst
+from pytest_quantgate.gates.slices import (
+    FEWEST_SEARCHED,
+    MOST_SEARCHED,
+    SEARCH_ALPHA,
+    SEED,
+    SlicesSpec,
+    align_columns,
+    cut,
+    search_worst,
+)
 from pytest_quantgate.statistics.family import SILENT
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.contents import Contents
@@ -139,7 +149,14 @@ def test_the_slice_that_is_least_likely_within_leads() -> None:
         "slice 'camera=new': drop 100.00 pp, upper limit 100.00 pp (1 lost, 0 won of 1)",
         "slice 'camera=left': drop 15.00 pp, upper limit 18.26 pp (60 lost, 0 won of 400)",
     )
+    assert verdict.evidence[3] == (
+        "camera=left 100.00 -> 85.00 %, camera=new 100.00 -> 0.00 %, "
+        "camera=right 100.00 -> 100.00 %"
+    )
     assert "an average over all slices hides the loss of some" in verdict.cause
+    assert verdict.brief == "2 of 3 slices over slices.max_drop 5.00 pp"
+    assert verdict.next_step.startswith("exclude the worst layers")
+    assert verdict.figures["slices_not_decided"] == 0
 
 
 def test_a_slice_too_small_for_its_limit_is_named_and_open() -> None:
@@ -287,6 +304,9 @@ def test_open_slices_are_ordered_by_loss_and_by_what_is_possible() -> None:
     assert named == ["slice 'camera=wide'", "slice 'camera=narrow'", "slice 'camera=edge'"]
     assert verdict.figures["slices_over"] == 0
     assert verdict.figures["slices_not_decided"] == 3
+    assert verdict.brief == "0 of 4 slices over slices.max_drop 5.00 pp, 3 not decided"
+    assert verdict.cause == "too few samples in some slices for this limit and this rate of flips"
+    assert verdict.next_step.endswith("accept a larger slices.max_drop on purpose")
 
 
 def test_what_was_won_counts_against_what_was_lost() -> None:
@@ -402,6 +422,82 @@ def test_few_samples_are_not_searched(samples: int) -> None:
     assert search_worst(seen[0], seen[1], columns=seen[2], limit=Fraction(1, 100)) is None
 
 
+def test_half_the_samples_are_searched_and_the_other_half_tested() -> None:
+    """By the SHA-256 of seed and name, so that every run looks at the same."""
+    seen = make_seen(("left", 300, 90), ("right", 300, 0))
+    found = search_worst(seen[0], seen[1], columns=seen[2], limit=Fraction(1, 100))
+
+    assert found is not None
+    assert (found.name, found.searched, found.found.samples) == ("camera=left", 2, 151)
+    assert found.found.samples + found.again.samples == 300
+    assert found.is_confirmed
+    assert found.describe(Fraction(1, 100)).endswith(
+        f"of {found.again.samples}, over max_drop 1.00 pp there too (chance {found.chance:.2g})"
+    )
+    open_ = replace(found, chance=SEARCH_ALPHA * 1.001)
+    assert replace(found, chance=SEARCH_ALPHA).is_confirmed
+    assert open_.describe(Fraction(1, 100)).endswith("not shown to be over max_drop 1.00 pp")
+
+
+def test_slices_that_are_all_samples_or_too_small_in_a_half_are_not_searched() -> None:
+    fp16, quantized, _ = make_seen(("left", 400, 0))
+    one = {"camera": ["left"] * 400, "day": ["mon"] * 400}
+    assert search_worst(fp16, quantized, columns=one, limit=Fraction(1, 100)) is None
+    values = [str(n) for n in range(MOST_SEARCHED)]
+    column = [*values, *["rest"] * 400]
+    samples = len(column)
+    many = make_outcomes([True] * samples, variant="fp16"), make_outcomes([True] * samples)
+    found = search_worst(*many, columns={"n": column}, limit=Fraction(1, 100))
+    assert found is None  # one value more than are looked at
+    fewer = [*values[1:], *["rest"] * 401]
+    found = search_worst(*many, columns={"n": fewer}, limit=Fraction(1, 100))
+    assert found is not None
+    assert found.searched == 1
+
+
+def test_as_many_samples_in_a_half_as_are_searched_are_enough() -> None:
+    outcomes = make_outcomes([True] * 400, variant="fp16"), make_outcomes([True] * 400)
+    halves = search_worst(*outcomes, columns={"all": ["a"] * 399 + ["b"]}, limit=Fraction(1, 100))
+    assert halves is not None
+    first = halves.found.samples  # of the 399
+    ids = outcomes[0].ids
+    inside = [sha256(f"{SEED}: {name}".encode()).digest()[0] % 2 == 0 for name in ids]
+    assert first == sum(inside[:399])
+    chosen = [n for n, is_first in enumerate(inside) if is_first][:FEWEST_SEARCHED]
+    chosen += [n for n, is_first in enumerate(inside) if not is_first][:FEWEST_SEARCHED]
+    for left_out, searched in ((0, 2), (1, 1)):
+        few = set(chosen[left_out:])
+        column = ["few" if n in few else "rest" for n in range(400)]
+        found = search_worst(*outcomes, columns={"c": column}, limit=Fraction(1, 100))
+        assert found is not None
+        assert found.searched == searched
+
+
+@pytest.mark.parametrize(("samples", "together"), [(540, True), (539, False)])
+def test_columns_are_searched_together_where_their_slices_are_large_enough(
+    samples: int, together: bool
+) -> None:
+    """Three times three slices of 60 samples: 540."""
+    columns = {
+        "a": [str(n % 3) for n in range(samples)],
+        "b": [str(n // 3 % 3) for n in range(samples)],
+    }
+    outcomes = make_outcomes([True] * samples, variant="fp16"), make_outcomes([True] * samples)
+    found = search_worst(*outcomes, columns=columns, limit=Fraction(1, 100))
+    assert found is not None
+    assert (found.searched > 6) is together
+
+
+def test_evidence_names_four_slices_and_lists_a_dozen() -> None:
+    for count, lines in ((12, 1), (13, 0)):
+        seen = make_seen(*((f"{n:02d}", 100, 30) for n in range(count)))
+        verdict = judge(seen, max_drop=Fraction(1, 2), slices=slices("camera"))
+        assert sum(line.startswith("slice 'camera=") for line in verdict.evidence) == 4
+        assert sum(line.startswith("camera=00 100.00 -> 70.00 %") for line in verdict.evidence) == (
+            lines
+        )
+
+
 @given(
     values=st.lists(
         st.tuples(*[st.text(alphabet="x, b=", max_size=6)] * 2), min_size=1, max_size=30
@@ -446,4 +542,5 @@ def test_graded_outcomes_are_cut_as_others_are(metric: str) -> None:
     verdict = judge((replace(fp16, metric=metric), graded, columns), slices=slices("camera"))
 
     assert verdict.figures["worst_slice"] == "camera=left"
+    assert "(400 graded samples)" in all_text(verdict)
     assert verdict.figures["worst_slice_drop_points"] == pytest.approx(50)

@@ -224,9 +224,8 @@ def test_attention_outside_of_the_towers_counts_too() -> None:
 @pytest.mark.parametrize("function", ["attention", "mha", "matmul"])
 def test_a_module_that_computes_attention_is_a_block_whatever_it_calls(function: str) -> None:
     block = "vision_model.pool.attn"
-    kind = "mha" if function == "mha" else "attention"
     ran = make_operation(block, function, weights_count=0)
-    assert "in 1 of 5 blocks" in fail(add(AUDIT, make_module(block, kind), ran)).headline
+    assert "in 1 of 5 blocks" in fail(add(AUDIT, make_module(block, "attention"), ran)).headline
     assert judge(add(AUDIT, make_module("vision_model.idle", "attention"))).passed
     known = add(AUDIT, make_module(block, "attention"), make_quantizer(f"{block}.q_bmm_quantizer"))
     known = replace(known, intended=(*known.intended, f"{block}.q_bmm_quantizer"))
@@ -255,7 +254,9 @@ def test_softmax_that_is_asked_for_and_never_called_may_be_left_out() -> None:
     audit = replace(audit, intended=(*audit.intended, *(q.name for q in softmax)))
     words = ", and leave softmax out of coverage.attention"
 
-    assert fail(audit, attention=("q", "softmax")).next_step.endswith(words)
+    asked = fail(audit, attention=("q", "softmax"))
+    assert asked.next_step.endswith(words)
+    assert asked.cause.startswith("the probabilities of attention are never handed")
     assert not fail(audit).next_step.endswith(words)
     idle = change_quantizers(AUDIT, "*q_bmm*", tower_calls={})
     assert not fail(idle, attention=("q",)).next_step.endswith(words)

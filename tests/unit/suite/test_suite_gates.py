@@ -138,6 +138,27 @@ def test_every_suite_has_what_no_limit_is_needed_for(tmp_path: Path) -> None:
     assert next(iter(suite.gates)).name == "sanity"
 
 
+def test_a_kind_that_is_none_is_refused_with_those_there_are() -> None:
+    assert parse_kinds("engine, tests  engine", option="-x") == ("engine", "tests")
+    with pytest.raises(
+        QuantGateError, match=r"^-x: 'engin' is not a kind of gate\. Valid kinds: s"
+    ):
+        parse_kinds("engin", option="-x")
+
+
+def test_a_gate_that_a_suite_has_not_is_no_gate(tmp_path: Path) -> None:
+    path = tmp_path / "demo.quantgate.yaml"
+    path.write_text(COMPLETE, encoding="utf-8")
+    gates = load_suite(path).gates
+
+    found = gates.find(kind="accuracy", key="photos/classification-acc1")
+    assert gates.get(type(found), key=found.key) is found
+    with pytest.raises(KeyError, match=r"accuracy\[other\]"):
+        gates.find(kind="accuracy", key="other")
+    with pytest.raises(KeyError, match=r"accuracy\[other\]"):
+        gates.get(type(found), key="other")
+
+
 @pytest.mark.parametrize("kind", list_kinds(), ids=lambda kind: kind.name)
 def test_a_section_can_be_kept_with_the_evidence(kind: GateKind[GateSection]) -> None:
     """The codec of evidence reads a section by the types of its fields."""

@@ -13,7 +13,7 @@ from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.calibration import CalibrationGate
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.suite.gates import Gates
-from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.load import list_suites, load_suite, name_suite
 from pytest_quantgate.suite.specs import DatasetSpec
 from pytest_quantgate.suite.where import Where, expand_path
 from tests.suite_texts import SMALL
@@ -141,3 +141,55 @@ def test_every_path_of_a_suite_is_looked_at_before_it_is_run(tmp_path: Path) -> 
         with pytest.raises(SuiteError, match="MY_SECRET"):
             dataclasses.replace(suite, **changes).check_variables(environ={})
     suite.check_variables(environ={})
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "name"),
+    [
+        ("/work/team/clip.quantgate.yaml", "/work", "team/clip"),
+        ("/work/team/clip.quantgate.yaml", None, "clip"),
+        ("./team/../clip.quantgate.yaml", None, "clip"),
+    ],
+)
+def test_a_suite_is_called_by_its_path_below_the_root(
+    path: str, root: str | None, name: str
+) -> None:
+    assert name_suite(Path(path), relative_to=Path(root) if root else None) == name
+
+
+@pytest.mark.parametrize("name", ["::error::x", "a\x1b[31m", "##[group]x"])
+def test_a_name_that_would_act_where_it_is_shown_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.quantgate.yaml"
+    path.write_text(SMALL, encoding="utf-8")
+
+    with pytest.raises(SuiteError, match="holds visible characters alone and no command of a CI"):
+        load_suite(path)
+
+
+def test_a_release_is_no_suite(tmp_path: Path) -> None:
+    for name in ("b.quantgate.yaml", "a/c.quantgate.yaml", "release.quantgate.yaml", "d.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    assert [path.name for path in list_suites(tmp_path)] == ["c.quantgate.yaml", "b.quantgate.yaml"]
+
+
+def test_code_that_a_suite_names_takes_its_trust(tmp_path: Path) -> None:
+    path = tmp_path / "x.quantgate.yaml"
+    gate = "accuracy: {task: 'digits/ours:task', metric: acc1, max_drop: 1pp}"
+    text = SMALL.replace("roundtrip: {}", gate)
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(SuiteError, match="yaml:5: accuracy: ours:task is code, which"):
+        load_suite(path)
+    path.write_text(f"{text}trust: true\nallow_unmeasured: accuracy\n", encoding="utf-8")
+    assert load_suite(path).allow_unmeasured == ("accuracy",)
+
+
+def test_a_hub_id_takes_no_variable(tmp_path: Path) -> None:
+    path = tmp_path / "x.quantgate.yaml"
+    model = "source: transformers, id: 'org/${QUANTGATE_X}', revision: abc"
+    path.write_text(SMALL.replace("source: reference", model), encoding="utf-8")
+
+    with pytest.raises(SuiteError, match="write it out, or begin a path"):
+        load_suite(path)

@@ -8,7 +8,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help gate test quick unit lint docs mutants install clean
+.PHONY: help gate test quick unit lint docs coverage mutants install clean
 
 help:
 	@echo "make gate   install into .venv, run the default suites, end with a verdict table"
@@ -16,6 +16,7 @@ help:
 	@echo "make quick  those unit tests that take about a minute"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make docs   the documentation as HTML into docs/_build/html; a warning is an error"
+	@echo "make coverage  each branch of the rooms that decide, by the tests of these rooms"
 	@echo "make mutants  change the code that decides, and count what the tests see: ONLY=gates.family"
 	@echo "make clean  remove .venv (the cache of built variants stays)"
 
@@ -55,6 +56,13 @@ lint: install
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+# The rooms whose every branch is shown; takes three minutes, and is no part of `make test`.
+coverage: install
+	$(BIN)/python -m coverage run --branch \
+	  --include='pytest_quantgate/gates/*,pytest_quantgate/statistics/*,pytest_quantgate/store/*,pytest_quantgate/suite/*' \
+	  -m pytest -q -p no:xdist tests/unit/gates tests/unit/statistics tests/unit/store tests/unit/suite
+	$(BIN)/python -m coverage report -m --skip-covered --fail-under=100
 
 mutants: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[mutants]'

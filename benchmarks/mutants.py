@@ -104,20 +104,19 @@ TESTS = {
     "statistics.sizes": ("statistics/test_intervals.py",),
     "statistics.rounds": ("gates/test_gate_latency.py",),
     "tasks.catalogue": ("tasks/test_catalogue_task.py",),
-    "store.acceptance": ("test_baselines.py",),
+    "store.acceptance": ("store/test_baselines.py",),
     "store.migration": ("commands/test_command_migrate.py",),
     "store.owners": (
-        "test_baselines.py",
+        "store/test_baselines.py",
         "test_latency_records.py",
         "commands/test_command_migrate.py",
     ),
     "store.records": (
-        "test_baselines.py",
+        "store/test_baselines.py",
         "test_latency_records.py",
         "comparison/test_baseline_diff.py",
     ),
     "store.baselines": (
-        "test_baselines.py",
         "test_latency_records.py",
         "test_judging_baselines.py",
         "commands/test_command_migrate.py",

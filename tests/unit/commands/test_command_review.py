@@ -11,7 +11,7 @@ import pytest
 
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.store.baselines import Store, write_obtained
-from tests.unit.test_baselines import KEY, SUITE, make_record, outcomes
+from tests.unit.store.test_baselines import KEY, SUITE, make_record, outcomes
 
 A, B = "a/classification-acc1", "b/classification-acc1"
 

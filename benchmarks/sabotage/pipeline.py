@@ -180,7 +180,10 @@ class PipelineCase(Case):
 
         towers: Any = model.module
         handles = [getattr(towers, name).register_forward_hook(count(name)) for name in tuple(seen)]
-        with quiet_libraries(), attention_class(model.module, kind=self.recipe.attention):
+        with (
+            quiet_libraries(),
+            attention_class(model.module, towers=model.towers, kind=self.recipe.attention),
+        ):
             try:
                 mtq.quantize(
                     model.module,

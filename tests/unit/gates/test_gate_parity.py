@@ -342,8 +342,9 @@ def test_error_is_held_to_the_wider_of_two_limits(
 )
 def test_change_of_noise_is_symmetric(onnx: float, torch: float, limit: float) -> None:
     assume(onnx != torch)
-    there = judge(vision={"sqnr_onnx_db": onnx, "sqnr_torch_db": torch}, max_sqnr_change_db=limit)
-    back = judge(vision={"sqnr_onnx_db": torch, "sqnr_torch_db": onnx}, max_sqnr_change_db=limit)
+    noise = ((onnx, torch), (torch, onnx))
+    both = ({"sqnr_onnx_db": left, "sqnr_torch_db": right} for left, right in noise)
+    there, back = (judge(vision=one, text=one, max_sqnr_change_db=limit) for one in both)
 
     assert there.passed is back.passed is (abs(onnx - torch) <= limit)
     assert (there.cause == back.cause) is there.passed

@@ -21,7 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY / "tests"))
+sys.path.insert(0, str(REPOSITORY))
 
 from pytest_quantgate.report.files import replace_file  # noqa: E402
 from pytest_quantgate.report.html import render_html  # noqa: E402

@@ -18,7 +18,7 @@ from pytest_quantgate.evidence.sensitivity import (
 )
 from pytest_quantgate.gates.suspects import describe_outliers, explained_by_outliers
 from pytest_quantgate.report.numbers import show_bytes
-from pytest_quantgate.report.svg import Chart, Mark, Scale
+from pytest_quantgate.report.svg import LABEL_ROOM, Chart, Mark, Scale
 from pytest_quantgate.run.sensitivity import SUSPECTS, rank_suspects
 from pytest_quantgate.statistics.intervals import Flips, drop_limits
 from pytest_quantgate.text.words import count, signed
@@ -27,9 +27,6 @@ from pytest_quantgate.text.words import count, signed
 QUIET_DB = 60.0
 
 BAR_WIDTH = 20
-
-#: What the chart leaves free on the right for figures, as a share of what its values span.
-LABEL = 0.15
 
 #: The confidence of a change's limits: it ranks groups, and decides nothing.
 LEVEL = 0.95
@@ -188,7 +185,7 @@ def draw_noise(found: Sensitivity, *, top: int) -> Chart:
         description="Noise in the embeddings with one group alone quantized, a row a group",
         x=Scale(
             low=low,
-            high=high + LABEL * (high - low),
+            high=high + LABEL_ROOM * (high - low),
             title="noise against the signal, dB: a longer bar is more",
         ),
         marks=[

@@ -43,6 +43,9 @@ _STYLE = (
     ".zero{stroke:#a9b6c2}}"
 )
 
+#: What a chart leaves free on the right for labels, as a share of what its values span.
+LABEL_ROOM = 0.2
+
 #: Percent of the width that stay free on either side, so that a mark at the end is whole.
 _EDGE = 2.0
 _TICKS = 5

@@ -7,11 +7,8 @@ from typing import Any
 
 from pytest_quantgate.evidence.sweep import Candidate, Loss, Sweep
 from pytest_quantgate.evidence.verdict import Status
-from pytest_quantgate.report.svg import Chart, Mark, Scale, Shape
+from pytest_quantgate.report.svg import LABEL_ROOM, Chart, Mark, Scale, Shape
 from pytest_quantgate.text.words import count, signed
-
-#: What a chart leaves free on the right for names, as a share of what its values span.
-LABEL = 0.2
 
 
 def render_sweep(found: Sweep) -> Iterator[str]:
@@ -102,7 +99,7 @@ def draw_sweep(found: Sweep) -> Chart:
         description="Largest drop in points across, weights in MB upwards; a full dot may ship",
         x=Scale(
             low=low,
-            high=high + LABEL * (high - low),
+            high=high + LABEL_ROOM * (high - low),
             title="largest drop, points; a full dot may ship",
         ),
         y=Scale(low=0.0, high=largest, title="weights, MB"),

@@ -248,8 +248,9 @@ def _choose_column(heads: Sequence[str], texts: Sequence[str], *, width: int, be
     """
 
     def count_lines(start: int) -> int:
+        room = width - start
         own = sum(len(head) + 2 > start for head in heads)
-        return own + sum(max(1, len(_wrap(text, width - start))) for text in texts)
+        return own + sum(1 if len(text) <= room else len(_wrap(text, room)) for text in texts)
 
     needed = min(MIN_COLUMN, max(map(len, texts)))
     beside = {len(head) + 2 for head in heads if width - len(head) - 2 >= needed}

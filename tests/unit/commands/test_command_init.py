@@ -317,19 +317,20 @@ def test_nobody_is_asked_without_a_terminal() -> None:
     assert done.stderr.startswith("quantgate: --data, --output missing, and there is no terminal")
 
 
-def test_dialogue_in_a_terminal_writes_a_suite(tmp_path: Path) -> None:
+def ask_in_a_terminal(typed: bytes) -> subprocess.CompletedProcess[str]:
     controller, terminal = pty.openpty()
-    os.write(controller, b"\n\n\nsm89\nmine.quantgate.yaml\n")
+    os.write(controller, typed)
     done = subprocess.run(
         [sys.executable, "-m", "pytest_quantgate", "init"],
-        stdin=terminal,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+        stdin=terminal, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
     os.close(terminal)
     os.close(controller)
+    return done
+
+
+def test_dialogue_in_a_terminal_writes_a_suite(tmp_path: Path) -> None:
+    done = ask_in_a_terminal(b"\n\n\nsm89\nmine.quantgate.yaml\n")
 
     assert done.returncode == 0, done.stderr
     suite = load_suite(tmp_path / "mine.quantgate.yaml")
@@ -340,18 +341,7 @@ def test_dialogue_in_a_terminal_writes_a_suite(tmp_path: Path) -> None:
 
 
 def test_dialogue_that_ends_early_writes_nothing(tmp_path: Path) -> None:
-    controller, terminal = pty.openpty()
-    os.write(controller, b"reference\n\x04")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest_quantgate", "init"],
-        stdin=terminal,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    os.close(terminal)
-    os.close(controller)
+    done = ask_in_a_terminal(b"reference\n\x04")
 
     assert done.returncode == 1
     assert done.stderr == "quantgate: ended before all was answered: nothing was written\n"

@@ -200,17 +200,6 @@ def test_what_version_0_1_did_not_leave_is_passed_over(
     )
 
 
-def test_machine_of_the_new_name_is_not_overwritten(capsys: Captured) -> None:
-    store = Store(Path("baselines"))
-    kept = [store.write(replace(MACHINE, suite=name)) for name in ("suites/clip", "models/vit")]
-    write("models/vit.quantgate.yaml", SUITE)
-
-    move = ["migrate", "models/vit.quantgate.yaml", "--from", "suites/clip"]
-    assert main(move, environ={}) == 1
-    assert f"{kept[1]} is there already, so {kept[0]} is not moved" in capsys.readouterr().err
-    assert all(path.exists() for path in kept)
-
-
 def test_suite_that_is_still_there_keeps_its_baselines(capsys: Captured) -> None:
     kept = Store(Path("baselines")).write(replace(RECORD, suite="suites/clip"))
     for name in ("suites/clip", "models/vit"):
@@ -224,9 +213,12 @@ def test_suite_that_is_still_there_keeps_its_baselines(capsys: Captured) -> None
     assert kept.exists()
 
 
-def test_baseline_of_the_new_name_is_not_overwritten(capsys: Captured) -> None:
+@pytest.mark.parametrize("record", [RECORD, MACHINE], ids=["baseline", "machine"])
+def test_what_has_the_new_name_is_not_overwritten(
+    capsys: Captured, record: Record | LatencyRecord
+) -> None:
     store = Store(Path("baselines"))
-    kept = [store.write(replace(RECORD, suite=name)) for name in ("suites/clip", "models/vit")]
+    kept = [store.write(replace(record, suite=name)) for name in ("suites/clip", "models/vit")]
     write("models/vit.quantgate.yaml", SUITE)
 
     move = ["migrate", "models/vit.quantgate.yaml", "--from", "suites/clip"]

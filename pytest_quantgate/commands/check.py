@@ -42,7 +42,6 @@ def add(commands: Any) -> None:
         "engine's layer report holds: what is quantized in which format, what is not, and what "
         "looks wrong.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", metavar="PATH", nargs="+", help="file or folder")
     parser.add_argument(

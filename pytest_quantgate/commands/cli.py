@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from pytest_quantgate import __version__
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.text.wrapping import say
+from pytest_quantgate.text.wrapping import fold, say
 
 COMMANDS = (
     "check",
@@ -52,12 +53,35 @@ def main(arguments: Sequence[str] | None = None, *, environ: Mapping[str, str] =
     return status
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """The parser of one command: its sentences fit the terminal, its examples keep their lines."""
+
+    def __init__(self, *, description: str = "", epilog: str = "", **options: Any) -> None:
+        super().__init__(
+            description=_fit(description),
+            epilog=_fit(epilog),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+
+
+def _fit(text: str) -> str:
+    """Return paragraphs in the columns that there are; one with indented lines stays as it is."""
+    width = shutil.get_terminal_size().columns - 2
+    paragraphs = text.rstrip("\n").split("\n\n")
+    return "\n\n".join(
+        each if "\n " in each else "\n".join(fold(each, width)) for each in paragraphs
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="quantgate", description="Suites and baselines of pytest-quantgate."
     )
     parser.add_argument("--version", action="version", version=f"quantgate {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser
+    )
     for name in COMMANDS:
         _command(name).add(commands)
     return parser

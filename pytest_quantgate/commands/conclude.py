@@ -47,7 +47,6 @@ def add(commands: Any) -> None:
         help="join the results of many runs into the one verdict on a release",
         description="Join the results of many jobs, shards, machines and days into one verdict.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", metavar="RESULT", nargs="+", type=Path, help="file or folder")
     parser.add_argument(

@@ -90,7 +90,6 @@ def add(commands: Any) -> None:
         "data",
         help="show what is read of the data that a suite uses",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", choices=("show",), help="what to do with it")
     parser.add_argument("suite", type=Path, metavar="SUITE", help="suite file")

@@ -40,7 +40,6 @@ def add(commands: Any) -> None:
         description="Say in words what changed between two checkpoints, baselines, suites or "
         "JSON reports, or between two git revisions of baselines and suites.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("before", metavar="A", help="what was, or a range of revisions")
     parser.add_argument("after", metavar="B", nargs="?", help="what is")

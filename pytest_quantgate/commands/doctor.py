@@ -33,7 +33,6 @@ def add(commands: Any) -> None:
         help="say what this machine can measure",
         description="Say what this machine can measure, and what to install for the rest.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "suites", nargs="*", type=Path, metavar="SUITE", help="suite, folder of suites or model"

@@ -28,7 +28,6 @@ def add(commands: Any) -> None:
         help="write the variant that a suite judges, for who serves it",
         description="Write the quantized variant that a suite judges to a new folder.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suite", type=Path, metavar="SUITE")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")

@@ -32,7 +32,6 @@ def add(commands: Any) -> None:
         description="Show the figures of a suite over its runs, and those that get worse by more "
         "than chance, however small each step is.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suite", type=Path, metavar="SUITE")
     parser.add_argument("--baselines", type=Path, default=Path("baselines"), metavar="DIR")

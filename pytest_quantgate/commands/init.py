@@ -40,14 +40,16 @@ def add(commands: Any) -> None:
         description="Write a first suite for a model: gates that it can have, and limits that the "
         "data can decide.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", metavar="PATH_OR_ID", help="reference, a folder, or a hub id")
     parser.add_argument("--revision", metavar="COMMIT", help="commit of the hub id")
     parser.add_argument("--data", metavar="DATASET", help="what is evaluated and calibrated on")
     parser.add_argument("--root", metavar="DIR", help="the folder that the data set is in")
     parser.add_argument(
-        "--task", choices=BUILTIN, help="default: what the data is for and the model can do"
+        "--task",
+        choices=BUILTIN,
+        metavar="TASK",
+        help=f"{', '.join(BUILTIN)}; default: what the data is for and the model can do",
     )
     parser.add_argument("--recipe", metavar="RECIPE", help=f"default: {RECIPE}")
     parser.add_argument(

@@ -46,7 +46,6 @@ def add(commands: Any) -> None:
         description="Propose max_drop, max_flips, floor, slices and the limits against baselines, "
         "out of a measured pair.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suite", type=Path, metavar="SUITE")
     parser.add_argument(

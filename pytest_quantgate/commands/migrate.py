@@ -27,7 +27,6 @@ def add(commands: Any) -> None:
         "migrate",
         help="move the baselines of version 0.1, or of a suite that was moved",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suites", nargs="+", type=Path, metavar="SUITE", help="file or folder")
     parser.add_argument(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
+from pytest_quantgate.suite.quantities import QuantityError, parse_percent, parse_points
 from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
@@ -35,27 +36,26 @@ def add(commands: Any) -> None:
         description="Say how many samples each accuracy and regression limit needs, and which "
         "limits the data of a suite cannot decide.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suites", nargs="+", type=Path, metavar="SUITE", help="file or folder")
     parser.add_argument(
         "--flips",
         metavar="PERCENT",
-        type=_percent,
+        type=_read_quantity(parse_percent),
         help="assumed share of samples whose outcome changes; default: as the baseline measured "
         "it, else 5%%",
     )
     parser.add_argument(
         "--changed",
         metavar="PERCENT",
-        type=_percent,
+        type=_read_quantity(parse_percent),
         help="assumed share of answers that change, right or wrong, for max_flips, with --flips; "
         "default: as many as flips",
     )
     parser.add_argument(
         "--drop",
         metavar="POINTS",
-        type=_points,
+        type=_read_quantity(parse_points),
         help="assumed true drop, with --flips; default: 0pp",
     )
     parser.add_argument(
@@ -229,22 +229,16 @@ def _to_json(path: str, plans: Sequence[Plan]) -> dict[str, Any]:
     }
 
 
-def _percent(text: str) -> Fraction:
-    from pytest_quantgate.suite.quantities import QuantityError, parse_percent
+def _read_quantity(parse: Callable[[str], Fraction]) -> Callable[[str], Fraction]:
+    """Return a reader of an option's quantity, whose error is the command line's."""
 
-    try:
-        return parse_percent(text)
-    except QuantityError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    def read(text: str) -> Fraction:
+        try:
+            return parse(text)
+        except QuantityError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-
-def _points(text: str) -> Fraction:
-    from pytest_quantgate.suite.quantities import QuantityError, parse_points
-
-    try:
-        return parse_points(text)
-    except QuantityError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return read
 
 
 def _show(share: Fraction, unit: str) -> str:

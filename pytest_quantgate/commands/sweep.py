@@ -31,7 +31,6 @@ def add(commands: Any) -> None:
         description="Judge one suite with several recipes: what each loses, how large it is, and "
         "the smallest that may ship.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suite", type=Path, metavar="SUITE")
     parser.add_argument(

@@ -34,7 +34,6 @@ def add(commands: Any) -> None:
         "validate",
         help="check suite files without running anything",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suites", nargs="+", type=Path, metavar="SUITE", help="file or folder")
     parser.add_argument("--deep", action="store_true", help="check files, and run one pair in FP16")

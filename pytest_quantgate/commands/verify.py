@@ -38,7 +38,6 @@ def add(commands: Any) -> None:
         description="Hold the files that are about to be deployed against the manifest of a run "
         "that passed.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, help="file or folder")
     known = parser.add_mutually_exclusive_group(required=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate import __version__
-from pytest_quantgate.commands.cli import main
+from pytest_quantgate.commands.cli import COMMANDS, main
 from pytest_quantgate.evidence.fingerprint import Fingerprint
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.store.baselines import Store, next_record, write_obtained
@@ -312,3 +312,15 @@ def test_an_error_of_a_file_is_a_line_and_no_traceback(
 
     assert main(["schema"]) == 1
     assert capsys.readouterr().err == "quantgate: some/file: No space left on device\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_sentences_of_help_fit_a_terminal(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80 and not line.startswith("  ")] == []

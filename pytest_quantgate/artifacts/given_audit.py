@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.artifacts.given_weights import compare_weights
-from pytest_quantgate.artifacts.onnx_file import OnnxGraph, index_graph, label_of
+from pytest_quantgate.artifacts.onnx_file import OnnxGraph, index_graph
 from pytest_quantgate.artifacts.onnx_operands import (
     describe_style,
     is_integer_operator,
@@ -27,10 +27,11 @@ from pytest_quantgate.artifacts.onnx_places import (
     TowerModel,
     place_products,
 )
-from pytest_quantgate.artifacts.onnx_reads import Read, is_quantize
+from pytest_quantgate.artifacts.onnx_reads import Read
 from pytest_quantgate.artifacts.operands import Slot, largest_of
 from pytest_quantgate.evidence.onnx import GivenGraph, OnnxAudit, OnnxOperation, QdqPair
 from pytest_quantgate.runtimes.onnx_graph import audit_model, read_model
+from pytest_quantgate.runtimes.onnx_nodes import is_dequantize, is_quantize, label_of
 
 if TYPE_CHECKING:
     from pytest_quantgate.artifacts.onnx_file import Array
@@ -160,7 +161,7 @@ def _find_label(graph: OnnxGraph, node: Any, *, place: int) -> str:
     """Return the name of the DequantizeLinear that an operand comes from, empty where none."""
     value = node.input[place] if place < len(node.input) else ""
     _, maker = graph.origin(value)
-    is_undone = maker is not None and maker.op_type.endswith("DequantizeLinear")
+    is_undone = maker is not None and is_dequantize(maker)
     return label_of(maker) if is_undone else ""
 
 

@@ -25,7 +25,13 @@ from pytest_quantgate.artifacts.onnx_places import (
     place_products,
 )
 from pytest_quantgate.errors import ArtifactError
-from pytest_quantgate.runtimes.onnx_graph import count_bytes, module_of_node, parse_model
+from pytest_quantgate.runtimes.onnx_graph import parse_model
+from pytest_quantgate.runtimes.onnx_nodes import (
+    count_bytes,
+    is_dequantize,
+    is_quantize,
+    module_of_node,
+)
 from pytest_quantgate.runtimes.onnx_surgery import LARGEST_FILE_BYTES, name_in_graph
 from pytest_quantgate.untrusted import parse_json
 
@@ -142,7 +148,7 @@ def find_precision(graph: OnnxGraph) -> str:
     scales = {
         str(node.input[1])
         for node in graph.nodes
-        if node.op_type.endswith("QuantizeLinear") or node.op_type.endswith("DequantizeLinear")
+        if is_quantize(node) or is_dequantize(node)
         if len(node.input) > 1
     }
     totals = dict.fromkeys(_FLOATS, 0)
@@ -212,7 +218,7 @@ def _list_cast_scales(graph: OnnxGraph) -> Iterator[tuple[Any, int]]:
     An exporter that folds no constants writes it so; no reader looks for a scale behind a Cast.
     """
     for node in graph.nodes:
-        if node.op_type.endswith(("QuantizeLinear", "DequantizeLinear")):
+        if is_quantize(node) or is_dequantize(node):
             for place in range(1, len(node.input)):
                 maker: Any = graph.makers.get(node.input[place])
                 is_cast = maker is not None and maker.op_type == "Cast"

@@ -28,7 +28,12 @@ from pytest_quantgate.artifacts.onnx_reads import (
 from pytest_quantgate.artifacts.operands import largest_of
 from pytest_quantgate.artifacts.rounding import round_to
 from pytest_quantgate.formats.table import find_format
-from pytest_quantgate.runtimes.onnx_graph import MOVES, module_of_node
+from pytest_quantgate.runtimes.onnx_nodes import (
+    MOVES,
+    is_dequantize,
+    is_quantize,
+    module_of_node,
+)
 
 if TYPE_CHECKING:
     from pytest_quantgate.artifacts.onnx_file import Array
@@ -269,7 +274,7 @@ def _list_others(
     scales = {
         str(name)
         for node in graph.nodes
-        if node.op_type.endswith("QuantizeLinear") or node.op_type.endswith("DequantizeLinear")
+        if is_quantize(node) or is_dequantize(node)
         for name in node.input[1:]
     }
     for name in graph.tensors:
@@ -301,7 +306,7 @@ def _find_undo(graph: OnnxGraph, name: str) -> Any:
         if not waiting:
             break
         for node in graph.readers.get(waiting.pop(), ()):
-            if node.op_type.endswith("DequantizeLinear"):
+            if is_dequantize(node):
                 return node
             if node.op_type in (*MOVES, "Gather"):
                 waiting.append(node.output[0])

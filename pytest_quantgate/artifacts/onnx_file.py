@@ -16,12 +16,13 @@ from pytest_quantgate import bounds
 from pytest_quantgate.encoders.source import stays_inside
 from pytest_quantgate.errors import ArtifactError, ModelError
 from pytest_quantgate.formats.table import name_onnx_element
-from pytest_quantgate.runtimes.onnx_graph import (
-    MOVES,
+from pytest_quantgate.runtimes.onnx_graph import read_model
+from pytest_quantgate.runtimes.onnx_nodes import (
+    Graph,
     count_bytes,
+    label_of,
     module_of_node,
     name_data_type,
-    read_model,
 )
 
 if TYPE_CHECKING:
@@ -34,16 +35,12 @@ _TYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxGraph:
-    """A graph with its lookups; `nodes` are in an order in which each value is made before it is
-    read, `was_sorted` says whether the file has them so. `model` is the file as onnx reads it."""
+class OnnxGraph(Graph):
+    """A graph of anybody; `nodes` are in an order in which each value is made before it is read,
+    `was_sorted` says whether the file has them so. `model` is the file as onnx reads it."""
 
     path: Path
     model: Any
-    nodes: tuple[Any, ...]
-    makers: Mapping[str, Any]
-    readers: Mapping[str, tuple[Any, ...]]
-    tensors: Mapping[str, Any]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     producer: str
@@ -53,16 +50,6 @@ class OnnxGraph:
     was_sorted: bool
     external: tuple[str, ...]
     has_subgraphs: bool
-
-    def origin(self, name: str) -> tuple[str, Any]:
-        """Return the value that `name` was moved from, and the node that made it, None if none."""
-        node = self.makers.get(name)
-        for _ in range(len(self.nodes)):
-            if node is None or node.op_type not in MOVES or not node.input:
-                break
-            name = node.input[0]
-            node = self.makers.get(name)
-        return name, None if node is None or node.op_type == "Constant" else node
 
     def type_of(self, name: str) -> str:
         """Return the type of a stored tensor, empty for a value that is computed."""
@@ -119,11 +106,9 @@ def index_graph(model: Any, *, path: Path) -> OnnxGraph:
         raise ArtifactError(f"{path} holds no ONNX graph: export the model again")
     import onnx
 
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     imports = {entry.domain: entry.version for entry in model.opset_import}
     opset = imports.get("", imports.get("ai.onnx", 0))
-    makers: dict[str, Any] = {}
-    readers: dict[str, list[Any]] = {}
+    made: set[str] = set()
     has_subgraphs = bool(model.functions)
     for node in model.graph.node:
         if not node.output:
@@ -135,29 +120,25 @@ def index_graph(model: Any, *, path: Path) -> OnnxGraph:
                 f"{node.op_type[:80]}: export it again"
             )
         for name in filter(None, node.output):
-            if name in makers:
+            if name in made:
                 raise ArtifactError(f"{path}: value {name[:80]!r} is made twice: export it again")
-            makers[name] = node
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value":
-                tensors[node.output[0]] = attribute.t
-            has_subgraphs |= attribute.HasField("g")
+            made.add(name)
+        has_subgraphs |= any(attribute.HasField("g") for attribute in node.attribute)
+    plain = Graph.index(model.graph)
     known = set(onnx.helper.get_all_tensor_dtypes()) - {onnx.TensorProto.UNDEFINED}
-    for name, tensor in tensors.items():
+    for name, tensor in plain.tensors.items():
         if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
             raise ArtifactError(f"{path}: tensor {name[:80]!r} has no type or size that there is")
         if tensor.raw_data and len(tensor.raw_data) != count_bytes(tensor):
             raise _refuse_size(tensor, len(tensor.raw_data), path=path)
-    nodes, was_sorted = _sort(model.graph.node, makers=makers, path=path)
+    nodes, was_sorted = _sort(plain.nodes, makers=plain.makers, path=path)
     return OnnxGraph(
         path=path,
         model=model,
         nodes=nodes,
-        makers=makers,
-        readers={name: tuple(found) for name, found in readers.items()},
-        tensors=tensors,
+        makers=plain.makers,
+        readers=plain.readers,
+        tensors=plain.tensors,
         inputs=tuple(value.name for value in model.graph.input),
         outputs=tuple(value.name for value in model.graph.output),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
@@ -165,7 +146,7 @@ def index_graph(model: Any, *, path: Path) -> OnnxGraph:
         domains=tuple(sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})),
         metadata={entry.key: entry.value for entry in model.metadata_props},
         was_sorted=was_sorted,
-        external=tuple(sorted(set(_list_external(tensors.values(), path=path)))),
+        external=tuple(sorted(set(_list_external(plain.tensors.values(), path=path)))),
         has_subgraphs=has_subgraphs,
     )
 
@@ -219,11 +200,6 @@ def count_bytes_by_type(graph: OnnxGraph) -> dict[str, int]:
         name = name_type(tensor)
         totals[name] = totals.get(name, 0) + count_bytes(tensor)
     return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
-
-
-def label_of(node: Any) -> str:
-    """Return a node's name, or what it makes where the exporter gave it none."""
-    return str(node.name or node.output[0])
 
 
 def layer_of(node: Any) -> str:

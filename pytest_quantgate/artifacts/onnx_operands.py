@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.artifacts.onnx_file import (
     OnnxGraph,
     count_bytes_by_type,
-    label_of,
     layer_of,
 )
 from pytest_quantgate.artifacts.onnx_reads import (
@@ -24,17 +23,21 @@ from pytest_quantgate.artifacts.onnx_reads import (
     QUANTIZED,
     Read,
     can_scale,
-    follow,
-    is_quantize,
     read_operands,
     read_scales,
-    zero_of,
 )
 from pytest_quantgate.artifacts.operands import Artifact, Kind, Operand, Slot, largest_of
 from pytest_quantgate.artifacts.weight_summary import summarize
 from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.quantization.quantizers import tower_of
-from pytest_quantgate.runtimes.onnx_graph import MOVES, find_problems
+from pytest_quantgate.runtimes.onnx_graph import find_problems
+from pytest_quantgate.runtimes.onnx_nodes import (
+    MOVES,
+    is_dequantize,
+    is_quantize,
+    label_of,
+    zero_of,
+)
 
 if TYPE_CHECKING:
     from pytest_quantgate.artifacts.onnx_file import Array
@@ -306,7 +309,7 @@ def _list_odd_biases(graph: OnnxGraph) -> Iterator[str]:
         if node.op_type not in CONVOLUTIONS | {"Gemm"} or len(node.input) < 3:
             continue
         _, maker = graph.origin(node.input[2])
-        if maker is None or not maker.op_type.endswith("DequantizeLinear"):
+        if maker is None or not is_dequantize(maker):
             continue
         names = (*(read.scale for read in read_operands(graph, node)), str(maker.input[1]))
         one, two, found = (graph.values(name) for name in names)
@@ -351,9 +354,9 @@ def find_pairs(graph: OnnxGraph) -> tuple[tuple[str, ...], tuple[str, ...]]:
             readers = graph.readers.get(node.output[0], ())
             undone = [
                 reader
-                for name in follow(graph, node.output[0])
+                for name in graph.follow(node.output[0])
                 for reader in graph.readers.get(name, ())
-                if reader.op_type.endswith("DequantizeLinear")
+                if is_dequantize(reader)
             ]
             if not undone and not any(is_integer_operator(r) for r in readers):
                 lone.append(label_of(node))
@@ -371,7 +374,7 @@ def _list_unread(graph: OnnxGraph) -> Iterator[str]:
     """Yield what dequantizes for nobody: no node reads it, and no branch could."""
     read = {*graph.readers, *graph.outputs}
     for node in () if graph.has_subgraphs else graph.nodes:
-        if node.op_type.endswith("DequantizeLinear") and node.output[0] not in read:
+        if is_dequantize(node) and node.output[0] not in read:
             yield label_of(node)
 
 
@@ -395,7 +398,7 @@ def _same_zero(graph: OnnxGraph, one: str, two: str) -> bool:
 def list_asymmetric(graph: OnnxGraph) -> Iterator[str]:
     """Yield the nodes with a zero point that is not 0."""
     for node in graph.nodes:
-        if (is_quantize(node) or node.op_type.endswith("DequantizeLinear")) and zero_of(node):
+        if (is_quantize(node) or is_dequantize(node)) and zero_of(node):
             zero = graph.values(zero_of(node))
             if zero is not None and zero.any():
                 yield label_of(node)

@@ -25,7 +25,7 @@ from pytest_quantgate.artifacts.onnx_reads import (
 )
 from pytest_quantgate.artifacts.operands import Slot
 from pytest_quantgate.quantization.quantizers import owner_of, slot_of
-from pytest_quantgate.runtimes.onnx_graph import module_of_node
+from pytest_quantgate.runtimes.onnx_nodes import module_of_node
 
 if TYPE_CHECKING:
     from pytest_quantgate.artifacts.onnx_file import Array

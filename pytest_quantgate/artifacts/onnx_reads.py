@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.artifacts.onnx_file import OnnxGraph, layer_of
 from pytest_quantgate.artifacts.rounding import round_to
 from pytest_quantgate.formats.table import find_format, find_onnx_format, name_onnx_element
-from pytest_quantgate.runtimes.onnx_graph import MOVES, name_data_type
+from pytest_quantgate.runtimes.onnx_nodes import (
+    MOVES,
+    is_dequantize,
+    is_quantize,
+    name_data_type,
+    zero_of,
+)
 
 if TYPE_CHECKING:
     from pytest_quantgate.artifacts.onnx_file import Array
@@ -90,7 +96,7 @@ def read_operands(graph: OnnxGraph, node: Any) -> tuple[Read, Read]:
 
 def _find_scale_behind(graph: OnnxGraph, node: Any) -> str:
     """Return the weight's scale of an integer operator: it is multiplied on behind it."""
-    for value in follow(graph, node.output[0]):
+    for value in graph.follow(node.output[0]):
         for reader in graph.readers.get(value, ()):
             others = [name for name in reader.input if name != value]
             maker = graph.makers.get(others[0]) if reader.op_type == "Mul" and others else None
@@ -116,7 +122,7 @@ def _read_value(graph: OnnxGraph, value: str) -> Read:
         return Read(source=source)
     if maker.op_type == "Mul":
         return _read_scaled(graph, maker) or Read(source=value)
-    if not maker.op_type.endswith("DequantizeLinear") or len(maker.input) < 2:
+    if not is_dequantize(maker) or len(maker.input) < 2:
         return Read(source=source)
     zero = str(maker.input[2]) if len(maker.input) > 2 else ""
     inner, quantize = graph.origin(maker.input[0])
@@ -142,7 +148,7 @@ def _read_value(graph: OnnxGraph, value: str) -> Read:
 def _name_blocks(graph: OnnxGraph, read: Read) -> str:
     """Return the format of a stored value, which the scales of its blocks tell (NVFP4)."""
     maker = graph.makers.get(read.scale)
-    if not read.block or maker is None or not maker.op_type.endswith("DequantizeLinear"):
+    if not read.block or maker is None or not is_dequantize(maker):
         return read.format
     kinds = (graph.tensors.get(read.source), graph.tensors.get(maker.input[0]))
     codes, scales = ("" if t is None else name_data_type(t.data_type) for t in kinds)
@@ -172,16 +178,6 @@ def _axis_of(scale: Array | None) -> int:
     return next((place - len(sizes) for place, size in enumerate(sizes) if size > 1), 0)
 
 
-def is_quantize(node: Any) -> bool:
-    name = str(node.op_type)
-    return name.endswith("QuantizeLinear") and name != "DynamicQuantizeLinear"
-
-
-def zero_of(node: Any) -> str:
-    """Return the name of a Q/DQ node's zero point, empty where it has none."""
-    return str(node.input[2]) if len(node.input) > 2 else ""
-
-
 def _type_behind(graph: OnnxGraph, value: str, *, zero: str) -> str:
     """Return the type of a quantized value: of its zero point or its codes, or ONNX's rule."""
     found = graph.type_of(zero) or graph.type_of(graph.origin(value)[0])
@@ -195,18 +191,6 @@ def _type_behind(graph: OnnxGraph, value: str, *, zero: str) -> str:
         said = next((int(a.i) for a in maker.attribute if a.name == "output_dtype"), 0)
         return kind or name_onnx_element(name_data_type(said)) or "UINT8"
     return "INT8" if maker is not None else ""
-
-
-def follow(graph: OnnxGraph, name: str) -> Iterator[str]:
-    """Yield a value and every one that it is moved to, each once."""
-    seen, waiting = {name}, [name]
-    while waiting:
-        value = waiting.pop()
-        yield value
-        for node in graph.readers.get(value, ()):
-            moved = set(node.output) - seen if node.op_type in MOVES else set()
-            seen |= moved
-            waiting += sorted(moved)
 
 
 # -- weights ---------------------------------------------------------------------------------------
@@ -252,7 +236,7 @@ def read_scales(graph: OnnxGraph, read: Read) -> Array | None:
     """Return the scales of an operand as float32: stored, or stored codes under one scale more."""
     scale = graph.values(read.scale)
     maker = graph.makers.get(read.scale)
-    if scale is not None or maker is None or not maker.op_type.endswith("DequantizeLinear"):
+    if scale is not None or maker is None or not is_dequantize(maker):
         return scale
     codes, whole = (graph.values(str(name)) for name in maker.input[:2])
     return codes * whole if codes is not None and whole is not None and whole.size == 1 else None
@@ -334,6 +318,6 @@ def _is_transposed(graph: OnnxGraph, node: Any, *, source: str) -> bool:
         seen.add(name)
         if maker.op_type in MOVES or maker.op_type.endswith("QuantizeLinear"):
             waiting.append((str(maker.input[0]), turned != (maker.op_type == "Transpose")))
-        elif maker.op_type.endswith("DequantizeLinear") or maker.op_type == "Mul":
+        elif is_dequantize(maker) or maker.op_type == "Mul":
             waiting += [(str(value), turned) for value in maker.input]
     return False

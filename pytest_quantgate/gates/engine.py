@@ -402,7 +402,7 @@ def _is_same_noise(found_db: float, expected_db: float, *, max_change_db: float)
 def judge(run: GateRun, gate: EngineGate) -> Judged:
     """Return whether the engines of the towers are what the suite asks for."""
     from pytest_quantgate.quantization.quantizers import owner_of
-    from pytest_quantgate.runtimes.onnx_graph import module_of_node
+    from pytest_quantgate.runtimes.onnx_nodes import module_of_node
 
     quantized = {
         str(tower): run.stages.engine(variant="quantized", tower=tower, gate=gate)

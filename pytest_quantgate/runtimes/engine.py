@@ -27,7 +27,13 @@ from pytest_quantgate.runtimes.engine_layers import (
     summarize_engine,
 )
 from pytest_quantgate.runtimes.engine_run import inspect_engine
-from pytest_quantgate.runtimes.onnx_graph import name_data_type
+from pytest_quantgate.runtimes.onnx_nodes import (
+    Graph,
+    is_dequantize,
+    is_quantize,
+    name_data_type,
+    zero_of,
+)
 from pytest_quantgate.runtimes.tensorrt_library import (
     Library,
     create_network,
@@ -432,7 +438,7 @@ def _list_tensors(model: Any) -> Iterator[Any]:
 
 def describe_graph(model: Any) -> OnnxGraph:
     """Return what the report needs to know of an ONNX model (the outermost graph)."""
-    walk = _Graph(model.graph)
+    walk = _Graph.index(model.graph)
     linear: list[str] = []
     conv: list[str] = []
     qdq: list[str] = []
@@ -458,40 +464,18 @@ def name_of(node: Any) -> str:
     return str(node.name) or f"node_of_{node.output[0] if node.output else ''}"
 
 
-def is_quantize(node: Any) -> bool:
-    """Whether the node quantizes; ModelOpt's `TRT_FP8QuantizeLinear` counts."""
-    return str(node.op_type).endswith("QuantizeLinear")
-
-
-def is_dequantize(node: Any) -> bool:
-    """Whether the node dequantizes."""
-    return str(node.op_type).endswith("DequantizeLinear")
-
-
-class _Graph:
+class _Graph(Graph):
     """Walks from tensor to tensor of one graph; no walk is longer than `_MAX_WALK` nodes."""
-
-    def __init__(self, graph: Any) -> None:
-        self.producers = {output: node for node in graph.node for output in node.output}
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.consumers: dict[str, list[Any]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
 
     def is_weight(self, name: str) -> bool:
         """Whether a tensor is a constant, as it is or behind Q/DQ and changes of layout."""
         for _ in range(_MAX_WALK):
-            if name in self.constants:
+            if name in self.tensors:
                 return True
-            node = self.producers.get(name)
-            if node is None:
-                return False
-            if node.op_type == "Constant":
-                return True
+            node = self.makers.get(name)
+            if node is None or not node.input:
+                return node is not None and node.op_type == "Constant"
             if node.op_type not in _WEIGHT_PATH and not (is_quantize(node) or is_dequantize(node)):
-                return False
-            if not node.input:
                 return False
             name = node.input[0]
         return False
@@ -519,7 +503,7 @@ class _Graph:
         waiting, seen = list(softmax.input[:1]), set[str]()
         while waiting and len(seen) < _MAX_WALK:
             name = waiting.pop(0)
-            node = self.producers.get(name)
+            node = self.makers.get(name)
             if node is None or name in seen:
                 continue
             seen.add(name)
@@ -537,7 +521,7 @@ class _Graph:
             if name in seen:
                 continue
             seen.add(name)
-            for node in self.consumers.get(name, []):
+            for node in self.readers.get(name, ()):
                 if node.op_type == "MatMul" and len(node.input) == 2:
                     return node, list(node.input).index(name)
                 if (
@@ -554,7 +538,7 @@ class _Graph:
         A change of layout or a scaling in between does no harm: the library moves it.
         """
         for _ in range(_MAX_WALK):
-            node = self.producers.get(name)
+            node = self.makers.get(name)
             if node is None or not node.input:
                 return "none"
             if is_dequantize(node):
@@ -568,12 +552,7 @@ class _Graph:
         """Return `fp8`, `int8`, ... from the type of the zero point or of the stored weight."""
         if str(dequantize.op_type).startswith("TRT_FP8"):
             return "fp8"
-        tensors = [self.constants.get(name) for name in dequantize.input[2:3]]
-        for name in dequantize.input[2:3]:
-            node = self.producers.get(name)
-            if node is not None and node.op_type == "Constant":
-                tensors += [a.t for a in node.attribute if a.name == "value"]
-        tensors.append(self.constants.get(dequantize.input[0]))
+        tensors = map(self.tensors.get, (zero_of(dequantize), dequantize.input[0]))
         kind = next((name_data_type(t.data_type) for t in tensors if t is not None), "")
         precisions = (row.precision for row in TABLE if row.onnx_type == kind and row.precision)
         return next(precisions, "fp8" if kind.startswith("FLOAT8") else "int8")

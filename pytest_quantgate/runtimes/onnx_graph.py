@@ -22,22 +22,24 @@ from pytest_quantgate.formats.table import (
     POWERS_OF_TWO,
     find_format,
     find_onnx_format,
-    name_onnx_element,
 )
 from pytest_quantgate.quantization.quantizers import owner_of, slot_of, whole_name
+from pytest_quantgate.runtimes.onnx_nodes import (
+    MOVES,
+    Graph,
+    attribute_of,
+    count_bytes,
+    is_dequantize,
+    is_quantize,
+    label_of,
+    module_of_node,
+    name_data_type,
+)
 from pytest_quantgate.runtimes.onnx_surgery import describe_without_weights
 from pytest_quantgate.untrusted import read_regular
 
 if TYPE_CHECKING:
     import numpy as np
-
-#: Operators that move values without computing: what they give is as quantized as what they get.
-MOVES = frozenset(
-    (
-        *("Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten"),
-        *("Slice", "Expand", "Split"),
-    )
-)
 
 OPERATIONS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
@@ -89,7 +91,12 @@ def audit_model(file: ModelFile, *, amax: Mapping[str, np.ndarray] | None = None
     if disorder:
         raise ModelError(f"{path}: is no sound ONNX graph: {disorder}: export the tower again")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    graph = _Graph.index(model, path=path, amax=amax or {})
+    graph = _Graph.index(
+        model.graph,
+        path=path,
+        amax=amax or {},
+        outputs=frozenset(value.name for value in model.graph.output),
+    )
     pairs = tuple(graph.pairs())
     return OnnxAudit(
         tower=metadata.get("quantgate.tower", "other"),
@@ -153,11 +160,6 @@ def _list_texts(model: Any) -> Iterator[Any]:
     yield from (entry.domain for entry in model.opset_import)
 
 
-def module_of_node(name: str) -> str:
-    """Return the module that a node comes from (`/text_model/encoder/layers.0/Add` as a path)."""
-    return name.strip("/").rpartition("/")[0].replace("/", ".")
-
-
 @dataclass(frozen=True, kw_only=True)
 class _BlockScales:
     """The scales that a format gives its blocks, `size` values each.
@@ -176,40 +178,10 @@ class _BlockScales:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Graph:
-    """A graph with its lookups: node by the value it makes, nodes by the value they read."""
-
-    nodes: tuple[Any, ...]
-    makers: Mapping[str, Any]
-    readers: Mapping[str, tuple[Any, ...]]
-    initializers: Mapping[str, Any]
-    outputs: frozenset[str]
+class _Graph(Graph):
     path: Path
     amax: Mapping[str, np.ndarray]
-
-    @classmethod
-    def index(cls, model: Any, *, path: Path, amax: Mapping[str, np.ndarray]) -> _Graph:
-        makers: dict[str, Any] = {}
-        readers: dict[str, list[Any]] = {}
-        initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        for node in model.graph.node:
-            for name in node.output:
-                makers[name] = node
-            for name in node.input:
-                readers.setdefault(name, []).append(node)
-            if node.op_type == "Constant":
-                for attribute in node.attribute:
-                    if attribute.name == "value":
-                        initializers[node.output[0]] = attribute.t
-        return cls(
-            nodes=tuple(model.graph.node),
-            makers=makers,
-            readers={name: tuple(found) for name, found in readers.items()},
-            initializers=initializers,
-            outputs=frozenset(value.name for value in model.graph.output),
-            path=path,
-            amax=amax,
-        )
+    outputs: frozenset[str]
 
     def pairs(self) -> Iterator[QdqPair]:
         """Yield every pair in the graph's order, then QuantizeLinear nodes that nothing undoes."""
@@ -218,23 +190,23 @@ class _Graph:
         for node in self.nodes:
             if node.output[0] in inner:
                 undone.add(id(self.makers.get(node.input[0])))
-            elif node.op_type.endswith("DequantizeLinear"):
+            elif is_dequantize(node):
                 quantize = self.makers.get(node.input[0])
-                if quantize is not None and not _quantizes(quantize):
+                if quantize is not None and not is_quantize(quantize):
                     quantize = None
                 if quantize is not None:
                     undone.add(id(quantize))
                 yield self._describe(node, quantize=quantize)
         for node in self.nodes:
-            if _quantizes(node) and id(node) not in undone:
+            if is_quantize(node) and id(node) not in undone:
                 yield self._describe(None, quantize=node)
 
     def _list_inner(self) -> Iterator[str]:
         """Yield the scales that are dequantized themselves before a pair reads them."""
         for node in self.nodes:
-            if node.op_type.endswith("DequantizeLinear") and _attribute(node, "block_size"):
+            if is_dequantize(node) and attribute_of(node, "block_size"):
                 maker = self.makers.get(node.input[1])
-                if maker is not None and maker.op_type.endswith("DequantizeLinear"):
+                if maker is not None and is_dequantize(maker):
                     yield node.input[1]
 
     def operations(self, pairs: Mapping[str, QdqPair]) -> Iterator[OnnxOperation]:
@@ -244,21 +216,21 @@ class _Graph:
                 continue
             quantized, names, count, kind = [], [], 0, None
             for value in node.input[:2]:
-                source, maker = self._origin(value)
+                source, maker = self.origin(value)
                 maker = self._skip_power(maker)
                 pair = None
-                if maker is not None and maker.op_type.endswith("DequantizeLinear"):
-                    pair = pairs.get(_label(maker))
-                    source, entered = self._origin(maker.input[0])
-                    if entered is not None and _quantizes(entered):
-                        source, _ = self._origin(entered.input[0])
+                if maker is not None and is_dequantize(maker):
+                    pair = pairs.get(label_of(maker))
+                    source, entered = self.origin(maker.input[0])
+                    if entered is not None and is_quantize(entered):
+                        source, _ = self.origin(entered.input[0])
                 quantized.append(pair is not None and pair.complete)
                 names.append(pair.quantizer if pair is not None else None)
-                tensor = self.initializers.get(source)
+                tensor = self.tensors.get(source)
                 if tensor is not None:
-                    count, kind = _count_values(tensor), _type_name(tensor)
+                    count, kind = math.prod(tensor.dims), _type_name(tensor)
             yield OnnxOperation(
-                node=_label(node),
+                node=label_of(node),
                 module=module_of_node(node.name),
                 operator=node.op_type,
                 operands_quantized=tuple(quantized),
@@ -280,10 +252,10 @@ class _Graph:
         source: Literal["weight, 8 bit", "weight, float", "activation"] = "activation"
         entered = None
         if quantize is not None:
-            origin, entered = self._origin(quantize.input[0])
-            if origin in self.initializers:
+            origin, entered = self.origin(quantize.input[0])
+            if origin in self.tensors:
                 source, entered = "weight, float", None
-        elif node.input[0] in self.initializers:
+        elif node.input[0] in self.tensors:
             source = "weight, 8 bit"
         scope = module_of_node(node.name)
         known = whole_name(scope).rpartition(".")[2].endswith("_quantizer")
@@ -293,7 +265,7 @@ class _Graph:
         consumers = () if dequantize is None else tuple(self._consumers(dequantize.output[0]))
         stored = blocks.values if blocks is not None and blocks.values is not None else scale
         return QdqPair(
-            node=_label(node),
+            node=label_of(node),
             quantizer=scope if known else None,
             slot=slot_of(scope) if known else "other",
             format=kind,
@@ -320,7 +292,7 @@ class _Graph:
         as its transpose."""
         import numpy as np
 
-        transposed = scale.ndim == 2 and _attribute(node, "axis") == 0
+        transposed = scale.ndim == 2 and attribute_of(node, "axis") == 0
         return (scale.T if transposed else scale).astype(np.float64).ravel()
 
     def _deviation(self, quantizer: str, found: np.ndarray) -> float | None:
@@ -337,16 +309,16 @@ class _Graph:
 
         if dequantize is None:
             return None
-        scale, size = dequantize.input[1], _attribute(dequantize, "block_size")
+        scale, size = dequantize.input[1], attribute_of(dequantize, "block_size")
         inner = self._inputs_of(scale, "DequantizeLinear")
         if size and inner:
             codes, whole, *_ = inner
-            if codes in self.initializers:
+            if codes in self.tensors:
                 values = self._values(codes).astype(np.float32) * self._values(whole)
                 kind = self._data_type(codes)
                 return _BlockScales(size=size, type=kind, whole=whole, values=values)
             outer = self.makers.get(codes)
-            if outer is None or not _quantizes(outer):
+            if outer is None or not is_quantize(outer):
                 return _BlockScales(size=size, type="", whole=whole, agrees=False)
             kind = self._name_codes(None, quantize=outer)
             row = find_onnx_format(
@@ -422,7 +394,7 @@ class _Graph:
             and self._name_codes(dequantize, quantize=None)
             in ("", self._name_codes(None, quantize=quantize))
             and all(
-                _attribute(dequantize, name) == _attribute(quantize, name)
+                attribute_of(dequantize, name) == attribute_of(quantize, name)
                 for name in ("axis", "block_size")
             )
         )
@@ -433,7 +405,7 @@ class _Graph:
         node = dequantize if dequantize is not None else quantize
         found = find_onnx_format(
             codes,
-            block_size=blocks.size if blocks is not None else _attribute(node, "block_size"),
+            block_size=blocks.size if blocks is not None else attribute_of(node, "block_size"),
             scale_type=blocks.type if blocks is not None else self._data_type(node.input[1]),
         )
         if found is not None:
@@ -446,12 +418,12 @@ class _Graph:
             if node is not None and len(node.input) > 2 and node.input[2]:
                 return self._data_type(node.input[2])
         if quantize is not None:
-            declared = _attribute(quantize, "output_dtype")
+            declared = attribute_of(quantize, "output_dtype")
             return name_data_type(declared) if declared else "UINT8"  # ONNX's rule without one
         return self._data_type(dequantize.input[0])
 
     def _data_type(self, name: str) -> str:
-        tensor = self.initializers.get(name)
+        tensor = self.tensors.get(name)
         return name_data_type(tensor.data_type) if tensor is not None else ""
 
     def _zero_points(self, node: Any) -> Any:
@@ -461,42 +433,21 @@ class _Graph:
             return np.zeros(1)
         return self._values(node.input[2])
 
-    def _origin(self, name: str) -> tuple[str, Any]:
-        """Return the value that `name` was moved from, and the node that made it, if any did."""
-        node = self.makers.get(name)
-        while node is not None and node.op_type in MOVES:
-            name = node.input[0]
-            node = self.makers.get(name)
-        if node is not None and node.op_type == "Constant":
-            return name, None
-        return name, node
-
     def _consumers(self, name: str) -> Iterator[str]:
         """Yield the module of every node that reads a value, looking through moves."""
         seen: set[str] = set()
-        for value in self._follow(name):
+        for value in self.follow(name):
             for node in self.readers.get(value, ()):
                 module = module_of_node(node.name)
-                if not self._moves(node) and module not in seen:
+                if not self.moves(node) and module not in seen:
                     seen.add(module)
                     yield module
 
     def _reaches_output(self, name: str) -> bool:
         """Return whether a value is the graph's output, looking through moves."""
-        return any(value in self.outputs for value in self._follow(name))
+        return any(value in self.outputs for value in self.follow(name))
 
-    def _follow(self, name: str) -> Iterator[str]:
-        """Yield a value and every one that it is moved to, each once."""
-        seen, waiting = {name}, [name]
-        while waiting:
-            value = waiting.pop()
-            yield value
-            for node in self.readers.get(value, ()):
-                moved = set(node.output) - seen if self._moves(node) else set()
-                seen |= moved
-                waiting += sorted(moved)
-
-    def _moves(self, node: Any) -> bool:
+    def moves(self, node: Any) -> bool:
         """Return whether a node gives what it gets, or that times the power that divided it."""
         return node.op_type in MOVES or self._skip_power(node) is not node
 
@@ -505,7 +456,7 @@ class _Graph:
         import numpy as np
         import onnx
 
-        tensor = self.initializers.get(name)
+        tensor = self.tensors.get(name)
         if tensor is None:
             return np.full(1, np.nan, dtype=np.float32)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:  # would be read from anywhere
@@ -522,12 +473,12 @@ class _Graph:
         return values.astype(np.float32) if values.dtype.kind == "V" else values  # of ml_dtypes
 
     def _type_of(self, name: str) -> str:
-        tensor = self.initializers.get(name)
+        tensor = self.tensors.get(name)
         return _type_name(tensor) if tensor is not None else "computed"
 
     def _fingerprint(self, name: str) -> tuple[str, bytes]:
         """Return what tells two scales apart: their values, or the name of a computed one."""
-        if name not in self.initializers:
+        if name not in self.tensors:
             return name, b""
         return self._type_of(name), self._values(name).tobytes()
 
@@ -547,8 +498,8 @@ def _find_disorder(model: Any) -> str:
     for node in model.graph.node:
         if not node.output:
             return f"node {node.name[:80]!r} makes nothing"
-        label = repr(_label(node)[:80])
-        least = 2 if _quantizes(node) or node.op_type.endswith("DequantizeLinear") else 0
+        label = repr(label_of(node)[:80])
+        least = 2 if is_quantize(node) or is_dequantize(node) else 0
         if len(node.input) < max(least, node.op_type in MOVES):
             return f"node {label} has too few inputs"
         for name in node.input:
@@ -566,50 +517,10 @@ def _find_disorder(model: Any) -> str:
     return ""
 
 
-def _quantizes(node: Any) -> bool:
-    """Return whether a node is QuantizeLinear, of ONNX's or TensorRT's domain."""
-    name = node.op_type
-    return bool(name.endswith("QuantizeLinear") and name != "DynamicQuantizeLinear")
-
-
-def _label(node: Any) -> str:
-    """Return a node's name, or what it makes where the exporter gave it none."""
-    return str(node.name or node.output[0])
-
-
-def _attribute(node: Any, name: str) -> int | None:
-    return next((int(a.i) for a in node.attribute if a.name == name), None)
-
-
-def name_data_type(data_type: int) -> str:
-    """Return ONNX's name of a type by its number, empty for a number of none."""
-    import onnx
-
-    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
-    return str(names.get(data_type, ""))
-
-
 def _type_name(tensor: Any) -> str:
     name = name_data_type(tensor.data_type)
     found = find_onnx_format(name)
     return found.name if found is not None else _TYPE_NAMES.get(name, name.lower())
-
-
-def _count_values(tensor: Any) -> int:
-    return math.prod(tensor.dims)
-
-
-def count_bytes(tensor: Any) -> int:
-    """Return the bytes that the values of a tensor take."""
-    import onnx
-
-    name = name_data_type(tensor.data_type)
-    kind = find_format(name_onnx_element(name) or name)
-    if kind is not None:
-        bits = kind.bits
-    else:
-        bits = 8 * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    return (int(math.prod(tensor.dims)) * bits + 7) // 8
 
 
 def _count_bytes(model: Any) -> tuple[tuple[str, int], ...]:

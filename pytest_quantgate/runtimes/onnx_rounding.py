@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pytest_quantgate.runtimes.onnx_graph import MOVES, module_of_node, parse_model
+from pytest_quantgate.runtimes.onnx_graph import parse_model
+from pytest_quantgate.runtimes.onnx_nodes import MOVES, module_of_node
 from pytest_quantgate.runtimes.onnx_surgery import describe_without_weights
 
 #: What the graph that looks for overflow gives besides the embeddings: the largest magnitude of

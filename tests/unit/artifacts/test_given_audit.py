@@ -31,7 +31,7 @@ from pytest_quantgate.gates.export import ExportGate, judge_export
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.run.given_files import describe_tower
 from pytest_quantgate.runtimes.onnx_export import export_tower
-from pytest_quantgate.runtimes.onnx_graph import module_of_node
+from pytest_quantgate.runtimes.onnx_nodes import module_of_node
 from pytest_quantgate.suite.where import Where
 
 BLOCK = "vision_model.encoder.layers.1"

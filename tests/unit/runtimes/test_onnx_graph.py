@@ -23,7 +23,8 @@ from pytest_quantgate.measure.quantizers import list_amax
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import find_quantizers
 from pytest_quantgate.runtimes.onnx_export import export_tower
-from pytest_quantgate.runtimes.onnx_graph import module_of_node, read_graph
+from pytest_quantgate.runtimes.onnx_graph import read_graph
+from pytest_quantgate.runtimes.onnx_nodes import module_of_node
 
 BLOCK = "vision_model.encoder.layers.1"
 FC1 = f"{BLOCK}.mlp.fc1"

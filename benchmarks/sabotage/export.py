@@ -16,7 +16,7 @@ from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.run.case import Case
-from pytest_quantgate.runtimes.onnx_graph import module_of_node
+from pytest_quantgate.runtimes.onnx_nodes import module_of_node
 from pytest_quantgate.selftest.sabotage import exchange, exchange_stages
 from pytest_quantgate.tasks.samples import Samples
 

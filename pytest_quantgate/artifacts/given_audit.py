@@ -30,7 +30,8 @@ from pytest_quantgate.artifacts.onnx_places import (
 from pytest_quantgate.artifacts.onnx_reads import Read
 from pytest_quantgate.artifacts.operands import Slot, largest_of
 from pytest_quantgate.evidence.onnx import GivenGraph, OnnxAudit, OnnxOperation, QdqPair
-from pytest_quantgate.runtimes.onnx_graph import audit_model, read_model
+from pytest_quantgate.runtimes.onnx_graph import audit_model
+from pytest_quantgate.runtimes.onnx_model import read_model
 from pytest_quantgate.runtimes.onnx_nodes import is_dequantize, is_quantize, label_of
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from pytest_quantgate.artifacts.onnx_places import (
     place_products,
 )
 from pytest_quantgate.errors import ArtifactError
-from pytest_quantgate.runtimes.onnx_graph import parse_model
+from pytest_quantgate.runtimes.onnx_model import parse_model
 from pytest_quantgate.runtimes.onnx_nodes import (
     count_bytes,
     is_dequantize,

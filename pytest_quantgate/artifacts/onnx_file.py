@@ -16,7 +16,7 @@ from pytest_quantgate import bounds
 from pytest_quantgate.encoders.source import stays_inside
 from pytest_quantgate.errors import ArtifactError, ModelError
 from pytest_quantgate.formats.table import name_onnx_element
-from pytest_quantgate.runtimes.onnx_graph import read_model
+from pytest_quantgate.runtimes.onnx_model import read_model
 from pytest_quantgate.runtimes.onnx_nodes import (
     Graph,
     count_bytes,

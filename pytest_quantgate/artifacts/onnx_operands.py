@@ -30,7 +30,7 @@ from pytest_quantgate.artifacts.operands import Artifact, Kind, Operand, Slot, l
 from pytest_quantgate.artifacts.weight_summary import summarize
 from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.quantization.quantizers import tower_of
-from pytest_quantgate.runtimes.onnx_graph import find_problems
+from pytest_quantgate.runtimes.onnx_model import find_problems
 from pytest_quantgate.runtimes.onnx_nodes import (
     MOVES,
     is_dequantize,

@@ -64,7 +64,8 @@ def _read_file(path: Path) -> OnnxFile:
     import onnx
 
     from pytest_quantgate.artifacts.onnx_file import read_external
-    from pytest_quantgate.runtimes.onnx_graph import audit_model, read_model
+    from pytest_quantgate.runtimes.onnx_graph import audit_model
+    from pytest_quantgate.runtimes.onnx_model import read_model
 
     file = read_model(path)
     graph = file.model.graph

@@ -11,13 +11,11 @@ from pytest_quantgate.artifacts.recipe_lines import describe_recipe
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.comparison.calibration import compare_calibration
 from pytest_quantgate.comparison.changes import (
-    Area,
     Change,
     Comparison,
     DiffError,
     compare_texts,
 )
-from pytest_quantgate.comparison.outcomes import Sampled, compare_results
 from pytest_quantgate.comparison.quantizers import (
     compare_quantizers,
     describe_places,
@@ -26,38 +24,32 @@ from pytest_quantgate.comparison.recipe_lines import (
     compare_recipe_lines,
     compare_recipes,
 )
+from pytest_quantgate.comparison.report_engines import compare_engines, compare_onnx_facts
 from pytest_quantgate.comparison.report_measurements import (
     compare_fidelity,
     compare_latency,
     compare_parity,
     compare_roundtrip,
 )
+from pytest_quantgate.comparison.report_tasks import compare_tasks
 from pytest_quantgate.evidence.calibration import Calibrated, CalibrationImages
-from pytest_quantgate.evidence.outcomes import averages_classes, unpack_scores
+from pytest_quantgate.evidence.outcomes import unpack_scores
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report import FORMAT
 from pytest_quantgate.report.json_report import read_report as parse_report
 from pytest_quantgate.report.model import (
     AuditFacts,
-    ClassFacts,
-    EngineFacts,
     GateResult,
-    OnnxFacts,
-    OutcomeFacts,
     QuantizerFacts,
     RecipeFacts,
     Report,
     SuiteReport,
-    TaskFacts,
 )
-from pytest_quantgate.text.words import count, group, listed, percent, tally
+from pytest_quantgate.text.words import count, group, listed
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 #: Of a gate that turned red, so many lines of its evidence are repeated.
 EVIDENCE_LINES = 2
-
-#: Fewer samples of a class are no sign that it was lost.
-LEAST_OF_A_CLASS = 3
 
 
 def is_report(data: object) -> bool:
@@ -196,12 +188,12 @@ def compare_suite_reports(before: SuiteReport, after: SuiteReport) -> list[Chang
             _stored(before.audit.quantizers), _stored(after.audit.quantizers)
         )
         changes += _compare_states(before.audit.quantizers, after.audit.quantizers)
-    changes += _compare_tasks(before.tasks, after.tasks, suite=name)
+    changes += compare_tasks(before.tasks, after.tasks, suite=name)
     changes += compare_fidelity(before.fidelity, after.fidelity, suite=name)
     changes += compare_roundtrip(before.roundtrip, after.roundtrip, suite=name)
-    changes += _compare_onnx(before.onnx, after.onnx, suite=name)
+    changes += compare_onnx_facts(before.onnx, after.onnx, suite=name)
     changes += compare_parity(before.parity, after.parity, suite=name)
-    changes += _compare_engines(before, after)
+    changes += compare_engines(before, after)
     if before.model is not None and after.model is not None:
         changes += compare_texts(_facts(before, name=name), _facts(after, name=name), area="model")
         changes += compare_texts(
@@ -400,281 +392,6 @@ def _compare_states(
 
 def _lost(stage: str) -> str:
     return f"lost at stage {stage}" if stage else "lost nowhere"
-
-
-def _compare_tasks(
-    before: Iterable[TaskFacts], after: Iterable[TaskFacts], *, suite: str
-) -> list[Change]:
-    changes: list[Change] = []
-    olds = {_task_name(task): task for task in before}
-    for task in after:
-        old = olds.get(_task_name(task))
-        if old is None:
-            continue
-        for field, word in (("fp16", "FP16"), ("quantized", "quantized")):
-            changes += compare_results(
-                _sampled(getattr(old, field), old),
-                _sampled(getattr(task, field), task),
-                subject=f"{suite} {_task_name(task)} {field}",
-                what=f"{suite}: {_task_name(task)}: {word}",
-                metric=task.metric,
-            )
-        changes += _compare_data(old, task, suite=suite)
-        changes += _compare_soundness(old, task, suite=suite)
-        changes += _compare_classes(old, task, suite=suite)
-        flips = (old.answers_changed, task.answers_changed)
-        if flips[0] != flips[1]:
-            changes.append(
-                Change(
-                    area="accuracy",
-                    kind="flips",
-                    subjects=(f"{suite} {_task_name(task)}",),
-                    text=f"{suite}: {_task_name(task)}: answers that differ from FP16's "
-                    f"{flips[0]} -> {flips[1]} of {task.samples}",
-                    before=str(flips[0]),
-                    after=str(flips[1]),
-                    figures={"before": flips[0], "after": flips[1]},
-                )
-            )
-    return changes
-
-
-def _compare_data(before: TaskFacts, after: TaskFacts, *, suite: str) -> list[Change]:
-    """Return which part of the evaluation data is another one."""
-    if before.data_digest == after.data_digest:
-        return []
-    old, new = before.data_parts, after.data_parts
-    shared = [part for part in old if part in new]
-    others = [part for part in shared if old[part] != new[part]]
-    if not others:
-        return []  # a report of an older release does not say
-    kept = [part for part in shared if part not in others]
-    return [
-        Change(
-            area="data",
-            kind="other data",
-            subjects=(f"{suite} {_task_name(after)}",),
-            text=f"{suite}: {_task_name(after)}: other {' and '.join(others)}"
-            + (f"; {', '.join(kept)} are the same" if kept else ""),
-            before=before.data_digest[:12],
-            after=after.data_digest[:12],
-        )
-    ]
-
-
-def _compare_soundness(before: TaskFacts, after: TaskFacts, *, suite: str) -> list[Change]:
-    """Return samples with NaN or Inf, and values that are not what their samples say."""
-    sides = []
-    for task in (before, after):
-        found = {}
-        for word, facts in (("FP16", task.fp16), ("quantized", task.quantized)):
-            name = f"{suite}: {_task_name(task)}: {word}"
-            found[f"{name}: samples with NaN or Inf"] = str(facts.nonfinite)
-            counted = facts.right / task.samples if task.samples else 0.0
-            agrees = averages_classes(task.metric) or abs(facts.value - counted) <= 1e-9
-            found[f"{name}: the value reported"] = (
-                "what its samples say"
-                if agrees
-                else f"{percent(facts.value)}, but {tally(facts.right)} of {task.samples} samples "
-                f"are right, {percent(counted)}"
-            )
-        sides.append(found)
-    return compare_texts(sides[0], sides[1], area="accuracy")
-
-
-def _compare_classes(before: TaskFacts, after: TaskFacts, *, suite: str) -> list[Change]:
-    """Return the classes of which the quantized variant lost, or won, most of the samples."""
-    olds = {facts.name: facts for facts in before.classes}
-    moved: dict[str, list[tuple[ClassFacts, ClassFacts]]] = {"class lost": [], "class won": []}
-    for new in after.classes:
-        old = olds.get(new.name)
-        if old is None or old.samples != new.samples or before.data_digest != after.data_digest:
-            continue
-        change = new.quantized_right - old.quantized_right
-        if abs(change) >= max(LEAST_OF_A_CLASS, new.samples / 2):
-            moved["class won" if change > 0 else "class lost"].append((old, new))
-    return [
-        Change(
-            area="accuracy",
-            kind=kind,
-            subjects=tuple(new.name for _, new in pairs),
-            text=f"{suite}: {_task_name(after)}: {_count_classes(len(pairs))} "
-            f"{'lost' if kind == 'class lost' else 'won'} at least half of the samples: "
-            + listed(
-                [
-                    f"{new.name!r} {tally(old.quantized_right)} -> {tally(new.quantized_right)} "
-                    f"right of {new.samples}"
-                    for old, new in pairs
-                ]
-            ),
-        )
-        for kind, pairs in moved.items()
-        if pairs
-    ]
-
-
-def _count_classes(number: int) -> str:
-    return "1 class" if number == 1 else f"{number} classes"
-
-
-def _task_name(task: TaskFacts) -> str:
-    stage = "" if task.stage == "torch" else f" in {task.stage}"
-    return f"{task.task} {task.metric}{stage}"
-
-
-def _sampled(facts: OutcomeFacts, task: TaskFacts) -> Sampled:
-    return Sampled(
-        value=facts.value,
-        correct=unpack_scores(facts.correct_bits, count=task.samples),
-        ids_digest=task.ids_digest,
-        data_digest=task.data_digest,
-    )
-
-
-def _compare_onnx(
-    before: Iterable[OnnxFacts], after: Iterable[OnnxFacts], *, suite: str
-) -> list[Change]:
-    changes: list[Change] = []
-    olds = {(facts.variant, facts.tower): facts for facts in before}
-    for facts in after:
-        old = olds.get((facts.variant, facts.tower))
-        if old is None:
-            continue
-        name = f"{suite}: ONNX {facts.variant} {facts.tower}"
-        lost, found = set(facts.lost) - set(old.lost), set(old.lost) - set(facts.lost)
-        for kind, names in (("removed", lost), ("added", found)):
-            if names:
-                word = "lost in the export now" if kind == "removed" else "in the export again"
-                changes.append(
-                    Change(
-                        area="quantizers",
-                        kind=kind,
-                        subjects=tuple(sorted(names)),
-                        text=f"{name}: {count(len(names), 'quantizer')} {word}: "
-                        f"{listed(sorted(names))}",
-                    )
-                )
-        changes += _compare_counts(
-            {
-                f"{name}: Q/DQ pairs": old.pairs,
-                f"{name}: undeclared pairs": old.undeclared,
-                f"{name}: opset": old.opset,
-            },
-            {
-                f"{name}: Q/DQ pairs": facts.pairs,
-                f"{name}: undeclared pairs": facts.undeclared,
-                f"{name}: opset": facts.opset,
-            },
-            area="engine",
-        )
-        changes += _compare_counts(
-            {f"{name}: file bytes": old.file_bytes, **_by_type(old, name)},
-            {f"{name}: file bytes": facts.file_bytes, **_by_type(facts, name)},
-            area="sizes",
-        )
-        changes += compare_texts(
-            {f"{name}: file": old.digest[:12]}, {f"{name}: file": facts.digest[:12]}, area="engine"
-        )
-    return changes
-
-
-def _by_type(facts: OnnxFacts, name: str) -> dict[str, int]:
-    return {f"{name}: {kind} weight bytes": size for kind, size in facts.weights_bytes.items()}
-
-
-def _compare_engines(before: SuiteReport, after: SuiteReport) -> list[Change]:
-    suite = after.name
-    changes: list[Change] = []
-
-    def key(facts: EngineFacts) -> tuple[str, str, str, int, str]:
-        return (facts.variant, facts.tower, facts.target, facts.batch, facts.library)
-
-    olds = {key(facts): facts for facts in before.engines}
-    for facts in after.engines:
-        old = olds.get(key(facts))
-        if old is None:
-            continue
-        name = f"{suite}: engine {facts.target} {facts.variant} {facts.tower} batch {facts.batch}"
-        changes += compare_texts(
-            {f"{name}: built from": _origin(old, before.onnx)},
-            {f"{name}: built from": _origin(facts, after.onnx)},
-            area="engine",
-        )
-        changes += _compare_counts(_precisions(old, name), _precisions(facts, name), area="engine")
-        moved: dict[tuple[str, str], list[str]] = {}
-        for layer in [*old.layers, *(n for n in facts.layers if n not in old.layers)]:
-            pair = (old.layers.get(layer, "absent"), facts.layers.get(layer, "absent"))
-            if pair[0] != pair[1]:
-                moved.setdefault(pair, []).append(layer)
-        changes += [
-            Change(
-                area="engine",
-                kind="precision changed",
-                subjects=tuple(layers),
-                text=f"{name}: {count(len(layers), 'layer')} {was} -> {now}: {listed(layers)}",
-                before=was,
-                after=now,
-                figures={"layers": len(layers)},
-            )
-            for (was, now), layers in moved.items()
-        ]
-        changes += _compare_counts(_sizes(old, name), _sizes(facts, name), area="sizes")
-        changes += compare_texts(
-            {f"{name}: {old.library}": old.library_version},
-            {f"{name}: {facts.library}": facts.library_version},
-            area="versions",
-        )
-    return changes
-
-
-def _origin(engine: EngineFacts, files: Iterable[OnnxFacts]) -> str:
-    """Return whether an engine is of the ONNX file that was exported."""
-    for file in files:
-        if (file.variant, file.tower) == (engine.variant, engine.tower):
-            if file.digest != engine.onnx_digest:
-                return "another ONNX file than the one exported"
-            break
-    return "the exported ONNX file"
-
-
-def _precisions(facts: EngineFacts, name: str) -> dict[str, int]:
-    return {
-        f"{name}: linear in FP8": facts.fp8_gemm_nodes,
-        f"{name}: linear": facts.gemm_nodes,
-        f"{name}: attention fused in FP8": facts.attentions_fused_fp8,
-        f"{name}: attention": facts.attentions,
-        **{f"{name}: nodes in {kind}": number for kind, number in facts.precisions.items()},
-    }
-
-
-def _sizes(facts: EngineFacts, name: str) -> dict[str, int]:
-    return {
-        f"{name}: plan bytes": facts.plan_bytes,
-        f"{name}: weights bytes": facts.weights_bytes,
-        f"{name}: activation bytes": facts.activation_bytes,
-    }
-
-
-def _compare_counts(
-    before: Mapping[str, int], after: Mapping[str, int], *, area: Area
-) -> list[Change]:
-    changes = []
-    for name in [*before, *(name for name in after if name not in before)]:
-        old, new = before.get(name, 0), after.get(name, 0)
-        if old != new:
-            ratio = f" ({new / old:.3f}x)" if old and area == "sizes" else ""
-            changes.append(
-                Change(
-                    area=area,
-                    kind="changed",
-                    subjects=(name,),
-                    text=f"{name}: {old} -> {new}{ratio}",
-                    before=str(old),
-                    after=str(new),
-                    figures={"before": old, "after": new},
-                )
-            )
-    return changes
 
 
 def _facts(suite: SuiteReport, *, name: str) -> dict[str, str]:

@@ -519,7 +519,7 @@ class Stages:
         """Return what a report that was handed over says, tied to the approved ONNX file."""
         from pytest_quantgate.artifacts.given_engine import read_engine_report
         from pytest_quantgate.artifacts.given_onnx import read_names
-        from pytest_quantgate.runtimes.engine import read_onnx
+        from pytest_quantgate.runtimes.engine_graph import read_onnx
         from pytest_quantgate.runtimes.engine_layers import EngineReport
         from pytest_quantgate.store.cache import read_json, write_json
 
@@ -591,7 +591,7 @@ class Stages:
         from pytest_quantgate.artifacts.engine_files import read_plan
         from pytest_quantgate.artifacts.engine_times import read_engine_times
         from pytest_quantgate.artifacts.given_engine import check_library
-        from pytest_quantgate.runtimes.engine import read_onnx
+        from pytest_quantgate.runtimes.engine_graph import read_onnx
 
         given = self.given_report(variant, gate.tower)
         if given is None or "times" not in given.files.paths:

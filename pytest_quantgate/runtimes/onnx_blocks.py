@@ -15,7 +15,7 @@ from typing import Any
 
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.quantization.quantizers import slot_of
-from pytest_quantgate.runtimes.onnx_graph import parse_model
+from pytest_quantgate.runtimes.onnx_model import parse_model
 from pytest_quantgate.runtimes.onnx_nodes import module_of_node
 
 

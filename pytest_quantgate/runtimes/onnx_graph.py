@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_quantgate import bounds
-from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.onnx import OnnxAudit, OnnxOperation, QdqPair
 from pytest_quantgate.formats.table import (
     E4M3,
@@ -24,6 +23,7 @@ from pytest_quantgate.formats.table import (
     find_onnx_format,
 )
 from pytest_quantgate.quantization.quantizers import owner_of, slot_of, whole_name
+from pytest_quantgate.runtimes.onnx_model import ModelFile, find_disorder, find_problems, read_model
 from pytest_quantgate.runtimes.onnx_nodes import (
     MOVES,
     Graph,
@@ -35,8 +35,6 @@ from pytest_quantgate.runtimes.onnx_nodes import (
     module_of_node,
     name_data_type,
 )
-from pytest_quantgate.runtimes.onnx_surgery import describe_without_weights
-from pytest_quantgate.untrusted import read_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,31 +50,6 @@ def read_graph(path: Path, *, amax: Mapping[str, np.ndarray] | None = None) -> O
     return audit_model(read_model(path), amax=amax)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelFile:
-    """An ONNX file as onnx reads it, with its size and its SHA-256 (hex)."""
-
-    path: Path
-    model: Any
-    file_bytes: int
-    digest: str
-
-
-def read_model(path: Path) -> ModelFile:
-    """Return the model of a file; raises ModelError for a file that is none, or cannot be read,
-    MissingPackage without onnx."""
-    try:
-        content = read_regular(path, max_bytes=bounds.ONNX_BYTES)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return ModelFile(
-        path=path,
-        model=parse_model(content, path=path),
-        file_bytes=len(content),
-        digest=hashlib.sha256(content).hexdigest(),
-    )
-
-
 def audit_model(file: ModelFile, *, amax: Mapping[str, np.ndarray] | None = None) -> OnnxAudit:
     """Return what a file holds; with the calibrated `amax` (flat, by quantizer), every channel's
     scale is compared with its own.
@@ -87,7 +60,7 @@ def audit_model(file: ModelFile, *, amax: Mapping[str, np.ndarray] | None = None
     path, model = file.path, file.model
     if not model.graph.node:
         raise ModelError(f"{path}: holds no ONNX graph: export the tower again")
-    disorder = _find_disorder(model)
+    disorder = find_disorder(model)
     if disorder:
         raise ModelError(f"{path}: is no sound ONNX graph: {disorder}: export the tower again")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -116,48 +89,6 @@ def audit_model(file: ModelFile, *, amax: Mapping[str, np.ndarray] | None = None
         operations=tuple(graph.operations({pair.node: pair for pair in pairs})),
         problems=find_problems(model),
     )
-
-
-def parse_model(content: bytes, *, path: Path) -> Any:
-    """Return the ONNX model of a file's bytes.
-
-    Raises ModelError, naming the file, where it is none; MissingPackage without onnx.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingPackage("onnx", extra="clip", purpose="reading an ONNX graph") from error
-    try:
-        model = onnx.load_from_string(content)
-    except Exception as error:  # protobuf's DecodeError, which comes without type information
-        if type(error).__name__ != "DecodeError":
-            raise
-        raise ModelError(
-            f"{path}: is no ONNX model ({len(content)} bytes; {error}): export the tower again"
-        ) from error
-    graph = model.graph
-    parts = (graph.node, graph.initializer, graph.input, graph.output, model.metadata_props)
-    if max(map(len, parts)) > bounds.ONNX_PARTS:
-        raise ModelError(
-            f"{path}: a graph of {max(map(len, parts))} nodes or values, at most "
-            f"{bounds.ONNX_PARTS} are read"
-        )
-    # What is not UTF-8 in a text of the file is given as bytes.
-    if any(isinstance(text, bytes) for text in _list_texts(model)):
-        raise ModelError(f"{path}: a name in it is not UTF-8: export the tower again")
-    return model
-
-
-def _list_texts(model: Any) -> Iterator[Any]:
-    """Yield every name that the readers of a graph compare or take apart."""
-    for node in model.graph.node:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-        yield from (attribute.name for attribute in node.attribute)
-    for named in (*model.graph.initializer, *model.graph.input, *model.graph.output):
-        yield named.name
-    for entry in model.metadata_props:
-        yield from (entry.key, entry.value)
-    yield from (entry.domain for entry in model.opset_import)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -483,40 +414,6 @@ class _Graph(Graph):
         return self._type_of(name), self._values(name).tobytes()
 
 
-def _find_disorder(model: Any) -> str:
-    """Return why a graph's values cannot be followed, empty where they can.
-
-    ONNX demands of every graph that each value is made once and before it is read; in one without,
-    whoever follows values back may walk in a circle.
-    """
-    import onnx
-
-    known = set(onnx.helper.get_all_tensor_dtypes()) - {onnx.TensorProto.UNDEFINED}
-    tensors = list(model.graph.initializer)
-    late = {name for node in model.graph.node for name in node.output if name}
-    made: set[str] = set()
-    for node in model.graph.node:
-        if not node.output:
-            return f"node {node.name[:80]!r} makes nothing"
-        label = repr(label_of(node)[:80])
-        least = 2 if is_quantize(node) or is_dequantize(node) else 0
-        if len(node.input) < max(least, node.op_type in MOVES):
-            return f"node {label} has too few inputs"
-        for name in node.input:
-            if name in late:
-                return f"node {label} reads {name[:80]!r} before it is made"
-        for name in filter(None, node.output):
-            if name in made:
-                return f"value {name[:80]!r} is made twice"
-        made.update(node.output)
-        late.difference_update(node.output)
-        tensors += [a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"]
-    for tensor in tensors:
-        if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
-            return f"tensor {tensor.name[:80]!r} has no type or size that there is"
-    return ""
-
-
 def _type_name(tensor: Any) -> str:
     name = name_data_type(tensor.data_type)
     found = find_onnx_format(name)
@@ -546,29 +443,3 @@ def _names(text: str, *, path: Path) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise ModelError(f"{path}: its list of quantizers is damaged: it is no list")
     return tuple(str(name) for name in names)
-
-
-def find_problems(model: Any, *, nodes: Sequence[Any] = ()) -> tuple[str, ...]:
-    """Return what ONNX's checker, with type inference, has against a graph, or its sorted `nodes`.
-
-    Nothing of an opset that the installed onnx does not know yet.
-    """
-    import onnx
-
-    opset = max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
-    if opset > onnx.defs.onnx_opset_version():
-        return ()
-    try:
-        # Without the weights: the checker would copy them.
-        small = describe_without_weights(model, nodes=nodes)
-        for value in [v for v in small.graph.output if not v.type.tensor_type.HasField("shape")]:
-            small.graph.output.remove(value)  # optimizers leave it out, and every runtime takes it
-        onnx.checker.check_model(small, full_check=True)
-    except (
-        onnx.checker.ValidationError,
-        onnx.shape_inference.InferenceError,
-        ValueError,  # of a type that there is not
-        RuntimeError,
-    ) as error:
-        return (" ".join(str(error).split())[:300],)
-    return ()

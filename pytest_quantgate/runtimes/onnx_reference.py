@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.runtimes.onnx_graph import parse_model
+from pytest_quantgate.runtimes.onnx_model import parse_model
 from pytest_quantgate.runtimes.onnxruntime_session import (
     NoKernel,
     OnnxRuntimeModel,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pytest_quantgate.runtimes.onnx_graph import parse_model
+from pytest_quantgate.runtimes.onnx_model import parse_model
+from pytest_quantgate.runtimes.onnx_narrow import describe_without_weights
 from pytest_quantgate.runtimes.onnx_nodes import MOVES, module_of_node
-from pytest_quantgate.runtimes.onnx_surgery import describe_without_weights
 
 #: What the graph that looks for overflow gives besides the embeddings: the largest magnitude of
 #: each result before it is rounded, under this and the module's name, in the graph's order.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import Slot
 from pytest_quantgate.formats.number_format import NumberFormat
-from pytest_quantgate.formats.table import BFLOAT16, E4M3, FLOAT16, TABLE
+from pytest_quantgate.formats.table import E4M3, TABLE
 from pytest_quantgate.quantization.emulation import LEAST_BLOCK_SCALE
+from pytest_quantgate.runtimes.onnx_narrow import drop_idle_nodes, narrow_graph
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,9 +36,6 @@ MARK_DOMAIN, MARK = "quantgate", "Pair"
 #: What protobuf can write, less room for the nodes.
 LARGEST_FILE_BYTES = 2**31 - 2**24
 
-#: The formats that a float32 graph can be narrowed to, and the largest value of each.
-_NARROW: Mapping[str, float] = {kind.name: kind.largest for kind in (FLOAT16, BFLOAT16)}
-
 #: INT4 and blocks came to DequantizeLinear with opset 21, and file format 10.
 BLOCKS_OPSET, BLOCKS_IR = 21, 10
 
@@ -46,8 +44,6 @@ FP4_OPSET, FP4_IR = 23, 11
 
 #: Convolutions in bfloat16 came with opset 22; the operators of earlier ones mean the same there.
 BFLOAT16_OPSET = 22
-
-_FEW_VALUES = 64
 
 #: The least scale in Microscaling formats that no float32 unit takes for 0.
 _LEAST_POWER = 2.0**-126
@@ -195,8 +191,14 @@ def finish_graph(
     outputs = list(trace.graph.output)
     opsets = [entry for entry in trace.opset_import if entry.domain in ("", "ai.onnx")]
     if precision != "float32":
-        _narrow(build, precision)
-        _convert_interface(build, precision, inputs=graph_inputs, output=outputs[0].name)
+        build.nodes = narrow_graph(
+            build.nodes,
+            build.initializers,
+            precision=precision,
+            inputs=graph_inputs,
+            output=outputs[0].name,
+            wide=build.wide,
+        )
     opset = max(int(entry.version) for entry in opsets)
     opset = max(opset, build.versions[0], BFLOAT16_OPSET if precision == "bfloat16" else 0)
     opsets = [onnx.helper.make_opsetid("", opset)]
@@ -214,7 +216,7 @@ def finish_graph(
         )
     for name in list(build.initializers):  # moved one by one: they are most of the memory
         model.graph.initializer.append(build.initializers.pop(name))
-    _drop_idle_nodes(model)
+    drop_idle_nodes(model)
     onnx.helper.set_model_props(model, dict(metadata))
     path.write_bytes(model.SerializeToString())
     return opset
@@ -563,184 +565,6 @@ def _add_initializer(build: _Build, name: str, tensor: torch.Tensor) -> None:
         data_type=kinds[tensor.dtype],
         dims=list(values.shape),
         raw_data=raw.numpy().tobytes(),
-    )
-
-
-def _narrow(build: _Build, precision: str) -> None:
-    """Make every float of the graph narrower, but the pairs: those keep float32 between two casts.
-
-    A scale rounded to half is off by up to 0.05 %, a small one becomes 0, and dividing by it in
-    half moves twice as many INT8 values to a neighbour as PyTorch's half model does. TensorRT
-    for RTX 1.7 fuses the casts: FP8 gives the same kernels in both forms, INT8 too, but its
-    GEMMs then hand on float instead of half. All pairs must have it: a matmul whose two scales
-    differ in type is refused.
-    """
-    import onnx
-
-    pairs = ("QuantizeLinear", "DequantizeLinear")
-    wide = [node for node in build.nodes if node.op_type in pairs or node.name in build.wide]
-    own = {id(node) for node in wide}
-    inside = {name for node in wide for name in node.output}
-    left = {name for node in build.nodes if id(node) not in own for name in node.input}
-    nodes: list[Any] = []
-    renamed: dict[str, str] = {}
-    for node in build.nodes:
-        if id(node) not in own:
-            _convert_attributes(node, precision)
-            nodes.append(node)
-            continue
-        for index, name in enumerate(node.input):
-            node.input[index] = renamed.get(name, name)
-            if name and name not in inside and name not in build.initializers:
-                node.input[index] = f"float32_{len(nodes)}"
-                wide_kind = onnx.TensorProto.FLOAT
-                nodes.append(_make_cast(name, node.input[index], number=len(nodes), to=wide_kind))
-        nodes.append(node)
-        result = node.output[0]
-        if result in left:
-            node.output[0] = renamed[result] = f"float32_{len(nodes)}"
-            nodes.append(_make_cast(node.output[0], result, number=len(nodes), to=_kind(precision)))
-    build.nodes = nodes
-    kept = {name for node in wide for name in node.input}
-    for name, tensor in build.initializers.items():
-        if name not in kept:
-            build.initializers[name] = _round(tensor, precision, name=name)
-
-
-def _kind(precision: str) -> int:
-    import onnx
-
-    return int(getattr(onnx.TensorProto, precision.upper()))
-
-
-def _convert_attributes(node: Any, precision: str) -> None:
-    """Narrow the floats that a node holds itself: constants, and what a Cast casts to."""
-    import numpy as np
-    import onnx
-
-    largest = _NARROW[precision]
-    for attribute in node.attribute:
-        if node.op_type == "Cast" and attribute.name == "to":
-            if attribute.i == onnx.TensorProto.FLOAT:
-                attribute.i = _kind(precision)
-        elif (
-            attribute.type == onnx.AttributeProto.TENSOR
-            and attribute.t.data_type == onnx.TensorProto.FLOAT
-        ):
-            values = onnx.numpy_helper.to_array(attribute.t)
-            # A mask holds the lowest float; the lowest of a narrower format says the same.
-            clipped = np.clip(values, np.float32(-largest), np.float32(largest))
-            finite = onnx.numpy_helper.from_array(np.where(np.isfinite(values), clipped, values))
-            attribute.t.CopyFrom(_round(finite, precision, name=node.name))
-
-
-def _round(tensor: Any, precision: str, *, name: str) -> Any:
-    import numpy as np
-    import onnx
-
-    if tensor.data_type != onnx.TensorProto.FLOAT:
-        return tensor
-    values = onnx.numpy_helper.to_array(tensor)
-    with np.errstate(over="ignore", under="ignore"):
-        narrow = values.astype(onnx.helper.tensor_dtype_to_np_dtype(_kind(precision)))
-    if bool((np.isinf(narrow.astype(np.float32)) & np.isfinite(values)).any()):
-        raise ModelError(f"{name}: holds values that no {precision} can hold: export it in float32")
-    return onnx.numpy_helper.from_array(narrow, name=name)
-
-
-def _make_cast(source: str, result: str, *, number: int, to: int) -> Any:
-    import onnx
-
-    return onnx.helper.make_node("Cast", [source], [result], name=f"Cast_{number}", to=to)
-
-
-def _convert_interface(
-    build: _Build, precision: str, *, inputs: Iterable[Any], output: str
-) -> None:
-    """Take narrow inputs, and give the result as float32."""
-    import onnx
-
-    for value in inputs:
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = _kind(precision)
-    inner = f"{output}_narrow"
-    for node in build.nodes:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == output:
-                    names[index] = inner
-    build.nodes.append(
-        onnx.helper.make_node(
-            "Cast", [inner], [output], name="/to_float32/Cast", to=onnx.TensorProto.FLOAT
-        )
-    )
-
-
-def _drop_idle_nodes(model: Any) -> None:
-    """Drop casts to the type a value has already, Identity, and what nothing reads."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(describe_without_weights(model))
-    kinds = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*inferred.graph.value_info, *inferred.graph.input)
-    }
-    outputs = {value.name for value in model.graph.output}
-    renamed: dict[str, str] = {}
-    kept = []
-    for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = renamed.get(name, name)
-        target = next((a.i for a in node.attribute if a.name == "to"), None)
-        idle = node.op_type == "Identity" or (
-            node.op_type == "Cast" and kinds.get(node.input[0]) == target
-        )
-        if idle and node.output[0] not in outputs:
-            renamed[node.output[0]] = node.input[0]
-        else:
-            kept.append(node)
-    needed = set(outputs)
-    alive = []
-    for node in reversed(kept):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            alive.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(alive))
-    for index in reversed(range(len(model.graph.initializer))):
-        if model.graph.initializer[index].name not in needed:
-            del model.graph.initializer[index]
-
-
-def describe_without_weights(model: Any, *, nodes: Sequence[Any] = ()) -> Any:
-    """Return the model with a typed input in place of every initializer of more than a few values,
-    or that lies in another file; `nodes` are its own in another order.
-
-    For what needs only types and shapes, and would copy or write the weights.
-    """
-    import onnx
-
-    large = [
-        tensor
-        for tensor in model.graph.initializer
-        if math.prod(tensor.dims) > _FEW_VALUES or tensor.data_location == onnx.TensorProto.EXTERNAL
-    ]
-    names = {tensor.name for tensor in large}
-    graph = onnx.helper.make_graph(
-        list(nodes or model.graph.node),
-        model.graph.name,
-        [
-            *(value for value in model.graph.input if value.name not in names),
-            *(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in large),
-        ],
-        list(model.graph.output),
-        [tensor for tensor in model.graph.initializer if tensor.name not in names],
-    )
-    return onnx.helper.make_model(
-        graph,
-        opset_imports=list(model.opset_import),
-        functions=list(model.functions),
-        ir_version=model.ir_version,
     )
 
 

@@ -237,7 +237,7 @@ def choose_optimization(content: bytes, *, path: Path) -> Optimization:
     Raises ModelError for weights in other files: ONNX Runtime, which is given the bytes alone,
     would look for them in the folder that it was started in.
     """
-    from pytest_quantgate.runtimes.onnx_graph import parse_model
+    from pytest_quantgate.runtimes.onnx_model import parse_model
 
     model = parse_model(content, path=path)
     import onnx

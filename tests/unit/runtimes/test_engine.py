@@ -11,7 +11,8 @@ import pytest
 from pytest_quantgate.errors import MissingPackage, QuantGateError
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.runtimes import engine
-from pytest_quantgate.runtimes.engine import InputShapes, build_engine, describe_graph, read_onnx
+from pytest_quantgate.runtimes.engine import InputShapes, build_engine
+from pytest_quantgate.runtimes.engine_graph import describe_graph, read_onnx
 from pytest_quantgate.runtimes.engine_layers import EngineError, EngineReport
 from pytest_quantgate.runtimes.tensorrt_library import Library, load_library, make_logger
 

@@ -108,16 +108,16 @@ TESTS = {
     "store.migration": ("commands/test_command_migrate.py",),
     "store.owners": (
         "store/test_baselines.py",
-        "test_latency_records.py",
+        "store/test_latency_records.py",
         "commands/test_command_migrate.py",
     ),
     "store.records": (
         "store/test_baselines.py",
-        "test_latency_records.py",
+        "store/test_latency_records.py",
         "comparison/test_baseline_diff.py",
     ),
     "store.baselines": (
-        "test_latency_records.py",
+        "store/test_latency_records.py",
         "test_judging_baselines.py",
         "commands/test_command_migrate.py",
     ),

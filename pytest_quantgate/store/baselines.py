@@ -233,10 +233,10 @@ class Store:
         try:
             refuse_links(path.parent, root=self.project)
             path.unlink()
-            for folder in path.parents:
-                if folder == self.root or any(folder.iterdir()):
-                    break
+            folder = path.parent
+            while folder != self.root and not any(folder.iterdir()):
                 folder.rmdir()
+                folder = folder.parent
         except OSError as error:
             raise BaselineError(f"cannot delete {path}: {error.strerror or error}") from error
 

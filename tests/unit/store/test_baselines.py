@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.store import baselines
 from pytest_quantgate.store.acceptance import (
     complete_verdicts,
+    refuse_red,
     refuse_unfit,
     why_unfit,
     with_verdicts,
@@ -1510,3 +1512,82 @@ def test_baselines_are_not_written_through_a_link(
         Store(checkout / "baselines", project=checkout).write(record)
 
     assert list(outside.iterdir()) == []
+
+
+def test_a_baseline_of_a_red_run_is_no_reference() -> None:
+    refuse_red(make_record(), command="-c")
+    refuse_red(replace(make_record(), verdicts={}), command="-c")  # version 0.1 did not say
+
+    record = replace(make_record(), verdicts=judged(coverage="FAIL"))
+    with pytest.raises(BaselineError, match="coverage is FAIL: take one of a green run: -c") as it:
+        refuse_red(record, command="-c")
+    assert it.value.code == "regression.baseline-of-red-run"
+
+
+def test_classes_are_recorded_by_their_sizes() -> None:
+    record = replace(make_record(), class_sizes={"3": 2, "1": 4})
+
+    assert record.list_class_sizes() == (1, 1, 1, 1, 3, 3)
+    assert replace(record, class_sizes={}).list_class_sizes() == ()
+
+
+def test_a_text_that_is_too_long_is_refused(store: Store) -> None:
+    path = store.write(make_record(reason="x" * 100))
+    path.write_text(path.read_text().replace("x" * 100, "x" * 10**6))
+
+    assert "reason: 1000000 characters, at most" in message(lambda: store.read(SUITE, KEY))
+
+
+def test_what_stands_in_a_place_is_read_by_what_it_says_of_itself(store: Store) -> None:
+    assert store.find(SUITE, KEY) is None
+    store.write(make_record())
+    owned = store.find(SUITE, KEY)
+    assert owned is not None
+
+    assert store.read_file(owned) == make_record()
+    owned.path.unlink()
+    assert message(lambda: store.read_file(owned)) == f"{owned.path}: it is gone"
+
+
+def test_without_a_project_nothing_is_an_orphan(tmp_path: Path) -> None:
+    store = Store(tmp_path / "baselines")
+    store.write(make_record(suite="gone"))
+
+    assert store.orphans() == ()
+
+
+def test_what_cannot_be_deleted_of_the_obtained_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path, **_: bool) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+
+    assert message(lambda: discard_obtained(tmp_path, make_record())) == (
+        f"cannot delete {tmp_path / NAME}: Read-only file system"
+    )
+
+
+def test_worth_of_samples_that_hang_together_is_recorded() -> None:
+    pairs: Any = SimpleNamespace(worth=SimpleNamespace(right=8.0, drop=6.0), changed=2)
+    alone: Any = SimpleNamespace(worth=None, changed=0)
+
+    found = [
+        next_record(
+            None, suite=SUITE, key=KEY, task="t", metric="acc1", fp16=outcomes(),
+            quantized=outcomes(), fingerprint=FINGERPRINT, versions={}, today=date(2026, 11, 21),
+            reason="r", pairs=given,
+        )
+        for given in (pairs, alone)
+    ]  # fmt: skip
+
+    sides = [(r.fp16.effective_samples, r.accepted.effective_samples) for r in found]
+    assert sides == [(8.0, 6.0), (None, None)]
+
+
+def test_a_suite_that_has_the_gates_of_its_run_is_accepted(store: Store, tmp_path: Path) -> None:
+    write_suite(tmp_path, "demo", ACC1)
+    write_obtained(tmp_path / "obtained", make_record())
+
+    assert accept_obtained(tmp_path / "obtained", store=store, reason="r") == (store.root / NAME,)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import os
 import re
+import shutil
+import sys
+import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from pytest_quantgate.errors import CacheError
+from pytest_quantgate.errors import CacheError, MissingPackage, WriteError
 from pytest_quantgate.store.cache import MANIFEST, Cache, find_damage, seal
 from pytest_quantgate.store.settings import default_cache_root
 
@@ -174,3 +181,121 @@ def test_default_root_follows_xdg(tmp_path: Path) -> None:
     assert default_cache_root({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "pytest-quantgate"
     assert default_cache_root({}) == Path.home() / ".cache" / "pytest-quantgate"
     assert default_cache_root({"XDG_CACHE_HOME": "relative"}) == default_cache_root({})
+
+
+def test_a_digest_is_told_of_what_is_sealed_alone(tmp_path: Path) -> None:
+    cache = Cache(root=tmp_path / "cache")
+    assert cache.digests(kind="variant", key=KEY) == {}
+    folder = cache.get_or_build(kind="variant", key=KEY, build=write_one)
+
+    assert cache.digests(kind="variant", key=KEY) == {
+        "value.txt": hashlib.sha256(b"one").hexdigest()
+    }
+    (folder / MANIFEST).write_text('{"value.txt": 1}')
+    assert cache.digests(kind="variant", key=KEY) == {}
+
+
+def test_what_is_no_regular_file_or_cannot_be_read_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(root=tmp_path)
+    folder = cache.get_or_build(kind="variant", key=KEY, build=write_one)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", refuse)
+        assert find_damage(folder) == "value.txt cannot be read: Input/output error"
+    (folder / "value.txt").unlink()
+    os.mkfifo(folder / "value.txt")
+    assert find_damage(folder) == "value.txt is no regular file"
+
+
+def test_without_the_package_of_locks_the_installation_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "filelock", None)
+
+    with pytest.raises(MissingPackage, match="filelock"):
+        Cache(root=tmp_path).get_or_build(kind="variant", key=KEY, build=write_one)
+
+
+def test_a_damaged_entry_that_cannot_be_moved_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(root=tmp_path)
+    folder = cache.get_or_build(kind="variant", key=KEY, build=write_one)
+    (folder / "value.txt").write_text("two")
+    make = tempfile.mkdtemp
+
+    def refuse(prefix: str, **options: Any) -> str:
+        if prefix.startswith(".damaged-"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return make(prefix=prefix, **options)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(CacheError, match=r"\(entry variant/ab0000000000: the SHA-256 of value"):
+        cache.get_or_build(kind="variant", key=KEY, build=write_one)
+
+    def gone(prefix: str, **options: Any) -> str:
+        if prefix.startswith(".damaged-"):
+            shutil.rmtree(folder)  # as another process does
+        return make(prefix=prefix, **options)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", gone)
+    assert find_damage(cache.get_or_build(kind="variant", key=KEY, build=write_one)) is None
+
+
+def test_an_entry_can_be_built_of_another_of_which_one_was_killed(tmp_path: Path) -> None:
+    """What this process holds further up is not swept."""
+    cache = Cache(root=tmp_path)
+    seen = []
+
+    def outer(folder: Path) -> None:
+        (folder / "a").write_text("a")
+        cache.get_or_build(kind="outcomes", key=KEY, build=write_one)
+        seen.append((folder / "a").exists())
+
+    cache.get_or_build(kind="variant", key=KEY, build=outer)
+
+    assert seen == [True]
+
+
+def test_what_an_entry_is_made_of_says_itself_that_it_cannot_be_written(tmp_path: Path) -> None:
+    said = WriteError("the temporary folder is full")
+
+    def build(_folder: Path) -> None:
+        raise said
+
+    with pytest.raises(WriteError) as caught:
+        Cache(root=tmp_path).get_or_build(kind="variant", key=KEY, build=build)
+    assert caught.value is said
+
+
+def test_a_file_in_the_place_of_an_entry_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "entry").touch()
+
+    assert find_damage(tmp_path / "entry") == "it is no folder"
+
+
+def test_a_lock_that_cannot_be_taken_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_lock: FileLock) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+
+    with pytest.raises(CacheError, match="No locks available; free space there or choose another"):
+        Cache(root=tmp_path).get_or_build(kind="variant", key=KEY, build=write_one)
+
+
+def test_a_folder_that_goes_while_leftovers_are_looked_for_is_passed_over(tmp_path: Path) -> None:
+    cache = Cache(root=tmp_path)
+    cache.get_or_build(kind="variant", key=KEY, build=write_one)
+    (tmp_path / "v1" / "variant" / "zz").touch()  # nothing that can be opened as a folder
+
+    found = cache.get_or_build(kind="variant", key="cd" * 32, build=write_one)
+
+    assert find_damage(found) is None

@@ -26,7 +26,9 @@ from pytest_quantgate.store.baselines import write_atomically
 from pytest_quantgate.store.disk import (
     describe_write_error,
     find_write_error,
+    mend_write_error,
     probe,
+    refuse_links,
     temporary_folder,
     write_whole,
 )
@@ -238,3 +240,39 @@ def test_no_half_of_a_new_suite_is_left(tmp_path: Path) -> None:
         init._write(path, "x" * 5000)
 
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "size", "words"),
+    [
+        (errno.EROFS, resource.RLIM_INFINITY, "it is read-only or another user's: choose a folder"),
+        (errno.EFBIG, 1000, "raise the limit: ulimit -f unlimited"),
+        (errno.EFBIG, resource.RLIM_INFINITY, "free space there or choose another folder with -o"),
+    ],
+)
+def test_what_to_do_is_said_of_each(
+    code: int, size: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (size, size))
+
+    assert mend_write_error(OSError(code, "x"), option="-o").startswith(words)
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert "ulimit" not in mend_write_error(OSError(code, "x"), option="-o")
+
+
+def test_a_temporary_folder_that_fills_is_named() -> None:
+    with pytest.raises(WriteError, match="No space left"), temporary_folder() as folder:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "a"))
+
+
+def test_the_home_of_a_user_is_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links there are the user's own; in a checkout a pull request may have put them."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+
+    refuse_links(tmp_path / "link" / "x")
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(OSError, match="it is a link, and nothing is written through one"):
+        refuse_links(tmp_path / "link" / "x")

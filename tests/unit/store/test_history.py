@@ -19,11 +19,14 @@ from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.history import (
     Entry,
     append_entry,
+    figures_of_record,
     history_path,
     keep_figures,
     read_history,
     to_line,
 )
+from tests.unit.store.test_baselines import make_record
+from tests.unit.store.test_latency_records import make_record as make_timed_record
 
 GATE = "accuracy[scenes/classification-acc1]"
 
@@ -178,3 +181,41 @@ def test_an_entry_says_the_same_in_any_order_of_its_keys() -> None:
     entry = make_entry()
     turned = replace(entry, figures=json.loads(json.dumps(entry.figures)))
     assert to_line(turned) == to_line(entry)
+
+
+def test_a_baseline_gives_the_figures_of_its_gate() -> None:
+    times = make_timed_record()
+    record = make_record()
+
+    assert figures_of_record(times) == (f"latency[{times.key}]", {"latency_ratio": 0.625})
+    assert figures_of_record(record) == (
+        f"regression[{record.key}]",
+        {
+            "samples": 10,
+            "fp16_value": 0.8,
+            "quantized_value": 0.7,
+            "drop_points": pytest.approx(10.0),
+        },
+    )
+
+
+def test_lines_without_a_text_are_passed_over(store: Store) -> None:
+    append_entry(store, "clip", make_entry())
+    path = history_path(store, "clip")
+    path.write_text(f"\n{path.read_text()}\n \n")
+
+    assert read_history(store, "clip") == (make_entry(),)
+    assert read_history(store, "other") == ()
+
+
+def test_a_history_that_is_no_text_is_refused(store: Store) -> None:
+    append_entry(store, "clip", make_entry())
+    history_path(store, "clip").write_bytes(b"\xff\n")
+
+    with pytest.raises(BaselineError, match=r"history\.jsonl: cannot be read: "):
+        read_history(store, "clip")
+
+
+def test_what_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="quantized_value is inf"):
+        make_entry(figures={GATE: {"quantized_value": float("inf")}}).check()

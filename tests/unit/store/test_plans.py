@@ -152,3 +152,16 @@ def test_whatever_opens_a_plan_asks_for_one_that_may_run() -> None:
     assert {name for name, text in texts.items() if "deserialize_cuda_engine(" in text} == {
         "engine_run.py"
     }
+
+
+def test_where_nothing_can_be_kept_a_plan_is_known_to_this_run_alone(
+    plan: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "plans").write_text("a file")
+    known = KnownPlans(tmp_path / "plans")
+    known.add(DIGEST)
+
+    known.check(plan)
+
+    with pytest.raises(ValueError, match="was not built here"):
+        KnownPlans(tmp_path / "plans").check(plan)

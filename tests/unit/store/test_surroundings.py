@@ -6,7 +6,9 @@ import ast
 import base64
 import hashlib
 import importlib
+import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -561,3 +563,70 @@ def test_what_measures_runs_through_no_file_that_judges() -> None:
 
     advice = "name it in JUDGING (store/surroundings.py) if it judges, else import it later"
     assert outside == {}, advice
+
+
+def test_versions_are_those_of_what_is_there(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(site)
+    found = Surroundings()
+
+    assert found.versions((NAME, f"{NAME}_absent")) == {f"{NAME}-gpu".replace("_", "-"): "1.24.4"}
+    assert found.package(NAME) is found.package(NAME)
+    (site / f"{NAME}_beside.py").write_text("")  # in the same folder, of no distribution
+    assert found.versions([f"{NAME}_beside"]) == {f"{NAME}_beside": "unknown"}
+    assert found.code("whole") == found.code("whole") == digest_code(PACKAGE, kind="whole")
+    assert found.python[1] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_a_package_that_is_nowhere_is_like_no_other(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(site)
+    lost = SimpleNamespace(origin=str(site / NAME / "__init__.py"))
+    lost.submodule_search_locations = [str(site / "gone")]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: lost)
+
+    one, two = (Surroundings().package(NAME) for _ in range(2))
+
+    assert one != two
+
+
+def test_what_cannot_be_read_counts_as_that(
+    site: Path, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = look(site)
+    path = site / NAME / "_core.py"
+    later = path.stat().st_mtime + 60
+    os.utime(path, (later, later))  # it is looked at, as RECORD is older
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
+    assert look(site).digest != before.digest
+
+
+def test_a_processor_that_tells_nothing_of_itself_is_named_by_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+
+    assert Surroundings().processor == (platform.machine(), platform.processor())
+
+
+@pytest.mark.parametrize("driver", ["550.54", ""])
+def test_torch_names_gpus_and_the_kernel_their_driver(
+    driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, *_: object) -> str:
+        if not driver:
+            raise FileNotFoundError
+        return driver
+
+    cuda = SimpleNamespace(device_count=lambda: 2, get_device_properties="GPU {}".format)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(Path, "read_text", read)
+
+    assert list(surroundings._ask_torch()) == ["GPU 0", "GPU 1", *filter(None, [driver])]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_quantgate.errors import BaselineError
-from pytest_quantgate.evidence.latency import Machine
+from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
 from pytest_quantgate.store.baselines import (
     Store,
     accept_obtained,
+    next_timed_record,
     read_any_record,
     read_record,
     write_obtained,
@@ -221,3 +223,26 @@ def test_a_damaged_machine_that_version_0_1_left_is_refused(tmp_path: Path) -> N
     assert (
         Store(store.root).read_timed("suites/clip", KEY, kind=LatencyRecord) is None
     )  # belongs to no project
+
+
+def test_the_next_record_is_of_the_run_and_keeps_when_the_first_was_made() -> None:
+    def times(name: str, time_ms: float) -> ContestantTimes:
+        return ContestantTimes(
+            name=name, times_ms=(time_ms,) * 30, runs=1, first_run_ms=1.0, warm_up_batches=1,
+            warm=True,
+        )  # fmt: skip
+
+    run = LatencyRun(
+        runtime="tensorrt-rtx", machine=MACHINE, tower="vision", batch_size=8,
+        fp16=times("fp16", 4.0), quantized=times("quantized", 2.5), fp16_again=times("again", 4.0),
+    )  # fmt: skip
+    first, second = (
+        next_timed_record(
+            record, kind=LatencyRecord, suite="demo", key=KEY, run=run, reason="first",
+            versions={"torch": "2.15.0"}, today=date(2026, 11, 2),
+        )
+        for record in (None, make_record())
+    )  # fmt: skip
+
+    assert replace(second, verdicts=make_record().verdicts) == make_record()
+    assert (first.created, first.updated) == ("2026-11-02", "2026-11-02")

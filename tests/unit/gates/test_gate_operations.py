@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.unit.gates.coverage_builders import AUDIT, DEEP, PATCH, fail, judge
 from tests.unit.gates.gate_builders import (
     FILE,
@@ -58,6 +60,8 @@ def test_functional_call_with_a_weight_escapes() -> None:
     ) in verdict.headline
     assert "linear calls on unquantized operands: (the model itself)" in verdict.evidence
     assert "matmul calls on unquantized operands: vision_model.pool" in verdict.evidence
+    assert verdict.cause.startswith("a function was called with the weight")
+    assert verdict.next_step.startswith("replace the call by a module")
 
 
 def test_call_around_a_module_whose_quantizer_runs_elsewhere_escapes() -> None:
@@ -120,5 +124,15 @@ def test_what_is_red_in_a_layer_is_no_second_finding() -> None:
 
 
 def test_attention_calls_with_weights_are_judged_by_their_operands() -> None:
-    call = make_operation("vision_model.layers.0.self_attn", "attention", weights_count=500)
+    block = "vision_model.layers.0.self_attn"
+    call = make_operation(block, "attention", weights_count=500)
     assert judge(add(AUDIT, call)).passed
+    bare = make_operation(block, "attention", weights_count=500, quantized=False)
+    assert fail(add(AUDIT, bare)).code == "coverage.attention-bypassed"
+
+
+def test_what_runs_behind_an_operation_of_another_tower_is_looked_at() -> None:
+    stray = make_operation("text_model.pool", quantized=False)
+    escaped = make_operation("vision_model.pool", quantized=False)
+    found = replace(AUDIT, operations=(stray, escaped, *AUDIT.operations))
+    assert fail(found, towers=("vision",)).figures["escaped_weights"] == 1000

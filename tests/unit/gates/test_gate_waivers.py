@@ -14,11 +14,14 @@ from tests.unit.gates.coverage_builders import DEEP, TODAY, fail, judge, parts_o
 from tests.unit.gates.gate_builders import (
     FILE,
     SAME_EXAMPLES,
+    add,
     all_text,
     at,
+    change_operations,
     change_quantizers,
     exclude,
     make_audit,
+    make_operation,
     make_waiver,
     switch_off,
 )
@@ -154,3 +157,29 @@ def test_waiver_lasts_a_year_at_most(days: int, green: bool) -> None:
             f"at most 366 ({at('until')})"
         )
         assert verdict.next_step == "write until: 2031-07-01 or earlier, and decide anew then"
+
+
+def test_a_pass_counts_what_its_waivers_name() -> None:
+    audit = switch_off(DEEP, "vision*layers.0.mlp*")
+    later = make_waiver("vision*layers.0.mlp*", until=date(2030, 7, 9))
+
+    figures = judge(audit, waive=(later,)).figures
+    assert {name: value for name, value in figures.items() if "waive" in name} == {
+        "waivers": 1,
+        "waived_until": "2030-07-09",
+        "waived_quantizers_share": 2 / 48,
+        "waived_weights_share": 1 / 8,
+        "max_waived_share": 0.25,
+        "max_waiver_days": 366,
+    }
+    still = change_operations(audit, "*", weights_count=0)
+    assert judge(still, waive=(later,)).figures["waived_weights_share"] == 0
+
+
+def test_waivers_are_weighed_over_the_whole_model_too() -> None:
+    """What is of no tower is in none of their shares."""
+    fusion = make_operation("fusion.fc", tower="other", quantized=False, weights_count=90_000)
+    found = fail(add(DEEP, fusion), waive=(make_waiver("fusion.fc"),))
+
+    assert found.code == "coverage.waivers-too-wide"
+    assert "0.0 % of the model's quantizers and 84.9 % of its matrix weights" in found.headline

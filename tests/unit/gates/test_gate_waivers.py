@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.terminal import BRIEF_LENGTH
+from pytest_quantgate.suite.where import Where
 from tests.unit.gates.coverage_builders import DEEP, TODAY, fail, judge, parts_of
 from tests.unit.gates.gate_builders import (
     FILE,
@@ -52,6 +53,7 @@ def test_waiver_that_covers_nothing_fails() -> None:
         f"({FILE}:10)"
     )
     assert verdict.next_step == "remove the waiver"
+    assert verdict.evidence == ("its reason was: no FP8 kernel yet",)
 
 
 def test_each_waiver_must_be_used() -> None:
@@ -157,6 +159,8 @@ def test_waiver_lasts_a_year_at_most(days: int, green: bool) -> None:
             f"at most 366 ({at('until')})"
         )
         assert verdict.next_step == "write until: 2031-07-01 or earlier, and decide anew then"
+        assert verdict.cause.startswith("a waiver without an end in sight")
+        assert verdict.evidence == ("its reason was: no FP8 kernel yet",)
 
 
 def test_a_pass_counts_what_its_waivers_name() -> None:
@@ -179,7 +183,12 @@ def test_a_pass_counts_what_its_waivers_name() -> None:
 def test_waivers_are_weighed_over_the_whole_model_too() -> None:
     """What is of no tower is in none of their shares."""
     fusion = make_operation("fusion.fc", tower="other", quantized=False, weights_count=90_000)
-    found = fail(add(DEEP, fusion), waive=(make_waiver("fusion.fc"),))
+    there = Where(file=FILE, line=10, keys={"modules": 29})
+    found = fail(add(DEEP, fusion), waive=(make_waiver("fusion.fc", where=there),))
 
+    assert f"at most 25 % ({FILE}:29)" in found.headline
+    assert found.cause.startswith("a waiver is for single layers that wait for a mend")
+    assert found.next_step.startswith("name single layers")
+    assert found.evidence == ("waived: fusion.fc",)
     assert found.code == "coverage.waivers-too-wide"
     assert "0.0 % of the model's quantizers and 84.9 % of its matrix weights" in found.headline

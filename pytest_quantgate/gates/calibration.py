@@ -213,9 +213,7 @@ def _judge_run(
             f"it was on {run.data}, of which the held-out pairs are, too",
         )
     if algorithm == "none":
-        return _pass(
-            "the recipe calibrates nothing",
-        )
+        return _pass("the recipe calibrates nothing")
     if run.batches == 0 or run.samples == 0:
         return _fail(
             "no-batch",

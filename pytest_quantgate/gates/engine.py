@@ -100,6 +100,53 @@ def judge_engine(
     `max_sqnr_change_db` from PyTorch's and ONNX Runtime's. Where they are None the evidence
     of a green verdict says that nothing was executed, and why: `not_executed`.
     """
+    broken = _check_engines(fp16=fp16, quantized=quantized, onnx_digests=onnx_digests, gate=gate)
+    if broken is not None:
+        return broken
+    parts: list[Verdict | None] = [*_judge_gemms(quantized, gate=gate)]
+    for tower in gate.towers:
+        excluded = excluded_nodes.get(tower, ())
+        parts.append(_judge_excluded(quantized[tower], tower, excluded, gate))
+        parts.append(_judge_attention(quantized[tower], tower, excluded, gate))
+        parts += judge_sizes(
+            gate=GATE,
+            fp16=figures_of(fp16.get(tower)),
+            quantized=figures_of(quantized[tower]),
+            limits=limits_of(gate),
+            where=gate.where,
+            subject=tower,
+            prefix=f"{tower}_",
+        )
+        if outputs is not None:
+            parts += _judge_outputs(outputs.get(tower), tower, max_sqnr_change_db, gate)
+    verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
+    figures = dict(verdict.figures)
+    for tower in gate.towers:  # sizes have figures without a limit too
+        figures |= _figures(fp16.get(tower), quantized[tower], tower)
+    if not verdict.passed:
+        return replace(verdict, figures=figures)
+    unseen = () if outputs is not None else (f"outputs were not executed here: {not_executed}",)
+    gemms = _gemms_words([quantized[t] for t in gate.towers])
+    first = quantized[gate.towers[0]]
+    ratios = ", ".join(_size_words(fp16.get(t), quantized[t], tower=t) for t in gate.towers)
+    attention = ", ".join(f"{t} {_attention_words(quantized[t])}" for t in gate.towers)
+    return _pass(
+        f"{first.library} {first.library_version} for {first.target}: "
+        f"{gemms.replace('linear', 'linear layers', 1)}; attention {attention}; {ratios}",
+        brief=f"{gemms}; attention {attention}",
+        evidence=(*verdict.evidence, *unseen),
+        figures=figures,
+    )
+
+
+def _check_engines(
+    *,
+    fp16: Mapping[str, EngineReport],
+    quantized: Mapping[str, EngineReport],
+    onnx_digests: Mapping[str, str],
+    gate: EngineGate,
+) -> Verdict | None:
+    """Return a red verdict for engines that are not there, or not those that were approved."""
     if not gate.towers:
         return _fail(
             "without-tower",
@@ -148,40 +195,7 @@ def judge_engine(
             next_step="build them again in one run",
             cause="engines of several machines or TensorRT versions came together",
         )
-    parts: list[Verdict | None] = [*_judge_gemms(quantized, gate=gate)]
-    for tower in gate.towers:
-        excluded = excluded_nodes.get(tower, ())
-        parts.append(_judge_excluded(quantized[tower], tower, excluded, gate))
-        parts.append(_judge_attention(quantized[tower], tower, excluded, gate))
-        parts += judge_sizes(
-            gate=GATE,
-            fp16=figures_of(fp16.get(tower)),
-            quantized=figures_of(quantized[tower]),
-            limits=limits_of(gate),
-            where=gate.where,
-            subject=tower,
-            prefix=f"{tower}_",
-        )
-        if outputs is not None:
-            parts += _judge_outputs(outputs.get(tower), tower, max_sqnr_change_db, gate)
-    verdict = combine(gate=GATE, parts=tuple(part for part in parts if part is not None))
-    figures = dict(verdict.figures)
-    for tower in gate.towers:  # sizes have figures without a limit too
-        figures |= _figures(fp16.get(tower), quantized[tower], tower)
-    if not verdict.passed:
-        return replace(verdict, figures=figures)
-    unseen = () if outputs is not None else (f"outputs were not executed here: {not_executed}",)
-    gemms = _gemms_words([quantized[t] for t in gate.towers])
-    first = quantized[gate.towers[0]]
-    ratios = ", ".join(_size_words(fp16.get(t), quantized[t], tower=t) for t in gate.towers)
-    attention = ", ".join(f"{t} {_attention_words(quantized[t])}" for t in gate.towers)
-    return _pass(
-        f"{first.library} {first.library_version} for {first.target}: "
-        f"{gemms.replace('linear', 'linear layers', 1)}; attention {attention}; {ratios}",
-        brief=f"{gemms}; attention {attention}",
-        evidence=(*verdict.evidence, *unseen),
-        figures=figures,
-    )
+    return None
 
 
 def _ratio(after: int, before: int) -> float:
@@ -305,9 +319,7 @@ def _judge_attention(
     wanted = ("fused-fp8",) if gate.attention == "fused-fp8" else ("fused-fp8", "fused-half")
     other = [found for found in asked if found.state not in wanted]
     if not other:
-        return _pass(
-            f"{tower} attention {_attention_words(report)}",
-        )
+        return _pass(f"{tower} attention {_attention_words(report)}")
     first = other[0]
     return _fail(
         "attention-not-fused",

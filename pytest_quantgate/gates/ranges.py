@@ -58,9 +58,7 @@ def judge_amax(
     ]
     bad = [part for part in found if part[0]]
     if not bad:
-        return _pass(
-            f"{len(static)} amax finite and positive",
-        )
+        return _pass(f"{len(static)} amax finite and positive")
     total = sum(len(names) for names, *_ in bad)
     names, words, code = bad[0]
     cause = "enabled after the calibration, or never reached by its forward"
@@ -98,9 +96,7 @@ def judge_weights(static: Sequence[Quantizer], *, algorithm: str, where: Where) 
     weights = [q for q in static if q.slot == "weight" and has_amax(q) and q.largest]
     other = [q for q in weights if abs(_width(q) - 1) > WEIGHT_TOLERANCE]
     if not other:
-        return _pass(
-            f"{len(weights)} weights have the range of the weight itself",
-        )
+        return _pass(f"{len(weights)} weights have the range of the weight itself")
     worst = max(other, key=lambda q: abs(math.log(_width(q))))
     return _fail(
         "weights-changed",
@@ -165,9 +161,7 @@ def judge_input_scales(audit: Audit, *, where: Where) -> Verdict | None:
             next_step="quantize again, and restore with ModelOpt's state",
             figures={"input_scales_missing": len(lost)},
         )
-    return _pass(
-        f"{count(len(scales), 'input scale')} applied",
-    )
+    return _pass(f"{count(len(scales), 'input scale')} applied")
 
 
 def judge_width(static: Sequence[Quantizer], *, where: Where) -> Verdict | None:
@@ -196,9 +190,7 @@ def judge_calls(
 ) -> Verdict:
     idle = [q for q in static if q.own_calls == 0]
     if not idle:
-        return _pass(
-            "every enabled quantizer was called in its tower's forward",
-        )
+        return _pass("every enabled quantizer was called in its tower's forward")
     with_amax = sum(q.amax_count > 0 for q in idle)
     cause, next_step = advise_idle(idle, among=static, attention=attention)
     return _fail(

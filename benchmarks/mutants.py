@@ -99,7 +99,10 @@ TESTS = {
     "gates.memory": ("gates/test_gate_engine.py",),
     "gates.proposals": ("test_judging_baselines.py",),
     "gates.regression": ("statistics/test_family.py", "gates/test_gate_samples.py"),
-    "gates.slices": ("gates/test_gate_accuracy.py", "suite/test_suite_refusals.py"),
+    "gates.slices": (
+        *("gates/test_gate_accuracy.py", "statistics/test_family.py"),
+        "suite/test_suite_refusals.py",
+    ),
     "statistics.intervals": ("store/test_looks.py",),
     "statistics.sizes": ("statistics/test_intervals.py",),
     "statistics.rounds": ("gates/test_gate_latency.py",),

@@ -275,6 +275,7 @@ def test_as_many_samples_as_the_limit_takes_are_enough(
 
     assert verdict.status is status
     assert verdict.code == ("" if status is Status.PASS else "accuracy.slices-too-many")
+    assert ("worst_slice" in verdict.figures) is (status is Status.PASS)
 
 
 def test_one_large_slice_is_judged_among_small_ones() -> None:
@@ -285,6 +286,32 @@ def test_one_large_slice_is_judged_among_small_ones() -> None:
     for count, code in ((999, "accuracy.slice-drop-open"), (1000, "accuracy.slices-too-many")):
         seen = make_seen(("left", 61, 0), *((f"{n}", 1, 0) for n in range(count)))
         assert judge(seen, max_drop=Fraction(10, 100), slices=slices("camera")).code == code
+
+
+def test_the_worst_of_good_slices_is_named_by_its_loss() -> None:
+    slices("class", ("class", "camera")).check()
+    seen = make_seen(("left", 1_000, 3), ("right", 1_000, 1))
+    verdict = judge(seen, slices=slices("camera"))
+
+    assert verdict.passed
+    assert verdict.figures["worst_slice"] == "camera=left"
+
+
+def test_classes_are_called_so_and_stand_in_a_table() -> None:
+    fp16, quantized, _ = make_seen(("left", 40, 0))
+    verdict = judge((fp16, quantized, {}), max_class_drop=Fraction(5, 100))
+
+    assert verdict.other_codes == ("accuracy.class-drop-open",)
+    assert any("4 classes with fewer than 61 samples" in line for line in verdict.evidence)
+    assert not any("->" in line for line in verdict.evidence)
+
+
+@pytest.mark.parametrize("values", [1, 40])
+def test_a_brief_of_a_long_column_fits_its_table(values: int) -> None:
+    fp16, quantized, _ = make_seen(("left", 400, 0))
+    name = "a column " * 9
+    seen = fp16, quantized, {name: [str(n % values) for n in range(400)]}
+    assert len(judge(seen, max_drop=Fraction(5, 100), slices=slices(name)).brief) == 70
 
 
 def test_a_limit_that_no_number_shows_is_open() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pytest_quantgate.threads import let_threads_sleep
 
 if TYPE_CHECKING:
     from pytest_quantgate.run.case import Case
@@ -32,6 +35,7 @@ def open_case(
     from pytest_quantgate.suite.load import load_suite
     from pytest_quantgate.text.wrapping import say
 
+    let_threads_sleep(os.environ)
     root = Path.cwd()
     settings = Settings(
         baselines=BaselineMode.CHECK,

@@ -7,7 +7,7 @@ alone concludes, writes and prints.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, MutableMapping
+from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from pytest_quantgate.store.settings import Settings
 from pytest_quantgate.suite.gates import OWN_TESTS
 from pytest_quantgate.suite.load import SUFFIX
 from pytest_quantgate.text.wrapping import terminal_width
+from pytest_quantgate.threads import let_threads_sleep, share_cores
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class RunSession:
         from pytest_quantgate.store.surroundings import Surroundings
 
         self._surroundings = self._surroundings or Surroundings()
+        let_threads_sleep(os.environ)
         if self._case is None or self._case.suite.path != suite.path:
             if self.settings.ci and self.settings.cache == "on":
                 refuse_checkout(self.settings.cache_dir)
@@ -257,16 +259,6 @@ def start_session(config: pytest.Config, *, settings: Settings) -> RunSession:
         progress=terminal_progress(config) if has_terminal else silent(),
         is_worker=is_worker,
     )
-
-
-def share_cores(workers: int, *, environ: MutableMapping[str, str]) -> None:
-    """Give this xdist worker its share of the cores, where the user did not say otherwise.
-
-    PyTorch takes all of them for each process, and threads that wait for one another on cores that
-    are taken make a forward many times slower. It reads the variable when it is imported.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // workers)))
 
 
 def terminal_progress(config: pytest.Config) -> Progress:

@@ -38,9 +38,14 @@ VARIABLES = (
     *("TRITON_", "TRT_", "USE_HUB_KERNELS", "XLA_"),
 )
 
-#: Those that libraries set by themselves when they are imported, and that change no number: a key
-#: must be the same before and after that.
-INERT_VARIABLES = frozenset(("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"))
+#: Those that change no number: libraries set some by themselves when they are imported, and a key
+#: must be the same before and after that; others say how a thread waits.
+INERT_VARIABLES = frozenset(
+    (
+        *("GOMP_SPINCOUNT", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "OMP_WAIT_POLICY"),
+        "TORCHINDUCTOR_CACHE_DIR",
+    )
+)
 
 #: The number of threads, by the variables that set it; the first that is set counts.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

@@ -36,8 +36,8 @@ CLOSED = {
 #: the package's root is a room of its own.
 ROOMS = (
     *("formats", "errors", "bounds", "reference", "untrusted", "own_process", "evidence"),
-    *("bounded_process", "linked_process", "text", "statistics", "suite", "store", "encoders"),
-    *("quantization", "tasks", "runtimes"),
+    *("bounded_process", "linked_process", "threads", "text", "statistics", "suite", "store"),
+    *("encoders", "quantization", "tasks", "runtimes"),
     *("artifacts", "measure", "inspection", "gates", "run", "report", "comparison", "release"),
     *("selftest", "plugin", "assertions", "commands", "__main__"),
 )

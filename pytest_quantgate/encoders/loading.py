@@ -419,6 +419,9 @@ def _check_size(
     """
     import torch
 
+    # Models import it, and PyTorch 2.8 cannot import it below a device.
+    import torch._dynamo
+
     with torch.device("meta"):
         described = sum(tensor.numel() for tensor in make_module().state_dict().values())
     held = sum(tensor.numel() for tensor in state.values())

@@ -8,7 +8,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help gate test quick unit lint docs coverage mutants install clean
+.PHONY: help gate test quick unit lint docs coverage mutants matrix install clean
 
 help:
 	@echo "make gate   install into .venv, run the default suites, end with a verdict table"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs   the documentation as HTML into docs/_build/html; a warning is an error"
 	@echo "make coverage  each branch of the rooms that decide, by the tests of these rooms"
 	@echo "make mutants  change the code that decides, and count what the tests see: ONLY=gates.family"
+	@echo "make matrix   the default gate and unit tests in environments of other versions: CELLS=oldest"
 	@echo "make clean  remove .venv (the cache of built variants stays)"
 
 install: $(STAMP)
@@ -67,6 +68,10 @@ coverage: install
 mutants: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[mutants]'
 	$(BIN)/python benchmarks/mutants.py $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(ONLY),--only $(ONLY))
+
+# Fresh environments with the oldest and the newest of what is supported, from PyPI: hours, gigabytes.
+matrix: install
+	$(BIN)/python benchmarks/matrix.py $(if $(CELLS),--cells $(CELLS))
 
 clean:
 	rm -rf $(VENV)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from pytest_quantgate import bounds
 from pytest_quantgate.encoders.source import stays_inside
 from pytest_quantgate.errors import ArtifactError, ModelError
 from pytest_quantgate.formats.table import name_onnx_element
-from pytest_quantgate.runtimes.onnx_model import read_model
+from pytest_quantgate.runtimes.onnx_model import find_disorder, read_model
 from pytest_quantgate.runtimes.onnx_nodes import (
     Graph,
     count_bytes,
@@ -104,33 +103,14 @@ def index_graph(model: Any, *, path: Path) -> OnnxGraph:
     """Return a model, as onnx reads it, with its lookups; raises as `read_onnx_graph`."""
     if not model.graph.node:
         raise ArtifactError(f"{path} holds no ONNX graph: export the model again")
-    import onnx
-
-    imports = {entry.domain: entry.version for entry in model.opset_import}
-    opset = imports.get("", imports.get("ai.onnx", 0))
-    made: set[str] = set()
-    has_subgraphs = bool(model.functions)
-    for node in model.graph.node:
-        if not node.output:
-            raise ArtifactError(f"{path}: node {node.name[:80]!r} makes nothing: export it again")
-        is_own = node.domain not in ("", "ai.onnx")
-        if not is_own and len(node.input) < _count_needed(node.op_type, opset=opset):
-            raise ArtifactError(
-                f"{path}: node {node.name[:80]!r} has {len(node.input)} inputs, too few for "
-                f"{node.op_type[:80]}: export it again"
-            )
-        for name in filter(None, node.output):
-            if name in made:
-                raise ArtifactError(f"{path}: value {name[:80]!r} is made twice: export it again")
-            made.add(name)
-        has_subgraphs |= any(attribute.HasField("g") for attribute in node.attribute)
+    problem = find_disorder(model, in_order=False)
+    if problem:
+        raise ArtifactError(f"{path}: {problem}: export it again")
     plain = Graph.index(model.graph)
-    known = set(onnx.helper.get_all_tensor_dtypes()) - {onnx.TensorProto.UNDEFINED}
-    for name, tensor in plain.tensors.items():
-        if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
-            raise ArtifactError(f"{path}: tensor {name[:80]!r} has no type or size that there is")
+    for tensor in plain.tensors.values():
         if tensor.raw_data and len(tensor.raw_data) != count_bytes(tensor):
             raise _refuse_size(tensor, len(tensor.raw_data), path=path)
+    imports = {entry.domain: entry.version for entry in model.opset_import}
     nodes, was_sorted = _sort(plain.nodes, makers=plain.makers, path=path)
     return OnnxGraph(
         path=path,
@@ -142,23 +122,14 @@ def index_graph(model: Any, *, path: Path) -> OnnxGraph:
         inputs=tuple(value.name for value in model.graph.input),
         outputs=tuple(value.name for value in model.graph.output),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
-        opset=opset,
+        opset=imports.get("", imports.get("ai.onnx", 0)),
         domains=tuple(sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})),
         metadata={entry.key: entry.value for entry in model.metadata_props},
         was_sorted=was_sorted,
         external=tuple(sorted(set(_list_external(plain.tensors.values(), path=path)))),
-        has_subgraphs=has_subgraphs,
+        has_subgraphs=bool(model.functions)
+        or any(attribute.HasField("g") for node in nodes for attribute in node.attribute),
     )
-
-
-@cache
-def _count_needed(operator: str, *, opset: int) -> int:
-    """Return how many inputs an operator of ONNX has at least, 0 for what is none."""
-    from onnx import defs
-
-    version = opset or defs.onnx_opset_version()
-    known = defs.has(operator, version, "")
-    return int(defs.get_schema(operator, version, "").min_input) if known else 0
 
 
 def _sort(nodes: Any, *, makers: Mapping[str, Any], path: Path) -> tuple[tuple[Any, ...], bool]:

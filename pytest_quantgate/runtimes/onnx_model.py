@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,16 @@ def _list_texts(model: Any) -> Iterator[Any]:
     yield from (entry.domain for entry in model.opset_import)
 
 
-def find_disorder(model: Any) -> str:
+def find_disorder(model: Any, *, in_order: bool = True) -> str:
     """Return why a graph's values cannot be followed, empty where they can.
 
     ONNX demands of every graph that each value is made once and before it is read; in one without,
-    whoever follows values back may walk in a circle.
+    whoever follows values back may walk in a circle. Not `in_order`: who asks sorts the nodes.
     """
     import onnx
 
+    imports = {entry.domain: entry.version for entry in model.opset_import}
+    opset = imports.get("", imports.get("ai.onnx", 0))
     known = set(onnx.helper.get_all_tensor_dtypes()) - {onnx.TensorProto.UNDEFINED}
     tensors = list(model.graph.initializer)
     late = {name for node in model.graph.node for name in node.output if name}
@@ -98,11 +101,14 @@ def find_disorder(model: Any) -> str:
         if not node.output:
             return f"node {node.name[:80]!r} makes nothing"
         label = repr(label_of(node)[:80])
-        least = 2 if is_quantize(node) or is_dequantize(node) else 0
-        if len(node.input) < max(least, node.op_type in MOVES):
-            return f"node {label} has too few inputs"
+        least = 2 if is_quantize(node) or is_dequantize(node) else int(node.op_type in MOVES)
+        if node.domain in ("", "ai.onnx"):
+            least = max(least, _count_needed(node.op_type, opset=opset))
+        if len(node.input) < least:
+            number = len(node.input)
+            return f"node {label} has {number} inputs, too few for {node.op_type[:80]}"
         for name in node.input:
-            if name in late:
+            if in_order and name in late:
                 return f"node {label} reads {name[:80]!r} before it is made"
         for name in filter(None, node.output):
             if name in made:
@@ -114,6 +120,16 @@ def find_disorder(model: Any) -> str:
         if tensor.data_type not in known or any(size < 0 for size in tensor.dims):
             return f"tensor {tensor.name[:80]!r} has no type or size that there is"
     return ""
+
+
+@cache
+def _count_needed(operator: str, *, opset: int) -> int:
+    """Return how many inputs an operator of ONNX has at least, 0 for what is none."""
+    from onnx import defs
+
+    version = opset or defs.onnx_opset_version()
+    known = defs.has(operator, version, "")
+    return int(defs.get_schema(operator, version, "").min_input) if known else 0
 
 
 def find_problems(model: Any, *, nodes: Sequence[Any] = ()) -> tuple[str, ...]:

@@ -219,15 +219,23 @@ class PluginOptions(Generated):
 
         seen = Recorder()
         add_options(seen)  # type: ignore[arg-type]
-        yield from ("## Options", "", "| option | meaning |", "|---|---|")
+        kept = {name: (help, default) for name, help, default in seen.ini}
+        yield from ("## Options", "", "| option | configuration file | default | meaning |")
+        yield "|---|---|---|---|"
         for name, metavar, help in seen.options:
-            yield f"| `{name}{'=' if metavar else ''}{metavar}` | {cell(help)} |"
-        yield from ("", "## Configuration values", "")
-        yield from ("| name | meaning | default |", "|---|---|---|")
-        for name, help, default in seen.ini:
-            shown = " ".join(default) if isinstance(default, list) else str(default).lower()
-            yield f"| `{name}` | {cell(help)} | {f'`{shown}`' if shown else 'none'} |"
+            ini = name.strip("-").replace("-", "_")
+            _, default = kept.pop(ini, ("", None))
+            shown = "" if default is None else f"`{ini}`"
+            option = f"`{name}{'=' if metavar else ''}{metavar}`"
+            yield f"| {option} | {shown} | {default_words(default)} | {cell(help)} |"
+        for ini, (help, default) in kept.items():
+            yield f"| | `{ini}` | {default_words(default)} | {cell(help)} |"
         yield ""
+
+
+def default_words(default: Any) -> str:
+    shown = " ".join(default) if isinstance(default, list) else str(default).lower()
+    return "" if default is None or not shown else f"`{shown}`"
 
 
 class Commands(Generated):
@@ -242,18 +250,13 @@ class Commands(Generated):
             helps = {choice.dest: choice.help for choice in action._choices_actions}  # type: ignore[attr-defined]
             for name, command in action.choices.items():  # type: ignore[union-attr]
                 yield from (f"## quantgate {name}", "", sentence(helps[name]), "")
-                raw = issubclass(command.formatter_class, argparse.RawDescriptionHelpFormatter)
-                command.formatter_class = RawWide if raw else Wide
+                command.formatter_class = Wide
                 yield from ("```text", *command.format_help().splitlines(), "```", "")
 
 
-class Wide(argparse.HelpFormatter):
+class Wide(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=96, max_help_position=28)
-
-
-class RawWide(Wide, argparse.RawDescriptionHelpFormatter):
-    pass
 
 
 def sentence(text: str) -> str:

@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,93 @@ MAX_WORKERS = 256
 MAX_REPORT_IMAGES = 200
 
 
+@dataclass(frozen=True)
+class Option:
+    """An option with a value: `--quantgate-NAME`, or `quantgate_name` in the configuration file."""
+
+    name: str
+    metavar: str
+    help: str
+    default: str = ""
+
+
+OPTIONS = (
+    Option(
+        "baselines",
+        "MODE",
+        "check (default), create, update or prune the stored baselines",
+        default="check",
+    ),
+    Option(
+        "allow-unmeasured",
+        "KINDS",
+        "kinds of gates that may be missing in CI and in strict runs, with commas: "
+        "engine,latency (tests: your own)",
+    ),
+    Option("device", "DEVICE", "auto (default), cpu or cuda", default="auto"),
+    Option(
+        "cache",
+        "MODE",
+        "on (default), or off: read and write no cache, measure everything (release jobs)",
+        default="on",
+    ),
+    Option("cache-dir", "DIR", "where built variants and embeddings are kept"),
+    Option(
+        "workers",
+        "N",
+        "processes that embed samples (default 1: this one), or gpu: one on each GPU here; "
+        "every number stays the same",
+        default="1",
+    ),
+    Option("baselines-dir", "DIR", "where baselines live; default: baselines", default="baselines"),
+    Option(
+        "obtained-dir", "DIR", "where differing results go; default: obtained", default="obtained"
+    ),
+    Option("suite", "FILE", "the suite that the fixtures of hand-written tests use"),
+    Option(
+        "report",
+        "DIR",
+        "write DIR/index.html and DIR/report.json, and DIR/manifest.json where the run passes",
+    ),
+    Option("markdown", "FILE", "write the report as Markdown"),
+    Option("json", "FILE", "write the report as JSON"),
+    Option(
+        "manifest",
+        "FILE",
+        "where the run passes, write the SHA-256 of every file that was judged, as an in-toto "
+        "statement (for quantgate verify)",
+    ),
+    Option(
+        "model-card",
+        "FILE",
+        "write the verdict and its model-index into a Hugging Face model card (README.md)",
+    ),
+    Option(
+        "report-images",
+        "N",
+        "pictures of flipped samples in the report, for each task (default: 12; 0: none)",
+        default="12",
+    ),
+    Option(
+        "step-summary",
+        "MODE",
+        "auto (default: Markdown into GITHUB_STEP_SUMMARY where that is set) or off",
+        default="auto",
+    ),
+)
+
+
 def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("quantgate", "quantized-model gates")
-    group.addoption(
-        "--quantgate-baselines",
-        metavar="MODE",
-        help="check (default), create, update or prune the stored baselines",
+    for option in OPTIONS:
+        group.addoption(f"--quantgate-{option.name}", metavar=option.metavar, help=option.help)
+        ini = f"quantgate_{option.name.replace('-', '_')}"
+        parser.addini(ini, option.help, default=option.default)
+    strict = (
+        "everything that was collected must be measured, and no baseline be orphaned (release jobs)"
     )
+    group.addoption("--quantgate-strict", action="store_true", default=None, help=strict)
+    parser.addini("quantgate_strict", strict, type="bool", default=False)
     group.addoption(
         "--quantgate-reason",
         metavar="TEXT",
@@ -60,104 +141,39 @@ def add_options(parser: pytest.Parser) -> None:
         help="allow a writing mode although CI or BUILD_NUMBER is set",
     )
     group.addoption(
-        "--quantgate-strict",
-        action="store_true",
-        default=None,
-        help="everything that was collected must be measured, and no baseline be orphaned "
-        "(release jobs)",
-    )
-    group.addoption(
-        "--quantgate-allow-unmeasured",
-        metavar="KINDS",
-        help="kinds of gates that may be missing in CI and in strict runs, with commas: "
-        "engine,latency (tests: your own)",
-    )
-    group.addoption(
         "--quantgate-env",
         metavar="NAMES",
         help="environment variables that suites may use in paths beside QUANTGATE_..., with "
         "commas: MODELS,DATA",
-    )
-    group.addoption("--quantgate-device", metavar="DEVICE", help="auto (default), cpu or cuda")
-    group.addoption(
-        "--quantgate-cache",
-        metavar="MODE",
-        help="on (default), or off: read and write no cache, measure everything (release jobs)",
-    )
-    group.addoption(
-        "--quantgate-cache-dir", metavar="DIR", help="where built variants and embeddings are kept"
-    )
-    group.addoption(
-        "--quantgate-workers",
-        metavar="N",
-        help="processes that embed samples (default 1: this one), or gpu: one on each GPU here; "
-        "every number stays the same",
-    )
-    group.addoption("--quantgate-baselines-dir", metavar="DIR", help="default: baselines")
-    group.addoption("--quantgate-obtained-dir", metavar="DIR", help="default: obtained")
-    group.addoption(
-        "--quantgate-suite",
-        metavar="FILE",
-        help="the suite that the fixtures of hand-written tests use",
     )
     group.addoption(
         "--quantgate-selftest",
         action="store_true",
         help="plant known damage and prove that each gate turns red on it",
     )
-    group.addoption(
-        "--quantgate-report",
-        metavar="DIR",
-        help="write DIR/index.html and DIR/report.json, and DIR/manifest.json where the run passes",
-    )
-    group.addoption("--quantgate-markdown", metavar="FILE", help="write the report as Markdown")
-    group.addoption("--quantgate-json", metavar="FILE", help="write the report as JSON")
-    group.addoption(
-        "--quantgate-manifest",
-        metavar="FILE",
-        help="where the run passes, write the SHA-256 of every file that was judged, as an in-toto "
-        "statement (for quantgate verify)",
-    )
-    group.addoption(
-        "--quantgate-model-card",
-        metavar="FILE",
-        help="write the verdict and its model-index into a Hugging Face model card (README.md)",
-    )
-    group.addoption(
-        "--quantgate-report-images",
-        metavar="N",
-        help="pictures of flipped samples in the report, for each task (default: 12; 0: none)",
-    )
-    group.addoption(
-        "--quantgate-step-summary",
-        metavar="MODE",
-        help="auto (default: Markdown into GITHUB_STEP_SUMMARY where that is set) or off",
-    )
-    parser.addini("quantgate_baselines", "check, create, update or prune", default="check")
-    parser.addini("quantgate_strict", "NOT_MEASURED is a failure", type="bool", default=False)
-    parser.addini(
-        "quantgate_allow_unmeasured", "kinds of gates that may be missing in CI", default=""
-    )
-    parser.addini("quantgate_device", "auto, cpu or cuda", default="auto")
-    parser.addini("quantgate_cache", "on, or off: measure everything", default="on")
-    parser.addini("quantgate_cache_dir", "where built variants are kept", default="")
-    parser.addini("quantgate_workers", "processes that embed samples, or gpu", default="1")
-    parser.addini("quantgate_baselines_dir", "where baselines live", default="baselines")
-    parser.addini("quantgate_obtained_dir", "where differing results go", default="obtained")
-    parser.addini("quantgate_report", "the folder of the HTML report", default="")
-    parser.addini("quantgate_markdown", "the file of the Markdown report", default="")
-    parser.addini("quantgate_json", "the file of the JSON report", default="")
-    parser.addini("quantgate_manifest", "the file of the manifest", default="")
-    parser.addini("quantgate_model_card", "the model card that has a verdict", default="")
-    parser.addini("quantgate_report_images", "pictures for each task in the report", default="12")
-    parser.addini("quantgate_step_summary", "auto or off", default="auto")
-    parser.addini("quantgate_suite", "the suite of hand-written tests", default="")
     parser.addini(
         "quantgate_suites",
         "not needed any more: a baseline names its suite by its path below the root",
         type="args",
         default=[],
     )
+
+
+def _pick(config: pytest.Config, name: str) -> str:
+    """Return an option's value: that of the command line, else of the configuration file."""
+    value = config.getoption(f"quantgate_{name}")
+    return str(config.getini(f"quantgate_{name}") if value is None else value)
+
+
+def _choose(config: pytest.Config, name: str, *, of: Sequence[str], noun: str = "modes") -> str:
+    """Return an option's value; raises pytest.UsageError for one that is not `of` these."""
+    value = _pick(config, name)
+    if value not in of:
+        raise pytest.UsageError(
+            f"{value!r} is not a valid quantgate {name.replace('_', ' ')}. "
+            f"Valid {noun}: {', '.join(of)}."
+        )
+    return value
 
 
 def refuse_odd_arguments(arguments: Iterable[str | os.PathLike[str]]) -> None:
@@ -174,32 +190,23 @@ def refuse_odd_arguments(arguments: Iterable[str | os.PathLike[str]]) -> None:
 def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.environ) -> Settings:
     """Return the frozen settings; raises pytest.UsageError with the valid choices."""
 
-    def pick(name: str) -> str:
-        value = config.getoption(f"quantgate_{name}")
-        return str(config.getini(f"quantgate_{name}") if value is None else value)
-
     def folder(name: str) -> Path:
-        return config.rootpath / Path(pick(name)).expanduser()
+        return config.rootpath / Path(_pick(config, name)).expanduser()
 
     try:
-        mode = BaselineMode.parse(pick("baselines"))
+        mode = BaselineMode.parse(_pick(config, "baselines"))
         check_write_allowed(
             mode,
             environ=environ,
             allow_ci_write=bool(config.getoption("quantgate_allow_ci_write")),
         )
-        allowed = parse_kinds(pick("allow_unmeasured"), option="--quantgate-allow-unmeasured")
+        allowed = parse_kinds(
+            _pick(config, "allow_unmeasured"), option="--quantgate-allow-unmeasured"
+        )
     except QuantGateError as error:
         raise pytest.UsageError(str(error)) from error
-    device = pick("device")
-    if device not in DEVICES:
-        raise pytest.UsageError(
-            f"{device!r} is not a valid quantgate device. Valid devices: {', '.join(DEVICES)}."
-        )
-    if pick("cache") not in CACHES:
-        raise pytest.UsageError(
-            f"{pick('cache')!r} is not a valid quantgate cache. Valid modes: {', '.join(CACHES)}."
-        )
+    device = _choose(config, "device", of=DEVICES, noun="devices")
+    cache = _choose(config, "cache", of=CACHES)
     reason = str(config.getoption("quantgate_reason")).strip()
     if mode is BaselineMode.UPDATE and not reason:
         raise pytest.UsageError(
@@ -219,7 +226,7 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
             f"(--quantgate-baselines={mode.value})"
         )
     strict = config.getoption("quantgate_strict")
-    cache_dir = _make_temporary(config) if pick("cache") == "off" else pick("cache_dir")
+    cache_dir = _make_temporary(config) if cache == "off" else _pick(config, "cache_dir")
     return Settings(
         baselines=mode,
         baselines_dir=folder("baselines_dir"),
@@ -229,12 +236,12 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
             if cache_dir
             else default_cache_root(environ)
         ),
-        cache=pick("cache"),
+        cache=cache,
         reason=reason,
         new_data=new_data,
         strict=bool(config.getini("quantgate_strict") if strict is None else strict),
         device=device,
-        suite=pick("suite"),
+        suite=_pick(config, "suite"),
         root=config.rootpath,
         selftest=selftest,
         reports=resolve_reports(config, environ=environ, selftest=selftest),
@@ -242,7 +249,7 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
         allow_unmeasured=allowed,
         must_judge=bool(strict),
         env=parse_names(config.getoption("quantgate_env") or ""),
-        workers=parse_workers(pick("workers"), config=config),
+        workers=parse_workers(_pick(config, "workers"), config=config),
     )
 
 
@@ -287,20 +294,12 @@ def resolve_reports(
 ) -> Targets:
     """Return which reports a run writes; raises pytest.UsageError for a place that will not do."""
 
-    def pick(name: str) -> str:
-        value = config.getoption(f"quantgate_{name}")
-        return str(config.getini(f"quantgate_{name}") if value is None else value)
-
     def place(name: str) -> Path | None:
-        text = pick(name)
+        text = _pick(config, name)
         return config.rootpath / Path(text).expanduser() if text else None
 
-    if pick("step_summary") not in STEP_SUMMARY:
-        raise pytest.UsageError(
-            f"{pick('step_summary')!r} is not a valid quantgate step summary. "
-            f"Valid modes: {', '.join(STEP_SUMMARY)}."
-        )
-    images = pick("report_images")
+    step_summary = _choose(config, "step_summary", of=STEP_SUMMARY)
+    images = _pick(config, "report_images")
     if not images.isdecimal() or int(images) > MAX_REPORT_IMAGES:
         raise pytest.UsageError(
             f"--quantgate-report-images={images}: expected a number from 0 to {MAX_REPORT_IMAGES}"
@@ -320,7 +319,7 @@ def resolve_reports(
         json=place("json"),
         manifest=place("manifest"),
         model_card=place("model_card"),
-        step_summary=find_step_summary(environ) if pick("step_summary") == "auto" else None,
+        step_summary=find_step_summary(environ) if step_summary == "auto" else None,
         images=int(images),
     )
     try:

@@ -30,6 +30,12 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "RobertaConfig",
         {"max_position_embeddings": TOKENS + 2, "pad_token_id": 1, "type_vocab_size": 1},
     ),
+    "mpnet": (
+        "MPNetModel",
+        "MPNetConfig",
+        {"max_position_embeddings": TOKENS + 2, "pad_token_id": 1},
+    ),
+    "t5": ("T5EncoderModel", "T5Config", {"d_kv": 16, "d_ff": 64, "n_positions": TOKENS}),
 }
 
 #: Padding, unknown, begin and end; their ids are the first, and that of the end the last.

@@ -1,6 +1,7 @@
-"""Text encoders alone: BERT, RoBERTa and XLM-RoBERTa, pooled as sentence-transformers writes it.
+"""Text encoders alone: BERT, RoBERTa, XLM-RoBERTa, MPNet and T5, pooled as sentence-transformers
+writes it.
 
-MiniLM, BGE, E5 and GTE are of these classes. What is done behind the last hidden state stands in
+MiniLM, BGE, E5 and GTE are of the first three. What is done behind the last hidden state stands in
 `modules.json` and `1_Pooling/config.json`: the mean over the tokens that are no padding, or the
 first token, and whether the result is brought to length one. A folder without `modules.json` is
 pooled by the mean, as sentence-transformers does, and a note says so.
@@ -8,14 +9,15 @@ pooled by the mean, as sentence-transformers does, and a note says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.encoders.family import EncoderFamily, Pretrained, TokenizerClass
+from pytest_quantgate.encoders.family import EncoderFamily, Loaded, Pretrained, TokenizerClass
 from pytest_quantgate.encoders.source import (
     CONFIG,
     MODULES,
@@ -45,14 +47,15 @@ class SentenceEncoder(Pretrained):
     """A BERT-like encoder, whose attention is of the class `attention`.
 
     `starts_behind_padding` is whether its positions begin behind the padding token's id, as those
-    of RoBERTa.
+    of RoBERTa. `longest` is the setting that says how many tokens a text may have.
     """
 
     starts_behind_padding: bool = False
+    longest: str = "max_position_embeddings"
 
     def read_settings(self, settings: Mapping[str, Any], *, directory: Path) -> Mapping[str, Any]:
         usual = self.settings[""]
-        positions = settings.get("max_position_embeddings", usual["max_position_embeddings"])
+        positions = settings.get(self.longest, usual[self.longest])
         if self.starts_behind_padding and isinstance(positions, int):
             positions -= settings.get("pad_token_id", usual["pad_token_id"]) + 1
         return {**settings, POOLING: _read_pooling(directory, positions=positions)}
@@ -67,7 +70,62 @@ class SentenceEncoder(Pretrained):
         )
 
 
-def describe_towers(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
+@dataclass(frozen=True, kw_only=True)
+class BiasedEncoder(SentenceEncoder):
+    """MPNet or T5, whose attention is rewritten; `finish` gives the part that encodes."""
+
+    finish: Callable[[Any], Any] = lambda module: module
+
+    def make_module(self, config: Any, *, attention: str) -> torch.nn.Module:
+        del attention  # they have one of their own
+        return self.rewrite(Pretrained.make_module(self, config, attention="eager"))
+
+    def load(
+        self, config: Any, *, state: dict[str, torch.Tensor], dtype: torch.dtype, attention: str
+    ) -> Loaded:
+        del attention
+        loaded = Pretrained.load(self, config, state=state, dtype=dtype, attention="eager")
+        # transformers keeps some layers of T5 in float32.
+        return replace(loaded, module=self.rewrite(loaded.module).to(dtype))
+
+    def place(self, name: str, *, settings: Mapping[str, Any]) -> str | None:
+        if name.startswith(("decoder.", "lm_head.")):
+            return None
+        return Pretrained.place(self, name, settings=settings)
+
+    def rewrite(self, module: Any) -> torch.nn.Module:
+        from pytest_quantgate.encoders.split_attention import fuse_biased_attention
+
+        found: torch.nn.Module = self.finish(module)
+        fuse_biased_attention(found)
+        return found
+
+
+def describe_t5(config: Any) -> tuple[TowerSpec, ...]:
+    """Return the one tower of a T5 encoder."""
+    sizes = SimpleNamespace(
+        max_position_embeddings=config.n_positions,
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=config.d_ff,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        **{POOLING: getattr(config, POOLING, None)},
+    )
+    (tower,) = describe_towers(sizes, attention="BiasedAttention", read=read_t5)
+    gated = str(getattr(config, "feed_forward_proj", "relu")).startswith("gated")
+    tower = replace(
+        tower,
+        parts=("embed_tokens", "block", "final_layer_norm"),
+        embeddings="embed_tokens",
+        linears=config.num_layers if gated else 0,
+    )
+    return (tower,)
+
+
+def describe_towers(
+    config: Any, *, attention: str, read: Callable[..., torch.Tensor] | None = None
+) -> tuple[TowerSpec, ...]:
     """Return the one tower of a sentence encoder, whose attention is of the class `attention`."""
     pooling = getattr(config, POOLING, None) or {"mode": "mean", "normalize": False}
     tokens = pooling.get("tokens", config.max_position_embeddings)
@@ -81,7 +139,12 @@ def describe_towers(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
         attention=(attention,),
         tokens=tokens,
         config=config,
-        embed=partial(embed_texts, mode=pooling["mode"], normalize=pooling["normalize"]),
+        embed=partial(
+            embed_texts,
+            mode=pooling["mode"],
+            normalize=pooling["normalize"],
+            read=read or read_bert,
+        ),
         text=TextSpec(
             vocabulary=config.vocab_size,
             end_id=None,
@@ -95,26 +158,51 @@ def describe_towers(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
 
 
 def embed_texts(
-    module: Any, inputs: Mapping[str, torch.Tensor], *, mode: str, normalize: bool
+    module: Any,
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    mode: str,
+    normalize: bool,
+    read: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
     """Return the pooled hidden states [N, D]; padding is masked, and no part of the mean."""
     import torch
-    from transformers.masking_utils import create_bidirectional_mask
 
     mask = inputs["attention_mask"]
-    hidden = module.embeddings(input_ids=inputs["input_ids"])
-    hidden = module.encoder(
-        hidden,
-        attention_mask=create_bidirectional_mask(
-            config=module.config, inputs_embeds=hidden, attention_mask=mask
-        ),
-    ).last_hidden_state
+    hidden = read(module, inputs["input_ids"], mask)
     if mode == "cls":
         found: torch.Tensor = hidden[:, 0]
     else:
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         found = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
     return torch.nn.functional.normalize(found, dim=-1) if normalize else found
+
+
+def read_bert(module: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the hidden states [N, T, D] of a BERT or what is built as it is."""
+    hidden = module.embeddings(input_ids=ids)
+    found: torch.Tensor = module.encoder(
+        hidden, attention_mask=_mask(module, hidden, mask), return_dict=True
+    ).last_hidden_state
+    return found
+
+
+def read_t5(module: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the hidden states [N, T, D] of a T5's encoder."""
+    hidden = module.embed_tokens(ids)
+    mask, bias = _mask(module, hidden, mask), None
+    for block in module.block:
+        hidden, bias = block(hidden, attention_mask=mask, position_bias=bias)[:2]
+    found: torch.Tensor = module.final_layer_norm(hidden)
+    return found
+
+
+def _mask(module: Any, hidden: torch.Tensor, mask: torch.Tensor) -> Any:
+    from transformers.masking_utils import create_bidirectional_mask
+
+    return create_bidirectional_mask(
+        config=module.config, inputs_embeds=hidden, attention_mask=mask
+    )
 
 
 def _read_pooling(directory: Path, *, positions: Any) -> dict[str, Any]:
@@ -249,10 +337,54 @@ FAMILY = EncoderFamily(
         ),
         "roberta": _make_roberta("Roberta", vocabulary=50265),
         "xlm-roberta": _make_roberta("XLMRoberta", vocabulary=250002),
+        "mpnet": BiasedEncoder(
+            towers=("text",),
+            describe_towers=partial(describe_towers, attention="BiasedAttention"),
+            config="MPNetConfig",
+            model="MPNetModel",
+            options={"add_pooling_layer": False},
+            unused=("pooler.",),
+            inside="mpnet",
+            settings={
+                "": {
+                    **SIZES,
+                    "vocab_size": 30527,
+                    "max_position_embeddings": 512,
+                    "pad_token_id": 1,
+                }
+            },
+            tokenizer=TokenizerClass(
+                names=("MPNetTokenizer", "MPNetTokenizerFast"),
+                special={"pad_token": "<pad>", "unk_token": "[UNK]"},
+            ),
+            starts_behind_padding=True,
+        ),
+        "t5": BiasedEncoder(
+            towers=("text",),
+            describe_towers=describe_t5,
+            config="T5Config",
+            model="T5EncoderModel",
+            settings={
+                "": {
+                    "vocab_size": 32128,
+                    "n_positions": 512,
+                    "d_model": 512,
+                    "d_ff": 2048,
+                    "num_layers": 6,
+                    "num_heads": 8,
+                }
+            },
+            tokenizer=TokenizerClass(
+                names=("T5Tokenizer", "T5TokenizerFast"),
+                special={"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"},
+            ),
+            longest="n_positions",
+            finish=lambda module: module.encoder,
+        ),
     },
     refused=dict.fromkeys(
-        ("mpnet", "t5", "deberta-v2"),
-        "its attention adds a bias of its own to the scores, which the quantizers of attention and "
-        "the export do not know: look at an ONNX file of it with `quantgate check`",
+        ("deberta-v2", "mt5", "umt5"),
+        "its attention adds a bias of its own to the scores, in a way that is not known here: make "
+        "it by a function of your own (model: {source: factory})",
     ),
 )

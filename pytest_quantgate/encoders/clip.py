@@ -1,4 +1,5 @@
-"""The family of CLIP: transformers' `CLIPModel`, and each of its towers alone.
+"""The family of CLIP: transformers' `CLIPModel`, each of its towers alone, and the models that are
+built as it is: ChineseCLIP, AltCLIP, OWL-ViT and OWLv2.
 
 The text tower alone, without a projection, conditions a diffusion model (Stable Diffusion,
 AnimateDiff): what counts there is the last hidden state of every token, padding too, and no token
@@ -7,8 +8,9 @@ is masked. With a projection it is what CLIP compares, `text_embeds`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained, TokenizerClass
@@ -40,6 +42,19 @@ TEXT_SETTINGS: Mapping[str, Any] = {
     "num_attention_heads": 8,
 }
 
+#: The id that pools the largest one of a text.
+LARGEST = 2
+
+BERT_SETTINGS: Mapping[str, Any] = {
+    "max_position_embeddings": 512,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
 #: What `CLIPImageProcessor` does where a file says nothing.
 PROCESSING: Mapping[str, Any] = {
     "do_resize": True,
@@ -54,6 +69,34 @@ PROCESSING: Mapping[str, Any] = {
 def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
     """Return both towers of a `CLIPModel`."""
     return (describe_vision(config.vision_config), describe_text(config.text_config))
+
+
+def describe_dual(
+    config: Any,
+    *,
+    attention: tuple[str, str],
+    tokens: int,
+    embed: Callable[..., torch.Tensor],
+    linears: int,
+) -> tuple[TowerSpec, ...]:
+    """Return the towers of a model that is CLIP's but for the text tower, which is a BERT with a
+    mask: the classes of `attention` of both towers, and the `tokens` that it was trained with."""
+    vision, text = describe_towers(config)
+    of_vision, of_text = attention
+    assert text.text is not None
+    tokens = min(tokens, text.tokens)
+    return (
+        replace(vision, attention=(of_vision,)),
+        replace(
+            text,
+            attention=(of_text,),
+            inputs={"input_ids": (tokens,), "attention_mask": (tokens,)},
+            tokens=tokens,
+            embed=embed,
+            linears=linears,
+            text=replace(text.text, end_id=None, begin_id=None, pools_end=False, takes_short=False),
+        ),
+    )
 
 
 def describe_vision(config: Any) -> TowerSpec:
@@ -134,6 +177,12 @@ def embed_texts(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor
     return found
 
 
+def embed_first_token(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    hidden = module.text_model(**inputs).last_hidden_state
+    found: torch.Tensor = module.text_projection(hidden[:, 0])
+    return found
+
+
 def embed_class_token(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     hidden = module.pre_layrnorm(module.embeddings(inputs["pixel_values"]))
     hidden = module.encoder(inputs_embeds=hidden).last_hidden_state
@@ -173,6 +222,63 @@ TOKENIZER = TokenizerClass(
     finish=finish_tokenizer,
 )
 
+#: OWL-ViT by its `model_type`: its name in transformers, and the size of its images.
+OWLS = {"owlvit": ("OwlViT", 768, 32), "owlv2": ("Owlv2", 960, 16)}
+
+#: Layers of a detector behind its towers.
+DETECTION = ("class_head.", "box_head.", "layer_norm.", "objectness_head.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owl(Pretrained):
+    """Both towers of OWL-ViT or OWLv2, of a detector too, whose heads are left out."""
+
+    def list_notes(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        if "ForObjectDetection" not in str(settings.get("architectures")):
+            return ()
+        return (
+            "a detector: the towers are judged by the embeddings of image and text, its heads for "
+            "boxes and classes are left out",
+        )
+
+
+def make_owl(kind: str) -> Owl:
+    """Return a kind of OWL-ViT: towers of CLIP, the text of which pools the largest id."""
+    name, size, patch = OWLS[kind]
+
+    def describe(config: Any) -> tuple[TowerSpec, ...]:
+        vision, text = describe_towers(config)
+        assert text.text is not None
+        return (
+            replace(vision, attention=(f"{name}Attention",)),
+            replace(
+                text,
+                attention=(f"{name}Attention",),
+                text=replace(text.text, end_id=LARGEST, takes_short=False),
+            ),
+        )
+
+    return Owl(
+        towers=("vision", "text"),
+        describe_towers=describe,
+        config=f"{name}Config",
+        model=f"{name}Model",
+        image_processor=f"{name}ImageProcessor",
+        unused=DETECTION,
+        inside=kind,
+        settings={
+            "vision_config": {**VISION_SETTINGS, "image_size": size, "patch_size": patch},
+            "text_config": {**TEXT_SETTINGS, "max_position_embeddings": 16},
+        },
+        processing={
+            **PROCESSING,
+            "do_center_crop": False,
+            "size": {"height": size, "width": size},
+        },
+        tokenizer=replace(TOKENIZER, special={**TOKENIZER.special, "pad_token": "!"}),
+    )
+
+
 FAMILY = EncoderFamily(
     name="clip",
     pretrained={
@@ -186,6 +292,60 @@ FAMILY = EncoderFamily(
             processing=PROCESSING,
             tokenizer=TOKENIZER,
         ),
+        "chinese_clip": Pretrained(
+            towers=("vision", "text"),
+            describe_towers=partial(
+                describe_dual,
+                attention=("ChineseCLIPVisionAttention", "ChineseCLIPTextSelfAttention"),
+                tokens=52,
+                embed=embed_first_token,
+                linears=1,
+            ),
+            config="ChineseCLIPConfig",
+            model="ChineseCLIPModel",
+            image_processor="ChineseCLIPImageProcessor",
+            unused=("text_model.pooler.",),
+            settings={
+                "vision_config": VISION_SETTINGS,
+                "text_config": {**BERT_SETTINGS, "vocab_size": 30522},
+            },
+            processing=PROCESSING,
+            tokenizer=TokenizerClass(
+                names=("BertTokenizer", "BertTokenizerFast"),
+                special={"pad_token": "[PAD]", "unk_token": "[UNK]"},
+            ),
+        ),
+        "altclip": Pretrained(
+            towers=("vision", "text"),
+            describe_towers=partial(
+                describe_dual,
+                attention=("AltCLIPAttention", "AltRobertaSelfAttention"),
+                tokens=77,
+                embed=embed_first_token,
+                linears=2,  # its states are projected twice
+            ),
+            config="AltCLIPConfig",
+            model="AltCLIPModel",
+            image_processor="CLIPImageProcessor",
+            settings={
+                "vision_config": VISION_SETTINGS,
+                "text_config": {
+                    **BERT_SETTINGS,
+                    "vocab_size": 250002,
+                    "max_position_embeddings": 514,
+                    "hidden_size": 1024,
+                    "intermediate_size": 4096,
+                    "num_hidden_layers": 24,
+                    "num_attention_heads": 16,
+                },
+            },
+            processing=PROCESSING,
+            tokenizer=TokenizerClass(
+                names=("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"),
+                special={"pad_token": "<pad>", "unk_token": "<unk>"},
+            ),
+        ),
+        **{kind: make_owl(kind) for kind in OWLS},
         "clip_vision_model": Pretrained(
             towers=("vision",),
             describe_towers=lambda config: (describe_vision_alone(config),),
@@ -222,10 +382,5 @@ FAMILY = EncoderFamily(
             settings={"": TEXT_SETTINGS},
             tokenizer=TOKENIZER,
         ),
-    },
-    refused={
-        "chinese_clip": "a package of yours takes it: examples/plugin in the source shows it whole",
-        "altclip": "its text tower is a RoBERTa that projects twice: a package of yours could take "
-        "it, as examples/plugin in the source does ChineseCLIP",
     },
 )

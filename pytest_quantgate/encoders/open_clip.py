@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
+from pytest_quantgate.encoders.clip import LARGEST
 from pytest_quantgate.encoders.encoder import ImageTransform
 from pytest_quantgate.encoders.family import (
     EncoderFamily,
@@ -48,9 +49,6 @@ TEXT = {
     "mlp_ratio": 4.0,
     "eos_id": 2,
 }
-
-#: The id that pools the largest one of a text, in the words of a configuration of transformers.
-LARGEST = 2
 
 #: Keys of a section that are refused where they are set, and what they are.
 _REFUSED = {

@@ -125,10 +125,8 @@ def test_other_code_of_a_family_is_another_key(
     [
         ("siglip2", "take a checkpoint of one size, whose model_type is siglip"),
         ("dinov3_convnext", "it has no transformer blocks: look at an ONNX file"),
-        ("altclip", "a package of yours could take it"),
-        ("chinese_clip", "a package of yours takes it"),
-        ("owlv2", "no family describes its towers yet"),
-        ("t5", "its attention adds a bias of its own to the scores"),
+        ("internvl", "make it by a function of your own"),
+        ("deberta-v2", "its attention adds a bias of its own to the scores"),
     ],
 )
 def test_a_model_that_is_not_taken_yet_is_named_with_what_to_do(

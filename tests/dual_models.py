@@ -14,7 +14,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "chinese_clip": ("ChineseCLIP", {"max_position_embeddings": TOKENS}),
     "altclip": (
         "AltCLIP",
-        {"max_position_embeddings": TOKENS, "project_dim": 24, "pad_token_id": 1},
+        {"max_position_embeddings": TOKENS + 2, "project_dim": 24, "pad_token_id": 1},
     ),
     "owlvit": ("OwlViT", {"max_position_embeddings": TOKENS}),
     "owlv2": ("Owlv2", {"max_position_embeddings": TOKENS}),

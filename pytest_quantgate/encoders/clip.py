@@ -78,13 +78,16 @@ def describe_dual(
     tokens: int,
     embed: Callable[..., torch.Tensor],
     linears: int,
+    starts_behind_padding: bool = False,
 ) -> tuple[TowerSpec, ...]:
     """Return the towers of a model that is CLIP's but for the text tower, which is a BERT with a
-    mask: the classes of `attention` of both towers, and the `tokens` that it was trained with."""
+    mask: the classes of `attention` of both towers, and the `tokens` that it was trained with, of
+    fewer where it has not so many positions."""
     vision, text = describe_towers(config)
     of_vision, of_text = attention
     assert text.text is not None
-    tokens = min(tokens, text.tokens)
+    spare = config.text_config.pad_token_id + 1 if starts_behind_padding else 0
+    tokens = min(tokens, text.tokens - spare)
     return (
         replace(vision, attention=(of_vision,)),
         replace(
@@ -254,7 +257,7 @@ def make_owl(kind: str) -> Owl:
             replace(
                 text,
                 attention=(f"{name}Attention",),
-                text=replace(text.text, end_id=LARGEST, takes_short=False),
+                text=replace(text.text, end_id=LARGEST, begin_id=None, takes_short=False),
             ),
         )
 
@@ -323,6 +326,7 @@ FAMILY = EncoderFamily(
                 tokens=77,
                 embed=embed_first_token,
                 linears=2,  # its states are projected twice
+                starts_behind_padding=True,
             ),
             config="AltCLIPConfig",
             model="AltCLIPModel",
@@ -333,6 +337,7 @@ FAMILY = EncoderFamily(
                     **BERT_SETTINGS,
                     "vocab_size": 250002,
                     "max_position_embeddings": 514,
+                    "pad_token_id": 1,
                     "hidden_size": 1024,
                     "intermediate_size": 4096,
                     "num_hidden_layers": 24,

@@ -26,7 +26,7 @@ def save_dual(kind: str, folder: Path) -> Any:
     import torch
     import transformers
 
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # with 0 a value of the begin token lies on an edge in INT8
     name, changes = KINDS[kind]
     words = SPECIAL if kind == "chinese_clip" else LIKE_ROBERTA
     ids = {word: index for index, word in enumerate((*words[:3], *list_words(), words[3]))}

@@ -24,6 +24,7 @@ from pytest_quantgate.quantization.quantizers import plain_class_name
 from pytest_quantgate.quantization.recipes import Recipe
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
+from tests.dual_models import save_dual
 from tests.siglip_models import save_siglip
 from tests.text_encoders import save_text_encoder
 from tests.vision_encoders import save_vision_encoder
@@ -47,6 +48,10 @@ def rearrange(model: Encoder) -> Encoder:
     """Return the model with its heads and the channels of its MLPs reversed, and with queries of
     twice the size and keys of half of it."""
     found = replace(model, module=copy.deepcopy(model.module))
+    for part in found.module.modules():
+        for name, table in part.named_children():
+            if name == "relative_attention_bias":  # a column for each head
+                table.weight.data = table.weight.data.flip(1)
     for tower in found.towers:
         for name in list_blocks(found, tower=tower.name):
             block = found.module.get_submodule(name)
@@ -94,7 +99,11 @@ KINDS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         kind: (functools.partial(save_vision_encoder, kind), (PATCHES,))
         for kind in ("vit", "dinov2", "dinov3")
     },
-    "bert": (functools.partial(save_text_encoder, "bert"), ()),
+    **{kind: (functools.partial(save_text_encoder, kind), ()) for kind in ("bert", "mpnet", "t5")},
+    **{
+        kind: (functools.partial(save_dual, kind), (PATCHES,))
+        for kind in ("chinese_clip", "altclip", "owlvit")
+    },
     "siglip": (save_siglip, (PATCHES, "*head.attention*")),
 }
 

@@ -48,10 +48,10 @@ def rearrange(model: Encoder) -> Encoder:
     """Return the model with its heads and the channels of its MLPs reversed, and with queries of
     twice the size and keys of half of it."""
     found = replace(model, module=copy.deepcopy(model.module))
-    for part in found.module.modules():
-        for name, table in part.named_children():
-            if name == "relative_attention_bias":  # a column for each head
-                table.weight.data = table.weight.data.flip(1)
+    table: Any
+    for name, table in found.module.named_modules():
+        if name.endswith("relative_attention_bias"):  # a column for each head
+            table.weight.data = table.weight.data.flip(1)
     for tower in found.towers:
         for name in list_blocks(found, tower=tower.name):
             block = found.module.get_submodule(name)

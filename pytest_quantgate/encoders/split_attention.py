@@ -9,7 +9,6 @@ called, though they are enabled and calibrated. Split, each part is a layer of i
 
 from __future__ import annotations
 
-import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,23 +61,17 @@ class BiasedAttention(nn.Module):
     """Attention of MPNet or T5 [N, T, D]: a bias of positions is added to the scores.
 
     Theirs writes its two products out, where no quantizer gets between them. The parts have the
-    names they had. T5's scores are not scaled; its first block makes the bias, puts the mask on it
-    and hands both on.
+    names they had. T5's scores are not scaled.
     """
 
     def __init__(self, whole: Any) -> None:
         super().__init__()
-        self.makes_bias = hasattr(whole, "compute_bias")  # T5's
-        self.head_dim = whole.key_value_proj_dim if self.makes_bias else whole.attention_head_size
+        is_t5 = hasattr(whole, "key_value_proj_dim")
+        self.head_dim = whole.key_value_proj_dim if is_t5 else whole.attention_head_size
         self.num_heads = whole.q.out_features // self.head_dim
+        self.scale = 1.0 if is_t5 else self.head_dim**-0.5
         for name, child in whole.named_children():
             self.add_module(name, child)
-        if self.makes_bias:
-            self.find_buckets = functools.partial(
-                whole._relative_position_bucket,
-                num_buckets=whole.relative_attention_num_buckets,
-                max_distance=whole.relative_attention_max_distance,
-            )
 
     def forward(
         self,
@@ -86,26 +79,18 @@ class BiasedAttention(nn.Module):
         mask: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
         **_: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, None]:
         shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         query, key, value = (
             self.get_submodule(name)(hidden_states).view(shape).transpose(1, 2) for name in "qkv"
         )
-        if self.makes_bias and position_bias is None:
-            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-            buckets = self.find_buckets(positions[None] - positions[:, None])
-            table = self.get_submodule("relative_attention_bias")
-            position_bias = table(buckets).permute(2, 0, 1)[None]
-        elif self.makes_bias:
-            mask = None  # it is part of the bias
-        bias = mask if position_bias is None else position_bias
-        if mask is not None and position_bias is not None:
-            bias = position_bias + mask
+        if position_bias is None or mask is not None:
+            raise ValueError("the mask is a part of the bias of positions, which must be given")
         mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, scale=1.0 if self.makes_bias else None
+            query, key, value, attn_mask=position_bias, scale=self.scale
         )
         mixed = mixed.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1)
-        return self.get_submodule("o")(mixed), bias
+        return self.get_submodule("o")(mixed), None
 
 
 def fuse_biased_attention(module: nn.Module) -> None:

@@ -74,7 +74,7 @@ class SentenceEncoder(Pretrained):
 class BiasedEncoder(SentenceEncoder):
     """MPNet or T5, whose attention is rewritten; `finish` gives the part that encodes."""
 
-    finish: Callable[[Any], Any] = lambda module: module
+    finish: Callable[[Any], Any]
 
     def make_module(self, config: Any, *, attention: str) -> torch.nn.Module:
         del attention  # they have one of their own
@@ -99,6 +99,12 @@ class BiasedEncoder(SentenceEncoder):
         found: torch.nn.Module = self.finish(module)
         fuse_biased_attention(found)
         return found
+
+
+def describe_mpnet(config: Any) -> tuple[TowerSpec, ...]:
+    """Return the one tower of an MPNet."""
+    (tower,) = describe_towers(config, attention="BiasedAttention", read=read_mpnet)
+    return (replace(tower, parts=("embeddings", "layer", "relative_attention_bias")),)
 
 
 def describe_t5(config: Any) -> tuple[TowerSpec, ...]:
@@ -187,14 +193,59 @@ def read_bert(module: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
     return found
 
 
+def read_mpnet(module: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the hidden states [N, T, D] of an MPNet that `flatten_mpnet` made."""
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+    hidden: torch.Tensor = module.embeddings(input_ids=ids)
+    bias = _make_bias(
+        module.relative_attention_bias, find_buckets=MPNetEncoder.relative_position_bucket, ids=ids
+    )
+    bias = _add_mask(bias, _mask(module, hidden, mask))
+    for layer in module.layer:
+        hidden = layer(hidden, position_bias=bias)[0]
+    return hidden
+
+
+def flatten_mpnet(module: Any) -> Any:
+    """Put the blocks of an MPNet and their bias where the model's own forward reaches them."""
+    module.layer = module.encoder.layer
+    module.relative_attention_bias = module.encoder.relative_attention_bias
+    del module.encoder
+    return module
+
+
 def read_t5(module: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the hidden states [N, T, D] of a T5's encoder."""
+    from transformers.models.t5.modeling_t5 import T5Attention
+
     hidden = module.embed_tokens(ids)
-    mask, bias = _mask(module, hidden, mask), None
+    find_buckets = partial(
+        T5Attention._relative_position_bucket,
+        num_buckets=module.config.relative_attention_num_buckets,
+        max_distance=module.config.relative_attention_max_distance,
+    )
+    first = module.block[0].layer[0].SelfAttention
+    bias = _make_bias(first.relative_attention_bias, find_buckets=find_buckets, ids=ids)
+    bias = _add_mask(bias, _mask(module, hidden, mask))
     for block in module.block:
-        hidden, bias = block(hidden, attention_mask=mask, position_bias=bias)[:2]
+        hidden = block(hidden, position_bias=bias)[0]
     found: torch.Tensor = module.final_layer_norm(hidden)
     return found
+
+
+def _make_bias(table: Any, *, find_buckets: Callable[[Any], Any], ids: torch.Tensor) -> Any:
+    """Return what the distance of two tokens adds to their scores, [1, H, T, T]."""
+    import torch
+
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    buckets = find_buckets(positions[None] - positions[:, None])
+    return torch.nn.functional.embedding(buckets, table.weight).permute(2, 0, 1)[None]
+
+
+def _add_mask(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return both as one: what a block makes and others use would tie blocks to one another."""
+    return bias if mask is None else bias + mask
 
 
 def _mask(module: Any, hidden: torch.Tensor, mask: torch.Tensor) -> Any:
@@ -339,7 +390,7 @@ FAMILY = EncoderFamily(
         "xlm-roberta": _make_roberta("XLMRoberta", vocabulary=250002),
         "mpnet": BiasedEncoder(
             towers=("text",),
-            describe_towers=partial(describe_towers, attention="BiasedAttention"),
+            describe_towers=describe_mpnet,
             config="MPNetConfig",
             model="MPNetModel",
             options={"add_pooling_layer": False},
@@ -358,6 +409,7 @@ FAMILY = EncoderFamily(
                 special={"pad_token": "<pad>", "unk_token": "[UNK]"},
             ),
             starts_behind_padding=True,
+            finish=flatten_mpnet,
         ),
         "t5": BiasedEncoder(
             towers=("text",),

@@ -60,9 +60,18 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the tests of a session that may share built variants."""
-    return tmp_path_factory.mktemp("cache")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def shared_cache(run_folder: Path) -> Path:
+    """One cache for all tests, of whatever worker, that may share built variants."""
+    folder = run_folder / "shared-cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -253,30 +262,25 @@ def run_gates(
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(run_folder: Path) -> Path:
     """The documentation as `make docs` builds it, once for all workers: any warning fails."""
     for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package, reason="the documentation needs pytest-quantgate[docs]")
     from filelock import FileLock
 
-    base = tmp_path_factory.getbasetemp()
-    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
+    out = run_folder / "site"
     options = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(out / "doctrees")]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        *options,
+        str(REPOSITORY / "docs"),
+        str(out / "html"),
+    ]
     with FileLock(out.with_suffix(".lock")):
         if not (out / "built").exists():
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "sphinx",
-                    *options,
-                    str(REPOSITORY / "docs"),
-                    str(out / "html"),
-                ],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             (out / "built").touch()
     return out / "html"

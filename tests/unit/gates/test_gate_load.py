@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pytest_quantgate.evidence.audit import BatchInvariance
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
-from pytest_quantgate.evidence.load import Answer, LoadRun, Served
+from pytest_quantgate.evidence.load import Answer, Load, LoadRun, Served
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.load import LoadGate, judge_load, least_queries
 from pytest_quantgate.gates.load import judge as judge_gate
@@ -25,7 +25,8 @@ from pytest_quantgate.suite.where import Where
 from tests.unit.gates.gate_builders import SAME_EXAMPLES
 
 FILE = "suites/clip.quantgate.yaml"
-WHERE = Where(file=FILE, line=30, keys={"rate": 31, "p99_ratio": 32, "max_p99": 33, "queries": 34})
+KEYS = {"rate": 31, "p99_ratio": 32, "max_p99": 33, "queries": 34, "max_late": 35}
+WHERE = Where(file=FILE, line=30, keys=KEYS)
 MACHINE = Machine(system="Linux x86_64", processor="A", cores=2, threads=1, device="cpu")
 #: What the first rounds of a real run of the reference suite were like, as to noise.
 SHAPES = ("quiet", "drift", "bursts", "sticky")
@@ -485,3 +486,217 @@ def test_calls_at_a_time_are_of_a_runtime_on_the_cpu() -> None:
     make_gate(where=where, concurrency=2).check()
     with pytest.raises(BadKey, match="tensorrt runs on the GPU"):
         make_gate(where=where, concurrency=2, runtime="tensorrt").check()
+
+
+def test_the_server_is_what_the_section_says() -> None:
+    gate = make_gate(
+        sizes=(1, 2),
+        batch=8,
+        window_ms=2.0,
+        concurrency=3,
+        queue=5,
+        bound_ms=30.0,
+        max_late=Fraction(1, 100),
+        offline_ratio=Fraction(1),
+    )
+
+    assert gate.load == Load(
+        rate=RATE,
+        queries=459,
+        sizes=(1, 2),
+        batch=8,
+        window_ms=2.0,
+        concurrency=3,
+        queue=5,
+        bound_ms=30.0,
+        offline=True,
+    )
+    assert not make_gate().load.offline
+    assert gate.key == "onnxruntime-vision-60-per-s-batch8"
+    assert make_gate().key == "onnxruntime-vision-60-per-s"
+    where = replace(WHERE, keys={**WHERE.keys, "threads": 36})
+    with pytest.raises(BadKey, match="tensorrt runs on the GPU"):
+        make_gate(where=where, threads=2, runtime="tensorrt").check()
+    make_gate(max_late=Fraction(1, 2), queue=4).check()
+
+
+# -- words and figures -----------------------------------------------------------------------------
+
+ABOUT = "60 requests a second, vision, batch 8, onnxruntime on cpu"
+
+
+def test_a_pass_says_what_each_limit_was_held_against() -> None:
+    rounds = [make_served(late=3, dropped=1, batches=100)] * 10
+    gate = make_gate(
+        p50_ratio=Fraction(11, 10),
+        offline_ratio=Fraction(12, 10),
+        max_late=Fraction(5, 100),
+        bound_ms=50.0,
+        max_p99_ms=20.0,
+    )
+    verdict = judge(make_run([make_served(late=2)] * 10, rounds), gate, baseline_machine=MACHINE)
+
+    assert (verdict.gate, verdict.cause, verdict.next_step) == ("load", "", "")
+    assert [line.partition(": ")[2] for line in verdict.evidence if line.startswith("load: ")] == [
+        f"p99 at {ABOUT}: quantized 10.0 ms vs FP16 10.0 ms over 10 rounds in 5 processes: ratio "
+        f"1.000, one-sided 95 % limits [1.000, 1.000] with A/A noise 0.0 %, within p99_ratio 1.1 "
+        f"({FILE}:32)",
+        f"a request when all are there at {ABOUT}: quantized 6.00 ms vs FP16 6.00 ms over 10 "
+        f"rounds in 5 processes: ratio 1.000, one-sided 95 % limits [1.000, 1.000] with A/A noise "
+        f"0.0 %, within offline_ratio 1.2 ({FILE}:30)",
+        f"{ABOUT}: 0.65 % late or dropped vs FP16 0.44 %: 0.22 pp more, one-sided 95 % limits "
+        f"[0.22 pp, 0.22 pp], within max_late 5.00 pp ({FILE}:35)",
+        f"p99 at {ABOUT}: quantized 10.0 ms over 10 rounds in 5 processes, one-sided 95 % limits "
+        f"[10.0 ms, 10.0 ms] with A/A noise 0.0 %, within max_p99 20 ms ({FILE}:33)",
+        f"{ABOUT}: answers under load are those alone: FP16 0.00 %, quantized 0.00 % (limit "
+        f"0.10 %), 4.58 requests a batch ({FILE}:30)",
+    ]
+    assert sum(line.startswith("A/A: ") for line in verdict.evidence) == 1
+    assert {name: verdict.figures[name] for name in LATE} == pytest.approx(
+        dict(zip(LATE, (2 / 459, 3 / 459, 10, 100 / 459, 100 / 459, 5), strict=True))
+    )
+    assert verdict.figures["p99_max_p99_ms"] == 20
+    assert verdict.figures["answers_limit"] == 0.001
+    assert verdict.figures["quantized_answers_change"] == 1e-6
+    assert verdict.figures["fp16_answers_change"] == 1e-6
+
+
+LATE = (
+    *("fp16_late_share", "quantized_late_share", "quantized_dropped"),
+    *("late_points_low", "late_points_high", "max_late_points"),
+)
+
+
+def test_a_limit_in_ms_alone_brings_the_noise_along() -> None:
+    gate = make_gate(p99_ratio=None, max_p99_ms=5.0)
+    verdict = judge(make_run([make_served()] * 10, [make_served()] * 10), gate)
+    assert verdict.headline == (
+        f"load: p99 at {ABOUT}: max_p99 5 ms holds on the machine of the baseline, and there is no "
+        f"baseline: here 10.0 ms ({FILE}:33)"
+    )
+    found = judge(
+        make_run([make_served()] * 10, [make_served()] * 10), gate, baseline_machine=MACHINE
+    )
+    assert any(line.startswith("A/A: ") for line in found.evidence)
+    other = replace(MACHINE, cores=8)
+    there = judge(
+        make_run([make_served()] * 10, [make_served()] * 10), gate, baseline_machine=other
+    )
+    assert "or set p99_ratio, which holds anywhere" in there.next_step
+
+
+def test_too_few_requests_are_said_of_each_limit() -> None:
+    few = [make_served(np.full(6, 10.0))] * 10
+    gate = make_gate(max_late=Fraction(1, 1000), bound_ms=5.0, max_p99_ms=20.0)
+    verdict = judge(make_run(few, few), gate)
+    words = "by LoadGen's early stopping at 99 %"
+
+    assert verdict.brief == "p99_ratio: 6 requests in a round, it takes 459"
+    assert verdict.cause.startswith("a percentile of few requests")
+    assert verdict.evidence == (
+        f"INCONCLUSIVE: load: {ABOUT}: 6 requests in a round cannot decide max_late, that takes "
+        f"231 {words} ({FILE}:34)",
+        f"INCONCLUSIVE: load: p99 at {ABOUT}: 6 requests in a round cannot decide max_p99, that "
+        f"takes 459 {words} ({FILE}:34)",
+    )
+    without = replace(WHERE, keys={"p99_ratio": 32})
+    assert f"({FILE}:32)" in judge(make_run(few, few), make_gate(where=without)).headline
+
+
+def test_a_rate_that_is_too_high_is_told_with_what_is_kept() -> None:
+    slow = [make_served(completed_per_s=1.5)] * 10
+    verdict = judge(make_run(slow, slow))
+
+    assert verdict.headline == (
+        f"load: {ABOUT}: FP16 answers 2 a second, so what waits grows all the time ({FILE}:31)"
+    )
+    assert verdict.brief == "FP16 keeps up with 2 of 60 requests a second"
+    assert verdict.cause.startswith("the rate is more than this machine can serve")
+    assert verdict.next_step == "set a rate of at most 1, or a larger batch"
+    assert verdict.figures["fp16_completed_per_s"] == 1.5
+    enough = [make_served(completed_per_s=54.0)] * 10
+    assert judge(make_run(enough, enough)).passed
+
+
+def test_late_requests_over_their_limit_are_counted() -> None:
+    gate = make_gate(p99_ratio=None, max_late=Fraction(5, 100), bound_ms=50.0)
+    late = [make_served(late=50, dropped=50)] * 10
+    verdict = judge(make_run([make_served(late=2)] * 10, late), gate)
+
+    assert verdict.headline == (
+        f"load: {ABOUT}: 10.89 % late or dropped vs FP16 0.44 %: 10.46 pp more, one-sided 95 % "
+        f"limits [10.46 pp, 10.46 pp], over max_late 5.00 pp ({FILE}:35)"
+    )
+    assert verdict.brief == "10.89 % late or dropped, FP16 0.44 %; 500 dropped"
+    assert verdict.cause == "the tail of the quantized variant is longer"
+    assert verdict.next_step == "look at p99_ratio, or measure more rounds"
+    most = replace(gate, max_late=Fraction(457, 459))
+    assert judge(make_run([make_served(late=2)] * 10, late), most).code == "load.late-open"
+
+
+@pytest.mark.parametrize("again", [20, 0])
+def test_what_fp16_differs_from_itself_opens_both_limits_of_late(again: int) -> None:
+    gate = make_gate(p99_ratio=None, max_late=Fraction(5, 100), bound_ms=50.0)
+    fp16, quantized = [make_served(late=10)] * 10, [make_served(late=12)] * 10
+    figures = judge(make_run(fp16, quantized, [make_served(late=again)] * 10), gate).figures
+
+    assert figures["late_points_low"] == pytest.approx((2 - 10) * 100 / 459)
+    assert figures["late_points_high"] == pytest.approx((2 + 10) * 100 / 459)
+
+
+@pytest.mark.parametrize(
+    ("distances", "nearest", "brief", "cause", "next_step"),
+    [
+        ((0.8, 1e-6), None, "lost the answer to input 0", "calls that run at once", "try concu"),
+        ((1.3, 1e-6), 3, "gave input 0 the answer of 3", "the runtime mixes up", "try concurrency"),
+        (
+            (0.02, 0.03, 0.01),
+            None,
+            "under load is 2.00 % from alone",
+            "an embedding depends",
+            "look",
+        ),
+    ],
+)
+@pytest.mark.parametrize("side", ["FP16", "quantized"])
+def test_a_wrong_answer_says_whose_it_is_and_what_to_try(
+    side: str,
+    distances: tuple[float, ...],
+    nearest: int | None,
+    brief: str,
+    cause: str,
+    next_step: str,
+) -> None:
+    good, bad = [make_served()] * 10, [answered(*distances, nearest=nearest)] * 10
+    verdict = judge(make_run(bad, good) if side == "FP16" else make_run(good, bad))
+
+    assert verdict.headline.startswith(f"load: {ABOUT}: ")
+    assert verdict.headline.endswith(f" ({FILE}:30)")
+    assert verdict.brief == f"{side} {brief}"
+    assert verdict.cause.startswith(cause)
+    assert verdict.next_step.startswith(next_step)
+    assert verdict.figures["answers_limit"] == 0.001
+
+
+def test_answers_are_wrong_just_beyond_what_is_allowed() -> None:
+    """The first input may be right and the second one not."""
+    good = [make_served()] * 10
+    at_half = judge(make_run(good, [answered(1e-6, 0.5, 1e-6)] * 10))
+    assert at_half.passed
+    swapped = make_served(
+        answers=(
+            Answer(input=0, nearest=0, distance=1e-6, batch=(0,)),
+            Answer(input=1, nearest=2, distance=0.002, batch=(1, 2)),
+        )
+    )
+    verdict = judge(make_run(good, [swapped] * 10))
+    assert (verdict.code, verdict.brief) == (
+        "load.answers-swapped",
+        "quantized gave input 1 the answer of 2",
+    )
+    most = judge(make_run(good, [answered(0.02, 0.03, 0.01)] * 10))
+    assert "most in the batch of inputs 1, 7, 3 (" in most.headline
+    none = judge(make_run(good, [make_served(answers=())] * 10))
+    assert f"differ by inf % from those alone (limit 0.10 %) ({FILE}:30)" in none.headline
+    idle = judge(make_run(good, [make_served(batches=0)] * 10))
+    assert "4590.00 requests a batch" in idle.evidence[-1]

@@ -23,7 +23,7 @@ from pytest_quantgate.artifacts.layers import Layer, find_attentions, find_layer
 from pytest_quantgate.artifacts.operands import Artifact, Operand, Slot, largest_of
 from pytest_quantgate.artifacts.packed_codes import PackedCodes, read_input_range
 from pytest_quantgate.artifacts.recipe_lines import as_mapping
-from pytest_quantgate.artifacts.safetensors_file import Tensor
+from pytest_quantgate.artifacts.safetensors_file import Tensor, import_numpy
 from pytest_quantgate.artifacts.stored_quantizer import StoredQuantizer
 from pytest_quantgate.artifacts.weight_summary import summarize_tensor
 from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3, NVFP4, keeps_amax
@@ -379,14 +379,18 @@ def _is_zero(tensor: Tensor | None) -> bool:
 
 
 def _read_ranges(scale: Tensor | None, *, factor: float) -> tuple[float, ...] | None:
-    return None if scale is None else _limit(tuple((scale.values() * factor).tolist()))
+    if scale is None:
+        return None
+    with import_numpy().errstate(all="ignore"):
+        return _limit(tuple((scale.values() * factor).tolist()))
 
 
 def _read_packed_ranges(packed: PackedCodes) -> tuple[float, ...] | None:
     scales = packed.read_scales()
     if scales is None:
         return None
-    return _limit(tuple((scales.astype("f8") * largest_of(packed.format)).tolist()))
+    with import_numpy().errstate(all="ignore"):
+        return _limit(tuple((scales.astype("f8") * largest_of(packed.format)).tolist()))
 
 
 def _limit(ranges: tuple[float, ...] | None) -> tuple[float, ...] | None:

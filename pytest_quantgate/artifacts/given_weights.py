@@ -318,9 +318,7 @@ def _list_readers(graph: OnnxGraph, name: str, *, prefix: Prefix) -> Iterator[st
     seen, waiting = {name}, [name]
     while waiting:
         for node in graph.readers.get(waiting.pop(), ()):
-            if node.op_type in MOVES or node.op_type.endswith(
-                ("QuantizeLinear", "DequantizeLinear")
-            ):
+            if node.op_type in MOVES or is_quantize(node) or is_dequantize(node):
                 new = set(node.output) - seen
                 seen |= new
                 waiting += sorted(new)

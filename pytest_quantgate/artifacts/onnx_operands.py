@@ -315,10 +315,12 @@ def _list_odd_biases(graph: OnnxGraph) -> Iterator[str]:
         one, two, found = (graph.values(name) for name in names)
         if graph.type_of(str(maker.input[0])) != "int32" or one is None or two is None:
             continue
-        wanted = one.ravel() * two.ravel()
-        if found is None or found.size not in (1, wanted.size):
+        if found is None or 1 not in (one.size, two.size):
             continue
-        if not numpy.allclose(found.ravel(), wanted, rtol=0.01, atol=0):
+        wanted = one.ravel() * two.ravel()
+        if found.size in (1, wanted.size) and not numpy.allclose(
+            found.ravel(), wanted, rtol=0.01, atol=0
+        ):
             yield layer_of(node)
 
 
@@ -338,7 +340,7 @@ def _arrange(graph: OnnxGraph, read: Read, *, ranges: tuple[float, ...] | None) 
     if values is None:
         return None
     axis = read.axis if -values.ndim <= read.axis < values.ndim else 0
-    if ranges and len(ranges) > 1 and values.shape[axis] == len(ranges):
+    if ranges and len(ranges) > 1 and values.ndim and values.shape[axis] == len(ranges):
         return numpy.ascontiguousarray(numpy.moveaxis(values, axis, 0))
     return values
 

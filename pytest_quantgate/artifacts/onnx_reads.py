@@ -37,6 +37,9 @@ QUANTIZED = {
 }
 INTEGER = {"MatMulInteger": (2, 3), "ConvInteger": (2, 3)}
 
+#: Nobody quantizes a value more often.
+_MOST_PAIRS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
@@ -115,8 +118,11 @@ def _read_integer(graph: OnnxGraph, value: str, *, zero: str, scale: str) -> Rea
     return Read(source=source, format=kind, scale=scale, zero=zero, axis=1, dynamic=True)
 
 
-def _read_value(graph: OnnxGraph, value: str) -> Read:
-    """Return an operand of an ordinary node, quantized where a DequantizeLinear makes it."""
+def _read_value(graph: OnnxGraph, value: str, *, pairs: int = _MOST_PAIRS) -> Read:
+    """Return an operand of an ordinary node, quantized where a DequantizeLinear makes it.
+
+    So many `pairs` behind each other are looked through.
+    """
     source, maker = graph.origin(value)
     if maker is None:
         return Read(source=source)
@@ -136,7 +142,9 @@ def _read_value(graph: OnnxGraph, value: str) -> Read:
         block=attributes.get("block_size", 0),
     )
     if quantize is not None and is_quantize(quantize):
-        before = _read_value(graph, str(quantize.input[0]))
+        before = Read(source=graph.origin(quantize.input[0])[0])
+        if pairs > 1:
+            before = _read_value(graph, str(quantize.input[0]), pairs=pairs - 1)
         if not read.format:
             read = replace(
                 read, format=_type_behind(graph, quantize.output[0], zero=zero_of(quantize))
@@ -287,7 +295,8 @@ def arrange_scales(graph: OnnxGraph, read: Read, *, shape: tuple[int, ...]) -> t
         if values is None:
             found.append(numpy.zeros(1, "f4"))
         elif read.block and values.size > 1:
-            blocks = numpy.repeat(values, read.block, axis=read.axis)
+            size = min(read.block, shape[read.axis])
+            blocks = numpy.repeat(values, size, axis=read.axis)
             found.append(blocks.take(range(shape[read.axis]), axis=read.axis))
         else:
             sizes = [1] * len(shape)

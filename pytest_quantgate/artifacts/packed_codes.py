@@ -39,7 +39,7 @@ class PackedCodes:
     @property
     def block(self) -> int:
         """Return how many codes of a row share a scale, 0 where the scales cannot be laid so."""
-        rows, columns = (*self.scales.shape, 1)[:2]
+        rows, columns = (*self.scales.shape, 1, 1)[:2]
         if len(self.scales.shape) > 2 or rows != self.shape[0] or not columns:
             return 0
         size, rest = divmod(self.shape[1], columns)
@@ -65,7 +65,8 @@ class PackedCodes:
         # compressed-tensors stores powers of two as plain bytes
         is_plain = self.scales.dtype == "U8"
         found = decode_powers(self.scales.raw()) if is_plain else self.scales.values()
-        scaled: Array = (found * self.whole).astype("f4")
+        with import_numpy().errstate(all="ignore"):  # whoever reads an infinite one says so
+            scaled: Array = (found * self.whole).astype("f4")
         return scaled
 
     def read_codes(self) -> Array:
@@ -118,13 +119,15 @@ class PackedCodes:
 def find_packed(tensors: Mapping[str, Tensor], *, name: str, module: str) -> PackedCodes | None:
     """Return the packed codes of the weight in a tensor, None where it is not packed so."""
     codes, scales = tensors[name], tensors.get(f"{module}.weight_scale")
-    if scales is None or len(codes.shape) != 2 or codes.dtype not in ("U8", "I32"):
+    if scales is None or len(codes.shape) != 2 or not codes.count or not scales.count:
+        return None
+    if codes.dtype not in ("U8", "I32"):
         return None
     rows, columns = codes.shape
     if codes.dtype == "I32":
         said = tensors.get(f"{module}.weight_shape")
         shape = (rows, 8 * columns)
-        if said is not None and said.count == 2:
+        if said is not None and said.count == 2 and said.dtype in ("I32", "I64"):
             shape = (int(said.values()[0]), int(said.values()[1]))
         if shape[0] != rows or not 8 * (columns - 1) < shape[1] <= 8 * columns:
             return None

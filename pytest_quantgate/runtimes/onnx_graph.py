@@ -245,8 +245,10 @@ class _Graph(Graph):
         if size and inner:
             codes, whole, *_ = inner
             if codes in self.tensors:
-                values = self._values(codes).astype(np.float32) * self._values(whole)
-                kind = self._data_type(codes)
+                factor, kind = self._values(whole), self._data_type(codes)
+                if factor.size != 1:
+                    return _BlockScales(size=size, type=kind, whole=whole, agrees=False)
+                values = self._values(codes).astype(np.float32) * factor
                 return _BlockScales(size=size, type=kind, whole=whole, values=values)
             outer = self.makers.get(codes)
             if outer is None or not is_quantize(outer):

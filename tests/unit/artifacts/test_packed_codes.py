@@ -94,3 +94,14 @@ def test_scales_that_are_of_another_weight_fit_none(tmp_path: Path, rows: int) -
 
     assert found is not None
     assert (found.block, found.fits, found.dequantize()) == (0, False, None)
+
+
+def test_one_scale_for_all_is_none_of_blocks(tmp_path: Path) -> None:
+    codes = torch.ones(2, 8, dtype=torch.uint8)
+
+    alone = read(tmp_path, weight=codes, weight_scale=torch.tensor(1.0).to(torch.float8_e4m3fn))
+    assert alone is not None
+    assert (alone.block, alone.summarize().largest) == (0, (0.5,))
+
+    nothing = torch.ones(0, 1).to(torch.float8_e4m3fn)
+    assert read(tmp_path, weight=codes[:0], weight_scale=nothing) is None

@@ -516,6 +516,36 @@ def test_a_bias_in_another_scale_than_the_product_is_named(tmp_path: Path) -> No
     assert "check.bias-scale" not in codes(inspect(graph.save(tmp_path / "m.onnx")))
 
 
+def spoil_bias_scale(graph: Graph) -> None:
+    with_values(graph, f"{NAME}_x_s", [0.02, 0.02, 0.02])
+
+
+def flatten_weight(graph: Graph) -> None:
+    with_values(graph, f"{NAME}_w", 3.0)
+
+
+def pair_for_ever(graph: Graph) -> None:
+    """1500 pairs behind each other in front of one product."""
+    node = node_of(graph, "/MatMul")
+    inputs = [f"{NAME}_x_s", f"{NAME}_x_z"]
+    for number in range(1500):
+        value, code = f"again_{number}", f"code_{number}"
+        graph.nodes += [
+            helper.make_node("QuantizeLinear", [node.input[0], *inputs], [code], code),
+            helper.make_node("DequantizeLinear", [code, *inputs], [value], value),
+        ]
+        node.input[0] = value
+
+
+@pytest.mark.parametrize("edit", [spoil_bias_scale, flatten_weight, pair_for_ever])
+def test_what_nobody_writes_is_no_traceback(tmp_path: Path, edit: Callable[[Graph], None]) -> None:
+    path = coded_chain(edit).save(tmp_path / "m.onnx")
+
+    report = inspect_paths([path])
+
+    assert len(report.inspections) + len(report.refusals) == 1
+
+
 def with_values(graph: Graph, name: str, values: Any) -> None:
     tensor = next(t for t in graph.tensors if t.name == name)
     tensor.CopyFrom(numpy_helper.from_array(np.asarray(values, dtype="f4"), name))

@@ -108,8 +108,9 @@ def index_graph(model: Any, *, path: Path) -> OnnxGraph:
         raise ArtifactError(f"{path}: {problem}: export it again")
     plain = Graph.index(model.graph)
     for tensor in plain.tensors.values():
-        if tensor.raw_data and len(tensor.raw_data) != count_bytes(tensor):
-            raise _refuse_size(tensor, len(tensor.raw_data), path=path)
+        size = len(tensor.raw_data)  # a copy of it, each time it is asked for
+        if size and size != count_bytes(tensor):
+            raise _refuse_size(tensor, size, path=path)
     imports = {entry.domain: entry.version for entry in model.opset_import}
     nodes, was_sorted = _sort(plain.nodes, makers=plain.makers, path=path)
     return OnnxGraph(

@@ -122,25 +122,51 @@ def test_chance_is_that_of_each_language() -> None:
     assert kind.chance(found) == pytest.approx(4 / 40)
 
 
-def test_chance_is_that_of_the_queries_that_count() -> None:
+@pytest.mark.parametrize(
+    ("metric", "share"),
+    [("image_retrieval_recall@4", 4 / 5), ("text_retrieval_recall@7", 1.0)],
+)
+def test_chance_is_that_of_the_queries_that_count(metric: str, share: float) -> None:
     """One query of a picture counts: not the others, in a language with fewer to choose from."""
-    inputs = make_inputs(metric="image_retrieval_recall@4")
+    k = int(metric[-1])
+    inputs = make_inputs(metric=metric)
     rows = [*range(0, 15, 3), *range(1, 120, 3)]  # five pictures in de, all in en
     assert inputs.images is not None
     assert inputs.texts is not None
-    found = answer(
-        replace(
-            inputs,
-            samples=inputs.samples.select(rows),
-            pixels=tuple(inputs.pixels[row] for row in rows),
-            images=inputs.images[rows],
-            texts=inputs.texts.view(-1, 2, 10)[rows].flatten(0, 1),
-        )
+    few = replace(
+        inputs,
+        samples=inputs.samples.select(rows),
+        pixels=tuple(inputs.pixels[row] for row in rows),
+        images=inputs.images[rows],
+        texts=inputs.texts.view(-1, 2, 10)[rows].flatten(0, 1),
     )
+    found = answer(few)
 
     chance = find_task("photos/multilingual").chance
     assert chance is not None
-    assert chance(found) == pytest.approx((5 * 4 / 5 + 35 * 4 / 40) / 40)
+    assert chance(found) == pytest.approx((5 * share + 35 * k / 40) / 40)
+    apart = replace(found, clusters=())
+    each = len(found.ids) // len(rows)
+    five, forty = min(1.0, k / 5 / each), k / 40 / each
+    assert chance(apart) == pytest.approx((5 * five + 40 * forty) / 45)
+
+
+def test_copies_and_nan_are_counted_over_all_languages() -> None:
+    inputs = make_inputs(metric="image_retrieval_recall@1")
+    assert inputs.samples.captions is not None
+    assert inputs.images is not None
+    rows = inputs.samples.captions
+    twice = replace(inputs.samples, captions=(*rows[:3], rows[0], *rows[4:]))
+    pixels = (*inputs.pixels[:3], inputs.pixels[0], *inputs.pixels[4:])
+    images = inputs.images.clone()
+    images[5] = torch.nan
+    found = answer(replace(inputs, samples=twice, pixels=pixels, images=images))
+
+    assert found.copies == 2
+    assert found.nonfinite == 1
+    by_image = replace(inputs, metric="text_retrieval_recall@1")
+    assert answer(by_image).copies == 0
+    assert answer(replace(by_image, samples=twice, pixels=pixels)).copies == 1
 
 
 def test_a_language_that_lost_is_found_by_slices() -> None:

@@ -129,7 +129,7 @@ def _request(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> Reque
     )
     if before:
         _check_alone(parsed, towers=towers, onnx=onnx, before=before)
-        dtype = dtype if dtype == dtype_before else "float32"
+        dtype = dtype_before if dtype == "unknown" else dtype  # all that it stores are codes
     return Request(
         model=model,
         revision=parsed.revision,
@@ -160,12 +160,12 @@ def _check_alone(
     if others:
         raise SuiteError(
             f"--{others[0]} with --fp16-onnx: a suite of ONNX files alone quantizes nothing and "
-            f"has no checkpoint"
+            f"has no checkpoint: leave out one of both"
         )
     for option, files in (("--onnx", onnx), ("--fp16-onnx", before)):
         missing = [tower for tower in towers or {**onnx, **before} if tower not in files]
         if missing:
-            raise SuiteError(f"{option} names no file of the {missing[0]} tower")
+            raise SuiteError(f"{option} names no file of the {missing[0]} tower: name it, too")
 
 
 def _describe_onnx(

@@ -115,15 +115,23 @@ class BlockRun:
 
 
 def list_blocks(model: Encoder, *, tower: TowerName) -> tuple[str, ...]:
-    """Return the names of a tower's transformer blocks: the members of its outermost ModuleList."""
-    import torch
+    """Return the names of a tower's transformer blocks: the members of its outermost ModuleList, or
+    of a Sequential of modules of one class that hold Linear layers."""
+    from torch import nn
+
+    def is_list(part: nn.Module) -> bool:
+        if isinstance(part, nn.ModuleList):
+            return any(True for _ in part.parameters())  # ModelOpt keeps lists of its own
+        members = list(part) if isinstance(part, nn.Sequential) else []
+        alike = len(members) > 1 and len({type(member) for member in members}) == 1
+        return alike and any(isinstance(m, nn.Linear) for m in list(members[0].modules())[1:])
 
     found: list[str] = []
     own = tuple(f"{part}." for part in model.tower(tower).parts)
     for name, part in model.module.named_modules():
         inside = any(name.startswith(f"{block}.") for block in found)
-        if f"{name}.".startswith(own) and isinstance(part, torch.nn.ModuleList):
-            found += [] if inside else [f"{name}.{index}" for index in range(len(part))]
+        if f"{name}.".startswith(own) and is_list(part):
+            found += [] if inside else [f"{name}.{index}" for index, _ in part.named_children()]
     return tuple(found)
 
 

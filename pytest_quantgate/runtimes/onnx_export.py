@@ -14,6 +14,7 @@ import copy
 import functools
 import io
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -63,6 +64,8 @@ OPSETS = (19, 20)
 WRITTEN = tuple(row for row in TABLE if row.torch_dtype or (row.scale_bits and row.onnx_type))
 WEIGHTS_ALONE = (INT4,)
 _WRITTEN_WORDS = ", ".join(row.name for row in WRITTEN)
+
+_IN_SEQUENTIAL = re.compile(r"/([^/]+)/\1\.(\d+)(?=/)")
 
 #: A probability is at most 1, so that is the range of a quantizer behind Softmax.
 SOFTMAX_AMAX = 1.0
@@ -534,7 +537,11 @@ def _trace(
             f"{place} uses len() of a tensor, which the export writes down as the number of "
             f"samples that it is traced with: use .shape[0]"
         )
-    return onnx.load_from_string(stream.getvalue())
+    found = onnx.load_from_string(stream.getvalue())
+    for node in found.graph.node:
+        # A part of a Sequential: /blocks/blocks.0/attn, where a list has /blocks.0/attn.
+        node.name = _IN_SEQUENTIAL.sub(r"/\1.\2", node.name)
+    return found
 
 
 def _require_onnx() -> None:

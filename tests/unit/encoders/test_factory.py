@@ -18,7 +18,9 @@ from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.encoders.source import pin_model, read_model, resolve_checkpoint
 from pytest_quantgate.encoders.split_attention import split_attention
 from pytest_quantgate.errors import ModelError, NotMeasured, SuiteError
+from pytest_quantgate.measure.parity import list_blocks
 from pytest_quantgate.reference import weights_dir
+from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
@@ -212,6 +214,29 @@ def test_it_runs_without_dropout_though_nobody_called_eval(make: Make) -> None:
 
     pixels = torch.ones(2, 3, 4, 4)
     assert torch.equal(encoder.encode_image(pixels), encoder.encode_image(pixels))
+
+
+BLOCK = """\
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(8, 8)
+    def forward(self, x):
+        return x + self.up(x)
+"""
+
+
+def test_blocks_in_a_sequential_are_blocks_here_and_in_the_graph(
+    make: Make, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    encoder = load(make("tower.out = nn.Sequential(Block(), Block())", top=BLOCK))
+
+    exported = export_tower(encoder, tower="vision", path=tmp_path / "t.onnx")
+
+    assert list_blocks(encoder, tower="vision") == ("vision.out.0", "vision.out.1")
+    names = [node.name for node in onnx.load(exported.path).graph.node]
+    assert {f"/vision/out.{index}/Add" for index in range(2)} <= set(names)
 
 
 def test_texts_of_several_lengths_are_refused(make: Make) -> None:

@@ -113,7 +113,7 @@ def test_truncated_safetensors(copied: Path, model_spec: MakeSpec) -> None:
 
 def test_another_architecture(copied: Path, model_spec: MakeSpec) -> None:
     edit_config(copied, lambda config: config.update(model_type="blip"))
-    with pytest.raises(ModelError, match=r"model_type is 'blip', a suite needs 'bert' or 'clip'"):
+    with pytest.raises(ModelError, match=r"model_type is 'blip', a suite needs '"):
         load_fp16(model_spec(copied), environ={})
 
 

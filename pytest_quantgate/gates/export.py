@@ -390,8 +390,8 @@ def _value_problem(pair: QdqPair, quantizer: Quantizer) -> str | None:
         # Each row or block is divided by its own range, or scale, before it comes to the pair.
         has_scales = kind is not None and kind.scale_bits is not None
         fixed, of = (kind.largest, "block") if kind is not None and has_scales else (1.0, "token")
-        apart = max(abs(found / fixed - 1) for found in (pair.amax_min, pair.amax_max))
-        if apart <= SCALE_TOLERANCES["float32"]:
+        ends, tolerance = (pair.amax_min, pair.amax_max), SCALE_TOLERANCES["float32"]
+        if all(abs(found / fixed - 1) <= tolerance for found in ends):
             return None
         return f"amax {pair.amax_max:.6g} behind a range of each {of}, not {fixed:g}"
     if pair.scale_count != quantizer.amax_count:

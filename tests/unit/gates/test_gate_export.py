@@ -17,6 +17,7 @@ from pytest_quantgate.evidence.audit import Audit, Quantizer
 from pytest_quantgate.evidence.onnx import OnnxAudit, QdqPair
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.export import ExportGate, judge_export
+from pytest_quantgate.suite.keys import BadKey
 from pytest_quantgate.suite.where import Where
 from tests.unit.gates.gate_builders import (
     BLOCKS,
@@ -917,3 +918,65 @@ def test_sabotage_of_a_test_really_hits() -> None:
 
     assert len(matching(audit, "vision_model.*")) == IN_A_TOWER
     assert len(make_onnx(audit, "vision").pairs) == IN_A_TOWER
+
+
+# -- formats whose scales are of blocks or of each token -------------------------------------------
+
+FC1 = "vision_model.layers.0.mlp.fc1"
+
+
+def judge_pair(slot: str, pair: dict[str, Any], **changes: Any) -> Verdict:
+    """Return what is said of one pair of a quantizer in another format."""
+    audit = change_quantizers(make_audit(), f"{FC1}.{slot}_quantizer", **changes)
+    found = change_pairs(
+        make_onnx(audit, "vision"), f"{FC1}.{slot}", lambda one: replace(one, **pair)
+    )
+    return judge(audit, vision=found)
+
+
+@pytest.mark.parametrize(
+    ("deviation", "words"),
+    [
+        (None, "the scales of its blocks are not as many as those of the model"),
+        (1e-6, ""),
+        (0.5, "differ from those of the model, by up to 0.5 of one"),
+        (math.nan, "differ from those of the model, by up to nan of one"),
+    ],
+)
+def test_the_scales_of_a_weights_blocks_are_those_of_the_model(
+    deviation: float | None, words: str
+) -> None:
+    verdict = judge_pair("weight", {"amax_deviation": deviation}, format="NVFP4", dynamic=True)
+
+    assert verdict.passed is (not words)
+    if words:
+        assert verdict.code == "export.values-differ"
+        assert words in all_text(verdict)
+
+
+@pytest.mark.parametrize(
+    ("format_", "fixed", "of"), [("MXFP8", 448.0, "block"), ("E4M3", 1.0, "token")]
+)
+@pytest.mark.parametrize(
+    ("low", "high", "good"),
+    [(1, 1, True), (1, 2, False), (2, 1, False), (1, math.nan, False), (math.nan, 1, False)],
+)
+def test_what_is_divided_before_it_comes_to_a_pair_has_a_fixed_range(
+    format_: str, fixed: float, of: str, low: float, high: float, good: bool
+) -> None:
+    """A range that is no number is none, on either side."""
+    ends = {"amax_min": low * fixed, "amax_max": high * fixed}
+    verdict = judge_pair("input", ends, format=format_, dynamic=True)
+
+    assert verdict.passed is good
+    if not good:
+        assert f"behind a range of each {of}, not {fixed:g}" in all_text(verdict)
+
+
+def test_only_findings_of_the_check_are_ignored() -> None:
+    export_gate(ignore=("check.half-pair",)).check()
+    with pytest.raises(
+        BadKey, match=r"'export\.too-large' is no code of quantgate check"
+    ) as caught:
+        export_gate(ignore=("export.too-large",)).check()
+    assert caught.value.key == "ignore"

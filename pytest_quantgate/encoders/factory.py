@@ -161,9 +161,10 @@ def _list_known(code: FactoryCode) -> tuple[Path, ...]:
     """Return the files and folders that a factory may read: in the key, or part of the system."""
     named = [Path(os.path.realpath(path)) for path in code.list_files()]
     sites = {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
-    installed = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *sites}
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    installed = {*map(sysconfig.get_path, names), *sites}
     own = Path(__file__).parents[1]
-    system = ("/dev", "/etc", "/proc", "/sys", "/usr", *installed)
+    system = ("/dev", "/etc", "/proc", "/sys", "/usr/lib", "/usr/share", *installed)
     code_root = Path(os.path.realpath(code.package))
     return (*named, code_root, own, *(Path(os.path.realpath(path)) for path in system))
 

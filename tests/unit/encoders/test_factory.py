@@ -171,8 +171,9 @@ READS = {
 
 @pytest.mark.parametrize("how", READS)
 def test_it_reads_no_file_that_the_suite_does_not_name(
-    make: Make, tmp_path: Path, how: str
+    make: Make, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "outside"))  # no place for weights either
     from safetensors.torch import save_file
 
     path = tmp_path / "outside" / "w"

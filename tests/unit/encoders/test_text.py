@@ -77,9 +77,12 @@ def test_the_embedding_is_that_of_its_library(
     assert find_unknown(tmp_path) is None
 
 
-def test_other_padding_changes_nothing_that_is_masked(save: Callable[..., Encoder]) -> None:
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "t5"])
+def test_other_padding_changes_nothing_that_is_masked(
+    save: Callable[..., Encoder], kind: str
+) -> None:
     """Left out of the mask, padding would change a mean by a third."""
-    encoder = save("bert")
+    encoder = save(kind)
     tokens = encoder.tokenize(TEXTS)
     other = {**tokens, "input_ids": tokens["input_ids"].clone()}
     other["input_ids"][tokens["attention_mask"] == 0] = 7

@@ -106,3 +106,24 @@ def test_a_model_may_be_onnx_files_of_both_variants(load: Load) -> None:
 )
 def test_what_does_not_fit_together_is_refused(refusal: Refusal, text: str, words: str) -> None:
     assert words in refusal(text)
+
+
+FACTORY = 'source: factory, factory: "ours.models:make", towers: [vision, text]'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("source: factory", "source: factory, id: x", "model.id: belongs to a model of files"),
+        ("ours.models:make", "ours.models", "model.factory: is no function: write package.module"),
+        ("[vision, text]", "[text, vision]", "model.towers: says what the factory returns"),
+        ("source: factory", "source: reference", "model.factory: belongs to source: factory"),
+    ],
+)
+def test_a_model_that_a_function_makes_has_keys_of_its_own(
+    refusal: Refusal, load: Load, old: str, new: str, words: str
+) -> None:
+    text = swap("source: reference", FACTORY, text=f"{SMALL}trust: true\n")
+
+    assert load(text).model.towers == ("vision", "text")
+    assert words in refusal(swap(old, new, text=text))

@@ -290,6 +290,7 @@ FAMILY = EncoderFamily(
             describe_towers=describe_towers,
             config="CLIPConfig",
             model="CLIPModel",
+            since=(4, 57),
             image_processor="CLIPImageProcessor",
             settings={"vision_config": VISION_SETTINGS, "text_config": TEXT_SETTINGS},
             processing=PROCESSING,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from importlib import metadata
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,7 +114,22 @@ def read_settings(directory: Path) -> Mapping[str, Any]:
                 )
         raise ModelError(f"{path}: {describe_unknown(found)}")
     name, kind = known
+    _refuse_older(kind, path=path)
     return {**kind.read_settings(found, directory=directory), KIND: name}
+
+
+def _refuse_older(kind: Pretrained, *, path: Path) -> None:
+    """Raise UnsupportedModel where transformers is older than the names that a kind reads."""
+    try:
+        version = metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        return  # who loads the model says so
+    if kind.model and tuple(map(int, re.findall(r"\d+", version)[:2])) < kind.since:
+        wanted = ".".join(map(str, kind.since))
+        raise UnsupportedModel(
+            f"{path}: {kind.model} is read as transformers {wanted} and newer name its parts, and "
+            f"{version} is installed: pip install 'transformers>={wanted},<5.15'"
+        )
 
 
 def describe_unknown(settings: Mapping[str, Any]) -> str:

@@ -50,6 +50,9 @@ class Pretrained:
     name of this model in a larger one. `any_size` is whether the model takes images of the size
     that its processor makes, whatever its config says: positions are interpolated.
 
+    `since` is the first release of transformers that was seen to have the parts of `model` under
+    the names that are read here.
+
     A kind whose model is another one than config.json names, or whose files are others, overrides
     the methods.
     """
@@ -66,6 +69,7 @@ class Pretrained:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     processing: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: TokenizerClass = TokenizerClass()
+    since: tuple[int, int] = (5, 9)
 
     def read_settings(self, settings: Mapping[str, Any], *, directory: Path) -> Mapping[str, Any]:
         """Return all that makes the model, of config.json and of what else its folder says.

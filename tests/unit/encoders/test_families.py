@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,37 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         return path
 
     return write
+
+
+@pytest.mark.parametrize(
+    ("model_type", "version", "taken"),
+    [
+        ("clip", "4.57.6", True),
+        ("vit", "5.8.1", False),
+        ("vit", "5.9.0", True),
+        ("siglip", "4.57.6", False),
+        ("siglip", "5.10.4", True),
+        ("siglip", "6.0", True),
+    ],
+)
+def test_an_older_transformers_is_refused_by_version(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    version: str,
+    taken: bool,
+) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}', encoding="utf-8")
+    own = metadata.version
+    monkeypatch.setattr(
+        metadata, "version", lambda name: version if name == "transformers" else own(name)
+    )
+
+    if taken:
+        assert read_settings(tmp_path)["model_type"] == model_type
+        return
+    with pytest.raises(UnsupportedModel, match=rf"5\.9 and newer .* {version} is installed: pip"):
+        read_settings(tmp_path)
 
 
 def test_a_family_of_another_package_is_found(install: Callable[[str], Path]) -> None:

@@ -48,18 +48,16 @@ class Cell:
     name: str
     python: str
     pins: tuple[str, ...]
+    checks: tuple[str, ...] = tuple(CHECKS)
 
+
+_OLDEST = ("torch==2.8.*", "onnxruntime==1.20.*", "onnx==1.21.*", "pytest==8.3.*")
 
 CELLS = (
-    Cell(
-        name="oldest",
-        python="3.11",
-        pins=(
-            *("torch==2.8.*", "transformers==4.57.*", "onnxruntime==1.20.*", "pytest==8.3.*"),
-            *("diffusers==0.35.*", "pyarrow==21.*", "PyYAML==6.0.1", "safetensors==0.5.*"),
-        ),
-    ),
-    Cell(name="between", python="3.12", pins=("torch==2.11.*", "transformers==5.6.*")),
+    # The oldest transformers, which has a whole CLIP as it is read here and no other encoder.
+    Cell(name="clip", python="3.11", pins=(*_OLDEST, "transformers==4.57.*"), checks=("gate",)),
+    Cell(name="oldest", python="3.11", pins=(*_OLDEST, "transformers==5.9.*")),
+    Cell(name="between", python="3.12", pins=("torch==2.11.*", "transformers==5.11.*")),
     Cell(name="newest", python="3.13", pins=()),
 )
 
@@ -111,12 +109,12 @@ def run_cell(cell: Cell, *, folder: Path) -> Found:
         if reason:
             return Found(cell=cell, versions={}, failures={}, seconds={}, reason=reason)
     failures, seconds = {}, {}
-    for name, arguments in CHECKS.items():
+    for name in cell.checks:
         print(f"{cell.name}: {name}", file=sys.stderr, flush=True)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as cache:
             run = subprocess.run(
-                [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+                [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *CHECKS[name]],
                 cwd=ROOT,
                 env={**os.environ, "XDG_CACHE_HOME": cache},
                 capture_output=True,
@@ -188,6 +186,8 @@ def write_page(found: list[Found]) -> str:
 def _say(one: Found, check: str) -> str:
     if one.reason:
         return one.reason
+    if check not in one.cell.checks:
+        return ""
     return one.failures[check] or f"green in {one.seconds[check]:.0f} s"
 
 

@@ -130,7 +130,8 @@ class ActivationRecorder:
         if largest <= self.highest:  # NaN is not
             layer.largest = max(layer.largest, largest)
             return
-        if bool(((value == 0) | value.isneginf()).all()):
+        zero = value == 0
+        if bool(zero.any()) and bool((zero | value.isneginf()).all()):
             return  # a mask that is handed from layer to layer
         sizes = (
             value.detach().abs().nan_to_num(nan=torch.inf, posinf=torch.inf).flatten(start_dim=1)

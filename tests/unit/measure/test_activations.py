@@ -142,6 +142,23 @@ def test_values_that_are_no_numbers_overflow() -> None:
     assert (found.overflowing, found.largest) == (2, math.inf)
 
 
+@pytest.mark.parametrize(
+    ("rows", "over"),
+    [
+        ([[0.0, -math.inf], [0.0, 0.0]], 0),  # a mask that layers hand on
+        ([[-math.inf, -math.inf], [-math.inf, -math.inf]], 2),
+        ([[1.0, -math.inf], [0.0, 0.0]], 1),
+    ],
+)
+def test_a_mask_of_infinities_is_told_from_an_overflow(rows: list[list[float]], over: int) -> None:
+    recorder = ActivationRecorder(highest=HALF)
+    layer = nn.Identity()
+    with recorder.record(layer, tower="text"):
+        layer(torch.tensor(rows))
+
+    assert recorder.describe()[0].overflowing == over
+
+
 def test_grouped_queries_are_multiplied_as_they_are() -> None:
     class Attention(nn.Module):
         def forward(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ this package; a replaced package that is imported there already gets a process o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import io
 import json
@@ -124,6 +125,11 @@ PLANTS = (
         module="run/sensitivity.py",
         code="take_spread = lambda samples, count: samples.select([0, 1])",
         spoils="suspects",
+    ),
+    Plant(
+        module="run/timed_runs.py",
+        code="good = make_batch\nmake_batch = lambda stages, size: good(stages, size=1)",
+        spoils="timed inputs",
     ),
     Plant(
         module="evidence/codec.py",
@@ -439,6 +445,15 @@ def _outcomes(case: Case, place: int) -> Any:
     return [repr(case.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples))]
 
 
+def _timed_inputs(case: Case) -> Any:
+    from pytest_quantgate.gates.latency import LatencyGate
+    from pytest_quantgate.run.timed_runs import keep_inputs
+    from pytest_quantgate.suite.where import Where
+
+    gate = LatencyGate(where=Where(file="x", line=1), tower="text", batch=2)
+    return hashlib.sha256(Path(keep_inputs(case.stages, gate)).read_bytes()).hexdigest()
+
+
 def _suspects(case: Case) -> Any:
     from pytest_quantgate.gates.accuracy import AccuracyGate
     from pytest_quantgate.run.sensitivity import Study
@@ -463,6 +478,7 @@ KINDS: dict[str, Callable[[Case], Any]] = {
     "sanity": lambda case: repr(case.sanity),
     "shipped": lambda case: repr(case.stages.shipped_towers(samples=4)),
     "suspects": _suspects,
+    "timed inputs": _timed_inputs,
 }
 
 

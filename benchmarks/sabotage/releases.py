@@ -66,7 +66,7 @@ class Releases:
     def good(self) -> Case:
         """The good release, timed by a scripted clock as every other one, and published."""
         self.bench.good.quantized  # noqa: B018 (loaded once: copies of the case share it)
-        case = exchange(self.bench.good, latency=lambda _gate: measure())
+        case = exchange(self.bench.good, latency=lambda _gate, **_: measure())
         if not self.has(GOOD):
             self._write(GOOD, case=case, verdicts=judge_kinds(case, self.kinds))
         return case

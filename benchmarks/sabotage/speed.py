@@ -46,7 +46,7 @@ def measure(*, quantized_ms: float = 60.0, noise: float = 0.01, seed: int = 0) -
 
 
 def judged(run: LatencyRun) -> Callable[[Bench], Case]:
-    return lambda bench: exchange(bench.good, latency=lambda _gate: run)
+    return lambda bench: exchange(bench.good, latency=lambda _gate, **_: run)
 
 
 def in_ms(baseline: Machine | None) -> Callable[[Bench], Case]:
@@ -71,7 +71,7 @@ def in_ms(baseline: Machine | None) -> Callable[[Bench], Case]:
             )
             store.write(record)
         case.store = store
-        return exchange(case, latency=lambda _gate: _GOOD)
+        return exchange(case, latency=lambda _gate, **_: _GOOD)
 
     return make
 

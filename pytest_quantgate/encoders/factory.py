@@ -138,6 +138,8 @@ def load_factory(spec: ModelSpec, *, source: CheckpointSource, device: str) -> E
 def _call(code: FactoryCode, *, where: str) -> PlainEncoder:
     module, _, attribute = code.name.partition(":")
     opened: set[Path] = set()
+    # Python reads the source of what is loaded already for a warning or a traceback.
+    loaded = {getattr(known, "__file__", None) for known in list(sys.modules.values())}
     with _watch_files(opened):
         function = _run(
             lambda: getattr(importlib.import_module(module), attribute), what="import", where=where
@@ -145,7 +147,7 @@ def _call(code: FactoryCode, *, where: str) -> PlainEncoder:
         made = _run(lambda: function(*code.files), what="the call", where=where)
     if not isinstance(made, PlainEncoder):
         raise ModelError(f"{where} returns {type(made).__name__}, a PlainEncoder is needed")
-    known = _list_known(code)
+    known = (*_list_known(code), *(Path(os.path.realpath(path)) for path in loaded if path))
     strange = sorted(
         path for path in opened if path.is_file() and not any(map(path.is_relative_to, known))
     )

@@ -141,7 +141,7 @@ def _plan_torch(stages: Stages, gate: TimedGate, folder: Path) -> Lineup:
     checkpoint = folder / "checkpoint"
     save_checkpoint(case.quantized, checkpoint)
     checkpoints = {"fp16": "", "quantized": str(checkpoint)}
-    inputs = _keep_inputs(stages, gate)
+    inputs = keep_inputs(stages, gate)
     return Lineup(
         specs={
             variant: TorchContestant(
@@ -195,7 +195,7 @@ def _plan_files(
 ) -> dict[Variant, Spec]:
     from pytest_quantgate.runtimes.onnxruntime_session import choose_optimization
 
-    inputs = _keep_inputs(stages, gate)
+    inputs = keep_inputs(stages, gate)
     specs: dict[Variant, Spec] = {}
     for variant in VARIANTS:
         path = stages.onnx_path(variant=variant, tower=gate.tower, precision=precision)
@@ -214,7 +214,7 @@ def _plan_engines(stages: Stages, gate: TimedGate, _folder: Path) -> Lineup:
     order = EngineOrder(
         target=target, library=gate.runtime, batch=gate.batch, source=gate.where.of("runtime")
     )
-    inputs = _keep_inputs(stages, gate)
+    inputs = keep_inputs(stages, gate)
     built = {
         variant: stages.build_engine(variant=variant, tower=gate.tower, order=order, to_run=True)
         for variant in VARIANTS
@@ -249,7 +249,7 @@ _PLANS: Mapping[TimedRuntime, Callable[[Stages, TimedGate, Path], Lineup]] = {
 }
 
 
-def _keep_inputs(stages: Stages, gate: TimedGate) -> str:
+def keep_inputs(stages: Stages, gate: TimedGate) -> str:
     """Return the path of an .npz with the gate's inputs of the tower by the names of its graph."""
 
     def build(folder: Path) -> None:

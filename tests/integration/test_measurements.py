@@ -42,7 +42,8 @@ INERT = {
 
 #: Fields of a suite that are read while something is measured, by the input that holds them.
 FIELDS = {
-    "model: the digest of its files": "ModelSpec.id ModelSpec.revision ModelSpec.source",
+    "model: the digest of its files, or of its factory's": "ModelSpec.factory ModelSpec.files "
+    "ModelSpec.id ModelSpec.revision ModelSpec.source ModelSpec.towers",
     "dtype, attn_implementation": "ModelSpec.attn_implementation ModelSpec.dtype",
     "recipe": "QuantizeSpec.exclude QuantizeSpec.recipe",
     "calibration": "CalibrationSpec.batch_size CalibrationSpec.data CalibrationSpec.first "

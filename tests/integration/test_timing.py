@@ -68,7 +68,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     from pytest_quantgate.run.measured import Measured
 
     bench = Bench()
-    monkeypatch.setattr(Measured, "latency", lambda _case, gate: bench.measure(gate))
+    monkeypatch.setattr(Measured, "latency", lambda _case, gate, **_: bench.measure(gate))
     # pytest-benchmark asks these whether it runs in a worker, or on CI.
     for name in ("PYTEST_XDIST_WORKER", "CI", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)

@@ -56,6 +56,7 @@ FIELDS = {
     "AccuracyGate.task FidelityGate.data FidelityGate.first FidelityGate.samples "
     "FidelityGate.stage",
     "softmax": "ExportGate.allow Gates.sections",
+    "tower, samples": "LatencyGate.batch LatencyGate.tower",
     "none: the places that messages name": "CalibrationSpec.where DatasetSpec.where "
     "ModelSpec.where QuantizeSpec.where Where.file Where.keys Where.line",
     "none: what the others are in": "Suite.calibration Suite.datasets Suite.gates Suite.model "

@@ -26,7 +26,7 @@ _EXPONENT = 23
 _BIAS = 127
 
 #: ModelOpt takes 1 for a range that is not above this.
-_LEAST_RANGE = 2.0**-24
+LEAST_RANGE = 2.0**-24
 
 
 def can_round(inputs: torch.Tensor, amax: torch.Tensor) -> bool:
@@ -48,7 +48,7 @@ def round_e4m3(inputs: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
 
     largest = E4M3.largest
     amax = amax.to(torch.float32)
-    scale = largest / torch.where(amax <= _LEAST_RANGE, torch.ones_like(amax), amax).reshape(())
+    scale = largest / torch.where(amax <= LEAST_RANGE, torch.ones_like(amax), amax).reshape(())
     inverse = 1 / scale
     outputs = torch.empty_like(inputs)
     source, target = inputs.view(-1), outputs.view(-1)

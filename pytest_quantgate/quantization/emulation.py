@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.formats.number_format import NumberFormat
 from pytest_quantgate.formats.table import E4M3, NVFP4, read_blocks, read_format
-from pytest_quantgate.quantization.e4m3 import can_round, round_e4m3
+from pytest_quantgate.quantization.e4m3 import LEAST_RANGE, can_round, round_e4m3
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import (
     amax_of,
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 #: block below which all its values become 0.
 _LEAST_TENSOR_SCALE = 1e-12
 LEAST_BLOCK_SCALE = 1e-5
-
-#: ModelOpt's scale of static blocks is 1 where the range of the tensor is at most this.
-_LEAST_RANGE = 2.0**-24
 
 #: What `emulated_kernels` puts something else in the place of.
 _REPLACED = ("quantize_op", "dynamic_block_quantize_op", "triton_kernel")
@@ -128,7 +125,7 @@ def scale_static_nvfp4(
     ranges = amax.float()
     whole = (ranges.amax() if global_amax is None else global_amax).float()
     highest = whole * (E4M3.largest / fp8_max_for_normalization) / NVFP4.largest
-    highest = torch.where(highest <= _LEAST_RANGE, torch.ones_like(highest), highest)
+    highest = torch.where(highest <= LEAST_RANGE, torch.ones_like(highest), highest)
     factor = E4M3.largest / highest
     scales = ranges / NVFP4.largest * factor
     return _round_e4m3(scales.clamp(-E4M3.largest, E4M3.largest)), 1 / factor

@@ -89,7 +89,7 @@ class LatencyGate(TimedGate):
         default=1,
         metadata=spread(count_key(help="images or texts in a batch, or several sizes; default: 1")),
     )
-    rounds: int = field(default=30, metadata=count_key(help="timed rounds; default: 30"))
+    rounds: int = field(default=30, metadata=count_key(help="timed rounds at most; default: 30"))
 
     @property
     def key(self) -> str:

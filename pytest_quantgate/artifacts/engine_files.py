@@ -25,6 +25,9 @@ from pytest_quantgate.untrusted import parse_json, read_regular
 #: How a plan begins: TensorRT for RTX, and TensorRT.
 _MAGIC = {b"vtrt": "TensorRT for RTX", b"ftrt": "TensorRT", b"ptrt": "TensorRT"}
 
+#: Where the library's version stands, a byte a part (NVIDIA/TensorRT issue 3073, a maintainer).
+_VERSION = slice(24, 28)
+
 #: So much of a plan is searched for the GPU that it was built for.
 _HEAD_BYTES = 1 << 20
 
@@ -48,11 +51,18 @@ class LayerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the bytes of a plan tell without its library."""
+    """What the bytes of a plan tell without its library; `version` and `target` may be empty."""
 
     library: str
+    version: str
     target: str
     bytes: int
+
+    @property
+    def description(self) -> str:
+        """The library with its version, and the GPU where it says one."""
+        version = f" {self.version}" if self.version else ""
+        return f"{self.library}{version}" + (f", built for {self.target}" if self.target else "")
 
 
 def read_plan(path: Path) -> Plan:
@@ -66,8 +76,13 @@ def read_plan(path: Path) -> Plan:
     library = _MAGIC.get(head[:4])
     if library is None:
         raise ArtifactError(f"{path} is no engine plan of TensorRT: it begins otherwise")
-    found = _TARGET.search(head)
-    return Plan(library=library, target=f"sm{found[1].decode()}" if found else "", bytes=size)
+    found, parts = _TARGET.search(head), head[_VERSION]
+    return Plan(
+        library=library,
+        version=".".join(map(str, parts)) if any(parts[:1]) else "",
+        target=f"sm{found[1].decode()}" if found else "",
+        bytes=size,
+    )
 
 
 def is_plan(path: Path) -> bool:

@@ -33,7 +33,7 @@ _VERSION = re.compile(r"TensorRT version: (\d+(?:\.\d+){1,3})|\[TensorRT v(\d+)\
 _CAPABILITY = re.compile(r"Compute Capability: (\d{1,2})\.(\d)")
 
 #: What the libraries of a suite are called in the first bytes of their plans.
-_LIBRARIES = {"tensorrt-rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
+LIBRARIES = {"tensorrt-rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
 
 DETAILED = "--profilingVerbosity=detailed"
 
@@ -173,10 +173,10 @@ def _read_memory(log: str) -> EngineMemory | None:
 
 def check_library(plan: Plan, *, name: str, library: str) -> None:
     """Raise Untied for a plan of another library than a gate is about."""
-    if plan.library != _LIBRARIES[library]:
+    if plan.library != LIBRARIES[library]:
         raise Untied(
-            f"{name} is a plan of {plan.library}, the gate is about {_LIBRARIES[library]}: set "
-            f"library: {next(key for key, value in _LIBRARIES.items() if value == plan.library)}"
+            f"{name} is a plan of {plan.library}, the gate is about {LIBRARIES[library]}: set "
+            f"library: {next(key for key, value in LIBRARIES.items() if value == plan.library)}"
         )
 
 

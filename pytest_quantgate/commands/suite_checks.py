@@ -93,7 +93,7 @@ def _check_artifacts(suite: Suite, *, found: _Found, environ: Mapping[str, str])
     """Open the files that are handed over, and look whether a gate reads them."""
     from pytest_quantgate.evidence.audit import TOWERS
     from pytest_quantgate.run.exported import VARIANTS
-    from pytest_quantgate.run.given_files import open_onnx, open_report
+    from pytest_quantgate.run.given_files import open_given_engine, open_onnx
 
     if suite.artifacts is None:
         return
@@ -102,7 +102,7 @@ def _check_artifacts(suite: Suite, *, found: _Found, environ: Mapping[str, str])
             f"{suite.artifacts.where}: no gate reads the artifacts: add export: {{}} and "
             f"parity: {{}}, or leave them out"
         )
-    for variant, tower, look in product(VARIANTS, TOWERS, (open_onnx, open_report)):
+    for variant, tower, look in product(VARIANTS, TOWERS, (open_onnx, open_given_engine)):
         with found.noting():
             look(suite.artifacts, variant=variant, tower=tower, environ=environ)
 

@@ -231,7 +231,8 @@ def _list_artifacts(suite: Suite) -> dict[str, str]:
         found["prefix"] = suite.artifacts.prefix
     for side, files in (("", suite.artifacts), ("fp16.", suite.artifacts.fp16)):
         if files is not None:
-            found |= {f"{side}onnx.{tower}": path for tower, path in files.onnx.items()}
+            for key, paths in (("onnx", files.onnx), ("engine", files.engine)):
+                found |= {f"{side}{key}.{tower}": path for tower, path in paths.items()}
             found |= {
                 f"{side}engine_report.{tower}": _summarize(spec)
                 for tower, spec in files.engine_report.items()

@@ -33,12 +33,11 @@ _KINDS = {
 
 def inspect_plan(plan: Plan, *, label: str) -> Inspection:
     """Return what the first bytes of a plan tell."""
-    target = f", built for {plan.target}" if plan.target else ""
     return Inspection(
         path=label,
         what="plan",
         tool=plan.library,
-        headline=f"engine plan of {plan.library}{target}, {plan.bytes / 1e6:.1f} MB",
+        headline=f"engine plan of {plan.description}, {plan.bytes / 1e6:.1f} MB",
         notes=("what an engine computes stands in its layer report, not in the plan",),
         next_steps=(f"{DETAILED.replace('PLAN', label)}; quantgate check layers.json",),
         bytes_by_type={"plan": plan.bytes},

@@ -9,6 +9,7 @@ from pytest_quantgate.evidence.audit import TowerName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import torch
 
@@ -37,9 +38,10 @@ class ExportedTowers:
 
 
 class EngineTowers:
-    """Engines of towers, built for one batch size, with an Encoder's `encode`."""
+    """Engines of towers with an Encoder's `encode`."""
 
     def __init__(self, engines: Mapping[TowerName, RunsBatches], *, batch: int) -> None:
+        """Embed `batch` samples at a time, or as many as an engine takes where it takes fewer."""
         self.engines = engines
         self.batch = batch
 
@@ -47,8 +49,20 @@ class EngineTowers:
         """Return float32 [N, D], not normalised, for the inputs of one tower by their names."""
         from pytest_quantgate.runtimes.engine_run import run_in_batches
 
-        found: torch.Tensor = run_in_batches(self.engines[name], inputs, batch=self.batch)
+        engine = self.engines[name]
+        found: torch.Tensor = run_in_batches(engine, inputs, batch=engine.fit_batch(self.batch))
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnableEngine:
+    """A plan that may run here, and its sizes in bytes; `weights_bytes` is None where unknown."""
+
+    path: Path
+    target: str
+    plan_sha256: str
+    plan_bytes: int
+    weights_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

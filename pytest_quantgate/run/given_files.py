@@ -1,4 +1,4 @@
-"""ONNX files and engine reports that a suite was handed, opened and tied to what they are of."""
+"""ONNX files and engines that a suite was handed, opened and tied to what they are of."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_quantgate.artifacts.given_engine import ReportFiles
+from pytest_quantgate.artifacts.engine_files import Plan, read_plan
+from pytest_quantgate.artifacts.given_engine import LIBRARIES, ReportFiles
 from pytest_quantgate.artifacts.given_onnx import digest_files
 from pytest_quantgate.artifacts.onnx_places import TowerModel
 from pytest_quantgate.errors import ArtifactError, GivenFileError, NotMeasured
@@ -20,6 +21,7 @@ from pytest_quantgate.suite.where import expand_path
 if TYPE_CHECKING:
     from pytest_quantgate.encoders.encoder import Encoder
     from pytest_quantgate.encoders.towers import TowerSpec
+    from pytest_quantgate.store.plans import KnownPlans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,8 @@ class GivenReport:
     files: ReportFiles
     where: str
 
+    kind: ClassVar[str] = "engine report"
+
     @property
     def key(self) -> dict[str, str]:
         return dict(self.files.digests)
@@ -101,37 +105,111 @@ class GivenReport:
             for key, path in paths.items()
         }
 
+    def as_plan(self) -> GivenPlan:
+        """Return the plan that the report is of."""
+        return _read_plan(self.files, where=self.where)
+
     @property
     def description(self) -> str:
         layers, engine = (self.files.paths[key].name for key in ("layers", "engine"))
         return f"{layers} of {engine} (sha256 {self.files.digests['engine'][:12]})"
 
 
-def open_report(
+@dataclass(frozen=True, kw_only=True)
+class GivenPlan:
+    """An engine that was handed over without a report: what its first bytes tell, and its SHA-256.
+
+    It proves nothing by itself; it is code for a device.
+    """
+
+    path: Path
+    digest: str
+    plan: Plan
+    where: str
+
+    kind: ClassVar[str] = "engine"
+
+    @property
+    def key(self) -> dict[str, str]:
+        return self.digests
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {self.path.name: self.digest}
+
+    @property
+    def description(self) -> str:
+        return f"{self.path.name} (sha256 {self.digest[:12]}; {self.plan.description})"
+
+    def as_plan(self) -> GivenPlan:
+        return self
+
+    def check_may_run(self, known: KnownPlans, *, library: str, target: str) -> None:
+        """Raise NotMeasured unless the plan is of this library and GPU, and among the known ones.
+
+        `library` is the word of a suite. A plan without a target is tried: its library says more.
+        """
+        theirs = LIBRARIES[library]
+        if self.plan.library != theirs:
+            other = next(key for key, name in LIBRARIES.items() if name == self.plan.library)
+            raise NotMeasured(
+                f"{self.where}: {self.description} is not of {theirs}, which the gate runs: name "
+                f"{other} there"
+            )
+        if self.plan.target not in ("", target):
+            raise NotMeasured(
+                f"{self.where}: {self.description}, is not run on another GPU: {target}"
+            )
+        try:
+            known.check(self.path)
+        except ValueError as error:
+            raise NotMeasured(
+                f"{self.where}: {self.description} was not built here, and a plan is code for the "
+                f"device: who trusts it says so with install -d -m 700 {known.root} && touch "
+                f"{known.root / self.digest}"
+            ) from error
+
+
+def open_given_engine(
     artifacts: ArtifactsSpec | None,
     *,
     variant: Variant,
     tower: TowerName,
     environ: Mapping[str, str] = os.environ,
-) -> GivenReport | None:
-    """Return the report of a tower's engine that a suite was handed, None where it has none.
+) -> GivenReport | GivenPlan | None:
+    """Return a tower's engine that a suite was handed, by its report or alone; None without one.
 
     Raises NotMeasured where a file of it is not there, GivenFileError for one that cannot be read.
     """
     files = files_of(artifacts, variant=variant)
-    if files is None or tower not in files.engine_report:
+    if files is None or not (tower in files.engine_report or tower in files.engine):
         return None
-    spec = files.engine_report[tower]
+    spec = files.engine_report.get(tower)
+    named = {"engine": files.engine[tower]} if spec is None else spec.files
+    place = files.where.of("engine") if spec is None else str(spec.where)
     paths = {}
-    for key, text in spec.files.items():
-        where = spec.where.of(key)
+    for key, text in named.items():
+        where = place if spec is None else spec.where.of(key)
         paths[key] = expand_path(text, where=where, environ=environ)
         if not paths[key].is_file():
             raise NotMeasured(f"{where}: {paths[key]} is not there: set {key} to a file")
     try:
-        return GivenReport(files=ReportFiles.read(paths), where=str(spec.where))
+        read = ReportFiles.read(paths)
+        if spec is not None:
+            return GivenReport(files=read, where=place)
+        return _read_plan(read, where=place)
     except ArtifactError as error:
-        raise GivenFileError(f"{spec.where}: {error}") from error
+        raise GivenFileError(f"{place}: {error}") from error
+
+
+def _read_plan(files: ReportFiles, *, where: str) -> GivenPlan:
+    """Return what the plan among some files tells; raises GivenFileError where it is none."""
+    path = files.paths["engine"]
+    try:
+        plan = read_plan(path)
+    except ArtifactError as error:
+        raise GivenFileError(f"{where}: {error}") from error
+    return GivenPlan(path=path, digest=files.digests["engine"], plan=plan, where=where)
 
 
 def describe_tower(model: Encoder, *, tower: TowerName) -> TowerModel:

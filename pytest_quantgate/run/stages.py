@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,7 @@ from pytest_quantgate.run.exported import (
     EngineTowers,
     ExportedTowers,
     Precision,
+    RunnableEngine,
     Variant,
 )
 from pytest_quantgate.store.disk import temporary_folder
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.gates.memory import MemoryGate
     from pytest_quantgate.gates.trace import TraceGate
     from pytest_quantgate.inspection.findings import Inspection
-    from pytest_quantgate.run.given_files import GivenOnnx, GivenReport
+    from pytest_quantgate.run.given_files import GivenOnnx, GivenPlan, GivenReport
     from pytest_quantgate.run.variants import Variants
     from pytest_quantgate.runtimes.engine import InputShapes
     from pytest_quantgate.runtimes.engine_layers import EngineReport
@@ -76,7 +78,7 @@ class Stages:
     def __init__(self, case: Variants) -> None:
         self.case = case
         self._open: dict[Any, Any] = {}
-        self._reports: dict[tuple[Variant, TowerName], GivenReport | None] = {}
+        self._engines: dict[tuple[Variant, TowerName], GivenReport | GivenPlan | None] = {}
         self.known_plans = KnownPlans(default_plans_root(case.environ))
         #: The files that were handed over and read since a gate began, by what they are.
         self.used_files: dict[str, str] = {}
@@ -218,7 +220,7 @@ class Stages:
         """
         return {
             (kind, variant, tower): found.digests
-            for kind, opened in (("onnx", self.case.opened_onnx), ("engine", self._reports))
+            for kind, opened in (("onnx", self.case.opened_onnx), ("engine", self._engines))
             for variant in VARIANTS
             for tower in self.case.towers
             if (found := opened.get((variant, tower))) is not None
@@ -232,7 +234,7 @@ class Stages:
             files = files_of(self.case.suite.artifacts, variant=variant)
             if files is None:
                 continue
-            for tower in (*files.onnx, *files.engine_report):
+            for tower in (*files.onnx, *files.engine, *files.engine_report):
                 if tower not in self.case.towers:
                     raise GivenFileError(
                         f"{files.where}: {self.case.model_name} has no {tower} tower: it has "
@@ -474,7 +476,17 @@ class Stages:
             batch=gate.batch,
             source=gate.where.of("target"),
         )
-        given = self.given_report(variant, tower)
+        from pytest_quantgate.run.given_files import GivenPlan
+
+        given = self.given_engine(variant, tower)
+        if isinstance(given, GivenPlan):
+            side = "" if variant == "quantized" else "fp16."
+            raise NotMeasured(
+                f"{given.where}: {given.description} says nothing of what it computes: give its "
+                f"layers as artifacts.{side}engine_report.{tower} (layers, engine, sums), which "
+                f"ties them to the plan by SHA-256; on its own it runs on a GPU of its target "
+                f"(latency, load, accuracy with stage: engine)"
+            )
         if given is not None:
             return self._read_given_engine(given, variant=variant, tower=tower, order=order)
         report, _ = self.build_engine(variant=variant, tower=tower, order=order)
@@ -494,24 +506,89 @@ class Stages:
 
     def given_report(self, variant: Variant, tower: TowerName) -> GivenReport | None:
         """Return the report that takes the place of an engine, as it was when the run began."""
-        from pytest_quantgate.run.given_files import open_report
+        from pytest_quantgate.run.given_files import GivenReport
+
+        found = self.given_engine(variant, tower)
+        return found if isinstance(found, GivenReport) else None
+
+    def given_engine(self, variant: Variant, tower: TowerName) -> GivenReport | GivenPlan | None:
+        """Return what takes the place of an engine, and note that a gate reads it."""
+        from pytest_quantgate.run.given_files import open_given_engine
 
         if self.case.suite.artifacts is None:
             return None
         key = (variant, tower)
-        if key not in self._reports:
+        if key not in self._engines:
             self._refuse_towers()
-            self._reports[key] = open_report(
+            self._engines[key] = open_given_engine(
                 self.case.suite.artifacts,
                 variant=variant,
                 tower=tower,
                 environ=self.case.environ,
             )
-        found = self._reports[key]
+        found = self._engines[key]
         if found is not None:
-            name = "engine report" if variant == "quantized" else "FP16 engine report"
+            name = found.kind if variant == "quantized" else f"FP16 {found.kind}"
             self.used_files[f"{tower} {name}"] = found.description
         return found
+
+    def runnable_engine(
+        self, *, variant: Variant, tower: TowerName, order: EngineOrder
+    ) -> RunnableEngine:
+        """Return a plan that may run on the GPU here: the one that was handed over, or built.
+
+        Raises NotMeasured for a handed-over one that may not, with what would make it run.
+        """
+        given = self.given_engine(variant, tower)
+        if given is not None:
+            return self._take_plan(given.as_plan(), variant=variant, tower=tower, order=order)
+        report, path = self.build_engine(variant=variant, tower=tower, order=order, to_run=True)
+        return RunnableEngine(
+            path=path,
+            target=report.target,
+            plan_sha256=report.plan_sha256,
+            plan_bytes=report.plan_bytes,
+            weights_bytes=report.weights_bytes,
+        )
+
+    def _take_plan(
+        self, given: GivenPlan, *, variant: Variant, tower: TowerName, order: EngineOrder
+    ) -> RunnableEngine:
+        """Return a copy of a plan that was handed over: what runs is what was digested."""
+        given.check_may_run(self.known_plans, library=order.library, target=order.target)
+
+        def build(folder: Path) -> None:
+            shutil.copyfile(given.path, folder / "model.plan")
+            try:
+                self.known_plans.check(folder / "model.plan")
+            except ValueError as error:
+                raise GivenFileError(
+                    f"{given.where}: {given.path} was changed while the suite ran: run again"
+                ) from error
+
+        key = self.case.key(
+            ENGINE,
+            onnx=None,
+            target=order.target,
+            batch=None,
+            library=[order.library],
+            given=given.key,
+        )
+
+        def read(folder: Path) -> Path:
+            self.known_plans.check(folder / "model.plan")
+            return folder / "model.plan"
+
+        path: Path = self.case.cache.get_and_read(kind=ENGINE.kind, key=key, build=build, read=read)
+        about = (variant, tower, order.target, str(order.batch), order.library)
+        self.case.used[ENGINE.kind, *about] = key
+        return RunnableEngine(
+            path=path,
+            target=order.target,
+            plan_sha256=given.digest,
+            plan_bytes=given.plan.bytes,
+            weights_bytes=None,
+        )
 
     def _read_given_engine(
         self, given: GivenReport, *, variant: Variant, tower: TowerName, order: EngineOrder
@@ -630,11 +707,6 @@ class Stages:
         from pytest_quantgate.store.cache import read_json, write_json
 
         target = order.target
-        if self.given_report(variant, tower) is not None:
-            raise NotMeasured(
-                f"{order.source}: the {tower} engine was handed over as a report, and no engine is "
-                f"run in its place"
-            )
         self._refuse_unbuildable(variant, tower, order=order)
         library = load_library(name=_module_of(order.library))
         known = self.known_plans
@@ -736,7 +808,7 @@ class Stages:
             given = self.case.given_digests("quantized")
             return self.case.key(EXPORTED, softmax=self.softmax, given=given)
         _, plans = self._build_for_device()
-        digests = [report.plan_sha256 for report, _ in plans.values()]
+        digests = [engine.plan_sha256 for engine in plans.values()]
         return self.case.key(EXECUTED, plans=digests)
 
     @contextmanager
@@ -753,18 +825,20 @@ class Stages:
             engines = {
                 tower: stack.enter_context(
                     open_engine(
-                        library=library, plan_path=path, target=report.target, errors=errors
+                        library=library, plan_path=found.path, target=found.target, errors=errors
                     )
                 )
-                for tower, (report, path) in plans.items()
+                for tower, found in plans.items()
             }
             yield EngineTowers(engines, batch=ENGINE_BATCH)
 
-    def _build_for_device(self) -> tuple[Library, dict[TowerName, tuple[EngineReport, Path]]]:
+    def _build_for_device(self) -> tuple[Library, dict[TowerName, RunnableEngine]]:
         """Return the quantized engines for the GPU in this machine.
 
         The library is that of the suite's first engine gate, TensorRT for RTX without one.
         """
+        for tower in self.case.towers:
+            self.given_engine("quantized", tower)  # named, also where it cannot run
         gate = self.case.suite.gates.one(EngineGate)
         name = gate.library if gate else "tensorrt-rtx"
         library, target = self.find_engine_target(name)
@@ -772,7 +846,7 @@ class Stages:
             target=target, library=name, batch=ENGINE_BATCH, source=str(self.case.suite.path.name)
         )
         return library, {
-            tower: self.build_engine(variant="quantized", tower=tower, order=order, to_run=True)
+            tower: self.runnable_engine(variant="quantized", tower=tower, order=order)
             for tower in self.case.towers
         }
 
@@ -799,18 +873,16 @@ class Stages:
         )
         found = {}
         for tower in gate.towers:
-            report, path = self.build_engine(
-                variant="quantized", tower=tower, order=order, to_run=True
-            )
-            if report.target != here:
-                raise NotMeasured(f"the engines are for {report.target}, the GPU here is {here}")
+            plan = self.runnable_engine(variant="quantized", tower=tower, order=order)
+            if plan.target != here:
+                raise NotMeasured(f"the engines are for {plan.target}, the GPU here is {here}")
             try:
                 session: OnnxRuntimeModel | None = self.session(tower)
             except NotMeasured:
                 session = None
             with (
                 case.progress.stage(f"running the {tower} engine on held-out pairs"),
-                open_engine(library=library, plan_path=path, target=here) as engine,
+                open_engine(library=library, plan_path=plan.path, target=here) as engine,
             ):
                 found[str(tower)] = measure_engine_outputs(
                     tower=tower,

@@ -210,29 +210,31 @@ def _plan_files(
 
 
 def _plan_engines(stages: Stages, gate: TimedGate, _folder: Path) -> Lineup:
+    for variant in VARIANTS:
+        stages.given_engine(variant, gate.tower)  # named, also where it cannot run
     library, target = stages.find_engine_target(gate.runtime)
     order = EngineOrder(
         target=target, library=gate.runtime, batch=gate.batch, source=gate.where.of("runtime")
     )
     inputs = keep_inputs(stages, gate)
     built = {
-        variant: stages.build_engine(variant=variant, tower=gate.tower, order=order, to_run=True)
+        variant: stages.runnable_engine(variant=variant, tower=gate.tower, order=order)
         for variant in VARIANTS
     }
     return Lineup(
         specs={
             variant: EngineContestant(
                 library=library.name,
-                plan=str(plan),
+                plan=str(engine.path),
                 target=target,
                 inputs=inputs,
                 batch=gate.batch,
             )
-            for variant, (_, plan) in built.items()
+            for variant, engine in built.items()
         },
         footprints={
-            variant: Footprint(file_bytes=report.plan_bytes, weights_bytes=report.weights_bytes)
-            for variant, (report, _) in built.items()
+            variant: Footprint(file_bytes=engine.plan_bytes, weights_bytes=engine.weights_bytes)
+            for variant, engine in built.items()
         },
         device=GPU,
         runtime_version=library.version,

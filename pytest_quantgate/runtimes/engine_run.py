@@ -120,6 +120,20 @@ class EngineRun:
         self._tensors.clear()
         self._context = self._engine = self._runtime = None
 
+    def fit_batch(self, wanted: int) -> int:
+        """Return the batch size that the engine takes: its own, or as many of `wanted` as it can.
+
+        An engine that was built elsewhere is of other batches than those that are built here.
+        """
+        sizes = []
+        for name in self.input_names:
+            size, *_ = self._engine.get_tensor_shape(name)
+            if size == -1:
+                (least, *_), _, (most, *_) = self._engine.get_tensor_profile_shape(name, 0)
+                size = min(max(wanted, least), most)
+            sizes.append(size)
+        return min(sizes, default=wanted)
+
     def bind(self, inputs: Mapping[str, Any]) -> None:
         """Allocate all tensors for inputs of these shapes and copy the inputs to the device.
 
@@ -223,6 +237,8 @@ class RunsBatches(Protocol):
 
     @property
     def output_names(self) -> tuple[str, ...]: ...
+
+    def fit_batch(self, wanted: int) -> int: ...
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]: ...
 

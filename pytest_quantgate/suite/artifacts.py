@@ -1,4 +1,4 @@
-"""What a suite says of files that are handed over: ONNX files and reports of engines."""
+"""What a suite says of files that are handed over: ONNX files, engines and their reports."""
 
 from __future__ import annotations
 
@@ -121,9 +121,23 @@ class FilesSpec:
         default_factory=dict,
         metadata=_files_key(help="ONNX files by tower: `{vision: PATH, text: PATH}`"),
     )
+    engine: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=_files_key(
+            help="engine plans by tower, which run on a GPU that they were built for; what an "
+            "engine computes is in its engine_report, which names the plan itself"
+        ),
+    )
     engine_report: Mapping[str, EngineReportSpec] = field(
         default_factory=dict, metadata=_reports_key()
     )
+
+    def check(self) -> None:
+        twice = sorted(set(self.engine) & set(self.engine_report))
+        if twice:
+            raise BadKey(
+                "engine", f"names {twice[0]}, and its engine_report names a plan: leave out one"
+            )
 
     @property
     def paths(self) -> tuple[tuple[str, str], ...]:
@@ -133,7 +147,12 @@ class FilesSpec:
             for spec in self.engine_report.values()
             for key, path in spec.files.items()
         ]
-        return (*((path, self.where.of("onnx")) for path in self.onnx.values()), *reports)
+        named = [
+            (path, self.where.of(key))
+            for key in ("onnx", "engine")
+            for path in getattr(self, key).values()
+        ]
+        return (*named, *reports)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,5 +170,6 @@ class ArtifactsSpec(FilesSpec):
     )
 
     def check(self) -> None:
+        super().check()
         if not self.paths and not (self.fp16 and self.fp16.paths):
-            raise BadKey("", "names no file: set onnx or engine_report, or leave it out")
+            raise BadKey("", "names no file: set onnx, engine or engine_report, or leave it out")

@@ -56,6 +56,8 @@ class Gpu:
     opened: list[Path] = field(default_factory=list)
     closed: list[Path] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+    fixed_batch: int = 0
+    given: dict[str, Any] = field(default_factory=dict)
     free_bytes: int = 10**9
     now_ms: float = 0.0
 
@@ -66,13 +68,15 @@ class Gpu:
         from pytest_quantgate.store.cache import read_json
 
         assert target == self.target
-        report = read_json(plan_path.parent / "report.json")
-        assert hashlib.sha256(plan_path.read_bytes()).hexdigest() == report["plan_sha256"]
+        digest = hashlib.sha256(plan_path.read_bytes()).hexdigest()
+        report = self.given.get(digest) or read_json(plan_path.parent / "report.json")
+        assert digest == report["plan_sha256"]
         self.opened.append(plan_path)
         self.free_bytes -= report["weights_bytes"]
         yield SimpleNamespace(
             output_names=("embeds",),
             run=lambda inputs: self.run(report, inputs),
+            fit_batch=lambda wanted: self.fixed_batch or wanted,
             time_batch_ms=lambda *, runs: report["weights_bytes"] / 1e3,
             sizes=SimpleNamespace(device_memory_bytes=77),
         )
@@ -316,6 +320,55 @@ def test_answers_are_those_of_the_engine(case: Case, gpu: Gpu) -> None:
     gpu.spoil = lambda outputs: outputs * (1 if len(gpu.batches) % 2 else -1)
     other = case.outcomes(task="scenes/classification", metric="acc1", samples=72, stage="engine")
     assert other[1].answers[:70] != onnx.answers[:70]
+
+
+def test_an_engine_that_was_handed_over_runs_where_it_is_trusted(
+    case: Case,
+    gpu: Gpu,
+    tmp_path: Path,
+    make_case: Callable[..., Case],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What runs is a copy of the file, in its own batches; what is not known here does not run."""
+    from pytest_quantgate.store.plans import KnownPlans
+
+    key = "scenes/classification-acc1-engine"
+    gpu.fixed_batch = 5
+    _, plans = case.stages._build_for_device()
+    lines = ["artifacts:", "  engine:"]
+    for tower, built in plans.items():
+        report = json.loads((built.path.parent / "report.json").read_text())
+        gpu.given[built.plan_sha256] = report
+        (tmp_path / f"{tower}.plan").write_bytes(built.path.read_bytes())
+        lines.append(f"    {tower}: {tmp_path}/{tower}.plan")
+    path = tmp_path / "given.quantgate.yaml"
+    # A number of samples of its own: what is measured goes into the cache of all tests.
+    text = SUITE.format(model=case.suite.model.id).replace("samples: 70", "samples: 74")
+    path.write_text(text.replace("gates:", "\n".join([*lines, "gates:"])))
+    given = make_case(load_suite(path))
+
+    verdict = given.judge(kind="accuracy", key=key).verdict
+
+    assert verdict.passed, verdict
+    assert set(gpu.batches) == {5}
+    assert not {path.parent for path in gpu.opened} & {
+        built.path.parent for built in plans.values()
+    }
+    said = " ".join(verdict.evidence)
+    assert "the vision engine was given: vision.plan (sha256 " in said
+    assert "TensorRT for RTX 1." in said
+    opened = given.stages.opened["engine", "quantized", "text"]
+    assert opened == {"text.plan": plans["text"].plan_sha256}
+
+    def check(_self: KnownPlans, plan: Path) -> None:
+        raise ValueError(f"{plan} is not known")
+
+    monkeypatch.setattr(KnownPlans, "check", check)
+    before = len(gpu.opened)
+    verdict = make_case(load_suite(path)).judge(kind="accuracy", key=key).verdict
+    assert verdict.status is Status.NOT_MEASURED
+    assert "who trusts it says so with install -d -m 700 " in verdict.headline
+    assert len(gpu.opened) == before
 
 
 def test_outcomes_of_an_engine_do_not_outlive_the_device(case: Case, gpu: Gpu) -> None:

@@ -170,3 +170,28 @@ def test_a_report_of_names_is_refused_with_the_flag_to_set(
     assert verdict.code == "engine.given-file-unusable"
     assert "--profilingVerbosity=detailed" in verdict.headline
     assert ":5: " in verdict.headline
+
+
+def test_an_engine_alone_is_identified_and_proves_nothing(
+    open_case: Callable[..., Case], hand_over: Callable[..., Path]
+) -> None:
+    folder = hand_over()
+    plan = folder / "vision.plan"
+    text = "artifacts: {engine: {vision: 'DIR/vision.plan'}}"
+
+    verdicts = [
+        open_case(text).judge(kind=kind, key=KEY).verdict for kind in ("engine", "memory", "trace")
+    ]
+
+    digest = hashlib.sha256(plan.read_bytes()).hexdigest()[:12]
+    for verdict in verdicts:
+        assert verdict.status is Status.NOT_MEASURED, verdict
+        assert ":5: vision.plan (sha256 " + digest in verdict.headline
+        assert "; TensorRT for RTX 1." in verdict.headline
+        assert ", built for sm89) says nothing of what it computes" in verdict.headline
+        assert "artifacts.engine_report.vision" in verdict.headline
+
+    plan.write_bytes(b"\x7fELF" + bytes(100))
+    verdict = open_case(text).judge(kind="engine", key=KEY).verdict
+    assert verdict.code == "engine.given-file-unusable"
+    assert "vision.plan is no engine plan of TensorRT" in verdict.headline

@@ -122,6 +122,8 @@ def test_a_listing_of_the_builder(name: str, expected: set[str]) -> None:
     ("head", "headline"),
     [
         (b"vtrt\0\0tvtrt\0sm89\0" + bytes(100), "TensorRT for RTX, built for sm89"),
+        (b"vtrt" + bytes(20) + b"\1\7\1\x74tvtrt", "TensorRT for RTX 1.7.1.116, 0.0 MB"),
+        (b"ftrt" + bytes(20) + b"\n\3\0\x1a", "TensorRT 10.3.0.26, 0.0 MB"),
         (b"ftrt" + bytes(100), "TensorRT, 0.0 MB"),
     ],
 )

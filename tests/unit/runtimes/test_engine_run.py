@@ -82,6 +82,14 @@ class FakeEngine:
         self.clock = clock
         self.context: FakeContext | None = FakeContext(self)
         self.output_type = Type.FLOAT
+        self.batches = (1, 64)
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (self.batches[0] if len(set(self.batches)) == 1 else -1, 2)
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        assert (name, profile) == ("x", 0)
+        return [(self.batches[0], 2), (self.batches[0], 2), (self.batches[1], 2)]
 
     def get_tensor_name(self, index: int) -> str:
         return "xy"[index]
@@ -315,6 +323,18 @@ def test_a_task_of_any_size_runs_in_batches_of_one(device: Device) -> None:
     assert found.equal(inputs["x"])
     assert found.dtype == torch.float32
     assert device.context.shapes["x"] == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("batches", "fitting"), [((1, 64), 16), ((8, 8), 8), ((1, 4), 4), ((32, 64), 32)]
+)
+def test_an_engine_says_which_batch_it_takes(
+    device: Device, batches: tuple[int, int], fitting: int
+) -> None:
+    assert device.engine is not None
+    device.engine.batches = batches
+    with device.open() as run:
+        assert run.fit_batch(16) == fitting
 
 
 @pytest.mark.parametrize(

@@ -147,8 +147,13 @@ def test_whatever_opens_a_plan_asks_for_one_that_may_run() -> None:
     assert {name for name, text in texts.items() if "EngineContestant(" in text} == {
         "timed_runs.py"
     }
-    calls = texts["stages.py"] + texts["timed_runs.py"]
-    assert calls.count("to_run=True") == 3
+    asked = {name: text.count("runnable_engine(") for name, text in texts.items()}
+    assert {name: count for name, count in asked.items() if count} == {
+        "stages.py": 3,  # one is its definition
+        "timed_runs.py": 1,
+    }
+    assert texts["stages.py"].count("to_run=True") == 1
+    assert texts["stages.py"].count("check_may_run(") == 1
     assert {name for name, text in texts.items() if "deserialize_cuda_engine(" in text} == {
         "engine_run.py"
     }

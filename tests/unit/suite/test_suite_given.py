@@ -91,8 +91,18 @@ def test_a_model_may_be_onnx_files_of_both_variants(load: Load) -> None:
             swap("source: reference", MODEL, text=swap(FP16, "", text=ALONE)),
             "onnx names vision, fp16.onnx nothing: model.source onnx takes both of every tower",
         ),
-        (f"{SMALL}artifacts: {{prefix: clip}}\n", ":6: artifacts: names no file: set onnx or"),
-        (f"{SMALL}artifacts: {{fp16: {{}}}}\n", ":6: artifacts: names no file: set onnx or"),
+        (
+            f"{SMALL}artifacts: {{prefix: clip}}\n",
+            ":6: artifacts: names no file: set onnx, engine or",
+        ),
+        (
+            f"{SMALL}artifacts: {{fp16: {{}}}}\n",
+            ":6: artifacts: names no file: set onnx, engine or",
+        ),
+        (
+            f"{SMALL}{REPORT % ''}".replace("{engine_r", "{engine: {vision: f.plan}, engine_r"),
+            ":6: artifacts.engine: names vision, and its engine_report names a plan: leave out one",
+        ),
         (f"{SMALL}artifacts: {{onnx: {{visoin: v.onnx}}}}\n", "did you mean vision?"),
         (
             SMALL + REPORT.replace("log: log.txt, %s", "times: t.json"),

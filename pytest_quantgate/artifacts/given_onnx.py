@@ -33,6 +33,7 @@ from pytest_quantgate.runtimes.onnx_nodes import (
     module_of_node,
 )
 from pytest_quantgate.runtimes.onnx_surgery import LARGEST_FILE_BYTES, name_in_graph
+from pytest_quantgate.text.words import count
 from pytest_quantgate.untrusted import parse_json
 
 #: What the embeddings are called in every file of a later stage.
@@ -108,7 +109,7 @@ def prepare_graph(
     }
     cast = tuple(_list_cast_scales(graph))
     changed = graph is not read or graph.external or names or renamed or cast
-    is_ready = graph.was_sorted and not changed
+    is_ready = graph.was_sorted and not graph.had_functions and not changed
     if is_ready and all(graph.metadata.get(key) for key in list(metadata)[:2]):
         shutil.copyfile(source, path)
         return
@@ -127,10 +128,11 @@ def read_names(content: bytes, *, path: Path) -> dict[str, str]:
 
 
 def _refuse(graph: OnnxGraph) -> None:
-    if graph.has_subgraphs:
+    if graph.nested_nodes:
         raise ArtifactError(
-            f"{graph.path} computes in branches or functions, which nothing here looks into: "
-            f"export it without (If, Loop and Scan have no place in an encoder)"
+            f"{graph.path} computes {count(graph.nested_nodes, 'node')} in branches or loops, "
+            f"which nothing here looks into: export it without (If, Loop and Scan have no place "
+            f"in an encoder)"
         )
     first, last = OPSETS
     if not first <= graph.opset <= last:

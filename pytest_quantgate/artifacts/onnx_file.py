@@ -6,12 +6,13 @@ Tensors in a file beside it are read too, never from outside of its folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
+from pytest_quantgate.artifacts.onnx_functions import inline_functions, list_graphs
 from pytest_quantgate.encoders.source import stays_inside
 from pytest_quantgate.errors import ArtifactError, ModelError
 from pytest_quantgate.formats.table import name_onnx_element
@@ -36,7 +37,9 @@ _TYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
 @dataclass(frozen=True, kw_only=True)
 class OnnxGraph(Graph):
     """A graph of anybody; `nodes` are in an order in which each value is made before it is read,
-    `was_sorted` says whether the file has them so. `model` is the file as onnx reads it."""
+    `was_sorted` says whether the file has them so. `model` is the file as onnx reads it, with its
+    functions in the place of their calls. Of what lies in branches and loops (`nested_nodes`,
+    `nested_bytes` of tensors) nothing is read."""
 
     path: Path
     model: Any
@@ -48,7 +51,9 @@ class OnnxGraph(Graph):
     metadata: Mapping[str, str]
     was_sorted: bool
     external: tuple[str, ...]
-    has_subgraphs: bool
+    had_functions: bool
+    nested_nodes: int
+    nested_bytes: int
 
     def type_of(self, name: str) -> str:
         """Return the type of a stored tensor, empty for a value that is computed."""
@@ -94,9 +99,10 @@ def read_onnx_graph(path: Path) -> OnnxGraph:
     """
     try:
         model = read_model(path).model
+        flat = inline_functions(model, path=path)
     except ModelError as error:
         raise ArtifactError(str(error)) from error
-    return index_graph(model, path=path)
+    return replace(index_graph(flat, path=path), had_functions=flat is not model)
 
 
 def index_graph(model: Any, *, path: Path) -> OnnxGraph:
@@ -112,6 +118,7 @@ def index_graph(model: Any, *, path: Path) -> OnnxGraph:
         if size and size != count_bytes(tensor):
             raise _refuse_size(tensor, size, path=path)
     imports = {entry.domain: entry.version for entry in model.opset_import}
+    nested = list(list_graphs(plain.nodes))
     nodes, was_sorted = _sort(plain.nodes, makers=plain.makers, path=path)
     return OnnxGraph(
         path=path,
@@ -128,9 +135,19 @@ def index_graph(model: Any, *, path: Path) -> OnnxGraph:
         metadata={entry.key: entry.value for entry in model.metadata_props},
         was_sorted=was_sorted,
         external=tuple(sorted(set(_list_external(plain.tensors.values(), path=path)))),
-        has_subgraphs=bool(model.functions)
-        or any(attribute.HasField("g") for node in nodes for attribute in node.attribute),
+        had_functions=False,
+        nested_nodes=sum(len(graph.node) for graph in nested),
+        nested_bytes=sum(map(count_bytes, _list_stored(nested))),
     )
+
+
+def _list_stored(graphs: Sequence[Any]) -> Iterator[Any]:
+    for graph in graphs:
+        yield from graph.initializer
+        for node in graph.node:
+            yield from (
+                a.t for a in node.attribute if node.op_type == "Constant" and a.HasField("t")
+            )
 
 
 def _sort(nodes: Any, *, makers: Mapping[str, Any], path: Path) -> tuple[tuple[Any, ...], bool]:

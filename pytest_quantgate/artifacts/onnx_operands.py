@@ -375,7 +375,7 @@ def find_pairs(graph: OnnxGraph) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _list_unread(graph: OnnxGraph) -> Iterator[str]:
     """Yield what dequantizes for nobody: no node reads it, and no branch could."""
     read = {*graph.readers, *graph.outputs}
-    for node in () if graph.has_subgraphs else graph.nodes:
+    for node in () if graph.nested_nodes else graph.nodes:
         if is_dequantize(node) and node.output[0] not in read:
             yield label_of(node)
 

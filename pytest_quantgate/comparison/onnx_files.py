@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,12 @@ def _read_file(path: Path) -> OnnxFile:
     import onnx
 
     from pytest_quantgate.artifacts.onnx_file import read_external
+    from pytest_quantgate.artifacts.onnx_functions import inline_functions
     from pytest_quantgate.runtimes.onnx_graph import audit_model
     from pytest_quantgate.runtimes.onnx_model import read_model
 
-    file = read_model(path)
+    read = read_model(path)
+    file = replace(read, model=inline_functions(read.model, path=path))
     graph = file.model.graph
     parts = {
         name

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pytest_quantgate.artifacts.labels import is_excluded
 from pytest_quantgate.artifacts.operands import Operand, Slot
 from pytest_quantgate.inspection.findings import Finding, name_all
+from pytest_quantgate.inspection.headline import count_layers
 from pytest_quantgate.quantization.quantizers import block_of
 from pytest_quantgate.text.words import count, group, listed
 
@@ -32,8 +33,9 @@ def find_coverage(
         alone = sum(o.is_quantized for o in operands)
         yield Finding(
             code="check.not-quantized",
-            headline=f"nothing is quantized: {count(len(linear), 'Linear layer')} in full "
-            f"precision" + (f", {count(alone, 'input')} in front of them is rounded" * bool(alone)),
+            headline=f"nothing is quantized: {count_layers(operands)}"
+            + " in full precision" * any(o.slot == "weight" for o in operands)
+            + f", {count(alone, 'input')} in front of them is rounded" * bool(alone),
             cause="the model that came in was saved or exported; or, with ModelOpt, its state was "
             "not saved with it (mto.enable_huggingface_checkpointing())",
             next_step="name the quantized file; as the base of another one: "

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pytest_quantgate.artifacts.operands import Artifact, Operand, Slot
 from pytest_quantgate.formats.table import find_format
 from pytest_quantgate.inspection.findings import OperandFacts, Row
-from pytest_quantgate.text.words import listed
+from pytest_quantgate.text.words import count, listed
 
 _KINDS = {"linear": "Linear", "conv": "Conv", "embedding": "Embedding", "norm": "LayerNorm"}
 
@@ -65,9 +65,10 @@ def write_headline(artifact: Artifact) -> str:
     if not recipe:
         types = Counter(o.stored for o in linear)
         stored = f", {listed([name for name, _ in types.most_common()])}" if types else ""
-        return f"{what}{by}: nothing is quantized ({len(linear)} Linear layers{stored})"
+        return f"{what}{by}: nothing is quantized ({count_layers(artifact.operands)}{stored})"
     formats = [name_format(name) for name, _ in Counter(o.format for o in on).most_common()]
-    text = f"{what}{by}: {len(on)} of {len(linear)} Linear layers {' and '.join(formats)}"
+    layers = count(len(linear), "Linear layer")
+    text = f"{what}{by}: {len(on)} of {layers} {' and '.join(formats)}"
     products = [o for o in artifact.operands if o.kind == "attention" and o.is_quantized]
     if products:
         slots = dict.fromkeys(_SLOTS.get(o.slot, o.slot) for o in products)
@@ -75,6 +76,15 @@ def write_headline(artifact: Artifact) -> str:
         blocks = "+".join(str(number) for _, number in _in_order(places))
         text += f", attention {' '.join(slots)} in {blocks} blocks"
     return text
+
+
+def count_layers(operands: Sequence[Operand]) -> str:
+    """Return `28 Linear layers`, of a file without any `64 Conv layers`, or that none are found."""
+    weights = Counter(o.kind for o in operands if o.slot == "weight")
+    for kind in ("linear", "conv", "embedding"):
+        if weights[kind]:
+            return count(weights[kind], f"{_KINDS[kind]} layer")
+    return "no layer with a stored weight was found"
 
 
 def _in_order(counts: Counter[str]) -> list[tuple[str, int]]:

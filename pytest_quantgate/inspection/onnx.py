@@ -12,7 +12,7 @@ from pytest_quantgate.inspection.coverage import find_coverage, list_notes
 from pytest_quantgate.inspection.findings import Finding, Inspection, name_all
 from pytest_quantgate.inspection.headline import list_facts, make_rows, write_headline
 from pytest_quantgate.inspection.ranges import find_ranges, list_wide
-from pytest_quantgate.text.words import listed
+from pytest_quantgate.text.words import count, listed
 
 
 def inspect_onnx(graph: OnnxGraph, *, label: str) -> tuple[Inspection, Artifact]:
@@ -34,7 +34,9 @@ def inspect_onnx(graph: OnnxGraph, *, label: str) -> tuple[Inspection, Artifact]
             operands=list_facts(artifact.operands),
             findings=tuple(findings),
             notes=tuple(_list_notes(graph, artifact)),
-            next_steps=tuple(_list_steps(artifact, label=label)),
+            next_steps=tuple(
+                _list_steps(artifact, label=label, is_for_tensorrt=not parts.operators)
+            ),
             facts=artifact.facts,
             bytes_by_type=artifact.bytes_by_type,
         ),
@@ -161,8 +163,11 @@ def _list_notes(graph: OnnxGraph, artifact: Artifact) -> Iterator[str]:
         yield f"operators of other domains, which ONNX Runtime does not have: {listed(own)}"
     if graph.external:
         yield f"tensors lie in {listed(graph.external)}: copy it with the model"
-    if graph.has_subgraphs:
-        yield "branches, loops and functions of the graph were not looked into"
+    if graph.nested_nodes:
+        yield (
+            f"{count(graph.nested_nodes, 'node')} and {graph.nested_bytes / 1e6:.2f} MB of "
+            f"tensors lie in branches and loops, which were not looked into"
+        )
     if graph.opset < 23 and any(o.format == "E4M3" for o in artifact.operands):
         yield (
             "below opset 23 ONNX Runtime computes FP8 Q/DQ rightly only with graph optimization "
@@ -170,9 +175,11 @@ def _list_notes(graph: OnnxGraph, artifact: Artifact) -> Iterator[str]:
         )
 
 
-def _list_steps(artifact: Artifact, *, label: str) -> Iterator[str]:
-    if any(o.is_quantized for o in artifact.operands):
-        yield f"compare with what it was made from: quantgate check {label} --base FP16"
+def _list_steps(artifact: Artifact, *, label: str, is_for_tensorrt: bool) -> Iterator[str]:
+    if not any(o.is_quantized for o in artifact.operands):
+        return
+    yield f"compare with what it was made from: quantgate check {label} --base FP16"
+    if is_for_tensorrt:
         engine = Path(label).with_suffix(".plan").name
         yield (
             f"see what an engine makes of it: trtexec --onnx={label} --saveEngine={engine} "

@@ -58,6 +58,12 @@ def parse_model(content: bytes, *, path: Path) -> Any:
         raise ModelError(
             f"{path}: is no ONNX model ({len(content)} bytes; {error}): export the tower again"
         ) from error
+    refuse_unsound(model, path=path)
+    return model
+
+
+def refuse_unsound(model: Any, *, path: Path) -> None:
+    """Raise ModelError for a model of too many parts, or of names that are no text."""
     graph = model.graph
     parts = (graph.node, graph.initializer, graph.input, graph.output, model.metadata_props)
     if max(map(len, parts)) > bounds.ONNX_PARTS:
@@ -68,7 +74,6 @@ def parse_model(content: bytes, *, path: Path) -> Any:
     # What is not UTF-8 in a text of the file is given as bytes.
     if any(isinstance(text, bytes) for text in _list_texts(model)):
         raise ModelError(f"{path}: a name in it is not UTF-8: export the tower again")
-    return model
 
 
 def _list_texts(model: Any) -> Iterator[Any]:

@@ -343,7 +343,34 @@ def one_pair_for_three(model: Any) -> None:
             node.name = f"x_{node.op_type}_{number}"
 
 
-GOOD = (nothing, unsorted, prefixed, shortened, nameless, of_another_interface, one_pair_for_three)
+def with_a_function(model: Any) -> None:
+    """Put the nodes of a block into a function of the file, as PyTorch 2.1's exporter did."""
+    inside = [n for n in model.graph.node if (module_of_node(n.name) or "").startswith(BLOCK)]
+    assert len(inside) > 10
+    outside = [node for node in model.graph.node if node not in inside]
+    made = dict.fromkeys(name for node in inside for name in node.output)
+    read = dict.fromkeys(name for node in inside for name in node.input if name)
+    wanted = {name for node in outside for name in node.input}
+    inputs, outputs = [n for n in read if n not in made], [n for n in made if n in wanted]
+    imports = list(model.opset_import)
+    model.functions.append(helper.make_function("team", "Block", inputs, outputs, inside, imports))
+    model.opset_import.append(helper.make_opsetid("team", 1))
+    call = helper.make_node("Block", inputs, outputs, domain="team", name="block")
+    model.graph.node.insert(list(model.graph.node).index(inside[0]), call)
+    for node in inside:
+        model.graph.node.remove(node)
+
+
+GOOD = (
+    nothing,
+    with_a_function,
+    unsorted,
+    prefixed,
+    shortened,
+    nameless,
+    of_another_interface,
+    one_pair_for_three,
+)
 
 
 @pytest.mark.parametrize("change", GOOD, ids=lambda change: change.__name__)
@@ -355,6 +382,15 @@ def test_a_good_file_is_green_however_it_is_written(
 
     assert verdict.passed, (verdict.headline, verdict.evidence)
     assert any("40 of 40 tensors" in line for line in verdict.evidence)
+
+
+@pytest.mark.parametrize("spoil", SABOTAGES, ids=lambda change: change.__name__)
+def test_what_is_spoiled_in_a_function_is_seen(sound: HandOver, spoil: Change) -> None:
+    def change(model: Any) -> None:
+        spoil(model)
+        with_a_function(model)
+
+    assert sound.judge(change).code == f"export.{SABOTAGES[spoil][0]}"
 
 
 # -- files of other tools --------------------------------------------------------------------------
@@ -570,7 +606,7 @@ def with_a_branch(model: Any) -> None:
         (lambda m: of_opset(m, 25), "is of opset 25: opsets 11 to 24 are read"),
         (with_another_input, "takes pixel_values, mask, the vision tower pixel_values"),
         (with_another_output, "has 2 outputs (pooled, "),
-        (with_a_branch, "computes in branches or functions"),
+        (with_a_branch, "computes 2 nodes in branches or loops"),
     ],
 )
 def test_what_cannot_be_this_tower_is_refused(sound: HandOver, change: Change, words: str) -> None:

@@ -243,3 +243,22 @@ def test_tensors_in_another_file_are_compared_by_their_values(tmp_path: Any) -> 
     found = compare_onnx(one, inside, labels=LABELS)
     assert found.changes == ()
     assert found.same[0].endswith("equal; the files differ in bytes alone")
+
+
+def test_what_a_function_computes_is_compared(tmp_path: Any) -> None:
+    files = []
+    for operator in ("Relu", "Sigmoid"):
+        onnx, model = make_model(1.0)
+        helper = onnx.helper
+        body = [helper.make_node(operator, ["in"], ["out"], name="curve")]
+        imports = list(model.opset_import)
+        model.functions.append(helper.make_function("team", "Act", ["in"], ["out"], body, imports))
+        model.opset_import.append(helper.make_opsetid("team", 1))
+        model.graph.node[-1].output[0] = "before"
+        model.graph.node.append(helper.make_node("Act", ["before"], ["y"], domain="team"))
+        files.append(tmp_path / f"{operator}.onnx")
+        onnx.save(model, files[-1])
+
+    found = compare_onnx(*map(read_onnx, files), labels=LABELS)
+
+    assert any("Sigmoid" in change.text for change in found.changes)

@@ -739,3 +739,61 @@ def test_a_damaged_file_is_read_or_refused(
     report = inspect_paths([folder / "m.onnx"])
 
     assert len(report.inspections) + len(report.refusals) == 1
+
+
+def test_what_nothing_is_quantized_of_is_counted_by_what_it_is(tmp_path: Path) -> None:
+    """Of a file of convolutions alone it said "0 Linear layers in full precision"."""
+    weight = numpy_helper.from_array(np.ones((4, 3, 2, 2), dtype="f4"), "w")
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="/conv/Conv")],
+        "g",
+        [value("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [value("y", TensorProto.FLOAT, ["n", 4, 7, 7])],
+        [weight],
+    )
+    path = tmp_path / "conv.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+
+    found = inspect(path)
+
+    assert found.headline.endswith("nothing is quantized (1 Conv layer)")
+    assert found.findings[0].headline == "nothing is quantized: 1 Conv layer in full precision"
+
+
+def test_a_file_that_tensorrt_refuses_is_not_sent_to_trtexec(handed_over: Path) -> None:
+    steps = {
+        name: " ".join(inspect(handed_over / "onnx" / f"{name}.onnx").next_steps)
+        for name in ("ort_qop", "mo_int8_fp16")
+    }
+
+    assert "trtexec" not in steps["ort_qop"]
+    assert "trtexec" in steps["mo_int8_fp16"]
+    assert "--base" in steps["ort_qop"]
+
+
+def test_what_lies_in_branches_is_said_with_its_size(tmp_path: Path) -> None:
+    made = helper.make_tensor_value_info("made", TensorProto.FLOAT, None)
+    weight = numpy_helper.from_array(np.ones((500, 500), dtype="f4"), "w")
+    branch = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["made"])], "b", [], [made], [weight]
+    )
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("If", ["which"], ["y"], then_branch=branch, else_branch=branch)],
+        "g",
+        [value("x", TensorProto.FLOAT, ["n", 500]), value("which", TensorProto.BOOL, [])],
+        [value("y", TensorProto.FLOAT, ["n", 500])],
+    )
+    path = tmp_path / "if.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+
+    found = inspect(path)
+
+    assert found.findings[0].headline == (
+        "nothing is quantized: no layer with a stored weight was found"
+    )
+    assert (
+        "2 nodes and 2.00 MB of tensors lie in branches and loops, which were not looked into"
+        in found.notes
+    )

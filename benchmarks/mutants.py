@@ -99,6 +99,8 @@ TESTS = {
     "gates.memory": ("gates/test_gate_engine.py",),
     "gates.proposals": ("test_judging_baselines.py",),
     "gates.regression": ("statistics/test_family.py", "gates/test_gate_samples.py"),
+    "gates.drift": ("gates/test_gate_regression.py", "statistics/test_family.py"),
+    "gates.slice_search": ("gates/test_gate_slices.py",),
     "gates.slices": (
         *("gates/test_gate_accuracy.py", "statistics/test_family.py"),
         "suite/test_suite_refusals.py",

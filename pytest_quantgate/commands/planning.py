@@ -16,9 +16,9 @@ from typing import Literal
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.outcomes import StoredOutcomes, averages_classes
 from pytest_quantgate.gates.accuracy import AccuracyGate
-from pytest_quantgate.gates.regression import RegressionGate
+from pytest_quantgate.gates.drift import RegressionGate
 from pytest_quantgate.gates.sections import TaskGate
-from pytest_quantgate.gates.slices import Columns, cut
+from pytest_quantgate.gates.slices import Columns, cut, slices_of
 from pytest_quantgate.statistics.intervals import MOST_SAMPLES, Flips, Result, Share, mean_over
 from pytest_quantgate.statistics.pairing import pair_scores
 from pytest_quantgate.statistics.sizes import (
@@ -36,6 +36,7 @@ from pytest_quantgate.text.words import count
 
 #: The limits that each part of the samples must keep by itself.
 CLASSES, SLICES = "max_class_drop", "slices.max_drop"
+SLICES_SINCE_FIRST = "slices.max_drop_since_first"
 
 #: Where rates come from that are not measured: named on the command line, or by nobody.
 ASSUMED, DEFAULT = "assumed", "default"
@@ -139,14 +140,15 @@ class _Limit:
 
     @property
     def where(self) -> str:
-        if self.name == SLICES and isinstance(self.gate, AccuracyGate) and self.gate.slices:
-            return self.gate.slices.where.of("max_drop")
-        return self.gate.where.of(self.name)
+        spec, (section, _, key) = slices_of(self.gate), self.name.rpartition(".")
+        return (spec.where if section and spec else self.gate.where).of(key)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The sizes of the parts that are each judged by themselves; empty for a limit on all."""
-        return {SLICES: self.data.slices, CLASSES: self.data.classes}.get(self.name, ())
+        if self.name == CLASSES:
+            return self.data.classes
+        return self.data.slices if self.name in (SLICES, SLICES_SINCE_FIRST) else ()
 
     def chance_of_parts(self, parts: Mapping[int, int], at: float | None = None) -> float:
         """Return how often all parts of these sizes keep the limit, or one `at` another place."""
@@ -269,9 +271,6 @@ def _list_limits(
                 f"the data was loaded once, for a baseline"
             )
             data = replace(data, notes=(*data.notes, note))
-        if gate.slices is not None and not data.slices:
-            note = f"{gate.slices.where.of('by')}: the sizes of these slices are not known here"
-            data = replace(data, notes=(*data.notes, note))
     elif isinstance(gate, RegressionGate):
         named = rates.source == ASSUMED
         # The same FP16 on other libraries flips next to nothing; a new variant as many as this.
@@ -282,8 +281,19 @@ def _list_limits(
             ("max_drop", gate.max_drop, again),
             ("max_drop_since_first", gate.max_drop_since_first, measured.get("first", again)),
         ]
+        spec = gate.slices
+        if spec is not None and data.slices:
+            since_first = measured.get("first", again)
+            listed += [
+                (SLICES, spec.max_drop, again),
+                (SLICES_SINCE_FIRST, spec.max_drop_since_first, since_first),
+            ]
     else:
         listed = []
+    asked = slices_of(gate)
+    if asked is not None and not data.slices:
+        note = f"{asked.where.of('by')}: the sizes of these slices are not known here"
+        data = replace(data, notes=(*data.notes, note))
     for name, limit, under in listed:
         if limit is not None:
             yield _Limit(gate=gate, name=name, limit=limit, rates=under, data=data)
@@ -439,13 +449,13 @@ def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -
 
 def _judged(gate: TaskGate, sizes: Iterable[int]) -> tuple[int, ...]:
     """Return the sizes of the slices that a gate judges."""
-    spec = gate.slices if isinstance(gate, AccuracyGate) else None
+    spec = slices_of(gate)
     return tuple(size for size in sizes if size >= ((spec and spec.min_samples) or 1))
 
 
 def _count_slices(gate: TaskGate, columns: Columns, *, classes: tuple[int, ...]) -> tuple[int, ...]:
     """Return the sizes of the slices that a gate asks for; none where a column is not known."""
-    spec = gate.slices if isinstance(gate, AccuracyGate) else None
+    spec = slices_of(gate)
     if spec is not None and spec.by == ((CLASS,),):
         return classes
     if spec is None or any(name not in columns for by in spec.by for name in by):

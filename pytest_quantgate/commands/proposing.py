@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,10 @@ from pytest_quantgate.comparison.suite_files import show_value
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.deciding import decide
+from pytest_quantgate.gates.drift import RegressionGate
 from pytest_quantgate.gates.drops import drop_flips, right_share
-from pytest_quantgate.gates.regression import RegressionGate
-from pytest_quantgate.gates.slices import count_needed, cut, find_worst, search_worst
+from pytest_quantgate.gates.slice_search import search_worst
+from pytest_quantgate.gates.slices import count_needed, cut, find_worst
 from pytest_quantgate.statistics.intervals import Flips, Result, drop_limits
 from pytest_quantgate.statistics.pairing import Pairs, pair_outcomes
 from pytest_quantgate.statistics.sizes import SETTLING_POWER, samples_to_settle
@@ -152,6 +153,8 @@ def _propose_regression(found: Measured) -> Iterator[Chosen]:
     yield _choose("max_drop", moves, DROPS, "pp", of=found, why=why)
     drops = [_without_gain(drop_flips(one, metric=gate.metric)) for one in pairs]
     yield _choose("max_drop_since_first", drops, DROPS, "pp", of=found, why="as against FP16")
+    seen = replace(found, fp16=first, variants=tuple(others)) if others else found
+    yield from _choose_slices(seen, searches=False)
 
 
 def _without_gain(found: Result, *, drop: float | None = None) -> Result:
@@ -233,8 +236,9 @@ def _choose_floor(found: Sequence[Result], *, gate: TaskGate) -> Chosen:
     return "floor", "", "floor: none is decided"
 
 
-def _choose_slices(found: Measured) -> Iterator[Chosen]:
-    """Yield a limit on slices by every column that has few enough values, and a suspect."""
+def _choose_slices(found: Measured, *, searches: bool = True) -> Iterator[Chosen]:
+    """Yield a limit on slices by every column that has few enough values; if it `searches`, a
+    suspect too."""
     gate, samples = found.gate, len(found.fp16.ids)
     cuts, many = {}, []
     for name in found.columns:
@@ -247,6 +251,8 @@ def _choose_slices(found: Measured) -> Iterator[Chosen]:
         yield "slices", "", f"slices: too few samples to a value of {listed(many)}"
     if cuts:
         yield _choose_slice_drop(found, cuts=cuts)
+    if not searches:
+        return
     suspect = search_worst(
         found.fp16, found.variants[0], columns=found.columns, limit=_limit_of(gate)
     )

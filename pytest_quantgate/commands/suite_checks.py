@@ -23,13 +23,13 @@ from pytest_quantgate.errors import (
     QuantGateError,
     UnsupportedModel,
 )
-from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.coverage import CoverageGate
 from pytest_quantgate.gates.export import ExportGate
 from pytest_quantgate.gates.fidelity import FidelityGate
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.scope import MAX_WAIVER_DAYS
 from pytest_quantgate.gates.sections import EngineTarget, TaskGate
+from pytest_quantgate.gates.slices import slices_of
 from pytest_quantgate.gates.timed import TimedGate
 from pytest_quantgate.suite.gates import GateSection
 from pytest_quantgate.suite.specs import DatasetSpec, Suite
@@ -266,13 +266,15 @@ def _check_slices(suite: Suite) -> Iterator[str]:
     from pytest_quantgate.tasks.contents import CLASS
     from pytest_quantgate.tasks.readers import find_package, find_reader
 
-    for gate in suite.gates.all(AccuracyGate):
-        asked = [] if gate.slices is None else [name for by in gate.slices.by for name in by]
+    gates: tuple[TaskGate, ...] = suite.gates.all(TaskGate)
+    for gate in gates:
+        slices = slices_of(gate)
+        asked = [] if slices is None else [name for by in slices.by for name in by]
         name = gate.task.rpartition("/")[0]
         spec = suite.datasets.get(name)
         kept = spec.columns.keep if spec is not None and spec.columns is not None else ()
         unknown = [column for column in dict.fromkeys(asked) if column not in (CLASS, *kept)]
-        if gate.slices is None or not unknown or (spec and find_package(spec.dataset)):
+        if slices is None or not unknown or (spec and find_package(spec.dataset)):
             continue  # a reader of another package has what it has
         try:
             takes = spec is not None and find_reader(spec.dataset).takes_columns
@@ -283,7 +285,7 @@ def _check_slices(suite: Suite) -> Iterator[str]:
             fix = f"add columns: {{keep: [{keep}]}} to {name} ({spec.where})"
         else:
             fix = f"{name} has no columns besides {CLASS}"
-        yield f"{gate.slices.where.of('by')}: slices by {', '.join(map(repr, unknown))}: {fix}"
+        yield f"{slices.where.of('by')}: slices by {', '.join(map(repr, unknown))}: {fix}"
 
 
 def _check_reader(spec: DatasetSpec, *, found: _Found) -> None:

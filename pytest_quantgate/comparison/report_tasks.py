@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from pytest_quantgate.comparison.changes import Change, compare_texts
 from pytest_quantgate.comparison.outcomes import Sampled, compare_results
+from pytest_quantgate.evidence.fingerprint import list_changed_parts
 from pytest_quantgate.evidence.outcomes import averages_classes, unpack_scores
 from pytest_quantgate.report.model import ClassFacts, OutcomeFacts, TaskFacts
 from pytest_quantgate.text.words import listed, percent, tally
@@ -57,11 +58,10 @@ def _compare_data(before: TaskFacts, after: TaskFacts, *, suite: str) -> list[Ch
     if before.data_digest == after.data_digest:
         return []
     old, new = before.data_parts, after.data_parts
-    shared = [part for part in old if part in new]
-    others = [part for part in shared if old[part] != new[part]]
+    others = list_changed_parts(old, new)
     if not others:
         return []  # a report of an older release does not say
-    kept = [part for part in shared if part not in others]
+    kept = [part for part in old if part in new and part not in others]
     return [
         Change(
             area="data",

@@ -71,7 +71,7 @@ def differences(stored: Fingerprint, now: Fingerprint) -> tuple[str, ...]:
         known = name == "recipe" and stored.recipe_entries
         if before == after or known or any(key.startswith(f"{name} ") for key in named):
             continue
-        parts = [part for part in now.data_parts if _differs(part, stored, now)]
+        parts = list_changed_parts(stored.data_parts, now.data_parts)
         which = f" in {', '.join(parts)}" if name == "data" and parts else ""
         found.append(f"{label} differ{which}: baseline {before[:12]}, now {after[:12]}")
     return tuple(found)
@@ -85,8 +85,13 @@ def list_unknown(stored: Fingerprint, now: Fingerprint) -> tuple[str, ...]:
     return tuple(unknown)
 
 
-def _differs(part: str, stored: Fingerprint, now: Fingerprint) -> bool:
-    return part in stored.data_parts and stored.data_parts[part] != now.data_parts[part]
+def list_changed_parts(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Return the parts of the data that differ, or else those that one side alone has; none where
+    a side says nothing of its parts."""
+    changed = [part for part in after if part in before and before[part] != after[part]]
+    if changed or not before or not after:
+        return changed
+    return sorted(before.keys() ^ after.keys())
 
 
 def _describe_entries(before: Sequence[str], after: Sequence[str]) -> str:
@@ -120,6 +125,9 @@ def digest_parts(samples: Any) -> tuple[tuple[str, str], ...]:
         "captions": samples.captions,
         "class names": samples.class_names,
         "templates": samples.templates,
+        # As texts: a value may be NaN, which canonical JSON has no word for.
+        **{f"column {name}": list(map(repr, of)) for name, of in samples.columns.items()},
+        **({"decoding": samples.decoding} if samples.decoding else {}),
     }
     return tuple((name, digest_of(value)) for name, value in parts.items() if value is not None)
 

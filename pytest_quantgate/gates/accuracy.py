@@ -41,18 +41,17 @@ from pytest_quantgate.gates.published import Published, judge_published
 from pytest_quantgate.gates.run import GateRun, Judged, measure_task
 from pytest_quantgate.gates.samples import FINDINGS, describe_samples, judge_samples
 from pytest_quantgate.gates.sections import TaskGate
+from pytest_quantgate.gates.slice_search import search_worst
 from pytest_quantgate.gates.slices import (
     NO_COLUMNS,
     Columns,
     Cut,
-    Slices,
     SlicesSpec,
-    cut_slices,
     describe_counts,
+    find_slices,
     judge_worst,
     name_left_out,
     read_columns,
-    search_worst,
     with_classes,
 )
 from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family
@@ -166,8 +165,7 @@ def judge_accuracy(
     broken = check_outcomes(fp16, quantized)
     if broken is not None:
         return broken
-    columns = with_classes(columns, fp16)
-    slices = _find_slices(gate, columns=columns)
+    slices = find_slices(gate, columns=columns, outcomes=fp16)
     try:
         pairs = pair_outcomes(before=fp16, after=quantized, slices=slices.judged)
     except Unpaired as error:
@@ -233,12 +231,6 @@ def _refuse_none_right(pairs: Pairs, *, fp16: Outcomes, gate: AccuracyGate) -> V
     )
 
 
-def _find_slices(gate: AccuracyGate, *, columns: Columns) -> Slices:
-    if gate.slices is None:
-        return Slices(judged={})
-    return cut_slices(gate.slices, columns=columns, gate=gate)
-
-
 def _add_search(
     verdict: Verdict, *, fp16: Outcomes, quantized: Outcomes, gate: AccuracyGate, columns: Columns
 ) -> Verdict:
@@ -246,6 +238,7 @@ def _add_search(
 
     Of classes alone only what the other half confirms is worth a line: the worst one is named.
     """
+    columns = with_classes(columns, fp16)
     suspect = search_worst(fp16, quantized, columns=columns, limit=gate.max_drop)
     if suspect is None or not (suspect.is_confirmed or columns.keys() - {CLASS}):
         return verdict
@@ -285,7 +278,7 @@ def list_strengths(
     """Return the strength of the alarm of every limit of a gate; silent where it cannot judge."""
     try:
         broken = check_outcomes(fp16, quantized)
-        slices = _find_slices(gate, columns=with_classes(columns, fp16))
+        slices = find_slices(gate, columns=columns, outcomes=fp16)
         pairs = pair_outcomes(before=fp16, after=quantized, slices=slices.judged)
     except Unpaired:
         return (SILENT,) * count_limits(gate)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,26 +15,25 @@ from pytest_quantgate.evidence.outcomes import (
 )
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
 from pytest_quantgate.gates.accuracy import AccuracyGate, check_outcomes
-from pytest_quantgate.gates.deciding import RELATIONS, confirm, decide, fail, refuse, relation
-from pytest_quantgate.gates.drops import (
-    describe_allowed,
-    describe_moves,
-    describe_worth,
-    drop_flips,
-    drop_interval,
-    show_interval,
+from pytest_quantgate.gates.deciding import fail, refuse
+from pytest_quantgate.gates.drift import (
+    COMPARISONS,
+    RegressionGate,
+    compare,
+    count_limits,
+    judge_slices,
+    list_alarms,
+    pair_all,
 )
 from pytest_quantgate.gates.proposals import judge_others, note_old_place, propose
 from pytest_quantgate.gates.run import GateRun, Judged, measure_task
-from pytest_quantgate.gates.samples import describe_samples, judge_samples
-from pytest_quantgate.gates.sections import TaskGate
-from pytest_quantgate.statistics.family import ALONE, SILENT, Alarm, Family
-from pytest_quantgate.statistics.intervals import chance_above
+from pytest_quantgate.gates.samples import judge_samples
+from pytest_quantgate.gates.slices import NO_COLUMNS, Columns, find_slices, read_columns
+from pytest_quantgate.statistics.family import ALONE, SILENT, Family
 from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_outcomes, pair_stored
 from pytest_quantgate.store.baseline_mode import BaselineMode
 from pytest_quantgate.suite.gates import GateKind
-from pytest_quantgate.suite.keys import points_key
-from pytest_quantgate.text.words import brief_drop, code_of, count, percent, points
+from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
     from pytest_quantgate.store.records import Look, Record
@@ -43,17 +41,6 @@ if TYPE_CHECKING:
 GATE = "regression"
 _fail = partial(fail, GATE)
 _refuse = partial(refuse, GATE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegressionGate(TaskGate):
-    """Limits on drift: FP16 against stored FP16, quantized against accepted and first."""
-
-    kind = GATE
-
-    max_fp16_drop: Fraction = field(metadata=points_key(help="FP16 against the stored FP16"))
-    max_drop: Fraction = field(metadata=points_key(help="against the variant accepted last"))
-    max_drop_since_first: Fraction = field(metadata=points_key(help="against the first accepted"))
 
 
 #: As much as a table shows of one gate.
@@ -70,6 +57,7 @@ def judge_regression(
     update_command: str,
     gate: RegressionGate,
     family: Family = ALONE,
+    columns: Columns = NO_COLUMNS,
 ) -> Verdict:
     """Return whether FP16 and the quantized variant are still what was accepted.
 
@@ -77,6 +65,7 @@ def judge_regression(
     quantization), the variant with the one accepted last, and both with what they were when the
     first variant was accepted, so that small accepted drops do not add up unseen. `differences`
     say what else is different from what the baseline was made of; then nothing is compared.
+    `slices` of the variant, by `columns` of its outcomes, are compared with both it was.
     """
     if stored is None:
         return _fail(
@@ -110,8 +99,9 @@ def judge_regression(
             next_step="use metric: acc1, or the recall metrics for retrieval",
             cause="the metric is one of classes, and the task has captions",
         )
+    slices = find_slices(gate, columns=columns, outcomes=quantized)
     try:
-        pairs = _pair_all(stored, fp16=fp16, quantized=quantized)
+        pairs = pair_all(stored, fp16=fp16, quantized=quantized, slices=slices.judged)
     except Unpaired as error:
         return _refuse(
             "unpaired",
@@ -125,11 +115,11 @@ def judge_regression(
     if exchanged is not None:
         return exchanged
     parts = judge_samples(quantized, kind=GATE, gate=gate, needs_all=averages_classes(gate.metric))
-    for kind in _COMPARISONS:
+    for kind in COMPARISONS:
         if kind.name == "first_fp16" and stored.first_fp16 == stored.fp16:
             continue  # that of FP16 says it
         parts.append(
-            _compare(
+            compare(
                 pairs[kind.name],
                 kind=kind,
                 stored=getattr(stored, kind.name),
@@ -140,6 +130,16 @@ def judge_regression(
                 update_command=update_command,
             )
         )
+    parts += judge_slices(
+        pairs,
+        slices=slices,
+        stored=stored,
+        fp16=fp16,
+        quantized=quantized,
+        gate=gate,
+        family=family,
+        update_command=update_command,
+    )
     verdict = combine(gate=GATE, parts=tuple(parts))
     if not verdict.passed:
         return verdict
@@ -186,156 +186,25 @@ def _judge_slot(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Comparison:
-    """Outcomes of today against those that a baseline holds as `name`, within a limit `key`."""
-
-    name: str
-    key: str
-    subject: str
-    brief: str
-    next_step: str
-    of_fp16: bool = False
-
-
-#: Each regression gate compares so often.
-_COMPARISONS = (
-    _Comparison(
-        name="fp16",
-        key="max_fp16_drop",
-        subject="against its own baseline",
-        brief="FP16",
-        next_step="compare the library versions with those in the baseline: the baseline moved, "
-        "not the quantization",
-        of_fp16=True,
-    ),
-    _Comparison(
-        name="accepted",
-        key="max_drop",
-        subject="against the variant accepted last",
-        brief="variant",
-        next_step="if that is meant: {update}",
-    ),
-    _Comparison(
-        name="first",
-        key="max_drop_since_first",
-        subject="against the first variant accepted",
-        brief="since first",
-        next_step="undo the change that cost most: small accepted drops have added up",
-    ),
-    _Comparison(
-        name="first_fp16",
-        key="max_drop_since_first",
-        subject="against FP16 when the first variant was accepted",
-        brief="FP16 since first",
-        next_step="compare the library versions with those of the first baseline: small "
-        "accepted drifts of FP16 have added up",
-        of_fp16=True,
-    ),
-)
-
-
-def _pair_all(stored: StoredPair, *, fp16: Outcomes, quantized: Outcomes) -> dict[str, Pairs]:
-    return {
-        kind.name: pair_stored(
-            stored=getattr(stored, kind.name), now=fp16 if kind.of_fp16 else quantized
-        )
-        for kind in _COMPARISONS
-    }
-
-
 def list_strengths(
-    *, fp16: Outcomes, quantized: Outcomes, stored: StoredPair | None, gate: RegressionGate
+    *,
+    fp16: Outcomes,
+    quantized: Outcomes,
+    stored: StoredPair | None,
+    gate: RegressionGate,
+    columns: Columns = NO_COLUMNS,
 ) -> tuple[float, ...]:
     """Return the strength of the alarm of each comparison; silent without a baseline."""
-    silent = (SILENT,) * len(_COMPARISONS)
+    silent = (SILENT,) * count_limits(gate)
     needs_classes = averages_classes(gate.metric) and not quantized.class_names
     if stored is None or needs_classes or check_outcomes(fp16, quantized) is not None:
         return silent
+    slices = find_slices(gate, columns=columns, outcomes=quantized)
     try:
-        pairs = _pair_all(stored, fp16=fp16, quantized=quantized)
+        pairs = pair_all(stored, fp16=fp16, quantized=quantized, slices=slices.judged)
     except Unpaired:
         return silent
-    return tuple(
-        _alarm(pairs[kind.name], gate=gate, limit=getattr(gate, kind.key)).strength
-        for kind in _COMPARISONS
-    )
-
-
-def _alarm(pairs: Pairs, *, gate: RegressionGate, limit: Fraction) -> Alarm:
-    flips = drop_flips(pairs, metric=gate.metric)
-    return Alarm(chance=chance_above(flips, float(limit)), confidence=gate.confidence)
-
-
-def _compare(
-    pairs: Pairs,
-    *,
-    kind: _Comparison,
-    stored: StoredOutcomes,
-    now: Outcomes,
-    gate: RegressionGate,
-    family: Family,
-    fp16_drop: float,
-    update_command: str,
-) -> Verdict:
-    key, limit = kind.key, getattr(gate, kind.key)
-    next_step = kind.next_step.format(update=update_command)
-    drop, interval = drop_interval(pairs, metric=gate.metric, confidence=float(gate.confidence))
-    status, doubts = confirm(
-        decide(interval, limit=float(limit)),
-        alarm=_alarm(pairs, gate=gate, limit=limit),
-        family=family,
-    )
-    headline = (
-        f"regression: {gate.task}: {now.variant} {gate.metric} {percent(now.value)} "
-        f"{kind.subject} {percent(stored.value)} on {describe_samples(now)}: drop "
-        f"{points(drop)}, {show_interval(interval, confidence=gate.confidence)}, "
-        f"{relation(status, name=key, limit=points(limit))} "
-        f"= {describe_allowed(limit, pairs=pairs)} ({gate.where.of(key)})"
-    )
-    cause = ""
-    if status is not Status.PASS:
-        if status is Status.INCONCLUSIVE and drop <= float(limit):
-            cause = "too few samples for this limit and this rate of flips"
-            next_step = f"evaluate on fresh samples, or accept a larger {key} on purpose"
-        elif kind.of_fp16:
-            cause = "a library, the machine or the preprocessing changed what FP16 computes"
-        elif fp16_drop >= drop / 2:
-            cause = (
-                f"FP16 itself moved by {points(fp16_drop)}: the baseline moved, "
-                f"not the quantization"
-            )
-        else:
-            cause = "the quantized variant changed while FP16 did not"
-    return Verdict(
-        gate=GATE,
-        status=status,
-        headline=headline,
-        brief=f"{kind.brief} "
-        + brief_drop(
-            stored.value,
-            now.value,
-            drop=drop,
-            low=interval.low,
-            high=interval.high,
-            word=RELATIONS.get(status, "around"),
-            limit=float(limit),
-        ),
-        evidence=(
-            *doubts,
-            describe_moves(pairs),
-            *describe_worth(pairs, metric=gate.metric, confidence=gate.confidence),
-        ),
-        cause=cause,
-        next_step="" if status is Status.PASS else next_step,
-        figures={
-            f"{kind.name}_drop_points": drop * 100,
-            f"{kind.name}_drop_low_points": interval.low * 100,
-            f"{kind.name}_drop_high_points": interval.high * 100,
-            "samples": pairs.samples,
-        },
-        code=code_of(GATE, f"{kind.name.replace('_', '-')}-drop", status),
-    )
+    return tuple(alarm.strength for alarm in list_alarms(pairs, gate=gate))
 
 
 def judge(run: GateRun, gate: RegressionGate) -> Judged:
@@ -401,6 +270,7 @@ def judge_run(
         update_command=update,
         gate=gate,
         family=run.judging.family,
+        columns=read_columns(run, gate, quantized) if gate.slices is not None else NO_COLUMNS,
     )
     notes: tuple[str, ...] = ()
     if record is not None:
@@ -435,6 +305,7 @@ def measure_strengths(run: GateRun, gate: RegressionGate) -> tuple[float, ...]:
         quantized=quantized,
         stored=_stored_pair(record) if comparable else None,
         gate=gate,
+        columns=read_columns(run, gate, quantized) if gate.slices is not None else NO_COLUMNS,
     )
 
 
@@ -524,7 +395,7 @@ KIND = GateKind(
     judge=judge,
     needs_torch=lambda _: True,
     several=True,
-    count_limits=lambda _: len(_COMPARISONS),
+    count_limits=count_limits,
     strengths=measure_strengths,
     keeps_baseline=lambda _: True,
 )

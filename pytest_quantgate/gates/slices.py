@@ -7,17 +7,14 @@ within it; nothing is corrected for that (an intersection-union test, Berger, Te
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
-from itertools import combinations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_quantgate.evidence.outcomes import group_places
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict
-from pytest_quantgate.gates.deciding import advise_next, confirm, decide, fail, leave_open
+from pytest_quantgate.gates.deciding import advise_next, confirm, decide
 from pytest_quantgate.statistics.family import SILENT, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
     MOST_SAMPLES,
@@ -25,7 +22,6 @@ from pytest_quantgate.statistics.intervals import (
     chance_above,
     drop_limits,
 )
-from pytest_quantgate.statistics.pairing import pair_outcomes
 from pytest_quantgate.statistics.sizes import samples_without_loss
 from pytest_quantgate.suite.keys import BadKey, count_key, list_key, points_key, text_key
 from pytest_quantgate.suite.where import Where
@@ -41,10 +37,6 @@ if TYPE_CHECKING:
     from pytest_quantgate.tasks.contents import Contents
 
 
-GATE = "accuracy"
-_fail = partial(fail, GATE)
-_open = partial(leave_open, GATE)
-
 #: A value of each outcome, by what it is called.
 Columns: TypeAlias = "Mapping[str, Sequence[str]]"
 NO_COLUMNS: Columns = MappingProxyType({})
@@ -52,15 +44,8 @@ NO_COLUMNS: Columns = MappingProxyType({})
 #: Of so many slices each value stands in the evidence.
 MOST_LISTED = 12
 
-#: A search looks at slices of so many samples in either half, of at most so many values.
-FEWEST_SEARCHED = 30
-MOST_SEARCHED = 1000
-
-#: The error chance of a finding that is searched for, whatever the gate's: nobody asked for it.
-SEARCH_ALPHA = 0.01
-
-#: The seed of the halves. Another text finds other slices.
-SEED = "quantgate halves 1"
+#: A column of more values is no list of slices.
+MOST_VALUES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +78,10 @@ class SlicesSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """The slices that one limit is on, and how a suite and a verdict call them."""
+    """The slices that one limit is on, and how a suite and a verdict call them.
+
+    `against` says what they are compared with where that is not FP16.
+    """
 
     parts: tuple[tuple[str, ClassCounts], ...]
     limit: Fraction
@@ -101,6 +89,7 @@ class Cut:
     where: str
     noun: str
     plural: str
+    against: str = ""
 
     def alarm(self, confidence: Fraction) -> Alarm:
         """Return the alarm of the worst, corrected for all; silent without any."""
@@ -167,6 +156,21 @@ class Slices:
     problems: tuple[Verdict, ...] = ()
 
 
+def find_slices(gate: TaskGate, *, columns: Columns, outcomes: Outcomes) -> Slices:
+    """Return the slices that a gate asks for, with their places in the outcomes that `columns` are
+    of."""
+    spec = slices_of(gate)
+    if spec is None:
+        return Slices(judged={})
+    return cut_slices(spec, columns=with_classes(columns, outcomes), gate=gate)
+
+
+def slices_of(gate: TaskGate) -> SlicesSpec | None:
+    """Return what a gate says of slices."""
+    spec: SlicesSpec | None = getattr(gate, "slices", None)
+    return spec
+
+
 def cut_slices(spec: SlicesSpec, *, columns: Columns, gate: TaskGate) -> Slices:
     """Return the slices that a suite asks for, each with its places in the outcomes."""
     judged: dict[str, Sequence[int]] = {}
@@ -196,14 +200,17 @@ def _refuse_column(name: str, *, columns: Columns, spec: SlicesSpec, gate: TaskG
     close = closest(name, columns)
     known = ", ".join(map(repr, columns)) or "none"
     hint = f"; did you mean {close!r}?" if close else ""
-    return _fail(
-        "slices-unknown-column",
-        f"{gate.task}: slices by {name!r}, which no sample has{hint} ({spec.where.of('by')})",
+    return Verdict(
+        gate=gate.kind,
+        status=Status.FAIL,
+        headline=f"{gate.kind}: {gate.task}: slices by {name!r}, which no sample has{hint} "
+        f"({spec.where.of('by')})",
         brief=f"no sample has the column {name!r}",
         evidence=(f"columns of these samples: {known}",),
         cause="the column is called otherwise, or the data set does not keep it",
         next_step=f"name it under datasets: columns: {{keep: [{name}]}}, and look at what is there "
         f"with quantgate data show {spec.where.file}",
+        code=f"{gate.kind}.slices-unknown-column",
     )
 
 
@@ -214,13 +221,15 @@ def _refuse_cut(
     called = " and ".join(map(repr, by))
     samples = sum(map(len, found.values()))
     if len(found) == 1:
-        return _open(
-            "slices-of-one-value",
-            f"{gate.task}: all {count(samples, 'sample')} have "
+        return Verdict(
+            gate=gate.kind,
+            status=Status.INCONCLUSIVE,
+            headline=f"{gate.kind}: {gate.task}: all {count(samples, 'sample')} have "
             f"{next(iter(found))!r}: there is nothing to cut by {called} ({spec.where.of('by')})",
             brief=f"all samples have one value of {called}"[:70],
             cause="the data, or the part of it that is evaluated, has one value in this column",
             next_step="evaluate on samples that differ in it, or leave it out of slices",
+            code=f"{gate.kind}.slices-of-one-value",
         )
     if spec.min_samples is not None:
         if max(map(len, found.values()), default=0) >= spec.min_samples:
@@ -230,17 +239,19 @@ def _refuse_cut(
         needed = count_needed(spec.max_drop, confidence=gate.confidence)
         if len(found) * needed <= samples:
             return None
-        if len(found) <= MOST_SEARCHED and max(map(len, found.values())) >= needed:
+        if len(found) <= MOST_VALUES and max(map(len, found.values())) >= needed:
             return None  # some can be judged: the others are named
         why = f"{needed} in each are the fewest that can show {points(spec.max_drop)}"
-    return _open(
-        "slices-too-many",
-        f"{gate.task}: {called} cuts {count(samples, 'sample')} into "
+    return Verdict(
+        gate=gate.kind,
+        status=Status.INCONCLUSIVE,
+        headline=f"{gate.kind}: {gate.task}: {called} cuts {count(samples, 'sample')} into "
         f"{len(found)} slices: {why} ({spec.where.of('by')})",
         brief=f"{len(found)} slices by {called} are more than {samples} samples allow"[:70],
         cause="a column with a value for nearly every sample, or too few samples",
         next_step=f"write its values in few groups, evaluate on more samples, or leave it out: "
         f"{needed} samples are needed in a slice",
+        code=f"{gate.kind}.slices-too-many",
     )
 
 
@@ -289,10 +300,11 @@ def judge_worst(cut: Cut, *, gate: TaskGate, family: Family) -> Verdict:
         f"{cut.plural}_not_decided": len(left) - over,
     }
     return Verdict(
-        gate=GATE,
+        gate=gate.kind,
         status=status,
-        headline=f"{GATE}: {gate.task}: worst {cut.noun} {name!r} drops {points(worst.drop)} on "
-        f"{count(worst.samples, 'sample')}, {found} ({cut.where})",
+        headline=f"{gate.kind}: {gate.task}: worst {cut.noun} {name!r} drops "
+        f"{points(worst.drop)} on {count(worst.samples, 'sample')}{cut.against}, {found} "
+        f"({cut.where})",
         brief=found,
         evidence=(
             *doubts,
@@ -307,7 +319,7 @@ def judge_worst(cut: Cut, *, gate: TaskGate, family: Family) -> Verdict:
         cause=_find_cause(status, cut=cut, over=over),
         next_step=advise_next(status, limit=cut.key),
         figures=figures,
-        code=code_of(GATE, "class-drop" if cut.noun == "class" else "slice-drop", status),
+        code=code_of(gate.kind, "class-drop" if cut.noun == "class" else "slice-drop", status),
     )
 
 
@@ -355,87 +367,3 @@ def name_left_out(left_out: Sequence[str], *, spec: SlicesSpec) -> tuple[str, ..
         f"not judged: {count(len(left_out), 'slice')} of fewer than {spec.min_samples} samples "
         f"({spec.where.of('min_samples')}): {listed(left_out)}",
     )
-
-
-# -- the search -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Suspect:
-    """The slice that is worst on one half of the samples, and what the other half says of it."""
-
-    by: tuple[str, ...]
-    name: str
-    found: ClassCounts
-    again: ClassCounts
-    chance: float
-    searched: int
-
-    @property
-    def is_confirmed(self) -> bool:
-        return self.chance <= SEARCH_ALPHA
-
-    def describe(self, limit: Fraction) -> str:
-        """Return what was found in a sentence."""
-        told = (
-            f"over max_drop {points(limit)} there too (chance {self.chance:.2g})"
-            if self.is_confirmed
-            else f"not shown to be over max_drop {points(limit)}"
-        )
-        return (
-            f"searched {count(self.searched, 'slice')}: the worst on one half is {self.name!r}, "
-            f"which loses {points(self.found.drop)} of {self.found.samples}; on the other half "
-            f"{points(self.again.drop)} of {self.again.samples}, {told}"
-        )
-
-
-def search_worst(
-    fp16: Outcomes, quantized: Outcomes, *, columns: Columns, limit: Fraction
-) -> Suspect | None:
-    """Return the slice that is least likely to be within a limit; None where there are none.
-
-    Slices are those by one column and by two together. It is found on one half of the samples and
-    tested once, on the other: what chance alone found does not come again. Halves are drawn by
-    seed; samples of one cluster are in one half.
-    """
-    first = _draw_half(fp16)
-    halves: dict[str, tuple[tuple[str, ...], list[int], list[int]]] = {}
-    for by in _list_cuts(columns, samples=len(fp16.ids)):
-        for name, inside in cut(columns, by).items():
-            half = [place for place in inside if first[place]]
-            other = [place for place in inside if not first[place]]
-            if min(len(half), len(other)) >= FEWEST_SEARCHED and len(inside) < len(fp16.ids):
-                halves[name] = by, half, other
-    if not halves:
-        return None
-    named = {name: half for name, (_, half, _) in halves.items()}
-    pairs = pair_outcomes(before=fp16, after=quantized, slices=named)
-    name, found = find_worst(pairs.slices, limit=float(limit))
-    by, _, other = halves[name]
-    ((_, again),) = pair_outcomes(before=fp16, after=quantized, slices={name: other}).slices
-    return Suspect(
-        by=by,
-        name=name,
-        found=found,
-        again=again,
-        chance=chance_above(again.flips, float(limit)),
-        searched=len(halves),
-    )
-
-
-def _list_cuts(columns: Columns, *, samples: int) -> list[tuple[str, ...]]:
-    """Return the columns, and the pairs of them, whose slices may be large enough."""
-    sizes = {name: len(set(values)) for name, values in columns.items()}
-    most = min(MOST_SEARCHED, samples // (2 * FEWEST_SEARCHED))
-    names = [name for name, size in sizes.items() if 2 <= size <= MOST_SEARCHED]
-    pairs = [(a, b) for a, b in combinations(names, 2) if sizes[a] * sizes[b] <= most]
-    return [*((name,) for name in names), *pairs]
-
-
-def _draw_half(outcomes: Outcomes) -> list[bool]:
-    """Return which samples are in the first half, by seed."""
-    leaders: dict[int, str] = {}
-    for cluster, name in zip(outcomes.clusters, outcomes.ids, strict=False):
-        leaders.setdefault(cluster, name)
-    named = [leaders[cluster] for cluster in outcomes.clusters] or outcomes.ids
-    return [hashlib.sha256(f"{SEED}: {name}".encode()).digest()[0] % 2 == 0 for name in named]

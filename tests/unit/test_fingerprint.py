@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -163,7 +164,14 @@ def test_setting_that_is_empty_now_is_none() -> None:
 
 def test_each_part_of_the_data_has_its_digest() -> None:
     samples = SimpleNamespace(
-        ids=("a",), hashes=None, labels=(1,), captions=("x",), class_names=(), templates=("{c}",)
+        ids=("a",),
+        hashes=None,
+        labels=(1,),
+        captions=("x",),
+        class_names=(),
+        templates=("{c}",),
+        columns={},
+        decoding="",
     )
 
     assert digest_parts(samples) == (
@@ -176,6 +184,13 @@ def test_each_part_of_the_data_has_its_digest() -> None:
     assert digest_parts(SimpleNamespace(**{**vars(samples), "hashes": ("h",)}))[1] == (
         "images",
         digest_of(["h"]),
+    )
+    kept = {"lux": (math.nan,), "light": ("day",)}
+    more = digest_parts(SimpleNamespace(**{**vars(samples), "columns": kept, "decoding": "exif"}))
+    assert more[5:] == (
+        ("column lux", digest_of(["nan"])),
+        ("column light", digest_of(["'day'"])),
+        ("decoding", digest_of("exif")),
     )
 
 
@@ -192,6 +207,18 @@ def test_part_of_the_data_that_differs_is_named() -> None:
     assert differences(SAID, now) == (
         "evaluation data differ in labels: baseline bbbbbbbbbbbb, now ffffffffffff",
     )
+
+
+def test_a_column_that_a_baseline_does_not_know_is_named_where_nothing_else_differs() -> None:
+    """Slices by it cannot be compared: what was kept of the samples is part of the data."""
+    kept = {**SAID.data_parts, "column light": "9" * 64}
+    now = replace(SAID, data="f" * 64, data_parts=kept)
+
+    assert "evaluation data differ in column light: " in differences(SAID, now)[0]
+    assert "evaluation data differ in column light: " in differences(now, SAID)[0]
+    both = replace(now, data_parts={**kept, "labels": "9" * 64})
+    assert "evaluation data differ in labels: " in differences(SAID, both)[0]
+    assert differences(STORED, now)[0].startswith("evaluation data differ: ")
 
 
 def test_what_an_old_baseline_does_not_say_is_unknown_and_not_compared() -> None:

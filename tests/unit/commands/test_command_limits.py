@@ -215,6 +215,16 @@ def test_drift_is_what_one_calibration_is_against_another() -> None:
     assert set(same.limits) == {"max_fp16_drop", "max_drop", "max_drop_since_first"}
 
 
+def test_slices_against_a_baseline_are_proposed_as_calibrations_differ() -> None:
+    gate, by = regression_gate(), columns()
+    same = propose(measured((60, 60), (60, 60), gate=gate, columns=by))
+    other = propose(measured((60, 60), (0, 0), gate=gate, columns=by))
+
+    assert same.limits["slices"].startswith("{by: [")
+    assert same.limits["slices"] != other.limits["slices"]
+    assert not any("searched" in reason for reason in same.reasons)
+
+
 # -- the command ----------------------------------------------------------------------------------
 
 

@@ -269,8 +269,9 @@ gates:
 """
 
 
-def write_suite(gate: str) -> None:
-    Path("s.quantgate.yaml").write_text(ONE_GATE.replace("{GATE}", f"{{{gate}}}"), encoding="utf-8")
+def write_suite(gate: str, *, kind: str = "accuracy") -> None:
+    text = ONE_GATE.replace("accuracy:", f"{kind}:").replace("{GATE}", f"{{{gate}}}")
+    Path("s.quantgate.yaml").write_text(text, encoding="utf-8")
 
 
 def write_shard(root: Path, samples: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -618,6 +619,27 @@ def test_slices_are_counted_from_the_columns_of_a_table(
     _, limit = plan(capsys, "--flips", "5%", environ={"QUANTGATE_PHOTOS": str(tmp_path / "photos")})
 
     assert limit["advice"].startswith(advice), limit["advice"]
+
+
+def test_slices_against_a_baseline_are_planned_too(capsys: Captured, tmp_path: Path) -> None:
+    labels = [label for label in range(10) for _ in range(20)]
+    environ = write_shard(tmp_path / "photos", [("cls", str(label)) for label in labels])
+    write_suite(
+        "task: photos/classification, metric: acc1, max_drop: 10pp, max_fp16_drop: 9pp, "
+        "max_drop_since_first: 10pp, "
+        "slices: {by: class, max_drop: 20pp, max_drop_since_first: 30pp}",
+        kind="regression",
+    )
+
+    *_, slices, since_first = plan(capsys, "--flips", "5%", environ=environ)
+
+    assert (slices["limit"], slices["gate"]) == (
+        "slices.max_drop",
+        "regression[photos/classification-acc1]",
+    )
+    assert slices["advice"].startswith("10 slices of 20: ")
+    assert since_first["limit"] == "slices.max_drop_since_first"
+    assert since_first["where"] == slices["where"] == "s.quantgate.yaml:9"
 
 
 def _light(index: int) -> str:

@@ -195,6 +195,15 @@ def test_slices_by_a_column_that_is_not_kept_are_an_error(
     assert [*errors] == ([] if words is None else [f"s.quantgate.yaml:10: {words}"])
 
 
+def test_slices_of_a_regression_gate_are_looked_at_too() -> None:
+    gate = (
+        "  regression: {task: photos/classification, metric: acc1, max_fp16_drop: 1pp, "
+        "max_drop: 1pp, max_drop_since_first: 1pp, slices: {by: light, max_drop: 5pp}}\n"
+    )
+    (error,) = check_suite(load_suite(write(SUITE + gate)), environ=FULL).errors
+    assert "slices by 'light': photos has no columns besides class" in error
+
+
 def test_a_package_that_data_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     suite = load_suite(write(SUITE.replace("wds/photos", "parquet")))

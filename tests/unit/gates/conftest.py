@@ -47,9 +47,10 @@ FINDINGS = [
     ("regression|accuracy", "needs classes", "no-classes"),
     ("regression|accuracy", "cannot be compared: ", "unpaired"),
     ("regression", "holds the outcomes of", "slot-of-other-model"),
+    ("regression", "worst slice", "slice-drop"),
     ("regression", "against its own baseline", "fp16-drop"),
-    ("regression", "against the variant accepted last", "accepted-drop"),
-    ("regression", "against the first variant accepted", "first-drop"),
+    ("regression", r"against the variant accepted last \d", "accepted-drop"),
+    ("regression", r"against the first variant accepted \d", "first-drop"),
     ("regression", "against FP16 when the first", "first-fp16-drop"),
 ]
 

@@ -17,16 +17,13 @@ from hypothesis import strategies as st
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import judge_accuracy, list_strengths
-from pytest_quantgate.gates.slices import (
+from pytest_quantgate.gates.slice_search import (
     FEWEST_SEARCHED,
-    MOST_SEARCHED,
     SEARCH_ALPHA,
     SEED,
-    SlicesSpec,
-    align_columns,
-    cut,
     search_worst,
 )
+from pytest_quantgate.gates.slices import MOST_VALUES, SlicesSpec, align_columns, cut
 from pytest_quantgate.statistics.family import SILENT
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.contents import Contents
@@ -470,7 +467,7 @@ def test_slices_that_are_all_samples_or_too_small_in_a_half_are_not_searched() -
     fp16, quantized, _ = make_seen(("left", 400, 0))
     one = {"camera": ["left"] * 400, "day": ["mon"] * 400}
     assert search_worst(fp16, quantized, columns=one, limit=Fraction(1, 100)) is None
-    values = [str(n) for n in range(MOST_SEARCHED)]
+    values = [str(n) for n in range(MOST_VALUES)]
     column = [*values, *["rest"] * 400]
     samples = len(column)
     many = make_outcomes([True] * samples, variant="fp16"), make_outcomes([True] * samples)

@@ -462,7 +462,7 @@ def test_refused_in_what_was_exported(refusal: Refusal, old: str, new: str, word
             "max_drop: 1pp, max_drop_since_first: 1pp, stage: onnx}}",
             "5: regression.stage: unknown key; known: task, metric, confidence, samples, "
             "first, bank, bank_samples, positive, min_classes, max_fp16_drop, max_drop, "
-            "max_drop_since_first",
+            "max_drop_since_first, slices",
         ),
     ],
     ids=lambda value: value[:40],

@@ -36,11 +36,9 @@ from benchmarks.sabotage.bench import Bench
 from benchmarks.sabotage.pipeline import Pipeline, PipelineCase
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.evidence.sanity import Sanity
-from pytest_quantgate.measure.embeddings import embed_images
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.variants import computed_once
 from pytest_quantgate.store.cache import Cache
-from pytest_quantgate.suite.specs import Stage
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
 
@@ -207,13 +205,6 @@ class VariantCase(PipelineCase):
     def sanity(self) -> Sanity:
         found: Sanity = self.good.sanity
         return found
-
-    def _image_embeddings(self, samples: Samples, stage: Stage) -> list[torch.Tensor]:
-        before = self.good._image_embeddings(samples, stage)[0]
-        (after,) = embed_images(
-            (self.quantized,), samples, batch_size=64, preprocess=self.fp16.preprocess
-        )
-        return [before, after]
 
 
 class Variants:

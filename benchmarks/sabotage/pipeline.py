@@ -13,12 +13,14 @@ from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import Audit, CalibrationRun
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.measure.audit import audit_quantizers
-from pytest_quantgate.measure.embeddings import embed_images, make_batches
+from pytest_quantgate.measure.embeddings import make_batches
 from pytest_quantgate.quantization.attention import attention_class
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantize import Quantized, quantize
 from pytest_quantgate.quantization.recipes import to_modelopt
 from pytest_quantgate.run.case import Case
+from pytest_quantgate.run.exported import Variant
+from pytest_quantgate.run.measured import Drawn
 from pytest_quantgate.run.variants import computed_once, describe_calibration
 from pytest_quantgate.tasks.contents import read_contents
 from pytest_quantgate.tasks.registry import load_calibration
@@ -109,12 +111,10 @@ class PipelineCase(Case):
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def _image_embeddings(self, samples: Samples, stage: Stage) -> list[torch.Tensor]:
-        before = self.good._image_embeddings(samples, stage)[0]
-        (after,) = embed_images(
-            (self.quantized,), samples, batch_size=64, preprocess=self.fp16.preprocess
-        )
-        return [before, after]
+    def _image_embeddings(self, drawn: Drawn, stage: Stage) -> list[torch.Tensor]:
+        before = self.good._image_embeddings(drawn, stage)[0]
+        names: tuple[Variant, ...] = ("quantized",)
+        return [before, *self._embed_images(names, drawn=drawn, stage=stage, label=self.name)]
 
     @computed_once
     def _built(self) -> _Built:

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,9 @@ examples:
 
 A limit is decided when the whole confidence interval lies on one side of it. "needed" samples do
 that in 80 % of runs, if the rates are true; with "for all" samples of each, all limits of the suite
-are green together in 80 % of runs. A drop of 0pp is the best case: what is too few for it is too
-few for any. The status is 0 where no limit is known to be undecidable, else 1.
+are green together in 80 % of runs. With planned_samples both are of the last look, and it is said
+what the next one takes. A drop of 0pp is the best case: what is too few for it is too few for any.
+The status is 0 where no limit is known to be undecidable, else 1.
 """
 
 
@@ -222,6 +224,7 @@ def _to_json(path: str, plans: Sequence[Plan]) -> dict[str, Any]:
                 "worth": plan.rates.worth,
                 "advice": plan.advice,
                 "decision": plan.decision,
+                "looks": [asdict(look) for look in plan.looks],
                 "notes": list(plan.notes),
             }
             for plan in plans

@@ -17,6 +17,7 @@ from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.outcomes import StoredOutcomes, averages_classes
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.drift import RegressionGate
+from pytest_quantgate.gates.looks import plan_looks
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.gates.slices import Columns, cut, slices_of
 from pytest_quantgate.statistics.intervals import MOST_SAMPLES, Flips, Result, Share, mean_over
@@ -32,7 +33,7 @@ from pytest_quantgate.store.baselines import Store
 from pytest_quantgate.store.records import Record
 from pytest_quantgate.suite.specs import Suite
 from pytest_quantgate.tasks.contents import CLASS
-from pytest_quantgate.text.words import count
+from pytest_quantgate.text.words import count, level
 
 #: The limits that each part of the samples must keep by itself.
 CLASSES, SLICES = "max_class_drop", "slices.max_drop"
@@ -92,12 +93,24 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedLook:
+    """One look at so many samples; `needed` is how many would decide at its confidence."""
+
+    samples: int
+    confidence: float
+    needed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What one limit of one gate needs.
 
     `samples` is what the data has (None: not known without loading it), `needed` how many decide
     with 80 % probability, None where no number would; `needed_for_all` how many it takes for every
     limit of the suite to be decided, together, in 80 % of runs. `advice` says what would do.
+
+    Where the suite plans looks (`planned_samples`), `confidence` and these are of the last one, and
+    `looks` says of each what it is judged at.
     """
 
     gate: str
@@ -111,6 +124,7 @@ class Plan:
     needed_for_all: int | None
     notes: tuple[str, ...] = ()
     advice: str = ""
+    looks: tuple[PlannedLook, ...] = ()
 
     @property
     def decision(self) -> Decision:
@@ -144,6 +158,17 @@ class _Limit:
         return (spec.where if section and spec else self.gate.where).of(key)
 
     @property
+    def levels(self) -> tuple[tuple[int, Fraction], ...]:
+        """Samples and confidence of the look that is next and of the last; empty without a plan."""
+        planned = _planned(self.gate)
+        return plan_looks(self.gate.confidence, samples=self.gate.samples, planned=planned)
+
+    @property
+    def confidence(self) -> float:
+        """The confidence of the last look."""
+        return float(self.levels[-1][1] if self.levels else self.gate.confidence)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """The sizes of the parts that are each judged by themselves; empty for a limit on all."""
         if self.name == CLASSES:
@@ -155,12 +180,28 @@ class _Limit:
         return chance_of_parts(
             self.rates.as_flips(),
             parts,
-            confidence=float(self.gate.confidence),
+            confidence=self.confidence,
             limit=float(self.limit) if at is None else at,
         )
 
-    def count_needed(self, power: float) -> int | None:
-        """Return how many samples keep the limit in `power` of all runs; None where none would."""
+    def list_looks(self) -> tuple[PlannedLook, ...]:
+        """Return what each look takes that the suite plans; empty for limits on parts."""
+        if self.sizes:
+            return ()
+        return tuple(
+            PlannedLook(
+                samples=samples,
+                confidence=float(level),
+                needed=self.count_needed(SETTLING_POWER, confidence=float(level)),
+            )
+            for samples, level in self.levels
+        )
+
+    def count_needed(self, power: float, *, confidence: float | None = None) -> int | None:
+        """Return how many samples keep the limit in `power` of all runs; None where none would.
+
+        `confidence` is that of the last look where nothing else is said.
+        """
         if self.sizes:
             return _count_for_parts(self, power=power)
         limit, rates = float(self.limit), self.rates
@@ -173,7 +214,7 @@ class _Limit:
             expected, worth = rates.as_flips(), rates.worth
         if expected.value <= limit if self.name == "floor" else expected.value >= limit:
             return None
-        confidence = float(self.gate.confidence)
+        confidence = self.confidence if confidence is None else confidence
         if averages_classes(self.gate.metric) and self.name != "max_flips" and self.data.classes:
             return count_for_mean(
                 expected, self.data.classes, confidence=confidence, limit=limit, power=power
@@ -200,19 +241,21 @@ def plan_suite(
     together = 1 - (1 - SETTLING_POWER) / max(1, len(limits))
     plans = []
     for limit in limits:
+        looks = limit.list_looks()
         plans.append(
             Plan(
                 gate=limit.gate.name,
                 limit_name=limit.name,
                 limit=float(limit.limit),
                 where=limit.where,
-                confidence=float(limit.gate.confidence),
+                confidence=limit.confidence,
                 rates=limit.rates,
                 samples=limit.data.samples,
                 needed=limit.count_needed(SETTLING_POWER),
                 needed_for_all=limit.count_needed(together),
                 notes=limit.data.notes,
-                advice=_advise_parts(limit) if limit.sizes else "",
+                advice=_advise_parts(limit) if limit.sizes else _advise_looks(looks),
+                looks=looks,
             )
         )
     return tuple(plans)
@@ -375,6 +418,18 @@ def _advise_parts(limit: _Limit) -> str:
     return f"{words}, from {could}pp on in 80 %" if could else words
 
 
+def _advise_looks(looks: Sequence[PlannedLook]) -> str:
+    """Return at which confidence each planned look is judged, and how many samples that takes."""
+    said = [
+        f"the look at {look.samples} is judged at {level(Fraction(look.confidence))}"
+        + (f" and would take {look.needed}" if look.needed else "")
+        for look in looks[:-1]
+    ]
+    return (
+        "; ".join((*said, f"the last at {level(Fraction(looks[-1].confidence))}")) if said else ""
+    )
+
+
 def read_record(suite: Suite, gate: TaskGate, *, store: Store | None) -> Record | None:
     """Return the baseline of a task that holds both variants on the same data."""
     if store is None or getattr(gate, "stage", "torch") != "torch":
@@ -424,8 +479,8 @@ def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -
     try:
         there = _count_data(suite, gate, environ=environ)
     except QuantGateError as error:
-        return Data(samples=gate.samples, notes=(str(error),))
-    asked = gate.samples
+        return Data(samples=_planned(gate), notes=(str(error),))
+    asked = _planned(gate)
     if not there.counted:
         return there
     if asked is None:
@@ -435,7 +490,8 @@ def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -
     if have is None:
         return replace(there, samples=asked)
     if asked > have:
-        note = f"samples: {asked} is asked for, the data has {have} ({gate.where.of('samples')})"
+        key = "samples" if asked == gate.samples else "planned_samples"
+        note = f"{key}: {asked} is asked for, the data has {have} ({gate.where.of(key)})"
         return replace(there, notes=(*there.notes, note))
     assert there.samples is not None
     return Data(
@@ -445,6 +501,12 @@ def count_samples(suite: Suite, gate: TaskGate, *, environ: Mapping[str, str]) -
         groups=None if there.groups is None else asked,
         notes=there.notes,
     )
+
+
+def _planned(gate: TaskGate) -> int | None:
+    """Return how many samples a gate is judged on at the last look; None for all there are."""
+    planned = gate.planned_samples if isinstance(gate, AccuracyGate) else None
+    return gate.samples and max(gate.samples, planned or 0)
 
 
 def _judged(gate: TaskGate, sizes: Iterable[int]) -> tuple[int, ...]:

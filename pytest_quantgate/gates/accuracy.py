@@ -83,7 +83,7 @@ _open = partial(leave_open, GATE)
 #: Findings that no layer explains: they are about the data, or FP16.
 NO_LAYERS = (
     *(*FINDINGS, "fp16-off-published", "slices-unknown-column"),
-    *("slices-of-one-value", "slices-too-many", "fp16-none-right"),
+    *("slices-of-one-value", "slices-too-many", "fp16-none-right", "limit-reaches-chance"),
 )
 
 
@@ -134,6 +134,15 @@ class AccuracyGate(TaskGate):
         """As any task's; `-onnx` or `-engine` follows where that stage is judged, not PyTorch."""
         return super().key if self.stage == "torch" else f"{super().key}-{self.stage}"
 
+    def refuses_guesses(self, chance: float) -> bool:
+        """Return whether another limit than `max_drop` is there for who is right by chance alone.
+
+        `max_drop: 100pp` is how a suite leaves it to the others.
+        """
+        others = (self.max_flips, self.max_class_drop, self.slices)
+        is_off = self.max_drop >= 1 and any(limit is not None for limit in others)
+        return is_off or (self.floor is not None and self.floor > chance)
+
     def check(self) -> None:
         super().check()
         if "tolerance" in self.where.keys and self.published is None:
@@ -150,6 +159,7 @@ def judge_accuracy(
     gate: AccuracyGate,
     family: Family = ALONE,
     columns: Columns = NO_COLUMNS,
+    chance: float = 0.0,
 ) -> Verdict:
     """Return whether a variant loses no more than its suite allows.
 
@@ -160,7 +170,8 @@ def judge_accuracy(
     within, and fails where one is beyond after Bonferroni's correction for looking at all of them.
     So are `slices`, by `columns`: what the data says of each of FP16's outcomes. Without `slices`
     the worst one is searched for, which is no verdict. An improvement never fails. `published` is
-    judged of FP16 before anything is compared.
+    judged of FP16 before anything is compared. A `max_drop` that who guesses keeps, who is right
+    on a share of `chance`, decides nothing.
     """
     broken = check_outcomes(fp16, quantized)
     if broken is not None:
@@ -191,8 +202,8 @@ def judge_accuracy(
         *judge_samples(quantized, kind=GATE, gate=gate, needs_all=needs_all),
         _judge_drop(pairs, fp16=fp16, quantized=quantized, gate=gate, family=family),
     ]
-    if not pairs.before_right:
-        parts.append(_refuse_none_right(pairs, fp16=fp16, gate=gate))
+    if fp16.value - chance <= gate.max_drop and not gate.refuses_guesses(chance):
+        parts.append(_refuse_guesses(fp16, chance=chance, gate=gate))
     if gate.floor is not None:
         parts.append(
             _judge_floor(pairs, quantized=quantized, gate=gate, floor=gate.floor, family=family)
@@ -218,12 +229,28 @@ def judge_accuracy(
     return _add_search(verdict, fp16=fp16, quantized=quantized, gate=gate, columns=columns)
 
 
-def _refuse_none_right(pairs: Pairs, *, fp16: Outcomes, gate: AccuracyGate) -> Verdict:
-    """Return INCONCLUSIVE: a limit on what is lost is kept by whatever comes after nothing."""
+def _refuse_guesses(fp16: Outcomes, *, chance: float, gate: AccuracyGate) -> Verdict:
+    """Return INCONCLUSIVE: a limit is kept by whatever loses all that FP16 has over chance."""
+    if fp16.value:
+        over = fp16.value - chance
+        guesses = (
+            f"chance alone gives {percent(chance)}" if chance else "nothing is known of chance"
+        )
+        return _open(
+            "limit-reaches-chance",
+            f"{gate.task}: {fp16.variant} {gate.metric} is {percent(fp16.value)}, {guesses}: "
+            f"max_drop {points(gate.max_drop)} passes a variant that has lost everything "
+            f"({gate.where.of('max_drop')})",
+            brief=f"max_drop {points(gate.max_drop)} passes one that guesses: "
+            f"{fp16.variant} has {points(over)} to lose",
+            cause="a limit for a task that FP16 does better, or samples that it does badly on",
+            next_step=f"set max_drop well under {points(over)}, or a floor above {percent(chance)}",
+            figures={"fp16_to_lose_points": over * 100},
+        )
     return _open(
         "fp16-none-right",
         f"{gate.task}: {fp16.variant} {gate.metric} is 0 on "
-        f"{count(pairs.samples, 'sample')}: there is nothing to lose ({gate.where.of('max_drop')})",
+        f"{count(len(fp16.ids), 'sample')}: there is nothing to lose ({gate.where.of('max_drop')})",
         brief=f"{fp16.variant} is right on no sample: there is nothing to lose",
         cause="samples and what is expected of them do not belong together, or the task asks for "
         "what this model cannot do",
@@ -593,17 +620,18 @@ def judge(run: GateRun, gate: AccuracyGate) -> Judged:
     if senseless is not None:
         return Judged(verdict=senseless)
     looks, notes = remember_look(run, gate, quantized, planned=gate.planned_samples)
+    above, figures = describe_chance(gate, fp16=fp16)
     verdict = judge_accuracy(
         fp16=fp16,
         quantized=quantized,
         gate=spend_confidence(gate, looks),
         family=run.judging.family,
         columns=read_columns(run, gate, fp16),
+        chance=figures.get("fp16_chance_share", 0.0),
     )
     verdict = describe_looks(
         verdict, confidence=gate.confidence, planned=gate.planned_samples, looks=looks
     )
-    above, figures = describe_chance(gate, fp16=fp16)
     verdict = replace(
         verdict,
         evidence=(*verdict.evidence, above),

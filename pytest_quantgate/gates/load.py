@@ -207,8 +207,14 @@ class LoadGate(TimedGate):
             raise BadKey("sizes", "is empty: name at least one number of inputs")
         if max(self.sizes) > self.batch:
             raise BadKey("sizes", f"a request of {max(self.sizes)} is larger than batch")
-        if self.max_late is not None and self.bound_ms is None and self.queue is None:
-            raise BadKey("max_late", "nothing is late or dropped here: set bound or queue")
+        if self.queue is not None and None in (self.max_late, self.bound_ms):
+            raise BadKey(
+                "queue",
+                "drops requests, which no percentile shows: set bound and max_late, so that they "
+                "count as late",
+            )
+        if self.max_late is not None and self.bound_ms is None:
+            raise BadKey("max_late", "nothing is late without a bound: set bound")
         if self.max_late is not None and not 0 < self.max_late < 1:
             raise BadKey("max_late", "no number of requests shows it: set above 0pp, below 100pp")
         if self.bound_ms is not None and self.max_late is None and not self.search:

@@ -67,6 +67,21 @@ def remember_look(
     return looks, notes
 
 
+def plan_looks(
+    confidence: Fraction, *, samples: int | None, planned: int | None
+) -> tuple[tuple[int, Fraction], ...]:
+    """Return samples and confidence of the look at `samples` and of the last, at `planned`.
+
+    Empty without a plan, and at its end: then there is one look.
+    """
+    if samples is None or planned is None or samples >= planned:
+        return ()
+    early = spend_share(samples / planned, spent=0.0, confidence=confidence)
+    steps = [Step(samples=samples, spent=early), Step(samples=planned, spent=PLANNED_SHARE)]
+    levels = confidences_of_looks(confidence, steps)
+    return tuple(zip((samples, planned), levels, strict=True))
+
+
 def confidence_left(confidence: Fraction, looks: Looks) -> Fraction:
     """Return the confidence that a look has left, so that all looks together keep one."""
     steps = [Step(samples=look.samples, spent=look.spent) for look in (*looks.earlier, looks.now)]

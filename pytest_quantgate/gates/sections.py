@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
@@ -113,6 +114,24 @@ class TaskGate(GateSection):
             raise BadKey("task", f"{kind.name} needs a bank, such as bank: <data set>/train")
         if self.bank is not None and kind.bank == "never":
             raise BadKey("bank", f"{kind.name} looks nothing up in a bank: leave it out")
+
+    def check_beside(self, others: Sequence[GateSection]) -> None:
+        other = describe_task(self.task).name_other_side(self.metric)
+        if other and not any(self._has_side(gate, metric=other) for gate in others):
+            raise BadKey(
+                "metric",
+                f"{self.metric} alone passes a model whose embeddings are all alike: add a gate "
+                f"with metric: {other} and the same task, samples, bank and positive",
+            )
+
+    def _has_side(self, gate: GateSection, *, metric: str) -> bool:
+        """Return whether a gate judges another metric of what this one judges."""
+        stages = [getattr(one, "stage", None) for one in (self, gate)]
+        return (
+            isinstance(gate, TaskGate)
+            and gate.asks == {**self.asks, "metric": metric}
+            and stages[0] == stages[1]
+        )
 
 
 def target_key(*, without: str = "") -> Declared:

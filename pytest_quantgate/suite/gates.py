@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import yaml
 
 from pytest_quantgate.errors import QuantGateError, SuiteError
-from pytest_quantgate.suite.keys import Key, section_key, sections_key, unknown_key
+from pytest_quantgate.suite.keys import BadKey, Key, section_key, sections_key, unknown_key
 from pytest_quantgate.suite.nodes import Place, read_pairs
 from pytest_quantgate.suite.where import Where
 
@@ -53,7 +53,8 @@ class GateSection:
     """One gate of a suite with its limits; `kind` is that of its class.
 
     A class of several gates in a suite tells them apart by `key`, which is part of a test's name.
-    `check`, where a class has it, raises BadKey for keys that do not go together.
+    `check`, where a class has it, raises BadKey for keys that do not go together; `check_beside`
+    does for what decides nothing without another gate of its kind in the suite.
     """
 
     kind: ClassVar[str]
@@ -73,6 +74,9 @@ class GateSection:
     def title(self) -> str:
         """What tells the gate from others of its kind, in a suite's own words."""
         return self.key
+
+    def check_beside(self, others: Sequence[GateSection]) -> None:
+        """Raise BadKey where the gate needs another one of its kind beside it."""
 
     @property
     def runs_code_of(self) -> str:
@@ -226,6 +230,7 @@ def read_gates(place: Place, node: yaml.Node) -> Gates:
         read = kind.declared.read(top.child(name), value)
         found[name] = read if kind.several else (read,)
         refuse_twins(found[name])
+        refuse_halves(found[name])
     if not found:
         raise top.child("gates").error(
             node, f"has no gates: name at least one of {', '.join(list_sections())}"
@@ -246,3 +251,14 @@ def refuse_twins(sections: Iterable[GateSection]) -> None:
         if section.key in seen:
             raise SuiteError(f"{section.where}: {section.kind}: {section.title} stands twice")
         seen.add(section.key)
+
+
+def refuse_halves(sections: Sequence[GateSection]) -> None:
+    """Raise SuiteError for a gate that decides nothing without another, which is not there."""
+    for section in sections:
+        try:
+            section.check_beside(sections)
+        except BadKey as bad:
+            raise SuiteError(
+                f"{section.where.of(bad.key)}: {section.kind}.{bad.key}: {bad}"
+            ) from None

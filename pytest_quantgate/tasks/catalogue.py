@@ -28,14 +28,15 @@ from pytest_quantgate.tasks.neighbours import (
     find_nearest,
     number_shown,
 )
-from pytest_quantgate.tasks.scoring import Scored, TaskInputs, find_finite
+from pytest_quantgate.tasks.scoring import Scored, TaskInputs, find_finite, refuse_forced
 
 if TYPE_CHECKING:
     import torch
 
 
 def score(inputs: TaskInputs) -> Scored:
-    """Return what each query finds; raises DataError for queries that nothing can answer."""
+    """Return what each query finds; raises DataError for queries that nothing can answer, or that
+    any model does."""
     import torch
 
     bank, labels = check_bank(inputs)
@@ -44,6 +45,13 @@ def score(inputs: TaskInputs) -> Scored:
     assert bank.images is not None
     assert samples.labels is not None
     counts = _count_answers(inputs, bank)
+    is_of_order = inputs.metric.startswith(("mrr", "ndcg"))
+    refuse_forced(
+        1 if is_of_order else inputs.k or 1,
+        wrong=_count_shown(bank, inputs) - counts,
+        names=samples.ids,
+        subject=f"{inputs.metric} of {inputs.task}",
+    )
     finite = find_finite(inputs.images) & find_finite(bank.images).all()
     wanted, bad = torch.tensor(samples.labels), int((~finite).sum())
     if inputs.k is None:
@@ -157,6 +165,14 @@ def _count_answers(inputs: TaskInputs, bank: TaskInputs) -> torch.Tensor:
             f"{bank.samples.name}, first {alone[0]!r}: leave them out, or name a larger bank"
         )
     return torch.tensor(counts)
+
+
+def _count_shown(bank: TaskInputs, inputs: TaskInputs) -> torch.Tensor:
+    """Return int64 [N]: how many pictures each query is asked against, all but its copies."""
+    import torch
+
+    copies = Counter(bank.pixels)
+    return torch.tensor([len(bank.pixels) - copies[pixels] for pixels in inputs.pixels])
 
 
 KIND = TaskKind(

@@ -15,6 +15,7 @@ each picture an outcome, though the two of a wrong pair are wrong together.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,12 @@ from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.outcomes import Outcomes, group_places
 from pytest_quantgate.tasks.kind import Queries, TaskKind
 from pytest_quantgate.tasks.neighbours import compare_rows
-from pytest_quantgate.tasks.operating_point import count_negatives, keep_precision, read_rate
+from pytest_quantgate.tasks.operating_point import (
+    count_negatives,
+    keep_precision,
+    name_other_side,
+    read_rate,
+)
 from pytest_quantgate.tasks.scoring import Scored, TaskInputs, find_finite
 
 if TYPE_CHECKING:
@@ -169,4 +175,5 @@ KIND = TaskKind(
     count_queries=lambda metric, images, _: (
         Queries(count=images) if metric.startswith("clean") else None
     ),
+    name_other_side=partial(name_other_side, sides=("recall", "clean")),
 )

@@ -13,13 +13,18 @@ share of the negatives that is not: a point of the ROC curve, as scikit-learn's 
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.tasks.classification import average_templates, list_prompts
 from pytest_quantgate.tasks.kind import TaskKind
-from pytest_quantgate.tasks.operating_point import keep_false_positives, read_rate
+from pytest_quantgate.tasks.operating_point import (
+    keep_false_positives,
+    name_other_side,
+    read_rate,
+)
 from pytest_quantgate.tasks.scoring import Scored, TaskInputs
 
 if TYPE_CHECKING:
@@ -138,4 +143,5 @@ KIND = TaskKind(
     needs_fp16=True,
     count_queries=lambda _metric, _images, _captions: None,
     name_answers=lambda _samples, _metric: ("passed", "flagged"),
+    name_other_side=partial(name_other_side, sides=("recall", "specificity")),
 )

@@ -74,6 +74,8 @@ class TaskKind:
     what the answers of a task without classes stand for; `name_queries` the texts that are asked
     with, one an outcome, empty for pictures. `count_queries(metric, images, captions)` says how
     many outcomes there are (None: only known after they were measured).
+    `name_other_side(metric)` is the metric without which one is no limit: who flags everything
+    misses nothing.
     """
 
     name: str
@@ -96,6 +98,7 @@ class TaskKind:
     count_queries: Callable[[str, int, int], Queries | None] = lambda _metric, images, _captions: (
         Queries(count=images)
     )
+    name_other_side: Callable[[str], str | None] = lambda _metric: None
 
     def check_metric(self, metric: str) -> None:
         """Raise DataError for a metric that the task does not have."""

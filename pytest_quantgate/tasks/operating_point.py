@@ -23,6 +23,12 @@ def read_rate(metric: str) -> Fraction:
     return rate
 
 
+def name_other_side(metric: str, *, sides: tuple[str, str]) -> str:
+    """Return the metric of the other of two `sides` at the same rate."""
+    side, _, point = metric.partition("@")
+    return f"{sides[side == sides[0]]}@{point}"
+
+
 def keep_false_positives(negatives: torch.Tensor, *, most: Fraction) -> float:
     """Return the lowest threshold at which at most so large a share of negatives [N] is flagged.
 

@@ -12,7 +12,13 @@ from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.tasks.kind import Queries, TaskKind
 from pytest_quantgate.tasks.samples import Samples
-from pytest_quantgate.tasks.scoring import CHUNK_ROWS, Scored, TaskInputs, find_finite
+from pytest_quantgate.tasks.scoring import (
+    CHUNK_ROWS,
+    Scored,
+    TaskInputs,
+    find_finite,
+    refuse_forced,
+)
 
 
 def asks_with_texts(metric: str) -> bool:
@@ -34,8 +40,8 @@ def score(inputs: TaskInputs) -> Scored:
     """Return the outcome of every query.
 
     Scores are computed a few rows at a time: at MS-COCO size the whole matrix would take half a
-    gigabyte. Raises DataError for a K that is not less than what there is to find: every query
-    were answered.
+    gigabyte. Raises DataError for a K that is not less than what there is to find, or larger than
+    the number of captions that are wrong for an image: every query were answered.
     """
     import torch
     from torch.nn import functional
@@ -54,6 +60,13 @@ def score(inputs: TaskInputs) -> Scored:
     queries, candidates = (len(texts), len(images)) if by_text else (len(images), len(texts))
     if k >= candidates:
         raise DataError(f"{inputs.metric} of {inputs.task}: there are only {candidates} candidates")
+    if not by_text:
+        refuse_forced(
+            k,
+            wrong=len(texts) - torch.bincount(owner, minlength=len(images)),
+            names=inputs.samples.ids,
+            subject=f"{inputs.metric} of {inputs.task}",
+        )
     correct, answers = [], []
     for start in range(0, queries, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, queries)

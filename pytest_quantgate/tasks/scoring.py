@@ -163,6 +163,24 @@ def _count_nonfinite(inputs: TaskInputs) -> int:
     return sum(int((~find_finite(found)).sum()) for found in embedded)
 
 
+def refuse_forced(k: int, *, wrong: torch.Tensor, names: Sequence[str], subject: str) -> None:
+    """Raise DataError where the `k` nearest of a query hold a right answer whatever the model.
+
+    `wrong` [N] is how many wrong answers each of the queries `names` has to choose from.
+    """
+    forced = (wrong < k).nonzero()[:, 0].tolist()
+    if forced:
+        least = int(wrong.min())
+        raise DataError(
+            f"{subject}: {len(forced)} of {len(names)} queries, first {names[forced[0]]!r}, have "
+            f"fewer than {k} wrong answers, so any model finds a right one: take a K of at most "
+            f"{least}, or more samples"
+            if least
+            else f"{subject}: {len(forced)} of {len(names)} queries, first {names[forced[0]]!r}, "
+            f"have no wrong answer to choose from: take samples of several labels"
+        )
+
+
 def find_finite(embedded: torch.Tensor) -> torch.Tensor:
     """Return bool [N]: which embeddings hold neither NaN nor Inf."""
     import torch

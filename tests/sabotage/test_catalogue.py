@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from pytest_quantgate.selftest.sabotage import whole_text
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
+from benchmarks.false_alarms import VariantCase  # noqa: E402
 from benchmarks.sabotage.bench import SUITE, Bench, Entry  # noqa: E402
 from benchmarks.sabotage.catalogue import CATALOGUE, SABOTAGES  # noqa: E402
 from benchmarks.sabotage.changes import TRUTHS  # noqa: E402
@@ -28,6 +30,7 @@ from benchmarks.sabotage.differences import (  # noqa: E402
     describe_failure,
 )
 from benchmarks.sabotage.differences import render_page as render_differences  # noqa: E402
+from benchmarks.sabotage.pipeline import PipelineCase  # noqa: E402
 from benchmarks.sabotage.releases import Releases  # noqa: E402
 from benchmarks.sabotage.report import render_lines, render_page  # noqa: E402
 from benchmarks.sabotage.rivals import Answer, list_rivals  # noqa: E402
@@ -111,6 +114,20 @@ def make(bench: Bench) -> Make:
 @pytest.fixture(scope="module")
 def releases(bench: Bench) -> Releases:
     return Releases(bench, kinds=REVIEWED_BY)
+
+
+def test_stand_ins_take_what_a_case_is_given() -> None:
+    """The bench replaces methods of a case, and no type checker reads it."""
+    compared = 0
+    for stand_in in (PipelineCase, VariantCase):
+        for name, own in vars(stand_in).items():
+            if inspect.isfunction(own) and hasattr(Case, name) and name != "__init__":
+                given, taken = (
+                    list(inspect.signature(f).parameters) for f in (getattr(Case, name), own)
+                )
+                assert given == taken, f"{stand_in.__name__}.{name}"
+                compared += 1
+    assert compared
 
 
 def ask(make: Make, entry: Entry, *, kinds: tuple[str, ...]) -> Mapping[str, Verdict]:

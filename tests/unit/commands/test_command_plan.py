@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ from pytest_quantgate.commands.planning import DEFAULT, Rates, plan_suite
 from pytest_quantgate.evidence.fingerprint import Fingerprint
 from pytest_quantgate.evidence.outcomes import Outcomes, round_score
 from pytest_quantgate.statistics.intervals import Flips, Share, mean_over
+from pytest_quantgate.statistics.looks import (
+    PLANNED_SHARE,
+    Step,
+    confidences_of_looks,
+    spend_share,
+)
 from pytest_quantgate.statistics.pairing import Pairs, pair_outcomes
 from pytest_quantgate.statistics.sizes import chance_to_pass, samples_to_settle
 from pytest_quantgate.store.baselines import Store, next_record
@@ -356,7 +363,9 @@ def test_captions_are_worth_what_the_baseline_measured(capsys: Captured, tmp_pat
     assert floor["needed"] == math.ceil(right * 1000 / pairs.worth.right)
 
 
-FILTER = "task: photos/filter, metric: recall@fpr1%, positive: gore, max_drop: 3pp, samples: 900"
+CAUGHT = "positive: gore, max_drop: 3pp, samples: 900"
+FILTER = f"""task: photos/filter, metric: recall@fpr1%, {CAUGHT}}}
+    - {{task: photos/filter, metric: specificity@fpr1%, {CAUGHT}"""
 
 
 def test_how_many_a_filter_is_to_catch_is_known_from_a_baseline(
@@ -365,7 +374,7 @@ def test_how_many_a_filter_is_to_catch_is_known_from_a_baseline(
     write_suite(FILTER)
     environ = write_shard(tmp_path / "photos", [("cls", str(i % 2)) for i in range(40)])
 
-    (limit,) = plan(capsys, "--flips", "5%", environ=environ)
+    limit, _ = plan(capsys, "--flips", "5%", environ=environ)
     assert limit["samples"] is None
     assert "is only known after a baseline was made" in limit["notes"][0]
 
@@ -379,8 +388,55 @@ def test_how_many_a_filter_is_to_catch_is_known_from_a_baseline(
         class_names=(),
         labels=(-1,) * 300,
     )
-    (limit,) = plan(capsys, environ=environ)
+    limit, _ = plan(capsys, environ=environ)
     assert (limit["samples"], limit["notes"]) == (300, [])
+
+
+def test_a_planned_suite_is_told_the_sizes_of_its_looks(capsys: Captured, tmp_path: Path) -> None:
+    """What the last look takes at what it is judged at, and why the first decides so little."""
+    of = "task: scenes/classification, metric: acc1, max_drop: 1pp, samples: 1000"
+    write_suite(of)
+    (alone,) = plan(capsys, "--flips", "4%")
+    write_suite(f"{of}, planned_samples: 4000")
+
+    (limit,) = plan(capsys, "--flips", "4%")
+
+    early, last = limit["looks"]
+    assert (early["samples"], last["samples"], limit["samples"]) == (1000, 4000, 4000)
+    spent = spend_share(0.25, spent=0.0, confidence=Fraction(95, 100))
+    steps = [Step(samples=1000, spent=spent), Step(samples=4000, spent=PLANNED_SHARE)]
+    levels = [float(x) for x in confidences_of_looks(Fraction(95, 100), steps)]
+    assert [early["confidence"], last["confidence"]] == levels == [levels[0], limit["confidence"]]
+    assert levels[0] > 0.999 > 0.96 > levels[1] > 0.95
+    flips = Flips(right_to_wrong=0.02, wrong_to_right=0.02, samples=1)
+    for look, level in zip(limit["looks"], levels, strict=True):
+        assert look["needed"] == samples_to_settle(flips, confidence=level, limit=0.01)
+    assert early["needed"] > 2 * alone["needed"]
+    assert alone["needed"] < limit["needed"] == last["needed"] < 4000
+    assert (alone["decision"], limit["decision"]) == ("too few", "enough")
+    assert alone["looks"] == []
+    assert limit["advice"] == (
+        f"the look at 1000 is judged at {levels[0] * 100:.12g} % and would take {early['needed']}; "
+        f"the last at {levels[1] * 100:.12g} %"
+    )
+
+
+def test_a_plan_that_the_data_cannot_keep_is_named(capsys: Captured) -> None:
+    write_suite(
+        "task: scenes/classification, metric: acc1, max_drop: 1pp, samples: 1000, "
+        "planned_samples: 8000"
+    )
+    (limit,) = plan(capsys, "--flips", "4%")
+
+    assert limit["samples"] == 5000
+    assert "planned_samples: 8000 is asked for, the data has 5000 (s.quantgate" in limit["notes"][0]
+    # At its end there is one look, as without a plan.
+    write_suite(
+        "task: scenes/classification, metric: acc1, max_drop: 1pp, samples: 1000, "
+        "planned_samples: 1000"
+    )
+    (limit,) = plan(capsys, "--flips", "4%")
+    assert (limit["samples"], limit["looks"], limit["confidence"]) == (1000, [], 0.95)
 
 
 def test_grades_are_planned_by_what_they_are_worth(capsys: Captured, tmp_path: Path) -> None:

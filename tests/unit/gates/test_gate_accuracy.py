@@ -245,7 +245,7 @@ def test_number_of_flips_that_would_end_a_fail_is_exact(
 
 
 def test_no_flip_can_end_a_pass_that_allows_everything() -> None:
-    verdict = judge(make_pair(100, lost=5), max_drop=Fraction(1))
+    verdict = judge(make_pair(100, lost=5), max_drop=Fraction(1), max_flips=Fraction(1))
 
     assert verdict.passed
     assert "would end" not in all_text(verdict)
@@ -521,7 +521,7 @@ def test_floor_is_decided_with_confidence(
 
 
 def test_nothing_is_over_a_floor_of_nothing() -> None:
-    assert judge(make_pair(1_000, both_wrong=999), floor=Fraction(0)).passed
+    assert judge(make_pair(1_000, both_wrong=980), floor=Fraction(0)).passed
 
 
 def test_nothing_can_be_lost_where_fp16_is_right_on_none() -> None:
@@ -540,8 +540,40 @@ def test_nothing_can_be_lost_where_fp16_is_right_on_none() -> None:
         )
         assert "is 0 on 1000 samples: there is nothing to lose" in verdict.headline
         assert at("max_drop") in verdict.headline
-    few = make_hits([True, *wrong[1:]], variant="fp16")
-    assert judge((few, few)).passed
+
+
+@pytest.mark.parametrize(("chance", "right"), [(0.5, 529), (0.0, 29), (0.01, 39)])
+def test_a_limit_that_one_that_guesses_would_keep_decides_nothing(
+    chance: float, right: int
+) -> None:
+    """3 pp are all that FP16 has over chance: its answers may all be lost."""
+
+    def judge_limit(points: int, **limits: Any) -> Verdict:
+        fp16 = make_hits([place < right for place in range(1000)], variant="fp16")
+        gate = accuracy_gate(max_drop=Fraction(points, 100), **limits)
+        return judge_accuracy(
+            fp16=fp16, quantized=replace(fp16, variant="v"), gate=gate, chance=chance
+        )
+
+    verdict = judge_limit(3)
+
+    assert (verdict.status, verdict.code) == (
+        Status.INCONCLUSIVE,
+        "accuracy.limit-reaches-chance",
+    )
+    assert "max_drop 3.00 pp passes a variant that has lost everything" in verdict.headline
+    assert at("max_drop") in verdict.headline
+    assert verdict.next_step == (
+        f"set max_drop well under 2.90 pp, or a floor above {chance * 100:.2f} %"
+    )
+    assert judge_limit(2).passed
+    # A floor above chance catches who guesses.
+    assert judge_limit(3, floor=Fraction(right - 15, 1000)).status is not Status.FAIL
+    assert judge_limit(3, floor=Fraction(right - 15, 1000)).code != verdict.code
+    assert judge_limit(3, floor=Fraction(chance)).code == verdict.code
+    # 100 pp say that others decide; where there are none, nothing does.
+    assert judge_limit(100).code == verdict.code
+    assert judge_limit(100, max_flips=Fraction(5, 100)).passed
 
 
 def test_no_number_of_samples_proves_that_all_are_right() -> None:

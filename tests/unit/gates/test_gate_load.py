@@ -210,7 +210,7 @@ def test_a_rate_that_fp16_does_not_keep_up_with_is_inconclusive() -> None:
 def test_requests_that_fp16_drops_are_not_answered() -> None:
     """LoadGen is told at the end of a round that they are: the rate looks as if it were kept."""
     drops = [make_served(dropped=200, late=200)] * 10
-    gate = make_gate(p99_ratio=None, max_late=Fraction(1, 100), queue=1)
+    gate = make_gate(p99_ratio=None, max_late=Fraction(1, 100), queue=1, bound_ms=30.0)
     verdict = judge(make_run(drops, drops), gate)
 
     assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "load.rate-too-high")
@@ -465,9 +465,13 @@ def test_the_inputs_are_those_of_all_requests() -> None:
         ({"p99_ratio": None}, "", "sets no limit"),
         ({"sizes": (1, 4)}, "sizes", "a request of 4 is larger than batch"),
         ({"sizes": ()}, "sizes", "is empty"),
-        ({"max_late": Fraction(1, 100)}, "max_late", "nothing is late or dropped here"),
-        ({"max_late": Fraction(0), "queue": 4}, "max_late", "no number of requests shows it"),
-        ({"max_late": Fraction(1), "queue": 4}, "max_late", "no number of requests shows it"),
+        ({"max_late": Fraction(1, 100)}, "max_late", "nothing is late without a bound: set bound"),
+        # A server that drops what waits answers the others fast: only lateness shows it.
+        ({"queue": 4}, "queue", "drops requests, which no percentile shows: set bound and max_l"),
+        ({"queue": 4, "max_late": Fraction(1, 100)}, "queue", "set bound and max_late"),
+        ({"queue": 4, "bound_ms": 3.0, "search": True}, "queue", "set bound and max_late"),
+        ({"max_late": Fraction(0), "bound_ms": 3.0}, "max_late", "no number of requests shows it"),
+        ({"max_late": Fraction(1), "bound_ms": 3.0}, "max_late", "no number of requests shows it"),
         ({"bound_ms": 3.0}, "bound", "is about max_late and search"),
         ({"search": True}, "search", "set bound"),
         ({"window_ms": 3.0}, "window", "set batch above 1"),
@@ -517,7 +521,7 @@ def test_the_server_is_what_the_section_says() -> None:
     where = replace(WHERE, keys={**WHERE.keys, "threads": 36})
     with pytest.raises(BadKey, match="tensorrt runs on the GPU"):
         make_gate(where=where, threads=2, runtime="tensorrt").check()
-    make_gate(max_late=Fraction(1, 2), queue=4).check()
+    make_gate(max_late=Fraction(1, 2), queue=4, bound_ms=3.0).check()
 
 
 # -- words and figures -----------------------------------------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.suite_texts import FILE, SMALL, VALID, Refusal, swap
+from pytest_quantgate.gates.sections import TaskGate
+from tests.suite_texts import FILE, SMALL, VALID, Load, Refusal, swap
 
 
 @pytest.mark.parametrize(
@@ -406,6 +407,41 @@ def test_refused_with_file_line_key_and_mend(
     )
 
     assert refusal(text) == f"{FILE}:{changed}: {words}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "alone", "beside"),
+    [
+        ("filter", "recall@fpr1%", "specificity@fpr1%"),
+        ("filter", "specificity@fpr0.5%", "recall@fpr0.5%"),
+        ("duplicates", "recall@precision95%", "clean@precision95%"),
+        ("duplicates", "clean@precision95%", "recall@precision95%"),
+    ],
+)
+@pytest.mark.parametrize("gate", ["accuracy", "regression"])
+def test_one_side_of_a_threshold_alone_is_refused(
+    refusal: Refusal, load: Load, gate: str, kind: str, alone: str, beside: str
+) -> None:
+    """Who flags everything misses nothing: a model whose embeddings are all alike would pass."""
+
+    def write(*metrics: str, more: str = "") -> str:
+        limit = "max_drop: 1pp"
+        if gate == "regression":
+            limit = f"{limit}, max_fp16_drop: 1pp, max_drop_since_first: 1pp"
+        positive = "positive: gore, " if kind == "filter" else ""
+        listed = "".join(
+            f"    - {{task: photos/{kind}, metric: {metric}, {positive}{limit}{more * place}}}\n"
+            for place, metric in enumerate(metrics)
+        )
+        return SMALL.replace("gates: {roundtrip: {}}\n", f"gates:\n  {gate}:\n{listed}")
+
+    said = (
+        f"{gate}.metric: {alone} alone passes a model whose embeddings are all alike: add a gate "
+        f"with metric: {beside} and the same task, samples, bank and positive"
+    )
+    assert refusal(write(alone)).endswith(said)
+    assert refusal(write(alone, beside, more=", samples: 50")).endswith(said)
+    assert len(load(write(alone, beside)).gates.all(TaskGate)) == 2
 
 
 @pytest.mark.parametrize(

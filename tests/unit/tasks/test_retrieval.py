@@ -109,6 +109,24 @@ def test_a_k_that_leaves_nothing_out_is_named(captioned: Samples, k: int) -> Non
         )
 
 
+def test_a_k_with_which_a_caption_is_always_found_is_named(captioned: Samples) -> None:
+    """The last of three images has three of the six captions: among four is one of its own."""
+    few = captioned.take(3)
+    texts = torch.ones(len(list_captions(few)), 3)
+
+    def ask_for(k: int) -> None:
+        metric = f"text_retrieval_recall@{k}"
+        answer(few, kind="retrieval", metric=metric, images=torch.eye(3), texts=texts)
+
+    ask_for(3)
+    with pytest.raises(
+        DataError,
+        match=r"recall@4 of d/retrieval: 1 of 3 queries, first '.*', have fewer than 4 wrong "
+        r"answers, so any model finds a right one: take a K of at most 3, or more samples",
+    ):
+        ask_for(4)
+
+
 def cluster(
     metric: str, pixels: str, *, captions: tuple[tuple[str, ...], ...]
 ) -> tuple[tuple[int, ...], int]:

@@ -1,6 +1,6 @@
 """What TensorRT for RTX makes of CLIPs at real size, FP8 against FP16, without a GPU.
 
-    python benchmarks/engines.py [--size B/32 ...] [--target sm89 ...]    # writes engines.md
+    python -m benchmarks.engines [--size B/32 ...] [--target sm89 ...]    # writes engines.md
 
 Random weights (seeded), `fp8-attention` with nothing excluded and softmax pairs declared. Exits
 with 1 where a ratio is over its limit or attention is not fused in FP8 in every
@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from random_clip import make_checkpoint, make_pairs
+from benchmarks.random_clip import make_checkpoint, make_pairs
 
 #: Limits of plan and weights against FP16. The token embedding of the text tower stays FP16.
 LIMITS = {
@@ -77,7 +77,7 @@ def measure(
             paths[name] = folder / f"{tower}-{name}.onnx"
             found = export_tower(
                 model,
-                tower=tower,  # type: ignore[arg-type]
+                tower=tower,
                 path=paths[name],
                 dynamic_batch=False,
                 precision="float16",
@@ -185,7 +185,7 @@ def write_report(path: Path, *, rows: list[str], notes: list[str], problems: lis
     lines = [
         "# Engines at real size",
         "",
-        "Made by `python benchmarks/engines.py`: FP8 with attention (nothing excluded, softmax",
+        "Made by `python -m benchmarks.engines`: FP8 with attention (nothing excluded, softmax",
         "pairs declared) against FP16, batch 1, random weights. MB = 10^6 bytes: plan, weights,",
         "activations. Linear layers and attention blocks are those of the FP8 engine.",
         "",

@@ -43,7 +43,7 @@ from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
 
 PAGE = Path(__file__).with_suffix(".md")
-DATA = Path(os.environ.get("QUANTGATE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("QUANTGATE_TEST_DATA", "no data"))
 PACKAGES = ("torch", "transformers", "nvidia-modelopt", "onnx", "onnxruntime-gpu")
 
 GATES = """\
@@ -195,11 +195,13 @@ class VariantCase(PipelineCase):
     @computed_once
     def fp16(self) -> Encoder:
         if self.change is None:
-            return self.good.fp16
+            good: Encoder = self.good.fp16
+            return good
         module = copy.deepcopy(self.good.fp16.module)
         with torch.no_grad():
             self.change(module, torch.Generator().manual_seed(self.seed))
-        return replace(self.good.fp16, module=module)
+        changed: Encoder = replace(self.good.fp16, module=module)
+        return changed
 
     @computed_once
     def sanity(self) -> Sanity:

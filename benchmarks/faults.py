@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pytest_quantgate.store.baselines import Store, accept_obtained, write_obtained
@@ -129,16 +130,12 @@ def build_entries(folder: Path) -> None:
     print("ready", flush=True)
     while True:
         for key in KEYS:
-            entry = cache.get_or_build(
-                kind="variant", key=key, build=lambda to, key=key: build_entry(to, key=key)
-            )
+            entry = cache.get_or_build(kind="variant", key=key, build=partial(build_entry, key=key))
             print(key, flush=True)
             if chance.random() < 0.5:
                 print(f"damage {key}", flush=True)
                 (entry / "value.json").write_text('"half', encoding="utf-8")
-                cache.get_or_build(
-                    kind="variant", key=key, build=lambda to, key=key: build_entry(to, key=key)
-                )
+                cache.get_or_build(kind="variant", key=key, build=partial(build_entry, key=key))
                 print(key, flush=True)
 
 
@@ -162,9 +159,7 @@ def next_entries(folder: Path) -> None:
     """Ask for every entry, and for a new one: what nobody works on is swept then."""
     cache = Cache(root=folder)
     for key in (*KEYS, "f" * 64):
-        cache.get_or_build(
-            kind="variant", key=key, build=lambda to, key=key: build_entry(to, key=key)
-        )
+        cache.get_or_build(kind="variant", key=key, build=partial(build_entry, key=key))
 
 
 # -- whole runs ------------------------------------------------------------------------------------

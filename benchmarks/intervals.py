@@ -14,7 +14,6 @@ import argparse
 import functools
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -327,13 +326,12 @@ def measure_levels(*, quick: bool) -> list[tuple[Truth, float, float, float]]:
     Dense where counts are small: there a step of one count is a step in the chances.
     """
     if quick:
-        sizes, wins = (20, 100, 20_000), (0, 0.6, 3)
+        sizes: tuple[int, ...] = (20, 100, 20_000)
+        wins: tuple[float, ...] = (0, 0.6, 3)
         expected = np.concatenate([np.arange(0.2, 9, 0.2), np.arange(9, 25, 2)])
     else:
-        sizes, wins = (
-            (20, 30, 50, 100, 200, 1000, 20_000),
-            (0, 0.1, 0.3, 0.6, 0.8, 1, 1.5, 3, 8, 30),
-        )
+        sizes = (20, 30, 50, 100, 200, 1000, 20_000)
+        wins = (0, 0.1, 0.3, 0.6, 0.8, 1, 1.5, 3, 8, 30)
         expected = np.concatenate(
             [np.arange(0.1, 8, 0.1), np.arange(8, 16, 0.25), np.arange(16, 64, 2)]
         )
@@ -414,12 +412,12 @@ def tabulate_levels(found: Sequence[tuple[Truth, float, float, float]]) -> str:
     for confidence, losses_only in itertools.product(CONFIDENCES, (True, False)):
         cells = [row for row in found if row[1] == confidence and (not row[0].won) == losses_only]
         row = [f"{confidence * 100:g} %", "none" if losses_only else "some", len(cells)]
-        for side in (2, 3):
-            worst = max(cells, key=lambda cell: cell[side])
-            truth = worst[0]
+        for chances in ([cell[2] for cell in cells], [cell[3] for cell in cells]):
+            worst = max(chances)
+            truth = cells[chances.index(worst)][0]
             where = f"{truth.samples} samples, {truth.samples * truth.lost:.3g} lost"
             row += [
-                pct(worst[side], 2),
+                pct(worst, 2),
                 where + (f", {truth.samples * truth.won:.3g} won" if truth.won else ""),
             ]
         rows.append(row)
@@ -609,7 +607,8 @@ def levels_of_two(
     """
     if limit is None:
         limit = sum(weight * lost for weight, _, lost in parts)
-    value, below, above, chance = 0.0, 0.0, 0.0, 1.0
+    value, below, above = (np.zeros((1, 1)) for _ in range(3))
+    chance = np.ones((1, 1))
     for axis, (weight, samples, lost) in enumerate(parts):
         low, chances = binomial(samples, lost, table=log_factorials(samples))
         counts = np.arange(low, low + len(chances))
@@ -880,7 +879,7 @@ ADVICE = tuple(
 
 def measure_advice(cases: Sequence[tuple[float, float, float]]) -> list[tuple[float, ...]]:
     """Return limit, flip rate, true drop, advised and needed size, and what decides there."""
-    rows = []
+    rows: list[tuple[float, ...]] = []
     for limit, rate, share in cases:
         drop = limit * share
         lost, won = (rate + drop) / 2, (rate - drop) / 2
@@ -1249,7 +1248,7 @@ def simulate_family(
             b = int(stream.binomial(samples, (rate + drop) / 2))
             c = int(stream.binomial(samples - b, (rate - drop) / 2 / (1 - (rate + drop) / 2)))
             strengths.append(strength_of(b, c))
-        family = Family(size=limits, strengths=lambda s=tuple(strengths): s)
+        family = Family(size=limits, strengths=functools.partial(tuple, strengths))
         for place, control in enumerate((ALONE, family)):
             raised = [
                 strength <= 1
@@ -1349,10 +1348,12 @@ def draw_reach(
 def replace_tables(text: str, tables: dict[str, str]) -> str:
     """Return the page with each table between its markers replaced."""
     for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, times = pattern.subn(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)
-        if times != 1:
-            raise SystemExit(f"{PAGE}: marker of table {name!r} stands {times} times")
+        start = f"<!-- table: {name} -->\n"
+        if text.count(start) != 1:
+            raise SystemExit(f"{PAGE}: marker of table {name!r} stands {text.count(start)} times")
+        before, _, rest = text.partition(start)
+        _, end, after = rest.partition("<!-- end -->")
+        text = f"{before}{start}{table}\n{end}{after}"
     return text
 
 

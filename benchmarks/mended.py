@@ -566,11 +566,14 @@ def try_all(plants: Sequence[Plant], replaced: Sequence[Plant], *, folder: Path)
     for plant in replaced:
         first = folder / "shadow"
         name = plant.module.partition("/")[0]
-        (found,) = importlib.util.find_spec(name).submodule_search_locations  # type: ignore[union-attr]
-        shutil.copytree(found, first / name, ignore=shutil.ignore_patterns("__pycache__", "test"))
-        for libraries in Path(found).parent.glob(
-            "*.libs"
-        ):  # found beside the package that needs them
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        (installed,) = spec.submodule_search_locations
+        ignored = shutil.ignore_patterns("__pycache__", "test")
+        shutil.copytree(installed, first / name, ignore=ignored)
+        # Found beside the package that needs them.
+        for libraries in Path(installed).parent.glob("*.libs"):
             (first / libraries.name).symlink_to(libraries)
         with (first / plant.module).open("a", encoding="utf-8") as stream:
             stream.write(f"\n{plant.code}\n")

@@ -290,7 +290,7 @@ def allowed_drop(recipe: str) -> float:
 
 
 def open_case(folder: Path, *, model: Path, recipe: str, limit: float) -> Any:
-    from pytest_quantgate.commands.sensitivity import open_case as open_suite
+    from pytest_quantgate.commands.case import open_case as open_suite
 
     suite = folder / "planted.quantgate.yaml"
     suite.write_text(

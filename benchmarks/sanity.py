@@ -1,6 +1,6 @@
 """Shows what the sanity checks, `quantgate doctor` and `quantgate validate --deep` cost.
 
-    python benchmarks/sanity.py             # about two minutes; writes benchmarks/sanity.md
+    python -m benchmarks.sanity             # about two minutes; writes benchmarks/sanity.md
 
 For the reference model and for a random CLIP in the sizes of ViT-L/14, on the three tasks of the
 reference suite, in seconds of processor time on one thread: what else runs on the machine counts
@@ -23,7 +23,7 @@ from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 
-import random_clip
+from benchmarks import random_clip
 
 SIZES = {"reference model": 2.0, "ViT-L/14": 10.0}
 TASKS = ("scenes/classification", "scenes/retrieval", "digits/classification")
@@ -126,7 +126,7 @@ def write_report(path: Path, *, rows: dict[str, dict[str, float]]) -> None:
     lines = [
         "# What the sanity checks cost",
         "",
-        "Made by `python benchmarks/sanity.py`: seconds of processor time on one thread, on the",
+        "Made by `python -m benchmarks.sanity`: seconds of processor time on one thread, on the",
         f"three tasks of the reference suite ({platform.machine()}, Python "
         f"{platform.python_version()}, {versions}).",
         "",

@@ -1,6 +1,6 @@
 """Measures what `quantgate sensitivity` costs, in time and in units of one plain evaluation.
 
-    python benchmarks/sensitivity.py          # about ten minutes; writes benchmarks/sensitivity.md
+    python -m benchmarks.sensitivity          # about ten minutes; writes benchmarks/sensitivity.md
 
 On the reference suite whole (ranking on 256 images, and the search for an exclusion with its
 verifying evaluations, for a recipe that fails), and at ViT-B/32 size (random weights, seeded) on
@@ -20,8 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from random_clip import make_checkpoint
-
+from benchmarks.random_clip import make_checkpoint
 from pytest_quantgate.gates.fidelity import FidelityGate
 
 MAX_SECONDS = {"reference": 180, "ViT-B/32": 900}
@@ -104,7 +103,7 @@ def main() -> int:
 
 def measure(name: str, suite: Path, *, folder: Path, samples: int) -> Row:
     """Measure one suite with an empty cache; the gates' own evaluation is not counted."""
-    from pytest_quantgate.commands.sensitivity import open_case
+    from pytest_quantgate.commands.case import open_case
     from pytest_quantgate.run.progress import silent
     from pytest_quantgate.run.sensitivity import Study
 
@@ -157,7 +156,7 @@ def describe(rows: list[Row]) -> str:
         [
             "# What `quantgate sensitivity` costs",
             "",
-            f"`python benchmarks/sensitivity.py` on {os.cpu_count()} cores ({platform.machine()}), "
+            f"`python -m benchmarks.sensitivity` on {os.cpu_count()} cores ({platform.machine()}), "
             f"{versions}, {torch.get_num_threads()} threads; load of the machine "
             f"{os.getloadavg()[0]:.1f} at the end (above the number of cores, seconds by the clock "
             f"say little: the CPU seconds of ranking and search together do).",

@@ -1,6 +1,6 @@
 """Shows that a ViT-L/14 CLIP goes through every stage on a two-core machine without a GPU.
 
-    python benchmarks/vit_l14.py            # about five minutes; writes benchmarks/vit_l14.md
+    python -m benchmarks.vit_l14            # about five minutes; writes benchmarks/vit_l14.md
 
 The weights are random (seeded), in the sizes of laion/CLIP-ViT-L-14-laion2B-s32B-b82K, so nothing
 is downloaded. FP16 and FP8 with attention are built from the saved checkpoint, calibrated on 32
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from random_clip import make_checkpoint, make_pairs
+from benchmarks.random_clip import make_checkpoint, make_pairs
 
 MAX_SECONDS = 600
 MAX_BYTES = 8 * 2**30
@@ -162,7 +162,7 @@ def write_report(path: Path, *, stages: Stages, facts: list[str], threads: int) 
     lines = [
         "# ViT-L/14 on a CPU",
         "",
-        "Made by `python benchmarks/vit_l14.py`; the memory is the highest sum over the process",
+        "Made by `python -m benchmarks.vit_l14`; the memory is the highest sum over the process",
         "and its children. Random weights in the sizes of laion/CLIP-ViT-L-14-laion2B-s32B-b82K.",
         "",
         f"{threads} threads on {os.cpu_count()} cores ({platform.machine()}), "

@@ -11,7 +11,8 @@ from typing import Any
 
 from benchmarks.fuzz.spoiling import spoil, spoil_values
 from benchmarks.fuzz.tally import Hang, Tally, limit_cpu_time
-from benchmarks.fuzz.targets import TARGETS, Target, make_target
+from benchmarks.fuzz.target import Target
+from benchmarks.fuzz.targets import TARGETS, make_target
 
 #: A case may take so long on a busy machine, in s; what waits for something takes no CPU time.
 LIMIT_S = 120

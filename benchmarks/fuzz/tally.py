@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz.targets import Target
+from benchmarks.fuzz.target import Target
 from pytest_quantgate.errors import QuantGateError
 
 #: One case, in s of CPU time: a suite of the largest size that is taken needs three.

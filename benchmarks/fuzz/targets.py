@@ -10,6 +10,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.fuzz import artifact_targets, data_targets
@@ -106,7 +107,7 @@ def suite_target(folder: Path) -> Target:
         list_baselines(suite)
         compare_suite(other, suite)
         quantize = suite.quantize
-        if not isinstance(quantize.recipe, str):
+        if quantize is not None and not isinstance(quantize.recipe, str):
             digest_of([quantize.recipe, quantize.exclude])
             build_recipe(quantize.recipe, name="inline")
 
@@ -306,8 +307,8 @@ def cache_target(folder: Path) -> Target:
             found = cache.get_or_measure(
                 kind=kind.__name__,
                 key=key,
-                measure=lambda good=good: to_json(good),
-                read=lambda value, kind=kind: from_json(kind, value),
+                measure=partial(to_json, good),
+                read=partial(from_json, kind),
             )
             assert isinstance(found, kind)
 
@@ -478,7 +479,7 @@ def onnx_target(folder: Path) -> Target:
     path, state = folder / "model.onnx", folder / "modelopt_state.pth"
     stream = io.BytesIO()
     torch.save({"modelopt_state_dict": [("quantize", {"config": {}})]}, stream)
-    assert onnx.checker.check_model(model) is None
+    onnx.checker.check_model(model)
 
     def read(data: bytes) -> None:
         path.write_bytes(data)

@@ -126,7 +126,7 @@ def stale_ranges(bench: Bench) -> Case:
         other = other_revision(good.fp16)
         batches = list(make_batches(good.fp16, good.held_out(64), batch_size=64))
         calibrated = quantize(
-            other, recipe=good.recipe, exclude=good.suite.quantize.exclude, batches=batches
+            other, recipe=good.recipe, exclude=good.suite.variant.exclude, batches=batches
         )
         mine, theirs = find_quantizers(model.module), find_quantizers(calibrated.model.module)
         for name, quantizer in mine.items():

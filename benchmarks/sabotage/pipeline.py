@@ -28,6 +28,7 @@ from pytest_quantgate.tasks.registry import load_calibration
 if TYPE_CHECKING:
     import torch
 
+    from pytest_quantgate.run.measured import Drawn
     from pytest_quantgate.suite.specs import Stage
     from pytest_quantgate.tasks.samples import Samples
 
@@ -131,7 +132,7 @@ class PipelineCase(Case):
         fp16 = steps.weights(self.fp16) if steps.weights is not None else self.fp16
         if steps.calibrate is None:
             result = quantize(
-                fp16, recipe=self.recipe, exclude=self.suite.quantize.exclude, batches=batches
+                fp16, recipe=self.recipe, exclude=self.suite.variant.exclude, batches=batches
             )
         else:
             result = self._quantize_by_hand(fp16, batches, calibrate=steps.calibrate)
@@ -139,7 +140,7 @@ class PipelineCase(Case):
         audit = audit_quantizers(
             model,
             recipe=self.recipe,
-            exclude=self.suite.quantize.exclude,
+            exclude=self.suite.variant.exclude,
             held_out=list(make_batches(self.fp16, held_out, batch_size=spec.batch_size)),
         )
         run = describe_calibration(
@@ -159,7 +160,7 @@ class PipelineCase(Case):
         audit = audit_quantizers(
             model,
             recipe=self.recipe,
-            exclude=self.suite.quantize.exclude,
+            exclude=self.suite.variant.exclude,
             held_out=list(make_batches(self.fp16, held_out, batch_size=spec.batch_size)),
         )
         return _Built(model=model, audit=audit, run=self.good.calibration_run)
@@ -192,7 +193,7 @@ class PipelineCase(Case):
                 )
             except (RuntimeError, ValueError, AssertionError) as error:
                 raise ModelError(f"ModelOpt cannot calibrate: {error}") from error
-            for pattern in self.suite.quantize.exclude:
+            for pattern in self.suite.variant.exclude:
                 mtq.disable_quantizer(model.module, pattern)
         for handle in handles:
             handle.remove()

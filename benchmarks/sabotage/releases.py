@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Collection, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.conclusion import Results, Row, SuiteGates
 from pytest_quantgate.selftest.sabotage import exchange
 from pytest_quantgate.store.cache import Cache, write_json
+from pytest_quantgate.suite.specs import Stage
 
 #: Parts of a release, each a file or a folder of this name. A report is made of what a run left.
 VARIANT, ONNX, TREE, RUN = "variant", "onnx", "tree", "run.json"
@@ -159,7 +160,7 @@ def _keep_outcomes(title: str, *, case: Case, verdicts: Mapping[str, Verdict]) -
     """Keep the outcomes that were judged: a spoiled evaluation has others than the cache."""
     gates = case.suite.gates
     for gate in (*gates.all(AccuracyGate), *gates.all(RegressionGate)):
-        stage = getattr(gate, "stage", "torch")
+        stage: Stage = getattr(gate, "stage", "torch")
         about = ("outcomes", gate.task, gate.metric, stage, str(gate.samples or ""))
         if not any(name.endswith(f"[{gate.key}]") for name in verdicts):
             continue
@@ -171,7 +172,7 @@ def _keep_outcomes(title: str, *, case: Case, verdicts: Mapping[str, Verdict]) -
             continue
         plain = [to_json(outcomes) for outcomes in found]
         key = digest_of(["release", title, *about, json.dumps(plain)])
-        case.cache.get_or_measure(kind="outcomes", key=key, measure=lambda plain=plain: plain)
+        case.cache.get_or_measure(kind="outcomes", key=key, measure=partial(list, plain))
         case.used[about] = key
 
 

@@ -127,6 +127,7 @@ def _read_error(node: ast.ClassDef) -> Iterator[Code]:
         if (
             isinstance(part, ast.Assign)
             and isinstance(part.value, ast.Constant)
+            and isinstance(part.value.value, str)
             and [target.id for target in part.targets if isinstance(target, ast.Name)]
             == ["finding"]
         ):
@@ -137,8 +138,9 @@ def _read_error(node: ast.ClassDef) -> Iterator[Code]:
 def _calls(tree: ast.AST, *, names: tuple[str, ...] = MAKERS) -> Iterator[ast.Call]:
     """Yield the calls that make a verdict; one that passes `**more` on is a maker's own."""
     for node in ast.walk(tree):
-        is_maker = isinstance(node, ast.Call) and _name(node) in names
-        if is_maker and all(keyword.arg for keyword in node.keywords):
+        if not isinstance(node, ast.Call) or _name(node) not in names:
+            continue
+        if all(keyword.arg for keyword in node.keywords):
             yield node
 
 

@@ -83,7 +83,8 @@ class Generated(SphinxDirective):
         content = StringList(list(self.lines()), source=source)
         container = nodes.Element()
         self.state.nested_parse(content, self.content_offset, container, match_titles=True)
-        return container.children
+        children: list[nodes.Node] = container.children
+        return children
 
     def lines(self) -> Iterator[str]:
         raise NotImplementedError
@@ -246,12 +247,13 @@ class Commands(Generated):
 
         parser = build_parser()
         parser.formatter_class = Wide
-        for action in parser._subparsers._group_actions:  # type: ignore[union-attr]
-            helps = {choice.dest: choice.help for choice in action._choices_actions}  # type: ignore[attr-defined]
-            for name, command in action.choices.items():  # type: ignore[union-attr]
-                yield from (f"## quantgate {name}", "", sentence(helps[name]), "")
-                command.formatter_class = Wide
-                yield from ("```text", *command.format_help().splitlines(), "```", "")
+        # argparse has no other way to its commands and what is said of each.
+        commands: Any = next(a for a in parser._actions if isinstance(a.choices, dict))
+        helps = {choice.dest: choice.help for choice in commands._choices_actions}
+        for name, command in commands.choices.items():
+            yield from (f"## quantgate {name}", "", sentence(helps[name]), "")
+            command.formatter_class = Wide
+            yield from ("```text", *command.format_help().splitlines(), "```", "")
 
 
 class Wide(argparse.RawDescriptionHelpFormatter):

@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,15 @@ FORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """One photograph: the name of its file below the split, such as `0/cat/17.jpg`."""
+    """One photograph: the name of its file below the split, such as `0/cat/17.jpg`.
+
+    `light` is a further column, which all forms but folders of classes hold.
+    """
 
     name: str
     content: bytes
     label: int
+    light: str = "day"
 
 
 def read_shard(path: Path, *, classes: Sequence[str], count: int | None = None) -> list[Photo]:
@@ -55,11 +59,7 @@ def read_shard(path: Path, *, classes: Sequence[str], count: int | None = None) 
 def by_class(photos: Sequence[Photo], *, classes: Sequence[str]) -> list[Photo]:
     """Return photographs in the order and under the names that folders of classes give them."""
     moved = [
-        Photo(
-            name=photo.name.replace("0/", f"0/{classes[photo.label]}/", 1),
-            content=photo.content,
-            label=photo.label,
-        )
+        replace(photo, name=photo.name.replace("0/", f"0/{classes[photo.label]}/", 1))
         for photo in photos
     ]
     return sorted(moved, key=lambda photo: photo.name)
@@ -81,8 +81,12 @@ def _write_wds(root: Path, split: str, photos: list[Photo], classes: Sequence[st
     with tarfile.open(root / split / "0.tar", "w") as archive:
         for photo in photos:
             key = photo.name.removeprefix("0/").removesuffix(".jpg")
-            label = str(photo.label).encode()
-            for name, content in ((f"{key}.jpg", photo.content), (f"{key}.cls", label)):
+            more = json.dumps({"light": photo.light, "url": "https://example.org"})
+            for name, content in (
+                (f"{key}.jpg", photo.content),
+                (f"{key}.cls", str(photo.label).encode()),
+                (f"{key}.json", more.encode()),
+            ):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
@@ -100,13 +104,15 @@ def _write_csv(root: Path, split: str, photos: list[Photo], classes: Sequence[st
     _write_folder(root, split, photos, classes)
     with (root / split / "metadata.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["file_name", "label"])
-        writer.writerows([photo.name, classes[photo.label]] for photo in photos)
+        writer.writerow(["file_name", "label", "light"])
+        writer.writerows([photo.name, classes[photo.label], photo.light] for photo in photos)
 
 
 def _write_jsonl(root: Path, split: str, photos: list[Photo], classes: Sequence[str]) -> None:
     _write_folder(root, split, photos, classes)
-    rows = [{"file_name": photo.name, "label": photo.label} for photo in photos]
+    rows = [
+        {"file_name": photo.name, "label": photo.label, "light": photo.light} for photo in photos
+    ]
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
     (root / split / "metadata.jsonl").write_text(text)
 
@@ -120,6 +126,7 @@ def make_table(photos: Sequence[Photo]) -> Any:
                 pa.struct({"bytes": pa.binary(), "path": pa.string()}),
             ),
             "label": pa.array([photo.label for photo in photos], pa.int64()),
+            "light": pa.array([photo.light for photo in photos], pa.string()),
         }
     )
 
@@ -132,6 +139,7 @@ def _write_datasets(root: Path, split: str, photos: list[Photo], classes: Sequen
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(classes), "_type": "ClassLabel"},
+        "light": {"dtype": "string", "_type": "Value"},
     }
     save(make_table(photos), root / split, features=features)
 

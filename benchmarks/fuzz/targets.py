@@ -415,6 +415,7 @@ def shard_target(folder: Path) -> Target:
     from PIL import Image
 
     from pytest_quantgate.tasks.drawing import Draw
+    from pytest_quantgate.tasks.reader import Source
     from pytest_quantgate.tasks.webdataset import load_webdataset
 
     root = folder / "photos"
@@ -437,7 +438,7 @@ def shard_target(folder: Path) -> Target:
 
     def read(data: bytes) -> None:
         (root / "test" / "0.tar").write_bytes(data)
-        samples = load_webdataset(root, split="test", name="photos/test", draw=Draw())
+        samples = load_webdataset(Source.of_folder(root, split="test"), Draw())
         samples.digest  # noqa: B018  # every text of it must be one that UTF-8 holds
         for index in range(len(samples)):
             samples.images[index]

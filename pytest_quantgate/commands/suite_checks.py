@@ -277,10 +277,10 @@ def _check_slices(suite: Suite) -> Iterator[str]:
         if slices is None or not unknown or (spec and find_package(spec.dataset)):
             continue  # a reader of another package has what it has
         try:
-            takes = spec is not None and find_reader(spec.dataset).takes_columns
+            reader = find_reader(spec.dataset) if spec is not None else None
         except QuantGateError:  # said of the data set itself
             continue
-        if takes and spec is not None:
+        if spec is not None and reader and (reader.takes_columns or reader.keeps_columns):
             keep = ", ".join((*kept, *unknown))
             fix = f"add columns: {{keep: [{keep}]}} to {name} ({spec.where})"
         else:

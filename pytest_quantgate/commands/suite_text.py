@@ -222,6 +222,7 @@ def _describe_folder(
     environ: Mapping[str, str],
     towers: Sequence[str] | None,
 ) -> Data:
+    from pytest_quantgate.tasks.reader import Source
     from pytest_quantgate.tasks.webdataset import count_webdataset
 
     folder = root if root is not None else text
@@ -260,7 +261,10 @@ def _describe_folder(
             f"used for both"
         )
     calibration = "train" if "train" in others else others[0]
-    counts = {split: count_webdataset(path, split=split).images for split in ("test", calibration)}
+    counts = {
+        split: count_webdataset(Source.of_folder(path, split=split)).images
+        for split in ("test", calibration)
+    }
     for split, count in counts.items():
         if count < 2:  # calibration needs one, and one that is held out
             raise SuiteError(f"{path / split} has {count} images: there is nothing to measure on")

@@ -188,7 +188,9 @@ class DatasetSpec:
     )
     columns: ColumnsSpec | None = field(
         default=None,
-        metadata=section_key(ColumnsSpec, help="of imagefolder, parquet and datasets"),
+        metadata=section_key(
+            ColumnsSpec, help="of imagefolder, parquet and datasets; keep and id of all others"
+        ),
     )
     captions_per_image: int | None = field(
         default=None, metadata=count_key(help="how many every image must have; default: any")

@@ -1,5 +1,9 @@
 """clip-benchmark's own data sets (`cifar100`, `imagenet1k`, `mscoco_captions`, ...), where they are
-on disk already: a gate downloads nothing."""
+on disk already: a gate downloads nothing.
+
+Further columns that a suite keeps stand in ROOT/metadata.csv or .jsonl, whose column `id` is
+<data set>/<split>/<number of six digits>.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ from pytest_quantgate.encoders.loading import quiet_libraries, refuse_forced_pic
 from pytest_quantgate.errors import DataError, MissingPackage, NotMeasured
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.enclosure import enclosed
+from pytest_quantgate.tasks.metadata import ID, METADATA, find_metadata, read_columns_beside
 from pytest_quantgate.tasks.reader import DatasetReader, Source
+from pytest_quantgate.tasks.rows import check_captions
 from pytest_quantgate.tasks.samples import Samples
 
 #: Those whose samples carry captions.
@@ -187,7 +193,7 @@ def _load(source: Source, draw: Draw) -> Samples:
             f"{spec.where.of('exif_rotation')}: clip-benchmark decodes {spec.dataset} itself, and "
             f"turns nothing: remove exif_rotation"
         )
-    return load_clip_benchmark(
+    found = load_clip_benchmark(
         spec.dataset,
         root=source.root,
         split=source.split,
@@ -195,6 +201,19 @@ def _load(source: Source, draw: Draw) -> Samples:
         draw=draw,
         retrieval=spec.dataset in CAPTIONED,
     )
+    for name, captions in zip(found.ids, found.captions or (), strict=False):
+        check_captions(captions, spec=spec, where=name)
+    if spec.columns is None or not spec.columns.keep:
+        return found
+    beside = find_metadata(source.root)
+    if beside is None:
+        raise DataError(
+            f"{spec.columns.where.of('keep')}: {spec.dataset} has no columns of its own: write "
+            f"{source.root / METADATA[0]} with the columns {', '.join((ID, *spec.columns.keep))}, "
+            f"the first of which begins with {found.ids[0]}"
+        )
+    columns = read_columns_beside(beside, root=source.root, ids=found.ids, columns=spec.columns)
+    return replace(found, columns=columns)
 
 
-READER = DatasetReader(load=_load)
+READER = DatasetReader(load=_load, keeps_columns=True)

@@ -11,27 +11,24 @@ where they lie, none is decoded before it is needed. Other files are passed over
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError, NotMeasured
 from pytest_quantgate.tasks.class_texts import locate_texts, read_listed
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.enclosure import check_inside
+from pytest_quantgate.tasks.metadata import METADATA, Rows, find_metadata, read_metadata
 from pytest_quantgate.tasks.pictures import IMAGE_SUFFIXES
 from pytest_quantgate.tasks.reader import Counted, DatasetReader, Source
 from pytest_quantgate.tasks.rows import Chosen, build_samples, choose_columns, count_rows
 from pytest_quantgate.tasks.samples import Samples
-from pytest_quantgate.untrusted import parse_json, read_regular
+from pytest_quantgate.untrusted import read_regular
 
-METADATA = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
 
 #: Images that are not decoded here: to pass over them would make a set smaller than it is.
@@ -66,28 +63,6 @@ def read_image(path: Path, *, root: Path) -> bytes:
         return read_regular(check_inside(path, root=root), max_bytes=bounds.IMAGE_BYTES)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """A table that was read whole: a value a row in each column; `places` are `file:line`."""
-
-    name: str
-    values: dict[str, list[Any]]
-    places: Sequence[str]
-
-    @property
-    def columns(self) -> Sequence[str]:
-        return tuple(self.values)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def read(self, column: str) -> Sequence[Any]:
-        return self.values[column]
-
-    def locate(self, row: int) -> str:
-        return self.places[row]
 
 
 def find_folder(root: Path, *, split: str, splits: Sequence[str] = SPLITS) -> Path:
@@ -247,20 +222,10 @@ def _read_metadata(
 
     One beside the folders of all splits counts too: its names then begin with the split's.
     """
-    places = list(dict.fromkeys((folder, source.root)))
-    there = [place / name for place in places for name in METADATA if (place / name).exists()]
-    if not there:
+    path = find_metadata(folder, source.root)
+    if path is None:
         return None, []
-    if len(there) > 1:
-        raise DataError(f"{there[0]} and {there[1]} both describe {folder}: keep one of them")
-    (path,) = there
-    try:
-        content = read_regular(
-            check_inside(path, root=source.root), max_bytes=bounds.TEXTS_BYTES
-        ).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    rows = _read_csv(content, path) if path.suffix == ".csv" else _read_jsonl(content, path)
+    rows = read_metadata(path, root=source.root)
     if FILE_NAME not in rows.values:
         raise DataError(
             f"{path} has no column {FILE_NAME!r}; its columns: "
@@ -306,49 +271,6 @@ def _match_files(
             f"their rows, or move them out of {folder}"
         )
     return list(seen)
-
-
-def _read_csv(content: str, path: Path) -> Rows:
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
-    places, rows = [], []
-    try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}:1: a column stands twice: {', '.join(header)}")
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise DataError(
-                    f"{path}:{reader.line_num}: {len(row)} values, the header has {len(header)}"
-                )
-            rows.append(row)
-            places.append(f"{path}:{reader.line_num}")
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not CSV: {error}") from error
-    columns = zip(*rows, strict=True) if rows else iter([()] * len(header))
-    values = {
-        name: [value or None for value in column]
-        for name, column in zip(header, columns, strict=True)
-    }
-    return Rows(name=str(path), values=values, places=places)
-
-
-def _read_jsonl(content: str, path: Path) -> Rows:
-    found: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected an object {{...}}, found {line[:40]!r}")
-        found.append((f"{path}:{number}", row))
-    columns = dict.fromkeys(name for _, row in found for name in row)
-    values = {name: [row.get(name) for _, row in found] for name in columns}
-    return Rows(name=str(path), values=values, places=[place for place, _ in found])
 
 
 READER = DatasetReader(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_quantgate.evidence.sanity import TextPlaces
 from pytest_quantgate.suite.specs import DatasetSpec
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.samples import Samples
 
@@ -23,6 +24,12 @@ class Source:
     spec: DatasetSpec
     root: Path
     split: str
+
+    @classmethod
+    def of_folder(cls, root: Path, *, split: str, dataset: str = "wds/data") -> Source:
+        """Return a split of a folder that no suite declares."""
+        spec = DatasetSpec(where=Where(file=str(root), line=0), dataset=dataset)
+        return cls(name=f"{root.name}/{split}", spec=spec, root=root, split=split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +59,8 @@ class DatasetReader:
     `read_texts` returns class names and templates where files of the user hold them,
     `locate_texts` the `file:line` of each, `count` how much there is without decoding (None: that
     is only known after it was loaded). `takes_columns` says that its rows have columns that a suite
-    may name. `package` is what must be installed for it, and `extra` what brings that.
+    may name, `keeps_columns` that samples may have further ones, which a suite may `keep`.
+    `package` is what must be installed for it, and `extra` what brings that.
     """
 
     load: Callable[[Source, Draw], Samples]
@@ -61,5 +69,6 @@ class DatasetReader:
     locate_texts: Callable[[Source], TextPlaces] = lambda _source: TextPlaces()
     count: Callable[[Source], Counted] | None = None
     takes_columns: bool = False
+    keeps_columns: bool = False
     package: str = ""
     extra: str = ""

@@ -209,6 +209,14 @@ def check_spec(spec: DatasetSpec, *, reader: DatasetReader) -> None:
     """Raise DataError for keys of a data set that its reader has no use for."""
     if reader.takes_columns:
         return
+    if reader.keeps_columns:
+        for key in ("image", "label", "captions"):
+            if spec.columns is not None and getattr(spec.columns, key):
+                raise DataError(
+                    f"{spec.columns.where.of(key)}: {spec.dataset} has images, labels and captions "
+                    f"of its own: remove {key}, and name further columns under keep"
+                )
+        return
     for key in ("columns", "captions_per_image"):
         if getattr(spec, key) is not None:
             raise DataError(

@@ -302,6 +302,16 @@ def _compare_classes(
 # -- captions -------------------------------------------------------------------------------------
 
 
+def check_captions(captions: Sequence[str], *, spec: DatasetSpec, where: str) -> None:
+    """Raise DataError where a suite says another number of captions an image."""
+    wanted = spec.captions_per_image
+    if wanted is not None and len(captions) != wanted:
+        raise DataError(
+            f"{where} has {len(captions)} captions, {wanted} are said "
+            f"({spec.where.of('captions_per_image')})"
+        )
+
+
 def _read_captions(source: Source, table: Table, *, chosen: Chosen) -> tuple[tuple[str, ...], ...]:
     columns = [table.read(name) for name in chosen.captions]
     wanted = source.spec.captions_per_image
@@ -323,11 +333,7 @@ def _read_captions(source: Source, table: Table, *, chosen: Chosen) -> tuple[tup
         row_captions = tuple(text for text in texts if text and text.strip())
         if not row_captions:
             raise DataError(f"{table.locate(row)} has no caption")
-        if wanted is not None and len(row_captions) != wanted:
-            raise DataError(
-                f"{table.locate(row)} has {len(row_captions)} captions, {wanted} are said "
-                f"({source.spec.where.of('captions_per_image')})"
-            )
+        check_captions(row_captions, spec=source.spec, where=table.locate(row))
         found.append(row_captions)
     return tuple(found)
 

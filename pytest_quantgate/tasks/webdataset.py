@@ -6,6 +6,9 @@
     ROOT/<split>/nshards.txt
     ROOT/<split>/0.tar ...         <key>.jpg|png|webp with <key>.cls, or <key>.txt
 
+Further columns that a suite keeps stand in <key>.json, an object, or in a table beside the shards:
+ROOT/<split>/metadata.csv or .jsonl, whose column `id` is <shard>/<key>.
+
 Read with the standard library: the order is the file's own, decoding is on access, and nothing in
 an archive is ever unpickled or written to disk, which the webdataset package does not promise.
 Members of other kinds are passed over.
@@ -19,7 +22,8 @@ import io
 import re
 import tarfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +37,13 @@ from pytest_quantgate.tasks.class_texts import (
     read_lines,
     read_texts,
 )
+from pytest_quantgate.tasks.contents import CLASS, as_texts
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.enclosure import check_inside
+from pytest_quantgate.tasks.metadata import find_metadata, read_columns_beside, read_members
 from pytest_quantgate.tasks.pictures import IMAGE_SUFFIXES, Pictures
-from pytest_quantgate.tasks.reader import Counted, DatasetReader
+from pytest_quantgate.tasks.reader import Counted, DatasetReader, Source
+from pytest_quantgate.tasks.rows import check_captions
 from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.untrusted import read_regular
 
@@ -108,11 +115,13 @@ def list_shards(root: Path, *, split: str) -> list[Path]:
     return shards
 
 
-def digest_root(root: Path, *, split: str) -> str:
-    """Return the SHA-256 of a split's bytes, names and templates, without decoding an image."""
+def digest_root(root: Path, *, split: str, beside: Path | None = None) -> str:
+    """Return the SHA-256 of a split's bytes, names and templates, without decoding an image; of the
+    table `beside` it, too."""
     digest = hashlib.sha256()
     texts = (CLASS_NAMES, TEMPLATES, "dataset_type.txt")
-    for path in [*(root / name for name in texts), *list_shards(root, split=split)]:
+    files = [*(root / name for name in texts), *list_shards(root, split=split)]
+    for path in [*files, *([beside] if beside is not None else [])]:
         if path.is_file():
             with check_inside(path, root=root).open("rb") as stream:
                 part = hashlib.file_digest(stream, "sha256").digest()
@@ -120,65 +129,119 @@ def digest_root(root: Path, *, split: str) -> str:
     return digest.hexdigest()
 
 
-def load_webdataset(
-    root: Path, *, split: str, name: str, draw: Draw, rotate: bool = False
-) -> Samples:
-    """Return the drawn samples of a split; of the others only headers and labels are read.
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A split of which headers and texts were read, and no image; one of `labels` and `captions`
+    is empty."""
+
+    ids: list[str] = field(default_factory=list)
+    places: list[TarImage] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    captions: list[tuple[str, ...]] = field(default_factory=list)
+    class_names: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def is_captioned(self) -> bool:
+        return not self.class_names
+
+
+def read_split(source: Source) -> Split:
+    """Return what the archives of a split say of their samples.
 
     Raises NotMeasured where the folder is not there, DataError for a damaged or an oversized one,
     with the file.
     """
+    root, split, spec = source.root, source.split, source.spec
     shards = list_shards(root, split=split)
     captioned = (read_lines(root, "dataset_type.txt") or ["classification"])[0] == "retrieval"
     class_names = () if captioned else tuple(read_lines(root, CLASS_NAMES))
     if not captioned and not class_names:
         raise DataError(f"{root / CLASS_NAMES} is missing or empty: one class name a line")
-    templates = tuple(read_lines(root, TEMPLATES))
-    ids: list[str] = []
-    labels: list[int] = []
-    captions: list[tuple[str, ...]] = []
-    places: list[TarImage] = []
+    found = Split(class_names=class_names)
+    keep = spec.columns if spec.columns is not None and spec.columns.keep else None
+    beside = _find_table(source)
+    extras: dict[str, str] = {}
     shapes: dict[tuple[Any, ...], Path] = {}
+    suffixes = ("txt" if captioned else "cls", *(("json",) if keep and not beside else ()))
     for number, shard in enumerate(shards):
-        members = _read_shard(shard, text_suffix="txt" if captioned else "cls")
-        shape = tuple((key, place.size, text) for key, place, text in members)
+        members = _read_shard(shard, suffixes=suffixes)
+        shape = tuple((key, place.size, *texts) for key, place, texts in members)
         other = shapes.setdefault(shape, shard)
         if members and other != shard and filecmp.cmp(other, shard, shallow=False):
             raise DataError(
                 f"{shard} is a copy of {other}: an export that ran twice? Keep one of them, and "
                 f"write the number of shards into {shard.parent / 'nshards.txt'}"
             )
-        for key, place, text in members:
-            if len(ids) == bounds.SAMPLES:
+        for key, place, texts in members:
+            if len(found.ids) == bounds.SAMPLES:
                 raise DataError(f"{shard}: more than {bounds.SAMPLES} samples in {shard.parent}")
-            ids.append(f"{number}/{key}")
-            places.append(place)
+            found.ids.append(f"{number}/{key}")
+            found.places.append(place)
+            if len(texts) > 1:
+                extras[found.ids[-1]] = texts[1]
             if captioned:
-                captions.append(tuple(line for line in text.splitlines() if line.strip()))
-                if not captions[-1]:
+                lines = tuple(line for line in texts[0].splitlines() if line.strip())
+                if not lines:
                     raise DataError(f"{shard}: sample {key!r} has no caption")
+                check_captions(lines, spec=spec, where=f"{shard}: sample {key!r}")
+                found.captions.append(lines)
             else:
-                labels.append(_read_label(text, shard=shard, key=key, classes=len(class_names)))
-    chosen = draw.choose(total=len(ids), labels=None if captioned else labels)
-    names, taken = (tuple(ids[i] for i in chosen), tuple(places[i] for i in chosen))
+                label = _read_label(texts[0], shard=shard, key=key, classes=len(class_names))
+                found.labels.append(label)
+    if keep is None:
+        return found
+    columns = (
+        read_columns_beside(beside, root=root, ids=found.ids, columns=keep)
+        if beside is not None
+        else read_members(extras, columns=keep, name=str(root / split))
+    )
+    return replace(found, columns=columns)
+
+
+def _find_table(source: Source) -> Path | None:
+    columns = source.spec.columns
+    if columns is None or not columns.keep:
+        return None
+    return find_metadata(source.root / source.split)
+
+
+def load_webdataset(source: Source, draw: Draw) -> Samples:
+    """Return the drawn samples of a split; of the others only headers and texts are read. Raises as
+    `read_split`."""
+    split, rotate = read_split(source), source.spec.exif_rotation
+    captioned = split.is_captioned
+    chosen = draw.choose(total=len(split.ids), labels=None if captioned else split.labels)
+    names = tuple(split.ids[i] for i in chosen)
+    taken = tuple(split.places[i] for i in chosen)
     return Samples(
-        name=name,
+        name=source.name,
         ids=names,
         images=Pictures(encoded=TarImages(places=taken, names=names), rotate=rotate),
         hashes=tuple(hashlib.sha256(place.read()).hexdigest() for place in taken),
-        labels=None if captioned else tuple(labels[i] for i in chosen),
-        captions=tuple(captions[i] for i in chosen) if captioned else None,
-        class_names=class_names,
-        templates=templates or USUAL_TEMPLATES,
+        labels=None if captioned else tuple(split.labels[i] for i in chosen),
+        captions=tuple(split.captions[i] for i in chosen) if captioned else None,
+        class_names=split.class_names,
+        templates=tuple(read_lines(source.root, TEMPLATES)) or USUAL_TEMPLATES,
+        columns={name: tuple(of[i] for i in chosen) for name, of in split.columns.items()},
         decoding="exif" if rotate else "",
     )
 
 
-def count_webdataset(root: Path, *, split: str) -> Counted:
-    """Return what a local split holds: headers of its archives and their texts are enough."""
+def count_webdataset(source: Source) -> Counted:
+    """Return what a local split holds: headers of its archives and their texts are enough.
+
+    What does not fit together is said where it is loaded, or where columns are kept.
+    """
+    columns: dict[str, Sequence[str]] = {}
+    if source.spec.columns is not None and source.spec.columns.keep:
+        split = read_split(source)
+        columns = {name: as_texts(values) for name, values in split.columns.items()}
+        if not split.is_captioned:
+            columns = {CLASS: [split.class_names[n] for n in split.labels], **columns}
     images = captions = 0
     classes = Counter[bytes]()
-    for shard in list_shards(root, split=split):
+    for shard in list_shards(source.root, split=source.split):
         try:
             with tarfile.open(shard, "r:") as archive:
                 for member in archive:
@@ -197,12 +260,16 @@ def count_webdataset(root: Path, *, split: str) -> Counted:
                         captions += sum(bool(line.strip()) for line in text.splitlines())
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{shard} is damaged: {error}: copy or build it again") from error
-    return Counted(images=images, captions=captions, classes=tuple(classes.values()))
+    sizes = tuple(classes.values())
+    return Counted(images=images, captions=captions, classes=sizes, columns=columns)
 
 
-def _read_shard(shard: Path, *, text_suffix: str) -> list[tuple[str, TarImage, str]]:
+def _read_shard(
+    shard: Path, *, suffixes: Sequence[str]
+) -> list[tuple[str, TarImage, tuple[str, ...]]]:
+    """Return the key of each sample, where its image is, and its texts, one of each suffix."""
     images: dict[str, TarImage] = {}
-    texts: dict[str, str] = {}
+    texts: dict[str, dict[str, str]] = {suffix: {} for suffix in suffixes}
     total = 0
     try:
         with (
@@ -212,20 +279,20 @@ def _read_shard(shard: Path, *, text_suffix: str) -> list[tuple[str, TarImage, s
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
                 key, suffix = _split_member(member.name, shard=shard)
-                if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, text_suffix):
+                if not member.isreg() or suffix not in (*IMAGE_SUFFIXES, *suffixes):
                     continue
-                found: dict[str, Any] = texts if suffix == text_suffix else images
-                most = bounds.TEXT_BYTES if suffix == text_suffix else bounds.IMAGE_BYTES
+                found: dict[str, Any] = texts.get(suffix, images)
+                most = bounds.TEXT_BYTES if suffix in texts else bounds.IMAGE_BYTES
                 if member.size > most or member.issparse():
                     raise DataError(
                         f"{shard}: {member.name!r} is sparse or larger than {most} bytes"
                     )
                 if key in found:
                     raise DataError(f"{shard}: sample {key!r} stands twice")
-                if suffix == text_suffix:
+                if suffix in texts:
                     content = archive.extractfile(member)
                     assert content is not None
-                    texts[key] = content.read().decode("utf-8")
+                    found[key] = content.read().decode("utf-8")
                     total += member.size
                     if total > bounds.TEXTS_BYTES:
                         raise DataError(f"{shard}: more than {bounds.TEXTS_BYTES} bytes of text")
@@ -234,17 +301,18 @@ def _read_shard(shard: Path, *, text_suffix: str) -> list[tuple[str, TarImage, s
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{shard} is damaged: {reason}: copy or build it again") from error
-    unpaired = sorted(images.keys() ^ texts.keys())
-    if unpaired:
-        raise DataError(
-            f"{shard}: {len(unpaired)} samples lack an image or a .{text_suffix}, "
-            f"first {unpaired[0]!r}"
-        )
+    for suffix, found in texts.items():
+        unpaired = sorted(images.keys() ^ found.keys())
+        if unpaired:
+            raise DataError(
+                f"{shard}: {len(unpaired)} samples lack an image or a .{suffix}, "
+                f"first {unpaired[0]!r}"
+            )
     size = shard.stat().st_size
     cut = [key for key, place in images.items() if place.offset + place.size > size]
     if cut:
         raise DataError(f"{shard} is cut short: image {cut[0]!r} lies beyond its end")
-    return [(key, images[key], texts[key]) for key in images]
+    return [(key, images[key], tuple(found[key] for found in texts.values())) for key in images]
 
 
 def _split_member(name: str, *, shard: Path) -> tuple[str, str]:
@@ -274,15 +342,10 @@ def _read_label(text: str, *, shard: Path, key: str, classes: int) -> int:
 
 
 READER = DatasetReader(
-    load=lambda source, draw: load_webdataset(
-        source.root,
-        split=source.split,
-        name=source.name,
-        draw=draw,
-        rotate=source.spec.exif_rotation,
-    ),
-    digest=lambda source: digest_root(source.root, split=source.split),
+    load=load_webdataset,
+    digest=lambda source: digest_root(source.root, split=source.split, beside=_find_table(source)),
     read_texts=lambda source: read_texts(source.root),
     locate_texts=lambda source: locate_texts(source.root),
-    count=lambda source: count_webdataset(source.root, split=source.split),
+    count=count_webdataset,
+    keeps_columns=True,
 )

@@ -24,6 +24,7 @@ from pytest_quantgate.errors import DataError, ModelError
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.drawing import Draw
+from pytest_quantgate.tasks.reader import Source
 from pytest_quantgate.tasks.webdataset import load_webdataset
 
 WHERE = Where(file="suites/x.quantgate.yaml", line=3)
@@ -242,7 +243,7 @@ def write_texts(root: Path, *, names: str, templates: str) -> None:
 
 
 def load(root: Path) -> None:
-    load_webdataset(root, split="test", name="photos/test", draw=Draw())
+    load_webdataset(Source.of_folder(root, split="test"), Draw())
 
 
 def test_prompts_that_fill_the_memory_are_refused(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.specs import DatasetSpec, ModelSpec, QuantizeSpec
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.drawing import Draw
+from pytest_quantgate.tasks.reader import Source
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.webdataset import load_webdataset
 from tests.hostile import Bomb, update
@@ -495,7 +496,7 @@ def test_a_split_is_the_name_of_a_folder(make_shard: Callable[..., Path], split:
     root = make_shard(*GOOD)
 
     with pytest.raises(DataError, match=r"is no name of a folder in"):
-        load_webdataset(root, split=split, name="x", draw=Draw())
+        load_webdataset(Source.of_folder(root, split=split), Draw())
 
 
 def test_class_names_with_a_mark_of_the_byte_order_are_read(

@@ -166,8 +166,8 @@ def test_columns_of_data_that_has_none_are_an_error() -> None:
     (error,) = check("dataset: wds/photos", new)
 
     assert error == (
-        "s.quantgate.yaml:4: wds/photos has no columns: remove columns, or use imagefolder, "
-        "parquet or datasets"
+        "s.quantgate.yaml:4: wds/photos has images, labels and captions of its own: remove label, "
+        "and name further columns under keep"
     )
 
 
@@ -180,7 +180,11 @@ def test_columns_of_data_that_has_none_are_an_error() -> None:
             "[[lux, light]]",
             "slices by 'light': add columns: {keep: [lux, light]} to photos (s.quantgate.yaml:4)",
         ),
-        ("wds/photos", "light", "slices by 'light': photos has no columns besides class"),
+        (
+            "wds/photos",
+            "light",
+            "slices by 'light': add columns: {keep: [light]} to photos (s.quantgate.yaml:4)",
+        ),
     ],
 )
 def test_slices_by_a_column_that_is_not_kept_are_an_error(
@@ -201,7 +205,10 @@ def test_slices_of_a_regression_gate_are_looked_at_too() -> None:
         "max_drop: 1pp, max_drop_since_first: 1pp, slices: {by: light, max_drop: 5pp}}\n"
     )
     (error,) = check_suite(load_suite(write(SUITE + gate)), environ=FULL).errors
-    assert "slices by 'light': photos has no columns besides class" in error
+    assert "slices by 'light': add columns: {keep: [light]} to photos (" in error
+    scenes = SUITE + gate.replace("photos", "scenes")
+    (error,) = check_suite(load_suite(write(scenes)), environ=FULL).errors
+    assert "slices by 'light': scenes has no columns besides class" in error
 
 
 def test_a_package_that_data_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

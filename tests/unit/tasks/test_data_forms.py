@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pytest_quantgate.suite.specs import DatasetSpec
+from pytest_quantgate.suite.specs import ColumnsSpec, DatasetSpec
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
@@ -25,8 +27,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def load(root: Path, dataset: str, *, samples: int | None = None) -> Samples:
-    spec = DatasetSpec(where=Where(file="x.yaml", line=1), dataset=dataset, root=str(root))
+def load(
+    root: Path, dataset: str, *, samples: int | None = None, keep: tuple[str, ...] = ()
+) -> Samples:
+    where = Where(file="x.yaml", line=1)
+    columns = ColumnsSpec(where=where, keep=keep) if keep else None
+    spec = DatasetSpec(where=where, dataset=dataset, root=str(root), columns=columns)
     datasets = {"photos": spec}
     return load_samples("photos/test", datasets=datasets, samples=samples, environ={})
 
@@ -55,6 +61,31 @@ def test_every_form_gives_the_same_samples(tmp_path: Path, samples: int | None) 
     assert len(found["tar", "csv"]) == (samples or 120)
     # What the order of the tar is worth: the same photographs, drawn and called otherwise.
     assert found["tar", "csv"].digest != found["class", "csv"].digest
+
+
+def test_every_form_that_has_columns_keeps_the_same_ones(tmp_path: Path) -> None:
+    """As do a table beside the archives, and one by the names of the samples."""
+    classes = (HELD_OUT / "classnames.txt").read_text().split()
+    photos = [
+        replace(photo, light=("day", "night", "day")[number % 3])
+        for number, photo in enumerate(
+            read_shard(HELD_OUT / "test" / "0.tar", classes=classes, count=120)
+        )
+    ]
+    found = {}
+    for form, dataset in FORMS.items():
+        if form == "folder":
+            continue
+        root = write_form(form, tmp_path / form, splits={"test": photos}, classes=classes)
+        found[form] = load(root, dataset, samples=50, keep=("light",))
+    lines = [f"{photo.name.removesuffix('.jpg')},{photo.light}\n" for photo in reversed(photos)]
+    root = write_form("wds", tmp_path / "table", splits={"test": photos}, classes=classes)
+    (root / "test" / "metadata.csv").write_text("id,light\n" + "".join(lines))
+    found["table"] = load(root, "wds/photos", samples=50, keep=("light",))
+
+    assert len({samples.digest for samples in found.values()}) == 1
+    assert Counter(found["wds"].columns["light"])["night"] > 5
+    assert found["wds"].digest != load(root, "wds/photos", samples=50).digest
 
 
 def test_the_photographs_are_those_of_the_archive(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pytest_quantgate.errors import DataError
 from pytest_quantgate.suite.specs import DatasetSpec
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.enclosure import check_inside, enclosed
+from pytest_quantgate.tasks.reader import Source
 from pytest_quantgate.tasks.registry import data_key, load_samples, locate_texts, read_class_texts
 from pytest_quantgate.tasks.webdataset import count_webdataset
 
@@ -74,7 +75,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "digest": lambda root: data_key("photos/test", datasets=specs(root), samples=None, environ={}),
     "texts": lambda root: read_class_texts("photos/test", datasets=specs(root), environ={}),
     "places": lambda root: locate_texts("photos/test", datasets=specs(root), environ={}),
-    "plan": lambda root: count_webdataset(root, split="test"),
+    "plan": lambda root: count_webdataset(Source.of_folder(root, split="test")),
 }
 TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 SHARDS = ("test/nshards.txt", "test/0.tar", "test")

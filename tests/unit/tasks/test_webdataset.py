@@ -20,6 +20,7 @@ from pytest_quantgate.errors import DataError, NotMeasured
 from pytest_quantgate.suite.specs import CalibrationSpec, DatasetSpec
 from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.drawing import Draw
+from pytest_quantgate.tasks.reader import Source
 from pytest_quantgate.tasks.registry import data_key, load_calibration, load_samples
 from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.tasks.webdataset import digest_root, load_webdataset
@@ -71,7 +72,7 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
 
 
 def load(root: Path, *, split: str = "test", **draw: Any) -> Samples:
-    return load_webdataset(root, split=split, name=f"photos/{split}", draw=Draw(**draw))
+    return load_webdataset(Source.of_folder(root, split=split), Draw(**draw))
 
 
 def test_samples_come_in_the_files_order(make_root: Callable[..., Path]) -> None:

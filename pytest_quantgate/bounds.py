@@ -84,3 +84,12 @@ GIT_LISTING_BYTES = 16 << 20
 
 WORKER_BYTES = 4 << 30
 WORKER_SECONDS = 900
+
+
+def is_size(name: str, value: object, *, pair: bool = True) -> bool:
+    """Return whether a value is a size of `MODEL_SIZES`; of an image or a patch, two (a `pair`)."""
+    sides = value if isinstance(value, (list, tuple)) else (value,)
+    pair = pair and name in ("image_size", "patch_size")
+    return len(sides) in ((1, 2) if pair else (1,)) and all(
+        type(side) is int and 0 < side <= MODEL_SIZES[name] for side in sides
+    )

@@ -306,7 +306,9 @@ def write_suite(request: Request) -> str:
     lines += _calibration_lines(data)
     fused = [name for tower in shape.towers for name in tower.fused] if shape is not None else []
     patterns = dict.fromkeys([*request.exclude, *map(name_fused, fused)])
-    lines += [f"# nn.MultiheadAttention, which no recipe quantizes: {name}" for name in fused]
+    lines += [
+        f"# stays in FP16, its family says (docs/guides/encoders.md): {name}" for name in fused
+    ]
     exclude = f", exclude: [{', '.join(map(quote, patterns))}]" if patterns else ""
     if not request.fp16_onnx:
         lines.append(_variant_line(request, exclude=exclude))

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pytest_quantgate import bounds
-from pytest_quantgate.encoders import clip, llava, open_clip, siglip, text, vit
+from pytest_quantgate.encoders import clip, internvl, llava, open_clip, qwen_vl, siglip, text, vit
 from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.encoders.family import EncoderFamily, Pretrained
 from pytest_quantgate.encoders.source import CONFIG, OPEN_CLIP_CONFIG
@@ -29,7 +29,9 @@ CONFIGS = (CONFIG, OPEN_CLIP_CONFIG)
 #: `read_settings` and stays in the configuration object, so that a restored model knows its kind.
 KIND = "quantgate_kind"
 
-_OWN = (clip.FAMILY, siglip.FAMILY, vit.FAMILY, text.FAMILY, open_clip.FAMILY, llava.FAMILY)
+_OWN = tuple(
+    module.FAMILY for module in (clip, siglip, vit, text, open_clip, llava, internvl, qwen_vl)
+)
 
 
 def list_families() -> tuple[EncoderFamily, ...]:
@@ -194,8 +196,7 @@ def describe_settings(settings: Mapping[str, Any]) -> tuple[TowerSpec, ...]:
     for name in usual:
         for key, value in vars(getattr(config, name) if name else config).items():
             most = bounds.MODEL_SIZES.get(key)
-            is_count = isinstance(value, int) and not isinstance(value, bool)
-            if most is not None and not (is_count and 0 < value <= most):
+            if most is not None and not bounds.is_size(key, value):
                 place = ".".join(filter(None, (name, key)))
                 raise ModelError(
                     f"the sizes of its towers make no sense: {place} is {value!r:.40}, expected 1 "

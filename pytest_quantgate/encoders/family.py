@@ -48,7 +48,8 @@ class Pretrained:
     `options` are given to the model when it is made, `unused` are beginnings of names of weights
     that then have no place, on purpose. `inside` is what other files put in front of each name: the
     name of this model in a larger one. `any_size` is whether the model takes images of the size
-    that its processor makes, whatever its config says: positions are interpolated.
+    that its processor makes, whatever its config says: positions are interpolated. `size_is_area`
+    is whether `size` in its files counts the pixels of an image, and not those of a side.
 
     `since` is the first release of transformers that was seen to have the parts of `model` under
     the names that are read here.
@@ -66,6 +67,7 @@ class Pretrained:
     unused: tuple[str, ...] = ()
     inside: str = ""
     any_size: bool = False
+    size_is_area: bool = False
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     processing: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: TokenizerClass = TokenizerClass()

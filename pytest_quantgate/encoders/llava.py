@@ -157,12 +157,5 @@ FAMILY = EncoderFamily(
         "llava_next": f"it cuts an image into tiles: {_INSTEAD}",
         "llava_onevision": f"it cuts an image into tiles: {_INSTEAD}",
         "paligemma": f"its tower stands inside a larger model: {_INSTEAD}",
-        "internvl": "its tower is none of CLIP's: make it by a function of your own (model: "
-        "{source: factory}), or look at an ONNX file with `quantgate check`",
-        **dict.fromkeys(
-            ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
-            "its vision tower takes patches of a grid that each image sets, not pixels of one "
-            "size: look at an ONNX file of one grid with `quantgate check`",
-        ),
     },
 )

@@ -288,6 +288,9 @@ def check_settings(source: CheckpointSource, *, where: str) -> Mapping[str, Any]
         config = read_settings(directory)
     except ModelError as error:
         raise type(error)(f"{where}: {error}") from error
+    known = find_pretrained(config)
+    assert known is not None  # read_settings refuses others
+    kind = known[1]
     if (directory / "adapter_config.json").exists():
         raise ModelError(
             f"{where}: {directory} holds an adapter (adapter_config.json), which names "
@@ -296,7 +299,7 @@ def check_settings(source: CheckpointSource, *, where: str) -> Mapping[str, Any]
     for name, path in source.paths.items():
         if name in SETTINGS:
             settings = _read_mapping(path, where=where)
-            check_config(settings, where=f"{where}: {path}")
+            check_config(settings, where=f"{where}: {path}", kind=kind)
             check_pointers(settings, where=f"{where}: {path}")
     return config
 
@@ -319,30 +322,34 @@ def check_pointers(settings: Mapping[str, Any], *, where: str) -> None:
                 )
 
 
-def check_config(config: Mapping[str, Any], *, where: str) -> None:
-    """Raise ModelError for sizes that no such model has, and for an already quantized model."""
+def check_config(config: Mapping[str, Any], *, where: str, kind: Pretrained | None = None) -> None:
+    """Raise ModelError for sizes that no such model has, and for an already quantized model.
+
+    Of a model whose `kind` has no text tower, what makes the texts is not looked at.
+    """
     if config.get("quantization_config") is not None:
         raise ModelError(
             f"{where}: has a quantization_config: the baseline must be the model before it was "
             f"quantized"
         )
+    size_is_area = kind is not None and kind.size_is_area
+    unread = "text_config" if kind is not None and "text" not in kind.towers else ""
     parts = {"": config, **config}
     inner = config.get("image_processor")  # of processor_config.json
     if isinstance(inner, Mapping):
         parts |= {key: inner.get(key) for key in ("size", "crop_size")}
     for key in _SIZED:
+        if unread and key.startswith(unread):
+            continue
         part = parts.get(key)
         if key in ("size", "crop_size") and not isinstance(part, Mapping):
             part = {"": part}
         for name, value in part.items() if isinstance(part, Mapping) else ():
-            most = (
-                bounds.MODEL_SIZES["image_size"]
-                if key in ("size", "crop_size")
-                else bounds.MODEL_SIZES.get(name)
-            )
-            if most is None or value is None:
+            is_side = key in ("size", "crop_size")
+            most = bounds.MODEL_SIZES.get("image_size" if is_side else name)
+            if most is None or value is None or (is_side and size_is_area):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            if not bounds.is_size("image_size" if is_side else name, value, pair=not is_side):
                 shown = repr(value)[:40]
                 place = ".".join(filter(None, (key, name)))
                 raise ModelError(f"{where}: {place} is {shown}: expected 1 to {most}")

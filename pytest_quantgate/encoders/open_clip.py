@@ -1,10 +1,12 @@
-"""The family of open_clip: any of its CLIPs with its own transformers in both towers.
+"""The family of open_clip: its CLIPs with its own transformers, or with a trunk of timm (ViT, EVA,
+MobileCLIP's) in the vision tower.
 
 A checkpoint is a folder with `open_clip_config.json` and `open_clip_model.safetensors`. The model,
 the tokenizer and the preprocessing are open_clip's own code, made from that file; nothing is
 fetched. Both towers become submodules, and `nn.MultiheadAttention` is split into layers that can
 be quantized. The projections are plain Parameters of open_clip, which no quantizer reaches: they
-stay in FP16.
+stay in FP16. The branches that MobileCLIP is trained with are put together into the convolutions
+that it ships with.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from pytest_quantgate.encoders.family import (
 )
 from pytest_quantgate.encoders.source import OPEN_CLIP_CONFIG
 from pytest_quantgate.encoders.towers import TextSpec, TowerSpec
+from pytest_quantgate.encoders.vit import as_pair
 from pytest_quantgate.errors import MissingPackage, ModelError, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -52,7 +55,6 @@ TEXT = {
 
 #: Keys of a section that are refused where they are set, and what they are.
 _REFUSED = {
-    "timm_model_name": "a trunk of timm: where transformers has the model (SigLIP), name that one",
     "hf_model_name": "a text tower of transformers inside open_clip",
     "hf_tokenizer_name": "a tokenizer of the hub",
     "tokenizer_mode": "a tokenizer of the hub",
@@ -70,7 +72,11 @@ _REFUSED = {
 #: What open_clip's own tokenizer is told by a file.
 _TOKENIZER_KEYS = ("clean", "reduction_mask")
 
-_INSTEAD = "look at an ONNX file of it with `quantgate check`"
+_INSTEAD = "make it by a function of your own (model: {source: factory})"
+
+#: Beginnings of names of timm's models that are a VisionTransformer, an Eva or a FastViT.
+_TRUNKS = ("vit_", "deit", "eva", "fastvit_", "test_vit")
+_OTHER_TRUNKS = ("vit_relpos", "test_vit_relpos")
 
 
 class OpenClipConfig(SimpleNamespace):
@@ -107,6 +113,7 @@ class OpenClip(Pretrained):
                     f"taken yet: {_INSTEAD}"
                 )
             _check_sizes(section, where=f"{path}: {name}")
+        _check_trunk(model["vision_cfg"].get("timm_model_name"), where=f"{path}: vision_cfg")
         vision, text = model["vision_cfg"], model["text_cfg"]
         if isinstance(vision.get("layers"), Sequence):
             raise UnsupportedModel(f"{path}: vision_cfg is a ResNet, with no blocks: {_INSTEAD}")
@@ -138,7 +145,8 @@ class OpenClip(Pretrained):
     ) -> Loaded:
         del attention
         loaded = load_strictly(make_whole(config).to(dtype), state=state)
-        return replace(loaded, module=rewrite(loaded.module))
+        # Branches are put together in float32; what ships is rounded.
+        return replace(loaded, module=rewrite(loaded.module.float()).to(dtype))
 
     def read_tokenizer(self, folder: Path, *, config: Any) -> Any:
         del folder
@@ -162,7 +170,7 @@ def make_whole(config: Any) -> torch.nn.Module:
         raise MissingPackage("open_clip_torch", extra="clip", purpose="open_clip") from error
 
     settings = {key: value for key, value in config.model_cfg.items() if key != "custom_text"}
-    module: Any = CustomTextCLIP(**settings)
+    module: Any = CustomTextCLIP(**{**settings, "vision_cfg": _without_weights(settings)})
     module.config = config
     found: torch.nn.Module = module
     return found
@@ -171,36 +179,38 @@ def make_whole(config: Any) -> torch.nn.Module:
 def rewrite(module: Any) -> torch.nn.Module:
     """Return a model whose attention and projections quantizers, or people, can name: the same one,
     in place."""
-    from pytest_quantgate.encoders.split_attention import name_projection, split_attention
+    from pytest_quantgate.encoders.split_attention import (
+        join_bias,
+        name_projection,
+        split_attention,
+    )
 
     split_attention(module)
-    name_projection(module.visual, "proj")
+    if hasattr(module.visual, "trunk"):
+        merge_branches(module.visual)
+        join_bias(module.visual)
+    else:
+        name_projection(module.visual, "proj")
     name_projection(module.text, "text_projection")
     found: torch.nn.Module = module
     return found
 
 
+def merge_branches(visual: Any) -> None:
+    """Put parallel branches of convolutions, which FastViT is trained with, together, in place."""
+    from timm.utils.model import reparameterize_model
+
+    reparameterize_model(visual.eval(), inplace=True)
+
+
 def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
     """Return both towers of an open_clip model."""
-    vision = {**VISION, **config.model_cfg["vision_cfg"]}
     text = {**TEXT, **config.model_cfg["text_cfg"]}
-    height, width = _as_pair(vision.get("image_size", VISION_SIZE))
-    rows, columns = _as_pair(vision["patch_size"])
     positions = text["context_length"]
     pooling = text.get("pool_type", "argmax")
     projects = text.get("proj_type", "linear") != "none"
     return (
-        TowerSpec(
-            name="vision",
-            parts=("visual",),
-            inputs={"pixel_values": (3, height, width)},
-            embeddings="visual",
-            attention=ATTENTION,
-            tokens=(height // rows) * (width // columns) + 1,  # and the class token
-            config=_name_sizes(vision, heads=vision["width"] // vision["head_width"]),
-            embed=embed_images,
-            fused=("visual.proj",),
-        ),
+        describe_vision(config.model_cfg),
         TowerSpec(
             name="text",
             parts=("text",),
@@ -220,6 +230,117 @@ def describe_towers(config: Any) -> tuple[TowerSpec, ...]:
             ),
         ),
     )
+
+
+def describe_vision(model: Mapping[str, Any]) -> TowerSpec:
+    """Return the vision tower of an open_clip model, by its model_cfg."""
+    vision = {**VISION, **model["vision_cfg"]}
+    height, width = as_pair(vision.get("image_size", VISION_SIZE))
+    rows, columns = as_pair(vision["patch_size"])
+    spec = TowerSpec(
+        name="vision",
+        parts=("visual",),
+        inputs={"pixel_values": (3, height, width)},
+        embeddings="visual",
+        attention=ATTENTION,
+        tokens=(height // rows) * (width // columns) + 1,  # and the class token
+        config=_name_sizes(vision, heads=vision["width"] // vision["head_width"]),
+        embed=embed_images,
+        fused=("visual.proj",),
+    )
+    if not vision.get("timm_model_name"):
+        return spec
+    trunk = measure_trunk(model)
+    return replace(
+        spec,
+        attention=trunk.attention,
+        tokens=trunk.tokens,
+        config=trunk.sizes,
+        fused=trunk.constant,
+        linears=trunk.linears - 6 * trunk.sizes.num_hidden_layers,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """What a vision tower of timm is made of: names of the classes of its attention, `tokens` that
+    one sees at most, `linears` in all; `constant` are layers whose input is no image's."""
+
+    attention: tuple[str, ...]
+    tokens: int
+    sizes: SimpleNamespace
+    linears: int
+    constant: tuple[str, ...]
+
+
+def measure_trunk(model: Mapping[str, Any]) -> Trunk:
+    """Return what timm makes of a model_cfg, without weights.
+
+    Raises MissingPackage without open_clip, ValueError for a name that timm does not know, and for
+    a trunk without attention.
+    """
+    import torch
+    from torch import nn
+
+    try:
+        with torch.device("meta"):
+            visual: Any = make_visual(model)
+    except RuntimeError as error:  # of a name that it does not know
+        raise ValueError(
+            f"timm cannot make {model['vision_cfg']['timm_model_name']}: {error}"
+        ) from error
+    sites = [part for part in visual.trunk.modules() if hasattr(part, "fused_attn")]
+    pools = [name for name, part in visual.named_modules() if type(part).__name__ == _POOL]
+    inner = [part for part in sites if type(part).__name__ != _POOL]
+    if not inner:
+        raise ValueError(f"{type(visual.trunk).__name__} has no attention")
+    width = max(part.proj.in_features for part in inner)
+    sizes = SimpleNamespace(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=len(inner),
+        num_attention_heads=inner[-1].num_heads,
+    )
+    size = as_pair(model["vision_cfg"].get("image_size", VISION_SIZE))
+    patches = getattr(visual.trunk, "patch_embed", None)
+    taken = getattr(patches, "img_size", None)
+    if taken is not None and tuple(taken) != size:
+        raise ValueError(f"vision_cfg.image_size is {size}, its trunk of timm takes {tuple(taken)}")
+    grid = getattr(patches, "num_patches", None)
+    if grid is None:  # convolutions in front: what the last stage sees
+        grid = (size[0] // _STRIDE) * (size[1] // _STRIDE)
+    return Trunk(
+        attention=tuple(sorted({type(part).__name__ for part in sites})),
+        tokens=grid + getattr(visual.trunk, "num_prefix_tokens", 0),
+        sizes=sizes,
+        linears=sum(isinstance(part, nn.Linear) for part in visual.modules()),
+        constant=tuple(f"visual.{name}.q" for name in pools),
+    )
+
+
+#: The attention of timm that pools: its query is a trained probe.
+_POOL = "AttentionPoolLatent"
+
+#: Pixels that a token of FastViT's last stage stands for.
+_STRIDE = 32
+
+
+def make_visual(model: Mapping[str, Any]) -> torch.nn.Module:
+    """Return the vision tower that open_clip makes of a model_cfg."""
+    try:
+        from open_clip.model import CLIPVisionCfg, _build_vision_tower
+    except ImportError as error:
+        raise MissingPackage("open_clip_torch", extra="clip", purpose="open_clip") from error
+    settings = CLIPVisionCfg(**_without_weights(model))
+    found: torch.nn.Module = _build_vision_tower(
+        model["embed_dim"], settings, model.get("quick_gelu", False)
+    )
+    return found
+
+
+def _without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the vision_cfg of a model_cfg, by which timm fetches no weights of its own."""
+    return {**model["vision_cfg"], "timm_model_pretrained": False}
 
 
 def embed_images(module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -263,7 +384,7 @@ class OpenClipProcessor(ImageTransform):
     def __init__(self, size: Any, *, settings: Mapping[str, Any]) -> None:
         from open_clip.transform import PreprocessCfg, image_transform
 
-        height, width = _as_pair(size)
+        height, width = as_pair(size)
         known = PreprocessCfg(**{**settings, "size": (height, width)})
         self.image_mean, self.image_std = tuple(known.mean), tuple(known.std)
         transform: Any = image_transform(
@@ -301,6 +422,18 @@ _BOUNDS = {
 }
 
 
+def _check_trunk(name: Any, *, where: str) -> None:
+    """Raise UnsupportedModel for a model of timm that is no vision transformer."""
+    if not name:
+        return
+    known = isinstance(name, str) and name.startswith(_TRUNKS)
+    if not known or name.startswith(_OTHER_TRUNKS):
+        raise UnsupportedModel(
+            f"{where}.timm_model_name is {name!r:.80}: of timm's models ViT, EVA and MobileCLIP's "
+            f"FastViT are taken: {_INSTEAD}"
+        )
+
+
 def _check_sizes(section: Mapping[str, Any], *, where: str) -> None:
     """Raise ModelError for sizes that no such model has."""
     for key, name in _BOUNDS.items():
@@ -313,11 +446,6 @@ def _check_sizes(section: Mapping[str, Any], *, where: str) -> None:
     ratio = section.get("mlp_ratio", 4.0)
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio <= 64:
         raise ModelError(f"{where}.mlp_ratio is {ratio!r:.40}: expected more than 0, at most 64")
-
-
-def _as_pair(size: Any) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
 
 
 FAMILY = EncoderFamily(

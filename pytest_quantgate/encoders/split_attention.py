@@ -93,6 +93,60 @@ class BiasedAttention(nn.Module):
         return self.get_submodule("o")(mixed), None
 
 
+class WindowAttention(nn.Module):
+    """Attention of a vision tower of Qwen [N, T, D], of all tokens or inside equal windows.
+
+    Theirs takes all samples of a batch in one row and loops over the windows of it. The parts have
+    the names they had.
+    """
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
+        self.num_heads = whole.num_heads
+        self.qkv, self.proj = whole.qkv, whole.proj
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        windows: int = 1,
+    ) -> torch.Tensor:
+        if cu_seqlens is not None or position_embeddings is None:
+            raise ValueError("windows are counted, and positions must be given")
+        tokens, width = hidden_states.shape[1:]
+        cosine, sine = position_embeddings  # [T, 1, D]
+        query, key, value = (
+            self.qkv(hidden_states).view(-1, tokens, 3, self.num_heads, width // self.num_heads)
+        ).unbind(2)
+        query, key = (part * cosine + _turn_half(part) * sine for part in (query, key))
+        inside = (-1, tokens // windows, self.num_heads, width // self.num_heads)
+        query, key, value = (part.reshape(inside).transpose(1, 2) for part in (query, key, value))
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        found: torch.Tensor = self.proj(mixed.transpose(1, 2).reshape(-1, tokens, width))
+        return found
+
+
+def _turn_half(heads: torch.Tensor) -> torch.Tensor:
+    """Return heads [..., D] with the second half, negated, in front of the first."""
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def join_bias(module: nn.Module) -> None:
+    """Give the packed projection of every attention of EVA its bias, in place.
+
+    timm keeps it in pieces, and multiplies with the layer's weight by itself.
+    """
+    part: Any
+    for part in module.modules():
+        if type(part).__name__ == "EvaAttention" and part.q_bias is not None:
+            pieces = (part.q_bias.detach(), part.k_bias, part.v_bias.detach())
+            part.qkv.bias = nn.Parameter(torch.cat(pieces))
+            part.q_bias = part.k_bias = part.v_bias = None
+
+
 def fuse_biased_attention(module: nn.Module) -> None:
     """Make the attention of every block of MPNet or T5 a `BiasedAttention`, in place."""
     for name, part in list(module.named_modules()):

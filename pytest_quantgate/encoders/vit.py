@@ -22,8 +22,8 @@ ONE_TOWER: tuple[TowerName, ...] = ("vision",)
 
 def describe_vit(config: Any) -> tuple[TowerSpec, ...]:
     """Return the one tower of a `ViTModel`."""
-    height, width = _as_pair(config.image_size)
-    rows, columns = _as_pair(config.patch_size)
+    height, width = as_pair(config.image_size)
+    rows, columns = as_pair(config.patch_size)
     tower = TowerSpec(
         name="vision",
         parts=("embeddings", "layers", "layernorm"),
@@ -39,8 +39,8 @@ def describe_vit(config: Any) -> tuple[TowerSpec, ...]:
 
 def describe_dinov2(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
     """Return the one tower of a `Dinov2Model`, whose attention is of the class `attention`."""
-    height, width = _as_pair(config.image_size)
-    rows, columns = _as_pair(config.patch_size)
+    height, width = as_pair(config.image_size)
+    rows, columns = as_pair(config.patch_size)
     patches = (height // rows) * (width // columns)
     tower = TowerSpec(
         name="vision",
@@ -58,8 +58,8 @@ def describe_dinov2(config: Any, *, attention: str) -> tuple[TowerSpec, ...]:
 
 def describe_dinov3(config: Any) -> tuple[TowerSpec, ...]:
     """Return the one tower of a `DINOv3ViTModel`."""
-    height, width = _as_pair(config.image_size)
-    rows, columns = _as_pair(config.patch_size)
+    height, width = as_pair(config.image_size)
+    rows, columns = as_pair(config.patch_size)
     tower = TowerSpec(
         name="vision",
         parts=("embeddings", "rope_embeddings", "model", "norm"),
@@ -123,7 +123,8 @@ def freeze_positions(tower: Any, *, height: int, width: int) -> None:
     embeddings.interpolate_pos_encoding = lambda *_: embeddings.position_embeddings
 
 
-def _as_pair(size: Any) -> tuple[int, int]:
+def as_pair(size: Any) -> tuple[int, int]:
+    """Return height and width of a size, which may be one number for both."""
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
 

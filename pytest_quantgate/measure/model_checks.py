@@ -18,6 +18,7 @@ from pytest_quantgate import bounds
 from pytest_quantgate.artifacts.safetensors_file import Tensor, read_header
 from pytest_quantgate.encoders import faults
 from pytest_quantgate.encoders.families import (
+    KIND,
     describe_settings,
     find_config,
     find_pretrained,
@@ -290,7 +291,8 @@ def _check_processor(files: CheckpointFiles) -> Iterator[Fault]:
     known = tuple(_numbers(usual.processing.get(key)) for key in ("image_mean", "image_std"))
     pairs = zip((*mean, *std), (*known[0], *known[1]), strict=False)
     if any(abs(value - expected) > 1e-3 for value, expected in pairs):
-        model_type = str((files.config or {})["model_type"])
+        config = files.config or {}
+        model_type = str(config.get("model_type") or config.get(KIND))  # of a tower in a larger one
         yield faults.other_normalization(mean=mean, std=std, usual=known, model_type=model_type)
 
 

@@ -15,7 +15,12 @@ from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.onnx import EngineOutputs
 from pytest_quantgate.evidence.parity import BlockParity, TowerParity
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
-from pytest_quantgate.quantization.quantizers import find_quantizers, format_of, is_dynamic
+from pytest_quantgate.quantization.quantizers import (
+    find_quantizers,
+    format_of,
+    is_dynamic,
+    plain_class_name,
+)
 from pytest_quantgate.runtimes.onnx_surgery import SMALLEST_AMAX
 
 if TYPE_CHECKING:
@@ -116,10 +121,17 @@ class BlockRun:
 
 def list_blocks(model: Encoder, *, tower: TowerName) -> tuple[str, ...]:
     """Return the names of a tower's transformer blocks: the members of its outermost ModuleList, or
-    of a Sequential of modules of one class that hold Linear layers."""
+    of a Sequential of modules of one class that hold Linear layers.
+
+    Where the tower says what its attention is, a list without any holds no blocks.
+    """
     from torch import nn
 
+    attention = model.tower(tower).attention
+
     def is_list(part: nn.Module) -> bool:
+        if attention and not any(plain_class_name(inner) in attention for inner in part.modules()):
+            return False
         if isinstance(part, nn.ModuleList):
             return any(True for _ in part.parameters())  # ModelOpt keeps lists of its own
         members = list(part) if isinstance(part, nn.Sequential) else []

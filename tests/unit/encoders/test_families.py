@@ -157,7 +157,7 @@ def test_other_code_of_a_family_is_another_key(
     [
         ("siglip2", "take a checkpoint of one size, whose model_type is siglip"),
         ("dinov3_convnext", "it has no transformer blocks: look at an ONNX file"),
-        ("internvl", "make it by a function of your own"),
+        ("internvl_chat", "take the checkpoint in transformers' layout"),
         ("deberta-v2", "its attention adds a bias of its own to the scores"),
     ],
 )

@@ -179,7 +179,6 @@ def test_the_exported_tower_computes_the_same(
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "siglip_vision_model', the"),
         ({"vision_feature_layer": [-2, -5]}, "vision_feature_layer names several blocks"),
         ({"vision_feature_layer": -9}, "vision_feature_layer is -9, there are 3 blocks"),
-        ({"model_type": "qwen2_5_vl"}, "'qwen2_5_vl' is not taken yet: its vision tower takes"),
         ({"model_type": "llava_next"}, "'llava_next' is not taken yet: it cuts an image"),
     ],
 )
@@ -204,6 +203,37 @@ def test_what_is_not_taken_is_said_before_a_run(
         load_fp16(model_spec(tmp_path), environ={})
     assert main(["doctor", str(tmp_path)], environ={}) == 1
     assert said in capsys.readouterr().out
+
+
+def test_another_normalization_is_named(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    for path in saved[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (path,) = tmp_path.glob("pre*processor_config.json")
+    settings = {**json.loads(path.read_text("utf-8")), "image_mean": [0.5, 0.5, 0.5]}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+
+    (fault,) = inspect_checkpoint(tmp_path)
+
+    assert fault.finding == "normalization"
+    assert "are not the usual ones of llava" in fault.text
+
+
+def test_the_sizes_of_a_language_model_are_not_looked_at(
+    saved: tuple[Path, Any], tmp_path: Path, model_spec: MakeSpec, batch: Batch, encoder: Encoder
+) -> None:
+    """131,072 positions are usual there, and no text tower here has so many."""
+    for path in saved[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["text_config"]["max_position_embeddings"] = 131_072
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+    found = load_fp16(model_spec(tmp_path), environ={})
+
+    assert torch.equal(
+        found.encode_image(batch.pixel_values), encoder.encode_image(batch.pixel_values)
+    )
 
 
 def test_init_writes_a_suite_for_the_tower(

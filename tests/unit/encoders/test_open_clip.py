@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import pytest
@@ -22,6 +23,7 @@ from pytest_quantgate.errors import ModelError
 from pytest_quantgate.gates.coverage import CoverageGate, judge_coverage
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.model_checks import find_unknown, inspect_checkpoint
+from pytest_quantgate.measure.parity import list_blocks, relative_error
 from pytest_quantgate.measure.roundtrip import measure_roundtrip
 from pytest_quantgate.measure.sanity import read_texts_of, tokenize_short
 from pytest_quantgate.quantization.quantize import quantize
@@ -30,7 +32,7 @@ from pytest_quantgate.runtimes.onnx_export import export_tower
 from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where
-from tests.open_clip_models import save_open_clip
+from tests.open_clip_models import TRUNKS, save_open_clip, save_trunk
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -221,7 +223,14 @@ def test_whole_attention_is_named_with_its_cause(
 @pytest.mark.parametrize(
     ("section", "changes", "said"),
     [
-        ("vision_cfg", {"timm_model_name": "vit_base_patch16_siglip_224"}, "a trunk of timm"),
+        ("vision_cfg", {"timm_model_name": "convnext_base"}, "of timm's models ViT, EVA and"),
+        ("vision_cfg", {"timm_model_name": "vit_relpos_small"}, "(model: {source: factory})"),
+        ("vision_cfg", {"timm_model_name": "vit_of_nobody"}, "timm cannot make vit_of_nobody"),
+        (
+            "vision_cfg",
+            {"timm_model_name": "test_vit", "image_size": 96},
+            "vision_cfg.image_size is (96, 96), its trunk of timm takes (160, 160)",
+        ),
         ("text_cfg", {"hf_model_name": "roberta-base"}, "a text tower of transformers"),
         ("text_cfg", {"hf_tokenizer_name": "bert-base-uncased"}, "a tokenizer of the hub"),
         ("vision_cfg", {"attentional_pool": True}, "an attention that pools"),
@@ -276,3 +285,82 @@ def test_its_files_are_looked_at(folder: Path, capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     assert 'exclude: ["visual.proj*", "text.text_projection*"]' in text
     assert "towers: [vision], min_fp8_gemms: 12" in text
+
+
+class Trunk(NamedTuple):
+    name: str
+    folder: Path
+    module: Any
+    encoder: Encoder
+    batch: Batch
+
+
+@pytest.fixture(scope="module", params=TRUNKS)
+def trunk(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_spec: MakeSpec
+) -> Trunk:
+    """A checkpoint with a trunk of timm, in float32: convolutions are put together there."""
+    folder = tmp_path_factory.mktemp(request.param)
+    module = save_trunk(request.param, folder)
+    found = load_fp16(replace(model_spec(folder), dtype="float32"), environ={})
+    side = TRUNKS[request.param][0]
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    batch = Batch.of_pairs(pixel_values=pixels, tokens=found.tokenize(TEXTS[:2]), ids=("a", "b"))
+    return Trunk(request.param, folder, module, found, batch)
+
+
+def test_a_trunk_of_timm_embeds_as_open_clip_does(trunk: Trunk) -> None:
+    wanted = trunk.module.encode_image(trunk.batch.pixel_values)
+
+    found = trunk.encoder.encode_image(trunk.batch.pixel_values)
+
+    assert relative_error(found, wanted) < 1e-5
+    assert find_unknown(trunk.folder) is None
+    assert trunk.encoder.tower("vision").tokens == {
+        "test_vit": 101,
+        "test_vit3": 101,
+        "eva02_tiny_patch14_224": 257,
+        "fastvit_mci0": 64,
+    }[trunk.name]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fp8-attention", "int8"])
+def test_every_layer_of_a_trunk_is_covered_and_exported(
+    trunk: Trunk, make_recipe: Callable[[Any], Recipe], tmp_path: Path, name: str
+) -> None:
+    tower = trunk.encoder.tower("vision")
+    exclude = ("*text_projection*", *(f"{part}*" for part in tower.fused))
+    recipe = make_recipe(name)
+    model = quantize(trunk.encoder, recipe=recipe, exclude=exclude, batches=[trunk.batch]).model
+    audit = audit_quantizers(model, recipe=recipe, exclude=exclude, held_out=[trunk.batch])
+
+    gate = CoverageGate(where=Where(file="s.yaml", line=1))
+    verdict = judge_coverage(audit, gate=gate, today=TODAY)
+    exported = export_tower(model, tower="vision", path=tmp_path / "vision.onnx")
+    plain = export_tower(trunk.encoder, tower="vision", path=tmp_path / "plain.onnx")
+    pixels = trunk.batch.pixel_values
+    found = OnnxRuntimeModel(plain.path).embed({"pixel_values": pixels.numpy()})
+
+    assert verdict.passed, (verdict.headline, *verdict.evidence)
+    assert exported.not_executed == ()
+    assert relative_error(torch.from_numpy(found), trunk.encoder.encode_image(pixels)) < 1e-5
+    blocks = list_blocks(model, tower="vision")
+    assert len(blocks) == {"eva02_tiny_patch14_224": 12, "fastvit_mci0": 2}.get(
+        trunk.name, len(blocks)
+    )
+
+
+def test_timm_fetches_no_weights(trunk: Trunk, tmp_path: Path, model_spec: MakeSpec) -> None:
+    if trunk.name != "test_vit":
+        pytest.skip("one shows it")
+    for path in trunk.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "open_clip_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["model_cfg"]["vision_cfg"]["timm_model_pretrained"] = True
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("timm.models._builder.load_pretrained", pytest.fail)
+        load_fp16(model_spec(tmp_path), environ={})

@@ -109,7 +109,7 @@ def measure_checks(folder: Path) -> dict[str, float]:
     pairs = load_samples("scenes/calibration", datasets={}, samples=2, environ={}, purpose="pairs")
     times.append(time.process_time())
     faults = inspect_checkpoint(folder)
-    found = measure_sanity(fp16, pairs=pairs, tasks=tasks, is_settled=is_settled, faults=faults)
+    found = measure_sanity(fp16, pairs=pairs, tasks=tasks, is_settled=is_settled, known=faults)
     times.append(time.process_time())
     load, data_seconds, checks = (b - a for a, b in pairwise(times))
     return {

@@ -57,6 +57,17 @@ def made_by(code: str) -> Fault:
     )
 
 
+def fp16_rounded(*, tower: str, layers: int, most: int) -> Fault:
+    return Fault(
+        finding="fp16-rounded",
+        text=f"each of {layers} layers of its {tower} tower that were looked at has at most "
+        f"{most} different magnitudes of weights: they were rounded to 8 bits or fewer before, and "
+        f"what that lost is in FP16, too",
+        fix="name the checkpoint from before it was quantized; for one that was trained so, say in "
+        "an accuracy gate what it is known to score (published)",
+    )
+
+
 def image_size(*, made: Sequence[int], taken: Sequence[int]) -> Fault:
     """Pixel values [C, H, W] of another shape than the vision tower takes."""
     sizes = [f"{shape[0]} x {shape[1]} x {shape[2]}" for shape in (made, taken)]

@@ -155,13 +155,15 @@ class BatchInvariance:
     """How far the embeddings of one tower move with their batch, as a share of their length.
 
     `change` is between a batch of one and two batches with other samples, `floor` how far the
-    model moves by itself; `samples` is 0 where there were too few to compare.
+    model moves by itself, `repeat` how far the same batch moves when it is embedded again;
+    `samples` is 0 where there were too few to compare.
     """
 
     tower: Tower
     samples: int
     change: float
     floor: float
+    repeat: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,8 @@ class Fidelity:
     """Fidelity of both towers.
 
     `worst_layers` are (module, SQNR in dB) of every layer by itself, worst first, or empty.
+    `scales` are (name, FP16's, the variant's) of the single numbers beside the towers that differ:
+    the scale of the logits, which no embedding shows.
     `copies` counts the images that repeat another.
     """
 
@@ -38,3 +40,4 @@ class Fidelity:
     towers: tuple[TowerFidelity, ...]
     worst_layers: tuple[tuple[str, float], ...] = ()
     copies: int = 0
+    scales: tuple[tuple[str, float, float], ...] = ()

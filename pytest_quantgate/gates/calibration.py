@@ -271,6 +271,9 @@ def _judge_batch(audit: Audit, *, gate: CalibrationGate) -> Verdict | None:
     enabled = [q for q in audit.quantizers if q.enabled]
     dependent = [q for q in enabled if q.batch_dependent]
     compared = [found for found in audit.invariance if found.samples]
+    unsteady = [found for found in compared if not found.repeat <= SAME_EMBEDDING]
+    if unsteady:
+        return _judge_unsteady(unsteady, where=source)
     limits = {found.tower: batch_limit(found, allowed=gate.max_batch_change) for found in compared}
     moved = [found for found in compared if not found.change <= limits[found.tower]]
     figures = {f"{found.tower}_batch_change": found.change for found in compared}
@@ -305,6 +308,19 @@ def _judge_batch(audit: Audit, *, gate: CalibrationGate) -> Verdict | None:
     return _pass(
         f"no embedding depends on its batch{said} ({source})",
         figures=figures,
+    )
+
+
+def _judge_unsteady(unsteady: Sequence[BatchInvariance], *, where: str) -> Verdict:
+    said = ", ".join(f"{found.tower} by {percent(found.repeat)}" for found in unsteady)
+    return _fail(
+        "two-answers",
+        f"the same batch twice gives two answers, embeddings move: {said} ({where})",
+        brief=f"the same batch gives two answers: {said}",
+        cause="a dropout that is on, or another layer that draws at random: no figure of such a "
+        "model can be repeated, and what it moves by itself widens every limit on rounding",
+        next_step="put the model into eval(), and look for what draws random numbers",
+        figures={f"{found.tower}_repeat_change": found.repeat for found in unsteady},
     )
 
 

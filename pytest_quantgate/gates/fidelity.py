@@ -65,11 +65,17 @@ class FidelityGate(GateSection):
 
 
 def judge_fidelity(
-    fidelity: Fidelity, *, gate: FidelityGate, towers: Collection[str] = TOWERS
+    fidelity: Fidelity,
+    *,
+    gate: FidelityGate,
+    towers: Collection[str] = TOWERS,
+    rounded: Collection[str] = (),
 ) -> Verdict:
     """Return whether cosine and SQNR of all towers are over their limits.
 
-    NaN or Inf, a tower that was not measured, no samples, and a gate without limits are FAIL.
+    NaN or Inf, a tower that was not measured, no samples, a gate without limits, another scale of
+    the logits, and embeddings of a tower of `rounded`, which has quantizers, that are FP16's to the
+    last bit are FAIL.
     """
     present = {tower.tower for tower in fidelity.towers if tower.samples > 0}
     missing = [name for name in towers if name not in present]
@@ -95,6 +101,20 @@ def judge_fidelity(
         where=str(gate.where),
     )
     parts = [copies, *parts] if copies else parts
+    parts += _judge_scales(fidelity, gate=gate)
+    parts += [
+        _fail(
+            "identical",
+            f"embeddings of the {tower.tower} tower are FP16's to the last bit, though it has "
+            f"quantizers that are on ({gate.where})",
+            brief=f"{tower.tower} embeddings are FP16's to the last bit",
+            cause="FP16 was compared with itself: the variant that was evaluated is not the one "
+            "that was quantized",
+            next_step="look at what embeds the quantized variant",
+        )
+        for tower in fidelity.towers
+        if tower.tower in rounded and tower.sqnr_mean_db == math.inf
+    ]
     verdict = combine(gate=GATE, parts=tuple(parts))
     if verdict.passed:
         return Verdict(
@@ -112,6 +132,25 @@ def judge_fidelity(
             figures=verdict.figures,
         )
     return verdict
+
+
+def _judge_scales(fidelity: Fidelity, *, gate: FidelityGate) -> list[Verdict]:
+    if not fidelity.scales:
+        return []
+    said = ", ".join(
+        f"{name} is {after:.6g}, FP16's {before:.6g}" for name, before, after in fidelity.scales
+    )
+    name, before, after = fidelity.scales[0]
+    return [
+        _fail(
+            "scale-changed",
+            f"{said}: probabilities change, though no embedding does ({gate.where})",
+            brief=f"{name} is {after:.6g}, FP16's {before:.6g}",
+            cause="weights of another checkpoint, or a model that was initialized anew beside its "
+            "towers",
+            next_step=f"copy {name} from the FP16 model",
+        )
+    ]
 
 
 def judge_tower(tower: TowerFidelity, *, gate: FidelityGate) -> Verdict:
@@ -231,7 +270,11 @@ def _advise(tower: TowerFidelity, fidelity: Fidelity) -> str:
 def judge(run: GateRun, gate: FidelityGate) -> Judged:
     """Return whether the embeddings of both towers stay near FP16's."""
     fidelity = run.fidelity()
-    verdict = judge_fidelity(fidelity, gate=gate, towers=run.towers)
+    equal = any(tower.sqnr_mean_db == math.inf for tower in fidelity.towers)
+    # Only then the audit is asked, which a suite may do without; ONNX files alone have none.
+    has_audit = equal and not run.suite.is_onnx_alone
+    rounded = {q.tower for q in run.audit.quantizers if q.enabled} if has_audit else ()
+    verdict = judge_fidelity(fidelity, gate=gate, towers=run.towers, rounded=rounded)
     red = [tower for tower in fidelity.towers if not judge_tower(tower, gate=gate).passed]
     if verdict.status is not Status.FAIL or not red:
         return Judged(verdict=verdict)

@@ -302,8 +302,16 @@ def _further(twins: Twins) -> str:
     return f" (and {twins.pairs - 1} more such pairs)" if twins.pairs > 1 else ""
 
 
+def leave_rounded(sanity: Sanity) -> Sanity:
+    """Return what is left where it is known, and judged, what FP16 scores: a model may have been
+    trained in few bits."""
+    kept = (fault for fault in sanity.faults if fault.finding != "fp16-rounded")
+    return replace(sanity, faults=tuple(kept))
+
+
 def judge(run: GateRun, gate: SanityGate) -> Judged:
     """Return whether the model and its data make sense."""
+    from pytest_quantgate.gates.accuracy import AccuracyGate
     from pytest_quantgate.tasks.registry import locate_texts
 
     del gate  # it sets no limit
@@ -312,6 +320,8 @@ def judge(run: GateRun, gate: SanityGate) -> Judged:
         task.data: locate_texts(task.data, datasets=datasets, environ=run.environ)
         for task in sanity.tasks
     }
+    if any(task.published is not None for task in run.suite.gates.all(AccuracyGate)):
+        sanity = leave_rounded(sanity)
     return Judged(verdict=judge_sanity(sanity, model=run.model_name, places=places))
 
 

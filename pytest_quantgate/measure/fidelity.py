@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Of the product of two norms, below which a cosine counts as 0 / 0 = 0.
 SMALLEST_NORM = 1e-16
 
+#: That of bfloat16, the coarsest type that a model is cast to.
+ROUNDING = 2.0**-8
+
 
 def compare_embeddings(
     *, tower: Tower, fp16: torch.Tensor, quantized: torch.Tensor, ids: Sequence[str]
@@ -78,6 +81,23 @@ def sum_of_squares(value: torch.Tensor) -> float:
     NumPy adds in pairs in a fixed order; PyTorch shares a large sum out among its threads.
     """
     return float((value.detach().cpu().double().numpy() ** 2).sum())
+
+
+def compare_scales(*, fp16: Encoder, quantized: Encoder) -> tuple[tuple[str, float, float], ...]:
+    """Return (name, FP16's, the variant's) of the single numbers beside the towers that differ.
+
+    CLIP's `logit_scale`, SigLIP's `logit_bias`: what probabilities are made of. Rounding to another
+    type is no difference.
+    """
+    there = dict(quantized.module.named_parameters(recurse=False))
+    found = []
+    for name, value in fp16.module.named_parameters(recurse=False):
+        if value.numel() == 1:
+            before = float(value)
+            after = float(there[name]) if name in there else math.nan
+            if not math.isclose(before, after, rel_tol=ROUNDING):
+                found.append((name, before, after))
+    return tuple(found)
 
 
 def rank_layers(

@@ -27,9 +27,12 @@ def measure_invariance(
 
     Of each sample the largest relative distance of the three, ||a - b|| / ||alone||, and of these
     the median: the kernels for a batch of one round otherwise than those for many, which in a
-    quantized model moves some samples far and most not at all. The floor is the largest distance
-    that the same samples move by when each value in front of a block is changed by a random
-    1e-6 of it. With fewer than two samples nothing can be compared, and `samples` is 0.
+    quantized model moves some samples far and most not at all. The floor is the same of three
+    draws in which each value in front of a block is changed by a random 1e-6 of it: the largest of
+    all samples instead is what one value at a tie moves, and hides a batch that moves each. One of
+    the batches is embedded twice: a model that draws at random moves then, too, and would raise its
+    own floor. With fewer than two samples nothing can be compared, and
+    `samples` is 0.
     """
     import torch
 
@@ -49,6 +52,7 @@ def measure_invariance(
     alone = torch.cat([embed([place]) for place in own])
     among = embed([*own, *first])[:count]
     others = embed([*second, *own])[-count:]
+    again = embed([*own, *first])[:count]
     change = [_distances(*pair) for pair in ((among, alone), (others, alone), (others, among))]
     floors = []
     for seed in range(DRAWS):
@@ -58,7 +62,8 @@ def measure_invariance(
         tower=tower,
         samples=count,
         change=float(torch.stack(change).amax(dim=0).median()),
-        floor=float(torch.stack(floors).amax()),
+        floor=float(torch.stack(floors).amax(dim=0).median()),
+        repeat=float(_distances(again, among).median()),
     )
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from pytest_quantgate.encoders import faults
 from pytest_quantgate.encoders.encoder import Encoder, describe_error
-from pytest_quantgate.encoders.faults import encoding, fault_error
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.outcomes import Outcomes, Score
@@ -61,6 +61,15 @@ CONFUSIONS = 4
 #: Each look at the answers is at so many times the samples of the one before.
 LOOK_FACTOR = 4
 
+#: Layers of a tower, weights of a layer and rows of it that are looked at for a rounding.
+LAYERS_LOOKED_AT, MOST_WEIGHTS, ROWS_LOOKED_AT = 8, 1 << 16, 16
+
+#: What tells rounded weights from others takes so many of a layer, or so many of a row.
+FEWEST_WEIGHTS, FEWEST_OF_A_ROW = 4096, 512
+
+#: The magnitudes that numbers of 8 bits have.
+MAGNITUDES = 128
+
 #: Relative distance up to which two embeddings are one, by the arithmetic.
 SAME = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
@@ -101,12 +110,13 @@ def measure_sanity(
     pairs: Samples,
     tasks: Sequence[Task],
     is_settled: Callable[[Answers], bool],
-    faults: tuple[Fault, ...] = (),
+    known: tuple[Fault, ...] = (),
 ) -> Sanity:
     """Return what is true of a model on its first pairs, and on the texts and samples of its tasks.
 
-    `is_settled` says of the answers on a part of a task's samples that they show enough. Raises
-    ModelError or DataError where a pair cannot be decoded, prepared, tokenized or encoded.
+    `is_settled` says of the answers on a part of a task's samples that they show enough, `known`
+    are the faults of its files. Raises ModelError or DataError where a pair cannot be decoded,
+    prepared, tokenized or encoded.
     """
     import torch
 
@@ -131,7 +141,7 @@ def measure_sanity(
         pairs=len(pairs),
         images=shown,
         reading=reader.read(texts) if reader else NO_TEXTS,
-        faults=faults,
+        faults=(*known, *find_rounded(fp16)),
         lowest_pixel=lowest,
         highest_pixel=highest,
         nonfinite_images=bad_images,
@@ -150,6 +160,45 @@ def measure_sanity(
             if set(task.kind.towers) <= set(fp16.tower_names)  # else the task's gate says so
         ),
     )
+
+
+def find_rounded(fp16: Encoder) -> tuple[Fault, ...]:
+    """Return what says that weights of FP16 were quantized before, and made wide again.
+
+    Of the largest layers of a tower some weights are looked at: 8 bits have at most 128 magnitudes
+    under one scale, a tensor's or a row's. In bfloat16, the coarsest type that is none of these
+    formats, a row of 512 weights has twice as many and a tensor more.
+    """
+    from torch import nn
+
+    found = []
+    for tower in fp16.tower_names:
+        parts = [fp16.module.get_submodule(part) for part in fp16.tower(tower).parts]
+        modules = [module for part in parts for module in part.modules()]
+        layers = [m for m in modules if isinstance(m, (nn.Linear, nn.Conv2d))]
+        layers.sort(key=lambda layer: -layer.weight.numel())
+        counts = [count_magnitudes(layer.weight.detach()) for layer in layers[:LAYERS_LOOKED_AT]]
+        known = [number for number in counts if number is not None]
+        if known and max(known) <= MAGNITUDES:
+            found.append(faults.fp16_rounded(tower=tower, layers=len(known), most=max(known)))
+    return tuple(found)
+
+
+def count_magnitudes(weight: torch.Tensor) -> int | None:
+    """Return how many magnitudes a weight has, or a row of it that has most; None for too few
+    values to tell."""
+    if weight.numel() < FEWEST_WEIGHTS:
+        return None
+    rows = weight.flatten(1)
+    whole = _count_distinct(rows.flatten()[:MOST_WEIGHTS].abs())
+    if whole <= MAGNITUDES or rows.shape[1] < FEWEST_OF_A_ROW:
+        return whole
+    return max(_count_distinct(row.abs()) for row in rows[:ROWS_LOOKED_AT])
+
+
+def _count_distinct(values: torch.Tensor) -> int:
+    ordered = values.sort().values
+    return 1 + int((ordered[1:] != ordered[:-1]).sum())
 
 
 def read_texts_of(model: Encoder) -> TextReader:
@@ -597,5 +646,7 @@ def _encode(what: str, encode: Any, *, model: Encoder) -> torch.Tensor:
     except QuantGateError:
         raise
     except Exception as error:  # whatever transformers and torch raise for a wrong config
-        raise fault_error(encoding(what, describe_error(error)), model=model.description) from error
+        raise faults.fault_error(
+            faults.encoding(what, describe_error(error)), model=model.description
+        ) from error
     return found

@@ -177,7 +177,7 @@ class Measured(Variants):
         fp16 = self.fp16
         with self.progress.stage("checking that the model and its data fit"):
             return measure_sanity(
-                fp16, pairs=pairs, tasks=loaded, is_settled=is_settled, faults=faults
+                fp16, pairs=pairs, tasks=loaded, is_settled=is_settled, known=faults
             )
 
     def outcomes(
@@ -525,7 +525,11 @@ class Measured(Variants):
 
     def _measure_fidelity(self, data: str, gate: FidelityGate) -> Fidelity:
         from pytest_quantgate.measure.embeddings import embed_texts, make_batches
-        from pytest_quantgate.measure.fidelity import compare_embeddings, rank_layers
+        from pytest_quantgate.measure.fidelity import (
+            compare_embeddings,
+            compare_scales,
+            rank_layers,
+        )
         from pytest_quantgate.tasks.contents import count_copies
 
         drawn = Drawn(name=data, count=gate.samples, purpose="pairs", first=gate.first)
@@ -533,6 +537,7 @@ class Measured(Variants):
         shown = self.contents(data, gate.samples, purpose="pairs", first=gate.first)
         embedded: dict[TowerName, list[torch.Tensor]] = {}
         layers: tuple[tuple[str, float], ...] = ()
+        scales: tuple[tuple[str, float, float], ...] = ()
         if "vision" in self.towers:
             label = f"comparing embeddings on {data}"
             embedded["vision"] = self._embed_images(
@@ -551,6 +556,7 @@ class Measured(Variants):
                 few = samples.take(PROBE_SAMPLES)
                 probe = next(make_batches(self.fp16, few, batch_size=PROBE_SAMPLES))
                 layers = rank_layers(fp16=self.fp16, quantized=self.quantized, batch=probe)
+                scales = compare_scales(fp16=self.fp16, quantized=self.quantized)
         return Fidelity(
             data=data,
             towers=tuple(
@@ -559,6 +565,7 @@ class Measured(Variants):
             ),
             worst_layers=layers,
             copies=count_copies(samples, pixels=shown.pixels),
+            scales=scales,
         )
 
     def activations(self) -> tuple[LayerActivation, ...]:

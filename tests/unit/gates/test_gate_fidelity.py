@@ -32,6 +32,28 @@ ALL_LIMITS: dict[str, float] = {
 }
 
 
+def test_another_scale_of_the_logits_fails_whatever_the_embeddings_are() -> None:
+    found = make_fidelity(scales=(("logit_scale", 4.6052, 0.0),))
+    verdict = judge_fidelity(found, gate=fidelity_gate(**ALL_LIMITS))
+
+    assert (verdict.status, verdict.code) == (Status.FAIL, "fidelity.scale-changed")
+    assert "logit_scale is 0, FP16's 4.6052: probabilities change" in verdict.headline
+    assert verdict.next_step == "copy logit_scale from the FP16 model"
+
+
+def test_a_quantized_tower_that_is_fp16_to_the_last_bit_was_not_evaluated() -> None:
+    same = {"cosine_mean": 1.0, "cosine_worst": 1.0, "sqnr_mean_db": math.inf}
+    found = make_fidelity(text={**same, "sqnr_worst_db": math.inf})
+    gate = fidelity_gate(**ALL_LIMITS)
+
+    verdict = judge_fidelity(found, gate=gate, rounded=("vision", "text"))
+
+    assert (verdict.status, verdict.code) == (Status.FAIL, "fidelity.identical")
+    assert "embeddings of the text tower are FP16's to the last bit" in verdict.headline
+    # A tower that nobody quantized is what it was.
+    assert judge_fidelity(found, gate=gate, rounded=("vision",)).passed
+
+
 def test_embeddings_over_every_limit_pass() -> None:
     verdict = judge_fidelity(make_fidelity(), gate=fidelity_gate(**ALL_LIMITS))
 

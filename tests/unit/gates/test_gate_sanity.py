@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_quantgate.encoders import faults
 from pytest_quantgate.evidence.sanity import (
     Answers,
     Fault,
@@ -17,7 +18,7 @@ from pytest_quantgate.evidence.sanity import (
     Twins,
 )
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.sanity import judge_sanity, list_faults
+from pytest_quantgate.gates.sanity import judge_sanity, leave_rounded, list_faults
 
 READING = TextReading(count=20, distinct=20, commonest=1, end_token="</s>")
 ANSWERS = Answers(samples=5, right=5, chance=0.1, classes=10, seen=10, whole=False)
@@ -305,6 +306,19 @@ def test_pixels_that_were_never_scaled_fail(low: float, high: float, red: bool) 
             f"sanity: clip-tiny: pixel values of photos/train reach from {low:.4g} to {high:.4g} "
             "after the image processor: no model is trained on that"
         )
+
+
+def test_fp16_that_was_rounded_before_is_red_until_its_score_is_known() -> None:
+    found = replace(SANITY, faults=(faults.fp16_rounded(tower="vision", layers=8, most=125),))
+
+    verdict = judge_sanity(found, model="clip")
+
+    assert (verdict.status, verdict.code) == (Status.FAIL, "sanity.fp16-rounded")
+    assert "each of 8 layers of its vision tower that were looked at has at most 125 different" in (
+        verdict.headline
+    )
+    assert "published" in verdict.next_step
+    assert judge_sanity(leave_rounded(found), model="clip").passed
 
 
 def test_an_empty_file_of_templates_is_named() -> None:

@@ -19,6 +19,7 @@ from pytest_quantgate.evidence.audit import Audit, Operation, Quantizer
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.formats.table import INT8, read_format
 from pytest_quantgate.gates.calibration import CalibrationGate, judge_ranges
+from pytest_quantgate.measure import invariance
 from pytest_quantgate.measure.audit import audit_module, audit_quantizers
 from pytest_quantgate.measure.quantizers import Activity, count_clipped, half_step, watch
 from pytest_quantgate.quantization.modelopt import import_modelopt
@@ -679,6 +680,61 @@ def test_range_of_the_batch_is_told_from_one_for_each_token(
     assert not any(q.batch_dependent for q in enabled(audit, slot="weight"))
     assert [found.samples for found in audit.invariance] == [4, 4]
     assert judge_ranges(audit, gate=GATE).passed is not dependent
+
+
+def test_the_same_batch_twice_gives_one_answer(build: Callable[..., Any]) -> None:
+    """A dropout that is on moves the model by itself, too: it raised the floor that excused it."""
+
+    def sabotage(model: Encoder) -> None:
+        mlp = model.module.get_submodule("vision_model.encoder.layers.0.mlp")
+        mlp.register_forward_hook(
+            lambda _module, _inputs, output: torch.nn.functional.dropout(output, 0.02)
+        )
+
+    _, steady = build("fp8")
+    _, audit = build("fp8", sabotage=sabotage)
+
+    assert [found.repeat for found in steady.invariance] == [0, 0]
+    assert judge_ranges(steady, gate=GATE).passed
+    vision, text = audit.invariance
+    assert vision.repeat > 1e-3
+    assert text.repeat == 0
+    verdict = judge_ranges(audit, gate=GATE)
+    assert verdict.code == "calibration.two-answers"
+    assert "the same batch twice gives two answers, embeddings move: vision by" in verdict.headline
+
+
+def test_a_batch_that_moves_every_sample_is_no_tie_that_moves_one(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One value at a tie moves one sample in one draw far: that floor, four times, hid a mean over
+    the batch that moved each sample by 12 %."""
+    one_moved = torch.tensor([0.0, 0.0, 0.04, 0.0])
+
+    def distances(value: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        found = measured(value, reference)
+        return found if found.median() > 1e-3 else one_moved
+
+    def sabotage(model: Encoder) -> None:
+        model.module.get_submodule("vision_model").register_forward_pre_hook(
+            lambda _module, inputs, given: (
+                inputs,
+                {**given, "pixel_values": centre(given["pixel_values"])},
+            ),
+            with_kwargs=True,
+        )
+
+    def centre(pixels: torch.Tensor) -> torch.Tensor:
+        return pixels - 0.2 * pixels.mean(dim=0, keepdim=True)
+
+    measured = invariance._distances
+    monkeypatch.setattr(invariance, "_distances", distances)
+    _, audit = build("fp8", sabotage=sabotage)
+
+    vision, _ = audit.invariance
+    assert vision.floor == 0
+    assert 1e-3 < vision.change < 4 * 0.04
+    assert judge_ranges(audit, gate=GATE).code == "calibration.batch-dependent"
 
 
 def test_range_for_each_token_is_one_of_the_batch_where_there_are_no_tokens(

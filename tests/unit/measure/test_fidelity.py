@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.measure.fidelity import (
     compare_embeddings,
+    compare_scales,
     rank_layers,
     sum_of_squares,
     to_db,
@@ -40,6 +43,30 @@ def test_a_known_noise_has_its_sqnr() -> None:
 
     assert found.sqnr_mean_db == pytest.approx(20.0, abs=1e-4)  # 10 log10(1 / 0.1^2)
     assert found.cosine_mean == pytest.approx(1.0)
+
+
+def test_the_scale_of_the_logits_is_compared(tiny_fp16: Encoder) -> None:
+    """No embedding shows it, and every probability is made of it."""
+
+    def change(name: str, value: float) -> Encoder:
+        module = copy.deepcopy(tiny_fp16.module)
+        with torch.no_grad():
+            module.get_parameter(name).fill_(value)
+        return replace(tiny_fp16, module=module)
+
+    scale = tiny_fp16.module.get_parameter("logit_scale").detach()
+    before, as_bfloat16 = float(scale), float(scale.bfloat16())
+
+    assert compare_scales(fp16=tiny_fp16, quantized=change("logit_scale", as_bfloat16)) == ()
+    assert compare_scales(fp16=tiny_fp16, quantized=change("logit_scale", 0.0)) == (
+        ("logit_scale", before, 0.0),
+    )
+    ((_, _, spoiled),) = compare_scales(fp16=tiny_fp16, quantized=change("logit_scale", math.nan))
+    assert math.isnan(spoiled)
+    gone = change("logit_scale", before)
+    del gone.module.logit_scale
+    ((_, _, absent),) = compare_scales(fp16=tiny_fp16, quantized=gone)
+    assert math.isnan(absent)
 
 
 def test_the_worst_sample_is_named() -> None:

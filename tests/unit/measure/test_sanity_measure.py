@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,14 +21,18 @@ from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.sanity import Sanity, TaskSanity
 from pytest_quantgate.gates.chance import is_left_open, is_settled
 from pytest_quantgate.measure.sanity import (
+    MAGNITUDES,
     Task,
+    count_magnitudes,
     count_operations,
+    find_rounded,
     measure_sanity,
     read_texts_of,
     tokenize_short,
 )
 from pytest_quantgate.measure.texts import Pooling, find_twins
 from pytest_quantgate.suite.specs import ModelSpec
+from pytest_quantgate.suite.where import Where
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples
 
@@ -70,6 +76,68 @@ def test_a_legacy_config_is_sound_where_the_end_token_is_the_largest() -> None:
 def test_without_an_end_token_of_the_tokenizer_the_configs_counts() -> None:
     assert pooling(END, end_id=None).is_sound((1, 7, 3, 0))
     assert not pooling(6, end_id=None).is_sound((1, 7, 3, 0))
+
+
+@pytest.fixture(scope="module")
+def reference() -> Encoder:
+    return load_fp16(ModelSpec(where=Where(file="s", line=1), source="reference"))
+
+
+def round_weights(model: Encoder, to: Callable[[torch.Tensor], torch.Tensor]) -> Encoder:
+    module = copy.deepcopy(model.module)
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+                layer.weight.copy_(to(layer.weight))
+    return replace(model, module=module)
+
+
+def to_e4m3(weight: torch.Tensor) -> torch.Tensor:
+    scale = weight.abs().max() / 448
+    return (weight / scale).to(torch.float8_e4m3fn).to(weight.dtype) * scale
+
+
+def to_int8(weight: torch.Tensor) -> torch.Tensor:
+    scale = weight.abs().max() / 127
+    return (weight / scale).round() * scale
+
+
+@pytest.mark.parametrize("to", [to_e4m3, to_int8])
+def test_weights_that_were_rounded_before_are_found(
+    reference: Encoder, to: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Such an FP16 has lost already what its quantized variant loses."""
+    found = find_rounded(round_weights(reference, to))
+
+    assert [fault.finding for fault in found] == ["fp16-rounded"] * 2
+    assert [tower in fault.text for tower, fault in zip(reference.tower_names, found, strict=True)]
+    assert all(fault.certain for fault in found)
+
+
+def test_weights_of_any_floating_type_are_no_rounded_ones(reference: Encoder) -> None:
+    assert find_rounded(reference) == ()
+    for to in (torch.Tensor.half, torch.Tensor.bfloat16):
+        assert find_rounded(round_weights(reference, to)) == ()
+    # One layer alone may be made of few values.
+    module = copy.deepcopy(reference.module)
+    with torch.no_grad():
+        module.get_parameter("vision_model.encoder.layers.0.mlp.fc1.weight").fill_(0.5)
+    assert find_rounded(replace(reference, module=module)) == ()
+
+
+@pytest.mark.parametrize(("columns", "found"), [(768, True), (128, False)])
+def test_rows_with_a_scale_of_their_own_are_told_where_they_are_long(
+    columns: int, found: bool
+) -> None:
+    rows = torch.randn(64, columns, generator=torch.Generator().manual_seed(0))
+    rounded = torch.stack([to_int8(row) for row in rows])
+
+    several, plain = (count_magnitudes(w) for w in (rounded, rows.bfloat16().float()))
+    assert several is not None
+    assert plain is not None
+    assert (several <= MAGNITUDES) is found
+    assert plain > MAGNITUDES
+    assert count_magnitudes(rows[:4, :128]) is None
 
 
 @settings(deadline=None)

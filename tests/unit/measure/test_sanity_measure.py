@@ -138,6 +138,7 @@ def test_rows_with_a_scale_of_their_own_are_told_where_they_are_long(
     assert (several <= MAGNITUDES) is found
     assert plain > MAGNITUDES
     assert count_magnitudes(rows[:4, :128]) is None
+    assert count_magnitudes(rows.to("meta")) is None
 
 
 @settings(deadline=None)

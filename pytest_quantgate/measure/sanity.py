@@ -88,20 +88,29 @@ class Task:
         return find_task(self.name)
 
     @cached_property
+    def captions(self) -> Sequence[Sequence[str]] | None:
+        """The captions, where the task asks with them; samples may have labels as well."""
+        samples = self.samples
+        asks = self.kind.purpose == "retrieval" or samples.labels is None
+        return samples.captions if asks else None
+
+    @cached_property
     def labels(self) -> Sequence[int]:
         """The class of each sample; for retrieval each image is a class of its own."""
-        return range(len(self.samples)) if self.samples.labels is None else self.samples.labels
+        labels = self.samples.labels if self.captions is None else None
+        return range(len(self.samples)) if labels is None else labels
 
     @cached_property
     def class_names(self) -> Sequence[str]:
         """The classes; for retrieval the first caption of each image."""
-        captions = self.samples.captions
-        return self.samples.class_names if captions is None else [texts[0] for texts in captions]
+        if self.captions is None:
+            return self.samples.class_names
+        return [texts[0] for texts in self.captions]
 
     @cached_property
     def templates(self) -> Sequence[str]:
         """The templates, those that name the class and are short first."""
-        return order_templates(self.samples.templates if self.samples.captions is None else ())
+        return order_templates(self.samples.templates if self.captions is None else ())
 
 
 def measure_sanity(
@@ -237,7 +246,7 @@ def _examine(
     samples = task.samples
     if reader is None or not task.kind.is_zero_shot:
         return _look_at_images(task, model=model, affordable=affordable, beside=beside)
-    if samples.captions is None:
+    if task.captions is None:
         found = examine_prompts(
             task.name,
             data=samples.name,
@@ -246,7 +255,7 @@ def _examine(
             reader=reader,
         )
     else:
-        captions = [text for texts in samples.captions for text in texts][:MOST_TEXTS]
+        captions = [text for texts in task.captions for text in texts][:MOST_TEXTS]
         reading = reader.read(captions)
         found = TaskSanity(task=task.name, data=samples.name, classes=0, reading=reading)
     reading = found.reading
@@ -258,7 +267,7 @@ def _examine(
     asked = _ask(
         task, model=model, reader=reader, is_settled=enough, affordable=affordable, beside=beside
     )
-    comparable = samples.captions is None and not found.same_prompt
+    comparable = task.captions is None and not found.same_prompt
     return replace(
         found,
         samples=task.count,

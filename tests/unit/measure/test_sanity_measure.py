@@ -216,6 +216,23 @@ def test_a_sound_model_needs_few_samples(tiny_fp16: Encoder) -> None:
     assert not task.answers.whole  # type: ignore[union-attr]
 
 
+def test_samples_with_labels_and_captions_are_asked_for_what_their_task_is_of(
+    tiny_fp16: Encoder,
+) -> None:
+    """They were asked for captions under the numbers of classes, and looked like chance."""
+    samples = scenes(60)
+    both = replace(samples, captions=tuple((f"picture {n}",) for n in range(60)))
+
+    labelled, captioned = (
+        measure_task(tiny_fp16, both, kind=kind) for kind in ("classification", "retrieval")
+    )
+
+    assert labelled == measure_task(tiny_fp16, samples)
+    bare = replace(both, labels=None)
+    assert captioned == measure_task(tiny_fp16, bare, kind="retrieval")
+    assert labelled.answers != captioned.answers
+
+
 @pytest.mark.parametrize("kind", ["knn", "neighbours"])
 def test_of_a_task_without_texts_a_few_images_are_looked_at(
     tiny_fp16: Encoder, kind: str, monkeypatch: pytest.MonkeyPatch

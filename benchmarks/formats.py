@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -59,12 +60,20 @@ nothing.
   weights of the image tower against FP16's
 """
 
+#: A recipe that is no row of the table: its formats are searched layer by layer.
+MIXED = {"auto: 6 bits of nvfp4, fp8": "{auto: {bits: 6, formats: [nvfp4, fp8]}}"}
+
+_AROUND = (
+    r"^\w+: |^\S+\.quantgate\.yaml:\d+: |\S+ cannot become a Q/DQ pair: | \([^()]*\)$"
+    r"|: \"Cannot compile .*"
+)
+
 PACKAGES = ("torch", "nvidia-modelopt", "onnx", "onnxruntime", "tensorrt-rtx-cu12")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", nargs="+", default=list(RECIPES))
+    parser.add_argument("--recipe", nargs="+", default=[*RECIPES, *MIXED])
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="quantgate-formats-") as name:
@@ -76,15 +85,17 @@ def main() -> int:
 
 def run(folder: Path, recipes: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Return the gates of every recipe, as the JSON report of a run has them."""
-    for recipe in recipes:
-        (folder / f"{recipe}.quantgate.yaml").write_text(SUITE.format(recipe=recipe))
+    names = {recipe: f"recipe-{number}" for number, recipe in enumerate(recipes)}
+    for recipe, name in names.items():
+        text = SUITE.format(recipe=MIXED.get(recipe, recipe))
+        (folder / f"{name}.quantgate.yaml").write_text(text)
     result = folder / "report.json"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no"]
     command += [f"--rootdir={folder}", f"--quantgate-json={result}", str(folder)]
     subprocess.run(command, check=False, stdout=sys.stderr)
     suites = json.loads(result.read_text(encoding="utf-8"))["suites"]
     found = {suite["name"]: suite["gates"] for suite in suites}
-    return {recipe: found[recipe] for recipe in recipes}
+    return {recipe: found[name] for recipe, name in names.items()}
 
 
 def write_page(path: Path, *, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -101,7 +112,10 @@ def write_page(path: Path, *, found: Mapping[str, Sequence[Mapping[str, Any]]]) 
         by_name = {gate["key"] or gate["kind"]: gate for gate in gates}
         cells = [describe(by_name, column, reasons) for column in columns]
         lines.append(f"| `{recipe}` | {' | '.join(cells)} |")
-    lines += ["", *(f"- **{letter}**: {reason}" for reason, letter in reasons.items()), ""]
+    lines.append("")
+    for reason, letter in reasons.items():
+        lines += textwrap.wrap(f"- **{letter}**: {reason}", 100, subsequent_indent="  ")
+    lines.append("")
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -112,10 +126,8 @@ def describe(gates: Mapping[str, Mapping[str, Any]], name: str, reasons: dict[st
     by_reference = name == "parity" and "vision_parity_error" in gate["figures"] and not measured
     if not measured and not by_reference:
         root = gates["export"] if "export" in gate["headline"] else gate
-        reason = re.sub(
-            r"^\w+: |\S+ cannot become a Q/DQ pair: | \([^()]*\)$", "", root["headline"]
-        )
-        return _cite(reason, reasons)
+        # Without the place in the suite, what a library printed, and what to do.
+        return _cite(re.sub(_AROUND, "", root["headline"]), reasons)
     figures, text = gate["figures"], gate["headline"]
     if name == "coverage":
         return f"{figures['weights_covered_share']:.1%}"

@@ -32,6 +32,8 @@ def describe_recipe(config: Any) -> tuple[str, ...]:
         if algorithm != DEFAULT_ALGORITHM:
             lines.append(f"algorithm: {show_plain(algorithm)}")
         config = config["quant_cfg"]
+    if isinstance(config, Mapping) and isinstance(config.get("auto"), Mapping):
+        return (f"auto: {show_plain(config['auto'])}",)
     if isinstance(config, (list, tuple)):
         return (*lines, *(describe_entry(entry) for entry in config))
     if not isinstance(config, Mapping):  # a suite may hold it, building it is what refuses it

@@ -119,11 +119,14 @@ def reads_exports(gate: GateSection) -> bool:
 
 def _check_recipe(suite: Suite, *, found: _Found, environ: Mapping[str, str]) -> None:
     from pytest_quantgate.encoders.source import find_recipe_file
+    from pytest_quantgate.formats.recipes import read_auto
     from pytest_quantgate.quantization.recipes import named_recipes
 
     where = suite.variant.where.of("recipe")
     name = suite.variant.recipe
     if name == "":  # what a checkpoint that is handed over declares
+        return
+    if read_auto(name) is not None:
         return
     if not isinstance(name, str):
         found.errors += [f"{where}: {problem}" for problem in _check_inline(name)]

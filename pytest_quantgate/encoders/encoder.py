@@ -61,8 +61,13 @@ class Encoder:
         """
         import torch
 
+        with torch.inference_mode():
+            return self.embed(name, inputs)
+
+    def embed(self, name: TowerName, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return what `encode` does, with the gradients that are switched on."""
         tower = self.tower(name)
-        with torch.inference_mode(), self.forward_context():
+        with self.forward_context():
             return tower.embed(self.module, self._place(tower, inputs)).float()
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 TowerName = Literal["vision", "text"]
@@ -167,6 +167,20 @@ class BatchInvariance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FormatSearch:
+    """What a search for the format of each layer was asked for, and what it chose.
+
+    `layers` gives the name of each layer's recipe, '' for full precision. `bits` are those of an
+    average weight of these layers in the variant that was built, scales of blocks included and 16
+    in full precision; None before it was.
+    """
+
+    asked_bits: float
+    layers: Mapping[str, str]
+    bits: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Audit:
     """All that was found in one quantized model, in the model's own order.
 
@@ -174,6 +188,8 @@ class Audit:
     `intended` are the quantizer names that the recipe meant to switch on *before* the
     excludes and before any preset's built-in disabling took them away; `disabled_by` names for
     each intended quantizer that is off the pattern (in the recipe) that switched it off.
+    `declared` gives for each intended quantizer the format that the recipe gives it.
+    `search` is what chose the formats, None where the recipe did.
     `algorithm` is the recipe's calibration algorithm by name, `none` where it calibrates nothing,
     empty where it is not known.
     `invariance` has an entry a tower where whole embeddings were compared. `activations` are those
@@ -195,6 +211,8 @@ class Audit:
     activations: tuple[LayerActivation, ...] = ()
     input_scales: tuple[InputScale, ...] = ()
     branches: tuple[LowRankBranch, ...] = ()
+    declared: Mapping[str, str] = field(default_factory=dict)
+    search: FormatSearch | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,28 @@ Embedding. Formats, block sizes and algorithms are those of ModelOpt 0.47's pres
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_quantgate.formats.number_format import NumberFormat
-from pytest_quantgate.formats.table import E4M3, INT4, INT8, MXFP8, NVFP4, TABLE
+from pytest_quantgate.formats.table import (
+    E4M3,
+    INT4,
+    INT8,
+    MXFP8,
+    NVFP4,
+    TABLE,
+    read_blocks,
+    read_format,
+)
 
 #: What a quantizer is configured by, in ModelOpt's words.
 Settings = Mapping[str, Any]
+
+#: Bits of a weight that is not quantized, and of a scale in full precision.
+FULL_BITS = 16
 
 #: Blocks along the inputs of a layer have no place in a convolution's kernel.
 _LINEAR = ("nn.Linear",)
@@ -43,6 +56,30 @@ class NamedRecipe:
     attention: Settings | None = None
     layers: tuple[str, ...] = _LAYERS
     algorithm: Any = "max"
+
+    @property
+    def weight_bits(self) -> float:
+        """Bits of one weight in whole blocks, with its share of their scales."""
+        blocks = read_blocks(self.weight[-1].get("block_sizes"))
+        size = math.lcm(*blocks.values())
+        return self.count_bits((size, size)) / size**2
+
+    def count_bits(self, shape: Sequence[int]) -> int:
+        """Return the bits that a weight takes, with the scales of its blocks."""
+        settings = self.weight[-1]
+        kind = read_format(settings["num_bits"], block_sizes=settings.get("block_sizes"))
+        assert kind is not None
+        blocks = read_blocks(settings.get("block_sizes"))
+        return kind.count_bits(shape, blocks=blocks, full_bits=FULL_BITS)
+
+    def to_entries(self, prefix: str) -> list[dict[str, Any]]:
+        """Return the entries of `quant_cfg` for the quantizers whose names start with `prefix`."""
+        slots = {"weight": self.weight[-1], "input": self.activation}
+        return [
+            {"quantizer_name": f"{prefix}{slot}_quantizer", "cfg": dict(settings)}
+            for slot, settings in slots.items()
+            if settings is not None
+        ]
 
     def to_config(self) -> dict[str, Any]:
         """Return ModelOpt's configuration: `quant_cfg` as an ordered list, and `algorithm`."""
@@ -233,3 +270,59 @@ _ROWS = (
 )
 
 RECIPES: Mapping[str, NamedRecipe] = {row.name: row for row in _ROWS}
+
+#: Recipes that can be mixed layer by layer: of each, a layer's range comes from its own values.
+SEARCHED: Mapping[str, NamedRecipe] = {
+    name: row
+    for name, row in RECIPES.items()
+    if row.attention is None and len(row.weight) == 1 and row.algorithm in (None, "max")
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoRecipe:
+    """For each layer one of the recipes `formats` or full precision, to be searched.
+
+    At most `bits` for an average weight, scales of blocks included.
+    """
+
+    bits: float
+    formats: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[NamedRecipe, ...]:
+        return tuple(SEARCHED[name] for name in self.formats)
+
+
+def read_auto(recipe: Any) -> AutoRecipe | None:
+    """Return the search that a suite's recipe asks for, None for one that is written out.
+
+    Raises ValueError with what is wrong with it.
+    """
+    if not isinstance(recipe, Mapping) or "auto" not in recipe:
+        return None
+    asked = recipe["auto"]
+    if len(recipe) > 1 or not isinstance(asked, Mapping) or set(asked) != {"bits", "formats"}:
+        raise ValueError("auto takes bits and formats and nothing else: {bits: 6, formats: [...]}")
+    bits, formats = asked["bits"], asked["formats"]
+    if isinstance(bits, bool) or not isinstance(bits, (int, float)) or not 0 < bits < FULL_BITS:
+        raise ValueError(f"auto.bits is {bits!r}: expected a number between 0 and {FULL_BITS}")
+    if not isinstance(formats, (list, tuple)) or not formats:
+        raise ValueError(f"auto.formats is {formats!r}: expected a list of recipes")
+    for name in formats:
+        if not isinstance(name, str) or name not in SEARCHED:
+            known = (
+                " is not chosen layer by layer"
+                if isinstance(name, str) and name in RECIPES
+                else " is unknown"
+            )
+            raise ValueError(f"auto.formats: {name!r}{known}; one of {', '.join(SEARCHED)}")
+    if len(set(formats)) < len(formats):
+        raise ValueError("auto.formats names a recipe twice")
+    lowest = min(formats, key=lambda name: SEARCHED[name].weight_bits)
+    if SEARCHED[lowest].weight_bits > bits:
+        raise ValueError(
+            f"auto.bits is {bits:g}, and {lowest}, the narrowest of its formats, takes "
+            f"{SEARCHED[lowest].weight_bits:g} a weight: ask for more, or name a narrower one"
+        )
+    return AutoRecipe(bits=float(bits), formats=tuple(formats))

@@ -12,7 +12,7 @@ from pytest_quantgate.gates.blocks import branch_figures, describe_branches, jud
 from pytest_quantgate.gates.exclusions import judge_excludes, judge_unasked
 from pytest_quantgate.gates.fused import list_attention, list_excluded
 from pytest_quantgate.gates.idle import INTERCEPTED
-from pytest_quantgate.gates.layers import judge_axis, judge_depth, judge_layers
+from pytest_quantgate.gates.layers import judge_axis, judge_bits, judge_depth, judge_layers
 from pytest_quantgate.gates.operations import is_covered, judge_operations
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.scope import (
@@ -86,10 +86,10 @@ def judge_coverage(
     `attention` is the model's attention implementation, for advice.
 
     FAIL where an expectation comes out empty; where something intended is off, of another format,
-    or never ran; where attention lacks a slot in a block; where something is quantized that nobody
-    asked for; where an exclude pattern matches nothing; where a weight escapes; where blocks are
-    not whole, their scales ignored or a low-rank branch idle; and where a waiver is expired or
-    unused.
+    or never ran; where searched formats take more bits than allowed; where attention lacks a slot
+    in a block; where something is quantized that nobody asked for; where an exclude pattern
+    matches nothing; where a weight escapes; where blocks are not whole, their scales ignored or a
+    low-rank branch idle; and where a waiver is expired or unused.
     """
     scope = Scope(
         where=gate.where,
@@ -105,6 +105,7 @@ def judge_coverage(
         *judge_layers(audit, scope=scope),
         *judge_depth(audit, scope=scope),
         *judge_axis(audit, scope=scope),
+        *judge_bits(audit, where=gate.where),
         *judge_attention(audit, scope=scope, attention=attention),
         *judge_unasked(audit, scope=scope),
         *judge_excludes(audit, scope=scope),
@@ -118,6 +119,7 @@ def judge_coverage(
     figures = {
         **_figures(audit, scope=scope),
         **branch_figures(audit.branches),
+        **({"weight_bits": bits} if (bits := audit.search and audit.search.bits) else {}),
         **verdict.figures,
     }
     if not verdict.passed:
@@ -138,6 +140,7 @@ def judge_coverage(
         brief=brief,
         evidence=(
             *([branches] if (branches := describe_branches(audit.branches)) else ()),
+            *_describe_search(audit),
             *_left_out(audit, scope=scope, today=today),
         ),
         figures=figures,
@@ -183,6 +186,18 @@ def _describe(audit: Audit, *, figures: Mapping[str, Figure]) -> tuple[str, str]
         f"{percent(share, 1)} of matrix weights",
         f"{brief}, {attention}" if attention else brief,
     )
+
+
+def _describe_search(audit: Audit) -> tuple[str, ...]:
+    """Return what a search chose, a line for each recipe, and the bits that it takes."""
+    search = audit.search
+    if search is None or search.bits is None:
+        return ()
+    by_recipe: dict[str, list[str]] = {}
+    for layer, name in search.layers.items():
+        by_recipe.setdefault(name or "full precision", []).append(layer)
+    chosen = [f"{name}: {line}" for name, layers in by_recipe.items() for line in group(layers)]
+    return (f"{search.bits:.2f} of at most {search.asked_bits:g} bits a weight", *chosen)
 
 
 def _left_out(audit: Audit, *, scope: Scope, today: date) -> tuple[str, ...]:

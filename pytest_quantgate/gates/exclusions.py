@@ -98,6 +98,9 @@ def judge_excludes(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
             for name in matched
             if name in by_name and by_name[name].module in modules
         )
+        taken = {by_name[name].module for name in matched if name in by_name}
+        if audit.search is not None and taken & audit.search.layers.keys():
+            continue  # the search left them out
         if not may_be_on and not fused and not set(matched) & set(audit.intended):
             yield _fail(
                 "exclude-without-effect",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.audit import Audit, Quantizer, Tower
     from pytest_quantgate.evidence.verdict import Verdict
     from pytest_quantgate.gates.scope import Scope
+    from pytest_quantgate.suite.where import Where
 
 GATE = "coverage"
 _fail = partial(fail, GATE)
@@ -41,7 +42,9 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
             continue
         intended += 1
         if quantizer is not None and quantizer.enabled:
-            if audit.formats and quantizer.format not in audit.formats:
+            declared = audit.declared.get(name)
+            meant = (declared,) if declared else audit.formats
+            if meant and quantizer.format not in meant:
                 wrong.append(quantizer)
             elif quantizer.own_calls == 0:
                 idle.append(quantizer)
@@ -53,10 +56,12 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
         yield _fail_off(off, intended=intended, scope=scope)
     if wrong:
         found = Counter(q.format for q in wrong)
+        named = [audit.declared[q.name] for q in wrong if q.name in audit.declared]
+        meant_by = tuple(dict.fromkeys(named)) or audit.formats
         yield _fail(
             "other-format",
             f"{len(wrong)} quantizers have another format than the recipe's "
-            f"{listed(audit.formats)}: {', '.join(f'{n} {f}' for f, n in found.most_common())} "
+            f"{listed(meant_by)}: {', '.join(f'{n} {f}' for f, n in found.most_common())} "
             f"({scope.where})",
             evidence=shorten([f"{q.name}: {q.format}" for q in wrong]),
             cause="an entry of the recipe, or a change after it, gives them another one",
@@ -98,9 +103,13 @@ def judge_depth(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
     One that leaves out a few on purpose, such as the first and the last, is a recipe.
     """
     intended = set(audit.intended)
+    # A search leaves layers in full precision by their scores.
+    searched = audit.search.layers if audit.search else {}
     alike: dict[tuple[Tower, str], list[Quantizer]] = {}
     for quantizer in audit.quantizers:
         if quantizer.slot == "weight" and quantizer.block is not None:
+            if quantizer.module in searched:
+                continue
             pattern = _INDEX.sub(".*.", quantizer.name, count=1)
             alike.setdefault((quantizer.tower, pattern), []).append(quantizer)
     left_out: list[Quantizer] = []
@@ -125,6 +134,23 @@ def judge_depth(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
         cause="a pattern that names single blocks, or the block numbers of another model",
         next_step="let the pattern match every block of this model",
         figures={"weights_left_out": len(left_out)},
+    )
+
+
+def judge_bits(audit: Audit, *, where: Where) -> Iterator[Verdict]:
+    """Yield a FAIL where searched formats take more bits than the recipe allows."""
+    search = audit.search
+    if search is None or search.bits is None or search.bits <= search.asked_bits * (1 + 1e-9):
+        return
+    yield _fail(
+        "bits-over",
+        f"an average weight takes {search.bits:.3f} bits, and recipe {audit.recipe_name!r} allows "
+        f"{search.asked_bits:g} ({where})",
+        evidence=list_groups(layer for layer, name in search.layers.items() if not name),
+        cause="the search found no solution, or layers were switched off or changed after it",
+        next_step="exclude fewer layers, name a narrower format in auto.formats, or allow more "
+        "bits",
+        figures={"weight_bits": search.bits, "weight_bits_asked": search.asked_bits},
     )
 
 

@@ -32,7 +32,8 @@ from pytest_quantgate.quantization.quantizers import (
     require_kernels,
     tower_of,
 )
-from pytest_quantgate.quantization.recipes import Recipe
+from pytest_quantgate.quantization.recipes import Recipe, format_of
+from pytest_quantgate.quantization.search import count_bits
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +152,9 @@ def audit_module(
     )
     quantizable = ("linear", "conv", "attention", "mha")
     meant = tuple(name for name in intended if kinds.get(names[name]) in quantizable)
+    search = recipe.search if recipe is not None else None
+    if search is not None:
+        search = replace(search, bits=count_bits(module, layers=search.layers))
     return Audit(
         towers=tuple(runs),
         modules=modules,
@@ -170,6 +174,10 @@ def audit_module(
         activations=tuple(activations),
         input_scales=scales,
         branches=branches,
+        declared={
+            name: format_of(cfg) for name in meant if (cfg := intended[name]) and "num_bits" in cfg
+        },
+        search=search,
     )
 
 

@@ -77,6 +77,9 @@ class Batches:
     samples: Samples
     batch_size: int
 
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
     def __iter__(self) -> Iterator[Batch]:
         return make_batches(self.model, self.samples, batch_size=self.batch_size)
 

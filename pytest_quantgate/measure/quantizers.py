@@ -264,14 +264,15 @@ def replay_recipe(
     entries: Sequence[Mapping[str, Any]],
     exclude: Sequence[str],
     matches_class: Callable[[str, str], bool],
-) -> tuple[tuple[str, ...], dict[str, str], dict[str, tuple[str, ...]]]:
+) -> tuple[dict[str, Any], dict[str, str], dict[str, tuple[str, ...]]]:
     """Return what a recipe meant, by applying its entries in order to quantizer names.
 
     `names` maps quantizer name to its module's name. The result is the quantizers that some entry
-    switched on, for each of those that ended off the pattern that switched it off last, and for
-    every exclude pattern the quantizers that it matched.
+    switched on with what it configures them by (None: nothing), for each of those that ended off
+    the pattern that switched it off last, and for every exclude pattern the quantizers that it
+    matched.
     """
-    intended: dict[str, None] = {}
+    intended: dict[str, Any] = {}
     off: dict[str, str] = {}
     for entry in entries:
         pattern, parent = entry["quantizer_name"], entry.get("parent_class")
@@ -281,7 +282,7 @@ def replay_recipe(
             if parent is not None and not matches_class(module, parent):
                 continue
             if entry["enable"]:
-                intended[name] = None
+                intended[name] = _part_of(entry.get("cfg"), name=name) or intended.get(name)
                 off.pop(name, None)
             elif name in intended:
                 off[name] = pattern if parent is None else f"{pattern} on {parent}"
@@ -292,7 +293,15 @@ def replay_recipe(
         for name in matched:
             if name in intended:
                 off.setdefault(name, pattern)
-    return tuple(intended), off, excluded
+    return intended, off, excluded
+
+
+def _part_of(cfg: Any, *, name: str) -> Any:
+    """Return the settings of one quantizer of a sequence (`weight_quantizer.1`), or all."""
+    part = name.rpartition(".")[2]
+    if not isinstance(cfg, (list, tuple)):
+        return cfg
+    return cfg[int(part)] if part.isdecimal() and int(part) < len(cfg) else None
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -106,13 +106,19 @@ def quantize(
     )
 
 
-def _calibrate_batch(model: Encoder, batch: Batch, *, seen: _Seen) -> None:
+def find_finite(batch: Batch) -> torch.Tensor:
+    """Return bool [N]: the samples of which no input is NaN or Inf."""
     import torch
 
     finite = torch.ones(len(batch.ids), dtype=torch.bool)
     for named in batch.inputs.values():
         for value in named.values():
             finite &= torch.isfinite(value).flatten(start_dim=1).all(dim=1).cpu()
+    return finite
+
+
+def _calibrate_batch(model: Encoder, batch: Batch, *, seen: _Seen) -> None:
+    finite = find_finite(batch)
     seen.batches += 1
     seen.nonfinite += [
         name for name, good in zip(batch.ids, finite.tolist(), strict=True) if not good

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.encoders.source import find_recipe_file, read_recipe_text
 from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.evidence.audit import FormatSearch
 from pytest_quantgate.formats.recipes import RECIPES
 from pytest_quantgate.formats.table import name_format, read_num_bits
 from pytest_quantgate.quantization.modelopt import import_modelopt
@@ -38,7 +39,8 @@ class Recipe:
 
     `quant_cfg` is ModelOpt's ordered list (later entries win) in plain data; `algorithm` its
     calibration algorithm; `formats` the formats that it switches on; `attention` the class that
-    its attention quantizers need: `diffusers`, or `automatic` for ModelOpt's own choice.
+    its attention quantizers need: `diffusers`, or `automatic` for ModelOpt's own choice; `search`
+    what chose the formats, None where nothing was searched.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Recipe:
     algorithm: Any
     formats: tuple[str, ...]
     attention: Literal["automatic", "diffusers"]
+    search: FormatSearch | None = None
 
 
 #: What a variant of ONNX files alone was made by: nothing says it.

@@ -19,7 +19,7 @@ from pytest_quantgate.errors import (
     NotMeasured,
     QuantGateError,
 )
-from pytest_quantgate.evidence.audit import Audit, CalibrationRun, NearCopy
+from pytest_quantgate.evidence.audit import Audit, CalibrationRun, FormatSearch, NearCopy
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fingerprint import Fingerprint, digest_of
 from pytest_quantgate.gates.sections import TaskGate
@@ -29,6 +29,7 @@ from pytest_quantgate.store.keys import (
     ENGINES,
     FP16,
     NEAR_COPIES,
+    SEARCH,
     VARIANT,
     Measurement,
     make_key,
@@ -172,7 +173,7 @@ class Variants:
             model=self.source.digest,
             data=data,
             calibration=digest_of(self.calibration_plain),
-            recipe=digest_of(self._recipe_plain),
+            recipe=digest_of(self._built_by),
             recipe_entries=self.recipe_entries,
             settings={
                 "dtype": model.dtype,
@@ -249,7 +250,7 @@ class Variants:
         return self.key(
             VARIANT,
             fp16=self.fp16_key,
-            recipe=self._recipe_plain,
+            recipe=self._built_by,
             calibration=self.calibration_plain,
             given=self._given_plain,
         )
@@ -500,9 +501,65 @@ class Variants:
     # -- variants --------------------------------------------------------------------------------
 
     @computed_once
+    def search(self) -> FormatSearch | None:
+        """Which recipe each layer gets; None where the suite's recipe says it."""
+        from pytest_quantgate.formats.recipes import read_auto
+
+        spec = self.suite.variant
+        auto = read_auto(spec.recipe)
+        if auto is None:
+            return None
+        if self.given is not None:
+            raise ModelError(
+                f"{spec.where.of('expect')}: a search chooses formats for what is built here, and "
+                f"says nothing of a checkpoint that is handed over: leave it out"
+            )
+
+        def measure() -> Any:
+            from pytest_quantgate.measure.embeddings import Batches
+            from pytest_quantgate.quantization.search import search_formats
+
+            (pairs, _), _ = self._split_calibration()
+            batches = Batches(
+                model=self.fp16, samples=pairs, batch_size=self.suite.calibration.batch_size
+            )
+            total = len(pairs) * (len(auto.formats) + 1)
+            with self.progress.stage("searching a format for each layer", total=total) as advance:
+                return to_json(
+                    search_formats(
+                        self.fp16,
+                        auto=auto,
+                        exclude=spec.exclude,
+                        batches=batches,
+                        steps=len(batches),
+                        progress=advance,
+                    )
+                )
+
+        return self.measured(
+            SEARCH,
+            self.key(
+                SEARCH,
+                fp16=self.fp16_key,
+                recipe=self._recipe_plain,
+                calibration=self.calibration_plain,
+            ),
+            measure=measure,
+            read=functools.partial(from_json, FormatSearch),
+        )
+
+    @computed_once
+    def _built_by(self) -> Any:
+        """The recipe as it was when the run began, with what was searched."""
+        found = self.search
+        return {**self._recipe_plain, **({"search": to_json(found)} if found else {})}
+
+    @computed_once
     def recipe(self) -> Recipe:
         from pytest_quantgate.encoders.source import recipe_content
+        from pytest_quantgate.formats.recipes import read_auto
         from pytest_quantgate.quantization.recipes import RECIPE_OF_FILES, resolve_recipe
+        from pytest_quantgate.quantization.search import to_recipe
 
         spec = self.suite.variant
         if self.suite.is_onnx_alone:
@@ -510,6 +567,10 @@ class Variants:
         if self.given is not None and not spec.recipe:
             declared: Recipe = self.given.declared_recipe
             return declared
+        auto = read_auto(spec.recipe)
+        if auto is not None:
+            assert self.search is not None  # the recipe asks for one
+            return to_recipe(self.search, auto=auto, where=spec.where.of("recipe"))
         known = self._recipe_plain["recipe"]
         found = resolve_recipe(spec, environ=self.environ)
         if recipe_content(spec.recipe, where=spec.where, environ=self.environ) != known:

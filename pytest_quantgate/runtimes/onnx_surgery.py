@@ -444,12 +444,16 @@ def _add_nvfp4_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> 
     least = part.constant("least", np.float32(LEAST_BLOCK_SCALE))
     idle = part.add("Less", [scale, least])
     divisor = part.add("Where", [idle, part.constant("one", np.float32(1.0)), scale])
+    # A builder wants the length of the blocks' axis as a number, and attention computes its own.
+    *lead, width = quantizer.shape
+    shape = part.constant("shape", np.array([0] * len(lead) + [width], dtype=np.int64))
+    sized = part.add("Reshape", [node.input[0], shape])
     values = f"{name_node(quantizer.name, 'QuantizeLinear')}_output_0"
     layout: dict[str, Any] = {"axis": -1, "block_size": quantizer.block_size}
     for operator, inputs, output, more in (
         (
             "QuantizeLinear",
-            [node.input[0], divisor],
+            [sized, divisor],
             values,
             {"output_dtype": getattr(onnx.TensorProto, quantizer.format.onnx_type)},
         ),

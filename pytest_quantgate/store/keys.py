@@ -96,6 +96,12 @@ FP16 = Measurement(
 SANITY = Measurement(
     kind="sanity", inputs=("fp16", "pairs", "tasks", "data"), packages=CLIP, code="whole"
 )
+#: Which format each layer gets, where the recipe leaves that to a search.
+SEARCH = Measurement(
+    kind="search",
+    inputs=("fp16", "recipe", "calibration"),
+    packages=(*CLIP, "onnx", "pulp"),
+)
 #: The quantized variant's checkpoint, with its audit and how it was calibrated; `given` is the
 #: digest of one that was handed over.
 VARIANT = Measurement(
@@ -179,6 +185,7 @@ MEASUREMENTS = (
     *(
         FP16,
         SANITY,
+        SEARCH,
         VARIANT,
         WITHOUT,
         REPAIRED,

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import yaml
 
 from pytest_quantgate.errors import SuiteError
-from pytest_quantgate.formats.recipes import RECIPES
+from pytest_quantgate.formats.recipes import RECIPES, read_auto
 from pytest_quantgate.suite.nodes import (
     Place,
     describe,
@@ -381,11 +381,15 @@ def recipe_key() -> Declared:
         found = _read_plain(place, node)
         if not found:
             raise place.error(node, "is empty: a recipe that quantizes nothing")
+        try:
+            read_auto(found)
+        except ValueError as error:
+            raise place.error(node, f"cannot be searched: {error}") from None
         return tuple(found) if isinstance(found, list) else found
 
     return declare(
         read,
         schema={"type": ["string", "object", "array"], "minLength": 1},
-        help=f"{', '.join(RECIPES)}, a ModelOpt preset or recipe id, a YAML path, or an inline "
-        f"quant_cfg",
+        help=f"{', '.join(RECIPES)}, a ModelOpt preset or recipe id, a YAML path, an inline "
+        f"quant_cfg, or auto: {{bits: 6, formats: [...]}}, which chooses for each layer",
     )

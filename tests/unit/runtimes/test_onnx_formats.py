@@ -430,3 +430,24 @@ def test_where_the_road_ends_is_said(
 
     with pytest.raises(ModelError, match=rf"quantizer(\.0)? cannot become a Q/DQ pair: {reason}"):
         export_tower(model, tower="vision", path=tmp_path / "vision.onnx")
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_rows_that_are_cut_into_blocks_of_fp4_have_a_known_length(
+    tower: Tower, export: Any
+) -> None:
+    """TensorRT takes no other, and attention computes the shape of its output."""
+    graph = onnx.load(export("nvfp4", tower).path).graph
+    made_by = {output: node for node in graph.node for output in node.output}
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+    found = [
+        made_by[node.input[0]]
+        for node in graph.node
+        if node.op_type == "QuantizeLinear" and any(a.name == "block_size" for a in node.attribute)
+    ]
+
+    assert len(found) == 13
+    for node in found:
+        assert node.op_type == "Reshape"
+        assert int(constants[node.input[1]][-1]) > 0

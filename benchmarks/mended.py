@@ -445,6 +445,25 @@ def _outcomes(case: Case, place: int) -> Any:
     return [repr(case.outcomes(task=gate.task, metric=gate.metric, samples=gate.samples))]
 
 
+def _search(case: Case) -> Any:
+    from dataclasses import replace
+
+    from pytest_quantgate.run.case import Case
+
+    spec = case.suite.quantize
+    assert spec is not None
+    spec = replace(spec, recipe={"auto": {"bits": 9, "formats": ["int4", "fp8"]}})
+    searched = Case(
+        suite=replace(case.suite, quantize=spec),
+        settings=case.settings,
+        store=case.store,
+        cache=case.cache,
+        progress=case.progress,
+        environ=case.environ,
+    )
+    return repr(searched.search)
+
+
 def _timed_inputs(case: Case) -> Any:
     from pytest_quantgate.gates.latency import LatencyGate
     from pytest_quantgate.run.timed_runs import keep_inputs
@@ -476,6 +495,7 @@ KINDS: dict[str, Callable[[Case], Any]] = {
     "pictures": lambda case: _outcomes(case, 2),
     "roundtrip": lambda case: repr(case.roundtrip()),
     "sanity": lambda case: repr(case.sanity),
+    "search": _search,
     "shipped": lambda case: repr(case.stages.shipped_towers(samples=4)),
     "suspects": _suspects,
     "timed inputs": _timed_inputs,

@@ -48,7 +48,9 @@ class Outcomes:
     how well it was answered (`round_score`).
     `clusters` numbers for each sample what it shares with others, such as the image that several
     captions describe: those are not independent. Empty: each stands for itself. `copies` counts the
-    samples that repeat the picture and the label (or captions) of another.
+    samples that repeat the picture and the label (or captions) of another. `margins` says by how
+    much, in cosine similarity, the right answer is above the best wrong one (of a recall at K: the
+    K-th best), below where it is negative; empty where a task does not say.
     `data_parts` are the SHA-256 of what `data_digest` covers, part by part (`images`, `labels`,
     `templates`, ...), so that two data sets that differ can be told apart.
     `value` is the metric as clip-benchmark defines it, in [0, 1]: the mean of `correct`, but for
@@ -69,6 +71,7 @@ class Outcomes:
     clusters: tuple[int, ...] = ()
     copies: int = 0
     data_parts: tuple[tuple[str, str], ...] = ()
+    margins: tuple[float, ...] = ()
 
     def select(self, indices: Sequence[int]) -> Outcomes:
         """Return the results of some samples, with the metric over these."""
@@ -82,6 +85,7 @@ class Outcomes:
             labels=labels,
             value=mean_score(correct, labels=labels, metric=self.metric),
             clusters=tuple(self.clusters[index] for index in indices) if self.clusters else (),
+            margins=tuple(self.margins[index] for index in indices) if self.margins else (),
         )
 
 

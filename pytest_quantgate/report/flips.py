@@ -14,6 +14,11 @@ from pytest_quantgate.text.words import count
 #: Fewer flips than this are read without a filter.
 FILTER_FROM = 6
 
+_BY = (
+    "What changed most comes first. By: how far the right answer was above the best wrong one, or "
+    "below it, in cosine similarity."
+)
+
 
 def render_flips(task: TaskFacts) -> Html:
     """Return what flipped in a task, lost before won: pictures first, the rest by name."""
@@ -28,6 +33,7 @@ def render_flips(task: TaskFacts) -> Html:
     return tag(
         "div",
         tag("h4", title),
+        tag("p", _BY, class_="note") if _has_margins(task) else None,
         _render_confusions(task),
         _render_filter(groups, of=task_name(task)) if len(task.flips) >= FILTER_FROM else None,
         tag(
@@ -55,6 +61,10 @@ def render_flips(task: TaskFacts) -> Html:
         else None,
         class_="flipped",
     )
+
+
+def _has_margins(task: TaskFacts) -> bool:
+    return any(flip.fp16_margin is not None for flip in task.flips)
 
 
 def group_flips(flips: Sequence[Flip]) -> dict[str, list[Flip]]:
@@ -175,17 +185,20 @@ def _describe_answer(flip: Flip, *, task: TaskFacts, fp16: bool) -> Html:
     """Return what a variant answered; of a recall, whether it was found, and what came first."""
     right = flip.right_to_wrong is fp16
     score = flip.fp16_score if fp16 else flip.quantized_score
+    margin = flip.fp16_margin if fp16 else flip.quantized_margin
+    by = "" if margin is None else f" by {abs(margin):.4f}"
     answer = flip.fp16_answer if fp16 else flip.quantized_answer
     sign = "\N{HEAVY CHECK MARK}" if right else "\N{HEAVY MULTIPLICATION X}"
     if not task.classes and "retrieval_recall@" in task.metric:
         first = task.metric.rpartition("@")[2]
-        answer = f"{'in' if right else 'not in'} the first {first}; on top: {answer}"
+        answer = f"{'in' if right else 'not in'} the first {first}{by}; on top: {answer}"
+        by = ""
     if score is not None:
         return tag("span", f"{score:.3f}; on top: {answer}", class_="answer")
     return tag(
         "span",
         tag("span", sign, class_="right" if right else "wrong", aria_hidden="true"),
         tag("span", "right: " if right else "wrong: ", class_="hidden"),
-        answer,
+        answer + by,
         class_="answer",
     )

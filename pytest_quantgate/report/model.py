@@ -229,7 +229,8 @@ class Flip:
     (of a retrieval query: what came first), the scores how right each is, where that is graded:
     then `right_to_wrong` says that the quantized one is less. `image` is a small data URI, empty
     where images were not asked for or cannot be read cheaply; `text` is the caption of a text
-    query.
+    query. The margins are by how much the right answer was above the best wrong one, in cosine
+    similarity (below: negative), where the task says so.
     """
 
     id: str
@@ -241,6 +242,8 @@ class Flip:
     text: str = ""
     fp16_score: float | None = None
     quantized_score: float | None = None
+    fp16_margin: float | None = None
+    quantized_margin: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,18 @@ MAX_SAMPLES = 10_000
 def list_flips(fp16: Outcomes, quantized: Outcomes) -> tuple[int, ...]:
     """Return the indices of samples that one variant has right, or more right, than the other.
 
-    What was lost comes first, of graded samples what changed most, else in the order of the data.
-    Both must be of the same ids.
+    What was lost comes first, then what changed most: in its score where samples are graded, in
+    its margin where there is one, else in the order of the data. Both must be of the same ids.
     """
     gains = [now - was for was, now in zip(fp16.correct, quantized.correct, strict=True)]
+    moves = [now - was for was, now in zip(fp16.margins, quantized.margins, strict=False)]
     flipped = (index for index, gain in enumerate(gains) if gain)
-    return tuple(sorted(flipped, key=lambda index: (gains[index] > 0, -abs(gains[index]))))
+
+    def rank(index: int) -> tuple[bool, float, float]:
+        move = abs(moves[index]) if moves else 0.0
+        return gains[index] > 0, -abs(gains[index]), -move
+
+    return tuple(sorted(flipped, key=rank))
 
 
 def keep_previews(case: Case, *, images: int, warn: Callable[[str], None]) -> None:

@@ -160,4 +160,6 @@ def _describe_flip(
         text=preview.get("text", ""),
         fp16_score=float(scores[0]) if graded else None,
         quantized_score=float(scores[1]) if graded else None,
+        fp16_margin=fp16.margins[index] if fp16.margins else None,
+        quantized_margin=quantized.margins[index] if quantized.margins else None,
     )

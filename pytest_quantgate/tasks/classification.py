@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.tasks.kind import TaskKind
 from pytest_quantgate.tasks.samples import Samples, fill
-from pytest_quantgate.tasks.scoring import Scored, TaskInputs, find_finite
+from pytest_quantgate.tasks.scoring import Scored, TaskInputs, find_finite, measure_margins
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +52,11 @@ def score(inputs: TaskInputs) -> Scored:
     assert inputs.texts is not None
     classifier = average_templates(inputs.texts, classes=len(inputs.samples.class_names))
     finite = find_finite(inputs.images) & torch.isfinite(classifier).all()
-    logits = 100.0 * functional.normalize(inputs.images, dim=-1) @ classifier
-    return score_classes(logits, finite=finite, inputs=inputs)
+    cosines = functional.normalize(inputs.images, dim=-1) @ classifier
+    found = score_classes(100.0 * cosines, finite=finite, inputs=inputs)
+    right = functional.one_hot(torch.tensor(found.labels), cosines.shape[1]).bool()
+    top = 5 if inputs.metric.startswith("acc5") else 1
+    return replace(found, margins=measure_margins(cosines, right=right, k=top))
 
 
 def score_classes(logits: torch.Tensor, *, finite: torch.Tensor, inputs: TaskInputs) -> Scored:

@@ -66,6 +66,7 @@ def score(inputs: TaskInputs) -> Scored:
     return Scored(
         correct=join(part.correct for part in found),
         answers=join(part.answers for part in found),
+        margins=join(part.margins for part in found),
         ids=join(part.ids for part in found),
         labels=join(part.labels for part in found),
         shared=tuple(join(keys) for keys in zip(*(part.shared for part in found), strict=True)),

@@ -17,6 +17,7 @@ from pytest_quantgate.tasks.scoring import (
     Scored,
     TaskInputs,
     find_finite,
+    measure_margins,
     refuse_forced,
 )
 
@@ -68,22 +69,26 @@ def score(inputs: TaskInputs) -> Scored:
             subject=f"{inputs.metric} of {inputs.task}",
         )
     correct, answers = [], []
+    margins: list[float] = []
     for start in range(0, queries, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, queries)
         if by_text:
-            best = (unit_texts[start:stop] @ unit_images.T).topk(k, dim=1).indices
-            hit = (best == owner[start:stop, None]).any(dim=1)
+            cosines = unit_texts[start:stop] @ unit_images.T
+            right = torch.arange(candidates) == owner[start:stop, None]
         else:
-            best = (unit_texts @ unit_images[start:stop].T).T.topk(k, dim=1).indices
-            hit = (owner[best] == torch.arange(start, stop)[:, None]).any(dim=1)
-        correct.append(hit)
+            cosines = (unit_texts @ unit_images[start:stop].T).T
+            right = owner == torch.arange(start, stop)[:, None]
+        best = cosines.topk(k, dim=1).indices
+        correct.append(right.gather(1, best).any(dim=1))
         answers.append(best[:, 0])
+        margins += measure_margins(cosines, right=right, k=k)
     finite_images, finite_texts = find_finite(images), find_finite(texts)
     finite = finite_texts if by_text else finite_images
     found = Scored(
         correct=(torch.cat(correct) & finite).tolist(),
         answers=torch.cat(answers).tolist(),
         nonfinite=int((~finite_images).sum() + (~finite_texts).sum()),
+        margins=margins,
     )
     if not by_text:
         return found

@@ -62,7 +62,7 @@ class Scored:
     `ids` are those of the samples where nothing else is said; several outcomes of one sample have
     `<id>#<number>`. Outcomes that share an entry in any of `shared` are not independent (default:
     the picture); `copies` counts those that repeat others (None: samples with the same picture and
-    label). `nonfinite` counts embeddings with NaN or Inf.
+    label). `nonfinite` counts embeddings with NaN or Inf. `margins` is what `Outcomes` keeps of it.
     """
 
     correct: Sequence[Score]
@@ -73,6 +73,7 @@ class Scored:
     shared: tuple[Sequence[Hashable], ...] = ()
     copies: int | None = None
     nonfinite: int = 0
+    margins: Sequence[float] = ()
 
 
 def build_outcomes(scored: Scored, *, inputs: TaskInputs, variant: str) -> Outcomes:
@@ -83,7 +84,9 @@ def build_outcomes(scored: Scored, *, inputs: TaskInputs, variant: str) -> Outco
     answers = tuple(scored.answers) or tuple(int(score == 1) for score in correct)
     labels = tuple(scored.labels) or (-1,) * len(correct)
     shared = scored.shared or (inputs.pixels,)
-    parts = {"ids": ids, "answers": answers, "labels": labels}
+    parts: dict[str, Sequence[object]] = {"ids": ids, "answers": answers, "labels": labels}
+    if scored.margins:
+        parts["margins"] = scored.margins
     for name, values in (*parts.items(), *(("groups", keys) for keys in shared)):
         if len(values) != len(correct):
             raise DataError(
@@ -107,6 +110,7 @@ def build_outcomes(scored: Scored, *, inputs: TaskInputs, variant: str) -> Outco
         clusters=() if len(set(clusters)) == len(clusters) else clusters,
         copies=count_copies(samples, pixels=inputs.pixels) if copies is None else copies,
         data_parts=list_parts(inputs),
+        margins=tuple(scored.margins),
     )
 
 
@@ -161,6 +165,19 @@ def _count_nonfinite(inputs: TaskInputs) -> int:
     given = (inputs, inputs.bank) if inputs.bank else (inputs,)
     embedded = [found for part in given for found in (part.images, part.texts) if found is not None]
     return sum(int((~find_finite(found)).sum()) for found in embedded)
+
+
+def measure_margins(scores: torch.Tensor, *, right: torch.Tensor, k: int = 1) -> list[float]:
+    """Return by how much the best right answer of each row is above its `k`-th best wrong one.
+
+    `scores` and `right` (whether an answer is a right one) are [N, C]. 0 where one is no number.
+    """
+    import torch
+
+    best = scores.masked_fill(~right, -torch.inf).amax(dim=1)
+    wrong = scores.masked_fill(right, -torch.inf).topk(k, dim=1).values[:, -1]
+    margins = torch.nan_to_num(best - wrong, nan=0.0, posinf=0.0, neginf=0.0)
+    return [round(margin, 5) for margin in margins.tolist()]
 
 
 def refuse_forced(k: int, *, wrong: torch.Tensor, names: Sequence[str], subject: str) -> None:

@@ -432,6 +432,26 @@ def test_of_graded_samples_those_stand_first_that_changed_most() -> None:
     assert list_flips(fp16, quantized) == (3, 0, 1, 2)
 
 
+def test_flips_are_told_by_how_much_the_one_that_changed_most_first(tmp_path: Path) -> None:
+    fp16, quantized = make_outcomes(samples=60, class_names=["cat", "dog"], lost=3, won=0)
+    lost = list_flips(fp16, quantized)
+    moves = dict(zip(lost, (0.01, 0.25, 0.06), strict=True))
+    fp16 = replace(fp16, margins=(0.005,) * 60)
+    quantized = replace(
+        quantized, margins=tuple(0.005 - moves.get(index, 0.0) for index in range(60))
+    )
+
+    assert list_flips(fp16, quantized) == (lost[1], lost[2], lost[0])
+    page = render_html(make_run(tmp_path, outcomes=(fp16, quantized)).collect())
+    told = [page.index(f" by {-margin:.4f}<") for margin in (-0.245, -0.055, -0.005)]
+    assert "in cosine similarity" in page
+    assert told
+    plain = make_outcomes(samples=60, class_names=["cat", "dog"], lost=3, won=0)
+    assert "in cosine similarity" not in render_html(
+        make_run(tmp_path / "plain", outcomes=plain).collect()
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "commands"),
     [

@@ -71,6 +71,35 @@ def test_the_classifier_equals_clip_benchmark(model: Encoder, scenes: Samples) -
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("metric", ["acc1", "acc5"])
+def test_a_margin_is_above_zero_where_an_answer_is_right(
+    model: Encoder, scenes: Samples, metric: str
+) -> None:
+    found = ask(model, scenes, kind="classification", metric=metric)
+
+    clear = [abs(margin) > 1e-5 for margin in found.margins]
+    assert sum(clear) > 290
+    for right, margin, is_clear in zip(found.correct, found.margins, clear, strict=True):
+        assert right == (margin > 0) or not is_clear
+    assert found.select([3, 1]).margins == (found.margins[3], found.margins[1])
+
+
+def test_a_margin_is_the_cosine_of_the_right_class_less_the_best_wrong_one() -> None:
+    samples = Samples(
+        name="d/test",
+        ids=("a", "b"),
+        images=[None] * 2,
+        hashes=("1", "2"),
+        labels=(0, 1),
+        class_names=("x", "y", "z"),
+    )
+    images = torch.tensor([[3.0, 0.0, 4.0], [torch.nan, 0.0, 1.0]])
+
+    found = answer(samples, images=images, texts=torch.eye(3), kind="classification", metric="acc1")
+
+    assert found.margins == (-0.2, 0.0)
+
+
 def test_nan_is_wrong_and_counted() -> None:
     samples = Samples(
         name="d/test",

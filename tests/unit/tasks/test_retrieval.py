@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from clip_benchmark.metrics import zeroshot_retrieval
@@ -77,7 +79,23 @@ def test_scores_are_the_same_in_chunks(
     whole = ask(model, captioned, kind="retrieval", metric="text_retrieval_recall@5")
     monkeypatch.setattr("pytest_quantgate.tasks.retrieval.CHUNK_ROWS", 7)
 
-    assert ask(model, captioned, kind="retrieval", metric="text_retrieval_recall@5") == whole
+    found = ask(model, captioned, kind="retrieval", metric="text_retrieval_recall@5")
+
+    assert replace(found, margins=()) == replace(whole, margins=())
+    assert found.margins == pytest.approx(whole.margins, abs=2e-5)
+
+
+@pytest.mark.parametrize("metric", ["image_retrieval_recall@1", "text_retrieval_recall@1"])
+def test_a_margin_is_above_zero_where_a_query_finds_what_it_asks_for(
+    model: Encoder, captioned: Samples, metric: str
+) -> None:
+    found = ask(model, captioned, kind="retrieval", metric=metric)
+
+    clear = [abs(margin) > 1e-5 for margin in found.margins]
+    assert sum(clear) > 0.9 * len(clear)
+    for right, margin, is_clear in zip(found.correct, found.margins, clear, strict=True):
+        assert right == (margin > 0) or not is_clear
+    assert 0 < sum(found.correct) < len(clear)
 
 
 def test_nan_in_a_text_or_image_is_counted(captioned: Samples) -> None:

@@ -47,17 +47,17 @@ def use(path: Path, model: Path) -> dict[str, str]:
     ("old", "new", "message"),
     [
         (
-            "max_drop: 50pp",
+            "max_drop: 100pp, max_flips: 90%",
             "max_dorp: 50pp",
             "accuracy.max_dorp: unknown key; did you mean max_drop?",
         ),
         (
-            "max_drop: 50pp",
+            "max_drop: 100pp, max_flips: 90%",
             "max_drop: 50ms",
             "accuracy.max_drop: 50ms has the unit 'ms', wants pp, such as 0.5pp",
         ),
         (
-            "max_drop: 50pp",
+            "max_drop: 100pp, max_flips: 90%",
             "max_drop: 50",
             "accuracy.max_drop: 50 needs a unit: 50pp (50 percentage points)",
         ),
@@ -145,9 +145,10 @@ def test_an_empty_data_set(
         replace={
             "calibration: {data: scenes": f"datasets: {{photos: {{dataset: wds, root: {root}}}}}\n"
             "calibration: {data: scenes",
-            "task: scenes/classification, metric: acc1, max_drop: 50pp, samples: 64": (
-                "task: photos/classification, metric: acc1, max_drop: 50pp"
+            "task: scenes/classification, metric: acc1, max_drop: 100pp, max_flips: 90%": (
+                "task: photos/classification, metric: acc1, max_drop: 100pp, max_flips: 90%"
             ),
+            "90%, samples: 64}": "90%}",
         }
     )
 

@@ -37,7 +37,7 @@ gates:
   calibration: {{max_clipped: 90%}}
   fidelity: {{samples: 12, min_cosine: -1}}
   accuracy:
-    - {{task: photos/classification, metric: acc1, max_drop: 50pp}}
+    - {{task: photos/classification, metric: acc1, max_drop: 100pp, max_flips: 90%}}
 """
 
 
@@ -119,7 +119,10 @@ def test_a_gate_draws_its_samples_over_a_sorted_archive(
     make_photos: Callable[..., Path], case_of: Callable[..., Case]
 ) -> None:
     root = make_photos(test=[photo(i, i // 20) for i in range(80)])
-    case = case_of(root, edits={"max_drop: 50pp": "max_drop: 50pp, samples: 12"})
+    case = case_of(
+        root,
+        edits={"max_drop: 100pp, max_flips: 90%": "max_drop: 100pp, max_flips: 90%, samples: 12"},
+    )
     (gate,) = case.suite.gates.all(AccuracyGate)
 
     drawn, _ = case.outcomes(task=gate.task, metric="acc1", samples=12)

@@ -31,10 +31,10 @@ def test_cold_runs_give_the_same_digits_on_one_and_two_threads(
     write_suite(
         replace={
             "  roundtrip: {}\n": "",
-            "max_drop: 50pp, samples: 64}": (
-                "max_drop: 50pp, samples: 64}\n"
-                "    - {task: scenes/classification, metric: acc1, max_drop: 50pp, samples: 64,"
-                " stage: onnx}"
+            "max_drop: 100pp, max_flips: 90%, samples: 64}": (
+                "max_drop: 100pp, max_flips: 90%, samples: 64}\n"
+                "    - {task: scenes/classification, metric: acc1, max_drop: 100pp, max_flips: 90%,"
+                " samples: 64, stage: onnx}"
             ),
         }
     )

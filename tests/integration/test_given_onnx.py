@@ -28,7 +28,8 @@ quantize: {{recipe: {recipe}}}
 gates:
   export: {{max_size_ratio: 1.5x}}
   parity: {{samples: 16}}
-  accuracy: {{task: scenes/classification, metric: acc1, max_drop: 90pp, samples: 32, stage: onnx}}
+  accuracy: {{task: scenes/classification, metric: acc1, max_drop: 100pp, max_flips: 90%,
+    samples: 32, stage: onnx}}
   engine: {{target: sm89, max_weights_ratio: 2x, towers: [vision]}}
 """
 

@@ -30,7 +30,7 @@ gates:
   coverage: {{}}
   fidelity: {{data: scenes/test, samples: 32, min_sqnr: {min_sqnr}dB}}
   accuracy:
-    - {{task: scenes/classification, metric: acc1, max_drop: 50pp, samples: 32}}
+    - {{task: scenes/classification, metric: acc1, max_drop: 100pp, max_flips: 90%, samples: 32}}
 """
 
 SPOILED = "vision_model.encoder.layers.1.self_attn.v_bmm_quantizer"
@@ -166,7 +166,9 @@ def test_a_limit_that_fp16_misses_has_no_exclusion(
 ) -> None:
     from pytest_quantgate.run.sensitivity import Study
 
-    case = open_case(replaced=("max_drop: 50pp", "max_drop: 50pp, floor: 99%"))
+    case = open_case(
+        replaced=("max_drop: 100pp, max_flips: 90%", "max_drop: 100pp, max_flips: 90%, floor: 99%")
+    )
     study = Study(case)
     exclusion = study.propose(study.measure(gate=None, samples=16))
 
@@ -206,7 +208,9 @@ def test_weights_changed_after_calibration_are_told_from_a_quantizer_s_fault(
 def test_red_gates_name_their_suspects(
     open_case: Callable[..., Case], spoil: Callable[..., Case]
 ) -> None:
-    case = spoil(open_case(min_sqnr=15, replaced=("max_drop: 50pp", "max_drop: 0pp")))
+    case = spoil(
+        open_case(min_sqnr=15, replaced=("max_drop: 100pp, max_flips: 90%", "max_drop: 0pp"))
+    )
     case.suite = replace(
         case.suite,
         gates=Gates(

@@ -37,10 +37,10 @@ def write_stages(write_suite: WriteSuite) -> Callable[..., Path]:
             recipe=recipe,
             replace={
                 "  roundtrip: {}\n": text,
-                "max_drop: 50pp, samples: 64}": (
-                    "max_drop: 50pp, samples: 64}\n"
-                    "    - {task: scenes/classification, metric: acc1, max_drop: 50pp, samples: 64,"
-                    " stage: onnx}"
+                "max_drop: 100pp, max_flips: 90%, samples: 64}": (
+                    "max_drop: 100pp, max_flips: 90%, samples: 64}\n"
+                    "    - {task: scenes/classification, metric: acc1, max_drop: 100pp,"
+                    " max_flips: 90%, samples: 64, stage: onnx}"
                 ),
             },
         )

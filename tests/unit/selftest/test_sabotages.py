@@ -47,7 +47,7 @@ quantize: {{recipe: fp8-attention}}
 gates:
   coverage: {{}}
   accuracy:
-    - {{task: scenes/classification, metric: acc1, max_drop: 50pp, samples: 64}}
+    - {{task: scenes/classification, metric: acc1, max_drop: 100pp, max_flips: 90%, samples: 64}}
 """
 SABOTAGE = Sabotage(
     name="noise", gate="fidelity", cause="under min_cosine", spoil=lambda case, _key: case

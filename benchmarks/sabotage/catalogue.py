@@ -11,6 +11,7 @@ from benchmarks.sabotage.controls import CONTROLS
 from benchmarks.sabotage.data import DATA
 from benchmarks.sabotage.evaluation import BASELINES, EVALUATIONS
 from benchmarks.sabotage.export import ENGINES, EXPORTS
+from benchmarks.sabotage.hidden import HIDDEN
 from benchmarks.sabotage.overflow import OVERFLOWS
 from benchmarks.sabotage.recipe import ATTENTIONS, RECIPES
 from benchmarks.sabotage.sanity import SANITIES
@@ -24,6 +25,7 @@ _SABOTAGES: tuple[Entry, ...] = (
     *CALIBRATIONS,
     *WEIGHTS,
     *OVERFLOWS,
+    *HIDDEN,
     *EVALUATIONS,
     *BASELINES,
     *EXPORTS,

@@ -244,9 +244,9 @@ CONTROLS = (
     control("recipe fp8", suite({**named("fp8"), **NO_ATTENTION}), judged=OTHER),
     control(
         "recipe int8-smoothquant",
-        # It clips 0.41 %, and 128 held-out pairs tell that from 0.6 %, not from 0.5 %.
+        # What init writes for 256 pairs: 2.5 times what the largest of so many leaves out.
         suite(
-            {**named("int8-smoothquant"), **NO_ATTENTION, "max_clipped: 0.1%": "max_clipped: 0.6%"}
+            {**named("int8-smoothquant"), **NO_ATTENTION, "max_clipped: 0.1%": "max_clipped: 1%"}
         ),
         judged=OTHER,
     ),

@@ -5,8 +5,9 @@ imported where a measurement needs the model, and nowhere else, and only with `t
 function gets the paths of `files`, in their order, and returns a `PlainEncoder`.
 
 What the key of a measurement holds of it is the package that the function is in and these files:
-so it may open no other ones. Files that Python code or safetensors open are seen here; those that
-other native code opens are not.
+so it may open no other ones. Files that Python code or safetensors open are seen here, and modules
+that were imported before and that the function's module names; files that other native code opens,
+or that code opens when the model runs, are not.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import importlib
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.encoder import Encoder, ImageTransform, describe_error
@@ -147,28 +148,72 @@ def _call(code: FactoryCode, *, where: str) -> PlainEncoder:
         made = _run(lambda: function(*code.files), what="the call", where=where)
     if not isinstance(made, PlainEncoder):
         raise ModelError(f"{where} returns {type(made).__name__}, a PlainEncoder is needed")
-    known = (*_list_known(code), *(Path(os.path.realpath(path)) for path in loaded if path))
-    strange = sorted(
-        path for path in opened if path.is_file() and not any(map(path.is_relative_to, known))
-    )
+    known = _list_known(code)
+    earlier = {Path(os.path.realpath(path)) for path in loaded if path}
+    strange = _leave_known(opened - earlier, known=known)
     if strange:
         raise ModelError(
             f"{where} reads {strange[0]}, which is in no key of its measurements: add it to "
             f"model.files, and take the path that the function is given"
         )
+    strange = _leave_known(_list_used(sys.modules[module]), known=known)
+    if strange:
+        raise ModelError(
+            f"{where} uses {strange[0]}, which was imported before, and what it may have read then "
+            f"is in no key of its measurements: move it into the package of the function, or add "
+            f"it and what it reads to model.files"
+        )
     return made
+
+
+def _leave_known(paths: Iterable[Path], *, known: Sequence[Path]) -> list[Path]:
+    """Return the files that are none of those that a factory may read."""
+    return sorted(
+        path for path in paths if path.is_file() and not any(map(path.is_relative_to, known))
+    )
+
+
+def _list_used(module: ModuleType) -> set[Path]:
+    """Return the files of the modules that a module, and what it names, has names of.
+
+    A module that was imported before is not opened again. One that is only imported within a
+    function, or named by nothing, is not seen.
+    """
+    found: dict[Path, ModuleType] = {}
+    waiting = [module]
+    while waiting:
+        for value in list(vars(waiting.pop()).values()):
+            owner = (
+                value
+                if isinstance(value, ModuleType)
+                else sys.modules.get(str(getattr(value, "__module__", "")))
+            )
+            path = getattr(owner, "__file__", None)
+            if owner is None or not path or (place := Path(os.path.realpath(path))) in found:
+                continue
+            found[place] = owner
+            if not _is_installed(place):
+                waiting.append(owner)
+    return set(found)
+
+
+def _is_installed(path: Path) -> bool:
+    return any(map(path.is_relative_to, _list_installed()))
 
 
 def _list_known(code: FactoryCode) -> tuple[Path, ...]:
     """Return the files and folders that a factory may read: in the key, or part of the system."""
     named = [Path(os.path.realpath(path)) for path in code.list_files()]
+    return (*named, Path(os.path.realpath(code.package)), *_list_installed())
+
+
+def _list_installed() -> tuple[Path, ...]:
+    """Return the folders of the system, of Python, of installed packages, and of this one."""
     sites = {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     installed = {*map(sysconfig.get_path, names), *sites}
-    own = Path(__file__).parents[1]
     system = ("/dev", "/etc", "/proc", "/sys", "/usr/lib", "/usr/share", *installed)
-    code_root = Path(os.path.realpath(code.package))
-    return (*named, code_root, own, *(Path(os.path.realpath(path)) for path in system))
+    return (Path(__file__).parents[1], *(Path(os.path.realpath(path)) for path in system))
 
 
 @contextmanager

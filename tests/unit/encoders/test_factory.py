@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -187,6 +188,28 @@ def test_it_reads_no_file_that_the_suite_does_not_name(
     with pytest.raises(ModelError, match=r"reads .*outside/w, which is in no key .* model.files"):
         load(make(change))
     assert load(make(change, files=(str(path),))).tower_names == ("vision",)
+
+
+def test_it_uses_no_module_that_was_imported_before_and_is_in_no_key(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that a conftest imported is not opened again, and neither is what it read."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "own_scale.py").write_text("SCALE = 2.0\n")
+    (outside / "own_names.py").write_text(
+        "import own_scale\ndef name():\n    return own_scale.SCALE\n"
+    )
+    monkeypatch.syspath_prepend(outside)
+    for name in ("own_names", "own_scale"):
+        monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
+    said = r"uses .*outside/own_\w+\.py, which was imported before, .* in no key"
+
+    for top in ("import own_scale", "from own_names import name"):
+        with pytest.raises(ModelError, match=said):
+            load(make(top=top))
+    both = tuple(str(outside / f"{name}.py") for name in ("own_names", "own_scale"))
+    assert load(make(top="from own_names import name", files=both)).tower_names == ("vision",)
 
 
 REFUSED = {

@@ -17,12 +17,19 @@ from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.catalogue import CATALOGUE
 from benchmarks.sabotage.differences import Difference, compare_entries, describe_failure
 from benchmarks.sabotage.differences import render_page as render_differences
+from benchmarks.sabotage.families import FAMILIES
 from benchmarks.sabotage.releases import Releases
-from benchmarks.sabotage.report import describe, render_lines, render_page
+from benchmarks.sabotage.report import (
+    describe,
+    render_families,
+    render_lines,
+    render_page,
+)
 from benchmarks.sabotage.rivals import find_quant_regress
-from benchmarks.sabotage.run import Result, run_entries
+from benchmarks.sabotage.run import Result, read_results, run_entries
 
 REPORT = Path(__file__).with_name("report.md")
+OTHER_FAMILIES = Path(__file__).with_name("families.md")
 DIFFERENCES = Path(__file__).with_name("diff.md")
 PACKAGES = ("torch", "transformers", "nvidia-modelopt", "onnxruntime-gpu", "tensorrt-rtx-cu12")
 
@@ -41,11 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--diff", action="store_true", help="ask quantgate diff what was changed in each entry"
     )
+    parser.add_argument(
+        "--families", nargs="*", choices=FAMILIES, help="run the entries of these (none named: all)"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="sabotage-") as temporary:
         folder = options.folder or Path(temporary)
         if options.diff:
             return _compare(folder, only=options.only, verbose=options.verbose)
+        if options.families is not None:
+            names = options.families or list(FAMILIES)
+            return _run_families(folder, names, only=options.only, verbose=options.verbose)
         entries = [e for e in CATALOGUE if re.search(options.only, e.title)]
         results = _run(Bench(folder), entries, verbose=options.verbose)
     for line in render_lines(results):
@@ -91,11 +104,35 @@ def _compare(folder: Path, *, only: str, verbose: bool) -> int:
     return int(named < len(found))
 
 
+def _run_families(folder: Path, names: Sequence[str], *, only: str, verbose: bool) -> int:
+    """Run the entries that make sense for each family, and write the page of all that are kept."""
+    found: dict[str, list[Result]] = {}
+    for name, family in FAMILIES.items():
+        bench = family.make_bench(folder / name)
+        entries = [e for e in family.list_entries() if re.search(only, e.title)]
+        if name in names:
+            found[name] = _run(bench, entries, verbose=verbose, asks_rivals=False)
+        else:
+            found[name] = list(read_results(bench.root, {e.title: e for e in entries}).values())
+    lines = render_families(found)
+    print("\n".join(lines))
+    if not only:
+        OTHER_FAMILIES.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(f"written: {OTHER_FAMILIES}")
+    return int(not all(is_as_it_should_be(r) for results in found.values() for r in results))
+
+
 def _run(
-    bench: Bench, entries: Sequence[Entry], *, verbose: bool, releases: Releases | None = None
+    bench: Bench,
+    entries: Sequence[Entry],
+    *,
+    verbose: bool,
+    releases: Releases | None = None,
+    asks_rivals: bool = True,
 ) -> list[Result]:
     results: list[Result] = []
-    for number, result in enumerate(run_entries(bench, entries, releases=releases), start=1):
+    found = run_entries(bench, entries, releases=releases, asks_rivals=asks_rivals)
+    for number, result in enumerate(found, start=1):
         results.append(result)
         mark = "ok " if is_as_it_should_be(result) else "?? "
         entry = result.entry

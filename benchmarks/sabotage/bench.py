@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from benchmarks.sabotage.names import rename
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.drift import RegressionGate
@@ -91,8 +92,19 @@ class Entry:
 class Bench:
     """A good release in a folder of its own, its baseline accepted, and ways to make others."""
 
-    def __init__(self, root: Path, *, suite: str = SUITE, samples: int = SAMPLES) -> None:
-        """Keep everything below `root`; `samples` is how many scenes the suite's tasks have."""
+    def __init__(
+        self,
+        root: Path,
+        *,
+        suite: str = SUITE,
+        samples: int = SAMPLES,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep everything below `root`; `samples` is how many scenes the suite's tasks have.
+
+        `names` are the words of another family for those of the reference, in edits too.
+        """
+        self.names = names or {}
         self.root = root
         self.suite = suite
         self.samples = samples
@@ -102,6 +114,7 @@ class Bench:
         """Return a new case of the suite, with its text edited: old -> new."""
         text = self.suite
         for old, new in (edits or {}).items():
+            old, new = rename(old, self.names), rename(new, self.names)
             if old not in text:
                 raise ValueError(f"{old!r} is not in the suite")
             text = text.replace(old, new)
@@ -138,9 +151,10 @@ class Bench:
 
     @cached_property
     def good(self) -> Case:
-        """The good release, with its baseline in the store."""
+        """The good release, with its baseline in the store where the suite has one."""
         case = self.load()
-        self.store.write(self.record(case))
+        if case.suite.gates.all(RegressionGate):
+            self.store.write(self.record(case))
         return case
 
     def record(self, case: Case) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.sabotage.bench import MODEL_GATES, Bench, Entry
+from benchmarks.sabotage.names import rename
 from benchmarks.sabotage.pipeline import Pipeline
-from benchmarks.sabotage.quantizers import choose, released
+from benchmarks.sabotage.quantizers import choose, names_of, released
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.measure.embeddings import make_batches
 from pytest_quantgate.quantization.quantize import quantize
@@ -74,8 +76,8 @@ def empty_texts(batches: list[Batch]) -> list[Batch]:
         batch.with_inputs(
             "text",
             {
-                "input_ids": torch.zeros_like(batch.tokens["input_ids"]),
-                "attention_mask": torch.ones_like(batch.tokens["attention_mask"]),
+                name: torch.zeros_like(value) if name == "input_ids" else torch.ones_like(value)
+                for name, value in batch.tokens.items()
             },
         )
         for batch in batches
@@ -335,7 +337,7 @@ def weights_after(name: str, change: Callable[[Encoder], None]) -> Callable[[Ben
 
 
 def weight_of(model: Encoder, name: str) -> torch.Tensor:
-    parameter: torch.Tensor = model.module.get_parameter(name)
+    parameter: torch.Tensor = model.module.get_parameter(rename(name, names_of(model)))
     return parameter
 
 
@@ -370,7 +372,7 @@ def truncate(model: Encoder) -> None:
     """The last shard is not there: what it held is as the constructor left it."""
     generator = torch.Generator().manual_seed(4)
     for name, parameter in model.module.named_parameters():
-        if "layers.3" in name or "layers.2" in name:
+        if re.search(r"layers?\.[23]|blocks\.[23]", name):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import ModelError
-from pytest_quantgate.evidence.audit import Audit, CalibrationRun
+from pytest_quantgate.evidence.audit import Audit, CalibrationRun, TowerName
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.measure.audit import audit_quantizers
 from pytest_quantgate.measure.embeddings import make_batches
@@ -171,16 +171,19 @@ class PipelineCase(Case):
         """Quantize with a loop of the pipeline's own, and count what went through the towers."""
         mtq = import_modelopt("modelopt.torch.quantization")
         model = replace(fp16, module=copy.deepcopy(fp16.module))
-        seen = {"vision_model": 0, "text_model": 0}
+        seen: dict[TowerName, int] = dict.fromkeys(model.tower_names, 0)
 
-        def count(name: str) -> Any:
+        def count(name: TowerName) -> Any:
             def hook(*_arguments: Any) -> None:
                 seen[name] += 1
 
             return hook
 
         towers: Any = model.module
-        handles = [getattr(towers, name).register_forward_hook(count(name)) for name in tuple(seen)]
+        handles = [
+            getattr(towers, tower.parts[0]).register_forward_hook(count(tower.name))
+            for tower in model.towers
+        ]
         with (
             quiet_libraries(),
             attention_class(model.module, towers=model.towers, kind=self.recipe.attention),
@@ -201,6 +204,6 @@ class PipelineCase(Case):
         return Quantized(
             model=model,
             batches=max(seen.values()),
-            tower_batches={"vision": seen["vision_model"], "text": seen["text_model"]},
+            tower_batches={str(name): batches for name, batches in seen.items()},
             nonfinite=(),
         )

@@ -358,6 +358,7 @@ ATTENTIONS = (
 
 
 def to_eager(model: Encoder) -> None:
-    module: Any = model.module
-    for part in (module.vision_model, module.text_model):
-        part.config._attn_implementation = "eager"
+    part: Any
+    for part in model.module.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation = "eager"

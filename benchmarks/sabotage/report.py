@@ -258,3 +258,29 @@ def _escape(text: str) -> str:
 def describe(verdict: Verdict) -> str:
     """Return a verdict in one line, for whoever watches."""
     return f"{verdict.status.value} {whole_text(verdict).splitlines()[0]}"
+
+
+def render_families(found: Mapping[str, Sequence[Result]]) -> list[str]:
+    """Return the page of the bench on other families: what was caught, named, and a false alarm."""
+    lines = [
+        "# Sabotages of other families",
+        "",
+        "Written by `python -m benchmarks.sabotage --families`. Entries of the catalogue that make",
+        "sense for a family, in its own words, and some of its own, before the gates `sanity`,",
+        "`coverage`, `calibration` and `fidelity`; `export` and `parity` where these alone see it.",
+        "",
+        "| family | sabotages | caught | named by code and cause | controls | false alarms |",
+        "|---|---|---|---|---|---|",
+    ]
+    missed = []
+    for name, results in found.items():
+        bad = [r for r in results if not r.entry.is_control]
+        good = [r for r in results if r.entry.is_control]
+        alarms = [r for r in good if r.red or r.unmeasured]
+        counts = (len(bad), sum(r.caught for r in bad), sum(r.named for r in bad))
+        cells = " | ".join(map(str, (*counts, len(good), len(alarms))))
+        lines.append(f"| {name} | {cells} |")
+        for result in [*(r for r in bad if not r.named), *alarms]:
+            said = [f"{gate}: {describe(result.verdicts[gate])}" for gate in result.red]
+            missed.append(f"- {name}, {result.entry.title}: {'; '.join(said) or 'green'}")
+    return [*lines, "", "Not named, and false alarms:", "", *(missed or ["none"])]

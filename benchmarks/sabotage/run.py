@@ -67,11 +67,16 @@ def kind_of(gate_name: str) -> str:
 
 
 def run_entries(
-    bench: Bench, entries: Iterable[Entry], *, releases: Releases | None = None
+    bench: Bench,
+    entries: Iterable[Entry],
+    *,
+    releases: Releases | None = None,
+    asks_rivals: bool = True,
 ) -> Iterator[Result]:
     """Yield the result of each entry; one that is kept in the bench's folder is not run again.
 
-    With `releases`, what a reviewer gets of each is kept there too.
+    With `releases`, what a reviewer gets of each is kept there too. Other tools are asked where the
+    suite has a task.
     """
     kept = {entry.title: entry for entry in entries}
     found = read_results(bench.root, kept)
@@ -84,7 +89,7 @@ def run_entries(
             releases.good  # noqa: B018 (before the copies of it that an entry makes)
         made = entry.make(bench)
         verdicts = judge(made, entry=entry)
-        answers = ask_all(made, good=bench.good, stage=entry.shipped)
+        answers = ask_all(made, good=bench.good, stage=entry.shipped) if asks_rivals else {}
         if releases is not None:
             releases.publish(entry.title, case=made, verdicts=verdicts)
         result = Result(

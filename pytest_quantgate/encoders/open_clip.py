@@ -276,24 +276,20 @@ class Trunk:
 def measure_trunk(model: Mapping[str, Any]) -> Trunk:
     """Return what timm makes of a model_cfg, without weights.
 
-    Raises MissingPackage without open_clip, ValueError for a name that timm does not know, and for
-    a trunk without attention.
+    Raises MissingPackage without open_clip, UnsupportedModel for a name that timm does not know,
+    for images of another size than its, and for a trunk without attention.
     """
     import torch
     from torch import nn
 
-    try:
-        with torch.device("meta"):
-            visual: Any = make_visual(model)
-    except RuntimeError as error:  # of a name that it does not know
-        raise ValueError(
-            f"timm cannot make {model['vision_cfg']['timm_model_name']}: {error}"
-        ) from error
+    with torch.device("meta"):
+        visual: Any = make_visual(model)
     sites = [part for part in visual.trunk.modules() if hasattr(part, "fused_attn")]
     pools = [name for name, part in visual.named_modules() if type(part).__name__ == _POOL]
     inner = [part for part in sites if type(part).__name__ != _POOL]
     if not inner:
-        raise ValueError(f"{type(visual.trunk).__name__} has no attention")
+        kind = type(visual.trunk).__name__
+        raise UnsupportedModel(f"the trunk {kind} of timm has no attention: {_INSTEAD}")
     width = max(part.proj.in_features for part in inner)
     sizes = SimpleNamespace(
         hidden_size=width,
@@ -305,7 +301,9 @@ def measure_trunk(model: Mapping[str, Any]) -> Trunk:
     patches = getattr(visual.trunk, "patch_embed", None)
     taken = getattr(patches, "img_size", None)
     if taken is not None and tuple(taken) != size:
-        raise ValueError(f"vision_cfg.image_size is {size}, its trunk of timm takes {tuple(taken)}")
+        raise UnsupportedModel(
+            f"vision_cfg.image_size is {size}, its trunk of timm takes {tuple(taken)}: {_INSTEAD}"
+        )
     grid = getattr(patches, "num_patches", None)
     if grid is None:  # convolutions in front: what the last stage sees
         grid = (size[0] // _STRIDE) * (size[1] // _STRIDE)
@@ -339,7 +337,19 @@ def make_visual(model: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def _without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the vision_cfg of a model_cfg, by which timm fetches no weights of its own."""
+    """Return the vision_cfg of a model_cfg, by which timm fetches no weights of its own.
+
+    Raises UnsupportedModel for a trunk that timm does not know.
+    """
+    name = model["vision_cfg"].get("timm_model_name")
+    if name:
+        import timm
+
+        if not timm.is_model(name):
+            raise UnsupportedModel(
+                f"vision_cfg.timm_model_name is {name!r:.80}, which timm {timm.__version__} does "
+                f"not know: {_INSTEAD}"
+            )
     return {**model["vision_cfg"], "timm_model_pretrained": False}
 
 

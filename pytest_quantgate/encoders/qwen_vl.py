@@ -21,16 +21,19 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate import bounds
 from pytest_quantgate.encoders import clip
 from pytest_quantgate.encoders.family import EncoderFamily, Loaded, Pretrained
-from pytest_quantgate.encoders.source import CONFIG, find_files, stays_inside
+from pytest_quantgate.encoders.one_grid import (
+    SIDE,
+    check_side,
+    make_processor,
+    note_grid,
+    read_processor_settings,
+)
+from pytest_quantgate.encoders.source import CONFIG
 from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ModelError, UnsupportedModel
-from pytest_quantgate.untrusted import parse_json, read_regular
 
 if TYPE_CHECKING:
     import torch
-
-#: Where settings keep the side in pixels of the square that every image is brought to.
-SIDE = "quantgate_side"
 
 #: Sizes of a tower, by the size of a model of transformers whose bound they have.
 _SIZES = {
@@ -164,11 +167,7 @@ class QwenTower(Pretrained):
         return {**tower, SIDE: read_side(directory, settings=tower, usual=self.processing)}
 
     def list_notes(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        side, rows = settings[SIDE], settings[SIDE] // settings["patch_size"]
-        return (
-            f"every image is brought to {side} x {side} pixels whatever its shape: one grid of "
-            f"{rows} x {rows} patches, as an engine has; other grids are not judged",
-        )
+        return (note_grid(settings, patch=settings["patch_size"]),)
 
     def place(self, name: str, *, settings: Mapping[str, Any]) -> str | None:
         if not self.is_whole:
@@ -199,14 +198,7 @@ class QwenTower(Pretrained):
         import transformers
 
         own = transformers.Qwen2VLImageProcessor.from_pretrained(folder, local_files_only=True)
-        side = getattr(config, SIDE)
-        names = ("do_rescale", "do_normalize", "rescale_factor", "image_mean", "image_std")
-        return transformers.ViTImageProcessor(
-            size={"height": side, "width": side},
-            resample=own.resample,
-            do_convert_rgb=own.do_convert_rgb,
-            **{name: getattr(own, name) for name in names},
-        )
+        return make_processor(own, side=getattr(config, SIDE))
 
 
 def read_side(directory: Path, *, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> int:
@@ -215,7 +207,7 @@ def read_side(directory: Path, *, settings: Mapping[str, Any], usual: Mapping[st
     Raises UnsupportedModel where the files leave images a grid of their own, and for a square that
     is not made of whole blocks and windows.
     """
-    path, found = _read_processor_settings(directory)
+    path, found = read_processor_settings(directory)
     size = {**usual["size"], **(found.get("size") or {})}
     least = found.get("min_pixels") or size.get("min_pixels") or size["shortest_edge"]
     most = found.get("max_pixels") or size.get("max_pixels") or size["longest_edge"]
@@ -237,35 +229,10 @@ def read_side(directory: Path, *, settings: Mapping[str, Any], usual: Mapping[st
             f"set a grid of its own, and an engine has one: set both to the area of a square whose "
             f"side is a multiple of {step}, such as {near * near} ({near} x {near})"
         )
-    if side > bounds.MODEL_SIZES["image_size"]:
-        raise ModelError(
-            f"{path}: images of {side} x {side} pixels: at most "
-            f"{bounds.MODEL_SIZES['image_size']} a side"
-        )
-    return side
+    return check_side(side, path=path)
 
 
 _INSTEAD = "make it by a function of your own (model: {source: factory})"
-
-
-def _read_processor_settings(directory: Path) -> tuple[Path, Mapping[str, Any]]:
-    """Return what the files say of the image processor, and the one that says it."""
-    files = find_files(directory)
-    for name, key in (
-        ("processor_config.json", "image_processor"),
-        ("preprocessor_config.json", ""),
-    ):
-        path = files.get(name)
-        if path is None or not stays_inside(path, directory=path.parent):
-            continue
-        try:
-            found = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} is missing or unreadable: {error}") from error
-        found = found.get(key) if key and isinstance(found, dict) else found
-        if isinstance(found, dict):
-            return path, found
-    return directory / "preprocessor_config.json", {}
 
 
 def rewrite(module: Any) -> torch.nn.Module:

@@ -75,6 +75,8 @@ def find_unknown(directory: Path) -> Fault | None:
     name, usual = known
     try:
         describe_settings(settings)
+    except UnsupportedModel as error:
+        return faults.unsupported(f"{find_config(directory)}: {error}")
     except ModelError as error:
         if usual.settings:
             return faults.unknown(f"{find_config(directory)}: {error}")

@@ -155,7 +155,7 @@ def test_other_code_of_a_family_is_another_key(
 @pytest.mark.parametrize(
     ("model_type", "said"),
     [
-        ("siglip2", "take a checkpoint of one size, whose model_type is siglip"),
+        ("siglip2_vision_model", "name the folder of the whole model"),
         ("dinov3_convnext", "it has no transformer blocks: look at an ONNX file"),
         ("internvl_chat", "take the checkpoint in transformers' layout"),
         ("deberta-v2", "its attention adds a bias of its own to the scores"),

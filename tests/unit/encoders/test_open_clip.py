@@ -225,7 +225,7 @@ def test_whole_attention_is_named_with_its_cause(
     [
         ("vision_cfg", {"timm_model_name": "convnext_base"}, "of timm's models ViT, EVA and"),
         ("vision_cfg", {"timm_model_name": "vit_relpos_small"}, "(model: {source: factory})"),
-        ("vision_cfg", {"timm_model_name": "vit_of_nobody"}, "timm cannot make vit_of_nobody"),
+        ("vision_cfg", {"timm_model_name": "vit_of_nobody"}, "does not know: make it by a"),
         (
             "vision_cfg",
             {"timm_model_name": "test_vit", "image_size": 96},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -119,7 +120,7 @@ def both_quantized(bench: Bench) -> Case:
         good,
         **same,
         calibration_run=good.calibration_run,
-        fp16=good.quantized,
+        fp16=replace(good.quantized, module=copy.deepcopy(good.quantized.module)),
         fp16_key=key,
         variant_key=digest_of([key, good.variant_key]),
         _values={},

@@ -123,15 +123,16 @@ def list_blocks(model: Encoder, *, tower: TowerName) -> tuple[str, ...]:
     """Return the names of a tower's transformer blocks: the members of its outermost ModuleList, or
     of a Sequential of modules of one class that hold Linear layers.
 
-    Where the tower says what its attention is, a list without any holds no blocks.
+    Where lists hold the tower's attention, one without any holds no blocks.
     """
     from torch import nn
 
     attention = model.tower(tower).attention
 
+    def attends(part: nn.Module) -> bool:
+        return any(plain_class_name(inner) in attention for inner in part.modules())
+
     def is_list(part: nn.Module) -> bool:
-        if attention and not any(plain_class_name(inner) in attention for inner in part.modules()):
-            return False
         if isinstance(part, nn.ModuleList):
             return any(True for _ in part.parameters())  # ModelOpt keeps lists of its own
         members = list(part) if isinstance(part, nn.Sequential) else []
@@ -140,10 +141,12 @@ def list_blocks(model: Encoder, *, tower: TowerName) -> tuple[str, ...]:
 
     found: list[str] = []
     own = tuple(f"{part}." for part in model.tower(tower).parts)
-    for name, part in model.module.named_modules():
+    named = [(n, m) for n, m in model.module.named_modules() if f"{n}.".startswith(own)]
+    lists = [(name, part) for name, part in named if is_list(part)]
+    attending = [(name, part) for name, part in lists if attends(part)]
+    for name, part in attending or lists:
         inside = any(name.startswith(f"{block}.") for block in found)
-        if f"{name}.".startswith(own) and is_list(part):
-            found += [] if inside else [f"{name}.{index}" for index, _ in part.named_children()]
+        found += [] if inside else [f"{name}.{index}" for index, _ in part.named_children()]
     return tuple(found)
 
 

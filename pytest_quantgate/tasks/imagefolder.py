@@ -27,6 +27,7 @@ from pytest_quantgate.tasks.pictures import IMAGE_SUFFIXES
 from pytest_quantgate.tasks.reader import Counted, DatasetReader, Source
 from pytest_quantgate.tasks.rows import Chosen, build_samples, choose_columns, count_rows
 from pytest_quantgate.tasks.samples import Samples
+from pytest_quantgate.text.words import spell_plain
 from pytest_quantgate.untrusted import read_regular
 
 FILE_NAME = "file_name"
@@ -257,7 +258,14 @@ def _match_files(
         name = value.removeprefix(prefix).removeprefix("./")
         if name not in known:
             check_inside(folder / name, root=source.root)
-            raise DataError(f"{rows.locate(row)}: {value!r} is no image in {folder}")
+            alike = next((one for one in files if spell_plain(one) == spell_plain(name)), None)
+            hint = (
+                f": the file is {alike!a}, the row says {name!a}, in another spelling of the same "
+                f"accents (NFC, NFD): write the row as the file is"
+                if alike
+                else ""
+            )
+            raise DataError(f"{rows.locate(row)}: {value!r} is no image in {folder}{hint}")
         if name in seen:
             raise DataError(
                 f"{rows.locate(row)}: {value!r} stands twice, first in {rows.locate(seen[name])}"

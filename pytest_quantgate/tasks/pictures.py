@@ -113,12 +113,17 @@ def _decoding(encoded: Encoded, index: int) -> Iterator[Any]:
 
     Pillow warns of an image that unfolds to gigabytes, and refuses one twice as big.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     content = encoded.read(index)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError as error:  # its text has an address, another one in each run
+        begins = f"begins with {content[:12]!r}, as none of {', '.join(IMAGE_FORMATS)} does"
+        raise DataError(
+            f"{encoded.locate(index)} cannot be decoded: it {begins if content else 'is empty'}"
+        ) from error
     except Exception as error:  # a damaged image ends in any of them
         raise DataError(f"{encoded.locate(index)} cannot be decoded: {error}") from error

@@ -18,6 +18,7 @@ from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.pictures import Encoded, Pictures
 from pytest_quantgate.tasks.reader import Counted, Source
 from pytest_quantgate.tasks.samples import Samples, Selected
+from pytest_quantgate.text.words import spell_plain
 
 #: What columns are usually called, by what they hold.
 USUAL = {
@@ -237,6 +238,11 @@ def _read_labels(
         )
     close = difflib.get_close_matches(strange[0], keys, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
+    if close and spell_plain(close[0]) == spell_plain(strange[0]):
+        hint = (
+            f": it is {strange[0]!a} in the data and {close[0]!a} there, which differ only in "
+            f"spaces, or in how accents are written (NFC, NFD)"
+        )
     raise DataError(
         f"{table.locate(absent)}: unknown label {values[absent]!r}: {place} has {len(keys)} "
         f"classes{hint}"

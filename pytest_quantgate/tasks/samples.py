@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.tasks.pictures import Picture
+from pytest_quantgate.text.words import find_twins
 
 
 class Images(Protocol):
@@ -55,6 +56,12 @@ class Samples:
                 f"{self.name}: {len(doubled)} sample ids are not unique, first {doubled[0]!r}"
             )
         check_prompts(self.class_names, self.templates, name=self.name)
+        twins = find_twins(self.class_names)
+        if twins is not None:
+            raise DataError(
+                f"{self.name}: the classes {twins[0]!a} and {twins[1]!a} differ only in spaces, or "
+                f"in how accents are written (NFC, NFD): write one of them everywhere"
+            )
         labels, classes = self.labels or (0,), len(self.class_names)
         if self.labels and not 0 <= min(labels) <= max(labels) < classes:
             index = next(i for i, label in enumerate(labels) if not 0 <= label < classes)

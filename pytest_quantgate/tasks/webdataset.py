@@ -112,6 +112,12 @@ def list_shards(root: Path, *, split: str) -> list[Path]:
         if not shard.is_file():
             raise DataError(f"{shard} is missing: {counted} says {count} shards")
         shards.append(check_inside(shard, root=root))
+    more = root / split / f"{count}.tar"
+    if more.exists():
+        raise DataError(
+            f"{more} is not read: {counted} says {count} shards, numbered from 0: "
+            f"write how many there are, or move it away"
+        )
     return shards
 
 
@@ -154,7 +160,12 @@ def read_split(source: Source) -> Split:
     """
     root, split, spec = source.root, source.split, source.spec
     shards = list_shards(root, split=split)
-    captioned = (read_lines(root, "dataset_type.txt") or ["classification"])[0] == "retrieval"
+    kind = (read_lines(root, "dataset_type.txt") or ["classification"])[0]
+    if kind not in ("classification", "retrieval"):
+        raise DataError(
+            f"{root / 'dataset_type.txt'}: {kind!r:.40} is neither classification nor retrieval"
+        )
+    captioned = kind == "retrieval"
     class_names = () if captioned else tuple(read_lines(root, CLASS_NAMES))
     if not captioned and not class_names:
         raise DataError(f"{root / CLASS_NAMES} is missing or empty: one class name a line")
@@ -328,7 +339,7 @@ def _split_member(name: str, *, shard: Path) -> tuple[str, str]:
         raise DataError(f"{shard}: member {name!r} leads out of its folder")
     if not name.isprintable():
         raise DataError(f"{shard}: member {name!r} holds characters that no name should")
-    return "/".join(parts), suffix
+    return "/".join(parts), suffix.lower()
 
 
 def _read_label(text: str, *, shard: Path, key: str, classes: int) -> int:

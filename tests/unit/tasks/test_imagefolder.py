@@ -76,6 +76,39 @@ def test_a_folder_names_the_class_of_its_images(make_root: Make) -> None:
     assert not found.notes
 
 
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        (f"{COMPOSED}/a.png", f"{DECOMPOSED}/b.png", "dog/c.png"),
+        {"a.png": png(1), "b.png": png(2), "metadata.csv": "file_name,label\na.png,x\nb.png, x\n"},
+    ],
+)
+def test_classes_that_look_the_same_are_refused(make_root: Make, files: Any) -> None:
+    """A Mac decomposes accents, and a space before a name is not seen."""
+    with pytest.raises(DataError, match="differ only in spaces, or in how accents are written"):
+        load(make_root(files))
+
+
+def test_a_name_that_is_spelt_otherwise_says_how(make_root: Make) -> None:
+    row = f"file_name,label\n{COMPOSED}.png,x\n"
+    root = make_root({f"{DECOMPOSED}.png": png(1), "metadata.csv": row})
+    with pytest.raises(DataError) as refused:
+        load(root)
+    assert r"the file is 'cafe\u0301.png', the row says 'caf\xe9.png', in another" in str(
+        refused.value
+    )
+
+    rows = f"file_name,label\n{DECOMPOSED}.png,{DECOMPOSED}\nb.png,dog\n"
+    (root / "test" / "b.png").write_bytes(png(2))
+    (root / "test" / "metadata.csv").write_text(rows)
+    (root / "classnames.txt").write_text(f"{COMPOSED}\ndog\n")
+    with pytest.raises(DataError, match=r"it is 'cafe\\u0301' in the data and 'caf\\xe9' there"):
+        load(root)
+
+
 def test_images_without_labels_are_pictures_alone(make_root: Make) -> None:
     bare = make_root(("b.png", "a.png"))
 

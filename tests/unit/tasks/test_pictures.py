@@ -146,6 +146,23 @@ def test_what_is_no_image_or_too_large_is_refused_with_its_place(content: bytes)
         _ = pictures[0]
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"),
+        (
+            b"<html>404</html>",
+            "it begins with b'<html>404</h', as none of JPEG, PNG, WEBP, GIF, BMP does",
+        ),
+    ],
+)
+def test_what_is_no_image_is_called_the_same_in_every_run(content: bytes, words: str) -> None:
+    """Pillow's own message has an address in it."""
+    with pytest.raises(DataError) as refused:
+        Pictures(encoded=Held([content])).look(0)
+    assert str(refused.value) == f"photos: row 0 cannot be decoded: {words}"
+
+
 def test_a_slice_is_a_list_of_images() -> None:
     pictures = Pictures(encoded=Held([turned(1), encode(Image.new("L", (2, 3)))]))
 

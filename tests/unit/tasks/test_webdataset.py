@@ -133,6 +133,16 @@ def test_captions_of_a_retrieval_set(make_root: Callable[..., Path]) -> None:
         ((sample(1, 7),), {}, "has label 7, but there are 2 class names"),
         (None, {"classes": None}, "classnames.txt is missing or empty: one class name a line"),
         (([("a.png", png(1)), ("a.txt", b" ")],), {"kind": "retrieval"}, "'a' has no caption"),
+        (
+            (sample(1, 0),),
+            {"kind": "retreival"},
+            "dataset_type.txt: 'retreival' is neither classification nor retrieval",
+        ),
+        (
+            (sample(1, 0),),
+            {"classes": "caf\u00e9\ncafe\u0301\n"},
+            r"the classes 'caf\\xe9' and 'cafe\\u0301' differ only in spaces, or in how accents",
+        ),
         (([("a.cls", b"0"), ("a.png", b"")],), {}, None),
     ],
 )
@@ -146,6 +156,21 @@ def test_what_is_wrong_in_a_set_is_named(
         return
     with pytest.raises(DataError, match=message):
         load(root)
+
+
+def test_a_shard_beyond_the_number_that_is_said_is_not_passed_over(
+    make_root: Callable[..., Path],
+) -> None:
+    root = make_root()
+    (root / "test" / "nshards.txt").write_text("1")
+    with pytest.raises(DataError, match=r"1\.tar is not read: .*nshards\.txt says 1 shards"):
+        load(root)
+
+
+def test_suffixes_are_the_same_in_capitals(make_root: Callable[..., Path]) -> None:
+    members = [("a.PNG", png(1)), ("a.CLS", b"1"), *sample(2, 0)]
+    found = load(make_root(shards=(members,)))
+    assert (found.ids, found.labels) == (("0/a", "0/s0002"), (1, 0))
 
 
 def test_a_missing_folder_is_not_measured(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`python -m benchmarks.sabotage`: run the catalogue, print the result, write report.md.
 
-With `--diff` it asks `quantgate diff` what was changed in every entry, and writes diff.md instead.
+With `--diff` it asks `quantgate diff` what was changed in every entry, and writes diff.md instead;
+with `--handed` it spoils files of other tools, as handed.yaml says, and writes handed.md.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from benchmarks.sabotage.catalogue import CATALOGUE
 from benchmarks.sabotage.differences import Difference, compare_entries, describe_failure
 from benchmarks.sabotage.differences import render_page as render_differences
 from benchmarks.sabotage.families import FAMILIES
+from benchmarks.sabotage.handed import HandedBench, read_table
+from benchmarks.sabotage.handed import render_page as render_handed
 from benchmarks.sabotage.releases import Releases
 from benchmarks.sabotage.report import (
     describe,
@@ -31,6 +34,7 @@ from benchmarks.sabotage.run import Result, read_results, run_entries
 REPORT = Path(__file__).with_name("report.md")
 OTHER_FAMILIES = Path(__file__).with_name("families.md")
 DIFFERENCES = Path(__file__).with_name("diff.md")
+HANDED = Path(__file__).with_name("handed.md")
 PACKAGES = ("torch", "transformers", "nvidia-modelopt", "onnxruntime-gpu", "tensorrt-rtx-cu12")
 
 
@@ -51,9 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--families", nargs="*", choices=FAMILIES, help="run the entries of these (none named: all)"
     )
+    parser.add_argument(
+        "--handed", action="store_true", help="spoil files that teams hand over, and check them"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="sabotage-") as temporary:
         folder = options.folder or Path(temporary)
+        if options.handed:
+            return _check_handed(folder, only=options.only)
         if options.diff:
             return _compare(folder, only=options.only, verbose=options.verbose)
         if options.families is not None:
@@ -77,6 +86,21 @@ def is_as_it_should_be(result: Result) -> bool:
     if result.entry.is_control:
         return not result.red and not result.unmeasured
     return result.named or bool(result.entry.principle or result.entry.finding)
+
+
+def _check_handed(folder: Path, *, only: str) -> int:
+    """Check every file of the table, print what is not as it should be, and write the page."""
+    bench = HandedBench(folder, table=read_table())
+    outcomes = bench.run_all(only=only)
+    for outcome in outcomes:
+        mark = "ok " if outcome.is_right else "?? "
+        print(f"{mark}{outcome.title}: {', '.join(outcome.found.said) or 'nothing'}", flush=True)
+    wrong = [outcome for outcome in outcomes if not outcome.is_right]
+    print(f"{len(outcomes) - len(wrong)} of {len(outcomes)} files are named as they should be")
+    if not only:
+        HANDED.write_text("\n".join([*render_handed(outcomes), ""]), encoding="utf-8")
+        print(f"written: {HANDED}")
+    return int(bool(wrong))
 
 
 def _compare(folder: Path, *, only: str, verbose: bool) -> int:

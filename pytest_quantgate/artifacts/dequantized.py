@@ -29,7 +29,8 @@ class LayerWeight:
     """One layer's weight: `read` gives it dequantized as float32, as [out, in] or a kernel.
 
     `stored` is its type in the file, in the words of safetensors; `is_embedding` tells a table
-    that is looked up in.
+    that is looked up in. `block` is how many values that lie side by side share a scale, 0 where
+    all of a weight do, or it is not known.
     """
 
     layer: str
@@ -37,6 +38,7 @@ class LayerWeight:
     stored: str
     read: Callable[[], Array]
     is_embedding: bool = False
+    block: int = 0
 
 
 def list_checkpoint_weights(files: CheckpointFiles, artifact: Artifact) -> Iterator[LayerWeight]:
@@ -52,7 +54,16 @@ def list_checkpoint_weights(files: CheckpointFiles, artifact: Artifact) -> Itera
             stored=layer.tensor.dtype,
             read=_reader(layer, operand, scale=_find_pre_scale(files.tensors, layer.name)),
             is_embedding=layer.kind == "embedding",
+            block=_count_sharing(operand, layer),
         )
+
+
+def _count_sharing(operand: Operand | None, layer: Layer) -> int:
+    if layer.packed is not None:
+        return layer.packed.block
+    if operand is None or not operand.is_quantized or len(operand.ranges or ()) < 2:
+        return 0
+    return operand.values // len(operand.ranges or ())
 
 
 def _is_known(operand: Operand | None, layer: Layer) -> bool:
@@ -113,5 +124,7 @@ def apply_ranges(values: Array, *, ranges: tuple[float, ...], format: str, is_co
 
 def list_onnx_weights(graph: OnnxGraph) -> Iterator[LayerWeight]:
     """Yield the weights of an ONNX file by the module that they are of, as [out, in]."""
-    for layer, format, stored, read in read_weights(graph):
-        yield LayerWeight(layer=layer, format=format, stored=_STORED.get(stored, stored), read=read)
+    for layer, format, stored, block, read in read_weights(graph):
+        yield LayerWeight(
+            layer=layer, format=format, stored=_STORED.get(stored, stored), read=read, block=block
+        )

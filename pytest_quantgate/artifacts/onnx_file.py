@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.artifacts.onnx_functions import inline_functions, list_graphs
+from pytest_quantgate.artifacts.onnx_packed import unpack_weights
 from pytest_quantgate.encoders.source import stays_inside
 from pytest_quantgate.errors import ArtifactError, ModelError
 from pytest_quantgate.formats.table import name_onnx_element
@@ -126,7 +127,7 @@ def index_graph(model: Any, *, path: Path) -> OnnxGraph:
         nodes=nodes,
         makers=plain.makers,
         readers=plain.readers,
-        tensors=plain.tensors,
+        tensors=dict(plain.tensors) | _unpack(plain, path=path),
         inputs=tuple(value.name for value in model.graph.input),
         outputs=tuple(value.name for value in model.graph.output),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
@@ -148,6 +149,24 @@ def _list_stored(graphs: Sequence[Any]) -> Iterator[Any]:
             yield from (
                 a.t for a in node.attribute if node.op_type == "Constant" and a.HasField("t")
             )
+
+
+def _unpack(graph: Graph, *, path: Path) -> dict[str, Any]:
+    """Return the packed weights of a graph in ONNX's own types; raises ArtifactError."""
+
+    def load(tensor: Any) -> Any:
+        import onnx
+
+        is_inside = tensor.data_location != onnx.TensorProto.EXTERNAL
+        return tensor if is_inside else read_external(tensor, path=path)
+
+    try:
+        return unpack_weights(graph.nodes, tensors=graph.tensors, load=load)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"{path}: a packed weight is damaged ({reason}): export it again"
+        ) from error
 
 
 def _sort(nodes: Any, *, makers: Mapping[str, Any], path: Path) -> tuple[tuple[Any, ...], bool]:

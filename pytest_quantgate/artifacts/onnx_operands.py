@@ -16,6 +16,7 @@ from pytest_quantgate.artifacts.onnx_file import (
     count_bytes_by_type,
     layer_of,
 )
+from pytest_quantgate.artifacts.onnx_packed import read_sizes
 from pytest_quantgate.artifacts.onnx_reads import (
     CONVOLUTIONS,
     INTEGER,
@@ -138,8 +139,12 @@ def describe_style(graph: OnnxGraph) -> str:
         styles.append("QOperator")
     if kinds & {"MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"}:
         styles.append("dynamic integer operators")
-    if "MatMulNBits" in kinds:
-        styles.append("MatMulNBits")
+    packed = sorted(
+        {read_sizes(n)["accuracy_level"] for n in graph.nodes if n.op_type == "MatMulNBits"}
+    )
+    if packed:
+        levels = "" if packed == [0] else f" (accuracy_level {', '.join(map(str, packed))})"
+        styles.append(f"MatMulNBits{levels}")
     if not styles and any(kind.endswith("DequantizeLinear") for kind in kinds):
         styles.append("Q/DQ")
     return ", ".join(styles) or "none quantized"
@@ -225,7 +230,7 @@ def _fill(graph: OnnxGraph, operand: Operand, read: Read, *, is_weight: bool, no
     """Return the operand with its numbers."""
     stored = graph.type_of(read.source) if is_weight else ""
     count = graph.count(read.source) if is_weight else 0
-    if is_weight and node.op_type == "MatMulNBits":
+    if is_weight and read.block < 0:  # two codes in a byte
         count *= 2
     operand = replace(operand, stored=stored, values=count)
     if not read.format or not read.whole:
@@ -239,7 +244,9 @@ def _fill(graph: OnnxGraph, operand: Operand, read: Read, *, is_weight: bool, no
             middle = abs(float(zero.ravel()[0]))
             is_unsigned = read.format.startswith("U")
             largest = max(largest - middle, middle) if is_unsigned else largest + middle
-        ranges = tuple((scale.astype("f8").ravel() * largest).tolist())
+        ends = scale.astype("f8").ravel() * largest
+        # ONNX Runtime lets the sign of a block's scale be that of its largest value.
+        ranges = tuple((abs(ends) if read.block else ends).tolist())
     operand = replace(
         operand,
         format=read.format,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.artifacts.onnx_file import OnnxGraph, layer_of
+from pytest_quantgate.artifacts.onnx_packed import read_sizes
 from pytest_quantgate.artifacts.rounding import round_to
 from pytest_quantgate.formats.table import find_format, find_onnx_format, name_onnx_element
 from pytest_quantgate.runtimes.onnx_nodes import (
@@ -89,12 +91,25 @@ def read_operands(graph: OnnxGraph, node: Any) -> tuple[Read, Read]:
         weight = Read(
             source=name(1), format=graph.type_of(name(1)), scale=name(2), zero=name(3), axis=1
         )
-        return Read(source=name(0), format="INT8", dynamic=True), weight
+        return _read_dynamic(graph, name(0), format="INT8"), weight
     if node.op_type == "MatMulNBits":
-        bits = next((int(a.i) for a in node.attribute if a.name == "bits"), 4)
-        weight = Read(source=name(1), format=f"INT{bits}", scale=name(2), zero=name(3), block=-1)
-        return _read_value(graph, name(0)), weight
+        return _read_value(graph, name(0)), _read_packed(graph, node, *map(name, (1, 2, 3)))
     return _read_value(graph, name(0)), _read_value(graph, name(1))
+
+
+def _read_packed(graph: OnnxGraph, node: Any, source: str, scale: str, zero: str) -> Read:
+    """Return the weight of MatMulNBits: in blocks of its inputs where the graph has it unpacked."""
+    sizes = read_sizes(node)
+    bits, shape = sizes["bits"], [sizes["N"], sizes["K"]]
+    is_unpacked = source in graph.tensors and list(graph.tensors[source].dims) == shape
+    return Read(
+        source=source,
+        format=f"INT{bits}",
+        scale=scale,
+        zero=zero,
+        axis=1,
+        block=sizes["block_size"] if is_unpacked else -1,
+    )
 
 
 def _find_scale_behind(graph: OnnxGraph, node: Any) -> str:
@@ -113,9 +128,16 @@ def _read_integer(graph: OnnxGraph, value: str, *, zero: str, scale: str) -> Rea
     """Return an operand of MatMulInteger: computed by DynamicQuantizeLinear, or stored."""
     source, maker = graph.origin(value)
     if maker is not None and maker.op_type == "DynamicQuantizeLinear":
-        return Read(source=graph.origin(maker.input[0])[0], format="UINT8", dynamic=True)
+        return _read_dynamic(graph, str(maker.input[0]), format="UINT8")
     kind = graph.type_of(source) or "INT8"
     return Read(source=source, format=kind, scale=scale, zero=zero, axis=1, dynamic=True)
+
+
+def _read_dynamic(graph: OnnxGraph, value: str, *, format: str) -> Read:
+    """Return a value that each run scales anew, perhaps one that a pair has rounded before."""
+    before = _read_value(graph, value)
+    inner = before if before.format else None
+    return Read(source=before.source, format=format, dynamic=True, inner=inner)
 
 
 def _read_value(graph: OnnxGraph, value: str, *, pairs: int = _MOST_PAIRS) -> Read:
@@ -204,15 +226,17 @@ def _type_behind(graph: OnnxGraph, value: str, *, zero: str) -> str:
 # -- weights ---------------------------------------------------------------------------------------
 
 
-def read_weights(graph: OnnxGraph) -> Iterator[tuple[str, str, str, Callable[[], Array]]]:
-    """Yield layer, format, stored type and a reader of every weight, as [out, in]."""
+def read_weights(graph: OnnxGraph) -> Iterator[tuple[str, str, str, int, Callable[[], Array]]]:
+    """Yield layer, format, stored type, values under one scale (`count_sharing`) and a reader of
+    every weight, as [out, in]."""
     for node in graph.nodes:
         if node.op_type not in PRODUCTS | CONVOLUTIONS or len(node.input) < 2:
             continue
         for read in read_operands(graph, node):
             if can_dequantize(graph, read):
                 stored = graph.type_of(read.source)
-                yield layer_of(node), read.format, stored, _make_reader(graph, node, read)
+                block = count_sharing(graph, node, read) if read.format else 0
+                yield layer_of(node), read.format, stored, block, _make_reader(graph, node, read)
 
 
 def can_dequantize(graph: OnnxGraph, read: Read) -> bool:
@@ -310,8 +334,28 @@ def turn(graph: OnnxGraph, values: Array, *, node: Any, source: str) -> Array:
     """Return a weight as [out, in]: a product reads it as [in, out], perhaps through Transpose."""
     if node.op_type not in PRODUCTS or values.ndim != 2:
         return values
-    is_product = not any(a.name == "transB" and a.i for a in node.attribute)
-    return values.T if is_product != _is_transposed(graph, node, source=source) else values
+    return values.T if _is_turned(graph, node, source=source) else values
+
+
+def _is_turned(graph: OnnxGraph, node: Any, *, source: str) -> bool:
+    """Return whether a product's weight is stored as [in, out]."""
+    is_product = node.op_type != "MatMulNBits" and not any(
+        a.name == "transB" and a.i for a in node.attribute
+    )
+    return is_product != _is_transposed(graph, node, source=source)
+
+
+def count_sharing(graph: OnnxGraph, node: Any, read: Read) -> int:
+    """Return how many values of a weight's row, as [out, in], share a scale; 0 where rows do."""
+    scale, sizes = read_scales(graph, read), list(graph.tensors[read.source].dims)
+    if scale is None or scale.size == 1 or len(sizes) < 2:
+        return 0
+    turned = node.op_type in PRODUCTS and _is_turned(graph, node, source=read.source)
+    inputs = 0 if turned and len(sizes) == 2 else 1
+    is_along = read.axis % len(sizes) == inputs
+    if read.block:
+        return read.block if is_along and len(sizes) == 2 and not sizes[inputs] % read.block else 0
+    return 0 if is_along else math.prod(sizes) // sizes[read.axis]
 
 
 def _is_transposed(graph: OnnxGraph, node: Any, *, source: str) -> bool:

@@ -39,6 +39,18 @@ _ROUNDING = 2.0**-8
 _SAMPLED = 4096
 _SAME_COSINE = 0.8
 
+#: Codes of 4 bits of a block's own values have a cosine of 0.99 with these.
+_SAME_BLOCK = 0.97
+
+#: Natural logarithms of a block's factor against the base: rounding stays below the first in all
+#: but a few blocks, and below the second in all.
+_OFF = 0.15
+_FEW_OFF = 0.02
+_FAR_OFF = 0.4
+
+#: The mean of fewer values says nothing of their block.
+_SMALL_BLOCK = 8
+
 #: Values that are compared at once.
 _STEP = 1 << 21
 
@@ -83,8 +95,11 @@ def compare_with_base(
             f"model it is from"
         )
     compared = len(pairs) + rest[0]
+    misplaced: dict[str, _Misplaced] = {}
     for weight, other in pairs:
-        error = _measure(weight, other)
+        error, wrong = _measure(weight, other)
+        if wrong is not None:
+            misplaced[weight.layer] = wrong
         if error is None:
             changed.append(f"{weight.layer} (another shape)")
         elif weight.format:
@@ -108,7 +123,9 @@ def compare_with_base(
     )
     lost = [weight.layer for weight in own if weight.format and id(weight) not in paired]
     is_whole = files is not None and bool(base.tensors)
-    return against, list(_find_findings(against, changed=changed, lost=lost, is_whole=is_whole))
+    return against, list(
+        _find_findings(against, changed=changed, lost=lost, is_whole=is_whole, misplaced=misplaced)
+    )
 
 
 def _count_bytes(base: Base, *, towers: Collection[str]) -> int:
@@ -220,12 +237,54 @@ def _sample(weight: LayerWeight) -> tuple[tuple[int, ...], Array]:
     return tuple(whole.shape), unit
 
 
-def _measure(weight: LayerWeight, base: LayerWeight) -> LayerError | None:
-    """Return the error of one weight against the base's, None where shapes differ."""
+@dataclass(frozen=True, kw_only=True)
+class _Misplaced:
+    """Blocks of a weight that another scale was laid over: `off` of `blocks`, by up to `factor`;
+    or none, and blocks that are moved as a whole."""
+
+    off: int = 0
+    blocks: int = 0
+    factor: float = 1.0
+
+
+def _find_misplaced(before: Array, after: Array, *, block: int) -> _Misplaced | None:
+    """Return whether blocks of a dequantized weight are the base's moved, or times a factor.
+
+    Moved: most of the error is that of the blocks' means, which rounding leaves in place. The
+    factor is that of least squares, <before, after> / <after, after>, against the median of all;
+    rounding changes it by a few percent, and blocks of other values are not counted. The SQNR of
+    a whole weight shows neither.
+    """
+    numpy = import_numpy()
+    block = block or before.size
+    if block < _SMALL_BLOCK or before.size % block:
+        return None
+    one, two = before.reshape(-1, block), after.reshape(-1, block)
+    with numpy.errstate(all="ignore"):
+        error = two - one
+        energy = float(numpy.square(error, dtype="f8").sum())
+        if block * float(numpy.square(error.mean(axis=1, dtype="f8")).sum()) > energy / 2 > 0:
+            return _Misplaced()
+        both, before_, after_ = (
+            numpy.einsum("ij,ij->i", *pair) for pair in ((one, two), (one, one), (two, two))
+        )
+        alike = both > _SAME_BLOCK * numpy.sqrt(before_ * after_)
+        factors = numpy.log(both[alike] / after_[alike])
+    far = numpy.abs(factors - numpy.median(factors)) if factors.size else factors
+    off = int((far > _OFF).sum())
+    if off <= _FEW_OFF * far.size and not (far > _FAR_OFF).any():
+        return None
+    return _Misplaced(off=off, blocks=len(one), factor=math.exp(float(far.max())))
+
+
+def _measure(weight: LayerWeight, base: LayerWeight) -> tuple[LayerError | None, _Misplaced | None]:
+    """Return the error of one weight against the base's, None where shapes differ, and what lies
+    over other blocks than its own where something does."""
     numpy = import_numpy()
     before, after = base.read(), weight.read()
     if before.shape != after.shape:
-        return None
+        return None, None
+    misplaced = _find_misplaced(before, after, block=weight.block) if weight.format else None
     signal = noise = 0.0
     before, after = before.reshape(-1), after.reshape(-1)
     for start in range(0, before.size, _STEP):
@@ -241,9 +300,10 @@ def _measure(weight: LayerWeight, base: LayerWeight) -> LayerError | None:
     else:
         ratio = 10 * math.log10(signal / noise) if signal else -math.inf
         relative = math.sqrt(noise / signal) if signal else math.inf
-    return LayerError(
+    error = LayerError(
         layer=weight.layer, format=weight.format, sqnr_db=ratio, relative_error=relative
     )
+    return error, misplaced
 
 
 def compare_graph(
@@ -296,7 +356,12 @@ def compare_rest(files: CheckpointFiles, base: Mapping[str, Tensor]) -> tuple[in
 
 
 def _find_findings(
-    against: Against, *, changed: list[str], lost: list[str], is_whole: bool
+    against: Against,
+    *,
+    changed: list[str],
+    lost: list[str],
+    is_whole: bool,
+    misplaced: Mapping[str, _Misplaced],
 ) -> Iterator[Finding]:
     yield from name_all(
         "check.base-unmatched",
@@ -324,7 +389,31 @@ def _find_findings(
         "layers behind it (SmoothQuant, AWQ)",
         next_step="name the model that this was made from as --base, or make it again",
     )
-    low = [e for e in against.layers if e.sqnr_db < _least_sqnr_db(e.format)]
+    moved = {layer: found for layer, found in misplaced.items() if found.off}
+    if moved:
+        layer, found = max(moved.items(), key=lambda item: item[1].factor)
+        yield Finding(
+            code="check.scales-moved",
+            headline=f"{count(len(moved), 'weight')} with scales that are not those of their "
+            f"blocks, most {layer}: {found.off} of {found.blocks} blocks are off, by a factor of "
+            f"up to {found.factor:.3g}",
+            cause="scales that were put into another order, or edited in some blocks",
+            next_step="quantize these layers again from the base",
+            subjects=tuple(moved),
+        )
+    yield from name_all(
+        "check.zero-points-lost",
+        [layer for layer in misplaced if layer not in moved],
+        "weight",
+        "whose blocks are the base's, each moved by a constant",
+        cause="zero points that were lost, or that are those of other blocks",
+        next_step="quantize these layers again from the base",
+    )
+    low = [
+        e
+        for e in against.layers
+        if e.layer not in misplaced and e.sqnr_db < _least_sqnr_db(e.format)
+    ]
     if low:
         worst = low[0]
         yield Finding(

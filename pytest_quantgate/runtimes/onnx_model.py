@@ -15,6 +15,14 @@ from pytest_quantgate.runtimes.onnx_narrow import describe_without_weights
 from pytest_quantgate.runtimes.onnx_nodes import MOVES, is_dequantize, is_quantize, label_of
 from pytest_quantgate.untrusted import read_regular
 
+#: Where integer operators take codes, and the numbers of ONNX's types that are none: float32,
+#: float16, float64, bfloat16.
+_CODED = {
+    **dict.fromkeys(("QLinearMatMul", "QLinearConv", "QLinearAdd", "QLinearMul"), (0, 3)),
+    **dict.fromkeys(("MatMulInteger", "ConvInteger"), (0, 1)),
+}
+_WIDE = (1, 10, 11, 16)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
@@ -160,4 +168,21 @@ def find_problems(model: Any, *, nodes: Sequence[Any] = ()) -> tuple[str, ...]:
         RuntimeError,
     ) as error:
         return (" ".join(str(error).split())[:300],)
-    return ()
+    return tuple(_list_wide_codes(small))
+
+
+def _list_wide_codes(model: Any) -> Iterator[str]:
+    """Yield operands of integer operators that are known to be no integers, which ONNX's checker
+    does not look at."""
+    import onnx
+
+    if not any(node.op_type in _CODED for node in model.graph.node):
+        return
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    for node in graph.node:
+        for place in _CODED.get(node.op_type, ()):
+            name = node.input[place] if place < len(node.input) else ""
+            if types.get(name) in _WIDE:
+                yield f"{node.op_type} {node.name!r} takes codes, and {name!r} is in full precision"

@@ -124,7 +124,7 @@ def test_a_good_nvfp4_checkpoint_is_quiet_and_close_to_its_base(tmp_path: Path) 
     ("edit", "code"),
     [
         (put(f"{FC1}.weight_packed", lambda a: a >> 4 | (a & 15) << 4), "check.sqnr-low"),
-        (put(f"{FC1}.weight_scale", lambda a: np.roll(a, 5, axis=0) + 8), "check.sqnr-low"),
+        (put(f"{FC1}.weight_scale", lambda a: np.roll(a, 5, axis=0) + 8), "check.scales-moved"),
         (put(f"{FC1}.weight_global_scale", lambda a: a / 10), "check.scale-outlier"),
         (swap(f"{FC1}.weight_packed", f"{FC1_OF_2}.weight_packed"), "check.sqnr-low"),
         (put(f"{FC1}.weight_scale", lambda a: np.full_like(a, 0x7F)), "check.range-not-finite"),

@@ -467,6 +467,19 @@ def swap_halves(graph: Graph) -> None:
     tensor.CopyFrom(swapped)
 
 
+def turn_scales(graph: Graph) -> None:
+    """Give each column the scales of the one before it: an SQNR of 4 bits may stay above 8 dB."""
+    tensor = next(t for t in graph.tensors if t.name == f"{NAME}_s")
+    with_values(graph, tensor.name, np.roll(numpy_helper.to_array(tensor), 1, axis=1))
+
+
+def add_zero_points(graph: Graph) -> None:
+    """Have all blocks of a layer read as if their codes were one more."""
+    zeros = helper.make_tensor(f"{NAME}_z", TensorProto.INT4, [2, 32], [-1] * 64)
+    graph.tensors.append(zeros)
+    node_of(graph, "/d").input.append(zeros.name)
+
+
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
@@ -476,8 +489,13 @@ def swap_halves(graph: Graph) -> None:
         (set_attribute("/d", "block_size", 8), {"check.scale-shape"}),
         (set_attribute("/d", "axis", 1), {"check.scale-shape"}),
         (scale(f"{NAME}_s", 5), {"check.sqnr-low"}),
+        (turn_scales, {"check.scales-moved"}),
+        (add_zero_points, {"check.zero-points-lost", "check.asymmetric"}),
     ],
-    ids=["good", "halves of bytes", "block 32", "block 8", "axis", "scale"],
+    ids=[
+        *("good", "halves of bytes", "block 32", "block 8", "axis", "scale"),
+        *("scales of other blocks", "zero points"),
+    ],
 )
 def test_weights_in_blocks_are_held_against_their_scales_and_the_base(
     tmp_path: Path, edit: Callable[[Graph], None], expected: set[str]

@@ -315,7 +315,7 @@ def test_validate_and_doctor_look_at_the_files(
 @pytest.mark.parametrize(
     ("artifacts", "words"),
     [
-        ("artifacts: {}", "names no file: set onnx or engine_report"),
+        ("artifacts: {}", "names no file: set onnx, engine or engine_report"),
         ("artifacts: {onnx: {image: a.onnx}}", "unknown key; known: vision, text"),
         ("artifacts: {onnx: a.onnx}", "expected a mapping"),
         ("artifacts: {engine_report: {vision: {layers: a.json}}}", "engine is missing"),

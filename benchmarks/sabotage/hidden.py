@@ -277,7 +277,7 @@ HIDDEN = (
     ),
     hidden(
         "a tokenizer in which two words are exchanged",
-        "sanity.classes-exchanged",
+        "accuracy.floor",  # ten samples of a class are too few to name the ones exchanged
         of_files("two words", model={TOKENIZER: exchange_words}),
         judged=("sanity", "accuracy"),
     ),
@@ -286,6 +286,8 @@ HIDDEN = (
         "sanity.classes-exchanged",
         of_files("ring", test=relabelled(ring)),
         judged=("sanity", "accuracy"),
+        principle="ten samples of a class do not tell three exchanged labels among a hundred from "
+        "what FP16 mistakes by itself; fifty do, as in the digits, and so does `published`",
     ),
     hidden(
         "each label that of another colour of its shape",

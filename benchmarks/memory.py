@@ -35,7 +35,7 @@ datasets: {{photos: {{dataset: wds/photos, root: "{root}"}}}}
 calibration: {{data: scenes/calibration, samples: 512, batch_size: 64}}
 quantize: {{recipe: fp8-attention, exclude: ["*patch_embedding*"]}}
 gates:
-  accuracy: {{task: photos/classification, metric: acc1, max_drop: 50pp, samples: {count}}}
+  accuracy: {{task: photos/classification, metric: acc1, max_drop: 20pp, samples: {count}}}
 """
 
 

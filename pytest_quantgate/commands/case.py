@@ -14,6 +14,7 @@ from pytest_quantgate.threads import let_threads_sleep
 if TYPE_CHECKING:
     from pytest_quantgate.run.case import Case
     from pytest_quantgate.run.progress import Progress
+    from pytest_quantgate.run.workers import Embeds
     from pytest_quantgate.suite.specs import Suite
 
 
@@ -24,7 +25,11 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def open_case(
-    parsed: argparse.Namespace, *, environ: Mapping[str, str], suite: Suite | None = None
+    parsed: argparse.Namespace,
+    *,
+    environ: Mapping[str, str],
+    suite: Suite | None = None,
+    workers: Embeds | None = None,
 ) -> Case:
     """Return the case of a suite outside of pytest; nothing but the cache is written."""
     from pytest_quantgate.run.case import Case
@@ -59,6 +64,7 @@ def open_case(
         cache=Cache(root=settings.cache_dir, warn=warn),
         progress=show_progress(),
         environ=environ,
+        workers=workers,
     )
 
 

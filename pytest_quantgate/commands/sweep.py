@@ -6,10 +6,14 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.commands.case import add_places, open_case, show_progress
 from pytest_quantgate.errors import SuiteError
+
+if TYPE_CHECKING:
+    from pytest_quantgate.run.case import Case
+    from pytest_quantgate.suite.specs import Suite
 
 #: The layout of `--json`, raised when a field changes its meaning.
 FORMAT = 1
@@ -38,6 +42,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write size against drop here too")
+    parser.add_argument(
+        "--workers", type=_workers, default="1", metavar="N", help="as --quantgate-workers"
+    )
     add_places(parser)
 
 
@@ -48,6 +55,7 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.report.svg import draw_alone
     from pytest_quantgate.report.sweep import draw_sweep, render_sweep
     from pytest_quantgate.run.sweep import sweep, vary_recipe
+    from pytest_quantgate.run.workers import OfRecipe, start_workers
     from pytest_quantgate.suite.load import load_suite
     from pytest_quantgate.text.wrapping import say
 
@@ -57,10 +65,17 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
         errors = check_suite(one, environ=environ).errors
         if errors:
             raise SuiteError(errors[0])
-    found = sweep(
-        suites,
-        open_case=lambda one: open_case(parsed, environ=environ, suite=one),
-    )
+    workers = start_workers(parsed.workers)
+
+    def open_one(suite: Suite) -> Case:
+        shared = OfRecipe(workers, recipe=str(suite.variant.recipe)) if workers else None
+        return open_case(parsed, environ=environ, suite=suite, workers=shared)
+
+    try:
+        found = sweep(suites, open_case=open_one)
+    finally:
+        if workers is not None:
+            workers.close()
     show_progress().finish()
     for line in render_sweep(found):
         say(line)
@@ -71,6 +86,15 @@ def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     if parsed.svg is not None:
         replace_file(parsed.svg, draw_alone(draw_sweep(found)), kind="sweep-svg", option="--svg")
     return 0 if found.choice is not None else 1
+
+
+def _workers(text: str) -> str:
+    from pytest_quantgate.run.workers import read_workers
+
+    try:
+        return read_workers(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -29,9 +29,6 @@ STEP_SUMMARY = ("auto", "off")
 #: What a worker is told by the controller: the folder of the run's cache.
 CACHE_INPUT = "quantgate_cache_dir"
 
-#: More processes than this on one machine are a slip of the hand.
-MAX_WORKERS = 256
-
 #: A report with more pictures than this would be too large to send around.
 MAX_REPORT_IMAGES = 200
 
@@ -255,16 +252,18 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
 
 def parse_workers(text: str, *, config: pytest.Config) -> str:
     """Return a valid `--quantgate-workers`; raises pytest.UsageError for what is none."""
-    if text == "gpu" or (text.isascii() and text.isdecimal() and 0 < int(text) <= MAX_WORKERS):
-        if text != "1" and config.getoption("numprocesses", None):  # xdist's
-            raise pytest.UsageError(
-                "--quantgate-workers and -n would start processes for processes: -n shares the "
-                "gates of several suites, --quantgate-workers the samples of each; take one"
-            )
-        return text
-    raise pytest.UsageError(
-        f"--quantgate-workers={text}: expected a number from 1 to {MAX_WORKERS}, or gpu"
-    )
+    from pytest_quantgate.run.workers import read_workers
+
+    try:
+        found = read_workers(text)
+    except ValueError as error:
+        raise pytest.UsageError(f"--quantgate-workers={text}: {error}") from error
+    if found != "1" and config.getoption("numprocesses", None):  # xdist's
+        raise pytest.UsageError(
+            "--quantgate-workers and -n would start processes for processes: -n shares the "
+            "gates of several suites, --quantgate-workers the samples of each; take one"
+        )
+    return found
 
 
 def parse_names(text: str) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.run.given_files import GivenOnnx
     from pytest_quantgate.run.given_variant import GivenCheckpoint
     from pytest_quantgate.run.progress import Progress
-    from pytest_quantgate.run.workers import Workers
+    from pytest_quantgate.run.workers import Embeds
     from pytest_quantgate.store.baselines import Store
     from pytest_quantgate.store.looks import Ledger
     from pytest_quantgate.store.settings import Settings
@@ -114,7 +114,7 @@ class Variants:
         today: date | None = None,
         surroundings: Surroundings | None = None,
         ledger: Ledger | None = None,
-        workers: Workers | None = None,
+        workers: Embeds | None = None,
     ) -> None:
         self.suite = suite
         self.settings = settings

@@ -104,6 +104,7 @@ def open_case(asked: Mapping[str, Any], *, environ: Mapping[str, str]) -> Measur
     """Return the suite of a question, with the settings of the run that asks."""
     from pytest_quantgate.run.measured import Measured
     from pytest_quantgate.run.progress import silent
+    from pytest_quantgate.run.sweep import vary_recipe
     from pytest_quantgate.store.baseline_mode import BaselineMode
     from pytest_quantgate.store.baselines import Store
     from pytest_quantgate.store.cache import Cache
@@ -124,8 +125,11 @@ def open_case(asked: Mapping[str, Any], *, environ: Mapping[str, str]) -> Measur
         root=root,
         env=tuple(asked["env"]),
     )
+    suite = load_suite(Path(asked["path"]), relative_to=root)
+    if "recipe" in asked:
+        (suite,) = vary_recipe(suite, recipes=(asked["recipe"],))
     return Measured(
-        suite=load_suite(Path(asked["path"]), relative_to=root),
+        suite=suite,
         settings=settings,
         store=Store(settings.baselines_dir, project=root),
         cache=Cache(root=settings.cache_dir, warn=lambda _message: None),

@@ -31,6 +31,10 @@ RANGE_BATCHES = 4
 ATTEMPTS = 3
 
 
+#: More processes than this on one machine are a slip of the hand.
+MAX_WORKERS = 256
+
+
 class WorkerLost(Exception):
     """A worker that ended while it was asked; the text is how."""
 
@@ -51,6 +55,36 @@ def cut_ranges(count: int, *, batch_size: int) -> list[range]:
     """Return ranges of whole batches that hold each of `count` samples once, in their order."""
     step = batch_size * RANGE_BATCHES
     return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+class Embeds(Protocol):
+    """What shares the ranges of a question; see `Workers.embed`."""
+
+    def embed(
+        self,
+        question: Mapping[str, Any],
+        ranges: Sequence[range],
+        *,
+        progress: Callable[[int], None],
+    ) -> list[Embedded]: ...
+
+
+class OfRecipe:
+    """Workers that are asked for a suite with another recipe than its file names."""
+
+    def __init__(self, workers: Embeds, *, recipe: str) -> None:
+        self._workers, self._recipe = workers, recipe
+
+    def embed(
+        self,
+        question: Mapping[str, Any],
+        ranges: Sequence[range],
+        *,
+        progress: Callable[[int], None],
+    ) -> list[Embedded]:
+        """Return and raise as `Workers.embed`."""
+        suite = {**question["suite"], "recipe": self._recipe}
+        return self._workers.embed({**question, "suite": suite}, ranges, progress=progress)
 
 
 class Workers:
@@ -140,6 +174,13 @@ def _give_up(part: range, *, last: WorkerLost) -> ModelError:
         f"one {last}: each worker holds both variants in memory; take fewer "
         f"(--quantgate-workers), or none to see the error"
     )
+
+
+def read_workers(text: str) -> str:
+    """Return what `--quantgate-workers` may be; raises ValueError for what is none."""
+    if text == "gpu" or (text.isascii() and text.isdecimal() and 0 < int(text) <= MAX_WORKERS):
+        return text
+    raise ValueError(f"expected a number from 1 to {MAX_WORKERS}, or gpu")
 
 
 def start_workers(asked: str) -> Workers | None:

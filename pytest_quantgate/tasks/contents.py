@@ -122,9 +122,14 @@ def as_texts(values: Iterable[Any]) -> tuple[str, ...]:
     return tuple("" if value is None else str(value) for value in values)
 
 
-def count_copies(samples: Samples, *, pixels: Sequence[str]) -> int:
-    """Return how many samples repeat the picture and the label (or the captions) of another."""
+def count_copies(samples: Samples, *, pixels: Sequence[str], labels: Sequence[int] = ()) -> int:
+    """Return how many samples repeat the picture and the label (or the captions) of another.
+
+    `labels` are those that a task goes by: then captions that differ make no other sample.
+    """
     said: Sequence[object] | None = samples.labels if samples.captions is None else samples.captions
+    if len(labels) == len(samples):
+        said = labels
     said = ("",) * len(samples) if said is None else said
     return len(samples) - len(set(zip(pixels, said, strict=True)))
 

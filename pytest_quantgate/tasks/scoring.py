@@ -95,6 +95,9 @@ def build_outcomes(scored: Scored, *, inputs: TaskInputs, variant: str) -> Outco
             )
     clusters = number_clusters(*shared)
     copies = scored.copies
+    if copies is None:
+        by_class = scored.labels if scored.class_names else ()
+        copies = count_copies(samples, pixels=inputs.pixels, labels=by_class)
     return Outcomes(
         task=task,
         metric=inputs.metric,
@@ -108,7 +111,7 @@ def build_outcomes(scored: Scored, *, inputs: TaskInputs, variant: str) -> Outco
         data_digest=digest_data(inputs),
         nonfinite=scored.nonfinite or _count_nonfinite(inputs),
         clusters=() if len(set(clusters)) == len(clusters) else clusters,
-        copies=count_copies(samples, pixels=inputs.pixels) if copies is None else copies,
+        copies=copies,
         data_parts=list_parts(inputs),
         margins=tuple(scored.margins),
     )

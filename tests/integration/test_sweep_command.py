@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_quantgate.commands.cli import main
+from pytest_quantgate.run.workers import ProcessWorker
+
+if TYPE_CHECKING:
+    from pytest_quantgate.run.workers import Embedded
 
 WriteSuite = Callable[..., Path]
 
@@ -41,6 +46,48 @@ def test_recipes_side_by_side(
     (gate,) = [g for g in report["gates"] if g["kind"] == "accuracy"]
     (loss,) = candidates["fp8-attention"]["losses"]
     assert loss["drop_points"] == gate["figures"]["drop_points"]
+
+
+@pytest.mark.slow
+def test_workers_give_the_sweep_of_one_process(
+    write_suite: WriteSuite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file names one recipe; workers embed with the one that is asked for."""
+    suite = write_suite(
+        recipe="fp8",
+        replace={
+            "  roundtrip: {}\n": "",
+            "max_flips: 90%, samples: 64}": "max_flips: 90%, samples: 300}",
+        },
+    )
+    asked: list[str] = []
+    embed = ProcessWorker.embed
+
+    def remember(self: ProcessWorker, question: Mapping[str, Any], part: range) -> Embedded:
+        asked.append(question["suite"]["recipe"])
+        return embed(self, question, part)
+
+    monkeypatch.setattr(ProcessWorker, "embed", remember)
+    found = []
+    for workers in ("1", "2"):
+        out = pytester.path / f"{workers}.json"
+        given = ["--cache-dir", str(pytester.path / f"cache-{workers}"), "--json", str(out)]
+        given += ["--recipes", "fp8-attention,int8", "--workers", workers]
+        main(["sweep", str(suite), *given], environ={})
+        found.append(out.read_bytes())
+        assert bool(asked) is (workers == "2")
+
+    assert found[0] == found[1]
+    assert set(asked) == {"fp8-attention", "int8"}
+
+
+@pytest.mark.parametrize("text", ["0", "many", "257"])
+def test_a_number_of_workers_that_is_none_is_refused(
+    text: str, write_suite: WriteSuite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", str(write_suite()), "--recipes", "fp8", "--workers", text], environ={})
+    assert "expected a number from 1 to 256, or gpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,16 @@ def test_samples_of_one_picture_are_a_cluster() -> None:
     assert cluster("aaaa", (0, 0, 0, 0)) == ((0, 0, 0, 0), 3)
 
 
+def test_a_picture_of_several_captions_is_a_copy_where_classes_are_asked_for() -> None:
+    inputs = make_inputs("abcb", labels=(0, 1, 0, 1))
+    captions = tuple((f"caption {number}",) for number in range(4))
+    both = replace(inputs, samples=replace(inputs.samples, captions=captions))
+    classed = Scored(correct=[True] * 4, labels=(0, 1, 0, 1), class_names=("cat", "dog"))
+
+    assert build_outcomes(classed, inputs=both, variant="v").copies == 1
+    assert build_outcomes(Scored(correct=[True] * 4), inputs=both, variant="v").copies == 0
+
+
 def test_the_bank_is_part_of_the_data() -> None:
     alone, bank, other = make_inputs("abcd"), make_inputs("efgh"), make_inputs("efgi")
     digests = [

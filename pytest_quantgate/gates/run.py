@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.evidence.outcomes import Outcomes
     from pytest_quantgate.evidence.parity import Parity, Roundtrip, ShippedTower
     from pytest_quantgate.evidence.sanity import Sanity
+    from pytest_quantgate.evidence.serving import Loaded
     from pytest_quantgate.evidence.verdict import Verdict
     from pytest_quantgate.gates.sections import TaskGate
     from pytest_quantgate.inspection.findings import Inspection
@@ -150,6 +151,9 @@ class GateRun(Protocol):
     def fidelity(self) -> Fidelity: ...
 
     def roundtrip(self) -> Roundtrip: ...
+
+    def loaded_by(self, gate: Any) -> Loaded:
+        """Return what a serving runtime's own loader makes of what is handed on."""
 
     def latency(self, gate: Any, *, is_decided: Callable[[LatencyRun], bool]) -> LatencyRun: ...
 

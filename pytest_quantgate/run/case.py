@@ -9,7 +9,9 @@ from pytest_quantgate.run.measured import Measured
 from pytest_quantgate.run.variants import computed_once
 
 if TYPE_CHECKING:
+    from pytest_quantgate.evidence.serving import Loaded
     from pytest_quantgate.gates.run import Judged
+    from pytest_quantgate.gates.serves import ServesGate
 
 
 class Case(Measured):
@@ -19,6 +21,15 @@ class Case(Measured):
         """Return the verdict of one gate, judged once; see `Judging.judge`."""
         judged: Judged = self.judging.judge(kind=kind, key=key)
         return judged
+
+    def loaded_by(self, gate: ServesGate) -> Loaded:
+        """Return what a serving runtime's own loader makes of what is handed on, never cached.
+
+        Nothing here knows the packages of its interpreter.
+        """
+        from pytest_quantgate.run.serving import load_export
+
+        return load_export(self, gate)
 
     @computed_once
     def judging(self) -> Judging:

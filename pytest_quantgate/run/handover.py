@@ -19,7 +19,7 @@ from pytest_quantgate.store.disk import describe_write_error, refuse_links
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_quantgate.run.case import Case
+    from pytest_quantgate.run.measured import Measured
 
 #: What a folder that was written here says of itself.
 RECORD = "quantgate-export.json"
@@ -37,7 +37,7 @@ class Handover:
     checked: str
 
 
-def hand_over(case: Case, *, format: str, folder: Path) -> Handover:
+def hand_over(case: Measured, *, format: str, folder: Path) -> Handover:
     """Write the quantized variant of a case to a new folder, whole or not at all.
 
     Raises ModelError where the folder exists or cannot be written, where the format cannot hold the
@@ -83,14 +83,14 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         raise ModelError(f"cannot write {folder}: {reason}") from error
 
 
-def _copy_settings(case: Case, folder: Path) -> None:
+def _copy_settings(case: Measured, folder: Path) -> None:
     """Put the tokenizer and the image processor beside what was written."""
     for name, path in case.source.paths.items():
         if name in LOADED_FILES and not (folder / name).exists():
             shutil.copyfile(path, folder / name)
 
 
-def _write_onnx(case: Case, folder: Path) -> str:
+def _write_onnx(case: Measured, folder: Path) -> str:
     for tower in case.towers:
         path = case.stages.onnx_path(
             variant="quantized", tower=tower, precision=case.stages.shipped
@@ -99,7 +99,7 @@ def _write_onnx(case: Case, folder: Path) -> str:
     return f"the files that the export gate judges, in {case.stages.shipped}"
 
 
-def _write_modelopt(case: Case, folder: Path) -> str:
+def _write_modelopt(case: Measured, folder: Path) -> str:
     from pytest_quantgate.quantization.checkpoint import FILES
 
     case.require_torch()
@@ -109,7 +109,7 @@ def _write_modelopt(case: Case, folder: Path) -> str:
     return "the checkpoint that the gates judge"
 
 
-def _write_compressed(case: Case, folder: Path) -> str:
+def _write_compressed(case: Measured, folder: Path) -> str:
     from safetensors.torch import save_file
 
     from pytest_quantgate.quantization.compressed_tensors import compress
@@ -148,7 +148,7 @@ def _compare(wanted: Mapping[str, Any], read: Mapping[str, Callable[[], Any]]) -
 
 
 #: What writes each format into an empty folder, and says what was checked.
-WRITERS: Mapping[str, Callable[[Case, Path], str]] = {
+WRITERS: Mapping[str, Callable[[Measured, Path], str]] = {
     "onnx": _write_onnx,
     "modelopt": _write_modelopt,
     "compressed-tensors": _write_compressed,

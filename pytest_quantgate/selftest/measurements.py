@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.faults import image_size
 from pytest_quantgate.evidence.sanity import Answers, Sanity, Twins
+from pytest_quantgate.gates.serves import ServesGate
 from pytest_quantgate.selftest.sabotage import (
     Change,
     Sabotage,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def list_measurement_sabotages() -> tuple[Sabotage, ...]:
-    return (*_sanity(), *_coverage(), *_calibration(), *_fidelity(), *_roundtrip())
+    return (*_sanity(), *_coverage(), *_calibration(), *_fidelity(), *_roundtrip(), *_serves())
 
 
 def _sanity() -> tuple[Sabotage, ...]:
@@ -248,5 +249,33 @@ def _roundtrip() -> tuple[Sabotage, ...]:
             name="a damaged checkpoint that loads",
             cause="damage was accepted",
             spoil=on_roundtrip(altered(accepted=("state file missing",))),
+        ),
+    )
+
+
+def _serves() -> tuple[Sabotage, ...]:
+    def on_load(**changes: Any) -> Spoil:
+        def spoil(case: Case, key: str) -> Case:
+            changed = replace(case.loaded_by(case.suite.gates.get(ServesGate, key=key)), **changes)
+            return exchange(case, loaded_by=lambda _gate: changed)
+
+        return spoil
+
+    of = partial(Sabotage, gate="serves")
+    return (
+        of(
+            name="a loader that takes codes for weights",
+            cause="not as codes",
+            spoil=on_load(changed=("fc1.weight",)),
+        ),
+        of(
+            name="a loader that passes over a scale",
+            cause="nowhere in the model",
+            spoil=on_load(lost=("fc1.weight_scale",)),
+        ),
+        of(
+            name="a loader that refuses the folder",
+            cause="does not load",
+            spoil=on_load(error="ValueError: no such parameter", refused_at="load"),
         ),
     )

@@ -30,6 +30,7 @@ BUILTIN = (
     "accuracy",
     "regression",
     "roundtrip",
+    "serves",
     "export",
     "parity",
     "engine",

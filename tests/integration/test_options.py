@@ -79,8 +79,8 @@ def test_command_line_over_ini_over_default(
         (
             ["--quantgate-allow-unmeasured=engine,latencies"],
             "--quantgate-allow-unmeasured: 'latencies' is not a kind of gate. Valid kinds: sanity, "
-            "coverage, calibration, fidelity, accuracy, regression, roundtrip, export, parity, "
-            "engine, memory, trace, latency, load, tests.",
+            "coverage, calibration, fidelity, accuracy, regression, roundtrip, serves, export, "
+            "parity, engine, memory, trace, latency, load, tests.",
         ),
         (
             ["--quantgate-baselines=update"],

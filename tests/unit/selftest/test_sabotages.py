@@ -72,7 +72,17 @@ def test_every_gate_has_several_sabotages() -> None:
     assert counts["accuracy"] >= 6
     assert set(counts) == {
         *("sanity", "coverage", "calibration", "fidelity", "accuracy", "regression"),
-        *("roundtrip", "export", "parity", "engine", "memory", "trace", "latency", "load"),
+        *(
+            "roundtrip",
+            "serves",
+            "export",
+            "parity",
+            "engine",
+            "memory",
+            "trace",
+            "latency",
+            "load",
+        ),
     }
     assert len({(s.gate, s.name) for s in list_sabotages()}) == len(list_sabotages())
 

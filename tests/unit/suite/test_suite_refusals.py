@@ -26,7 +26,7 @@ from tests.suite_texts import FILE, SMALL, VALID, Load, Refusal, swap
             "roundtrip: {}",
             "zzz: {}",
             "zzz: unknown key; known: coverage, calibration, fidelity, accuracy, "
-            "regression, roundtrip, export, parity, engine, memory, trace, latency, load",
+            "regression, roundtrip, serves, export, parity, engine, memory, trace, latency, load",
         ),
         ("roundtrip: {}", "roundtrip: {tolerance: 1}", "roundtrip.tolerance: unknown key; known: "),
         (
@@ -492,13 +492,15 @@ def test_one_side_of_a_threshold_alone_is_refused(
             "{roundtrip: {}}",
             "{}",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip, export, parity, engine, memory, trace, latency, load",
+            "accuracy, regression, roundtrip, serves, export, parity, engine, memory, trace, "
+            "latency, load",
         ),
         (
             "{roundtrip: {}}",
             "",
             "5: gates: has no gates: name at least one of coverage, calibration, fidelity, "
-            "accuracy, regression, roundtrip, export, parity, engine, memory, trace, latency, load",
+            "accuracy, regression, roundtrip, serves, export, parity, engine, memory, trace, "
+            "latency, load",
         ),
         (
             "{roundtrip: {}}",

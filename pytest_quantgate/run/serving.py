@@ -1,0 +1,83 @@
+"""What is handed on, in front of a serving runtime's own loader."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_quantgate import bounds
+from pytest_quantgate.errors import GivenFileError, ModelError, NotMeasured
+from pytest_quantgate.measure.serving import ask_runtime
+from pytest_quantgate.run.handover import RECORD, hand_over
+from pytest_quantgate.store.disk import temporary_folder
+from pytest_quantgate.suite.where import expand_path
+from pytest_quantgate.untrusted import parse_json, read_regular
+
+if TYPE_CHECKING:
+    from pytest_quantgate.evidence.serving import Loaded
+    from pytest_quantgate.gates.serves import ServesGate
+    from pytest_quantgate.run.measured import Measured
+
+FORMAT = "compressed-tensors"
+
+
+def load_export(case: Measured, gate: ServesGate) -> Loaded:
+    """Return what the runtime of a gate makes of the folder that it names, or of the export.
+
+    Raises NotMeasured where there is no folder, no such runtime, or no export in this format,
+    GivenFileError for a folder that is not what `quantgate export` wrote any more.
+    """
+    python = expand_path(gate.python, where=gate.where.of("python"), environ=case.environ)
+    with temporary_folder() as temporary:
+        if gate.folder is None:
+            folder, name = temporary / "export", f"the {FORMAT} export"
+            try:
+                hand_over(case, format=FORMAT, folder=folder)
+            except ModelError as error:
+                raise NotMeasured(
+                    f"{gate.where}: the variant cannot be handed on as {FORMAT}: {error}"
+                ) from error
+            origin = "the variant that this suite judges, as quantgate export writes it"
+        else:
+            where = gate.where.of("folder")
+            folder = expand_path(gate.folder, where=where, environ=case.environ)
+            if not folder.is_dir():
+                raise NotMeasured(f"{where}: {folder} is no folder: name what is handed on")
+            name = folder.name
+            origin = _describe_origin(folder, suite=case.suite.name, where=where)
+        with case.progress.stage(f"loading {name} with {gate.runtime}"):
+            try:
+                return ask_runtime(
+                    gate.runtime,
+                    python=python,
+                    folder=folder,
+                    dtype=case.suite.model.dtype,
+                    name=name,
+                    origin=origin,
+                    environ=case.environ,
+                )
+            except NotMeasured as error:
+                raise NotMeasured(f"{gate.where.of('python')}: {error}") from error
+
+
+def _describe_origin(folder: Path, *, suite: str, where: str) -> str:
+    """Return what the record in a folder says of it; raises GivenFileError where it has changed."""
+    path = folder / RECORD
+    if not path.exists():
+        return "not tied to the variant that this suite judges: it holds no record of an export"
+    try:
+        record = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
+        files = dict(record["files"])
+        other = str(record["suite"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GivenFileError(f"{where}: {path} is damaged: export it again") from error
+    for name, digest in files.items():
+        file = folder / str(name)
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise GivenFileError(
+                f"{where}: {file} is not what quantgate export wrote: export it again"
+            )
+    if other != suite:
+        return f"what quantgate export wrote of another suite, {other}"
+    return "what quantgate export wrote of this suite, unchanged"

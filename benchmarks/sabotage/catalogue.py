@@ -11,6 +11,7 @@ from benchmarks.sabotage.controls import CONTROLS
 from benchmarks.sabotage.data import DATA
 from benchmarks.sabotage.evaluation import BASELINES, EVALUATIONS
 from benchmarks.sabotage.export import ENGINES, EXPORTS
+from benchmarks.sabotage.formats import FORMATS, GOOD_FORMATS
 from benchmarks.sabotage.hidden import HIDDEN
 from benchmarks.sabotage.overflow import OVERFLOWS
 from benchmarks.sabotage.recipe import ATTENTIONS, RECIPES
@@ -30,7 +31,8 @@ _SABOTAGES: tuple[Entry, ...] = (
     *BASELINES,
     *EXPORTS,
     *ENGINES,
+    *FORMATS,
     *SPEEDS,
 )
 SABOTAGES = tuple(replace(e, code=e.code or CODES.get(e.title, "")) for e in _SABOTAGES)
-CATALOGUE: tuple[Entry, ...] = (*SABOTAGES, *CONTROLS)
+CATALOGUE: tuple[Entry, ...] = (*SABOTAGES, *CONTROLS, *GOOD_FORMATS)

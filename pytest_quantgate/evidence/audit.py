@@ -36,7 +36,8 @@ class Quantizer:
     values of one sample are not independent. `batch_dependent` says whether what it gives for a
     sample depends on the other samples in the batch. `row_values` are the values along the last
     axis, which blocks are cut from (0: it never ran). `scales_ignored` says whether it declares a
-    format for the scales of its blocks that ModelOpt passes over.
+    format for the scales of its blocks that ModelOpt passes over. `ranges_off` counts the ranges of
+    a weight (of its channels or blocks) that are not the largest magnitude of their own values.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Quantizer:
     block_sizes: tuple[int, ...] = ()
     row_values: int = 0
     scales_ignored: bool = False
+    ranges_off: int = 0
 
     @property
     def own_calls(self) -> int:
@@ -73,6 +75,15 @@ class Quantizer:
     @property
     def calls(self) -> int:
         return sum(self.tower_calls.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What a recipe gives one quantizer, in the words of `Quantizer`."""
+
+    format: str
+    granularity: str
+    dynamic: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +199,7 @@ class Audit:
     `intended` are the quantizer names that the recipe meant to switch on *before* the
     excludes and before any preset's built-in disabling took them away; `disabled_by` names for
     each intended quantizer that is off the pattern (in the recipe) that switched it off.
-    `declared` gives for each intended quantizer the format that the recipe gives it.
+    `declared` gives for each intended quantizer what the recipe says of it.
     `search` is what chose the formats, None where the recipe did.
     `algorithm` is the recipe's calibration algorithm by name, `none` where it calibrates nothing,
     empty where it is not known.
@@ -211,7 +222,7 @@ class Audit:
     activations: tuple[LayerActivation, ...] = ()
     input_scales: tuple[InputScale, ...] = ()
     branches: tuple[LowRankBranch, ...] = ()
-    declared: Mapping[str, str] = field(default_factory=dict)
+    declared: Mapping[str, Declared] = field(default_factory=dict)
     search: FormatSearch | None = None
 
 

@@ -15,7 +15,7 @@ from pytest_quantgate.text.words import count, list_groups, list_groups_of, list
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pytest_quantgate.evidence.audit import Audit, Quantizer, Tower
+    from pytest_quantgate.evidence.audit import Audit, Declared, Quantizer, Tower
     from pytest_quantgate.evidence.verdict import Verdict
     from pytest_quantgate.gates.scope import Scope
     from pytest_quantgate.suite.where import Where
@@ -34,6 +34,7 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
     whole_off = find_towers_off(audit)
     off: dict[str | None, list[str]] = {}
     wrong: list[Quantizer] = []
+    rescaled: list[Quantizer] = []
     idle: list[Quantizer] = []
     intended = 0
     for name in audit.intended:
@@ -43,9 +44,11 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
         intended += 1
         if quantizer is not None and quantizer.enabled:
             declared = audit.declared.get(name)
-            meant = (declared,) if declared else audit.formats
+            meant = (declared.format,) if declared else audit.formats
             if meant and quantizer.format not in meant:
                 wrong.append(quantizer)
+            elif declared is not None and _scaling(quantizer) != _scaling(declared):
+                rescaled.append(quantizer)
             elif quantizer.own_calls == 0:
                 idle.append(quantizer)
         elif not scope.takes(name):
@@ -56,7 +59,7 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
         yield _fail_off(off, intended=intended, scope=scope)
     if wrong:
         found = Counter(q.format for q in wrong)
-        named = [audit.declared[q.name] for q in wrong if q.name in audit.declared]
+        named = [audit.declared[q.name].format for q in wrong if q.name in audit.declared]
         meant_by = tuple(dict.fromkeys(named)) or audit.formats
         yield _fail(
             "other-format",
@@ -67,6 +70,20 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
             cause="an entry of the recipe, or a change after it, gives them another one",
             next_step="let the recipe give them its format, and quantize again",
         )
+    rescaled = [q for q in rescaled if not scope.takes(q.name)]
+    if rescaled:
+        first = rescaled[0]
+        yield _fail(
+            "other-scaling",
+            f"{count(len(rescaled), 'quantizer')} take their ranges in another way than the "
+            f"recipe says: {first.name} is {_scaling(first)}, and "
+            f"{_scaling(audit.declared[first.name])} is declared ({scope.where})",
+            evidence=list_groups(q.name for q in rescaled),
+            cause="an axis, blocks or the type (static, dynamic) were changed after the "
+            "quantization, or a checkpoint of another recipe was loaded",
+            next_step="quantize again, or write what is meant into the recipe",
+            figures={"other_scaling": len(rescaled)},
+        )
     if idle:
         yield _fail(
             "never-ran",
@@ -75,6 +92,11 @@ def judge_layers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
             cause="the layer's weight is used by a functional call that goes around the module",
             next_step="exclude them, or change the module so that its quantized forward runs",
         )
+
+
+def _scaling(quantizer: Quantizer | Declared) -> str:
+    """Return in words where the ranges of a quantizer come from: `static per-channel`."""
+    return f"{'dynamic' if quantizer.dynamic else 'static'} {quantizer.granularity}"
 
 
 def _fail_off(off: Mapping[str | None, Sequence[str]], *, intended: int, scope: Scope) -> Verdict:

@@ -93,22 +93,32 @@ def judge_weights(static: Sequence[Quantizer], *, algorithm: str, where: Where) 
     """A weight's range is the weight's own largest value: where it is not, one of them changed."""
     if algorithm not in EXACT_ALGORITHMS:
         return None
-    weights = [q for q in static if q.slot == "weight" and has_amax(q) and q.largest]
-    other = [q for q in weights if abs(_width(q) - 1) > WEIGHT_TOLERANCE]
+    weights = [q for q in static if q.slot == "weight" and has_amax(q)]
+    weights = [q for q in weights if q.largest or q.ranges_off]
+    # Values are not watched in blocks of two axes: there the ranges are all that is known.
+    off = {q.name: abs(math.log(_width(q))) if q.largest else 0.0 for q in weights}
+    other = [q for q in weights if q.ranges_off or off[q.name] > math.log1p(WEIGHT_TOLERANCE)]
     if not other:
         return _pass(f"{len(weights)} weights have the range of the weight itself")
-    worst = max(other, key=lambda q: abs(math.log(_width(q))))
+    worst = max(other, key=lambda q: off[q.name])
+    goes_to = "" if worst.largest is None else f", its weight goes to {worst.largest:.4g}"
     return _fail(
         "weights-changed",
         f"the ranges of {len(other)} of {len(weights)} weights are not those of the weights: "
-        f"{worst.name} has amax {worst.amax_max:.4g}, its weight goes to {worst.largest:.4g} "
-        f"({where})",
+        f"{worst.name} has amax {worst.amax_max:.4g}{goes_to}{_count_off(worst)} ({where})",
         evidence=list_groups(q.name for q in other),
         cause="the weights were changed after the calibration (fine-tuned, swapped, loaded anew), "
         "or the ranges are those of another checkpoint",
         next_step="calibrate the weights that ship: quantize again as the last step",
         figures={"weights_out_of_range": len(other)},
     )
+
+
+def _count_off(quantizer: Quantizer) -> str:
+    """Return how many of several ranges are not those of their own values, '' for one range."""
+    if quantizer.amax_count < 2 or not quantizer.ranges_off:
+        return ""
+    return f", {quantizer.ranges_off} of {quantizer.amax_count} ranges are others"
 
 
 def judge_input_scales(audit: Audit, *, where: Where) -> Verdict | None:

@@ -19,7 +19,13 @@ from pytest_quantgate.evidence.audit import Audit, LayerActivation, Module, Towe
 from pytest_quantgate.measure.activations import ActivationRecorder, highest_finite
 from pytest_quantgate.measure.invariance import measure_invariance
 from pytest_quantgate.measure.operations import Recorder
-from pytest_quantgate.measure.quantizers import Activity, describe_quantizer, replay_recipe, watch
+from pytest_quantgate.measure.quantizers import (
+    Activity,
+    declare,
+    describe_quantizer,
+    replay_recipe,
+    watch,
+)
 from pytest_quantgate.measure.side_paths import probe_side_paths
 from pytest_quantgate.quantization.emulation import kernels_for
 from pytest_quantgate.quantization.modelopt import import_modelopt
@@ -32,7 +38,7 @@ from pytest_quantgate.quantization.quantizers import (
     require_kernels,
     tower_of,
 )
-from pytest_quantgate.quantization.recipes import Recipe, format_of
+from pytest_quantgate.quantization.recipes import Recipe
 from pytest_quantgate.quantization.search import count_bits
 
 if TYPE_CHECKING:
@@ -175,7 +181,7 @@ def audit_module(
         input_scales=scales,
         branches=branches,
         declared={
-            name: format_of(cfg) for name in meant if (cfg := intended[name]) and "num_bits" in cfg
+            name: declare(cfg) for name in meant if (cfg := intended[name]) and "num_bits" in cfg
         },
         search=search,
     )

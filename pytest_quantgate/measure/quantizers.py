@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.evidence.audit import Quantizer, Tower
+from pytest_quantgate.evidence.audit import Declared, Quantizer, Tower
 from pytest_quantgate.formats.number_format import NumberFormat
 from pytest_quantgate.formats.table import ignores_scales, name_format, read_blocks
 from pytest_quantgate.quantization.emulation import scale_blocks
@@ -27,10 +27,14 @@ from pytest_quantgate.quantization.quantizers import (
     tower_of,
     whole_name,
 )
+from pytest_quantgate.quantization.recipes import format_of as format_of_settings
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+#: How far rounding may move a range from the largest magnitude of its values, as a share of it.
+RANGE_TOLERANCE = 0.01
 
 
 @dataclass(kw_only=True)
@@ -221,14 +225,11 @@ def describe_quantizer(
     """Return the plain record of one quantizer."""
     import torch
 
+    weight = owner._parameters.get("weight") if slot_of(name) == "weight" else None
     amax = amax_of(quantizer)
     finite = amax is not None and bool(torch.isfinite(amax).all())
     module = owner_of(name)
     blocks = read_blocks(quantizer.block_sizes)
-    if quantizer.block_sizes:
-        granularity = "block"
-    else:
-        granularity = "per-tensor" if quantizer.axis is None else "per-channel"
     return Quantizer(
         name=name,
         module=module,
@@ -238,7 +239,7 @@ def describe_quantizer(
         block=block_of(name),
         enabled=bool(quantizer.is_enabled),
         format=name_format(quantizer.num_bits, block_sizes=quantizer.block_sizes),
-        granularity=granularity,
+        granularity=_granularity(quantizer.block_sizes, axis=quantizer.axis),
         block_sizes=tuple(size for _, size in sorted(blocks.items())),
         dynamic=is_dynamic(quantizer),
         amax_min=float(amax.min()) if amax is not None and amax.numel() else None,
@@ -255,7 +256,52 @@ def describe_quantizer(
         batch_dependent=activity.batch_dependent,
         row_values=activity.row_values,
         scales_ignored=ignores_scales(quantizer.num_bits, block_sizes=quantizer.block_sizes),
+        ranges_off=0 if weight is None else count_ranges_off(quantizer, weight),
     )
+
+
+def declare(cfg: Mapping[str, Any]) -> Declared:
+    """Return what the settings of a recipe say of a quantizer, as `describe_quantizer` would."""
+    blocks = cfg.get("block_sizes") or {}
+    return Declared(
+        format=format_of_settings(cfg),
+        granularity=_granularity(blocks, axis=cfg.get("axis")),
+        dynamic="dynamic" in (cfg.get("type"), blocks.get("type")),
+    )
+
+
+def _granularity(block_sizes: Any, *, axis: Any) -> str:
+    if read_blocks(block_sizes):
+        return "block"
+    # A block without a size is a whole row: ModelOpt writes a range for each token so.
+    return "per-channel" if block_sizes or axis is not None else "per-tensor"
+
+
+def count_ranges_off(quantizer: Any, weight: torch.Tensor) -> int:
+    """Return how many ranges of a weight are not the largest magnitude of their own values.
+
+    That of the tensor, or those of its channels or blocks, in the order in which ModelOpt keeps
+    them; 0 where it keeps them in another number.
+    """
+    import torch
+
+    amax = amax_of(quantizer)
+    if amax is None:
+        return 0
+    blocks, found = read_blocks(quantizer.block_sizes), weight.detach().abs().float()
+    if not blocks or is_dynamic(quantizer):
+        axes = () if quantizer.axis is None or blocks else (quantizer.axis % weight.dim(),)
+        over = [axis for axis in range(weight.dim()) if axis not in axes]
+        found = found.amax(dim=over)
+    else:
+        for axis in range(weight.dim()):
+            size = blocks.get(axis - weight.dim(), blocks.get(axis, 1))
+            parts = torch.split(found, size, dim=axis)
+            found = torch.cat([part.amax(dim=axis, keepdim=True) for part in parts], dim=axis)
+    own, kept = found.flatten(), amax.detach().float().flatten().to(found.device)
+    if own.numel() != kept.numel():
+        return 0
+    return int(((kept - own).abs() > RANGE_TOLERANCE * own).sum())
 
 
 def replay_recipe(

@@ -437,7 +437,7 @@ class Measured(Variants):
             name: self.key(EMBEDDINGS, variant=variant, data=data, stage=at)
             for name, variant, at in (
                 ("fp16", self.fp16_key, ""),
-                ("quantized", self.variant_key, self.stages.stage_key(stage)),
+                ("quantized", self.image_key, self.stages.stage_key(stage)),
             )
         }
         memory: dict[tuple[str, ...], list[torch.Tensor]] = self._values.setdefault(

@@ -422,7 +422,16 @@ def without(case: Measured, names: Collection[str]) -> Iterator[Measured]:
     enabled = {name for name, quantizer in quantizers.items() if quantizer.is_enabled}
     key = case.key(WITHOUT, variant=case.variant_key, quantizers=sorted(names))
     with enabled_only(quantizers, enabled.difference(names)):
-        yield case.with_variant(case.quantized, key=key)
+        yield case.with_variant(case.quantized, key=key, image_key=_image_key(case, names))
+
+
+def _image_key(case: Measured, names: Collection[str]) -> str:
+    """Return the key of image embeddings: what no image goes through makes no other ones."""
+    seen = [q.name for q in case.audit.quantizers if q.tower_calls.get("vision", 0)]
+    off = sorted(set(names).intersection(seen))
+    if not off:
+        return case.image_key
+    return case.key(WITHOUT, variant=case.image_key, quantizers=off)
 
 
 def summarize(

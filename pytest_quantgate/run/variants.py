@@ -625,10 +625,19 @@ class Variants:
         with self.progress.stage("restoring the quantized variant"):
             return load_checkpoint(folder / "checkpoint", fp16=self.fp16)
 
-    def with_variant(self, quantized: Encoder, *, key: str) -> Self:
+    @property
+    def image_key(self) -> str:
+        """Digest of all that the image embeddings of the quantized variant depend on."""
+        # Kept by the variant's key: a copy of a case that is given another one has others.
+        same: dict[str, str] = self._values.get("image keys", {})
+        key: str = self.variant_key
+        return same.get(key, key)
+
+    def with_variant(self, quantized: Encoder, *, key: str, image_key: str = "") -> Self:
         """Return the case of the same suite, model and data with another quantized variant.
 
-        `key` takes the place of the digest under which the cache keeps what is measured of it.
+        `key` takes the place of the digest under which the cache keeps what is measured of it, and
+        `image_key` of that for its image embeddings, where another variant has the same.
         """
         other = type(self)(
             suite=self.suite,
@@ -643,6 +652,7 @@ class Variants:
         for name in ("source", "fp16", "recipe", "audit", "recipe_entries", "sanity"):
             vars(other)[name] = getattr(self, name)
         vars(other).update(quantized=quantized, variant_key=key)
+        other._values["image keys"] = {key: image_key or key}
         for name in ("samples", "contents", "data_keys"):
             other._values[name] = self._values.setdefault(name, {})
         return other

@@ -161,6 +161,34 @@ def test_what_was_verified_is_what_the_new_list_builds(
     assert not torch.equal(case.quantized.encode_image(pixels), expected)
 
 
+def test_a_tower_that_an_exclusion_leaves_alone_is_not_embedded_again(
+    open_case: Callable[..., Case],
+) -> None:
+    import torch
+
+    from pytest_quantgate.run.sensitivity import without
+
+    case = open_case()
+    of = {
+        tower: next(q.name for q in case.audit.quantizers if q.enabled and q.tower == tower)
+        for tower in ("vision", "text")
+    }
+    pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    before = case.quantized.encode_image(pixels)
+
+    with without(case, [of["text"]]) as other:
+        assert other.variant_key != case.variant_key
+        assert other.image_key == case.image_key == case.variant_key
+        assert torch.equal(other.quantized.encode_image(pixels), before)
+    with without(case, list(of.values())) as both, without(case, [of["vision"]]) as one:
+        assert both.image_key == one.image_key
+        assert both.image_key not in (case.image_key, both.variant_key)
+        assert not torch.equal(both.quantized.encode_image(pixels), before)
+        # A copy that is given another variant has no images of this one.
+        vars(both)["variant_key"] = "another"
+        assert both.image_key == "another"
+
+
 def test_a_limit_that_fp16_misses_has_no_exclusion(
     open_case: Callable[..., Case],
 ) -> None:

@@ -237,7 +237,7 @@ def test_the_catalogue_is_whole() -> None:
     assert len(BY_TITLE) == len(CATALOGUE)
     assert {entry.theme for entry in SABOTAGES} == {
         *("sanity", "data", "recipe", "attention", "calibration", "weights", "overflow"),
-        *("evaluation", "baseline", "export", "engine", "speed"),
+        *("evaluation", "baseline", "export", "engine", "speed", "formats", "hidden"),
     }
     for entry in SABOTAGES:
         assert entry.gates, entry.title

@@ -11,9 +11,9 @@ from pytest_quantgate.gates.scope import list_intended
 from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from pytest_quantgate.evidence.audit import Audit, Tower
+    from pytest_quantgate.evidence.audit import Audit, Quantizer, Tower
     from pytest_quantgate.evidence.verdict import Verdict
     from pytest_quantgate.gates.scope import Scope
 
@@ -80,9 +80,13 @@ def judge_towers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
                 cause="the suite expects a tower that this kind of model does not have",
             )
             continue
-        found = [quantizer for quantizer in list_intended(audit) if quantizer.tower == tower]
-        if any(quantizer.enabled for quantizer in found):
+        whole = [quantizer for quantizer in list_intended(audit) if quantizer.tower == tower]
+        deciding = decide_by(whole)
+        if any(quantizer.enabled for quantizer in deciding):
             continue
+        outside = sum(quantizer.enabled for quantizer in whole)
+        found = deciding if outside else whole
+        but = f" but for {count(outside, 'quantizer')} outside its blocks" if outside else ""
         # Neither an exclude list nor a waiver leaves out a tower that the suite expects. A waiver
         # that names its quantizers is not called unused: the tower is the finding.
         intended = [quantizer.name for quantizer in found]
@@ -92,14 +96,14 @@ def judge_towers(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
         own = {pattern for pattern, _ in audit.excludes}
         # A pattern that took a part of the tower does not explain why all of it is off.
         explained = bool(intended) and sum(patterns.values()) == len(intended)
-        words = " and ".join(
+        words = ", switched off by " + " and ".join(
             f"pattern {pattern!r} of the {'exclude list' if pattern in own else 'recipe'}"
             for pattern, _ in patterns.most_common()
         )
         yield _fail(
             "tower-off",
-            f"the whole {tower} tower is unquantized: 0 of {len(intended)} intended quantizers "
-            f"enabled{f', switched off by {words}' if explained else ''} ({scope.where})",
+            f"the whole {tower} tower is unquantized{but}: 0 of {len(intended)} intended "
+            f"quantizers enabled{words if explained else ''} ({scope.where})",
             cause=_tower_cause(
                 tower, recipe=audit.recipe_name, intended=len(intended), off=explained
             ),
@@ -133,4 +137,12 @@ def _mend_tower(tower: Tower, *, excluded: bool, disabled: bool) -> str:
 def find_towers_off(audit: Audit) -> set[Tower]:
     """Return the towers that are off as a whole: one finding each, of `judge_towers`."""
     intended = list_intended(audit)
-    return {q.tower for q in intended} - {q.tower for q in intended if q.enabled} - {"other"}
+    towers = {q.tower for q in intended} - {"other"}
+    deciding = {tower: decide_by([q for q in intended if q.tower == tower]) for tower in towers}
+    return {tower for tower, found in deciding.items() if not any(q.enabled for q in found)}
+
+
+def decide_by(found: Sequence[Quantizer]) -> Sequence[Quantizer]:
+    """Return those of a tower's intended quantizers that say whether it is off: those of its blocks
+    where it has some, since a patch embedding or a projection alone makes no quantized tower."""
+    return [quantizer for quantizer in found if quantizer.block is not None] or found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from tests.unit.gates.coverage_builders import AUDIT, fail, judge, parts_of
@@ -57,6 +58,24 @@ def test_nothing_quantized_at_all_fails_once_a_tower() -> None:
     assert "escaped" not in text
     assert verdict.figures["quantizers_enabled"] == 0
     assert verdict.figures["weights_covered_share"] == 0
+
+
+def test_a_tower_of_which_only_a_projection_is_quantized_is_off() -> None:
+    """A pattern that takes all blocks of a tower leaves what stands in front of and behind them."""
+    outer = tuple(
+        replace(q, block=None) if q.name.startswith("vision_model.layers.1") else q
+        for q in AUDIT.quantizers
+    )
+    audit = exclude(replace(AUDIT, quantizers=outer), "vision_model.layers.0*")
+
+    verdict = fail(audit, parts=None)
+
+    assert verdict.code == "coverage.tower-off"
+    assert re.search(
+        r"whole vision tower is unquantized but for \d quantizers outside its blocks: 0 of \d+ ",
+        verdict.headline,
+    )
+    assert "by pattern 'vision_model.layers.0*' of the exclude list" in verdict.headline
 
 
 def test_tower_switched_off_by_the_recipe_is_named_with_its_pattern() -> None:

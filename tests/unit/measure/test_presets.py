@@ -94,7 +94,7 @@ SAID = {
     "huggingface/nemotron_llama/ptq/fp8_output_quant_proj": "coverage.layers-off",
     "huggingface/nemotron_llama/ptq/nvfp4_output_quant_proj": "coverage.layers-off",
     "huggingface/vit/ptq/fp8": "coverage.attention-missing",
-    "models/nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16/ptq/nvfp4_w4a16": "coverage.layers-off",
+    "models/nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16/ptq/nvfp4_w4a16": "coverage.tower-off",
     "models/stepfun-ai/Step-3.5-Flash/ptq/nvfp4-mlp-only": "",
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.sabotage.names import rename
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.evidence.verdict import Verdict
-from pytest_quantgate.gates.drift import RegressionGate
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.progress import silent
 from pytest_quantgate.store.baseline_mode import BaselineMode

@@ -35,6 +35,10 @@ calibration: {{data: scenes/calibration, samples: 128, batch_size: 64, held_out_
 gates:
   coverage: {{}}
   calibration: {{max_clipped: 20%}}
+  # For the other tools, which read a cosine and a drop.
+  fidelity: {{min_cosine: 0.01, samples: 64}}
+  accuracy: {{task: scenes/classification, metric: acc1, max_drop: 100pp, max_flips: 100%,
+    samples: 200}}
   export: {{}}
   parity: {{samples: 16}}
 """

@@ -22,7 +22,7 @@ from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate
-from pytest_quantgate.gates.drift import RegressionGate
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.quantization.checkpoint import save_checkpoint
 from pytest_quantgate.report.collect_evidence import collect_report
 from pytest_quantgate.report.evidence import describe_case, read_evidence

@@ -16,8 +16,8 @@ from typing import Literal
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.outcomes import StoredOutcomes, averages_classes
 from pytest_quantgate.gates.accuracy import AccuracyGate
-from pytest_quantgate.gates.drift import RegressionGate
 from pytest_quantgate.gates.looks import plan_looks
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.gates.slices import Columns, cut, slices_of
 from pytest_quantgate.statistics.intervals import MOST_SAMPLES, Flips, Result, Share, mean_over

@@ -19,8 +19,8 @@ from pytest_quantgate.comparison.suite_files import show_value
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.deciding import decide
-from pytest_quantgate.gates.drift import RegressionGate
 from pytest_quantgate.gates.drops import drop_flips, right_share
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.slice_search import search_worst
 from pytest_quantgate.gates.slices import count_needed, cut, find_worst
 from pytest_quantgate.statistics.intervals import Flips, Result, drop_limits

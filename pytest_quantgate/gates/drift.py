@@ -50,10 +50,8 @@ class DriftSlicesSpec(SlicesSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionGate(TaskGate):
+class DriftLimits(TaskGate):
     """Limits on drift: FP16 against stored FP16, quantized against accepted and first."""
-
-    kind = GATE
 
     max_fp16_drop: Fraction = field(metadata=points_key(help="FP16 against the stored FP16"))
     max_drop: Fraction = field(metadata=points_key(help="against the variant accepted last"))
@@ -129,7 +127,7 @@ def pair_all(
     }
 
 
-def list_alarms(pairs: Mapping[str, Pairs], *, gate: RegressionGate) -> tuple[Alarm, ...]:
+def list_alarms(pairs: Mapping[str, Pairs], *, gate: DriftLimits) -> tuple[Alarm, ...]:
     """Return the alarm of each comparison, and of each one of slices."""
     return (
         *(
@@ -140,12 +138,12 @@ def list_alarms(pairs: Mapping[str, Pairs], *, gate: RegressionGate) -> tuple[Al
     )
 
 
-def count_limits(gate: RegressionGate) -> int:
+def count_limits(gate: DriftLimits) -> int:
     """Return how many limits a gate adds to its suite's family."""
     return len(COMPARISONS) + (len(_SLICED) if gate.slices is not None else 0)
 
 
-def _alarm(pairs: Pairs, *, gate: RegressionGate, limit: Fraction) -> Alarm:
+def _alarm(pairs: Pairs, *, gate: DriftLimits, limit: Fraction) -> Alarm:
     flips = drop_flips(pairs, metric=gate.metric)
     return Alarm(chance=chance_above(flips, float(limit)), confidence=gate.confidence)
 
@@ -156,7 +154,7 @@ def compare(
     kind: Comparison,
     stored: StoredOutcomes,
     now: Outcomes,
-    gate: RegressionGate,
+    gate: DriftLimits,
     family: Family,
     fp16_drop: float,
     update_command: str,
@@ -227,7 +225,7 @@ def compare(
 _SLICED = tuple(kind for kind in COMPARISONS if not kind.of_fp16)
 
 
-def _cut_slices(pairs: Mapping[str, Pairs], *, gate: RegressionGate) -> dict[str, Cut]:
+def _cut_slices(pairs: Mapping[str, Pairs], *, gate: DriftLimits) -> dict[str, Cut]:
     """Return the slices of each comparison that has a limit on them, by its name."""
     spec = gate.slices
     if spec is None:
@@ -256,7 +254,7 @@ def judge_slices(
     stored: StoredPair,
     fp16: Outcomes,
     quantized: Outcomes,
-    gate: RegressionGate,
+    gate: DriftLimits,
     family: Family,
     update_command: str,
 ) -> list[Verdict]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from pytest_quantgate.gates.accuracy import AccuracyGate, check_outcomes
 from pytest_quantgate.gates.deciding import fail, refuse
 from pytest_quantgate.gates.drift import (
     COMPARISONS,
-    RegressionGate,
+    DriftLimits,
     compare,
     count_limits,
     judge_slices,
@@ -45,6 +45,13 @@ _refuse = partial(refuse, GATE)
 
 #: As much as a table shows of one gate.
 BRIEF_LENGTH = 70
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionGate(DriftLimits):
+    """The gate that holds a suite's limits on drift against its baseline."""
+
+    kind = GATE
 
 
 def judge_regression(

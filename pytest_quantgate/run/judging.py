@@ -13,9 +13,8 @@ from pytest_quantgate.errors import (
     WriteError,
 )
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.drift import RegressionGate
 from pytest_quantgate.gates.overflow import ANSWERING, judge_overflow
-from pytest_quantgate.gates.regression import judge_run
+from pytest_quantgate.gates.regression import RegressionGate, judge_run
 from pytest_quantgate.gates.run import Judged
 from pytest_quantgate.gates.suspects import name_suspects
 from pytest_quantgate.statistics.family import ALONE, SILENT, Family

@@ -32,8 +32,8 @@ from pytest_quantgate.evidence.verdict import Verdict
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.calibration import CalibrationGate
 from pytest_quantgate.gates.coverage import CoverageGate
-from pytest_quantgate.gates.drift import RegressionGate
 from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.roundtrip import RoundtripGate
 from pytest_quantgate.gates.scope import Waiver
 from pytest_quantgate.store.baselines import store_outcomes

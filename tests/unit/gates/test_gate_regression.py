@@ -12,8 +12,7 @@ import pytest
 
 from pytest_quantgate.evidence.outcomes import Outcomes, StoredPair
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.drift import RegressionGate
-from pytest_quantgate.gates.regression import judge_regression
+from pytest_quantgate.gates.regression import RegressionGate, judge_regression
 from tests.unit.gates.gate_builders import (
     all_text,
     at,

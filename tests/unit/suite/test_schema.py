@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pytest_quantgate.errors import SuiteError
-from pytest_quantgate.gates.drift import RegressionGate
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.suite.load import load_suite
 from pytest_quantgate.suite.schema import json_schema
 

@@ -11,7 +11,7 @@ import pytest
 from pytest_quantgate.errors import NotMeasured, SuiteError
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.calibration import CalibrationGate
-from pytest_quantgate.gates.drift import RegressionGate
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.suite.gates import Gates
 from pytest_quantgate.suite.load import list_suites, load_suite, name_suite
 from pytest_quantgate.suite.specs import DatasetSpec

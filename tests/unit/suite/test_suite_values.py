@@ -12,8 +12,8 @@ from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.calibration import CalibrationGate
 from pytest_quantgate.gates.coverage import CoverageGate
-from pytest_quantgate.gates.drift import RegressionGate
 from pytest_quantgate.gates.fidelity import FidelityGate
+from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.gates.roundtrip import RoundtripGate
 from pytest_quantgate.suite.load import load_suite
 from tests.suite_texts import FILE, SMALL, VALID, Load, line_of, quantize_of, section_of, swap

@@ -70,10 +70,10 @@ JUDGING = (
     *("__main__.py", "artifacts/recognise.py", "assertions.py", "commands/", "comparison/"),
     *("evidence/sweep.py", "evidence/verdict.py", "gates/", "inspection/", "plugin/", "release/"),
     *("report/", "run/case.py", "run/conclusion.py", "run/consequences.py", "run/handover.py"),
-    *("run/judging.py", "run/progress.py", "run/sweep.py", "selftest/", "statistics/"),
-    *("store/acceptance.py", "store/baseline_mode.py", "store/baselines.py", "store/history.py"),
-    *("store/looks.py", "store/migration.py", "store/owners.py", "store/records.py"),
-    *("store/settings.py", "suite/schema.py", "text/"),
+    *("run/judging.py", "run/progress.py", "run/serving.py", "run/sweep.py", "selftest/"),
+    *("statistics/", "store/acceptance.py", "store/baseline_mode.py", "store/baselines.py"),
+    *("store/history.py", "store/looks.py", "store/migration.py", "store/owners.py"),
+    *("store/records.py", "store/settings.py", "suite/schema.py", "text/"),
 )
 
 #: Which of this package's files a measurement runs through: those that measure, or all.

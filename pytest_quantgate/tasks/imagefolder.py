@@ -27,7 +27,7 @@ from pytest_quantgate.tasks.pictures import IMAGE_SUFFIXES
 from pytest_quantgate.tasks.reader import Counted, DatasetReader, Source
 from pytest_quantgate.tasks.rows import Chosen, build_samples, choose_columns, count_rows
 from pytest_quantgate.tasks.samples import Samples
-from pytest_quantgate.text.words import spell_plain
+from pytest_quantgate.tasks.spelling import spell_plain
 from pytest_quantgate.untrusted import read_regular
 
 FILE_NAME = "file_name"

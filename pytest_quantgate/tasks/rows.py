@@ -18,7 +18,7 @@ from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.pictures import Encoded, Pictures
 from pytest_quantgate.tasks.reader import Counted, Source
 from pytest_quantgate.tasks.samples import Samples, Selected
-from pytest_quantgate.text.words import spell_plain
+from pytest_quantgate.tasks.spelling import spell_plain
 
 #: What columns are usually called, by what they hold.
 USUAL = {

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from pytest_quantgate import bounds
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.tasks.pictures import Picture
-from pytest_quantgate.text.words import find_twins
+from pytest_quantgate.tasks.spelling import find_twins
 
 
 class Images(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -128,24 +127,6 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that `name` was probably meant to be, or None."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return found[0] if found else None
-
-
-def spell_plain(name: str) -> str:
-    """Return a name in one spelling: accents composed (NFC), and single spaces between words.
-
-    A Mac writes the names of its files decomposed, which looks the same and is another text.
-    """
-    return " ".join(unicodedata.normalize("NFC", name).split())
-
-
-def find_twins(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return two names that differ, but not once both are spelt plainly; None without such."""
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(spell_plain(name), name)
-        if other != name:
-            return other, name
-    return None
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -485,6 +485,7 @@ def test_a_change_in_any_file_that_measures_changes_every_key(tmp_path: Path) ->
 #: all code (sanity, and the exclusions of a study).
 AFTER = {
     "artifacts/checkpoints.py": {"text.words"},  # for messages alone
+    "artifacts/given_onnx.py": {"text.words"},
     "artifacts/labels.py": {"text.words"},
     "run/measured.py": {"gates.chance", "gates.fidelity"},
     "run/sensitivity.py": {
@@ -500,9 +501,10 @@ AFTER = {
         "inspection.inspect",
     },
     "run/variants.py": {"gates.sections"},
-    # Where things lie; what it embeds with is compared by the keys of who asks.
+    # Where things lie, and the recipe; what it embeds with is compared by the keys of who asks.
     "run/worker.py": {
         "run.progress",
+        "run.sweep",
         "store.baseline_mode",
         "store.baselines",
         "store.settings",

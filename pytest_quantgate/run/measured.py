@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.run.progress import Advance
     from pytest_quantgate.suite.specs import Stage
     from pytest_quantgate.tasks.builtin import Purpose
+    from pytest_quantgate.tasks.contents import Contents
     from pytest_quantgate.tasks.kind import TaskKind
     from pytest_quantgate.tasks.samples import Samples
     from pytest_quantgate.tasks.scoring import TaskInputs
@@ -596,6 +597,12 @@ class Measured(Variants):
             measure=measure,
             read=functools.partial(from_json, tuple[LayerActivation, ...]),
         )
+
+    def _evaluated(self) -> Iterator[Contents]:
+        yield from super()._evaluated()
+        gate = self.suite.gates.one(FidelityGate)
+        if gate is not None and gate.data is not None:
+            yield self.contents(gate.data, gate.samples, purpose="pairs", first=gate.first)
 
     def default_data(self) -> str:
         """Return what fidelity is measured on where a suite does not say: the first task's data."""

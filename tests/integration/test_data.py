@@ -154,11 +154,17 @@ def test_test_images_in_other_files_are_calibrated_on(
             *(photo(100 + i, i % 4) for i in range(16)),
         ],
     )
-    verdict = case_of(root).judge(kind="calibration").verdict
+    by_fidelity = {
+        "fidelity: {samples: 12,": "fidelity: {data: photos/test, samples: 32,",
+        "  accuracy:\n"
+        "    - {task: photos/classification, metric: acc1, max_drop: 100pp, max_flips: 90%}\n": "",
+    }
+    for edits in ({}, by_fidelity):
+        verdict = case_of(root, edits=edits).judge(kind="calibration").verdict
 
-    assert (verdict.status, verdict.code) == (Status.FAIL, "calibration.overlap"), verdict.headline
-    assert "12 evaluation samples by content also calibrated the quantizers" in verdict.headline
-    assert re.fullmatch(r"0/s000\d\d is calibration sample 0/s000\d\d", verdict.evidence[0])
+        assert (verdict.status, verdict.code) == (Status.FAIL, "calibration.overlap"), edits
+        assert "12 evaluation samples by content also calibrated the quantizers" in verdict.headline
+        assert re.fullmatch(r"0/s000\d\d is calibration sample 0/s000\d\d", verdict.evidence[0])
 
 
 def test_resized_and_recompressed_test_images_are_a_note_with_the_pairs(
@@ -301,8 +307,8 @@ def test_one_class_of_four_does_not_stand_for_the_task(
     make_photos: Callable[..., Path], case_of: Callable[..., Case]
 ) -> None:
     root = make_photos(test=[photo(i, i // 40) for i in range(160)])
-    first = judge_task(case_of(root, edits={"50pp": "50pp, samples: 40, first: true"}))
-    drawn = judge_task(case_of(root, edits={"50pp": "50pp, samples: 40"}))
+    first = judge_task(case_of(root, edits={"flips: 90%": "flips: 90%, samples: 40, first: true"}))
+    drawn = judge_task(case_of(root, edits={"flips: 90%": "flips: 90%, samples: 40"}))
 
     assert (first.status, first.code) == (Status.INCONCLUSIVE, "accuracy.classes-unseen")
     assert "40 samples of 1 of 4 classes do not stand for the task" in first.headline
@@ -318,6 +324,6 @@ def test_data_without_a_class_passes_where_the_suite_says_so(
     root = make_photos(test=[photo(i, i % 3) for i in range(60)])
 
     assert judge_task(case_of(root)).code == "accuracy.classes-unseen"
-    verdict = judge_task(case_of(root, edits={"50pp": "50pp, min_classes: 3"}))
+    verdict = judge_task(case_of(root, edits={"flips: 90%": "flips: 90%, min_classes: 3"}))
     assert verdict.passed
     assert "on 60 samples of 3 of 4 classes" in verdict.headline

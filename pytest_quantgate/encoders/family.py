@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders.towers import TowerSpec
@@ -102,7 +103,7 @@ class Pretrained:
         import transformers
 
         kind: Any = getattr(transformers, self.model)
-        module: torch.nn.Module = kind._from_config(
+        module: torch.nn.Module = without_patch(kind, "_from_config")(
             config, attn_implementation=attention, **self.options
         )
         return module
@@ -114,7 +115,7 @@ class Pretrained:
         import transformers
 
         kind: Any = getattr(transformers, self.model)
-        module, info = kind.from_pretrained(
+        module, info = without_patch(kind, "from_pretrained")(
             None,
             config=config,
             state_dict=state,
@@ -157,6 +158,19 @@ class Loaded:
     module: torch.nn.Module
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+
+
+def without_patch(kind: Any, name: str) -> Callable[..., Any]:
+    """Return a class method of a model of transformers, as it is without ModelOpt's patch.
+
+    With `mto.enable_huggingface_checkpointing()`, which anything in the process may have called, it
+    would unpickle a state that lies where the config points to, and fail without a path.
+    """
+    method: Callable[..., Any] = getattr(kind, name)
+    function: Any = getattr(method, "__func__", method)
+    if not function.__module__.startswith("modelopt."):
+        return method
+    return MethodType(kind._modelopt_cache[name].__func__, kind)
 
 
 def load_strictly(module: torch.nn.Module, *, state: Mapping[str, torch.Tensor]) -> Loaded:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.encoders import clip
-from pytest_quantgate.encoders.family import EncoderFamily, Loaded, Pretrained
+from pytest_quantgate.encoders.family import EncoderFamily, Loaded, Pretrained, without_patch
 from pytest_quantgate.encoders.one_grid import (
     SIDE,
     check_side,
@@ -184,7 +184,9 @@ class QwenTower(Pretrained):
         return self._find_class().config_class.from_dict(dict(settings))
 
     def make_module(self, config: Any, *, attention: str) -> torch.nn.Module:
-        return rewrite(self._find_class()._from_config(config, attn_implementation=attention))
+        return rewrite(
+            without_patch(self._find_class(), "_from_config")(config, attn_implementation=attention)
+        )
 
     def load(
         self, config: Any, *, state: dict[str, torch.Tensor], dtype: torch.dtype, attention: str

@@ -18,6 +18,7 @@ from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.encoders.loading import load_fp16
 from pytest_quantgate.errors import MissingPackage, ModelError, NotMeasured
 from pytest_quantgate.suite.specs import ModelSpec
+from tests.fork_server import ForkServer
 
 MakeSpec = Callable[..., ModelSpec]
 
@@ -201,3 +202,50 @@ def test_without_transformers(model_spec: MakeSpec, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingPackage, match=r"pip install 'pytest-quantgate\[clip\]'"):
         load_fp16(model_spec(), environ={})
+
+
+PATCHED = """\
+import sys
+from pathlib import Path
+
+import modelopt.torch.opt as mto
+import torch
+
+from pytest_quantgate.encoders.encoder import Encoder
+from pytest_quantgate.encoders.loading import load_fp16
+from pytest_quantgate.suite.specs import ModelSpec
+from pytest_quantgate.suite.where import Where
+
+
+def embed() -> tuple[Encoder, torch.Tensor]:
+    spec = ModelSpec(where=Where(file="s", line=1), source="transformers", id=sys.argv[1])
+    model = load_fp16(spec)
+    return model, model.encode("vision", {"pixel_values": torch.ones(1, 3, 48, 48)})
+
+
+_, before = embed()
+mto.enable_huggingface_checkpointing()
+model, after = embed()
+assert torch.equal(before, after)
+mto.plugins.huggingface.torch.load = None  # nothing is unpickled
+from pytest_quantgate.encoders import clip
+
+kind = clip.FAMILY.pretrained["clip"]
+config = model.module.config
+config._name_or_path = sys.argv[2]
+assert (Path(sys.argv[2]) / "modelopt_state.pth").is_file()
+assert kind.make_module(config, attention="sdpa") is not None
+print("the same")
+"""
+
+
+def test_a_process_in_which_modelopt_patched_transformers_loads_the_same(
+    tiny_clip: Path, tmp_path: Path, fork_server: ForkServer
+) -> None:
+    """A conftest may have called `mto.enable_huggingface_checkpointing()`: loading then failed."""
+    (tmp_path / "patched.py").write_text(PATCHED, encoding="utf-8")
+    (tmp_path / "modelopt_state.pth").write_bytes(b"no state")
+
+    done = fork_server.run("patched", str(tiny_clip), str(tmp_path), cwd=tmp_path)
+
+    assert done.stdout.endswith("the same\n"), done.stderr[-2000:]

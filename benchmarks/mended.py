@@ -223,6 +223,14 @@ PLANTS = (
     ),
     Plant(module="measure/sensitivity.py", code="noise_ratio = lambda *_: 0.5", spoils="suspects"),
     Plant(
+        module="quantization/search.py",
+        code="import dataclasses\n"
+        + wrap(
+            "search_formats", "return dataclasses.replace(good(*given, **named), asked_bits=1.0)"
+        ),
+        spoils="search",
+    ),
+    Plant(
         module="measure/texts.py",
         code="TextReader.as_heard = lambda _self, texts: [(0,)] * len(texts)",
         spoils="sanity",

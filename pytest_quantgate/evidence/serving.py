@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Loaded:
     """How the tensors of a folder lie in a runtime after its own loader has read them.
 
-    `folder` is the name of what was read, `origin` says in words where that is from. `reads_as` is
+    `folder` is the name of what was read, `origin` says in words where that is from, `is_tied`
+    whether it is known to be what the suite judges. `reads_as` is
     the runtime's class for the folder's quantization, empty where it sees none. `error` is what the
     loader said that refused it, at the stage `refused_at` (`config` or `load`). Of the `tensors` in
     the folder, `codes` are numbers of one byte; `changed` are those that lie at their place with
@@ -23,6 +24,7 @@ class Loaded:
     version: str
     folder: str
     origin: str
+    is_tied: bool = True
     reads_as: str = ""
     refused_at: str = ""
     error: str = ""

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Verdict
-from pytest_quantgate.gates.deciding import fail, let_pass
+from pytest_quantgate.gates.deciding import fail, let_pass, refuse
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import choice_key, text_key
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 GATE = "serves"
 _fail = partial(fail, GATE)
 _pass = partial(let_pass, GATE)
+_refuse = partial(refuse, GATE)
 
 _PASSED_OVER = "its loader passes over names that it does not know, or reads codes as weights"
 _OTHERWISE = "hand on another format, or report it to the runtime"
@@ -112,6 +113,15 @@ def judge_loaded(loaded: Loaded, *, gate: ServesGate) -> Verdict:
             cause=_PASSED_OVER,
             next_step=_OTHERWISE,
             evidence=evidence,
+            figures=figures,
+        )
+    if not loaded.is_tied:
+        return _refuse(
+            "folder-untied",
+            f"{start} {loaded.folder} is {loaded.origin} ({gate.where.of('folder')})",
+            brief=f"{loaded.folder} is not tied to what this suite judges",
+            cause="the folder was written by something else, or for another suite",
+            next_step="write it by quantgate export of this suite, or leave folder out",
             figures=figures,
         )
     prepared = (

@@ -47,11 +47,13 @@ def ask_runtime(
     dtype: str,
     name: str,
     origin: str,
+    is_tied: bool,
     environ: Mapping[str, str],
 ) -> Loaded:
     """Return what the loader of a runtime makes of a folder.
 
-    `name` and `origin` are how messages call the folder, and where it is from. Raises NotMeasured
+    `name` and `origin` are how messages call the folder, and where it is from, `is_tied` whether it
+    is what the suite judges. Raises NotMeasured
     where the interpreter cannot be run or has no such runtime, or is not done in time.
     """
     script, title = SCRIPTS[runtime]
@@ -82,7 +84,7 @@ def ask_runtime(
     if not lines:
         raise NotMeasured(f"{python} has no {title} that can be imported: {last[:300]}")
     ended = json.dumps({"refused_at": "load", "error": f"its process ended: {last[:300]}"})
-    known = to_json(Loaded(runtime=title, version="", folder=name, origin=origin))
+    known = to_json(Loaded(runtime=title, version="", folder=name, origin=origin, is_tied=is_tied))
     del known["version"]  # the first line is to say it
     try:
         version, answer = map(json.loads, (lines[0], [*lines, ended][1]))

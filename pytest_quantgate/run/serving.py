@@ -39,13 +39,14 @@ def load_export(case: Measured, gate: ServesGate) -> Loaded:
                     f"{gate.where}: the variant cannot be handed on as {FORMAT}: {error}"
                 ) from error
             origin = "the variant that this suite judges, as quantgate export writes it"
+            is_tied = True
         else:
             where = gate.where.of("folder")
             folder = expand_path(gate.folder, where=where, environ=case.environ)
             if not folder.is_dir():
                 raise NotMeasured(f"{where}: {folder} is no folder: name what is handed on")
             name = folder.name
-            origin = _describe_origin(folder, suite=case.suite.name, where=where)
+            origin, is_tied = _find_origin(folder, suite=case.suite.name, where=where)
         with case.progress.stage(f"loading {name} with {gate.runtime}"):
             try:
                 return ask_runtime(
@@ -55,17 +56,21 @@ def load_export(case: Measured, gate: ServesGate) -> Loaded:
                     dtype=case.suite.model.dtype,
                     name=name,
                     origin=origin,
+                    is_tied=is_tied,
                     environ=case.environ,
                 )
             except NotMeasured as error:
                 raise NotMeasured(f"{gate.where.of('python')}: {error}") from error
 
 
-def _describe_origin(folder: Path, *, suite: str, where: str) -> str:
-    """Return what the record in a folder says of it; raises GivenFileError where it has changed."""
+def _find_origin(folder: Path, *, suite: str, where: str) -> tuple[str, bool]:
+    """Return what the record in a folder says of it, and whether it is an export of this suite.
+
+    Raises GivenFileError where a file is another one, or came later.
+    """
     path = folder / RECORD
     if not path.exists():
-        return "not tied to the variant that this suite judges: it holds no record of an export"
+        return "no export of this suite that is known: it holds no record of one", False
     try:
         record = parse_json(read_regular(path, max_bytes=bounds.JSON_BYTES))
         files = dict(record["files"])
@@ -78,6 +83,13 @@ def _describe_origin(folder: Path, *, suite: str, where: str) -> str:
             raise GivenFileError(
                 f"{where}: {file} is not what quantgate export wrote: export it again"
             )
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    more = sorted(there - files.keys() - {RECORD})
+    if more:
+        raise GivenFileError(
+            f"{where}: {folder / more[0]} is none of what quantgate export wrote, and a runtime "
+            f"may read it: take it away, or export again"
+        )
     if other != suite:
-        return f"what quantgate export wrote of another suite, {other}"
-    return "what quantgate export wrote of this suite, unchanged"
+        return f"what quantgate export wrote of another suite, {other}", False
+    return "what quantgate export wrote of this suite, unchanged", True

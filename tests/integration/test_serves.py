@@ -5,6 +5,7 @@ That variable names the interpreter of an environment with vLLM (docs/guides/han
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -86,18 +87,30 @@ def test_a_folder_is_tied_to_the_suite_by_its_record(
     case = open_case(python=runtime, folder=str(served))
 
     before = judge(case)
+    (served / "more.safetensors").write_bytes(b"")
+    added = judge(open_case(python=runtime, folder=str(served)))
+    (served / "more.safetensors").unlink()
     (served / "config.json").write_text("{}")
     changed = judge(open_case(python=runtime, folder=str(served)))
     (served / "quantgate-export.json").unlink()
     untied = judge(open_case(python=runtime, folder=str(served)))
-    (served / "quantgate-export.json").write_text(json.dumps({"suite": "x", "files": {}}))
+    files = {
+        path.relative_to(served).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in served.rglob("*")
+        if path.is_file()
+    }
+    record = {"suite": "x", "files": files}
+    (served / "quantgate-export.json").write_text(json.dumps(record))
     other = judge(open_case(python=runtime, folder=str(served)))
 
     assert "out is what quantgate export wrote of this suite, unchanged" in before.evidence
     assert changed.code == "serves.given-file-unusable"
     assert "config.json is not what quantgate export wrote" in changed.headline
-    assert "out is not tied to the variant that this suite judges" in " ".join(untied.evidence)
-    assert "out is what quantgate export wrote of another suite, x" in other.evidence
+    assert added.code == "serves.given-file-unusable"
+    assert "more.safetensors is none of what quantgate export wrote" in added.headline
+    assert (untied.code, other.code) == ("serves.folder-untied",) * 2
+    assert "it holds no record of one" in untied.headline
+    assert "of another suite, x" in other.headline
 
 
 @pytest.mark.parametrize(

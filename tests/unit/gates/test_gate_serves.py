@@ -76,6 +76,17 @@ def test_what_the_loader_did_is_named(changes: dict[str, Any], code: str, words:
     assert verdict.next_step
 
 
+def test_a_folder_of_another_origin_says_nothing_of_what_the_suite_judges() -> None:
+    loose = replace(GOOD, origin="what quantgate export wrote of another suite, x", is_tied=False)
+
+    verdict = judge_loaded(loose, gate=GATE)
+    refused = judge_loaded(replace(loose, error="no place"), gate=GATE)
+
+    assert (verdict.status, verdict.code) == (Status.INCOMPARABLE, "serves.folder-untied")
+    assert "served is what quantgate export wrote of another suite, x" in verdict.headline
+    assert refused.code == "serves.refused"
+
+
 def test_weights_that_no_kernel_takes_here_are_told() -> None:
     found = replace(GOOD, unprepared="no kernel", reads_as="", unused=("logit_scale",))
     verdict = judge_loaded(found, gate=GATE)

@@ -26,6 +26,7 @@ def ask(python: Path, folder: Path) -> Loaded:
         dtype="float16",
         name="served",
         origin="a test",
+        is_tied=True,
         environ={"PATH": "/usr/bin:/bin"},
     )
 

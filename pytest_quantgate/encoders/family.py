@@ -186,6 +186,16 @@ def load_strictly(module: torch.nn.Module, *, state: Mapping[str, torch.Tensor])
 
 
 @dataclass(frozen=True, kw_only=True)
+class Composed(Pretrained):
+    """A model that transformers has no class of its own for: its family makes it, part by part."""
+
+    def load(
+        self, config: Any, *, state: dict[str, torch.Tensor], dtype: torch.dtype, attention: str
+    ) -> Loaded:
+        return load_strictly(self.make_module(config, attention=attention).to(dtype), state=state)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderFamily:
     """A family: its kinds of models by the `model_type` of config.json.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.encoders import vit
-from pytest_quantgate.encoders.family import EncoderFamily, Loaded, Pretrained, load_strictly
+from pytest_quantgate.encoders.family import Composed, EncoderFamily, Pretrained
 from pytest_quantgate.encoders.source import CONFIG
 from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ModelError, UnsupportedModel
@@ -41,7 +41,7 @@ VISION_SETTINGS: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class InternVLTower(Pretrained):
+class InternVLTower(Composed):
     """InternVL's vision tower and the projector behind it."""
 
     def read_settings(self, settings: Mapping[str, Any], *, directory: Path) -> Mapping[str, Any]:
@@ -94,11 +94,6 @@ class InternVLTower(Pretrained):
         )
         found: torch.nn.Module = module
         return found
-
-    def load(
-        self, config: Any, *, state: dict[str, torch.Tensor], dtype: torch.dtype, attention: str
-    ) -> Loaded:
-        return load_strictly(self.make_module(config, attention=attention).to(dtype), state=state)
 
     def read_processor(self, folder: Path, *, config: Any) -> Any:
         import transformers

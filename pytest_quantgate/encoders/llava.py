@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.encoders import clip
-from pytest_quantgate.encoders.family import EncoderFamily, Loaded, Pretrained, load_strictly
+from pytest_quantgate.encoders.family import Composed, EncoderFamily, Pretrained
 from pytest_quantgate.encoders.source import CONFIG
 from pytest_quantgate.encoders.towers import TowerSpec
 from pytest_quantgate.errors import ModelError, UnsupportedModel
@@ -45,7 +45,7 @@ _INSTEAD = "save the tower alone (model.vision_tower.save_pretrained) and name i
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlavaTower(Pretrained):
+class LlavaTower(Composed):
     """CLIP's vision tower up to the block that LLaVA reads, and the projector behind it."""
 
     def read_settings(self, settings: Mapping[str, Any], *, directory: Path) -> Mapping[str, Any]:
@@ -113,11 +113,6 @@ class LlavaTower(Pretrained):
         )
         found: torch.nn.Module = module
         return found
-
-    def load(
-        self, config: Any, *, state: dict[str, torch.Tensor], dtype: torch.dtype, attention: str
-    ) -> Loaded:
-        return load_strictly(self.make_module(config, attention=attention).to(dtype), state=state)
 
 
 def describe_towers(config: Any) -> tuple[TowerSpec, ...]:

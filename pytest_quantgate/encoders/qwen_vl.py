@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate import bounds
 from pytest_quantgate.encoders import clip
-from pytest_quantgate.encoders.family import EncoderFamily, Loaded, Pretrained, without_patch
+from pytest_quantgate.encoders.family import Composed, EncoderFamily, Pretrained, without_patch
 from pytest_quantgate.encoders.one_grid import (
     SIDE,
     check_side,
@@ -139,7 +139,7 @@ class Tables:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QwenTower(Pretrained):
+class QwenTower(Composed):
     """A vision tower of Qwen, whose class stands in the module `source` of transformers.
 
     `is_whole` is whether files are those of the whole model.
@@ -187,14 +187,6 @@ class QwenTower(Pretrained):
         return rewrite(
             without_patch(self._find_class(), "_from_config")(config, attn_implementation=attention)
         )
-
-    def load(
-        self, config: Any, *, state: dict[str, torch.Tensor], dtype: torch.dtype, attention: str
-    ) -> Loaded:
-        from pytest_quantgate.encoders.family import load_strictly
-
-        module = self.make_module(config, attention=attention).to(dtype)
-        return load_strictly(module, state=state)
 
     def read_processor(self, folder: Path, *, config: Any) -> Any:
         import transformers

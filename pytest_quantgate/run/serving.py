@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_quantgate import bounds
+from pytest_quantgate.encoders.source import stays_inside
 from pytest_quantgate.errors import GivenFileError, ModelError, NotMeasured
 from pytest_quantgate.measure.serving import ask_runtime
 from pytest_quantgate.run.handover import RECORD, hand_over
@@ -79,7 +80,8 @@ def _find_origin(folder: Path, *, suite: str, where: str) -> tuple[str, bool]:
         raise GivenFileError(f"{where}: {path} is damaged: export it again") from error
     for name, digest in files.items():
         file = folder / str(name)
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        inside = stays_inside(file, directory=folder) and file.is_file()
+        if not inside or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
             raise GivenFileError(
                 f"{where}: {file} is not what quantgate export wrote: export it again"
             )

@@ -99,6 +99,12 @@ def test_a_folder_is_tied_to_the_suite_by_its_record(
         for path in served.rglob("*")
         if path.is_file()
     }
+    outside = tmp_path / "private"
+    outside.write_bytes(b"")
+    empty = hashlib.sha256(b"").hexdigest()
+    beside = {"suite": "x", "files": {**files, "../private": empty}}
+    (served / "quantgate-export.json").write_text(json.dumps(beside))
+    leading_out = judge(open_case(python=runtime, folder=str(served)))
     record = {"suite": "x", "files": files}
     (served / "quantgate-export.json").write_text(json.dumps(record))
     other = judge(open_case(python=runtime, folder=str(served)))
@@ -108,6 +114,7 @@ def test_a_folder_is_tied_to_the_suite_by_its_record(
     assert "config.json is not what quantgate export wrote" in changed.headline
     assert added.code == "serves.given-file-unusable"
     assert "more.safetensors is none of what quantgate export wrote" in added.headline
+    assert leading_out.code == "serves.given-file-unusable"
     assert (untied.code, other.code) == ("serves.folder-untied",) * 2
     assert "it holds no record of one" in untied.headline
     assert "of another suite, x" in other.headline

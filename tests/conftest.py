@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -224,32 +225,59 @@ def write_suite(pytester: pytest.Pytester, tiny_clip: Path) -> Callable[..., Pat
     return write
 
 
-@pytest.fixture(scope="session")
-def _libraries() -> None:
-    """Import what gates import once and for all: pytester forgets the modules of an inner run.
+class KeptModules:
+    """What tests and their inner runs import, but for the modules that a test wrote.
 
-    An extension module such as onnx's ends the process when it is imported a second time, and one
-    of our own would be there twice: a test would patch the one that nobody uses any more.
+    pytester forgets what was imported since it began. Libraries do not survive that: an extension
+    module such as onnx's ends the process when it is imported a second time, a class of
+    transformers without its module has no source for ModelOpt to read, and a module of our own
+    would be there twice, so that a test patched the one that nobody uses any more.
     """
-    import importlib
-    import pkgutil
 
-    import pytest_quantgate
-    from pytest_quantgate.quantization.modelopt import import_modelopt
+    def __init__(self, *, written: Path) -> None:
+        self._written = str(written)
+        self._modules: dict[str, ModuleType] = {}
 
-    for module in pkgutil.walk_packages(pytest_quantgate.__path__, "pytest_quantgate."):
-        importlib.import_module(module.name)
+    def pytest_unconfigure(self) -> None:
+        """Remember what is imported now; a run that is given this plugin does so at its end."""
+        self._modules |= {
+            name: module
+            for name, module in sys.modules.items()
+            if module is not None
+            and not str(getattr(module, "__file__", None)).startswith(self._written)
+        }
 
-    import_modelopt("modelopt.torch.quantization.plugins.diffusion.diffusers")
-    import_modelopt("modelopt.torch.opt")
-    # A class whose module is forgotten has no source, which ModelOpt reads of attention.
-    for name in ("bert", "roberta", "llava", "siglip", "vit", "dinov2", "dinov2_with_registers"):
-        importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    def put_back(self) -> None:
+        for name, module in self._modules.items():
+            sys.modules.setdefault(name, module)
+
+
+@pytest.fixture
+def _kept_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptModules]:
+    kept = KeptModules(written=tmp_path_factory.getbasetemp())
+    yield kept
+    kept.put_back()  # pytester, made after this, has forgotten them by now
+
+
+@pytest.fixture
+def pytester(
+    _kept_modules: KeptModules, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.Pytester]:
+    run_inprocess = pytester.runpytest_inprocess
+
+    def run(*arguments: str, **options: Any) -> pytest.RunResult:
+        result = run_inprocess(*arguments, plugins=[_kept_modules], **options)
+        _kept_modules.put_back()
+        return result
+
+    monkeypatch.setattr(pytester, "runpytest_inprocess", run)
+    yield pytester
+    _kept_modules.pytest_unconfigure()
 
 
 @pytest.fixture
 def run_gates(
-    pytester: pytest.Pytester, shared_cache: Path, _libraries: None, _forked_restores: None
+    pytester: pytest.Pytester, shared_cache: Path, _forked_restores: None
 ) -> Callable[..., pytest.RunResult]:
     """Run pytest in this process on `suites/` with the session's cache."""
 

@@ -238,7 +238,7 @@ def _checked(request: Request, *, name: str, environ: Mapping[str, str]) -> str:
 
 
 def _check_output(output: str) -> Path | None:
-    from pytest_quantgate.suite.load import SUFFIX
+    from pytest_quantgate.suite.names import SUFFIX
 
     if output == "-":
         return None

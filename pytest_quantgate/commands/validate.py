@@ -42,7 +42,8 @@ def add(commands: Any) -> None:
 def run(parsed: argparse.Namespace, *, environ: Mapping[str, str]) -> int:
     from pytest_quantgate.commands.suite_checks import check_suite
     from pytest_quantgate.release.spec import load_release
-    from pytest_quantgate.suite.load import is_release, load_suite
+    from pytest_quantgate.suite.load import load_suite
+    from pytest_quantgate.suite.names import is_release
     from pytest_quantgate.text.words import count
 
     invalid = 0
@@ -138,7 +139,7 @@ def find_suites(arguments: Iterable[Path]) -> list[Path]:
 
     Raises SuiteError for a folder without any.
     """
-    from pytest_quantgate.suite.load import SUFFIX, list_suites
+    from pytest_quantgate.suite.names import SUFFIX, list_suites
 
     found: list[Path] = []
     for path in arguments:

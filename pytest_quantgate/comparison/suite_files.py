@@ -13,7 +13,8 @@ from pytest_quantgate.comparison.changes import Area, Change, Comparison, compar
 from pytest_quantgate.comparison.recipe_lines import compare_recipes
 from pytest_quantgate.gates.slices import SlicesSpec
 from pytest_quantgate.suite.gates import IMPLICIT, GateSection
-from pytest_quantgate.suite.load import list_suites, load_suite, name_suite
+from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.names import list_suites, name_suite
 from pytest_quantgate.suite.specs import ColumnsSpec, QuantizeSpec, Suite
 from pytest_quantgate.suite.where import Where
 

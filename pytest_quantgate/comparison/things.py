@@ -24,7 +24,7 @@ from pytest_quantgate.comparison.suite_files import compare_suites, read_suites
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.store.records import Kind as BaselineKind
 from pytest_quantgate.store.records import find_timed
-from pytest_quantgate.suite.load import SUFFIX
+from pytest_quantgate.suite.names import SUFFIX
 from pytest_quantgate.untrusted import parse_json, read_regular
 
 Kind = Literal["checkpoint", "baseline", "suite", "report", "onnx"]

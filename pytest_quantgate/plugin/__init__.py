@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_quantgate.plugin.collect import ReleaseFile, SuiteFile
 from pytest_quantgate.plugin.items import keep_together
 from pytest_quantgate.plugin.options import add_options, refuse_odd_arguments, resolve_settings
 from pytest_quantgate.plugin.results import begin_attempt, note_phase, watch
-from pytest_quantgate.suite.load import SUFFIX, is_release
+from pytest_quantgate.suite.names import SUFFIX, is_release
 
+# The rest is imported where it is needed: most runs that load this hold no suite.
 if TYPE_CHECKING:
+    from pytest_quantgate.plugin.collect import ReleaseFile, SuiteFile
     from pytest_quantgate.plugin.session import RunSession
 
 pytest_plugins = ["pytest_quantgate.plugin.fixtures"]
@@ -48,11 +49,13 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_collect_file(
     file_path: Path, parent: pytest.Collector
 ) -> SuiteFile | ReleaseFile | None:
+    if not file_path.name.endswith(SUFFIX):
+        return None
+    from pytest_quantgate.plugin.collect import ReleaseFile, SuiteFile
+
     if is_release(file_path):
         return ReleaseFile.from_parent(parent, path=file_path)
-    if file_path.name.endswith(SUFFIX):
-        return SuiteFile.at(file_path, parent=parent)
-    return None
+    return SuiteFile.at(file_path, parent=parent)
 
 
 @pytest.hookimpl(trylast=True)  # after those that shuffle

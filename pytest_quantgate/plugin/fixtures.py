@@ -93,7 +93,7 @@ def _require(request: pytest.FixtureRequest, verdict: Verdict) -> None:
     from pytest_quantgate.plugin.own_tests import tell
     from pytest_quantgate.plugin.session import SESSION
     from pytest_quantgate.report.terminal import render_failure
-    from pytest_quantgate.suite.gates import OWN_TESTS
+    from pytest_quantgate.suite.names import OWN_TESTS
     from pytest_quantgate.text.printable import printable
 
     __tracebackhide__ = True

@@ -19,7 +19,6 @@ from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.report.files import check_targets, find_step_summary
 from pytest_quantgate.store.baseline_mode import BaselineMode, check_write_allowed, find_ci
 from pytest_quantgate.store.settings import Settings, Targets, default_cache_root
-from pytest_quantgate.suite.gates import parse_kinds
 from pytest_quantgate.text.printable import printable
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -197,9 +196,7 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
             environ=environ,
             allow_ci_write=bool(config.getoption("quantgate_allow_ci_write")),
         )
-        allowed = parse_kinds(
-            _pick(config, "allow_unmeasured"), option="--quantgate-allow-unmeasured"
-        )
+        allowed = _read_kinds(_pick(config, "allow_unmeasured"))
     except QuantGateError as error:
         raise pytest.UsageError(str(error)) from error
     device = _choose(config, "device", of=DEVICES, noun="devices")
@@ -248,6 +245,15 @@ def resolve_settings(config: pytest.Config, *, environ: Mapping[str, str] = os.e
         env=parse_names(config.getoption("quantgate_env") or ""),
         workers=parse_workers(_pick(config, "workers"), config=config),
     )
+
+
+def _read_kinds(text: str) -> tuple[str, ...]:
+    """Return the kinds of gates that a run allows to be missing; raises QuantGateError."""
+    if not text.strip():
+        return ()
+    from pytest_quantgate.suite.gates import parse_kinds  # reads YAML, and every key of a suite
+
+    return parse_kinds(text, option="--quantgate-allow-unmeasured")
 
 
 def parse_workers(text: str, *, config: pytest.Config) -> str:

@@ -18,7 +18,7 @@ from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.plugin.items import GATE, FailureText, describe_gates
 from pytest_quantgate.plugin.own_tests import listening
-from pytest_quantgate.suite.load import SUFFIX
+from pytest_quantgate.suite.names import SUFFIX
 
 # The rest is imported where it is needed: pytest runs that judge nothing should not pay for it.
 if TYPE_CHECKING:

@@ -29,8 +29,7 @@ from pytest_quantgate.plugin.results import (
 from pytest_quantgate.report.files import list_files, set_manifests_aside
 from pytest_quantgate.run.progress import Progress, silent
 from pytest_quantgate.store.settings import Settings
-from pytest_quantgate.suite.gates import OWN_TESTS
-from pytest_quantgate.suite.load import SUFFIX
+from pytest_quantgate.suite.names import OWN_TESTS, SUFFIX
 from pytest_quantgate.text.wrapping import terminal_width
 from pytest_quantgate.threads import let_threads_sleep, share_cores
 
@@ -210,6 +209,8 @@ class RunSession:
                 "selected": sorted(self.gathered.selected or ()),
             }
             return
+        if not self._has_to_conclude():
+            return
         from pytest_quantgate.plugin.closing import close_run, list_unjudged
 
         self.summary = close_run(
@@ -223,6 +224,20 @@ class RunSession:
                 session.config.hook.pytest_runtest_logreport(report=report)
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _has_to_conclude(self) -> bool:
+        """Return whether this run is about a suite; most runs of a project's tests are not."""
+        heard, settings = self.gathered, self.settings
+        return bool(
+            heard.suites
+            or heard.tests
+            or heard.errors
+            or self.warnings
+            or settings.reports
+            or settings.must_judge
+            or settings.selftest
+            or os.path.lexists(settings.baselines_dir)  # its records may be orphans
+        )
 
     def print_summary(self, reporter: pytest.TerminalReporter) -> None:
         if self.summary is None or not self.summary.has_news:

@@ -21,7 +21,7 @@ from pytest_quantgate.suite.keys import (
     sections_key,
     text_key,
 )
-from pytest_quantgate.suite.load import RELEASE, SUFFIX, name_suite
+from pytest_quantgate.suite.names import RELEASE, SUFFIX, name_suite
 from pytest_quantgate.suite.nodes import Place, compose, read_text
 from pytest_quantgate.suite.schema import section_schema
 from pytest_quantgate.suite.specs import kinds_key

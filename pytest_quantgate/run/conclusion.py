@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.suite.gates import OWN_TESTS
+from pytest_quantgate.suite.names import OWN_TESTS
 from pytest_quantgate.text.words import count, listed, waivers_words
 
 #: A sentence names no more gates, suites or tests than this.

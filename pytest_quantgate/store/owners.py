@@ -61,7 +61,7 @@ def old_name(suite: str) -> str:
 
 def suite_file(suite: str) -> str:
     """Return the path of a suite's file below the root."""
-    from pytest_quantgate.suite.load import SUFFIX
+    from pytest_quantgate.suite.names import SUFFIX
 
     return f"{suite}{SUFFIX}"
 

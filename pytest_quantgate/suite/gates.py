@@ -18,6 +18,7 @@ import yaml
 
 from pytest_quantgate.errors import QuantGateError, SuiteError
 from pytest_quantgate.suite.keys import BadKey, Key, section_key, sections_key, unknown_key
+from pytest_quantgate.suite.names import OWN_TESTS
 from pytest_quantgate.suite.nodes import Place, read_pairs
 from pytest_quantgate.suite.where import Where
 
@@ -44,9 +45,6 @@ IMPLICIT = ("sanity",)
 
 #: The group of entry points of other packages' gates.
 GROUP = "pytest_quantgate.gates"
-
-#: What stands for hand-written tests where kinds are named.
-OWN_TESTS = "tests"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
 from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.suite.keys import read_section
+from pytest_quantgate.suite.names import name_suite
 from pytest_quantgate.suite.nodes import Place, compose, read_text
 from pytest_quantgate.suite.specs import Suite
-
-SUFFIX = ".quantgate.yaml"
-
-#: A file of this name, or that ends with it after a dot, is no suite: it names those of a release.
-RELEASE = "release.quantgate.yaml"
 
 #: What a CI runner takes for a command: at the start of a line, or anywhere in it.
 _COMMAND = re.compile(r"(^|/)\s*::|##[A-Za-z]*\[")
@@ -52,25 +47,3 @@ def _check_name(name: str, *, file: str) -> None:
             f"{file}:1: the name of a suite, and of the folders down to it, holds visible "
             f"characters alone and no command of a CI log (::name::, ##[name]): rename it"
         )
-
-
-def is_release(path: Path) -> bool:
-    """Return whether a file names the suites of a release (release/spec.py) and is none itself."""
-    return path.name == RELEASE or path.name.endswith(f".{RELEASE}")
-
-
-def list_suites(folder: Path) -> list[Path]:
-    """Return the suite files below a folder, sorted."""
-    return sorted(path for path in folder.rglob(f"*{SUFFIX}") if not is_release(path))
-
-
-def name_suite(path: Path, *, relative_to: Path | None) -> str:
-    """Return what a suite is called: its path below the root without the ending.
-
-    A relative path is below the root; an absolute one without a root is called by its file alone.
-    """
-    if path.is_absolute():
-        shown = os.path.relpath(path, relative_to) if relative_to is not None else path.name
-    else:
-        shown = os.path.normpath(path)
-    return Path(shown).as_posix().removesuffix(SUFFIX)

@@ -97,15 +97,27 @@ def test_markers_are_registered(pytester: pytest.Pytester) -> None:
     pytester.runpytest_inprocess("--markers").stdout.fnmatch_lines(["@pytest.mark.quantgate(*"])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--collect-only", "suites"], ["--version"]])
-def test_no_heavy_import_before_a_gate_runs(
-    pytester: pytest.Pytester, suite_path: Path, arguments: list[str]
+HEAVY = ("torch", "transformers", "modelopt", "numpy", "sklearn")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], (*HEAVY, "yaml")),
+        (["--version"], (*HEAVY, "yaml")),
+        (["test_plain.py"], (*HEAVY, "yaml", "pytest_quantgate.suite.keys")),
+        (["--collect-only", "suites"], HEAVY),
+    ],
+)
+def test_a_run_imports_what_it_needs_alone(
+    pytester: pytest.Pytester, suite_path: Path, arguments: list[str], absent: tuple[str, ...]
 ) -> None:
+    pytester.makepyfile(test_plain="def test_plain(): pass")
     script = (
         "import sys, pytest\n"
         f"pytest.main({arguments!r})\n"
-        "heavy = {'torch', 'transformers', 'modelopt', 'numpy', 'sklearn'} & set(sys.modules)\n"
-        "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)\n"
+        f"loaded = set({absent!r}) & set(sys.modules)\n"
+        "sys.exit(f'imported {sorted(loaded)}' if loaded else 0)\n"
     )
     environ = {
         **os.environ,

@@ -105,7 +105,7 @@ class Gpu:
 
 
 @pytest.fixture
-def case(tiny_clip: Path, tmp_path: Path, make_case: Callable[..., Case], _libraries: None) -> Case:
+def case(tiny_clip: Path, tmp_path: Path, make_case: Callable[..., Case]) -> Case:
     path = tmp_path / "tiny.quantgate.yaml"
     path.write_text(SUITE.format(model=tiny_clip), encoding="utf-8")
     return make_case(load_suite(path))

@@ -206,7 +206,6 @@ def test_a_file_that_becomes_too_large_is_one_message(
     assert "File too large (files may have 100000 bytes here); raise the limit: ulimit -f" in text
 
 
-@pytest.mark.usefixtures("_libraries")
 def test_a_full_disk_is_one_message_and_the_run_goes_through_once_there_is_room(
     pytester: pytest.Pytester,
     write_suite: Callable[..., Path],

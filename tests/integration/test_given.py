@@ -161,7 +161,6 @@ def test_a_suite_builds_its_variant_or_is_handed_one(
     assert result.ret != 0
 
 
-@pytest.mark.usefixtures("_libraries")
 def test_a_checkpoint_that_changes_while_it_is_read_is_not_taken_for_it(
     handed_over: Callable[..., Path],
     tiny_clip: Path,

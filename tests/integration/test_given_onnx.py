@@ -35,8 +35,6 @@ gates:
 
 ACCURACY = "scenes/classification-acc1-onnx"
 
-pytestmark = pytest.mark.usefixtures("_libraries")
-
 
 @pytest.fixture
 def write(tmp_path: Path, tiny_clip: Path) -> Callable[..., Path]:

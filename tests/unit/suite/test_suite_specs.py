@@ -13,7 +13,8 @@ from pytest_quantgate.gates.accuracy import AccuracyGate
 from pytest_quantgate.gates.calibration import CalibrationGate
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.suite.gates import Gates
-from pytest_quantgate.suite.load import list_suites, load_suite, name_suite
+from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.names import list_suites, name_suite
 from pytest_quantgate.suite.specs import DatasetSpec
 from pytest_quantgate.suite.where import Where, expand_path
 from tests.suite_texts import SMALL

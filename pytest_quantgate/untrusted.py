@@ -8,6 +8,7 @@ things.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,8 @@ import re
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +28,28 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 _PIECE_BYTES = 1 << 20
 
 
-def read_regular(path: Path, *, max_bytes: int) -> bytes:
-    """Return the bytes of a regular file (links are followed) of at most `max_bytes`.
-
-    Raises OSError for a file that cannot be read, is none, or is larger.
-    """
+@contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file (links are followed); raises OSError for one that cannot, or is none."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer opens too
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        yield stream
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file of any size; raises OSError as `open_regular`."""
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_regular(path: Path, *, max_bytes: int) -> bytes:
+    """Return the bytes of a regular file of at most `max_bytes`.
+
+    Raises OSError as `open_regular`, and for a file that is larger.
+    """
+    with open_regular(path) as stream:
         # In pieces: a buffer for the largest file that is taken may be more than there is.
         pieces, left = [], max_bytes + 1
         while left and (piece := stream.read(min(left, _PIECE_BYTES))):

@@ -23,7 +23,6 @@ from pytest_quantgate.run.exported import Variant
 from pytest_quantgate.run.measured import Drawn
 from pytest_quantgate.run.variants import computed_once, describe_calibration
 from pytest_quantgate.tasks.contents import read_contents
-from pytest_quantgate.tasks.registry import load_calibration
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +121,7 @@ class PipelineCase(Case):
         steps, spec = self.pipeline, self.suite.calibration
         if steps.is_good_until_finish and self._recipe_plain == self.good._recipe_plain:
             return self._finish_good()
-        pairs, held_out = load_calibration(spec, datasets=self.suite.datasets, environ={})
+        (pairs, _), (held_out, unseen) = self._split_calibration()
         if steps.source is not None:
             pairs = steps.source(pairs)
         shown = read_contents(pairs)
@@ -144,7 +143,7 @@ class PipelineCase(Case):
             held_out=list(make_batches(self.fp16, held_out, batch_size=spec.batch_size)),
         )
         run = describe_calibration(
-            result, data=spec.data, pairs=pairs, shown=shown, held_out=read_contents(held_out)
+            result, data=spec.data, pairs=pairs, shown=shown, held_out=unseen
         )
         fed = sum(len(batch.ids) for batch in batches)
         return _Built(model=model, audit=audit, run=replace(run, samples=fed))

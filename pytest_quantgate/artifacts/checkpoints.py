@@ -6,7 +6,6 @@ entry around it), one that ModelOpt and transformers saved, and ModelOpt's unifi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from pytest_quantgate.evidence.calibration import Calibrated, describe_images
 from pytest_quantgate.formats.table import BY_SAFETENSORS, E4M3, name_format
 from pytest_quantgate.quantization.quantizers import owner_of
 from pytest_quantgate.text.words import listed
-from pytest_quantgate.untrusted import parse_json, read_regular
+from pytest_quantgate.untrusted import hash_file, parse_json, read_regular
 
 STATE = "modelopt_state.pth"
 MANIFEST = "manifest.json"
@@ -226,9 +225,8 @@ def find_damage(files: CheckpointFiles) -> tuple[str, ...]:
         if not path.is_file():
             found.append(f"{name} is missing, which its manifest lists")
             continue
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                found.append(f"{name} was changed after it was saved (another SHA-256)")
+        if hash_file(path) != expected:
+            found.append(f"{name} was changed after it was saved (another SHA-256)")
     if state is not None and state.foreign:
         found.append(
             f"{STATE} holds more than plain data ({listed(state.foreign)}): unpickled, it would "

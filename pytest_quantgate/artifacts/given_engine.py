@@ -6,7 +6,6 @@ right after the build, and the nodes that its kernels say they compute.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from pytest_quantgate.runtimes.engine_layers import (
     parse_memory,
     report_layers,
 )
-from pytest_quantgate.untrusted import read_regular
+from pytest_quantgate.untrusted import hash_file, read_regular
 
 #: A line of `sha256sum`: the digest, a space, ` ` or `*`, the name.
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -51,8 +50,7 @@ class ReportFiles:
         digests = {}
         for key, path in paths.items():
             try:
-                with path.open("rb") as stream:
-                    digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+                digests[key] = hash_file(path)
             except OSError as error:
                 raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
         return cls(paths=paths, digests=digests)

@@ -7,7 +7,6 @@ of the output. A file that needs none of it stays as it is, byte for byte.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -34,7 +33,7 @@ from pytest_quantgate.runtimes.onnx_nodes import (
 )
 from pytest_quantgate.runtimes.onnx_surgery import LARGEST_FILE_BYTES, name_in_graph
 from pytest_quantgate.text.words import count
-from pytest_quantgate.untrusted import parse_json
+from pytest_quantgate.untrusted import hash_file, parse_json
 
 #: What the embeddings are called in every file of a later stage.
 OUTPUT = "embeddings"
@@ -72,8 +71,7 @@ def hash_files(folder: Path, *, names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            with (folder / name).open("rb") as stream:
-                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[name] = hash_file(folder / name)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ArtifactError(f"{folder / name} cannot be read: {reason}") from error

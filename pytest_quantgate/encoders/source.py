@@ -23,7 +23,7 @@ from pytest_quantgate.errors import (
 from pytest_quantgate.store.surroundings import Surroundings
 from pytest_quantgate.suite.specs import ModelSpec
 from pytest_quantgate.suite.where import Where, expand_path
-from pytest_quantgate.untrusted import read_regular
+from pytest_quantgate.untrusted import hash_file, read_regular
 
 #: What a Hugging Face checkpoint directory can hold that changes an embedding.
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -155,11 +155,10 @@ def resolve_checkpoint(
                 f"{spec.where.of('id')}: {path} is a link that leads out of its folder, which is "
                 f"not followed: put the file itself there"
             )
-        if not path.is_file():  # a pipe would be waited for without end
+        if not path.is_file():
             raise ModelError(f"{spec.where.of('id')}: {path} is no regular file: remove it")
-        part = _digest_file(path, where=spec.where.of("id"))
-        digest.update(os.fsencode(name) + b"\0" + part.digest())
-        digests[name] = part.hexdigest()
+        digests[name] = _hash_file(path, where=spec.where.of("id"))
+        digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(digests[name]))
     for name, sha256 in sorted((weights or {}).items()):
         digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(sha256))
     return CheckpointSource(
@@ -167,10 +166,9 @@ def resolve_checkpoint(
     )
 
 
-def _digest_file(path: Path, *, where: str) -> Any:
+def _hash_file(path: Path, *, where: str) -> str:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256")
+        return hash_file(path)
     except OSError as error:
         raise ModelError(f"{where}: {path} cannot be read: {error.strerror or error}") from error
 
@@ -237,9 +235,9 @@ def _resolve_factory(spec: ModelSpec, *, environ: Mapping[str, str]) -> Checkpoi
     for path in code.list_files():
         index, named = next((i, p) for i, p in enumerate(code.files) if path.is_relative_to(p))
         name = f"{index}/{path.relative_to(named.parent).as_posix()}"
-        part = _digest_file(path, where=spec.where.of("files"))
-        digest.update(os.fsencode(name) + b"\0" + part.digest())
-        digests[path.name if path == named else name.partition("/")[2]] = part.hexdigest()
+        sha256 = _hash_file(path, where=spec.where.of("files"))
+        digest.update(os.fsencode(name) + b"\0" + bytes.fromhex(sha256))
+        digests[path.name if path == named else name.partition("/")[2]] = sha256
     return CheckpointSource(
         directory=code.root,
         digest=digest.hexdigest(),

@@ -82,15 +82,6 @@ def exclude_patterns(names: Sequence[str], *, among: Collection[str]) -> tuple[s
     return tuple(patterns)
 
 
-def matched_by(patterns: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names that a list of exclude patterns matches, as ModelOpt matches them."""
-    return tuple(
-        name
-        for name in names
-        if any(fnmatch.fnmatch(name, p) or fnmatch.fnmatch(whole_name(name), p) for p in patterns)
-    )
-
-
 def _kind_of(quantizer: Quantizer, *, place: str, attentions: Collection[str]) -> str:
     if quantizer.slot in _MATMUL_SLOTS:
         return MATMULS if place else f"{quantizer.module.rpartition('.')[2]} matmuls"

@@ -323,7 +323,7 @@ def replay_recipe(
     for entry in entries:
         pattern, parent = entry["quantizer_name"], entry.get("parent_class")
         for name, module in names.items():
-            if not _matches(name, pattern):
+            if not matches(name, pattern):
                 continue
             if parent is not None and not matches_class(module, parent):
                 continue
@@ -334,7 +334,7 @@ def replay_recipe(
                 off[name] = pattern if parent is None else f"{pattern} on {parent}"
     excluded: dict[str, tuple[str, ...]] = {}
     for pattern in exclude:
-        matched = tuple(name for name in names if _matches(name, pattern))
+        matched = tuple(name for name in names if matches(name, pattern))
         excluded[pattern] = matched
         for name in matched:
             if name in intended:
@@ -350,7 +350,7 @@ def _part_of(cfg: Any, *, name: str) -> Any:
     return cfg[int(part)] if part.isdecimal() and int(part) < len(cfg) else None
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
     """Return whether a pattern names a quantizer, or the sequence that it is a member of.
 
     ModelOpt matches `weight_quantizer` of a two-step format, whose parts are then called

@@ -31,7 +31,7 @@ from pytest_quantgate.quantization.emulation import with_emulation
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import amax_of, find_quantizers
 from pytest_quantgate.store.disk import describe_write_error, find_write_error
-from pytest_quantgate.untrusted import parse_json, read_regular
+from pytest_quantgate.untrusted import hash_file, parse_json, read_regular
 
 if TYPE_CHECKING:
     import torch
@@ -237,8 +237,7 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
                 f"{file} is missing: without it the model would load unquantized or with "
                 f"uninitialised ranges; restore the file or quantize again"
             )
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hash_file(file)
         if found != expected:
             raise ModelError(
                 f"{file} was changed: sha256 {found[:12]}..., saved as {expected[:12]}...; "
@@ -279,16 +278,12 @@ def digest_amax(module: torch.nn.Module) -> dict[str, str]:
 
 def make_manifest(model: Encoder, *, directory: Path) -> dict[str, Any]:
     """Return what a later load checks."""
-    files = {}
-    for name in FILES:
-        with (directory / name).open("rb") as stream:
-            files[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "format": FORMAT,
         "base_weights": model.weights_digest,
         "compute_dtype": model.compute_dtype,
         "attention": attention_kind(model.module),
-        "files": files,
+        "files": {name: hash_file(directory / name) for name in FILES},
         "amax": digest_amax(model.module),
         "dtypes": {
             name: str(tensor.dtype).removeprefix("torch.")

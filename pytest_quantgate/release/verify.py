@@ -6,10 +6,7 @@ is not it, weights that nobody judged, and an artifact of which a part is missin
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,6 +15,7 @@ from typing import Literal
 
 from pytest_quantgate.errors import ArtifactError
 from pytest_quantgate.release.manifest_file import Manifest, Subject
+from pytest_quantgate.untrusted import hash_file
 
 #: How files end that hold weights, or an engine or graph with weights.
 WEIGHTS = (
@@ -105,7 +103,7 @@ def verify_files(
             left_out.append(str(path))
             continue
         try:
-            sha256, size = _digest(path)
+            sha256, size = hash_file(path), path.stat().st_size
         except OSError as error:
             unread.append(f"{path}: cannot be read: {error.strerror or error}")
             continue
@@ -204,13 +202,3 @@ def _walk(paths: Sequence[Path], *, manifest: Path) -> Iterator[tuple[Path, str,
                         f"{path}: more than {MOST_FILES} files: name the folders that are deployed"
                     )
                 yield file, file.relative_to(path).as_posix(), True
-
-
-def _digest(path: Path) -> tuple[str, int]:
-    """Return the SHA-256 and the size of a regular file; raises OSError for any other."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer opens too
-    with os.fdopen(descriptor, "rb") as stream:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        return hashlib.file_digest(stream, "sha256").hexdigest(), about.st_size

@@ -37,6 +37,7 @@ from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.recipes import Recipe, build_recipe
 from pytest_quantgate.suite.specs import QuantizedSpec
 from pytest_quantgate.suite.where import expand_path
+from pytest_quantgate.untrusted import hash_file
 
 if TYPE_CHECKING:
     import torch
@@ -135,11 +136,8 @@ def _digest_files(files: CheckpointFiles) -> dict[str, str]:
     named = {files.path} if files.path.is_file() else {files.path / STATE}
     named |= {tensor.file for tensor in files.tensors.values()}
     config = files.folder / CONFIG
-    digests = {}
-    for path in sorted(named | ({config} if config.is_file() else set())):
-        with path.open("rb") as stream:
-            digests[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+    named |= {config} if config.is_file() else set()
+    return {path.name: hash_file(path) for path in sorted(named)}
 
 
 def restore_given(given: GivenCheckpoint, *, fp16: Encoder, trained: bool) -> TakenVariant:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.encoders.source import LOADED_FILES
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.store.disk import describe_write_error, refuse_links
+from pytest_quantgate.untrusted import hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ def hand_over(case: Measured, *, format: str, folder: Path) -> Handover:
         checked = WRITERS[format](case, draft)
         _copy_settings(case, draft)
         files = {
-            path.relative_to(draft).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            path.relative_to(draft).as_posix(): hash_file(path)
             for path in sorted(draft.rglob("*"))
             if path.is_file()
         }

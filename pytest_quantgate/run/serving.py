@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from pytest_quantgate.measure.serving import ask_runtime
 from pytest_quantgate.run.handover import RECORD, hand_over
 from pytest_quantgate.store.disk import temporary_folder
 from pytest_quantgate.suite.where import expand_path
-from pytest_quantgate.untrusted import parse_json, read_regular
+from pytest_quantgate.untrusted import hash_file, parse_json, read_regular
 
 if TYPE_CHECKING:
     from pytest_quantgate.evidence.serving import Loaded
@@ -81,7 +80,7 @@ def _find_origin(folder: Path, *, suite: str, where: str) -> tuple[str, bool]:
     for name, digest in files.items():
         file = folder / str(name)
         inside = stays_inside(file, directory=folder) and file.is_file()
-        if not inside or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        if not inside or hash_file(file) != digest:
             raise GivenFileError(
                 f"{where}: {file} is not what quantgate export wrote: export it again"
             )

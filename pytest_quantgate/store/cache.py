@@ -28,7 +28,7 @@ from pytest_quantgate import bounds
 from pytest_quantgate.errors import CacheError, MissingPackage, StoredValueError, WriteError
 from pytest_quantgate.store.disk import describe_write_error, find_write_error, mend_write_error
 from pytest_quantgate.store.private import delete, open_private
-from pytest_quantgate.untrusted import parse_json, read_regular
+from pytest_quantgate.untrusted import hash_file, parse_json, read_regular
 
 #: Part of every path: raise it when the layout of an entry changes.
 LAYOUT = "v1"
@@ -337,8 +337,7 @@ def find_damage(folder: Path) -> str | None:
         if not path.is_file():
             return f"{name} is no regular file"
         try:
-            with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            found = hash_file(path)
         except OSError as error:
             return f"{name} cannot be read: {error.strerror or error}"
         if found != expected:

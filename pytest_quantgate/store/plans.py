@@ -7,7 +7,6 @@ folder that no cache is restored to. Who was handed a plan and trusts it adds it
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from pytest_quantgate.errors import CacheError
 from pytest_quantgate.store.private import open_private
+from pytest_quantgate.untrusted import hash_file
 
 
 def default_plans_root(environ: Mapping[str, str]) -> Path:
@@ -44,8 +44,7 @@ class KnownPlans:
 
     def check(self, plan: Path) -> None:
         """Raise ValueError for a plan that is not known here; OSError where it cannot be read."""
-        with plan.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hash_file(plan)
         if digest in self._built:
             self._keep(digest)
             return

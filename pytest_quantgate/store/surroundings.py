@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 from pytest_quantgate import __version__
 from pytest_quantgate.own_process import run_program
+from pytest_quantgate.untrusted import hash_file
 
 #: Environment variables that change what libraries compute, by how their names begin.
 VARIABLES = (
@@ -331,8 +332,7 @@ def _list_files(root: Path, *, site: Path) -> dict[str, os.stat_result]:
 def _digest_file(path: Path) -> str:
     """Return the SHA-256 of a file, written as in RECORD."""
     try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").digest()
+        digest = bytes.fromhex(hash_file(path))
     except OSError as error:
         return f"unreadable: {error.errno}"
     return f"sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"

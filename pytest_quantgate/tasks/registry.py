@@ -75,29 +75,6 @@ def load_samples(
     return found
 
 
-def load_calibration(
-    spec: CalibrationSpec, *, datasets: Mapping[str, DatasetSpec], environ: Mapping[str, str]
-) -> tuple[Samples, Samples]:
-    """Return the calibration pairs, and the held-out pairs that are drawn after them.
-
-    See `split_calibration`.
-    """
-    from pytest_quantgate.tasks.contents import hash_pixels
-
-    wanted = spec.samples + spec.held_out_samples
-    found = load_samples(
-        spec.data,
-        datasets=datasets,
-        samples=wanted,
-        environ=environ,
-        purpose="pairs",
-        first=spec.first,
-    )
-    pixels = [hash_pixels(found.images[i]) for i in range(len(found))]
-    used, fresh = split_calibration(spec, pixels=pixels)
-    return found.select(used), found.select(fresh)
-
-
 def split_calibration(
     spec: CalibrationSpec, *, pixels: Sequence[str]
 ) -> tuple[Sequence[int], Sequence[int]]:

@@ -45,7 +45,7 @@ from pytest_quantgate.tasks.pictures import IMAGE_SUFFIXES, Pictures
 from pytest_quantgate.tasks.reader import Counted, DatasetReader, Source
 from pytest_quantgate.tasks.rows import check_captions
 from pytest_quantgate.tasks.samples import Samples
-from pytest_quantgate.untrusted import read_regular
+from pytest_quantgate.untrusted import hash_file, read_regular
 
 
 class BoundedFile(io.FileIO):
@@ -129,8 +129,7 @@ def digest_root(root: Path, *, split: str, beside: Path | None = None) -> str:
     files = [*(root / name for name in texts), *list_shards(root, split=split)]
     for path in [*files, *([beside] if beside is not None else [])]:
         if path.is_file():
-            with check_inside(path, root=root).open("rb") as stream:
-                part = hashlib.file_digest(stream, "sha256").digest()
+            part = bytes.fromhex(hash_file(check_inside(path, root=root)))
             digest.update(path.name.encode() + b"\0" + part)
     return digest.hexdigest()
 

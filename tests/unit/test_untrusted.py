@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pytest_quantgate import bounds
 from pytest_quantgate.untrusted import (
     check_yaml,
+    hash_file,
     parse_json,
     read_regular,
 )
@@ -58,6 +59,8 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="it is no regular file"):
         read_regular(pipe, max_bytes=5)
+    with pytest.raises(OSError, match="it is no regular file"):
+        hash_file(pipe)
 
 
 def test_a_device_and_a_folder_are_no_files(tmp_path: Path) -> None:

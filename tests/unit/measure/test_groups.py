@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -13,9 +14,13 @@ from pytest_quantgate.measure.groups import (
     block_prefix,
     exclude_patterns,
     group_quantizers,
-    matched_by,
 )
+from pytest_quantgate.measure.quantizers import matches
 from pytest_quantgate.quantization.quantizers import block_of, owner_of, slot_of, tower_of
+
+
+def match(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
+    return [name for name in names if any(matches(name, pattern) for pattern in patterns)]
 
 
 def make_quantizer(name: str, *, enabled: bool = True) -> Quantizer:
@@ -172,7 +177,7 @@ def test_patterns_match_their_group_and_no_other_quantizer(names: list[str]) -> 
 
     assert sorted(n for group in groups for n in group.quantizers) == sorted(names)
     for group in groups:
-        assert set(matched_by(group.patterns, names)) == set(group.quantizers), group.label
+        assert set(match(group.patterns, names)) == set(group.quantizers), group.label
         assert len(group.patterns) <= 2, group.patterns
 
 
@@ -190,7 +195,7 @@ def test_parts_of_a_two_step_format_are_matched_as_one() -> None:
     names = ["a.fc.weight_quantizer.0", "a.fc.weight_quantizer.1", "a.fc.input_quantizer"]
 
     assert exclude_patterns(names[:2], among=names) == ("a.fc.weight_quantizer",)
-    assert matched_by(("a.fc.weight_quantizer",), names) == tuple(names[:2])
+    assert match(("a.fc.weight_quantizer",), names) == names[:2]
 
 
 @pytest.mark.parametrize(
@@ -228,4 +233,4 @@ def test_any_choice_of_quantizers_is_matched_exactly(data: Any) -> None:
     chosen = data.draw(st.lists(st.sampled_from(names), unique=True, min_size=1))
     patterns = exclude_patterns(chosen, among=names)
 
-    assert set(matched_by(patterns, names)) == set(chosen)
+    assert set(match(patterns, names)) == set(chosen)

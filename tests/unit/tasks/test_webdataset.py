@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from PIL import Image
 from pytest_quantgate.errors import DataError, NotMeasured
 from pytest_quantgate.suite.specs import CalibrationSpec, DatasetSpec
 from pytest_quantgate.suite.where import Where
+from pytest_quantgate.tasks.contents import read_contents
 from pytest_quantgate.tasks.drawing import Draw
 from pytest_quantgate.tasks.reader import Source
-from pytest_quantgate.tasks.registry import data_key, load_calibration, load_samples
+from pytest_quantgate.tasks.registry import data_key, load_samples, split_calibration
 from pytest_quantgate.tasks.samples import Samples
 from pytest_quantgate.tasks.webdataset import digest_root, load_webdataset
 
@@ -250,13 +251,29 @@ def test_the_root_comes_from_the_environment(make_root: Callable[..., Path]) -> 
         load_samples("photos/test", environ={}, **given)
 
 
+def draw_calibration(
+    spec: CalibrationSpec, datasets: Mapping[str, DatasetSpec]
+) -> tuple[Samples, Samples]:
+    wanted = spec.samples + spec.held_out_samples
+    found = load_samples(
+        spec.data,
+        datasets=datasets,
+        samples=wanted,
+        environ={},
+        purpose="pairs",
+        first=spec.first,
+    )
+    used, fresh = split_calibration(spec, pixels=read_contents(found).pixels)
+    return found.select(used), found.select(fresh)
+
+
 def test_calibration_leaves_out_copies_of_what_it_used(make_root: Callable[..., Path]) -> None:
     members = [*sample(0, 0), *sample(1, 1), ("x.png", png(0)), ("x.cls", b"0"), *sample(3, 0)]
     datasets = suite_set(make_root(shards=(members,), split="train"))
     spec = CalibrationSpec(
         where=WHERE, data="photos/train", samples=2, batch_size=2, held_out_samples=2, first=True
     )
-    used, held_out = load_calibration(spec, datasets=datasets, environ={})
+    used, held_out = draw_calibration(spec, datasets)
     assert used.ids == ("0/s0000", "0/s0001")
     assert held_out.ids == ("0/s0003",)
 
@@ -264,7 +281,7 @@ def test_calibration_leaves_out_copies_of_what_it_used(make_root: Callable[..., 
         where=WHERE, data="photos/train", samples=2, batch_size=2, held_out_samples=1, first=True
     )
     with pytest.raises(DataError, match="all 1 held-out samples are copies of calibration"):
-        load_calibration(copies, datasets=datasets, environ={})
+        draw_calibration(copies, datasets)
 
 
 def test_calibration_and_held_out_pairs_are_drawn_over_a_sorted_archive(
@@ -276,14 +293,14 @@ def test_calibration_and_held_out_pairs_are_drawn_over_a_sorted_archive(
     given: dict[str, Any] = {"data": "photos/train", "batch_size": 5, "where": WHERE}
     spec = CalibrationSpec(samples=20, held_out_samples=40, **given)
 
-    used, held_out = load_calibration(spec, datasets=datasets, environ={})
+    used, held_out = draw_calibration(spec, datasets)
     assert Counter(used.labels) == dict.fromkeys(range(5), 4)
     assert Counter(held_out.labels) == dict.fromkeys(range(5), 8)
     assert not set(used.ids) & set(held_out.ids)
     # Each beginning is a draw: batches and probes see all classes.
     assert len(set(used.labels[:5])) == len(set(held_out.labels[:5])) == 5  # type: ignore[index]
 
-    first, rest = load_calibration(replace(spec, first=True), datasets=datasets, environ={})
+    first, rest = draw_calibration(replace(spec, first=True), datasets)
     assert first.ids == tuple(f"0/s{i:04d}" for i in range(20))
     assert rest.ids == tuple(f"0/s{i:04d}" for i in range(20, 60))
 

@@ -10,7 +10,7 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -19,20 +19,20 @@ from benchmarks.sabotage.catalogue import CATALOGUE
 from benchmarks.sabotage.differences import Difference, compare_entries, describe_failure
 from benchmarks.sabotage.differences import render_page as render_differences
 from benchmarks.sabotage.families import FAMILIES
+from benchmarks.sabotage.families_report import Runs, is_right, render_families
 from benchmarks.sabotage.handed import HandedBench, read_table
 from benchmarks.sabotage.handed import render_page as render_handed
 from benchmarks.sabotage.releases import Releases
 from benchmarks.sabotage.report import (
     describe,
-    render_families,
     render_lines,
     render_page,
 )
 from benchmarks.sabotage.rivals import find_quant_regress
-from benchmarks.sabotage.run import Result, read_results, run_entries
+from benchmarks.sabotage.run import Result, read_results, run_entries, run_without_rivals
 
 REPORT = Path(__file__).with_name("report.md")
-OTHER_FAMILIES = Path(__file__).with_name("families.md")
+OTHER_FAMILIES = Path(__file__).parents[1] / "families.md"
 DIFFERENCES = Path(__file__).with_name("diff.md")
 HANDED = Path(__file__).with_name("handed.md")
 PACKAGES = ("torch", "transformers", "nvidia-modelopt", "onnxruntime-gpu", "tensorrt-rtx-cu12")
@@ -56,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--families", nargs="*", choices=FAMILIES, help="run the entries of these (none named: all)"
     )
     parser.add_argument(
+        "--again",
+        action="store_true",
+        help="with --families: run what was not named, and the controls, once more",
+    )
+    parser.add_argument(
         "--handed", action="store_true", help="spoil files that teams hand over, and check them"
     )
     options = parser.parse_args(arguments)
@@ -67,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _compare(folder, only=options.only, verbose=options.verbose)
         if options.families is not None:
             names = options.families or list(FAMILIES)
-            return _run_families(folder, names, only=options.only, verbose=options.verbose)
+            return _run_families(
+                folder, names, only=options.only, verbose=options.verbose, again=options.again
+            )
         entries = [e for e in CATALOGUE if re.search(options.only, e.title)]
         results = _run(Bench(folder), entries, verbose=options.verbose)
     for line in render_lines(results):
@@ -84,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def is_as_it_should_be(result: Result) -> bool:
     """Return whether a sabotage is named or explained, or a control green."""
     if result.entry.is_control:
-        return not result.red and not result.unmeasured
+        return is_right(result)
     return result.named or bool(result.entry.principle or result.entry.finding)
 
 
@@ -128,41 +135,45 @@ def _compare(folder: Path, *, only: str, verbose: bool) -> int:
     return int(named < len(found))
 
 
-def _run_families(folder: Path, names: Sequence[str], *, only: str, verbose: bool) -> int:
+def _run_families(
+    folder: Path, names: Sequence[str], *, only: str, verbose: bool, again: bool
+) -> int:
     """Run the entries that make sense for each family, and write the page of all that are kept."""
-    found: dict[str, list[Result]] = {}
+    found: dict[str, Runs] = {}
     for name, family in FAMILIES.items():
         bench = family.make_bench(folder / name)
-        entries = [e for e in family.list_entries() if re.search(only, e.title)]
+        entries = {e.title: e for e in family.list_entries() if re.search(only, e.title)}
         if name in names:
-            found[name] = _run(bench, entries, verbose=verbose, asks_rivals=False)
-        else:
-            found[name] = list(read_results(bench.root, {e.title: e for e in entries}).values())
-    lines = render_families(found)
+            results = run_without_rivals(bench, entries.values(), again=again)
+            _show(results, count=len(entries), verbose=verbose)
+        found[name] = Runs(
+            first=read_results(bench.root, entries, first=True),
+            last=read_results(bench.root, entries),
+        )
+    lines = list(render_families(found, versions=_versions()))
     print("\n".join(lines))
     if not only:
         OTHER_FAMILIES.write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"written: {OTHER_FAMILIES}")
-    return int(not all(is_as_it_should_be(r) for results in found.values() for r in results))
+    return int(not all(is_right(r) for runs in found.values() for r in runs.last.values()))
 
 
 def _run(
-    bench: Bench,
-    entries: Sequence[Entry],
-    *,
-    verbose: bool,
-    releases: Releases | None = None,
-    asks_rivals: bool = True,
+    bench: Bench, entries: Sequence[Entry], *, verbose: bool, releases: Releases | None = None
 ) -> list[Result]:
+    found = run_entries(bench, entries, releases=releases)
+    return _show(found, count=len(entries), verbose=verbose)
+
+
+def _show(found: Iterable[Result], *, count: int, verbose: bool) -> list[Result]:
+    """Print each result as it comes, and return them all."""
     results: list[Result] = []
-    found = run_entries(bench, entries, releases=releases, asks_rivals=asks_rivals)
     for number, result in enumerate(found, start=1):
         results.append(result)
         mark = "ok " if is_as_it_should_be(result) else "?? "
-        entry = result.entry
+        said = result.crash or ", ".join(result.red) or "green"
         print(
-            f"{mark}{number:3d}/{len(entries)} {entry.title}: "
-            f"{', '.join(result.red) or 'green'} ({result.seconds:.1f} s)",
+            f"{mark}{number:3d}/{count} {result.entry.title}: {said} ({result.seconds:.1f} s)",
             flush=True,
         )
         if verbose or mark == "?? ":

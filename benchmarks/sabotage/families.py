@@ -295,9 +295,11 @@ def save_dinov2(folder: Path) -> None:
         patch_size=4,
     )
     module: Any = transformers.Dinov2Model(config).eval().requires_grad_(False)
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
             parameter.normal_(0.0, 0.08)
+        elif name.startswith("layernorm."):  # not at its start, to which an entry puts it back
+            parameter.normal_(float(name.endswith("weight")), 0.3)
     module.half().save_pretrained(folder)
     size = {"height": 32, "width": 32}
     processor = transformers.BitImageProcessor(size={"shortest_edge": 32}, crop_size=size)
@@ -388,7 +390,10 @@ FAMILIES: Mapping[str, Family] = {
     "text": Family(
         model="BertModel",
         save=save_minilm,
-        lacks=(*ALIKE, "preset", "vision tower", "patch", "pixel", "image", "noise", "exclu"),
+        lacks=(
+            *(*ALIKE, "preset", "vision tower", "text tower only", "patch", "exclu"),
+            *("pixel", "image", "noise", "normalisation"),
+        ),
         own=(
             POOLING,
             own(

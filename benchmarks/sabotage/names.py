@@ -50,6 +50,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "BertModel": {
         ', exclude: ["*patch_embedding*"]': "",
         "*text_model*": "encoder.layer*",
+        "text_*": "encoder.*",
         "vision_model.encoder.layers": "encoder.layer",
         "vision_model.post_layernorm": "embeddings.LayerNorm",
         "vision_model": "encoder",

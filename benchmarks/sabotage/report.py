@@ -173,7 +173,7 @@ def _sabotages(sabotages: Sequence[Result]) -> Iterator[str]:
         names = dict.fromkeys(_short(name) for name in result.namers or result.red)
         by = ", ".join(names) or "nothing"
         answers = " | ".join(RED if result.answers[rival.name].red else GREEN for rival in rivals)
-        yield (f"| {result.entry.title} | {by} | {_escape(_message(result))} | {answers} |")
+        yield (f"| {result.entry.title} | {by} | {escape(_message(result))} | {answers} |")
     yield ""
 
 
@@ -243,7 +243,7 @@ def _sources() -> Iterator[str]:
 
 
 def _source(rival: Rival) -> str:
-    return f"| {rival.name} | {_escape(rival.rule)} | {_escape(rival.source)} |"
+    return f"| {rival.name} | {escape(rival.rule)} | {escape(rival.source)} |"
 
 
 def _short(name: str) -> str:
@@ -251,36 +251,10 @@ def _short(name: str) -> str:
     return f"{kind} (onnx)" if key.endswith("-onnx]") else kind
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def describe(verdict: Verdict) -> str:
     """Return a verdict in one line, for whoever watches."""
     return f"{verdict.status.value} {whole_text(verdict).splitlines()[0]}"
-
-
-def render_families(found: Mapping[str, Sequence[Result]]) -> list[str]:
-    """Return the page of the bench on other families: what was caught, named, and a false alarm."""
-    lines = [
-        "# Sabotages of other families",
-        "",
-        "Written by `python -m benchmarks.sabotage --families`. Entries of the catalogue that make",
-        "sense for a family, in its own words, and some of its own, before the gates `sanity`,",
-        "`coverage`, `calibration` and `fidelity`; `export` and `parity` where these alone see it.",
-        "",
-        "| family | sabotages | caught | named by code and cause | controls | false alarms |",
-        "|---|---|---|---|---|---|",
-    ]
-    missed = []
-    for name, results in found.items():
-        bad = [r for r in results if not r.entry.is_control]
-        good = [r for r in results if r.entry.is_control]
-        alarms = [r for r in good if r.red or r.unmeasured]
-        counts = (len(bad), sum(r.caught for r in bad), sum(r.named for r in bad))
-        cells = " | ".join(map(str, (*counts, len(good), len(alarms))))
-        lines.append(f"| {name} | {cells} |")
-        for result in [*(r for r in bad if not r.named), *alarms]:
-            said = [f"{gate}: {describe(result.verdicts[gate])}" for gate in result.red]
-            missed.append(f"- {name}, {result.entry.title}: {'; '.join(said) or 'green'}")
-    return [*lines, "", "Not named, and false alarms:", "", *(missed or ["none"])]

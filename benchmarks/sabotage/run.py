@@ -19,12 +19,16 @@ from pytest_quantgate.selftest.sabotage import whole_text
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One line of the table: what each gate said (by its name), and each rival."""
+    """One line of the table: what each gate said (by its name), and each rival.
+
+    `crash` is the error that ended the entry before a verdict: nothing was caught then.
+    """
 
     entry: Entry
     verdicts: Mapping[str, Verdict]
     answers: Mapping[str, Answer]
     seconds: float
+    crash: str = ""
 
     @property
     def red(self) -> tuple[str, ...]:
@@ -71,12 +75,10 @@ def run_entries(
     entries: Iterable[Entry],
     *,
     releases: Releases | None = None,
-    asks_rivals: bool = True,
 ) -> Iterator[Result]:
     """Yield the result of each entry; one that is kept in the bench's folder is not run again.
 
-    With `releases`, what a reviewer gets of each is kept there too. Other tools are asked where the
-    suite has a task.
+    With `releases`, what a reviewer gets of each is kept there too.
     """
     kept = {entry.title: entry for entry in entries}
     found = read_results(bench.root, kept)
@@ -89,7 +91,7 @@ def run_entries(
             releases.good  # noqa: B018 (before the copies of it that an entry makes)
         made = entry.make(bench)
         verdicts = judge(made, entry=entry)
-        answers = ask_all(made, good=bench.good, stage=entry.shipped) if asks_rivals else {}
+        answers = ask_all(made, good=bench.good, stage=entry.shipped)
         if releases is not None:
             releases.publish(entry.title, case=made, verdicts=verdicts)
         result = Result(
@@ -102,6 +104,33 @@ def run_entries(
         yield result
 
 
+def run_without_rivals(
+    bench: Bench, entries: Iterable[Entry], *, again: bool = False
+) -> Iterator[Result]:
+    """Yield the result of each entry, of the gates alone: other tools are asked where the suite has
+    a task.
+
+    An error that ends an entry is its result, and the others follow. What is kept in the bench's
+    folder is not run again; with `again`, controls are, and what was not named.
+    """
+    kept = {entry.title: entry for entry in entries}
+    found = read_results(bench.root, kept)
+    for entry in kept.values():
+        if entry.title in found and not (again and not found[entry.title].named):
+            yield found[entry.title]
+            continue
+        started = time.perf_counter()
+        verdicts, crash = {}, ""
+        try:
+            verdicts = judge(entry.make(bench), entry=entry)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is this entry's result)
+            crash = f"{type(error).__name__}: {error}"
+        seconds = time.perf_counter() - started
+        result = Result(entry=entry, verdicts=verdicts, answers={}, seconds=seconds, crash=crash)
+        keep_result(bench.root, result)
+        yield result
+
+
 RESULTS = "results.jsonl"
 
 
@@ -110,6 +139,7 @@ def keep_result(root: Path, result: Result) -> None:
     line = {
         "entry": result.entry.title,
         "seconds": result.seconds,
+        "crash": result.crash,
         "verdicts": {
             name: {**vars(verdict), "status": verdict.status.value, "figures": {}}
             for name, verdict in result.verdicts.items()
@@ -120,15 +150,18 @@ def keep_result(root: Path, result: Result) -> None:
         out.write(json.dumps(line) + "\n")
 
 
-def read_results(root: Path, entries: Mapping[str, Entry]) -> dict[str, Result]:
-    """Return the kept results of these entries by their titles; the last one of each counts."""
+def read_results(
+    root: Path, entries: Mapping[str, Entry], *, first: bool = False
+) -> dict[str, Result]:
+    """Return the kept results of these entries by their titles; the last one of each counts, or
+    the first one."""
     path = root / RESULTS
     if not path.exists():
         return {}
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         data = json.loads(line)
-        if data["entry"] not in entries:
+        if data["entry"] not in entries or (first and data["entry"] in found):
             continue
         verdicts = {
             name: Verdict(
@@ -146,6 +179,7 @@ def read_results(root: Path, entries: Mapping[str, Entry]) -> dict[str, Result]:
             verdicts=verdicts,
             answers={name: Answer(**plain) for name, plain in data["answers"].items()},
             seconds=data["seconds"],
+            crash=data.get("crash", ""),
         )
     return found
 

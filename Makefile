@@ -43,10 +43,10 @@ $(PUBLISHED): $(STAMP)
 	@touch $@
 
 unit: install $(PUBLISHED)
-	$(BIN)/python -m pytest tests -n 2
+	$(BIN)/python -m pytest tests -n 2 --randomly-seed=1
 
 quick: install
-	$(BIN)/python -m pytest tests/unit -m "not slow" -n 2 -q
+	$(BIN)/python -m pytest tests/unit -m "not slow" -n 2 -q --randomly-seed=1
 
 test: gate unit
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -112,12 +113,17 @@ def _forked_restores(monkeypatch: pytest.MonkeyPatch, fork_server: ForkServer) -
     from pytest_quantgate.errors import ModelError
     from pytest_quantgate.measure import roundtrip
 
-    def restore(folder: Path) -> None:
-        done = fork_server.run("pytest_quantgate.measure.restore", str(folder), cwd=folder)
-        if done.returncode:
-            raise ModelError(done.stderr)
+    @contextmanager
+    def restoring(folder: Path) -> Iterator[Callable[[], None]]:
+        def restore() -> None:
+            module = "pytest_quantgate.measure.restore"
+            done = fork_server.run(module, str(folder), cwd=folder, said=roundtrip.GO)
+            if done.returncode:
+                raise ModelError(done.stderr)
 
-    monkeypatch.setattr(roundtrip, "_restore_elsewhere", restore)
+        yield restore
+
+    monkeypatch.setattr(roundtrip, "_restoring_elsewhere", restoring)
 
 
 @pytest.fixture

@@ -36,9 +36,14 @@ class ForkServer:
         self._process: subprocess.Popen[str] | None = None
 
     def run(
-        self, module: str, *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None
+        self,
+        module: str,
+        *arguments: str,
+        cwd: Path,
+        environ: Mapping[str, str] | None = None,
+        said: str = "",
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python -m module` in `cwd` and return what it wrote, and its status."""
+        """Run `python -m module` in `cwd`, told `said`; return what it wrote, and its status."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", __file__],
@@ -50,13 +55,14 @@ class ForkServer:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
-            out, err = (Path(folder) / name for name in ("out", "err"))
+            given, out, err = (Path(folder) / name for name in ("in", "out", "err"))
+            given.write_text(said, "utf-8")
             asked = {
                 "module": module,
                 "arguments": arguments,
                 "cwd": str(cwd),
                 "environ": dict(os.environ if environ is None else environ),
-                "streams": [str(out), str(err)],
+                "streams": [str(given), str(out), str(err)],
             }
             self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
@@ -98,7 +104,7 @@ def become(
     streams: list[str],
 ) -> None:
     """Be the process `python -m module`, up to its end."""
-    for descriptor, path in enumerate((os.devnull, *streams)):
+    for descriptor, path in enumerate(streams):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
     os.environ.clear()
     os.environ.update(environ)

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 from pytest_quantgate.errors import QuantGateError
-from pytest_quantgate.measure.roundtrip import restore_here
+from pytest_quantgate.measure.roundtrip import GO, restore_here
 
 if __name__ == "__main__":
     try:
-        restore_here(Path(sys.argv[1]))
+        if sys.stdin.readline().strip() == GO:
+            restore_here(Path(sys.argv[1]))
     except QuantGateError as error:
         sys.exit(str(error))

@@ -8,7 +8,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,9 @@ INPUTS = "inputs.safetensors"
 OUTPUTS = "outputs.safetensors"
 RUN = "run.json"
 
+#: What the new process reads before it restores; the end of its input before that ends it.
+GO = "restore"
+
 
 def measure_roundtrip(model: Encoder, *, batches: Sequence[Batch], directory: Path) -> Roundtrip:
     """Return what a save and a restore of `model` gave; `directory` is a scratch folder.
@@ -54,24 +58,25 @@ def measure_roundtrip(model: Encoder, *, batches: Sequence[Batch], directory: Pa
     if not batches:
         raise ValueError("measure_roundtrip needs at least one batch of pairs")
     checkpoint = directory / "checkpoint"
-    saved_bytes = save_checkpoint(model, checkpoint)
-    flat = {
-        name: value.contiguous()
-        for named in Batch.join(batches).inputs.values()
-        for name, value in named.items()
-    }
-    save_file(flat, directory / INPUTS)
-    run = {
-        "device": model.device,
-        "threads": torch.get_num_threads(),
-        # No checkpoint may name code: this process says which made the model.
-        "factory": getattr(model.module.config, "model", None),
-    }
-    (directory / RUN).write_text(json.dumps(run), encoding="utf-8")
-    with quiet_libraries():
-        own = run_towers(with_emulation(model), inputs=flat)
-    _return_memory()
-    _restore_elsewhere(directory)
+    with _restoring_elsewhere(directory) as restore:
+        saved_bytes = save_checkpoint(model, checkpoint)
+        flat = {
+            name: value.contiguous()
+            for named in Batch.join(batches).inputs.values()
+            for name, value in named.items()
+        }
+        save_file(flat, directory / INPUTS)
+        run = {
+            "device": model.device,
+            "threads": torch.get_num_threads(),
+            # No checkpoint may name code: this process says which made the model.
+            "factory": getattr(model.module.config, "model", None),
+        }
+        (directory / RUN).write_text(json.dumps(run), encoding="utf-8")
+        with quiet_libraries():
+            own = run_towers(with_emulation(model), inputs=flat)
+        _return_memory()
+        restore()
     outputs = load_file(directory / OUTPUTS)
     restored_amax = verify_restored_amax(directory)
     own_amax = digest_amax(model.module)
@@ -190,18 +195,31 @@ def _return_memory() -> None:
             trim(0)
 
 
-def _restore_elsewhere(directory: Path) -> None:
-    done = start_module(
+@contextmanager
+def _restoring_elsewhere(directory: Path) -> Iterator[Callable[[], None]]:
+    """Start the new process, and give what lets it restore and waits for it.
+
+    Meanwhile it imports PyTorch and ModelOpt, which takes it longer than the restore. The function
+    raises ModelError where the checkpoint cannot be restored.
+    """
+    with start_module(
         "pytest_quantgate.measure.restore",
         str(directory.absolute()),
         cwd=directory,
-        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-    )
-    _, said = done.communicate()
-    if done.returncode != 0:
-        last = (said.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"the saved checkpoint cannot be restored in a new process: {last}")
+    ) as process:
+
+        def restore() -> None:
+            _, said = process.communicate(f"{GO}\n")
+            if process.returncode != 0:
+                last = (said.strip().splitlines() or ["no message"])[-1]
+                raise ModelError(
+                    f"the saved checkpoint cannot be restored in a new process: {last}"
+                )
+
+        yield restore
 
 
 def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:

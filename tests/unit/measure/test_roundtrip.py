@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.errors import ModelError
 from pytest_quantgate.measure import roundtrip
 from pytest_quantgate.measure.roundtrip import measure_roundtrip, plant_damage, restore_here
+from pytest_quantgate.own_process import start_module
 from pytest_quantgate.quantization.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -50,11 +52,15 @@ def in_this_process(
 ) -> None:
     """Restore here (the new process is shown above) and then change what it found."""
 
-    def restore(folder: Path) -> None:
-        restore_here(folder)
-        change(folder)
+    @contextmanager
+    def restoring(folder: Path) -> Iterator[Callable[[], None]]:
+        def restore() -> None:
+            restore_here(folder)
+            change(folder)
 
-    monkeypatch.setattr(roundtrip, "_restore_elsewhere", restore)
+        yield restore
+
+    monkeypatch.setattr(roundtrip, "_restoring_elsewhere", restoring)
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
@@ -161,11 +167,35 @@ def test_new_process_that_fails(
         return subprocess.Popen([sys.executable, "-c", program], text=True, **options)
 
     monkeypatch.setattr(roundtrip, "start_module", fail)
-    with pytest.raises(ModelError) as caught:
-        roundtrip._restore_elsewhere(tmp_path)
+    with pytest.raises(ModelError) as caught, roundtrip._restoring_elsewhere(tmp_path) as restore:
+        restore()
     assert str(caught.value) == (
         f"the saved checkpoint cannot be restored in a new process: {message}"
     )
+
+
+def test_what_cannot_be_saved_is_restored_by_nobody(
+    quantized: Encoder,
+    make_pairs: MakePairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[subprocess.Popen[str]] = []
+    start = start_module
+
+    def note(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        started.append(start(module, *arguments, **options))
+        return started[-1]
+
+    def fail(model: Encoder, folder: Path) -> int:
+        raise ModelError("no room")
+
+    monkeypatch.setattr(roundtrip, "start_module", note)
+    monkeypatch.setattr(roundtrip, "save_checkpoint", fail)
+    with pytest.raises(ModelError, match=r"^no room$"):
+        measure_roundtrip(quantized, batches=make_pairs(), directory=tmp_path)
+    assert [process.returncode for process in started] == [0], "told nothing, it has ended"
+    assert not any(tmp_path.iterdir())
 
 
 def test_no_batches(quantized: Encoder, tmp_path: Path) -> None:

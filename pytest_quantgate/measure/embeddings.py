@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.encoders.loading import quiet_libraries
+from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.tasks.samples import Samples
 
@@ -33,18 +34,16 @@ def embed_images(
 
     All models must take the same pixels, which `preprocess` makes of a list of images.
     """
-    import torch
-
-    parts: list[list[torch.Tensor]] = [[] for _ in models]
+    found = [Rows(len(samples)) for _ in models]
     with quiet_libraries():
         for start in range(0, len(samples), batch_size):
             stop = min(start + batch_size, len(samples))
             pixels = preprocess(samples.images[index] for index in range(start, stop))
-            for model, done in zip(models, parts, strict=True):
-                done.append(model.encode("vision", {"pixel_values": pixels}).cpu())
+            for model, rows in zip(models, found, strict=True):
+                rows.put(model.encode("vision", {"pixel_values": pixels}))
             if progress is not None:
                 progress(stop - start)
-    return [torch.cat(done) for done in parts]
+    return [rows.take() for rows in found]
 
 
 def embed_texts(
@@ -56,17 +55,49 @@ def embed_texts(
     progress: Callable[[int], None] | None = None,
 ) -> list[torch.Tensor]:
     """Return one float32 [N, D] per model, not normalised, on the CPU."""
-    import torch
-
-    parts: list[list[torch.Tensor]] = [[] for _ in models]
+    found = [Rows(len(texts)) for _ in models]
     with quiet_libraries():
         for start in range(0, len(texts), batch_size):
             tokens = tokenize(list(texts[start : start + batch_size]))
-            for model, done in zip(models, parts, strict=True):
-                done.append(model.encode("text", tokens).cpu())
+            for model, rows in zip(models, found, strict=True):
+                rows.put(model.encode("text", tokens))
             if progress is not None:
                 progress(min(batch_size, len(texts) - start))
-    return [torch.cat(done) for done in parts]
+    return [rows.take() for rows in found]
+
+
+class Rows:
+    """The float32 [N, D] that batches fill, on the CPU.
+
+    A batch is copied, not kept: among what forwards free, it would keep the memory around it from
+    being used again, and the view of a class token keeps all tokens.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._values: torch.Tensor | None = None
+        self._filled = 0
+
+    def put(self, batch: torch.Tensor) -> None:
+        """Take the next rows [B, D]; raises ModelError for more than there are, or of another D."""
+        import torch
+
+        if self._values is None:
+            self._values = torch.empty(self._count, *batch.shape[1:], dtype=torch.float32)
+        place = self._values[self._filled : self._filled + len(batch)]
+        if place.shape != batch.shape:  # which copying would repeat
+            raise self._refuse(f"embeddings {tuple(batch.shape)}, expected {tuple(place.shape)}")
+        place.copy_(batch)
+        self._filled += len(batch)
+
+    def take(self) -> torch.Tensor:
+        """Return all rows; raises ModelError where some are missing."""
+        if self._values is None or self._filled < self._count:
+            raise self._refuse(f"{self._filled} embeddings")
+        return self._values
+
+    def _refuse(self, given: str) -> ModelError:
+        return ModelError(f"a model answered {self._count} samples with {given}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.evidence.outcomes import Outcomes, Score, mean_score
 from pytest_quantgate.gates.accuracy import AccuracyGate
+from pytest_quantgate.gates.regression import RegressionGate
+from pytest_quantgate.gates.run import measure_task
+from pytest_quantgate.gates.slices import find_slices, read_columns
 from pytest_quantgate.selftest.sabotage import OTHER_DIGEST, Sabotage, Spoil, altered, exchange
 
 if TYPE_CHECKING:
+    from pytest_quantgate.gates.sections import TaskGate
     from pytest_quantgate.run.case import Case
+
+#: What a verdict says of a slice that lost, whatever else went red with it.
+OVER_SLICES = r"worst slice .* [1-9]\d* of \d+ slices over slices\.max_drop"
 
 
 def _keep(outcomes: Outcomes) -> Outcomes:
@@ -79,7 +86,24 @@ def _on_outcomes(
     return lambda case, _key: exchange_outcomes(case, fp16=fp16, quantized=quantized)
 
 
+def lose_slice(case: Case, gate: TaskGate) -> Case | None:
+    """Return a copy of a case whose variant has no sample right of one slice that a gate judges:
+    the one with the most to lose. None where there is none."""
+    _, after = measure_task(case, gate)
+    judged = find_slices(gate, columns=read_columns(case, gate, after), outcomes=after).judged
+
+    rights = {name: sum(after.correct[i] for i in inside) for name, inside in judged.items()}
+    if not any(rights.values()):
+        return None
+    lost = set(judged[max(rights, key=rights.__getitem__)])
+    correct = tuple(False if i in lost else score for i, score in enumerate(after.correct))
+    return exchange_outcomes(case, quantized=lambda found: with_correct(found, correct=correct))
+
+
 def _accuracy() -> tuple[Sabotage, ...]:
+    def one_slice(case: Case, key: str) -> Case | None:
+        return lose_slice(case, case.suite.gates.get(AccuracyGate, key=key))
+
     def under_floor(case: Case, key: str) -> Case | None:
         if case.suite.gates.get(AccuracyGate, key=key).floor is None:
             return None
@@ -89,13 +113,7 @@ def _accuracy() -> tuple[Sabotage, ...]:
         gate = case.suite.gates.get(AccuracyGate, key=key)
         if gate.max_flips is None:
             return None
-        before, _ = case.outcomes(
-            task=gate.task,
-            metric=gate.metric,
-            samples=gate.samples,
-            stage=gate.stage,
-            first=gate.first,
-        )
+        before, _ = measure_task(case, gate)
         traded = trade_answers(before)
         flipped = sum(a != b for a, b in zip(before.answers, traded.answers, strict=True))
         if flipped <= gate.max_flips * len(before.ids):
@@ -139,12 +157,16 @@ def _accuracy() -> tuple[Sabotage, ...]:
             spoil=under_floor,
         ),
         of(name="losses that gains hide", cause="max_flips", spoil=trade),
+        of(name="one slice lost", cause=OVER_SLICES, spoil=one_slice),
     )
 
 
 def _regression() -> tuple[Sabotage, ...]:
     def without_baseline(case: Case, _key: str) -> Case:
         return exchange(case, store=_EmptyStore())
+
+    def one_slice(case: Case, key: str) -> Case | None:
+        return lose_slice(case, case.suite.gates.get(RegressionGate, key=key))
 
     of = partial(Sabotage, gate="regression")
     return (
@@ -166,6 +188,7 @@ def _regression() -> tuple[Sabotage, ...]:
                 fp16=altered(data_digest=OTHER_DIGEST), quantized=altered(data_digest=OTHER_DIGEST)
             ),
         ),
+        of(name="one slice lost", cause=OVER_SLICES, spoil=one_slice),
     )
 
 

@@ -23,6 +23,7 @@ from pytest_quantgate.selftest.outcomes import (
 )
 from pytest_quantgate.selftest.proof import Trial, conclude, list_sabotages
 from pytest_quantgate.selftest.sabotage import Sabotage, exchange, exchange_stages, whole_text
+from pytest_quantgate.store.baseline_mode import BaselineMode
 from pytest_quantgate.suite.load import load_suite
 
 pytestmark = pytest.mark.slow
@@ -217,3 +218,57 @@ def test_a_text_that_is_read_whole_has_no_end_token_to_lose(case: Case) -> None:
     assert not spoiled["a tokenizer without end token"]
     assert not spoiled["another token pooled"]
     assert spoiled["the image processor of another model"]
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "regression"])
+@pytest.mark.parametrize(("limit", "caught"), [("40pp", True), ("100pp", False)])
+def test_a_slice_that_lost_turns_red_and_is_named(
+    kind: str,
+    limit: str,
+    caught: bool,
+    tiny_clip: Path,
+    tmp_path: Path,
+    make_case: Callable[..., Case],
+) -> None:
+    """The average loses too, within its limit: only the slice turns the gate red."""
+    drops = "max_drop: 95pp"
+    if kind == "regression":
+        drops += ", max_fp16_drop: 95pp, max_drop_since_first: 95pp"
+    gate = f"{{task: scenes/classification, metric: acc1, samples: 640, {drops}, slices: "
+    path = tmp_path / "tiny.quantgate.yaml"
+    text = SUITE.partition("  accuracy:")[0].format(model=tiny_clip)
+    text += f"  {kind}:\n    - {gate}{{by: class, max_drop: {limit}, min_samples: 10}}}}\n"
+    path.write_text(text, encoding="utf-8")
+
+    def make_right(found: Outcomes) -> Outcomes:
+        return with_correct(found, correct=(True,) * len(found.ids))
+
+    key = "scenes/classification-acc1"
+    mode = BaselineMode.CREATE if kind == "regression" else BaselineMode.CHECK
+    case = make_case(load_suite(path), baselines=mode)
+    good = exchange_outcomes(case, fp16=make_right, quantized=make_right)
+    judged = good.judge(kind=kind, key=key)
+    assert judged.verdict.passed, whole_text(judged.verdict)
+    if judged.record is not None:
+        case.store.write(judged.record)
+        good = exchange(good, settings=replace(case.settings, baselines=BaselineMode.CHECK))
+
+    (planted,) = [s for s in list_sabotages() if (s.gate, s.name) == (kind, "one slice lost")]
+    spoiled = planted.spoil(good, key)
+    assert spoiled is not None
+    verdict = spoiled.judge(kind=kind, key=key).verdict
+    trial = Trial(sabotage=planted, verdict=verdict)
+
+    assert (trial.caught, trial.named) == (caught, caught), whole_text(verdict)
+    assert "slice-drop" in verdict.code if caught else verdict.passed
+
+
+def test_a_gate_without_slices_has_none_to_lose(case: Case) -> None:
+    found = {
+        s.name: s.spoil(case, "scenes/classification-acc1") is not None
+        for s in list_sabotages()
+        if s.gate == "accuracy"
+    }
+
+    assert not found["one slice lost"]
+    assert found["answers of another class"]

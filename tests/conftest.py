@@ -126,12 +126,26 @@ def _forked_restores(monkeypatch: pytest.MonkeyPatch, fork_server: ForkServer) -
     monkeypatch.setattr(roundtrip, "_restoring_elsewhere", restoring)
 
 
+@pytest.fixture(scope="session")
+def _all_imported() -> None:
+    """Import every module of the package: one that a test imports first, with something else in
+    the place of what it takes from another module, would keep that for all tests after it."""
+    import importlib
+    import pkgutil
+
+    import pytest_quantgate
+
+    for module in pkgutil.walk_packages(pytest_quantgate.__path__, "pytest_quantgate."):
+        importlib.import_module(module.name)
+
+
 @pytest.fixture
 def make_case(
     tmp_path: Path,
     shared_cache: Path,
     pytestconfig: pytest.Config,
     surroundings: Surroundings,
+    _all_imported: None,
     _forked_restores: None,
 ) -> Callable[..., Case]:
     """Make the case of a suite with the session's cache, without a run of pytest around it."""
@@ -283,7 +297,7 @@ def pytester(
 
 @pytest.fixture
 def run_gates(
-    pytester: pytest.Pytester, shared_cache: Path, _forked_restores: None
+    pytester: pytest.Pytester, shared_cache: Path, _all_imported: None, _forked_restores: None
 ) -> Callable[..., pytest.RunResult]:
     """Run pytest in this process on `suites/` with the session's cache."""
 

@@ -1,7 +1,8 @@
 """Records what ModelOpt's own kernels give, without a GPU: `python tests/record_kernels.py`.
 
-`tests/unit/quantization/data/kernels.npz` was written by it with ModelOpt 0.47.0. It needs g++ and
-Triton. Both kernels are ModelOpt's own text:
+`tests/unit/quantization/data/kernels.npz` was written by it with ModelOpt 0.47.0, and then with
+0.48.0rc1, which computes all but NVFP4 in dynamic blocks as before. It needs g++ and Triton. Both
+kernels are ModelOpt's own text:
 
 - Microscaling: the functions of `tensor_quant_mx.cu` that are for the host too, compiled by g++
   for IEEE arithmetic (the kernel on a GPU is built with `--use_fast_math`).
@@ -18,6 +19,7 @@ import os
 import subprocess
 import tempfile
 import types
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,10 @@ def run_host(x: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         source, library = Path(name, "host.cpp"), Path(name, "host.so")
         source.write_text(HOST_HEAD + body + HOST_TAIL)
-        site = Path(package.submodule_search_locations[0]).parent
+        triton = importlib.util.find_spec("triton")
+        assert triton is not None
+        assert triton.submodule_search_locations
+        site = Path(triton.submodule_search_locations[0]).parent
         folders = [
             folder,
             site / "triton/backends/nvidia/include",
@@ -197,12 +202,19 @@ def run_triton(x: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the file anew."""
+    """Add what this release gives to the file, where the same names hold the same values."""
     import numpy as np
 
+    release = ".".join(metadata.version("nvidia-modelopt").split(".")[:2])
     x = make_inputs()
-    FILE.parent.mkdir(exist_ok=True)
-    np.savez_compressed(FILE, inputs=x, **run_host(x), **run_triton(x))
+    found = {"inputs": x, **run_host(x), **run_triton(x)}
+    found[f"NVFP4 {release}"] = found.pop("NVFP4")
+    with np.load(FILE) as stored:
+        before = {name: stored[name] for name in stored.files}
+    for name in found.keys() & before.keys():
+        if not np.array_equal(found[name].view(np.uint32), before[name].view(np.uint32)):
+            raise SystemExit(f"{name} is not what the file has: keep both, by release")
+    np.savez_compressed(FILE, **{**before, **found})
     print(f"{FILE}: {FILE.stat().st_size} bytes")
 
 

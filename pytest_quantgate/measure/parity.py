@@ -15,13 +15,13 @@ from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.onnx import EngineOutputs
 from pytest_quantgate.evidence.parity import BlockParity, TowerParity
 from pytest_quantgate.measure.fidelity import sum_of_squares, to_db
+from pytest_quantgate.quantization.arithmetic import read_arithmetic
 from pytest_quantgate.quantization.quantizers import (
     find_quantizers,
     format_of,
     is_dynamic,
     plain_class_name,
 )
-from pytest_quantgate.runtimes.onnx_surgery import SMALLEST_AMAX
 
 if TYPE_CHECKING:
     import torch
@@ -267,8 +267,8 @@ def _token_ranges(value: torch.Tensor) -> torch.Tensor:
     """Return the largest magnitude of each row of the last axis, 1 for one without values."""
     import torch
 
-    ranges = value.abs().amax(dim=-1, keepdim=True)
-    return torch.where(ranges <= SMALLEST_AMAX, torch.ones_like(ranges), ranges)
+    ranges, least = value.abs().amax(dim=-1, keepdim=True), read_arithmetic().least_range
+    return torch.where(ranges <= least, torch.ones_like(ranges), ranges)
 
 
 def _record_blocks(

@@ -1,6 +1,6 @@
 """E4M3 under one range, on a CPU: bit for bit what ModelOpt computes there, in less time.
 
-ModelOpt 0.47's `tensor_quant.fp8_eager` makes five new tensors and casts twice, and takes most of
+ModelOpt's `tensor_quant.fp8_eager` makes five new tensors and casts twice, and takes most of
 a quantized forward. Here a part of the tensor that stays in the CPU's cache is rounded in place.
 
 A float32 is rounded to a multiple of 2^e by adding 1.5 * 2^(e + 23) and taking it away again, ties
@@ -25,9 +25,6 @@ _PART = 1 << 16
 _EXPONENT = 23
 _BIAS = 127
 
-#: ModelOpt takes 1 for a range that is not above this.
-LEAST_RANGE = 2.0**-24
-
 
 def can_round(inputs: torch.Tensor, amax: torch.Tensor) -> bool:
     """Return whether `round_e4m3` is for these: float32 on a CPU, under one range."""
@@ -42,13 +39,16 @@ def can_round(inputs: torch.Tensor, amax: torch.Tensor) -> bool:
     )
 
 
-def round_e4m3(inputs: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
-    """Return `inputs`, of any shape, as E4M3 holds them where `amax` is its largest value, 448."""
+def round_e4m3(inputs: torch.Tensor, amax: torch.Tensor, *, least_range: float) -> torch.Tensor:
+    """Return `inputs`, of any shape, as E4M3 holds them where `amax` is its largest value, 448.
+
+    A range that is not above `least_range` counts as 1.
+    """
     import torch
 
     largest = E4M3.largest
     amax = amax.to(torch.float32)
-    scale = largest / torch.where(amax <= LEAST_RANGE, torch.ones_like(amax), amax).reshape(())
+    scale = largest / torch.where(amax <= least_range, torch.ones_like(amax), amax).reshape(())
     inverse = 1 / scale
     outputs = torch.empty_like(inputs)
     source, target = inputs.view(-1), outputs.view(-1)

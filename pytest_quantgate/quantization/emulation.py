@@ -2,8 +2,9 @@
 
 ModelOpt computes them by kernels for NVIDIA GPUs. The same arithmetic is here in PyTorch, in
 float32 and in the kernels' own order, so that a machine without a GPU measures what one with a GPU
-would. Sources: ModelOpt 0.47's `kernels/quantization/gemm/fp4_kernel_hopper.py`, `fp4_kernel.py`,
-`common/nvfp4_quant.py` and `tensor_quant_mx.cu` (scales as in its `compute_scale_e8m0_NV`).
+would. Sources: `kernels/quantization/gemm/fp4_kernel_hopper.py`, `fp4_kernel.py`,
+`common/nvfp4_quant.py` and `tensor_quant_mx.cu` (scales as in its `compute_scale_e8m0_NV`) of
+ModelOpt 0.47 and 0.48; where they differ, that counts which is installed (`arithmetic.py`).
 
 Known to differ: a NaN stays NaN (the kernels' tables make a number of it), subnormal numbers are
 kept (the MX kernels are built to flush them), and NVFP4 keeps to the block size that is declared
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_quantgate.encoders.encoder import Encoder
 from pytest_quantgate.formats.number_format import NumberFormat
 from pytest_quantgate.formats.table import E4M3, NVFP4, read_blocks, read_format
-from pytest_quantgate.quantization.e4m3 import LEAST_RANGE, can_round, round_e4m3
+from pytest_quantgate.quantization.arithmetic import Arithmetic, read_arithmetic
+from pytest_quantgate.quantization.e4m3 import can_round, round_e4m3
 from pytest_quantgate.quantization.modelopt import import_modelopt
 from pytest_quantgate.quantization.quantizers import (
     amax_of,
@@ -34,10 +36,8 @@ from pytest_quantgate.quantization.quantizers import (
 if TYPE_CHECKING:
     import torch
 
-#: What the NVFP4 kernel takes for a scale of the tensor that is not positive, and the scale of a
-#: block below which all its values become 0.
+#: What the NVFP4 kernel takes for a scale of the tensor that is not positive.
 _LEAST_TENSOR_SCALE = 1e-12
-LEAST_BLOCK_SCALE = 1e-5
 
 #: What `emulated_kernels` puts something else in the place of.
 _REPLACED = ("quantize_op", "dynamic_block_quantize_op", "triton_kernel")
@@ -47,20 +47,26 @@ _E4M3_BITS = (E4M3.bits, E4M3.exponent_bits)
 
 
 def fake_quantize_nvfp4(
-    values: torch.Tensor, amax: torch.Tensor, *, block_size: int = 16
+    values: torch.Tensor, amax: torch.Tensor, *, arithmetic: Arithmetic, block_size: int = 16
 ) -> torch.Tensor:
     """Return `values` as NVFP4 holds them, with scales from the blocks of the last axis at hand.
 
     `amax` is the range of the tensor, one value (the largest of several counts). A block's scale is
-    its largest magnitude / 6, in E4M3 under the tensor's scale, amax / (6 * 448).
+    its largest magnitude / 6, in E4M3 under the tensor's scale, amax / (6 * 448). All blocks are
+    scaled by 1 under a range that is not positive or not finite.
     """
     import torch
 
     scales, tensor_scale = scale_nvfp4(values, amax, block_size=block_size)
-    blocks = _split(values, block_size)
     scales = (scales * tensor_scale).unsqueeze(-1)
-    scales = torch.where(scales >= LEAST_BLOCK_SCALE, scales, torch.ones_like(scales))
-    return _join(_round_minifloat(blocks / scales, NVFP4) * scales, like=values)
+    whole = amax.float().amax()
+    is_range = (whole > 0) & torch.isfinite(whole)
+    scales = torch.where(
+        is_range & (scales >= arithmetic.least_block_scale), scales, torch.ones_like(scales)
+    )
+    divisor = torch.where(scales > 0, scales, torch.ones_like(scales))
+    found = _round_minifloat(_split(values, block_size) / divisor, NVFP4) * divisor
+    return _join(torch.where(scales > 0, found, torch.zeros_like(found)), like=values)
 
 
 def scale_nvfp4(
@@ -88,6 +94,8 @@ def fake_quantize_static_nvfp4(
     quantize_block_scales: bool = True,
     fp8_max_for_normalization: float = E4M3.largest,
     out_dtype: torch.dtype | None = None,
+    *,
+    arithmetic: Arithmetic,
 ) -> torch.Tensor:
     """Return `values` as NVFP4 holds them, with the calibrated range of each block in `amax`.
 
@@ -101,7 +109,10 @@ def fake_quantize_static_nvfp4(
     scales = amax.float() / NVFP4.largest
     if quantize_block_scales:
         codes, tensor_scale = scale_static_nvfp4(
-            amax, global_amax, fp8_max_for_normalization=fp8_max_for_normalization
+            amax,
+            global_amax,
+            arithmetic=arithmetic,
+            fp8_max_for_normalization=fp8_max_for_normalization,
         )
         scales = codes * tensor_scale
     scales = scales.reshape(-1, 1)
@@ -117,6 +128,7 @@ def scale_static_nvfp4(
     amax: torch.Tensor,
     global_amax: torch.Tensor | None = None,
     *,
+    arithmetic: Arithmetic,
     fp8_max_for_normalization: float = E4M3.largest,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scales of blocks of calibrated ranges, values of E4M3, and that of the tensor."""
@@ -125,7 +137,7 @@ def scale_static_nvfp4(
     ranges = amax.float()
     whole = (ranges.amax() if global_amax is None else global_amax).float()
     highest = whole * (E4M3.largest / fp8_max_for_normalization) / NVFP4.largest
-    highest = torch.where(highest <= LEAST_RANGE, torch.ones_like(highest), highest)
+    highest = torch.where(highest <= arithmetic.least_range, torch.ones_like(highest), highest)
     factor = E4M3.largest / highest
     scales = ranges / NVFP4.largest * factor
     return _round_e4m3(scales.clamp(-E4M3.largest, E4M3.largest)), 1 / factor
@@ -183,7 +195,9 @@ def scale_blocks(quantizer: Any, weight: torch.Tensor) -> tuple[torch.Tensor, to
     if is_dynamic(quantizer):
         return scale_nvfp4(weight, amax.to(weight.device), block_size=size)
     scales, factor = scale_static_nvfp4(
-        amax.to(weight.device), getattr(quantizer, "global_amax", None)
+        amax.to(weight.device),
+        getattr(quantizer, "global_amax", None),
+        arithmetic=read_arithmetic(),
     )
     return scales.reshape(weight.shape[0], -1), factor
 
@@ -268,20 +282,21 @@ def emulated_kernels() -> Iterator[None]:
     """
     module = import_modelopt("modelopt.torch.quantization.tensor_quant")
     own = {name: getattr(module, name) for name in _REPLACED}
+    arithmetic = read_arithmetic()
 
     def quantize(inputs: torch.Tensor, amax: torch.Tensor, **named: Any) -> torch.Tensor:
         if (named["num_bits"], named["exponent_bits"]) == _E4M3_BITS and can_round(inputs, amax):
-            return round_e4m3(inputs, amax)
+            return round_e4m3(inputs, amax, least_range=arithmetic.least_range)
         return own["quantize_op"](inputs, amax, **named)  # type: ignore[no-any-return]
 
-    def quantize_blocks(inputs: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    def quantize_blocks(inputs: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
         if inputs.device.type != "cpu":
-            return own["dynamic_block_quantize_op"](inputs, *arguments)  # type: ignore[no-any-return]
-        return _quantize_dynamic_blocks(inputs, *arguments)
+            return own["dynamic_block_quantize_op"](inputs, *arguments, **named)  # type: ignore[no-any-return]
+        return _quantize_dynamic_blocks(inputs, *arguments, **named, arithmetic=arithmetic)
 
     module.quantize_op = quantize
     module.dynamic_block_quantize_op = quantize_blocks
-    module.triton_kernel = _Kernels(own["triton_kernel"])
+    module.triton_kernel = _Kernels(own["triton_kernel"], arithmetic=arithmetic)
     try:
         yield
     finally:
@@ -297,10 +312,16 @@ def _rounds_alike() -> bool:
     # Every exponent and sign, with the seven bits of a float32 that a tie is seen in.
     patterns = torch.arange(1 << 16, dtype=torch.int32) << 16
     values = torch.cat((patterns, patterns + 1)).view(torch.float32)
-    amax = torch.tensor(3.0)
-    theirs = module.fp8_eager(values, amax)
-    ours = round_e4m3(values, amax)
-    return torch.equal(ours.nan_to_num().view(torch.int32), theirs.nan_to_num().view(torch.int32))
+    least_range = read_arithmetic().least_range
+
+    def agree(amax: torch.Tensor) -> bool:
+        ours = round_e4m3(values, amax, least_range=least_range)
+        theirs = module.fp8_eager(values, amax)
+        return torch.equal(
+            ours.nan_to_num().view(torch.int32), theirs.nan_to_num().view(torch.int32)
+        )
+
+    return all(agree(torch.tensor(amax)) for amax in (3.0, 2 * least_range, least_range))
 
 
 def _quantize_dynamic_blocks(
@@ -311,8 +332,16 @@ def _quantize_dynamic_blocks(
     exponent_bits: int,
     scale_num_bits: int,
     scale_exponent_bits: int,
+    trt_high_precision_dtype: str | None = None,
+    onnx_quantizer_type: str | None = None,
+    *,
+    arithmetic: Arithmetic,
 ) -> torch.Tensor:
-    """What `tensorrt::dynamic_block_quantize_op` computes, by its own arguments."""
+    """What `tensorrt::dynamic_block_quantize_op` computes, by its own arguments.
+
+    Its last two, which it has since ModelOpt 0.48, are for an exported graph alone.
+    """
+    del trt_high_precision_dtype, onnx_quantizer_type
     bits = (exponent_bits, num_bits - exponent_bits - 1) if exponent_bits else num_bits
     scale_bits = (scale_exponent_bits, scale_num_bits - scale_exponent_bits - 1)
     blocks = {-1: block_size, "type": "dynamic", "scale_bits": scale_bits}
@@ -321,7 +350,7 @@ def _quantize_dynamic_blocks(
         if kind.amax == "none":
             return fake_quantize_mx(inputs, element=kind, block_size=block_size)
         if amax is not None:
-            return fake_quantize_nvfp4(inputs, amax, block_size=block_size)
+            return fake_quantize_nvfp4(inputs, amax, arithmetic=arithmetic, block_size=block_size)
     raise NotImplementedError(
         f"num_bits {bits!r} with scale_bits {scale_bits!r} in dynamic blocks is not emulated"
     )
@@ -332,8 +361,9 @@ class _Kernels:
 
     IS_AVAILABLE = True
 
-    def __init__(self, own: Any) -> None:
+    def __init__(self, own: Any, *, arithmetic: Arithmetic) -> None:
         self._own = own
+        self._arithmetic = arithmetic
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
@@ -343,7 +373,7 @@ class _Kernels:
     ) -> torch.Tensor:
         if values.device.type != "cpu":
             return self._own.static_blockwise_fp4_fake_quant(values, *arguments, **named)  # type: ignore[no-any-return]
-        return fake_quantize_static_nvfp4(values, *arguments, **named)
+        return fake_quantize_static_nvfp4(values, *arguments, **named, arithmetic=self._arithmetic)
 
     def static_blockwise_fp4_cast(
         self, values: torch.Tensor, out_dtype: torch.dtype | None = None

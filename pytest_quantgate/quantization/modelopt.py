@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from importlib import metadata
 from typing import Any
 
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.errors import MissingPackage
+
+
+def read_version() -> tuple[int, ...]:
+    """Return the first two numbers of ModelOpt's version. Raises MissingPackage without it."""
+    try:
+        version = metadata.version("nvidia-modelopt")
+    except metadata.PackageNotFoundError:
+        raise MissingPackage(
+            "nvidia-modelopt", extra="clip", purpose="quantizing a model"
+        ) from None
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def import_modelopt(name: str, *, purpose: str = "quantizing a model") -> Any:

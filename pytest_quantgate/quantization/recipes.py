@@ -14,16 +14,34 @@ from typing import Any, Literal
 
 from pytest_quantgate.encoders.loading import quiet_libraries
 from pytest_quantgate.encoders.source import find_recipe_file, read_recipe_text
-from pytest_quantgate.errors import MissingPackage, ModelError
+from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import FormatSearch
 from pytest_quantgate.formats.recipes import RECIPES
 from pytest_quantgate.formats.table import name_format, read_num_bits
-from pytest_quantgate.quantization.modelopt import import_modelopt
+from pytest_quantgate.quantization.modelopt import import_modelopt, read_version
 from pytest_quantgate.suite.specs import QuantizeSpec
 from pytest_quantgate.untrusted import check_yaml
 
 #: The ModelOpt releases that this product was tested with: the first, and the first that is not.
-MODELOPT_VERSIONS = ((0, 47), (0, 48))
+MODELOPT_VERSIONS = ((0, 47), (0, 49))
+
+#: Folders of ModelOpt's library that have another name since 0.47 (the first) or 0.48, which it
+#: finds by the old one too: the longest first.
+_MOVED_TIERS = {
+    "huggingface/models/": "models/",
+    "model_type/models/": "models/",
+    "huggingface/": "model_type/",
+}
+
+#: Settings of an algorithm by which a calibration reads files that can run code, or writes some and
+#: leaves a model that does not run.
+_FILES_OF_CALIBRATION = {
+    "checkpoint_dir": (
+        "resumes its calibration from checkpoint_dir, where ModelOpt unpickles files, which can "
+        "run code"
+    ),
+    "export_dir": "exports to export_dir while it calibrates, and leaves a model that does not run",
+}
 
 _AXIS = re.compile(r"-?[0-9]{1,2}")
 
@@ -84,14 +102,8 @@ def named_recipes() -> dict[str, dict[str, Any]]:
 
 def check_modelopt_version() -> None:
     """Raise MissingPackage without ModelOpt, ModelError for a release that is not supported."""
-    try:
-        version = metadata.version("nvidia-modelopt")
-    except metadata.PackageNotFoundError:
-        raise MissingPackage(
-            "nvidia-modelopt", extra="clip", purpose="quantizing a model"
-        ) from None
     low, high = MODELOPT_VERSIONS
-    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    found = read_version()
     if not low <= found < high:
         reason = (
             "its quant_cfg is a dict, where the order of entries means something else (since 0.44 "
@@ -100,7 +112,7 @@ def check_modelopt_version() -> None:
             else "this release of pytest-quantgate was not tested with it"
         )
         raise ModelError(
-            f"nvidia-modelopt {version} is not supported: {reason}; "
+            f"nvidia-modelopt {metadata.version('nvidia-modelopt')} is not supported: {reason}; "
             f"pip install 'nvidia-modelopt>={low[0]}.{low[1]},<{high[0]}.{high[1]}'"
         )
 
@@ -115,11 +127,9 @@ def build_recipe(config: Any, *, name: str, where: str = "recipe") -> Recipe:
     if isinstance(config, Mapping) and "quant_cfg" in config:
         algorithm = config.get("algorithm", "max")
         config = config["quant_cfg"]
-    if "checkpoint_dir" in _keys_in(algorithm):
-        raise ModelError(
-            f"{where}: recipe {name!r} resumes its calibration from checkpoint_dir, where ModelOpt "
-            f"unpickles files, which can run code: leave checkpoint_dir out"
-        )
+    for key, does in _FILES_OF_CALIBRATION.items():
+        if key in _keys_in(algorithm):
+            raise ModelError(f"{where}: recipe {name!r} {does}: leave {key} out")
     entries = normalise_quant_cfg(config, where=where)
     enabling = [entry for entry in entries if entry["enable"]]
     if not enabling:
@@ -237,7 +247,7 @@ def _load_config(name: str, *, where: str) -> Any:
         return preset
     if "/" not in name:
         raise ModelError(_unknown_recipe(name, where=where, presets=_presets(mtq)))
-    if not _is_own_recipe(name):
+    if not is_own_recipe(name):
         raise ModelError(
             f"{where}: ModelOpt has no recipe {name!r}: for a file of yours write its path with "
             f".yaml at the end"
@@ -298,26 +308,31 @@ def _check_imports(imports: Any, *, path: Path, where: str) -> None:
     The digest of a variant covers the recipe file and ModelOpt's version, and no third file.
     """
     for name, source in imports.items() if isinstance(imports, Mapping) else ():
-        if not _is_own_recipe(source):
+        if not is_own_recipe(source):
             raise ModelError(
                 f"{where}: {path}: imports.{name} is {str(source)[:100]!r}, which is not part of "
                 f"ModelOpt: a change there would go unseen; write its content into the recipe"
             )
 
 
-def _is_own_recipe(name: Any) -> bool:
+def is_own_recipe(name: Any) -> bool:
     """Return whether ModelOpt's library, and not the folder of this run, has a recipe by a name."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name, re.ASCII):
         return False
     if ".." in name.split("/"):
         return False
     library = import_modelopt("modelopt.recipe.loader").BUILTIN_RECIPES_LIB
-    endings = ("", ".yml", ".yaml")
-    own = any(
-        library.joinpath(name + ending).is_file() or library.joinpath(name + ending).is_dir()
-        for ending in endings
-    )
-    return own and not any(Path(name + ending).exists() for ending in endings)
+    names = [tier + ending for tier in (name, _find_tier(name)) for ending in ("", ".yml", ".yaml")]
+    own = any(library.joinpath(name).is_file() or library.joinpath(name).is_dir() for name in names)
+    return own and not any(Path(name).exists() for name in names)
+
+
+def _find_tier(name: str) -> str:
+    """Return the name that a recipe has since ModelOpt moved its folder: old names work on."""
+    for old, new in _MOVED_TIERS.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def _presets(mtq: Any) -> list[str]:

@@ -20,15 +20,15 @@ from pytest_quantgate.errors import ModelError
 from pytest_quantgate.evidence.audit import Slot
 from pytest_quantgate.formats.number_format import NumberFormat
 from pytest_quantgate.formats.table import E4M3, TABLE
-from pytest_quantgate.quantization.emulation import LEAST_BLOCK_SCALE
+from pytest_quantgate.quantization.arithmetic import read_arithmetic
 from pytest_quantgate.runtimes.onnx_narrow import drop_idle_nodes, narrow_graph
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-#: ModelOpt's fake quantizers take a smaller amax as "this never saw a value".
-SMALLEST_AMAX = 2.0**-24
+#: ModelOpt's integer quantizers take an amax that is not above this as "this never saw a value".
+_LEAST_INTEGER_RANGE = 2.0**-24
 
 #: The node that a quantizer leaves in a trace; its attribute `name` is the quantizer's.
 MARK_DOMAIN, MARK = "quantgate", "Pair"
@@ -79,8 +79,11 @@ class StoredQuantizer:
         import numpy as np
 
         largest = np.float32(self.format.largest)
-        unused = np.float32(1.0) if self.format.is_integer else np.float32(1.0) / largest
-        scale = np.where(self.amax <= SMALLEST_AMAX, unused, self.amax / largest)
+        if self.format.is_integer:
+            least, unused = _LEAST_INTEGER_RANGE, np.float32(1.0)
+        else:
+            least, unused = read_arithmetic().least_range, np.float32(1.0) / largest
+        scale = np.where(self.amax <= np.float32(least), unused, self.amax / largest)
         return np.asarray(scale, dtype=np.float32)
 
     def round_weight(self, weight: torch.Tensor) -> torch.Tensor:
@@ -408,7 +411,8 @@ def _add_token_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> 
     add, constant = part.add, part.constant
     axes = constant("axes", np.array([-1], dtype=np.int64))
     highest = add("ReduceMax", [add("Abs", [source]), axes])
-    empty = add("LessOrEqual", [highest, constant("unused", np.float32(SMALLEST_AMAX))])
+    least = np.float32(read_arithmetic().least_range)
+    empty = add("LessOrEqual", [highest, constant("unused", least)])
     scale = add("Where", [empty, constant("one", np.float32(1.0)), highest])
     inner = onnx.helper.make_node("Identity", [add("Div", [source, scale])], node.output)
     _add_pair(build, inner, quantizer=quantizer)
@@ -441,7 +445,8 @@ def _add_nvfp4_pair(build: _Build, node: Any, *, quantizer: StoredQuantizer) -> 
     largest = part.constant("largest", np.float32(quantizer.format.largest) * factor)
     codes = part.add("QuantizeLinear", [highest, largest, zero])
     scale = part.add("DequantizeLinear", [codes, part.constant("scale", factor)])
-    least = part.constant("least", np.float32(LEAST_BLOCK_SCALE))
+    least_scale = max(read_arithmetic().least_block_scale, _LEAST_POWER)
+    least = part.constant("least", np.float32(least_scale))
     idle = part.add("Less", [scale, least])
     divisor = part.add("Where", [idle, part.constant("one", np.float32(1.0)), scale])
     # A builder wants the length of the blocks' axis as a number, and attention computes its own.

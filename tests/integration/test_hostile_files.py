@@ -249,6 +249,15 @@ def test_a_recipe_that_resumes_from_pickles_is_refused(tmp_path: Path) -> None:
             recipe(form)
 
 
+def test_a_recipe_that_exports_while_it_calibrates_is_refused() -> None:
+    """Since ModelOpt 0.48 `export_dir` writes files, and leaves a model that does not run."""
+    layerwise = {"enable": True, "export_dir": "/tmp/x"}
+    form = {**RESUMING, "algorithm": {"method": "max", "layerwise": layerwise}}
+
+    with pytest.raises(ModelError, match="exports to export_dir while it calibrates"):
+        recipe(form)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -39,7 +39,7 @@ gates:
 """
 REQUIREMENTS = (
     "pytest>=8.3",
-    'nvidia-modelopt<0.48,>=0.47; extra == "clip"',
+    'nvidia-modelopt<0.49,>=0.47; extra == "clip"',
     'onnxruntime>=1.20; extra == "onnx"',
     'tensorrt-rtx-cu12>=1.7; extra == "rtx"',
     'ruff>=0.9; extra == "dev"',
@@ -76,7 +76,9 @@ def packages(**found: str) -> dict[str, Check]:
         ("0.47.0", "OK"),
         ("0.47.3", "OK"),
         ("0.46.1", "TOO OLD"),
-        ("0.48.0", "TOO NEW"),
+        ("0.48.0rc1", "OK"),
+        ("0.48.0", "OK"),
+        ("0.49.0", "TOO NEW"),
         ("1.0", "TOO NEW"),
     ],
 )
@@ -85,8 +87,8 @@ def test_modelopt_is_held_against_its_range(version: str, state: str) -> None:
 
     assert check.state == state
     if state != "OK":
-        assert check.detail == f"{version}, supported is <0.48,>=0.47"
-        assert check.mend == "pip install 'nvidia-modelopt<0.48,>=0.47'"
+        assert check.detail == f"{version}, supported is <0.49,>=0.47"
+        assert check.mend == "pip install 'nvidia-modelopt<0.49,>=0.47'"
 
 
 def test_missing_package_names_its_extra() -> None:

@@ -105,9 +105,11 @@ def list_recipe_ids() -> list[str]:
     assert package is not None
     assert package.submodule_search_locations
     root = Path(package.submodule_search_locations[0])
-    found = [*root.glob("general/ptq/*.yaml"), *root.glob("huggingface/*/ptq/*.yaml")]
-    found += root.glob("models/**/ptq/*.yaml")
+    found = [*root.glob("general/ptq/*.yaml"), *root.glob("models/**/ptq/*.yaml")]
+    for tier in ("huggingface", "model_type"):  # the same by its old name, and by that since 0.48
+        found += root.glob(f"{tier}/*/ptq/*.yaml")
     names = (path.relative_to(root).with_suffix("").as_posix() for path in found)
+    names = (name.replace("model_type/", "huggingface/", 1) for name in names)
     return sorted(name for name in names if not name.endswith(("disabled_quantizers", "quant_cfg")))
 
 

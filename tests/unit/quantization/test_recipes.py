@@ -18,6 +18,7 @@ from pytest_quantgate.quantization.recipes import (
     Recipe,
     check_modelopt_version,
     describe_content,
+    is_own_recipe,
     named_recipes,
     resolve_recipe,
     to_modelopt,
@@ -258,6 +259,51 @@ def test_what_is_no_recipe(recipe: Any, message: str, make_recipe: MakeRecipe) -
         make_recipe(recipe)
 
 
+@pytest.fixture
+def library_of_048(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder that stands for ModelOpt's library, with folders named as 0.48 names them."""
+    library, elsewhere = tmp_path / "library", tmp_path / "elsewhere"
+    for name in ("model_type/vit/ptq/fp8.yaml", "models/maker/model/ptq/fp8.yaml"):
+        (library / name).parent.mkdir(parents=True)
+        (library / name).write_text("quantize: {}\n", encoding="utf-8")
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    loader = import_modelopt("modelopt.recipe.loader")
+    monkeypatch.setattr(loader, "BUILTIN_RECIPES_LIB", library)
+    return elsewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "is_own"),
+    [
+        ("huggingface/vit/ptq/fp8", True),
+        ("model_type/vit/ptq/fp8", True),
+        ("huggingface/models/maker/model/ptq/fp8", True),
+        ("model_type/models/maker/model/ptq/fp8.yaml", True),
+        ("models/maker/model/ptq/fp8", True),
+        ("huggingface/vit/ptq/int8", False),
+        ("vit/ptq/fp8", False),
+    ],
+)
+@pytest.mark.usefixtures("library_of_048")
+def test_old_names_of_recipes_are_known_where_their_folder_moved(name: str, is_own: bool) -> None:
+    assert is_own_recipe(name) == is_own
+
+
+@pytest.mark.parametrize(
+    "file", ["huggingface/vit/ptq/fp8.yaml", "model_type/vit/ptq/fp8.yml", "model_type/vit/ptq/fp8"]
+)
+def test_a_file_of_this_folder_is_not_modelopts_own_by_either_name(
+    file: str, library_of_048: Path
+) -> None:
+    """Since 0.48 ModelOpt itself prefers such a file to its own recipe of that name."""
+    path = library_of_048 / file
+    path.parent.mkdir(parents=True)
+    path.write_text("quantize: {}\n", encoding="utf-8")
+
+    assert not is_own_recipe("huggingface/vit/ptq/fp8")
+
+
 def test_yaml_file_that_is_no_recipe(tmp_path: Path, make_recipe: MakeRecipe) -> None:
     path = tmp_path / "recipe.yaml"
     for text in ("just: words\n", "1\n---\n2\n---\n3\n"):
@@ -296,7 +342,9 @@ DICT_FORM = (
 )
 
 
-@pytest.mark.parametrize("version", ["0.47.0", "0.47.1", "0.47rc1", "0.47.0+local"])
+@pytest.mark.parametrize(
+    "version", ["0.47.0", "0.47.1", "0.47rc1", "0.47.0+local", "0.48.0rc1", "0.48.1"]
+)
 def test_supported_modelopt(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _name: version)
     check_modelopt_version()
@@ -309,7 +357,7 @@ def test_supported_modelopt(version: str, monkeypatch: pytest.MonkeyPatch) -> No
         ("0.43.0", DICT_FORM),
         ("0.44.0", "this release of pytest-quantgate was not tested with it"),
         ("0.46.1", "this release of pytest-quantgate was not tested with it"),
-        ("0.48.0", "this release of pytest-quantgate was not tested with it"),
+        ("0.49.0", "this release of pytest-quantgate was not tested with it"),
         ("1.0", "this release of pytest-quantgate was not tested with it"),
     ],
 )
@@ -321,7 +369,7 @@ def test_modelopt_that_is_refused(
         make_recipe("fp8")
     assert str(caught.value) == (
         f"nvidia-modelopt {version} is not supported: {reason}; "
-        f"pip install 'nvidia-modelopt>=0.47,<0.48'"
+        f"pip install 'nvidia-modelopt>=0.47,<0.49'"
     )
 
 

@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from pytest_quantgate.formats.number_format import NumberFormat
 from pytest_quantgate.formats.table import NVFP4, find_format
+from pytest_quantgate.quantization.arithmetic import read_arithmetic
 from pytest_quantgate.quantization.emulation import fake_quantize_mx, fake_quantize_nvfp4
 from pytest_quantgate.runtimes.onnx_surgery import (
     MARK,
@@ -56,7 +57,7 @@ def quantize(values: Any, *, kind: NumberFormat) -> Any:
     if kind.name == "NVFP4":
         share = np.minimum(highest / (np.float32(6) * TENSOR_SCALE), np.float32(448))
         scale = share.astype(ml_dtypes.float8_e4m3fn).astype("f4") * TENSOR_SCALE
-        scale = np.where(scale < 1e-5, 0, scale)
+        scale = np.where(scale < max(read_arithmetic().least_block_scale, 2.0**-126), 0, scale)
     else:
         _, power = np.frexp((highest / np.float32(kind.largest)).astype("f8"))
         scale = np.exp2(power.astype("f8"))
@@ -134,7 +135,7 @@ def test_a_pair_gives_what_its_format_is_defined_as(
     np.testing.assert_array_equal(found, wanted)
     x = torch.from_numpy(row)
     emulated = (
-        fake_quantize_nvfp4(x, torch.tensor(AMAX))
+        fake_quantize_nvfp4(x, torch.tensor(AMAX), arithmetic=read_arithmetic())
         if kind is NVFP4
         else fake_quantize_mx(x, element=kind)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -38,7 +39,11 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None, *, environ: Mapping[str, str] = os.environ) -> int:
     """Run the command and return its exit status: 0 done, 1 refused or invalid, 2 wrong usage."""
-    parsed = build_parser().parse_args(arguments)
+    parser = build_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return 2
+    parsed = parser.parse_args(arguments)
     try:
         status: int = _command(parsed.command).run(parsed, environ=environ)
     except QuantGateError as error:
@@ -75,8 +80,16 @@ def _fit(text: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="quantgate", description="Suites and baselines of pytest-quantgate."
+    parser = _CommandParser(
+        prog="quantgate",
+        description="What decides whether a quantized encoder may ship: its files, the suites "
+        "that judge it, their baselines and releases.",
+        epilog="""\
+the first minutes:
+  quantgate check out/                           # what is quantized in these files, and how
+  quantgate init --model DIR --data DATASET      # write a suite
+  pytest suites                                  # judge by it; the gates are tests of pytest
+""",
     )
     parser.add_argument("--version", action="version", version=f"quantgate {__version__}")
     commands = parser.add_subparsers(

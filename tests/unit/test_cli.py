@@ -260,7 +260,6 @@ def test_baselines_that_are_a_file_cannot_be_written(capsys: Captured, obtained:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "the following arguments are required: COMMAND"),
         (["polish"], "invalid choice: 'polish'"),
         (["validate"], "the following arguments are required: SUITE"),
         (["schema", "x"], "invalid choice: 'x'"),
@@ -277,6 +276,14 @@ def test_wrong_usage_is_status_two(capsys: Captured, arguments: list[str], words
     assert out == ""
     assert err.startswith("usage: quantgate ")
     assert words in err
+
+
+def test_without_a_command_all_of_them_are_shown(capsys: Captured) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "usage: quantgate " in err
+    assert all(f"\n    {name}" in err for name in COMMANDS)
 
 
 def test_version_is_printed(capsys: Captured) -> None:

@@ -149,7 +149,8 @@ def test_every_part_of_a_suite_fits_into_one(tmp_path: Path, part: str) -> None:
     assert suite.gates is not None
 
 
-def test_the_line_that_installs_stands_in_one_place() -> None:
+def test_the_line_that_installs_stands_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "docs" / "_ext")
     from quantgate_docs import INSTALL
 
     assert INSTALL.format(extras="clip") in (REPOSITORY / "README.md").read_text(encoding="utf-8")

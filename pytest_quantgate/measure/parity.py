@@ -26,6 +26,8 @@ from pytest_quantgate.quantization.quantizers import (
 if TYPE_CHECKING:
     import torch
 
+    from pytest_quantgate.measure.embeddings import Encodes
+
 #: Relative size of a nudge: what rounding adds up to on the way through a few layers in float32.
 NUDGE = 1e-6
 
@@ -49,12 +51,12 @@ def measure_tower_parity(
     tower: TowerName,
     fp16: Encoder,
     quantized: Encoder,
-    exported: Callable[[Batch], torch.Tensor],
+    exported: Encodes,
     batches: Sequence[Batch],
     optimization: str,
     compared: tuple[BlockParity, ...] = (),
 ) -> TowerParity:
-    """Return the errors of one exported tower on `batches`; `exported` gives its embeddings [N, D].
+    """Return the errors of one exported tower on `batches`; `exported` holds it.
 
     Errors are relative, ||a - b|| / ||b|| over all samples. `compared` are its blocks by
     themselves. Raises ValueError for no batches.
@@ -70,7 +72,7 @@ def measure_tower_parity(
         return torch.cat(parts).cpu().double()
 
     reference, approved = run(fp16), run(quantized)
-    found = torch.cat([exported(batch) for batch in batches]).double()
+    found = torch.cat([_embed(exported, tower=tower, batch=batch) for batch in batches]).double()
     moved = []
     for seed in range(DRAWS):
         with nudged(quantized, blocks=list_blocks(quantized, tower=tower), seed=seed):
@@ -297,7 +299,7 @@ def _record_blocks(
     return {name: runs[name] for name in blocks}, embeddings
 
 
-def _embed(model: Encoder, *, tower: TowerName, batch: Batch) -> torch.Tensor:
+def _embed(model: Encodes, *, tower: TowerName, batch: Batch) -> torch.Tensor:
     with quiet_libraries():
         return model.encode(tower, batch.inputs[tower])
 
@@ -352,33 +354,30 @@ def measure_engine_outputs(
     tower: TowerName,
     fp16: Encoder,
     quantized: Encoder,
-    engine: Callable[[Batch], torch.Tensor],
-    exported: Callable[[Batch], torch.Tensor] | None,
+    engine: Encodes,
+    exported: Encodes | None,
     batches: Sequence[Batch],
 ) -> EngineOutputs:
     """Return the noise of one tower's engine, of its ONNX file and of PyTorch against FP16.
 
-    `engine` and `exported` give embeddings [N, D] of a batch. Raises ValueError for no batches.
+    `engine` and `exported` hold that tower. Raises ValueError for no batches.
     """
     import torch
 
     if not batches:
         raise ValueError("an engine needs at least one batch of pairs")
 
-    def embed(run: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
-        with quiet_libraries():
-            return torch.cat([run(batch) for batch in batches]).cpu().double()
+    def embed(model: Encodes) -> torch.Tensor:
+        found = [_embed(model, tower=tower, batch=batch) for batch in batches]
+        return torch.cat(found).cpu().double()
 
-    def encode(model: Encoder) -> Callable[[Batch], torch.Tensor]:
-        return lambda batch: model.encode(tower, batch.inputs[tower])
-
-    reference, found = embed(encode(fp16)), embed(engine)
+    reference, found = embed(fp16), embed(engine)
     return EngineOutputs(
         tower=tower,
         samples=len(found),
         nonfinite=int((~torch.isfinite(found).all(dim=1)).sum()),
         sqnr_engine_db=_sqnr_db(reference, found),
-        sqnr_torch_db=_sqnr_db(reference, embed(encode(quantized))),
+        sqnr_torch_db=_sqnr_db(reference, embed(quantized)),
         sqnr_onnx_db=None if exported is None else _sqnr_db(reference, embed(exported)),
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +13,7 @@ from pytest_quantgate.artifacts.engine_files import Plan, read_plan
 from pytest_quantgate.artifacts.given_engine import LIBRARIES, ReportFiles
 from pytest_quantgate.artifacts.given_onnx import digest_files
 from pytest_quantgate.artifacts.onnx_places import TowerModel
-from pytest_quantgate.errors import ArtifactError, GivenFileError, NotMeasured
+from pytest_quantgate.errors import ArtifactError, GivenFileError, NotMeasured, Untied
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.run.exported import Variant
 from pytest_quantgate.suite.artifacts import ArtifactsSpec, FilesSpec
@@ -49,6 +50,20 @@ class GivenOnnx:
         return f"{self.path.name} (sha256 {self.file_digest[:12]})"
 
 
+@contextmanager
+def place_errors(where: str) -> Iterator[None]:
+    """Say in what is raised of files that were handed over which line of the suite names them.
+
+    ArtifactError becomes GivenFileError.
+    """
+    try:
+        yield
+    except ArtifactError as error:
+        raise GivenFileError(f"{where}: {error}") from error
+    except Untied as error:
+        raise Untied(f"{where}: {error}") from error
+
+
 def files_of(artifacts: ArtifactsSpec | None, *, variant: Variant) -> FilesSpec | None:
     """Return the files of one variant that a suite names."""
     if artifacts is None:
@@ -75,10 +90,8 @@ def open_onnx(
     if not path.exists():
         key = f"artifacts.{'' if variant == 'quantized' else 'fp16.'}onnx.{tower}"
         raise NotMeasured(f"{where}: {path} is not there: set {key} to a file")
-    try:
+    with place_errors(where):
         digests = digest_files(path)
-    except ArtifactError as error:
-        raise GivenFileError(f"{where}: {error}") from error
     return GivenOnnx(path=path, digests=digests, where=where, prefix=artifacts.prefix)
 
 
@@ -193,22 +206,16 @@ def open_given_engine(
         paths[key] = expand_path(text, where=where, environ=environ)
         if not paths[key].is_file():
             raise NotMeasured(f"{where}: {paths[key]} is not there: set {key} to a file")
-    try:
+    with place_errors(place):
         read = ReportFiles.read(paths)
-        if spec is not None:
-            return GivenReport(files=read, where=place)
-        return _read_plan(read, where=place)
-    except ArtifactError as error:
-        raise GivenFileError(f"{place}: {error}") from error
+    return _read_plan(read, where=place) if spec is None else GivenReport(files=read, where=place)
 
 
 def _read_plan(files: ReportFiles, *, where: str) -> GivenPlan:
     """Return what the plan among some files tells; raises GivenFileError where it is none."""
     path = files.paths["engine"]
-    try:
+    with place_errors(where):
         plan = read_plan(path)
-    except ArtifactError as error:
-        raise GivenFileError(f"{where}: {error}") from error
     return GivenPlan(path=path, digest=files.digests["engine"], plan=plan, where=where)
 
 

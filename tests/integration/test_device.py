@@ -233,6 +233,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
 ) -> None:
     """Really bound and really run, but on the CPU: the provider and the device are stand-ins."""
     import torch
+    import torch.utils.cpp_extension  # looks at torch.cuda when it is first imported
 
     from pytest_quantgate.measure import contestant
     from pytest_quantgate.run import timed_runs

@@ -153,7 +153,7 @@ def test_whatever_opens_a_plan_asks_for_one_that_may_run() -> None:
         "timed_runs.py": 1,
     }
     assert texts["stages.py"].count("to_run=True") == 1
-    assert texts["stages.py"].count("check_may_run(") == 1
+    assert texts["given_engines.py"].count("check_may_run(") == 1
     assert {name for name, text in texts.items() if "deserialize_cuda_engine(" in text} == {
         "engine_run.py"
     }

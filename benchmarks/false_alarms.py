@@ -37,7 +37,7 @@ from benchmarks.sabotage.pipeline import Pipeline, PipelineCase
 from pytest_quantgate.encoders.encoder import Batch, Encoder
 from pytest_quantgate.evidence.sanity import Sanity
 from pytest_quantgate.run.case import Case
-from pytest_quantgate.run.variants import computed_once
+from pytest_quantgate.run.inputs import computed_once
 from pytest_quantgate.store.cache import Cache
 from pytest_quantgate.tasks.registry import load_samples
 from pytest_quantgate.tasks.samples import Samples

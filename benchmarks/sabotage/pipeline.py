@@ -20,8 +20,9 @@ from pytest_quantgate.quantization.quantize import Quantized, quantize
 from pytest_quantgate.quantization.recipes import to_modelopt
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.run.exported import Variant
+from pytest_quantgate.run.inputs import computed_once
 from pytest_quantgate.run.measured import Drawn
-from pytest_quantgate.run.variants import computed_once, describe_calibration
+from pytest_quantgate.run.variants import describe_calibration
 from pytest_quantgate.tasks.contents import read_contents
 
 if TYPE_CHECKING:

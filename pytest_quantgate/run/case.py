@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_quantgate.run.inputs import computed_once
 from pytest_quantgate.run.judging import Judging
 from pytest_quantgate.run.measured import Measured
-from pytest_quantgate.run.variants import computed_once
 
 if TYPE_CHECKING:
     from pytest_quantgate.evidence.serving import Loaded

@@ -16,15 +16,9 @@ from pytest_quantgate.evidence.parity import Roundtrip
 from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
 from pytest_quantgate.gates.fidelity import FidelityGate
 from pytest_quantgate.run.exported import Variant
+from pytest_quantgate.run.inputs import computed_once, describe_draw
 from pytest_quantgate.run.stages import Stages
-from pytest_quantgate.run.variants import (
-    BATCH_SIZE,
-    PROBE_SAMPLES,
-    SANITY_PAIRS,
-    Variants,
-    computed_once,
-    describe_draw,
-)
+from pytest_quantgate.run.variants import BATCH_SIZE, Variants
 from pytest_quantgate.run.workers import cut_ranges
 from pytest_quantgate.store.cache import write_json
 from pytest_quantgate.store.disk import temporary_folder
@@ -60,6 +54,12 @@ if TYPE_CHECKING:
 #: How what did a task is told from the PyTorch model.
 STAGE_WORDS: Mapping[Stage, str] = {"torch": "", "onnx": " in ONNX", "engine": " in an engine"}
 
+
+#: How many held-out pairs a round trip compares, and a fidelity gate searches for the worst layer.
+PROBE_SAMPLES = 16
+
+#: Pairs that run through FP16 before anything else.
+SANITY_PAIRS = 2
 
 BOTH: tuple[Variant, Variant] = ("fp16", "quantized")
 

@@ -155,12 +155,12 @@ def test_no_key_is_written_by_hand() -> None:
 
     assert users <= {
         *("evidence/fingerprint.py", "evidence/latency.py", "report/json_report.py"),
-        *("run/variants.py", "store/keys.py", "tasks/scoring.py"),
+        *("run/inputs.py", "run/variants.py", "store/keys.py", "tasks/scoring.py"),
     }
-    case = ast.parse((PACKAGE / "run" / "variants.py").read_text("utf-8"))
     inside = {
         function.name
-        for function in ast.walk(case)
+        for name in ("inputs.py", "variants.py")
+        for function in ast.walk(ast.parse((PACKAGE / "run" / name).read_text("utf-8")))
         if isinstance(function, ast.FunctionDef) and "digest_of(" in ast.unparse(function)
     }
     assert inside == {"fingerprint", "_with_reader"}

@@ -496,7 +496,7 @@ AFTER = {
     },
     "run/onnx_files.py": {"gates.export", "inspection.findings", "inspection.inspect"},
     "run/stages.py": {"gates.engine"},
-    "run/variants.py": {"gates.sections"},
+    "run/inputs.py": {"gates.sections"},
     # Where things lie, and the recipe; what it embeds with is compared by the keys of who asks.
     "run/worker.py": {
         "run.progress",

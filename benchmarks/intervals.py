@@ -706,7 +706,7 @@ def tabulate_clipping(*, quick: bool) -> str:
 class Noise:
     """What a machine adds to the logarithm of a time, besides 0.3 % of its own in each round.
 
-    `of` says who has it: `each` contestant its own, or `sides`: FP16 one that is the same in both
+    `of` says who has it: `each` runner its own, or `sides`: FP16 one that is the same in both
     of its processes, and quantized another. `kind` is how it hangs together from round to round
     (`rounds`: not at all; `AR 0.95`; `clock`: 10 % slower in a third of the time, and a state stays
     with probability 0.95), or `process` where it stays as long as a process lives. `goes_on` is
@@ -753,7 +753,7 @@ class Noise:
     def __str__(self) -> str:
         kind = {"process": "a level", "process clock": "a clock", "rounds": "no correlation"}
         words = [kind.get(self.kind, self.kind)]
-        words.append("of each contestant" if self.of == "each" else "of FP16, another of quantized")
+        words.append("of each runner" if self.of == "each" else "of FP16, another of quantized")
         if self.goes_on:
             words.append(f"goes on, {self.pause} rounds between processes")
         elif self.kind != "rounds":

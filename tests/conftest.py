@@ -193,9 +193,9 @@ def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_quantgate.measure import latency, rounds
 
     def interleave(
-        contestants: Mapping[str, Any], *, processes: int, rounds: int, **options: Any
+        runners: Mapping[str, Any], *, processes: int, rounds: int, **options: Any
     ) -> tuple[dict[str, list[float]], float]:
-        taken, _ = measure(contestants, processes=1, rounds=1, **options)
+        taken, _ = measure(runners, processes=1, rounds=1, **options)
         return {name: [10.0] * processes * rounds for name in taken}, 0.0
 
     measure = rounds.interleave

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.sabotage.bench import Bench, Entry
-from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
+from pytest_quantgate.evidence.latency import LatencyRun, Machine, RunnerTimes
 from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.run.case import Case
 from pytest_quantgate.selftest.sabotage import exchange
@@ -20,10 +20,10 @@ ROUNDS = 30
 
 def times(
     name: str, median_ms: float, *, seed: int, noise: float = 0.01, warm: bool = True
-) -> ContestantTimes:
-    """Return what a contestant takes on a machine with some noise (relative, one sigma)."""
+) -> RunnerTimes:
+    """Return what a runner takes on a machine with some noise (relative, one sigma)."""
     stream = random.Random(seed)
-    return ContestantTimes(
+    return RunnerTimes(
         name=name,
         times_ms=tuple(median_ms * (1 + stream.gauss(0, noise)) for _ in range(ROUNDS)),
         runs=1,

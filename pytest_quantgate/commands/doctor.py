@@ -105,7 +105,7 @@ def _print(
 def _check_lines(checks: Sequence[Check]) -> list[str]:
     width = max(len(check.name) for check in checks)
     return [
-        f"  {check.state:<8} {check.name:<{width}}  {check.detail}{_mend(check.mend)}"
+        f"  {check.state:<8} {check.name:<{width}}  {check.detail}{_add_fix(check.fix)}"
         for check in checks
     ]
 
@@ -115,7 +115,7 @@ def _verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
         return ["  OK       config.json and the files beside it fit together"]
     return [
         f"  {'BROKEN' if verdict.status is Status.FAIL else 'NOTE':<8} "
-        f"{verdict.headline.removeprefix('sanity: ')} [{verdict.code}]{_mend(verdict.next_step)}"
+        f"{verdict.headline.removeprefix('sanity: ')} [{verdict.code}]{_add_fix(verdict.next_step)}"
         for verdict in verdicts
     ]
 
@@ -132,13 +132,13 @@ def _need_lines(needs: Sequence[Need]) -> list[str]:
     return [
         *lines,
         *(
-            f"  [{number}] {part.what}{_mend(part.mend)}"
+            f"  [{number}] {part.what}{_add_fix(part.fix)}"
             for number, part in enumerate(missing, start=1)
         ),
     ]
 
 
-def _mend(command: str) -> str:
+def _add_fix(command: str) -> str:
     return f"; {command}" if command else ""
 
 
@@ -164,7 +164,7 @@ def _to_json(
                         "code": verdict.code,
                         "broken": verdict.status is Status.FAIL,
                         "what": verdict.headline,
-                        "mend": verdict.next_step,
+                        "fix": verdict.next_step,
                     }
                     for verdict in found
                 ],

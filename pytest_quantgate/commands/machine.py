@@ -57,7 +57,7 @@ class Check:
     name: str
     state: State
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ def _check_package(requirement: Any, *, extra: str, version_of: Callable[[str], 
             name=requirement.name,
             state="MISSING",
             detail=f"needed for {PURPOSES.get(extra, 'everything')}",
-            mend=f"pip install 'pytest-quantgate[{extra}]'" if extra else f"pip install '{wanted}'",
+            fix=f"pip install 'pytest-quantgate[{extra}]'" if extra else f"pip install '{wanted}'",
         )
     name, version = there[0]
     detail = version if name == requirement.name else f"{version} ({name})"
@@ -166,7 +166,7 @@ def _check_package(requirement: Any, *, extra: str, version_of: Callable[[str], 
         name=requirement.name,
         state=_too_old_or_new(requirement, version),
         detail=f"{detail}, supported is {requirement.specifier}",
-        mend=f"pip install '{wanted}'",
+        fix=f"pip install '{wanted}'",
     )
 
 
@@ -204,7 +204,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
             name="Python",
             state="TOO OLD",
             detail=f"{shown}, supported is {least} and newer",
-            mend=f"make a virtual environment with Python {least}",
+            fix=f"make a virtual environment with Python {least}",
         )
     return Check(name="Python", state="OK", detail=f"{shown} on {platform.platform(terse=True)}")
 
@@ -219,7 +219,7 @@ def check_plugins() -> Iterator[Check]:
             name="pytest plugin",
             state="BROKEN",
             detail="pytest does not find it: the installation is not complete",
-            mend="pip install --force-reinstall pytest-quantgate",
+            fix="pip install --force-reinstall pytest-quantgate",
         )
     others = sorted(names - {"quantgate"})
     yield Check(name="other plugins", state="NOTE", detail=", ".join(others) or "none")
@@ -250,7 +250,7 @@ def find_gpus(
             name="GPU",
             state="BROKEN",
             detail=f"there is a driver ({node}), but nvidia-smi {reason}",
-            mend="install the driver's utilities, or start the container with --gpus all",
+            fix="install the driver's utilities, or start the container with --gpus all",
         )
     gpus = tuple(_read_gpu(line) for line in answer.stdout.splitlines() if line.count(",") >= 3)
     if answer.returncode != 0 or not gpus:
@@ -259,7 +259,7 @@ def find_gpus(
             name="GPU",
             state="BROKEN",
             detail=f"nvidia-smi: {said[0] if said else f'status {answer.returncode}'}",
-            mend="restart the container or the machine: driver and library do not fit",
+            fix="restart the container or the machine: driver and library do not fit",
         )
     words = "; ".join(
         f"{gpu.name}, {gpu.target}, {'FP8 units' if gpu.has_fp8 else 'no FP8 units'}, "
@@ -301,7 +301,7 @@ def check_cache(folder: Path) -> Check:
             name="cache",
             state="BROKEN",
             detail=f"{folder} cannot be written",
-            mend="--quantgate-cache-dir=DIR, or quantgate_cache_dir in the ini file",
+            fix="--quantgate-cache-dir=DIR, or quantgate_cache_dir in the ini file",
         )
     try:
         with open_private(folder):
@@ -318,7 +318,7 @@ def check_cache(folder: Path) -> Check:
             name="cache",
             state="NOTE",
             detail=f"{detail}: a large model can take {_size(FREE_BYTES)}",
-            mend="delete the folder, or --quantgate-cache-dir=DIR",
+            fix="delete the folder, or --quantgate-cache-dir=DIR",
         )
     return Check(name="cache", state="OK", detail=detail)
 

@@ -24,7 +24,7 @@ class Missing:
     """What is not here, and the command that mends it (may be empty)."""
 
     what: str
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def _extra(machine: Machine, extra: str) -> Missing | None:
     if not missing:
         return None
     names = ", ".join(f"{check.name} ({check.state.lower()})" for check in missing)
-    return Missing(names, missing[0].mend)
+    return Missing(names, missing[0].fix)
 
 
 def _onnxruntime(machine: Machine) -> Missing | None:
@@ -165,7 +165,7 @@ def _model(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
             where = model.where.of("id")
             return Missing(f"{where}: {folder} is no directory", "put the checkpoint there")
     except QuantGateError as error:
-        return _split_mend(error)
+        return _split_add_fix(error)
     if hub_snapshot(model.id, revision=model.revision or "", environ=environ).is_dir():
         return None
     return Missing(
@@ -180,7 +180,7 @@ def _given(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
         try:
             path = expand_path(text, where=where, environ=environ)
         except QuantGateError as error:
-            return _split_mend(error)
+            return _split_add_fix(error)
         if not path.exists():
             return Missing(f"{where}: {path} is not there", "put it there")
     return None
@@ -194,7 +194,7 @@ def _recipe(suite: Suite, *, environ: Mapping[str, str]) -> Missing | None:
     try:
         path = expand_path(recipe, where=where, environ=environ)
     except QuantGateError as error:
-        return _split_mend(error)
+        return _split_add_fix(error)
     return None if path.exists() else Missing(f"{where}: the recipe is no file", "put it there")
 
 
@@ -218,7 +218,7 @@ def _data(suite: Suite, name: str, *, environ: Mapping[str, str]) -> Missing | N
     try:
         root = expand_path(spec.root, where=spec.where.of("root"), environ=environ)
     except QuantGateError as error:
-        return _split_mend(error)
+        return _split_add_fix(error)
     if not root.is_dir():
         return Missing(f"{spec.where.of('root')}: {root} is no directory", "put the data set there")
     try:
@@ -232,7 +232,7 @@ def _data(suite: Suite, name: str, *, environ: Mapping[str, str]) -> Missing | N
     return None
 
 
-def _split_mend(error: QuantGateError) -> Missing:
-    """Return a message's two halves: `...: export NAME=PATH` holds its own mend."""
-    what, _, mend = str(error).rpartition(": ")
-    return Missing(what, mend) if mend.startswith("export ") else Missing(str(error))
+def _split_add_fix(error: QuantGateError) -> Missing:
+    """Return a message's two halves: `...: export NAME=PATH` holds its own fix."""
+    what, _, fix = str(error).rpartition(": ")
+    return Missing(what, fix) if fix.startswith("export ") else Missing(str(error))

@@ -14,12 +14,12 @@ _WORDS = {"noun": "the comparison", "of": "what is compared"}
 
 
 def compare_paths(before: str, after: str, *, match: Sequence[tuple[str, str]] = ()) -> Comparison:
-    """As `things.compare_paths`."""
+    """As `paths.compare_paths`."""
     return _ask({"paths": [before, after], "match": [list(pair) for pair in match]})
 
 
 def compare_trees(text: str, *, baselines: str, suites: str, room: Path) -> Comparison:
-    """As `things.compare_trees`, of the folder that this process works in."""
+    """As `paths.compare_trees`, of the folder that this process works in."""
     return _ask({"text": text, "baselines": baselines, "suites": suites, "room": str(room)})
 
 
@@ -32,12 +32,12 @@ def _ask(request: Mapping[str, Any]) -> Comparison:
 
 
 def _answer(request: Any) -> Comparison:
-    from pytest_quantgate.comparison import things
+    from pytest_quantgate.comparison import paths
 
     if "paths" in request:
         match = [(old, new) for old, new in request["match"]]
-        return things.compare_paths(*map(Path, request["paths"]), match=match)
-    return things.compare_trees(
+        return paths.compare_paths(*map(Path, request["paths"]), match=match)
+    return paths.compare_trees(
         request["text"],
         baselines=request["baselines"],
         suites=request["suites"],

@@ -1,4 +1,4 @@
-"""What the contestants of a timed run took, and on which machine."""
+"""What the runners of a timed run took, and on which machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What a contestant takes, in bytes; None where its runtime does not tell.
+    """What a runner takes, in bytes; None where its runtime does not tell.
 
     `file_bytes` is the size of its ONNX file or plan, `weights_bytes` that of the weights in it,
     `activation_bytes` what one context needs besides, `device_bytes` by how much the free memory of
@@ -50,12 +50,12 @@ class Footprint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContestantTimes:
-    """What one contestant took: for each round the mean time of one of its runs, in ms.
+class RunnerTimes:
+    """What one runner took: for each round the mean time of one of its runs, in ms.
 
     `runs` are those of a round, `first_run_ms` is its very first run, where kernels are chosen or
     compiled, and in no round: both of the last process. `warm` says whether the times had settled
-    in every process, after `warm_up_batches` at most. `samples` is as in `Contestant`.
+    in every process, after `warm_up_batches` at most. `samples` is as in `Runner`.
     """
 
     name: str
@@ -97,7 +97,7 @@ class LatencyRun:
     """One interleaved measurement of one tower at one batch size; round i is in all three.
 
     The rounds are those of so many `processes`, in order, equally many of each: in each of them
-    every contestant had a process of its own. `pause_rounds` is how long it took from one to the
+    every runner had a process of its own. `pause_rounds` is how long it took from one to the
     next, in rounds. `planned` is how many processes there would have been, had the look after some
     of them not decided; 0: nobody looked before the end. `runtime` is as a suite names it.
     `arithmetic_gain` is how many times as fast the quantized variant's arithmetic can be as FP16's
@@ -110,9 +110,9 @@ class LatencyRun:
     machine: Machine
     tower: str
     batch_size: int
-    fp16: ContestantTimes
-    quantized: ContestantTimes
-    fp16_again: ContestantTimes
+    fp16: RunnerTimes
+    quantized: RunnerTimes
+    fp16_again: RunnerTimes
     runtime_version: str = ""
     fp16_footprint: Footprint = field(default_factory=Footprint)
     quantized_footprint: Footprint = field(default_factory=Footprint)
@@ -123,10 +123,10 @@ class LatencyRun:
     planned: int = 0
 
     @property
-    def contestants(self) -> tuple[ContestantTimes, ...]:
+    def runners(self) -> tuple[RunnerTimes, ...]:
         return self.fp16, self.quantized, self.fp16_again
 
     @property
     def rounds(self) -> int:
-        """How many rounds every contestant has."""
-        return min(len(contestant.times_ms) for contestant in self.contestants)
+        """How many rounds every runner has."""
+        return min(len(runner.times_ms) for runner in self.runners)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun
+from pytest_quantgate.evidence.latency import LatencyRun, RunnerTimes
 
 #: So many different requests there are; what arrives is drawn from them.
 REQUESTS = 32
@@ -106,7 +106,7 @@ class LoadRun:
     def times(self, timing: Timing) -> LatencyRun:
         """Return the run with other times than the 99th percentiles."""
 
-        def exchange(times: ContestantTimes, rounds: tuple[Served, ...]) -> ContestantTimes:
+        def exchange(times: RunnerTimes, rounds: tuple[Served, ...]) -> RunnerTimes:
             return replace(times, times_ms=tuple(served.time_ms(timing) for served in rounds))
 
         return replace(

@@ -176,7 +176,7 @@ def judge_latency(
 def _check_work(timed: Timed) -> Verdict | None:
     """Return a red verdict where a run gave another number of embeddings than the batch has."""
     run = timed.run
-    counted = {c.name: c.samples for c in run.contestants[:2] if c.samples is not None}
+    counted = {c.name: c.samples for c in run.runners[:2] if c.samples is not None}
     if all(samples == run.batch_size for samples in counted.values()):
         return None
     shown = ", ".join(f"{name} {samples}" for name, samples in counted.items())

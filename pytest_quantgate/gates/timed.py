@@ -35,7 +35,7 @@ from pytest_quantgate.text.words import code_of, count, level, percent
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
+    from pytest_quantgate.evidence.latency import LatencyRun, Machine, RunnerTimes
     from pytest_quantgate.store.records import TimedRecord
 
 #: What can be timed in. `onnxruntime` is its CPU provider.
@@ -66,7 +66,7 @@ class TimedGate(GateSection):
 
     @property
     def inputs(self) -> int:
-        """How many inputs the contestants are given."""
+        """How many inputs the runners are given."""
         return self.batch
 
     def refuse_on_gpu(self, *keys: str) -> None:
@@ -144,7 +144,7 @@ def describe_run(run: LatencyRun) -> str:
 def check_rounds(timed: Timed) -> Verdict | None:
     """Return a red verdict for a measurement that is none."""
     run, about = timed.run, f"{timed.gate}: {timed.about}"
-    lengths = {len(contestant.times_ms) for contestant in run.contestants}
+    lengths = {len(runner.times_ms) for runner in run.runners}
     if lengths == {0}:
         return Verdict(
             gate=timed.gate,
@@ -154,7 +154,7 @@ def check_rounds(timed: Timed) -> Verdict | None:
             code=f"{timed.gate}.no-rounds",
         )
     if len(lengths) > 1:
-        shown = ", ".join(f"{c.name} {len(c.times_ms)}" for c in run.contestants)
+        shown = ", ".join(f"{c.name} {len(c.times_ms)}" for c in run.runners)
         return Verdict(
             gate=timed.gate,
             status=Status.FAIL,
@@ -163,14 +163,14 @@ def check_rounds(timed: Timed) -> Verdict | None:
             next_step="measure again",
             code=f"{timed.gate}.rounds-unpaired",
         )
-    for contestant in run.contestants:
-        wrong = [t for t in contestant.times_ms if not SHORTEST_MS <= t <= LONGEST_MS]
+    for runner in run.runners:
+        wrong = [t for t in runner.times_ms if not SHORTEST_MS <= t <= LONGEST_MS]
         if wrong:
             return Verdict(
                 gate=timed.gate,
                 status=Status.FAIL,
-                headline=f"{about}: {contestant.name} has no valid time in "
-                f"{len(wrong)} of {count(len(contestant.times_ms), 'round')}, the first is "
+                headline=f"{about}: {runner.name} has no valid time in "
+                f"{len(wrong)} of {count(len(runner.times_ms), 'round')}, the first is "
                 f"{wrong[0]} ms ({timed.where})",
                 cause="a timer that is broken or too coarse",
                 next_step="measure again, on a machine whose clock does not stand still",
@@ -384,7 +384,7 @@ def machine_differences(stored: Machine, now: Machine) -> tuple[str, ...]:
     )
 
 
-def divide_rounds(above: ContestantTimes, below: ContestantTimes) -> tuple[float, ...]:
+def divide_rounds(above: RunnerTimes, below: RunnerTimes) -> tuple[float, ...]:
     """Return the ratio of each round; what slowed a whole round cancels."""
     return tuple(a / b for a, b in zip(above.times_ms, below.times_ms, strict=True))
 

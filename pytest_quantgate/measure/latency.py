@@ -1,11 +1,11 @@
 """Time FP16 and a quantized variant against each other, in one run on one machine.
 
-A time says as much about the machine as about the model. So a run interleaves three contestants:
+A time says as much about the machine as about the model. So a run interleaves three runners:
 FP16, the quantized variant, and FP16 a second time. FP16 against itself (A/A) is the machine's own
 noise, taken in the same minutes as the result that it is held against.
 
 What a process finds (where its memory lies, which clock its core keeps) stays as long as it lives,
-and no number of rounds in it shows that. So each contestant has a process of its own, FP16 a second
+and no number of rounds in it shows that. So each runner has a process of its own, FP16 a second
 time as well, and all three are started anew several times (Kalibera and Jones, Rigorous
 benchmarking in reasonable time, ISMM 2013): what differs from process to process is measured too.
 
@@ -30,13 +30,13 @@ from pathlib import Path
 from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.evidence.latency import (
     NARROW_GAIN,
-    ContestantTimes,
     Footprint,
     LatencyRun,
     Machine,
+    RunnerTimes,
 )
-from pytest_quantgate.measure.contestant import Clock, Contestant, TimeRuns
 from pytest_quantgate.measure.rounds import AGAIN, FP16, QUANTIZED, Start, first_look, interleave
+from pytest_quantgate.measure.runner import Clock, Runner, TimeRuns
 from pytest_quantgate.runtimes.engine_run import WINDOW, is_stable
 
 #: No batch has more runs than this: what is still too short then is not measurable.
@@ -49,7 +49,7 @@ _GAINS_OF_UNITS = {"i8mm": 8, "amx_int8": 32, "sme": 32}
 
 def measure_latency(
     *,
-    contestants: Mapping[str, Start],
+    runners: Mapping[str, Start],
     processes: int,
     rounds: int,
     min_round_ms: float,
@@ -66,20 +66,20 @@ def measure_latency(
     advance: Callable[[int], None] = lambda _count: None,
     is_decided: Callable[[LatencyRun], bool] | None = None,
 ) -> LatencyRun:
-    """Return the times of `contestants["fp16"]`, `["quantized"]`, and of FP16 a second time.
+    """Return the times of `runners["fp16"]`, `["quantized"]`, and of FP16 a second time.
 
-    All three are started `processes` times, and do `rounds` rounds each time. Each contestant is
+    All three are started `processes` times, and do `rounds` rounds each time. Each runner is
     first run until the median of its last batches is stable, for `warm_up_s` seconds of `clock` at
     most. Then each round takes one batch of each, of as many runs as last `min_round_ms`, in an
-    order that is drawn from `seed`; in every six rounds each contestant is in each place twice.
+    order that is drawn from `seed`; in every six rounds each runner is in each place twice.
     `footprints` are what is known of the files, before what the processes see is added.
     `advance` is called with 1 after each round. `is_decided` is asked once, after `first_look` of
     the processes, whether what they took decides; then the others are not started. Nobody asks
     where the pause between processes is shorter than their rounds: they are too near to each other
     for so few to show what changes slowly.
 
-    Raises ValueError for other contestants, no rounds or a duration that is none; NotMeasured
-    where a timer tells no time. What a contestant raises is raised.
+    Raises ValueError for other runners, no rounds or a duration that is none; NotMeasured
+    where a timer tells no time. What a runner raises is raised.
     """
     if batch_size < 1:
         raise ValueError(f"a batch of {batch_size} measures nothing")
@@ -87,16 +87,16 @@ def measure_latency(
         raise ValueError(f"{min_round_ms} ms a round and {warm_up_s} s of warm-up are no durations")
     kept: dict[str, list[_Open]] = {FP16: [], QUANTIZED: [], AGAIN: []}
 
-    def prepare(name: str, contestant: Contestant) -> Callable[[int], float]:
+    def prepare(name: str, runner: Runner) -> Callable[[int], float]:
         ready = _prepare(
-            contestant.time_runs,
+            runner.time_runs,
             name=name,
             min_batch_ms=min_round_ms,
             warm_up_s=warm_up_s,
             clock=clock,
         )
-        kept[name].append(_Open(contestant=contestant, ready=ready))
-        return lambda _number: float(contestant.time_runs(ready.runs))
+        kept[name].append(_Open(runner=runner, ready=ready))
+        return lambda _number: float(runner.time_runs(ready.runs))
 
     looked = False
 
@@ -112,9 +112,9 @@ def measure_latency(
             quantized=_join(QUANTIZED, kept[QUANTIZED], times_ms[QUANTIZED]),
             fp16_again=_join(AGAIN, kept[AGAIN], times_ms[AGAIN]),
             runtime_version=runtime_version,
-            fp16_footprint=_add_footprint(footprints, name=FP16, seen=kept[FP16][0].contestant),
+            fp16_footprint=_add_footprint(footprints, name=FP16, seen=kept[FP16][0].runner),
             quantized_footprint=_add_footprint(
-                footprints, name=QUANTIZED, seen=kept[QUANTIZED][0].contestant
+                footprints, name=QUANTIZED, seen=kept[QUANTIZED][0].runner
             ),
             arithmetic_gain=arithmetic_gain,
             process_peak_rss_bytes=read_peak_rss_bytes(),
@@ -131,7 +131,7 @@ def measure_latency(
         return is_decided(make_run(times_ms, done, pause_rounds))
 
     times_ms, pause_rounds = interleave(
-        contestants,
+        runners,
         processes=processes,
         rounds=rounds,
         prepare=prepare,
@@ -145,25 +145,25 @@ def measure_latency(
 
 @dataclass(frozen=True, kw_only=True)
 class _Open:
-    """A contestant in one of its processes."""
+    """A runner in one of its processes."""
 
-    contestant: Contestant
+    runner: Runner
     ready: _Ready
 
 
-def _join(name: str, parts: list[_Open], times_ms: Sequence[float]) -> ContestantTimes:
-    return ContestantTimes(
+def _join(name: str, parts: list[_Open], times_ms: Sequence[float]) -> RunnerTimes:
+    return RunnerTimes(
         name=name,
         times_ms=tuple(times_ms),
         runs=parts[-1].ready.runs,
         first_run_ms=parts[-1].ready.first_run_ms,
         warm_up_batches=max(part.ready.batches for part in parts),
         warm=all(part.ready.warm for part in parts),
-        samples=parts[0].contestant.samples,
+        samples=parts[0].runner.samples,
     )
 
 
-def _add_footprint(known: Mapping[str, Footprint], *, name: str, seen: Contestant) -> Footprint:
+def _add_footprint(known: Mapping[str, Footprint], *, name: str, seen: Runner) -> Footprint:
     sizes = dataclasses.asdict(seen.footprint)
     found = {name: size for name, size in sizes.items() if size is not None}
     return dataclasses.replace(known.get(name, Footprint()), **found)
@@ -171,7 +171,7 @@ def _add_footprint(known: Mapping[str, Footprint], *, name: str, seen: Contestan
 
 @dataclass(frozen=True, kw_only=True)
 class _Ready:
-    """A contestant that is warm, or had its time."""
+    """A runner that is warm, or had its time."""
 
     runs: int
     first_run_ms: float
@@ -182,7 +182,7 @@ class _Ready:
 def _prepare(
     time_runs: TimeRuns, *, name: str, min_batch_ms: float, warm_up_s: float, clock: Clock
 ) -> _Ready:
-    """Warm a contestant up and return how many of its runs last `min_batch_ms`."""
+    """Warm a runner up and return how many of its runs last `min_batch_ms`."""
     started = clock()
     first_run_ms = _check_time(time_runs(1), runs=1, name=name)
     runs, mean_ms = 1, first_run_ms

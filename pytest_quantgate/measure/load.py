@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
+from pytest_quantgate.evidence.latency import LatencyRun, Machine, RunnerTimes
 from pytest_quantgate.evidence.load import Load, LoadRun, Served
-from pytest_quantgate.measure.contestant import Clock, Contestant
 from pytest_quantgate.measure.latency import read_peak_rss_bytes
 from pytest_quantgate.measure.rounds import AGAIN, FP16, QUANTIZED, Start, interleave
+from pytest_quantgate.measure.runner import Clock, Runner
 
 #: A search ends at so many times 2 times the rate of the gate.
 MOST_DOUBLINGS = 8
@@ -18,7 +18,7 @@ MOST_DOUBLINGS = 8
 
 def measure_load(
     *,
-    contestants: Mapping[str, Start],
+    runners: Mapping[str, Start],
     processes: int,
     rounds: int,
     load: Load,
@@ -31,7 +31,7 @@ def measure_load(
     clock: Clock = time.perf_counter,
     advance: Callable[[int], None] = lambda _count: None,
 ) -> LoadRun:
-    """Return the rounds of `contestants["fp16"]`, `["quantized"]`, and of FP16 a second time.
+    """Return the rounds of `runners["fp16"]`, `["quantized"]`, and of FP16 a second time.
 
     All three answer the same requests at the same moments of a round; each round draws its own, its
     seed is that of `load` and its number. With `search` the highest rate of either variant is
@@ -39,11 +39,11 @@ def measure_load(
     besides what a server raises.
     """
 
-    def prepare(_name: str, contestant: Contestant) -> Callable[[int], Served]:
-        return lambda number: contestant.serve(replace(load, seed=load.seed + number))
+    def prepare(_name: str, runner: Runner) -> Callable[[int], Served]:
+        return lambda number: runner.serve(replace(load, seed=load.seed + number))
 
     served, pause_rounds = interleave(
-        contestants,
+        runners,
         processes=processes,
         rounds=rounds,
         prepare=prepare,
@@ -70,13 +70,13 @@ def measure_load(
         fp16=tuple(served[FP16]),
         quantized=tuple(served[QUANTIZED]),
         fp16_again=tuple(served[AGAIN]),
-        highest_rates=_search_rates(contestants, load=load) if search else {},
+        highest_rates=_search_rates(runners, load=load) if search else {},
     )
 
 
-def _search_rates(contestants: Mapping[str, Start], *, load: Load) -> dict[str, int]:
+def _search_rates(runners: Mapping[str, Start], *, load: Load) -> dict[str, int]:
     found = {}
-    for name, start in contestants.items():
+    for name, start in runners.items():
         with start() as open_it:
             found[name] = find_highest_rate(open_it().serve, load=load)
     return found
@@ -110,8 +110,8 @@ def find_highest_rate(serve: Callable[[Load], Served], *, load: Load) -> int:
     return low
 
 
-def _time(name: str, rounds: Sequence[Served]) -> ContestantTimes:
-    return ContestantTimes(
+def _time(name: str, rounds: Sequence[Served]) -> RunnerTimes:
+    return RunnerTimes(
         name=name,
         times_ms=tuple(served.p99_ms for served in rounds),
         runs=rounds[-1].queries,

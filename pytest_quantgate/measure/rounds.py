@@ -1,4 +1,4 @@
-"""Rounds of several contestants in turn, each in processes of its own that are started anew."""
+"""Rounds of several runners in turn, each in processes of its own that are started anew."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TypeVar
 
-from pytest_quantgate.measure.contestant import Clock, Contestant
+from pytest_quantgate.measure.runner import Clock, Runner
 
 FP16 = "fp16"
 QUANTIZED = "quantized"
 AGAIN = "fp16 again"
 
-#: How often the contestants are started anew at least, and how many rounds they do each time.
+#: How often the runners are started anew at least, and how many rounds they do each time.
 LEAST_PROCESSES = 5
 ROUNDS_A_PROCESS = 6
 
-#: Starts a contestant for as long as the context lasts, and opens it where that is called.
-Start = Callable[[], AbstractContextManager[Callable[[], Contestant]]]
+#: Starts a runner for as long as the context lasts, and opens it where that is called.
+Start = Callable[[], AbstractContextManager[Callable[[], Runner]]]
 
 Taken = TypeVar("Taken")
 
@@ -41,33 +41,33 @@ def first_look(processes: int) -> int:
 
 
 def interleave(
-    contestants: Mapping[str, Start],
+    runners: Mapping[str, Start],
     *,
     processes: int,
     rounds: int,
-    prepare: Callable[[str, Contestant], Callable[[int], Taken]],
+    prepare: Callable[[str, Runner], Callable[[int], Taken]],
     clock: Clock,
     seed: int = 0,
     advance: Callable[[int], None] = lambda _count: None,
     is_enough: Callable[[Mapping[str, Sequence[Taken]], int, float], bool] = _never,
 ) -> tuple[dict[str, list[Taken]], float]:
-    """Return what each contestant gave in every round, and the pause between processes in rounds.
+    """Return what each runner gave in every round, and the pause between processes in rounds.
 
-    The contestants are `fp16` and `quantized`, and FP16 a second time; all three are started
+    The runners are `fp16` and `quantized`, and FP16 a second time; all three are started
     `processes` times, and do `rounds` rounds each time. `prepare` is given the name and a
-    contestant that was opened, and returns what does a round of it by its number. The order in a
-    round is drawn from `seed`; in every six rounds each contestant is in each place twice.
+    runner that was opened, and returns what does a round of it by its number. The order in a
+    round is drawn from `seed`; in every six rounds each runner is in each place twice.
     `advance` is called with 1 after each round. `is_enough` is asked after each process but the
     last whether it may be the last: it is given what was taken so far, of how many processes, and
     the pause between them.
 
-    Raises ValueError for other contestants or no rounds; what a contestant raises is raised.
+    Raises ValueError for other runners or no rounds; what a runner raises is raised.
     """
-    if set(contestants) != {FP16, QUANTIZED}:
-        raise ValueError(f"contestants are {FP16!r} and {QUANTIZED!r}, not {sorted(contestants)}")
+    if set(runners) != {FP16, QUANTIZED}:
+        raise ValueError(f"runners are {FP16!r} and {QUANTIZED!r}, not {sorted(runners)}")
     if min(rounds, processes) < 1:
         raise ValueError(f"{rounds} rounds in {processes} processes measure nothing")
-    starts = {**contestants, AGAIN: contestants[FP16]}
+    starts = {**runners, AGAIN: runners[FP16]}
     taken: dict[str, list[Taken]] = {name: [] for name in starts}
     orders = _draw_orders(tuple(sorted(starts)), seed=seed)
     spans: list[tuple[float, float]] = []
@@ -99,8 +99,8 @@ def _measure_pause(spans: list[tuple[float, float]], *, rounds: int) -> float:
 def _draw_orders(names: tuple[str, ...], *, seed: int) -> Iterator[tuple[str, ...]]:
     """Yield orders for ever: all permutations in a drawn order, then all of them again.
 
-    What runs after a slow contestant finds other caches and clocks than what runs after a fast
-    one; so every contestant is in every place equally often.
+    What runs after a slow runner finds other caches and clocks than what runs after a fast
+    one; so every runner is in every place equally often.
     """
     stream = random.Random(seed)
     orders = list(itertools.permutations(names))

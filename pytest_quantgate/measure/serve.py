@@ -1,4 +1,4 @@
-"""A server for one contestant in this process, and MLPerf's LoadGen as its clients.
+"""A server for one runner in this process, and MLPerf's LoadGen as its clients.
 
 LoadGen (https://github.com/mlcommons/inference, `mlcommons-loadgen`) draws the arrivals, waits for
 the answers and keeps the times: a request's is that from the moment for which it was scheduled. The
@@ -51,7 +51,7 @@ def import_loadgen() -> Any:
 
 
 class Server:
-    """What answers requests for the `inputs` of a contestant, cut into requests in their order."""
+    """What answers requests for the `inputs` of a runner, cut into requests in their order."""
 
     def __init__(self, embed: Embed, *, inputs: Inputs) -> None:
         self._embed = embed

@@ -1,4 +1,4 @@
-"""A contestant of a latency gate in a process of its own.
+"""A runner of a latency gate in a process of its own.
 
 Two models in one process share its memory, its allocator and its clocks, and FP16 a second time
 would be the same session: what slows that session slows both of its times, and looks like quiet.
@@ -18,23 +18,23 @@ from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.latency import Footprint
 from pytest_quantgate.evidence.load import Served
 from pytest_quantgate.linked_process import Link, ProcessEnded
-from pytest_quantgate.measure.contestant import Contestant, Spec, write_spec
 from pytest_quantgate.measure.rounds import Start
+from pytest_quantgate.measure.runner import Runner, Spec, write_spec
 
-MODULE = "pytest_quantgate.measure.time_contestant"
+MODULE = "pytest_quantgate.measure.time_runner"
 
 
 def in_a_process(spec: Spec, *, folder: Path) -> Start:
     """Return what starts a process for `spec` below `folder`, which opens it when it is called.
 
     The process is started at once, so that those of one round get ready side by side; it loads
-    the contestant only when that is asked for. Raises NotMeasured and ModelError as
-    `open_contestant` there, and ModelError where the process ends without a word.
+    the runner only when that is asked for. Raises NotMeasured and ModelError as
+    `open_runner` there, and ModelError where the process ends without a word.
     """
 
     @contextmanager
-    def start() -> Iterator[Callable[[], Contestant]]:
-        link = Link(MODULE, home=Path(tempfile.mkdtemp(prefix="contestant-", dir=folder)))
+    def start() -> Iterator[Callable[[], Runner]]:
+        link = Link(MODULE, home=Path(tempfile.mkdtemp(prefix="runner-", dir=folder)))
 
         def ask(question: Mapping[str, Any]) -> Any:
             try:
@@ -42,9 +42,9 @@ def in_a_process(spec: Spec, *, folder: Path) -> Start:
             except ProcessEnded as error:
                 raise ModelError(f"the process that is timed {error}") from error
 
-        def open_it() -> Contestant:
+        def open_it() -> Runner:
             facts = ask(write_spec(spec))
-            return Contestant(
+            return Runner(
                 time_runs=lambda runs: float(ask({"runs": runs})["ms"]),
                 samples=facts["samples"],
                 serve=lambda load: from_json(Served, ask({"load": to_json(load)})["served"]),

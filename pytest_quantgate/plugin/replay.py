@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 class ReplayClock:
     """A clock for pytest-benchmark that stands still but for `step`.
 
-    Calibration and rounds of pytest-benchmark would time one contestant on its own; here the rounds
+    Calibration and rounds of pytest-benchmark would time one runner on its own; here the rounds
     of all are interleaved, and on a GPU the time is the device's. So the clock is the timer of a
     benchmark (`@pytest.mark.benchmark(timer=clock)`) from its collection on; once the times are
     there it is loaded with them, and `benchmark.pedantic(clock.step, rounds=len(times_ms))` lets

@@ -184,7 +184,7 @@ def _along_the_model(
 
 def draw_latency(facts: LatencyFacts) -> Chart:
     """Return every round's time of FP16, the quantized variant, and FP16 again."""
-    contestants = {
+    runners = {
         "FP16": ("fp16", facts.fp16_ms),
         "quantized": ("quantized", facts.quantized_ms),
         "FP16 again": ("fp16", facts.fp16_again_ms),
@@ -193,7 +193,7 @@ def draw_latency(facts: LatencyFacts) -> Chart:
         Mark(
             x=time, y=row, shape="dot", series=series, text=f"{name}, round {number}: {time:.4g} ms"
         )
-        for row, (name, (series, times)) in enumerate(contestants.items())
+        for row, (name, (series, times)) in enumerate(runners.items())
         for number, time in enumerate(times, start=1)
     ]
     low, high = _span(mark.x for mark in marks)
@@ -205,7 +205,7 @@ def draw_latency(facts: LatencyFacts) -> Chart:
             series="ink",
             text=f"{name}: median {median:.4g} ms",
         )
-        for row, (name, (_, times)) in enumerate(contestants.items())
+        for row, (name, (_, times)) in enumerate(runners.items())
         if times
     ]
     return Chart(
@@ -213,7 +213,7 @@ def draw_latency(facts: LatencyFacts) -> Chart:
         description="Time of every round in ms: FP16, quantized, and FP16 a second time",
         x=Scale(low=low, high=high, title="ms"),
         marks=marks,
-        rows=list(contestants),
+        rows=list(runners),
     )
 
 

@@ -96,7 +96,7 @@ def describe_case(case: Case) -> Evidence:
                 fp16_ms=run.fp16.times_ms,
                 quantized_ms=run.quantized.times_ms,
                 fp16_again_ms=run.fp16_again.times_ms,
-                cold=tuple(c.name for c in run.contestants if not c.warm),
+                cold=tuple(c.name for c in run.runners if not c.warm),
                 processes=run.processes,
                 pause_rounds=run.pause_rounds,
                 timing="p99" if name in case.load_runs else "",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.latency import Footprint
-from pytest_quantgate.measure.contestant import (
+from pytest_quantgate.measure.runner import (
     GPU,
-    EngineContestant,
-    OnnxContestant,
+    EngineRunner,
+    OnnxRunner,
     Spec,
-    TorchContestant,
+    TorchRunner,
 )
 from pytest_quantgate.measure.timed_process import in_a_process
 from pytest_quantgate.run.exported import VARIANTS, EngineOrder, Precision, Variant
@@ -54,11 +54,11 @@ def time_variants(
 
     label = f"timing the {gate.tower} tower in {gate.runtime}, batch {gate.batch}"
     processes, rounds = share_rounds(gate.rounds)
-    with line_up(stages, gate=gate) as (lineup, contestants):
+    with line_up(stages, gate=gate) as (lineup, runners):
         machine = read_machine(threads=gate.threads, device=lineup.device)
         with stages.case.progress.stage(label, total=processes * rounds) as advance:
             return measure_latency(
-                contestants=contestants,
+                runners=runners,
                 processes=processes,
                 rounds=rounds,
                 min_round_ms=MIN_ROUND_MS,
@@ -85,11 +85,11 @@ def load_variants(stages: Stages, gate: LoadGate) -> LoadRun:
     import_loadgen()  # before anything is built for it
     label = f"{gate.load.rate} requests a second to the {gate.tower} tower in {gate.runtime}"
     processes, rounds = share_rounds(gate.rounds)
-    with line_up(stages, gate=gate) as (lineup, contestants):
+    with line_up(stages, gate=gate) as (lineup, runners):
         machine = read_machine(threads=gate.threads, device=lineup.device)
         with stages.case.progress.stage(label, total=processes * rounds) as advance:
             return measure_load(
-                contestants=contestants,
+                runners=runners,
                 processes=processes,
                 rounds=rounds,
                 load=gate.load,
@@ -144,7 +144,7 @@ def _plan_torch(stages: Stages, gate: TimedGate, folder: Path) -> Lineup:
     inputs = keep_inputs(stages, gate)
     return Lineup(
         specs={
-            variant: TorchContestant(
+            variant: TorchRunner(
                 model=pin_model(case.suite.model, source=case.source),
                 checkpoint=checkpoints[variant],
                 tower=gate.tower,
@@ -199,7 +199,7 @@ def _plan_files(
     specs: dict[Variant, Spec] = {}
     for variant in VARIANTS:
         path = stages.onnx_path(variant=variant, tower=gate.tower, precision=precision)
-        specs[variant] = OnnxContestant(
+        specs[variant] = OnnxRunner(
             path=str(path),
             inputs=inputs,
             provider=provider,
@@ -223,7 +223,7 @@ def _plan_engines(stages: Stages, gate: TimedGate, _folder: Path) -> Lineup:
     }
     return Lineup(
         specs={
-            variant: EngineContestant(
+            variant: EngineRunner(
                 library=library.name,
                 plan=str(engine.path),
                 target=target,

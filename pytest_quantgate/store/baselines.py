@@ -97,7 +97,7 @@ class Store:
         """Return a record, or None where there is none.
 
         Where the suite has none, and version 0.1 left one that is its and no other suite's, it is
-        that one. Raises BaselineError, naming the file and the mend, for one that is damaged, of
+        that one. Raises BaselineError, naming the file and the fix, for one that is damaged, of
         another format, of another suite or key, that may be another suite's, or that leads out of
         the store.
         """
@@ -293,9 +293,9 @@ _OBTAIN = "run the suite again to obtain it anew"
 
 
 def _read_file(
-    path: Path, *, root: Path, parse: Callable[[str], Value], mend: str = ""
+    path: Path, *, root: Path, parse: Callable[[str], Value], fix: str = ""
 ) -> Value | None:
-    mend = mend or (
+    fix = fix or (
         f"restore it with git checkout -- {path}, or make it anew with --quantgate-baselines=update"
     )
     try:
@@ -307,17 +307,17 @@ def _read_file(
             return None
         if path.stat().st_size > bounds.BASELINE_BYTES:
             raise BaselineError(
-                f"{path}: larger than {bounds.BASELINE_BYTES} bytes, no baseline is: {mend}"
+                f"{path}: larger than {bounds.BASELINE_BYTES} bytes, no baseline is: {fix}"
             )
         text = read_regular(path, max_bytes=bounds.BASELINE_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BaselineError(f"{path}: damaged baseline: not UTF-8: {mend}") from error
+        raise BaselineError(f"{path}: damaged baseline: not UTF-8: {fix}") from error
     except OSError as error:
         raise BaselineError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
         return parse(text)
     except BaselineError as error:
-        raise BaselineError(f"{path}: damaged baseline: {error}: {mend}") from error
+        raise BaselineError(f"{path}: damaged baseline: {error}: {fix}") from error
 
 
 def write_atomically(path: Path, text: str, *, root: Path, project: Path | None = None) -> None:
@@ -537,7 +537,7 @@ def list_obtained(directory: Path) -> list[Path]:
 
 def read_obtained(path: Path, *, directory: Path) -> AnyRecord:
     """Return an obtained result; raises BaselineError for one that is damaged or lies elsewhere."""
-    record = _read_file(path, root=directory, parse=parse_any_record, mend=_OBTAIN)
+    record = _read_file(path, root=directory, parse=parse_any_record, fix=_OBTAIN)
     assert record is not None
     if path.resolve() != Store(directory).path_of(record).resolve():
         raise BaselineError(

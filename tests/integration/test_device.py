@@ -134,10 +134,10 @@ def gpu(case: Case, monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 def stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Open contestants here: another process would not know the stand-ins."""
-    from pytest_quantgate.measure.contestant import (
-        Contestant,
-        open_contestant,
+    """Open runners here: another process would not know the stand-ins."""
+    from pytest_quantgate.measure.runner import (
+        Runner,
+        open_runner,
         read_spec,
         write_spec,
     )
@@ -147,10 +147,10 @@ def stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         assert folder.is_dir()
 
         @contextmanager
-        def start() -> Iterator[Callable[[], Contestant]]:
+        def start() -> Iterator[Callable[[], Runner]]:
             with ExitStack() as stack:
                 told = json.loads(json.dumps(write_spec(spec)))
-                yield lambda: stack.enter_context(open_contestant(read_spec(told)))
+                yield lambda: stack.enter_context(open_runner(read_spec(told)))
 
         return start
 
@@ -165,7 +165,7 @@ def test_engines_are_built_for_the_device_and_timed_by_themselves(case: Case, gp
 
     run = case.latency_runs["latency[tensorrt-rtx-text-batch4]"]
     assert run.machine.device == "A GPU"
-    assert [contestant.samples for contestant in run.contestants] == [4, 4, 4]
+    assert [runner.samples for runner in run.runners] == [4, 4, 4]
     assert run.runtime_version == case.stages.find_engine_target("tensorrt-rtx")[0].version
     assert run.fp16_footprint.weights_bytes == run.fp16.median_ms * 1e3
     assert run.quantized_footprint.weights_bytes == run.quantized.median_ms * 1e3
@@ -235,7 +235,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
     import torch
     import torch.utils.cpp_extension  # looks at torch.cuda when it is first imported
 
-    from pytest_quantgate.measure import contestant
+    from pytest_quantgate.measure import runner
     from pytest_quantgate.run import timed_runs
     from pytest_quantgate.runtimes import onnxruntime_session
 
@@ -264,7 +264,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
     monkeypatch.setattr(onnxruntime_session, "require_provider", lambda _provider: "1.24")
     monkeypatch.setattr(onnxruntime_session.OnnxRuntimeModel, "__init__", open_on_cpu)
     monkeypatch.setattr(onnxruntime_session.OnnxRuntimeModel, "bind", bind_and_note)
-    for module in (contestant, timed_runs):
+    for module in (runner, timed_runs):
         monkeypatch.setattr(module, "GPU", "cpu")
     monkeypatch.setattr(torch, "cuda", clock)
 
@@ -273,7 +273,7 @@ def test_a_provider_on_the_gpu_runs_bound_tensors_on_a_stream_of_its_own(
 
     assert sessions == [("cuda", 77 + number) for number in range(15)]
     assert run.fp16.times_ms[0] == pytest.approx(9.0), "all three were bound by then"
-    assert [contestant.samples for contestant in run.contestants] == [2, 2, 2]
+    assert [runner.samples for runner in run.runners] == [2, 2, 2]
     assert (run.runtime, run.runtime_version) == ("onnxruntime-cuda", "1.24")
     assert run.fp16_footprint.weights_bytes > run.quantized_footprint.weights_bytes  # type: ignore[operator]
     batch = timed_runs.make_batch(case.stages, size=2)

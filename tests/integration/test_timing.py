@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
+from pytest_quantgate.evidence.latency import LatencyRun, Machine, RunnerTimes
 from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.measure.latency import Footprint  # type: ignore[attr-defined]
 
@@ -40,8 +40,8 @@ class Bench:
     def measure(self, gate: LatencyGate) -> LatencyRun:
         self.asked.append(gate.key)
 
-        def times(name: str, time_ms: float) -> ContestantTimes:
-            return ContestantTimes(
+        def times(name: str, time_ms: float) -> RunnerTimes:
+            return RunnerTimes(
                 name=name,
                 times_ms=(time_ms,) * gate.rounds,
                 runs=1,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate.comparison.changes import DiffError
-from pytest_quantgate.comparison.things import compare_trees
+from pytest_quantgate.comparison.paths import compare_trees
 from pytest_quantgate.own_process import GIT_SETTINGS, run_git, run_program, start_module
 from pytest_quantgate.report.environment import read_commit
 

@@ -88,15 +88,15 @@ def test_modelopt_is_held_against_its_range(version: str, state: str) -> None:
     assert check.state == state
     if state != "OK":
         assert check.detail == f"{version}, supported is <0.49,>=0.47"
-        assert check.mend == "pip install 'nvidia-modelopt<0.49,>=0.47'"
+        assert check.fix == "pip install 'nvidia-modelopt<0.49,>=0.47'"
 
 
 def test_missing_package_names_its_extra() -> None:
     found = packages()
 
     assert found["nvidia-modelopt"].state == "MISSING"
-    assert found["nvidia-modelopt"].mend == "pip install 'pytest-quantgate[clip]'"
-    assert found["pytest"].mend == "pip install 'pytest>=8.3'"
+    assert found["nvidia-modelopt"].fix == "pip install 'pytest-quantgate[clip]'"
+    assert found["pytest"].fix == "pip install 'pytest>=8.3'"
     assert "ruff" not in found
 
 
@@ -166,7 +166,7 @@ def test_driver_that_does_not_answer_is_broken(tmp_path: Path) -> None:
         assert gpus == ()
         assert check.state == "BROKEN"
         assert words in check.detail
-        assert check.mend
+        assert check.fix
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
@@ -195,7 +195,7 @@ def test_cache_in_the_place_of_a_file_is_broken(tmp_path: Path) -> None:
 
 def make_machine(*gpus: Gpu, **missing: str) -> Machine:
     bad = {
-        extra: (Check(name=name, state="MISSING", detail="", mend=f"pip install {name}"),)
+        extra: (Check(name=name, state="MISSING", detail="", fix=f"pip install {name}"),)
         for extra, name in missing.items()
     }
     return Machine(packages={"clip": (), **bad}, gpus=gpus, others=())
@@ -247,7 +247,7 @@ def needs(
     path = Path("s.quantgate.yaml")
     path.write_text(text, encoding="utf-8")
     found = list_needs(load_suite(path), machine=machine, environ=environ or {})
-    return {need.gate: [(part.what, part.mend) for part in need.missing] for need in found}
+    return {need.gate: [(part.what, part.fix) for part in need.missing] for need in found}
 
 
 def test_suite_needs_only_what_its_gates_need(installed: Callable[..., None]) -> None:

@@ -16,7 +16,7 @@ from pytest_quantgate.comparison.baseline_files import (
     read_records,
 )
 from pytest_quantgate.comparison.changes import DiffError
-from pytest_quantgate.comparison.things import compare_paths
+from pytest_quantgate.comparison.paths import compare_paths
 from pytest_quantgate.errors import BaselineError
 from pytest_quantgate.evidence.fingerprint import Fingerprint
 from pytest_quantgate.evidence.latency import Machine

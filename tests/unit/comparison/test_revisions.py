@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pytest_quantgate.comparison.changes import Comparison, DiffError
+from pytest_quantgate.comparison.paths import compare_trees
 from pytest_quantgate.comparison.revisions import extract, resolve_range, split_range
-from pytest_quantgate.comparison.things import compare_trees
 
 SUITE = """\
 quantgate: 1

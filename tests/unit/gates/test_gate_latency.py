@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
+from pytest_quantgate.evidence.latency import LatencyRun, Machine, RunnerTimes
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.latency import judge_latency
 from pytest_quantgate.gates.timed import BRIEF_LENGTH, machine_differences, show_ms, show_ratio
@@ -38,7 +38,7 @@ NINETY_FIVE = Fraction(95, 100)
 SHAPES = ("quiet", "drift", "bursts", "bimodal", "sticky")
 
 
-def make_times(name: str, times_ms: list[float], **changes: Any) -> ContestantTimes:
+def make_times(name: str, times_ms: list[float], **changes: Any) -> RunnerTimes:
     values: dict[str, Any] = {
         "name": name,
         "times_ms": tuple(times_ms),
@@ -48,7 +48,7 @@ def make_times(name: str, times_ms: list[float], **changes: Any) -> ContestantTi
         "warm": True,
         **changes,
     }
-    return ContestantTimes(**values)
+    return RunnerTimes(**values)
 
 
 def make_run(
@@ -223,7 +223,7 @@ def test_the_interval_is_widened_by_fp16_against_itself() -> None:
     assert noisy.figures["noise_share"] == pytest.approx(1 / 0.95 - 1)
 
 
-def test_a_contestant_that_never_got_warm_is_named() -> None:
+def test_a_runner_that_never_got_warm_is_named() -> None:
     run = make_run([10.0] * 12, [5.0] * 12)
     run = replace(run, quantized=replace(run.quantized, warm=False))
     assert "quantized did not settle during the warm-up" in judge(run).evidence
@@ -247,7 +247,7 @@ def tally(*, shape: str, ratio: float, max_ratio: str, rounds: int) -> Counter[S
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_same_contestant_twice_is_not_failed(shape: str) -> None:
+def test_the_same_runner_twice_is_not_failed(shape: str) -> None:
     found = tally(shape=shape, ratio=1.0, max_ratio="1.05", rounds=30)
     assert found[Status.FAIL] <= WRONG
     assert found[Status.PASS] >= 30  # and that is not because nothing is ever decided
@@ -270,7 +270,7 @@ def test_exactly_at_the_limit_either_error_is_rare(shape: str) -> None:
 def draw_machine(noise: str, *, seed: int) -> LatencyRun:
     """Return sides that are the same, 30 rounds in 5 processes, with noise of one kind.
 
-    `each`: every contestant its own; `sides`: FP16 one that is the same in both of its processes,
+    `each`: every runner its own; `sides`: FP16 one that is the same in both of its processes,
     and quantized another. `AR`: correlation 0.95 of neighbours; `clock`: 10 % slower in a third of
     the time, in states that stay with probability 0.95; both begin anew in a process, or `go on`
     over all of them, 20 rounds apart. `level`: one of each process.

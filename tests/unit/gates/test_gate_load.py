@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.audit import BatchInvariance
 from pytest_quantgate.evidence.codec import from_json, to_json
-from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
+from pytest_quantgate.evidence.latency import LatencyRun, Machine, RunnerTimes
 from pytest_quantgate.evidence.load import Answer, Load, LoadRun, Served
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.load import LoadGate, judge_load, least_queries
@@ -68,7 +68,7 @@ def make_served(times_ms: np.ndarray[Any, Any] | None = None, **changes: Any) ->
 def make_run(fp16: Any, quantized: Any, again: Any = None, *, processes: int = 5) -> LoadRun:
     sides = {"fp16": fp16, "quantized": quantized, "fp16 again": again or fp16}
     times = {
-        name: ContestantTimes(
+        name: RunnerTimes(
             name=name,
             times_ms=tuple(s.p99_ms for s in rounds),
             runs=459,

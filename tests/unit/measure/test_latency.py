@@ -14,14 +14,7 @@ import pytest
 
 from pytest_quantgate.errors import NotMeasured
 from pytest_quantgate.evidence.codec import from_json, to_json
-from pytest_quantgate.evidence.latency import ContestantTimes, Footprint, LatencyRun, Machine
-from pytest_quantgate.measure.contestant import (
-    Contestant,
-    TimeRuns,
-    time_callable,
-    time_engine,
-    time_on_device,
-)
+from pytest_quantgate.evidence.latency import Footprint, LatencyRun, Machine, RunnerTimes
 from pytest_quantgate.measure.latency import (
     list_extra_info,
     measure_latency,
@@ -30,6 +23,13 @@ from pytest_quantgate.measure.latency import (
     read_peak_rss_bytes,
 )
 from pytest_quantgate.measure.rounds import AGAIN, FP16, QUANTIZED, Start, share_rounds
+from pytest_quantgate.measure.runner import (
+    Runner,
+    TimeRuns,
+    time_callable,
+    time_engine,
+    time_on_device,
+)
 
 MACHINE = Machine(system="Linux x86_64", processor="A", cores=2, threads=1, device="cpu")
 
@@ -44,8 +44,8 @@ class FakeClock:
     def __call__(self) -> float:
         return self.now_s
 
-    def contestant(self, name: str, *times_ms: float) -> TimeRuns:
-        """Return a contestant whose calls take these times a run, the last one for ever."""
+    def runner(self, name: str, *times_ms: float) -> TimeRuns:
+        """Return a runner whose calls take these times a run, the last one for ever."""
         left = list(times_ms)
 
         def time_runs(runs: int) -> float:
@@ -59,11 +59,11 @@ class FakeClock:
 
 
 def start(time_runs: TimeRuns, **more: Any) -> Start:
-    """Return what starts a contestant that is there already."""
+    """Return what starts a runner that is there already."""
 
     @contextmanager
-    def started() -> Iterator[Callable[[], Contestant]]:
-        yield lambda: Contestant(time_runs=time_runs, **more)
+    def started() -> Iterator[Callable[[], Runner]]:
+        yield lambda: Runner(time_runs=time_runs, **more)
 
     return started
 
@@ -77,7 +77,7 @@ def measure(
     **changes: Any,
 ) -> LatencyRun:
     arguments: dict[str, Any] = {
-        "contestants": {
+        "runners": {
             FP16: start(fp16, samples=samples[0]),
             QUANTIZED: start(quantized, samples=samples[1]),
         },
@@ -97,9 +97,9 @@ def measure(
 
 def test_a_run_has_the_same_rounds_of_all_three() -> None:
     clock = FakeClock()
-    run = measure(clock, clock.contestant("f", 10.0), clock.contestant("q", 4.0))
+    run = measure(clock, clock.runner("f", 10.0), clock.runner("q", 4.0))
     assert run.rounds == 12
-    assert [c.name for c in run.contestants] == [FP16, QUANTIZED, AGAIN]
+    assert [c.name for c in run.runners] == [FP16, QUANTIZED, AGAIN]
     assert run.fp16.times_ms == run.fp16_again.times_ms == (10.0,) * 12
     assert run.quantized.times_ms == (4.0,) * 12
     assert (run.runtime, run.machine, run.tower, run.batch_size) == ("fake", MACHINE, "vision", 8)
@@ -118,8 +118,8 @@ def test_a_run_is_looked_at_once_and_ends_there_where_it_is_decided(
 
     run = measure(
         clock,
-        clock.contestant("f", 10.0),
-        clock.contestant("q", 4.0),
+        clock.runner("f", 10.0),
+        clock.runner("q", 4.0),
         processes=5,
         rounds=2,
         is_decided=is_decided,
@@ -135,8 +135,8 @@ def test_processes_that_are_near_to_each_other_are_all_waited_for() -> None:
     clock = FakeClock()
     run = measure(
         clock,
-        clock.contestant("f", 10.0),
-        clock.contestant("q", 4.0),
+        clock.runner("f", 10.0),
+        clock.runner("q", 4.0),
         processes=5,
         rounds=100,
         is_decided=lambda _run: pytest.fail("nobody is to look"),
@@ -148,7 +148,7 @@ def test_processes_that_are_near_to_each_other_are_all_waited_for() -> None:
 
 def test_where_nobody_looks_nothing_is_planned() -> None:
     clock = FakeClock()
-    run = measure(clock, clock.contestant("f", 10.0), clock.contestant("q", 4.0), processes=5)
+    run = measure(clock, clock.runner("f", 10.0), clock.runner("q", 4.0), processes=5)
     assert (run.processes, run.planned) == (5, 0)
 
 
@@ -156,20 +156,20 @@ def test_what_a_run_gave_and_what_its_arithmetic_can_gain_go_into_the_result() -
     clock = FakeClock()
     run = measure(
         clock,
-        clock.contestant("f", 10.0),
-        clock.contestant("q", 4.0),
+        clock.runner("f", 10.0),
+        clock.runner("q", 4.0),
         samples=(8, 1),
         arithmetic_gain=32,
     )
-    assert [c.samples for c in run.contestants] == [8, 1, 8]
+    assert [c.samples for c in run.runners] == [8, 1, 8]
     assert run.arithmetic_gain == 32
-    untold = measure(clock, clock.contestant("f", 10.0), clock.contestant("q", 4.0))
-    assert [c.samples for c in untold.contestants] == [None] * 3
+    untold = measure(clock, clock.runner("f", 10.0), clock.runner("q", 4.0))
+    assert [c.samples for c in untold.runners] == [None] * 3
 
 
 def test_a_batch_has_as_many_runs_as_last_the_round_time() -> None:
     clock = FakeClock()
-    run = measure(clock, clock.contestant("f", 7.0), clock.contestant("q", 30.0))
+    run = measure(clock, clock.runner("f", 7.0), clock.runner("q", 30.0))
     assert (run.fp16.runs, run.fp16_again.runs, run.quantized.runs) == (3, 3, 1)
     assert Counter(clock.log[-36:]) == {"f*3": 24, "q*1": 12}
 
@@ -177,7 +177,7 @@ def test_a_batch_has_as_many_runs_as_last_the_round_time() -> None:
 def test_runs_are_counted_again_once_it_is_warm() -> None:
     clock = FakeClock()
     cold = [500.0, *[20.0] * 3, *[1.0] * 60]
-    run = measure(clock, clock.contestant("f", *cold), clock.contestant("q", 5.0))
+    run = measure(clock, clock.runner("f", *cold), clock.runner("q", 5.0))
     assert run.fp16.first_run_ms == 500.0
     assert run.fp16.runs == 20
     assert run.fp16.times_ms == (1.0,) * 12
@@ -186,13 +186,13 @@ def test_runs_are_counted_again_once_it_is_warm() -> None:
 
 def test_no_round_time_is_one_run_a_round() -> None:
     clock = FakeClock()
-    run = measure(clock, clock.contestant("f", 0.5), clock.contestant("q", 0.25), min_round_ms=0.0)
+    run = measure(clock, clock.runner("f", 0.5), clock.runner("q", 0.25), min_round_ms=0.0)
     assert (run.fp16.runs, run.quantized.runs) == (1, 1)
 
 
 def test_many_runs_are_found_in_few_steps() -> None:
     clock = FakeClock()
-    run = measure(clock, clock.contestant("f", 0.01), clock.contestant("q", 0.01))
+    run = measure(clock, clock.runner("f", 0.01), clock.runner("q", 0.01))
     assert run.fp16.runs == 2000
     assert len(clock.log) < 110
 
@@ -200,7 +200,7 @@ def test_many_runs_are_found_in_few_steps() -> None:
 def test_warm_up_goes_on_until_the_median_is_stable() -> None:
     clock = FakeClock()
     falling = [100.0 * 0.9**i + 20 for i in range(200)]
-    run = measure(clock, clock.contestant("f", *falling), clock.contestant("q", 20.0))
+    run = measure(clock, clock.runner("f", *falling), clock.runner("q", 20.0))
     assert run.fp16.warm
     assert run.fp16.warm_up_batches > run.quantized.warm_up_batches == 10
     assert max(run.fp16.times_ms) < 30
@@ -209,9 +209,7 @@ def test_warm_up_goes_on_until_the_median_is_stable() -> None:
 def test_warm_up_ends_at_its_time_and_says_so() -> None:
     clock = FakeClock()
     growing = [20.0 * 1.1**i for i in range(40)]
-    run = measure(
-        clock, clock.contestant("f", *growing), clock.contestant("q", 20.0), warm_up_s=0.5
-    )
+    run = measure(clock, clock.runner("f", *growing), clock.runner("q", 20.0), warm_up_s=0.5)
     assert not run.fp16.warm
     assert run.fp16.warm_up_batches < 20
     assert run.quantized.warm
@@ -219,7 +217,7 @@ def test_warm_up_ends_at_its_time_and_says_so() -> None:
 
 def test_no_warm_up_time_is_one_batch() -> None:
     clock = FakeClock()
-    run = measure(clock, clock.contestant("f", 20.0), clock.contestant("q", 20.0), warm_up_s=0.0)
+    run = measure(clock, clock.runner("f", 20.0), clock.runner("q", 20.0), warm_up_s=0.0)
     assert (run.fp16.warm_up_batches, run.fp16.warm) == (1, False)
 
 
@@ -229,8 +227,8 @@ def orders_of(seed: int, rounds: int) -> list[tuple[str, ...]]:
     clock = FakeClock()
     first: dict[str, float] = {}
 
-    def contestant(name: str) -> TimeRuns:
-        steady = clock.contestant(name, 20.0)
+    def runner(name: str) -> TimeRuns:
+        steady = clock.runner(name, 20.0)
 
         def time_runs(runs: int) -> float:
             steady(runs)
@@ -240,7 +238,7 @@ def orders_of(seed: int, rounds: int) -> list[tuple[str, ...]]:
 
         return time_runs
 
-    quantized = contestant("q")
+    quantized = runner("q")
     count = 0
 
     def last_warm_up(runs: int) -> float:
@@ -251,19 +249,17 @@ def orders_of(seed: int, rounds: int) -> list[tuple[str, ...]]:
             first["measuring"] = 1.0
         return value
 
-    run = measure(clock, contestant("f"), last_warm_up, rounds=rounds, seed=seed, min_round_ms=1.0)
+    run = measure(clock, runner("f"), last_warm_up, rounds=rounds, seed=seed, min_round_ms=1.0)
     return [
         tuple(
             name
-            for _, name in sorted(
-                (contestant.times_ms[index], contestant.name) for contestant in run.contestants
-            )
+            for _, name in sorted((runner.times_ms[index], runner.name) for runner in run.runners)
         )
         for index in range(rounds)
     ]
 
 
-def test_every_contestant_is_in_every_place_equally_often() -> None:
+def test_every_runner_is_in_every_place_equally_often() -> None:
     orders = orders_of(seed=0, rounds=12)
     assert set(Counter(orders).values()) == {2}
     assert len(set(orders)) == 6
@@ -282,17 +278,17 @@ def test_every_process_starts_all_three_anew_and_the_pause_between_them_is_measu
 
     def counted(time_ms: float) -> Start:
         @contextmanager
-        def started() -> Iterator[Callable[[], Contestant]]:
+        def started() -> Iterator[Callable[[], Runner]]:
             open_now.append(1)
             most.append(len(open_now))
             clock.now_s += 0.5
-            yield lambda: Contestant(time_runs=clock.contestant("x", time_ms))
+            yield lambda: Runner(time_runs=clock.runner("x", time_ms))
             open_now.pop()
 
         return started
 
     run = measure_latency(
-        contestants={FP16: counted(20.0), QUANTIZED: counted(10.0)},
+        runners={FP16: counted(20.0), QUANTIZED: counted(10.0)},
         processes=3, rounds=4, min_round_ms=20.0, warm_up_s=10.0, runtime="fake", machine=MACHINE,
         tower="vision", batch_size=8, clock=clock,
     )  # fmt: skip
@@ -313,14 +309,14 @@ def test_rounds_are_shared_among_processes(rounds: int, shared: tuple[int, int])
 def test_progress_advances_once_a_round() -> None:
     clock = FakeClock()
     seen: list[int] = []
-    measure(clock, clock.contestant("f", 20.0), clock.contestant("q", 20.0), advance=seen.append)
+    measure(clock, clock.runner("f", 20.0), clock.runner("q", 20.0), advance=seen.append)
     assert seen == [1] * 12
 
 
 def test_times_of_rounds_are_kept_as_they_are() -> None:
     clock = FakeClock()
-    quantized = clock.contestant("q", *[20.0] * 11, math.nan, 0.0, 20.0)
-    run = measure(clock, clock.contestant("f", 20.0), quantized, rounds=3)
+    quantized = clock.runner("q", *[20.0] * 11, math.nan, 0.0, 20.0)
+    run = measure(clock, clock.runner("f", 20.0), quantized, rounds=3)
     assert math.isnan(run.quantized.times_ms[0])
     assert run.quantized.times_ms[1:] == (0.0, 20.0)
 
@@ -329,19 +325,19 @@ def test_times_of_rounds_are_kept_as_they_are() -> None:
 def test_a_timer_that_tells_no_time_is_not_measured(wrong: float) -> None:
     clock = FakeClock()
     with pytest.raises(NotMeasured, match=r"timer of quantized gave .* ms for a run"):
-        measure(clock, clock.contestant("f", 20.0), clock.contestant("q", wrong))
+        measure(clock, clock.runner("f", 20.0), clock.runner("q", wrong))
 
 
 def test_a_clock_that_stands_still_is_not_measured() -> None:
     clock = FakeClock()
     with pytest.raises(NotMeasured, match=r"shows no time for 65536 runs"):
-        measure(clock, clock.contestant("f", 0.0), clock.contestant("q", 1.0))
+        measure(clock, clock.runner("f", 0.0), clock.runner("q", 1.0))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"contestants": {}},
+        {"runners": {}},
         {"rounds": 0},
         {"batch_size": 0},
         {"min_round_ms": -1.0},
@@ -351,24 +347,24 @@ def test_a_clock_that_stands_still_is_not_measured() -> None:
 )
 def test_a_request_that_measures_nothing_is_refused(changes: dict[str, Any]) -> None:
     clock = FakeClock()
-    with pytest.raises(ValueError, match=r"contestants are|measures? nothing|no durations"):
-        measure(clock, clock.contestant("f", 1.0), clock.contestant("q", 1.0), **changes)
+    with pytest.raises(ValueError, match=r"runners are|measures? nothing|no durations"):
+        measure(clock, clock.runner("f", 1.0), clock.runner("q", 1.0), **changes)
 
 
 def test_a_run_goes_through_json() -> None:
     clock = FakeClock()
-    run = measure(clock, clock.contestant("f", 10.0, 12.5), clock.contestant("q", 4.0))
+    run = measure(clock, clock.runner("f", 10.0, 12.5), clock.runner("q", 4.0))
     assert from_json(LatencyRun, to_json(run)) == run
 
 
 def test_no_rounds_have_no_median() -> None:
     clock = FakeClock()
-    run = measure(clock, clock.contestant("f", 10.0), clock.contestant("q", 4.0))
+    run = measure(clock, clock.runner("f", 10.0), clock.runner("q", 4.0))
     assert run.quantized.median_ms == 4.0
     assert math.isnan(replace(run.quantized, times_ms=()).median_ms)
 
 
-# -- contestants ---------------------------------------------------------------------------------
+# -- runners ---------------------------------------------------------------------------------
 
 
 def test_a_callable_is_timed_by_the_clock() -> None:
@@ -490,8 +486,8 @@ def test_a_cpu_gains_in_8_bits_what_its_units_can(
 # -- pytest-benchmark ----------------------------------------------------------------------------
 
 
-def make_times(name: str, time_ms: float) -> ContestantTimes:
-    return ContestantTimes(
+def make_times(name: str, time_ms: float) -> RunnerTimes:
+    return RunnerTimes(
         name=name,
         times_ms=(time_ms, time_ms),
         runs=5,
@@ -543,12 +539,12 @@ def test_the_peak_of_the_process_is_in_bytes() -> None:
     assert 10**7 < read_peak_rss_bytes() < 10**12
 
 
-def test_footprints_are_those_of_their_contestants() -> None:
+def test_footprints_are_those_of_their_runners() -> None:
     clock = FakeClock()
     run = measure(
         clock,
-        clock.contestant("f", 10.0),
-        clock.contestant("q", 4.0),
+        clock.runner("f", 10.0),
+        clock.runner("q", 4.0),
         footprints={QUANTIZED: Footprint(file_bytes=1), FP16: Footprint(file_bytes=2)},
         runtime_version="1.2",
     )

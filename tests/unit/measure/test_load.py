@@ -9,8 +9,8 @@ import pytest
 
 from pytest_quantgate.evidence.latency import Machine
 from pytest_quantgate.evidence.load import Load, Served
-from pytest_quantgate.measure.contestant import Contestant
 from pytest_quantgate.measure.load import find_highest_rate, measure_load
+from pytest_quantgate.measure.runner import Runner
 
 MACHINE = Machine(system="Linux x86_64", processor="A", cores=2, threads=1, device="cpu")
 
@@ -34,19 +34,19 @@ def served(p99_ms: float = 10.0, *, dropped: int = 0) -> Served:
 def test_all_three_answer_the_same_requests_of_a_round() -> None:
     asked: list[tuple[str, int]] = []
 
-    def start(name: str) -> Callable[..., Iterator[Callable[[], Contestant]]]:
+    def start(name: str) -> Callable[..., Iterator[Callable[[], Runner]]]:
         def serve(load: Load) -> Served:
             asked.append((name, load.seed))
             return served(10.0 if name == "fp16" else 5.0)
 
         @contextmanager
-        def started() -> Iterator[Callable[[], Contestant]]:
-            yield lambda: Contestant(time_runs=lambda _runs: 0.0, serve=serve)
+        def started() -> Iterator[Callable[[], Runner]]:
+            yield lambda: Runner(time_runs=lambda _runs: 0.0, serve=serve)
 
         return started  # type: ignore[return-value]
 
     run = measure_load(
-        contestants={name: start(name) for name in ("fp16", "quantized")},  # type: ignore[misc]
+        runners={name: start(name) for name in ("fp16", "quantized")},  # type: ignore[misc]
         processes=2,
         rounds=2,
         load=Load(rate=50, queries=100, seed=7),

@@ -1,4 +1,4 @@
-"""A contestant in a process of its own: it is timed, and what goes wrong in it is said here."""
+"""A runner in a process of its own: it is timed, and what goes wrong in it is said here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from pytest_quantgate.errors import ModelError, NotMeasured
 from pytest_quantgate.evidence.load import Load
-from pytest_quantgate.measure.contestant import (
-    OnnxContestant,
-    TorchContestant,
-    open_contestant,
+from pytest_quantgate.measure.runner import (
+    OnnxRunner,
+    TorchRunner,
+    open_runner,
     read_spec,
     write_spec,
 )
@@ -23,7 +23,7 @@ onnx = pytest.importorskip("onnx")
 
 
 @pytest.fixture
-def spec(tmp_path: Path) -> OnnxContestant:
+def spec(tmp_path: Path) -> OnnxRunner:
     """A matrix product in ONNX Runtime, and its inputs."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -39,7 +39,7 @@ def spec(tmp_path: Path) -> OnnxContestant:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     numpy.savez(tmp_path / "inputs.npz", x=numpy.ones((5, 4), numpy.float32))
-    return OnnxContestant(
+    return OnnxRunner(
         path=str(tmp_path / "model.onnx"),
         inputs=str(tmp_path / "inputs.npz"),
         provider="cpu",
@@ -48,15 +48,15 @@ def spec(tmp_path: Path) -> OnnxContestant:
     )
 
 
-def test_a_spec_goes_from_process_to_process_as_json(spec: OnnxContestant) -> None:
-    torch = TorchContestant(
+def test_a_spec_goes_from_process_to_process_as_json(spec: OnnxRunner) -> None:
+    torch = TorchRunner(
         model={"source": "transformers", "id": "/m"}, checkpoint="", tower="text", inputs="/i"
     )
     assert [read_spec(write_spec(found)) for found in (spec, torch)] == [spec, torch]
 
 
 def test_a_process_tells_what_it_opened_and_what_a_run_took(
-    spec: OnnxContestant, tmp_path: Path
+    spec: OnnxRunner, tmp_path: Path
 ) -> None:
     folder = tmp_path / "homes"
     folder.mkdir()
@@ -64,21 +64,21 @@ def test_a_process_tells_what_it_opened_and_what_a_run_took(
     with in_a_process(spec, folder=folder)() as open_it:
         (home,) = folder.iterdir()
         (home / "numpy.py").write_text("raise SystemExit('a stranger')")
-        contestant = open_it()
-        times = [contestant.time_runs(runs) for runs in (1, 100)]
+        runner = open_it()
+        times = [runner.time_runs(runs) for runs in (1, 100)]
 
-    assert contestant.samples == 5
+    assert runner.samples == 5
     assert all(0 < time_ms < 10_000 for time_ms in times)
 
 
-def test_what_is_never_asked_for_ends_by_itself(spec: OnnxContestant, tmp_path: Path) -> None:
+def test_what_is_never_asked_for_ends_by_itself(spec: OnnxRunner, tmp_path: Path) -> None:
     with in_a_process(spec, folder=tmp_path)() as open_it:
         pass
     with pytest.raises((ModelError, ValueError), match=r"ended with status 0|closed file"):
         open_it()
 
 
-def test_a_file_that_it_does_not_take_is_said_here(spec: OnnxContestant, tmp_path: Path) -> None:
+def test_a_file_that_it_does_not_take_is_said_here(spec: OnnxRunner, tmp_path: Path) -> None:
     Path(spec.path).write_bytes(b"no graph")
     with (
         in_a_process(spec, folder=tmp_path)() as open_it,
@@ -88,7 +88,7 @@ def test_a_file_that_it_does_not_take_is_said_here(spec: OnnxContestant, tmp_pat
 
 
 def test_a_process_that_dies_is_an_error_with_its_last_words(
-    spec: OnnxContestant, tmp_path: Path
+    spec: OnnxRunner, tmp_path: Path
 ) -> None:
     Path(spec.inputs).write_bytes(b"no npz")
     with (
@@ -99,7 +99,7 @@ def test_a_process_that_dies_is_an_error_with_its_last_words(
 
 
 def test_what_is_not_here_is_not_measured(
-    spec: OnnxContestant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: OnnxRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dataclasses import replace
 
@@ -111,12 +111,12 @@ def test_what_is_not_here_is_not_measured(
     monkeypatch.setattr(onnxruntime_session, "_open", refuse)
     with (
         pytest.raises(NotMeasured, match="no such provider"),
-        open_contestant(replace(spec, threads=2)),
+        open_runner(replace(spec, threads=2)),
     ):
         pass
 
 
-def test_a_process_serves_requests_as_itself(spec: OnnxContestant, tmp_path: Path) -> None:
+def test_a_process_serves_requests_as_itself(spec: OnnxRunner, tmp_path: Path) -> None:
     pytest.importorskip("mlperf_loadgen", reason="pip install 'pytest-quantgate[load]'")
     x = numpy.arange(128, dtype=numpy.float32).reshape(32, 4)
     numpy.savez(tmp_path / "inputs.npz", x=x)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_quantgate.errors import BaselineError
-from pytest_quantgate.evidence.latency import ContestantTimes, LatencyRun, Machine
+from pytest_quantgate.evidence.latency import LatencyRun, Machine, RunnerTimes
 from pytest_quantgate.store.baselines import (
     Store,
     accept_obtained,
@@ -226,8 +226,8 @@ def test_a_damaged_machine_that_version_0_1_left_is_refused(tmp_path: Path) -> N
 
 
 def test_the_next_record_is_of_the_run_and_keeps_when_the_first_was_made() -> None:
-    def times(name: str, time_ms: float) -> ContestantTimes:
-        return ContestantTimes(
+    def times(name: str, time_ms: float) -> RunnerTimes:
+        return RunnerTimes(
             name=name, times_ms=(time_ms,) * 30, runs=1, first_run_ms=1.0, warm_up_batches=1,
             warm=True,
         )  # fmt: skip

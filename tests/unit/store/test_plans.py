@@ -143,10 +143,8 @@ def test_whatever_opens_a_plan_asks_for_one_that_may_run() -> None:
     package = Path(pytest_quantgate.__file__).parent
     texts = {path.name: path.read_text("utf-8") for path in package.rglob("*.py")}
     openers = {name for name, text in texts.items() if "open_engine(" in text}
-    assert openers == {"engine_run.py", "stages.py", "contestant.py"}
-    assert {name for name, text in texts.items() if "EngineContestant(" in text} == {
-        "timed_runs.py"
-    }
+    assert openers == {"engine_run.py", "stages.py", "runner.py"}
+    assert {name for name, text in texts.items() if "EngineRunner(" in text} == {"timed_runs.py"}
     asked = {name: text.count("runnable_engine(") for name, text in texts.items()}
     assert {name: count for name, count in asked.items() if count} == {
         "stages.py": 3,  # one is its definition

@@ -35,11 +35,11 @@ Clock = Callable[[], float]
 
 
 def _serve_nothing(_load: Load) -> Served:
-    raise NotImplementedError("this contestant is only timed")
+    raise NotImplementedError("this runner is only timed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestant:
+class Runner:
     """What is open and ready to be timed.
 
     `samples` is how many embeddings one run gave; None where nobody looked. `serve` answers a round
@@ -53,7 +53,7 @@ class Contestant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxContestant:
+class OnnxRunner:
     """An exported tower in ONNX Runtime: on the CPU, or by a `provider` on the GPU.
 
     `inputs` is an .npz of the graph's inputs by name.
@@ -67,7 +67,7 @@ class OnnxContestant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineContestant:
+class EngineRunner:
     """A plan for the GPU in this machine; `library` is `tensorrt_rtx` or `tensorrt`.
 
     It was built for a `batch`.
@@ -81,7 +81,7 @@ class EngineContestant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchContestant:
+class TorchRunner:
     """A tower in PyTorch: a `model` as `pin_model` gives it, or what a `checkpoint` makes of it."""
 
     model: Mapping[str, Any]
@@ -92,10 +92,10 @@ class TorchContestant:
     threads: int = 1
 
 
-Spec = OnnxContestant | EngineContestant | TorchContestant
+Spec = OnnxRunner | EngineRunner | TorchRunner
 
 _KINDS: Mapping[str, type[Spec]] = {
-    kind.__name__: kind for kind in (OnnxContestant, EngineContestant, TorchContestant)
+    kind.__name__: kind for kind in (OnnxRunner, EngineRunner, TorchRunner)
 }
 
 
@@ -111,17 +111,17 @@ def read_spec(data: Mapping[str, Any]) -> Spec:
 
 
 @contextmanager
-def open_contestant(spec: Spec) -> Iterator[Contestant]:
-    """Open a contestant, run it once, and close it. Its footprint is what can be seen from inside.
+def open_runner(spec: Spec) -> Iterator[Runner]:
+    """Open a runner, run it once, and close it. Its footprint is what can be seen from inside.
 
     Raises NotMeasured or MissingPackage where its runtime or device is not here, ModelError or
     EngineError for a file that it does not take.
     """
     inputs = _read_inputs(Path(spec.inputs))
-    if isinstance(spec, EngineContestant):
+    if isinstance(spec, EngineRunner):
         with _open_engine(spec, inputs) as opened:
             yield opened
-    elif isinstance(spec, TorchContestant):
+    elif isinstance(spec, TorchRunner):
         yield _open_torch(spec, inputs)
     elif spec.provider == "cpu":
         yield _open_on_cpu(spec, inputs)
@@ -136,7 +136,7 @@ def _read_inputs(path: Path) -> Inputs:
         return {name: stored[name] for name in stored.files}
 
 
-def _open_on_cpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
+def _open_on_cpu(spec: OnnxRunner, inputs: Inputs) -> Runner:
     from pytest_quantgate.runtimes.onnxruntime_session import OnnxRuntimeModel
 
     model = OnnxRuntimeModel(Path(spec.path), threads=spec.threads, optimization=spec.optimization)
@@ -147,14 +147,14 @@ def _open_on_cpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
     def run() -> Any:
         return embed(inputs)
 
-    return Contestant(
+    return Runner(
         time_runs=time_callable(run),
         samples=len(run()),
         serve=Server(embed, inputs=inputs).serve,
     )
 
 
-def _open_on_gpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
+def _open_on_gpu(spec: OnnxRunner, inputs: Inputs) -> Runner:
     """Half graphs, tensors that are bound once, device events on a stream of its own."""
     import torch
 
@@ -172,7 +172,7 @@ def _open_on_gpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
     )
     run, output = model.bind(_to_torch(inputs), device=GPU)
     run()
-    return Contestant(
+    return Runner(
         time_runs=time_on_device(run, cuda=cuda, stream=stream),
         samples=len(output),
         serve=Server(lambda feeds: next(iter(model.run(feeds).values())), inputs=inputs).serve,
@@ -181,7 +181,7 @@ def _open_on_gpu(spec: OnnxContestant, inputs: Inputs) -> Contestant:
 
 
 @contextmanager
-def _open_engine(spec: EngineContestant, inputs: Inputs) -> Iterator[Contestant]:
+def _open_engine(spec: EngineRunner, inputs: Inputs) -> Iterator[Runner]:
     import torch
 
     from pytest_quantgate.runtimes.engine_run import open_engine, read_free_bytes, run_in_batches
@@ -197,7 +197,7 @@ def _open_engine(spec: EngineContestant, inputs: Inputs) -> Iterator[Contestant]
         def embed(feeds: Inputs) -> Any:
             return run_in_batches(engine, _to_torch(feeds), batch=spec.batch).numpy()
 
-        yield Contestant(
+        yield Runner(
             time_runs=time_engine(engine),
             samples=len(output),
             serve=Server(embed, inputs=inputs).serve,
@@ -208,7 +208,7 @@ def _open_engine(spec: EngineContestant, inputs: Inputs) -> Iterator[Contestant]
         )
 
 
-def _open_torch(spec: TorchContestant, inputs: Inputs) -> Contestant:
+def _open_torch(spec: TorchRunner, inputs: Inputs) -> Runner:
     import torch
 
     from pytest_quantgate.encoders.loading import load_fp16
@@ -226,7 +226,7 @@ def _open_torch(spec: TorchContestant, inputs: Inputs) -> Contestant:
         return placed().float().cpu().numpy()
 
     on_gpu = model.device.startswith("cuda")
-    return Contestant(
+    return Runner(
         # Where Python is slower than the kernels that it starts, the device waits for it, and
         # that is in its time.
         time_runs=time_on_device(run, cuda=torch.cuda) if on_gpu else time_callable(run),
@@ -257,7 +257,7 @@ def _to_torch(inputs: Inputs) -> dict[str, torch.Tensor]:
 
 
 def time_callable(run: Callable[[], object], *, clock: Clock = time.perf_counter) -> TimeRuns:
-    """Return a contestant for anything that is done when the call returns, timed by `clock`."""
+    """Return a runner for anything that is done when the call returns, timed by `clock`."""
 
     def time_runs(runs: int) -> float:
         repeats = itertools.repeat(None, runs)
@@ -270,7 +270,7 @@ def time_callable(run: Callable[[], object], *, clock: Clock = time.perf_counter
 
 
 def time_on_device(run: Callable[[], object], *, cuda: Any, stream: Any = None) -> TimeRuns:
-    """Return a contestant for work that `run` puts on a stream of a GPU; None: the current one.
+    """Return a runner for work that `run` puts on a stream of a GPU; None: the current one.
 
     The time is that between two events on the device. `cuda` is `torch.cuda`.
     """
@@ -294,5 +294,5 @@ class TimesItself(Protocol):
 
 
 def time_engine(engine: TimesItself) -> TimeRuns:
-    """Return a contestant for an engine whose inputs are bound; it has a stream of its own."""
+    """Return a runner for an engine whose inputs are bound; it has a stream of its own."""
     return lambda runs: engine.time_batch_ms(runs=runs)

@@ -29,7 +29,7 @@ from pytest_quantgate.untrusted import parse_json, read_regular
 
 Kind = Literal["checkpoint", "baseline", "suite", "report", "onnx"]
 
-Thing = TypeVar("Thing")
+Found = TypeVar("Found")
 
 _WORDS: dict[Kind, str] = {
     "checkpoint": "a checkpoint",
@@ -170,8 +170,8 @@ def compare_trees(text: str, *, baselines: str, suites: str, here: Path, room: P
 
 
 def _read_side(
-    read: Callable[[Path], dict[str, Thing]], path: Path, *, root: Path, label: str
-) -> dict[str, Thing]:
+    read: Callable[[Path], dict[str, Found]], path: Path, *, root: Path, label: str
+) -> dict[str, Found]:
     """Return what a side has at `path`, nothing where it has none; errors name the side."""
     if not path.is_dir():
         return {}

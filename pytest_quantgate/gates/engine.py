@@ -14,7 +14,7 @@ from pytest_quantgate.formats.table import narrow_precisions
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED
 from pytest_quantgate.gates.deciding import fail, let_pass, refuse
 from pytest_quantgate.gates.fused import list_excluded
-from pytest_quantgate.gates.memory import figures_of, judge_sizes, limits_of
+from pytest_quantgate.gates.memory import figures_of, judge_sizes
 from pytest_quantgate.gates.parity import ParityGate
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineSizes
@@ -112,8 +112,7 @@ def judge_engine(
             gate=GATE,
             fp16=figures_of(fp16.get(tower)),
             quantized=figures_of(quantized[tower]),
-            limits=limits_of(gate),
-            where=gate.where,
+            limits=gate,
             subject=tower,
             prefix=f"{tower}_",
         )

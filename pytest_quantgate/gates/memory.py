@@ -51,27 +51,12 @@ class MemoryFigures:
     """What one variant of one tower needs, in bytes; None where it was not measured.
 
     `plan_bytes` is the size of the plan or ONNX file, `weights_bytes` that of the weights in it,
-    `activation_bytes` what one context needs besides, `peak_device_bytes` the most that the device
-    had in use (it needs a device, and other processes on it count).
+    `activation_bytes` what one context needs besides.
     """
 
     plan_bytes: int | None = None
     weights_bytes: int | None = None
     activation_bytes: int | None = None
-    peak_device_bytes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryLimits:
-    """Limits on ratios to FP16 and in bytes; None where a suite sets none."""
-
-    max_plan_ratio: Fraction | None = None
-    max_weights_ratio: Fraction | None = None
-    max_activation_ratio: Fraction | None = None
-    max_plan_bytes: int | None = None
-    max_weights_bytes: int | None = None
-    max_activation_bytes: int | None = None
-    max_peak_device_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +70,6 @@ class _Part:
     max_ratio: Fraction | None
     max_bytes: int | None
     may_be_zero: bool = False
-
-
-def limits_of(gate: EngineSizes) -> MemoryLimits:
-    """Return the limits on sizes that a gate sets."""
-    return MemoryLimits(
-        max_plan_ratio=gate.max_plan_ratio,
-        max_weights_ratio=gate.max_weights_ratio,
-        max_activation_ratio=gate.max_activation_ratio,
-        max_plan_bytes=gate.max_plan_bytes,
-        max_weights_bytes=gate.max_weights_bytes,
-        max_activation_bytes=gate.max_activation_bytes,
-    )
 
 
 def figures_of(report: EngineReport | None) -> MemoryFigures:
@@ -117,8 +90,7 @@ def judge_sizes(
     gate: str,
     fp16: MemoryFigures,
     quantized: MemoryFigures,
-    limits: MemoryLimits,
-    where: Where,
+    limits: EngineSizes,
     subject: str = "",
     prefix: str = "",
 ) -> tuple[Verdict, ...]:
@@ -137,7 +109,7 @@ def judge_sizes(
             code=check.code.replace(GATE, gate, 1),
         )
         for part in _list_parts(fp16=fp16, quantized=quantized, limits=limits)
-        for check in _judge_part(part, where=where)
+        for check in _judge_part(part, where=limits.where)
     )
 
 
@@ -145,17 +117,15 @@ def judge_memory(
     *,
     fp16: MemoryFigures,
     quantized: MemoryFigures,
-    limits: MemoryLimits,
-    where: Where,
+    limits: EngineSizes,
     subject: str = "",
     prefix: str = "",
 ) -> Verdict:
     """Return whether a variant needs no more memory than its suite allows.
 
     `subject` says what was measured (`vision, batch 8, tensorrt-rtx sm89`), `prefix` starts the
-    names of the figures. A figure that is
-    missing where a limit needs it is NOT_MEASURED; sizes that are none and a gate without limits
-    are FAIL.
+    names of the figures. A figure that is missing where a limit needs it is NOT_MEASURED; sizes
+    that are none and a gate without limits are FAIL.
     """
     parts = list(_list_parts(fp16=fp16, quantized=quantized, limits=limits))
     checks = judge_sizes(
@@ -163,14 +133,13 @@ def judge_memory(
         fp16=fp16,
         quantized=quantized,
         limits=limits,
-        where=where,
         subject=subject,
         prefix=prefix,
     )
     if not checks:
         return _fail(
             "without-limits",
-            f"the gate sets no limit, so it decides nothing ({where})",
+            f"the gate sets no limit, so it decides nothing ({limits.where})",
             next_step="set max_plan_ratio, max_weights_ratio or max_activation_ratio",
             cause="the gate was written without a number",
         )
@@ -179,7 +148,7 @@ def judge_memory(
 
 
 def _list_parts(
-    *, fp16: MemoryFigures, quantized: MemoryFigures, limits: MemoryLimits
+    *, fp16: MemoryFigures, quantized: MemoryFigures, limits: EngineSizes
 ) -> Iterator[_Part]:
     """Yield the kinds of memory that have a limit."""
     for key, name in _NAMES.items():
@@ -188,7 +157,7 @@ def _list_parts(
             name=name,
             fp16_bytes=getattr(fp16, f"{key}_bytes"),
             quantized_bytes=getattr(quantized, f"{key}_bytes"),
-            max_ratio=getattr(limits, f"max_{key}_ratio", None),
+            max_ratio=getattr(limits, f"max_{key}_ratio"),
             max_bytes=getattr(limits, f"max_{key}_bytes"),
             may_be_zero=key == "activation",
         )
@@ -201,7 +170,6 @@ _NAMES = {
     "plan": "plan",
     "weights": "weights",
     "activation": "activation memory",
-    "peak_device": "peak device memory",
 }
 
 
@@ -279,7 +247,7 @@ def _judge_ratio(part: _Part, *, key: str, where: Where) -> Verdict:
             f"quantized_{part.key}_bytes": after,
             f"max_{part.key}_ratio": float(limit),
         },
-        code="" if good else f"memory.{part.key.replace('_', '-')}-ratio",
+        code="" if good else f"memory.{part.key}-ratio",
     )
 
 
@@ -298,7 +266,7 @@ def _judge_absolute(part: _Part, *, key: str, where: Where) -> Verdict:
         cause="" if good else _CAUSES[part.key],
         next_step="" if good else _NEXT_STEPS[part.key],
         figures={f"quantized_{part.key}_bytes": size, f"{key}_bytes": limit},
-        code="" if good else f"memory.{part.key.replace('_', '-')}-bytes",
+        code="" if good else f"memory.{part.key}-bytes",
     )
 
 
@@ -306,14 +274,12 @@ _CAUSES = {
     "plan": "weights that stayed in 16 bits or more; a small model's plan is mostly code",
     "weights": "layers that were not quantized, or whose weights are stored in full precision",
     "activation": "quantized values kept next to full-precision ones; layers that are not fused",
-    "peak_device": "another process on the device, or larger activations",
 }
 
 _NEXT_STEPS = {
     "plan": "look at the weights of the export gate, or gate on max_weights_ratio alone",
     "weights": "look at the coverage and export gates for what is not in 8 bits",
     "activation": "look at the engine gate for attention that fell apart, or a smaller batch",
-    "peak_device": "run alone on the device, or with a smaller batch",
 }
 
 
@@ -334,7 +300,7 @@ def _brief_pass(parts: list[_Part]) -> str:
         after, before, limit = part.quantized_bytes, part.fp16_bytes, part.max_ratio
         assert after is not None
         if limit is None:
-            sizes.append(f"{part.key.replace('_', ' ')} {_show_mib(after)}")
+            sizes.append(f"{part.key} {_show_mib(after)}")
             continue
         assert before is not None
         ratio = _divide(after, before)
@@ -354,8 +320,7 @@ def judge(run: GateRun, gate: MemoryGate) -> Judged:
         judge_memory(
             fp16=figures_of(run.stages.base_engine(tower=tower, gate=gate)),
             quantized=figures_of(run.stages.engine(variant="quantized", tower=tower, gate=gate)),
-            limits=limits_of(gate),
-            where=gate.where,
+            limits=gate,
             subject=f"{tower}, batch {gate.batch}, {gate.target}",
             prefix=f"{tower}_",
         )

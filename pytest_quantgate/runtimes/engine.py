@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,8 @@ from pytest_quantgate.runtimes.tensorrt_library import (
     create_network,
     make_logger,
     normalize_target,
-    set_memory_pool_limit,
     set_target,
 )
-
-#: Called with the phase, how many of its steps are done, and how many there are.
-Progress = Callable[[str, int, int], None]
 
 MAX_WARNINGS = 20
 
@@ -100,14 +95,10 @@ def build_engine(
     library: Library,
     target: str,
     shapes: tuple[InputShapes, ...] = (),
-    memory_limit_bytes: int | None = None,
-    progress: Progress | None = None,
 ) -> EngineReport:
     """Build the engine of `onnx_path` for `target`, write its plan to `plan_path` and report.
 
-    `shapes` are needed for inputs with a dynamic size. `memory_limit_bytes` limits the workspace
-    of the kernels. `progress` is called from the build; an exception that it raises (or Ctrl-C)
-    cancels the build and is raised again here.
+    `shapes` are needed for inputs with a dynamic size. Ctrl-C cancels the build and is raised here.
 
     Raises EngineError (a damaged or unsupported file, an unknown target, FP8 on a target without
     FP8 units), MissingPackage, or NotMeasured where `library` builds only for the GPU in the
@@ -121,8 +112,6 @@ def build_engine(
         onnx_path=onnx_path,
         data=data,
         shapes=shapes,
-        memory_limit_bytes=memory_limit_bytes,
-        progress=progress,
     )
     outcome.callbacks.clear()  # the builder is gone, so nothing calls them any more
     if outcome.interrupt is not None:
@@ -167,8 +156,6 @@ def _build(
     onnx_path: Path,
     data: bytes,
     shapes: tuple[InputShapes, ...],
-    memory_limit_bytes: int | None,
-    progress: Progress | None,
 ) -> _Outcome:
     """Run the builder and let go of it; whatever goes wrong is in the outcome, not raised.
 
@@ -181,7 +168,7 @@ def _build(
     outcome = _Outcome()
     logger = make_logger(library, take=outcome.take, stop=outcome.stop)
     recorder = _make_error_recorder(trt, outcome)
-    monitor = _make_monitor(trt, outcome, progress)
+    monitor = _make_monitor(trt, outcome)
     outcome.callbacks += [logger, recorder, monitor]
     try:
         builder = trt.Builder(logger)
@@ -204,7 +191,6 @@ def _build(
     outcome.problem = set_target(library, config, target)
     if outcome.problem:
         return outcome
-    set_memory_pool_limit(library, config, memory_limit_bytes)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor
     if shapes:
@@ -252,30 +238,17 @@ def _make_error_recorder(trt: Any, outcome: _Outcome) -> Any:
     return Recorder()
 
 
-def _make_monitor(trt: Any, outcome: _Outcome, progress: Progress | None) -> Any:
+def _make_monitor(trt: Any, outcome: _Outcome) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.steps: dict[str, int] = {}
 
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self.steps[phase] = steps
-            self.tell(phase, 0)
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None: ...
 
         def step_complete(self, phase: str, step: int) -> bool:
-            self.tell(phase, step + 1)
             return outcome.interrupt is None  # False cancels the build
 
-        def phase_finish(self, phase: str) -> None:
-            self.tell(phase, self.steps.pop(phase, 0))
-
-        def tell(self, phase: str, done: int) -> None:
-            if progress is None or outcome.interrupt is not None:
-                return
-            try:
-                progress(phase, done, self.steps.get(phase, done))
-            except BaseException as error:  # noqa: BLE001 - raised again once the build is off
-                outcome.stop(error)
+        def phase_finish(self, phase: str) -> None: ...
 
     return Monitor()
 

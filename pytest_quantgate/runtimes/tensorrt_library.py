@@ -199,12 +199,6 @@ def set_target(library: Library, config: Any, target: str) -> str:
     return ""
 
 
-def set_memory_pool_limit(library: Library, config: Any, limit_bytes: int | None) -> None:
-    """Limit the workspace in bytes; None leaves the library's own limit."""
-    if limit_bytes is not None:
-        config.set_memory_pool_limit(library.module.MemoryPoolType.WORKSPACE, limit_bytes)
-
-
 def read_device_memory_bytes(engine: Any) -> int:
     """Return the device memory in bytes that one context of a deserialized engine needs."""
     if hasattr(engine, "device_memory_size_v2"):

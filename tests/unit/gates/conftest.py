@@ -33,7 +33,6 @@ FINDINGS = [
     (SIZES, "over max_plan ", "plan-bytes"),
     (SIZES, "over max_weights ", "weights-bytes"),
     (SIZES, "over max_activation ", "activation-bytes"),
-    (SIZES, "over max_peak_device ", "peak-device-bytes"),
     ("memory|fidelity", "the gate sets no limit", "without-limits"),
     ("fidelity", "tower were compared", "tower-missing"),
     ("fidelity", "hold NaN or Inf, first", "nonfinite"),

@@ -14,7 +14,7 @@ from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.memory import (
     MIB,
     MemoryFigures,
-    MemoryLimits,
+    MemoryGate,
     judge_memory,
     judge_sizes,
 )
@@ -29,7 +29,6 @@ KEYS = {
     "max_plan": 44,
     "max_weights": 45,
     "max_activation": 46,
-    "max_peak_device": 47,
 }
 WHERE = Where(file=FILE, line=40, keys=KEYS)
 SUBJECT = "vision, batch 1, tensorrt-rtx sm89"
@@ -38,13 +37,11 @@ FP16 = MemoryFigures(
     plan_bytes=1000 * MIB,
     weights_bytes=800 * MIB,
     activation_bytes=100 * MIB,
-    peak_device_bytes=2000 * MIB,
 )
 QUANTIZED = MemoryFigures(
     plan_bytes=560 * MIB,
     weights_bytes=400 * MIB,
     activation_bytes=150 * MIB,
-    peak_device_bytes=1500 * MIB,
 )
 RATIOS = {"plan": "max_plan_ratio", "weights": "max_weights_ratio"}
 RATIOS["activation"] = "max_activation_ratio"
@@ -53,19 +50,18 @@ SIZES = {
     "plan": "max_plan",
     "weights": "max_weights",
     "activation": "max_activation",
-    "peak_device": "max_peak_device",
 }
 
 
-def make_limits(texts: dict[str, str]) -> MemoryLimits:
-    """Return limits from the keys of a suite: ratios, and sizes in MiB."""
+def make_limits(texts: dict[str, str]) -> MemoryGate:
+    """Return a gate with limits from the keys of a suite: ratios, and sizes in MiB."""
     values: dict[str, Any] = {
         name if name.endswith("_ratio") else f"{name}_bytes": (
             Fraction(text) if name.endswith("_ratio") else int(text) * MIB
         )
         for name, text in texts.items()
     }
-    return MemoryLimits(**values)
+    return MemoryGate(where=WHERE, target="sm89", **values)
 
 
 def judge(
@@ -75,7 +71,6 @@ def judge(
         fp16=fp16,
         quantized=quantized,
         limits=make_limits(limits),
-        where=WHERE,
         subject=SUBJECT,
     )
     assert len(verdict.brief) <= 70
@@ -152,8 +147,7 @@ def test_figures_and_brief_bear_the_name_of_the_tower() -> None:
     verdict = judge_memory(
         fp16=FP16,
         quantized=QUANTIZED,
-        limits=MemoryLimits(max_plan_ratio=Fraction(1, 2)),
-        where=WHERE,
+        limits=make_limits({"max_plan_ratio": "1/2"}),
         subject=SUBJECT,
         prefix="text_",
     )
@@ -173,8 +167,7 @@ def test_a_brief_is_cut_where_a_table_ends(length: int) -> None:
         gate="memory",
         fp16=FP16,
         quantized=QUANTIZED,
-        limits=MemoryLimits(max_plan_ratio=Fraction(1)),
-        where=WHERE,
+        limits=make_limits({"max_plan_ratio": "1"}),
         prefix="x" * length,
     )
     whole = f"{'x' * length}plan 560.0 MiB vs 1000.0 MiB, 0.560 within 1"
@@ -187,8 +180,7 @@ def test_sizes_of_no_subject_and_no_tower_stand_alone() -> None:
         gate="memory",
         fp16=FP16,
         quantized=QUANTIZED,
-        limits=MemoryLimits(max_plan_bytes=600 * MIB),
-        where=WHERE,
+        limits=make_limits({"max_plan": "600"}),
     )
     assert check.headline.startswith("memory: plan 560.000 MiB")
     assert check.brief == "plan 560.000 MiB within 600 MiB"
@@ -215,12 +207,12 @@ def test_a_ratio_over_its_limit_fails(key: str, limit: str, shown: str) -> None:
 
 
 def test_each_kind_of_memory_has_its_cause_and_its_next_step() -> None:
-    tight = dict.fromkeys(RATIOS.values(), "0.1") | {"max_peak_device": "1"}
+    tight = dict.fromkeys(RATIOS.values(), "0.1")
     found = {
         key: (judge(**{key: limit}).cause, judge(**{key: limit}).next_step)  # type: ignore[arg-type]
         for key, limit in tight.items()
     }
-    assert len({cause for cause, _ in found.values()}) == len({n for _, n in found.values()}) == 4
+    assert len({cause for cause, _ in found.values()}) == len({n for _, n in found.values()}) == 3
     for part, key in RATIOS.items():
         same = judge(**{SIZES[part]: "1"})  # type: ignore[arg-type]
         assert (same.cause, same.next_step) == found[key]
@@ -233,10 +225,10 @@ def test_a_limit_in_mib_is_exact(part: str) -> None:
     at_limit = judge(**{key: limit})  # type: ignore[arg-type]
     assert at_limit.status is Status.PASS
     assert f"within {key} {limit} MiB ({FILE}:{KEYS[key]})" in at_limit.headline
-    assert f"{part.replace('_', ' ')} {limit}.0 MiB" in at_limit.brief
+    assert f"{part} {limit}.0 MiB" in at_limit.brief
     over = judge(quantized=replace(QUANTIZED, **{f"{part}_bytes": size + 1}), **{key: limit})  # type: ignore[arg-type]
     assert over.status is Status.FAIL
-    assert f"{part.replace('_', ' ')}" in over.headline
+    assert f"{part}" in over.headline
     assert f"{limit}.0000" in over.headline  # as many decimals as show that it is over
     assert f"({size + 1} bytes), over {key} {limit} MiB" in over.headline
 
@@ -260,7 +252,7 @@ def test_all_limits_fit_the_brief() -> None:
     verdict = judge(**limits)  # type: ignore[arg-type]
     assert verdict.passed
     assert len(verdict.brief) <= 70
-    assert len(verdict.evidence) == 6
+    assert len(verdict.evidence) == 5
 
 
 @pytest.mark.parametrize("part", RATIOS)
@@ -283,16 +275,16 @@ def test_a_missing_figure_is_not_measured(part: str, sides: tuple[str, ...]) -> 
 
 def test_a_limit_in_mib_needs_only_the_quantized_side() -> None:
     assert judge(fp16=MemoryFigures(), max_plan="600").status is Status.PASS
-    missing = judge(quantized=MemoryFigures(), max_peak_device="600")
+    missing = judge(quantized=MemoryFigures(), max_weights="600")
     assert missing.status is Status.NOT_MEASURED
-    assert "peak device memory of quantized" in missing.headline
+    assert "weights of quantized" in missing.headline
 
 
 def test_a_failure_leads_a_missing_figure() -> None:
     verdict = judge(
-        quantized=replace(QUANTIZED, peak_device_bytes=None),
+        quantized=replace(QUANTIZED, weights_bytes=None),
         max_activation_ratio="1.2",
-        max_peak_device="9",
+        max_weights="9",
     )
     assert verdict.status is Status.FAIL
     assert "NOT_MEASURED: memory" in all_text(verdict)
@@ -330,7 +322,7 @@ def test_no_activations_at_all_are_a_size() -> None:
 
 
 def test_a_gate_without_limits_fails() -> None:
-    verdict = judge_memory(fp16=FP16, quantized=QUANTIZED, limits=MemoryLimits(), where=WHERE)
+    verdict = judge_memory(fp16=FP16, quantized=QUANTIZED, limits=make_limits({}))
     assert verdict.status is Status.FAIL
     assert verdict.headline == (
         f"memory: the gate sets no limit, so it decides nothing ({FILE}:40)"
@@ -343,8 +335,7 @@ def test_without_a_subject_the_headline_starts_with_the_figure() -> None:
     verdict = judge_memory(
         fp16=FP16,
         quantized=QUANTIZED,
-        limits=MemoryLimits(max_plan_ratio=Fraction(1)),
-        where=WHERE,
+        limits=make_limits({"max_plan_ratio": "1"}),
     )
     assert verdict.headline.startswith("memory: plan 560.0 MiB")
 
@@ -380,8 +371,7 @@ def test_sizes_of_another_gate_bear_its_name_and_that_of_the_tower() -> None:
         gate="engine",
         fp16=FP16,
         quantized=QUANTIZED,
-        limits=MemoryLimits(max_plan_ratio=Fraction(1)),
-        where=WHERE,
+        limits=make_limits({"max_plan_ratio": "1"}),
         subject="text",
         prefix="text_",
     )

@@ -354,28 +354,19 @@ def test_builds_in_one_process_are_byte_identical(rtx: Library, tmp_path: Path) 
     assert plans[0] == plans[1]
 
 
-def test_progress_is_told(rtx: Library, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    build(make_linear(), tmp_path, rtx, progress=lambda *step: told.append(step))
-    assert ("Building engine", 0, 6) in told
-    assert all(0 <= done <= steps for _, done, steps in told)
-
-
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
-def test_an_exception_in_progress_cancels_the_build_and_is_raised(
-    kind: type[BaseException], rtx: Library, tmp_path: Path
+def test_what_is_raised_in_a_build_cancels_it_and_is_raised(
+    kind: type[BaseException], rtx: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(_phase: str, _done: int, _steps: int) -> None:
+    def interrupt(_self: Any, _severity: str, _text: str) -> None:
         raise kind("stop")
 
-    with pytest.raises(kind, match="stop"):
-        build(make_transformer(), tmp_path, rtx, progress=interrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._Outcome, "take", interrupt)
+        with pytest.raises(kind, match="stop"):
+            build(make_transformer(), tmp_path, rtx)
     assert not (tmp_path / "model.plan").exists()
     assert build(make_linear(), tmp_path, rtx).fp8_gemms == 1, "the next build is not disturbed"
-
-
-def test_a_limit_on_memory_is_accepted(rtx: Library, tmp_path: Path) -> None:
-    assert build(make_linear(), tmp_path, rtx, memory_limit_bytes=64 << 20).fp8_gemms == 1
 
 
 def test_parser_errors_name_the_node(rtx: Library, tmp_path: Path) -> None:

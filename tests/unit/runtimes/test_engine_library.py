@@ -26,17 +26,12 @@ from pytest_quantgate.runtimes.tensorrt_library import (
     read_device_memory_bytes,
     read_weights_bytes,
     require_device_target,
-    set_memory_pool_limit,
     set_target,
 )
 
 
 class Flag(IntEnum):
     STRONGLY_TYPED = 1
-
-
-class Pool(IntEnum):
-    WORKSPACE = 0
 
 
 class Stat(IntEnum):
@@ -69,9 +64,6 @@ class Strategy(IntEnum):
 class Config:
     """IBuilderConfig of `tensorrt`: builds for the GPU that is there."""
 
-    def set_memory_pool_limit(self, pool: Pool, size: int) -> None:
-        self.limit = (pool, size)
-
 
 class TargetConfig(Config):
     """IBuilderConfig of `tensorrt_rtx`."""
@@ -85,9 +77,7 @@ class TargetConfig(Config):
 
 
 def make_library(kind: str) -> Library:
-    module: Any = SimpleNamespace(
-        Builder=object, MemoryPoolType=Pool, EngineStat=Stat, IBuilderConfig=Config
-    )
+    module: Any = SimpleNamespace(Builder=object, EngineStat=Stat, IBuilderConfig=Config)
     if kind != "tensorrt 11":
         module.NetworkDefinitionCreationFlag = Flag
     if kind == "tensorrt_rtx":
@@ -202,14 +192,6 @@ def test_exactly_one_target_is_set() -> None:
     assert set_target(make_library("tensorrt 10"), Config(), "sm89") == ""
 
 
-def test_the_memory_limit_is_set_where_it_is_given() -> None:
-    config = Config()
-    set_memory_pool_limit(make_library("tensorrt 10"), config, None)
-    assert not hasattr(config, "limit")
-    set_memory_pool_limit(make_library("tensorrt 10"), config, 1 << 20)
-    assert config.limit == (Pool.WORKSPACE, 1 << 20)
-
-
 def test_memory_is_read_under_either_name() -> None:
     assert read_device_memory_bytes(SimpleNamespace(device_memory_size=5)) == 5
     both = SimpleNamespace(device_memory_size=5, device_memory_size_v2=6)
@@ -276,7 +258,7 @@ def test_a_logger_hands_over_messages_and_lets_nothing_through() -> None:
         ("Builder", "create_network create_builder_config create_optimization_profile "
                     "build_serialized_network error_recorder"),
         ("IBuilderConfig", "set_compute_capability num_compute_capabilities progress_monitor "
-                           "set_memory_pool_limit profiling_verbosity add_optimization_profile"),
+                           "profiling_verbosity add_optimization_profile"),
         ("OnnxParser", "parse num_errors get_error"),
         ("ParserError", "node_name node_operator desc"),
         ("Runtime", "deserialize_cuda_engine get_engine_validity"),

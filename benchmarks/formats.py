@@ -35,7 +35,7 @@ quantize: {{recipe: {recipe}}}
 gates:
   coverage: {{}}
   calibration: {{max_clipped: 20%}}
-  fidelity: {{data: scenes/test, samples: 64, min_cosine: 0}}
+  fidelity: {{data: scenes/test, samples: 64, min_cosine: 0.01}}
   export: {{}}
   parity: {{samples: 16}}
   engine:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.evidence.audit import Audit, TowerName
@@ -35,14 +35,9 @@ from pytest_quantgate.gates.scope import SLOTS, AttentionSlot, Waiver
 from pytest_quantgate.plugin.own_tests import tell
 from pytest_quantgate.report.terminal import render_failure
 from pytest_quantgate.store.disk import temporary_folder
-from pytest_quantgate.suite.quantities import (
-    QuantityError,
-    parse_confidence,
-    parse_cosine,
-    parse_decibels,
-    parse_percent,
-    parse_points,
-)
+from pytest_quantgate.suite.gates import GateSection
+from pytest_quantgate.suite.keys import keys_of
+from pytest_quantgate.suite.quantities import QuantityError
 from pytest_quantgate.suite.where import Where
 
 if TYPE_CHECKING:
@@ -51,7 +46,6 @@ if TYPE_CHECKING:
     from pytest_quantgate.quantization.recipes import Recipe
 
 Forward = Callable[[], object]
-Limit = TypeVar("Limit")
 Given = ParamSpec("Given")
 
 
@@ -142,7 +136,7 @@ def assert_calibrated(
     audit = _audit(module, run_vision, run_text, clip=True)
     gate = CalibrationGate(
         where=_here("assert_calibrated"),
-        max_clipped=_read(parse_percent, max_clipped, "max_clipped"),
+        max_clipped=_read(CalibrationGate, "max_clipped", max_clipped),
     )
     return judge_ranges(audit, gate=gate)
 
@@ -174,10 +168,10 @@ def assert_fidelity(
     found = compare_embeddings(tower=tower, fp16=fp16, quantized=quantized, ids=ids)
     gate = FidelityGate(
         where=_here("assert_fidelity"),
-        min_cosine=_read_optional(parse_cosine, min_cosine, "min_cosine"),
-        min_worst_cosine=_read_optional(parse_cosine, min_worst_cosine, "min_worst_cosine"),
-        min_sqnr_db=_read_optional(parse_decibels, min_sqnr, "min_sqnr"),
-        min_worst_sqnr_db=_read_optional(parse_decibels, min_worst_sqnr, "min_worst_sqnr"),
+        min_cosine=_read(FidelityGate, "min_cosine", min_cosine),
+        min_worst_cosine=_read(FidelityGate, "min_worst_cosine", min_worst_cosine),
+        min_sqnr_db=_read(FidelityGate, "min_sqnr", min_sqnr),
+        min_worst_sqnr_db=_read(FidelityGate, "min_worst_sqnr", min_worst_sqnr),
     )
     return judge_tower(found, gate=gate)
 
@@ -213,11 +207,11 @@ def assert_accuracy_drop(
         where=_here("assert_accuracy_drop"),
         task=after.task,
         metric=after.metric,
-        max_drop=_read(parse_points, max_drop, "max_drop"),
-        confidence=_read(parse_confidence, confidence, "confidence"),
-        floor=_read_optional(parse_percent, floor, "floor"),
-        max_flips=_read_optional(parse_percent, max_flips, "max_flips"),
-        max_class_drop=_read_optional(parse_points, max_class_drop, "max_class_drop"),
+        max_drop=_read(AccuracyGate, "max_drop", max_drop),
+        confidence=_read(AccuracyGate, "confidence", confidence),
+        floor=_read(AccuracyGate, "floor", floor),
+        max_flips=_read(AccuracyGate, "max_flips", max_flips),
+        max_class_drop=_read(AccuracyGate, "max_class_drop", max_class_drop),
     )
     return judge_accuracy(fp16=before, quantized=after, gate=gate)
 
@@ -340,14 +334,12 @@ def _outcomes(given: Outcomes | Sequence[object], *, name: str, argument: str) -
     )
 
 
-def _read_optional(parse: Callable[[object], Limit], value: object, name: str) -> Limit | None:
-    return None if value is None else _read(parse, value, name)
-
-
-def _read(parse: Callable[[object], Limit], value: object, name: str) -> Limit:
-    """Return a limit that is written as in a suite; its error names the argument."""
+def _read(section: type[GateSection], name: str, value: object) -> Any:
+    """Return a limit that is written as in a suite; its error names the argument. None: none."""
+    _, key = keys_of(section)[name]
+    assert key.parse is not None  # a quantity
     try:
-        return parse(value)
+        return None if value is None else key.parse(value)
     except QuantityError as error:
         raise _BadArgument(f"{name}: {error}") from None
 

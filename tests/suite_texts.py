@@ -50,9 +50,9 @@ gates:
     data: photos/test
     samples: 256
     min_cosine: .99
-    min_worst_cosine: 0
+    min_worst_cosine: 0.1
     min_sqnr: 15dB
-    min_worst_sqnr: -3.5 dB
+    min_worst_sqnr: 3.5 dB
   accuracy:
     - task: photos/classification
       metric: acc1

@@ -37,7 +37,7 @@ gates:
   calibration: {{max_clipped: 20%}}
   # For the other tools, which read a cosine and a drop.
   fidelity: {{min_cosine: 0.01, samples: 64}}
-  accuracy: {{task: scenes/classification, metric: acc1, max_drop: 100pp, max_flips: 100%,
+  accuracy: {{task: scenes/classification, metric: acc1, max_drop: 100pp, max_flips: 90%,
     samples: 200}}
   export: {{}}
   parity: {{samples: 16}}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.outcomes import Outcomes, averages_classes, mean_score
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
+from pytest_quantgate.gates import guesses
 from pytest_quantgate.gates.calibration import NO_RANGE
 from pytest_quantgate.gates.deciding import (
     RELATIONS,
@@ -31,6 +32,7 @@ from pytest_quantgate.gates.drops import (
     right_share,
     show_interval,
 )
+from pytest_quantgate.gates.guesses import changed_by_guesses, judge_guesses, loses_in_parts
 from pytest_quantgate.gates.looks import (
     confidence_left,
     describe_looks,
@@ -40,7 +42,7 @@ from pytest_quantgate.gates.looks import (
 from pytest_quantgate.gates.published import Published, judge_published
 from pytest_quantgate.gates.run import GateRun, Judged, measure_task
 from pytest_quantgate.gates.samples import FINDINGS, describe_samples, judge_samples
-from pytest_quantgate.gates.sections import TaskGate
+from pytest_quantgate.gates.sections import ALL_LOST, TaskGate
 from pytest_quantgate.gates.slice_search import search_worst
 from pytest_quantgate.gates.slices import (
     NO_COLUMNS,
@@ -67,7 +69,14 @@ from pytest_quantgate.statistics.intervals import (
 from pytest_quantgate.statistics.pairing import Pairs, Unpaired, pair_outcomes
 from pytest_quantgate.statistics.sizes import SETTLING_POWER, first_count, samples_to_settle
 from pytest_quantgate.suite.gates import GateKind
-from pytest_quantgate.suite.keys import BadKey, count_key, percent_key, points_key, section_key
+from pytest_quantgate.suite.keys import (
+    BadKey,
+    Reach,
+    count_key,
+    percent_key,
+    points_key,
+    section_key,
+)
 from pytest_quantgate.suite.specs import STAGE, Stage
 from pytest_quantgate.tasks.contents import CLASS
 from pytest_quantgate.text.words import brief_drop, code_of, count, level, percent, points
@@ -83,7 +92,7 @@ _open = partial(leave_open, GATE)
 #: Findings that no layer explains: they are about the data, or FP16.
 NO_LAYERS = (
     *(*FINDINGS, "fp16-off-published", "slices-unknown-column"),
-    *("slices-of-one-value", "slices-too-many", "fp16-none-right", "limit-reaches-chance"),
+    *("slices-of-one-value", "slices-too-many", *guesses.FINDINGS),
 )
 
 
@@ -99,12 +108,21 @@ class AccuracyGate(TaskGate):
     kind = GATE
 
     max_drop: Fraction = field(metadata=points_key(help="loss against FP16"))
-    floor: Fraction | None = field(default=None, metadata=percent_key(help="least absolute value"))
+    floor: Fraction | None = field(
+        default=None,
+        metadata=percent_key(
+            help="least absolute value", reach=Reach(over="0%", why="no share is less")
+        ),
+    )
     max_flips: Fraction | None = field(
-        default=None, metadata=percent_key(help="share of answers that differ from FP16's")
+        default=None,
+        metadata=percent_key(
+            help="share of answers that differ from FP16's",
+            reach=Reach(under="100%", why="no more than all answers can change"),
+        ),
     )
     max_class_drop: Fraction | None = field(
-        default=None, metadata=points_key(help="loss of the worst class")
+        default=None, metadata=points_key(help="loss of the worst class", reach=ALL_LOST)
     )
     published: Fraction | None = field(
         default=None, metadata=percent_key(help="what FP16 is known to score on this task")
@@ -134,19 +152,24 @@ class AccuracyGate(TaskGate):
         """As any task's; `-onnx` or `-engine` follows where that stage is judged, not PyTorch."""
         return super().key if self.stage == "torch" else f"{super().key}-{self.stage}"
 
-    def refuses_guesses(self, chance: float) -> bool:
-        """Return whether another limit than `max_drop` is there for who is right by chance alone.
-
-        `max_drop: 100pp` is how a suite leaves it to the others.
-        """
-        others = (self.max_flips, self.max_class_drop, self.slices)
-        is_off = self.max_drop >= 1 and any(limit is not None for limit in others)
-        return is_off or (self.floor is not None and self.floor > chance)
-
     def check(self) -> None:
         super().check()
         if "tolerance" in self.where.keys and self.published is None:
             raise BadKey("tolerance", "is about published: say what FP16 is known to score")
+        known, off = self.published, self.tolerance
+        if known is not None and known <= off and known + off >= 1:
+            raise BadKey(
+                "tolerance",
+                f"reaches from 0% to 100% around published {percent(known)}: any score "
+                f"is in it; set it under {points(max(known, 1 - known))}",
+            )
+        others = (self.floor, self.max_flips, self.max_class_drop, self.slices)
+        if self.max_drop >= 1 and not any(limit is not None for limit in others):
+            raise BadKey(
+                "max_drop",
+                f"100pp decides nothing: {ALL_LOST.why}; set it under 100pp, or floor, "
+                f"max_flips, max_class_drop or slices beside it",
+            )
         planned, samples = self.planned_samples, self.samples
         if planned is not None and samples is not None and samples > planned:
             raise BadKey("planned_samples", f"is less than samples: {samples}")
@@ -202,8 +225,17 @@ def judge_accuracy(
         *judge_samples(quantized, kind=GATE, gate=gate, needs_all=needs_all),
         _judge_drop(pairs, fp16=fp16, quantized=quantized, gate=gate, family=family),
     ]
-    if fp16.value - chance <= gate.max_drop and not gate.refuses_guesses(chance):
-        parts.append(_refuse_guesses(fp16, chance=chance, gate=gate))
+    if not _refuses_guesses(pairs, fp16=fp16, gate=gate, chance=chance):
+        parts.append(
+            judge_guesses(
+                fp16.value,
+                subject=fp16.variant,
+                chance=chance,
+                samples=len(fp16.ids),
+                key="max_drop",
+                gate=gate,
+            )
+        )
     if gate.floor is not None:
         parts.append(
             _judge_floor(pairs, quantized=quantized, gate=gate, floor=gate.floor, family=family)
@@ -229,32 +261,22 @@ def judge_accuracy(
     return _add_search(verdict, fp16=fp16, quantized=quantized, gate=gate, columns=columns)
 
 
-def _refuse_guesses(fp16: Outcomes, *, chance: float, gate: AccuracyGate) -> Verdict:
-    """Return INCONCLUSIVE: a limit is kept by whatever loses all that FP16 has over chance."""
-    if fp16.value:
-        over = fp16.value - chance
-        guesses = (
-            f"chance alone gives {percent(chance)}" if chance else "nothing is known of chance"
-        )
-        return _open(
-            "limit-reaches-chance",
-            f"{gate.task}: {fp16.variant} {gate.metric} is {percent(fp16.value)}, {guesses}: "
-            f"max_drop {points(gate.max_drop)} passes a variant that has lost everything "
-            f"({gate.where.of('max_drop')})",
-            brief=f"max_drop {points(gate.max_drop)} passes one that guesses: "
-            f"{fp16.variant} has {points(over)} to lose",
-            cause="a limit for a task that FP16 does better, or samples that it does badly on",
-            next_step=f"set max_drop well under {points(over)}, or a floor above {percent(chance)}",
-            figures={"fp16_to_lose_points": over * 100},
-        )
-    return _open(
-        "fp16-none-right",
-        f"{gate.task}: {fp16.variant} {gate.metric} is 0 on "
-        f"{count(len(fp16.ids), 'sample')}: there is nothing to lose ({gate.where.of('max_drop')})",
-        brief=f"{fp16.variant} is right on no sample: there is nothing to lose",
-        cause="samples and what is expected of them do not belong together, or the task asks for "
-        "what this model cannot do",
-        next_step="evaluate FP16 by itself until it is right on some",
+def _refuses_guesses(pairs: Pairs, *, fp16: Outcomes, gate: AccuracyGate, chance: float) -> bool:
+    """Return whether a limit fails a variant that is right on a share of `chance` and no more.
+
+    `max_drop: 100pp` is how a suite leaves it to the others.
+    """
+    if fp16.value - chance > float(gate.max_drop) or (
+        gate.floor is not None and gate.floor > chance
+    ):
+        return True
+    if gate.max_drop < 1:
+        return False
+    flips = changed_by_guesses(fp16.value, chance=chance, has_classes=bool(pairs.classes))
+    by_slices = gate.slices.max_drop if gate.slices is not None else None
+    return (gate.max_flips is not None and gate.max_flips < flips) or any(
+        limit is not None and loses_in_parts(parts, limit=limit, chance=chance)
+        for parts, limit in ((pairs.classes, gate.max_class_drop), (pairs.slices, by_slices))
     )
 
 

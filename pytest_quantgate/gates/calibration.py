@@ -25,7 +25,7 @@ from pytest_quantgate.gates.ranges import (
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.suite.gates import GateKind, GateSection
-from pytest_quantgate.suite.keys import percent_key
+from pytest_quantgate.suite.keys import Reach, percent_key
 from pytest_quantgate.text.words import count, list_groups, listed, percent, shorten, towers
 
 if TYPE_CHECKING:
@@ -57,12 +57,17 @@ class CalibrationGate(GateSection):
 
     max_clipped: Fraction = field(
         default=Fraction(1, 1000),
-        metadata=percent_key(help="share of held-out values that a quantizer may clip"),
+        metadata=percent_key(
+            help="share of held-out values that a quantizer may clip",
+            reach=Reach(under="50%", why="a range that cuts off half of the values is none"),
+        ),
     )
     max_batch_change: Fraction | None = field(
         default=None,
         metadata=percent_key(
-            help="of an embedding, with other samples in its batch; default: what rounding explains"
+            help="of an embedding, with other samples in its batch; "
+            "default: what rounding explains",
+            reach=Reach(under="50%", why="of an embedding that is so far off nothing is left"),
         ),
     )
 

@@ -17,7 +17,7 @@ from pytest_quantgate.gates.drops import (
     show_interval,
 )
 from pytest_quantgate.gates.samples import describe_samples
-from pytest_quantgate.gates.sections import TaskGate
+from pytest_quantgate.gates.sections import ALL_LOST, TaskGate
 from pytest_quantgate.gates.slices import (
     Cut,
     Slices,
@@ -45,7 +45,9 @@ class DriftSlicesSpec(SlicesSpec):
 
     max_drop_since_first: Fraction | None = field(
         default=None,
-        metadata=points_key(help="of the worst slice since the first variant; default: max_drop"),
+        metadata=points_key(
+            help="of the worst slice since the first variant; default: max_drop", reach=ALL_LOST
+        ),
     )
 
 
@@ -53,9 +55,15 @@ class DriftSlicesSpec(SlicesSpec):
 class DriftLimits(TaskGate):
     """Limits on drift: FP16 against stored FP16, quantized against accepted and first."""
 
-    max_fp16_drop: Fraction = field(metadata=points_key(help="FP16 against the stored FP16"))
-    max_drop: Fraction = field(metadata=points_key(help="against the variant accepted last"))
-    max_drop_since_first: Fraction = field(metadata=points_key(help="against the first accepted"))
+    max_fp16_drop: Fraction = field(
+        metadata=points_key(help="FP16 against the stored FP16", reach=ALL_LOST)
+    )
+    max_drop: Fraction = field(
+        metadata=points_key(help="against the variant accepted last", reach=ALL_LOST)
+    )
+    max_drop_since_first: Fraction = field(
+        metadata=points_key(help="against the first accepted", reach=ALL_LOST)
+    )
     slices: DriftSlicesSpec | None = field(
         default=None,
         metadata=section_key(DriftSlicesSpec, help="loss of the worst part: a column, a class"),

@@ -14,7 +14,15 @@ from pytest_quantgate.gates.deciding import fail
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.samples import judge_copies
 from pytest_quantgate.suite.gates import GateKind, GateSection
-from pytest_quantgate.suite.keys import BadKey, cosine_key, count_key, decibels_key, named, text_key
+from pytest_quantgate.suite.keys import (
+    BadKey,
+    Reach,
+    cosine_key,
+    count_key,
+    decibels_key,
+    named,
+    text_key,
+)
 from pytest_quantgate.suite.specs import FIRST, STAGE, Stage, check_data
 from pytest_quantgate.text.words import count
 
@@ -25,6 +33,9 @@ if TYPE_CHECKING:
 
 GATE = "fidelity"
 _fail = partial(fail, GATE)
+
+RIGHT_ANGLE = Reach(over=0, why="embeddings that have nothing to do with FP16's keep it")
+ALL_NOISE = Reach(over="0dB", why="embeddings of nothing but zeros keep it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +55,20 @@ class FidelityGate(GateSection):
     )
     first: bool = field(default=False, metadata=FIRST)
     stage: Stage = field(default="torch", metadata=STAGE)
-    min_cosine: float | None = field(default=None, metadata=cosine_key(help="mean cosine to FP16"))
+    min_cosine: float | None = field(
+        default=None, metadata=cosine_key(help="mean cosine to FP16", reach=RIGHT_ANGLE)
+    )
     min_worst_cosine: float | None = field(
-        default=None, metadata=cosine_key(help="cosine of the worst sample")
+        default=None, metadata=cosine_key(help="cosine of the worst sample", reach=RIGHT_ANGLE)
     )
     min_sqnr_db: float | None = field(
-        default=None, metadata=named("min_sqnr", decibels_key(help="mean SQNR"))
+        default=None, metadata=named("min_sqnr", decibels_key(help="mean SQNR", reach=ALL_NOISE))
     )
     min_worst_sqnr_db: float | None = field(
         default=None,
-        metadata=named("min_worst_sqnr", decibels_key(help="SQNR of the worst sample")),
+        metadata=named(
+            "min_worst_sqnr", decibels_key(help="SQNR of the worst sample", reach=ALL_NOISE)
+        ),
     )
 
     def check(self) -> None:

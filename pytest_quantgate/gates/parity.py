@@ -14,7 +14,14 @@ from pytest_quantgate.gates.deciding import fail, let_pass
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.suite.gates import GateKind, GateSection
-from pytest_quantgate.suite.keys import BadKey, count_key, decibels_key, named, percent_key
+from pytest_quantgate.suite.keys import (
+    BadKey,
+    Reach,
+    count_key,
+    decibels_key,
+    named,
+    percent_key,
+)
 from pytest_quantgate.text.words import count, shorten
 
 if TYPE_CHECKING:
@@ -40,11 +47,20 @@ class ParityGate(GateSection):
     samples: int = field(default=64, metadata=count_key(help="held-out pairs; default: 64"))
     max_error: Fraction = field(
         default=Fraction(1, 1000),
-        metadata=percent_key(help="relative error that counts as none; default: 0.1%"),
+        metadata=percent_key(
+            help="relative error that counts as none; default: 0.1%",
+            reach=Reach(under="50%", why="of an embedding that is so far off nothing is left"),
+        ),
     )
     max_sqnr_change_db: float = field(
         default=1.0,
-        metadata=named("max_sqnr_change", decibels_key(help="of SQNR against FP16; default: 1dB")),
+        metadata=named(
+            "max_sqnr_change",
+            decibels_key(
+                help="of SQNR against FP16; default: 1dB",
+                reach=Reach(under="10dB", why="ten times the noise is another model"),
+            ),
+        ),
     )
 
     def check(self) -> None:

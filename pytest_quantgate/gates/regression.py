@@ -25,6 +25,7 @@ from pytest_quantgate.gates.drift import (
     list_alarms,
     pair_all,
 )
+from pytest_quantgate.gates.guesses import judge_guesses, loses_in_parts
 from pytest_quantgate.gates.proposals import judge_others, note_old_place, propose
 from pytest_quantgate.gates.run import GateRun, Judged, measure_task
 from pytest_quantgate.gates.samples import judge_samples
@@ -36,6 +37,8 @@ from pytest_quantgate.suite.gates import GateKind
 from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_quantgate.store.records import Look, Record
 
 GATE = "regression"
@@ -65,6 +68,7 @@ def judge_regression(
     gate: RegressionGate,
     family: Family = ALONE,
     columns: Columns = NO_COLUMNS,
+    chance: float = 0.0,
 ) -> Verdict:
     """Return whether FP16 and the quantized variant are still what was accepted.
 
@@ -72,7 +76,8 @@ def judge_regression(
     quantization), the variant with the one accepted last, and both with what they were when the
     first variant was accepted, so that small accepted drops do not add up unseen. `differences`
     say what else is different from what the baseline was made of; then nothing is compared.
-    `slices` of the variant, by `columns` of its outcomes, are compared with both it was.
+    `slices` of the variant, by `columns` of its outcomes, are compared with both it was. Limits
+    that a variant keeps that guesses, and is right on a share of `chance`, decide nothing.
     """
     if stored is None:
         return _fail(
@@ -122,6 +127,7 @@ def judge_regression(
     if exchanged is not None:
         return exchanged
     parts = judge_samples(quantized, kind=GATE, gate=gate, needs_all=averages_classes(gate.metric))
+    parts += _judge_limits(stored, pairs=pairs, gate=gate, chance=chance)
     for kind in COMPARISONS:
         if kind.name == "first_fp16" and stored.first_fp16 == stored.fp16:
             continue  # that of FP16 says it
@@ -157,6 +163,31 @@ def judge_regression(
         )
         or verdict
     )
+
+
+def _judge_limits(
+    stored: StoredPair, *, pairs: Mapping[str, Pairs], gate: RegressionGate, chance: float
+) -> list[Verdict]:
+    """Return INCONCLUSIVE where no limit fails a variant that guesses.
+
+    FP16 that guesses is found by sanity, whatever `max_fp16_drop` is.
+    """
+    slots = {kind.key: getattr(stored, kind.name) for kind in COMPARISONS if not kind.of_fp16}
+    if any(slot.value - chance > float(getattr(gate, key)) for key, slot in slots.items()):
+        return []
+    if gate.slices is not None and loses_in_parts(
+        pairs["accepted"].slices, limit=gate.slices.max_drop, chance=chance
+    ):
+        return []
+    found = judge_guesses(
+        stored.accepted.value,
+        subject="the variant accepted last",
+        chance=chance,
+        samples=pairs["accepted"].samples,
+        key="max_drop",
+        gate=gate,
+    )
+    return [found]
 
 
 #: Outcomes of one model differ from its own by a few bits; so many times more is another model.
@@ -228,7 +259,7 @@ def judge_run(
 ) -> Judged:
     """Return the verdict of `judge`, on outcomes that a caller measured where they are given."""
     from pytest_quantgate.evidence.fingerprint import differences, list_unknown
-    from pytest_quantgate.gates.chance import judge_answers
+    from pytest_quantgate.gates.chance import describe_chance, judge_answers
     from pytest_quantgate.store.acceptance import refuse_red
     from pytest_quantgate.store.baselines import is_of_other_data, next_record
 
@@ -278,6 +309,7 @@ def judge_run(
         gate=gate,
         family=run.judging.family,
         columns=read_columns(run, gate, quantized) if gate.slices is not None else NO_COLUMNS,
+        chance=describe_chance(gate, fp16=fp16)[1].get("fp16_chance_share", 0.0),
     )
     notes: tuple[str, ...] = ()
     if record is not None:

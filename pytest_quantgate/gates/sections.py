@@ -12,6 +12,7 @@ from pytest_quantgate.suite.gates import GateSection
 from pytest_quantgate.suite.keys import (
     BadKey,
     Declared,
+    Reach,
     bytes_key,
     choice_key,
     count_key,
@@ -24,6 +25,9 @@ from pytest_quantgate.suite.keys import (
 from pytest_quantgate.suite.quantities import parse_confidence
 from pytest_quantgate.suite.specs import FIRST, check_data
 from pytest_quantgate.tasks.kind import BUILTIN, describe_task, is_own, split_task
+
+#: Limits on what can be lost of all that there is.
+ALL_LOST = Reach(under="100pp", why="no more than everything can be lost")
 
 CONFIDENCE = percent_key(help="one-sided; default 95%", parse=parse_confidence)
 TOWERS = list_key(choice_key("vision", "text", help="tower"), help="default: both")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from pytest_quantgate.evidence.outcomes import group_places
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict
 from pytest_quantgate.gates.deciding import advise_next, confirm, decide
+from pytest_quantgate.gates.sections import ALL_LOST
 from pytest_quantgate.statistics.family import SILENT, Alarm, Family
 from pytest_quantgate.statistics.intervals import (
     MOST_SAMPLES,
@@ -64,7 +65,7 @@ class SlicesSpec:
             single=True,
         )
     )
-    max_drop: Fraction = field(metadata=points_key(help="loss of the worst slice"))
+    max_drop: Fraction = field(metadata=points_key(help="loss of the worst slice", reach=ALL_LOST))
     min_samples: int | None = field(
         default=None, metadata=count_key(help="smaller slices are named, not judged; default: all")
     )

@@ -196,7 +196,7 @@ def judge_trace(
                      of=len(rows), gate=gate)
         for stage in STAGES
     ]  # fmt: skip
-    parts.append(_judge_allow(gate, [row.name for row in allowed]))
+    parts.append(_judge_allow(gate, [row.name for row in allowed], of=len(rows)))
     found = tuple(part for part in parts if part is not None)
     figures = _figures(rows, allowed=len(allowed))
     table = render_table(rows, engine=bool(engine), begin=begin)
@@ -344,7 +344,16 @@ def _judge_stage(
     )
 
 
-def _judge_allow(gate: TraceGate, allowed: Sequence[str]) -> Verdict | None:
+def _judge_allow(gate: TraceGate, allowed: Sequence[str], *, of: int) -> Verdict | None:
+    if len(allowed) == of:
+        return _fail(
+            "allows-all",
+            f"allow lets all of {count(of, 'quantizer')} run wider in the engine: nothing of the "
+            f"recipe is left there ({gate.where.of('allow')})",
+            brief="allow lets every quantizer run wider",
+            next_step="name what may run wider, and no more",
+            cause="a pattern that matches more than it was written for",
+        )
     idle = [p for p in gate.allow if not any(fnmatch.fnmatch(name, p) for name in allowed)]
     if not idle:
         return None

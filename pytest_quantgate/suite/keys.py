@@ -54,11 +54,30 @@ class BadKey(SuiteError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reach:
+    """Where a limit begins to decide something: `under` or `over` a value, and why no further.
+
+    At that value, and beyond, it is kept by what has lost everything.
+    """
+
+    why: str
+    under: str | float = ""
+    over: str | float = ""
+
+    def is_left(self, value: Any, *, parse: Callable[[object], Any]) -> bool:
+        """Return whether a limit decides nothing; `parse` reads the edge as it read the limit."""
+        if self.under != "":
+            return bool(value >= parse(self.under))
+        return bool(value <= parse(self.over))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Key:
     """How a key's value is read, and what an editor is told of it (JSON Schema).
 
     `name` is the key in the file where that is not the field's. `spread` says that a list of
-    values stands for a section with each.
+    values stands for a section with each. `parse` is how a quantity is read of its text alone
+    (raises QuantityError), `reach` where such a limit begins to decide.
     """
 
     read: Read
@@ -66,6 +85,8 @@ class Key:
     help: str
     name: str = ""
     spread: bool = False
+    parse: Callable[[object], Any] | None = None
+    reach: Reach | None = None
 
 
 #: A key as the `metadata` of a field.
@@ -259,38 +280,51 @@ def flag_key(*, help: str) -> Declared:
 
 
 def quantity_key(
-    parse: Callable[[object], Any], *, schema: Mapping[str, Any], help: str
+    parse: Callable[[object], Any],
+    *,
+    schema: Mapping[str, Any],
+    help: str,
+    reach: Reach | None = None,
 ) -> Declared:
+    def parse_within(value: object) -> Any:
+        found = parse(value)
+        if reach is not None and reach.is_left(found, parse=parse):
+            side = f"under {reach.under}" if reach.under != "" else f"over {reach.over}"
+            raise QuantityError(f"{value} decides nothing: {reach.why}; set it {side}")
+        return found
+
     def read(place: Place, node: yaml.Node) -> Any:
         try:
-            return parse(read_scalar(place, node))
+            return parse_within(read_scalar(place, node))
         except QuantityError as error:
             raise place.error(node, str(error)) from None
 
-    return declare(read, schema=schema, help=help)
+    return {"key": Key(read=read, schema=schema, help=help, parse=parse_within, reach=reach)}
 
 
 _NUMBER_TEXT = r"\d{1,9}(\.\d{1,9})?"
 
 
-def points_key(*, help: str) -> Declared:
+def points_key(*, help: str, reach: Reach | None = None) -> Declared:
     schema = {"type": "string", "pattern": rf"^\+?{_NUMBER_TEXT} ?pp$"}
-    return quantity_key(parse_points, schema=schema, help=help)
+    return quantity_key(parse_points, schema=schema, help=help, reach=reach)
 
 
-def percent_key(*, help: str, parse: Callable[[object], Any] = parse_percent) -> Declared:
+def percent_key(
+    *, help: str, parse: Callable[[object], Any] = parse_percent, reach: Reach | None = None
+) -> Declared:
     schema = {"type": "string", "pattern": rf"^\+?{_NUMBER_TEXT} ?%$"}
-    return quantity_key(parse, schema=schema, help=help)
+    return quantity_key(parse, schema=schema, help=help, reach=reach)
 
 
-def cosine_key(*, help: str) -> Declared:
+def cosine_key(*, help: str, reach: Reach | None = None) -> Declared:
     schema = {"type": "number", "minimum": -1, "maximum": 1}
-    return quantity_key(parse_cosine, schema=schema, help=help)
+    return quantity_key(parse_cosine, schema=schema, help=help, reach=reach)
 
 
-def decibels_key(*, help: str) -> Declared:
+def decibels_key(*, help: str, reach: Reach | None = None) -> Declared:
     schema = {"type": "string", "pattern": rf"^[+-]?{_NUMBER_TEXT} ?[dD][bB]$"}
-    return quantity_key(parse_decibels, schema=schema, help=help)
+    return quantity_key(parse_decibels, schema=schema, help=help, reach=reach)
 
 
 def ratio_key(*, help: str) -> Declared:

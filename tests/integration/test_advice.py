@@ -20,7 +20,7 @@ calibration: {{data: scenes/calibration, samples: 32, batch_size: 16, held_out_s
 quantize: {{recipe: {recipe}{quantize_keys}}}
 gates:
   coverage: {{attention: [q, k, v{slots}]}}
-  calibration: {{max_clipped: 50%}}
+  calibration: {{max_clipped: 49%}}
 """
 
 

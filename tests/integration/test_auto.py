@@ -26,8 +26,8 @@ quantize:
   exclude: ["*text_projection*"]
 gates:
   coverage: {{}}
-  calibration: {{max_clipped: 50%}}
-  fidelity: {{data: scenes/test, samples: 16, min_cosine: 0}}
+  calibration: {{max_clipped: 49%}}
+  fidelity: {{data: scenes/test, samples: 16, min_cosine: 0.01}}
   roundtrip: {{}}
   export: {{}}
   parity: {{samples: 8}}

@@ -53,8 +53,8 @@ calibration: {{data: scenes/calibration, samples: 32, batch_size: 16, held_out_s
 quantized: {{checkpoint: {checkpoint}{more}}}
 gates:
   coverage: {{}}
-  calibration: {{max_clipped: 50%}}
-  fidelity: {{min_sqnr: 0dB, samples: 32}}
+  calibration: {{max_clipped: 49%}}
+  fidelity: {{min_sqnr: 0.1dB, samples: 32}}
   roundtrip: {{}}
 """
 

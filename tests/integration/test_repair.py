@@ -30,7 +30,7 @@ gates:
   coverage: {{}}
   fidelity: {{data: scenes/test, samples: 32, min_sqnr: 16dB}}
   accuracy:
-    - {{task: digits/classification, metric: acc1, max_drop: 100pp, max_flips: 90%, samples: 64}}
+    - {{task: digits/classification, metric: acc1, max_drop: 100pp, max_flips: 80%, samples: 64}}
 """
 
 

@@ -31,7 +31,7 @@ calibration: {{calibration}}
 {RECIPE_LINE}
 gates:
   coverage: {{{{}}}}
-  calibration: {{{{max_clipped: 50%}}}}
+  calibration: {{{{max_clipped: 49%}}}}
   export: {{{{}}}}
   parity: {{{{samples: 8}}}}
 """

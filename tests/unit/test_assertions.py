@@ -118,7 +118,7 @@ def test_a_bad_recipe_is_named(quantized: Encoder, towers: Any) -> None:
 
 
 def test_calibrated(quantized: Encoder, towers: Any) -> None:
-    assert assert_calibrated(quantized.module, **towers(quantized), max_clipped="60%").passed
+    assert assert_calibrated(quantized.module, **towers(quantized), max_clipped="49%").passed
 
 
 def test_one_amax_missing(make_quantized: MakeQuantized, towers: Any) -> None:

@@ -245,7 +245,7 @@ def test_number_of_flips_that_would_end_a_fail_is_exact(
 
 
 def test_no_flip_can_end_a_pass_that_allows_everything() -> None:
-    verdict = judge(make_pair(100, lost=5), max_drop=Fraction(1), max_flips=Fraction(1))
+    verdict = judge(make_pair(100, lost=5), max_drop=Fraction(1), max_flips=Fraction(99, 100))
 
     assert verdict.passed
     assert "would end" not in all_text(verdict)
@@ -573,7 +573,9 @@ def test_a_limit_that_one_that_guesses_would_keep_decides_nothing(
     assert judge_limit(3, floor=Fraction(chance)).code == verdict.code
     # 100 pp say that others decide; where there are none, nothing does.
     assert judge_limit(100).code == verdict.code
-    assert judge_limit(100, max_flips=Fraction(5, 100)).passed
+    assert judge_limit(100, max_flips=Fraction(1, 100)).passed
+    # No more of the answers change than FP16 gets right: who guesses keeps that, too.
+    assert judge_limit(100, max_flips=Fraction(99, 100)).code == verdict.code
 
 
 def test_no_number_of_samples_proves_that_all_are_right() -> None:
@@ -733,12 +735,15 @@ def test_classes_pass_just_where_each_by_itself_does(
     """An intersection-union test: no class is let off for the others, none is held down."""
     classes = [(f"class {i}", *counts) for i, counts in enumerate(sizes)]
 
-    together = judge(make_class_pair(*classes), max_drop=Fraction(1), max_class_drop=limit)
+    def judge_classes(*found: tuple[str, int, int, int]) -> Verdict:
+        fp16, quantized = make_class_pair(*found)
+        gate = accuracy_gate(max_drop=Fraction(1), max_class_drop=limit)
+        # A class that FP16 does badly has no more to lose than the limit: not what is asked here.
+        return judge_accuracy(fp16=fp16, quantized=quantized, gate=gate, chance=-1.0)
 
-    alone = [
-        judge(make_class_pair(found), max_drop=Fraction(1), max_class_drop=limit).passed
-        for found in classes
-    ]
+    together = judge_classes(*classes)
+
+    alone = [judge_classes(found).passed for found in classes]
     assert together.passed == all(alone)
     for name, samples, lost, won in classes:
         high = drop_limits(

@@ -14,7 +14,7 @@ from pytest_quantgate.evidence.outcomes import Outcomes, StoredPair
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.drift import DriftSlicesSpec, count_limits
 from pytest_quantgate.gates.regression import judge_regression, list_strengths
-from pytest_quantgate.statistics.family import SILENT, Family
+from pytest_quantgate.statistics.family import ALONE, SILENT, Family
 from pytest_quantgate.suite.where import Where
 from tests.unit.gates.gate_builders import all_text, make_outcomes, regression_gate, store
 
@@ -58,7 +58,7 @@ def judge(
         update_command=UPDATE,
         gate=gate,
         columns=LIGHTS if columns is None else columns,
-        **({} if family is None else {"family": family}),
+        family=family or ALONE,
     )
 
 

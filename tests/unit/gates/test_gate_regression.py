@@ -433,3 +433,34 @@ def test_small_accepted_drifts_of_fp16_do_not_add_up_unseen() -> None:
     assert verdict.figures["first_fp16_drop_points"] == pytest.approx(4.2)
     assert "small accepted drifts of FP16 have added up" in verdict.next_step
     assert "a library, the machine or the preprocessing" in verdict.cause
+
+
+@pytest.mark.parametrize(("chance", "right"), [(0.1, 300), (0.0, 200)])
+def test_limits_that_one_that_guesses_would_keep_decide_nothing(chance: float, right: int) -> None:
+    """As in the accuracy gate: all that the accepted variant has over chance may be lost."""
+    fp16, accepted = (
+        make_outcomes([i < right for i in range(1000)], variant=variant)
+        for variant in ("fp16", "fp8-attention")
+    )
+
+    def judge_limits(**limits: Fraction) -> Verdict:
+        return judge_regression(
+            fp16=fp16,
+            quantized=accepted,
+            stored=store(fp16, accepted),
+            differences=(),
+            create_command=CREATE,
+            update_command=UPDATE,
+            gate=regression_gate(**limits),
+            chance=chance,
+        )
+
+    wide = judge_limits(max_drop=Fraction(20, 100), max_drop_since_first=Fraction(20, 100))
+
+    assert (wide.status, wide.code) == (Status.INCONCLUSIVE, "regression.limit-reaches-chance")
+    assert "max_drop 20.00 pp passes a variant that has lost everything" in wide.headline
+    assert at("max_drop") in wide.headline
+    assert wide.next_step == "set max_drop well under 20.00 pp"
+    # One limit that fails who guesses is enough.
+    assert judge_limits(max_drop=Fraction(20, 100)).passed
+    assert judge_limits(max_drop_since_first=Fraction(20, 100)).passed

@@ -482,6 +482,25 @@ def test_a_pattern_that_allows_nothing_fails() -> None:
     assert verdict.next_step == "remove the pattern"
 
 
+def test_a_pattern_that_allows_all_fails() -> None:
+    audit = make_audit()
+    onnx = {tower: make_onnx(audit, tower) for tower in TOWERS}
+    engines = {
+        tower: change_node(make_engine(found), "layers", precision="half")
+        for tower, found in onnx.items()
+    }
+    lost = [
+        replace(row, lost_at="engine", reason="runs in half")
+        for row in follow(audit, onnx=onnx, engines=engines)
+    ]
+
+    verdict = judge(lost, allow=("*",))
+
+    assert (verdict.status, verdict.code) == (Status.FAIL, "trace.allows-all")
+    assert "allow lets all of 24 quantizers run wider in the engine" in verdict.headline
+    assert judge([replace(lost[0], lost_at=None), *lost[1:]], allow=("*",)).passed
+
+
 def test_nothing_to_follow_is_no_pass() -> None:
     verdict = judge(follow_quantizers(
         replace(make_audit(), quantizers=(), intended=(), modules=()),

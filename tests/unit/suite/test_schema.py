@@ -31,7 +31,7 @@ gates:
     towers: [vision]
     waive: [{modules: "*x*", reason: the kernel comes, until: 2027-03-01}]
   calibration: {max_clipped: 0.2%}
-  fidelity: {data: photos/test, samples: 9, min_cosine: 0.99, min_sqnr: -3.5 dB}
+  fidelity: {data: photos/test, samples: 9, min_cosine: 0.99, min_sqnr: 3.5 dB}
   accuracy:
     - {task: photos/classification, metric: acc1, max_drop: 0.5pp, confidence: 99%, floor: +50 %}
   regression:
@@ -174,8 +174,8 @@ def test_suite_with_every_gate_is_accepted_by_schema_and_reader(tmp_path: Path) 
         ("0.2%", "0.2", ".gates.calibration.max_clipped: type string"),
         ("0.2%", "0.2pp", ".gates.calibration.max_clipped: pattern"),
         ("min_cosine: 0.99", "min_cosine: 99", ".gates.fidelity.min_cosine: maximum"),
-        ("-3.5 dB", "-3.5", ".gates.fidelity.min_sqnr: type string"),
-        ("-3.5 dB", "-3.5 db/s", ".gates.fidelity.min_sqnr: pattern"),
+        ("3.5 dB", "3.5", ".gates.fidelity.min_sqnr: type string"),
+        ("3.5 dB", "3.5 db/s", ".gates.fidelity.min_sqnr: pattern"),
         ("max_drop: 0.5pp", "max_dorp: 0.5pp", ".gates.accuracy: anyOf"),
         ("max_drop: 0.5pp", "max_drop: 0.5%", ".gates.accuracy: anyOf"),
         ("max_drop: 1 pp", "max_drop: ٥pp", ".gates.regression: anyOf"),

@@ -376,6 +376,36 @@ from tests.suite_texts import FILE, SMALL, VALID, Load, Refusal, swap
             "max_drop: 3pp\n      slices: {by: light}",
             "accuracy.slices.max_drop: is missing",
         ),
+        # limits that what has lost everything keeps
+        (
+            "max_clipped: 0.2%",
+            "max_clipped: 100%",
+            "calibration.max_clipped: 100% decides nothing: a range that cuts off half of the "
+            "values is none; set it under 50%",
+        ),
+        (
+            "min_cosine: .99",
+            "min_cosine: -1",
+            "fidelity.min_cosine: -1 decides nothing: embeddings that have nothing to do with "
+            "FP16's keep it; set it over 0",
+        ),
+        (
+            "floor: 50%",
+            "floor: 0%",
+            "accuracy.floor: 0% decides nothing: no share is less; set it over 0%",
+        ),
+        (
+            "max_drop: 3pp",
+            "max_drop: 100pp",
+            "accuracy.max_drop: 100pp decides nothing: no more than everything can be lost; set "
+            "it under 100pp, or floor, max_flips, max_class_drop or slices beside it",
+        ),
+        (
+            "max_drop: 3pp",
+            "max_drop: 3pp\n      tolerance: 60pp\n      published: 40%",
+            "accuracy.tolerance: reaches from 0% to 100% around published 40.00 %: any score is "
+            "in it; set it under 60.00 pp",
+        ),
         (
             "max_drop: 3pp",
             "max_drop: 3pp\n      tolerance: 1pp",

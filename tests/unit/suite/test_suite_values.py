@@ -46,8 +46,8 @@ def test_limits_arrive_exact_and_with_their_units(load: Load) -> None:
     fidelity = gates.one(FidelityGate)
     assert fidelity is not None
     assert (fidelity.data, fidelity.samples) == ("photos/test", 256)
-    assert (fidelity.min_cosine, fidelity.min_worst_cosine) == (0.99, 0.0)
-    assert (fidelity.min_sqnr_db, fidelity.min_worst_sqnr_db) == (15.0, -3.5)
+    assert (fidelity.min_cosine, fidelity.min_worst_cosine) == (0.99, 0.1)
+    assert (fidelity.min_sqnr_db, fidelity.min_worst_sqnr_db) == (15.0, 3.5)
     first, second = gates.all(AccuracyGate)
     assert first.key == "photos/classification-acc1"
     assert (first.max_drop, first.confidence) == (Fraction(1, 200), Fraction(99, 100))

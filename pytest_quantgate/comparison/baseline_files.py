@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pytest_quantgate.comparison.changes import Change, Comparison, DiffError, compare_texts
+from pytest_quantgate.comparison.changes import (
+    Area,
+    Change,
+    Comparison,
+    DiffError,
+    compare_texts,
+)
 from pytest_quantgate.comparison.outcomes import Sampled, compare_results
 from pytest_quantgate.evidence.fingerprint import LABELS, Fingerprint
 from pytest_quantgate.evidence.outcomes import StoredOutcomes
@@ -111,16 +117,12 @@ def compare_timed_record(before: TimedRecord, after: TimedRecord, *, name: str) 
     ]
     changes = compare_texts(machines[0], machines[1], area="engine", noun="another machine:")
     changes += compare_texts(
-        {f"{name}: runtime": before.runtime}, {f"{name}: runtime": after.runtime}, area="engine"
+        {"runtime": before.runtime}, {"runtime": after.runtime}, area="engine", within=name
     )
-    changes += compare_texts(
-        {f"{name}: {key}": value for key, value in before.versions.items()},
-        {f"{name}: {key}": value for key, value in after.versions.items()},
-        area="versions",
-    )
+    changes += compare_texts(before.versions, after.versions, area="versions", within=name)
     fields = ("reason", "created", "updated")
-    said = [{f"{name}: {key}": getattr(side, key) for key in fields} for side in (before, after)]
-    changes += compare_texts(said[0], said[1], area="other")
+    said = [{key: getattr(side, key) for key in fields} for side in (before, after)]
+    changes += compare_texts(said[0], said[1], area="other", within=name)
     return changes
 
 
@@ -141,37 +143,14 @@ def compare_record(before: Record, after: Record, *, name: str) -> list[Change]:
         )
     changes += _compare_slots(before, after, name=name)
     changes += _compare_words(before.fingerprint, after.fingerprint, name=name)
-    changes += compare_texts(
-        _list_chains(before, name=name),
-        _list_chains(after, name=name),
-        area="accuracy",
-    )
-    changes += compare_texts(
-        {f"{name}: {gate} of its run": status for gate, status in before.verdicts.items()},
-        {f"{name}: {gate} of its run": status for gate, status in after.verdicts.items()},
-        area="gates",
-    )
-    changes += compare_texts(
-        {f"{name}: {LABELS[key]}": getattr(before.fingerprint, key)[:12] for key in LABELS},
-        {f"{name}: {LABELS[key]}": getattr(after.fingerprint, key)[:12] for key in LABELS},
-        area="data",
-    )
-    changes += compare_texts(
-        {f"{name}: {key}": value for key, value in before.versions.items()},
-        {f"{name}: {key}": value for key, value in after.versions.items()},
-        area="versions",
-    )
-    changes += compare_texts(
-        _said(before, name=name),
-        _said(after, name=name),
-        area="other",
-    )
+    for area, describe in _DESCRIBED.items():
+        changes += compare_texts(describe(before), describe(after), area=area, within=name)
     return changes
 
 
-def _list_chains(record: Record, *, name: str) -> dict[str, str]:
+def _list_chains(record: Record) -> dict[str, str]:
     return {
-        f"{name}: accepted before, {number}": chain.describe()
+        f"accepted before, {number}": chain.describe()
         for number, chain in enumerate(record.chains, start=1)
     }
 
@@ -179,13 +158,11 @@ def _list_chains(record: Record, *, name: str) -> dict[str, str]:
 def _compare_words(before: Fingerprint, after: Fingerprint, *, name: str) -> list[Change]:
     """Return the settings and the entries of the recipe that differ."""
     sides = [
-        {f"{name}: {key}": value or "none" for key, value in side.settings.items()}
-        for side in (before, after)
+        {key: value or "none" for key, value in side.settings.items()} for side in (before, after)
     ]
     if not all(sides):  # version 0.1 recorded none
-        known = [bool(side) for side in sides]
-        sides = [{f"{name}: settings": "recorded" if each else "unknown"} for each in known]
-    changes = compare_texts(sides[0], sides[1], area="model")
+        sides = [{"settings": "recorded" if side else "unknown"} for side in sides]
+    changes = compare_texts(sides[0], sides[1], area="model", within=name)
     gone = [line for line in before.recipe_entries if line not in after.recipe_entries]
     come = [line for line in after.recipe_entries if line not in before.recipe_entries]
     changes += [
@@ -236,9 +213,21 @@ def _compare_slots(before: Record, after: Record, *, name: str) -> list[Change]:
     ]
 
 
-def _said(record: Record, *, name: str) -> dict[str, str]:
+def _say(record: Record) -> dict[str, str]:
     fields = ("metric", "task", "reason", "created", "updated", "first_accepted", "first_reason")
-    return {f"{name}: {field.replace('_', ' ')}": getattr(record, field) for field in fields}
+    return {field.replace("_", " "): getattr(record, field) for field in fields}
+
+
+#: What two records say by name beside their results, in the order of the changes.
+_DESCRIBED: Mapping[Area, Callable[[Record], Mapping[str, str]]] = {
+    "accuracy": _list_chains,
+    "gates": lambda record: {f"{gate} of its run": s for gate, s in record.verdicts.items()},
+    "data": lambda record: {
+        label: getattr(record.fingerprint, key)[:12] for key, label in LABELS.items()
+    },
+    "versions": lambda record: record.versions,
+    "other": _say,
+}
 
 
 def _sampled(outcomes: StoredOutcomes) -> Sampled:

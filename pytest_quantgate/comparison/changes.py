@@ -99,14 +99,23 @@ def combine(parts: Sequence[Comparison], *, kind: str, before: str, after: str) 
 
 
 def compare_texts(
-    before: Mapping[str, str], after: Mapping[str, str], *, area: Area, noun: str = ""
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    *,
+    area: Area,
+    noun: str = "",
+    within: str = "",
 ) -> list[Change]:
-    """Return a change for every name whose text differs, is new, or is gone."""
+    """Return a change for every name whose text differs, is new, or is gone.
+
+    Names are those of a whole, `within`, where one is given.
+    """
     changes = []
-    for name in [*before, *(name for name in after if name not in before)]:
-        old, new = before.get(name), after.get(name)
+    for key in dict.fromkeys((*before, *after)):
+        old, new = before.get(key), after.get(key)
         if old == new:
             continue
+        name = f"{within}: {key}" if within else key
         label = f"{noun} {name}".strip()
         if old is None:
             kind, text = "added", f"{label}: {new} (was not there)"
@@ -124,4 +133,28 @@ def compare_texts(
                 after=new or "",
             )
         )
+    return changes
+
+
+def compare_counts(
+    before: Mapping[str, int], after: Mapping[str, int], *, area: Area, within: str
+) -> list[Change]:
+    """Return a change for every number of a whole that differs; one that is absent is 0."""
+    changes = []
+    for key in dict.fromkeys((*before, *after)):
+        old, new = before.get(key, 0), after.get(key, 0)
+        if old != new:
+            name = f"{within}: {key}"
+            ratio = f" ({new / old:.3f}x)" if old and area == "sizes" else ""
+            changes.append(
+                Change(
+                    area=area,
+                    kind="changed",
+                    subjects=(name,),
+                    text=f"{name}: {old} -> {new}{ratio}",
+                    before=str(old),
+                    after=str(new),
+                    figures={"before": old, "after": new},
+                )
+            )
     return changes

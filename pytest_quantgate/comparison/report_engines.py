@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from pytest_quantgate.comparison.changes import Area, Change, compare_texts
+from pytest_quantgate.comparison.changes import Change, compare_counts, compare_texts
 from pytest_quantgate.report.model import EngineFacts, OnnxFacts, SuiteReport
 from pytest_quantgate.text.words import count, listed
 
@@ -33,26 +33,26 @@ def compare_onnx_facts(
                         f"{listed(sorted(names))}",
                     )
                 )
-        changes += _compare_counts(_counts(old, name), _counts(facts, name), area="engine")
-        changes += _compare_counts(_by_type(old, name), _by_type(facts, name), area="sizes")
-        changes += compare_texts(
-            {f"{name}: file": old.digest[:12]}, {f"{name}: file": facts.digest[:12]}, area="engine"
+        changes += compare_counts(
+            _count_parts(old), _count_parts(facts), area="engine", within=name
         )
+        changes += compare_counts(_list_bytes(old), _list_bytes(facts), area="sizes", within=name)
+        files = [{"file": side.digest[:12]} for side in (old, facts)]
+        changes += compare_texts(*files, area="engine", within=name)
     return changes
 
 
-def _counts(facts: OnnxFacts, name: str) -> dict[str, int]:
+def _count_parts(facts: OnnxFacts) -> dict[str, int]:
     return {
-        f"{name}: Q/DQ pairs": facts.pairs,
-        f"{name}: undeclared pairs": facts.undeclared,
-        f"{name}: opset": facts.opset,
+        "Q/DQ pairs": facts.pairs,
+        "undeclared pairs": facts.undeclared,
+        "opset": facts.opset,
     }
 
 
-def _by_type(facts: OnnxFacts, name: str) -> dict[str, int]:
-    found = {f"{name}: file bytes": facts.file_bytes}
-    sizes = facts.weights_bytes.items()
-    return found | {f"{name}: {kind} weight bytes": size for kind, size in sizes}
+def _list_bytes(facts: OnnxFacts) -> dict[str, int]:
+    weights = {f"{kind} weight bytes": size for kind, size in facts.weights_bytes.items()}
+    return {"file bytes": facts.file_bytes} | weights
 
 
 def compare_engines(before: SuiteReport, after: SuiteReport) -> list[Change]:
@@ -69,12 +69,12 @@ def compare_engines(before: SuiteReport, after: SuiteReport) -> list[Change]:
         if old is None:
             continue
         name = f"{suite}: engine {facts.target} {facts.variant} {facts.tower} batch {facts.batch}"
-        changes += compare_texts(
-            {f"{name}: built from": _origin(old, before.onnx)},
-            {f"{name}: built from": _origin(facts, after.onnx)},
-            area="engine",
-        )
-        changes += _compare_counts(_precisions(old, name), _precisions(facts, name), area="engine")
+        origins = [
+            {"built from": _origin(engine, side.onnx)}
+            for engine, side in ((old, before), (facts, after))
+        ]
+        changes += compare_texts(*origins, area="engine", within=name)
+        changes += compare_counts(_precisions(old), _precisions(facts), area="engine", within=name)
         moved: dict[tuple[str, str], list[str]] = {}
         for layer in [*old.layers, *(n for n in facts.layers if n not in old.layers)]:
             pair = (old.layers.get(layer, "absent"), facts.layers.get(layer, "absent"))
@@ -92,12 +92,9 @@ def compare_engines(before: SuiteReport, after: SuiteReport) -> list[Change]:
             )
             for (was, now), layers in moved.items()
         ]
-        changes += _compare_counts(_sizes(old, name), _sizes(facts, name), area="sizes")
-        changes += compare_texts(
-            {f"{name}: {old.library}": old.library_version},
-            {f"{name}: {facts.library}": facts.library_version},
-            area="versions",
-        )
+        changes += compare_counts(_sizes(old), _sizes(facts), area="sizes", within=name)
+        versions = [{side.library: side.library_version} for side in (old, facts)]
+        changes += compare_texts(*versions, area="versions", within=name)
     return changes
 
 
@@ -111,41 +108,19 @@ def _origin(engine: EngineFacts, files: Iterable[OnnxFacts]) -> str:
     return "the exported ONNX file"
 
 
-def _precisions(facts: EngineFacts, name: str) -> dict[str, int]:
+def _precisions(facts: EngineFacts) -> dict[str, int]:
     return {
-        f"{name}: linear in FP8": facts.fp8_gemm_nodes,
-        f"{name}: linear": facts.gemm_nodes,
-        f"{name}: attention fused in FP8": facts.attentions_fused_fp8,
-        f"{name}: attention": facts.attentions,
-        **{f"{name}: nodes in {kind}": number for kind, number in facts.precisions.items()},
+        "linear in FP8": facts.fp8_gemm_nodes,
+        "linear": facts.gemm_nodes,
+        "attention fused in FP8": facts.attentions_fused_fp8,
+        "attention": facts.attentions,
+        **{f"nodes in {kind}": number for kind, number in facts.precisions.items()},
     }
 
 
-def _sizes(facts: EngineFacts, name: str) -> dict[str, int]:
+def _sizes(facts: EngineFacts) -> dict[str, int]:
     return {
-        f"{name}: plan bytes": facts.plan_bytes,
-        f"{name}: weights bytes": facts.weights_bytes,
-        f"{name}: activation bytes": facts.activation_bytes,
+        "plan bytes": facts.plan_bytes,
+        "weights bytes": facts.weights_bytes,
+        "activation bytes": facts.activation_bytes,
     }
-
-
-def _compare_counts(
-    before: Mapping[str, int], after: Mapping[str, int], *, area: Area
-) -> list[Change]:
-    changes = []
-    for name in [*before, *(name for name in after if name not in before)]:
-        old, new = before.get(name, 0), after.get(name, 0)
-        if old != new:
-            ratio = f" ({new / old:.3f}x)" if old and area == "sizes" else ""
-            changes.append(
-                Change(
-                    area=area,
-                    kind="changed",
-                    subjects=(name,),
-                    text=f"{name}: {old} -> {new}{ratio}",
-                    before=str(old),
-                    after=str(new),
-                    figures={"before": old, "after": new},
-                )
-            )
-    return changes

@@ -174,7 +174,7 @@ def compare_suite_reports(before: SuiteReport, after: SuiteReport) -> list[Chang
     if before.recipe is not None and after.recipe is not None:
         old, new = before.recipe, after.recipe
         changes += compare_texts(
-            {f"{name}: recipe": old.name}, {f"{name}: recipe": new.name}, area="recipe"
+            {"recipe": old.name}, {"recipe": new.name}, area="recipe", within=name
         )
         words = [_recipe_words(facts, other=other) for facts, other in ((old, new), (new, old))]
         changes += compare_recipes(words[0], words[1])
@@ -195,12 +195,8 @@ def compare_suite_reports(before: SuiteReport, after: SuiteReport) -> list[Chang
     changes += compare_parity(before.parity, after.parity, suite=name)
     changes += compare_engines(before, after)
     if before.model is not None and after.model is not None:
-        changes += compare_texts(_facts(before, name=name), _facts(after, name=name), area="model")
-        changes += compare_texts(
-            {f"{name}: {key}": value for key, value in before.versions.items()},
-            {f"{name}: {key}": value for key, value in after.versions.items()},
-            area="versions",
-        )
+        changes += compare_texts(_facts(before), _facts(after), area="model", within=name)
+        changes += compare_texts(before.versions, after.versions, area="versions", within=name)
     changes += compare_calibration(_calibrated(before), _calibrated(after), suite=f"{name}:")
     return changes
 
@@ -394,16 +390,16 @@ def _lost(stage: str) -> str:
     return f"lost at stage {stage}" if stage else "lost nowhere"
 
 
-def _facts(suite: SuiteReport, *, name: str) -> dict[str, str]:
+def _facts(suite: SuiteReport) -> dict[str, str]:
     facts = suite.model
-    found = {f"{name}: device": suite.device} if suite.device else {}
+    found = {"device": suite.device} if suite.device else {}
     if facts is not None:
         found |= {
-            f"{name}: model": facts.description,
-            f"{name}: model revision": facts.revision or "none",
-            f"{name}: model digest": facts.digest[:12],
-            f"{name}: model dtype": facts.dtype,
-            f"{name}: attn_implementation": facts.attn_implementation,
+            "model": facts.description,
+            "model revision": facts.revision or "none",
+            "model digest": facts.digest[:12],
+            "model dtype": facts.dtype,
+            "attn_implementation": facts.attn_implementation,
         }
     return found
 

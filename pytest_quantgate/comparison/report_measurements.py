@@ -133,16 +133,13 @@ def compare_roundtrip(
         return []
     sides = [
         {
-            **{
-                f"{suite}: round trip: {tower} outputs": _equal(equal)
-                for tower, equal in side.equal.items()
-            },
-            f"{suite}: round trip: ranges that differ": listed(side.amax_different) or "none",
-            f"{suite}: round trip: damage that was loaded": listed(side.accepted) or "none",
+            **{f"{tower} outputs": _equal(equal) for tower, equal in side.equal.items()},
+            "ranges that differ": listed(side.amax_different) or "none",
+            "damage that was loaded": listed(side.accepted) or "none",
         }
         for side in (before, after)
     ]
-    return compare_texts(sides[0], sides[1], area="engine")
+    return compare_texts(sides[0], sides[1], area="engine", within=f"{suite}: round trip")
 
 
 def _equal(equal: bool) -> str:
@@ -160,12 +157,8 @@ def compare_parity(before: Parity | None, after: Parity | None, *, suite: str) -
         if old is None:
             continue
         name = f"{suite}: {new.tower} in {after.runtime.partition(' ')[0]}"
-        if old.nonfinite != new.nonfinite:
-            changes += compare_texts(
-                {f"{name}: samples with NaN or Inf": str(old.nonfinite)},
-                {f"{name}: samples with NaN or Inf": str(new.nonfinite)},
-                area="engine",
-            )
+        counts = [{"samples with NaN or Inf": str(side.nonfinite)} for side in (old, new)]
+        changes += compare_texts(*counts, area="engine", within=name)
         errors = {block.module: block for block in old.blocks}
         pairs = [(f"{new.tower} embeddings", old.error, new.error, max(old.floor, new.floor))]
         pairs += [
@@ -207,8 +200,8 @@ def compare_latency(
         if old is None:
             continue
         name = f"{suite}: {new.gate}"
-        sides = [_describe_timing(facts, name) for facts in (old, new)]
-        found = compare_texts(sides[0], sides[1], area="engine")
+        sides = [_describe_timing(facts) for facts in (old, new)]
+        found = compare_texts(sides[0], sides[1], area="engine", within=name)
         changes += found
         limits = [_limit_ratio(facts) for facts in (old, new)]
         text = f"{name}: {_ratio_words(old, limits[0])} -> {_ratio_words(new, limits[1])}"
@@ -223,7 +216,7 @@ def compare_latency(
     return changes, same
 
 
-def _describe_timing(facts: LatencyFacts, name: str) -> dict[str, str]:
+def _describe_timing(facts: LatencyFacts) -> dict[str, str]:
     lengths = {
         "fp16": len(facts.fp16_ms),
         "quantized": len(facts.quantized_ms),
@@ -235,15 +228,15 @@ def _describe_timing(facts: LatencyFacts, name: str) -> dict[str, str]:
     noise = _noise(facts)
     coarse = "" if noise is None else f"{'under' if noise < 1.05 else 'over'} 5 %"
     return {
-        f"{name}: rounds": rounds,
-        f"{name}: processes": str(facts.processes),
-        f"{name}: batch": str(facts.batch),
-        f"{name}: runtime": facts.runtime,
-        f"{name}: machine": f"{facts.system}, {facts.processor}, {facts.cores} cores, "
+        "rounds": rounds,
+        "processes": str(facts.processes),
+        "batch": str(facts.batch),
+        "runtime": facts.runtime,
+        "machine": f"{facts.system}, {facts.processor}, {facts.cores} cores, "
         f"{facts.threads} threads, {facts.device}",
-        f"{name}: not warmed up": listed(facts.cold) or "none",
-        f"{name}: rounds without a valid time": str(_count_invalid(facts)),
-        f"{name}: noise of the machine (FP16 against itself)": coarse or "not known",
+        "not warmed up": listed(facts.cold) or "none",
+        "rounds without a valid time": str(_count_invalid(facts)),
+        "noise of the machine (FP16 against itself)": coarse or "not known",
     }
 
 

@@ -8,7 +8,6 @@ so with the reason (NotMeasured) and nothing here pretends to have run.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +26,9 @@ from pytest_quantgate.runtimes.tensorrt_library import (
     read_weights_bytes,
 )
 
-#: One timed batch of runs takes at least this long, so that the events' own cost vanishes.
-BATCH_MS = 20.0
-
 #: Warm: the medians of the last two windows of this many batches differ by at most this share.
 WINDOW = 5
 STABLE_SHARE = 0.02
-MAX_WARM_UP_BATCHES = 200
-
-_MAX_RUNS = 1 << 16
 
 _TORCH_DTYPES = {
     "FLOAT": "float32",
@@ -47,19 +40,6 @@ _TORCH_DTYPES = {
     "INT64": "int64",
     "BOOL": "bool",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmUp:
-    """How the engine got warm: `first_run_ms` is the wall time of its very first run, kernel
-    specialization included; `runs` fill a batch of BATCH_MS; `median_ms` is that of one run in
-    the last window; `stable` is False where it never settled."""
-
-    first_run_ms: float
-    runs: int
-    batches: int
-    median_ms: float
-    stable: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,26 +179,6 @@ class EngineRun:
         end.record(self._stream)
         end.synchronize()
         return float(start.elapsed_time(end)) / runs
-
-    def warm_up(self) -> WarmUp:
-        """Run bound inputs until the times are stable; returns how many runs fill a batch."""
-        started = time.perf_counter()
-        self._enqueue()
-        self._stream.synchronize()
-        first_run_ms = (time.perf_counter() - started) * 1e3
-        runs = 1
-        while runs < _MAX_RUNS and self.time_batch_ms(runs=runs) * runs < BATCH_MS:
-            runs *= 2
-        times: list[float] = []
-        while len(times) < MAX_WARM_UP_BATCHES and not is_stable(times):
-            times.append(self.time_batch_ms(runs=runs))
-        return WarmUp(
-            first_run_ms=first_run_ms,
-            runs=runs,
-            batches=len(times),
-            median_ms=statistics.median(times[-WINDOW:]),
-            stable=is_stable(times),
-        )
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream.cuda_stream):

@@ -270,43 +270,6 @@ def test_times_are_those_of_the_device_for_one_run(device: Device) -> None:
         assert device.context.runs == 5
 
 
-def test_warming_up_fills_a_batch_and_ends_when_stable(device: Device) -> None:
-    with device.open() as run:
-        run.bind({"x": torch.ones(1, 1)})
-        warm = run.warm_up()
-    assert warm.runs == 4, "4 runs of 6 ms are the first power of two over 20 ms"
-    assert (warm.batches, warm.stable) == (10, True)
-    assert warm.median_ms == pytest.approx(6.0)
-    assert warm.first_run_ms >= 0
-
-
-def test_an_engine_that_never_settles_is_told_so(device: Device) -> None:
-    assert device.engine is not None
-
-    class Drifting(FakeEngine):
-        @property
-        def run_ms(self) -> float:  # type: ignore[override]
-            return 20.0 + self.clock.ms / 10  # type: ignore[no-any-return]
-
-    device.engine = Drifting(device.clock)
-    with device.open() as run:
-        run.bind({"x": torch.ones(1, 1)})
-        engine_run_batches = engine_run.MAX_WARM_UP_BATCHES
-        warm = run.warm_up()
-    assert (warm.batches, warm.stable) == (engine_run_batches, False)
-
-
-def test_a_clock_that_stands_still_ends_too(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert device.engine is not None
-    monkeypatch.setattr(engine_run, "_MAX_RUNS", 8)
-    monkeypatch.setattr(FakeEngine, "run_ms", 0.0)
-    with device.open() as run:
-        run.bind({"x": torch.ones(1, 1)})
-        assert run.warm_up().runs == 8
-
-
 def test_a_task_of_any_size_runs_in_batches_of_one(device: Device) -> None:
     inputs = {"x": torch.arange(14.0).reshape(7, 2)}
     with device.open() as run:
@@ -430,4 +393,5 @@ def test_an_engine_runs_on_the_gpu_in_the_machine(tmp_path: Path) -> None:
     with open_engine(library=library, plan_path=tmp_path / "model.plan", target=target) as run:
         outputs = run.run({"x": torch.ones(8, 64)})
         assert all(torch.isfinite(value).all() for value in outputs.values())
-        assert run.warm_up().median_ms > 0
+        run.bind({"x": torch.ones(8, 64)})
+        assert run.time_batch_ms(runs=5) > 0

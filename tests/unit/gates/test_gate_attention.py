@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_quantgate.gates.fused import name_fused
 from tests.unit.gates.coverage_builders import AUDIT, DEEP, fail, judge
 from tests.unit.gates.gate_builders import (
     add,
@@ -265,3 +266,11 @@ def test_softmax_that_is_asked_for_and_never_called_may_be_left_out() -> None:
 def test_slot_that_is_there_is_waived_by_its_own_name() -> None:
     audit = switch_off(DEEP, "vision*.0.*q_bmm*")
     assert judge(audit, waive=(make_waiver("vision*.0.*.q_bmm_quantizer"),)).passed
+
+
+def test_a_fused_module_whose_tail_names_others_too_is_named_whole() -> None:
+    others = ["b.3.mlp.attn.input_quantizer"]
+
+    assert name_fused("a.3.mlp.attn") == "*mlp.attn*"
+    assert name_fused("a.3.mlp.attn", others=others) == "a.*.mlp.attn*"
+    assert name_fused("proj") == "proj*"

@@ -349,3 +349,22 @@ def test_half_of_the_calibration_data_being_copies_is_not_decided() -> None:
         f"({FILE}:10)"
     )
     assert judge(run=make_run(copies=31)).figures["calibration_copies"] == 31
+
+
+def test_a_model_that_answers_one_batch_twice_in_two_ways_fails() -> None:
+    audit = with_batch(AUDIT, change=1e-7)
+    first, second = audit.invariance
+    audit = replace(audit, invariance=(first, replace(second, repeat=0.02)))
+
+    verdict = judge(audit)
+
+    assert verdict.code == "calibration.two-answers"
+    assert verdict.brief == "the same batch gives two answers: text by 2.00 %"
+    assert verdict.figures["text_repeat_change"] == 0.02
+
+
+def test_how_a_handed_over_checkpoint_was_calibrated_is_taken_from_the_suite() -> None:
+    verdict = judge(run=make_run(given=True, batches=0, tower_batches={}))
+
+    assert verdict.passed
+    assert "handed over, calibrated on scenes/calibration as the suite says" in verdict.headline

@@ -826,3 +826,17 @@ def test_every_block_must_be_fused(
         assert f"{len(bad)} of {len(states)} attention blocks of the text engine" in (
             verdict.headline
         )
+
+
+def test_an_engine_without_fp16s_or_without_memory_says_what_is_known() -> None:
+    alone = judge(vision=make_report("vision", given="v.json"), fp16={"text": make_fp16("text")})
+    untold = judge(vision=make_report("vision", has_memory=False))
+
+    assert alone.passed
+    assert f"vision plan {60 * MIB} bytes, no FP16 engine beside it" in all_text(alone)
+    assert "vision_plan_ratio" not in alone.figures
+    assert untold.passed
+    assert "vision plan 0.60x" in all_text(untold)
+    assert untold.figures["vision_plan_ratio"] == 0.6
+    assert "vision_weights_bytes" not in untold.figures
+    assert "text_weights_bytes" in untold.figures

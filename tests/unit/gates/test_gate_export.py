@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.audit import Audit, Quantizer
-from pytest_quantgate.evidence.onnx import OnnxAudit, QdqPair
+from pytest_quantgate.evidence.onnx import GivenGraph, OnnxAudit, QdqPair
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.export import ExportGate, judge_export
 from pytest_quantgate.suite.keys import BadKey
@@ -980,3 +980,17 @@ def test_only_findings_of_the_check_are_ignored() -> None:
     ) as caught:
         export_gate(ignore=("export.too-large",)).check()
     assert caught.value.key == "ignore"
+
+
+def test_weights_in_full_precision_are_allowed_of_files_that_were_handed_over() -> None:
+    audit = make_audit()
+    wide = change_pairs(
+        make_onnx(audit, "vision"), "weight", lambda pair: replace(pair, source="weight, float")
+    )
+    graph = GivenGraph(name="v.onnx", digest="a" * 64, tool="ModelOpt", tensors=4, same=4)
+    allowed = judge(audit, vision=replace(wide, given=graph), allow=("float-weights",))
+
+    assert allowed.passed
+    assert f"{BLOCKS} weights in full precision as allowed" in all_text(allowed)
+    for other in (judge(audit, vision=wide), judge(audit, vision=wide, allow=("float-weights",))):
+        assert other.code == "export.weights-in-full"

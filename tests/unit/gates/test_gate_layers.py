@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_quantgate.evidence.audit import Audit
+from pytest_quantgate.evidence.audit import Audit, Declared
 from tests.unit.gates.coverage_builders import AUDIT, DEEP, fail, judge, parts_of
 from tests.unit.gates.gate_builders import (
     FILE,
@@ -229,3 +229,18 @@ def test_blocks_that_are_left_out_may_be_waived_or_on() -> None:
     assert fail(on, parts=None).figures["weights_left_out"] == 8
     one = replace(shallow, intended=tuple(n for n in AUDIT.intended if "layers.1" not in n))
     assert "means only 1 of 7 blocks" in str(parts_of(fail(one, parts=None)))
+
+
+def test_ranges_that_are_taken_otherwise_than_declared_fail() -> None:
+    as_declared = Declared(format="E4M3", granularity="per-tensor", dynamic=False)
+    audit = replace(AUDIT, declared=dict.fromkeys(AUDIT.intended, as_declared))
+
+    assert judge(audit).passed
+    verdict = fail(change_quantizers(audit, "*layers.0.mlp*input*", dynamic=True))
+
+    assert verdict.headline == (
+        "coverage: 2 quantizers take their ranges in another way than the recipe says: "
+        "vision_model.layers.0.mlp.fc1.input_quantizer is dynamic per-tensor, and static "
+        f"per-tensor is declared ({FILE}:10)"
+    )
+    assert verdict.figures["other_scaling"] == 2

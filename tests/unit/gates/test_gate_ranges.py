@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from pytest_quantgate.evidence.audit import InputScale
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.gates.calibration import judge_calibration, judge_ranges
+from pytest_quantgate.gates.ranges import judge_input_scales
 from tests.unit.gates.calibration_builders import AUDIT, FC1, WEIGHT, judge
 from tests.unit.gates.gate_builders import (
+    WHERE,
     all_text,
     calibration_gate,
     change_quantizers,
@@ -313,3 +316,65 @@ def test_weights_that_changed_are_counted_by_groups() -> None:
 
     assert verdict.code == "calibration.weights-changed"
     assert verdict.evidence[7:9] == ("h.weight_quantizer", "... and 2 groups")
+
+
+def with_scales(*layers: str, **changes: Any) -> Any:
+    """Return an audit whose named layers have the input scales of SmoothQuant."""
+    values: dict[str, Any] = {
+        "count": 8,
+        "smallest": 0.5,
+        "largest": 2.0,
+        "finite": True,
+        "applied": True,
+        **changes,
+    }
+    scales = tuple(InputScale(module=name, tower="vision", **values) for name in layers)
+    return replace(AUDIT, input_scales=scales)
+
+
+LAYERS = tuple(m.name for m in AUDIT.modules if m.kind == "linear")
+
+
+@pytest.mark.parametrize(
+    ("audit", "code", "words"),
+    [
+        (with_scales(*LAYERS, finite=False), "scale-broken", "4 of 4 input scales hold NaN"),
+        (with_scales(*LAYERS, smallest=0.0), "scale-broken", "4 of 4 input scales hold NaN"),
+        (with_scales(*LAYERS, applied=False), "scale-idle", "4 of 4 input scales are not applied"),
+        (with_scales(*LAYERS[1:]), "scale-missing", "1 layer of 4 has no input scale"),
+        (with_scales(*LAYERS[2:]), "scale-missing", "2 layers of 4 have no input scale"),
+    ],
+)
+def test_input_scales_that_do_not_act_as_they_should_fail(
+    audit: Any, code: str, words: str
+) -> None:
+    verdict = judge(audit)
+
+    assert verdict.code == f"calibration.{code}"
+    assert words in verdict.headline
+    assert verdict.evidence
+    assert verdict.cause
+    assert verdict.next_step
+
+
+@pytest.mark.parametrize("applied", [True, None])
+def test_input_scales_that_are_applied_or_never_ran_pass(applied: bool | None) -> None:
+    found = judge_input_scales(with_scales(*LAYERS, applied=applied), where=WHERE)
+
+    assert found is not None
+    assert found.passed
+    assert found.headline == "calibration: 4 input scales applied"
+    assert judge(with_scales(*LAYERS, applied=applied)).passed
+
+
+@pytest.mark.parametrize("largest", [None, 1.0])
+def test_ranges_of_a_weight_that_are_not_its_own_are_counted(largest: float | None) -> None:
+    """Where values are not watched, the ranges are all that is known."""
+    changes = {"ranges_off": 3, "amax_count": 8, "largest": largest}
+    audit = replace(change_quantizers(AUDIT, WEIGHT, **changes), algorithm="max")
+
+    verdict = judge(audit)
+
+    assert verdict.code == "calibration.weights-changed"
+    assert "3 of 8 ranges are others" in verdict.headline
+    assert ("its weight goes to 1" in verdict.headline) is (largest is not None)

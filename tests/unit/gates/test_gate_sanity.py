@@ -445,3 +445,19 @@ def test_a_place_that_nobody_knows_is_a_number() -> None:
 
     headline = judge_sanity(sanity, model="m", places=places).headline
     assert "sanity: a.txt:1 and photos/test, class 1: " in headline
+
+
+def test_texts_that_all_read_alike_fail_where_no_task_says_so() -> None:
+    alike = replace(READING, count=2, given=2, distinct=1)
+
+    verdict = judge(reading=alike, towers=("text",), tasks=())
+
+    assert verdict.code == "sanity.texts-alike"
+    assert "2 different texts of photos/train read alike" in verdict.headline
+    assert judge(reading=alike, tasks=()).passed
+
+
+def test_a_tower_without_an_end_token_reads_its_texts_whole() -> None:
+    reading = replace(READING, count=2, distinct=2, pools_end=False)
+
+    assert "24 texts read whole" in judge(reading=reading, task={"reading": reading}).headline

@@ -18,7 +18,7 @@ help:
 	@echo "make docs   the documentation as HTML into docs/_build/html; a warning is an error"
 	@echo "make coverage  each branch of statistics/, store/ and suite/, by the tests of these rooms"
 	@echo "make mutants  change the code that decides, and count what the tests see: ONLY=gates.family"
-	@echo "make matrix   the default gate and unit tests in environments of other versions: CELLS=oldest"
+	@echo "make matrix   the default gate and unit tests in environments of other versions: CELLS=oldest CHECKS=gate"
 	@echo "make clean  remove .venv (the cache of built variants stays)"
 
 install: $(STAMP)
@@ -72,7 +72,7 @@ mutants: install
 
 # Fresh environments with the oldest and the newest of what is supported, from PyPI: hours, gigabytes.
 matrix: install
-	$(BIN)/python benchmarks/matrix.py $(if $(CELLS),--cells $(CELLS))
+	$(BIN)/python benchmarks/matrix.py $(if $(CELLS),--cells $(CELLS)) $(if $(CHECKS),--checks $(CHECKS))
 
 clean:
 	rm -rf $(VENV)

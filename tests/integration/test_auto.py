@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +79,44 @@ def test_it_goes_from_the_suite_to_the_export(make_auto: Callable[..., Case]) ->
     vars(again).pop("variant_key")
     vars(again).pop("_built_by")
     assert again.variant_key != case.variant_key
+
+
+#: Runs in a process of its own: the search of a suite, with nothing in its cache.
+COLD = """\
+import argparse, json, os, sys
+from pathlib import Path
+from pytest_quantgate.commands.case import open_case
+from pytest_quantgate.evidence.codec import to_json
+
+suite, cache, result = map(Path, sys.argv[1:])
+places = argparse.Namespace(suite=suite, cache_dir=cache, device="cpu")
+case = open_case(places, environ=os.environ)
+found = {"search": to_json(case.search), "key": case.variant_key}
+result.write_text(json.dumps(found))
+"""
+
+
+def test_two_cold_searches_in_two_processes_choose_the_same(
+    make_auto: Callable[..., Case], tmp_path: Path
+) -> None:
+    suite = make_auto(bits=7, formats="int4, fp8-per-channel").suite.path
+    found = []
+    for seed in ("1", "2"):  # the order of sets differs
+        cache, result = tmp_path / f"cache {seed}", tmp_path / f"{seed}.json"
+        ran = subprocess.run(
+            [sys.executable, "-c", COLD, str(suite), str(cache), str(result)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert any(cache.rglob("*")), "a search that was kept would show nothing"
+        found.append(result.read_bytes())
+
+    assert found[0] == found[1]
+    layers = json.loads(found[0])["search"]["layers"]
+    assert set(layers.values()) == {"", "int4", "fp8-per-channel"}
 
 
 def test_an_engine_multiplies_in_both_formats(make_auto: Callable[..., Case]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_quantgate.errors import QuantGateError
 from pytest_quantgate.suite.quantities import QuantityError, parse_percent, parse_points
+from pytest_quantgate.text.tables import align
 from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
@@ -161,22 +162,16 @@ def _table(plans: Sequence[Plan], *, width: int | None) -> list[str]:
                 _explain(plan),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    wide = [f"  {row[0]:<{widths[0]}}  {_cells(row, widths)}  {row[-1]}".rstrip() for row in rows]
+    wide = [f"  {line}" for line in align(rows, right=range(2, 8))]
     if width is None or max(map(len, wide)) <= width:
         return wide
-    lines, gate = [f"    {_cells(rows[0], widths)}"], ""
-    for row in rows[1:]:
+    heads, *cells = align([row[1:-1] for row in rows], right=range(1, 7))
+    lines, gate = [f"    {heads}"], ""
+    for row, shown in zip(rows[1:], cells, strict=True):
         lines += [f"  {row[0]}"] if row[0] != gate else []
-        lines += [f"    {_cells(row, widths)}", f"      {row[-1]}"]
+        lines += [f"    {shown}", f"      {row[-1]}"]
         gate = row[0]
     return lines
-
-
-def _cells(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Return the limit of a row and its numbers, in their columns."""
-    numbers = (f"{cell:>{width}}" for cell, width in zip(row[2:-1], widths[2:], strict=True))
-    return "  ".join((f"{row[1]:<{widths[1]}}", *numbers))
 
 
 def _flips(plan: Plan) -> float:

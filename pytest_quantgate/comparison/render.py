@@ -11,6 +11,7 @@ from pytest_quantgate.comparison.changes import Area, Change, Comparison, Table
 from pytest_quantgate.evidence.codec import to_json
 from pytest_quantgate.report.markdown_text import escape
 from pytest_quantgate.text.printable import printable
+from pytest_quantgate.text.tables import align
 
 SCHEMA = 1
 
@@ -161,12 +162,7 @@ def _shown_lines(change: Change, *, all_of_them: bool = False) -> list[str]:
 
 def _text_table(table: Table, *, most: int | None) -> Iterator[str]:
     rows = table.rows if most is None else table.rows[:most]
-    cells = [table.columns, *rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
-    for row in cells:
-        first = f"{row[0]:<{widths[0]}}"
-        rest = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        yield "  ".join([first, *rest]).rstrip()
+    yield from align([table.columns, *rows], right=range(1, len(table.columns)))
     if len(rows) < len(table.rows):
         yield f"... and {len(table.rows) - len(rows)} more (--all shows them)"
 

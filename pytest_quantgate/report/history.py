@@ -27,6 +27,7 @@ from pytest_quantgate.store.history import (
     read_history,
 )
 from pytest_quantgate.store.records import AnyRecord
+from pytest_quantgate.text.tables import align
 from pytest_quantgate.text.words import count
 
 #: What none of so many last runs has is a gate of the past.
@@ -206,11 +207,7 @@ def render_history(suite: str, entries: Sequence[Entry]) -> Iterator[str]:
     facts = trace_figures(entries)
     rows = [("figure", "runs", "first", "before", "last")]
     rows += [_row(each) for each in facts]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [f"{row[0]:<{widths[0]}}"]
-        cells += [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
-        yield f"  {'  '.join(cells)}"
+    yield from (f"  {line}" for line in align(rows, right=range(1, 5)))
     drifting = [each.drift for each in facts if each.drift]
     for drift in drifting:
         yield f"  {drift} [history.drift]"

@@ -19,6 +19,7 @@ from pytest_quantgate.inspection.findings import (
 from pytest_quantgate.report.markdown_text import escape
 from pytest_quantgate.report.numbers import show_percent, show_value
 from pytest_quantgate.text.printable import printable
+from pytest_quantgate.text.tables import align
 from pytest_quantgate.text.words import count
 from pytest_quantgate.text.wrapping import wrap
 
@@ -75,7 +76,7 @@ def _inspection_lines(
         yield from (f"  {line}" for line in table)
     if most_layers is None and inspection.operands:
         yield ""
-        yield from (f"  {line}" for line in _align(_operand_cells(inspection.operands)))
+        yield from (f"  {line}" for line in align(_operand_cells(inspection.operands)))
     if inspection.rows and inspection.bytes_by_type:
         yield ""
         yield from _wrap(_say_size(inspection.bytes_by_type), width=width, first="  ", indent="  ")
@@ -125,14 +126,8 @@ def _table(rows: Sequence[Row], *, width: int) -> Iterator[str]:
         if total > width:
             columns = [column for column in columns if column[0] != least]
         total = sum(max(map(len, column)) + 2 for column in columns)
-    widths = [max(map(len, column)) for column in columns]
-    right = ("quantized", "weights")
-    for line in zip(*columns, strict=True):
-        shown = (
-            f"{cell:>{size}}" if column[0] in right else f"{cell:<{size}}"
-            for cell, size, column in zip(line, widths, columns, strict=True)
-        )
-        yield "  ".join(shown).rstrip()
+    numbers = [n for n, column in enumerate(columns) if column[0] in ("quantized", "weights")]
+    yield from align(list(zip(*columns, strict=True)), right=numbers)
 
 
 def _operand_cells(operands: Sequence[OperandFacts]) -> list[tuple[str, ...]]:
@@ -144,14 +139,6 @@ def _operand_cells(operands: Sequence[OperandFacts]) -> list[tuple[str, ...]]:
         found = (o.layer, o.slot, o.format or "-", " ".join(words), o.stored, " to ".join(ends))
         cells.append(tuple(printable(cell.strip()) for cell in found))
     return cells
-
-
-def _align(cells: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Yield lines of which the cells stand below each other."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        shown = (f"{cell:<{size}}" for cell, size in zip(line, widths, strict=True))
-        yield "  ".join(shown).rstrip()
 
 
 def _cells(row: Row, *, before: Row | None) -> tuple[str, ...]:
@@ -172,11 +159,9 @@ def _against_lines(against: Against, *, width: int, most_layers: int | None) -> 
     shown = against.layers if most_layers is None else against.layers[:most_layers]
     if not shown:
         return
-    size = max(len(printable(layer.layer)) for layer in shown)
-    yield f"    {'layer, the noisiest first':<{size}}  format  SQNR dB"
-    for layer in shown:
-        name, noise = printable(layer.layer), _decibels(layer.sqnr_db)
-        yield f"    {name:<{size}}  {layer.format:<6}  {noise:>7}"
+    cells = [("layer, the noisiest first", "format", "SQNR dB")]
+    cells += [(printable(e.layer), e.format, _decibels(e.sqnr_db)) for e in shown]
+    yield from (f"    {line}" for line in align(cells, right=(2,)))
     if len(shown) < len(against.layers):
         yield f"    ... and {len(against.layers) - len(shown)} more (--all shows them)"
 

@@ -8,6 +8,7 @@ from typing import Any
 from pytest_quantgate.evidence.sweep import Candidate, Loss, Sweep
 from pytest_quantgate.evidence.verdict import Status
 from pytest_quantgate.report.svg import LABEL_ROOM, Chart, Mark, Scale, Shape
+from pytest_quantgate.text.tables import align
 from pytest_quantgate.text.words import count, signed
 
 
@@ -17,12 +18,11 @@ def render_sweep(found: Sweep) -> Iterator[str]:
     front = found.front
     cells = [("recipe", "verdict", "weights", "largest drop (pp)")]
     cells += [_cells(candidate, found) for candidate in found.candidates]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rows = ["  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) for line in cells]
-    yield f"    {rows[0]}".rstrip()
-    for candidate, row in zip(found.candidates, rows[1:], strict=True):
+    heads, *rows = align(cells)
+    yield f"    {heads}"
+    for candidate, row in zip(found.candidates, rows, strict=True):
         mark = "*" if candidate in front and len(found.candidates) > 1 else " "
-        yield f"  {mark} {row}".rstrip()
+        yield f"  {mark} {row}"
         for gate, brief in candidate.red:
             yield f"        {gate}: {brief}"
     yield ""

@@ -91,9 +91,10 @@ def judge_calibration(
 
     In this order: something ran through both towers at all, its data was finite, every enabled
     static quantizer has a finite positive amax, every enabled one was called in its tower's
-    forward, and clips at most `max_clipped` of held-out values; no embedding depends on the other
-    samples in its batch; no evaluation sample was calibrated on. Near copies of
-    what was calibrated on are evidence, and no more: different pictures can look alike.
+    forward, is not far wider than held-out data, and clips at most `max_clipped` of held-out
+    values; no embedding depends on the other samples in its batch; no evaluation sample was
+    calibrated on. Near copies of what was calibrated on are evidence, and no more: different
+    pictures can look alike.
     A model whose formats take all scales from the values at hand (MXFP8) has no range to trust:
     there calls and the batch are judged.
     `attention` is the model's attention implementation, for advice.
@@ -103,7 +104,13 @@ def judge_calibration(
         return _judge_rangeless(audit, dynamic, gate=gate, attention=attention)
     parts = (
         _judge_run(run, expected=audit.towers, algorithm=audit.algorithm, gate=gate),
-        *_judge_parts(audit, held_out_samples=run.held_out_samples, gate=gate, attention=attention),
+        *_judge_parts(
+            audit,
+            calibrated_samples=run.samples,
+            held_out_samples=run.held_out_samples,
+            gate=gate,
+            attention=attention,
+        ),
         _judge_overlap(
             run, evaluation_hashes=evaluation_hashes, near_copies=near_copies, gate=gate
         ),
@@ -166,12 +173,16 @@ def judge_ranges(audit: Audit, *, gate: CalibrationGate) -> Verdict:
     static, dynamic = _part_quantizers(audit)
     if _is_rangeless(static, dynamic):
         return _judge_rangeless(audit, dynamic, gate=gate, attention=INTERCEPTED)
-    return combine(gate=GATE, parts=_judge_parts(audit, held_out_samples=None, gate=gate))
+    return combine(
+        gate=GATE,
+        parts=_judge_parts(audit, calibrated_samples=None, held_out_samples=None, gate=gate),
+    )
 
 
 def _judge_parts(
     audit: Audit,
     *,
+    calibrated_samples: int | None,
     held_out_samples: int | None,
     gate: CalibrationGate,
     attention: str = INTERCEPTED,
@@ -184,10 +195,15 @@ def _judge_parts(
         judge_weights(static, algorithm=algorithm, where=where),
         judge_input_scales(audit, where=where),
         judge_calls([*static, *dynamic], where=where, attention=attention),
-        judge_clipping(
-            static, max_clipped=gate.max_clipped, held_out_samples=held_out_samples, where=where
-        ),
+        # Data in other units make one range far too wide and others clip a little: width leads.
         judge_width(static, where=where),
+        judge_clipping(
+            static,
+            max_clipped=gate.max_clipped,
+            calibrated_samples=calibrated_samples,
+            held_out_samples=held_out_samples,
+            where=where,
+        ),
         _judge_batch(audit, gate=gate),
     )
     return tuple(part for part in parts if part is not None)

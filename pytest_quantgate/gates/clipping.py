@@ -43,6 +43,32 @@ def judge_clipping(
     static: Sequence[Quantizer],
     *,
     max_clipped: Fraction,
+    calibrated_samples: int | None,
+    held_out_samples: int | None,
+    where: Where,
+) -> Verdict:
+    """Return whether ranges clip more than allowed of values that made none of them.
+
+    Where that stays open, ranges of fewer samples than are held out are named as the cause.
+    """
+    found = _judge_shares(
+        static, max_clipped=max_clipped, held_out_samples=held_out_samples, where=where
+    )
+    fed, held_out = calibrated_samples or 0, held_out_samples or 0
+    if found.status is not Status.INCONCLUSIVE or not 0 < fed < held_out:
+        return found
+    return replace(
+        found,
+        cause=f"too few samples: the ranges are those of {count(fed, 'sample')}, "
+        f"fewer than the {held_out} that are held out",
+        next_step="calibrate on more samples of the data that the model will see",
+    )
+
+
+def _judge_shares(
+    static: Sequence[Quantizer],
+    *,
+    max_clipped: Fraction,
     held_out_samples: int | None,
     where: Where,
 ) -> Verdict:

@@ -298,6 +298,31 @@ def test_ranges_of_any_model_are_judged_the_same_way() -> None:
     assert "not those of the weights" in verdict.headline
 
 
+def test_ranges_of_fewer_samples_than_are_held_out_leave_clipping_open() -> None:
+    audit = change_quantizers(AUDIT, FC1, clipped=10)
+
+    few = judge(audit, make_run(samples=1, held_out_samples=128))
+    enough = judge(audit, make_run(samples=128, held_out_samples=128))
+
+    assert few.code == enough.code == "calibration.clipping-open"
+    assert few.cause == (
+        "too few samples: the ranges are those of 1 sample, fewer than the 128 that are held out"
+    )
+    assert few.next_step == "calibrate on more samples of the data that the model will see"
+    assert "fewer than" not in enough.cause
+
+
+def test_a_range_far_too_wide_leads_before_others_that_clip() -> None:
+    """Pixels from 0 to 255 widen the first range, and move the others a little."""
+    audit = change_quantizers(AUDIT, "*input*", largest=0.01)
+    audit = change_quantizers(audit, FC1, clipped=200)
+
+    verdict = judge(audit)
+
+    assert verdict.code == "calibration.range-too-wide"
+    assert "calibration.clipped" in verdict.other_codes
+
+
 BY_GROUPS = ("amax-missing", "amax-nonfinite", "amax-zero", "never-called", "batch-dependent")
 
 

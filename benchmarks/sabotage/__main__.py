@@ -142,12 +142,13 @@ def _run_families(
     found: dict[str, Runs] = {}
     for name, family in FAMILIES.items():
         bench = family.make_bench(folder / name)
-        entries = {e.title: e for e in family.list_entries() if re.search(only, e.title)}
+        entries = {e.title: e for e in family.revise_entries() if re.search(only, e.title)}
+        frozen = {e.title: e for e in family.list_entries() if e.title in entries}
         if name in names:
             results = run_without_rivals(bench, entries.values(), again=again)
             _show(results, count=len(entries), verbose=verbose)
         found[name] = Runs(
-            first=read_results(bench.root, entries, first=True),
+            first=read_results(bench.root, frozen, first=True),
             last=read_results(bench.root, entries),
         )
     lines = list(render_families(found, versions=_versions()))

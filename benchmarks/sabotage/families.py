@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from unittest import mock
 from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.calibration import weights_after
 from benchmarks.sabotage.catalogue import CATALOGUE
+from benchmarks.sabotage.families_findings import FINDINGS, REVISED
 from benchmarks.sabotage.names import NAMES, rename
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
@@ -66,12 +67,15 @@ class Family:
     by which `names.py` knows its words.
 
     Regular expressions of titles say which entries it `lacks` what to spoil for, or is not asked.
+    `codes` and `findings`, by title, came after the first run.
     """
 
     model: str
     save: Callable[[Path], object]
     lacks: tuple[str, ...] = ()
     own: tuple[Entry, ...] = ()
+    codes: Mapping[str, str] = field(default_factory=lambda: REVISED)
+    findings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -86,8 +90,21 @@ class Family:
         return Bench(root, suite=rename(SUITE, names), names=names)
 
     def list_entries(self) -> tuple[Entry, ...]:
-        """Return the entries that make sense for this family, in its own words."""
+        """Return the entries that make sense for this family, in its own words, as they were
+        frozen before the first run."""
         return (*filter(None, map(self._take, CATALOGUE)), *self.own)
+
+    def revise_entries(self) -> tuple[Entry, ...]:
+        """Return them as they are since the first run: what is known of those that were missed, and
+        the code that is the true one where the reference's was asked for."""
+        return tuple(
+            replace(
+                entry,
+                code=self.codes.get(entry.title, entry.code),
+                finding=self.findings.get(entry.title, ""),
+            )
+            for entry in self.list_entries()
+        )
 
     def _take(self, entry: Entry) -> Entry | None:
         if entry.is_control:
@@ -168,9 +185,16 @@ def first_norm_forgotten(module: Any) -> None:
     module.pre_layrnorm = torch.nn.Identity()
 
 
-def own(name: str, make: Callable[[Bench], Case], *gates: str, code: str, cause: str = "") -> Entry:
+def own(
+    name: str,
+    make: Callable[[Bench], Case],
+    *gates: str,
+    code: str,
+    cause: str = "",
+    judged: tuple[str, ...] = CHEAP,
+) -> Entry:
     return Entry(
-        name=name, theme="family", make=make, gates=gates, code=code, cause=cause, judged=CHEAP
+        name=name, theme="family", make=make, gates=gates, code=code, cause=cause, judged=judged
     )
 
 
@@ -342,6 +366,7 @@ def save_llava_of_reference(folder: Path) -> None:
 
 FAMILIES: Mapping[str, Family] = {
     "siglip": Family(
+        findings=FINDINGS["siglip"],
         model="SiglipModel",
         save=copy_of("siglip-cifar10-tiny"),
         lacks=NOWHERE,
@@ -366,6 +391,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
     ),
     "open_clip": Family(
+        findings=FINDINGS["open_clip"],
         model="CustomTextCLIP",
         save=copy_of("openclip-cifar10-tiny"),
         # Its attention is a class of ours: it has no eager form, and is quantized whole or not.
@@ -378,16 +404,19 @@ FAMILIES: Mapping[str, Family] = {
                 "coverage",
                 code="coverage.weights-escaped",
                 cause="nn.MultiheadAttention",
+                judged=("sanity", "coverage"),  # its layers have other names than FP16's
             ),
         ),
     ),
     "dinov2": Family(
+        findings=FINDINGS["dinov2"],
         model="Dinov2Model",
         save=save_dinov2,
         lacks=NO_TEXT,
         own=(PROCESSOR, RAW),
     ),
     "text": Family(
+        findings=FINDINGS["text"],
         model="BertModel",
         save=save_minilm,
         lacks=(
@@ -406,6 +435,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
     ),
     "tower": Family(
+        findings=FINDINGS["tower"],
         model="CLIPVisionModel",
         save=save_llava_of_reference,
         lacks=NO_TEXT,

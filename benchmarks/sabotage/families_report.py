@@ -81,9 +81,8 @@ def _missed(found: Mapping[str, Runs]) -> Iterator[str]:
     yield "| family | entry | first run | cause | at last |"
     yield "|---|---|---|---|---|"
     for name, first, last in rows:
-        entry = first.entry
-        cause = entry.principle or entry.finding or "not known"
-        cells = (name, entry.title, _said(first), cause, _now(last))
+        cause = last.entry.principle or last.entry.finding or "not known"
+        cells = (name, first.entry.title, _said(first), cause, _now(last))
         yield f"| {' | '.join(map(escape, cells))} |"
 
 

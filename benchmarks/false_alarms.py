@@ -60,7 +60,7 @@ MODELS = {
     "reference": """\
 quantgate: 1
 model: {source: reference}
-calibration: {data: scenes/calibration, samples: %(pairs)d, batch_size: 64, held_out_samples: 64}
+calibration: {data: scenes/calibration, samples: %(pairs)d, batch_size: 64, held_out_samples: 256}
 quantize: {recipe: %(recipe)s, exclude: ["*patch_embedding*"]}
 """,
     "clip-cifar10-tiny": """\
@@ -68,7 +68,7 @@ quantgate: 1
 model: {source: transformers, id: "%(data)s/clip-cifar10-tiny"}
 datasets:
   photos: {dataset: wds/photos, root: "%(data)s/cifar10"}
-calibration: {data: photos/train, samples: %(pairs)d, batch_size: 64, held_out_samples: 64}
+calibration: {data: photos/train, samples: %(pairs)d, batch_size: 64, held_out_samples: 256}
 quantize: {recipe: %(recipe)s, exclude: ["*patch_embedding*"]}
 """,
 }

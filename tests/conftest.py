@@ -221,7 +221,7 @@ gates:
     - {{task: scenes/classification, metric: acc1, max_drop: 100pp, max_flips: 90%, samples: 64}}
   regression:
     - {{task: scenes/classification, metric: acc1, samples: 64,
-       max_fp16_drop: 20pp, max_drop: 20pp, max_drop_since_first: 20pp}}
+       max_fp16_drop: 20pp, max_drop: 12pp, max_drop_since_first: 20pp}}
   roundtrip: {{}}
 """
 

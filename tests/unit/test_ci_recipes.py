@@ -506,7 +506,7 @@ quantize: {{recipe: fp8}}
 gates:
   regression:
     - {{task: scenes/classification, metric: acc1, samples: 64,
-       max_fp16_drop: 90pp, max_drop: 90pp, max_drop_since_first: 90pp}}
+       max_fp16_drop: 90pp, max_drop: 12pp, max_drop_since_first: 20pp}}
 """
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from pytest_quantgate.text.words import code_of, count, level
 
 if TYPE_CHECKING:
     from pytest_quantgate.evidence.latency import GivenTimes
-    from pytest_quantgate.suite.where import Where
+    from pytest_quantgate.gates.timed import TimedGate
 
 GATE = "latency"
 _open = partial(leave_open, GATE)
@@ -33,20 +32,14 @@ FEWEST = 50
 PERCENTILES = (50, 90, 95, 99)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a latency gate asks of the times of engines, as its keys say."""
-
-    where: Where
-    tower: str
-    runtime: str
-    batch: int
-    max_ratio: Fraction
-    min_ratio: Fraction
-    confidence: Fraction
-
-
-def judge_given_times(quantized: GivenTimes, fp16: GivenTimes | None, *, gate: Asked) -> Verdict:
+def judge_given_times(
+    quantized: GivenTimes,
+    fp16: GivenTimes | None,
+    *,
+    gate: TimedGate,
+    max_ratio: Fraction,
+    min_ratio: Fraction,
+) -> Verdict:
     """Return whether a handed-over engine is fast enough against FP16's of the same device.
 
     Other devices, clocks, settings or batches, and a ratio below `min_ratio`, are INCOMPARABLE.
@@ -72,23 +65,22 @@ def judge_given_times(quantized: GivenTimes, fp16: GivenTimes | None, *, gate: A
     ratio, interval = compare_levels(
         _levels(quantized), _levels(fp16), confidence=float(gate.confidence)
     )
-    least, limit = gate.min_ratio, gate.max_ratio
-    if ratio < least:
+    if ratio < min_ratio:
         return _refuse(
             "implausible",
-            f"quantized takes {ratio:.3f} of FP16's time, below {float(least):.12g}: not "
+            f"quantized takes {ratio:.3f} of FP16's time, below {float(min_ratio):.12g}: not "
             f"the same work ({gate.where})",
             cause="the engines were not given the same batch, or one is a part of its graph",
             next_step="look at the shapes in both logs; if the ratio is right, set min_ratio",
         )
-    status = decide(interval, limit=float(limit))
+    status = decide(interval, limit=float(max_ratio))
     return Verdict(
         gate=GATE,
         status=status,
         headline=f"latency: {gate.tower}, batch {gate.batch}, {gate.runtime} on "
         f"{quantized.device}: ratio {ratio:.3f} of GPU times, one-sided "
         f"{level(gate.confidence)} limits [{interval.low:.3f}, {interval.high:.3f}], "
-        f"{relation(status, name='max_ratio', limit=f'{float(limit):.12g}')} "
+        f"{relation(status, name='max_ratio', limit=f'{float(max_ratio):.12g}')} "
         f"({gate.where.of('max_ratio')})",
         brief=f"{ratio:.3f}x FP16 [{interval.low:.3f}, {interval.high:.3f}]",
         evidence=(
@@ -110,7 +102,7 @@ def judge_given_times(quantized: GivenTimes, fp16: GivenTimes | None, *, gate: A
             "latency_ratio": ratio,
             "latency_ratio_low": interval.low,
             "latency_ratio_high": interval.high,
-            "max_latency_ratio": float(limit),
+            "max_latency_ratio": float(max_ratio),
         },
         code=code_of(GATE, "ratio", status),
     )
@@ -120,7 +112,7 @@ def _levels(times: GivenTimes) -> Levels:
     return Levels.of(times.compute_ms, processes=1, pause_rounds=0.0)
 
 
-def _find_other(quantized: GivenTimes, fp16: GivenTimes, *, gate: Asked) -> Verdict | None:
+def _find_other(quantized: GivenTimes, fp16: GivenTimes, *, gate: TimedGate) -> Verdict | None:
     """Return why the times of two engines are not compared, None where they may be."""
     both = (quantized, fp16)
     if quantized.device != fp16.device or quantized.clocks != fp16.clocks:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.latency import NARROW_GAIN
 from pytest_quantgate.evidence.verdict import Status, Verdict, combine
-from pytest_quantgate.gates.given_times import Asked, judge_given_times
+from pytest_quantgate.gates.given_times import judge_given_times
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.timed import (
     Timed,
@@ -285,16 +285,10 @@ def _judge_given(quantized: GivenTimes, fp16: GivenTimes | None, *, gate: Latenc
             )
         )
     if gate.max_ratio is not None:
-        asked = Asked(
-            where=gate.where,
-            tower=gate.tower,
-            runtime=gate.runtime,
-            batch=gate.batch,
-            max_ratio=gate.max_ratio,
-            min_ratio=gate.min_ratio or Fraction(1, ROOM * NARROW_GAIN),
-            confidence=gate.confidence,
+        least = gate.min_ratio or Fraction(1, ROOM * NARROW_GAIN)
+        parts.append(
+            judge_given_times(quantized, fp16, gate=gate, max_ratio=gate.max_ratio, min_ratio=least)
         )
-        parts.append(judge_given_times(quantized, fp16, gate=asked))
     return combine(gate=GATE, parts=tuple(parts))
 
 

@@ -6,22 +6,13 @@ import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_quantgate.errors import (
-    GivenFileError,
-)
+from pytest_quantgate.errors import GivenFileError
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
-from pytest_quantgate.run.exported import (
-    VARIANTS,
-    EngineOrder,
-    RunnableEngine,
-    Variant,
-)
+from pytest_quantgate.run.exported import VARIANTS, EngineOrder, RunnableEngine, Variant
 from pytest_quantgate.run.given_files import place_errors
 from pytest_quantgate.run.onnx_files import OnnxFiles
-from pytest_quantgate.store.keys import (
-    ENGINE,
-)
+from pytest_quantgate.store.keys import ENGINE
 from pytest_quantgate.store.plans import KnownPlans, default_plans_root
 
 if TYPE_CHECKING:

@@ -11,22 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_quantgate.errors import (
-    MissingPackage,
-    ModelError,
-    QuantGateError,
-)
+from pytest_quantgate.errors import MissingPackage, ModelError, QuantGateError
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fingerprint import digest_of
 from pytest_quantgate.gates.sections import TaskGate
 from pytest_quantgate.store.cache import Cache
-from pytest_quantgate.store.keys import (
-    CONTENTS,
-    ENGINES,
-    FP16,
-    Measurement,
-    make_key,
-)
+from pytest_quantgate.store.keys import CONTENTS, ENGINES, FP16, Measurement, make_key
 from pytest_quantgate.store.surroundings import Surroundings
 
 if TYPE_CHECKING:

@@ -5,30 +5,16 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from pytest_quantgate.errors import (
-    GivenFileError,
-    ModelError,
-)
+from pytest_quantgate.errors import GivenFileError, ModelError
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.onnx import OnnxAudit
 from pytest_quantgate.evidence.parity import BlockParity, Parity, ShippedTower, TowerParity
 from pytest_quantgate.gates.export import ExportGate
-from pytest_quantgate.run.exported import (
-    VARIANTS,
-    ExportedTowers,
-    Precision,
-    Variant,
-)
+from pytest_quantgate.run.exported import VARIANTS, ExportedTowers, Precision, Variant
 from pytest_quantgate.run.given_files import place_errors
 from pytest_quantgate.store.disk import temporary_folder
-from pytest_quantgate.store.keys import (
-    ONNX_AUDIT,
-    ONNX_CHECK,
-    ONNX_FILE,
-    PARITY,
-    SHIPPED,
-)
+from pytest_quantgate.store.keys import ONNX_AUDIT, ONNX_CHECK, ONNX_FILE, PARITY, SHIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -277,7 +263,7 @@ class OnnxFiles:
             variant=case.variant_key,
             softmax=self.softmax,
             samples=samples,
-            given=self.case.given_digests("quantized"),
+            given=self.case.given_digests(),
         )
         return case.measured(
             PARITY,

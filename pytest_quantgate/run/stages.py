@@ -5,10 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from pytest_quantgate.errors import (
-    GivenFileError,
-    NotMeasured,
-)
+from pytest_quantgate.errors import GivenFileError, NotMeasured
 from pytest_quantgate.evidence.audit import TowerName
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.onnx import EngineOutputs
@@ -22,10 +19,7 @@ from pytest_quantgate.run.exported import (
 )
 from pytest_quantgate.run.given_engines import GivenEngines
 from pytest_quantgate.run.onnx_files import PARITY_BATCH_SIZE, name_variant
-from pytest_quantgate.store.keys import (
-    EXECUTED,
-    EXPORTED,
-)
+from pytest_quantgate.store.keys import EXECUTED, EXPORTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,7 +219,7 @@ class Stages(GivenEngines):
             return ""
         if stage == "onnx":
             self._note_exported()
-            given = self.case.given_digests("quantized")
+            given = self.case.given_digests()
             return self.case.key(EXPORTED, softmax=self.softmax, given=given)
         _, plans = self._build_for_device()
         digests = [engine.plan_sha256 for engine in plans.values()]

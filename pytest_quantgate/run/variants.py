@@ -10,21 +10,13 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pytest_quantgate.errors import (
-    GivenFileError,
-    ModelError,
-    NotMeasured,
-)
+from pytest_quantgate.errors import GivenFileError, ModelError, NotMeasured
 from pytest_quantgate.evidence.audit import Audit, CalibrationRun, FormatSearch, NearCopy
 from pytest_quantgate.evidence.codec import from_json, to_json
 from pytest_quantgate.evidence.fingerprint import Fingerprint, digest_of
 from pytest_quantgate.run.inputs import Inputs, computed_once, say_changed
 from pytest_quantgate.store.cache import read_json, write_json
-from pytest_quantgate.store.keys import (
-    NEAR_COPIES,
-    SEARCH,
-    VARIANT,
-)
+from pytest_quantgate.store.keys import NEAR_COPIES, SEARCH, VARIANT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +24,6 @@ if TYPE_CHECKING:
     from pytest_quantgate.encoders.encoder import Encoder
     from pytest_quantgate.quantization.quantize import Quantized
     from pytest_quantgate.quantization.recipes import Recipe
-    from pytest_quantgate.run.exported import Variant
     from pytest_quantgate.run.given_variant import GivenCheckpoint
     from pytest_quantgate.tasks.contents import Contents
     from pytest_quantgate.tasks.samples import Samples
@@ -55,20 +46,20 @@ class Variants(Inputs):
     @computed_once
     def _given_plain(self) -> Any:
         if self.suite.is_onnx_alone:
-            return {"onnx": self.given_digests("quantized")}
+            return {"onnx": self.given_digests()}
         spec = self.suite.quantized
         if spec is None or self.given is None:
             return None
         return {"checkpoint": self.given.digest, "trained": spec.trained}
 
-    def given_digests(self, variant: Variant) -> list[Any]:
-        """Return the digests of a variant's ONNX files that were handed over, by tower.
+    def given_digests(self) -> list[Any]:
+        """Return the digests of the quantized ONNX files that were handed over, by tower.
 
         Raises GivenFileError where nothing but ONNX files is there, and one is missing.
         """
-        found = {tower: self.given_onnx(variant, tower) for tower in self.towers}
+        found = {tower: self.given_onnx("quantized", tower) for tower in self.towers}
         missing = [tower for tower, given in found.items() if given is None]
-        if missing and variant == "quantized" and self.suite.is_onnx_alone:
+        if missing and self.suite.is_onnx_alone:
             raise GivenFileError(
                 f"{self.suite.variant.where.of('onnx')}: the model has the towers "
                 f"{', '.join(found)}, and there is no ONNX file of {', '.join(missing)}, nor a "

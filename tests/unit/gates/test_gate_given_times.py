@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.latency import GivenTimes
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.given_times import Asked, judge_given_times
+from pytest_quantgate.gates.given_times import judge_given_times
+from pytest_quantgate.gates.latency import LatencyGate
 from pytest_quantgate.suite.where import Where
 
-GATE = Asked(
+LIMIT = Fraction(8, 10)
+GATE = LatencyGate(
     where=Where(file="s.yaml", line=9),
     tower="vision",
     runtime="tensorrt",
     batch=4,
-    max_ratio=Fraction(8, 10),
-    min_ratio=Fraction(1, 8),
-    confidence=Fraction(95, 100),
+    max_ratio=LIMIT,
 )
 
 
@@ -46,7 +46,14 @@ FP16 = times(2.0, seed=1)
 
 
 def judge(quantized: GivenTimes, fp16: GivenTimes | None = FP16, **changes: Any) -> Verdict:
-    return judge_given_times(quantized, fp16, gate=replace(GATE, **changes))
+    gate = replace(GATE, **changes)
+    return judge_given_times(
+        quantized,
+        fp16,
+        gate=gate,
+        max_ratio=gate.max_ratio or LIMIT,
+        min_ratio=gate.min_ratio or Fraction(1, 8),
+    )
 
 
 def test_a_faster_engine_passes_with_its_percentiles() -> None:
@@ -114,5 +121,5 @@ def test_a_verdict_never_contradicts_the_ratio(ratio: float, spread: float, seed
         for name in ("latency_ratio_low", "latency_ratio", "latency_ratio_high")
     )
     assert low <= found <= high
-    assert (verdict.status is Status.PASS) == (high <= GATE.max_ratio)
-    assert (verdict.status is Status.FAIL) == (low > GATE.max_ratio)
+    assert (verdict.status is Status.PASS) == (high <= LIMIT)
+    assert (verdict.status is Status.FAIL) == (low > LIMIT)

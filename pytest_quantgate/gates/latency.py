@@ -54,7 +54,6 @@ from pytest_quantgate.text.words import count
 
 if TYPE_CHECKING:
     from pytest_quantgate.evidence.latency import GivenTimes, LatencyRun, Machine
-    from pytest_quantgate.suite.where import Where
 
 GATE = "latency"
 
@@ -110,63 +109,48 @@ ROOM = 2
 
 
 def judge_latency(
-    run: LatencyRun,
-    *,
-    max_ratio: Fraction | None,
-    max_latency_ms: float | None,
-    confidence: Fraction,
-    where: Where,
-    min_ratio: Fraction | None = None,
-    baseline_machine: Machine | None = None,
-    command: str = "pytest --quantgate-baselines=",
+    run: LatencyRun, gate: LatencyGate, *, baseline_machine: Machine | None = None
 ) -> Verdict:
     """Return whether the quantized variant is fast enough, against FP16 and in ms.
 
-    Each limit is decided on one-sided limits at `confidence`, which the looks at the run share:
+    Each limit is decided on one-sided limits at the confidence that the looks at the run share:
     PASS where the upper one is within, FAIL where the lower one is beyond, INCONCLUSIVE between.
     `max_latency_ms` holds on the machine of the baseline, `baseline_machine`; it is INCOMPARABLE
-    elsewhere, and FAIL without a baseline: `command` with `create` or `update` makes one. No rounds
-    are NOT_MEASURED; times that are none, unequal rounds and a gate without limits are FAIL. Where
-    a run gives another number of embeddings than the batch has, or the ratio is below `min_ratio`
-    (None: 1 / (ROOM * `run.arithmetic_gain`)), the two did not do the same work: INCOMPARABLE.
+    elsewhere, and FAIL without a baseline. No rounds are NOT_MEASURED; times that are none and
+    unequal rounds are FAIL. Where a run gives another number of embeddings than the batch has, or
+    the ratio is below `min_ratio` (None: 1 / (ROOM * `run.arithmetic_gain`)), the two did not do
+    the same work: INCOMPARABLE. A gate without limits raises ValueError; its suite is refused.
     """
-    if max_ratio is None and max_latency_ms is None:
-        return Verdict(
-            gate=GATE,
-            status=Status.FAIL,
-            headline=f"latency: the gate sets no limit, so it decides nothing ({where})",
-            next_step="set max_ratio or max_latency",
-            code="latency.without-limits",
-            cause="the gate was written without a number",
-        )
-    confidence = confidence_of_look(confidence, processes=run.processes, planned=run.planned)
-    timed = Timed(gate=GATE, about=describe_run(run), run=run, confidence=confidence, where=where)
+    confidence = confidence_of_look(gate.confidence, processes=run.processes, planned=run.planned)
+    timed = Timed(
+        gate=GATE, about=describe_run(run), run=run, confidence=confidence, where=gate.where
+    )
     broken = (
         check_rounds(timed)
         or _check_work(timed)
-        or _check_plausible(timed, min_ratio=min_ratio)
+        or _check_plausible(timed, min_ratio=gate.min_ratio)
         or check_number(timed)
     )
     if broken is not None:
         return broken
     about = describe_noise(timed)
     parts = []
-    if max_ratio is not None:
-        ratio = judge_ratio(timed, limit=max_ratio, about=about)
+    if gate.max_ratio is not None:
+        ratio = judge_ratio(timed, limit=gate.max_ratio, about=about)
         rates = {
             f"{name}_samples_per_s": run.batch_size * 1e3 / times.median_ms
             for name, times in (("fp16", run.fp16), ("quantized", run.quantized))
         }
         parts.append(replace(ratio, figures={**ratio.figures, **rates}))
-    if max_latency_ms is not None:
+    if gate.max_latency_ms is not None:
         parts.append(
             judge_absolute(
                 timed,
-                limit_ms=max_latency_ms,
+                limit_ms=gate.max_latency_ms,
                 key="max_latency",
                 ratio_key="max_ratio",
                 baseline_machine=baseline_machine,
-                command=command,
+                command=baseline_command(gate),
                 about=() if parts else about,
             )
         )
@@ -246,25 +230,14 @@ def judge(run: GateRun, gate: LatencyGate) -> Judged:
     if given is not None:
         return Judged(verdict=_judge_given(*given, gate=gate))
 
-    def judge_on(timed: LatencyRun, machine: Machine | None) -> Verdict:
-        return judge_latency(
-            timed,
-            max_ratio=gate.max_ratio,
-            max_latency_ms=gate.max_latency_ms,
-            min_ratio=gate.min_ratio,
-            confidence=gate.confidence,
-            where=gate.where,
-            baseline_machine=machine,
-            command=baseline_command(gate),
-        )
-
     def is_decided(timed: LatencyRun) -> bool:
-        return judge_on(timed, timed.machine).status is not Status.INCONCLUSIVE
+        found = judge_latency(timed, gate, baseline_machine=timed.machine)
+        return found.status is not Status.INCONCLUSIVE
 
     timed = run.latency_runs[gate.name] = run.latency(gate, is_decided=is_decided)
 
     def on(machine: Machine | None) -> Verdict:
-        return judge_on(timed, machine)
+        return judge_latency(timed, gate, baseline_machine=machine)
 
     if gate.max_latency_ms is None:
         return Judged(verdict=on(None))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.latency import LatencyRun, Machine, RunnerTimes
 from pytest_quantgate.evidence.verdict import Status, Verdict
-from pytest_quantgate.gates.latency import judge_latency
+from pytest_quantgate.gates.latency import LatencyGate, judge_latency
 from pytest_quantgate.gates.timed import BRIEF_LENGTH, machine_differences, show_ms, show_ratio
 from pytest_quantgate.measure.rounds import first_look
 from pytest_quantgate.statistics.intervals import Interval
@@ -136,15 +136,15 @@ def test_both_looks_together_are_wrong_in_at_most_the_chance(
     assert sum(chances) <= 1 - confidence
 
 
-def judge(run: LatencyRun, **changes: Any) -> Verdict:
-    arguments: dict[str, Any] = {
+def judge(run: LatencyRun, *, baseline_machine: Machine | None = None, **changes: Any) -> Verdict:
+    keys: dict[str, Any] = {
         "max_ratio": Fraction(1),
-        "max_latency_ms": None,
         "confidence": NINETY_FIVE,
         "where": WHERE,
         **changes,
     }
-    return judge_latency(run, **arguments)
+    gate = LatencyGate(tower="vision", **keys)
+    return judge_latency(run, gate, baseline_machine=baseline_machine)
 
 
 def check_words(verdict: Verdict) -> None:
@@ -532,11 +532,10 @@ def test_a_limit_in_ms_without_a_baseline_fails_with_the_command() -> None:
         make_run([10.0] * 9, [5.0] * 9),
         max_ratio=None,
         max_latency_ms=12.0,
-        command="pytest s.yaml --quantgate-baselines=",
     )
     assert verdict.status is Status.FAIL
     assert "there is no baseline: here 5.00 ms" in verdict.headline
-    assert verdict.next_step.endswith(": pytest s.yaml --quantgate-baselines=create")
+    assert verdict.next_step.endswith(f": pytest {FILE} --quantgate-baselines=create")
     check_words(verdict)
 
 
@@ -557,7 +556,10 @@ def test_a_limit_in_ms_on_another_machine_names_all_that_differs() -> None:
 
 
 def test_a_ratio_decides_though_the_limit_in_ms_cannot() -> None:
-    elsewhere = {"max_latency_ms": 12.0, "baseline_machine": replace(MACHINE, cores=8)}
+    elsewhere: dict[str, Any] = {
+        "max_latency_ms": 12.0,
+        "baseline_machine": replace(MACHINE, cores=8),
+    }
     slow = judge(make_run([10.0] * 9, [15.0] * 9), **elsewhere)
     assert slow.status is Status.FAIL
     assert "INCOMPARABLE" in all_text(slow)
@@ -620,10 +622,10 @@ def test_too_few_rounds_decide_nothing() -> None:
     check_words(verdict)
 
 
-def test_a_gate_without_limits_fails() -> None:
-    verdict = judge(make_run([], []), max_ratio=None)
-    assert verdict.status is Status.FAIL
-    assert "sets no limit" in verdict.headline
+def test_a_gate_without_limits_gives_no_verdict() -> None:
+    """Its suite is refused when it is read; nothing is green that checked nothing."""
+    with pytest.raises(ValueError, match="has no checks to combine"):
+        judge(make_run([10.0] * 9, [5.0] * 9), max_ratio=None)
 
 
 # -- statistics and words ------------------------------------------------------------------------

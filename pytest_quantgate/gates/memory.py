@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.coverage import NOT_QUANTIZED
-from pytest_quantgate.gates.deciding import fail
 from pytest_quantgate.gates.run import GateRun, Judged
 from pytest_quantgate.gates.sections import EngineSizes
 from pytest_quantgate.gates.timed import show_ratio
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from pytest_quantgate.runtimes.engine_layers import EngineReport
 
 GATE = "memory"
-_fail = partial(fail, GATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +121,8 @@ def judge_memory(
     """Return whether a variant needs no more memory than its suite allows.
 
     `subject` says what was measured (`vision, batch 8, tensorrt-rtx sm89`), `prefix` starts the
-    names of the figures. A figure that is missing where a limit needs it is NOT_MEASURED; sizes
-    that are none and a gate without limits are FAIL.
+    names of the figures. A figure that is missing where a limit needs it is NOT_MEASURED, sizes
+    that are none are FAIL. Limits that are none raise ValueError; their suite is refused.
     """
     parts = list(_list_parts(fp16=fp16, quantized=quantized, limits=limits))
     checks = judge_sizes(
@@ -136,13 +133,6 @@ def judge_memory(
         subject=subject,
         prefix=prefix,
     )
-    if not checks:
-        return _fail(
-            "without-limits",
-            f"the gate sets no limit, so it decides nothing ({limits.where})",
-            next_step="set max_plan_ratio, max_weights_ratio or max_activation_ratio",
-            cause="the gate was written without a number",
-        )
     verdict = combine(gate=GATE, parts=checks)
     return replace(verdict, brief=_brief_pass(parts)) if verdict.passed else verdict
 

@@ -302,13 +302,6 @@ def test_tower_without_an_engine_fails(
     assert verdict.headline == f"engine: {words} ({FILE}:10)"
 
 
-def test_gate_of_no_tower_fails() -> None:
-    verdict = judge(towers=(), min_fp8_gemms=1)
-
-    assert verdict.status is Status.FAIL
-    assert verdict.headline == f"engine: no tower is named, so it decides nothing ({FILE}:10)"
-
-
 # -- linear layers --------------------------------------------------------------------------------
 
 

@@ -321,14 +321,10 @@ def test_no_activations_at_all_are_a_size() -> None:
     assert "ratio not defined, over" in more.headline
 
 
-def test_a_gate_without_limits_fails() -> None:
-    verdict = judge_memory(fp16=FP16, quantized=QUANTIZED, limits=make_limits({}))
-    assert verdict.status is Status.FAIL
-    assert verdict.headline == (
-        f"memory: the gate sets no limit, so it decides nothing ({FILE}:40)"
-    )
-    assert verdict.gate == "memory"
-    assert verdict.next_step.startswith("set max_plan_ratio")
+def test_a_gate_without_limits_gives_no_verdict() -> None:
+    """Its suite is refused when it is read; nothing is green that checked nothing."""
+    with pytest.raises(ValueError, match="has no checks to combine"):
+        judge_memory(fp16=FP16, quantized=QUANTIZED, limits=make_limits({}))
 
 
 def test_without_a_subject_the_headline_starts_with_the_figure() -> None:

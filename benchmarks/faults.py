@@ -2,11 +2,13 @@
 
     .venv/bin/python benchmarks/faults.py [--trials N] [--seed N] [--only PART]
 
-Three parts, by share of the trials: a process that writes and accepts baselines without end, one
-that builds and repairs cache entries without end, and whole runs of pytest that create and update
-baselines of a tiny CLIP. After each kill everything in the places that a run reads is checked, and
-that what was acknowledged before the kill is still there; then the next run must do its work and
-leave nothing of the killed ones behind. Prints a table and exits with 1 if anything was lost.
+Four parts, by share of the trials: a process that writes and accepts baselines without end, one
+that builds and repairs cache entries without end, whole runs of pytest that create and update
+baselines of a tiny CLIP, and two processes that embed samples for this one, one of which is killed
+while they do: every row must come once, in order, with the bytes of one process. After each other
+kill everything in the places that a run reads is checked, and that what was acknowledged before the
+kill is still there; then the next run must do its work and leave nothing of the killed ones behind.
+Prints a table and exits with 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +34,7 @@ from pytest_quantgate.store.baselines import Store, accept_obtained, write_obtai
 from pytest_quantgate.store.cache import Cache, find_damage
 from pytest_quantgate.store.records import Record, parse_record
 
-SHARES = {"baseline files": 0.45, "cache entries": 0.45, "pytest runs": 0.1}
+SHARES = {"baseline files": 0.45, "cache entries": 0.4, "pytest runs": 0.1, "workers": 0.05}
 KEYS = tuple(f"{number:02x}" * 32 for number in range(4))
 TASKS = ("scenes/classification", "digits/classification")
 
@@ -269,6 +272,87 @@ def run_trials(*, trials: int, chance: random.Random) -> Counter[str]:
     return found
 
 
+# -- workers ---------------------------------------------------------------------------------------
+
+#: Eight ranges of whole batches.
+EMBEDDED = 2048
+
+
+def worker_trials(*, trials: int, chance: random.Random) -> Counter[str]:
+    """Kill one of two workers at a random moment of each pass over the samples."""
+    import numpy
+
+    from pytest_quantgate.measure.embeddings import embed_images
+    from pytest_quantgate.run.measured import BOTH, Drawn
+    from pytest_quantgate.run.variants import BATCH_SIZE
+    from pytest_quantgate.run.worker import open_case
+    from pytest_quantgate.run.workers import ProcessWorker, Workers, cut_ranges
+
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        save_tiny_clip(folder / "clip")
+        suite = folder / "tiny.quantgate.yaml"
+        suite.write_text(SUITE.format(model=folder / "clip"), encoding="utf-8")
+        places = {"path": suite, "root": folder, "working_dir": folder, "cache_dir": folder / "c"}
+        asked = {**{name: str(path) for name, path in places.items()}, "device": "cpu", "env": []}
+        case = open_case(asked, environ=os.environ)
+        drawn = Drawn(name="scenes/test", count=EMBEDDED, purpose="classification", first=False)
+        samples = case.samples(**drawn)
+        wanted = embed_images(
+            [case.fp16, case.quantized],
+            samples,
+            batch_size=BATCH_SIZE,
+            preprocess=case.fp16.preprocess,
+        )
+        question = case.describe_question(BOTH, drawn=drawn, stage="torch", task=None)
+        ranges = cut_ranges(len(samples), batch_size=BATCH_SIZE)
+        at_work: dict[int, ProcessWorker] = {}
+
+        def start(place: int) -> ProcessWorker:
+            at_work[place] = ProcessWorker()
+            return at_work[place]
+
+        workers = Workers(start, count=2)
+
+        def embed() -> float:
+            """Ask for every sample, and look at what comes back."""
+            told: list[int] = []
+            started = time.perf_counter()
+            parts = workers.embed(question, ranges, progress=told.append)
+            taken_s = time.perf_counter() - started
+            whole = [numpy.concatenate(each) for each in zip(*parts, strict=True)]
+            found["lost"] += sum(told) != len(samples) or any(
+                one.tobytes() != other.numpy().tobytes()
+                for one, other in zip(whole, wanted, strict=True)
+            )
+            return taken_s
+
+        _ = case.quantized  # workers read it from the cache
+        embed()
+        whole_s = embed()
+        for _trial in range(trials):
+            place = chance.randrange(2)
+            victim = at_work[place]
+            timer = threading.Timer(chance.uniform(0, 1) * whole_s, victim.kill)
+            timer.start()
+            embed()
+            timer.join()
+            found["killed"] += 1
+            found["hit a write"] += at_work[place] is not victim
+            if at_work[place] is victim:  # it had done its part: the next question finds it gone
+                embed()
+        workers.close()
+    found["left behind"] += len(list_children())
+    return found
+
+
+def list_children() -> list[str]:
+    """Return the processes that this one has started and that have not ended."""
+    own = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return [pid for path in own for pid in path.read_text(encoding="ascii").split()]
+
+
 # -- the trials ------------------------------------------------------------------------------------
 
 Check = Callable[..., "Counter[str]"]
@@ -327,8 +411,10 @@ def main() -> int:
             found = kill_trials(
                 part, check=check_entries, mend=next_entries, trials=trials, chance=chance
             )
-        else:
+        elif part == "pytest runs":
             found = run_trials(trials=trials, chance=chance)
+        else:
+            found = worker_trials(trials=trials, chance=chance)
         print(f"{part:<16}{trials:>8}" + "".join(f"{found[name]:>17}" for name in columns))
         bad += sum(found[name] for name in columns[2:])
     return 1 if bad else 0

@@ -66,6 +66,16 @@ def embed_texts(
     return [rows.take() for rows in found]
 
 
+def gather(parts: Iterable[Sequence[torch.Tensor]], *, count: int) -> list[torch.Tensor]:
+    """Return the float32 [count, D] of each model, of parts [n, D] of each in order."""
+    found: list[Rows] = []
+    for part in parts:
+        found = found or [Rows(count) for _ in part]
+        for rows, batch in zip(found, part, strict=True):
+            rows.put(batch)
+    return [rows.take() for rows in found]
+
+
 class Rows:
     """The float32 [N, D] that batches fill, on the CPU.
 

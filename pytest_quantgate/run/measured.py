@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -30,6 +31,7 @@ from pytest_quantgate.store.keys import (
     ROUNDTRIP,
     SANITY,
 )
+from pytest_quantgate.store.rows import let_go, open_rows, write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from pytest_quantgate.gates.load import LoadGate
     from pytest_quantgate.measure.embeddings import Encodes
     from pytest_quantgate.run.progress import Advance
+    from pytest_quantgate.store.rows import Rows
     from pytest_quantgate.suite.specs import Stage
     from pytest_quantgate.tasks.builtin import Purpose
     from pytest_quantgate.tasks.contents import Contents
@@ -269,11 +272,11 @@ class Measured(Variants):
         found = self._embed_for(name, count, first=first, **about)
         inputs = [replace(one, bank=of) for one, of in zip(found, banks, strict=True)]
         inputs[1] = replace(inputs[1], fp16=inputs[0])
-        fp16, quantized = (
-            build_outcomes(kind.score(one), inputs=one, variant=variant)
-            for one, variant in zip(inputs, names, strict=True)
-        )
-        return fp16, quantized
+        outcomes = []
+        for one, variant in zip(inputs, names, strict=True):
+            outcomes.append(build_outcomes(kind.score(one), inputs=one, variant=variant))
+            self._let_go()
+        return outcomes[0], outcomes[1]
 
     def _embed_for(
         self,
@@ -317,29 +320,34 @@ class Measured(Variants):
         self, drawn: Drawn, kind: TaskKind, task: str, stage: Stage
     ) -> list[torch.Tensor]:
         """Return the text embeddings of both variants; those of the last texts are kept."""
-        from pytest_quantgate.measure.embeddings import embed_texts
+        from pytest_quantgate.measure.embeddings import embed_texts, gather
 
         texts = kind.list_texts(self.samples(**drawn))
         asked = (tuple(texts), stage)
         if self._values.get("texts_key") != asked:
 
-            def embed(models: Sequence[Encodes], advance: Advance) -> list[torch.Tensor]:
+            def embed(
+                models: Sequence[Encodes], part: range, advance: Advance
+            ) -> list[torch.Tensor]:
                 return embed_texts(
                     models,
-                    texts,
+                    texts[part.start : part.stop],
                     batch_size=BATCH_SIZE,
                     tokenize=self.fp16.tokenize,
                     progress=advance,
                 )
 
-            embedded = self._embed(
-                BOTH,
-                embed,
-                drawn=drawn,
-                stage=stage,
-                task=task,
-                total=len(texts),
-                label=f"embedding the texts of {task}",
+            embedded = gather(
+                self._embed(
+                    BOTH,
+                    embed,
+                    drawn=drawn,
+                    stage=stage,
+                    task=task,
+                    total=len(texts),
+                    label=f"embedding the texts of {task}",
+                ),
+                count=len(texts),
             )
             self._values |= {"texts_key": asked, "texts": embedded}
         kept: list[torch.Tensor] = self._values["texts"]
@@ -349,14 +357,23 @@ class Measured(Variants):
         self, names: Sequence[Variant], *, drawn: Drawn, stage: Stage, label: str
     ) -> list[torch.Tensor]:
         """Return the image embeddings of variants, each image decoded once for all of them."""
+        from pytest_quantgate.measure.embeddings import gather
+
+        parts = self._embed_parts(names, drawn=drawn, stage=stage, label=label)
+        return gather(parts, count=len(self.samples(**drawn)))
+
+    def _embed_parts(
+        self, names: Sequence[Variant], *, drawn: Drawn, stage: Stage, label: str
+    ) -> Iterator[Sequence[torch.Tensor]]:
+        """Yield the image embeddings of variants, a range of samples after the other."""
         from pytest_quantgate.measure.embeddings import embed_images
 
         samples = self.samples(**drawn)
 
-        def embed(models: Sequence[Encodes], advance: Advance) -> list[torch.Tensor]:
+        def embed(models: Sequence[Encodes], part: range, advance: Advance) -> list[torch.Tensor]:
             return embed_images(
                 models,
-                samples,
+                samples.take(part.start, part.stop),
                 batch_size=BATCH_SIZE,
                 preprocess=self.fp16.preprocess,
                 progress=advance,
@@ -369,28 +386,30 @@ class Measured(Variants):
     def _embed(
         self,
         names: Sequence[Variant],
-        embed: Callable[[Sequence[Encodes], Advance], list[torch.Tensor]],
+        embed: Callable[[Sequence[Encodes], range, Advance], list[torch.Tensor]],
         *,
         drawn: Drawn,
         stage: Stage,
         task: str | None,
         total: int,
         label: str,
-    ) -> list[torch.Tensor]:
-        """Return the embeddings of images, or of the texts of a task: by workers, or here."""
+    ) -> Iterator[Sequence[torch.Tensor]]:
+        """Yield the embeddings of images, or of the texts of a task, range by range in order: by
+        workers, or here."""
         with self.progress.stage(label, total=total) as advance:
             ranges = cut_ranges(total, batch_size=BATCH_SIZE)
             if self.workers is None or len(ranges) < 2:
                 with self.encoders(names, stage) as models:
-                    return embed(models, advance)
-            import numpy
+                    for part in ranges:
+                        yield embed(models, part, advance)
+                return
             import torch
 
             if "quantized" in names and stage == "torch":
                 _ = self.quantized  # built once, here: workers read it from the cache
             question = self.describe_question(names, drawn=drawn, stage=stage, task=task)
-            parts = self.workers.embed(question, ranges, progress=advance)
-        return [torch.from_numpy(numpy.concatenate(each)) for each in zip(*parts, strict=True)]
+            for found in self.workers.embed(question, ranges, progress=advance):
+                yield [torch.from_numpy(each) for each in found]
 
     def describe_question(
         self, names: Sequence[Variant], *, drawn: Drawn, stage: Stage, task: str | None
@@ -429,7 +448,6 @@ class Measured(Variants):
         Each is kept by itself, so that another variant of the same model finds FP16's; where both
         are missing every image is decoded once for both.
         """
-        import numpy
         import torch
 
         samples = self.samples(**drawn)
@@ -441,49 +459,53 @@ class Measured(Variants):
                 ("quantized", self.image_key, self.stages.stage_key(stage)),
             )
         }
-        memory: dict[tuple[str, ...], list[torch.Tensor]] = self._values.setdefault(
-            "embeddings", {}
-        )
+        opened: dict[tuple[str, ...], list[Rows]] = self._values.setdefault("embeddings", {})
         place = tuple(keys.values())
-        if place in memory:
-            return memory[place]
 
-        def save(folder: Path, name: str, embedded: torch.Tensor) -> None:
-            numpy.save(folder / f"{name}.npy", embedded.numpy(), allow_pickle=False)
-
-        def embed(names: tuple[Variant, ...]) -> list[torch.Tensor]:
+        def embed(folder: Path, names: tuple[Variant, ...]) -> None:
             which = "both variants" if len(names) > 1 else f"the {names[0]} variant"
             label = f"embedding {samples.name} with {which}{STAGE_WORDS[stage]}"
-            return self._embed_images(names, drawn=drawn, stage=stage, label=label)
+            parts = self._embed_parts(names, drawn=drawn, stage=stage, label=label)
+            write_rows(
+                [folder / f"{name}.npy" for name in names],
+                ([each.numpy() for each in part] for part in parts),
+                count=len(samples),
+            )
 
         def build(folder: Path) -> None:
             if self.cache.load(kind=EMBEDDINGS.kind, key=keys["fp16"]) is not None:
-                save(folder, "quantized", embed(("quantized",))[0])
+                embed(folder, ("quantized",))
                 return
-            fp16, quantized = embed(BOTH)
-            save(folder, "quantized", quantized)
-            self.cache.get_or_build(
-                kind=EMBEDDINGS.kind,
-                key=keys["fp16"],
-                build=lambda other: save(other, "fp16", fp16),
-            )
+            embed(folder, BOTH)
+            own = folder / "fp16.npy"
 
-        def load(name: str, build: Callable[[Path], None]) -> torch.Tensor:
+            def move(other: Path) -> None:
+                own.replace(other / own.name)
+
+            self.cache.get_or_build(kind=EMBEDDINGS.kind, key=keys["fp16"], build=move)
+            own.unlink(missing_ok=True)  # where another process was faster
+
+        def load(name: str, build: Callable[[Path], None]) -> Rows:
             return self.cache.get_and_read(
                 kind=EMBEDDINGS.kind,
                 key=keys[name],
                 build=build,
-                read=lambda folder: torch.from_numpy(
-                    _load_embeddings(folder / f"{name}.npy", count=len(samples))
-                ),
+                read=lambda folder: open_rows(folder / f"{name}.npy", count=len(samples)),
             )
 
-        quantized = load("quantized", build)
-        fp16 = load("fp16", lambda folder: save(folder, "fp16", embed(("fp16",))[0]))
-        if len(memory) > 1:  # those of a task and its bank
-            del memory[next(iter(memory))]
-        memory[place] = [fp16, quantized]
-        return memory[place]
+        if place not in opened:
+            quantized = load("quantized", build)
+            fp16 = load("fp16", lambda folder: embed(folder, ("fp16",)))
+            if len(opened) > 1:  # those of a task and its bank
+                del opened[next(iter(opened))]
+            opened[place] = [fp16, quantized]
+        return [torch.from_numpy(rows) for rows in opened[place]]
+
+    def _let_go(self) -> None:
+        """Give back the memory of image embeddings: the files are there."""
+        opened: dict[tuple[str, ...], list[Rows]] = self._values.get("embeddings", {})
+        for rows in chain(*opened.values()):
+            let_go(rows)
 
     @contextmanager
     def encoders(self, names: Sequence[Variant], stage: Stage) -> Iterator[list[Encodes]]:
@@ -640,18 +662,3 @@ def _read_outcomes(stored: Any) -> tuple[Outcomes, Outcomes]:
         raise ValueError("expected the outcomes of two variants")
     fp16, quantized = (from_json(Outcomes, item) for item in stored)
     return fp16, quantized
-
-
-def _load_embeddings(path: Path, *, count: int) -> Any:
-    """Return float32 [count, D]; raises ValueError for anything else, which is never unpickled."""
-    import numpy
-
-    try:
-        found = numpy.load(path, allow_pickle=False)
-    except (EOFError, SyntaxError, TypeError) as error:
-        raise ValueError(f"{path.name}: {error}") from error
-    if not isinstance(found, numpy.ndarray) or found.dtype != numpy.float32:
-        raise ValueError(f"{path.name}: expected an array of float32")
-    if found.ndim != 2 or found.shape[0] != count:
-        raise ValueError(f"{path.name}: {found.shape} are no embeddings of {count} samples")
-    return found

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.tasks.kind import TaskKind
 from pytest_quantgate.tasks.samples import Samples, fill
-from pytest_quantgate.tasks.scoring import Scored, TaskInputs, find_finite, measure_margins
+from pytest_quantgate.tasks.scoring import (
+    CHUNK_ROWS,
+    Scored,
+    TaskInputs,
+    find_finite,
+    measure_margins,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -51,12 +57,29 @@ def score(inputs: TaskInputs) -> Scored:
     assert inputs.images is not None
     assert inputs.texts is not None
     classifier = average_templates(inputs.texts, classes=len(inputs.samples.class_names))
-    finite = find_finite(inputs.images) & torch.isfinite(classifier).all()
-    cosines = functional.normalize(inputs.images, dim=-1) @ classifier
-    found = score_classes(100.0 * cosines, finite=finite, inputs=inputs)
-    right = functional.one_hot(torch.tensor(found.labels), cosines.shape[1]).bool()
-    top = 5 if inputs.metric.startswith("acc5") else 1
-    return replace(found, margins=measure_margins(cosines, right=right, k=top))
+    sound = torch.isfinite(classifier).all()
+    embedded, every_label = inputs.images, torch.tensor(inputs.samples.labels)
+
+    def score_part(start: int) -> Scored:
+        images = embedded[start : start + CHUNK_ROWS]
+        labels = every_label[start : start + CHUNK_ROWS]
+        cosines = functional.normalize(images, dim=-1) @ classifier
+        found = _answer(
+            100.0 * cosines, finite=find_finite(images) & sound, labels=labels, inputs=inputs
+        )
+        right = functional.one_hot(labels, cosines.shape[1]).bool()
+        top = 5 if inputs.metric.startswith("acc5") else 1
+        return replace(found, margins=measure_margins(cosines, right=right, k=top))
+
+    parts = [score_part(start) for start in range(0, len(embedded), CHUNK_ROWS)]
+    return Scored(
+        correct=[right for part in parts for right in part.correct],
+        answers=[answer for part in parts for answer in part.answers],
+        margins=[margin for part in parts for margin in part.margins],
+        labels=inputs.samples.labels or (),
+        class_names=inputs.samples.class_names,
+        nonfinite=sum(part.nonfinite for part in parts),
+    )
 
 
 def score_classes(logits: torch.Tensor, *, finite: torch.Tensor, inputs: TaskInputs) -> Scored:
@@ -68,22 +91,30 @@ def score_classes(logits: torch.Tensor, *, finite: torch.Tensor, inputs: TaskInp
     """
     import torch
 
-    samples, metric = inputs.samples, inputs.metric
+    samples = inputs.samples
     assert samples.labels is not None
-    top = 5 if metric.startswith("acc5") else 1
+    found = _answer(logits, finite=finite, labels=torch.tensor(samples.labels), inputs=inputs)
+    return replace(found, labels=samples.labels, class_names=samples.class_names)
+
+
+def _answer(
+    logits: torch.Tensor, *, finite: torch.Tensor, labels: torch.Tensor, inputs: TaskInputs
+) -> Scored:
+    """Return what `score_classes` does of some samples, which have `labels` [N]."""
+    import torch
+
+    top = 5 if inputs.metric.startswith("acc5") else 1
     if logits.shape[1] <= top != 1:
         raise DataError(
-            f"{metric} of {inputs.task} needs more than {top} classes, there are {logits.shape[1]}"
+            f"{inputs.metric} of {inputs.task} needs more than {top} classes, there are "
+            f"{logits.shape[1]}"
         )
     scores, best = logits.topk(top, dim=1)
-    hits = (best == torch.tensor(samples.labels)[:, None]) & (scores > -torch.inf)
-    correct = hits.any(dim=1) & finite
+    hits = (best == labels[:, None]) & (scores > -torch.inf)
     answers = torch.where(finite, best[:, 0], torch.tensor(-1))
     return Scored(
-        correct=correct.tolist(),
+        correct=(hits.any(dim=1) & finite).tolist(),
         answers=answers.tolist(),
-        labels=samples.labels,
-        class_names=samples.class_names,
         nonfinite=int((~finite).sum()),
     )
 

@@ -57,7 +57,7 @@ class BoundedFile(io.FileIO):
         return super().read(size) or b""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TarImage:
     """Where the bytes of one image are."""
 

@@ -575,7 +575,7 @@ def test_a_pickle_among_cached_embeddings_is_measured_again(
     tmp_path: Path, bomb: bytes, canary: Path
 ) -> None:
     """Even where whoever planted it made the manifest fit."""
-    from pytest_quantgate.run.measured import _load_embeddings
+    from pytest_quantgate.store.rows import open_rows
 
     warnings: list[str] = []
     cache = Cache(root=tmp_path / "cache", warn=warnings.append)
@@ -597,7 +597,7 @@ def test_a_pickle_among_cached_embeddings_is_measured_again(
             kind="embeddings",
             key=KEY,
             build=lambda folder: np.save(folder / "fp16.npy", good),
-            read=lambda folder: _load_embeddings(folder / "fp16.npy", count=3),
+            read=lambda folder: open_rows(folder / "fp16.npy", count=3),
         )
 
         assert np.array_equal(found, good)

@@ -19,7 +19,7 @@ from benchmarks.sabotage.catalogue import CATALOGUE
 from benchmarks.sabotage.differences import Difference, compare_entries, describe_failure
 from benchmarks.sabotage.differences import render_page as render_differences
 from benchmarks.sabotage.families import FAMILIES
-from benchmarks.sabotage.families_report import Runs, is_right, render_families
+from benchmarks.sabotage.families_report import Runs, render_families
 from benchmarks.sabotage.handed import HandedBench, read_table
 from benchmarks.sabotage.handed import render_page as render_handed
 from benchmarks.sabotage.releases import Releases
@@ -29,7 +29,13 @@ from benchmarks.sabotage.report import (
     render_page,
 )
 from benchmarks.sabotage.rivals import find_quant_regress
-from benchmarks.sabotage.run import Result, read_results, run_entries, run_without_rivals
+from benchmarks.sabotage.run import (
+    Result,
+    is_right,
+    read_results,
+    run_entries,
+    run_without_rivals,
+)
 
 REPORT = Path(__file__).with_name("report.md")
 OTHER_FAMILIES = Path(__file__).parents[1] / "families.md"
@@ -58,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--again",
         action="store_true",
-        help="with --families: run what was not named, and the controls, once more",
+        help="with --families: run what was not named, and false alarms, once more",
     )
     parser.add_argument(
         "--handed", action="store_true", help="spoil files that teams hand over, and check them"
@@ -147,9 +153,11 @@ def _run_families(
         if name in names:
             results = run_without_rivals(bench, entries.values(), again=again)
             _show(results, count=len(entries), verbose=verbose)
+        first = read_results(bench.root, frozen, first=True)
         found[name] = Runs(
-            first=read_results(bench.root, frozen, first=True),
+            first={title: first[title] for title in entries if title in first},
             last=read_results(bench.root, entries),
+            missing=tuple(title for title in entries if title not in first),
         )
     lines = list(render_families(found, versions=_versions()))
     print("\n".join(lines))

@@ -22,7 +22,7 @@ from unittest import mock
 from benchmarks.sabotage.bench import Bench, Entry
 from benchmarks.sabotage.calibration import weights_after
 from benchmarks.sabotage.catalogue import CATALOGUE
-from benchmarks.sabotage.families_findings import FINDINGS, REVISED
+from benchmarks.sabotage.families_findings import CODES, FINDINGS
 from benchmarks.sabotage.names import NAMES, rename
 from benchmarks.sabotage.pipeline import Pipeline
 from benchmarks.sabotage.quantizers import released
@@ -74,7 +74,7 @@ class Family:
     save: Callable[[Path], object]
     lacks: tuple[str, ...] = ()
     own: tuple[Entry, ...] = ()
-    codes: Mapping[str, str] = field(default_factory=lambda: REVISED)
+    codes: Mapping[str, str] = field(default_factory=dict)
     findings: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -392,6 +392,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "open_clip": Family(
         findings=FINDINGS["open_clip"],
+        codes=CODES["open_clip"],
         model="CustomTextCLIP",
         save=copy_of("openclip-cifar10-tiny"),
         # Its attention is a class of ours: it has no eager form, and is quantized whole or not.
@@ -410,6 +411,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "dinov2": Family(
         findings=FINDINGS["dinov2"],
+        codes=CODES["dinov2"],
         model="Dinov2Model",
         save=save_dinov2,
         lacks=NO_TEXT,
@@ -417,6 +419,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "text": Family(
         findings=FINDINGS["text"],
+        codes=CODES["text"],
         model="BertModel",
         save=save_minilm,
         lacks=(
@@ -436,6 +439,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "tower": Family(
         findings=FINDINGS["tower"],
+        codes=CODES["tower"],
         model="CLIPVisionModel",
         save=save_llava_of_reference,
         lacks=NO_TEXT,

@@ -66,6 +66,13 @@ class Result:
         return bool(self.namers)
 
 
+def is_right(result: Result) -> bool:
+    """Return whether a sabotage is named, or a control measured by all gates and green."""
+    if result.entry.is_control:
+        return not (result.red or result.unmeasured or result.crash)
+    return result.named
+
+
 def kind_of(gate_name: str) -> str:
     return gate_name.partition("[")[0]
 
@@ -111,12 +118,12 @@ def run_without_rivals(
     a task.
 
     An error that ends an entry is its result, and the others follow. What is kept in the bench's
-    folder is not run again; with `again`, controls are, and what was not named.
+    folder is not run again; with `again`, what was not right is.
     """
     kept = {entry.title: entry for entry in entries}
     found = read_results(bench.root, kept)
     for entry in kept.values():
-        if entry.title in found and not (again and not found[entry.title].named):
+        if entry.title in found and not (again and not is_right(found[entry.title])):
             yield found[entry.title]
             continue
         started = time.perf_counter()

@@ -393,7 +393,13 @@ def test_recall_among_fewer_than_k_is_chance() -> None:
 
 
 def judge_knn(
-    labels: list[int], found: list[int], *, known: TaskSanity, clusters: tuple[int, ...] = ()
+    labels: list[int],
+    found: list[int],
+    *,
+    known: TaskSanity,
+    clusters: tuple[int, ...] = (),
+    class_names: tuple[str, ...] = ("cat", "dog", "owl", "cow"),
+    nonfinite: int = 0,
 ) -> Verdict | None:
     fp16 = replace(
         outcomes(
@@ -403,7 +409,8 @@ def judge_knn(
         ),
         labels=tuple(labels),
         answers=tuple(found),
-        class_names=("cat", "dog", "owl", "cow"),
+        class_names=class_names,
+        nonfinite=nonfinite,
     )
     gate = SimpleNamespace(kind="accuracy", task="photos/knn", samples=None, first=False)
     run = SimpleNamespace(sanity=SimpleNamespace(tasks=(known,)))
@@ -419,6 +426,15 @@ def test_a_task_that_sanity_leaves_to_its_gate_must_beat_chance() -> None:
     assert guessed is not None
     assert (guessed.status, guessed.code) == (Status.FAIL, "sanity.fp16-at-chance")
     assert judge_knn(labels, labels, known=known) is None
+
+
+def test_answers_that_are_none_or_of_unknown_chance_are_left_to_others() -> None:
+    known = TaskSanity(task="photos/knn", data="photos/test", classes=0, reading=NO_TEXTS)
+    labels, wrong = [place % 4 for place in range(400)], [(place + 1) % 4 for place in range(400)]
+
+    assert judge_knn(labels, wrong, known=known) is not None
+    assert judge_knn(labels, wrong, known=known, nonfinite=1) is None
+    assert judge_knn(labels, wrong, known=known, class_names=()) is None
 
 
 def test_of_the_nearest_of_a_query_one_counts() -> None:

@@ -123,3 +123,11 @@ def test_a_verdict_never_contradicts_the_ratio(ratio: float, spread: float, seed
     assert low <= found <= high
     assert (verdict.status is Status.PASS) == (high <= LIMIT)
     assert (verdict.status is Status.FAIL) == (low > LIMIT)
+
+
+def test_the_slowest_layers_are_named_where_a_profile_was_given() -> None:
+    named = judge(times(1.0)).evidence
+    bare = judge(replace(times(1.0), layers=())).evidence
+
+    assert "quantized: slowest layers: fc1 60.0%" in named
+    assert not any(line.startswith("quantized: slowest") for line in bare)

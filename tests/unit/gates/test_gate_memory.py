@@ -15,11 +15,13 @@ from pytest_quantgate.gates.memory import (
     MIB,
     MemoryFigures,
     MemoryGate,
+    figures_of,
     judge_memory,
     judge_sizes,
 )
 from pytest_quantgate.suite.where import Where
 from tests.unit.gates.gate_builders import SAME_EXAMPLES, all_text
+from tests.unit.gates.test_gate_engine import make_report
 
 FILE = "suites/clip.quantgate.yaml"
 KEYS = {
@@ -375,3 +377,14 @@ def test_sizes_of_another_gate_bear_its_name_and_that_of_the_tower() -> None:
     assert check.headline.startswith("engine: text: plan 560.0 MiB vs FP16 1000.0 MiB")
     assert check.brief.startswith("text plan 560.0 MiB")
     assert check.figures["text_plan_ratio"] == 0.56
+
+
+def test_figures_are_those_that_a_builder_tells() -> None:
+    whole = make_report("vision")
+
+    assert figures_of(None) == MemoryFigures()
+    assert figures_of(whole) == MemoryFigures(
+        plan_bytes=60 * MIB, weights_bytes=50 * MIB, activation_bytes=10 * MIB
+    )
+    without_log = make_report("vision", has_memory=False)
+    assert figures_of(without_log) == MemoryFigures(plan_bytes=60 * MIB)

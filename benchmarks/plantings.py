@@ -236,22 +236,11 @@ class Row:
 
 
 def try_planting(planting: Planting, *, folder: Path, samples: int) -> Row:
-    from transformers import CLIPModel
-
-    from pytest_quantgate.reference import weights_dir
     from pytest_quantgate.report.sensitivity import to_sqnr_db
     from pytest_quantgate.run.sensitivity import Study
 
     started = time.perf_counter()
-    import torch
-
-    model = folder / "model"
-    module = CLIPModel.from_pretrained(weights_dir(), dtype=torch.float32)
-    if planting.before is not None:
-        planting.before(module)
-    module.save_pretrained(model)
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        (model / name).write_bytes((weights_dir() / name).read_bytes())
+    model = save_model(folder / "model", before=planting.before)
     recipe = "fp8-attention" if planting.kind == "amax" else "int8"
     case = open_case(folder, model=model, recipe=recipe, limit=allowed_drop(recipe))
     if planting.after is not None:
@@ -282,6 +271,22 @@ def try_planting(planting: Planting, *, folder: Path, samples: int) -> Row:
         groups=tuple(group.label for group in exclusion.groups),
         seconds=time.perf_counter() - started,
     )
+
+
+def save_model(model: Path, *, before: Callable[[Any], None] | None = None) -> Path:
+    """Write the reference model to a folder, after what `before` does to it; return the folder."""
+    import torch
+    from transformers import CLIPModel
+
+    from pytest_quantgate.reference import weights_dir
+
+    module = CLIPModel.from_pretrained(weights_dir(), dtype=torch.float32)
+    if before is not None:
+        before(module)
+    module.save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (model / name).write_bytes((weights_dir() / name).read_bytes())
+    return model
 
 
 def allowed_drop(recipe: str) -> float:

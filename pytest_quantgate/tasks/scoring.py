@@ -202,7 +202,12 @@ def refuse_forced(k: int, *, wrong: torch.Tensor, names: Sequence[str], subject:
 
 
 def find_finite(embedded: torch.Tensor) -> torch.Tensor:
-    """Return bool [N]: which embeddings hold neither NaN nor Inf."""
+    """Return bool [N]: which embeddings hold neither NaN nor Inf.
+
+    In chunks: what PyTorch makes of all of them is larger than they are.
+    """
     import torch
 
-    return torch.isfinite(embedded).all(dim=1)
+    starts = range(0, len(embedded), CHUNK_ROWS)
+    parts = [torch.isfinite(embedded[at : at + CHUNK_ROWS]).all(dim=1) for at in starts]
+    return torch.cat(parts) if parts else torch.ones(0, dtype=torch.bool)

@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +14,16 @@ from hypothesis import strategies as st
 
 from pytest_quantgate.errors import DataError
 from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.tasks import classification, scoring
 from pytest_quantgate.tasks.samples import Samples
-from pytest_quantgate.tasks.scoring import Scored, TaskInputs, build_outcomes, number_clusters
+from pytest_quantgate.tasks.scoring import (
+    CHUNK_ROWS,
+    Scored,
+    TaskInputs,
+    build_outcomes,
+    find_finite,
+    number_clusters,
+)
 
 
 def make_inputs(pixels: str, *, labels: tuple[int, ...] = (), metric: str = "acc1") -> TaskInputs:
@@ -140,3 +149,50 @@ def test_clusters_are_what_is_connected(items: list[tuple[int, int]]) -> None:
 
     assert list(dict.fromkeys(numbers)) == list(range(max(numbers) + 1))
     assert all((numbers[i] == numbers[j]) == (least[i] == least[j]) for i, j in pairs)
+
+
+@pytest.mark.parametrize("count", [0, 1, CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS - 1])
+def test_finite_rows_are_found_in_every_chunk(count: int) -> None:
+    embedded = torch.ones(count, 3)
+    embedded[::2, 1], embedded[count // 2 :, 0] = torch.nan, torch.inf
+
+    assert torch.equal(find_finite(embedded), torch.isfinite(embedded).all(dim=1))
+
+
+def test_classes_are_scored_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more scores are held at once than of a chunk of samples, and they are the same."""
+    count, classes = 3 * CHUNK_ROWS + 5, 12
+    generator = torch.Generator().manual_seed(0)
+    names = tuple(map(str, range(count)))
+    inputs = TaskInputs(
+        samples=Samples(
+            name="d",
+            ids=names,
+            images=numpy.zeros((count, 1, 1, 3), numpy.uint8),
+            hashes=names,
+            labels=tuple(number % classes for number in range(count)),
+            class_names=tuple(f"class {number}" for number in range(classes)),
+        ),
+        pixels=names,
+        metric="acc5",
+        task="d/classification",
+        images=torch.randn(count, 32, generator=generator),
+        texts=torch.randn(classes, 32, generator=generator),
+    )
+    assert inputs.images is not None
+    inputs.images[-1, 0] = torch.nan
+    held: list[int] = []
+    measure = scoring.measure_margins
+
+    def measure_margins(scores: torch.Tensor, *, right: torch.Tensor, k: int = 1) -> list[float]:
+        held.append(len(scores))
+        return measure(scores, right=right, k=k)
+
+    monkeypatch.setattr(classification, "measure_margins", measure_margins)
+    found = classification.score(inputs)
+    assert held == [CHUNK_ROWS] * 3 + [5]
+
+    monkeypatch.setattr(classification, "CHUNK_ROWS", count)
+    assert classification.score(inputs) == found
+    assert held[-1] == count
+    assert (len(found.correct), found.nonfinite, found.answers[-1]) == (count, 1, -1)

@@ -90,6 +90,12 @@ NOT_HERE = "asks for weight quantization but no weight quantizer is enabled"
 #: What is said of recipe files that ModelOpt has since 0.48.
 SAID_SINCE_048 = {
     "general/ptq/nvfp4_experts_only-kv_fp8_layerwise_export": "exports to export_dir",
+    "models/MiniMaxAI/MiniMax-M3/ptq/mxfp8_nvfp4_experts": "Could not find transformer layers",
+    (
+        "models/Qwen/Qwen3.8-2.4T-A95B/ptq/"
+        "nvfp4_experts_mse-fp8_self_attn-fp8_linear_attn-kv_fp8_cast"
+    ): "",
+    "models/Qwen/Qwen3.8-27B/ptq/nvfp4_w4a4_mlp_fp8_attn_max": "ModelOpt cannot load the recipe",
     # GGML's formats are calibrated layer by layer, and a CLIP has no decoder's layers.
     "general/ptq/iq1_m": "Could not find transformer layers",
     "general/ptq/iq1_s": "Could not find transformer layers",

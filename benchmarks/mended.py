@@ -57,7 +57,7 @@ gates:
     - {task: scenes/retrieval, metric: text_retrieval_recall@1, max_drop: 90pp, samples: 16}
     - {task: pictures/classification, metric: acc1, max_drop: 90pp, samples: 12}
   roundtrip: {}
-  parity: {samples: 4}
+  parity: {samples: 8}
 """
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.deciding import fail, leave_open, let_pass
 from pytest_quantgate.gates.ranges import has_amax
+from pytest_quantgate.gates.samples import judge_few
 from pytest_quantgate.statistics.family import highest_rejected
 from pytest_quantgate.statistics.intervals import (
     Interval,
@@ -129,6 +130,14 @@ def _judge_shares(
             next_step=_advise_samples(open_, limit=limit, held_out_samples=held_out_samples),
             figures=figures,
         )
+    few = judge_few(
+        samples=MOST_TIMES if held_out_samples is None else held_out_samples,
+        kind=GATE,
+        subject="calibration.held_out_samples",
+        where=source,
+    )
+    if few is not None:
+        return replace(few, figures=figures)
     return _pass(
         "clipping within max_clipped",
         figures=figures,

@@ -12,7 +12,7 @@ from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.calibration import NO_RANGE
 from pytest_quantgate.gates.deciding import fail
 from pytest_quantgate.gates.run import GateRun, Judged
-from pytest_quantgate.gates.samples import judge_copies
+from pytest_quantgate.gates.samples import judge_copies, judge_few
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import (
     BadKey,
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 
 GATE = "fidelity"
 _fail = partial(fail, GATE)
+
+#: What a PASS on the calibration data says of itself.
+FLATTERED = (
+    "measured on the data that calibrated the variant, which its ranges fit better than any other: "
+    "name other data with fidelity: {data: <data set>/<split>}"
+)
 
 RIGHT_ANGLE = Reach(over=0, why="embeddings that have nothing to do with FP16's keep it")
 ALL_NOISE = Reach(over="0dB", why="embeddings of nothing but zeros keep it")
@@ -85,8 +91,13 @@ def judge_fidelity(
     gate: FidelityGate,
     towers: Collection[str] = TOWERS,
     rounded: Collection[str] = (),
+    is_calibration: bool = False,
 ) -> Verdict:
     """Return whether cosine and SQNR of all towers are over their limits.
+
+    `is_calibration` says that the data is what calibrated the variant, as the suite names no other:
+    a PASS says so, as ranges fit what they were made of. Fewer than `LEAST_SAMPLES` distinct
+    samples are INCONCLUSIVE.
 
     NaN or Inf, a tower that was not measured, no samples, a gate without limits, another scale of
     the logits, and embeddings of a tower of `rounded`, which has quantizers, that are FP16's to the
@@ -115,7 +126,13 @@ def judge_fidelity(
         subject=fidelity.data,
         where=str(gate.where),
     )
-    parts = [copies, *parts] if copies else parts
+    few = judge_few(
+        samples=fidelity.towers[0].samples - fidelity.copies,
+        kind=GATE,
+        subject=fidelity.data,
+        where=gate.where.of("samples"),
+    )
+    parts = [*(found for found in (copies, few) if found), *parts]
     parts += _judge_scales(fidelity, gate=gate)
     parts += [
         _fail(
@@ -138,12 +155,16 @@ def judge_fidelity(
             headline=f"fidelity: {'; '.join(_describe(tower) for tower in fidelity.towers)}"
             f"{'' if gate.stage == 'torch' else f' at stage {gate.stage}'} on "
             f"{count(fidelity.towers[0].samples, 'sample')} of {fidelity.data}"
-            + (f", {fidelity.copies} of them copies" if fidelity.copies else ""),
+            + (f", {fidelity.copies} of them copies" if fidelity.copies else "")
+            + (", the calibration data" if is_calibration else ""),
             brief="; ".join(
                 f"{tower.tower} cosine {tower.cosine_mean:.4f}, SQNR {tower.sqnr_mean_db:.1f} dB"
                 for tower in fidelity.towers
             ),
-            evidence=tuple(part.headline for part in parts),
+            evidence=(
+                *(part.headline for part in parts),
+                *((FLATTERED,) if is_calibration else ()),
+            ),
             figures=verdict.figures,
         )
     return verdict
@@ -289,7 +310,13 @@ def judge(run: GateRun, gate: FidelityGate) -> Judged:
     # Only then the audit is asked, which a suite may do without; ONNX files alone have none.
     has_audit = equal and not run.suite.is_onnx_alone
     rounded = {q.tower for q in run.audit.quantizers if q.enabled} if has_audit else ()
-    verdict = judge_fidelity(fidelity, gate=gate, towers=run.towers, rounded=rounded)
+    verdict = judge_fidelity(
+        fidelity,
+        gate=gate,
+        towers=run.towers,
+        rounded=rounded,
+        is_calibration=fidelity.data == run.suite.calibration.data,
+    )
     red = [tower for tower in fidelity.towers if not judge_tower(tower, gate=gate).passed]
     if verdict.status is not Status.FAIL or not red:
         return Judged(verdict=verdict)

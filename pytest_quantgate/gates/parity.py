@@ -12,6 +12,7 @@ from pytest_quantgate.evidence.audit import TOWERS
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.deciding import fail, let_pass
 from pytest_quantgate.gates.run import GateRun, Judged
+from pytest_quantgate.gates.samples import judge_few
 from pytest_quantgate.gates.shipped import judge_shipped
 from pytest_quantgate.suite.gates import GateKind, GateSection
 from pytest_quantgate.suite.keys import (
@@ -111,6 +112,13 @@ def judge_parity(
     parts = tuple(
         part for tower in parity.towers for part in _judge_tower(tower, parity=parity, gate=gate)
     )
+    few = judge_few(
+        samples=min(tower.samples for tower in parity.towers),
+        kind=GATE,
+        subject="the held-out pairs",
+        where=gate.where.of("samples"),
+    )
+    parts += (few,) if few else ()
     parts += judge_shipped(
         shipped,
         gate=GATE,

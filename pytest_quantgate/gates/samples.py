@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 #: What is wrong with the data, and not with the variant.
 FINDINGS = ("copies", "classes-unseen")
 
+#: So many samples that are all fine show, with 95 %, that most of all are: 0.5^5 is 3 %.
+LEAST_SAMPLES = 5
+
 
 def judge_samples(
     outcomes: Outcomes, *, kind: str, gate: TaskGate, needs_all: bool
@@ -53,6 +56,26 @@ def judge_copies(
         next_step="export the data again, each sample once",
         figures={"copies": copies},
         code=f"{kind}.copies",
+    )
+
+
+def judge_few(*, samples: int, kind: str, subject: str, where: str) -> Verdict | None:
+    """Return INCONCLUSIVE where so few distinct samples say nothing of others.
+
+    What no task counts has no interval: however well fewer than `LEAST_SAMPLES` do, more than half
+    of all others may not.
+    """
+    if samples >= LEAST_SAMPLES:
+        return None
+    return Verdict(
+        gate=kind,
+        status=Status.INCONCLUSIVE,
+        headline=f"{kind}: {count(samples, 'distinct sample')} of {subject} cannot show that most "
+        f"others are within the limits ({where})",
+        brief=f"{count(samples, 'sample')}: at least {LEAST_SAMPLES} say something of others",
+        cause="the suite asks for so few, or the data has no more",
+        next_step=f"measure on at least {LEAST_SAMPLES}; some hundred find what is rare",
+        code=f"{kind}.few-samples",
     )
 
 

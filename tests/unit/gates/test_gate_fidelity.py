@@ -129,14 +129,15 @@ def test_value_at_its_limit_passes() -> None:
     assert judge_fidelity(fidelity, gate=fidelity_gate(min_cosine=0.99)).passed
 
 
-def test_one_sample_is_compared_too() -> None:
+def test_one_sample_is_compared_and_says_nothing_of_others() -> None:
     verdict = judge_fidelity(
         make_fidelity(vision={"samples": 1}, text={"samples": 1}),
         gate=fidelity_gate(min_cosine=0.99),
     )
 
-    assert verdict.passed
-    assert verdict.headline.endswith("on 1 sample of scenes/test")
+    assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "fidelity.few-samples")
+    assert "1 distinct sample of scenes/test cannot show" in verdict.headline
+    assert verdict.figures["vision_cosine"] == 0.9991
 
 
 def test_both_towers_are_named_where_both_fail() -> None:
@@ -329,3 +330,15 @@ def test_the_four_worst_layers_are_listed() -> None:
 
     named = [line for line in verdict.evidence if line.startswith("image_tower")]
     assert named == [f"image_tower.{n}: SQNR {n}.0 dB" for n in range(1, 5)]
+
+
+def test_a_pass_on_the_calibration_data_says_so() -> None:
+    """Ranges fit the pairs that they were made of: other data is another question."""
+    found, gate = make_fidelity(data="scenes/calibration"), fidelity_gate(**ALL_LIMITS)
+
+    verdict = judge_fidelity(found, gate=gate, is_calibration=True)
+
+    assert verdict.passed
+    assert verdict.headline.endswith("512 samples of scenes/calibration, the calibration data")
+    assert "name other data with fidelity: {data: <data set>/<split>}" in verdict.evidence[-1]
+    assert "the calibration data" not in judge_fidelity(found, gate=gate).headline

@@ -122,8 +122,8 @@ def test_towers_that_agree_pass_and_say_by_how_much() -> None:
     assert (verdict.cause, verdict.next_step) == ("", "")
 
 
-def test_one_sample_is_compared_too() -> None:
-    assert "on 1 sample in" in judge(vision={"samples": 1}, text={"samples": 1}).headline
+def test_five_samples_are_compared() -> None:
+    assert "on 5 samples in" in judge(vision={"samples": 5}, text={"samples": 5}).headline
 
 
 # -- the error ------------------------------------------------------------------------------------

@@ -13,13 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_quantgate.evidence.outcomes import Outcomes
+from pytest_quantgate.evidence.parity import Parity, TowerParity
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import judge_accuracy
 from pytest_quantgate.gates.calibration import judge_calibration
 from pytest_quantgate.gates.fidelity import judge_fidelity
+from pytest_quantgate.gates.parity import ParityGate, judge_parity
 from pytest_quantgate.gates.regression import judge_regression
 from pytest_quantgate.gates.samples import judge_copies, most_unseen
+from tests.unit.gates.calibration_builders import AUDIT
 from tests.unit.gates.gate_builders import (
+    WHERE,
     accuracy_gate,
     at,
     calibration_gate,
@@ -351,3 +355,41 @@ def test_more_samples_leave_out_fewer_classes(samples: int, classes: int) -> Non
     assert 0 <= most < classes
     assert most_unseen(samples=samples * 2, classes=classes) <= most
     assert most_unseen(samples=20 * classes, classes=classes) == 0
+
+
+@pytest.mark.parametrize(("samples", "is_open"), [(1, True), (4, True), (5, False)])
+def test_too_few_samples_say_nothing_of_others(samples: int, is_open: bool) -> None:
+    """Four that are fine may be four of a minority: 0.5^4 is 6 %."""
+    fidelity = judge_fidelity(
+        make_fidelity(vision={"samples": 9}, text={"samples": 9}, copies=9 - samples),
+        gate=fidelity_gate(min_cosine=0.99),
+    )
+    towers = tuple(
+        TowerParity(
+            tower=tower,
+            samples=samples,
+            error=2e-4,
+            floor=3e-5,
+            quantization_error=0.07,
+            sqnr_torch_db=23.1,
+            sqnr_onnx_db=23.2,
+            nonfinite=0,
+            optimization="basic",
+        )
+        for tower in ("vision", "text")
+    )
+    parity = judge_parity(
+        Parity(towers=towers, runtime="ONNX Runtime"), gate=ParityGate(where=WHERE)
+    )
+    calibration = judge_calibration(
+        AUDIT,
+        make_run(held_out_samples=samples),
+        evaluation_hashes=(),
+        gate=calibration_gate(),
+    )
+
+    for verdict in (parity, calibration):
+        assert (verdict.code == f"{verdict.gate}.few-samples") is is_open, verdict.headline
+        assert verdict.passed is not is_open
+    # Nearly all of these samples are copies, which is said as well.
+    assert ("fidelity.few-samples" in (fidelity.code, *fidelity.other_codes)) is is_open

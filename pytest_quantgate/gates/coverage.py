@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from pytest_quantgate.evidence.verdict import Figure, Status, Verdict, combine
 from pytest_quantgate.gates.attention import judge_attention, judge_calls
 from pytest_quantgate.gates.blocks import branch_figures, describe_branches, judge_block_formats
-from pytest_quantgate.gates.exclusions import judge_excludes, judge_unasked
+from pytest_quantgate.gates.exclusions import judge_excludes, judge_share, judge_unasked
 from pytest_quantgate.gates.fused import list_attention, list_excluded
 from pytest_quantgate.gates.idle import INTERCEPTED
 from pytest_quantgate.gates.layers import judge_axis, judge_bits, judge_depth, judge_layers
@@ -33,7 +34,7 @@ from pytest_quantgate.gates.waivers import (
     measure_waived,
 )
 from pytest_quantgate.suite.gates import GateKind, GateSection
-from pytest_quantgate.suite.keys import choice_key, list_key, sections_key
+from pytest_quantgate.suite.keys import Reach, choice_key, list_key, percent_key, sections_key
 from pytest_quantgate.text.words import group, listed, percent, shorten, waivers_words
 
 if TYPE_CHECKING:
@@ -63,6 +64,13 @@ class CoverageGate(GateSection):
     )
     towers: tuple[Literal["vision", "text"], ...] = field(
         default=("vision", "text"), metadata=TOWERS
+    )
+    min_quantized: Fraction = field(
+        default=Fraction(1, 2),
+        metadata=percent_key(
+            help="of the weights that the recipe means, how many excludes must leave; default: 50%",
+            reach=Reach(over="0%", why="no share is less"),
+        ),
     )
     waive: tuple[Waiver, ...] = field(
         default=(),
@@ -109,6 +117,7 @@ def judge_coverage(
         *judge_attention(audit, scope=scope, attention=attention),
         *judge_unasked(audit, scope=scope),
         *judge_excludes(audit, scope=scope),
+        *judge_share(audit, scope=scope, least=gate.min_quantized),
         *judge_calls(audit, scope=scope),
         *judge_operations(audit, scope=scope),
         *judge_block_formats(audit, where=gate.where),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_quantgate.gates.deciding import fail
+from pytest_quantgate.gates.deciding import fail, leave_open
 from pytest_quantgate.gates.fused import list_excluded
 from pytest_quantgate.gates.idle import exclude_words
-from pytest_quantgate.text.words import closest, count, list_groups, list_groups_of
+from pytest_quantgate.gates.operations import is_covered
+from pytest_quantgate.gates.towers import find_towers_off
+from pytest_quantgate.text.words import closest, count, list_groups, list_groups_of, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from fractions import Fraction
 
     from pytest_quantgate.evidence.audit import Audit, Quantizer
     from pytest_quantgate.evidence.verdict import Verdict
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 GATE = "coverage"
 _fail = partial(fail, GATE)
+_open = partial(leave_open, GATE)
 
 
 def judge_unasked(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
@@ -111,3 +116,42 @@ def judge_excludes(audit: Audit, *, scope: Scope) -> Iterator[Verdict]:
                 cause="the recipe leaves these quantizers off by itself",
             )
             return
+
+
+def judge_share(audit: Audit, *, scope: Scope, least: Fraction) -> Iterator[Verdict]:
+    """Yield INCONCLUSIVE where the exclude list takes more of the recipe's weights than it may.
+
+    A tower that is left out as a whole is another finding, or named by `towers`.
+    """
+    off = find_towers_off(audit)
+    meant = {q.module: q.name for q in audit.quantizers if q.slot == "weight"}
+    kept, left_out = 0, 0
+    for operation in audit.operations:
+        if operation.tower not in scope.towers or operation.tower in off:
+            continue
+        if is_covered(operation):
+            kept += operation.weights_count
+        elif meant.get(operation.module) in scope.excluded & set(audit.intended):
+            left_out += operation.weights_count
+    if not left_out or kept >= float(least) * (kept + left_out):
+        return
+    share = kept / (kept + left_out)
+    shown = math.floor(share * 1000) / 10
+    yield _open(
+        "mostly-excluded",
+        f"exclude leaves {percent(share, 1)} of the weights that the recipe means, under "
+        f"min_quantized {percent(least, 1)} ({scope.where.of('min_quantized')})",
+        brief=f"exclude leaves {percent(share, 1)} of what the recipe means",
+        evidence=list_groups(
+            name for _, matched in audit.excludes for name in matched if name in audit.intended
+        ),
+        cause="patterns that match more than they were written for, or a variant that is FP16 for "
+        "the most part",
+        next_step="exclude less"
+        + (
+            f", or say that so much is meant: coverage: {{min_quantized: {shown:g}%}}"
+            if shown
+            else ""
+        ),
+        figures={"excluded_weights": left_out},
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 
+from pytest_quantgate.evidence.verdict import Status
 from tests.unit.gates.coverage_builders import AUDIT, fail, judge
 from tests.unit.gates.gate_builders import (
     FILE,
@@ -13,6 +15,7 @@ from tests.unit.gates.gate_builders import (
     change_operations,
     change_quantizers,
     exclude,
+    make_audit,
     make_module,
     make_operation,
     make_quantizer,
@@ -173,3 +176,25 @@ def test_a_fused_module_without_quantizers_may_be_excluded() -> None:
     inside = make_quantizer(f"{block}.out_proj.input_quantizer", enabled=False, tower_calls={})
     kept = replace(add(audit, inside), excludes=(("*pool.attn*", (inside.name,)),))
     assert judge(kept).passed
+
+
+def test_an_exclude_list_that_leaves_little_must_be_meant() -> None:
+    """All is in order and a quarter is quantized: that is FP16 for the most part."""
+    excluded = exclude(make_audit(blocks=4), "*layers.[012].mlp*")
+
+    verdict = judge(excluded)
+
+    assert (verdict.status, verdict.code) == (Status.INCONCLUSIVE, "coverage.mostly-excluded")
+    assert "exclude leaves 25.0 % of the weights that the recipe means" in verdict.headline
+    assert verdict.next_step == (
+        "exclude less, or say that so much is meant: coverage: {min_quantized: 25%}"
+    )
+    assert verdict.figures["excluded_weights"] == 6000
+    # A suite that says so, and one that excludes less, pass.
+    assert judge(excluded, min_quantized=Fraction(25, 100)).passed
+    assert judge(exclude(make_audit(blocks=4), "*layers.[01].mlp*")).passed
+    # What is not one of the gate's towers is not counted.
+    assert judge(exclude(AUDIT, "text_model*"), towers=("vision",)).passed
+    # Attention alone is not what a recipe for weights means.
+    nothing = judge(exclude(AUDIT, "*mlp*"))
+    assert (nothing.code, nothing.next_step) == ("coverage.mostly-excluded", "exclude less")

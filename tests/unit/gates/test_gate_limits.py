@@ -13,6 +13,7 @@ import pytest
 from pytest_quantgate.evidence.parity import Parity, TowerParity
 from pytest_quantgate.evidence.verdict import Status, Verdict
 from pytest_quantgate.gates.accuracy import judge_accuracy
+from pytest_quantgate.gates.coverage import judge_coverage
 from pytest_quantgate.gates.drift import DriftSlicesSpec
 from pytest_quantgate.gates.fidelity import judge_fidelity
 from pytest_quantgate.gates.parity import ParityGate, judge_parity
@@ -22,11 +23,15 @@ from pytest_quantgate.suite.gates import list_kinds
 from pytest_quantgate.suite.keys import Key, keys_of
 from pytest_quantgate.suite.quantities import QuantityError
 from tests.unit.gates.calibration_builders import AUDIT, judge, with_batch
+from tests.unit.gates.coverage_builders import TODAY
 from tests.unit.gates.gate_builders import (
     WHERE,
     accuracy_gate,
     change_quantizers,
+    coverage_gate,
+    exclude,
     fidelity_gate,
+    make_audit,
     make_fidelity,
     make_outcomes,
     regression_gate,
@@ -129,6 +134,9 @@ def by_slices(limit: Any) -> SlicesSpec:
 
 #: What a gate says of the worst that there can be, by the limit that it is held against.
 LOST: dict[str, Callable[[Any], Verdict]] = {
+    "coverage.min_quantized": lambda limit: judge_coverage(
+        exclude(make_audit(), "*"), gate=coverage_gate(min_quantized=limit), today=TODAY
+    ),
     "calibration.max_clipped": clip_all,
     "calibration.max_batch_change": lambda limit: judge(
         with_batch(AUDIT, change=1.0), max_batch_change=limit

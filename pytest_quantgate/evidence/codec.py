@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
 from enum import Enum
+from fractions import Fraction
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +25,7 @@ def to_json(value: Any) -> Any:
     """Return `value` (a dataclass of this room) as JSON-ready dicts, lists and scalars.
 
     Non-finite floats become the strings `nan`, `inf`, `-inf`, so that the file is strict JSON;
-    a day becomes its ISO text, a member of an enum its value.
+    a day becomes its ISO text, a fraction `1/2`, a member of an enum its value.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -36,6 +37,8 @@ def to_json(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, Fraction):
+        return str(value)
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     return value
@@ -105,6 +108,9 @@ def _read(kind: Any, data: Any) -> Any:
     if kind is date and isinstance(data, str):
         with suppress(ValueError):
             return date.fromisoformat(data)
+    if kind is Fraction and isinstance(data, str):
+        with suppress(ValueError, ZeroDivisionError):
+            return Fraction(data)
     raise StoredValueError(f"expected {getattr(kind, '__name__', kind)}, found {shorten(data)}")
 
 

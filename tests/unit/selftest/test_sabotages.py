@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.evidence.outcomes import Outcomes
 from pytest_quantgate.evidence.sanity import NO_TEXTS, Sanity
 from pytest_quantgate.evidence.verdict import Status, Verdict
@@ -220,25 +221,28 @@ def test_a_text_that_is_read_whole_has_no_end_token_to_lose(case: Case) -> None:
     assert spoiled["the image processor of another model"]
 
 
+def write_sliced(folder: Path, *, kind: str, model: Path, limit: str) -> Path:
+    """Write a suite whose one gate of a kind has a limit on the worst class."""
+    drops = "max_drop: 95pp"
+    if kind == "regression":
+        drops += ", max_fp16_drop: 95pp, max_drop_since_first: 95pp"
+    gate = f"{{task: scenes/classification, metric: acc1, samples: 640, {drops}, slices: "
+    text = SUITE.partition("  accuracy:")[0].format(model=model)
+    text += f"  {kind}:\n    - {gate}{{by: class, max_drop: {limit}, min_samples: 10}}}}\n"
+    path = folder / "tiny.quantgate.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 @pytest.mark.parametrize("kind", ["accuracy", "regression"])
-@pytest.mark.parametrize(("limit", "caught"), [("40pp", True), ("100pp", False)])
 def test_a_slice_that_lost_turns_red_and_is_named(
     kind: str,
-    limit: str,
-    caught: bool,
     tiny_clip: Path,
     tmp_path: Path,
     make_case: Callable[..., Case],
 ) -> None:
     """The average loses too, within its limit: only the slice turns the gate red."""
-    drops = "max_drop: 95pp"
-    if kind == "regression":
-        drops += ", max_fp16_drop: 95pp, max_drop_since_first: 95pp"
-    gate = f"{{task: scenes/classification, metric: acc1, samples: 640, {drops}, slices: "
-    path = tmp_path / "tiny.quantgate.yaml"
-    text = SUITE.partition("  accuracy:")[0].format(model=tiny_clip)
-    text += f"  {kind}:\n    - {gate}{{by: class, max_drop: {limit}, min_samples: 10}}}}\n"
-    path.write_text(text, encoding="utf-8")
+    path = write_sliced(tmp_path, kind=kind, model=tiny_clip, limit="40pp")
 
     def make_right(found: Outcomes) -> Outcomes:
         return with_correct(found, correct=(True,) * len(found.ids))
@@ -259,8 +263,18 @@ def test_a_slice_that_lost_turns_red_and_is_named(
     verdict = spoiled.judge(kind=kind, key=key).verdict
     trial = Trial(sabotage=planted, verdict=verdict)
 
-    assert (trial.caught, trial.named) == (caught, caught), whole_text(verdict)
-    assert "slice-drop" in verdict.code if caught else verdict.passed
+    assert (trial.caught, trial.named) == (True, True), whole_text(verdict)
+    assert "slice-drop" in verdict.code
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "regression"])
+def test_a_limit_that_no_slice_can_exceed_is_refused(
+    kind: str, tiny_clip: Path, tmp_path: Path
+) -> None:
+    path = write_sliced(tmp_path, kind=kind, model=tiny_clip, limit="100pp")
+
+    with pytest.raises(SuiteError, match=f"{kind}.slices.max_drop: 100pp decides nothing"):
+        load_suite(path)
 
 
 def test_a_gate_without_slices_has_none_to_lose(case: Case) -> None:

@@ -31,7 +31,7 @@ quantgate: 1
 model: {{source: transformers, id: "{model}"}}
 datasets:
   photos: {{dataset: wds/photos, root: "{root}"}}
-calibration: {{data: photos/train, samples: 12, batch_size: 12, held_out_samples: 4}}
+calibration: {{data: photos/train, samples: 12, batch_size: 12, held_out_samples: 8}}
 quantize: {{recipe: int8}}
 gates:
   calibration: {{max_clipped: 49%}}
@@ -76,7 +76,7 @@ def make_photos(tmp_path: Path) -> Callable[..., Path]:
         root.mkdir(exist_ok=True)
         (root / "classnames.txt").write_text("\n".join(classes), encoding="utf-8")
         (root / "dataset_type.txt").write_text("retrieval" if captioned else "classification")
-        splits.setdefault("train", [photo(1000 + i, i % 4) for i in range(16)])
+        splits.setdefault("train", [photo(1000 + i, i % 4) for i in range(20)])
         for split, samples in splits.items():
             (root / split).mkdir(exist_ok=True)
             (root / split / "nshards.txt").write_text("1", encoding="utf-8")
@@ -143,7 +143,7 @@ def test_test_images_in_other_files_are_calibrated_on(
     make_photos: Callable[..., Path], case_of: Callable[..., Case]
 ) -> None:
     """As PNG and lossless WebP the files have no byte in common."""
-    pictures = [picture(i) for i in range(16)]
+    pictures = [picture(i) for i in range(20)]
     root = make_photos(
         train=[(encode(image), str(i % 4)) for i, image in enumerate(pictures)],
         test=[
@@ -151,7 +151,7 @@ def test_test_images_in_other_files_are_calibrated_on(
                 (encode(image, "WEBP", lossless=True), str(i % 4))
                 for i, image in enumerate(pictures)
             ),
-            *(photo(100 + i, i % 4) for i in range(16)),
+            *(photo(100 + i, i % 4) for i in range(20)),
         ],
     )
     by_fidelity = {
@@ -171,11 +171,11 @@ def test_resized_and_recompressed_test_images_are_a_note_with_the_pairs(
     make_photos: Callable[..., Path], case_of: Callable[..., Case]
 ) -> None:
     root = make_photos(
-        train=[photo(i, i % 4) for i in range(16)],
+        train=[photo(i, i % 4) for i in range(20)],
         test=[
             (encode(picture(0).resize((96, 96)), "JPEG", quality=90), "0"),
             (encode(picture(1), "JPEG", quality=90), "1"),
-            *(photo(100 + i, i % 4) for i in range(16)),
+            *(photo(100 + i, i % 4) for i in range(20)),
         ],
     )
     case = case_of(root, edits={"samples: 12, batch": "samples: 12, first: true, batch"})
@@ -272,7 +272,7 @@ def test_captions_of_one_image_stored_apart_are_one_cluster(
     """As some exports do: a sample a caption, the photograph again in each."""
     words = ("red circle", "blue square", "green star")
     test = [(encode(picture(i)), f"a {words[i % 3]} {word}") for i in range(12) for word in words]
-    root = make_photos(captioned=True, test=test, train=[photo(99 + i, "a cat") for i in range(16)])
+    root = make_photos(captioned=True, test=test, train=[photo(99 + i, "a cat") for i in range(20)])
     case = case_of(root, edits={"photos/classification, metric: acc1": RETRIEVAL})
     fp16, quantized = case.outcomes(
         task="photos/retrieval", metric="image_retrieval_recall@5", samples=None

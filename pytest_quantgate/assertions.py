@@ -90,6 +90,7 @@ def assert_quantizer_coverage(
     recipe: str | Mapping[str, Any] | None = None,
     exclude: Sequence[str] = (),
     attention: Sequence[AttentionSlot] | None = None,
+    min_quantized: str = "50%",
     waive: Mapping[str, tuple[str, date]] | None = None,
 ) -> Verdict:
     """Assert that `module` is quantized as its recipe means it, and that the quantizers run.
@@ -98,9 +99,9 @@ def assert_quantizer_coverage(
     does not have. Without a `recipe` every Linear and Conv layer is expected to be quantized, but
     for the quantizers that `exclude` names. `attention` are the slots that each block must have
     (None: those that the recipe promises by its name; without a recipe: what any block has, each
-    must have). `waive` maps a module pattern to
-    (reason, last day). Raises AssertionError with the findings, ModelError for a bad recipe,
-    ValueError for an argument of another kind.
+    must have). `min_quantized` is how much of the meant weights `exclude` must leave. `waive` maps
+    a module pattern to (reason, last day). Raises AssertionError with the findings, ModelError for
+    a bad recipe, ValueError for an argument of another kind.
     """
     _check_names(exclude, "exclude", what="patterns of module names")
     _check_names(attention or (), "attention", what=f"names of {', '.join(SLOTS)}", known=SLOTS)
@@ -114,6 +115,7 @@ def assert_quantizer_coverage(
         where=here,
         attention=None if attention is None else tuple(attention),
         towers=_towers(run_vision, run_text),
+        min_quantized=_read(CoverageGate, "min_quantized", min_quantized),
         waive=waivers,
     )
     return judge_coverage(audit, gate=gate, today=datetime.now(UTC).date())

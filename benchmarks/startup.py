@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/startup.py [RUNS]
 
-Runs `pytest --help` and `pytest --collect-only` on an empty folder in turn with and without the
-plugin, in fresh processes, and prints the median of the paired differences in milliseconds.
+Runs `pytest --help`, a folder of one plain test, and the collection of a suite, in turn with and
+without the plugin, in fresh processes; prints medians of the paired differences (ms) and ratios.
 """
 
 from __future__ import annotations
@@ -34,20 +34,24 @@ def time_command(arguments: list[str], *, folder: str) -> float:
 
 def main(runs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "test_one.py").write_text("def test_one(): pass\n", encoding="utf-8")
-        Path(folder, "clip.quantgate.yaml").write_text(SUITE.read_text("utf-8"), encoding="utf-8")
-        print(f"{'command':<28}{'bare ms':>10}{'plugin ms':>12}{'difference ms':>16}")
-        for arguments in (["--help"], ["--collect-only", "-q"]):
+        plain, judged = Path(folder, "plain"), Path(folder, "suite")
+        for each in (plain, judged):
+            each.mkdir()
+            (each / "test_one.py").write_text("def test_one(): pass\n", encoding="utf-8")
+        (judged / "clip.quantgate.yaml").write_text(SUITE.read_text("utf-8"), encoding="utf-8")
+        print(f"{'command':<36}{'bare ms':>10}{'plugin ms':>12}{'difference ms':>16}{'ratio':>8}")
+        for arguments in (["--help"], ["-q", "plain"], ["--collect-only", "-q", "suite"]):
             bare, with_plugin = [], []
             for _ in range(runs + 1):  # the first pair warms the file cache
                 bare.append(time_command(["-p", "no:quantgate", *arguments], folder=folder))
                 with_plugin.append(time_command(arguments, folder=folder))
             pairs = list(zip(bare, with_plugin, strict=True))[1:]
             difference = statistics.median(after - before for before, after in pairs)
+            ratio = statistics.median(after / before for before, after in pairs)
             print(
-                f"pytest {' '.join(arguments):<21}"
+                f"pytest {' '.join(arguments):<29}"
                 f"{statistics.median(b for b, _ in pairs):>10.0f}"
-                f"{statistics.median(a for _, a in pairs):>12.0f}{difference:>16.0f}"
+                f"{statistics.median(a for _, a in pairs):>12.0f}{difference:>16.0f}{ratio:>7.2f}x"
             )
 
 

@@ -15,9 +15,16 @@ import yaml
 from pytest_quantgate.errors import SuiteError
 from pytest_quantgate.gates.regression import RegressionGate
 from pytest_quantgate.suite.load import load_suite
+from pytest_quantgate.suite.names import is_release
 from pytest_quantgate.suite.schema import json_schema
 
-SHIPPED = sorted((Path(__file__).parents[2] / "suites").glob("*.quantgate.yaml"))
+REPOSITORY = Path(__file__).parents[3]
+SHIPPED = sorted(
+    path
+    for folder in ("suites", "examples")
+    for path in (REPOSITORY / folder).rglob("*.quantgate.yaml")
+    if not is_release(path)
+)
 
 FULL = """\
 quantgate: 1
@@ -59,6 +66,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "array": lambda value: isinstance(value, list),
     "string": lambda value: isinstance(value, str),
     "null": lambda value: value is None,
+    "boolean": lambda value: isinstance(value, bool),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
 }
@@ -138,7 +146,7 @@ def mappings(schema: dict[str, Any], at: str = "") -> Iterator[tuple[str, dict[s
         yield from mappings(part, at + name)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
 def test_shipped_suite_is_accepted(path: Path) -> None:
     assert list(faults(json_schema(), read(path.read_text(encoding="utf-8")))) == []
 

@@ -318,7 +318,8 @@ def percent_key(
 
 
 def cosine_key(*, help: str, reach: Reach | None = None) -> Declared:
-    schema = {"type": "number", "minimum": -1, "maximum": 1}
+    least = {"minimum": -1} if reach is None else {"exclusiveMinimum": reach.over}
+    schema = {"type": "number", **least, "maximum": 1}
     return quantity_key(parse_cosine, schema=schema, help=help, reach=reach)
 
 

@@ -98,6 +98,9 @@ def faults(schema: dict[str, Any], value: Any, at: str = "") -> Iterator[str]:
         elif keyword == "minLength":
             if isinstance(value, str) and len(value) < wanted:
                 yield f"{at}: minLength"
+        elif keyword == "exclusiveMinimum":
+            if isinstance(value, (int, float)) and value <= wanted:
+                yield f"{at}: exclusiveMinimum"
         elif keyword in ("minimum", "maximum"):
             outside = TYPES["number"](value) and (
                 value < wanted if keyword == "minimum" else value > wanted
@@ -182,6 +185,7 @@ def test_suite_with_every_gate_is_accepted_by_schema_and_reader(tmp_path: Path) 
         ("0.2%", "0.2", ".gates.calibration.max_clipped: type string"),
         ("0.2%", "0.2pp", ".gates.calibration.max_clipped: pattern"),
         ("min_cosine: 0.99", "min_cosine: 99", ".gates.fidelity.min_cosine: maximum"),
+        ("min_cosine: 0.99", "min_cosine: 0", ".gates.fidelity.min_cosine: exclusiveMinimum"),
         ("3.5 dB", "3.5", ".gates.fidelity.min_sqnr: type string"),
         ("3.5 dB", "3.5 db/s", ".gates.fidelity.min_sqnr: pattern"),
         ("max_drop: 0.5pp", "max_dorp: 0.5pp", ".gates.accuracy: anyOf"),
